@@ -1,0 +1,169 @@
+"""The ClientApp: receive, train, reply. Its own configuration decides what it shares; the server cannot ask for more."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+
+from clients.memory import Memory
+from fedrec.data import ClientData
+from clients.device import device_of
+from fedrec.evaluation import Evaluation, ModelScorer, Split, evaluate, members
+from fedrec.experiment import Experiment, clients_data
+from fedrec.models import Recommender
+from fedrec.parameters import Params, to
+from fedrec.records import save_client
+from fedrec.sharing import TABLES, Broadcast, Contribution, admit
+from fedrec.tasks import Task
+from fedrec.training import local_update
+from fedrec.wire import contribution_record, read_broadcast
+
+Read = Callable[[dict[str, Any]], tuple[Experiment, Path | None]]
+
+
+@dataclass(frozen=True)
+class Client:
+    """One client as its own configuration describes it."""
+
+    experiment: Experiment
+    data: ClientData
+    device: str
+    home: Path | None  # where it keeps its private files at the end
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """The tasks of this client."""
+        return self.experiment.tasks(self.data.name)
+
+    @property
+    def model(self) -> Recommender:
+        """The recommender of this client."""
+        return self.experiment.recommender(self.data.name)
+
+    def start(self) -> Params:
+        """Return its initial parameters."""
+        offsets = {task.name: task.offset(self.data.train) for task in self.tasks}
+        return self.model.init(self.experiment.seed, self.data.users, self.data.items, offsets)
+
+    def shared_like(self) -> Params:
+        """Return the names, shapes and dtypes of what it shares, without data."""
+        names = [task.name for task in self.tasks]
+        shapes = self.model.shapes(len(self.data.users), len(self.data.items), names)
+        return self.experiment.sharing().split(shapes)[0]
+
+    def receive(self, message: Message) -> Broadcast:
+        """Return the server's message, admitted against this client's own contract."""
+        broadcast = read_broadcast(message.content)
+        return replace(broadcast, values=admit(broadcast.values, self.shared_like()))
+
+    def train(self, broadcast: Broadcast, private: Params) -> tuple[Params, Params, float]:
+        """Return (shared, private, loss) after the local training of a round."""
+        e, anchor = self.experiment, to(broadcast.values, self.device)
+        params = e.sharing().join(anchor, to(private, self.device))
+        params, loss = local_update(
+            self.model,
+            params,
+            self.data,
+            self.tasks,
+            e.recipe(),
+            e.sharing(),
+            seed=e.seed,
+            scope=(self.data.name, broadcast.round),
+            anchor=anchor,
+        )
+        shared, private = e.sharing().split(to(params, "cpu"))
+        return shared, private, loss
+
+    def evaluate(self, shared: Params, private: Params, split: Split) -> Evaluation:
+        """Return the metrics of this client's model, or of every member's if it is a pooled one."""
+        e, params = self.experiment, to(self.experiment.sharing().join(shared, private), self.device)
+        found = [
+            evaluate(
+                ModelScorer(self.model, part),
+                data,
+                self.tasks,
+                split,
+                metrics=e.metrics,
+                candidates=e.candidates,
+                seed=e.seed,
+            )
+            for data, part in members(self.data, params)
+        ]
+        return Evaluation(
+            {key: value for one in found for key, value in one.metrics.items()},
+            tuple(part for one in found for part in one.per_user),
+        )
+
+
+def client_app(read: Read) -> ClientApp:
+    """Return the ClientApp; `read` turns a run_config into the experiment and this client's own folder."""
+    app = ClientApp()
+
+    def open_client(context: Context) -> Client:
+        torch.set_num_threads(1)  # sums in one order, whatever the engine
+        experiment, home = read(dict(context.run_config))
+        parts = clients_data(experiment)
+        index = int(context.node_config["partition-id"])
+        if index >= len(parts):
+            raise ValueError(f"partition-id: must be below the number of clients {len(parts)}, found {index}")
+        device = device_of(str(context.node_config.get("device", experiment.device)), index)
+        return Client(experiment, parts[index], device, home)
+
+    @app.query("join")
+    def join(message: Message, context: Context) -> Message:
+        client = open_client(context)
+        shared, private = client.experiment.sharing().split(client.start())
+        Memory(context).private = private
+        ids = {"user": client.data.users, "item": client.data.items}
+        rows = {TABLES[name]: ids[TABLES[name]] for name in shared if name in TABLES}
+        reply = Contribution(client.data.name, shared, {"examples": float(len(client.data.train))}, client.device, rows)
+        return Message(contribution_record(reply), reply_to=message)
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        client, memory = open_client(context), Memory(context)
+        broadcast = client.receive(message)
+        if broadcast.keep:
+            memory.keep()
+        shared, memory.private, loss = client.train(broadcast, memory.private)
+        reply = Contribution(client.data.name, shared, {"loss": loss}, client.device)
+        return Message(contribution_record(reply), reply_to=message)
+
+    @app.evaluate()
+    def evaluation(message: Message, context: Context) -> Message:
+        client, memory = open_client(context), Memory(context)
+        broadcast = client.receive(message)
+        if broadcast.keep:
+            memory.keep()
+        private = memory.at(broadcast.round) if broadcast.split == "test" else memory.private
+        found = client.evaluate(broadcast.values, private, "test" if broadcast.split == "test" else "validation")
+        if broadcast.split == "test" and client.home is not None:
+            save_client(client.home, client.data.name, private, found.per_user, about(client, private))
+        else:
+            memory.evaluated(broadcast.round)
+        metrics = {"/".join(key): value for key, value in found.metrics.items()}
+        return Message(contribution_record(Contribution(client.data.name, {}, metrics, client.device)), reply_to=message)
+
+    return app
+
+
+def about(client: Client, private: Params) -> dict[str, Any]:
+    """Return a description of the client's data for the report; it stays in the client's own folder."""
+    data, parts = client.data, client.data.members or (client.data,)
+    return {
+        "name": data.name,
+        "users": len(data.users),
+        "items": len(data.items),
+        "train": len(data.train),
+        "validation": sum(len(part.validation) for part in parts),
+        "test": sum(len(part.test) for part in parts),
+        "tasks": [task.name for task in client.tasks],
+        "model": client.model.kind,
+        "notes": list(data.notes),
+        "device": client.device,
+        "private": [{"name": name, "shape": list(value.shape)} for name, value in private.items()],
+    }

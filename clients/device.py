@@ -1,0 +1,28 @@
+"""Which device a client trains on."""
+
+import torch
+
+from fedrec.errors import UserError
+
+
+def device_of(choice: str, client: int) -> str:
+    """Return the device of a client by its index: `auto` takes the accelerators in turn, else the CPU; a list takes turns.
+
+    Raises UserError if a named device is not there.
+    """
+    names = devices(choice)
+    return names[client % len(names)]
+
+
+def devices(choice: str) -> list[str]:
+    """Return the devices that a choice names, for instance `cuda:0,cuda:1`; `cuda` is every CUDA device."""
+    present = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+    if choice == "auto":
+        return present or ["cpu"]
+    names: list[str] = []
+    for part in choice.split(","):
+        found = present if part == "cuda" else [part] if part == "cpu" or part in present else []
+        if not found:
+            raise UserError(f"device: must be auto, cpu or one of this machine's {', '.join(present) or 'no CUDA devices'}, found {part!r}")
+        names += found
+    return names

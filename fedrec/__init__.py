@@ -1,0 +1,1 @@
+"""Federated collaborative learning for recommender systems: numerics and contracts."""

@@ -1,0 +1,92 @@
+"""What the other rooms see of data: a dataset of all platforms, and the part that one client holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float32]
+Bools = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Truth:
+    """The planted structure of a synthetic market; for tests and studies only, never for training.
+
+    `affinity(platform, user, item)` is the noiseless preference: `user_taste[platform, user] @ item_taste[platform, item]
+    + popularity[platform, item]`.
+    """
+
+    user_taste: NDArray[np.float64]  # [platforms, users, k]
+    item_taste: NDArray[np.float64]  # [platforms, items, k]
+    popularity: NDArray[np.float64]  # [platforms, items], log scale
+    similarity: NDArray[np.float64]  # [platforms], 0 = unrelated, 1 = clone
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Interactions of all platforms over one public catalogue.
+
+    `interactions` has the columns `user`, `item` (int64 rows of `users` and `items`), `platform` (int64 index of
+    `platforms`), `time` (int64 seconds; 0 where unknown), `rating` (float32; NaN where there is none), `positive` (bool:
+    counts as a positive for ranking) and one bool column for each of `labels`. It has no duplicate
+    (platform, user, item), and is sorted by (platform, user, time, item).
+    """
+
+    name: str
+    interactions: pd.DataFrame
+    users: pd.DataFrame  # column `key` (str, unique), then attributes
+    items: pd.DataFrame  # columns `key` (str, unique), `title` (str), `categories` ("a|b", may be "")
+    platforms: tuple[str, ...]
+    labels: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()  # what cleaning did, for the report
+    truth: Truth | None = None
+
+
+@dataclass(frozen=True)
+class Interactions:
+    """Columns of equal length n; `user` and `item` are local indices of one client."""
+
+    user: Ints
+    item: Ints
+    time: Ints
+    rating: Floats
+    positive: Bools
+    labels: dict[str, Bools] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.user)
+
+    def take(self, index: Ints | Bools) -> Interactions:
+        """Return the rows that `index` (positions, or a mask of length n) selects."""
+        return Interactions(
+            self.user[index],
+            self.item[index],
+            self.time[index],
+            self.rating[index],
+            self.positive[index],
+            {name: column[index] for name, column in self.labels.items()},
+        )
+
+
+@dataclass(frozen=True)
+class ClientData:
+    """What one client holds: its users, its catalogue and its split interactions.
+
+    `users[u]` and `items[i]` are the global ids of local rows u and i; both ascend. `items` is the client's whole
+    catalogue, so it says nothing about which items its users touched. `members` is set on a pooled client only: the
+    clients whose data it holds, for evaluation one by one.
+    """
+
+    name: str
+    users: Ints
+    items: Ints
+    train: Interactions
+    validation: Interactions
+    test: Interactions
+    notes: tuple[str, ...] = ()
+    members: tuple[ClientData, ...] = ()

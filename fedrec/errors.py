@@ -1,0 +1,18 @@
+"""Errors that are the user's to mend."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """A wrong input: one line that names the thing, the rule and the value found; the command ends with status 2."""
+
+
+def choose(thing: str, value: str, valid: Iterable[str]) -> str:
+    """Return `value` if it is one of `valid`, else raise a UserError that offers the nearest valid name."""
+    names = sorted(valid)
+    if value in names:
+        return value
+    near = difflib.get_close_matches(value, names, n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise UserError(f"{thing}: must be one of {', '.join(names)}, found {value!r}{hint}")

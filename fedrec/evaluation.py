@@ -1,0 +1,226 @@
+"""Evaluation of one client: full ranking or sampled candidates, and the pointwise metrics of its other tasks."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedrec.data.types import Bools, ClientData, Floats, Interactions, Ints
+from fedrec.metrics import Values, auc, log_loss, ranking_metrics, ranks, rmse
+from fedrec.models import Recommender
+from fedrec.parameters import Params
+from fedrec.seeds import generator
+from fedrec.sharing import TABLES
+from fedrec.tasks import Task
+
+Split = Literal["validation", "test"]
+CHUNK = 512  # users scored at a time, to bound memory
+
+
+@dataclass(frozen=True)
+class PerUser:
+    """The values [n] of one metric for the users [n] (global ids) that have held-out data."""
+
+    client: str
+    task: str
+    metric: str
+    users: Ints
+    values: Values
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The means by (client, task, metric), and the per-user values behind them, which never leave the client."""
+
+    metrics: dict[tuple[str, str, str], float]
+    per_user: tuple[PerUser, ...]
+
+
+class Scorer(Protocol):
+    """What is evaluated: a trained model, or a baseline."""
+
+    def score_all(self, task: str, user: Ints) -> Tensor:
+        """Return the scores [B, items] of the whole catalogue for local users [B]."""
+        ...
+
+    def score(self, task: str, user: Ints, item: Ints) -> Floats:
+        """Return the scores [n] of pairs: a rating, or a logit."""
+        ...
+
+
+@dataclass(frozen=True)
+class ModelScorer:
+    """A recommender with its parameters."""
+
+    model: Recommender
+    params: Params
+
+    @torch.no_grad()
+    def score_all(self, task: str, user: Ints) -> Tensor:
+        """See Scorer."""
+        device = self.params["item_table"].device
+        return self.model.score_all(self.params, task, torch.from_numpy(user).to(device)).cpu()
+
+    @torch.no_grad()
+    def score(self, task: str, user: Ints, item: Ints) -> Floats:
+        """See Scorer."""
+        device = self.params["item_table"].device
+        features = self.model.features(self.params, torch.from_numpy(user).to(device), torch.from_numpy(item).to(device))
+        scores: Floats = self.model.head(self.params, task, features).cpu().numpy()
+        return scores
+
+
+@dataclass(frozen=True)
+class PopularityScorer:
+    """The non-personal baseline: an item's count of positives, its mean rating, or the logit of its label's rate.
+
+    Means are shrunk to the client's own mean by `prior` rows, so that an unseen item gets that mean.
+    """
+
+    tables: dict[str, Floats]  # task -> [items]
+
+    @staticmethod
+    def fit(tasks: Sequence[Task], train: Interactions, items: int, prior: float = 5.0) -> "PopularityScorer":
+        """Count over the training data of one client with `items` items."""
+        tables: dict[str, Floats] = {}
+        for task in tasks:
+            mask = task.rows(train)
+            target, item = task.target(train)[mask].astype(np.float64), train.item[mask]
+            count = np.bincount(item, minlength=items).astype(np.float64)
+            if task.kind == "rank":
+                tables[task.name] = count.astype(np.float32)
+                continue
+            mean = target.mean() if len(target) else 0.0
+            value = (np.bincount(item, target, items) + prior * mean) / (count + prior)
+            if task.kind == "binary":
+                clipped = np.clip(value, 1e-4, 1 - 1e-4)
+                value = np.log(clipped / (1 - clipped))
+            tables[task.name] = value.astype(np.float32)
+        return PopularityScorer(tables)
+
+    def score_all(self, task: str, user: Ints) -> Tensor:
+        """See Scorer."""
+        return torch.from_numpy(self.tables[task]).expand(len(user), -1)
+
+    def score(self, task: str, user: Ints, item: Ints) -> Floats:
+        """See Scorer."""
+        return self.tables[task][item]
+
+
+def evaluate(
+    scorer: Scorer,
+    data: ClientData,
+    tasks: Sequence[Task],
+    split: Split,
+    *,
+    metrics: Sequence[str],
+    candidates: Literal["full"] | int,
+    seed: int,
+) -> Evaluation:
+    """Return the metrics of a client's held-out `split`.
+
+    rank: the held-out positives are ranked among the catalogue without the user's other known positives (training; for
+    the test also validation), or among `candidates` items drawn from those that the user has never met. rating: rmse.
+    binary: auc and logloss over all rows. Per-user values are the ranking metrics, and each user's own rmse and logloss.
+    """
+    held = data.validation if split == "validation" else data.test
+    means: dict[tuple[str, str, str], float] = {}
+    per_user: list[PerUser] = []
+    for task in tasks:
+        if task.kind == "rank":
+            users, values = rank_users(scorer, task.name, data, split, metrics, candidates, seed)
+            for name, value in values.items():
+                means[data.name, task.name, name] = float(value.mean()) if len(value) else float("nan")
+                per_user.append(PerUser(data.name, task.name, name, data.users[users], value))
+            continue
+        rows = held.take(task.rows(held))
+        score, target = scorer.score(task.name, rows.user, rows.item), task.target(rows)
+        whole, each = pointwise(task, score, target, rows.user)
+        means.update({(data.name, task.name, name): value for name, value in whole.items()})
+        users = np.unique(rows.user)
+        per_user += [PerUser(data.name, task.name, name, data.users[users], value) for name, value in each.items()]
+    return Evaluation(means, tuple(per_user))
+
+
+def pointwise(task: Task, score: Floats, target: Floats, user: Ints) -> tuple[dict[str, float], dict[str, Values]]:
+    """Return a task's metrics over all rows, and per user in the order of ascending users."""
+    _, index = np.unique(user, return_inverse=True)
+    count = np.bincount(index)
+    if task.kind == "rating":
+        squares = np.square(score.astype(np.float64) - target)
+        return {"rmse": rmse(score, target)}, {"rmse": np.sqrt(np.bincount(index, squares) / count)}
+    label = target > 0.5
+    nats = np.logaddexp(0, np.where(label, -score, score).astype(np.float64))
+    whole = {"auc": auc(score, label), "logloss": log_loss(score, label)}
+    return whole, {"logloss": np.bincount(index, nats) / count}
+
+
+def rank_users(
+    scorer: Scorer,
+    task: str,
+    data: ClientData,
+    split: Split,
+    metrics: Sequence[str],
+    candidates: Literal["full"] | int,
+    seed: int,
+) -> tuple[Ints, dict[str, Values]]:
+    """Return the local users with a held-out positive, ascending, and each one's ranking metrics."""
+    found: list[Ints] = []
+    held = data.validation if split == "validation" else data.test
+    users = np.unique(held.user[held.positive])
+    rng = generator(seed, "candidates", data.name, split)
+    known = [data.train] if split == "validation" else [data.train, data.validation]
+    for start in range(0, len(users), CHUNK):
+        part = users[start : start + CHUNK]
+        relevant = mask_of([held], part, len(data.items))
+        excluded = mask_of(known, part, len(data.items))
+        if candidates != "full":
+            met = mask_of([data.train, data.validation, data.test], part, len(data.items))
+            excluded = ~sample_candidates(met, candidates, rng)
+        scores = scorer.score_all(task, part)
+        found += ranks(scores, torch.from_numpy(relevant), torch.from_numpy(excluded))
+    return users, ranking_metrics(found, metrics)
+
+
+def mask_of(parts: Sequence[Interactions], users: Ints, items: int) -> Bools:
+    """Return the mask [len(users), items] of the positives of ascending `users` in `parts`."""
+    mask = np.zeros((len(users), items), dtype=np.bool_)
+    for part in parts:
+        row = np.searchsorted(users, part.user)
+        here = part.positive & (row < len(users))
+        here[here] = users[row[here]] == part.user[here]
+        mask[row[here], part.item[here]] = True
+    return mask
+
+
+def sample_candidates(met: Bools, count: int, rng: np.random.Generator) -> Bools:
+    """Return a mask like `met` with `count` items per row, without replacement, outside `met` (all of them if fewer)."""
+    keys = rng.random(met.shape)
+    keys[met] = 2.0
+    count = min(count, met.shape[1])
+    chosen = np.argpartition(keys, count - 1, axis=1)[:, :count]
+    mask = np.zeros_like(met)
+    np.put_along_axis(mask, chosen, True, axis=1)
+    return mask & ~met
+
+
+def members(data: ClientData, params: Mapping[str, Tensor]) -> Iterator[tuple[ClientData, Params]]:
+    """Yield the clients to evaluate with their parameters: the client itself, or every member of a pooled one.
+
+    A member gets the rows of its own users and items, so that its catalogue and its metrics are those of its own run.
+    """
+    if not data.members:
+        yield data, dict(params)
+    for member in data.members:
+        rows = {
+            "user": torch.from_numpy(np.searchsorted(data.users, member.users)),
+            "item": torch.from_numpy(np.searchsorted(data.items, member.items)),
+        }
+        part = {
+            name: value.index_select(0, rows[TABLES[name]].to(value.device)) if name in TABLES else value
+            for name, value in params.items()
+        }
+        yield member, part

@@ -1,0 +1,171 @@
+"""One typed object: the configuration, the command line, and the saved record of a run."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from fedrec.data import ClientData, Dataset, federation, load, pool
+from fedrec.errors import UserError, choose
+from fedrec.metrics import parse_metric
+from fedrec.models import Recommender
+from fedrec.optimisers import Optimiser
+from fedrec.sharing import Sharing
+from fedrec.tasks import Task, per_client, tasks_of
+from fedrec.training import Phase, Recipe
+
+
+class Method(BaseModel):
+    """What ties the clients together, as a value: the shared modules, the local phases, the proximal weight."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    method: str = Field("fedper", description="method: a value of simulations/methods.py")
+    share: tuple[str, ...] = Field(
+        ("item_table", "item_bias", "body"), description="modules that are shared, by path; what is not named is private"
+    )
+    phases: tuple[Phase, ...] = Field(("all",), description="what is trained locally, one phase after the other")
+    mu: float = Field(0.0, ge=0, description="FedProx: proximal weight that ties the shared parameters to the broadcast")
+    pool: bool = Field(False, description="one model on everyone's data, the upper bound; not federated")
+
+
+class Experiment(Method):
+    """A method applied to data: everything that decides the result of a run, and nothing else."""
+
+    clients: int | None = Field(None, description="number of clients; 5, or one for each platform of the data")
+    dataset: str = Field("synthetic", description="synthetic, ml-100k or table")
+    data_dir: Path | None = Field(None, description="folder of ml-100k, or the CSV/Parquet file of a table")
+    columns: str = Field("", description="columns of a table: user=NAME,item=NAME[,rating=,time=,platform=,title=,label=]")
+    similarity: float = Field(0.7, ge=0, le=1, description="synthetic: 0 unrelated platforms, 1 clones")
+    conflicting: int = Field(0, ge=0, description="synthetic: number of platforms with opposite tastes")
+    partition: Literal["auto", "platform", "users", "one-user"] = Field(
+        "auto", description="who is a client: a platform, a silo of users, or one user; auto: platforms if there are several"
+    )
+    skew: float | None = Field(None, gt=0, description="users: Dirichlet parameter of the silo sizes; equal sizes without it")
+    split: Literal["leave-one-out", "temporal", "random"] = Field("leave-one-out", description="how test data is held out")
+    fractions: tuple[float, float] = Field((0.1, 0.1), description="temporal, random: fractions for validation and test")
+    negatives: Literal["train", "published"] = Field(
+        "train", description="training negatives avoid: train positives, or (published, LEAKING) also held-out items"
+    )
+    num_negatives: int = Field(1, ge=1, le=1000, description="sampled items for each positive of a rank task")
+    candidates: Literal["full"] | int = Field("full", description="items a held-out item is ranked among: full, or a number sampled")
+    task: str = Field("rank", description="tasks: rank, rank-bce, rating, a label (like, click, buy); 'rank,like*0.5;shop=buy'")
+    model: str = Field("mf", description="mf or mlp, or one for each client: 'mf;shop=mlp'")
+    dim: int = Field(32, ge=1, le=4096, description="width of the user and item tables")
+    hidden: tuple[int, ...] = Field((64, 32), min_length=1, description="mlp: widths of the shared body")
+    metrics: tuple[str, ...] = Field(("ndcg@10", "hr@10"), min_length=1, description="ranking metrics; the first selects the round")
+    rounds: int = Field(20, ge=1, le=1_000_000, description="rounds of communication")
+    local_epochs: int = Field(1, ge=1, le=10_000, description="passes over a client's data in a round")
+    batch_size: int = Field(256, ge=1, description="rows in a step")
+    optimiser: Literal["sgd", "adam", "adagrad"] = Field("adam", description="local optimiser, started afresh in every round")
+    lr: float = Field(0.01, gt=0, lt=1e6, description="local learning rate")
+    l2: float = Field(0.0, ge=0, description="L2 penalty of the rows that a batch touches")
+    weights: Literal["examples", "uniform"] = Field("examples", description="weight of a client in the mean")
+    patience: int = Field(0, ge=0, description="stop after this many evaluations without a better validation; 0: never")
+    eval_every: int = Field(1, ge=1, description="rounds between two validations")
+    seed: int = Field(0, ge=0, lt=2**63, description="seed of everything random")
+    engine: Literal["ray", "inline"] = Field("ray", description="how the clients run: Flower's processes, or one by one here")
+    device: str = Field("auto", description="auto, cpu, cuda, or a list for the clients to take turns: cuda:0,cuda:1")
+
+    @field_validator("share", "phases", "metrics", "hidden", "fractions", mode="before")
+    @classmethod
+    def _comma_separated(cls, value: Any) -> Any:
+        return [part for part in value.split(",") if part] if isinstance(value, str) else value
+
+    @field_validator("candidates")
+    @classmethod
+    def _some_candidates(cls, value: Any) -> Any:
+        if value != "full" and value < 1:
+            raise UserError(f"must be full or at least 1, found {value}")
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Experiment:
+        choose("dataset", self.dataset, ["synthetic", "ml-100k", "table"])
+        for name in self.metrics:
+            parse_metric(name)
+        for client, kind in per_client(self.model).items():
+            choose(f"model of {client}" if client != "*" else "model", kind, ["mf", "mlp"])
+        for client in per_client(self.task):
+            tasks_of(self.task, client)
+        low, high = self.fractions
+        if not (0 < low and 0 < high and low + high < 1):
+            raise UserError(f"fractions: validation and test must be positive and sum to less than 1, found {low}, {high}")
+        if self.clients is not None and self.clients < 1:
+            raise UserError(f"clients: must be at least 1, found {self.clients}")
+        return self
+
+    def recipe(self) -> Recipe:
+        """Return how every client trains in one round."""
+        return Recipe(
+            self.local_epochs,
+            self.batch_size,
+            Optimiser(self.optimiser, self.lr),
+            self.phases,
+            self.negatives,
+            self.num_negatives,
+            self.l2,
+            self.mu,
+        )
+
+    def sharing(self) -> Sharing:
+        """Return the sharing contract."""
+        return Sharing(self.share)
+
+    def tasks(self, client: str) -> tuple[Task, ...]:
+        """Return the tasks of a client."""
+        return tasks_of(self.task, client)
+
+    def recommender(self, client: str) -> Recommender:
+        """Return the model of a client."""
+        kinds = per_client(self.model)
+        kind = kinds.get(client, kinds.get("*", "mf"))
+        return Recommender("mlp" if kind == "mlp" else "mf", self.dim, self.hidden)
+
+
+def build(values: dict[str, Any]) -> Experiment:
+    """Return the experiment that `values` describe; raises UserError with the nearest valid name for a wrong one."""
+    for name in values:
+        choose("option", name, Experiment.model_fields)
+    try:
+        return Experiment(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        cause = first.get("ctx", {}).get("error")
+        if isinstance(cause, UserError):
+            raise UserError(f"{where}: {cause}" if where else str(cause)) from None
+        raise UserError(f"{where}: {first['msg'].lower()}, found {first['input']!r}") from None
+
+
+@functools.lru_cache(maxsize=2)
+def read_dataset(name: str, data_dir: Path | None, columns: str, clients: int | None, similarity: float, conflicting: int, seed: int) -> Dataset:
+    """Return a dataset, kept for the process: every client of a worker reads the same one."""
+    return load(
+        name, data_dir=data_dir, columns=columns, clients=clients, similarity=similarity, conflicting=conflicting, seed=seed
+    )
+
+
+def dataset(experiment: Experiment) -> Dataset:
+    """Return the experiment's dataset."""
+    e = experiment
+    return read_dataset(e.dataset, e.data_dir, e.columns, e.clients, e.similarity, e.conflicting, e.seed)
+
+
+@functools.lru_cache(maxsize=2)
+def clients_data(experiment: Experiment) -> tuple[ClientData, ...]:
+    """Return what every client holds, kept for the process; a pooled experiment has the one client "pooled"."""
+    e = experiment
+    parts = federation(
+        dataset(e),
+        clients=e.clients,
+        partition=e.partition,
+        skew=e.skew,
+        split=e.split,
+        fractions=e.fractions,
+        seed=e.seed,
+    )
+    return (pool(parts),) if e.pool else parts

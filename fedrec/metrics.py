@@ -1,0 +1,196 @@
+"""What a recommender is measured by: ranks under full ranking, the metrics of ranks, AUC, log loss, RMSE, and paired
+differences between two runs.
+
+Conventions: a tie counts against the relevant item, so a constant scorer never scores above its place; a user without a
+relevant item has NaN, stays out of every mean and is counted; an empty input has NaN.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from statistics import NormalDist
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedrec.errors import UserError, choose
+
+Values = NDArray[np.float64]
+Ranks = NDArray[np.int64]
+
+CUT = ("hr", "ndcg", "recall")  # written with their cut-off: hr@10
+RANKING = (*CUT, "mrr")
+POINTWISE = ("auc", "logloss", "rmse")
+LOWER_IS_BETTER = ("logloss", "rmse", "loss")
+
+
+def parse_metric(name: str) -> tuple[str, int | None]:
+    """Return the family and the cut-off of a metric: `ndcg@10` is ("ndcg", 10), `mrr` is ("mrr", None).
+
+    Raises UserError for an unknown family, a cut-off that is missing or below 1, or one where none belongs.
+    """
+    family, at, cut = name.partition("@")
+    choose(f"metric {name!r}", family, (*RANKING, *POINTWISE))
+    if family not in CUT:
+        if at:
+            raise UserError(f"metric {name!r}: {family} takes no cut-off, found '@{cut}'; did you mean {family!r}?")
+        return family, None
+    if not re.fullmatch("[1-9][0-9]*", cut, re.ASCII):
+        found = repr(cut) if at else "none"
+        rule = "the cut-off must be a whole number of at least 1"
+        raise UserError(f"metric {name!r}: {rule}, found {found}; did you mean '{family}@10'?")
+    return family, int(cut)
+
+
+def higher_is_better(name: str) -> bool:
+    """Tell whether a larger value of the metric (or of `loss`) is the better one."""
+    return name not in LOWER_IS_BETTER
+
+
+def ranks(scores: Tensor, relevant: Tensor, excluded: Tensor) -> list[Ranks]:
+    """Return, for each row, the 1-based ranks of its relevant items in column order.
+
+    `scores` [B, n] float; `relevant`, `excluded` [B, n] bool; relevant overrides excluded. With C the items of the row
+    that are not excluded and R its relevant ones,
+
+        rank(i) = 1 + |{j in C - R : s_j >= s_i}| + |{j in R : s_j > s_i}| + |{j in R : s_j = s_i, j < i}|.
+
+    A NaN score counts as -inf. Raises ValueError when the shapes differ.
+    """
+    if not scores.shape == relevant.shape == excluded.shape or scores.ndim != 2:
+        shapes = [tuple(x.shape) for x in (scores, relevant, excluded)]
+        raise ValueError(f"ranks: one shape [B, n] expected, found {shapes}")
+    scores = scores.masked_fill(scores.isnan(), -torch.inf)
+    counts = relevant.sum(1)
+    if counts.numel() and counts.max() > 1:
+        flat = _by_sorting(scores, relevant, relevant | ~excluded)
+    else:
+        row, column = relevant.nonzero(as_tuple=True)
+        ahead = scores[row] >= scores[row, column, None]
+        flat = 1 + (ahead & ~(relevant | excluded)[row]).sum(1)
+    return np.split(flat.cpu().numpy(), counts.cumsum(0)[:-1].cpu().numpy()) if counts.numel() else []
+
+
+def _by_sorting(scores: Tensor, relevant: Tensor, candidate: Tensor) -> Tensor:
+    """Return the ranks of all relevant items, flat in row-major order, for any number of them per row."""
+    # Two stable sorts: among equal scores the irrelevant items stand first, then the relevant ones by column.
+    irrelevant_first = relevant.to(torch.uint8).argsort(dim=1, stable=True)
+    order = scores.gather(1, irrelevant_first).argsort(dim=1, descending=True, stable=True)
+    order = irrelevant_first.gather(1, order)
+    place = candidate.gather(1, order).cumsum(1)
+    return torch.empty_like(place).scatter_(1, order, place)[relevant]
+
+
+def ranking_metrics(ranks_per_user: Sequence[Ranks], metrics: Sequence[str]) -> dict[str, Values]:
+    """Return each metric's value for each user, [users], from the ranks of the user's relevant items.
+
+    With r the ranks of a user and m their number: hr@k = [min r <= k]; recall@k = |{r <= k}| / m; mrr = 1 / min r;
+    ndcg@k = sum_{r <= k} 1/log2(1 + r) / sum_{i <= min(k, m)} 1/log2(1 + i). A user with m = 0 has NaN.
+    Raises UserError for a name that is not a ranking metric.
+    """
+    count = np.array([len(r) for r in ranks_per_user], dtype=np.int64)
+    user = np.repeat(np.arange(len(count)), count)
+    rank = np.concatenate([np.empty(0, np.int64), *ranks_per_user])
+    first = np.full(len(count), np.inf)
+    np.minimum.at(first, user, rank)
+    ideal = np.cumsum(1 / np.log2(2.0 + np.arange(count.max(initial=1))))
+
+    def value(name: str) -> Values:
+        family, k = parse_metric(name)
+        choose(f"metric {name!r}", family, RANKING)
+        if k is None:
+            return 1 / first
+        kept = rank <= k
+        if family == "hr":
+            return (first <= k).astype(np.float64)
+        if family == "recall":
+            return np.bincount(user[kept], minlength=len(count)) / np.maximum(count, 1)
+        gain = np.bincount(user[kept], 1 / np.log2(1.0 + rank[kept]), len(count))
+        return gain / ideal[np.clip(count, 1, k) - 1]
+
+    return {name: np.where(count > 0, value(name), np.nan) for name in metrics}
+
+
+def auc(score: NDArray[np.floating], label: NDArray[np.bool_]) -> float:
+    """Return P(score of a positive > score of a negative), a tie counting half (Mann-Whitney); [n] and [n].
+
+    NaN when there is one class only, or a NaN score.
+    """
+    score, label = np.asarray(score, np.float64), np.asarray(label, np.bool_)
+    positives = int(label.sum())
+    negatives = len(label) - positives
+    if not positives or not negatives or np.isnan(score).any():
+        return math.nan
+    _, group, size = np.unique(score, return_inverse=True, return_counts=True)
+    mean_rank = np.cumsum(size) - (size - 1) / 2
+    above = mean_rank[group[label]].sum() - positives * (positives + 1) / 2
+    return float(above / (positives * negatives))
+
+
+def log_loss(logit: NDArray[np.floating], label: NDArray[np.bool_]) -> float:
+    """Return the mean of log(1 + exp(-z)) over positives and log(1 + exp(z)) over negatives, in nats; z [n] logits."""
+    logit, label = np.asarray(logit, np.float64), np.asarray(label, np.bool_)
+    return float(np.logaddexp(0, np.where(label, -logit, logit)).mean()) if len(label) else math.nan
+
+
+def rmse(prediction: NDArray[np.floating], target: NDArray[np.floating]) -> float:
+    """Return the root of the mean squared error of `prediction` [n] against `target` [n]."""
+    error = np.asarray(prediction, np.float64) - np.asarray(target, np.float64)
+    return math.sqrt(np.square(error).mean()) if len(error) else math.nan
+
+
+@dataclass(frozen=True)
+class Paired:
+    """The mean of n paired differences and its two-sided Student-t confidence interval."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+
+def paired(a: Values, b: Values, confidence: float = 0.95) -> Paired:
+    """Return the mean of `a - b` over the pairs without a NaN, with mean +- t_{(1+confidence)/2, n-1} s / sqrt(n).
+
+    `a`, `b` [users] in the same order. Below two pairs the interval is NaN, without any the mean too.
+    Raises ValueError when the shapes differ or `confidence` is outside (0, 1).
+    """
+    if a.shape != b.shape:
+        raise ValueError(f"paired: equal shapes expected, found {a.shape} and {b.shape}")
+    if not 0 < confidence < 1:
+        raise ValueError(f"paired: confidence must lie between 0 and 1, found {confidence}")
+    kept = ~(np.isnan(a) | np.isnan(b))
+    difference = a[kept] - b[kept]
+    n = len(difference)
+    if n < 2:
+        return Paired(float(difference[0]) if n else math.nan, math.nan, math.nan, n)
+    mean = float(difference.mean())
+    margin = t_quantile((1 + confidence) / 2, n - 1) * float(difference.std(ddof=1)) / math.sqrt(n)
+    return Paired(mean, mean - margin, mean + margin, n)
+
+
+@cache
+def t_quantile(p: float, df: int) -> float:
+    """Return the quantile of Student's t distribution at 1/2 <= p < 1 with `df` degrees of freedom.
+
+    With t = sqrt(df) tan(phi), P(0 < T < t) = c sqrt(df) int_0^phi cos^{df-1}, c = Gamma((df+1)/2) / (sqrt(df pi)
+    Gamma(df/2)); Gauss-Legendre quadrature on [0, phi] sees a bell of a few standard deviations for every df. Newton's
+    method from the normal quantile, which is never above: the function is concave there, so the steps only rise.
+    """
+    c = math.exp(math.lgamma((df + 1) / 2) - math.lgamma(df / 2)) / math.sqrt(df * math.pi)
+    node, weight = np.polynomial.legendre.leggauss(64)
+    t = NormalDist().inv_cdf(p)
+    for _ in range(200):
+        phi = math.atan(t / math.sqrt(df))
+        mass = c * math.sqrt(df) * phi / 2 * float(weight @ np.cos(phi * (node + 1) / 2) ** (df - 1))
+        step = (p - 0.5 - mass) / (c * math.cos(phi) ** (df + 1))
+        t += step
+        if abs(step) <= 1e-12 * (1 + t):
+            break
+    return t

@@ -1,0 +1,53 @@
+"""Named tensors: the vector-space operations that the other rooms need."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+Params = dict[str, Tensor]
+
+
+def clone(params: Mapping[str, Tensor]) -> Params:
+    """Return a copy that shares no memory with `params`."""
+    return {name: value.detach().clone() for name, value in params.items()}
+
+
+def add(a: Mapping[str, Tensor], b: Mapping[str, Tensor], scale: float = 1.0) -> Params:
+    """Return a + scale * b, over the names of `a`; both carry the same names and shapes."""
+    return {name: value + scale * b[name] for name, value in a.items()}
+
+
+def subtract(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> Params:
+    """Return a - b, over the names of `a`."""
+    return add(a, b, -1.0)
+
+
+def norm(params: Mapping[str, Tensor]) -> float:
+    """Return the Euclidean norm of all entries together, summed in float64."""
+    return float(sum(float(value.double().square().sum()) for value in params.values())) ** 0.5
+
+
+def flatten(params: Mapping[str, Tensor]) -> Tensor:
+    """Return all entries as one vector [P], in the order of the sorted names."""
+    if not params:
+        return torch.zeros(0)
+    return torch.cat([params[name].reshape(-1) for name in sorted(params)])
+
+
+def unflatten(vector: Tensor, like: Mapping[str, Tensor]) -> Params:
+    """Return the inverse of `flatten` for the names and shapes of `like`."""
+    params: Params = {}
+    start = 0
+    for name in sorted(like):
+        size = like[name].numel()
+        params[name] = vector[start : start + size].reshape(like[name].shape)
+        start += size
+    if start != vector.numel():
+        raise ValueError(f"vector: must have {start} entries, found {vector.numel()}")
+    return {name: params[name] for name in like}
+
+
+def to(params: Mapping[str, Tensor], device: str) -> Params:
+    """Return the same values on `device`."""
+    return {name: value.to(device) for name, value in params.items()}

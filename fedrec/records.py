@@ -1,0 +1,161 @@
+"""The record of a run: a directory of plain files that says what was run and what came out."""
+
+import json
+import os
+import platform
+import re
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from safetensors.torch import load_file, save_file
+
+from fedrec.data.types import Ints
+from fedrec.errors import UserError
+from fedrec.evaluation import PerUser
+from fedrec.parameters import Params
+
+Row = dict[str, str | int | float]
+
+
+@dataclass
+class Record:
+    """What the server gathers during a run; rows of `rounds.csv`, `clients.csv` and `ledger.csv`."""
+
+    rounds: list[Row] = field(default_factory=list)
+    clients: list[Row] = field(default_factory=list)
+    ledger: list[Row] = field(default_factory=list)
+    shared: Params = field(default_factory=dict)
+    rows: dict[str, Ints] = field(default_factory=dict)
+    selected_round: int = 0
+    stopped: str = ""
+    seconds: float = 0.0
+
+    def score(self, client: str, number: int, split: str, metrics: Mapping[tuple[str, str, str], float], device: str) -> None:
+        """Add a client's metrics, keyed by (client or pooled member, task, metric)."""
+        for (who, task, metric), value in metrics.items():
+            row: Row = {"round": number, "client": who or client, "split": split, "task": task, "metric": metric}
+            self.clients.append({**row, "value": value, "device": device})
+
+
+def slug(name: str) -> str:
+    """Return a file name for a client: its letters, digits, dots and dashes, with a short hash where that lost something."""
+    kept = re.sub(r"[^A-Za-z0-9.-]+", "_", name).strip("._")[:60]
+    return kept if kept == name else f"{kept or 'client'}-{uuid.uuid5(uuid.NAMESPACE_OID, name).hex[:8]}"
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON; NaN becomes null, so that any reader can parse it."""
+    text = json.dumps(value, indent=2, default=str, allow_nan=False, ensure_ascii=False)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that a result depends on."""
+    names = ("flwr", "torch", "numpy", "pandas")
+    return {"python": platform.python_version(), **{name: version(name) for name in names}}
+
+
+def save_client(home: Path, name: str, private: Params, per_user: Sequence[PerUser], about: Mapping[str, Any]) -> None:
+    """Write what a client keeps for itself: its private parameters, its users' metrics, and a description of its data."""
+    for folder in ("model", "users", "about"):
+        (home / folder).mkdir(parents=True, exist_ok=True)
+    save_file({key: value.contiguous() for key, value in private.items()}, home / "model" / f"client-{slug(name)}.safetensors")
+    write_json(home / "about" / f"{slug(name)}.json", about)
+    write_users(home, per_user)
+
+
+def write_users(home: Path, per_user: Sequence[PerUser]) -> None:
+    """Write `users/<client>.csv`: the test metrics of every user, for paired differences."""
+    (home / "users").mkdir(parents=True, exist_ok=True)
+    for client in sorted({part.client for part in per_user}):
+        frames = [
+            pd.DataFrame(
+                {"client": client, "user": p.users, "split": "test", "task": p.task, "metric": p.metric, "value": p.values}
+            )
+            for p in per_user
+            if p.client == client
+        ]
+        pd.concat(frames).to_csv(home / "users" / f"{slug(client)}.csv", index=False)
+
+
+def write_record(home: Path, record: Record, experiment: Mapping[str, Any]) -> None:
+    """Write the server's part of a run directory."""
+    (home / "model").mkdir(parents=True, exist_ok=True)
+    columns = ["round", "client", "split", "task", "metric", "value", "device"]
+    write_csv(home / "rounds.csv", record.rounds)
+    write_csv(home / "clients.csv", record.clients, columns)
+    write_csv(home / "ledger.csv", record.ledger, ["round", "client", "direction", "parameter", "rows", "bytes"])
+    save_file({name: value.contiguous() for name, value in record.shared.items()}, home / "model" / "shared.safetensors")
+    write_json(home / "model" / "rows.json", {space: ids.tolist() for space, ids in record.rows.items()})
+    shared = [{"name": name, "shape": list(value.shape)} for name, value in record.shared.items()]
+    about = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((home / "about").glob("*.json"))]
+    private = {entry["name"]: entry for one in about for entry in one.pop("private")}
+    write_json(
+        home / "experiment.json",
+        {
+            "experiment": experiment,
+            "versions": versions(),
+            "data": {"clients": sorted(about, key=lambda one: natural(one["name"]))},
+            "parameters": {"shared": shared, "private": sorted(private.values(), key=lambda p: str(p["name"]))},
+            "selected_round": record.selected_round,
+            "stopped": record.stopped,
+            "seconds": round(record.seconds, 3),
+        },
+    )
+
+
+def write_csv(path: Path, rows: Iterable[Mapping[str, Any]], columns: list[str] | None = None) -> None:
+    """Write rows as CSV; floats keep all their digits, so that equal files mean equal results."""
+    pd.DataFrame(list(rows), columns=columns).to_csv(path, index=False)
+
+
+def natural(name: str) -> tuple[str | int, ...]:
+    """Return a sort key under which silo-2 stands before silo-10."""
+    return tuple(int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name))
+
+
+def reserve(out: Path) -> Path:
+    """Return a fresh folder beside `out` to write a run in; `publish` moves it to `out` when it is complete.
+
+    Raises UserError if `out` exists and is not an empty folder, or cannot be written.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"out: must be a new or an empty folder, found {out} with content")
+    home = out.parent / f".{out.name}.{os.getpid()}.partial"
+    try:
+        home.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"out: must be in a folder that can be written, found {out}: {error.strerror}") from None
+    return home
+
+
+def publish(home: Path, out: Path) -> None:
+    """Move a complete run from the folder of `reserve` to `out`, at once."""
+    if out.exists():
+        out.rmdir()
+    home.rename(out)
+
+
+def load_params(path: Path) -> Params:
+    """Return the tensors of a safetensors file; raises UserError if it is missing or damaged."""
+    try:
+        return load_file(path)
+    except Exception as error:
+        raise UserError(f"model: {path} must be a safetensors file of a finished run, found {error}") from None
+
+
+def table_of(ids: Sequence[int]) -> Ints:
+    """Return ids as an int64 vector."""
+    return np.asarray(ids, dtype=np.int64)
+
+
+def to_row(entry: Any) -> Row:
+    """Return a dataclass as a row."""
+    row: Row = asdict(entry)
+    return row

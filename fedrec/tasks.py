@@ -1,0 +1,119 @@
+"""A task: which label a head predicts, by which loss, with which weight; and the grammar that names tasks per client."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fedrec.data.types import Bools, Floats, Interactions
+from fedrec.errors import UserError, choose
+
+Loss = Literal["bpr", "bce", "mse"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One head of a client: `rank` (bpr or bce with sampled negatives), `rating` (mse) or a binary label (bce)."""
+
+    name: str
+    kind: Literal["rank", "rating", "binary"]
+    loss: Loss
+    weight: float = 1.0
+
+    def rows(self, data: Interactions) -> Bools:
+        """Return the mask [n] of the interactions that this task learns from."""
+        if self.kind == "rank":
+            return data.positive
+        if self.kind == "rating":
+            return np.isfinite(data.rating)
+        return np.ones(len(data), dtype=np.bool_)
+
+    def target(self, data: Interactions) -> Floats:
+        """Return the target [n]: 1 for rank, the rating (0 where masked out), or the binary label."""
+        if self.kind == "rank":
+            return np.ones(len(data), dtype=np.float32)
+        if self.kind == "rating":
+            return np.nan_to_num(data.rating).astype(np.float32)
+        if self.name not in data.labels:
+            choose("task", self.name, ["rank", "rank-bce", "rating", *data.labels])
+        return data.labels[self.name].astype(np.float32)
+
+    def offset(self, data: Interactions) -> float:
+        """Return the head's initial bias: the mean rating, the logit of the base rate, or 0 for rank."""
+        mask = self.rows(data)
+        if self.kind == "rank" or not mask.any():
+            return 0.0
+        mean = float(self.target(data)[mask].mean(dtype=np.float64))
+        if self.kind == "rating":
+            return mean
+        mean = min(max(mean, 1e-3), 1 - 1e-3)
+        return float(np.log(mean / (1 - mean)))
+
+
+def task_loss(task: Task, score: Tensor, target: Tensor, negative: Tensor | None) -> Tensor:
+    """Return the loss of every row [B].
+
+    `score` [B] is the head's output for the row's item, `negative` [B, m] for m sampled items (rank only).
+    bpr: -mean_m log sigmoid(s - s_m) (arXiv 1205.2618, eq. 5); bce: binary cross entropy, for rank the positive against
+    the mean over its negatives; mse: squared error.
+    """
+    if task.loss == "mse":
+        return (score - target).square()
+    if task.kind == "rank":
+        assert negative is not None
+        if task.loss == "bpr":
+            return F.softplus(negative - score.unsqueeze(-1)).mean(-1)
+        return F.softplus(-score) + F.softplus(negative).sum(-1)
+    return F.softplus(score) - target * score
+
+
+def parse_task(text: str) -> Task:
+    """Return the task that `NAME` or `NAME*WEIGHT` names: rank, rank-bce, rating, or a binary label column."""
+    name, _, weight_text = text.strip().partition("*")
+    try:
+        weight = float(weight_text) if weight_text else 1.0
+    except ValueError:
+        raise UserError(f"task {name}: the weight must be a number, found {weight_text!r}") from None
+    if not (weight > 0 and np.isfinite(weight)):
+        raise UserError(f"task {name}: the weight must be positive and finite, found {weight_text}")
+    if not name.replace("_", "").replace("-", "").isalnum():
+        raise UserError(f"task: must be rank, rank-bce, rating or the name of a binary label, found {text!r}")
+    if name in ("rank", "rank-bce"):
+        return Task("rank", "rank", "bce" if name == "rank-bce" else "bpr", weight)
+    if name == "rating":
+        return Task("rating", "rating", "mse", weight)
+    return Task(name, "binary", "bce", weight)
+
+
+def per_client(text: str) -> dict[str, str]:
+    """Return `{client: value, "*": default}` of a text like `rank;shop=click,buy*2`; the part without a name is the default."""
+    parts: dict[str, str] = {}
+    for part in text.split(";"):
+        client, equals, value = part.partition("=")
+        key, value = (client.strip(), value.strip()) if equals else ("*", client.strip())
+        if not value:
+            raise UserError(f"{text!r}: must be VALUE or CLIENT=VALUE parts joined by ';', found an empty part")
+        if key in parts:
+            raise UserError(f"{text!r}: every client may be named once, found {key!r} twice")
+        parts[key] = value
+    return parts
+
+
+def tasks_of(text: str, client: str) -> tuple[Task, ...]:
+    """Return the tasks of a client, given the experiment's `task` text, for instance `rank,rating*0.5;shop=click`."""
+    parts = per_client(text)
+    chosen = parts.get(client, parts.get("*"))
+    if chosen is None:
+        raise UserError(f"task: client {client!r} has no task in {text!r}")
+    tasks = tuple(parse_task(part) for part in chosen.split(","))
+    if len({task.name for task in tasks}) < len(tasks):
+        raise UserError(f"task: a client may name a task once, found {chosen!r}")
+    return tasks
+
+
+def base_tensor(values: Floats | Bools, device: str) -> Tensor:
+    """Return a float32 tensor of `values` on `device`."""
+    return torch.from_numpy(values.astype(np.float32)).to(device)

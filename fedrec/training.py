@@ -1,0 +1,140 @@
+"""Local training: a pure function from parameters and data to parameters."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedrec.data import ClientData, excluded
+from fedrec.data.types import Ints
+from fedrec.models import Recommender
+from fedrec.optimisers import Optimiser
+from fedrec.parameters import Params
+from fedrec.seeds import generator
+from fedrec.sharing import Sharing
+from fedrec.tasks import Task, base_tensor, task_loss
+
+Phase = Literal["all", "private", "shared"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a client trains in one round: `epochs` passes for every phase, then it stops."""
+
+    epochs: int
+    batch_size: int
+    optimiser: Optimiser
+    phases: tuple[Phase, ...] = ("all",)
+    negatives: Literal["train", "published"] = "train"
+    num_negatives: int = 1
+    l2: float = 0.0
+    mu: float = 0.0  # proximal weight of the shared parameters (FedProx, arXiv 1812.06127, eq. 2)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One minibatch on a device: rows [B], sampled items [B, m] (None without a rank task), and per task (mask, target)."""
+
+    user: Tensor
+    item: Tensor
+    negative: Tensor | None
+    labels: dict[str, tuple[Tensor, Tensor]]
+
+
+def batches(data: ClientData, tasks: tuple[Task, ...], recipe: Recipe, rng: np.random.Generator, device: str) -> Iterator[Batch]:
+    """Yield the minibatches of one epoch, shuffled and with fresh negatives, all drawn from `rng` on the CPU."""
+    train = data.train
+    masks = {task.name: task.rows(train) for task in tasks}
+    used = np.flatnonzero(np.logical_or.reduce(list(masks.values())))
+    order = used[rng.permutation(len(used))]
+    user, item = torch.from_numpy(train.user[order]).to(device), torch.from_numpy(train.item[order]).to(device)
+    columns = {t.name: (base_tensor(masks[t.name][order], device), base_tensor(t.target(train)[order], device)) for t in tasks}
+    negative: Tensor | None = None
+    if any(task.kind == "rank" for task in tasks):
+        users: Ints = np.repeat(train.user[order], recipe.num_negatives)
+        drawn = excluded(data, recipe.negatives).draw(users, rng)
+        negative = torch.from_numpy(drawn.reshape(len(order), recipe.num_negatives)).to(device)
+    for start in range(0, len(order), recipe.batch_size):
+        part = slice(start, start + recipe.batch_size)
+        labels = {name: (mask[part], target[part]) for name, (mask, target) in columns.items()}
+        yield Batch(user[part], item[part], None if negative is None else negative[part], labels)
+
+
+def batch_loss(model: Recommender, params: Params, tasks: tuple[Task, ...], batch: Batch, l2: float) -> Tensor:
+    """Return the weighted sum over tasks of the mean loss of the rows that the task learns from, plus l2 times the rows' norm."""
+    features = model.features(params, batch.user, batch.item)
+    sampled = None
+    if batch.negative is not None:
+        m = batch.negative.shape[1]
+        sampled = model.features(params, batch.user.repeat_interleave(m), batch.negative.reshape(-1))
+    total = features.new_zeros(())
+    for task in tasks:
+        mask, target = batch.labels[task.name]
+        negative = None
+        if task.kind == "rank" and sampled is not None:
+            negative = model.head(params, task.name, sampled).reshape(len(mask), -1)
+        loss = task_loss(task, model.head(params, task.name, features), target, negative)
+        total = total + task.weight * (loss * mask).sum() / mask.sum().clamp(min=1.0)
+    if l2:
+        total = total + l2 * model.penalty(params, batch.user, batch.item).mean()
+        if batch.negative is not None:
+            total = total + l2 * model.penalty(params, batch.user, batch.negative[:, 0]).mean()
+    return total
+
+
+def trainable(names: Iterable[str], sharing: Sharing, phase: Phase) -> list[str]:
+    """Return the names that a phase trains: all, the private ones (a head first), or the shared ones (then the body)."""
+    shared = sharing.split({name: torch.empty(0) for name in names})[0].keys()
+    return [name for name in names if phase == "all" or (name in shared) == (phase == "shared")]
+
+
+def local_update(
+    model: Recommender,
+    params: Params,
+    data: ClientData,
+    tasks: tuple[Task, ...],
+    recipe: Recipe,
+    sharing: Sharing,
+    *,
+    seed: int,
+    scope: tuple[str | int, ...],
+    anchor: Mapping[str, Tensor] | None = None,
+) -> tuple[Params, float]:
+    """Return the parameters after one round of local training, and the mean training loss over its batches.
+
+    Pure: `params` is not changed, and the result depends on the arguments alone. The optimiser starts afresh. `anchor` is
+    the broadcast that the proximal term `mu/2 |x - z|^2` pulls the shared parameters to. Without a row to train on, the
+    parameters come back unchanged and the loss is NaN.
+    """
+    params = {name: value.detach().clone() for name, value in params.items()}
+    device = str(next(iter(params.values())).device)
+    losses: list[Tensor] = []
+    for number, phase in enumerate(recipe.phases):
+        names = trainable(params, sharing, phase)
+        state = recipe.optimiser.start({name: params[name] for name in names})
+        t = 0
+        for name in names:
+            params[name].requires_grad_(True)
+        for epoch in range(recipe.epochs if names else 0):
+            rng = generator(seed, "train", *scope, number, epoch)
+            for batch in batches(data, tasks, recipe, rng, device):
+                loss = batch_loss(model, params, tasks, batch, recipe.l2)
+                grads = gradients(loss, params, names, recipe.mu, anchor)
+                t += 1
+                recipe.optimiser.step(params, grads, state, t)
+                losses.append(loss.detach())
+        params = {name: value.detach() for name, value in params.items()}
+    return params, float(torch.stack(losses).double().mean()) if losses else float("nan")
+
+
+def gradients(loss: Tensor, params: Params, names: list[str], mu: float, anchor: Mapping[str, Tensor] | None) -> Params:
+    """Return d loss / d params for `names`, plus mu (x - z) for the names that `anchor` holds."""
+    values = torch.autograd.grad(loss, [params[name] for name in names], allow_unused=True)
+    grads = {name: g for name, g in zip(names, values, strict=True) if g is not None}
+    if mu and anchor:
+        for name in anchor.keys() & grads.keys():
+            grads[name] = grads[name] + mu * (params[name].detach() - anchor[name])
+    return grads

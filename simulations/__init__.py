@@ -1,0 +1,1 @@
+"""Running experiments on one workstation: command line, engines, methods as values, studies."""

@@ -1,0 +1,133 @@
+"""Engines: ways to run the same ServerApp and ClientApp. Flower's traps are kept in this room."""
+
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Iterable
+from typing import Any, cast
+
+from flwr.app import Context, Error, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid, ServerApp
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+
+RUN_ID, SERVER_NODE = 1, 1
+
+
+class InlineGrid(Grid):
+    """Runs the clients one after the other in this process; nodes 2, 3, ... hold the partitions 0, 1, ... ."""
+
+    def __init__(self, app: ClientApp, clients: int) -> None:
+        self.app = app
+        self.contexts = {
+            SERVER_NODE + 1 + i: Context(
+                run_id=RUN_ID,
+                node_id=SERVER_NODE + 1 + i,
+                node_config={"partition-id": i, "num-partitions": clients},
+                state=RecordDict(),
+                run_config={},
+            )
+            for i in range(clients)
+        }
+        self.replies: dict[str, Message] = {}
+        self._run = Run.create_empty(run_id=RUN_ID)
+        identify()
+
+    def set_run(self, run: Run) -> None:
+        """Set the run."""
+        self._run = run
+
+    @property
+    def run(self) -> Run:
+        """The run."""
+        return self._run
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        """Return a message; kept for Flower's interface, `Message` itself is the constructor to use."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Return the clients' node ids."""
+        return list(self.contexts)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Let each client answer its message at once; the replies wait to be pulled."""
+        ids = []
+        for message in messages:
+            name = f"{len(self.replies)}-{message.metadata.dst_node_id}-{message.metadata.group_id}"
+            message.metadata.__dict__["_message_id"] = name
+            self.replies[name] = self._answer(message)
+            ids.append(name)
+        return ids
+
+    def _answer(self, message: Message) -> Message:
+        try:
+            return self.app(message, self.contexts[message.metadata.dst_node_id])
+        except Exception as error:
+            logging.getLogger(__name__).debug("%s", traceback.format_exc())
+            return Message(Error(code=0, reason=f"{type(error).__name__}: {error}"), reply_to=message)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Return the replies to the given messages."""
+        return [self.replies.pop(name) for name in list(message_ids) if name in self.replies]
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        """Return every client's reply, in the order of the messages."""
+        return self.pull_messages(self.push_messages(messages))
+
+
+def identify() -> None:
+    """Set the process-global identity without which Flower builds no Message; an existing one is left alone."""
+    if TaskIdentity._task_id is None:
+        TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, RUN_ID, SERVER_NODE
+
+
+def run_inline(server: ServerApp, client: ClientApp, clients: int) -> None:
+    """Run an experiment in this process: the reference result."""
+    context = Context(run_id=RUN_ID, node_id=SERVER_NODE, node_config={}, state=RecordDict(), run_config={})
+    server(InlineGrid(client, clients), context)
+
+
+def run_ray(server: ServerApp, client: ClientApp, clients: int, gpus: int) -> None:
+    """Run an experiment on Flower's simulation runtime: one Ray actor for each core, or for each GPU.
+
+    The experiment comes with the apps, since this runtime passes an empty run_config. Errors of the ServerApp are raised.
+    """
+    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    logging.getLogger("flwr").setLevel(logging.CRITICAL)
+    from flwr.simulation import run_simulation
+
+    cores = os.cpu_count() or 1
+    config = {
+        "init_args": {"num_cpus": min(cores, clients), "logging_level": logging.CRITICAL, "log_to_driver": False},
+        "client_resources": {"num_cpus": 1, "num_gpus": gpus / max(1, min(cores, clients)) if gpus else 0.0},
+    }
+    failure: list[BaseException] = []
+    run_simulation(keeping(server, failure), client, clients, backend_config=cast(Any, config))
+    if failure:
+        raise failure[0]
+
+
+def keeping(server: ServerApp, failure: list[BaseException]) -> ServerApp:
+    """Return a ServerApp that puts what `server` raises into `failure`: Flower would log it with a traceback of its own."""
+    app = ServerApp()
+
+    @app.main()
+    def main(grid: Grid, context: Context) -> None:
+        try:
+            server(grid, context)
+        except BaseException as error:
+            failure.append(error)
+
+    return app
+
+
+def flush() -> None:
+    """Flush what the apps printed."""
+    sys.stdout.flush()
