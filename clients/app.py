@@ -1,23 +1,26 @@
 """The ClientApp: receive, train, reply. Its own configuration decides what it shares; the server cannot ask for more."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from flwr.app import Context, Message
+from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
+from flwr.common.constant import ErrorCode
 
 from clients.memory import Memory
 from fedrec.data import ClientData
+from fedrec.errors import UserError
 from clients.device import device_of
 from fedrec.evaluation import Evaluation, ModelScorer, Split, evaluate, members
 from fedrec.experiment import Experiment, clients_data
 from fedrec.models import Recommender
 from fedrec.parameters import Params, to
 from fedrec.records import save_client
-from fedrec.sharing import TABLES, Broadcast, Contribution, admit
+from fedrec.sharing import TABLES, Broadcast, ContractError, Contribution, admit
 from fedrec.tasks import Task
 from fedrec.training import local_update
 from fedrec.wire import contribution_record, read_broadcast
@@ -99,9 +102,22 @@ class Client:
         )
 
 
+def discreet(message: Message, context: Context, call: Callable[[Message, Context], Message]) -> Message:
+    """Answer with an error instead of raising: its text tells a broken contract, but of anything else only the kind.
+
+    An exception's text may quote private data; the traceback stays in the client's own log.
+    """
+    try:
+        return call(message, context)
+    except Exception as error:
+        logging.getLogger(__name__).exception("%s failed", message.metadata.message_type)
+        told = str(error) if isinstance(error, ContractError | UserError) else type(error).__name__
+        return Message(Error(code=ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason=told), reply_to=message)
+
+
 def client_app(read: Read) -> ClientApp:
     """Return the ClientApp; `read` turns a run_config into the experiment and this client's own folder."""
-    app = ClientApp()
+    app = ClientApp(mods=[discreet])
 
     def open_client(context: Context) -> Client:
         torch.set_num_threads(1)  # sums in one order, whatever the engine

@@ -1,5 +1,4 @@
-"""What a recommender is measured by: ranks under full ranking, the metrics of ranks, AUC, log loss, RMSE, and paired
-differences between two runs.
+"""What a recommender is measured by: ranks and their metrics, AUC, log loss, RMSE; paired differences of two runs.
 
 Conventions: a tie counts against the relevant item, so a constant scorer never scores above its place; a user without a
 relevant item has NaN, stays out of every mean and is counted; an empty input has NaN.

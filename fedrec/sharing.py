@@ -11,11 +11,12 @@ import numpy as np
 import torch
 
 from fedrec.data.types import Ints
-from fedrec.errors import UserError
+from fedrec.errors import choose
 from fedrec.parameters import Params
 
 # The parameters whose rows are keyed, and the key space of the rows.
 TABLES = {"item_table": "item", "item_bias": "item", "user_table": "user", "user_bias": "user"}
+MODULES = (*TABLES, "body", "heads")  # what a recommender may have; matrix factorisation has no body, an MLP no biases
 
 
 class ContractError(ValueError):
@@ -52,12 +53,11 @@ class Sharing:
         return {name: merged[name] for name in sorted(merged)}
 
     def check(self, names: Iterable[str]) -> None:
-        """Raise UserError if a shared module matches no parameter of any client; a typo would silently share nothing."""
+        """Raise UserError if a shared module is no part of any recommender: a typo would silently share nothing."""
         known = list(names)
         for module in self.modules:
             if not any(covers((module,), name) for name in known):
-                tops = sorted({name.split(".")[0] for name in known})
-                raise UserError(f"share: {module!r} names no parameter; the models have {', '.join(tops)}")
+                choose("share", module, MODULES)
 
 
 @dataclass(frozen=True)

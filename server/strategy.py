@@ -113,14 +113,13 @@ class Coordinator:
         content = RecordDict({"shared": broadcast_record(Broadcast(0, {}))["shared"]})
         messages = [Message(content, node, "query.join", group_id="0") for node in nodes]
         joined: list[Contribution] = []
-        for node, answer in self.answers(messages).items():
-            reply = read_contribution(answer)
+        answers = {node: (read_contribution(answer), answer) for node, answer in self.answers(messages).items()}
+        for node, (reply, answer) in sorted(answers.items(), key=lambda item: natural(item[1][0].client)):
             if reply.client in self.nodes:
                 raise ContractError(f"client {reply.client}: every client must have a name of its own, found it twice")
             self.nodes[reply.client] = node
             self.log(answer, 0, reply.client, "up")
             joined.append(replace(reply, rows=admit_rows(reply.rows), values=admit(reply.values, reply.values)))
-        joined.sort(key=lambda reply: natural(reply.client))
         self.record.rows = catalogue([reply.rows for reply in joined])
         for r in joined:
             examples = admit_metrics(r.metrics, ["examples"]).get("examples", 0.0)

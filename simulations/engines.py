@@ -2,13 +2,12 @@
 
 import logging
 import os
-import sys
-import traceback
 from collections.abc import Iterable
 from typing import Any, cast
 
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid, ServerApp
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
@@ -68,8 +67,7 @@ class InlineGrid(Grid):
         try:
             return self.app(message, self.contexts[message.metadata.dst_node_id])
         except Exception as error:
-            logging.getLogger(__name__).debug("%s", traceback.format_exc())
-            return Message(Error(code=0, reason=f"{type(error).__name__}: {error}"), reply_to=message)
+            return Message(Error(code=ErrorCode.UNKNOWN, reason=type(error).__name__), reply_to=message)
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Return the replies to the given messages."""
@@ -126,8 +124,3 @@ def keeping(server: ServerApp, failure: list[BaseException]) -> ServerApp:
             failure.append(error)
 
     return app
-
-
-def flush() -> None:
-    """Flush what the apps printed."""
-    sys.stdout.flush()

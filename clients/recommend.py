@@ -1,0 +1,165 @@
+"""A client's recommendations: `python -m clients.recommend RUN_DIR --client films --user 17 -k 10`."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from fedrec.aggregation import carrier, gather
+from fedrec.data import ClientData, Dataset
+from fedrec.data.types import Floats, Ints
+from fedrec.errors import UserError, choose
+from fedrec.evaluation import ModelScorer, mask_of, members
+from fedrec.experiment import Experiment, build, clients_data, dataset
+from fedrec.parameters import Params
+from fedrec.records import load_params, slug, table_of
+from fedrec.sharing import TABLES, ContractError, Sharing, admit
+from fedrec.tasks import Task
+
+ABOUT = "Print what a client of a finished run recommends to one of its users, by the client's own model."
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """A ranked list: global item ids [k] and their scores [k], best first; `task` is None for the cold answer.
+
+    The scores are the task's (a logit, or a rating); the cold answer's are numbers of training positives.
+    """
+
+    items: Ints
+    scores: Floats
+    task: Task | None
+
+
+def recommend(home: Path, client: str, user: str, k: int) -> Recommendation:
+    """Return at most `k` items that a client of a run recommends to the user of a key, none of those it trained on.
+
+    The user's positives of training and validation are left out. A user that the client does not have gets the cold
+    answer: the items by their positives in the client's own training data, ties by item. Raises UserError.
+    """
+    if k < 1:
+        raise UserError(f"k: must be at least 1, found {k}")
+    experiment = experiment_of(home)
+    parts = clients_data(experiment)
+    holders = {data.name: part for part in parts for data in (part, *part.members)}
+    holder = holders[choose("client", client, holders)]
+    params = params_of(home, experiment, holder)
+    data, params = next((found for found in members(holder, params) if found[0].name == client), (holder, params))
+    row = local_row(dataset(experiment), data, user)
+    if row is None:
+        count = np.bincount(data.train.item[data.train.positive], minlength=len(data.items)).astype(np.float32)
+        return top(data, count, k, None)
+    tasks = experiment.tasks(holder.name)
+    task = next((task for task in tasks if task.kind == "rank"), tasks[0])
+    users = table_of([row])
+    scores: Floats = ModelScorer(experiment.recommender(holder.name), params).score_all(task.name, users)[0].numpy()
+    known = mask_of([data.train, data.validation], users, len(data.items))[0]
+    return top(data, np.where(known, -np.inf, scores), k, task)
+
+
+def top(data: ClientData, scores: Floats, k: int, task: Task | None) -> Recommendation:
+    """Return the `k` best items of a client's catalogue by score [items]; ties by item, -inf left out."""
+    order = np.argsort(-scores, kind="stable")
+    best = order[np.isfinite(scores[order])][:k]
+    return Recommendation(data.items[best], scores[best], task)
+
+
+def local_row(data: Dataset, client: ClientData, user: str) -> int | None:
+    """Return the client's row of the user of a key, or None if it has no such user."""
+    (found,) = np.nonzero(data.users["key"].to_numpy()[client.users] == user)
+    return int(found[0]) if len(found) else None
+
+
+def experiment_of(home: Path) -> Experiment:
+    """Return the experiment of a run; raises UserError if there is no run."""
+    if not home.is_dir():
+        raise UserError(f"run: must be the folder of a finished run, found {str(home)!r}")
+    record = read_json(home / "experiment.json")
+    if not isinstance(record.get("experiment"), dict):
+        raise UserError(f"run: {home / 'experiment.json'} must have the key 'experiment', found none")
+    return build(record["experiment"])
+
+
+def params_of(home: Path, experiment: Experiment, data: ClientData) -> Params:
+    """Return a client's parameters: its rows of the run's shared tables and what it keeps to itself.
+
+    Raises UserError if files are missing or do not fit the data, which may have changed since the run.
+    """
+    shared = load_params(home / "model" / "shared.safetensors")
+    private = load_params(home / "model" / f"client-{slug(data.name)}.safetensors")
+    server_rows = {space: table_of(ids) for space, ids in read_json(home / "model" / "rows.json").items()}
+    rows = {"item": data.items, "user": data.users}
+    for space in {TABLES[name] for name in shared if name in TABLES}:
+        if not np.isin(rows[space], server_rows.get(space, table_of([]))).all():
+            raise UserError(f"run: {home} must have a row for every {space} of {data.name}: has the data changed?")
+    names = [task.name for task in experiment.tasks(data.name)]
+    like = experiment.recommender(data.name).shapes(len(data.users), len(data.items), names)
+    own = {name: value for name, value in experiment.sharing().split(like)[0].items() if name in shared}
+    try:
+        return admit(Sharing.join(gather(shared, carrier(data.name, own, rows, server_rows, 1.0)), private), like)
+    except ContractError as error:
+        raise UserError(f"run: {home} does not fit the data: {error}") from None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the object of a JSON file; raises UserError if it is missing or damaged."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"run: {path} must be a readable file ({error.strerror})") from None
+    except ValueError as error:
+        raise UserError(f"run: {path} must be JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise UserError(f"run: {path} must hold named values, found {type(content).__name__}")
+    return content
+
+
+def show(console: Console, client: str, user: str, made: Recommendation, data: Dataset) -> None:
+    """Print a ranked list."""
+    if made.task is None:
+        console.print(
+            f"cold answer: {client} has no user {user!r}; what is most popular in its own training data:",
+            soft_wrap=True,
+        )
+    else:
+        console.print(f"{client} recommends to user {user}, by the task {made.task.name}:", soft_wrap=True)
+    table = Table("rank", "title", "categories", "score" if made.task else "positives")
+    titles, categories = data.items["title"].to_numpy(), data.items["categories"].to_numpy()
+    for place, (item, score) in enumerate(zip(made.items, made.scores, strict=True), start=1):
+        value = f"{score:.4f}" if made.task else f"{score:.0f}"
+        table.add_row(str(place), str(titles[item]), str(categories[item]).replace("|", ", "), value)
+    console.print(table)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print what the command line asks for; return 0, or 2 for a wrong input."""
+    parser = _Parser(prog="python -m clients.recommend", description=ABOUT, allow_abbrev=False)
+    parser.add_argument("run", type=Path, metavar="RUN_DIR", help="folder of the run")
+    parser.add_argument("--client", required=True, help="name of the client; of a pooled run also that of a member")
+    parser.add_argument("--user", required=True, help="the user's key in the data; an unknown one gets the cold answer")
+    parser.add_argument("-k", type=int, default=10, help="number of items [10]")
+    try:
+        options = parser.parse_args(argv)
+        made = recommend(options.run, options.client, options.user, options.k)
+        data = dataset(experiment_of(options.run))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    show(Console(markup=False, emoji=False, highlight=False), options.client, options.user, made, data)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

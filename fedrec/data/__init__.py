@@ -1,0 +1,63 @@
+"""Data: sources, who holds what, train/validation/test, and training negatives."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fedrec.data.movielens import movielens
+from fedrec.data.negatives import Negatives, Protocol, excluded
+from fedrec.data.partition import Partition, federation
+from fedrec.data.split import Split, pool
+from fedrec.data.synthetic import synthetic
+from fedrec.data.table import table
+from fedrec.data.types import ClientData, Dataset, Interactions, Truth
+from fedrec.errors import UserError, choose
+
+__all__ = [
+    "DATASETS",
+    "ClientData",
+    "Dataset",
+    "Interactions",
+    "Negatives",
+    "Partition",
+    "Protocol",
+    "Split",
+    "Truth",
+    "excluded",
+    "federation",
+    "load",
+    "movielens",
+    "pool",
+    "synthetic",
+    "table",
+]
+
+DATASETS = ("synthetic", "ml-100k", "table")
+
+
+def load(
+    name: str,
+    *,
+    data_dir: Path | None,
+    columns: str,
+    clients: int | None,
+    similarity: float,
+    conflicting: int,
+    seed: int,
+) -> Dataset:
+    """Return the dataset of a name: `synthetic` with `clients` platforms (default 5), `ml-100k`, or `table`.
+
+    `table` needs `data_dir` (the file) and `columns`; `ml-100k` reads `data_dir` if given. Raises UserError.
+    """
+    choose("dataset", name, DATASETS)
+    if name == "synthetic":
+        if clients is not None and clients < 1:
+            raise UserError(f"clients: must be at least 1, found {clients}")
+        return synthetic(
+            platforms=5 if clients is None else clients, similarity=similarity, conflicting=conflicting, seed=seed
+        )
+    if name == "ml-100k":
+        return movielens(data_dir)
+    if data_dir is None:
+        raise UserError("data-dir: the dataset 'table' needs a file, found none given")
+    return table(data_dir, columns)

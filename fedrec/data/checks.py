@@ -1,0 +1,38 @@
+"""What every source of data does: refuse a bad value by its place, and bring interactions into the common order."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from fedrec.errors import UserError
+
+KEY = ["platform", "user", "item"]
+
+
+def refuse(bad: NDArray[np.bool_], values: Any, thing: str, rule: str, unit: str = "row") -> None:
+    """Raise a UserError that names the first place where `bad` [n] is true, the rule, and the value found there.
+
+    `values` [n] are as read; rows count from 1 below the header, lines from 1.
+    """
+    if bad.any():
+        first = int(np.argmax(bad))
+        value = values[first]
+        found = "nothing" if pd.isna(value) else repr(value)[:80]
+        raise UserError(f"{thing}, {unit} {first + 1}: {rule}, found {found}")
+
+
+def canonical(frame: pd.DataFrame) -> tuple[pd.DataFrame, tuple[str, ...]]:
+    """Sort interactions by (platform, user, time, item), keep the first in time of every (platform, user, item).
+
+    Duplicates at the same time: the first row read is kept. Returns the frame and a note that counts what was dropped.
+    """
+    ordered = frame.sort_values(["platform", "user", "time", "item"], ignore_index=True)
+    repeated = ordered.duplicated(KEY).to_numpy()
+    if not repeated.any():
+        return ordered, ()
+    note = f"{int(repeated.sum())} duplicate (platform, user, item) rows were dropped, the first in time is kept"
+    return ordered[~repeated].reset_index(drop=True), (note,)

@@ -1,0 +1,147 @@
+"""MovieLens 100K in GroupLens' own layout, from a directory or downloaded once into the user's cache."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import io
+import shutil
+import tempfile
+import urllib.request
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import platformdirs
+
+from fedrec.data.checks import canonical, refuse
+from fedrec.data.types import Dataset
+from fedrec.errors import UserError
+
+URL = "https://files.grouplens.org/datasets/movielens/ml-100k.zip"
+ZIP_MD5 = "0e33842e24a9c977be4e0107933c0723"
+RATINGS_MD5 = "6e47046882bad158b0efbb84cd5cb987"
+FILES = ("u.data", "u.item", "u.user")
+GENRES = (
+    "unknown|Action|Adventure|Animation|Children's|Comedy|Crime|Documentary|Drama|Fantasy|Film-Noir|Horror|Musical|"
+    "Mystery|Romance|Sci-Fi|Thriller|War|Western"
+)
+
+
+def movielens(data_dir: Path | None) -> Dataset:
+    """Return MovieLens 100K: one platform, every rating a positive, the label `like` where the rating is 4 or 5.
+
+    `data_dir` is the directory of u.data, u.item and u.user, or its parent; None: the user's cache, filled by one
+    download. Users carry `age`, `gender`, `occupation`, `zip`; items their genres as categories. Raises UserError for a
+    missing file, a malformed line, a rating that is not a number from 1 to 5, and when nothing can be downloaded.
+    """
+    folder = _cached() if data_dir is None else data_dir
+    if not (folder / "u.data").exists() and (folder / "ml-100k").is_dir():
+        folder = folder / "ml-100k"
+    data, users, items = _ratings(folder), _users(folder), _items(folder)
+    for name, rows, file in (("user", users, "u.user"), ("item", items, "u.item")):
+        index = pd.Index(rows["key"]).get_indexer(data[name])
+        refuse(index < 0, data[name].tolist(), f"{folder / 'u.data'}", f"{name} must be one of {file}", "line")
+        data[name] = index.astype(np.int64)
+    interactions, notes = canonical(data)
+    if _md5((folder / "u.data").read_bytes()) != RATINGS_MD5:
+        notes = ("u.data is not GroupLens' original file (its MD5 differs)", *notes)
+    return Dataset("ml-100k", interactions, users, items, ("ml-100k",), ("like",), notes)
+
+
+def _md5(content: bytes) -> str:
+    return hashlib.md5(content, usedforsecurity=False).hexdigest()
+
+
+def _fields(path: Path, separator: str, count: int) -> pd.DataFrame:
+    """Return the fields of a headerless file as text, columns 0 to count - 1."""
+    try:
+        lines = path.read_text(encoding="latin-1").split("\n")
+    except OSError as error:
+        raise UserError(f"data-dir: {path} must be a readable file, found {error.strerror}") from None
+    if lines[-1] == "":
+        lines.pop()
+    if not lines:
+        raise UserError(f"{path}: must hold at least one line, found an empty file")
+    rows = [line.removesuffix("\r").split(separator) for line in lines]
+    wrong = np.asarray([len(row) != count for row in rows])
+    refuse(wrong, lines, f"{path}", f"must have {count} fields", "line")
+    return pd.DataFrame(rows, columns=range(count), dtype="str")
+
+
+def _whole(path: Path, text: pd.Series, rule: str, lowest: int, highest: int) -> pd.Series:
+    number = pd.to_numeric(text, errors="coerce").astype(np.float64)
+    bad = ~(number.between(lowest, highest) & (number % 1 == 0)).to_numpy()
+    refuse(bad, text.tolist(), f"{path}", rule, "line")
+    return number.astype(np.int64)
+
+
+def _ratings(folder: Path) -> pd.DataFrame:
+    path = folder / "u.data"
+    raw = _fields(path, "\t", 4)
+    rating = pd.to_numeric(raw[2], errors="coerce").astype(np.float32)
+    refuse(~rating.between(1, 5).to_numpy(), raw[2].tolist(), f"{path}", "rating must be a number from 1 to 5", "line")
+    return pd.DataFrame(
+        {
+            "user": raw[0],
+            "item": raw[1],
+            "platform": np.zeros(len(raw), dtype=np.int64),
+            "time": _whole(path, raw[3], "time must be whole seconds", 0, 2**53),
+            "rating": rating,
+            "positive": True,
+            "like": rating >= 4,
+        }
+    )
+
+
+def _users(folder: Path) -> pd.DataFrame:
+    path = folder / "u.user"
+    raw = _fields(path, "|", 5)
+    refuse(raw[0].duplicated().to_numpy(), raw[0].tolist(), f"{path}", "a user must occur once", "line")
+    age = _whole(path, raw[1], "age must be whole years", 0, 150)
+    return pd.DataFrame({"key": raw[0], "age": age, "gender": raw[2], "occupation": raw[3], "zip": raw[4]})
+
+
+def _items(folder: Path) -> pd.DataFrame:
+    path = folder / "u.item"
+    names = GENRES.split("|")
+    raw = _fields(path, "|", 5 + len(names))
+    refuse(raw[0].duplicated().to_numpy(), raw[0].tolist(), f"{path}", "an item must occur once", "line")
+    flags = (raw.iloc[:, 5:] == "1").to_numpy()
+    genres = ["|".join(name for name, flag in zip(names, row, strict=True) if flag) for row in flags]
+    return pd.DataFrame({"key": raw[0], "title": raw[1], "categories": pd.Series(genres, dtype="str")})
+
+
+def _cached() -> Path:
+    """Return the cached directory, downloaded now if it is not there."""
+    cache = Path(platformdirs.user_cache_dir("fedrec"))
+    folder = cache / "ml-100k"
+    if all((folder / name).is_file() for name in FILES):
+        return folder
+    help_ = f"fetch {URL} elsewhere and unpack it to {folder}, or name its directory with --data-dir"
+    try:
+        with urllib.request.urlopen(URL, timeout=20) as reply:
+            content = reply.read()
+        if _md5(content) != ZIP_MD5:
+            raise UserError(f"ml-100k: the download's MD5 must be {ZIP_MD5}, found {_md5(content)}; {help_}")
+        _unpack(content, cache, folder)
+    except (OSError, http.client.HTTPException) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"ml-100k: must be in the cache or be downloaded, found {reason}; {help_}") from None
+    return folder
+
+
+def _unpack(content: bytes, cache: Path, folder: Path) -> None:
+    """Write the expected files of the archive to `folder`, all of them or none."""
+    cache.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(dir=cache))
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            for name in FILES:
+                (partial / name).write_bytes(archive.read(f"ml-100k/{name}"))
+        # What stands there lacks a file, or another process has just finished: either way ours is complete.
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.replace(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

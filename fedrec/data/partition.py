@@ -1,0 +1,150 @@
+"""Who holds which interactions: by platform, users in silos, or one client per user."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import isfinite
+from typing import Literal, get_args
+
+import numpy as np
+
+from fedrec import seeds
+from fedrec.data.split import TEST, TRAIN, VALIDATION, Split, divide, first_of, ordered
+from fedrec.data.types import ClientData, Dataset, Interactions, Ints
+from fedrec.errors import UserError, choose
+
+Partition = Literal["auto", "platform", "users", "one-user"]
+SILOS = 5
+
+
+def federation(
+    dataset: Dataset,
+    *,
+    clients: int | None,
+    partition: Partition = "auto",
+    skew: float | None = None,
+    split: Split = "leave-one-out",
+    fractions: tuple[float, float] = (0.1, 0.1),
+    seed: int = 0,
+) -> tuple[ClientData, ...]:
+    """Return the clients of a dataset, each with its users, its catalogue and its split interactions.
+
+    `platform`: one client per platform, with the catalogue that the platform carries. `users`: users in `clients` silos
+    (default 5), of equal size (+-1) or of proportions drawn from Dirichlet(`skew`) with at least one user each;
+    `one-user`: one client per user, only `clients` of them if given. Both with the whole catalogue, and with a user's
+    interactions of all platforms. `auto`: `platform` if there are several, else `users`. `fractions`: validation and
+    test, for the splits `temporal` and `random`.
+
+    Raises UserError for a number of clients, a skew or fractions out of range, and for a temporal split without times.
+    """
+    choose("partition", partition, get_args(Partition))
+    choose("split", split, get_args(Split))
+    if partition == "auto":
+        partition = "platform" if len(dataset.platforms) > 1 else "users"
+    _check(clients, partition, skew, fractions)
+    frame = dataset.interactions
+    if split == "temporal" and not frame["time"].any():
+        raise UserError("split: 'temporal' needs times, found none in the data")
+    names, owner = _owners(dataset, clients, partition, skew, seed)
+    rows = _interactions(dataset)
+    order = np.argsort(owner, kind="stable")
+    bounds = np.searchsorted(owner[order], np.arange(len(names) + 1))
+    whole = np.arange(len(dataset.items))
+    federated = []
+    for i, name in enumerate(names):
+        items = _carried(dataset, i) if partition == "platform" else whole
+        federated.append(_client(name, rows.take(order[bounds[i] : bounds[i + 1]]), items, split, fractions, seed))
+    return tuple(federated)
+
+
+def _check(clients: int | None, partition: Partition, skew: float | None, fractions: tuple[float, float]) -> None:
+    if clients is not None and clients < 1:
+        raise UserError(f"clients: must be at least 1, found {clients}")
+    if skew is not None and partition != "users":
+        raise UserError(f"skew: only the partition 'users' can be skewed, found {partition!r}")
+    if skew is not None and not (isfinite(skew) and skew > 0):
+        raise UserError(f"skew: must be a finite number above 0, found {skew}")
+    validation, test = fractions
+    if not (validation >= 0 and test >= 0 and validation + test < 1):
+        raise UserError(f"fractions: must be at least 0 and sum to less than 1, found {validation}, {test}")
+
+
+def _owners(
+    dataset: Dataset, clients: int | None, partition: Partition, skew: float | None, seed: int
+) -> tuple[list[str], Ints]:
+    """Return the clients' names and the client of every interaction [n], -1 where nobody holds it."""
+    frame = dataset.interactions
+    if partition == "platform":
+        count = len(dataset.platforms)
+        if clients not in (None, count):
+            raise UserError(f"clients: the data has {count} platforms, one client each, found {clients}")
+        return list(dataset.platforms), frame["platform"].to_numpy()
+    users = np.unique(frame["user"].to_numpy())
+    count = clients if clients is not None else len(users) if partition == "one-user" else SILOS
+    if count > len(users):
+        raise UserError(f"clients: must be at most the number of users, {len(users)}, found {count}")
+    shuffled = seeds.generator(seed, "partition").permutation(users)
+    if partition == "one-user":
+        chosen = shuffled[:count]
+        names = [f"user-{key}" for key in dataset.users["key"].to_numpy()[chosen]]
+        sizes = np.ones(count, dtype=np.int64)
+    else:
+        chosen = shuffled
+        names = [f"silo-{i + 1}" for i in range(count)]
+        sizes = _sizes(len(users), count, skew, seed)
+    owner = np.full(len(dataset.users), -1)
+    owner[chosen] = np.repeat(np.arange(count), sizes)
+    return names, owner[frame["user"].to_numpy()]
+
+
+def _interactions(dataset: Dataset) -> Interactions:
+    """Return all interactions, with global ids."""
+    frame = dataset.interactions
+    return Interactions(
+        user=frame["user"].to_numpy(),
+        item=frame["item"].to_numpy(),
+        time=frame["time"].to_numpy(),
+        rating=frame["rating"].to_numpy(),
+        positive=frame["positive"].to_numpy(),
+        labels={name: frame[name].to_numpy() for name in dataset.labels},
+    )
+
+
+def _sizes(users: int, silos: int, skew: float | None, seed: int) -> Ints:
+    """Return how many users each silo gets; all get one first, so that none is empty."""
+    if skew is None:
+        return np.asarray([len(part) for part in np.array_split(np.empty(users), silos)])
+    share = seeds.generator(seed, "skew").dirichlet(np.full(silos, skew)) * (users - silos)
+    extra = np.floor(share).astype(np.int64)
+    missing = users - silos - int(extra.sum())
+    extra[np.argsort(extra - share, kind="stable")[:missing]] += 1
+    return extra + 1
+
+
+def _carried(dataset: Dataset, platform: int) -> Ints:
+    """Return a platform's catalogue: the items' column `carried_NAME` if there, else the items it has seen."""
+    column = f"carried_{dataset.platforms[platform]}"
+    if column in dataset.items:
+        return np.flatnonzero(dataset.items[column].to_numpy())
+    frame = dataset.interactions
+    return np.unique(frame["item"].to_numpy()[frame["platform"].to_numpy() == platform])
+
+
+def _client(
+    name: str, rows: Interactions, items: Ints, split: Split, fractions: tuple[float, float], seed: int
+) -> ClientData:
+    notes: tuple[str, ...] = ()
+    rows = ordered(rows, seed)
+    # A silo holds a user's interactions of all platforms: the same item twice would be both trained on and tested.
+    first = first_of(rows.user * (int(items[-1]) + 1 if len(items) else 1) + rows.item)
+    if not first.all():
+        notes += (f"{int((~first).sum())} interactions that repeat a user's item of another platform were dropped",)
+        rows = rows.take(first)
+    part, counted = divide(rows, split, fractions, seed)
+    notes += counted
+    if not rows.positive[part == TEST].any():
+        notes += ("no test item: this client is trained but not tested",)
+    users, user = np.unique(rows.user, return_inverse=True)
+    local = replace(rows, user=user, item=np.searchsorted(items, rows.item))
+    train, validation, test = (local.take(part == which) for which in (TRAIN, VALIDATION, TEST))
+    return ClientData(name, users, items, train, validation, test, notes)

@@ -1,0 +1,130 @@
+"""Train, validation and test of one client, and clients pooled into one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from math import ceil
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedrec import seeds
+from fedrec.data.types import Bools, ClientData, Interactions, Ints
+
+Split = Literal["leave-one-out", "temporal", "random"]
+TRAIN, VALIDATION, TEST = 0, 1, 2
+
+
+def chance(user: Ints, item: Ints, seed: int) -> NDArray[np.float64]:
+    """Return one number in [0, 1) per (user, item), global ids [n], that depends on nothing but them and the seed.
+
+    SplitMix64's finaliser over the pair, so that neither the order of rows nor the partition moves an interaction
+    from one part to another.
+    """
+    state = np.full(len(user), seeds.derive(seed, "split"), dtype=np.uint64)
+    for word in (user, item):
+        state = (state ^ word.astype(np.uint64)) + np.uint64(0x9E3779B97F4A7C15)
+        state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        state = state ^ (state >> np.uint64(31))
+    return np.asarray((state >> np.uint64(11)) * 2.0**-53, dtype=np.float64)
+
+
+def ordered(rows: Interactions, seed: int) -> Interactions:
+    """Return rows (global ids) sorted by user, then time; ties of time in a seeded order that no file order moves."""
+    return rows.take(np.lexsort((chance(rows.user, rows.item, seed), rows.time, rows.user)))
+
+
+def divide(
+    rows: Interactions, split: Split, fractions: tuple[float, float], seed: int
+) -> tuple[NDArray[np.int8], tuple[str, ...]]:
+    """Return the part (TRAIN, VALIDATION or TEST) of every row [n] of one client, and notes.
+
+    `rows` are `ordered` and have global ids; `fractions` are those of validation and test.
+
+    leave-one-out: test from a user's last positive onward, validation from the positive before it; a user with two
+    positives has no validation, a user with fewer stays in training. temporal: by the client's quantiles of time,
+    equal times on the earlier side. random: every interaction on its own.
+    """
+    if split == "leave-one-out":
+        return _leave_one_out(rows)
+    validation, test = fractions
+    part = np.zeros(len(rows), dtype=np.int8)
+    if split == "random":
+        # A stream of its own: the order of ties must not decide the part.
+        u = chance(rows.user, rows.item, seeds.derive(seed, "random"))
+        part[u < validation + test] = VALIDATION
+        part[u < test] = TEST
+    elif len(rows):
+        times = np.sort(rows.time)
+        for share, name in ((validation + test, VALIDATION), (test, TEST)):
+            last = ceil(round((1 - share) * len(rows), 6)) - 1
+            part[rows.time > times[max(last, 0)]] = name
+    return part, ()
+
+
+def _leave_one_out(rows: Interactions) -> tuple[NDArray[np.int8], tuple[str, ...]]:
+    part = np.zeros(len(rows), dtype=np.int8)
+    _, start, user = np.unique(rows.user, return_index=True, return_inverse=True)
+    total = np.bincount(user, weights=rows.positive).astype(np.int64)
+    seen = np.cumsum(rows.positive)
+    seen = seen - (seen - rows.positive)[start][user]  # positives of the user up to and including this row
+    left = total[user] - seen
+    part[(left == 0) & (total[user] >= 2)] = TEST
+    part[(left == 1) & (total[user] >= 3)] = VALIDATION
+    few = int((total < 2).sum())
+    if not few:
+        return part, ()
+    what = "a single interaction" if rows.positive.all() else "fewer than two positives"
+    return part, (f"{few} user{'s' * (few > 1)} with {what} {'are' if few > 1 else 'is'} kept for training only",)
+
+
+def pool(clients: Sequence[ClientData]) -> ClientData:
+    """Return one client `pooled` over the union of users and of items: the data of the pooled upper bound.
+
+    The same global id on two clients is one user. A (user, item) that two clients hold in training is kept once, the
+    first in time; one that any client holds out is not trained on. `members` are the clients.
+    """
+    users = np.unique(np.concatenate([client.users for client in clients]))
+    items = np.unique(np.concatenate([client.items for client in clients]))
+
+    def gather(name: Literal["train", "validation", "test"]) -> Interactions:
+        parts = []
+        for client in clients:
+            part: Interactions = getattr(client, name)
+            user = np.searchsorted(users, client.users)[part.user]
+            item = np.searchsorted(items, client.items)[part.item]
+            parts.append(replace(part, user=user, item=item))
+        return _concatenate(parts)
+
+    def pair(rows: Interactions) -> Ints:
+        return rows.user * len(items) + rows.item
+
+    train, validation, test = gather("train"), gather("validation"), gather("test")
+    train = train.take(np.lexsort((train.item, train.time, train.user)))
+    kept = train.take(first_of(pair(train)) & ~np.isin(pair(train), np.concatenate([pair(validation), pair(test)])))
+    dropped = len(train) - len(kept)
+    note = f"{dropped} training interactions that repeat a user's item of another client were dropped"
+    return ClientData(
+        "pooled", users, items, kept, validation, test, notes=(note,) if dropped else (), members=tuple(clients)
+    )
+
+
+def first_of(keys: Ints) -> Bools:
+    """Return a mask [n] that is true where a key occurs for the first time."""
+    mask = np.zeros(len(keys), dtype=np.bool_)
+    mask[np.unique(keys, return_index=True)[1]] = True
+    return mask
+
+
+def _concatenate(parts: Sequence[Interactions]) -> Interactions:
+    return Interactions(
+        np.concatenate([part.user for part in parts]),
+        np.concatenate([part.item for part in parts]),
+        np.concatenate([part.time for part in parts]),
+        np.concatenate([part.rating for part in parts]),
+        np.concatenate([part.positive for part in parts]),
+        {name: np.concatenate([part.labels[name] for part in parts]) for name in parts[0].labels},
+    )

@@ -1,0 +1,180 @@
+"""Any CSV or Parquet table of interactions, its columns mapped to roles."""
+
+from __future__ import annotations
+
+import gzip
+import warnings
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from fedrec.data.checks import canonical, refuse
+from fedrec.data.types import Dataset, Ints
+from fedrec.errors import UserError, choose
+
+ALIASES = {"timestamp": "time", "categories": "category"}
+ROLES = ("user", "item", "rating", "time", "platform", "title", "category", "label")
+RESERVED = ("user", "item", "platform", "time", "rating", "positive")
+MISSING = ["", "nan", "NaN", "NULL", "null"]
+BINARY = {"0": False, "1": True, "0.0": False, "1.0": True, "false": False, "true": True}
+
+
+def table(path: Path, columns: str) -> Dataset:
+    """Return the interactions of a CSV (also gzipped) or Parquet file.
+
+    `columns` maps roles to the file's columns, for instance `user=user,item=asin,platform=domain,label=click`. Roles:
+    user and item (required), rating, time (or timestamp: seconds, or ISO dates), platform, title, category (or
+    categories), and any number of labels, whose values are 0, 1, true or false. The same user key on two platforms is
+    one user. With ratings that reach 4, the label `like` is rating >= 4. A row is a positive where the first label
+    given is true; without labels, every row is. Users, items and platforms are numbered in the order of their keys.
+
+    Raises UserError, naming column, row (from 1 below the header) and value, for whatever cannot be read.
+    """
+    roles, labels = _roles(columns)
+    wanted = list(dict.fromkeys([*roles.values(), *labels]))
+    raw = _parquet(path, wanted) if path.suffix in (".parquet", ".pq") else _csv(path, wanted)
+    if raw.empty:
+        raise UserError(f"{path.name}: must hold at least one row, found an empty table")
+    given = {role: raw[column].rename(f"{path.name}, column {column!r}") for role, column in roles.items()}
+    users, user = _ids(given["user"])
+    items, item = _ids(given["item"])
+    platforms, platform = _ids(given["platform"]) if "platform" in given else (["all"], np.zeros(len(raw), np.int64))
+    frame = pd.DataFrame({"user": user, "item": item, "platform": platform})
+    frame["time"] = _times(given["time"]) if "time" in given else 0
+    frame["rating"] = _ratings(given["rating"]) if "rating" in given else np.float32("nan")
+    frame["positive"] = True
+    for label in labels:
+        frame[label] = _binary(raw[label].rename(f"{path.name}, column {label!r}"))
+    if labels:
+        frame["positive"] = frame[labels[0]]
+    if frame["rating"].max() >= 4 and "like" not in labels:
+        frame["like"] = frame["rating"] >= 4
+        labels = (*labels, "like")
+    frame["row"] = np.arange(len(raw))
+    interactions, notes = canonical(frame)
+    catalogue = _items(interactions, items, given)
+    people = pd.DataFrame({"key": pd.Series(users, dtype="str")})
+    return Dataset(path.name, interactions.drop(columns="row"), people, catalogue, tuple(platforms), labels, notes)
+
+
+def _roles(columns: str) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Return the column of every role, and the label columns in the order given."""
+    roles: dict[str, str] = {}
+    labels: list[str] = []
+    for part in filter(None, columns.split(",")):
+        role, equals, column = (text.strip() for text in part.partition("="))
+        if not (equals and column):
+            raise UserError(f"columns: must be role=column, found {part!r}")
+        role = choose("columns", role, [*ROLES, *ALIASES])
+        role = ALIASES.get(role, role)
+        if role in roles or (role == "label" and column in labels):
+            raise UserError(f"columns: each role must be given once, found {part!r} again")
+        if role != "label":
+            roles[role] = column
+        elif column in RESERVED:
+            raise UserError(f"columns: a label must not be named {', '.join(RESERVED)}, found {column!r}")
+        else:
+            labels.append(column)
+    for role in ("user", "item"):
+        if role not in roles:
+            raise UserError(f"columns: must map {role} (as in user=user,item=item), found {columns!r}")
+    return roles, tuple(labels)
+
+
+def _choose_columns(wanted: list[str], found: list[str], path: Path) -> None:
+    for column in wanted:
+        choose(f"column of {path.name}", column, found)
+
+
+def _csv(path: Path, wanted: list[str]) -> pd.DataFrame:
+    """Return the wanted columns as text."""
+    try:
+        with warnings.catch_warnings():
+            # Rows longer than the header mean a shifted column: pandas cuts them where it reads some columns only, and
+            # only warns where all rows are long.
+            warnings.simplefilter("error", pd.errors.ParserWarning)
+            frame = pd.read_csv(path, dtype="str", index_col=False, keep_default_na=False, na_values=MISSING)
+    except pd.errors.EmptyDataError:
+        raise UserError(f"{path.name}: must hold at least one row, found an empty file") from None
+    except UnicodeDecodeError:
+        raise _not_utf8(path) from None
+    except (OSError, EOFError, ValueError, zlib.error, pd.errors.ParserWarning) as error:
+        raise _unreadable(path, "a readable CSV file", error) from None
+    _choose_columns(wanted, list(frame.columns), path)
+    return frame[wanted]
+
+
+def _parquet(path: Path, wanted: list[str]) -> pd.DataFrame:
+    """Return the wanted columns as text."""
+    try:
+        import pyarrow as pa  # type: ignore[import-untyped]
+        import pyarrow.parquet as pq  # type: ignore[import-untyped]
+    except ImportError:
+        raise UserError(f"{path.name}: reading Parquet needs pyarrow, found none installed") from None
+    try:
+        with pq.ParquetFile(path) as file:
+            _choose_columns(wanted, file.schema_arrow.names, path)
+            frame: pd.DataFrame = file.read(columns=wanted).to_pandas()
+    except UserError:
+        raise
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise _unreadable(path, "a readable Parquet file", error) from None
+    return frame.reset_index(drop=True).astype("str")
+
+
+def _unreadable(path: Path, rule: str, error: Exception) -> UserError:
+    return UserError(f"{path}: must be {rule}, found {' '.join(str(error).split()) or type(error).__name__}")
+
+
+def _not_utf8(path: Path) -> UserError:
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError as error:
+                return UserError(f"{path.name}, line {number}: must be UTF-8, found {line[error.start : error.end]!r}")
+    return UserError(f"{path.name}: must be UTF-8, found other bytes")
+
+
+def _ids(column: pd.Series) -> tuple[list[str], Ints]:
+    """Return the distinct keys in ascending order, and the index of every row's key [n]."""
+    refuse(column.isna().to_numpy(), column, f"{column.name}", "must not be empty")
+    codes, keys = pd.factorize(column, sort=True)
+    return keys.tolist(), codes.astype(np.int64)
+
+
+def _ratings(column: pd.Series) -> pd.Series:
+    number = pd.to_numeric(column, errors="coerce").astype(np.float64)
+    refuse(~(number.abs() < 1e30).to_numpy(), column, f"{column.name}", "a rating must be a finite number")
+    return number.astype(np.float32)
+
+
+def _binary(column: pd.Series) -> pd.Series:
+    values = column.str.strip().str.lower().map(BINARY)
+    refuse(values.isna().to_numpy(), column, f"{column.name}", "a label must be 0, 1, true or false")
+    return values.astype(np.bool_)
+
+
+def _times(column: pd.Series) -> pd.Series:
+    """Return whole seconds; a column of numbers is taken as such, another as ISO dates (UTC where no zone is given)."""
+    number = pd.to_numeric(column, errors="coerce").astype(np.float64)
+    if number.notna().any():
+        refuse(~(number.abs() < 2**53).to_numpy(), column, f"{column.name}", "a time must be a number of seconds")
+        return (number // 1).astype(np.int64)
+    date = pd.to_datetime(column, format="ISO8601", utc=True, errors="coerce")
+    refuse(date.isna().to_numpy(), column, f"{column.name}", "a time must be a number of seconds or an ISO date")
+    return pd.Series(date.dt.tz_localize(None).to_numpy().astype("datetime64[s]").astype(np.int64))
+
+
+def _items(interactions: pd.DataFrame, keys: list[str], given: Mapping[str, pd.Series]) -> pd.DataFrame:
+    """Return the catalogue: of every item the first title and categories that are not empty, else its key and ""."""
+    items = pd.DataFrame({"key": pd.Series(keys, dtype="str")})
+    items["title"], items["categories"] = items["key"], pd.Series([""] * len(items), dtype="str")
+    for role, column in (("title", "title"), ("category", "categories")):
+        if role in given:
+            text = given[role].take(interactions["row"].to_numpy()).set_axis(interactions["item"].to_numpy()).dropna()
+            items[column] = text[~text.index.duplicated()].reindex(items.index).fillna(items[column]).astype("str")
+    return items

@@ -1,0 +1,158 @@
+"""The command line, configuration files and Flower's run_config: three ways to write down one Experiment."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, get_args
+
+from fedrec.errors import UserError, choose
+from fedrec.experiment import Experiment, build
+from simulations.methods import METHODS
+from simulations.options import FIELDS, OPTIONS, flag, flatten, parser
+
+
+@dataclass(frozen=True)
+class Command:
+    """What the command line asks for."""
+
+    experiment: Experiment
+    out: Path | None = None
+    quiet: bool = False
+    compare: bool = False
+
+
+class Given(NamedTuple):
+    """A value for a field, and what to call its place in an error."""
+
+    value: Any
+    where: str
+
+
+def parse(argv: Sequence[str]) -> Command:
+    """Return the command that `argv` (without the program's name) gives.
+
+    From low to high: defaults, the method of the --config file, the file's fields, the method flag, the other flags.
+    Raises UserError, and SystemExit(0) after --help.
+    """
+    options, extra = parser().parse_known_args(argv)
+    if extra:
+        name = extra[0].partition("=")[0]
+        if not name.startswith("-"):
+            raise UserError(f"argument {name!r}: a value must follow its option, as in --rounds 20")
+        raise UserError(f"option {name}: no such option{nearest(name, OPTIONS)}")
+    given = vars(options)
+    out, config = given.pop("out", None), given.pop("config", None)
+    quiet, compare = given.pop("quiet", False), given.pop("compare", False)
+    file = read_config(config) if config else {}
+    experiment = resolve(file, {path: Given(value, f"option {flag(path)}") for path, value in given.items()})
+    return Command(experiment, Path(out) if out else None, quiet, compare)
+
+
+def overrides(run_config: Mapping[str, bool | float | int | str]) -> Experiment:
+    """Return the experiment of Flower's flat run_config: field names with "-" or "_", dotted for nested fields.
+
+    A key `experiment` that is not empty holds a whole experiment as JSON, and then it alone counts. Raises UserError.
+    """
+    values = dict(run_config)
+    whole = str(values.pop("experiment", ""))
+    if not whole:
+        return resolve(fields(values, "run-config"))
+    try:
+        content = json.loads(whole)
+    except ValueError as error:
+        raise UserError(f"run-config experiment: must be JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise UserError(f"run-config experiment: must hold named fields, found {type(content).__name__}")
+    return build(content)
+
+
+def resolve(*layers: Mapping[str, Given]) -> Experiment:
+    """Return the experiment of the layers; a later one wins, and a layer's method lies just below its other fields."""
+    values: dict[str, Any] = {}
+    for layer in layers:
+        if "method" in layer:
+            method = METHODS[choose(layer["method"].where, str(layer["method"].value), METHODS)]
+            # The fields that it leaves at their defaults count too: nothing of the method that it replaces may remain.
+            values |= flatten(method.model_dump())
+        values |= {path: convert(path, given) for path, given in layer.items()}
+    where = {path: given.where for layer in layers for path, given in layer.items()}
+    try:
+        return build(nest(values))
+    except UserError as error:
+        raise UserError(located(str(error), where)) from None
+
+
+def convert(path: str, given: Given) -> Any:
+    """Return a value as `build` takes it: `none` is None where that is allowed, and data_dir is made absolute.
+
+    A client may run in a process with another working directory.
+    """
+    value = given.value
+    if value == "none" and type(None) in get_args(FIELDS[path].annotation):
+        return None
+    if path == "data_dir" and isinstance(value, str):
+        if not value:
+            raise UserError(f"{given.where}: must name a file or a folder, found ''")
+        return Path(value).absolute()
+    return value
+
+
+def located(message: str, where: Mapping[str, str]) -> str:
+    """Return an error of `build` with the place that the field came from instead of the field's name."""
+    name, colon, rest = message.partition(":")
+    path = name
+    while path not in where and "." in path:
+        path = path.rpartition(".")[0]
+    return f"{where[path]}{colon}{rest}" if path in where else message
+
+
+def read_config(file: str) -> dict[str, Given]:
+    """Return the fields of a JSON or TOML file; those under the key `experiment` if there is one. Raises UserError."""
+    path = Path(file)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        content = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
+    except OSError as error:
+        raise UserError(f"option --config: must be a readable file, found {file!r} ({error.strerror})") from None
+    except (ValueError, RecursionError) as error:
+        kind = "TOML" if path.suffix == ".toml" else "JSON"
+        raise UserError(f"option --config: {file} must be {kind} in UTF-8 ({error})") from None
+    content = content.get("experiment", content) if isinstance(content, dict) else content
+    if not isinstance(content, dict):
+        raise UserError(f"option --config: {file} must hold named fields, found {type(content).__name__}")
+    return fields(content, file)
+
+
+def fields(content: Mapping[str, Any], source: str) -> dict[str, Given]:
+    """Return the content by dotted path with "_" for "-"; raises UserError for a name that is no field."""
+    values: dict[str, Given] = {}
+    for name, value in flatten(content).items():
+        path = name.replace("-", "_")
+        if path not in FIELDS:
+            raise UserError(f"{source}: {name!r} is no field of an experiment{nearest(path, FIELDS)}")
+        values[path] = Given(value, f"{source}: {name}")
+    return values
+
+
+def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the nested mappings whose `flatten` is `flat`."""
+    nested: dict[str, Any] = {}
+    for path, value in flat.items():
+        *parents, name = path.split(".")
+        inner = nested
+        for parent in parents:
+            inner = inner.setdefault(parent, {})
+        inner[name] = value
+    return nested
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """Return the hint for a wrong name: the nearest valid one, if any is near."""
+    by_stem = {one.lstrip("-"): one for one in valid}
+    near = difflib.get_close_matches(name.lstrip("-"), by_stem, n=1)
+    return f"; did you mean {by_stem[near[0]]}?" if near else "; see --help"

@@ -1,0 +1,55 @@
+"""The closing table of a run on the terminal."""
+
+import math
+from pathlib import Path
+
+import pandas as pd
+from rich import box
+from rich.table import Table
+
+from fedrec.report import comparison
+
+MANY = 20
+SHORT = {"no detectable difference": "unclear"}
+
+
+def table(run_dir: Path) -> Table:
+    """Return the test metric that speaks for each client's task beside its baselines; only means for many clients."""
+    rows = comparison(run_dir)
+    rows = rows[rows["primary"]]
+    measures = list(dict.fromkeys(zip(rows["task"], rows["metric"], strict=True)))
+    title = ", ".join(f"{task} {metric}" for task, metric in measures)
+    protocol = "".join(rows["protocol"].unique())
+    shown = Table(title=f"Test {title} {protocol}".strip(), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("client", "federated", "alone", "difference [95%]", "pooled", "popular", "taking part"):
+        shown.add_column(name, no_wrap=name != "client", justify="left" if name in ("client", "taking part") else "right")
+    if len(rows) <= MANY:
+        for _, row in rows.iterrows():
+            label = str(row["client"]) if len(measures) == 1 else f"{row['client']} {row['task']}"
+            shown.add_row(label, *line(row), SHORT.get(str(row["verdict"]), str(row["verdict"])))
+    names = ["federated", "local", "local_difference", "pooled", "popularity"]
+    for (task, metric), mean in rows.groupby(["task", "metric"], sort=False)[names].mean().iterrows():  # type: ignore[misc]
+        who = f"mean of {((rows['task'] == task) & (rows['metric'] == metric)).sum()}"
+        label = who if len(measures) == 1 else f"{who} {task}"
+        difference = signed(mean["local_difference"])
+        cells = [number(mean["federated"]), number(mean["local"]), difference, number(mean["pooled"]), number(mean["popularity"])]
+        shown.add_row(label, *cells, "")
+    return shown
+
+
+def line(row: "pd.Series[float]") -> list[str]:
+    """Return the cells of one client's row."""
+    gain = signed(row["local_difference"])
+    if not math.isnan(row["local_low"]):
+        gain += f" [{signed(row['local_low'])}, {signed(row['local_high'])}]"
+    return [number(row["federated"]), number(row["local"]), gain, number(row["pooled"]), number(row["popularity"])]
+
+
+def number(value: float) -> str:
+    """Return a metric with four digits, or a dash if it was not measured."""
+    return "-" if math.isnan(value) else f"{value:.4f}"
+
+
+def signed(value: float) -> str:
+    """Return a difference with its sign, or a dash."""
+    return "-" if math.isnan(value) else f"{value:+.3f}"

@@ -1,0 +1,137 @@
+"""The flags of the command line: one for every field of Experiment, and their help."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, NoReturn, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from fedrec.errors import UserError
+from fedrec.experiment import Experiment, Method
+from simulations.methods import METHODS
+
+# What --help groups together; a method's fields form a group of their own, and the rest is training.
+GROUPS = {
+    "data": "clients dataset data_dir columns similarity conflicting partition skew split fractions",
+    "method": "",
+    "training": "",
+    "evaluation": "metrics candidates patience eval_every",
+    "running": "seed engine device",
+}
+
+EXAMPLES = """\
+examples:
+  python -m simulations.run --clients 5
+  python -m simulations.run --clients 5 --dataset ml-100k --rounds 30 --compare
+  python -m simulations.run --dataset table --data-dir sales.csv.gz --columns user=user,item=sku,platform=shop
+  python -m simulations.run --method fedrep --task 'rank;shop-1=buy' --metrics ndcg@10,hr@10 --patience 5
+  python -m simulations.run --config runs/first/experiment.json --seed 1 --out runs/second
+
+--config reads plain fields, or the experiment.json of a run. The command line wins over the file; a method given there
+replaces the file's method as a whole. Of a flag that is given twice, the last one counts."""
+
+
+def leaves(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Yield the dotted path and the definition of every field, those of nested models included."""
+    for name, info in model.model_fields.items():
+        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+            yield from leaves(info.annotation, f"{prefix}{name}.")
+        else:
+            yield prefix + name, info
+
+
+def flag(path: str) -> str:
+    """Return the flag of a field."""
+    return "--" + path.replace("_", "-")
+
+
+FIELDS = dict(leaves(Experiment))
+OPTIONS = [*map(flag, FIELDS), "--out", "--config", "--compare", "--quiet", "--help"]
+
+
+def flatten(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested mappings as one, by dotted path."""
+    flat: dict[str, Any] = {}
+    for name, value in content.items():
+        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) and value else {prefix + name: value}
+    return flat
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message.replace("argument --", "option --", 1))
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser: a flag for every field of Experiment, and those that decide nothing about the result."""
+    made = _Parser(
+        prog="python -m simulations.run",
+        description="Train recommenders that learn together, each with a private part, and report whether it helped.",
+        usage="%(prog)s [--FIELD VALUE ...] [--config FILE] [--out DIR] [--compare] [--quiet]",
+        epilog=f"{described_methods()}\n\n{EXAMPLES}",
+        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=30, width=118),
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    groups = {name: made.add_argument_group(name) for name in GROUPS}
+    defaults = flatten(Experiment().model_dump())
+    for path, info in FIELDS.items():
+        text = f"{info.description or ''} [{shown(defaults[path])}]".replace("%", "%%")
+        if info.annotation is bool:
+            groups[group(path)].add_argument(flag(path), dest=path, action=argparse.BooleanOptionalAction, help=text)
+        else:
+            groups[group(path)].add_argument(flag(path), dest=path, metavar=metavar(info.annotation), help=text)
+    running = groups["running"]
+    running.add_argument("--out", metavar="DIR", type=nonempty, help="where the run is recorded; new or empty")
+    running.add_argument(
+        "--config", metavar="FILE", type=nonempty, help="JSON or TOML file of fields, or an experiment.json"
+    )
+    running.add_argument("--compare", action="store_true", help="also train the local and the pooled baseline")
+    running.add_argument("--quiet", action="store_true", help="print only the result")
+    return made
+
+
+def group(path: str) -> str:
+    """Return the group of a field in --help."""
+    top = path.partition(".")[0]
+    rest = "method" if top in Method.model_fields else "training"
+    return next((name for name, names in GROUPS.items() if top in names.split()), rest)
+
+
+def described_methods() -> str:
+    """Return a line for every method with the fields that it sets."""
+    lines = ["methods, and the fields that --method sets:"]
+    for name, method in METHODS.items():
+        set_fields = flatten(method.model_dump(include=method.model_fields_set - {"method"}))
+        lines.append(f"  {name:<9} " + "  ".join(f"{path}={shown(value)}" for path, value in set_fields.items()))
+    return "\n".join(lines)
+
+
+def shown(value: object) -> str:
+    """Return a value as one would type it."""
+    if isinstance(value, tuple):
+        value = ",".join(map(str, value))
+    return {"None": "none", "": "''"}.get(str(value), str(value))
+
+
+def metavar(annotation: Any) -> str:
+    """Return what --help calls a value of a type: N, X, PATH, TEXT, the words allowed, or several of them."""
+    parts = [part for part in get_args(annotation) if part is not type(None)]
+    if get_origin(annotation) is Literal:
+        return "|".join(map(str, parts))
+    if get_origin(annotation) is tuple:
+        return f"{metavar(parts[0])},..."
+    if parts:
+        return "|".join(map(metavar, parts))
+    return {int: "N", float: "X", Path: "PATH"}.get(annotation, "TEXT")
+
+
+def nonempty(text: str) -> str:
+    """Return `text`; raises the error that argparse reports if it is empty."""
+    if not text:
+        raise argparse.ArgumentTypeError("must be a path, found ''")
+    return text

@@ -1,0 +1,136 @@
+"""Studies: sweeps over experiments, each a command that prints a table and leaves it as files.
+
+`python -m simulations.studies methods --methods local,pooled,fedper --seeds 5 --dataset ml-100k --data-dir PATH`
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+
+from fedrec.errors import UserError, choose
+from fedrec.experiment import Experiment, clients_data
+from fedrec.metrics import paired
+from fedrec.records import publish, reserve, write_csv
+from simulations.baselines import run_popularity
+from simulations.check import check
+from simulations.cli import parse
+from simulations.methods import METHODS
+
+POPULARITY = "popularity"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the study that the command line names; return 0, or 2 for a wrong input."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        name = choose("study", arguments[0] if arguments else "", STUDIES)
+        STUDIES[name](arguments[1:])
+        return 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def methods_study(argv: Sequence[str]) -> None:
+    """Run a set of methods on one experiment with paired seeds, and compare them with training alone."""
+    parser = argparse.ArgumentParser(prog="python -m simulations.studies methods", allow_abbrev=False)
+    parser.add_argument("--methods", default=",".join(METHODS), help="comma-separated; popularity is always added")
+    parser.add_argument("--seeds", type=int, default=5, help="paired seeds: 0, 1, ... share data, start and order")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
+    parser.add_argument("--out", type=Path, default=Path("runs/study-methods"), help="a new folder for the results")
+    options, flags = parser.parse_known_args(argv)
+    names = [choose("methods", name, METHODS) for name in options.methods.split(",")]
+    if options.seeds < 1 or options.workers < 1:
+        raise UserError(f"seeds, workers: must be at least 1, found {options.seeds}, {options.workers}")
+    runs = {
+        (name, seed): parse([*flags, "--method", name, "--seed", str(seed)]).experiment
+        for seed in range(options.seeds)
+        for name in names
+    }
+    for experiment in runs.values():
+        check(experiment)
+    home = reserve(options.out)
+    results = pd.concat(run_all(runs, home, options.workers))
+    results.to_csv(home / "results.csv", index=False)
+    table = summary(results, [*names, POPULARITY])
+    write_csv(home / "summary.csv", table)
+    publish(home, options.out)
+    show(table, f"{options.seeds} paired seeds; the mean over clients, 95% intervals over seeds")
+    print(f"results: {options.out}")
+
+
+def run_all(runs: dict[tuple[str, int], Experiment], home: Path, workers: int) -> Iterable[pd.DataFrame]:
+    """Run every experiment in a pool of processes; return the test rows of each, and of popularity for each seed."""
+    jobs = [(name, seed, e, home / f"{name}-{seed}") for (name, seed), e in runs.items()]
+    first = next(iter(runs))[0]
+    jobs += [(POPULARITY, seed, e, home / f"{POPULARITY}-{seed}") for (name, seed), e in runs.items() if name == first]
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        yield from pool.map(run_one, jobs)
+
+
+def run_one(job: tuple[str, int, Experiment, Path]) -> pd.DataFrame:
+    """Run one experiment in this process; return its test rows with its method and seed."""
+    from simulations.apps import apps_for
+    from simulations.engines import run_inline
+
+    name, seed, experiment, home = job
+    if name == POPULARITY:
+        run_popularity(experiment, home)
+    else:
+        home.mkdir()
+        run_inline(*apps_for(experiment, home), len(clients_data(experiment)))
+    rows = pd.read_csv(home / "clients.csv")
+    return rows[rows["split"] == "test"].assign(method=name, seed=seed)
+
+
+def summary(results: pd.DataFrame, names: Sequence[str]) -> list[dict[str, str | float]]:
+    """Return a row for each method, task and metric: the mean over clients and seeds, its paired difference to `local`
+    with a Student-t interval over seeds, and the share of `pooled` that it reaches."""
+    means = results.groupby(["task", "metric", "method", "seed"], sort=False)["value"].mean()
+    rows: list[dict[str, str | float]] = []
+    for task, metric in dict.fromkeys(zip(results["task"], results["metric"], strict=True)):
+        by_method = {name: means.loc[task, metric, name].sort_index().to_numpy(np.float64) for name in names}
+        for name, values in by_method.items():
+            row: dict[str, str | float] = {"task": task, "metric": metric, "method": name, "mean": float(values.mean())}
+            row["sd"] = float(values.std(ddof=1)) if len(values) > 1 else float("nan")
+            for other in ("local", "pooled"):
+                if other in by_method and other != name:
+                    p = paired(values, by_method[other])
+                    row |= {f"minus_{other}": p.mean, f"minus_{other}_low": p.low, f"minus_{other}_high": p.high}
+            if "pooled" in by_method:
+                row["share_of_pooled"] = float(values.mean() / by_method["pooled"].mean())
+            rows.append(row)
+    return rows
+
+
+def show(rows: Sequence[dict[str, str | float]], title: str) -> None:
+    """Print a summary as a table."""
+    table = Table(title=title, title_justify="left")
+    for name in ("task", "metric", "method", "mean", "sd", "minus local [95%]", "minus pooled [95%]", "of pooled"):
+        table.add_column(name)
+    for row in rows:
+        gains = [
+            f"{row[f'minus_{o}']:+.4f} [{row[f'minus_{o}_low']:+.4f}, {row[f'minus_{o}_high']:+.4f}]"
+            if f"minus_{o}" in row
+            else ""
+            for o in ("local", "pooled")
+        ]
+        share = f"{row['share_of_pooled']:.3f}" if "share_of_pooled" in row else ""
+        cells = [str(row["task"]), str(row["metric"]), str(row["method"]), f"{row['mean']:.4f}", f"{row['sd']:.4f}"]
+        table.add_row(*cells, *gains, share)
+    Console().print(table)
+
+
+STUDIES = {"methods": methods_study}
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,213 @@
+"""Tables: roles, types, and an error of one line for each thing that can be wrong."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from fedrec.data import load, table
+from fedrec.errors import UserError
+
+GOOD = "who,what,stars,when,where,name,genre,click,buy\n" + "\n".join(
+    (
+        "bo,x1,5,100,north,Alpha,a|b,1,true",
+        "al,x2,3.5,90,north,Beta,,0,false",
+        "al,x1,4,80,south,,,1,0",
+        "bo,x2,1,70,south,Beta,c,0,0",
+    )
+)
+ALL = "user=who,item=what,rating=stars,timestamp=when,platform=where,title=name,categories=genre,label=click,label=buy"
+
+
+Write = Callable[..., Path]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    def write(content: str | bytes, name: str = "t.csv") -> Path:
+        path = tmp_path / name
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        return path
+
+    return write
+
+
+def test_every_role_is_read(write: Write) -> None:
+    data = table(write(GOOD), ALL)
+    assert data.users["key"].tolist() == ["al", "bo"]
+    assert data.items.to_dict("list") == {"key": ["x1", "x2"], "title": ["Alpha", "Beta"], "categories": ["a|b", "c"]}
+    assert data.platforms == ("north", "south")
+    assert data.labels == ("click", "buy", "like")
+    expected = pd.DataFrame(
+        {
+            "user": [0, 1, 0, 1],
+            "item": [1, 0, 0, 1],
+            "platform": [0, 0, 1, 1],
+            "time": [90, 100, 80, 70],
+            "rating": np.asarray([3.5, 5, 4, 1], dtype=np.float32),
+            "positive": [False, True, True, False],
+            "click": [False, True, True, False],
+            "buy": [False, True, False, False],
+            "like": [False, True, True, False],
+        }
+    )
+    pd.testing.assert_frame_equal(data.interactions, expected)
+
+
+def test_only_user_and_item_are_needed(write: Write) -> None:
+    data = table(write(GOOD), "user=who,item=what")
+    assert data.platforms == ("all",)
+    assert data.labels == ()
+    assert data.items["title"].tolist() == ["x1", "x2"]
+    assert data.interactions["positive"].all()
+    assert data.interactions["rating"].isna().all()
+    assert (data.interactions["time"] == 0).all()
+
+
+@pytest.mark.parametrize("kind", ["gzip", "parquet", "bom", "crlf"])
+def test_other_containers_give_the_same(write: Write, tmp_path: Path, kind: str) -> None:
+    frame = pd.read_csv(write(GOOD))
+    if kind == "gzip":
+        path = write(gzip.compress(GOOD.encode()), "t.csv.gz")
+    elif kind == "bom":
+        path = write("\ufeff" + GOOD)
+    elif kind == "crlf":
+        path = write(GOOD.replace("\n", "\r\n"))
+    else:
+        frame["when"] = pd.to_datetime(frame["when"], unit="s")
+        frame["click"] = frame["click"].astype(bool)
+        frame.to_parquet(path := tmp_path / "t.parquet")
+    pd.testing.assert_frame_equal(table(path, ALL).interactions, table(write(GOOD, "plain.csv"), ALL).interactions)
+
+
+def test_like_needs_a_scale_that_reaches_four(write: Write) -> None:
+    assert table(write("u,i,r\na,b,3\na,c,1"), "user=u,item=i,rating=r").labels == ()
+    assert table(write("u,i,r\na,b,4\na,c,1"), "user=u,item=i,rating=r").labels == ("like",)
+
+
+def test_times_are_numbers_or_iso_dates(write: Write) -> None:
+    def seconds(*times: str) -> list[int]:
+        lines = "".join(f"u{n},i,{t}\n" for n, t in enumerate(times))
+        return table(write("u,i,t\n" + lines), "user=u,item=i,time=t").interactions["time"].to_list()
+
+    assert seconds("12", "13.9", "-0.5") == [12, 13, -1]
+    # 1970-01-02 is one day, 86400 s; 01:00+01:00 is midnight UTC.
+    assert seconds("1970-01-02", "1970-01-01T00:00:05Z", "1970-01-02 01:00:00+01:00") == [86400, 5, 86400]
+
+
+def test_duplicates_keep_the_first_in_time_and_are_counted(write: Write) -> None:
+    data = table(write("u,i,t,r\na,x,9,1\na,x,3,2\na,x,5,4\nb,x,1,5"), "user=u,item=i,time=t,rating=r")
+    assert data.interactions["time"].tolist() == [3, 1]
+    assert data.interactions["rating"].tolist() == [2, 5]
+    assert data.notes == ("2 duplicate (platform, user, item) rows were dropped, the first in time is kept",)
+
+
+def test_duplicates_at_the_same_time_keep_the_first_row(write: Write) -> None:
+    data = table(write("u,i,r\na,y,1\na,x,2\na,x,1\na,x,5"), "user=u,item=i,rating=r")
+    assert data.interactions["rating"].tolist() == [2, 1]
+
+
+def test_the_order_of_the_rows_does_not_matter(write: Write) -> None:
+    header, *lines = GOOD.split("\n")
+    a, b = (table(write("\n".join([header, *rows])), ALL) for rows in (lines, lines[::-1]))
+    pd.testing.assert_frame_equal(a.interactions, b.interactions)
+    pd.testing.assert_frame_equal(a.items, b.items)
+
+
+def test_ids_stay_text(write: Write) -> None:
+    data = table(write("u,i\n007,NA\n7,None"), "user=u,item=i")
+    assert data.users["key"].tolist() == ["007", "7"]
+    assert data.items["key"].tolist() == ["NA", "None"]
+
+
+U = "user=u,item=i"
+BAD = {
+    "no equals": ("u,i\na,b", "user=u,item", "columns: must be role=column, found 'item'"),
+    "unknown role": ("u,i\na,b", "usr=u,item=i", "columns: .*'usr'; did you mean 'user'"),
+    "role twice": ("u,i\na,b", "user=u,item=i,user=i", "columns: .*found 'user=i' again"),
+    "alias twice": ("u,i,t\na,b,1", U + ",time=t,timestamp=t", "columns: .*found 'timestamp=t' again"),
+    "no item": ("u,i\na,b", "user=u", "columns: must map item .*found 'user=u'"),
+    "no columns": ("u,i\na,b", "", "columns: must map user .*found ''"),
+    "reserved label": ("user,i\na,b", "user=user,item=i,label=user", "columns: a label must not be .*found 'user'"),
+    "missing column": ("userid,i\na,b", "user=user_id,item=i", "column of t.csv: .*did you mean 'userid'"),
+    "empty file": ("", U, "t.csv: .*empty"),
+    "header only": ("u,i\n", U, "t.csv: must hold at least one row, found an empty table"),
+    "empty user": ("u,i\na,b\n,b", U, "t.csv, column 'u', row 2: must not be empty, found nothing"),
+    "nan item": ("u,i\na,NaN", U, "column 'i', row 1: must not be empty"),
+    "empty platform": ("u,i,p\na,b,\n", U + ",platform=p", "column 'p', row 1: must not be empty"),
+    "nan rating": ("u,i,r\na,b,1\na,c,nan", U + ",rating=r", "column 'r', row 2: a rating must .*found nothing"),
+    "inf rating": ("u,i,r\na,b,-inf", U + ",rating=r", "column 'r', row 1: .*found '-inf'"),
+    "huge rating": ("u,i,r\na,b,1e300", U + ",rating=r", "column 'r', row 1: .*found '1e300'"),
+    "text rating": ("u,i,r\na,b,1\na,c,good", U + ",rating=r", "column 'r', row 2: .*found 'good'"),
+    "label": ("u,i,l\na,b,1\na,c,yes", U + ",label=l", "column 'l', row 2: a label must be .*found 'yes'"),
+    "empty label": ("u,i,l\na,b,", U + ",label=l", "column 'l', row 1: a label .*found nothing"),
+    "time": ("u,i,t\na,b,1\na,c,soon", U + ",time=t", "column 't', row 2: a time must .*found 'soon'"),
+    "infinite time": ("u,i,t\na,b,inf", U + ",time=t", "column 't', row 1: a time must .*found 'inf'"),
+    "date": ("u,i,t\na,b,2020-01-01\na,c,2020-13-01", U + ",time=t", "'t', row 2: .*ISO date, found '2020-13-01'"),
+    "long row": ("u,i\na,b\na,b,c", U, "t.csv: must be a readable CSV file"),
+    "all rows long": ("u,i\na,b,c\na,b,c", U, "t.csv: must be a readable CSV file"),
+    "latin-1": (b"u,i\na,b\na,caf\xe9\n", U, r"t.csv, line 3: must be UTF-8, found b'\\xe9'"),
+    "latin-1 header": (b"u,i\xe9\na,b\n", U, "t.csv, line 1: must be UTF-8"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_what_cannot_be_read_is_named_in_one_line(write: Write, case: str) -> None:
+    content, columns, named = BAD[case]
+    with pytest.raises(UserError, match=named) as caught:
+        table(write(content), columns)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["t.csv.gz", "t.parquet"])
+def test_a_broken_container_is_refused(write: Write, name: str) -> None:
+    with pytest.raises(UserError, match=f"{name}: must be a readable"):
+        table(write("u,i\na,b", name), U)
+    with pytest.raises(UserError, match=f"{name}: must be a readable"):
+        table(write(gzip.compress(b"u,i\na,b\n" * 1000)[:-20], name), U)
+
+
+def test_non_utf8_in_a_gzipped_table_is_located(write: Write) -> None:
+    with pytest.raises(UserError, match="line 2: must be UTF-8"):
+        table(write(gzip.compress(b"u,i\na,\xff\n"), "t.csv.gz"), U)
+
+
+def test_a_missing_file_or_column_of_parquet_is_refused(tmp_path: Path) -> None:
+    for name in ("none.csv", "none.csv.gz", "none.parquet"):
+        with pytest.raises(UserError, match=f"{name}: must be a readable"):
+            table(tmp_path / name, U)
+    with pytest.raises(UserError, match="must be a readable"):
+        table(tmp_path, U)
+    pd.DataFrame({"user": ["a"], "item": ["b"]}).to_parquet(tmp_path / "t.parquet")
+    with pytest.raises(UserError, match=r"column of t.parquet: .*did you mean 'user'"):
+        table(tmp_path / "t.parquet", "user=usr,item=item")
+    pd.DataFrame({"u": ["a", None], "i": ["b", "c"]}).to_parquet(tmp_path / "t.parquet")
+    with pytest.raises(UserError, match="column 'u', row 2: must not be empty"):
+        table(tmp_path / "t.parquet", U)
+
+
+@pytest.mark.skipif("FEDREC_DATA" not in os.environ, reason="FEDREC_DATA does not name the folder of real data")
+def test_amazon4() -> None:
+    path = Path(os.environ["FEDREC_DATA"]) / "amazon4" / "interactions.csv.gz"
+    start = time.perf_counter()
+    data = load(
+        "table",
+        data_dir=path,
+        columns="user=user,item=asin,platform=domain,time=timestamp",
+        clients=None,
+        similarity=0,
+        conflicting=0,
+        seed=0,
+    )
+    assert time.perf_counter() - start < 3
+    assert data.platforms == ("Beauty", "Electronics", "Food", "Kitchen")
+    assert data.interactions["platform"].value_counts(sort=False).to_dict() == {0: 50329, 1: 63800, 2: 83663, 3: 89885}
+    assert (len(data.users), len(data.items)) == (9624, 52662)
+    assert (data.interactions.groupby("user")["platform"].nunique() == 4).sum() == 1994

@@ -1,0 +1,71 @@
+"""One result whatever the engine: inline and ray agree to the bit, and so do two runs with one seed."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from fedrec.experiment import Experiment, build, clients_data
+from fedrec.records import load_params
+from server.strategy import ClientFailure
+from simulations.apps import apps_for
+from simulations.engines import run_inline, run_ray
+from tests.helpers import experiment, fit, results
+
+TASKS = "rank,click*0.5;shop=rating"
+
+
+def test_the_same_seed_gives_the_same_result_to_the_bit() -> None:
+    first, second = fit(experiment(task=TASKS))[0], fit(experiment(task=TASKS))[0]
+    assert results(first) == results(second)
+    assert all(torch.equal(first.shared[name], second.shared[name]) for name in first.shared)
+
+
+def test_another_seed_gives_another_result() -> None:
+    assert results(fit(experiment(seed=0))[0]) != results(fit(experiment(seed=1))[0])
+
+
+def run_into(home: Path, e: Experiment) -> Path:
+    """Run an experiment with its engine into a folder."""
+    home.mkdir()
+    server, client = apps_for(e, home)
+    if e.engine == "ray":
+        run_ray(server, client, len(clients_data(e)), 0)
+    else:
+        run_inline(server, client, len(clients_data(e)))
+    return home
+
+
+# Ray's own worker processes and sockets are closed by its atexit handlers.
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning", "ignore::FutureWarning")
+def test_inline_and_ray_agree_to_the_bit(tmp_path: Path) -> None:
+    a = run_into(tmp_path / "inline", experiment(task=TASKS, engine="inline"))
+    b = run_into(tmp_path / "ray", experiment(task=TASKS, engine="ray"))
+    for name in ("clients.csv", "ledger.csv", "users/films.csv", "users/shop.csv"):
+        assert (a / name).read_text() == (b / name).read_text(), name
+    for path in sorted((a / "model").glob("*.safetensors")):
+        mine, other = load_params(path), load_params(b / "model" / path.name)
+        assert mine.keys() == other.keys()
+        assert all(torch.equal(mine[name], other[name]) for name in mine), path.name
+    drop = ["seconds", "evaluate_seconds"]
+    x, y = (pd.read_csv(home / "rounds.csv").drop(columns=drop) for home in (a, b))
+    pd.testing.assert_frame_equal(x, y, check_exact=True)
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("engine", ["inline", "ray"])
+def test_a_client_that_fails_is_named_with_the_kind_of_its_error(tmp_path: Path, engine: str) -> None:
+    e = experiment(engine=engine, task="rank,nosuchlabel")
+    with pytest.raises(ClientFailure, match=r"nosuchlabel"):
+        run_into(tmp_path / "run", e)
+    assert not (tmp_path / "run" / "experiment.json").exists()
+
+
+def test_the_saved_experiment_repeats_the_run_to_the_bit(tmp_path: Path) -> None:
+    home = run_into(tmp_path / "first", experiment("fedrep", task=TASKS, seed=3))
+    saved = json.loads((home / "experiment.json").read_text())["experiment"]
+    again = run_into(tmp_path / "again", build(saved))
+    for name in ("clients.csv", "ledger.csv", "users/films.csv"):
+        assert (home / name).read_text() == (again / name).read_text()

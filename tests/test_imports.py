@@ -1,0 +1,82 @@
+"""The direction of imports: parameters, seeds <- data, models ... <- training <- ... <- clients | server <- simulations."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+# A room may import rooms of a lower number, and its own; a longer name wins.
+LAYERS = {
+    "fedrec.errors": 0,
+    "fedrec.parameters": 0,
+    "fedrec.seeds": 0,
+    "fedrec.data": 1,
+    "fedrec.optimisers": 1,
+    "fedrec.metrics": 1,
+    "fedrec.sharing": 2,
+    "fedrec.tasks": 2,
+    "fedrec.models": 2,
+    "fedrec.evaluation": 3,
+    "fedrec.training": 3,
+    "fedrec.aggregation": 3,
+    "fedrec.privacy": 3,
+    "fedrec.coordination": 4,
+    "fedrec.records": 5,
+    "fedrec.experiment": 5,
+    "fedrec.wire": 5,
+    "fedrec.report": 5,
+    "clients": 6,
+    "server": 6,
+    "simulations": 7,
+}
+FILES = sorted(p for room in ("fedrec", "clients", "server", "simulations") for p in (ROOT / room).rglob("*.py"))
+
+
+def room(module: str) -> str:
+    """Return the room of a module: its longest prefix among the layers."""
+    found = [name for name in LAYERS if module == name or module.startswith(name + ".")]
+    return max(found, key=len, default="")
+
+
+def imports(path: Path) -> set[str]:
+    """Return every module that a file imports, anywhere in it."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {str(node.module)}
+    return found
+
+
+def module_of(path: Path) -> str:
+    """Return the dotted name of a file."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_of)
+def test_imports_point_only_to_lower_rooms(path: Path) -> None:
+    me = room(module_of(path))
+    for other in {room(name) for name in imports(path)} - {"", me}:
+        assert LAYERS[other] < LAYERS[me] or (LAYERS[other] == LAYERS[me] == 5), f"{me} must not import {other}"
+        assert {me, other} != {"clients", "server"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_of)
+def test_a_room_keeps_to_what_it_may_touch(path: Path) -> None:
+    me, tops = module_of(path), {name.split(".")[0] for name in imports(path)}
+    text = path.read_text(encoding="utf-8")
+    if me.startswith("fedrec") and me != "fedrec.wire":
+        assert "flwr" not in tops
+        assert "print(" not in text
+    if me.startswith("server"):
+        assert not {"fedrec.models", "fedrec.data", "fedrec.tasks", "fedrec.experiment"} & {room(n) for n in imports(path)}
+    assert "pickle" not in tops
+    assert "np.random.seed" not in text and "torch.manual_seed" not in text, "every generator comes from fedrec.seeds"
+
+
+def test_every_module_has_a_room() -> None:
+    homeless = [module_of(p) for p in FILES if not room(module_of(p)) and module_of(p) != "fedrec"]
+    assert not homeless

@@ -1,0 +1,131 @@
+"""A spy on the wire: no private tensor's name or bytes in any message, and nothing that depends on a private head alone."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from clients.memory import Memory
+from fedrec.experiment import Experiment, clients_data
+from fedrec.sharing import Contribution
+from fedrec.wire import contribution_record
+from flwr.app import Message, MetricRecord
+from tests.helpers import SpyGrid, experiment, fit
+
+CASES = [
+    experiment("fedper"),
+    experiment("fedrep"),
+    experiment("fedavg"),
+    experiment("local"),
+    experiment("fedper", model="mlp", task="rank,click*0.5;shop=rating;news=buy,rank-bce"),
+    experiment("fedprox", task="rank"),
+    experiment("fedper", model="mf;shop=mlp", task="rank"),
+]
+
+
+def content_bytes(message: Message) -> bytes:
+    """Return every name and every byte of payload of a message's content."""
+    parts: list[bytes] = []
+    for name, record in message.content.items():
+        parts.append(name.encode())
+        for key, value in record.items():
+            parts += [key.encode(), value.data if hasattr(value, "data") else repr(value).encode()]
+    return b"\0".join(parts)
+
+
+@pytest.mark.parametrize("e", CASES, ids=lambda e: f"{e.method}-{e.model}")
+def test_no_private_tensor_is_in_any_message(e: Experiment) -> None:
+    snapshots: list[tuple[str, bytes]] = []
+
+    class Watching(SpyGrid):
+        def _answer(self, message: Message) -> Message:
+            context = self.contexts[message.metadata.dst_node_id]
+            reply = super()._answer(message)
+            snapshots.extend(
+                (name, value.numpy().tobytes()) for name, value in Memory(context).private.items() if value.numel() > 2
+            )
+            return reply
+
+    from clients.app import client_app
+    from server.strategy import Coordinator
+    from simulations.apps import plan_of
+
+    grid = Watching(client_app(lambda _: (e, None)), len(clients_data(e)))
+    record = Coordinator(grid, plan_of(e)).fit(list(grid.get_node_ids()))
+    wire = [content_bytes(m) for m in [*grid.sent, *grid.received]]
+    assert len(wire) == 2 * 3 * (1 + 2 * e.rounds + 1)  # join, train and validate each round, test; both ways
+    private = {name for name, _ in snapshots}
+    assert {name.split(".")[0] for name in private} >= {"user_table"}
+    trained = {data for _, data in snapshots if any(data)}
+    assert len(trained) > 3
+    for blob in wire:
+        for name in private - {name for name in record.shared}:
+            assert name.encode() not in blob
+        for data in trained:
+            assert data not in blob
+
+
+@pytest.mark.parametrize("e", CASES, ids=lambda e: f"{e.method}-{e.model}")
+def test_messages_hold_only_what_the_contract_allows(e: Experiment) -> None:
+    _, grid = fit(e)
+    metrics = {"loss", "examples"}
+    for message in grid.sent:
+        assert set(message.content) <= {"shared", "config"}
+        assert all(e.sharing().split({name: torch.zeros(0)})[1] == {} for name in message.content.array_records["shared"])
+    for message in grid.received:
+        content = message.content
+        assert set(content) <= {"shared", "rows", "metrics", "config"}
+        assert all(e.sharing().split({name: torch.zeros(0)})[1] == {} for name in content.array_records["shared"])
+        assert set(content.config_records["config"]) == {"client", "device"}
+        names = {n if "/" not in n else n.rsplit("/", 1)[1] for n in content.metric_records["metrics"]}
+        assert names <= metrics | set(e.metrics) | {"auc", "logloss", "rmse"}
+
+
+def test_permuting_a_private_head_leaves_the_next_message_unchanged() -> None:
+    e = experiment("fedper")
+    _, grid = fit(e)
+    context = next(iter(grid.contexts.values()))
+    private = Memory(context).private
+    shared = {"item_table": torch.arange(8.0).reshape(4, 2)}
+
+    def message(head: torch.Tensor) -> str:
+        joined = e.sharing().join(shared, {**private, "heads.rank.weight": head})
+        update, _ = e.sharing().split(joined)
+        return contribution_record(Contribution("films", update, {"loss": 0.5})).object_id
+
+    head = private["heads.rank.weight"]
+    assert not torch.equal(head, head.flip(0))
+    assert message(head) == message(head.flip(0))
+
+
+def test_a_contribution_covers_the_rows_a_client_carries_not_those_it_touched() -> None:
+    e = experiment("fedper")
+    _, grid = fit(e)
+    sizes = {data.name: len(data.items) for data in clients_data(e)}
+    for message in grid.received:
+        shared = message.content.array_records["shared"]
+        if "item_table" in shared:
+            client = str(message.content.config_records["config"]["client"])
+            assert shared["item_table"].shape[0] == sizes[client]
+
+
+def test_the_length_of_a_message_does_not_depend_on_the_interactions() -> None:
+    lengths = []
+    for seed in (0, 1):
+        _, grid = fit(experiment("fedper", seed=seed, dataset="synthetic", partition="users"))
+        lengths.append([sum(len(a.data) for r in m.content.array_records.values() for a in r.values()) for m in grid.received])
+    assert lengths[0] == lengths[1]
+
+
+def test_an_error_of_a_client_does_not_quote_private_data(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    e = experiment("fedper")
+    _, grid = fit(e)
+    context = next(iter(grid.contexts.values()))
+    context.state["private"] = MetricRecord({"secret": 41.5})
+    before = next(m for m in grid.sent if m.metadata.message_type == "train")
+    reply = grid.app(before, context)
+    assert reply.has_error()
+    assert "41.5" not in reply.error.reason and "secret" not in reply.error.reason
+    assert reply.error.reason == "KeyError"
+    assert math.isfinite(reply.error.code)

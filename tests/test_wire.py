@@ -1,0 +1,99 @@
+"""Messages: what is packed comes back, what is not allowed is refused, and the ledger counts the bytes that travel."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from fedrec.sharing import Broadcast, ContractError, Contribution
+from fedrec.wire import broadcast_record, contribution_record, ledger, pack, read_broadcast, read_contribution, unpack
+
+ARRAYS = hnp.arrays(np.float32, hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4))
+
+
+@given(st.dictionaries(st.text(min_size=1, max_size=5), ARRAYS, max_size=3))
+def test_unpack_inverts_pack_to_the_bit(arrays: dict[str, np.ndarray]) -> None:
+    params = {name: torch.from_numpy(value.copy()) for name, value in arrays.items()}
+    back = unpack(pack(params))
+    assert back.keys() == params.keys()
+    assert all(back[n].numpy().tobytes() == params[n].numpy().tobytes() and back[n].shape == params[n].shape for n in params)
+
+
+def test_messages_come_back() -> None:
+    sent = Broadcast(3, {"w": torch.arange(3.0)}, keep=True, split="test")
+    got = read_broadcast(broadcast_record(sent))
+    assert (got.round, got.keep, got.split) == (3, True, "test")
+    assert torch.equal(got.values["w"], sent.values["w"])
+    reply = Contribution("shop", {"w": torch.ones(2)}, {"loss": 0.5}, "cpu", {"item": np.array([2, 5])})
+    back = read_contribution(contribution_record(reply))
+    assert (back.client, back.metrics, back.device) == ("shop", {"loss": 0.5}, "cpu")
+    assert back.rows["item"].tolist() == [2, 5]
+
+
+def test_the_bytes_of_a_message_are_a_function_of_its_content() -> None:
+    reply = Contribution("shop", {"w": torch.ones(2)}, {"loss": 0.5, "a": 1.0})
+    other = Contribution("shop", {"w": torch.ones(2)}, {"a": 1.0, "loss": 0.5})
+    assert contribution_record(reply).object_id == contribution_record(other).object_id
+
+
+def test_an_array_with_objects_is_refused_and_never_unpickled() -> None:
+    buffer = io.BytesIO()
+    np.save(buffer, np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    record = ArrayRecord({"w": Array("object", (1,), "numpy.ndarray", buffer.getvalue())})
+    with pytest.raises(ContractError, match="^w: must be a NumPy array without objects"):
+        unpack(record)
+
+
+@pytest.mark.parametrize("data", [b"", b"garbage", b"\x93NUMPY\x01\x00\xff\xff"])
+def test_a_damaged_array_is_refused(data: bytes) -> None:
+    with pytest.raises(ContractError, match="^w: must be a NumPy array"):
+        unpack(ArrayRecord({"w": Array("float32", (1,), "numpy.ndarray", data)}))
+
+
+def test_text_is_no_parameter() -> None:
+    with pytest.raises(ContractError, match="^w: must be numeric"):
+        unpack(ArrayRecord({"w": Array(np.array(["secret"]))}))
+
+
+def test_a_client_cannot_smuggle_a_record() -> None:
+    record = contribution_record(Contribution("shop", {}))
+    record["extra"] = ConfigRecord({"users": "1,2,3"})
+    with pytest.raises(ContractError, match="^record extra: must be one of"):
+        read_contribution(record)
+
+
+@pytest.mark.parametrize("missing", ["shared", "metrics", "config"])
+def test_a_missing_record_is_refused(missing: str) -> None:
+    record = contribution_record(Contribution("shop", {}))
+    del record[missing]
+    with pytest.raises(ContractError, match=f"^record {missing}: must be sent"):
+        read_contribution(record)
+
+
+def test_the_server_cannot_ask_for_more() -> None:
+    record = broadcast_record(Broadcast(1, {}))
+    record["metrics"] = MetricRecord({"send-private": 1})
+    with pytest.raises(ContractError, match="^record metrics: must be one of config, shared"):
+        read_broadcast(record)
+
+
+@pytest.mark.parametrize("config", [{}, {"round": "x", "keep": True, "split": "test"}, {"round": 1, "keep": True, "split": "train"}])
+def test_a_malformed_config_is_refused(config: dict[str, int | str | bool]) -> None:
+    record = RecordDict({"shared": ArrayRecord(), "config": ConfigRecord(config)})  # type: ignore[arg-type]
+    with pytest.raises(ContractError, match="^config: must hold round, keep and split"):
+        read_broadcast(record)
+
+
+def test_the_ledger_counts_what_travels() -> None:
+    content = contribution_record(Contribution("shop", {"item_table": torch.zeros(7, 4), "body.0.bias": torch.zeros(3)}, {"loss": 1.0}))
+    entries = ledger(content, 2, "shop", "up")
+    assert [(e.parameter, e.rows) for e in entries] == [("body.0.bias", 0), ("item_table", 7), ("metrics", 0)]
+    header = 128  # NumPy's format pads its header to a multiple of 64 bytes
+    assert [e.bytes for e in entries] == [header + 3 * 4, header + 7 * 4 * 4, len("loss") + 8]
+    arrays = sum(len(array.data) for array in content.array_records["shared"].values())
+    assert arrays == sum(e.bytes for e in entries if e.parameter != "metrics")
