@@ -20,7 +20,7 @@ lint: $(INSTALLED)
 	@$(BIN)/mypy
 
 $(INSTALLED): constraints.txt pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
 	  { echo "error: PYTHON must be Python 3.11 or newer, found '$(PYTHON)' ($$($(PYTHON) --version 2>&1 | tail -n 1))" >&2; exit 2; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet torch==2.13.0 -c constraints.txt

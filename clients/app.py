@@ -1,4 +1,4 @@
-"""The ClientApp: receive, train, reply. Its own configuration decides what it shares; the server cannot ask for more."""
+"""The ClientApp: receive, train, reply. Its configuration decides what it shares; the server cannot ask for more."""
 
 import logging
 from collections.abc import Callable
@@ -11,10 +11,10 @@ from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 
+from clients.device import device_of
 from clients.memory import Memory
 from fedrec.data import ClientData
 from fedrec.errors import UserError
-from clients.device import device_of
 from fedrec.evaluation import Evaluation, ModelScorer, Split, evaluate, members
 from fedrec.experiment import Experiment, clients_data
 from fedrec.models import Recommender
@@ -162,7 +162,9 @@ def client_app(read: Read) -> ClientApp:
         else:
             memory.evaluated(broadcast.round)
         metrics = {"/".join(key): value for key, value in found.metrics.items()}
-        return Message(contribution_record(Contribution(client.data.name, {}, metrics, client.device)), reply_to=message)
+        return Message(
+            contribution_record(Contribution(client.data.name, {}, metrics, client.device)), reply_to=message
+        )
 
     return app
 

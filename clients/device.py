@@ -6,7 +6,7 @@ from fedrec.errors import UserError
 
 
 def device_of(choice: str, client: int) -> str:
-    """Return the device of a client by its index: `auto` takes the accelerators in turn, else the CPU; a list takes turns.
+    """Return the device of a client by its index: `auto` takes the accelerators in turn, else the CPU.
 
     Raises UserError if a named device is not there.
     """
@@ -23,6 +23,8 @@ def devices(choice: str) -> list[str]:
     for part in choice.split(","):
         found = present if part == "cuda" else [part] if part == "cpu" or part in present else []
         if not found:
-            raise UserError(f"device: must be auto, cpu or one of this machine's {', '.join(present) or 'no CUDA devices'}, found {part!r}")
+            raise UserError(
+                f"device: must be auto, cpu or one of {', '.join(present) or 'no CUDA devices'} here, found {part!r}"
+            )
         names += found
     return names

@@ -29,7 +29,7 @@ def catalogue(rows: Sequence[dict[str, Ints]]) -> dict[str, Ints]:
 
 
 def carrier(client: str, values: Params, rows: dict[str, Ints], server_rows: dict[str, Ints], weight: float) -> Carrier:
-    """Return what a joining client carries; raises ContractError if a table has not one row for each id it announced."""
+    """Return what a joining client carries; raises ContractError if a table lacks one row for each id it announced."""
     positions: dict[str, Tensor] = {}
     for name, value in values.items():
         if name in TABLES:
@@ -52,8 +52,8 @@ def gather(server: Params, who: Carrier) -> Params:
 def mean(contributions: Sequence[tuple[Carrier, Params]], previous: Params | None = None) -> Params:
     """Return z = sum_i p_i x_i / sum_i p_i, each row over the clients that carry it, summed in float64.
 
-    The order of `contributions` fixes the order of the sum. A row that no contribution carries keeps its `previous` value
-    (zero without one). Shapes: a table is [server rows, dim], any other tensor has the clients' shape.
+    The order of `contributions` fixes the order of the sum. A row that no contribution carries keeps its `previous`
+    value (zero without one). Shapes: a table is [server rows, dim], any other tensor has the clients' shape.
     """
     total: dict[str, Tensor] = {}
     mass: dict[str, Tensor] = {}
@@ -66,7 +66,9 @@ def mean(contributions: Sequence[tuple[Carrier, Params]], previous: Params | Non
             scaled = who.weight * value.to("cpu", torch.float64)
             if name in who.positions:
                 total[name].index_add_(0, who.positions[name], scaled)
-                mass[name].index_add_(0, who.positions[name], torch.full((len(value),), who.weight, dtype=torch.float64))
+                mass[name].index_add_(
+                    0, who.positions[name], torch.full((len(value),), who.weight, dtype=torch.float64)
+                )
             else:
                 total[name] += scaled
                 mass[name] += who.weight
@@ -88,8 +90,12 @@ def server_shapes(carriers: Sequence[Carrier], previous: Params | None) -> dict[
                 rows = max(rows, shapes[name][0] if name in shapes else 0)
                 mine = (rows, *value.shape[1:])
                 if name in shapes and shapes[name][1:] != mine[1:]:
-                    raise ContractError(f"{name}: must have width {shapes[name][1:]}, found {mine[1:]} from {who.client}")
+                    raise ContractError(
+                        f"{name}: must have width {shapes[name][1:]}, found {mine[1:]} from {who.client}"
+                    )
                 shapes[name] = mine
             elif shapes.setdefault(name, tuple(value.shape)) != tuple(value.shape):
-                raise ContractError(f"{name}: must have shape {shapes[name]}, found {tuple(value.shape)} from {who.client}")
+                raise ContractError(
+                    f"{name}: must have shape {shapes[name]}, found {tuple(value.shape)} from {who.client}"
+                )
     return shapes

@@ -68,7 +68,9 @@ class ModelScorer:
     def score(self, task: str, user: Ints, item: Ints) -> Floats:
         """See Scorer."""
         device = self.params["item_table"].device
-        features = self.model.features(self.params, torch.from_numpy(user).to(device), torch.from_numpy(item).to(device))
+        features = self.model.features(
+            self.params, torch.from_numpy(user).to(device), torch.from_numpy(item).to(device)
+        )
         scores: Floats = self.model.head(self.params, task, features).cpu().numpy()
         return scores
 
@@ -124,7 +126,7 @@ def evaluate(
 
     rank: the held-out positives are ranked among the catalogue without the user's other known positives (training; for
     the test also validation), or among `candidates` items drawn from those that the user has never met. rating: rmse.
-    binary: auc and logloss over all rows. Per-user values are the ranking metrics, and each user's own rmse and logloss.
+    binary: auc and logloss over all rows. Per-user values are the ranking metrics and each user's rmse and logloss.
     """
     held = data.validation if split == "validation" else data.test
     means: dict[tuple[str, str, str], float] = {}
@@ -197,7 +199,7 @@ def mask_of(parts: Sequence[Interactions], users: Ints, items: int) -> Bools:
 
 
 def sample_candidates(met: Bools, count: int, rng: np.random.Generator) -> Bools:
-    """Return a mask like `met` with `count` items per row, without replacement, outside `met` (all of them if fewer)."""
+    """Return a mask like `met` with `count` items per row, without replacement, outside `met` (all if fewer)."""
     keys = rng.random(met.shape)
     keys[met] = 2.0
     count = min(count, met.shape[1])

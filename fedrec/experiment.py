@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from fedrec.data import ClientData, Dataset, federation, load, pool
+from fedrec.data import ClientData, Dataset, Market, federation, load, pool
 from fedrec.errors import UserError, choose
 from fedrec.metrics import parse_metric
 from fedrec.models import Recommender
@@ -25,10 +25,13 @@ class Method(BaseModel):
 
     method: str = Field("fedper", description="method: a value of simulations/methods.py")
     share: tuple[str, ...] = Field(
-        ("item_table", "item_bias", "body"), description="modules that are shared, by path; what is not named is private"
+        ("item_table", "item_bias", "body"),
+        description="modules that are shared, by path; what is not named is private",
     )
     phases: tuple[Phase, ...] = Field(("all",), description="what is trained locally, one phase after the other")
-    mu: float = Field(0.0, ge=0, description="FedProx: proximal weight that ties the shared parameters to the broadcast")
+    mu: float = Field(
+        0.0, ge=0, description="FedProx: proximal weight that ties the shared parameters to the broadcast"
+    )
     pool: bool = Field(False, description="one model on everyone's data, the upper bound; not federated")
 
 
@@ -38,36 +41,54 @@ class Experiment(Method):
     clients: int | None = Field(None, description="number of clients; 5, or one for each platform of the data")
     dataset: str = Field("synthetic", description="synthetic, ml-100k or table")
     data_dir: Path | None = Field(None, description="folder of ml-100k, or the CSV/Parquet file of a table")
-    columns: str = Field("", description="columns of a table: user=NAME,item=NAME[,rating=,time=,platform=,title=,label=]")
-    similarity: float = Field(0.7, ge=0, le=1, description="synthetic: 0 unrelated platforms, 1 clones")
-    conflicting: int = Field(0, ge=0, description="synthetic: number of platforms with opposite tastes")
-    partition: Literal["auto", "platform", "users", "one-user"] = Field(
-        "auto", description="who is a client: a platform, a silo of users, or one user; auto: platforms if there are several"
+    columns: str = Field(
+        "", description="columns of a table: user=NAME,item=NAME[,rating=,time=,platform=,title=,label=]"
     )
-    skew: float | None = Field(None, gt=0, description="users: Dirichlet parameter of the silo sizes; equal sizes without it")
-    split: Literal["leave-one-out", "temporal", "random"] = Field("leave-one-out", description="how test data is held out")
-    fractions: tuple[float, float] = Field((0.1, 0.1), description="temporal, random: fractions for validation and test")
+    market: Market = Field(Market(), description="the synthetic market")
+    partition: Literal["auto", "platform", "users", "one-user"] = Field(
+        "auto",
+        description="who is a client: a platform, a silo of users, or one user; auto: platforms if there are several",
+    )
+    skew: float | None = Field(
+        None, gt=0, description="users: Dirichlet parameter of the silo sizes; equal sizes without it"
+    )
+    split: Literal["leave-one-out", "temporal", "random"] = Field(
+        "leave-one-out", description="how test data is held out"
+    )
+    fractions: tuple[float, float] = Field(
+        (0.1, 0.1), description="temporal, random: fractions for validation and test"
+    )
     negatives: Literal["train", "published"] = Field(
         "train", description="training negatives avoid: train positives, or (published, LEAKING) also held-out items"
     )
     num_negatives: int = Field(1, ge=1, le=1000, description="sampled items for each positive of a rank task")
-    candidates: Literal["full"] | int = Field("full", description="items a held-out item is ranked among: full, or a number sampled")
-    task: str = Field("rank", description="tasks: rank, rank-bce, rating, a label (like, click, buy); 'rank,like*0.5;shop=buy'")
+    candidates: Literal["full"] | int = Field(
+        "full", description="items a held-out item is ranked among: full, or a number sampled"
+    )
+    task: str = Field(
+        "rank", description="tasks: rank, rank-bce, rating, a label (like, click, buy); 'rank,like*0.5;shop=buy'"
+    )
     model: str = Field("mf", description="mf or mlp, or one for each client: 'mf;shop=mlp'")
     dim: int = Field(32, ge=1, le=4096, description="width of the user and item tables")
     hidden: tuple[int, ...] = Field((64, 32), min_length=1, description="mlp: widths of the shared body")
-    metrics: tuple[str, ...] = Field(("ndcg@10", "hr@10"), min_length=1, description="ranking metrics; the first selects the round")
+    metrics: tuple[str, ...] = Field(
+        ("ndcg@10", "hr@10"), min_length=1, description="ranking metrics; the first selects the round"
+    )
     rounds: int = Field(20, ge=1, le=1_000_000, description="rounds of communication")
     local_epochs: int = Field(1, ge=1, le=10_000, description="passes over a client's data in a round")
     batch_size: int = Field(256, ge=1, description="rows in a step")
-    optimiser: Literal["sgd", "adam", "adagrad"] = Field("adam", description="local optimiser, started afresh in every round")
+    optimiser: Literal["sgd", "adam", "adagrad"] = Field(
+        "adam", description="local optimiser, started afresh in every round"
+    )
     lr: float = Field(0.01, gt=0, lt=1e6, description="local learning rate")
     l2: float = Field(0.0, ge=0, description="L2 penalty of the rows that a batch touches")
     weights: Literal["examples", "uniform"] = Field("examples", description="weight of a client in the mean")
     patience: int = Field(0, ge=0, description="stop after this many evaluations without a better validation; 0: never")
     eval_every: int = Field(1, ge=1, description="rounds between two validations")
     seed: int = Field(0, ge=0, lt=2**63, description="seed of everything random")
-    engine: Literal["ray", "inline"] = Field("ray", description="how the clients run: Flower's processes, or one by one here")
+    engine: Literal["ray", "inline"] = Field(
+        "ray", description="how the clients run: Flower's processes, or one by one here"
+    )
     device: str = Field("auto", description="auto, cpu, cuda, or a list for the clients to take turns: cuda:0,cuda:1")
 
     @field_validator("share", "phases", "metrics", "hidden", "fractions", mode="before")
@@ -92,8 +113,10 @@ class Experiment(Method):
         for client in per_client(self.task):
             tasks_of(self.task, client)
         low, high = self.fractions
-        if not (0 < low and 0 < high and low + high < 1):
-            raise UserError(f"fractions: validation and test must be positive and sum to less than 1, found {low}, {high}")
+        if not (low > 0 and high > 0 and low + high < 1):
+            raise UserError(
+                f"fractions: validation and test must be positive and sum to less than 1, found {low}, {high}"
+            )
         if self.clients is not None and self.clients < 1:
             raise UserError(f"clients: must be at least 1, found {self.clients}")
         return self
@@ -142,17 +165,16 @@ def build(values: dict[str, Any]) -> Experiment:
 
 
 @functools.lru_cache(maxsize=2)
-def read_dataset(name: str, data_dir: Path | None, columns: str, clients: int | None, similarity: float, conflicting: int, seed: int) -> Dataset:
+def read_dataset(name: str, data_dir: Path | None, columns: str, platforms: int, market: Market, seed: int) -> Dataset:
     """Return a dataset, kept for the process: every client of a worker reads the same one."""
-    return load(
-        name, data_dir=data_dir, columns=columns, clients=clients, similarity=similarity, conflicting=conflicting, seed=seed
-    )
+    return load(name, data_dir=data_dir, columns=columns, platforms=platforms, market=market, seed=seed)
 
 
 def dataset(experiment: Experiment) -> Dataset:
-    """Return the experiment's dataset."""
+    """Return the experiment's dataset; the synthetic market has a platform for each client, or one to be divided."""
     e = experiment
-    return read_dataset(e.dataset, e.data_dir, e.columns, e.clients, e.similarity, e.conflicting, e.seed)
+    platforms = (e.clients or 5) if e.partition in ("auto", "platform") else 1
+    return read_dataset(e.dataset, e.data_dir, e.columns, platforms, e.market, e.seed)
 
 
 @functools.lru_cache(maxsize=2)

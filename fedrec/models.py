@@ -104,7 +104,7 @@ class Recommender:
         return torch.stack(rows) if rows else p.new_zeros((0, q.shape[0]))
 
     def penalty(self, params: Params, user: Tensor, item: Tensor) -> Tensor:
-        """Return |p_u|^2 + |q_i|^2 (and the biases' squares) [B], for L2 regularisation of the rows that a batch touches."""
+        """Return |p_u|^2 + |q_i|^2 (and the biases' squares) [B]: the L2 penalty of the rows that a batch touches."""
         pairs = [("user_table", user), ("item_table", item), ("user_bias", user), ("item_bias", item)]
         present = [params[name].index_select(0, row).square().sum(1) for name, row in pairs if name in params]
         return torch.stack(present).sum(0)

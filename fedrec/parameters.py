@@ -1,5 +1,6 @@
 """Named tensors: the vector-space operations that the other rooms need."""
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -25,7 +26,7 @@ def subtract(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> Params:
 
 def norm(params: Mapping[str, Tensor]) -> float:
     """Return the Euclidean norm of all entries together, summed in float64."""
-    return float(sum(float(value.double().square().sum()) for value in params.values())) ** 0.5
+    return math.sqrt(math.fsum(float(value.double().square().sum()) for value in params.values()))
 
 
 def flatten(params: Mapping[str, Tensor]) -> Tensor:

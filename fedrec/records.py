@@ -36,7 +36,9 @@ class Record:
     stopped: str = ""
     seconds: float = 0.0
 
-    def score(self, client: str, number: int, split: str, metrics: Mapping[tuple[str, str, str], float], device: str) -> None:
+    def score(
+        self, client: str, number: int, split: str, metrics: Mapping[tuple[str, str, str], float], device: str
+    ) -> None:
         """Add a client's metrics, keyed by (client or pooled member, task, metric)."""
         for (who, task, metric), value in metrics.items():
             row: Row = {"round": number, "client": who or client, "split": split, "task": task, "metric": metric}
@@ -44,7 +46,7 @@ class Record:
 
 
 def slug(name: str) -> str:
-    """Return a file name for a client: its letters, digits, dots and dashes, with a short hash where that lost something."""
+    """Return a client's file name: letters, digits, dots and dashes, with a short hash where that lost something."""
     kept = re.sub(r"[^A-Za-z0-9.-]+", "_", name).strip("._")[:60]
     return kept if kept == name else f"{kept or 'client'}-{uuid.uuid5(uuid.NAMESPACE_OID, name).hex[:8]}"
 
@@ -62,10 +64,12 @@ def versions() -> dict[str, str]:
 
 
 def save_client(home: Path, name: str, private: Params, per_user: Sequence[PerUser], about: Mapping[str, Any]) -> None:
-    """Write what a client keeps for itself: its private parameters, its users' metrics, and a description of its data."""
+    """Write what a client keeps for itself: private parameters, its users' metrics, a description of its data."""
     for folder in ("model", "users", "about"):
         (home / folder).mkdir(parents=True, exist_ok=True)
-    save_file({key: value.contiguous() for key, value in private.items()}, home / "model" / f"client-{slug(name)}.safetensors")
+    save_file(
+        {key: value.contiguous() for key, value in private.items()}, home / "model" / f"client-{slug(name)}.safetensors"
+    )
     write_json(home / "about" / f"{slug(name)}.json", about)
     write_users(home, per_user)
 
@@ -76,7 +80,14 @@ def write_users(home: Path, per_user: Sequence[PerUser]) -> None:
     for client in sorted({part.client for part in per_user}):
         frames = [
             pd.DataFrame(
-                {"client": client, "user": p.users, "split": "test", "task": p.task, "metric": p.metric, "value": p.values}
+                {
+                    "client": client,
+                    "user": p.users,
+                    "split": "test",
+                    "task": p.task,
+                    "metric": p.metric,
+                    "value": p.values,
+                }
             )
             for p in per_user
             if p.client == client
@@ -91,7 +102,9 @@ def write_record(home: Path, record: Record, experiment: Mapping[str, Any]) -> N
     write_csv(home / "rounds.csv", record.rounds)
     write_csv(home / "clients.csv", record.clients, columns)
     write_csv(home / "ledger.csv", record.ledger, ["round", "client", "direction", "parameter", "rows", "bytes"])
-    save_file({name: value.contiguous() for name, value in record.shared.items()}, home / "model" / "shared.safetensors")
+    save_file(
+        {name: value.contiguous() for name, value in record.shared.items()}, home / "model" / "shared.safetensors"
+    )
     write_json(home / "model" / "rows.json", {space: ids.tolist() for space, ids in record.rows.items()})
     shared = [{"name": name, "shape": list(value.shape)} for name, value in record.shared.items()]
     about = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((home / "about").glob("*.json"))]

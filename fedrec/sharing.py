@@ -1,7 +1,7 @@
 """The contract: which parameters a client shares, and what a message may carry.
 
-What is not named is private. Tables are shared by global row id, so that clients with different catalogues meet in the rows
-that they have in common.
+What is not named is private. Tables are shared by global row id, so that clients with different catalogues meet in the
+rows that they have in common.
 """
 
 from collections.abc import Iterable, Mapping
@@ -24,7 +24,7 @@ class ContractError(ValueError):
 
 
 def covers(modules: Iterable[str], name: str) -> bool:
-    """Return whether a module path names `name`, matched at dots: `body` covers `body.0.weight`, never `body2.weight`."""
+    """Return whether a module names `name`, matched at dots: `body` covers `body.0.weight`, never `body2.weight`."""
     return any(name == module or name.startswith(module + ".") for module in modules)
 
 
@@ -91,7 +91,9 @@ def admit(received: Mapping[str, torch.Tensor], like: Mapping[str, torch.Tensor]
     """
     for name, value in received.items():
         if name not in like:
-            raise ContractError(f"{name}: must be a shared parameter ({', '.join(sorted(like)) or 'none'}), found unknown name")
+            raise ContractError(
+                f"{name}: must be a shared parameter ({', '.join(sorted(like)) or 'none'}), found unknown name"
+            )
         expected = like[name]
         if value.shape != expected.shape:
             raise ContractError(f"{name}: must have shape {list(expected.shape)}, found {list(value.shape)}")
@@ -123,7 +125,9 @@ def admit_rows(rows: Mapping[str, Ints]) -> dict[str, Ints]:
         if space not in set(TABLES.values()):
             raise ContractError(f"rows {space}: must be one of {', '.join(sorted(set(TABLES.values())))}")
         if ids.dtype != np.int64 or ids.ndim != 1:
-            raise ContractError(f"rows {space}: must be a vector of int64, found {ids.dtype} with shape {list(ids.shape)}")
+            raise ContractError(
+                f"rows {space}: must be a vector of int64, found {ids.dtype} with shape {list(ids.shape)}"
+            )
         if len(ids) and (ids[0] < 0 or bool((np.diff(ids) <= 0).any())):
             raise ContractError(f"rows {space}: must be non-negative and strictly ascending, found otherwise")
     return dict(rows)

@@ -1,4 +1,4 @@
-"""A task: which label a head predicts, by which loss, with which weight; and the grammar that names tasks per client."""
+"""A task: which label a head predicts, by which loss and weight; and the grammar that names tasks per client."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -89,7 +89,7 @@ def parse_task(text: str) -> Task:
 
 
 def per_client(text: str) -> dict[str, str]:
-    """Return `{client: value, "*": default}` of a text like `rank;shop=click,buy*2`; the part without a name is the default."""
+    """Return `{client: value, "*": default}` of a text like `rank;shop=click,buy*2`; `rank` is the default here."""
     parts: dict[str, str] = {}
     for part in text.split(";"):
         client, equals, value = part.partition("=")

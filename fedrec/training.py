@@ -36,7 +36,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Batch:
-    """One minibatch on a device: rows [B], sampled items [B, m] (None without a rank task), and per task (mask, target)."""
+    """One minibatch on a device: rows [B], sampled items [B, m] (None without a rank task), per task (mask, target)."""
 
     user: Tensor
     item: Tensor
@@ -44,14 +44,18 @@ class Batch:
     labels: dict[str, tuple[Tensor, Tensor]]
 
 
-def batches(data: ClientData, tasks: tuple[Task, ...], recipe: Recipe, rng: np.random.Generator, device: str) -> Iterator[Batch]:
+def batches(
+    data: ClientData, tasks: tuple[Task, ...], recipe: Recipe, rng: np.random.Generator, device: str
+) -> Iterator[Batch]:
     """Yield the minibatches of one epoch, shuffled and with fresh negatives, all drawn from `rng` on the CPU."""
     train = data.train
     masks = {task.name: task.rows(train) for task in tasks}
     used = np.flatnonzero(np.logical_or.reduce(list(masks.values())))
     order = used[rng.permutation(len(used))]
     user, item = torch.from_numpy(train.user[order]).to(device), torch.from_numpy(train.item[order]).to(device)
-    columns = {t.name: (base_tensor(masks[t.name][order], device), base_tensor(t.target(train)[order], device)) for t in tasks}
+    columns = {
+        t.name: (base_tensor(masks[t.name][order], device), base_tensor(t.target(train)[order], device)) for t in tasks
+    }
     negative: Tensor | None = None
     if any(task.kind == "rank" for task in tasks):
         users: Ints = np.repeat(train.user[order], recipe.num_negatives)
@@ -64,7 +68,7 @@ def batches(data: ClientData, tasks: tuple[Task, ...], recipe: Recipe, rng: np.r
 
 
 def batch_loss(model: Recommender, params: Params, tasks: tuple[Task, ...], batch: Batch, l2: float) -> Tensor:
-    """Return the weighted sum over tasks of the mean loss of the rows that the task learns from, plus l2 times the rows' norm."""
+    """Return the weighted sum over tasks of the mean loss of the task's rows, plus l2 times the penalty of the rows."""
     features = model.features(params, batch.user, batch.item)
     sampled = None
     if batch.negative is not None:
@@ -86,7 +90,7 @@ def batch_loss(model: Recommender, params: Params, tasks: tuple[Task, ...], batc
 
 
 def trainable(names: Iterable[str], sharing: Sharing, phase: Phase) -> list[str]:
-    """Return the names that a phase trains: all, the private ones (a head first), or the shared ones (then the body)."""
+    """Return the names that a phase trains: all, the private ones (a head first), or the shared ones (the body)."""
     shared = sharing.split({name: torch.empty(0) for name in names})[0].keys()
     return [name for name in names if phase == "all" or (name in shared) == (phase == "shared")]
 
@@ -105,9 +109,9 @@ def local_update(
 ) -> tuple[Params, float]:
     """Return the parameters after one round of local training, and the mean training loss over its batches.
 
-    Pure: `params` is not changed, and the result depends on the arguments alone. The optimiser starts afresh. `anchor` is
-    the broadcast that the proximal term `mu/2 |x - z|^2` pulls the shared parameters to. Without a row to train on, the
-    parameters come back unchanged and the loss is NaN.
+    Pure: `params` is not changed, and the result depends on the arguments alone. The optimiser starts afresh. `anchor`
+    is the broadcast that the proximal term `mu/2 |x - z|^2` pulls the shared parameters to. Without a row to train on,
+    the parameters come back unchanged and the loss is NaN.
     """
     params = {name: value.detach().clone() for name, value in params.items()}
     device = str(next(iter(params.values())).device)

@@ -1,4 +1,4 @@
-"""Broadcast and Contribution to Flower records and back, and the byte ledger. The one room of the library that knows Flower.
+"""Broadcast and Contribution to Flower records and back, and the byte ledger; the one room here that knows Flower.
 
 Arrays travel as NumPy's own format without pickle. What arrives is input: it is parsed, and then admitted against the
 sharing contract by the caller.
@@ -106,11 +106,11 @@ def only(record: RecordDict, allowed: set[str]) -> None:
     for name in record:
         if name not in allowed:
             raise ContractError(f"record {name}: must be one of {', '.join(sorted(allowed))}")
-    needed = {"shared": record.array_records, "config": record.config_records}
+    needed = {"shared": set(record.array_records), "config": set(record.config_records)}
     if "metrics" in allowed:
-        needed["metrics"] = record.metric_records  # type: ignore[assignment]
-    for name, kind in needed.items():
-        if name not in kind:
+        needed["metrics"] = set(record.metric_records)
+    for name, present in needed.items():
+        if name not in present:
             raise ContractError(f"record {name}: must be sent, found missing")
 
 

@@ -18,7 +18,7 @@ def server_app(
     on_round: Callable[[Row], None] = lambda row: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> ServerApp:
-    """Return the ServerApp; `read` turns a run_config into the plan, the number of clients, and what to do with the record.
+    """Return the ServerApp; `read` gives the plan, the number of clients, and what to do with the record.
 
     `on_round` is told of every round; the run ends after the round in which `stop` says so.
     """

@@ -35,7 +35,7 @@ class Plan:
 
 @dataclass
 class Coordinator:
-    """Coordinates clients over a grid: every client trains on its part of Z, and Z becomes the mean of what they share."""
+    """Coordinates clients over a grid: each trains on its part of Z, and Z becomes the mean of what they share."""
 
     grid: Grid
     plan: Plan
@@ -82,7 +82,10 @@ class Coordinator:
         for reply in replies:
             loss = admit_metrics(reply.metrics, ["loss"]).get("loss", math.nan)
             self.record.score(reply.client, number, "train", {("", "all", "loss"): loss}, reply.device)
-        moved = {way: sum(int(e["bytes"]) for e in self.record.ledger[position:] if e["direction"] == way) for way in ("down", "up")}
+        moved = {
+            way: sum(int(e["bytes"]) for e in self.record.ledger[position:] if e["direction"] == way)
+            for way in ("down", "up")
+        }
         return {
             "round": number,
             "seconds": time.perf_counter() - started,
@@ -93,7 +96,7 @@ class Coordinator:
         }
 
     def validate(self, number: int, row: Row) -> float:
-        """Let every client evaluate Z with its private parameters; return the mean over clients of the selecting metric."""
+        """Let every client evaluate Z with its private parameters; return the mean of the selecting metric."""
         started, scores = time.perf_counter(), []
         for reply in self.exchange("evaluate", number, self.carriers, "validation"):
             metrics = evaluation_metrics(reply)
@@ -176,7 +179,7 @@ def evaluation_metrics(reply: Contribution) -> dict[tuple[str, str, str], float]
 
 
 def selection_scores(metrics: dict[tuple[str, str, str], float], select: Sequence[str]) -> list[float]:
-    """Return one score for each client or pooled member, larger is better: its first metric of `select`, over its tasks."""
+    """Return one score for each client or pooled member, larger is better: its first metric of `select`."""
     scores = []
     for who in dict.fromkeys(who for who, _, _ in metrics):
         own = [(metric, value) for (client, _, metric), value in metrics.items() if client == who]

@@ -37,8 +37,8 @@ def agree(experiment: Experiment, client: str, shapes: dict[str, tuple[tuple[int
         shape, other = shapes.setdefault(name, (tuple(value.shape), client))
         if shape != tuple(value.shape):
             raise UserError(
-                f"share: {name} must have one shape to be shared, found {list(value.shape)} in {client} ({experiment.recommender(client).kind}) "
-                f"and {list(shape)} in {other} ({experiment.recommender(other).kind})"
+                f"share: {name} must have one shape to be shared, found {list(value.shape)} in {client} "
+                f"and {list(shape)} in {other}; give them one model, or share less"
             )
     return list(like)
 

@@ -73,7 +73,7 @@ def overrides(run_config: Mapping[str, bool | float | int | str]) -> Experiment:
 
 def resolve(*layers: Mapping[str, Given]) -> Experiment:
     """Return the experiment of the layers; a later one wins, and a layer's method lies just below its other fields."""
-    values: dict[str, Any] = {}
+    values = flatten(Experiment().model_dump())
     for layer in layers:
         if "method" in layer:
             method = METHODS[choose(layer["method"].where, str(layer["method"].value), METHODS)]

@@ -22,17 +22,26 @@ def table(run_dir: Path) -> Table:
     protocol = "".join(rows["protocol"].unique())
     shown = Table(title=f"Test {title} {protocol}".strip(), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for name in ("client", "federated", "alone", "difference [95%]", "pooled", "popular", "taking part"):
-        shown.add_column(name, no_wrap=name != "client", justify="left" if name in ("client", "taking part") else "right")
+        shown.add_column(
+            name, no_wrap=name != "client", justify="left" if name in ("client", "taking part") else "right"
+        )
     if len(rows) <= MANY:
         for _, row in rows.iterrows():
             label = str(row["client"]) if len(measures) == 1 else f"{row['client']} {row['task']}"
             shown.add_row(label, *line(row), SHORT.get(str(row["verdict"]), str(row["verdict"])))
     names = ["federated", "local", "local_difference", "pooled", "popularity"]
-    for (task, metric), mean in rows.groupby(["task", "metric"], sort=False)[names].mean().iterrows():  # type: ignore[misc]
-        who = f"mean of {((rows['task'] == task) & (rows['metric'] == metric)).sum()}"
+    for task, metric in measures:
+        group = rows[(rows["task"] == task) & (rows["metric"] == metric)]
+        who, mean = f"mean of {len(group)}", group[names].mean()
         label = who if len(measures) == 1 else f"{who} {task}"
         difference = signed(mean["local_difference"])
-        cells = [number(mean["federated"]), number(mean["local"]), difference, number(mean["pooled"]), number(mean["popularity"])]
+        cells = [
+            number(mean["federated"]),
+            number(mean["local"]),
+            difference,
+            number(mean["pooled"]),
+            number(mean["popularity"]),
+        ]
         shown.add_row(label, *cells, "")
     return shown
 

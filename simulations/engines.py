@@ -93,7 +93,7 @@ def run_inline(server: ServerApp, client: ClientApp, clients: int) -> None:
 def run_ray(server: ServerApp, client: ClientApp, clients: int, gpus: int) -> None:
     """Run an experiment on Flower's simulation runtime: one Ray actor for each core, or for each GPU.
 
-    The experiment comes with the apps, since this runtime passes an empty run_config. Errors of the ServerApp are raised.
+    The experiment comes with the apps, since this runtime passes an empty run_config. The ServerApp's error is raised.
     """
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -113,7 +113,7 @@ def run_ray(server: ServerApp, client: ClientApp, clients: int, gpus: int) -> No
 
 
 def keeping(server: ServerApp, failure: list[BaseException]) -> ServerApp:
-    """Return a ServerApp that puts what `server` raises into `failure`: Flower would log it with a traceback of its own."""
+    """Return a ServerApp that puts what `server` raises into `failure`: Flower would log a traceback of its own."""
     app = ServerApp()
 
     @app.main()

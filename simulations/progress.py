@@ -46,7 +46,11 @@ class Live:
 
     def round(self, row: Row) -> None:
         """See Reporter."""
-        shown = {name: f"{row[key]:.4f}" for name, key in (("loss", "train_loss"), ("validation", "validation")) if key in row}
+        shown = {
+            name: f"{row[key]:.4f}"
+            for name, key in (("loss", "train_loss"), ("validation", "validation"))
+            if key in row
+        }
         self.progress.update(self.task, advance=1, **shown)  # type: ignore[arg-type]
 
 

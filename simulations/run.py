@@ -85,7 +85,7 @@ def fresh(experiment: Experiment) -> Path:
 
 @contextmanager
 def stopping() -> Iterator[Callable[[], bool]]:
-    """Yield a function that tells whether Ctrl-C was pressed: the first lets the round finish, the second stops at once."""
+    """Yield a function that tells whether Ctrl-C was pressed: the first lets the round finish, the second stops."""
     pressed: list[int] = []
 
     def press(number: int, frame: FrameType | None) -> None:

@@ -93,8 +93,11 @@ def run_one(job: tuple[str, int, Experiment, Path]) -> pd.DataFrame:
 
 
 def summary(results: pd.DataFrame, names: Sequence[str]) -> list[dict[str, str | float]]:
-    """Return a row for each method, task and metric: the mean over clients and seeds, its paired difference to `local`
-    with a Student-t interval over seeds, and the share of `pooled` that it reaches."""
+    """Return a row for each method, task and metric.
+
+    It holds the mean over clients and seeds, its paired difference to `local` and to `pooled` with a Student-t interval
+    over seeds, and the share of `pooled` that it reaches.
+    """
     means = results.groupby(["task", "metric", "method", "seed"], sort=False)["value"].mean()
     rows: list[dict[str, str | float]] = []
     for task, metric in dict.fromkeys(zip(results["task"], results["metric"], strict=True)):

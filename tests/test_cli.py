@@ -194,7 +194,7 @@ def test_a_wrong_run_config_is_refused(run_config: dict[str, Any], message: str)
         (["--lr", "nan"], "option --lr: ", "found 'nan'"),
         (["--lr", "inf"], "option --lr: ", "found 'inf'"),
         (["--lr=-1e-3"], "option --lr: ", "found '-1e-3'"),
-        (["--similarity", "nan"], "option --similarity: ", "found 'nan'"),
+        (["--market.similarity", "nan"], "option --market.similarity: ", "found 'nan'"),
         (["--skew", "nan"], "option --skew: ", "found 'nan'"),
         (["--clients", "0"], "option --clients: ", "found 0"),
         (["--clients", "٣"], "option --clients: ", "found '٣'"),
@@ -261,14 +261,24 @@ def test_help_names_every_flag_with_its_true_default(capsys: pytest.CaptureFixtu
         parse(["--help"])
     assert stopped.value.code == 0
     shown = " ".join(capsys.readouterr().out.split())
+    defaults = flatten(Experiment().model_dump())
     for path, info in FIELDS.items():
         assert f"--{path.replace('_', '-')} " in shown.replace(",", " ")
-        default = info.default
+        default = defaults[path]
         text = ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
         expected = {"None": "none", "": "''"}.get(text, text)
         assert f"{info.description} [{expected}]" in shown
     assert all(f" {name} " in shown for name in [*METHODS, "examples:"])
     assert max(map(len, shown.split(" "))) < 118
+
+
+def test_a_nested_field_is_given_alone(tmp_path: Path) -> None:
+    config = write(tmp_path, "c.toml", "[market]\nusers = 7\nsimilarity = 0.1\n")
+    made = parse(["--config", config, "--market.similarity", "0.5"]).experiment
+    assert made.market == Experiment().market.model_copy(update={"users": 7, "similarity": 0.5})
+    assert overrides({"market.users": 7, "market.similarity": 0.5}) == made
+    assert refusal("--market.user", "7").endswith("did you mean --market.users?")
+    assert refusal("--config", write(tmp_path, "d.toml", "market = 3")).startswith(f"{tmp_path / 'd.toml'}: 'market'")
 
 
 class Inner(BaseModel):

@@ -1,4 +1,4 @@
-"""The direction of imports: parameters, seeds <- data, models ... <- training <- ... <- clients | server <- simulations."""
+"""The direction of imports: parameters, seeds <- data, models ... <- training <- clients | server <- simulations."""
 
 import ast
 from pathlib import Path
@@ -72,7 +72,9 @@ def test_a_room_keeps_to_what_it_may_touch(path: Path) -> None:
         assert "flwr" not in tops
         assert "print(" not in text
     if me.startswith("server"):
-        assert not {"fedrec.models", "fedrec.data", "fedrec.tasks", "fedrec.experiment"} & {room(n) for n in imports(path)}
+        assert not {"fedrec.models", "fedrec.data", "fedrec.tasks", "fedrec.experiment"} & {
+            room(n) for n in imports(path)
+        }
     assert "pickle" not in tops
     assert "np.random.seed" not in text and "torch.manual_seed" not in text, "every generator comes from fedrec.seeds"
 

@@ -18,6 +18,6 @@ def test_steps_equal_those_of_torch(kind: str) -> None:
     for t in range(1, 40):
         optimiser.step(mine, {"w": 4 * (mine["w"] - target) ** 3}, state, t)
         reference.zero_grad()
-        ((other - target) ** 4).sum().backward()
+        ((other - target) ** 4).sum().backward()  # type: ignore[no-untyped-call]
         reference.step()
         assert torch.allclose(mine["w"], other.detach(), atol=1e-6)

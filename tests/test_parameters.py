@@ -7,7 +7,9 @@ from hypothesis import strategies as st
 from fedrec.parameters import add, flatten, norm, subtract, unflatten
 from fedrec.seeds import derive, generator
 
-SHAPES = st.dictionaries(st.text("abc.", min_size=1, max_size=4), st.lists(st.integers(1, 3), max_size=2), min_size=1, max_size=4)
+SHAPES = st.dictionaries(
+    st.text("abc.", min_size=1, max_size=4), st.lists(st.integers(1, 3), max_size=2), min_size=1, max_size=4
+)
 SCOPES = st.lists(st.one_of(st.text(max_size=3), st.integers(0, 99)), max_size=4)
 
 

@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from fedrec.errors import UserError
 from fedrec.sharing import ContractError, Sharing, admit, admit_metrics, admit_rows, covers
 
-NAMES = st.lists(st.sampled_from(["body", "body2", "head", "0", "1", "10", "weight"]), min_size=1, max_size=3).map(".".join)
+NAMES = st.lists(st.sampled_from(["body", "body2", "head", "0", "1", "10", "weight"]), min_size=1, max_size=3).map(
+    ".".join
+)
 PARAMS = st.dictionaries(NAMES, st.integers(0, 9).map(lambda i: torch.full((2,), float(i))), max_size=8)
 MODULES = st.lists(NAMES, max_size=3).map(tuple)
 
@@ -73,7 +75,10 @@ def test_admit_returns_what_matches() -> None:
         ({"w": torch.zeros(3, 2)}, r"^w: must have shape \[2, 3\], found \[3, 2\]"),
         ({"w": torch.zeros(2, 3, dtype=torch.float64)}, r"^w: must have dtype torch.float32, found torch.float64"),
         ({"b": torch.tensor([float("nan")])}, r"^b: every value must be finite, found nan at entry 0"),
-        ({"w": torch.tensor([[0, 0, 0], [0, float("-inf"), 0]])}, r"^w: every value must be finite, found -inf at entry 4"),
+        (
+            {"w": torch.tensor([[0, 0, 0], [0, float("-inf"), 0]])},
+            r"^w: every value must be finite, found -inf at entry 4",
+        ),
     ],
 )
 def test_admit_names_parameter_rule_and_value(change: dict[str, torch.Tensor], text: str) -> None:

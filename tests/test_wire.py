@@ -21,7 +21,9 @@ def test_unpack_inverts_pack_to_the_bit(arrays: dict[str, np.ndarray]) -> None:
     params = {name: torch.from_numpy(value.copy()) for name, value in arrays.items()}
     back = unpack(pack(params))
     assert back.keys() == params.keys()
-    assert all(back[n].numpy().tobytes() == params[n].numpy().tobytes() and back[n].shape == params[n].shape for n in params)
+    assert all(
+        back[n].numpy().tobytes() == params[n].numpy().tobytes() and back[n].shape == params[n].shape for n in params
+    )
 
 
 def test_messages_come_back() -> None:
@@ -45,25 +47,25 @@ def test_an_array_with_objects_is_refused_and_never_unpickled() -> None:
     buffer = io.BytesIO()
     np.save(buffer, np.array([{"a": 1}], dtype=object), allow_pickle=True)
     record = ArrayRecord({"w": Array("object", (1,), "numpy.ndarray", buffer.getvalue())})
-    with pytest.raises(ContractError, match="^w: must be a NumPy array without objects"):
+    with pytest.raises(ContractError, match=r"^w: must be a NumPy array without objects"):
         unpack(record)
 
 
 @pytest.mark.parametrize("data", [b"", b"garbage", b"\x93NUMPY\x01\x00\xff\xff"])
 def test_a_damaged_array_is_refused(data: bytes) -> None:
-    with pytest.raises(ContractError, match="^w: must be a NumPy array"):
+    with pytest.raises(ContractError, match=r"^w: must be a NumPy array"):
         unpack(ArrayRecord({"w": Array("float32", (1,), "numpy.ndarray", data)}))
 
 
 def test_text_is_no_parameter() -> None:
-    with pytest.raises(ContractError, match="^w: must be numeric"):
+    with pytest.raises(ContractError, match=r"^w: must be numeric"):
         unpack(ArrayRecord({"w": Array(np.array(["secret"]))}))
 
 
 def test_a_client_cannot_smuggle_a_record() -> None:
     record = contribution_record(Contribution("shop", {}))
     record["extra"] = ConfigRecord({"users": "1,2,3"})
-    with pytest.raises(ContractError, match="^record extra: must be one of"):
+    with pytest.raises(ContractError, match=r"^record extra: must be one of"):
         read_contribution(record)
 
 
@@ -71,26 +73,30 @@ def test_a_client_cannot_smuggle_a_record() -> None:
 def test_a_missing_record_is_refused(missing: str) -> None:
     record = contribution_record(Contribution("shop", {}))
     del record[missing]
-    with pytest.raises(ContractError, match=f"^record {missing}: must be sent"):
+    with pytest.raises(ContractError, match=rf"^record {missing}: must be sent"):
         read_contribution(record)
 
 
 def test_the_server_cannot_ask_for_more() -> None:
     record = broadcast_record(Broadcast(1, {}))
     record["metrics"] = MetricRecord({"send-private": 1})
-    with pytest.raises(ContractError, match="^record metrics: must be one of config, shared"):
+    with pytest.raises(ContractError, match=r"^record metrics: must be one of config, shared"):
         read_broadcast(record)
 
 
-@pytest.mark.parametrize("config", [{}, {"round": "x", "keep": True, "split": "test"}, {"round": 1, "keep": True, "split": "train"}])
+@pytest.mark.parametrize(
+    "config", [{}, {"round": "x", "keep": True, "split": "test"}, {"round": 1, "keep": True, "split": "train"}]
+)
 def test_a_malformed_config_is_refused(config: dict[str, int | str | bool]) -> None:
     record = RecordDict({"shared": ArrayRecord(), "config": ConfigRecord(config)})  # type: ignore[arg-type]
-    with pytest.raises(ContractError, match="^config: must hold round, keep and split"):
+    with pytest.raises(ContractError, match=r"^config: must hold round, keep and split"):
         read_broadcast(record)
 
 
 def test_the_ledger_counts_what_travels() -> None:
-    content = contribution_record(Contribution("shop", {"item_table": torch.zeros(7, 4), "body.0.bias": torch.zeros(3)}, {"loss": 1.0}))
+    content = contribution_record(
+        Contribution("shop", {"item_table": torch.zeros(7, 4), "body.0.bias": torch.zeros(3)}, {"loss": 1.0})
+    )
     entries = ledger(content, 2, "shop", "up")
     assert [(e.parameter, e.rows) for e in entries] == [("body.0.bias", 0), ("item_table", 7), ("metrics", 0)]
     header = 128  # NumPy's format pads its header to a multiple of 64 bytes

@@ -8,7 +8,7 @@ from fedrec.data.movielens import movielens
 from fedrec.data.negatives import Negatives, Protocol, excluded
 from fedrec.data.partition import Partition, federation
 from fedrec.data.split import Split, pool
-from fedrec.data.synthetic import synthetic
+from fedrec.data.synthetic import Market, synthetic
 from fedrec.data.table import table
 from fedrec.data.types import ClientData, Dataset, Interactions, Truth
 from fedrec.errors import UserError, choose
@@ -18,6 +18,7 @@ __all__ = [
     "ClientData",
     "Dataset",
     "Interactions",
+    "Market",
     "Negatives",
     "Partition",
     "Protocol",
@@ -40,22 +41,17 @@ def load(
     *,
     data_dir: Path | None,
     columns: str,
-    clients: int | None,
-    similarity: float,
-    conflicting: int,
+    platforms: int,
+    market: Market,
     seed: int,
 ) -> Dataset:
-    """Return the dataset of a name: `synthetic` with `clients` platforms (default 5), `ml-100k`, or `table`.
+    """Return the dataset of a name: `synthetic` with so many `platforms` of a `market`, `ml-100k`, or `table`.
 
     `table` needs `data_dir` (the file) and `columns`; `ml-100k` reads `data_dir` if given. Raises UserError.
     """
     choose("dataset", name, DATASETS)
     if name == "synthetic":
-        if clients is not None and clients < 1:
-            raise UserError(f"clients: must be at least 1, found {clients}")
-        return synthetic(
-            platforms=5 if clients is None else clients, similarity=similarity, conflicting=conflicting, seed=seed
-        )
+        return synthetic(platforms=platforms, seed=seed, **market.model_dump())
     if name == "ml-100k":
         return movielens(data_dir)
     if data_dir is None:

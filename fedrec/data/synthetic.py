@@ -7,6 +7,7 @@ from math import ceil
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
 
 from fedrec import seeds
 from fedrec.data.types import Bools, Dataset, Truth
@@ -32,12 +33,24 @@ NOUNS = (
 )
 
 
+class Market(BaseModel):
+    """The size and the structure of a synthetic market; see `synthetic`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    similarity: float = Field(0.7, ge=0, le=1, description="0: unrelated platforms, 1: clones")
+    conflicting: int = Field(0, ge=0, description="number of platforms with opposite tastes")
+    users: int = Field(300, ge=1, description="users of each platform")
+    items: int = Field(400, ge=1, description="items of the catalogue")
+    impressions: int = Field(40, ge=1, description="items that a user meets")
+
+
 def synthetic(
     *,
     platforms: int,
     similarity: float = 0.7,
     seed: int = 0,
-    users_per_platform: int = 120,
+    users: int = 120,
     items: int = 400,
     impressions: int = 40,
     conflicting: int = 0,
@@ -55,7 +68,7 @@ def synthetic(
 
     Raises UserError for a number out of range.
     """
-    _check(platforms, similarity, users_per_platform, items, impressions, conflicting)
+    _check(platforms, similarity, users, items, impressions, conflicting)
     rng = seeds.generator(seed, "synthetic", "catalogue")
     category = rng.integers(0, len(CATEGORIES), (items, 2))
     common = np.column_stack([_categorical_taste(category, rng), rng.standard_normal(items)])
@@ -67,13 +80,13 @@ def synthetic(
         rng = seeds.generator(seed, "synthetic", "platform", p)
         sign = -1 if p >= platforms - conflicting else 1
         blend = sign * (np.sqrt(1 - d**2) * common + d * rng.standard_normal(common.shape))
-        market.append(_platform(p, blend, mean, users_per_platform, impressions, rng))
+        market.append(_platform(p, blend, mean, users, impressions, rng))
     frames, people, tastes, popularity, carried = zip(*market, strict=True)
-    users, shelves = np.concatenate(people), dict(zip((f"carried_{name}" for name in names), carried, strict=True))
-    attributes = _users(users, seeds.generator(seed, "synthetic", "attributes"))
+    taste, shelves = np.concatenate(people), dict(zip((f"carried_{name}" for name in names), carried, strict=True))
+    attributes = _users(taste, seeds.generator(seed, "synthetic", "attributes"))
     catalogue = pd.concat([_items(category), pd.DataFrame(shelves)], axis=1)
     # A user's taste is the same wherever it goes: one array, seen once per platform.
-    everywhere = np.broadcast_to(users, (platforms, *users.shape))
+    everywhere = np.broadcast_to(taste, (platforms, *taste.shape))
     truth = Truth(everywhere, np.stack(tastes), np.stack(popularity), np.full(platforms, float(similarity)))
     return Dataset(
         "synthetic", pd.concat(frames, ignore_index=True), attributes, catalogue, names, ("click", "buy"), truth=truth
@@ -81,7 +94,7 @@ def synthetic(
 
 
 def _check(platforms: int, similarity: float, users: int, items: int, impressions: int, conflicting: int) -> None:
-    for thing, value in (("platforms", platforms), ("users_per_platform", users), ("impressions", impressions)):
+    for thing, value in (("platforms", platforms), ("users", users), ("impressions", impressions)):
         if value < 1:
             raise UserError(f"{thing}: must be at least 1, found {value}")
     if not 0 <= similarity <= 1:

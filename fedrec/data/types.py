@@ -17,8 +17,8 @@ Bools = NDArray[np.bool_]
 class Truth:
     """The planted structure of a synthetic market; for tests and studies only, never for training.
 
-    `affinity(platform, user, item)` is the noiseless preference: `user_taste[platform, user] @ item_taste[platform, item]
-    + popularity[platform, item]`.
+    The noiseless preference of a user on a platform is `user_taste[platform, user] @ item_taste[platform, item] +
+    popularity[platform, item]`.
     """
 
     user_taste: NDArray[np.float64]  # [platforms, users, k]
@@ -32,9 +32,10 @@ class Dataset:
     """Interactions of all platforms over one public catalogue.
 
     `interactions` has the columns `user`, `item` (int64 rows of `users` and `items`), `platform` (int64 index of
-    `platforms`), `time` (int64 seconds; 0 where unknown), `rating` (float32; NaN where there is none), `positive` (bool:
-    counts as a positive for ranking) and one bool column for each of `labels`. It has no duplicate
-    (platform, user, item), and is sorted by (platform, user, time, item).
+    `platforms`), `time` (int64 seconds; 0 where unknown), `rating` (float32; NaN where there is none), `positive`
+    (bool: counts as a positive for ranking) and one bool column for each of `labels`. It has no duplicate
+    (platform, user, item), and is sorted by (platform, user, time, item). `items` may have a bool column
+    `carried_<platform>` for each platform: its catalogue.
     """
 
     name: str

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fedrec.data import federation, load, movielens
+from fedrec.data import Market, federation, load, movielens
 from fedrec.errors import UserError
 
 # The package re-exports the function under the module's name.
@@ -154,7 +154,7 @@ def test_a_download_of_another_checksum_is_refused(
 @pytest.mark.skipif("FEDREC_DATA" not in os.environ, reason="FEDREC_DATA does not name the folder of real data")
 def test_the_real_data() -> None:
     folder = Path(os.environ["FEDREC_DATA"])
-    data = load("ml-100k", data_dir=folder, columns="", clients=5, similarity=0, conflicting=0, seed=0)
+    data = load("ml-100k", data_dir=folder, columns="", platforms=5, market=Market(), seed=0)
     assert data.notes == ()
     assert (len(data.interactions), len(data.users), len(data.items)) == (100_000, 943, 1682)
     # u.info and the README count these; 55,375 ratings are 4 or 5.

@@ -174,7 +174,7 @@ def test_auto_is_by_platform_if_there_are_several_else_five_silos() -> None:
     assert [client.name for client in clients] == ["films", "shop", "news"]
     for client in clients:
         np.testing.assert_array_equal(client.items, np.flatnonzero(market.items[f"carried_{client.name}"]))
-    silos = federation(synthetic(platforms=1, seed=0, users_per_platform=52), clients=None)
+    silos = federation(synthetic(platforms=1, seed=0, users=52), clients=None)
     assert [client.name for client in silos] == [f"silo-{i}" for i in range(1, 6)]
     assert sorted(len(client.users) for client in silos) == [10, 10, 10, 11, 11]
 
@@ -195,7 +195,7 @@ def test_skewed_silos_have_a_user_each(users: int, silos: int, skew: float, seed
 
 
 def test_a_small_skew_parameter_gives_unequal_silos() -> None:
-    data = synthetic(platforms=1, users_per_platform=1000, impressions=1, seed=0)
+    data = synthetic(platforms=1, users=1000, impressions=1, seed=0)
 
     def spread(skew: float) -> int:
         return int(np.ptp([len(c.users) for c in federation(data, clients=5, skew=skew, partition="users")]))

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from numpy.typing import NDArray
 
-from fedrec.data import Dataset, load, synthetic
+from fedrec.data import Dataset, Market, load, synthetic
 from fedrec.errors import UserError
 
 
@@ -151,7 +151,7 @@ def test_the_truth_predicts_clicks() -> None:
 
 def test_attributes_show_in_clicks() -> None:
     # Mean clicked item taste of a user, along the axes that attributes follow, differs by attribute.
-    data = synthetic(platforms=1, users_per_platform=1000, seed=0)
+    data = synthetic(platforms=1, users=1000, seed=0)
     assert data.truth is not None
     clicked = data.interactions[data.interactions["click"]]
     taste = pd.DataFrame(data.truth.item_taste[0][clicked["item"]]).groupby(clicked["user"].to_numpy()).mean()
@@ -186,7 +186,7 @@ def test_titles_are_readable_and_unique() -> None:
         ({"similarity": 1.5}, "similarity: .* found 1.5"),
         ({"similarity": float("nan")}, "similarity: .* found nan"),
         ({"conflicting": 3}, "conflicting: .* found 3"),
-        ({"users_per_platform": 0}, "users_per_platform: .* found 0"),
+        ({"users": 0}, "users: .* found 0"),
         ({"impressions": 400}, "items: must be at least 500"),
     ],
 )
@@ -196,29 +196,24 @@ def test_numbers_out_of_range_are_refused(options: dict[str, float], named: str)
 
 
 def test_the_smallest_market_stands() -> None:
-    data = synthetic(platforms=1, users_per_platform=1, items=2, impressions=1)
+    data = synthetic(platforms=1, users=1, items=2, impressions=1)
     assert len(data.interactions) == 1
 
 
 def test_a_market_of_movielens_1m_size_is_made_in_seconds() -> None:
     start = time.perf_counter()
-    data = synthetic(platforms=1, users_per_platform=6040, items=3706, impressions=166)
+    data = synthetic(platforms=1, users=6040, items=3706, impressions=166)
     assert len(data.interactions) == 6040 * 166
     assert time.perf_counter() - start < 10
 
 
-def test_load_gives_as_many_platforms_as_clients() -> None:
-    def platforms(clients: int | None) -> int:
-        data = load("synthetic", data_dir=None, columns="", clients=clients, similarity=0.7, conflicting=0, seed=0)
-        return len(data.platforms)
-
-    assert (platforms(None), platforms(7)) == (5, 7)
-    with pytest.raises(UserError, match="clients: must be at least 1, found -1"):
-        platforms(-1)
+def test_load_gives_a_market_of_the_size_asked_for() -> None:
+    data = load("synthetic", data_dir=None, columns="", platforms=7, market=Market(users=10), seed=0)
+    assert (len(data.platforms), len(data.users)) == (7, 70)
 
 
 def test_load_offers_the_nearest_dataset() -> None:
     with pytest.raises(UserError, match=r"dataset: .*did you mean 'synthetic'"):
-        load("sythetic", data_dir=None, columns="", clients=None, similarity=0.7, conflicting=0, seed=0)
+        load("sythetic", data_dir=None, columns="", platforms=5, market=Market(), seed=0)
     with pytest.raises(UserError, match=r"data-dir: .*needs a file"):
-        load("table", data_dir=None, columns="user=u,item=i", clients=None, similarity=0.7, conflicting=0, seed=0)
+        load("table", data_dir=None, columns="user=u,item=i", platforms=5, market=Market(), seed=0)

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fedrec.data import load, table
+from fedrec.data import Market, load, table
 from fedrec.errors import UserError
 
 GOOD = "who,what,stars,when,where,name,genre,click,buy\n" + "\n".join(
@@ -201,9 +201,8 @@ def test_amazon4() -> None:
         "table",
         data_dir=path,
         columns="user=user,item=asin,platform=domain,time=timestamp",
-        clients=None,
-        similarity=0,
-        conflicting=0,
+        platforms=5,
+        market=Market(),
         seed=0,
     )
     assert time.perf_counter() - start < 3

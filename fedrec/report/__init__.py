@@ -1,0 +1,6 @@
+"""What a run directory says, as tables and as one self-contained page."""
+
+from fedrec.report.page import write_report
+from fedrec.report.tables import comparison
+
+__all__ = ["comparison", "write_report"]

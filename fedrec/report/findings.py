@@ -1,0 +1,194 @@
+"""What a reader must know of a run, in words: an answer for each client, and the warnings."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from fedrec.metrics import higher_is_better
+from fedrec.report.tables import LEAKING, Run
+
+MINUS, DASH = "\N{MINUS SIGN}", "\N{EN DASH}"
+MANY = 24  # clients: above this they are counted and drawn as a distribution
+WORST = 10
+LEADS = {
+    "helped": ("good", "Taking part helped", ""),
+    "hurt": ("bad", "Taking part hurt", ""),
+    "no detectable difference": ("flat", "No detectable difference for", ""),
+    "better": ("flat", "", "did better together (point estimate, no interval)"),
+    "worse": ("flat", "", "did worse together (point estimate, no interval)"),
+    "equal": ("flat", "", "did as well together as alone (point estimate, no interval)"),
+    "": ("flat", "", "took part; alone it was not measured"),
+}
+
+
+class Headline(NamedTuple):
+    """A client's answer: how it looks, the words around its name, and its numbers."""
+
+    tone: str
+    before: str
+    name: str
+    after: str
+    numbers: str
+
+
+class Caution(NamedTuple):
+    """Something that a reader must not miss; `tone` is bad, care or note, `measured` that it rests on a metric."""
+
+    tone: str
+    title: str
+    text: str
+    measured: bool = False
+
+
+def number(x: float, digits: int = 3) -> str:
+    """Return a value with `digits` decimals and no leading zero; a dash for NaN."""
+    if not math.isfinite(x):
+        return DASH if math.isnan(x) else f"{x}"
+    text = f"{abs(x):.{digits}f}"
+    text = text[1:] if text.startswith("0.") else text
+    return MINUS + text if x < 0 and float(f"{x:.{digits}f}") else text
+
+
+def change(mean: float, low: float = math.nan, high: float = math.nan) -> str:
+    """Return `+.018 [+.009, +.027]`, with as many decimals as keep the sign of every nonzero part visible."""
+    parts = [x for x in (mean, low, high) if math.isfinite(x)]
+    if not parts:
+        return DASH
+    digits = next((d for d in (3, 4, 5) if all(not x or round(x, d) for x in parts)), 6)
+    signed = [("+" if round(x, digits) > 0 else "") + number(x, digits) for x in parts]
+    return signed[0] if len(signed) < 3 else f"{signed[0]} [{signed[1]}, {signed[2]}]"
+
+
+def label(metric: str) -> str:
+    """Return a metric's name as it is printed."""
+    return {"logloss": "log loss", "loss": "loss"}.get(metric, metric.upper())
+
+
+def plural(count: int, noun: str) -> str:
+    """Return `1 user`, `2 users`, `1,682 users`."""
+    return f"{count:,} {noun}" + ("s" if count != 1 else "")
+
+
+def listing(names: Iterable[str], most: int = WORST) -> str:
+    """Return `a, b and 7 more`."""
+    names = list(names)
+    shown = names if len(names) <= most + 1 else names[:most]
+    rest = len(names) - len(shown)
+    return ", ".join(shown) + (f" and {rest} more" if rest else "")
+
+
+def headline(row: Any) -> Headline:
+    """Return the answer for one row of `comparison`."""
+    tone, before, after = LEADS[row.verdict]
+    numbers = f"{label(row.metric)} {number(row.federated)}"
+    if row.verdict:
+        difference = change(row.local_difference, row.local_low, row.local_high)
+        numbers += f" together against {number(row.local)} alone, {difference}"
+    if row.local_users:
+        numbers += f", {plural(row.local_users, 'user')}"
+    if not higher_is_better(row.metric):
+        numbers += " (lower is better)"
+    return Headline(tone, before, row.client, after, numbers)
+
+
+def answer(rows: pd.DataFrame) -> str:
+    """Return how many clients it helped and hurt, for the rows of one task and metric."""
+    counts = rows["verdict"].value_counts()
+    phrases = {
+        "helped": "helped {}",
+        "hurt": "hurt {}",
+        "no detectable difference": "made no detectable difference to {}",
+        "better": "left {} better off by a point estimate",
+        "worse": "left {} worse off by a point estimate",
+        "equal": "left {} as they were",
+    }
+    parts = [phrase.format(f"{counts[name]:,}") for name, phrase in phrases.items() if name in counts]
+    if not parts:
+        return "Not known: the clients were not trained alone. Run again with --compare."
+    joined = ", ".join(parts[:-1]) + (", and " if len(parts) > 2 else " and " if len(parts) > 1 else "") + parts[-1]
+    rest = f"; {counts['']:,} could not be compared" if "" in counts else ""
+    return f"Of {plural(len(rows), 'client')}, working together {joined}{rest}."
+
+
+def _losses(primary: pd.DataFrame) -> list[Caution]:
+    out = []
+    lost = primary[primary["verdict"] == "hurt"]
+    for row in lost.head(WORST).itertuples():
+        text = f"{headline(row).numbers}; the interval lies on the worse side of 0."
+        out.append(Caution("bad", f"{row.client} lost by taking part", text, True))
+    if len(lost) > WORST:
+        out.append(Caution("bad", f"{len(lost)} clients lost by taking part", listing(lost["client"]), True))
+    sign = primary["metric"].map(lambda metric: 1 if higher_is_better(metric) else -1)
+    below = primary[(sign * primary["local_difference"] < 0) & (primary["verdict"] == "no detectable difference")]
+    if len(below):
+        text = "The point estimate lies on the worse side of 0 and the interval covers 0: "
+        out.append(Caution("care", "No detectable gain", f"{text}{listing(below['client'])}.", True))
+    worse = primary[primary["verdict"] == "worse"]
+    if len(worse):
+        text = "There is no interval (fewer than two users with a value, or a metric of the whole client): "
+        out.append(Caution("care", "Below alone, without an interval", f"{text}{listing(worse['client'])}.", True))
+    return out
+
+
+def _protocol(run: Run) -> list[Caution]:
+    out = []
+    if run.leaking():
+        text = (
+            "Training negatives avoided the held-out items too (negatives = published), which tells the model what the "
+        )
+        text += (
+            "test items are. The numbers reproduce a published protocol; they do not measure recommendation quality."
+        )
+        out.append(Caution("bad", LEAKING, text))
+    candidates = run.option("candidates", "full")
+    if candidates != "full":
+        text = f"Each test item was ranked among {candidates} sampled items, not the whole catalogue: values are far "
+        text += "higher than under full ranking and must not be compared with it."
+        out.append(Caution("care", "Sampled candidates", text))
+    stopped = run.record.get("stopped", "")
+    if stopped == "interrupted":
+        text = f"The run ended early, after {plural(len(run.rounds), 'round')} of {run.option('rounds', '?')}."
+        out.append(Caution("care", "Interrupted run", text))
+    missing = [name for name in ("local", "pooled", "popularity") if name not in run.baselines]
+    if missing and run.option("method") not in missing:
+        out.append(
+            Caution("note", f"Not run: {listing(missing)}", "Use --compare to train the baselines of this experiment.")
+        )
+    return out
+
+
+def _data(run: Run) -> list[Caution]:
+    data = run.record.get("data", {})
+    clients = data.get("clients", [])
+    out = []
+    empty = [str(c["name"]) for c in clients if not c.get("test")]
+    if empty:
+        out.append(
+            Caution("care", "No test item", f"Nothing is held out, so nothing is measured, for {listing(empty)}.")
+        )
+    tests = run.federated.clients[run.federated.clients["split"] == "test"]
+    one_class = tests[(tests["metric"] == "auc") & tests["value"].isna() & ~tests["client"].isin(empty)]
+    if len(one_class):
+        names = listing(dict.fromkeys(one_class["client"]))
+        out.append(Caution("care", "AUC undefined", f"The test labels have one class only for {names}."))
+    leaked = {p["name"] for p in run.record.get("parameters", {}).get("private", [])}
+    leaked -= {p["name"] for p in run.record.get("parameters", {}).get("shared", [])}
+    leaked &= set(run.ledger["parameter"])
+    if leaked:
+        out.append(Caution("bad", "A private parameter travelled", f"The ledger names {listing(sorted(leaked))}."))
+    notes = [str(note) for note in data.get("notes", [])]
+    notes += [f"{c['name']}: {note}" for c in clients for note in c.get("notes", [])]
+    if notes:
+        more = f"; and {len(notes) - 20} more notes in experiment.json" if len(notes) > 20 else ""
+        out.append(Caution("note", "About the data", "; ".join(notes[:20]) + more))
+    return out
+
+
+def warnings(run: Run, primary: pd.DataFrame) -> list[Caution]:
+    """Return the warnings of a run, the gravest first; `primary` are the rows of `comparison` that speak for a task."""
+    found = _protocol(run) + _losses(primary) + _data(run)
+    return sorted(found, key=lambda warning: ("bad", "care", "note").index(warning.tone))

@@ -1,0 +1,241 @@
+"""The report of a run: one HTML page that needs nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jinja2
+import pandas as pd
+from markupsafe import Markup
+
+from fedrec.metrics import higher_is_better
+from fedrec.report import plots
+from fedrec.report.findings import DASH, MANY, WORST, answer, change, headline, label, listing, number, plural, warnings
+from fedrec.report.tables import BASELINES, LEAKING, Run, compare, read_run
+from fedrec.report.template import PAGE
+
+# Columns of rounds.csv that are drawn where they are found, with the words on their axis.
+ROUND_CURVES = {"train_loss": "mean training loss"}
+
+
+class Figure(NamedTuple):
+    """A figure and its caption."""
+
+    picture: Markup
+    caption: str
+
+
+def size(count: float) -> str:
+    """Return a number of bytes in the unit that reads best."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000 or unit == "GB":
+            break
+        count /= 1000
+    return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.3g} {unit}"
+
+
+def write_report(run_dir: Path) -> Path:
+    """Write `report.html` into a run directory and return its path; raises UserError when it is no run directory."""
+    path = run_dir / "report.html"
+    path.write_text(page(read_run(run_dir)), encoding="utf-8")
+    return path
+
+
+def page(run: Run) -> str:
+    """Return the HTML of a run."""
+    table, together = compare(run), compare(run, together=True)
+    primary = table[table["primary"]]
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"number": number, "size": size, "label": label}
+    environment.globals |= {"change": change, "higher_is_better": higher_is_better, "plural": plural}
+    return environment.from_string(PAGE).render(
+        leaking=LEAKING if run.leaking() else "",
+        run=run.record,
+        option=run.option,
+        facts=facts(run),
+        many=len(run.names()) > MANY,
+        answers=[_answer(run, i, rows, together) for i, (_, rows) in enumerate(primary.groupby("task", sort=False))],
+        warnings=warnings(run, primary),
+        tables=[_comparison(rows, together) for _, rows in table.groupby(["task", "metric"], sort=False)],
+        baselines=run.baselines,
+        curves=_curves(run, primary),
+        traffic=_traffic(run),
+        parameters=_parameters(run),
+        clients=run.record.get("data", {}).get("clients", []),
+    )
+
+
+def facts(run: Run) -> dict[str, str]:
+    """Return what was run, in words."""
+    option, record = run.option, run.record
+    names = run.names()
+    clients = record.get("data", {}).get("clients", [])
+    selected, stopped = record.get("selected_round"), record.get("stopped", "")
+    rounds = f"{len(run.rounds):,} of {option('rounds', len(run.rounds)):,}"
+    rounds += {"patience": ", stopped early: validation had stopped improving", "interrupted": ", interrupted"}.get(
+        stopped, ""
+    )
+    chosen = f"round {selected}, the best on validation" if selected is not None else "the last round"
+    users = sum(int(c.get("users", 0)) for c in clients)
+    held_out = sum(int(c.get("test", 0)) for c in clients)
+    sampled, seconds = option("candidates", "full"), float(record.get("seconds", 0))
+    devices = run.federated.clients.get("device", pd.Series(dtype=str))
+    negatives = f"outside the held-out items too: {LEAKING}" if run.leaking() else "outside the training positives"
+    return {
+        "Method": f"{option('method', '?')}; shared: {listing(option('share', ())) or 'nothing'}",
+        "Data": f"{option('dataset', '?')}: {plural(users, 'user')}, {plural(held_out, 'test interaction')}",
+        "Clients": f"{len(names):,}: {listing(names)}",
+        "Tasks": str(option("task", "?")),
+        "Rounds": rounds,
+        "Tested model": chosen,
+        "Split": str(option("split", "?")),
+        "Ranking": "among the whole catalogue" if sampled == "full" else f"among {sampled} sampled candidates",
+        "Negatives": negatives,
+        "Engine": f"{option('engine', '?')}; devices: {listing(sorted(set(devices) - {''})) or 'not recorded'}",
+        "Seed": str(option("seed", "?")),
+        "Time": f"{seconds:,.{0 if seconds >= 10 else 1}f} s",
+    }
+
+
+def _answer(run: Run, place: int, rows: pd.DataFrame, together: pd.DataFrame) -> dict[str, Any]:
+    """Return the answer for one task: the words, a headline for each client, and the picture of the differences."""
+    task, metric = rows["task"].iloc[0], rows["metric"].iloc[0]
+    everyone = together[(together["task"] == task) & (together["metric"] == metric)]
+    return {
+        "task": task,
+        "words": answer(rows),
+        "headlines": [] if len(run.names()) > MANY else [headline(row) for row in rows.itertuples()],
+        "everyone": headline(next(everyone.itertuples())) if len(rows) > 1 else None,
+        "figure": _differences(run, f"differences{place}", rows[rows["verdict"] != ""]),
+    }
+
+
+def _differences(run: Run, name: str, rows: pd.DataFrame) -> Figure | None:
+    """Return the picture of the clients' differences against local: each one, or how many there are of each size."""
+    if not len(rows):
+        return None
+    metric = rows["metric"].iloc[0]
+    flag = f" {LEAKING}" if run.leaking() else ""
+    words = (
+        f"{label(metric)} together minus alone ({'higher' if higher_is_better(metric) else 'lower'} is better){flag}"
+    )
+    if len(run.names()) > MANY:
+        good = 1 if higher_is_better(metric) else -1
+        picture = plots.distribution(rows["local_difference"], good, name, words, f"{words}. {answer(rows)}")
+        return Figure(picture, "How many clients differ by how much.")
+    each = "; ".join(f"{h.name}: {h.numbers}" for h in map(headline, rows.itertuples()))
+    picture = plots.forest(rows, name, words, f"{words}. {each}")
+    if rows["local_low"].notna().any():
+        return Figure(picture, "Mean difference over each client's users, with its 95% interval.")
+    return Figure(picture, "Bare difference of two numbers, without an interval.")
+
+
+def _comparison(rows: pd.DataFrame, together: pd.DataFrame) -> dict[str, Any]:
+    """Return the rows to print of one task and metric: every client, or the worst where they are many."""
+    task, metric = rows["task"].iloc[0], rows["metric"].iloc[0]
+    shown = rows
+    if len(rows) > MANY:
+        order = rows["local_difference"] if rows["local_difference"].notna().any() else rows["federated"]
+        shown = rows.loc[(order if higher_is_better(metric) else -order).sort_values(kind="stable").index[:WORST]]
+    everyone = together[(together["task"] == task) & (together["metric"] == metric)]
+    if len(rows) > 1:
+        shown = pd.concat([shown, everyone])
+    return {
+        "task": task,
+        "metric": metric,
+        "primary": bool(rows["primary"].iloc[0]),
+        "rows": shown.to_dict("records"),
+        "everyone": len(rows) > 1,
+        "cut": len(rows) - WORST if len(rows) > MANY else 0,
+        "counts": rows["verdict"].value_counts().to_dict() if len(rows) > MANY else {},
+        "baselines": BASELINES,
+    }
+
+
+def _curves(run: Run, primary: pd.DataFrame) -> list[Figure]:
+    """Return the learning curves: validation of each task's primary metric, then what rounds.csv holds."""
+    selected = run.record.get("selected_round")
+    mark = f" The circle marks round {selected}, whose model was tested." if selected is not None else ""
+    flag = f" {LEAKING}" if run.leaking() else ""
+    out = []
+    for place, (task, metric) in enumerate(primary[["task", "metric"]].drop_duplicates().itertuples(index=False)):
+        ours, local = (
+            r.clients[
+                (r.clients["split"] == "validation") & (r.clients["task"] == task) & (r.clients["metric"] == metric)
+            ]
+            for r in (run.federated, run.baselines.get("local", run.federated))
+        )
+        names = [name for name in run.names() if (ours["client"] == name).any()]
+        if not names:
+            continue
+        local = local if "local" in run.baselines else local.head(0)
+        words = f"{label(metric)}{flag}"
+        alt = f"Validation {label(metric)} by round, task {task}, for {plural(len(names), 'client')}.{flag}"
+        if len(names) > MANY:
+            picture = plots.bands(ours, selected, f"validation{place}", words, alt)
+            caption = f"Validation, task {task}: mean over clients and the middle 80% of them.{mark}{flag}"
+        else:
+            picture = plots.curves(ours, local, selected, names, f"validation{place}", words, alt)
+            caption = f"Validation by round, task {task}; each panel has its own scale.{mark}{flag}"
+        out.append(Figure(picture, caption))
+    for column, words in ROUND_CURVES.items():
+        if column in run.rounds and run.rounds[column].notna().any():
+            picture = plots.line(run.rounds["round"], run.rounds[column], selected, column, words, f"{words} by round.")
+            out.append(Figure(picture, f"{words.capitalize()} by round."))
+    return out
+
+
+def _traffic(run: Run) -> dict[str, Any] | None:
+    """Return the bytes of every round and their sums."""
+    if len(run.ledger):
+        table = run.ledger.pivot_table(index="round", columns="direction", values="bytes", aggfunc="sum", fill_value=0)
+        table = table.reindex(columns=["up", "down"], fill_value=0).reset_index()
+    elif {"bytes_up", "bytes_down"} <= set(run.rounds):
+        table = run.rounds[["round", "bytes_up", "bytes_down"]].set_axis(["round", "up", "down"], axis=1)
+    else:
+        return None
+    up, down = float(table["up"].sum()), float(table["down"].sum())
+    rounds, clients = len(run.rounds) or len(table), len(run.names()) or 1
+    unit, scale = next(
+        ((u, s) for u, s in (("MB", 1e6), ("kB", 1e3)) if table[["up", "down"]].max().max() >= s), ("B", 1)
+    )
+    alt = f"Bytes by round: {size(up / rounds)} up and {size(down / rounds)} down in the mean round."
+    scaled = table.assign(up=table["up"] / scale, down=table["down"] / scale)
+    return {
+        "figure": Figure(
+            plots.traffic(scaled, unit, "traffic", alt), "Sent to the server (up) and to the clients (down)."
+        ),
+        "totals": {"up": up, "down": down, "total": up + down},
+        "rounds": {"up": up / rounds, "down": down / rounds, "total": (up + down) / rounds},
+        "client": {
+            "up": up / rounds / clients,
+            "down": down / rounds / clients,
+            "total": (up + down) / rounds / clients,
+        },
+    }
+
+
+def _parameters(run: Run) -> list[dict[str, Any]]:
+    """Return what was shared, what stayed private, and what else the ledger names, with the bytes of each."""
+    sent = run.ledger.groupby(["parameter", "direction"])["bytes"].sum().to_dict()
+    keyed = run.ledger.groupby("parameter")["rows"].max().to_dict()
+    parameters = run.record.get("parameters", {})
+    listed = [
+        (kind, p["name"], p["shape"], p.get("rows")) for kind in ("shared", "private") for p in parameters.get(kind, [])
+    ]
+    named = {name for _, name, _, _ in listed}
+    listed += [("message", name, None, None) for name in keyed if name not in named]
+    return [
+        {
+            "kind": kind,
+            "name": name,
+            "shape": " \N{MULTIPLICATION SIGN} ".join(f"{n:,}" for n in shape or ()) or DASH,
+            "rows": rows or (shape[0] if shape and keyed.get(name, 0) > 0 else None),
+            "up": sent.get((name, "up"), 0),
+            "down": sent.get((name, "down"), 0),
+        }
+        for kind, name, shape, rows in listed
+    ]

@@ -1,0 +1,186 @@
+"""Figures as inline SVG that takes its colours from the page."""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+from numpy.typing import NDArray
+
+# Drawn in these colours, which become variables of the style sheet, so that light and dark share one figure.
+INK, MUTED, GRID, OURS, ALONE, GOOD, BAD, FLAT = (f"#0{i}0{i}0{i}" for i in range(1, 9))
+VARIABLES = dict(zip((INK, MUTED, GRID, OURS, ALONE, GOOD, BAD, FLAT),
+                     ("ink", "muted", "line", "ours", "alone", "good", "bad", "flat"), strict=True))  # fmt: skip
+STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none", "svg.hashsalt": "fedrec", "text.parse_math": False, "font.size": 10, "axes.titlesize": 10,
+    "axes.edgecolor": GRID, "axes.labelcolor": MUTED, "text.color": INK, "xtick.color": GRID, "ytick.color": GRID,
+    "xtick.labelcolor": MUTED, "ytick.labelcolor": MUTED, "grid.color": GRID, "axes.grid": True, "grid.linewidth": 0.6,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True, "axes.titlelocation": "left",
+    "legend.frameon": False, "axes.titleweight": "bold", "axes.formatter.useoffset": False, "axes.unicode_minus": True,
+}  # fmt: skip
+COLOURS = {"helped": GOOD, "hurt": BAD}  # what has no interval has no colour either
+WIDTH = 8.4
+
+
+def number(x: float, _: object = None) -> str:
+    """Return a tick label without a leading zero."""
+    return f"{x:.4g}".replace("0.", ".", 1).replace("-", "\N{MINUS SIGN}") if 0 < abs(x) < 1 else f"{x:g}"
+
+
+def svg(figure: Figure, name: str, alt: str) -> Markup:
+    """Return the figure as an `<svg>` element with a text alternative; the same figure gives the same bytes."""
+    FigureCanvasSVG(figure)
+    out = io.StringIO()
+    with warnings.catch_warnings():
+        # The reader's fonts draw the text; it does not matter which scripts the measuring font has.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    text = out.getvalue()
+    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.S)
+    for colour, variable in VARIABLES.items():
+        text = text.replace(colour, f"var(--{variable})")
+    # Identifiers are unique in the page only with the figure's name.
+    text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", text)
+    text = re.sub(r"'?DejaVu Sans'?[^;\"]*", "inherit", text)
+    head = Markup('<svg role="img" aria-label="{}" ').format(alt)
+    return head + Markup(re.sub(r'^<svg( width="[^"]*")?( height="[^"]*")?', "", text))
+
+
+def _figure(rows: int, columns: int, height: float) -> tuple[Figure, NDArray[Any]]:
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def _ticks(axes: Axes, rounds: bool = False) -> None:
+    axes.yaxis.set_major_formatter(FuncFormatter(number))
+    axes.yaxis.set_major_locator(MaxNLocator(4))
+    if rounds:
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    else:
+        axes.xaxis.set_major_formatter(FuncFormatter(number))
+
+
+def forest(rows: pd.DataFrame, name: str, label: str, alt: str) -> Markup:
+    """Return each client's difference against local with its interval; `rows` as in `comparison`."""
+    with mpl.rc_context(STYLE):
+        figure, ((axes,),) = _figure(1, 1, 0.75 + 0.34 * len(rows))
+        for place, row in enumerate(rows.itertuples()):
+            colour = COLOURS.get(str(row.verdict), FLAT)
+            axes.plot(
+                [row.local_low, row.local_high], [place, place], color=colour, linewidth=3, solid_capstyle="round"
+            )
+            axes.plot([row.local_difference], [place], "o", color=colour, markersize=7)
+        axes.axvline(0, color=INK, linewidth=1)
+        axes.set_yticks(range(len(rows)), [shorten(client) for client in rows["client"]])
+        axes.tick_params(axis="y", labelcolor=INK, length=0)
+        axes.set_ylim(len(rows) - 0.4, -0.6)
+        axes.xaxis.set_major_formatter(FuncFormatter(number))
+        axes.grid(axis="y", visible=False)
+        axes.spines["left"].set_visible(False)
+        axes.set_xlabel(label)
+        return svg(figure, name, alt)
+
+
+def distribution(differences: pd.Series, better: int, name: str, label: str, alt: str) -> Markup:
+    """Return the histogram of the clients' differences against local; `better` is +1 or -1, the sign that is good."""
+    values = np.asarray(differences, np.float64)
+    values = values[np.isfinite(values)]
+    with mpl.rc_context(STYLE):
+        figure, ((axes,),) = _figure(1, 1, 2.7)
+        reach = max(float(np.abs(values).max(initial=0)), 1e-9)
+        # An odd number of bins puts the clients without any difference into a bin of their own.
+        counts, edges = np.histogram(values, bins=41, range=(-reach, reach))
+        middle = (edges[1:] + edges[:-1]) / 2
+        side = np.where(np.arange(41) == 20, 0, np.sign(middle) * better)
+        colours = [{1: GOOD, -1: BAD}.get(int(s), FLAT) for s in side]
+        axes.bar(middle, counts, width=(edges[1] - edges[0]) * 0.92, color=colours)
+        axes.set_xlabel(label)
+        axes.set_ylabel("clients")
+        _ticks(axes)
+        axes.grid(axis="x", visible=False)
+        return svg(figure, name, alt)
+
+
+def shorten(name: str, most: int = 26) -> str:
+    """Return the name, cut where a figure has no room for more."""
+    return name if len(name) <= most else name[: most - 1] + "\N{HORIZONTAL ELLIPSIS}"
+
+
+def curves(
+    ours: pd.DataFrame, local: pd.DataFrame, selected: int | None, names: Sequence[str], name: str, label: str, alt: str
+) -> Markup:
+    """Return one panel a client: validation by round, with the local baseline; tables of client, round, value."""
+    with mpl.rc_context(STYLE):
+        columns = 2 if len(names) == 4 else min(3, len(names))
+        rows = -(-len(names) // columns)
+        figure, panels = _figure(rows, columns, 0.5 + 1.75 * rows)
+        for axes, client in zip(panels.flat, names, strict=False):
+            for table, colour, who in ((local, ALONE, "alone"), (ours, OURS, "together")):
+                line = table[table["client"] == client]
+                axes.plot(
+                    line["round"], line["value"], color=colour, linewidth=1.8, label=who, marker="o", markersize=2
+                )
+            chosen = ours[(ours["client"] == client) & (ours["round"] == selected)]
+            axes.plot(chosen["round"], chosen["value"], "o", color=OURS, markersize=8, fillstyle="none")
+            axes.set_title(shorten(client))
+            _ticks(axes, rounds=True)
+        for axes in panels.flat[len(names) :]:
+            axes.remove()
+        figure.suptitle(label, x=0.005, ha="left", color=MUTED, fontsize=10)
+        if len(local):
+            panels[0, 0].legend(loc="best", labelcolor=MUTED, handlelength=1.2, fontsize=9)
+        return svg(figure, name, alt)
+
+
+def bands(ours: pd.DataFrame, selected: int | None, name: str, label: str, alt: str) -> Markup:
+    """Return mean validation over clients by round, with the middle 80% of the clients; client, round, value."""
+    grouped = ours.groupby("round")["value"]
+    mean, low, high = grouped.mean(), grouped.quantile(0.1), grouped.quantile(0.9)
+    with mpl.rc_context(STYLE):
+        figure, ((axes,),) = _figure(1, 1, 2.7)
+        axes.fill_between(mean.index, low, high, color=OURS, alpha=0.18, linewidth=0)
+        axes.plot(mean.index, mean, color=OURS, linewidth=2)
+        if selected is not None and selected in mean.index:
+            axes.plot([selected], [mean[selected]], "o", color=OURS, markersize=8, fillstyle="none")
+        axes.set_ylabel(label)
+        axes.set_xlabel("round")
+        _ticks(axes, rounds=True)
+        return svg(figure, name, alt)
+
+
+def line(x: pd.Series, y: pd.Series, selected: int | None, name: str, label: str, alt: str) -> Markup:
+    """Return one value by round."""
+    with mpl.rc_context(STYLE):
+        figure, ((axes,),) = _figure(1, 1, 2.2)
+        axes.plot(x, y, color=OURS, linewidth=2, marker="o", markersize=2.5)
+        axes.plot(x[x == selected], y[x == selected], "o", color=OURS, markersize=8, fillstyle="none")
+        axes.set_ylabel(label)
+        axes.set_xlabel("round")
+        _ticks(axes, rounds=True)
+        return svg(figure, name, alt)
+
+
+def traffic(table: pd.DataFrame, unit: str, name: str, alt: str) -> Markup:
+    """Return the amounts that went up and down by round; `table` has `round`, `up`, `down` in `unit`."""
+    with mpl.rc_context(STYLE):
+        figure, ((axes,),) = _figure(1, 1, 2.2)
+        for column, shift, colour in (("up", -0.2, OURS), ("down", 0.2, ALONE)):
+            axes.bar(table["round"] + shift, table[column], width=0.38, color=colour, label=column)
+        axes.set_ylabel(f"{unit} a round")
+        axes.set_xlabel("round")
+        axes.set_ylim(0, max(table[["up", "down"]].max().max() * 1.25, 1e-9))
+        axes.grid(axis="x", visible=False)
+        axes.legend(loc="upper right", ncols=2, labelcolor=MUTED)
+        _ticks(axes, rounds=True)
+        return svg(figure, name, alt)

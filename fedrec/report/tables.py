@@ -1,0 +1,201 @@
+"""A run directory as tables: the comparison of every client with its baselines."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Hashable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from fedrec.errors import UserError
+from fedrec.metrics import Paired, higher_is_better, paired
+
+BASELINES = ("local", "pooled", "popularity")
+LEAKING = "LEAKING PROTOCOL"
+EVERYONE, CLIENTS = "All users", "Mean of the clients"  # the latter for a metric without per-user values
+KEY = ["client", "task", "metric"]
+METRICS = ["round", *KEY, "split", "value"]
+USERS = ["client", "user", "split", "task", "metric", "value"]
+LEDGER = ["round", "client", "direction", "parameter", "rows", "bytes"]
+
+
+@dataclass(frozen=True)
+class Results:
+    """The values of one training: `clients` by round, client, split, task and metric; `users` by user of the test."""
+
+    clients: pd.DataFrame
+    users: pd.DataFrame
+
+    def test(self) -> pd.Series:
+        """Return the test values, indexed by client, task and metric, in the order of the file."""
+        rows = self.clients[self.clients["split"] == "test"]
+        return rows.drop_duplicates(KEY, keep="last").set_index(KEY)["value"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run directory: its record, its tables, and the baselines that were trained beside it."""
+
+    record: dict[str, Any]
+    federated: Results
+    baselines: dict[str, Results]
+    rounds: pd.DataFrame
+    ledger: pd.DataFrame
+
+    def option(self, name: str, default: Any = None) -> Any:
+        """Return an option of the experiment."""
+        return self.record.get("experiment", {}).get(name, default)
+
+    def leaking(self) -> bool:
+        """Tell whether training avoided the held-out items, so that no metric can be trusted."""
+        return bool(self.option("negatives") == "published")
+
+    def names(self) -> list[str]:
+        """Return the clients in the order of the record."""
+        recorded = [str(c["name"]) for c in self.record.get("data", {}).get("clients", [])]
+        return list(dict.fromkeys([*recorded, *self.federated.clients["client"]]))
+
+    def primary(self, task: str) -> str | None:
+        """Return the metric that speaks for a task: the first of the experiment's metrics that the task has."""
+        clients = self.federated.clients
+        found = list(dict.fromkeys(clients.loc[clients["task"] == task, "metric"]))
+        wanted = [*self.option("metrics", ()), "auc", "rmse", "logloss", *found]
+        return next((metric for metric in wanted if metric in found), None)
+
+
+def read_table(path: Path, columns: list[str]) -> pd.DataFrame:
+    """Return a CSV file with at least `columns`; an absent or empty file is an empty table.
+
+    A name stays the text it is ("007", "NA"); only numbers can be missing. Raises UserError for a missing column.
+    """
+    if not path.exists() or not path.stat().st_size:
+        return pd.DataFrame(columns=columns)
+    names = ("client", "user", "split", "task", "metric", "direction", "parameter", "device")
+    numbers = ("round", "value", "rows", "bytes", "seconds", "train_loss", "bytes_up", "bytes_down")
+    types: dict[Any, Any] = dict.fromkeys(names, str)
+    missing = {name: ["", "nan", "NaN"] for name in numbers}
+    table = pd.read_csv(path, dtype=types, keep_default_na=False, na_values=missing)
+    for column in columns:
+        if column not in table:
+            raise UserError(
+                f"{path.name}: must have the columns {', '.join(columns)}, found {', '.join(map(str, table))}"
+            )
+    return table
+
+
+def read_results(folder: Path) -> Results:
+    """Return `clients.csv` and `users/*.csv` of a folder; per-user values may be missing."""
+    users = [read_table(path, USERS) for path in sorted((folder / "users").glob("*.csv"))]
+    users = [table for table in users if len(table)]
+    return Results(
+        read_table(folder / "clients.csv", METRICS), pd.concat(users) if users else pd.DataFrame(columns=USERS)
+    )
+
+
+def read_run(run_dir: Path) -> Run:
+    """Return a run directory; raises UserError when it has no `experiment.json`."""
+    path = run_dir / "experiment.json"
+    if not path.exists():
+        raise UserError(f"run directory: must hold experiment.json, found none in {run_dir}")
+    folders = {name: run_dir / "baselines" / name for name in BASELINES}
+    return Run(
+        json.loads(path.read_text("utf-8")),
+        read_results(run_dir),
+        {name: read_results(folder) for name, folder in folders.items() if (folder / "clients.csv").exists()},
+        read_table(run_dir / "rounds.csv", ["round"]),
+        read_table(run_dir / "ledger.csv", LEDGER),
+    )
+
+
+def verdict(metric: str, difference: Paired) -> str:
+    """Return helped, hurt, no detectable difference; without an interval better, worse, equal; "" without a value."""
+    sign = 1 if higher_is_better(metric) else -1
+    low, high = sorted((sign * difference.low, sign * difference.high))
+    if math.isnan(difference.mean):
+        return ""
+    if math.isnan(low):
+        return "equal" if difference.mean == 0 else "better" if sign * difference.mean > 0 else "worse"
+    return "helped" if low > 0 else "hurt" if high < 0 else "no detectable difference"
+
+
+def _differences(federated: Results, baseline: Results) -> dict[Hashable, Paired]:
+    """Return federated minus baseline: paired over users where both have them, else the bare difference (n = 0)."""
+    ours, theirs = federated.test(), baseline.test()
+    out = {key: Paired(value, math.nan, math.nan, 0) for key, value in (ours - theirs.reindex(ours.index)).items()}
+    key = ["user", *KEY]
+    both = [r.users[r.users["split"] == "test"].drop_duplicates(key)[[*key, "value"]] for r in (federated, baseline)]
+    pairs = both[0].merge(both[1], on=key)
+    for group, rows in pairs.groupby(KEY, sort=False):
+        result = paired(rows["value_x"].to_numpy(np.float64), rows["value_y"].to_numpy(np.float64))
+        if result.n:
+            out[group] = result
+    return out
+
+
+def _table(federated: Results, baselines: dict[str, Results]) -> pd.DataFrame:
+    """Return one row for each client, task and metric of the test."""
+    table = federated.test().rename("federated").to_frame()
+    users = federated.users[federated.users["split"] == "test"].dropna(subset="value")
+    table["users"] = users.groupby(KEY)["user"].nunique().reindex(table.index).fillna(0).astype(int)
+    for name in BASELINES:
+        found = baselines.get(name)
+        table[name] = found.test().reindex(table.index) if found else math.nan
+        differences = _differences(federated, found) if found else {}
+        each = [differences.get(key, Paired(math.nan, math.nan, math.nan, 0)) for key in table.index]
+        table[f"{name}_difference"] = [d.mean for d in each]
+        table[f"{name}_low"] = [d.low for d in each]
+        table[f"{name}_high"] = [d.high for d in each]
+        table[f"{name}_users"] = [d.n for d in each]
+        if name == "local":
+            table["verdict"] = [verdict(key[2], d) for key, d in zip(table.index, each, strict=True)]
+    higher = table.index.get_level_values("metric").map(higher_is_better).to_numpy(bool)
+    ours, pooled = table["federated"], table["pooled"]
+    table["pooled_share"] = np.where(higher, ours / pooled.where(pooled != 0), pooled / ours.where(ours != 0))
+    return table.reset_index()
+
+
+def _together(results: Results) -> Results:
+    """Return the results of all users as one client's: means over users, or over clients where there are none."""
+    users = results.users.assign(client=EVERYONE, user=results.users["client"] + "\0" + results.users["user"])
+    key = ["split", *KEY]
+    clients = results.clients[results.clients["split"] == "test"].drop_duplicates(KEY, keep="last")
+    means = clients.assign(client=EVERYONE).groupby(key, sort=False)["value"].mean()
+    means.update(users.groupby(key, sort=False)["value"].mean())
+    return Results(means.reset_index(), users)
+
+
+def compare(run: Run, together: bool = False) -> pd.DataFrame:
+    """Return `comparison` of a run that was read; `together` takes all users as one client."""
+    federated, baselines = run.federated, run.baselines
+    if together:
+        federated, baselines = _together(federated), {name: _together(b) for name, b in baselines.items()}
+    table = _table(federated, baselines)
+    if together:
+        table["client"] = table["client"].where(table["users"] > 0, CLIENTS)
+    tasks = list(dict.fromkeys(run.federated.clients["task"]))
+    primary = {task: run.primary(task) for task in tasks}
+    speaks = [primary[task] == metric for task, metric in zip(table["task"], table["metric"], strict=True)]
+    table["primary"] = np.array(speaks, dtype=bool)
+    table["protocol"] = LEAKING if run.leaking() else ""
+    metrics = list(dict.fromkeys([*run.option("metrics", ()), *table["metric"]]))
+    place = {name: rank for rank, name in enumerate(run.names())}
+    keys = zip(table["task"], table["metric"], table["client"], strict=True)
+    order = [(tasks.index(t), m == "loss", metrics.index(m), place.get(c, -1)) for t, m, c in keys]
+    return table.iloc[sorted(range(len(order)), key=order.__getitem__)].reset_index(drop=True)
+
+
+def comparison(run_dir: Path) -> pd.DataFrame:
+    """Return each client's test metrics beside its baselines, one row for each client, task and metric.
+
+    Columns: `client`, `task`, `metric`, `federated`, `users` (with a per-user value); for each baseline b of local,
+    pooled and popularity `b` (NaN: not run), `b_difference` = federated - b, its 95% interval `b_low`, `b_high`
+    and `b_users`, the number of user pairs (0: the bare difference of two numbers, without an interval);
+    `verdict` against local; `pooled_share`, the part of pooled that is reached; `primary`, the metric that speaks
+    for its task; `protocol`, "LEAKING PROTOCOL" or "". Raises UserError when it is no run directory.
+    """
+    return compare(read_run(run_dir))
