@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator, model_validator
 
-from fedrec.data import ClientData, Dataset, Market, federation, load, pool
+from fedrec.data import DATASETS, ClientData, Dataset, Market, federation, load, pool
 from fedrec.errors import UserError, choose
-from fedrec.metrics import parse_metric
+from fedrec.metrics import RANKING, parse_metric
 from fedrec.models import Recommender
 from fedrec.optimisers import Optimiser
 from fedrec.sharing import Sharing
@@ -30,7 +32,10 @@ class Method(BaseModel):
     )
     phases: tuple[Phase, ...] = Field(("all",), description="what is trained locally, one phase after the other")
     mu: float = Field(
-        0.0, ge=0, description="FedProx: proximal weight that ties the shared parameters to the broadcast"
+        0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="FedProx: proximal weight that ties the shared parameters to the broadcast",
     )
     pool: bool = Field(False, description="one model on everyone's data, the upper bound; not federated")
 
@@ -50,7 +55,10 @@ class Experiment(Method):
         description="who is a client: a platform, a silo of users, or one user; auto: platforms if there are several",
     )
     skew: float | None = Field(
-        None, gt=0, description="users: Dirichlet parameter of the silo sizes; equal sizes without it"
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="users: Dirichlet parameter of the silo sizes; equal sizes without it",
     )
     split: Literal["leave-one-out", "temporal", "random"] = Field(
         "leave-one-out", description="how test data is held out"
@@ -61,7 +69,7 @@ class Experiment(Method):
     negatives: Literal["train", "published"] = Field(
         "train", description="training negatives avoid: train positives, or (published, LEAKING) also held-out items"
     )
-    num_negatives: int = Field(1, ge=1, le=1000, description="sampled items for each positive of a rank task")
+    num_negatives: int = Field(4, ge=1, le=1000, description="sampled items for each positive of a rank task")
     candidates: Literal["full"] | int = Field(
         "full", description="items a held-out item is ranked among: full, or a number sampled"
     )
@@ -70,18 +78,18 @@ class Experiment(Method):
     )
     model: str = Field("mf", description="mf or mlp, or one for each client: 'mf;shop=mlp'")
     dim: int = Field(32, ge=1, le=4096, description="width of the user and item tables")
-    hidden: tuple[int, ...] = Field((64, 32), min_length=1, description="mlp: widths of the shared body")
+    hidden: tuple[PositiveInt, ...] = Field((64, 32), min_length=1, description="mlp: widths of the shared body")
     metrics: tuple[str, ...] = Field(
         ("ndcg@10", "hr@10"), min_length=1, description="ranking metrics; the first selects the round"
     )
     rounds: int = Field(20, ge=1, le=1_000_000, description="rounds of communication")
-    local_epochs: int = Field(1, ge=1, le=10_000, description="passes over a client's data in a round")
+    local_epochs: int = Field(2, ge=1, le=10_000, description="passes over a client's data in a round")
     batch_size: int = Field(256, ge=1, description="rows in a step")
     optimiser: Literal["sgd", "adam", "adagrad"] = Field(
         "adam", description="local optimiser, started afresh in every round"
     )
     lr: float = Field(0.01, gt=0, lt=1e6, description="local learning rate")
-    l2: float = Field(0.0, ge=0, description="L2 penalty of the rows that a batch touches")
+    l2: float = Field(0.01, ge=0, allow_inf_nan=False, description="L2 penalty of the rows that a batch touches")
     weights: Literal["examples", "uniform"] = Field("examples", description="weight of a client in the mean")
     patience: int = Field(0, ge=0, description="stop after this many evaluations without a better validation; 0: never")
     eval_every: int = Field(1, ge=1, description="rounds between two validations")
@@ -94,7 +102,7 @@ class Experiment(Method):
     @field_validator("share", "phases", "metrics", "hidden", "fractions", mode="before")
     @classmethod
     def _comma_separated(cls, value: Any) -> Any:
-        return [part for part in value.split(",") if part] if isinstance(value, str) else value
+        return value.split(",") if isinstance(value, str) and value else () if value == "" else value
 
     @field_validator("candidates")
     @classmethod
@@ -105,15 +113,18 @@ class Experiment(Method):
 
     @model_validator(mode="after")
     def _consistent(self) -> Experiment:
-        choose("dataset", self.dataset, ["synthetic", "ml-100k", "table"])
+        choose("dataset", self.dataset, DATASETS)
         for name in self.metrics:
-            parse_metric(name)
-        for client, kind in per_client(self.model).items():
-            choose(f"model of {client}" if client != "*" else "model", kind, ["mf", "mlp"])
-        for client in per_client(self.task):
-            tasks_of(self.task, client)
+            family, _ = parse_metric(name)
+            choose("metrics", family, RANKING)
+        with named("model"):
+            for kind in per_client(self.model).values():
+                choose("one of the models", kind, ["mf", "mlp"])
+        with named("task"):
+            for client in per_client(self.task):
+                tasks_of(self.task, client)
         low, high = self.fractions
-        if not (low > 0 and high > 0 and low + high < 1):
+        if not (0 < low and 0 < high and low + high < 1):
             raise UserError(
                 f"fractions: validation and test must be positive and sum to less than 1, found {low}, {high}"
             )
@@ -147,6 +158,15 @@ class Experiment(Method):
         kinds = per_client(self.model)
         kind = kinds.get(client, kinds.get("*", "mf"))
         return Recommender("mlp" if kind == "mlp" else "mf", self.dim, self.hidden)
+
+
+@contextmanager
+def named(field: str) -> Iterator[None]:
+    """Put the field's name before the text of a UserError."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{field}: {error}") from None
 
 
 def build(values: dict[str, Any]) -> Experiment:

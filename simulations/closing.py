@@ -1,6 +1,7 @@
 """The closing table of a run on the terminal."""
 
 import math
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -21,10 +22,8 @@ def table(run_dir: Path) -> Table:
     title = ", ".join(f"{task} {metric}" for task, metric in measures)
     protocol = "".join(rows["protocol"].unique())
     shown = Table(title=f"Test {title} {protocol}".strip(), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("client", "federated", "alone", "difference [95%]", "pooled", "popular", "taking part"):
-        shown.add_column(
-            name, no_wrap=name != "client", justify="left" if name in ("client", "taking part") else "right"
-        )
+    for name in ("client", "together", "alone", "difference [95%]", "pooled", "popular", "verdict"):
+        shown.add_column(name, no_wrap=True, justify="left" if name in ("client", "verdict") else "right")
     if len(rows) <= MANY:
         for _, row in rows.iterrows():
             label = str(row["client"]) if len(measures) == 1 else f"{row['client']} {row['task']}"
@@ -56,9 +55,14 @@ def line(row: "pd.Series[float]") -> list[str]:
 
 def number(value: float) -> str:
     """Return a metric with four digits, or a dash if it was not measured."""
-    return "-" if math.isnan(value) else f"{value:.4f}"
+    return "-" if math.isnan(value) else short(f"{value:.4f}")
 
 
 def signed(value: float) -> str:
     """Return a difference with its sign, or a dash."""
-    return "-" if math.isnan(value) else f"{value:+.3f}"
+    return "-" if math.isnan(value) else short(f"{value:+.3f}")
+
+
+def short(text: str) -> str:
+    """Return a number below one without the zero before its point, so that a row fits into 80 columns."""
+    return re.sub(r"^([+-]?)0\.", r"\1.", text)

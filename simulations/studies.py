@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -98,7 +99,7 @@ def summary(results: pd.DataFrame, names: Sequence[str]) -> list[dict[str, str |
     It holds the mean over clients and seeds, its paired difference to `local` and to `pooled` with a Student-t interval
     over seeds, and the share of `pooled` that it reaches.
     """
-    means = results.groupby(["task", "metric", "method", "seed"], sort=False)["value"].mean()
+    means = results.groupby(["task", "metric", "method", "seed"])["value"].mean()
     rows: list[dict[str, str | float]] = []
     for task, metric in dict.fromkeys(zip(results["task"], results["metric"], strict=True)):
         by_method = {name: means.loc[task, metric, name].sort_index().to_numpy(np.float64) for name in names}
@@ -117,19 +118,16 @@ def summary(results: pd.DataFrame, names: Sequence[str]) -> list[dict[str, str |
 
 def show(rows: Sequence[dict[str, str | float]], title: str) -> None:
     """Print a summary as a table."""
-    table = Table(title=title, title_justify="left")
-    for name in ("task", "metric", "method", "mean", "sd", "minus local [95%]", "minus pooled [95%]", "of pooled"):
-        table.add_column(name)
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("metric", "method", "mean", "sd", "minus local [95%]", "of pooled"):
+        table.add_column(name, no_wrap=True)
     for row in rows:
-        gains = [
-            f"{row[f'minus_{o}']:+.4f} [{row[f'minus_{o}_low']:+.4f}, {row[f'minus_{o}_high']:+.4f}]"
-            if f"minus_{o}" in row
-            else ""
-            for o in ("local", "pooled")
-        ]
+        gain = ""
+        if "minus_local" in row:
+            gain = f"{row['minus_local']:+.4f} [{row['minus_local_low']:+.4f}, {row['minus_local_high']:+.4f}]"
         share = f"{row['share_of_pooled']:.3f}" if "share_of_pooled" in row else ""
-        cells = [str(row["task"]), str(row["metric"]), str(row["method"]), f"{row['mean']:.4f}", f"{row['sd']:.4f}"]
-        table.add_row(*cells, *gains, share)
+        measure = f"{row['task']} {row['metric']}"
+        table.add_row(measure, str(row["method"]), f"{row['mean']:.4f}", f"{row['sd']:.4f}", gain, share)
     Console().print(table)
 
 

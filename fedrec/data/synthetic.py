@@ -38,11 +38,11 @@ class Market(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    similarity: float = Field(0.7, ge=0, le=1, description="0: unrelated platforms, 1: clones")
+    similarity: float = Field(0.8, ge=0, le=1, description="0: unrelated platforms, 1: clones")
     conflicting: int = Field(0, ge=0, description="number of platforms with opposite tastes")
     users: int = Field(300, ge=1, description="users of each platform")
-    items: int = Field(400, ge=1, description="items of the catalogue")
-    impressions: int = Field(40, ge=1, description="items that a user meets")
+    items: int = Field(600, ge=1, description="items of the catalogue")
+    impressions: int = Field(20, ge=1, description="items that a user meets")
 
 
 def synthetic(
