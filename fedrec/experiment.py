@@ -124,7 +124,7 @@ class Experiment(Method):
             for client in per_client(self.task):
                 tasks_of(self.task, client)
         low, high = self.fractions
-        if not (0 < low and 0 < high and low + high < 1):
+        if not (low > 0 and high > 0 and low + high < 1):
             raise UserError(
                 f"fractions: validation and test must be positive and sum to less than 1, found {low}, {high}"
             )

@@ -21,7 +21,7 @@ def table(run_dir: Path) -> Table:
     measures = list(dict.fromkeys(zip(rows["task"], rows["metric"], strict=True)))
     title = ", ".join(f"{task} {metric}" for task, metric in measures)
     protocol = "".join(rows["protocol"].unique())
-    shown = Table(title=f"Test {title} {protocol}".strip(), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    shown = Table(title=f"Test {title} {protocol}".strip(), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for name in ("client", "together", "alone", "difference [95%]", "pooled", "popular", "verdict"):
         shown.add_column(name, no_wrap=True, justify="left" if name in ("client", "verdict") else "right")
     if len(rows) <= MANY:
