@@ -16,7 +16,7 @@ from clients.memory import Memory
 from fedrec.data import ClientData
 from fedrec.errors import UserError
 from fedrec.evaluation import Evaluation, ModelScorer, Split, evaluate, members
-from fedrec.experiment import Experiment, clients_data
+from fedrec.experiment import Experiment, clients_data, tasks_for
 from fedrec.models import Recommender
 from fedrec.parameters import Params, to
 from fedrec.records import save_client
@@ -25,7 +25,7 @@ from fedrec.tasks import Task
 from fedrec.training import local_update
 from fedrec.wire import contribution_record, read_broadcast
 
-Read = Callable[[dict[str, Any]], tuple[Experiment, Path | None]]
+Read = Callable[[Context], tuple[Experiment, Path | None]]
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Client:
     @property
     def tasks(self) -> tuple[Task, ...]:
         """The tasks of this client."""
-        return self.experiment.tasks(self.data.name)
+        return tasks_for(self.experiment, self.data)
 
     @property
     def model(self) -> Recommender:
@@ -88,7 +88,7 @@ class Client:
             evaluate(
                 ModelScorer(self.model, part),
                 data,
-                self.tasks,
+                e.tasks(data.name),
                 split,
                 metrics=e.metrics,
                 candidates=e.candidates,
@@ -116,12 +116,12 @@ def discreet(message: Message, context: Context, call: Callable[[Message, Contex
 
 
 def client_app(read: Read) -> ClientApp:
-    """Return the ClientApp; `read` turns a run_config into the experiment and this client's own folder."""
+    """Return the ClientApp; `read` turns its context into the experiment and its own folder."""
     app = ClientApp(mods=[discreet])
 
     def open_client(context: Context) -> Client:
         torch.set_num_threads(1)  # sums in one order, whatever the engine
-        experiment, home = read(dict(context.run_config))
+        experiment, home = read(context)
         parts = clients_data(experiment)
         index = int(context.node_config["partition-id"])
         if index >= len(parts):
@@ -145,7 +145,8 @@ def client_app(read: Read) -> ClientApp:
         broadcast = client.receive(message)
         if broadcast.keep:
             memory.keep()
-        shared, memory.private, loss = client.train(broadcast, memory.private)
+        shared, private, loss = client.train(broadcast, memory.private)
+        memory.trained(private)
         reply = Contribution(client.data.name, shared, {"loss": loss}, client.device)
         return Message(contribution_record(reply), reply_to=message)
 
@@ -181,7 +182,7 @@ def about(client: Client, private: Params) -> dict[str, Any]:
         "test": sum(len(part.test) for part in parts),
         "tasks": [task.name for task in client.tasks],
         "model": client.model.kind,
-        "notes": list(data.notes),
+        "notes": [*data.notes, *(f"{part.name}: {note}" for part in data.members for note in part.notes)],
         "device": client.device,
         "private": [{"name": name, "shape": list(value.shape)} for name, value in private.items()],
     }

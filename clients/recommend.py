@@ -17,7 +17,7 @@ from fedrec.data import ClientData, Dataset
 from fedrec.data.types import Floats, Ints
 from fedrec.errors import UserError, choose
 from fedrec.evaluation import ModelScorer, mask_of, members
-from fedrec.experiment import Experiment, build, clients_data, dataset
+from fedrec.experiment import Experiment, build, clients_data, dataset, tasks_for
 from fedrec.parameters import Params
 from fedrec.records import load_params, slug, table_of
 from fedrec.sharing import TABLES, ContractError, Sharing, admit
@@ -56,7 +56,7 @@ def recommend(home: Path, client: str, user: str, k: int) -> Recommendation:
     if row is None:
         count = np.bincount(data.train.item[data.train.positive], minlength=len(data.items)).astype(np.float32)
         return top(data, count, k, None)
-    tasks = experiment.tasks(holder.name)
+    tasks = experiment.tasks(data.name)
     task = next((task for task in tasks if task.kind == "rank"), tasks[0])
     users = table_of([row])
     scores: Floats = ModelScorer(experiment.recommender(holder.name), params).score_all(task.name, users)[0].numpy()
@@ -99,7 +99,7 @@ def params_of(home: Path, experiment: Experiment, data: ClientData) -> Params:
     for space in {TABLES[name] for name in shared if name in TABLES}:
         if not np.isin(rows[space], server_rows.get(space, table_of([]))).all():
             raise UserError(f"run: {home} must have a row for every {space} of {data.name}: has the data changed?")
-    names = [task.name for task in experiment.tasks(data.name)]
+    names = [task.name for task in tasks_for(experiment, data)]
     like = experiment.recommender(data.name).shapes(len(data.users), len(data.items), names)
     own = {name: value for name, value in experiment.sharing().split(like)[0].items() if name in shared}
     try:

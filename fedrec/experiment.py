@@ -160,6 +160,15 @@ class Experiment(Method):
         return Recommender("mlp" if kind == "mlp" else "mf", self.dim, self.hidden)
 
 
+def tasks_for(experiment: Experiment, data: ClientData) -> tuple[Task, ...]:
+    """Return the tasks of a client; a pooled one has every task of its members, each once."""
+    found: dict[str, Task] = {}
+    for part in data.members or (data,):
+        for task in experiment.tasks(part.name):
+            found.setdefault(task.name, task)
+    return tuple(found.values())
+
+
 @contextmanager
 def named(field: str) -> Iterator[None]:
     """Put the field's name before the text of a UserError."""

@@ -4,8 +4,10 @@ import json
 import os
 import platform
 import re
+import shutil
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -52,7 +54,7 @@ def slug(name: str) -> str:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON; NaN becomes null, so that any reader can parse it."""
+    """Write JSON that any reader can parse; raises ValueError for NaN, which JSON does not have."""
     text = json.dumps(value, indent=2, default=str, allow_nan=False, ensure_ascii=False)
     path.write_text(text + "\n", encoding="utf-8")
 
@@ -95,8 +97,8 @@ def write_users(home: Path, per_user: Sequence[PerUser]) -> None:
         pd.concat(frames).to_csv(home / "users" / f"{slug(client)}.csv", index=False)
 
 
-def write_record(home: Path, record: Record, experiment: Mapping[str, Any]) -> None:
-    """Write the server's part of a run directory."""
+def write_record(home: Path, record: Record, experiment: Mapping[str, Any], notes: Sequence[str] = ()) -> None:
+    """Write the server's part of a run directory; `notes` say what cleaning did to the data as a whole."""
     (home / "model").mkdir(parents=True, exist_ok=True)
     columns = ["round", "client", "split", "task", "metric", "value", "device"]
     write_csv(home / "rounds.csv", record.rounds)
@@ -114,7 +116,7 @@ def write_record(home: Path, record: Record, experiment: Mapping[str, Any]) -> N
         {
             "experiment": experiment,
             "versions": versions(),
-            "data": {"clients": sorted(about, key=lambda one: natural(one["name"]))},
+            "data": {"notes": list(notes), "clients": sorted(about, key=lambda one: natural(one["name"]))},
             "parameters": {"shared": shared, "private": sorted(private.values(), key=lambda p: str(p["name"]))},
             "selected_round": record.selected_round,
             "stopped": record.stopped,
@@ -133,26 +135,52 @@ def natural(name: str) -> tuple[str | int, ...]:
     return tuple(int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name))
 
 
+@contextmanager
+def writing(out: Path) -> Iterator[Path]:
+    """Yield a folder to write a run in: it becomes `out` at the end, and after an exception nothing is left of it.
+
+    Raises UserError as `reserve` does, and OSError if `out` was taken in the meantime: then the folder stays.
+    """
+    home = reserve(out)
+    try:
+        yield home
+    except BaseException:
+        shutil.rmtree(home, ignore_errors=True)
+        raise
+    publish(home, out)
+
+
 def reserve(out: Path) -> Path:
-    """Return a fresh folder beside `out` to write a run in; `publish` moves it to `out` when it is complete.
+    """Return a fresh hidden folder on the disk of `out`, which is left alone until `publish`.
 
     Raises UserError if `out` exists and is not an empty folder, or cannot be written.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"out: must be a new or an empty folder, found {out} with content")
-    home = out.parent / f".{out.name}.{os.getpid()}.partial"
+    out = out.absolute()
     try:
-        home.mkdir(parents=True)
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            found = f"{out} with content" if out.is_dir() else f"the file {out}"
+            raise UserError(f"out: must be a new or an empty folder, found {found}")
+        above = next(folder for folder in (out, *out.parents) if folder.exists())
+        home = above / f".{out.name}.{os.getpid()}.partial"
+        home.mkdir()
     except OSError as error:
         raise UserError(f"out: must be in a folder that can be written, found {out}: {error.strerror}") from None
     return home
 
 
 def publish(home: Path, out: Path) -> None:
-    """Move a complete run from the folder of `reserve` to `out`, at once."""
-    if out.exists():
-        out.rmdir()
-    home.rename(out)
+    """Move a complete run from the folder of `reserve` to `out`.
+
+    An empty folder that was there stays itself: it may be somebody's working directory, or a mounted disk.
+    """
+    out = out.absolute()
+    if home.parent == out:
+        for path in home.iterdir():
+            path.rename(out / path.name)
+        home.rmdir()
+    else:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        home.rename(out)
 
 
 def load_params(path: Path) -> Params:

@@ -57,8 +57,8 @@ def task_loss(task: Task, score: Tensor, target: Tensor, negative: Tensor | None
     """Return the loss of every row [B].
 
     `score` [B] is the head's output for the row's item, `negative` [B, m] for m sampled items (rank only).
-    bpr: -mean_m log sigmoid(s - s_m) (arXiv 1205.2618, eq. 5); bce: binary cross entropy, for rank the positive against
-    the mean over its negatives; mse: squared error.
+    bpr: -mean_m log sigmoid(s - s_m) (arXiv 1205.2618, eq. 5); bce: binary cross entropy, for rank summed over the
+    positive and its negatives; mse: squared error.
     """
     if task.loss == "mse":
         return (score - target).square()
@@ -72,9 +72,10 @@ def task_loss(task: Task, score: Tensor, target: Tensor, negative: Tensor | None
 
 def parse_task(text: str) -> Task:
     """Return the task that `NAME` or `NAME*WEIGHT` names: rank, rank-bce, rating, or a binary label column."""
-    name, _, weight_text = text.strip().partition("*")
+    name, star, weight_text = text.strip().partition("*")
+    name = name.rstrip()
     try:
-        weight = float(weight_text) if weight_text else 1.0
+        weight = float(weight_text) if star else 1.0
     except ValueError:
         raise UserError(f"task {name}: the weight must be a number, found {weight_text!r}") from None
     if not (weight > 0 and np.isfinite(weight)):
@@ -94,7 +95,7 @@ def per_client(text: str) -> dict[str, str]:
     for part in text.split(";"):
         client, equals, value = part.partition("=")
         key, value = (client.strip(), value.strip()) if equals else ("*", client.strip())
-        if not value:
+        if not (key and value):
             raise UserError(f"{text!r}: must be VALUE or CLIENT=VALUE parts joined by ';', found an empty part")
         if key in parts:
             raise UserError(f"{text!r}: every client may be named once, found {key!r} twice")

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
@@ -14,35 +13,43 @@ Finish = Callable[[Record], None]
 
 
 def server_app(
-    read: Callable[[dict[str, Any]], tuple[Plan, int, Finish]],
+    expected: Callable[[Context], int | None],
+    read: Callable[[Context, int], tuple[Plan, Finish]],
     on_round: Callable[[Row], None] = lambda row: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> ServerApp:
-    """Return the ServerApp; `read` gives the plan, the number of clients, and what to do with the record.
+    """Return the ServerApp.
 
-    `on_round` is told of every round; the run ends after the round in which `stop` says so.
+    `expected` tells how many clients to wait for (None: all that are connected); `read` gives the plan for so many
+    clients, and what to do with the record. `on_round` is told of every round; the run ends after the round in which
+    `stop` says so.
     """
     app = ServerApp()
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
-        plan, clients, finish = read(dict(context.run_config))
-        finish(Coordinator(grid, plan, on_round, stop).fit(wait_for(grid, clients)))
+        nodes = wait_for(grid, expected(context))
+        plan, finish = read(context, len(nodes))
+        finish(Coordinator(grid, plan, on_round, stop).fit(nodes))
 
     return app
 
 
-def wait_for(grid: Grid, clients: int, seconds: float = 120.0) -> Sequence[int]:
-    """Return the ids of `clients` nodes; a ServerApp may start before they have registered.
+def wait_for(grid: Grid, clients: int | None, seconds: float = 60.0, settle: float = 2.0) -> Sequence[int]:
+    """Return the ids of the connected nodes; a ServerApp may start before they have registered.
 
-    Raises ClientFailure if they have not come after `seconds`, or if there are more.
+    Waits for `clients` nodes, or, if that is None, until their number has not changed for `settle` seconds. Raises
+    ClientFailure if they have not come after `seconds`, or if there are more.
     """
-    deadline = time.monotonic() + seconds
-    while True:
-        nodes = sorted(grid.get_node_ids())
-        if len(nodes) >= clients or time.monotonic() > deadline:
+    start = changed = time.monotonic()
+    nodes: list[int] = []
+    while time.monotonic() - start < seconds:
+        found = sorted(grid.get_node_ids())
+        changed = changed if len(found) == len(nodes) else time.monotonic()
+        nodes = found
+        if nodes and (len(nodes) >= clients if clients is not None else time.monotonic() - changed >= settle):
             break
         time.sleep(0.05)
-    if len(nodes) != clients:
-        raise ClientFailure(f"clients: {clients} must be connected, found {len(nodes)} after {seconds:.0f} s")
+    if not nodes or (clients is not None and len(nodes) != clients):
+        raise ClientFailure(f"clients: {clients or 'some'} must be connected, found {len(nodes)} after {seconds:.0f} s")
     return nodes

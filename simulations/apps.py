@@ -2,13 +2,13 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
+from flwr.app import Context
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
 from clients.app import client_app
-from fedrec.experiment import Experiment, clients_data
+from fedrec.experiment import Experiment, clients_data, dataset
 from fedrec.records import Record, Row, reserve, write_record
 from server.app import Finish, server_app
 from server.strategy import Plan
@@ -26,7 +26,7 @@ def finisher(experiment: Experiment, home: Path) -> Finish:
     """Return what writes the record of a run into `home`."""
 
     def finish(record: Record) -> None:
-        write_record(home, record, experiment.model_dump(mode="json"))
+        write_record(home, record, experiment.model_dump(mode="json"), dataset(experiment).notes)
 
     return finish
 
@@ -39,20 +39,24 @@ def apps_for(
 ) -> tuple[ServerApp, ClientApp]:
     """Return the apps of one experiment that writes its record into `home`."""
 
-    def read_server(_: dict[str, Any]) -> tuple[Plan, int, Finish]:
-        return plan_of(experiment), len(clients_data(experiment)), finisher(experiment, home)
+    def read_server(_: Context, clients: int) -> tuple[Plan, Finish]:
+        return plan_of(experiment), finisher(experiment, home)
 
-    def read_client(_: dict[str, Any]) -> tuple[Experiment, Path | None]:
+    def read_client(_: Context) -> tuple[Experiment, Path | None]:
         return experiment, home
 
-    return server_app(read_server, on_round, stop), client_app(read_client)
+    return server_app(lambda _: len(clients_data(experiment)), read_server, on_round, stop), client_app(read_client)
 
 
-def from_run_config(config: dict[str, Any]) -> tuple[Experiment, Path]:
-    """Return the experiment that Flower's run_config names, and the folder `out` that its record goes to."""
-    values = dict(config)
-    out = Path(str(values.pop("out", "") or "runs/flower")).expanduser().absolute()
-    return overrides(values), out
+def from_context(context: Context, nodes: int) -> tuple[Experiment, Path]:
+    """Return the experiment that Flower's run_config describes, and the folder `out` that its record goes to.
+
+    Without a number of clients there is one for every node.
+    """
+    values = dict(context.run_config)
+    out = Path(str(values.pop("out", "") or f"runs/flower-{context.run_id}")).expanduser().absolute()
+    experiment = overrides(values)
+    return experiment if experiment.clients else experiment.model_copy(update={"clients": nodes}), out
 
 
 def report_of(experiment: Experiment, home: Path) -> Finish:
@@ -70,13 +74,18 @@ def report_of(experiment: Experiment, home: Path) -> Finish:
     return finish
 
 
-def read_for_server(config: dict[str, Any]) -> tuple[Plan, int, Finish]:
+def read_for_server(context: Context, nodes: int) -> tuple[Plan, Finish]:
     """Check the experiment of a run_config, and return what the ServerApp needs."""
-    experiment, out = from_run_config(config)
+    experiment, out = from_context(context, nodes)
     check(experiment)
     reserve(out).rmdir()
-    return plan_of(experiment), len(clients_data(experiment)), report_of(experiment, out)
+    return plan_of(experiment), report_of(experiment, out)
 
 
-server = server_app(read_for_server)
-client = client_app(from_run_config)
+def read_for_client(context: Context) -> tuple[Experiment, Path]:
+    """Return the experiment of a client's run_config, and the folder that it keeps its files in."""
+    return from_context(context, int(context.node_config["num-partitions"]))
+
+
+server = server_app(lambda context: from_context(context, 0)[0].clients or None, read_for_server)
+client = client_app(read_for_client)

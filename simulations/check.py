@@ -1,54 +1,63 @@
 """Checks that an experiment can run, before anything is started or written."""
 
 from clients.device import devices
+from fedrec.data import ClientData
 from fedrec.errors import UserError
-from fedrec.experiment import Experiment, clients_data
+from fedrec.experiment import Experiment, clients_data, tasks_for
 from fedrec.tasks import per_client
+
+Shapes = dict[str, tuple[tuple[int, ...], str]]  # of a shared parameter, and the first client that has it
 
 
 def check(experiment: Experiment) -> None:
     """Raise UserError if the data, the tasks, the sharing or the device do not fit together."""
     devices(experiment.device)
+    for name in ("data_dir", "columns"):
+        if experiment.dataset == "synthetic" and (value := getattr(experiment, name)):
+            raise UserError(f"{name}: the dataset 'synthetic' takes none, found {str(value)!r}; give --dataset too")
     parts = clients_data(experiment)
-    names: list[str] = []
-    shapes: dict[str, tuple[tuple[int, ...], str]] = {}
+    check_names(experiment, parts)
+    check_tasks(experiment, parts)
+    shapes: Shapes = {}
+    experiment.sharing().check([name for data in parts for name in agree(experiment, data, shapes)])
+
+
+def check_names(experiment: Experiment, parts: tuple[ClientData, ...]) -> None:
+    """Raise UserError if a client is named that is not there."""
     known = {data.name for part in parts for data in (part.members or (part,))}
     for text in (experiment.task, experiment.model):
         for client in per_client(text).keys() - {"*"}:
             if client not in known:
                 raise UserError(f"client {client!r}: must be one of {', '.join(sorted(known)[:20])}, found in {text!r}")
+
+
+def check_tasks(experiment: Experiment, parts: tuple[ClientData, ...]) -> None:
+    """Raise UserError if a client does not have the label of its task, or nobody has a training row for a task."""
+    rows: dict[str, int] = {}
     for data in parts:
-        tasks = experiment.tasks(data.name)
-        for task in tasks:
+        for task in tasks_for(experiment, data):
             task.target(data.train)
-            if not task.rows(data.train).any():
-                raise UserError(f"task {task.name}: client {data.name} must have a training row with it, found none")
-        names += agree(experiment, data.name, shapes)
-    experiment.sharing().check(names)
+            rows[task.name] = rows.get(task.name, 0) + int(task.rows(data.train).sum())
+    for name, count in rows.items():
+        if not count:
+            raise UserError(f"task {name}: a client that has it must have a training row for it, found none")
 
 
-def agree(experiment: Experiment, client: str, shapes: dict[str, tuple[tuple[int, ...], str]]) -> list[str]:
+def agree(experiment: Experiment, data: ClientData, shapes: Shapes) -> list[str]:
     """Return the names of a client's parameters; raises UserError if one that it shares has another shape elsewhere.
 
-    `shapes` gathers the shape of every shared parameter and the first client that has it.
+    `shapes` gathers the shape of every shared parameter.
     """
-    like = experiment.recommender(client).shapes(1, 1, [task.name for task in experiment.tasks(client)])
+    tasks = [task.name for task in tasks_for(experiment, data)]
+    like = experiment.recommender(data.name).shapes(1, 1, tasks)
     for name, value in experiment.sharing().split(like)[0].items():
-        shape, other = shapes.setdefault(name, (tuple(value.shape), client))
+        shape, other = shapes.setdefault(name, (tuple(value.shape), data.name))
         if shape != tuple(value.shape):
             raise UserError(
-                f"share: {name} must have one shape to be shared, found {list(value.shape)} in {client} "
+                f"share: {name} must have one shape to be shared, found {list(value.shape)} in {data.name} "
                 f"and {list(shape)} in {other}; give them one model, or share less"
             )
     return list(like)
-
-
-def warnings(experiment: Experiment) -> list[str]:
-    """Return what the reader of a result must know of the data and the protocol."""
-    notes = [note for part in clients_data(experiment) for note in part.notes]
-    if experiment.negatives == "published":
-        notes.insert(0, "LEAKING PROTOCOL: training negatives avoid the held-out items")
-    return list(dict.fromkeys(notes))[:10]
 
 
 def client_count(experiment: Experiment) -> int:

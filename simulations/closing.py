@@ -9,6 +9,8 @@ from rich import box
 from rich.table import Table
 
 from fedrec.report import comparison
+from fedrec.report.findings import warnings
+from fedrec.report.tables import compare, read_run
 
 MANY = 20
 SHORT = {"no detectable difference": "unclear"}
@@ -21,9 +23,10 @@ def table(run_dir: Path) -> Table:
     measures = list(dict.fromkeys(zip(rows["task"], rows["metric"], strict=True)))
     title = ", ".join(f"{task} {metric}" for task, metric in measures)
     protocol = "".join(rows["protocol"].unique())
-    shown = Table(title=f"Test {title} {protocol}".strip(), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    heading = f"Test {title} {protocol}".strip()
+    shown = Table(title=heading, title_justify="left", box=box.SIMPLE_HEAD, padding=0, show_edge=False)
     for name in ("client", "together", "alone", "difference [95%]", "pooled", "popular", "verdict"):
-        shown.add_column(name, no_wrap=True, justify="left" if name in ("client", "verdict") else "right")
+        shown.add_column(name, no_wrap=name != "client", justify="left" if name in ("client", "verdict") else "right")
     if len(rows) <= MANY:
         for _, row in rows.iterrows():
             label = str(row["client"]) if len(measures) == 1 else f"{row['client']} {row['task']}"
@@ -31,7 +34,10 @@ def table(run_dir: Path) -> Table:
     names = ["federated", "local", "local_difference", "pooled", "popularity"]
     for task, metric in measures:
         group = rows[(rows["task"] == task) & (rows["metric"] == metric)]
-        who, mean = f"mean of {len(group)}", group[names].mean()
+        measured = int(group["federated"].notna().sum())
+        if len(group) == 1:
+            continue
+        who, mean = f"mean of {measured}", group[names].mean()
         label = who if len(measures) == 1 else f"{who} {task}"
         difference = signed(mean["local_difference"])
         cells = [
@@ -43,6 +49,12 @@ def table(run_dir: Path) -> Table:
         ]
         shown.add_row(label, *cells, "")
     return shown
+
+
+def notes(run_dir: Path) -> list[str]:
+    """Return the warnings of a run's report, without those that say in words what `table` says."""
+    run = read_run(run_dir)
+    return [f"{note.title}: {note.text}" for note in warnings(run, compare(run)) if not note.measured]
 
 
 def line(row: "pd.Series[float]") -> list[str]:

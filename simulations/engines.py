@@ -2,6 +2,7 @@
 
 import logging
 import os
+import threading
 from collections.abc import Iterable
 from typing import Any, cast
 
@@ -107,20 +108,42 @@ def run_ray(server: ServerApp, client: ClientApp, clients: int, gpus: int) -> No
         "client_resources": {"num_cpus": 1, "num_gpus": gpus / max(1, min(cores, clients)) if gpus else 0.0},
     }
     failure: list[BaseException] = []
-    run_simulation(keeping(server, failure), client, clients, backend_config=cast(Any, config))
+    leave, left = threading.Event(), threading.Event()
+    try:
+        run_simulation(keeping(server, failure, leave, left), client, clients, backend_config=cast(Any, config))
+    except KeyboardInterrupt:
+        # Flower's thread with the ServerApp would wait for replies that no longer come, and keep the process alive.
+        leave.set()
+        left.wait(timeout=10.0)
+        raise
     if failure:
         raise failure[0]
 
 
-def keeping(server: ServerApp, failure: list[BaseException]) -> ServerApp:
-    """Return a ServerApp that puts what `server` raises into `failure`: Flower would log a traceback of its own."""
+def keeping(
+    server: ServerApp, failure: list[BaseException], leave: threading.Event, left: threading.Event
+) -> ServerApp:
+    """Return a ServerApp that puts what `server` raises into `failure`: Flower would log a traceback of its own.
+
+    It gives up waiting for replies once `leave` is set, and sets `left` at its end.
+    """
     app = ServerApp()
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
+        pull = grid.pull_messages
+
+        def pull_or_leave(message_ids: Iterable[str]) -> Iterable[Message]:
+            if leave.is_set():
+                raise KeyboardInterrupt
+            return pull(message_ids)
+
+        vars(grid)["pull_messages"] = pull_or_leave
         try:
             server(grid, context)
         except BaseException as error:
             failure.append(error)
+        finally:
+            left.set()
 
     return app

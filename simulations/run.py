@@ -12,7 +12,7 @@ from rich.console import Console
 
 from fedrec.errors import UserError
 from fedrec.experiment import Experiment
-from fedrec.records import publish, reserve
+from fedrec.records import writing
 from fedrec.sharing import ContractError
 from simulations.cli import Command, parse
 from simulations.progress import Reporter, reporter
@@ -33,36 +33,46 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(command: Command, console: Console) -> int:
     """Check the experiment, run it and its baselines, write the record and the report, and show the closing table."""
+    from fedrec.report import write_report
     from server.strategy import ClientFailure
-    from simulations.check import check, warnings
 
-    check(command.experiment)
+    others = [method for method in ("local", "pooled") if command.compare and method != command.experiment.method]
+    check_all(command.experiment, others)
     out = command.out or fresh(command.experiment)
-    home = reserve(out)
-    try:
-        with stopping() as stopped, reporter(console, command.quiet) as shown:
-            train(command, home, shown, stopped)
-        from fedrec.report import write_report
+    failed = False
+    with stopping() as stopped:
+        try:
+            with writing(out) as home:
+                with reporter(console, command.quiet) as shown:
+                    train(command.experiment, home, shown, stopped)
+                    for method in others:
+                        failed |= not compared(command.experiment, method, home, shown, stopped)
+                write_report(home)
+        except (ClientFailure, ContractError, OSError) as error:
+            print(f"failed: {error}", file=sys.stderr)
+            return 1
+        interrupted = stopped()
+    close(out, console, command.quiet)
+    return 130 if interrupted else int(failed)
 
-        write_report(home)
-        publish(home, out)
-    except (ClientFailure, ContractError) as error:
-        print(f"failed: {error}", file=sys.stderr)
-        return 1
-    finally:
-        shutil.rmtree(home, ignore_errors=True)
-    close(command, out, console, warnings(command.experiment))
-    return 130 if stopped() else 0
+
+def check_all(experiment: Experiment, others: Sequence[str]) -> None:
+    """Check an experiment and what it is to be compared with, before any of them is run; raises UserError."""
+    from simulations.baselines import baseline
+    from simulations.check import check
+
+    for one in (experiment, *(baseline(experiment, method) for method in others)):
+        check(one)
 
 
-def train(command: Command, home: Path, shown: Reporter, stopped: Callable[[], bool]) -> None:
-    """Train the experiment with its engine, then what it is compared with, into `home`."""
+def train(experiment: Experiment, home: Path, shown: Reporter, stopped: Callable[[], bool]) -> None:
+    """Train the experiment with its engine, and measure popularity, into `home`."""
     from simulations.apps import apps_for
-    from simulations.baselines import run_baseline, run_popularity
+    from simulations.baselines import run_popularity
     from simulations.check import client_count, gpu_count
     from simulations.engines import run_inline, run_ray
 
-    e, clients = command.experiment, client_count(command.experiment)
+    e, clients = experiment, client_count(experiment)
     shown.phase(f"{e.method}, {clients} clients, {e.engine}", e.rounds)
     server, client = apps_for(e, home, shown.round, stopped)
     if e.engine == "ray":
@@ -70,10 +80,27 @@ def train(command: Command, home: Path, shown: Reporter, stopped: Callable[[], b
     else:
         run_inline(server, client, clients)
     run_popularity(e, home / "baselines" / "popularity")
-    for method in ("local", "pooled") if command.compare and not stopped() else ():
-        if method != e.method:
-            shown.phase(f"baseline {method}", e.rounds)
-            run_baseline(e, method, home / "baselines" / method, shown.round, stopped)
+
+
+def compared(experiment: Experiment, method: str, home: Path, shown: Reporter, stopped: Callable[[], bool]) -> bool:
+    """Train a baseline into `home`; return whether it did not fail.
+
+    A baseline that fails or is stopped leaves nothing, and takes nothing from the run that it is for.
+    """
+    from server.strategy import ClientFailure
+    from simulations.baselines import run_baseline
+
+    folder, error = home / "baselines" / method, None
+    if not stopped():
+        shown.phase(f"baseline {method}", experiment.rounds)
+        try:
+            run_baseline(experiment, method, folder, shown.round, stopped)
+        except (ClientFailure, ContractError, OSError) as raised:
+            error = raised
+            print(f"failed: baseline {method}: {error}", file=sys.stderr)
+    if error or stopped():
+        shutil.rmtree(folder, ignore_errors=True)
+    return error is None
 
 
 def fresh(experiment: Experiment) -> Path:
@@ -90,9 +117,10 @@ def stopping() -> Iterator[Callable[[], bool]]:
 
     def press(number: int, frame: FrameType | None) -> None:
         pressed.append(number)
-        if len(pressed) > 1:
+        if len(pressed) == 2:  # only once: the clean-up must not be stopped
             raise KeyboardInterrupt
-        print("\nstopping after this round; press Ctrl-C again to stop at once", file=sys.stderr)
+        if len(pressed) == 1:
+            print("\nstopping after this round; press Ctrl-C again to stop at once", file=sys.stderr)
 
     before = signal.signal(signal.SIGINT, press)
     try:
@@ -101,14 +129,14 @@ def stopping() -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGINT, before)
 
 
-def close(command: Command, out: Path, console: Console, notes: Sequence[str]) -> None:
-    """Show the closing table and where the report is."""
-    from simulations.closing import table
+def close(out: Path, console: Console, quiet: bool) -> None:
+    """Show the closing table, what the reader must know beside it, and where the report is."""
+    from simulations.closing import notes, table
 
-    if not command.quiet:
+    if not quiet:
         console.print(table(out))
-        for note in notes:
-            console.print(f"note: {note}", highlight=False, markup=False)
+        for note in notes(out):
+            console.print(note, highlight=False, markup=False)
     console.print(f"report: {out / 'report.html'}", highlight=False, markup=False, soft_wrap=True)
 
 

@@ -9,12 +9,13 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from flwr.app import Context, RecordDict
 
 from fedrec.experiment import Experiment, build, clients_data
 from fedrec.records import load_params
 from server.strategy import ClientFailure
-from simulations.apps import apps_for
-from simulations.engines import run_inline
+from simulations.apps import apps_for, client, from_context, server
+from simulations.engines import InlineGrid, run_inline
 from tests.helpers import experiment, fit, results
 
 ROOT = Path(__file__).parent.parent
@@ -90,3 +91,22 @@ def test_the_saved_experiment_repeats_the_run_to_the_bit(tmp_path: Path) -> None
     again = run_into(tmp_path / "again", build(saved))
     for name in ("clients.csv", "ledger.csv", "users/films.csv"):
         assert (home / name).read_text() == (again / name).read_text()
+
+
+def test_flowers_own_run_config_describes_the_same_run(tmp_path: Path) -> None:
+    e = experiment("fedrep", task=TASKS, clients=3)
+    reference = run_into(tmp_path / "reference", e)
+    config = {"experiment": e.model_dump_json(), "out": str(tmp_path / "flower")}
+    grid = InlineGrid(client, 3)
+    for context in grid.contexts.values():
+        context.run_config = config  # type: ignore[assignment]
+    server(grid, Context(1, 1, {}, RecordDict(), config))  # type: ignore[arg-type]
+    for name in ("clients.csv", "ledger.csv", "users/films.csv"):
+        assert (tmp_path / "flower" / name).read_text() == (reference / name).read_text()
+    assert (tmp_path / "flower" / "report.html").exists()
+
+
+def test_without_a_number_of_clients_there_is_one_for_each_node() -> None:
+    context = Context(1, 1, {}, RecordDict(), {"clients": "none", "rounds": 3, "method": "fedrep"})
+    e, out = from_context(context, 4)
+    assert (e.clients, e.rounds, e.phases, out.name) == (4, 3, ("private", "shared"), "flower-1")
