@@ -108,24 +108,43 @@ def run_ray(server: ServerApp, client: ClientApp, clients: int, gpus: int) -> No
         "client_resources": {"num_cpus": 1, "num_gpus": gpus / max(1, min(cores, clients)) if gpus else 0.0},
     }
     failure: list[BaseException] = []
-    leave, left = threading.Event(), threading.Event()
-    try:
-        run_simulation(keeping(server, failure, leave, left), client, clients, backend_config=cast(Any, config))
-    except KeyboardInterrupt:
-        # Flower's thread with the ServerApp would wait for replies that no longer come, and keep the process alive.
-        leave.set()
-        left.wait(timeout=10.0)
-        raise
+    leave = threading.Event()
+
+    def simulate() -> None:
+        try:
+            run_simulation(keeping(server, failure, leave), client, clients, backend_config=cast(Any, config))
+        except BaseException as error:
+            failure.append(error)
+
+    watch(threading.Thread(target=simulate), leave)
     if failure:
         raise failure[0]
 
 
-def keeping(
-    server: ServerApp, failure: list[BaseException], leave: threading.Event, left: threading.Event
-) -> ServerApp:
+def watch(simulation: threading.Thread, leave: threading.Event) -> None:
+    """Wait for the thread of a simulation; after KeyboardInterrupt set `leave`, and stop Ray if that is too slow.
+
+    The main thread looks up now and then: a signal that another thread of Ray's takes does not wake it.
+    """
+    simulation.start()
+    try:
+        while simulation.is_alive():
+            simulation.join(0.2)
+    except KeyboardInterrupt:
+        import ray
+
+        leave.set()
+        simulation.join(10.0)  # Ray needs some seconds to end its processes
+        if simulation.is_alive():
+            ray.shutdown()
+            simulation.join(10.0)
+        raise
+
+
+def keeping(server: ServerApp, failure: list[BaseException], leave: threading.Event) -> ServerApp:
     """Return a ServerApp that puts what `server` raises into `failure`: Flower would log a traceback of its own.
 
-    It gives up waiting for replies once `leave` is set, and sets `left` at its end.
+    It gives up waiting for replies once `leave` is set; Flower has no other way to end it.
     """
     app = ServerApp()
 
@@ -143,7 +162,5 @@ def keeping(
             server(grid, context)
         except BaseException as error:
             failure.append(error)
-        finally:
-            left.set()
 
     return app

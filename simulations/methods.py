@@ -12,6 +12,6 @@ METHODS: dict[str, Method] = {
         Method(method="fedavg", share=(*BODY, "heads")),  # arXiv 1602.05629
         Method(method="fedper", share=BODY),  # arXiv 1912.00818
         Method(method="fedrep", share=BODY, phases=("private", "shared")),  # arXiv 2102.07078
-        Method(method="fedprox", share=(*BODY, "heads"), mu=0.01),  # arXiv 1812.06127
+        Method(method="fedprox", share=(*BODY, "heads"), mu=1e-4),  # arXiv 1812.06127
     )
 }

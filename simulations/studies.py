@@ -118,13 +118,13 @@ def summary(results: pd.DataFrame, names: Sequence[str]) -> list[dict[str, str |
 
 def show(rows: Sequence[dict[str, str | float]], title: str) -> None:
     """Print a summary as a table."""
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for name in ("metric", "method", "mean", "sd", "minus local [95%]", "of pooled"):
         table.add_column(name, no_wrap=True)
     for row in rows:
         gain = ""
         if "minus_local" in row:
-            gain = f"{row['minus_local']:+.4f} [{row['minus_local_low']:+.4f}, {row['minus_local_high']:+.4f}]"
+            gain = f"{row['minus_local']:+.3f} [{row['minus_local_low']:+.3f}, {row['minus_local_high']:+.3f}]"
         share = f"{row['share_of_pooled']:.3f}" if "share_of_pooled" in row else ""
         measure = f"{row['task']} {row['metric']}"
         table.add_row(measure, str(row["method"]), f"{row['mean']:.4f}", f"{row['sd']:.4f}", gain, share)
