@@ -51,12 +51,12 @@ def full(data: ClientData, scores: list[list[float]], split: Split, *metrics: st
     return evaluate(Table(torch.tensor(scores)), data, (RANK,), split, metrics=metrics, candidates="full", seed=0)
 
 
-# User 0 trained on item 0, validates on 1, tests on 2; user 1 has no test, user 2 no validation.
+# User 0 trained on item 0, validates on 1, tests on 2; user 1 has no positive for the test, user 2 no validation.
 THREE = replace(
     client(
         interactions([(0, 0), (1, 1), (2, 2)]),
         interactions([(0, 1), (1, 0)]),
-        interactions([(0, 2), (2, 4)]),
+        interactions([(0, 2), (2, 4), (1, 3)], positive=[True, True, False]),
         users=3,
         items=5,
     ),
@@ -79,7 +79,7 @@ def test_validation_ranks_by_hand() -> None:
 
 def test_test_ranks_by_hand_leave_out_training_and_validation() -> None:
     # User 0: item 2 (5.0) among 2, 3, 4 is first. User 2: item 4 (7.0) among 0, 1, 3, 4 is second.
-    found = full(THREE, SCORES, "test", "mrr")
+    found = full(THREE, [[9.0, 8.0, 5.0, 4.0, 3.0], *SCORES[1:]], "test", "mrr")
     assert found.per_user[0].users.tolist() == [10, 30]
     assert found.per_user[0].values.tolist() == [1, 1 / 2]
     assert found.metrics == {("films", "rank", "mrr"): 3 / 4}
@@ -177,8 +177,6 @@ def test_candidates_depend_on_the_seed_the_client_and_the_split_alone(monkeypatc
     assert sampled_ranks(scores, data) == found
 
 
-# --- the other tasks
-
 RATED = interactions(
     [(0, 0), (0, 1), (2, 0), (2, 1)], rating=[3.0, 5.0, 1.0, math.nan], click=[True, False, True, True]
 )
@@ -226,9 +224,6 @@ def test_a_client_without_held_out_rows_has_nan_and_no_users() -> None:
     assert all(len(part.users) == len(part.values) == 0 for part in found.per_user)
 
 
-# --- popularity
-
-
 def test_popularity_by_hand() -> None:
     train = interactions(
         [(0, 0), (1, 0), (2, 0), (0, 1), (1, 2)],
@@ -251,9 +246,6 @@ def test_popularity_of_nothing_is_finite() -> None:
     nothing = RATED.take(np.zeros(0, np.int64))
     scorer = PopularityScorer.fit((RANK, RATING, CLICK), nothing, items=3)
     assert all(np.isfinite(table).all() and len(table) == 3 for table in scorer.tables.values())
-
-
-# --- models, and pooled clients
 
 
 @pytest.mark.parametrize("kind", ["mf", "mlp"])

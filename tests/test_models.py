@@ -129,6 +129,11 @@ def test_clients_of_one_model_start_from_one_body_and_their_heads_from_their_off
     assert (a["heads.rank.bias"].item(), b["heads.rating.bias"].item()) == (0.0, 3.5)
 
 
+def test_two_layers_of_one_shape_start_apart() -> None:
+    params = Recommender("mlp", 2, (4, 4)).init(0, np.arange(1), np.arange(1), {})
+    assert not torch.isclose(params["body.0.weight"], params["body.1.weight"]).any()
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_parameters_of_an_init_share_no_memory(kind: Kind) -> None:
     params = Recommender(kind, 2).init(0, np.arange(3), np.arange(4), OFFSETS)

@@ -66,9 +66,6 @@ def same(a: Params, b: Params) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-# --- one epoch of batches
-
-
 @settings(deadline=None, max_examples=30)
 @given(st.integers(0, 100), st.integers(1, 40), st.integers(1, 3))
 def test_an_epoch_meets_every_row_of_its_tasks_once(seed: int, size: int, m: int) -> None:
@@ -91,9 +88,6 @@ def test_an_epoch_meets_every_row_of_its_tasks_once(seed: int, size: int, m: int
 
 def test_without_a_rank_task_no_item_is_sampled() -> None:
     assert all(b.negative is None for b in batches(small(), (CLICK,), Recipe(1, 8, SGD), generator(0), "cpu"))
-
-
-# --- the loss
 
 
 def plain_loss(params: Params, batch: Batch, tasks: tuple[Task, ...], l2: float) -> Tensor:
@@ -218,9 +212,6 @@ def test_a_batch_without_a_row_of_a_task_leaves_its_head_alone() -> None:
         assert gradient is not None and not gradient.any()
 
 
-# --- local_update
-
-
 @pytest.mark.parametrize("kind", ["mf", "mlp"])
 @pytest.mark.parametrize("phases", [("all",), ("private", "shared")])
 def test_training_changes_nothing_but_its_result(kind: Kind, phases: tuple[Phase, ...]) -> None:
@@ -296,9 +287,6 @@ def test_a_client_without_a_row_keeps_its_parameters(task: Task) -> None:
     assert same(found, params) and math.isnan(loss)
 
 
-# --- the proximal term, mu/2 |x - z|^2
-
-
 @settings(deadline=None, max_examples=20)
 @given(st.floats(0.01, 5), st.integers(0, 50))
 def test_one_step_moves_the_shared_parameters_by_minus_lr_mu_times_their_distance(mu: float, seed: int) -> None:
@@ -326,9 +314,6 @@ def test_the_heavier_the_tie_the_nearer_the_anchor_and_without_one_it_has_no_inf
     # With mu = 1/lr every step starts again from the anchor: x = z - lr g.
     assert distance[1 / lr] < 0.02 * distance[0.0] < 0.02
     assert distance[1 / lr] < distance[10.0] < distance[0.0]
-
-
-# --- the leak
 
 
 def held_out_draws(data: ClientData, protocol: Literal["train", "published"], epochs: int) -> tuple[int, float, int]:
