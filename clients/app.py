@@ -64,7 +64,7 @@ class Client:
         return replace(broadcast, values=admit(broadcast.values, self.shared_like()))
 
     def train(self, broadcast: Broadcast, private: Params) -> tuple[Params, Params, float]:
-        """Return (shared, private, loss) after the local training of a round."""
+        """Return (shared, private, loss) after the local training of a round; raises UserError if it diverged."""
         e, anchor = self.experiment, to(broadcast.values, self.device)
         params = e.sharing().join(anchor, to(private, self.device))
         params, loss = local_update(
@@ -78,6 +78,8 @@ class Client:
             scope=(self.data.name, broadcast.round),
             anchor=anchor,
         )
+        if not all(bool(value.isfinite().all()) for value in params.values()):
+            raise UserError(f"lr: must be small enough for finite parameters, found {e.lr} in round {broadcast.round}")
         shared, private = e.sharing().split(to(params, "cpu"))
         return shared, private, loss
 

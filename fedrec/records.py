@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +39,18 @@ class Record:
     stopped: str = ""
     seconds: float = 0.0
 
-    def score(
-        self, client: str, number: int, split: str, metrics: Mapping[tuple[str, str, str], float], device: str
-    ) -> None:
-        """Add a client's metrics, keyed by (client or pooled member, task, metric)."""
-        for (who, task, metric), value in metrics.items():
-            row: Row = {"round": number, "client": who or client, "split": split, "task": task, "metric": metric}
+    def score(self, number: int, split: str, metrics: Mapping[tuple[str, str, str], float], device: str) -> None:
+        """Add metrics, keyed by (client or pooled member, task, metric)."""
+        for (client, task, metric), value in metrics.items():
+            row: Row = {"round": number, "client": client, "split": split, "task": task, "metric": metric}
             self.clients.append({**row, "value": value, "device": device})
+
+    def close(self, row: Row) -> None:
+        """Add a finished round, with the bytes of all its messages."""
+        latest = list(takewhile(lambda entry: entry["round"] == row["round"], reversed(self.ledger)))
+        for way in ("down", "up"):
+            row[f"bytes_{way}"] = sum(int(entry["bytes"]) for entry in latest if entry["direction"] == way)
+        self.rounds.append(row)
 
 
 def slug(name: str) -> str:
@@ -132,7 +138,7 @@ def write_csv(path: Path, rows: Iterable[Mapping[str, Any]], columns: list[str] 
 
 def natural(name: str) -> tuple[str | int, ...]:
     """Return a sort key under which silo-2 stands before silo-10."""
-    return tuple(int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name))
+    return tuple(int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name))
 
 
 @contextmanager

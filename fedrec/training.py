@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedrec.data import ClientData, excluded
+from fedrec.data import ClientData, Negatives, excluded
 from fedrec.data.types import Ints
 from fedrec.models import Recommender
 from fedrec.optimisers import Optimiser
@@ -45,9 +45,17 @@ class Batch:
 
 
 def batches(
-    data: ClientData, tasks: tuple[Task, ...], recipe: Recipe, rng: np.random.Generator, device: str
+    data: ClientData,
+    tasks: tuple[Task, ...],
+    recipe: Recipe,
+    rng: np.random.Generator,
+    device: str,
+    taken: Negatives | None = None,
 ) -> Iterator[Batch]:
-    """Yield the minibatches of one epoch, shuffled and with fresh negatives, all drawn from `rng` on the CPU."""
+    """Yield the minibatches of one epoch, shuffled and with fresh negatives, all drawn from `rng` on the CPU.
+
+    `taken` is what negatives avoid, `excluded(data, recipe.negatives)`, if the caller has it already.
+    """
     train = data.train
     masks = {task.name: task.rows(train) for task in tasks}
     used = np.flatnonzero(np.logical_or.reduce(list(masks.values())))
@@ -59,7 +67,7 @@ def batches(
     negative: Tensor | None = None
     if any(task.kind == "rank" for task in tasks):
         users: Ints = np.repeat(train.user[order], recipe.num_negatives)
-        drawn = excluded(data, recipe.negatives).draw(users, rng)
+        drawn = (taken or excluded(data, recipe.negatives)).draw(users, rng)
         negative = torch.from_numpy(drawn.reshape(len(order), recipe.num_negatives)).to(device)
     for start in range(0, len(order), recipe.batch_size):
         part = slice(start, start + recipe.batch_size)
@@ -89,10 +97,18 @@ def batch_loss(model: Recommender, params: Params, tasks: tuple[Task, ...], batc
     return total
 
 
-def trainable(names: Iterable[str], sharing: Sharing, phase: Phase) -> list[str]:
-    """Return the names that a phase trains: all, the private ones (a head first), or the shared ones (the body)."""
-    shared = sharing.split({name: torch.empty(0) for name in names})[0].keys()
-    return [name for name in names if phase == "all" or (name in shared) == (phase == "shared")]
+def trainable(names: Iterable[str], tasks: tuple[Task, ...], sharing: Sharing, phase: Phase) -> list[str]:
+    """Return the names that a phase trains: all, the private ones (a head first), or the shared ones (the body).
+
+    BPR cannot see what is the same for all items of a user: the bias of its head, and the user bias if no other task
+    uses it. Their gradient would be rounding noise, which an adaptive optimiser makes steps of.
+    """
+    blind = {f"heads.{task.name}.bias" for task in tasks if task.loss == "bpr"}
+    if len(blind) == len(tasks):
+        blind.add("user_bias")
+    seen = [name for name in names if name not in blind]
+    shared = sharing.split({name: torch.empty(0) for name in seen})[0].keys()
+    return [name for name in seen if phase == "all" or (name in shared) == (phase == "shared")]
 
 
 def local_update(
@@ -115,16 +131,17 @@ def local_update(
     """
     params = {name: value.detach().clone() for name, value in params.items()}
     device = str(next(iter(params.values())).device)
+    taken = excluded(data, recipe.negatives)
     losses: list[Tensor] = []
     for number, phase in enumerate(recipe.phases):
-        names = trainable(params, sharing, phase)
+        names = trainable(params, tasks, sharing, phase)
         state = recipe.optimiser.start({name: params[name] for name in names})
         t = 0
         for name in names:
             params[name].requires_grad_(True)
         for epoch in range(recipe.epochs if names else 0):
             rng = generator(seed, "train", *scope, number, epoch)
-            for batch in batches(data, tasks, recipe, rng, device):
+            for batch in batches(data, tasks, recipe, rng, device, taken):
                 loss = batch_loss(model, params, tasks, batch, recipe.l2)
                 grads = gradients(loss, params, names, recipe.mu, anchor)
                 t += 1
@@ -137,7 +154,7 @@ def local_update(
 def gradients(loss: Tensor, params: Params, names: list[str], mu: float, anchor: Mapping[str, Tensor] | None) -> Params:
     """Return d loss / d params for `names`, plus mu (x - z) for the names that `anchor` holds."""
     values = torch.autograd.grad(loss, [params[name] for name in names], allow_unused=True)
-    grads = {name: g for name, g in zip(names, values, strict=True) if g is not None}
+    grads = {n: torch.zeros_like(params[n]) if g is None else g for n, g in zip(names, values, strict=True)}
     if mu and anchor:
         for name in anchor.keys() & grads.keys():
             grads[name] = grads[name] + mu * (params[name].detach() - anchor[name])

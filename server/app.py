@@ -7,7 +7,8 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedrec.records import Record, Row
-from server.strategy import ClientFailure, Coordinator, Plan
+from server.exchange import ClientFailure
+from server.strategy import Coordinator, Plan
 
 Finish = Callable[[Record], None]
 

@@ -1,6 +1,6 @@
 """The two apps as every engine runs them, and as Flower's own command line finds them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from flwr.app import Context
@@ -8,7 +8,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
 from clients.app import client_app
-from fedrec.experiment import Experiment, clients_data, dataset
+from fedrec.experiment import Experiment, clients_data, dataset, tasks_for
 from fedrec.records import Record, Row, reserve, write_record
 from server.app import Finish, server_app
 from server.strategy import Plan
@@ -19,7 +19,23 @@ from simulations.cli import overrides
 def plan_of(experiment: Experiment) -> Plan:
     """Return what the server is told of an experiment."""
     e = experiment
-    return Plan(e.rounds, e.eval_every, e.patience, e.weights == "uniform", (e.metrics[0], "logloss", "rmse"))
+    return Plan(
+        e.rounds,
+        e.eval_every,
+        e.patience,
+        e.weights == "uniform",
+        (e.metrics[0], "logloss", "rmse"),
+        frozenset(evaluated(e)),
+        e.pool,
+    )
+
+
+def evaluated(experiment: Experiment) -> Iterator[str]:
+    """Yield every metric that an evaluation may hold, as task/metric."""
+    measures = {"rank": experiment.metrics, "rating": ("rmse",), "binary": ("auc", "logloss")}
+    for part in clients_data(experiment):
+        for task in tasks_for(experiment, part):
+            yield from (f"{task.name}/{name}" for name in measures[task.kind])
 
 
 def finisher(experiment: Experiment, home: Path) -> Finish:

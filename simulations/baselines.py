@@ -45,6 +45,6 @@ def run_popularity(experiment: Experiment, home: Path) -> None:
             candidates=experiment.candidates,
             seed=experiment.seed,
         )
-        record.score(data.name, 0, "test", found.metrics, "cpu")
+        record.score(0, "test", found.metrics, "cpu")
         write_users(home, found.per_user)
     write_csv(home / "clients.csv", record.clients)

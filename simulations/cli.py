@@ -23,7 +23,7 @@ class Command:
     experiment: Experiment
     out: Path | None = None
     quiet: bool = False
-    compare: bool = False
+    compare: bool = True
 
 
 class Given(NamedTuple):
@@ -47,7 +47,7 @@ def parse(argv: Sequence[str]) -> Command:
         raise UserError(f"option {name}: no such option{nearest(name, OPTIONS)}")
     given = vars(options)
     out, config = given.pop("out", None), given.pop("config", None)
-    quiet, compare = given.pop("quiet", False), given.pop("compare", False)
+    quiet, compare = given.pop("quiet", False), given.pop("compare", True)
     file = read_config(config) if config else {}
     experiment = resolve(file, {path: Given(value, f"option {flag(path)}") for path, value in given.items()})
     return Command(experiment, Path(out) if out else None, quiet, compare)

@@ -26,7 +26,7 @@ GROUPS = {
 EXAMPLES = """\
 examples:
   python -m simulations.run --clients 5
-  python -m simulations.run --clients 5 --dataset ml-100k --rounds 30 --compare
+  python -m simulations.run --clients 5 --dataset ml-100k --rounds 30
   python -m simulations.run --dataset table --data-dir sales.csv.gz --columns user=user,item=sku,platform=shop
   python -m simulations.run --method fedrep --task 'rank;shop-1=buy' --metrics ndcg@10,hr@10 --patience 5
   python -m simulations.run --config runs/first/experiment.json --seed 1 --out runs/second
@@ -50,7 +50,7 @@ def flag(path: str) -> str:
 
 
 FIELDS = dict(leaves(Experiment))
-OPTIONS = [*map(flag, FIELDS), "--out", "--config", "--compare", "--quiet", "--help"]
+OPTIONS = [*map(flag, FIELDS), "--out", "--config", "--compare", "--no-compare", "--quiet", "--help"]
 
 
 def flatten(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -71,7 +71,7 @@ def parser() -> argparse.ArgumentParser:
     made = _Parser(
         prog="python -m simulations.run",
         description="Train recommenders that learn together, each with a private part, and report whether it helped.",
-        usage="%(prog)s [--FIELD VALUE ...] [--config FILE] [--out DIR] [--compare] [--quiet]",
+        usage="%(prog)s [--FIELD VALUE ...] [--config FILE] [--out DIR] [--no-compare] [--quiet]",
         epilog=f"{described_methods()}\n\n{EXAMPLES}",
         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=30, width=118),
         argument_default=argparse.SUPPRESS,
@@ -90,7 +90,9 @@ def parser() -> argparse.ArgumentParser:
     running.add_argument(
         "--config", metavar="FILE", type=nonempty, help="JSON or TOML file of fields, or an experiment.json"
     )
-    running.add_argument("--compare", action="store_true", help="also train the local and the pooled baseline")
+    running.add_argument(
+        "--compare", action=argparse.BooleanOptionalAction, help="also train the local and pooled baselines [yes]"
+    )
     running.add_argument("--quiet", action="store_true", help="print only the result")
     return made
 

@@ -32,7 +32,7 @@ def refusal(*argv: str) -> str:
 
 
 def test_nothing_given_is_the_default_experiment() -> None:
-    assert parse([]) == Command(Experiment(), None, False, False)
+    assert parse([]) == Command(Experiment(), None, quiet=False, compare=True)
 
 
 def test_flags_that_are_no_fields() -> None:

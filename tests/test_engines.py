@@ -13,7 +13,7 @@ from flwr.app import Context, RecordDict
 
 from fedrec.experiment import Experiment, build, clients_data
 from fedrec.records import load_params
-from server.strategy import ClientFailure
+from server.exchange import ClientFailure
 from simulations.apps import apps_for, client, from_context, server
 from simulations.engines import InlineGrid, run_inline
 from tests.helpers import experiment, fit, results

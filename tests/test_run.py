@@ -469,7 +469,7 @@ def test_the_ledger_agrees_with_the_rounds(run: Run, tmp_path: Path) -> None:
     rounds = pd.read_csv(out / "rounds.csv").set_index("round")[["bytes_down", "bytes_up"]].to_dict("index")
     for number in (1, 2):  # nothing but training travels in them
         assert rounds[number] == {"bytes_down": total[number, "down"], "bytes_up": total[number, "up"]}
-    assert total[3, "down"] == 3 * rounds[3]["bytes_down"]  # to train, to validate, and to test
+    assert total[3, "down"] > rounds[3]["bytes_down"] >= rounds[1]["bytes_down"]  # the last test is part of no round
     assert min(value for row in rounds.values() for value in row.values()) > 0
 
 
