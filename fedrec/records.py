@@ -35,6 +35,7 @@ class Record:
     ledger: list[Row] = field(default_factory=list)
     shared: Params = field(default_factory=dict)
     rows: dict[str, Ints] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
     selected_round: int = 0
     stopped: str = ""
     seconds: float = 0.0
@@ -122,7 +123,7 @@ def write_record(home: Path, record: Record, experiment: Mapping[str, Any], note
         {
             "experiment": experiment,
             "versions": versions(),
-            "data": {"notes": list(notes), "clients": sorted(about, key=lambda one: natural(one["name"]))},
+            "data": {"notes": [*notes, *record.notes], "clients": sorted(about, key=lambda one: natural(one["name"]))},
             "parameters": {"shared": shared, "private": sorted(private.values(), key=lambda p: str(p["name"]))},
             "selected_round": record.selected_round,
             "stopped": record.stopped,

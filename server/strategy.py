@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from flwr.serverapp import Grid
 
-from fedrec.aggregation import Carrier, carrier, catalogue, gather, mean
+from fedrec.aggregation import Carrier, alone, carrier, catalogue, gather, mean
 from fedrec.metrics import higher_is_better
 from fedrec.parameters import Params
 from fedrec.records import Record, Row
@@ -111,6 +111,11 @@ class Coordinator:
             weight = 1.0 if self.plan.uniform else max(r.metrics["examples"], 1.0)
             self.carriers[r.client] = carrier(r.client, r.values, r.rows, self.record.rows, weight)
         self.z = mean([(self.carriers[r.client], r.values) for r in joined])
+        tables = alone(list(self.carriers.values()), self.record.rows) if len(joined) > 1 else []
+        if tables:
+            self.record.notes.append(
+                f"no row of {', '.join(tables)} is carried by two clients: sharing changes nothing"
+            )
 
     def send(
         self, kind: str, number: int, like: dict[str, Params], metrics: frozenset[str], split: str = "validation"
