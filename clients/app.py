@@ -13,12 +13,13 @@ from flwr.common.constant import ErrorCode
 
 from clients.device import device_of
 from clients.memory import Memory
+from fedrec.coordination import Link
 from fedrec.data import ClientData
 from fedrec.errors import UserError
 from fedrec.evaluation import Evaluation, ModelScorer, Split, evaluate, members
 from fedrec.experiment import Experiment, clients_data, tasks_for
 from fedrec.models import Recommender
-from fedrec.parameters import Params, to
+from fedrec.parameters import Params, norm, subtract, to
 from fedrec.records import save_client
 from fedrec.sharing import TABLES, Broadcast, ContractError, Contribution, admit
 from fedrec.tasks import Task
@@ -63,20 +64,27 @@ class Client:
         broadcast = read_broadcast(message.content)
         return replace(broadcast, values=admit(broadcast.values, self.shared_like()))
 
-    def train(self, broadcast: Broadcast, private: Params) -> tuple[Params, Params, float]:
-        """Return (shared, private, loss) after the local training of a round; raises UserError if it diverged."""
-        e, anchor = self.experiment, to(broadcast.values, self.device)
-        params = e.sharing().join(anchor, to(private, self.device))
+    def link(self, shared: Params) -> Link | None:
+        """Return the link of a client that joins with its shared parameters; None without duals."""
+        return Link.start(shared, self.experiment.coupling.rho) if self.experiment.coupling.duals else None
+
+    def train(self, broadcast: Broadcast, private: Params, anchor: Params, rho: float) -> tuple[Params, Params, float]:
+        """Return (shared, private, loss) after the local training of a round; raises UserError if it diverged.
+
+        It starts from the broadcast and minimises f_i + rho/2 |x_i - anchor|^2.
+        """
+        e = self.experiment
+        params = e.sharing().join(to(broadcast.values, self.device), to(private, self.device))
         params, loss = local_update(
             self.model,
             params,
             self.data,
             self.tasks,
-            e.recipe(),
+            replace(e.recipe(), mu=rho),
             e.sharing(),
             seed=e.seed,
             scope=(self.data.name, broadcast.round),
-            anchor=anchor,
+            anchor=to(anchor, self.device),
         )
         if not all(bool(value.isfinite().all()) for value in params.values()):
             raise UserError(f"lr: must be small enough for finite parameters, found {e.lr} in round {broadcast.round}")
@@ -135,7 +143,7 @@ def client_app(read: Read) -> ClientApp:
     def join(message: Message, context: Context) -> Message:
         client = open_client(context)
         shared, private = client.experiment.sharing().split(client.start())
-        Memory(context).private = private
+        Memory(context).begin(private, client.link(shared))
         ids = {"user": client.data.users, "item": client.data.items}
         rows = {TABLES[name]: ids[TABLES[name]] for name in shared if name in TABLES}
         reply = Contribution(client.data.name, shared, {"examples": float(len(client.data.train))}, client.device, rows)
@@ -144,32 +152,46 @@ def client_app(read: Read) -> ClientApp:
     @app.train()
     def train(message: Message, context: Context) -> Message:
         client, memory = open_client(context), Memory(context)
-        broadcast = client.receive(message)
-        if broadcast.keep:
-            memory.keep()
-        shared, private, loss = client.train(broadcast, memory.private)
-        memory.trained(private)
-        reply = Contribution(client.data.name, shared, {"loss": loss}, client.device)
-        return Message(contribution_record(reply), reply_to=message)
+        broadcast = open_broadcast(client, memory, message)
+        z, coupling = broadcast.values, client.experiment.coupling
+        if not coupling.duals:
+            shared, private, loss = client.train(broadcast, memory.private, z, coupling.rho)
+            memory.trained(broadcast.round, private, None)
+            return answer(client, message, shared, {"loss": loss})
+        link = memory.link.rescaled(broadcast.rho if coupling.balance else coupling.rho)
+        x, private, loss = client.train(broadcast, memory.private, link.anchor(z), link.rho)
+        increment, link = link.answer(x, z)
+        memory.trained(broadcast.round, private, link)
+        return answer(client, message, increment, {"loss": loss, "gap": norm(subtract(x, z)) ** 2})
 
     @app.evaluate()
     def evaluation(message: Message, context: Context) -> Message:
         client, memory = open_client(context), Memory(context)
-        broadcast = client.receive(message)
-        if broadcast.keep:
-            memory.keep()
-        private = memory.at(broadcast.round) if broadcast.split == "test" else memory.private
+        broadcast = open_broadcast(client, memory, message)
+        private = memory.best if broadcast.split == "test" else memory.private
         found = client.evaluate(broadcast.values, private, "test" if broadcast.split == "test" else "validation")
         if broadcast.split == "test" and client.home is not None:
-            save_client(client.home, client.data.name, private, found.per_user, about(client, private))
-        else:
-            memory.evaluated(broadcast.round)
-        metrics = {"/".join(key): value for key, value in found.metrics.items()}
-        return Message(
-            contribution_record(Contribution(client.data.name, {}, metrics, client.device)), reply_to=message
-        )
+            own = broadcast.values if client.experiment.coupling.personal else {}
+            save_client(client.home, client.data.name, private, own, found.per_user, about(client, private))
+        return answer(client, message, {}, {"/".join(key): value for key, value in found.metrics.items()})
 
     return app
+
+
+def open_broadcast(client: Client, memory: Memory, message: Message) -> Broadcast:
+    """Return the server's message after the memory has followed it: a lost contribution undone, the best state kept."""
+    broadcast = client.receive(message)
+    memory.settle(broadcast.seen)
+    if broadcast.keep:
+        memory.keep()
+    return broadcast
+
+
+def answer(client: Client, message: Message, values: Params, metrics: dict[str, float]) -> Message:
+    """Return the client's reply."""
+    return Message(
+        contribution_record(Contribution(client.data.name, values, metrics, client.device)), reply_to=message
+    )
 
 
 def about(client: Client, private: Params) -> dict[str, Any]:

@@ -4,40 +4,86 @@ from dataclasses import dataclass
 
 from flwr.app import Context, MetricRecord
 
+from fedrec.coordination import Link
 from fedrec.parameters import Params
+from fedrec.sharing import ContractError
 from fedrec.wire import pack, unpack
+
+NOW = ("private", "dual", "sent", "mark")  # the state after the last contribution; `before.*` is that of the one before
 
 
 @dataclass
 class Memory:
-    """A view of one client's state; nothing here leaves the client."""
+    """A view of one client's state: private parameters, the link of its tie, the best round's private parameters.
+
+    A contribution may be lost on its way. The server says in every message which one it took last (`seen`), and the
+    client goes back to the state before a lost one, so that both sides always agree on the duals.
+    """
 
     context: Context
+
+    def begin(self, private: Params, link: Link | None) -> None:
+        """Remember the state with which the client joined, as that of round 0."""
+        self.context.state.clear()
+        self._write(0, private, link)
+
+    def settle(self, seen: int) -> None:
+        """Go back to the state before the last contribution if the server did not take it.
+
+        Raises ContractError if the server has seen neither of the two.
+        """
+        if self.round == seen:
+            return
+        before = self.context.state.metric_records.get("before.mark")
+        if before is None or before["round"] != seen:
+            raise ContractError(f"seen: must be one of the last two contributions, found {seen} in round {self.round}")
+        for name in NOW:
+            self.context.state.pop(name, None)
+            if f"before.{name}" in self.context.state:
+                self.context.state[name] = self.context.state.pop(f"before.{name}")
+
+    def trained(self, number: int, private: Params, link: Link | None) -> None:
+        """Remember the state after the contribution of a round, and the one before it."""
+        for name in NOW:
+            self.context.state.pop(f"before.{name}", None)
+            if name in self.context.state:
+                self.context.state[f"before.{name}"] = self.context.state.pop(name)
+        self._write(number, private, link)
+
+    def keep(self) -> None:
+        """Remember the present private parameters as those of the best round."""
+        self.context.state["kept"] = self.context.state.array_records["private"]
+
+    @property
+    def round(self) -> int:
+        """The round of the last contribution."""
+        return int(self._mark("round"))
 
     @property
     def private(self) -> Params:
         """The private parameters as the last training left them."""
         return unpack(self.context.state.array_records["private"])
 
-    @private.setter
-    def private(self, params: Params) -> None:
-        self.context.state["private"] = pack(params)
+    @property
+    def best(self) -> Params:
+        """The private parameters of the best round; the present ones if none has been kept."""
+        kept = self.context.state.array_records.get("kept")
+        return self.private if kept is None else unpack(kept)
 
-    def keep(self) -> None:
-        """Remember the private parameters as those of the best round; the state evaluated last is the best so far."""
-        self.context.state["kept"] = self.context.state.array_records["private"]
+    @property
+    def link(self) -> Link:
+        """The client's tie: its dual, what the server holds of it, and the rho of the dual."""
+        records = self.context.state.array_records
+        return Link(unpack(records["dual"]), unpack(records["sent"]), self._mark("rho"))
 
-    def trained(self, params: Params) -> None:
-        """Remember what a training left; it has not been evaluated yet."""
-        self.private = params
-        self.context.state.pop("progress", None)
+    def _mark(self, name: str) -> float:
+        value = self.context.state.metric_records["mark"][name]
+        assert isinstance(value, int | float)
+        return float(value)
 
-    def evaluated(self, number: int) -> None:
-        """Remember that the present private parameters were evaluated in a round."""
-        self.context.state["progress"] = MetricRecord({"round": number})
-
-    def at(self, number: int) -> Params:
-        """Return the private parameters of a round: the one evaluated last, or else the best."""
-        progress = self.context.state.metric_records.get("progress", MetricRecord())
-        current = progress.get("round") == number or "kept" not in self.context.state.array_records
-        return self.private if current else unpack(self.context.state.array_records["kept"])
+    def _write(self, number: int, private: Params, link: Link | None) -> None:
+        self.context.state["private"] = pack(private)
+        self.context.state["mark"] = MetricRecord({"round": number, "rho": link.rho if link else 0.0})
+        if link is not None:
+            self.context.state["dual"] = pack(link.dual)
+            self.context.state["sent"] = pack(link.sent)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator, model_validator
 
+from fedrec.coordination import Coupling
 from fedrec.data import DATASETS, ClientData, Dataset, Market, federation, load, pool
 from fedrec.errors import UserError, choose
 from fedrec.metrics import RANKING, parse_metric
@@ -31,12 +32,7 @@ class Method(BaseModel):
         description="modules that are shared, by path; what is not named is private",
     )
     phases: tuple[Phase, ...] = Field(("all",), description="what is trained locally, one phase after the other")
-    mu: float = Field(
-        0.0,
-        ge=0,
-        allow_inf_nan=False,
-        description="FedProx: proximal weight that ties the shared parameters to the broadcast",
-    )
+    coupling: Coupling = Field(Coupling(), description="how the shared parameters are tied")
     pool: bool = Field(False, description="one model on everyone's data, the upper bound; not federated")
 
 
@@ -142,7 +138,6 @@ class Experiment(Method):
             self.negatives,
             self.num_negatives,
             self.l2,
-            self.mu,
         )
 
     def sharing(self) -> Sharing:

@@ -72,13 +72,22 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in names}}
 
 
-def save_client(home: Path, name: str, private: Params, per_user: Sequence[PerUser], about: Mapping[str, Any]) -> None:
-    """Write what a client keeps for itself: private parameters, its users' metrics, a description of its data."""
+def save_client(
+    home: Path, name: str, private: Params, own: Params, per_user: Sequence[PerUser], about: Mapping[str, Any]
+) -> None:
+    """Write what a client keeps for itself: private parameters, its users' metrics, a description of its data.
+
+    `own` is its copy of the shared parameters where a personal coupling gives every client another one.
+    """
     for folder in ("model", "users", "about"):
         (home / folder).mkdir(parents=True, exist_ok=True)
     save_file(
         {key: value.contiguous() for key, value in private.items()}, home / "model" / f"client-{slug(name)}.safetensors"
     )
+    if own:
+        save_file(
+            {key: value.contiguous() for key, value in own.items()}, home / "model" / f"own-{slug(name)}.safetensors"
+        )
     write_json(home / "about" / f"{slug(name)}.json", about)
     write_users(home, per_user)
 

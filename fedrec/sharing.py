@@ -64,13 +64,16 @@ class Sharing:
 class Broadcast:
     """What the server sends to one client: its rows of the shared tables, the other shared tensors, and the round.
 
-    `keep` tells the client that the state it evaluated last is the best so far.
+    `keep` tells the client that the state it evaluated last is the best so far; `seen` is the round of its last
+    contribution that the server took; `rho` is the present penalty where it adapts.
     """
 
     round: int
     values: Params
     keep: bool = False
     split: str = "validation"
+    rho: float = 0.0
+    seen: int = 0
 
 
 @dataclass(frozen=True)

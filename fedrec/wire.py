@@ -6,7 +6,7 @@ sharing contract by the caller.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from fedrec.parameters import Params
 from fedrec.sharing import TABLES, Broadcast, ContractError, Contribution
 
 RECORDS = {"shared", "rows", "metrics", "config"}
+CONFIG = {"round": int, "keep": bool, "split": str, "rho": float, "seen": int}
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def _number(name: str, array: Array) -> np.ndarray[Any, np.dtype[Any]]:
 
 def broadcast_record(message: Broadcast) -> RecordDict:
     """Return the content of a message to a client."""
-    config = ConfigRecord({"round": message.round, "keep": message.keep, "split": message.split})
+    config = ConfigRecord({name: getattr(message, name) for name in CONFIG})
     return RecordDict({"shared": pack(message.values), "config": config})
 
 
@@ -64,10 +65,11 @@ def read_broadcast(record: RecordDict) -> Broadcast:
     """Return what the server sent; raises ContractError if the message holds anything else."""
     only(record, {"shared", "config"})
     config = record.config_records["config"]
-    number, keep, split = config.get("round"), config.get("keep"), config.get("split")
-    if not isinstance(number, int) or not isinstance(keep, bool) or split not in ("validation", "test"):
-        raise ContractError(f"config: must hold round, keep and split, found {dict(config)}")
-    return Broadcast(number, unpack(record.array_records["shared"]), keep, str(split))
+    found = {name: config.get(name) for name in CONFIG}
+    fits = all(type(found[name]) is kind for name, kind in CONFIG.items()) and len(config) == len(CONFIG)
+    if not fits or found["split"] not in ("validation", "test"):
+        raise ContractError(f"config: must hold {', '.join(CONFIG)}, found {dict(config)}")
+    return Broadcast(values=unpack(record.array_records["shared"]), **cast(dict[str, Any], found))
 
 
 def contribution_record(message: Contribution) -> RecordDict:

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 
 from flwr.serverapp import Grid
 
-from fedrec.aggregation import Carrier, alone, carrier, catalogue, gather, mean
+from fedrec.aggregation import Carrier, alone, carrier, catalogue
+from fedrec.coordination import Coupling, tie_of
 from fedrec.metrics import higher_is_better
 from fedrec.parameters import Params
 from fedrec.records import Record, Row
@@ -25,58 +26,69 @@ class Plan:
     uniform: bool  # weight of a client: 1, or its number of examples
     select: tuple[str, ...]  # metrics that may select the round; the first that a client reports counts
     metrics: frozenset[str]  # what an evaluation may hold, as task/metric
-    pooled: bool = False  # one client that speaks for its members
+    pooled: bool  # one client that speaks for its members
+    coupling: Coupling
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best round so far: its validation, the server's parameters and what every client was sent."""
+
+    round: int = 0
+    score: float = math.nan
+    z: Params = field(default_factory=dict)
+    parts: dict[str, Params] = field(default_factory=dict)
 
 
 @dataclass
 class Coordinator:
-    """Coordinates clients over a grid: each trains on its part of Z, and Z becomes the mean of what they share."""
+    """Coordinates clients over a grid: each trains on its part of Z, and the tie makes a new Z of what they send."""
 
     grid: Grid
     plan: Plan
     on_round: Callable[[Row], None] = lambda row: None
     stop: Callable[[], bool] = lambda: False
     record: Record = field(default_factory=Record)
-    z: Params = field(default_factory=dict)
     carriers: dict[str, Carrier] = field(default_factory=dict)
+    seen: dict[str, int] = field(default_factory=dict)  # round of each client's last contribution
     improved: set[str] = field(default_factory=set)  # clients that have not yet been told to keep their best state
 
     def __post_init__(self) -> None:
         self.exchange = Exchange(self.grid, self.record)
+        self.parts: dict[str, Params] = {}  # what each client is sent: its z_i
 
     def fit(self, nodes: Sequence[int]) -> Record:
         """Run the rounds, select the best by validation, test it, and return the record."""
-        started, best, best_z, best_score, stale = time.perf_counter(), 0, self.z, -math.inf, 0
+        started, best, stale = time.perf_counter(), Best(), 0
         self.join(nodes)
         for number in range(1, self.plan.rounds + 1):
             row = self.round(number)
             if number % self.plan.eval_every == 0 or number == self.plan.rounds:
                 score = self.validate(number, row)
-                better = score > best_score or not best or (math.isnan(score) and math.isinf(best_score))
-                stale = 0 if better else stale + 1
-                if better:
-                    best, best_z, best_score = number, self.z, score if not math.isnan(score) else -math.inf
-                    self.improved = set(self.carriers)
+                stale += 1
+                if math.isnan(best.score) or score > best.score:
+                    best, stale, self.improved = Best(number, score, self.z, self.parts), 0, set(self.carriers)
             self.record.close(row)
             self.on_round(row)
             if self.stop() or (self.plan.patience and stale >= self.plan.patience):
                 self.record.stopped = "interrupted" if self.stop() else "patience"
                 break
-        if not best:  # interrupted before the first validation
-            best, best_z = number, self.z
-        self.z = best_z
-        self.test(best)
-        self.record.shared, self.record.selected_round = self.z, best
+        if not best.round:  # interrupted before the first validation
+            best = Best(number, math.nan, self.z, self.parts)
+        self.record.shared, self.record.selected_round, self.parts = best.z, best.round, best.parts
+        self.test(best.round)
         self.record.seconds = time.perf_counter() - started
         return self.record
 
     def round(self, number: int) -> Row:
-        """Send every client its part of Z, and take the mean of the replies."""
-        started = time.perf_counter()
-        replies = self.send(
-            "train", number, {name: who.like for name, who in self.carriers.items()}, frozenset({"loss"})
-        )
-        self.z = mean([(self.carriers[reply.client], reply.values) for reply in replies], self.z)
+        """Send every client its part of Z, and tie what they send back."""
+        started, like = time.perf_counter(), {name: who.like for name, who in self.carriers.items()}
+        told = frozenset({"loss", "gap"} if self.plan.coupling.duals else {"loss"})  # gap: |x_i - z_i|^2
+        replies = self.send("train", number, like, told)
+        gaps = {reply.client: reply.metrics["gap"] for reply in replies if "gap" in reply.metrics}
+        residuals = self.tie.update({reply.client: reply.values for reply in replies}, gaps)
+        self.parts = {name: self.tie.part(name) for name in self.carriers}
+        self.seen |= {reply.client: number for reply in replies}
         losses = {reply.client: reply.metrics.get("loss", math.nan) for reply in replies}
         for reply in replies:
             self.record.score(number, "train", {(reply.client, "all", "loss"): losses[reply.client]}, reply.device)
@@ -85,6 +97,10 @@ class Coordinator:
             "seconds": time.perf_counter() - started,
             "clients": len(replies),
             "train_loss": average(losses.values()),
+            "objective": weighted(losses, self.carriers),
+            "primal_residual": residuals.primal,
+            "dual_residual": residuals.dual,
+            "rho": residuals.rho,
         }
 
     def validate(self, number: int, row: Row) -> float:
@@ -110,7 +126,9 @@ class Coordinator:
         for r in joined:
             weight = 1.0 if self.plan.uniform else max(r.metrics["examples"], 1.0)
             self.carriers[r.client] = carrier(r.client, r.values, r.rows, self.record.rows, weight)
-        self.z = mean([(self.carriers[r.client], r.values) for r in joined])
+        self.tie = tie_of(self.plan.coupling, self.carriers, {r.client: r.values for r in joined})
+        self.parts = {name: self.tie.part(name) for name in self.carriers}
+        self.seen = dict.fromkeys(self.carriers, 0)
         tables = alone(list(self.carriers.values()), self.record.rows) if len(joined) > 1 else []
         if tables:
             self.record.notes.append(
@@ -122,11 +140,23 @@ class Coordinator:
     ) -> list[Contribution]:
         """Send each client its part of Z, and whether to keep the state it evaluated last; return the replies."""
         broadcasts = {
-            name: Broadcast(number, gather(self.z, who), name in self.improved, split)
-            for name, who in self.carriers.items()
+            name: Broadcast(number, part, name in self.improved, split, self.tie.rho, self.seen[name])
+            for name, part in self.parts.items()
         }
         self.improved -= set(broadcasts)
         return self.exchange.send(kind, broadcasts, like, metrics)
+
+    @property
+    def z(self) -> Params:
+        """The server's parameters."""
+        return self.tie.whole()
+
+
+def weighted(losses: dict[str, float], carriers: dict[str, Carrier]) -> float:
+    """Return the objective sum_i p_i f_i with weights that sum to 1, over the clients that have a loss."""
+    present = [(carriers[name].weight, loss) for name, loss in losses.items() if not math.isnan(loss)]
+    mass = math.fsum(weight for weight, _ in present)
+    return math.fsum(weight * loss for weight, loss in present) / mass if mass else math.nan
 
 
 def own_metrics(reply: Contribution, pooled: bool) -> dict[tuple[str, str, str], float]:

@@ -27,6 +27,7 @@ def plan_of(experiment: Experiment) -> Plan:
         (e.metrics[0], "logloss", "rmse"),
         frozenset(evaluated(e)),
         e.pool,
+        e.coupling,
     )
 
 

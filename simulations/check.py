@@ -4,6 +4,7 @@ from clients.device import devices
 from fedrec.data import ClientData
 from fedrec.errors import UserError
 from fedrec.experiment import Experiment, clients_data, tasks_for
+from fedrec.records import natural
 from fedrec.tasks import per_client
 
 Shapes = dict[str, tuple[tuple[int, ...], str]]  # of a shared parameter, and the first client that has it
@@ -20,6 +21,7 @@ def check(experiment: Experiment) -> None:
     check_tasks(experiment, parts)
     shapes: Shapes = {}
     experiment.sharing().check([name for data in parts for name in agree(experiment, data, shapes)])
+    experiment.coupling.operator(sorted((data.name for data in parts), key=natural))
 
 
 def check_names(experiment: Experiment, parts: tuple[ClientData, ...]) -> None:

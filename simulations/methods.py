@@ -1,8 +1,10 @@
 """The methods, as values. A method is what its fields say; composing them needs no new class."""
 
+from fedrec.coordination import Coupling
 from fedrec.experiment import Method
 
 BODY = ("item_table", "item_bias", "body")
+ADMM = 1e-4  # rho on the scale of the mean loss, in which an item that few rows touch has little curvature
 
 METHODS: dict[str, Method] = {
     m.method: m
@@ -12,6 +14,10 @@ METHODS: dict[str, Method] = {
         Method(method="fedavg", share=(*BODY, "heads")),  # arXiv 1602.05629
         Method(method="fedper", share=BODY),  # arXiv 1912.00818
         Method(method="fedrep", share=BODY, phases=("private", "shared")),  # arXiv 2102.07078
-        Method(method="fedprox", share=(*BODY, "heads"), mu=1e-4),  # arXiv 1812.06127
+        Method(method="fedprox", share=(*BODY, "heads"), coupling=Coupling(rho=1e-4)),  # arXiv 1812.06127
+        Method(method="admm", share=BODY, coupling=Coupling(rho=ADMM, duals=True)),  # arXiv 2110.15318
+        Method(method="clusters", share=BODY, coupling=Coupling(kind="clusters", rho=ADMM, duals=True)),
+        Method(method="mr-mtl", share=BODY, coupling=Coupling(kind="mean-regularised", rho=ADMM, strength=ADMM)),
+        Method(method="graph", share=BODY, coupling=Coupling(kind="graph", rho=ADMM, strength=ADMM)),
     )
 }

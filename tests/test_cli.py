@@ -85,10 +85,10 @@ def test_a_flag_wins_over_its_method_whatever_the_order() -> None:
 
 
 def test_precedence_from_defaults_to_flags(tmp_path: Path) -> None:
-    file = {"method": "fedprox", "mu": 0.5, "rounds": 7, "dim": 4}
+    file = {"method": "fedprox", "coupling": {"rho": 0.5}, "rounds": 7, "dim": 4}
     made = parse(["--config", write(tmp_path, "c.json", file), "--rounds", "9"]).experiment
     assert made.share == METHODS["fedprox"].share  # the file's method over the defaults
-    assert made.mu == 0.5  # the file's field over its method
+    assert made.coupling.rho == 0.5  # the file's field over its method
     assert (made.rounds, made.dim) == (9, 4)  # the flag over the file's field
 
 

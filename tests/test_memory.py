@@ -3,11 +3,13 @@
 import pytest
 import torch
 from flwr.app import Context, RecordDict
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from clients.memory import Memory
+from fedrec.coordination import Link
 from fedrec.parameters import Params
+from fedrec.sharing import ContractError
 
 
 def memory() -> Memory:
@@ -23,10 +25,15 @@ def same(a: Params, b: Params) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
+def tied(number: int) -> Link:
+    x = {"item_table": torch.full((2, 2), number / 3)}
+    return Link.start(x, 0.5)
+
+
 def test_what_is_stored_comes_back_to_the_bit_and_is_nobody_elses() -> None:
     one = memory()
     private = {"user_table": torch.tensor([[0.1, -0.0, 1e-40]]), "empty": torch.zeros(0, 4)}
-    one.private = private
+    one.begin(private, None)
     private["user_table"].zero_()
     assert one.private["user_table"].numpy().tobytes() == torch.tensor([[0.1, -0.0, 1e-40]]).numpy().tobytes()
     assert one.private["empty"].shape == (0, 4)
@@ -36,58 +43,74 @@ def test_what_is_stored_comes_back_to_the_bit_and_is_nobody_elses() -> None:
 
 def test_another_view_of_the_same_context_sees_the_same() -> None:
     one = memory()
-    one.trained(state(3))
-    assert same(Memory(one.context).private, state(3))
+    one.begin(state(0), tied(0))
+    one.trained(3, state(3), tied(3))
+    other = Memory(one.context)
+    assert same(other.private, state(3))
+    assert same(other.link.sent, tied(3).sent)
+    assert (other.round, other.link.rho) == (3, 0.5)
+    assert other.link.dual["item_table"].dtype == torch.float64
 
 
-def test_before_any_evaluation_there_is_only_the_present_state() -> None:
+def test_without_a_kept_round_the_present_state_is_the_best() -> None:
     one = memory()
-    one.private = state(0)
-    one.trained(state(1))
-    assert same(one.at(1), state(1))
+    one.begin(state(0), None)
+    one.trained(1, state(1), None)
+    assert same(one.best, state(1))
 
 
-def test_the_kept_round_survives_later_trainings_and_evaluations() -> None:
-    one = memory()
-    one.trained(state(1))
-    one.evaluated(1)
-    one.keep()
-    for number in (2, 3):
-        one.trained(state(number))
-        one.evaluated(number)
-    assert same(one.at(1), state(1))
-    assert same(one.at(3), state(3))
-    assert same(one.private, state(3))
-
-
-def test_a_training_after_the_best_evaluation_does_not_pass_for_it() -> None:
-    one = memory()
-    one.trained(state(2))
-    one.evaluated(2)
-    one.keep()
-    one.trained(state(3))  # and the run is interrupted before the next evaluation
-    assert same(one.at(2), state(2))
-
-
-@settings(deadline=None)
 @given(st.lists(st.booleans(), min_size=1, max_size=9), st.integers(1, 4))
 def test_the_best_round_comes_back_whenever_the_run_ends(better: list[bool], every: int) -> None:
     """Replays what the server sends: `keep` with the first message after a better evaluation, and at last the test."""
     one, best, tell = memory(), 0, False
-    one.private = state(0)
+    one.begin(state(0), None)
     for number, improved in enumerate(better, 1):
         if tell:
             one.keep()
         tell = False
-        one.trained(state(number))
-        if number % every == 0:
-            one.evaluated(number)
-            if improved or not best:
-                best, tell = number, True
+        one.trained(number, state(number), None)
+        if number % every == 0 and (improved or not best):
+            best, tell = number, True
     if tell:
         one.keep()
-    best = best or len(better)
-    assert same(one.at(best), state(best))
+    assert same(one.best, state(best or len(better)))
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=12))
+def test_a_lost_contribution_is_undone(taken: list[bool]) -> None:
+    """The client ends where it would be if the lost rounds had never been asked of it."""
+    one, seen = memory(), 0
+    one.begin(state(0), tied(0))
+    for number, arrives in enumerate(taken, 1):
+        one.settle(seen)
+        one.trained(number, state(number), tied(number))
+        seen = number if arrives else seen
+    one.settle(seen)
+    assert one.round == seen
+    assert same(one.private, state(seen))
+    assert same(one.link.sent, tied(seen).sent)
+
+
+def test_a_server_that_has_seen_neither_of_the_last_two_is_refused() -> None:
+    one = memory()
+    one.begin(state(0), None)
+    for number in (1, 2, 3):
+        one.trained(number, state(number), None)
+    with pytest.raises(ContractError, match=r"^seen: must be one of the last two contributions, found 1 in round 3"):
+        one.settle(1)
+    assert same(one.private, state(3))
+
+
+def test_joining_again_forgets_an_earlier_run() -> None:
+    one = memory()
+    one.begin(state(0), tied(0))
+    one.trained(4, state(4), tied(4))
+    one.keep()
+    one.begin(state(7), None)
+    assert same(one.best, state(7))
+    assert one.round == 0
+    with pytest.raises(KeyError):
+        _ = one.link
 
 
 def test_nothing_stored_is_an_error_and_no_empty_answer() -> None:

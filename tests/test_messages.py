@@ -125,9 +125,9 @@ def test_the_length_of_a_message_does_not_depend_on_the_interactions() -> None:
 def test_an_error_of_a_client_does_not_quote_private_data(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     e = experiment("fedper")
     _, grid = fit(e)
-    context = next(iter(grid.contexts.values()))
+    before = next(m for m in reversed(grid.sent) if m.metadata.message_type == "evaluate")
+    context = grid.contexts[before.metadata.dst_node_id]
     context.state["private"] = MetricRecord({"secret": 41.5})
-    before = next(m for m in grid.sent if m.metadata.message_type == "train")
     reply = grid.app(before, context)
     assert reply.has_error()
     assert "41.5" not in str(reply.error.reason) and "secret" not in str(reply.error.reason)

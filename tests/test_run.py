@@ -525,11 +525,11 @@ def test_a_stop_between_two_validations_keeps_the_private_part_of_the_best_round
     trained: list[int] = []
     real = Client.train
 
-    def counted(self: Client, broadcast: Any, private: Any) -> Any:
+    def counted(self: Client, broadcast: Any, *rest: Any) -> Any:
         trained.append(broadcast.round)
         if trained == [1, 1, 1, 2, 2, 2, 3]:
             signal.raise_signal(signal.SIGINT)
-        return real(self, broadcast, private)
+        return real(self, broadcast, *rest)
 
     monkeypatch.setattr(Client, "train", counted)
     out = tmp_path / "out"

@@ -89,7 +89,7 @@ def test_the_server_cannot_ask_for_more() -> None:
 )
 def test_a_malformed_config_is_refused(config: dict[str, int | str | bool]) -> None:
     record = RecordDict({"shared": ArrayRecord(), "config": ConfigRecord(config)})  # type: ignore[arg-type]
-    with pytest.raises(ContractError, match=r"^config: must hold round, keep and split"):
+    with pytest.raises(ContractError, match=r"^config: must hold round, keep, split"):
         read_broadcast(record)
 
 

@@ -1,0 +1,47 @@
+"""Coordination constraints: min sum_i p_i f_i(theta_i) + h(Z) subject to x_i = z_i, Z in C, f_i <= b_i."""
+
+from fedrec.coordination.budget import Budget
+from fedrec.coordination.coupling import Coupling
+from fedrec.coordination.halves import Hub, Link, Residuals, tie
+from fedrec.coordination.operators import (
+    Ball,
+    Box,
+    Clusters,
+    Graph,
+    LinearTie,
+    Mean,
+    MeanRegularised,
+    Mixture,
+    Operator,
+    SumTo,
+    Within,
+)
+from fedrec.coordination.solve import Line, Solution, gradient_steps, newton, solve
+from fedrec.coordination.ties import Tie, tie_of
+
+__all__ = [
+    "Ball",
+    "Box",
+    "Budget",
+    "Clusters",
+    "Coupling",
+    "Graph",
+    "Hub",
+    "Line",
+    "LinearTie",
+    "Link",
+    "Mean",
+    "MeanRegularised",
+    "Mixture",
+    "Operator",
+    "Residuals",
+    "Solution",
+    "SumTo",
+    "Tie",
+    "Within",
+    "gradient_steps",
+    "newton",
+    "solve",
+    "tie",
+    "tie_of",
+]

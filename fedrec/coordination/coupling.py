@@ -1,0 +1,115 @@
+"""A coupling as configuration: which operator ties the clients, how strongly, and whether duals are kept."""
+
+from collections.abc import Sequence
+from itertools import combinations
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from fedrec.coordination.operators import (
+    Ball,
+    Box,
+    Clusters,
+    Graph,
+    Mean,
+    MeanRegularised,
+    Mixture,
+    Operator,
+    SumTo,
+    Within,
+)
+from fedrec.errors import UserError, choose
+
+
+class Coupling(BaseModel):
+    """How the shared parameters of the clients are tied; `operator` gives the numerics."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["mean", "clusters", "mean-regularised", "graph", "mixture", "sum"] = Field(
+        "mean", description="the server operator"
+    )
+    rho: float = Field(0.0, ge=0, allow_inf_nan=False, description="proximal weight of the tie, beside the mean loss")
+    duals: bool = Field(False, description="keep scaled duals at the clients (ADMM)")
+    balance: bool = Field(False, description="adapt rho to the residuals")
+    strength: float = Field(1e-4, ge=0, allow_inf_nan=False, description="mean-regularised, graph: lambda of the pull")
+    groups: str = Field("", description="clusters: client names, 'films,books;shop,news'; others are alone")
+    edges: str = Field("", description="graph: 'films~shop,shop~news'; every pair without it")
+    mixing: str = Field("", description="mixture: a row of prototype weights for each client, '1,0;0.5,0.5;0,1'")
+    total: float = Field(0.0, allow_inf_nan=False, description="sum: what the clients' parameters add up to")
+    radius: float | None = Field(None, gt=0, allow_inf_nan=False, description="bound of the norm of each z")
+    bound: float | None = Field(None, gt=0, allow_inf_nan=False, description="bound of every coordinate of z")
+
+    @property
+    def personal(self) -> bool:
+        """Whether the clients' z_i may differ."""
+        return self.kind != "mean"
+
+    @property
+    def plain(self) -> bool:
+        """Whether z is the mean of what was sent in this round, with nothing to remember."""
+        return self.kind == "mean" and not self.duals and self.radius is None and self.bound is None
+
+    def operator(self, clients: Sequence[str]) -> Operator:
+        """Return the operator over the clients in their order; raises UserError where the fields do not fit."""
+        inner: Operator = Mean()
+        if self.kind == "clusters":
+            inner = Clusters(tuple(cluster_of(self.groups, clients)))
+        elif self.kind == "mean-regularised":
+            inner = MeanRegularised(self.strength)
+        elif self.kind == "graph":
+            inner = Graph(len(clients), tuple(edges_of(self.edges, clients)), self.strength)
+        elif self.kind == "mixture":
+            inner = Mixture(mixing_of(self.mixing, len(clients)))
+        elif self.kind == "sum":
+            inner = SumTo(self.total)
+        if self.kind in ("mean-regularised", "graph") and not self.rho:
+            raise UserError(f"coupling.rho: must be above 0 for {self.kind}, found 0")
+        if (self.duals or self.balance) and not self.rho:
+            raise UserError("coupling.rho: must be above 0 with duals or balance, found 0")
+        if self.radius is not None and self.bound is not None:
+            raise UserError(f"coupling: may have a radius or a bound, found both {self.radius} and {self.bound}")
+        if self.radius is not None:
+            return Within(inner, Ball(self.radius))
+        return inner if self.bound is None else Within(inner, Box(self.bound))
+
+
+def cluster_of(groups: str, clients: Sequence[str]) -> list[int]:
+    """Return the cluster of every client; one that is not named is alone."""
+    found: dict[str, int] = {}
+    for number, group in enumerate(part for part in groups.split(";") if part):
+        for name in group.split(","):
+            choose("coupling.groups", name, clients)
+            if name in found:
+                raise UserError(f"coupling.groups: a client may be in one group, found {name!r} twice")
+            found[name] = number
+    return [found.get(name, len(clients) + i) for i, name in enumerate(clients)]
+
+
+def edges_of(edges: str, clients: Sequence[str]) -> list[tuple[int, int]]:
+    """Return the edges as pairs of positions; every pair without a text."""
+    if not edges:
+        return list(combinations(range(len(clients)), 2))
+    found = []
+    for edge in edges.split(","):
+        ends = edge.split("~")
+        if len(ends) != 2 or ends[0] == ends[1]:
+            raise UserError(f"coupling.edges: must be pairs such as films~shop, found {edge!r}")
+        found.append((place(ends[0], clients), place(ends[1], clients)))
+    return found
+
+
+def place(name: str, clients: Sequence[str]) -> int:
+    """Return the position of a client."""
+    return list(clients).index(choose("coupling.edges", name, clients))
+
+
+def mixing_of(text: str, clients: int) -> tuple[tuple[float, ...], ...]:
+    """Return the rows of the mixing matrix."""
+    try:
+        rows = tuple(tuple(float(value) for value in row.split(",")) for row in text.split(";"))
+    except ValueError:
+        raise UserError(f"coupling.mixing: must be rows of numbers such as '1,0;0,1', found {text!r}") from None
+    if len(rows) != clients or len({len(row) for row in rows}) != 1:
+        raise UserError(f"coupling.mixing: must have {clients} rows of one length, found {text!r}")
+    return rows

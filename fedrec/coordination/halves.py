@@ -1,0 +1,184 @@
+"""The two halves of a coupling: what a client adds to its objective and sends, and how the server ties it.
+
+client:  theta_i ~ argmin p_i f_i + rho_i/2 |x_i - z_i + u_i|^2 ;  u_i += x_i - z_i ;  send v_i = x_i + u_i
+server:  Z = prox_{h/rho}(V)
+
+with rho_i = rho p_i, so that a client minimises f_i + rho/2 |x_i - z_i + u_i|^2 and the server's metric has weights p_i.
+The scaled dual u_i stays with the client; v_i travels as an increment of what the server has already, so that a
+round without a client leaves both sides in agreement. Without duals (u_i = 0) v_i is x_i itself.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedrec.aggregation import Carrier, gather, mean
+from fedrec.coordination.operators import Mean, Operator, Vectors, Within, proximal_point
+from fedrec.parameters import Params, add, flatten, subtract, unflatten
+from fedrec.sharing import TABLES
+
+
+@dataclass(frozen=True)
+class Link:
+    """What a client remembers of its tie: the scaled dual u_i, the v_i that the server holds, and the rho of u_i."""
+
+    dual: Params
+    sent: Params
+    rho: float
+
+    @staticmethod
+    def start(x: Params, rho: float) -> "Link":
+        """Return the link of a client that has joined with x: u_i = 0, v_i = x_i."""
+        return Link({n: torch.zeros_like(v, dtype=torch.float64) for n, v in x.items()}, double(x), rho)
+
+    def rescaled(self, rho: float) -> "Link":
+        """Return the link under another rho: the dual rho u_i stays, so u_i is scaled by old/new."""
+        if rho == self.rho:
+            return self
+        return Link({name: value * (self.rho / rho) for name, value in self.dual.items()}, self.sent, rho)
+
+    def anchor(self, z: Params) -> Params:
+        """Return z_i - u_i, the point that the proximal term rho/2 |x_i - (z_i - u_i)|^2 pulls x_i to."""
+        return {name: (value.double() - self.dual[name]).to(value.dtype) for name, value in z.items()}
+
+    def answer(self, x: Params, z: Params) -> tuple[Params, "Link"]:
+        """Return the increment of v_i to send, in x's dtype, and the link after it.
+
+        u_i+ = u_i + x_i - z_i and v_i = x_i + u_i+. What the increment loses by rounding stays owed: `sent` is the sum
+        of the increments as they travelled.
+        """
+        dual = add(self.dual, subtract(double(x), double(z)))
+        increment = {n: (x[n].double() + dual[n] - self.sent[n]).to(x[n].dtype) for n in x}
+        return increment, Link(dual, add(self.sent, double(increment)), self.rho)
+
+
+@dataclass(frozen=True)
+class Residuals:
+    """|X - Z| over the clients that answered, rho |Z+ - Z|, and the rho that they were measured under."""
+
+    primal: float
+    dual: float
+    rho: float
+
+
+@dataclass
+class Hub:
+    """The server half: it remembers V (of consensus only the sum) and ties it.
+
+    `values` are the v_i that the clients joined with. Every client has a weight p_i in its carrier.
+    """
+
+    operator: Operator
+    rho: float
+    carriers: dict[str, Carrier]
+    values: dict[str, Params]
+    z: dict[str, Params] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.values = {name: double(value) for name, value in self.values.items()}
+        self.z = self.tied()
+
+    def absorb(self, client: str, increment: Params) -> None:
+        """Add a client's increment to its v_i."""
+        self.values[client] = add(self.values[client], double(increment))
+
+    def replace(self, client: str, value: Params) -> None:
+        """Take a client's v_i as sent, for couplings without duals."""
+        self.values[client] = double(value)
+
+    def step(self, squared_gaps: Sequence[float], balance: bool = False) -> Residuals:
+        """Tie V anew; `squared_gaps` are the |x_i - z_i|^2 of the clients that answered.
+
+        With `balance`, rho doubles when the primal residual exceeds ten times the dual, and halves in the reverse case
+        (Boyd et al. 2011, section 3.4.1).
+        """
+        before, self.z = self.z, self.tied()
+        moved = sum(float((self.z[c][n] - before[c][n]).square().sum()) for c in self.z for n in self.z[c])
+        found = Residuals(float(np.sqrt(sum(squared_gaps))), self.rho * float(np.sqrt(moved)), self.rho)
+        if balance and found.primal > 10 * found.dual:
+            self.rho *= 2
+        elif balance and found.dual > 10 * found.primal:
+            self.rho /= 2
+        return found
+
+    def tied(self) -> dict[str, Params]:
+        """Return every client's z_i."""
+        names = list(self.carriers)
+        z = tie(self.operator, list(self.carriers.values()), [self.values[name] for name in names], self.rho)
+        return dict(zip(names, z, strict=True))
+
+
+def tie(operator: Operator, carriers: Sequence[Carrier], v: Sequence[Params], rho: float) -> list[Params]:
+    """Return every client's z_i for its v_i; each row of a table is tied over the clients that carry it."""
+    if isinstance(operator, Within):
+        same = all(_same_rows(carriers[0], who) for who in carriers)
+        flat: Vectors = proximal_point(
+            lambda w: [
+                flatten(one)
+                for one in tie(operator.inner, carriers, [unflatten(a, b) for a, b in zip(w, v, strict=True)], rho)
+            ],
+            operator.convex,
+            [flatten(one) for one in v],
+            operator.exact and same,
+            operator.iterations,
+            operator.tolerance,
+        )
+        return [unflatten(one, like) for one, like in zip(flat, v, strict=True)]
+    if isinstance(operator, Mean):
+        z = mean(list(zip(carriers, v, strict=True)), dtype=torch.float64)
+        return [gather(z, who) for who in carriers]
+    z_i: list[Params] = [{} for _ in carriers]
+    for name in sorted({name for who in carriers for name in who.like}):
+        holders = [i for i, who in enumerate(carriers) if name in who.like]
+        for members, rows in _patterns(name, carriers, holders):
+            weights = torch.tensor([carriers[i].weight for i in members], dtype=torch.float64)
+            blocks = [
+                v[i][name] if r is None else v[i][name].index_select(0, r) for i, r in zip(members, rows, strict=True)
+            ]
+            tied = operator.restrict(members)([block.reshape(-1) for block in blocks], weights, rho)
+            for i, r, block, value in zip(members, rows, blocks, tied, strict=True):
+                if r is None:
+                    z_i[i][name] = value.reshape(block.shape)
+                else:
+                    z_i[i].setdefault(name, torch.zeros_like(v[i][name])).index_copy_(0, r, value.reshape(block.shape))
+    return [{name: one[name] for name in who.like} for one, who in zip(z_i, carriers, strict=True)]
+
+
+def _patterns(
+    name: str, carriers: Sequence[Carrier], holders: list[int]
+) -> list[tuple[list[int], list[Tensor | None]]]:
+    """Return, for each set of clients that carry the same rows of a parameter, its members and their local rows."""
+    if name not in TABLES:
+        return [(holders, [None] * len(holders))]
+    size = 1 + max(_last(carriers[i], name) for i in holders)
+    local = np.full((len(holders), size), -1, dtype=np.int64)
+    for k, i in enumerate(holders):
+        where = carriers[i].positions[name].numpy()
+        local[k, where] = np.arange(len(where))
+    present, pattern = np.unique(local >= 0, axis=1, return_inverse=True)
+    found: list[tuple[list[int], list[Tensor | None]]] = []
+    for column in range(present.shape[1]):
+        inside = np.flatnonzero(present[:, column])
+        rows = np.flatnonzero(pattern == column)
+        if len(inside):
+            found.append(([holders[k] for k in inside], [torch.from_numpy(local[k, rows]) for k in inside]))
+    return found
+
+
+def _last(who: Carrier, name: str) -> int:
+    return int(who.positions[name].max()) if len(who.positions[name]) else -1
+
+
+def _same_rows(a: Carrier, b: Carrier) -> bool:
+    """Return whether two clients carry the same parameters and rows."""
+    return a.like.keys() == b.like.keys() and all(
+        name in b.positions and torch.equal(a.positions[name], b.positions[name]) for name in a.positions
+    )
+
+
+def double(params: Params) -> Params:
+    """Return the same values in float64, on the CPU."""
+    return {name: value.detach().to("cpu", torch.float64) for name, value in params.items()}

@@ -1,0 +1,97 @@
+"""The server's side of a coupling over rounds: what each client is sent, and what its answers make of Z."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from fedrec.aggregation import Carrier, gather, mean
+from fedrec.coordination.coupling import Coupling
+from fedrec.coordination.halves import Hub, Residuals
+from fedrec.parameters import Params, norm, subtract
+
+
+class Tie(Protocol):
+    """Holds Z."""
+
+    @property
+    def rho(self) -> float:
+        """The present penalty."""
+        ...
+
+    def part(self, client: str) -> Params:
+        """Return a client's z_i, in the dtypes that travel."""
+        ...
+
+    def whole(self) -> Params:
+        """Return the server's parameters: Z itself, or the mean of personal z_i."""
+        ...
+
+    def update(self, answers: Mapping[str, Params], gaps: Mapping[str, float]) -> Residuals:
+        """Take what the clients of a round sent, and their |x_i - z_i|^2 where they told it; tie anew."""
+        ...
+
+
+@dataclass
+class Average:
+    """The weighted mean over the clients of the round; nothing of earlier rounds is remembered."""
+
+    rho: float
+    carriers: dict[str, Carrier]
+    z: Params
+
+    def part(self, client: str) -> Params:
+        """See Tie."""
+        return gather(self.z, self.carriers[client])
+
+    def whole(self) -> Params:
+        """See Tie."""
+        return self.z
+
+    def update(self, answers: Mapping[str, Params], gaps: Mapping[str, float]) -> Residuals:
+        """See Tie."""
+        before = {name: self.part(name) for name in answers}
+        self.z = mean([(self.carriers[name], x) for name, x in answers.items()], self.z)
+        primal = sum(norm(subtract(x, before[name])) ** 2 for name, x in answers.items()) ** 0.5
+        moved = sum(norm(subtract(self.part(name), before[name])) ** 2 for name in answers) ** 0.5
+        return Residuals(primal, self.rho * moved, self.rho)
+
+
+@dataclass
+class Coupled:
+    """An operator over what all clients sent last; with duals the answers are increments of v_i = x_i + u_i."""
+
+    coupling: Coupling
+    hub: Hub
+
+    @property
+    def rho(self) -> float:
+        """See Tie."""
+        return self.hub.rho
+
+    def part(self, client: str) -> Params:
+        """See Tie."""
+        like = self.hub.carriers[client].like
+        return {name: value.to(like[name].dtype) for name, value in self.hub.z[client].items()}
+
+    def whole(self) -> Params:
+        """See Tie."""
+        return mean([(who, self.hub.z[name]) for name, who in self.hub.carriers.items()])
+
+    def update(self, answers: Mapping[str, Params], gaps: Mapping[str, float]) -> Residuals:
+        """See Tie."""
+        if not self.coupling.duals:
+            gaps = {name: norm(subtract(x, self.part(name))) ** 2 for name, x in answers.items()}
+        for name, sent in answers.items():
+            if self.coupling.duals:
+                self.hub.absorb(name, sent)
+            else:
+                self.hub.replace(name, sent)
+        return self.hub.step(list(gaps.values()), self.coupling.balance)
+
+
+def tie_of(coupling: Coupling, carriers: dict[str, Carrier], values: dict[str, Params]) -> Tie:
+    """Return the tie of clients that join with `values`; raises UserError where the coupling does not fit them."""
+    operator = coupling.operator(list(carriers))
+    if coupling.plain:
+        return Average(coupling.rho, carriers, mean([(carriers[name], value) for name, value in values.items()]))
+    return Coupled(coupling, Hub(operator, coupling.rho, carriers, values))
