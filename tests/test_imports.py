@@ -20,6 +20,7 @@ LAYERS = {
     "fedrec.evaluation": 3,
     "fedrec.training": 3,
     "fedrec.aggregation": 3,
+    "fedrec.gradients": 3,
     "fedrec.privacy": 3,
     "fedrec.coordination": 4,
     "fedrec.records": 5,
