@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator, model_validator
 
-from fedrec.coordination import Coupling
+from fedrec.coordination import Coupling, Descent
 from fedrec.data import DATASETS, ClientData, Dataset, Market, federation, load, pool
 from fedrec.errors import UserError, choose
 from fedrec.metrics import RANKING, parse_metric
@@ -33,6 +33,7 @@ class Method(BaseModel):
     )
     phases: tuple[Phase, ...] = Field(("all",), description="what is trained locally, one phase after the other")
     coupling: Coupling = Field(Coupling(), description="how the shared parameters are tied")
+    descent: Descent = Field(Descent(), description="how the server steps along the clients' pseudo-gradients")
     pool: bool = Field(False, description="one model on everyone's data, the upper bound; not federated")
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from flwr.serverapp import Grid
 
 from fedrec.aggregation import Carrier, alone, carrier, catalogue
-from fedrec.coordination import Coupling, tie_of
+from fedrec.coordination import Coupling, Descent, tie_of
 from fedrec.metrics import higher_is_better
 from fedrec.parameters import Params
 from fedrec.records import Record, Row
@@ -28,6 +28,8 @@ class Plan:
     metrics: frozenset[str]  # what an evaluation may hold, as task/metric
     pooled: bool  # one client that speaks for its members
     coupling: Coupling
+    descent: Descent
+    seed: int
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,9 @@ class Coordinator:
         for r in joined:
             weight = 1.0 if self.plan.uniform else max(r.metrics["examples"], 1.0)
             self.carriers[r.client] = carrier(r.client, r.values, r.rows, self.record.rows, weight)
-        self.tie = tie_of(self.plan.coupling, self.carriers, {r.client: r.values for r in joined})
+        self.tie = tie_of(
+            self.plan.coupling, self.plan.descent, self.carriers, {r.client: r.values for r in joined}, self.plan.seed
+        )
         self.parts = {name: self.tie.part(name) for name in self.carriers}
         self.seen = dict.fromkeys(self.carriers, 0)
         tables = alone(list(self.carriers.values()), self.record.rows) if len(joined) > 1 else []

@@ -28,6 +28,8 @@ def plan_of(experiment: Experiment) -> Plan:
         frozenset(evaluated(e)),
         e.pool,
         e.coupling,
+        e.descent,
+        e.seed,
     )
 
 

@@ -1,6 +1,7 @@
 """Checks that an experiment can run, before anything is started or written."""
 
 from clients.device import devices
+from fedrec.coordination import check as compatible
 from fedrec.data import ClientData
 from fedrec.errors import UserError
 from fedrec.experiment import Experiment, clients_data, tasks_for
@@ -21,6 +22,7 @@ def check(experiment: Experiment) -> None:
     check_tasks(experiment, parts)
     shapes: Shapes = {}
     experiment.sharing().check([name for data in parts for name in agree(experiment, data, shapes)])
+    compatible(experiment.coupling, experiment.descent)
     experiment.coupling.operator(sorted((data.name for data in parts), key=natural))
 
 

@@ -1,6 +1,6 @@
 """The methods, as values. A method is what its fields say; composing them needs no new class."""
 
-from fedrec.coordination import Coupling
+from fedrec.coordination import Coupling, Descent
 from fedrec.experiment import Method
 
 BODY = ("item_table", "item_bias", "body")
@@ -19,5 +19,15 @@ METHODS: dict[str, Method] = {
         Method(method="clusters", share=BODY, coupling=Coupling(kind="clusters", rho=ADMM, duals=True)),
         Method(method="mr-mtl", share=BODY, coupling=Coupling(kind="mean-regularised", rho=ADMM, strength=ADMM)),
         Method(method="graph", share=BODY, coupling=Coupling(kind="graph", rho=ADMM, strength=ADMM)),
+        Method(method="fedmgda", share=BODY, descent=Descent(aggregator="fedmgda", eps=0.1, lr=1.0)),
+        Method(method="pcgrad", share=BODY, descent=Descent(aggregator="pcgrad")),  # arXiv 2001.06782
+        Method(method="mgda", share=BODY, descent=Descent(aggregator="mgda")),
+        Method(method="cagrad", share=BODY, descent=Descent(aggregator="cagrad")),  # arXiv 2110.14048
+        Method(method="imtl-g", share=BODY, descent=Descent(aggregator="imtlg")),
+        Method(method="upgrad", share=BODY, descent=Descent(aggregator="upgrad")),  # arXiv 2406.16232
+        Method(method="fedadam", share=BODY, descent=Descent(optimiser="adam", lr=0.01)),  # arXiv 2003.00295
+        Method(method="fedyogi", share=BODY, descent=Descent(optimiser="yogi", lr=0.01)),
+        Method(method="fedadagrad", share=BODY, descent=Descent(optimiser="adagrad", lr=0.1)),
+        Method(method="fedavgm", share=BODY, descent=Descent(optimiser="momentum", lr=0.3)),  # arXiv 1909.06335
     )
 }

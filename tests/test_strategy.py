@@ -13,7 +13,7 @@ from flwr.clientapp import ClientApp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedrec.coordination import Coupling
+from fedrec.coordination import Coupling, Descent
 from fedrec.data.types import Ints
 from fedrec.parameters import Params
 from fedrec.records import table_of
@@ -83,7 +83,20 @@ METRICS = frozenset({"rank/ndcg@10", "rank/hr@10", "buy/auc", "buy/logloss", "ra
 
 def coordinator(grid: ScriptedGrid, **plan: Any) -> Coordinator:
     usual = {"rounds": 3, "eval_every": 1, "patience": 0, "uniform": False, "select": ("ndcg@10", "logloss")}
-    return Coordinator(grid, Plan(**{**usual, "metrics": METRICS, "pooled": False, "coupling": Coupling(), **plan}))
+    return Coordinator(
+        grid,
+        Plan(
+            **{
+                **usual,
+                "metrics": METRICS,
+                "pooled": False,
+                "coupling": Coupling(),
+                "descent": Descent(),
+                "seed": 0,
+                **plan,
+            }
+        ),
+    )
 
 
 def run(grid: ScriptedGrid, **plan: Any) -> Coordinator:

@@ -2,10 +2,10 @@
 
 from fedrec.coordination.budget import Budget
 from fedrec.coordination.coupling import Coupling
+from fedrec.coordination.descent import Descent
 from fedrec.coordination.halves import Hub, Link, Residuals, tie
+from fedrec.coordination.local import gradient_steps, newton
 from fedrec.coordination.operators import (
-    Ball,
-    Box,
     Clusters,
     Graph,
     LinearTie,
@@ -14,10 +14,10 @@ from fedrec.coordination.operators import (
     Mixture,
     Operator,
     SumTo,
-    Within,
 )
-from fedrec.coordination.solve import Line, Solution, gradient_steps, newton, solve
-from fedrec.coordination.ties import Tie, tie_of
+from fedrec.coordination.sets import Ball, Box, Within
+from fedrec.coordination.solve import Line, Solution, solve
+from fedrec.coordination.ties import Tie, check, tie_of
 
 __all__ = [
     "Ball",
@@ -25,6 +25,7 @@ __all__ = [
     "Budget",
     "Clusters",
     "Coupling",
+    "Descent",
     "Graph",
     "Hub",
     "Line",
@@ -39,6 +40,7 @@ __all__ = [
     "SumTo",
     "Tie",
     "Within",
+    "check",
     "gradient_steps",
     "newton",
     "solve",

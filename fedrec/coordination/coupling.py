@@ -7,8 +7,6 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from fedrec.coordination.operators import (
-    Ball,
-    Box,
     Clusters,
     Graph,
     Mean,
@@ -16,8 +14,8 @@ from fedrec.coordination.operators import (
     Mixture,
     Operator,
     SumTo,
-    Within,
 )
+from fedrec.coordination.sets import Ball, Box, Within
 from fedrec.errors import UserError, choose
 
 

@@ -1,28 +1,42 @@
 """A coordination problem of one's own: any differentiable losses, without Flower, data or models."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from fedrec.aggregation import Carrier
 from fedrec.coordination.budget import Budget
-from fedrec.coordination.halves import Hub, Link, Residuals
+from fedrec.coordination.halves import Hub, Link
+from fedrec.coordination.local import LocalSolver, Loss
 from fedrec.coordination.operators import Operator
+from fedrec.errors import UserError
+from fedrec.parameters import norm, subtract
 from fedrec.seeds import generator
 
-Loss = Callable[[Tensor], Tensor]
-LocalSolver = Callable[[Loss, Tensor], Tensor]  # (objective, start) -> approximate minimiser
+Exchange = slice | Callable[[Tensor], Tensor]
 X = "x"  # the one parameter of `solve`: what a client exchanges
+
+
+@dataclass(frozen=True)
+class Line:
+    """One round: the objective sum_i p_i f_i, both residuals, the largest max(f_i - b_i, 0), all mu_i, and rho."""
+
+    objective: float
+    primal: float
+    dual: float
+    violation: float
+    multipliers: tuple[float, ...]
+    rho: float
 
 
 @dataclass(frozen=True)
 class Solution:
     """The state after the rounds, from which `solve` can go on.
 
-    `theta` [n] the local variables, `x` what they exchange, `z` the coupled points, `links` the clients' duals, `mu` the
-    multipliers of the budgets, `history` one line of residuals and violation for each round.
+    `theta` [n] the local variables, `x` what they exchange, `z` the coupled points, `links` the clients' scaled duals,
+    `mu` the multipliers of the budgets, `history` one line for each round.
     """
 
     theta: list[Tensor]
@@ -30,31 +44,64 @@ class Solution:
     z: list[Tensor]
     links: list[Link]
     mu: list[float]
-    sent: list[Tensor]
     rho: float
-    rounds: int
-    history: list["Line"] = field(default_factory=list)
+    history: list[Line]
 
     @property
     def duals(self) -> list[Tensor]:
-        """Return the scaled duals u_i."""
+        """Return the scaled duals u_i; the multipliers of x_i = z_i are rho p_i u_i."""
         return [link.dual[X] for link in self.links]
 
     @property
     def feasible(self) -> bool:
-        """Return whether the last round met every budget, to 1e-6 of the largest multiplier's scale."""
-        return not self.history or self.history[-1].violation <= 1e-6
+        """Return whether the budgets can be met as far as the rounds tell: False if the violation does not vanish.
+
+        A multiplier grows by its step times the violation. Budgets that can be met have finite multipliers, so their
+        growth dies out; of others one grows for ever by about as much in every round. So False means that every round
+        of the last half broke a budget by more than 1e-6, and that a multiplier grew in the last quarter by at least
+        0.9 of its growth in the quarter before. That is evidence, not proof: a problem that converges slower than
+        0.9 in a quarter of the rounds needs more of them. Under eight rounds tell nothing.
+        """
+        quarter = len(self.history) // 4
+        if quarter < 2 or min(line.violation for line in self.history[-2 * quarter :]) <= 1e-6:
+            return True
+        first, middle, last = (self.history[-1 - k * quarter].multipliers for k in (2, 1, 0))
+        return not any(c - b >= 0.9 * (b - a) > 0 for a, b, c in zip(first, middle, last, strict=True))
 
 
 @dataclass(frozen=True)
-class Line:
-    """One round: the objective sum p_i f_i, both residuals, the largest budget violation max(f_i - b_i, 0), and rho."""
+class _Client:
+    loss: Loss
+    part: Exchange
+    weight: float
+    budget: Budget | None
 
-    objective: float
-    primal: float
-    dual: float
-    violation: float
-    rho: float
+    def exchange(self, theta: Tensor) -> Tensor:
+        return theta[self.part] if isinstance(self.part, slice) else self.part(theta)
+
+    def begin(self, theta: Tensor, z: Tensor) -> Tensor:
+        """Return where a round's local training starts: at the z it received, where x is a part of theta."""
+        if not isinstance(self.part, slice):
+            return theta
+        theta = theta.clone()
+        theta[self.part] = z
+        return theta
+
+    def objective(self, anchor: Tensor, rho: float, mu: float) -> Loss:
+        """Return f + rho/2 |x(theta) - anchor|^2 plus the budget's term over p, which is 1/p of the client's share."""
+
+        def value(theta: Tensor) -> Tensor:
+            f = self.loss(theta)
+            tied = f + rho / 2 * (self.exchange(theta) - anchor).square().sum() if rho else f
+            return tied if self.budget is None else tied + self.budget.term(f, mu) / self.weight
+
+        return value
+
+    def price(self, f: float, mu: float) -> float:
+        return 0.0 if self.budget is None else self.budget.multiplier(mu, f)
+
+    def over(self, f: float) -> float:
+        return 0.0 if self.budget is None else max(f - self.budget.limit, 0.0)
 
 
 def solve(
@@ -66,7 +113,7 @@ def solve(
     rounds: int,
     local_solver: LocalSolver,
     participation: float = 1.0,
-    exchange: Sequence[Callable[[Tensor], Tensor]] | None = None,
+    exchange: Sequence[Exchange] | None = None,
     weights: Sequence[float] | None = None,
     budgets: Sequence[float | None] | None = None,
     budget_step: float = 1.0,
@@ -77,118 +124,77 @@ def solve(
 ) -> Solution:
     """Minimise sum_i p_i f_i(theta_i) + h(Z) subject to x_i(theta_i) = z_i, Z in C, and f_i(theta_i) <= b_i.
 
-    `losses[i]` maps theta_i [d_i] to a scalar; `exchange[i]` maps it to x_i (the whole of theta_i by default; a slice for
-    partial sharing, a matrix product for a linear tie, logits for output agreement). `local_solver(objective, start)`
-    approximates a client's argmin, see `newton` and `gradient_steps`. In each round a fraction `participation` of the
-    clients, drawn by `seed`, takes part. `state` goes on from an earlier solution, to the bit. Everything is float64.
+    `losses[i]` maps theta_i [d_i] to a scalar; `exchange[i]` is the part of theta_i that is x_i (all of it by default; a
+    slice for partial sharing), or an affine map to x_i (a matrix product for a linear tie, logits for output agreement).
+    `local_solver(objective, start)` approximates a client's argmin, see `newton` and `gradient_steps`. In each round a
+    fraction `participation` of the clients, drawn by `seed`, takes part: with duals a random coordinate step of
+    Douglas-Rachford splitting, which converges for every rho > 0 (arXiv 1404.7536); without, z ties what each client
+    sent last. `state` goes on from an earlier solution, to the bit. Everything is float64 on the CPU.
+    Raises UserError if an argument does not fit the others.
     """
-    n = len(losses)
-    maps = list(exchange) if exchange is not None else [lambda theta: theta] * n
-    p = list(weights) if weights is not None else [1.0] * n
-    budget = [Budget(b, budget_step) if b is not None else None for b in budgets or [None] * n]
-    if state is None:
-        theta = [one.detach().double() for one in initial]
-        x = [m(t).detach() for m, t in zip(maps, theta, strict=True)]
-        links = [Link.start({X: one}, rho) for one in x]
-        state = Solution(theta, x, x, links, [0.0] * n, x, rho, 0)
-    carriers = {str(i): Carrier(str(i), {X: state.x[i]}, {}, p[i]) for i in range(n)}
-    hub = Hub(coupling, state.rho, carriers, {str(i): {X: state.sent[i]} for i in range(n)})
-    theta, links, mu, x = list(state.theta), list(state.links), list(state.mu), list(state.x)
-    history = list(state.history)
-    for number in range(state.rounds, state.rounds + rounds):
-        chosen = sorted(
-            generator(seed, "participation", number).permutation(n)[: max(1, round(participation * n))].tolist()
-        )
+    clients = _clients(losses, initial, exchange, weights, budgets, budget_step)
+    _check(clients, rho, duals)
+    now = _joined(clients, initial, rho) if state is None else state
+    theta, x, links, mu, history = list(now.theta), list(now.x), list(now.links), list(now.mu), list(now.history)
+    carriers = {str(i): Carrier(str(i), {X: x[i]}, {}, client.weight) for i, client in enumerate(clients)}
+    hub = Hub(coupling, now.rho, carriers, {str(i): {X: links[i].sent[X] if duals else x[i]} for i in range(len(x))})
+    if state is not None:
+        hub.z = {str(i): {X: z} for i, z in enumerate(state.z)}  # as it was tied, before rho adapted
+    for number in range(len(history), len(history) + rounds):
         gaps = []
-        for i in chosen:
-            z, link = {X: hub.z[str(i)][X]}, links[i].rescaled(hub.rho)
-            anchor = link.anchor(z)[X] if duals else z[X]
-            theta[i] = local_solver(_objective(losses[i], maps[i], anchor, hub.rho, p[i], mu[i], budget[i]), theta[i])
-            x[i] = maps[i](theta[i]).detach()
-            limit = budget[i]
-            if limit is not None:
-                mu[i] = limit.multiplier(mu[i], float(losses[i](theta[i])))
-            gaps.append(float((x[i] - z[X]).square().sum()))
+        for i in _drawn(len(clients), participation, seed, number):
+            client, z, link = clients[i], hub.z[str(i)], links[i].rescaled(hub.rho)
+            anchor = link.anchor(z) if duals else z
+            theta[i] = local_solver(client.objective(anchor[X], hub.rho, mu[i]), client.begin(theta[i], z[X]))
+            x[i] = client.exchange(theta[i]).detach()
+            mu[i] = client.price(float(client.loss(theta[i])), mu[i])
+            gaps.append(norm(subtract({X: x[i]}, z)) ** 2)
             if duals:
                 increment, links[i] = link.answer({X: x[i]}, z)
                 hub.absorb(str(i), increment)
             else:
                 hub.replace(str(i), {X: x[i]})
-        history.append(_line(losses, theta, p, budget, hub.step(gaps, balance)))
-    z_now, sent = ([d[str(i)][X] for i in range(n)] for d in (hub.z, hub.values))
-    return replace(
-        state,
-        theta=theta,
-        x=x,
-        z=z_now,
-        links=links,
-        mu=mu,
-        sent=sent,
-        rho=hub.rho,
-        rounds=state.rounds + rounds,
-        history=history,
-    )
+        found = hub.step(gaps, balance)
+        f = [float(client.loss(t)) for client, t in zip(clients, theta, strict=True)]
+        objective = sum(client.weight * value for client, value in zip(clients, f, strict=True))
+        violation = max(client.over(value) for client, value in zip(clients, f, strict=True))
+        history.append(Line(objective, found.primal, found.dual, violation, tuple(mu), found.rho))
+    return Solution(theta, x, [hub.z[str(i)][X] for i in range(len(x))], links, mu, hub.rho, history)
 
 
-def _objective(
-    loss: Loss,
-    exchange: Callable[[Tensor], Tensor],
-    anchor: Tensor,
-    rho: float,
-    p: float,
-    mu: float,
-    budget: Budget | None,
-) -> Loss:
-    """Return p f + rho p/2 |x(theta) - anchor|^2, plus the budget's term."""
-
-    def objective(theta: Tensor) -> Tensor:
-        f = loss(theta)
-        value = p * f + rho * p / 2 * (exchange(theta) - anchor).square().sum()
-        return value if budget is None else value + budget.term(f, mu)
-
-    return objective
-
-
-def _line(
-    losses: Sequence[Loss], theta: list[Tensor], p: list[float], budgets: list[Budget | None], found: Residuals
-) -> Line:
-    values = [float(loss(t).detach()) for loss, t in zip(losses, theta, strict=True)]
-    over = [max(f - b.limit, 0.0) for f, b in zip(values, budgets, strict=True) if b is not None]
-    objective = sum(weight * f for weight, f in zip(p, values, strict=True))
-    return Line(objective, found.primal, found.dual, max(over, default=0.0), found.rho)
+def _clients(
+    losses: Sequence[Loss],
+    initial: Sequence[Tensor],
+    exchange: Sequence[Exchange] | None,
+    weights: Sequence[float] | None,
+    budgets: Sequence[float | None] | None,
+    step: float,
+) -> list[_Client]:
+    n = len(losses)
+    parts: Sequence[Exchange] = [slice(None)] * n if exchange is None else exchange
+    p = [1.0] * n if weights is None else weights
+    limits = [None] * n if budgets is None else budgets
+    for name, value in {"initial": initial, "exchange": parts, "weights": p, "budgets": limits}.items():
+        if len(value) != n:
+            raise UserError(f"{name}: must have one entry for each of the {n} losses, found {len(value)}")
+    if not all(one > 0 for one in p):
+        raise UserError(f"weights: must be above 0, found {min(p)}")
+    budget = [None if limit is None else Budget(limit, step) for limit in limits]
+    return [_Client(*one) for one in zip(losses, parts, p, budget, strict=True)]
 
 
-def gradient_steps(steps: int, lr: float) -> LocalSolver:
-    """Return a local solver of so many gradient steps of size `lr` from the client's last theta."""
-
-    def run(objective: Loss, start: Tensor) -> Tensor:
-        theta = start.detach().clone()
-        for _ in range(steps):
-            theta.requires_grad_(True)
-            (g,) = torch.autograd.grad(objective(theta), theta)
-            theta = (theta - lr * g).detach()
-        return theta
-
-    return run
+def _check(clients: list[_Client], rho: float, duals: bool) -> None:
+    if not rho > 0 and (duals or any(not isinstance(client.part, slice) for client in clients)):
+        raise UserError(f"rho: must be above 0 with duals or a map as exchange, found {rho}")
 
 
-def newton(steps: int = 50, tolerance: float = 1e-13) -> LocalSolver:
-    """Return a local solver by Newton's method with backtracking: exact in one step for a quadratic."""
+def _joined(clients: list[_Client], initial: Sequence[Tensor], rho: float) -> Solution:
+    theta = [one.detach().double() for one in initial]
+    x = [client.exchange(one).detach() for client, one in zip(clients, theta, strict=True)]
+    return Solution(theta, x, x, [Link.start({X: one}, rho) for one in x], [0.0] * len(x), rho, [])
 
-    def run(objective: Loss, start: Tensor) -> Tensor:
-        theta = start.detach().clone()
-        for _ in range(steps):
-            leaf = theta.clone().requires_grad_(True)
-            value = objective(leaf)
-            (g,) = torch.autograd.grad(value, leaf)
-            if float(g.norm()) <= tolerance * (1 + float(theta.norm())):
-                break
-            hessian = torch.autograd.functional.hessian(objective, theta)  # type: ignore[no-untyped-call]
-            step = torch.linalg.solve(hessian, g)
-            t, slope = 1.0, float(g @ step)
-            while t > 1e-10 and float(objective(theta - t * step)) > float(value) - 1e-4 * t * slope:
-                t /= 2
-            theta = theta - (t if t > 1e-10 else 1.0) * step
-        return theta.detach()
 
-    return run
+def _drawn(n: int, participation: float, seed: int, number: int) -> list[int]:
+    """Return the clients of a round, in order."""
+    order = generator(seed, "participation", number).permutation(n)
+    return sorted(order[: max(1, round(participation * n))].tolist())

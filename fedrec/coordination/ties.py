@@ -6,7 +6,9 @@ from typing import Protocol
 
 from fedrec.aggregation import Carrier, gather, mean
 from fedrec.coordination.coupling import Coupling
+from fedrec.coordination.descent import Descent, Stepped
 from fedrec.coordination.halves import Hub, Residuals
+from fedrec.errors import UserError
 from fedrec.parameters import Params, norm, subtract
 
 
@@ -89,9 +91,24 @@ class Coupled:
         return self.hub.step(list(gaps.values()), self.coupling.balance)
 
 
-def tie_of(coupling: Coupling, carriers: dict[str, Carrier], values: dict[str, Params]) -> Tie:
+def check(coupling: Coupling, descent: Descent) -> None:
+    """Raise UserError if both a coupling with memory and a step along pseudo-gradients are asked for."""
+    if not coupling.plain and not descent.plain:
+        raise UserError(
+            f"descent: aggregators and server optimisers step from a mean without duals or sets, found coupling "
+            f"{coupling.kind}{' with duals' if coupling.duals else ''}"
+        )
+
+
+def tie_of(
+    coupling: Coupling, descent: Descent, carriers: dict[str, Carrier], values: dict[str, Params], seed: int
+) -> Tie:
     """Return the tie of clients that join with `values`; raises UserError where the coupling does not fit them."""
     operator = coupling.operator(list(carriers))
+    check(coupling, descent)
     if coupling.plain:
-        return Average(coupling.rho, carriers, mean([(carriers[name], value) for name, value in values.items()]))
+        z = mean([(carriers[name], value) for name, value in values.items()])
+        return (
+            Average(coupling.rho, carriers, z) if descent.plain else Stepped(descent, coupling.rho, seed, carriers, z)
+        )
     return Coupled(coupling, Hub(operator, coupling.rho, carriers, values))

@@ -16,7 +16,12 @@ from fedrec.report.tables import BASELINES, LEAKING, Run, compare, read_run
 from fedrec.report.template import PAGE
 
 # Columns of rounds.csv that are drawn where they are found, with the words on their axis.
-ROUND_CURVES = {"train_loss": "mean training loss"}
+ROUND_CURVES = {
+    "train_loss": "mean training loss",
+    "primal_residual": "primal residual |X - Z|",
+    "dual_residual": "dual residual rho |Z+ - Z|",
+    "violation": "largest budget violation",
+}
 
 
 class Figure(NamedTuple):

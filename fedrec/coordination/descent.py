@@ -1,0 +1,87 @@
+"""Collaborative gradient descent over rounds: pseudo-gradients are combined, and a server optimiser steps."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from fedrec.aggregation import Carrier, gather
+from fedrec.coordination.halves import Residuals
+from fedrec.gradients import Kind, Method, ServerOptimiser, State, combine, weights_of
+from fedrec.parameters import Params, flatten, norm, subtract, unflatten
+from fedrec.seeds import generator
+
+
+class Descent(BaseModel):
+    """How the server makes a step of the clients' pseudo-gradients g_i = z - x_i; the defaults are FedAvg."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    aggregator: Method = Field("mean", description="weights of the pseudo-gradients")
+    eps: float = Field(
+        1.0, ge=0, allow_inf_nan=False, description="fedmgda: how far the weights may leave the clients' own"
+    )
+    c: float = Field(0.5, ge=0, allow_inf_nan=False, description="cagrad: radius of the ball around the mean")
+    optimiser: Kind = Field("sgd", description="server optimiser (FedOpt)")
+    lr: float = Field(1.0, gt=0, allow_inf_nan=False, description="server learning rate")
+
+    @property
+    def plain(self) -> bool:
+        """Whether the step is the mean of the clients."""
+        return self == Descent()
+
+
+@dataclass
+class Stepped:
+    """The tie of collaborative gradient descent: z - step(sum_i w_i g_i), each row over the clients that carry it."""
+
+    descent: Descent
+    rho: float
+    seed: int
+    carriers: dict[str, Carrier]
+    z: Params
+    rounds: int = 0
+    state: State = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.optimiser = ServerOptimiser(self.descent.optimiser, self.descent.lr)
+        self.state = self.optimiser.start(flatten(self.z))
+
+    def part(self, client: str) -> Params:
+        """See Tie."""
+        return gather(self.z, self.carriers[client])
+
+    def whole(self) -> Params:
+        """See Tie."""
+        return self.z
+
+    def update(self, answers: Mapping[str, Params], gaps: Mapping[str, float]) -> Residuals:
+        """See Tie."""
+        self.rounds += 1
+        before = {name: self.part(name) for name in answers}
+        found = [self.spread(self.carriers[name], subtract(before[name], x)) for name, x in answers.items()]
+        g, carries = torch.stack([one for one, _ in found]), torch.stack([one for _, one in found])
+        preference = torch.tensor([self.carriers[name].weight for name in answers], dtype=torch.float64)
+        order = generator(self.seed, "pcgrad", self.rounds)
+        e = self.descent
+        w = weights_of(g @ g.T, e.aggregator, preference, eps=e.eps, c=e.c, order=order)
+        d = combine(g, w, None if bool(carries.all()) else carries)
+        vector, self.state = self.optimiser.step(flatten(self.z), d, self.state)
+        self.z = {name: value.float() for name, value in unflatten(vector, self.z).items()}
+        primal = float(g.square().sum()) ** 0.5
+        moved = sum(norm(subtract(self.part(name), before[name])) ** 2 for name in answers) ** 0.5
+        return Residuals(primal, self.rho * moved, self.rho)
+
+    def spread(self, who: Carrier, values: Params) -> tuple[Tensor, Tensor]:
+        """Return a client's values [P] at their places on the server, zero elsewhere, and the mask of the places."""
+        full = {name: torch.zeros(value.shape, dtype=torch.float64) for name, value in self.z.items()}
+        mask = {name: torch.zeros(value.shape, dtype=torch.bool) for name, value in self.z.items()}
+        for name, value in values.items():
+            if name in who.positions:
+                full[name][who.positions[name]] = value.double()
+                mask[name][who.positions[name]] = True
+            else:
+                full[name], mask[name] = value.double(), torch.ones_like(mask[name])
+        return flatten(full), flatten(mask)
