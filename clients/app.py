@@ -1,6 +1,7 @@
 """The ClientApp: receive, train, reply. Its configuration decides what it shares; the server cannot ask for more."""
 
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,9 +22,9 @@ from fedrec.experiment import Experiment, clients_data, tasks_for
 from fedrec.models import Recommender
 from fedrec.parameters import Params, norm, subtract, to
 from fedrec.records import save_client
-from fedrec.sharing import TABLES, Broadcast, ContractError, Contribution, admit
+from fedrec.sharing import TABLES, Broadcast, ContractError, Contribution, Sharing, admit
 from fedrec.tasks import Task
-from fedrec.training import local_update
+from fedrec.training import held_out_loss, local_update
 from fedrec.wire import contribution_record, read_broadcast
 
 Read = Callable[[Context], tuple[Experiment, Path | None]]
@@ -68,10 +69,42 @@ class Client:
         """Return the link of a client that joins with its shared parameters; None without duals."""
         return Link.start(shared, self.experiment.coupling.rho) if self.experiment.coupling.duals else None
 
-    def train(self, broadcast: Broadcast, private: Params, anchor: Params, rho: float) -> tuple[Params, Params, float]:
+    def alone(self) -> list[float]:
+        """Return the lowest held-out loss that this client has reached after each round of training alone."""
+        e, params, found = self.experiment, to(self.start(), self.device), [math.inf]
+        for number in range(1, e.rounds + 1):
+            scope = (self.data.name, "alone", number)
+            params, _ = local_update(
+                self.model, params, self.data, self.tasks, e.recipe(), Sharing(()), seed=e.seed, scope=scope
+            )
+            found.append(min(found[-1], self.held_out(params)))
+        return found[1:]
+
+    def held_out(self, params: Params) -> float:
+        """Return the loss of the validation rows."""
+        return held_out_loss(
+            self.model, params, self.data, self.tasks, self.experiment.recipe(), seed=self.experiment.seed
+        )
+
+    def excess(self, memory: Memory, z: Params, number: int) -> float:
+        """Return by how much the held-out loss at z_i is above the budget of a round; NaN without a budget."""
+        limits = memory.limits
+        if not limits:
+            rule, name = self.experiment.budget, self.data.name
+            needed = rule.margin is not None and rule.given(name) is None
+            limits = memory.limits = rule.budgets(name, self.alone() if needed else [math.inf])
+        limit = limits[min(number, len(limits)) - 1]
+        if math.isinf(limit):
+            return math.nan
+        params = self.experiment.sharing().join(to(z, self.device), to(memory.private, self.device))
+        return self.held_out(params) - limit
+
+    def train(
+        self, broadcast: Broadcast, private: Params, anchor: Params, rho: float, mu: float = 0.0
+    ) -> tuple[Params, Params, float]:
         """Return (shared, private, loss) after the local training of a round; raises UserError if it diverged.
 
-        It starts from the broadcast and minimises f_i + rho/2 |x_i - anchor|^2.
+        It starts from the broadcast and minimises (1 + mu) f_i + rho/2 |x_i - anchor|^2.
         """
         e = self.experiment
         params = e.sharing().join(to(broadcast.values, self.device), to(private, self.device))
@@ -85,6 +118,7 @@ class Client:
             seed=e.seed,
             scope=(self.data.name, broadcast.round),
             anchor=to(anchor, self.device),
+            weight=1.0 + mu,
         )
         if not all(bool(value.isfinite().all()) for value in params.values()):
             raise UserError(f"lr: must be small enough for finite parameters, found {e.lr} in round {broadcast.round}")
@@ -159,10 +193,15 @@ def client_app(read: Read) -> ClientApp:
             memory.trained(broadcast.round, private, None)
             return answer(client, message, shared, {"loss": loss})
         link = memory.link.rescaled(broadcast.rho if coupling.balance else coupling.rho)
-        x, private, loss = client.train(broadcast, memory.private, link.anchor(z), link.rho)
+        mu, told = 0.0, {}
+        if client.experiment.budget.active:
+            excess = client.excess(memory, z, broadcast.round - 1) if broadcast.round > 1 else math.nan
+            mu = 0.0 if math.isnan(excess) else client.experiment.budget.multiplier(memory.mu, excess)
+            told = {"excess": excess, "mu": mu}
+        x, private, loss = client.train(broadcast, memory.private, link.anchor(z), link.rho, mu)
         increment, link = link.answer(x, z)
-        memory.trained(broadcast.round, private, link)
-        return answer(client, message, increment, {"loss": loss, "gap": norm(subtract(x, z)) ** 2})
+        memory.trained(broadcast.round, private, link, mu)
+        return answer(client, message, increment, {"loss": loss, "gap": norm(subtract(x, z)) ** 2, **told})
 
     @app.evaluate()
     def evaluation(message: Message, context: Context) -> Message:
@@ -173,7 +212,12 @@ def client_app(read: Read) -> ClientApp:
         if broadcast.split == "test" and client.home is not None:
             own = broadcast.values if client.experiment.coupling.personal else {}
             save_client(client.home, client.data.name, private, own, found.per_user, about(client, private))
-        return answer(client, message, {}, {"/".join(key): value for key, value in found.metrics.items()})
+        metrics = {"/".join(key): value for key, value in found.metrics.items()}
+        if client.experiment.budget.active and broadcast.split == "validation":
+            metrics[f"{client.data.name}/all/excess"] = client.excess(
+                memory, broadcast.values, client.experiment.rounds
+            )
+        return answer(client, message, {}, metrics)
 
     return app
 

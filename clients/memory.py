@@ -1,6 +1,7 @@
 """A client's private memory: what stays in Flower's Context.state from round to round, and never in a message."""
 
 from dataclasses import dataclass
+from typing import cast
 
 from flwr.app import Context, MetricRecord
 
@@ -42,13 +43,13 @@ class Memory:
             if f"before.{name}" in self.context.state:
                 self.context.state[name] = self.context.state.pop(f"before.{name}")
 
-    def trained(self, number: int, private: Params, link: Link | None) -> None:
+    def trained(self, number: int, private: Params, link: Link | None, mu: float = 0.0) -> None:
         """Remember the state after the contribution of a round, and the one before it."""
         for name in NOW:
             self.context.state.pop(f"before.{name}", None)
             if name in self.context.state:
                 self.context.state[f"before.{name}"] = self.context.state.pop(name)
-        self._write(number, private, link)
+        self._write(number, private, link, mu)
 
     def keep(self) -> None:
         """Remember the present private parameters as those of the best round."""
@@ -76,14 +77,29 @@ class Memory:
         records = self.context.state.array_records
         return Link(unpack(records["dual"]), unpack(records["sent"]), self._mark("rho"))
 
+    @property
+    def mu(self) -> float:
+        """The multiplier of the client's budget."""
+        return self._mark("mu")
+
+    @property
+    def limits(self) -> list[float]:
+        """The client's budget b_i for every round, once it is known."""
+        found = self.context.state.metric_records.get("limits")
+        return [] if found is None else list(cast(list[float], found["b"]))
+
+    @limits.setter
+    def limits(self, values: list[float]) -> None:
+        self.context.state["limits"] = MetricRecord({"b": values})
+
     def _mark(self, name: str) -> float:
         value = self.context.state.metric_records["mark"][name]
         assert isinstance(value, int | float)
         return float(value)
 
-    def _write(self, number: int, private: Params, link: Link | None) -> None:
+    def _write(self, number: int, private: Params, link: Link | None, mu: float = 0.0) -> None:
         self.context.state["private"] = pack(private)
-        self.context.state["mark"] = MetricRecord({"round": number, "rho": link.rho if link else 0.0})
+        self.context.state["mark"] = MetricRecord({"round": number, "rho": link.rho if link else 0.0, "mu": mu})
         if link is not None:
             self.context.state["dual"] = pack(link.dual)
             self.context.state["sent"] = pack(link.sent)

@@ -90,7 +90,9 @@ def experiment_of(home: Path) -> Experiment:
 def params_of(home: Path, experiment: Experiment, data: ClientData) -> Params:
     """Return a client's parameters: its rows of the run's shared tables and what it keeps to itself.
 
-    Under a personal coupling it has a copy of its own of what is shared. Raises UserError if files are missing or do not fit the data, which may have changed since the run.
+    Under a personal coupling it has a copy of its own of what is shared.
+
+    Raises UserError if files are missing or do not fit the data, which may have changed since the run.
     """
     shared = load_params(home / "model" / "shared.safetensors")
     private = load_params(home / "model" / f"client-{slug(data.name)}.safetensors")

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator, model_validator
 
-from fedrec.coordination import Coupling, Descent
+from fedrec.coordination import BudgetRule, Coupling, Descent
 from fedrec.data import DATASETS, ClientData, Dataset, Market, federation, load, pool
 from fedrec.errors import UserError, choose
 from fedrec.metrics import RANKING, parse_metric
@@ -33,6 +33,7 @@ class Method(BaseModel):
     )
     phases: tuple[Phase, ...] = Field(("all",), description="what is trained locally, one phase after the other")
     coupling: Coupling = Field(Coupling(), description="how the shared parameters are tied")
+    budget: BudgetRule = Field(BudgetRule(), description="what each client is promised")
     descent: Descent = Field(Descent(), description="how the server steps along the clients' pseudo-gradients")
     pool: bool = Field(False, description="one model on everyone's data, the upper bound; not federated")
 
@@ -124,6 +125,10 @@ class Experiment(Method):
         if not (low > 0 and high > 0 and low + high < 1):
             raise UserError(
                 f"fractions: validation and test must be positive and sum to less than 1, found {low}, {high}"
+            )
+        if self.budget.active and not (self.coupling.duals and self.coupling.rho):
+            raise UserError(
+                "budget: needs coupling.rho > 0 and coupling.duals, since a multiplier weighs a loss against its tie"
             )
         if self.clients is not None and self.clients < 1:
             raise UserError(f"clients: must be at least 1, found {self.clients}")

@@ -1,7 +1,7 @@
 """Local training: a pure function from parameters and data to parameters."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -122,12 +122,14 @@ def local_update(
     seed: int,
     scope: tuple[str | int, ...],
     anchor: Mapping[str, Tensor] | None = None,
+    weight: float = 1.0,
 ) -> tuple[Params, float]:
     """Return the parameters after one round of local training, and the mean training loss over its batches.
 
     Pure: `params` is not changed, and the result depends on the arguments alone. The optimiser starts afresh. `anchor`
     is the broadcast that the proximal term `mu/2 |x - z|^2` pulls the shared parameters to. Without a row to train on,
-    the parameters come back unchanged and the loss is NaN.
+    the parameters come back unchanged and the loss is NaN. `weight` multiplies the loss against that term (1 + mu_i of
+    a loss budget); the loss that is returned is without it.
     """
     params = {name: value.detach().clone() for name, value in params.items()}
     device = str(next(iter(params.values())).device)
@@ -143,12 +145,30 @@ def local_update(
             rng = generator(seed, "train", *scope, number, epoch)
             for batch in batches(data, tasks, recipe, rng, device, taken):
                 loss = batch_loss(model, params, tasks, batch, recipe.l2)
-                grads = gradients(loss, params, names, recipe.mu, anchor)
+                grads = gradients(weight * loss, params, names, recipe.mu, anchor)
                 t += 1
                 recipe.optimiser.step(params, grads, state, t)
                 losses.append(loss.detach())
         params = {name: value.detach() for name, value in params.items()}
     return params, float(torch.stack(losses).double().mean()) if losses else float("nan")
+
+
+def held_out_loss(
+    model: Recommender, params: Params, data: ClientData, tasks: tuple[Task, ...], recipe: Recipe, *, seed: int
+) -> float:
+    """Return the loss of the validation rows, without penalties and with the same sampled items at every call.
+
+    NaN without a validation row.
+    """
+    held, rng = replace(data, train=data.validation), generator(seed, "held out", data.name)
+    taken, device = excluded(data, recipe.negatives), str(next(iter(params.values())).device)
+    with torch.no_grad():
+        parts = [
+            (len(batch.user), float(batch_loss(model, params, tasks, batch, 0.0)))
+            for batch in batches(held, tasks, recipe, rng, device, taken)
+        ]
+    rows = sum(count for count, _ in parts)
+    return sum(count * loss for count, loss in parts) / rows if rows else float("nan")
 
 
 def gradients(loss: Tensor, params: Params, names: list[str], mu: float, anchor: Mapping[str, Tensor] | None) -> Params:

@@ -15,6 +15,8 @@ from fedrec.records import Record, Row
 from fedrec.sharing import Broadcast, ContractError, Contribution
 from server.exchange import Exchange
 
+OVER_BUDGET = 1e6  # a round that breaks a budget comes after every round that breaks less
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -30,6 +32,12 @@ class Plan:
     coupling: Coupling
     descent: Descent
     seed: int
+    budgets: bool = False  # whether clients have loss budgets
+
+    def told(self) -> frozenset[str]:
+        """Return what a client tells of its training: loss, |x_i - z_i|^2 with duals, its budget's excess and price."""
+        names = {"loss", *(["gap"] if self.coupling.duals else []), *(["excess", "mu"] if self.budgets else [])}
+        return frozenset(names)
 
 
 @dataclass(frozen=True)
@@ -40,6 +48,19 @@ class Best:
     score: float = math.nan
     z: Params = field(default_factory=dict)
     parts: dict[str, Params] = field(default_factory=dict)
+    over: dict[str, float] = field(default_factory=dict)
+    prices: dict[str, float] = field(default_factory=dict)
+
+    def budgets(self) -> list[str]:
+        """Return a line for each client with a budget: its price, its loss against the budget, and their product."""
+        told = []
+        for name, excess in self.over.items():
+            mu = self.prices.get(name, 0.0)
+            state = (
+                f"INFEASIBLE so far: {excess:.4g} above its budget" if excess > 0 else f"{-excess:.4g} below its budget"
+            )
+            told.append(f"budget of {name}: price mu {mu:.4g}, loss {state}, complementarity {mu * excess:.2g}")
+        return told
 
 
 @dataclass
@@ -58,6 +79,8 @@ class Coordinator:
     def __post_init__(self) -> None:
         self.exchange = Exchange(self.grid, self.record)
         self.parts: dict[str, Params] = {}  # what each client is sent: its z_i
+        self.prices: dict[str, float] = {}  # mu_i of the clients with a budget, from their last training
+        self.over: dict[str, float] = {}  # f_i - b_i, from the last validation
 
     def fit(self, nodes: Sequence[int]) -> Record:
         """Run the rounds, select the best by validation, test it, and return the record."""
@@ -69,7 +92,8 @@ class Coordinator:
                 score = self.validate(number, row)
                 stale += 1
                 if math.isnan(best.score) or score > best.score:
-                    best, stale, self.improved = Best(number, score, self.z, self.parts), 0, set(self.carriers)
+                    best, stale = Best(number, score, self.z, self.parts, dict(self.over), dict(self.prices)), 0
+                    self.improved = set(self.carriers)
             self.record.close(row)
             self.on_round(row)
             if self.stop() or (self.plan.patience and stale >= self.plan.patience):
@@ -78,6 +102,7 @@ class Coordinator:
         if not best.round:  # interrupted before the first validation
             best = Best(number, math.nan, self.z, self.parts)
         self.record.shared, self.record.selected_round, self.parts = best.z, best.round, best.parts
+        self.record.notes += best.budgets()
         self.test(best.round)
         self.record.seconds = time.perf_counter() - started
         return self.record
@@ -85,8 +110,7 @@ class Coordinator:
     def round(self, number: int) -> Row:
         """Send every client its part of Z, and tie what they send back."""
         started, like = time.perf_counter(), {name: who.like for name, who in self.carriers.items()}
-        told = frozenset({"loss", "gap"} if self.plan.coupling.duals else {"loss"})  # gap: |x_i - z_i|^2
-        replies = self.send("train", number, like, told)
+        replies = self.send("train", number, like, self.plan.told())
         gaps = {reply.client: reply.metrics["gap"] for reply in replies if "gap" in reply.metrics}
         residuals = self.tie.update({reply.client: reply.values for reply in replies}, gaps)
         self.parts = {name: self.tie.part(name) for name in self.carriers}
@@ -94,6 +118,9 @@ class Coordinator:
         losses = {reply.client: reply.metrics.get("loss", math.nan) for reply in replies}
         for reply in replies:
             self.record.score(number, "train", {(reply.client, "all", "loss"): losses[reply.client]}, reply.device)
+            if "mu" in reply.metrics:
+                self.prices[reply.client] = reply.metrics["mu"]
+                self.record.score(number, "train", {(reply.client, "all", "mu"): reply.metrics["mu"]}, reply.device)
         return {
             "round": number,
             "seconds": time.perf_counter() - started,
@@ -108,13 +135,19 @@ class Coordinator:
     def validate(self, number: int, row: Row) -> float:
         """Let every client evaluate Z with its private parameters; return the mean of the selecting metric."""
         started, scores = time.perf_counter(), []
+        found: dict[tuple[str, str, str], float] = {}
         for reply in self.send("evaluate", number, {}, self.plan.metrics):
             metrics = own_metrics(reply, self.plan.pooled)
             self.record.score(number, "validation", metrics, reply.device)
             scores += selection_scores(metrics, self.plan.select)
+            found |= metrics
         row["validation"] = average(scores)
         row["evaluate_seconds"] = time.perf_counter() - started
-        return float(row["validation"])
+        if not self.plan.budgets:
+            return float(row["validation"])
+        self.over = {who: value for (who, _, metric), value in found.items() if metric == "excess" and value == value}
+        row["violation"] = max([0.0, *self.over.values()])
+        return float(row["validation"]) - OVER_BUDGET * float(row["violation"])
 
     def test(self, number: int) -> None:
         """Let every client test the selected round's Z with its private parameters of that round."""

@@ -30,6 +30,7 @@ def plan_of(experiment: Experiment) -> Plan:
         e.coupling,
         e.descent,
         e.seed,
+        e.budget.active,
     )
 
 
@@ -39,6 +40,8 @@ def evaluated(experiment: Experiment) -> Iterator[str]:
     for part in clients_data(experiment):
         for task in tasks_for(experiment, part):
             yield from (f"{task.name}/{name}" for name in measures[task.kind])
+    if experiment.budget.active:
+        yield "all/excess"
 
 
 def finisher(experiment: Experiment, home: Path) -> Finish:

@@ -15,6 +15,7 @@ from fedrec.coordination.operators import (
     Operator,
     SumTo,
 )
+from fedrec.coordination.rule import BudgetRule
 from fedrec.coordination.sets import Ball, Box, Within
 from fedrec.coordination.solve import Line, Solution, solve
 from fedrec.coordination.ties import Tie, check, tie_of
@@ -23,6 +24,7 @@ __all__ = [
     "Ball",
     "Box",
     "Budget",
+    "BudgetRule",
     "Clusters",
     "Coupling",
     "Descent",

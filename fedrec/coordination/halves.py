@@ -3,12 +3,13 @@
 client:  theta_i ~ argmin p_i f_i + rho_i/2 |x_i - z_i + u_i|^2 ;  u_i += x_i - z_i ;  send v_i = x_i + u_i
 server:  Z = prox_{h/rho}(V)
 
-with rho_i = rho p_i, so that a client minimises f_i + rho/2 |x_i - z_i + u_i|^2 and the server's metric has weights p_i.
+with rho_i = rho p_i: a client minimises f_i + rho/2 |x_i - z_i + u_i|^2, and the server's metric has the weights p_i.
 The scaled dual u_i stays with the client; v_i travels as an increment of what the server has already, so that a
 round without a client leaves both sides in agreement. Without duals (u_i = 0) v_i is x_i itself.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,7 +19,7 @@ from torch import Tensor
 from fedrec.aggregation import Carrier, gather, mean
 from fedrec.coordination.operators import Mean, Operator, Vectors
 from fedrec.coordination.sets import Within, proximal_point
-from fedrec.parameters import Params, add, flatten, subtract, unflatten
+from fedrec.parameters import Params, add, flatten, norm, subtract, unflatten
 from fedrec.sharing import TABLES
 
 
@@ -93,16 +94,17 @@ class Hub:
     def step(self, squared_gaps: Sequence[float], balance: bool = False) -> Residuals:
         """Tie V anew; `squared_gaps` are the |x_i - z_i|^2 of the clients that answered.
 
-        With `balance`, rho doubles when the primal residual exceeds ten times the dual, and halves in the reverse case
-        (Boyd et al. 2011, section 3.4.1).
+        With `balance`, rho doubles when the relative primal residual |X - Z| / |Z| exceeds ten times the relative dual
+        residual |Z+ - Z| / |V - Z|, and halves in the reverse case: V - Z becomes U, and unlike the plain residuals of
+        Boyd et al. (2011, section 3.4.1) these ratios do not depend on the scale of the losses (arXiv 1704.06209).
         """
         before, self.z = self.z, self.tied()
-        moved = sum(float((self.z[c][n] - before[c][n]).square().sum()) for c in self.z for n in self.z[c])
-        found = Residuals(float(np.sqrt(sum(squared_gaps))), self.rho * float(np.sqrt(moved)), self.rho)
-        if balance and found.primal > 10 * found.dual:
-            self.rho *= 2
-        elif balance and found.dual > 10 * found.primal:
-            self.rho /= 2
+        primal, moved = math.sqrt(math.fsum(squared_gaps)), distance(self.z, before)
+        found = Residuals(primal, self.rho * moved, self.rho)
+        if balance:
+            zero = {name: {n: torch.zeros_like(t) for n, t in z.items()} for name, z in self.z.items()}
+            gap, motion = primal * distance(self.values, self.z), moved * distance(self.z, zero)
+            self.rho *= 2.0 if gap > 10 * motion else 0.5 if motion > 10 * gap else 1.0
         return found
 
     def tied(self) -> dict[str, Params]:
@@ -178,6 +180,11 @@ def _same_rows(a: Carrier, b: Carrier) -> bool:
     return a.like.keys() == b.like.keys() and all(
         name in b.positions and torch.equal(a.positions[name], b.positions[name]) for name in a.positions
     )
+
+
+def distance(a: Mapping[str, Params], b: Mapping[str, Params]) -> float:
+    """Return |A - B| over all clients."""
+    return math.hypot(*(norm(subtract(a[name], b[name])) for name in a))
 
 
 def double(params: Params) -> Params:
