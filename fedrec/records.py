@@ -36,6 +36,7 @@ class Record:
     shared: Params = field(default_factory=dict)
     rows: dict[str, Ints] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    budgets: list[Row] = field(default_factory=list)
     selected_round: int = 0
     stopped: str = ""
     seconds: float = 0.0
@@ -134,6 +135,7 @@ def write_record(home: Path, record: Record, experiment: Mapping[str, Any], note
             "versions": versions(),
             "data": {"notes": [*notes, *record.notes], "clients": sorted(about, key=lambda one: natural(one["name"]))},
             "parameters": {"shared": shared, "private": sorted(private.values(), key=lambda p: str(p["name"]))},
+            "budgets": record.budgets,
             "selected_round": record.selected_round,
             "stopped": record.stopped,
             "seconds": round(record.seconds, 3),

@@ -51,16 +51,13 @@ class Best:
     over: dict[str, float] = field(default_factory=dict)
     prices: dict[str, float] = field(default_factory=dict)
 
-    def budgets(self) -> list[str]:
-        """Return a line for each client with a budget: its price, its loss against the budget, and their product."""
-        told = []
-        for name, excess in self.over.items():
-            mu = self.prices.get(name, 0.0)
-            state = (
-                f"INFEASIBLE so far: {excess:.4g} above its budget" if excess > 0 else f"{-excess:.4g} below its budget"
-            )
-            told.append(f"budget of {name}: price mu {mu:.4g}, loss {state}, complementarity {mu * excess:.2g}")
-        return told
+    def budgets(self) -> list[Row]:
+        """Return, for each client with a budget, its price mu, f - b, their product, and whether the budget is met."""
+        return [
+            {"client": name, "mu": mu, "excess": excess, "complementarity": mu * excess, "feasible": excess <= 0}
+            for name, excess in self.over.items()
+            for mu in (self.prices.get(name, 0.0),)
+        ]
 
 
 @dataclass
@@ -102,7 +99,7 @@ class Coordinator:
         if not best.round:  # interrupted before the first validation
             best = Best(number, math.nan, self.z, self.parts)
         self.record.shared, self.record.selected_round, self.parts = best.z, best.round, best.parts
-        self.record.notes += best.budgets()
+        self.record.budgets = best.budgets()
         self.test(best.round)
         self.record.seconds = time.perf_counter() - started
         return self.record

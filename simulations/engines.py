@@ -32,6 +32,7 @@ class InlineGrid(Grid):
             for i in range(clients)
         }
         self.replies: dict[str, Message] = {}
+        self.pushed = 0
         self._run = Run.create_empty(run_id=RUN_ID)
         identify()
 
@@ -58,7 +59,8 @@ class InlineGrid(Grid):
         """Let each client answer its message at once; the replies wait to be pulled."""
         ids = []
         for message in messages:
-            name = f"{len(self.replies)}-{message.metadata.dst_node_id}-{message.metadata.group_id}"
+            self.pushed += 1
+            name = str(self.pushed)
             message.metadata.__dict__["_message_id"] = name
             self.replies[name] = self._answer(message)
             ids.append(name)

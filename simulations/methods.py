@@ -23,7 +23,7 @@ METHODS: dict[str, Method] = {
             method="no-harm",
             share=BODY,
             coupling=Coupling(kind="mean-regularised", rho=ADMM, strength=ADMM, duals=True),
-            budget=BudgetRule(margin=0.0),
+            budget=BudgetRule(margin=0.02),
         ),
         Method(method="fedmgda", share=BODY, descent=Descent(aggregator="fedmgda", eps=0.1, lr=1.0)),
         Method(method="pcgrad", share=BODY, descent=Descent(aggregator="pcgrad")),  # arXiv 2001.06782

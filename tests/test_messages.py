@@ -21,6 +21,10 @@ CASES = [
     experiment("fedper", model="mlp", task="rank,click*0.5;shop=rating;news=buy,rank-bce"),
     experiment("fedprox", task="rank"),
     experiment("fedper", model="mf;shop=mlp", task="rank"),
+    experiment("admm"),
+    experiment("graph"),
+    experiment("no-harm"),
+    experiment("cagrad"),
 ]
 
 
@@ -69,7 +73,12 @@ def test_no_private_tensor_is_in_any_message(e: Experiment) -> None:
 @pytest.mark.parametrize("e", CASES, ids=lambda e: f"{e.method}-{e.model}")
 def test_messages_hold_only_what_the_contract_allows(e: Experiment) -> None:
     _, grid = fit(e)
-    metrics = {"loss", "examples"}
+    metrics = {
+        "loss",
+        "examples",
+        *(["gap"] if e.coupling.duals else []),
+        *(["mu", "excess"] if e.budget.active else []),
+    }
     for message in grid.sent:
         assert set(message.content) <= {"shared", "config"}
         assert all(

@@ -46,8 +46,8 @@ class BudgetRule(BaseModel):
     def budgets(self, client: str, alone: list[float]) -> list[float]:
         """Return b_i for every round, the last one for good; infinite where nothing was promised.
 
-        `alone` is the lowest loss that the client has reached by itself after each round. A price that followed the last
-        one from the start would punish everybody for not having converged yet.
+        `alone` is the lowest loss that the client has reached by itself after each round. A price that followed the
+        last one from the start would punish everybody for not having converged yet.
         """
         given = self.given(client)
         if given is not None:

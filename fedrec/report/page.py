@@ -67,6 +67,7 @@ def page(run: Run) -> str:
         tables=[_comparison(rows, together) for _, rows in table.groupby(["task", "metric"], sort=False)],
         baselines=run.baselines,
         curves=_curves(run, primary),
+        budgets=run.record.get("budgets", []),
         traffic=_traffic(run),
         parameters=_parameters(run),
         clients=run.record.get("data", {}).get("clients", []),
@@ -189,7 +190,7 @@ def _curves(run: Run, primary: pd.DataFrame) -> list[Figure]:
     for column, words in ROUND_CURVES.items():
         if column in run.rounds and run.rounds[column].notna().any():
             picture = plots.line(run.rounds["round"], run.rounds[column], selected, column, words, f"{words} by round.")
-            out.append(Figure(picture, f"{words.capitalize()} by round."))
+            out.append(Figure(picture, f"{words[0].upper()}{words[1:]} by round."))
     return out
 
 

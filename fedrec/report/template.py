@@ -128,6 +128,16 @@ Under each baseline stands together minus that baseline with its 95% interval (p
 </section>
 {% endif %}
 
+{% if budgets %}
+<section aria-labelledby="budgets"><h2 id="budgets">What each client was promised</h2>
+<p>{% if budgets | rejectattr("feasible") | list %}Infeasible so far: {{ budgets | rejectattr("feasible") | map(attribute="client") | join(", ") }} ended above the budget. More rounds may help; a price that keeps growing says that the promise cannot be kept.{% else %}Every budget was kept.{% endif %}</p>
+<div class="scroll" tabindex="0"><table><caption>Loss on held-out validation rows against the budget, in the selected round</caption><thead><tr><th scope="col">Client</th><th scope="col" class="left">Budget</th><th scope="col">Loss minus budget</th><th scope="col">Price mu</th><th scope="col">Complementarity</th></tr></thead><tbody>
+{% for b in budgets %}<tr><th scope="row">{{ b.client }}</th><td class="left">{{ "kept" if b.feasible else "infeasible" }}</td><td>{{ "%+.4f" | format(b.excess) }}</td><td>{{ "%.3f" | format(b.mu) }}</td><td>{{ "%+.2e" | format(b.complementarity) }}</td></tr>
+{% endfor %}
+</tbody></table></div>
+</section>
+{% endif %}
+
 {% if parameters %}
 <section aria-labelledby="shared"><h2 id="shared">What was shared, what stayed private</h2>
 <div class="scroll" tabindex="0"><table><caption>Bytes over the whole run, from the ledger of messages</caption><thead><tr><th scope="col">Parameter</th><th scope="col" class="left">Kind</th><th scope="col">Shape</th><th scope="col">Keyed rows</th><th scope="col">Up</th><th scope="col">Down</th></tr></thead><tbody>
