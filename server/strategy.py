@@ -155,8 +155,12 @@ class Coordinator:
         """Learn what every client carries; Z starts as the mean of what they bring."""
         joined = self.exchange.join(nodes)
         self.record.rows = catalogue([reply.rows for reply in joined])
+        size = {r.client: 1.0 if self.plan.uniform else max(r.metrics["examples"], 1.0) for r in joined}
+        unit = math.fsum(size.values()) / len(
+            size
+        )  # weights of mean 1: a penalty means the same whatever the data's size
         for r in joined:
-            weight = 1.0 if self.plan.uniform else max(r.metrics["examples"], 1.0)
+            weight = size[r.client] / unit
             self.carriers[r.client] = carrier(r.client, r.values, r.rows, self.record.rows, weight)
         self.tie = tie_of(
             self.plan.coupling, self.plan.descent, self.carriers, {r.client: r.values for r in joined}, self.plan.seed

@@ -25,15 +25,15 @@ METHODS: dict[str, Method] = {
             coupling=Coupling(kind="mean-regularised", rho=ADMM, strength=ADMM, duals=True),
             budget=BudgetRule(margin=0.02),
         ),
-        Method(method="fedmgda", share=BODY, descent=Descent(aggregator="fedmgda", eps=0.1, lr=1.0)),
+        Method(method="fedmgda", share=BODY, descent=Descent(aggregator="fedmgda", eps=0.1, lr=10.0)),
         Method(method="pcgrad", share=BODY, descent=Descent(aggregator="pcgrad")),  # arXiv 2001.06782
         Method(method="mgda", share=BODY, descent=Descent(aggregator="mgda")),
         Method(method="cagrad", share=BODY, descent=Descent(aggregator="cagrad")),  # arXiv 2110.14048
         Method(method="imtl-g", share=BODY, descent=Descent(aggregator="imtlg")),
         Method(method="upgrad", share=BODY, descent=Descent(aggregator="upgrad")),  # arXiv 2406.16232
-        Method(method="fedadam", share=BODY, descent=Descent(optimiser="adam", lr=0.01)),  # arXiv 2003.00295
-        Method(method="fedyogi", share=BODY, descent=Descent(optimiser="yogi", lr=0.01)),
-        Method(method="fedadagrad", share=BODY, descent=Descent(optimiser="adagrad", lr=0.1)),
-        Method(method="fedavgm", share=BODY, descent=Descent(optimiser="momentum", lr=0.3)),  # arXiv 1909.06335
+        Method(method="fedadam", share=BODY, descent=Descent(optimiser="adam", lr=0.1)),  # arXiv 2003.00295
+        Method(method="fedyogi", share=BODY, descent=Descent(optimiser="yogi", lr=0.1)),
+        Method(method="fedadagrad", share=BODY, descent=Descent(optimiser="adagrad", lr=0.3)),
+        Method(method="fedavgm", share=BODY, descent=Descent(optimiser="momentum", lr=0.5)),  # arXiv 1909.06335
     )
 }

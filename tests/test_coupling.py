@@ -7,6 +7,7 @@ import pytest
 import torch
 from flwr.app import Message
 
+from clients.app import Client
 from clients.memory import Memory
 from fedrec.coordination import BudgetRule, Coupling, Descent
 from fedrec.errors import UserError
@@ -215,3 +216,43 @@ def test_given_budgets_are_read_by_client() -> None:
 def test_the_values_of_the_algebra_are_plain_by_default() -> None:
     assert Coupling().plain and Descent().plain and not BudgetRule().active
     assert not Coupling(rho=1.0, duals=True).plain
+
+
+def losses(method: str, seed: int, **market: float) -> dict[str, list[float]]:
+    """Return every client's held-out loss after each round of a method."""
+    e = experiment(method, clients=5, dim=32, rounds=25, seed=seed, market=market)
+    made, grid = joined(e)
+    found: dict[str, list[float]] = {data.name: [] for data in clients_data(e)}
+    for number in range(1, 26):
+        made.round(number)
+        for context, data in zip(grid.contexts.values(), clients_data(e), strict=True):
+            params = e.sharing().join(made.parts[data.name], Memory(context).private)
+            found[data.name].append(Client(e, data, "cpu", None).held_out(params))
+    return found
+
+
+def test_a_conflicting_platform_is_hurt_by_averaging_but_not_under_the_promise() -> None:
+    """Music has opposite tastes. Averaging hurts it by more than the margin in most markets, the promise in none.
+
+    Averaging is judged in its best round for everybody; a private user vector can absorb part of the conflict, so not
+    every market hurts.
+    """
+    conflict, margin, hurt = {"similarity": 1.0, "conflicting": 1}, 0.02, 0
+    for seed in range(5):
+        alone = {name: min(values) for name, values in losses("local", seed, **conflict).items()}
+        shared = losses("fedper", seed, **conflict)
+        best = min(range(25), key=lambda r: sum(values[r] for values in shared.values()))
+        hurt += max(values[best] - alone[name] for name, values in shared.items()) > margin
+        e = experiment("no-harm", clients=5, dim=32, rounds=25, seed=seed, market=conflict, budget={"margin": margin})
+        budgets = fit(e)[0].budgets
+        assert len(budgets) == 5 and all(row["feasible"] for row in budgets), seed
+    assert hurt >= 3
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_clones_gain_together_and_none_loses_more_than_the_margin(seed: int) -> None:
+    record, _ = fit(experiment("no-harm", clients=5, dim=32, rounds=25, seed=seed, market={"similarity": 1.0}))
+    margin = METHODS["no-harm"].budget.margin
+    assert margin is not None
+    gains = [-(float(row["excess"]) + margin) for row in record.budgets]
+    assert len(gains) == 5 and sum(gains) / 5 > 0.02 and min(gains) >= -margin
