@@ -16,7 +16,6 @@ METHODS: dict[str, Method] = {
         Method(method="fedrep", share=BODY, phases=("private", "shared")),  # arXiv 2102.07078
         Method(method="fedprox", share=(*BODY, "heads"), coupling=Coupling(rho=1e-4)),  # arXiv 1812.06127
         Method(method="admm", share=BODY, coupling=Coupling(rho=ADMM, duals=True)),  # arXiv 2110.15318
-        Method(method="clusters", share=BODY, coupling=Coupling(kind="clusters", rho=ADMM, duals=True)),
         Method(method="mr-mtl", share=BODY, coupling=Coupling(kind="mean-regularised", rho=ADMM, strength=ADMM)),
         Method(method="graph", share=BODY, coupling=Coupling(kind="graph", rho=ADMM, strength=ADMM)),
         Method(

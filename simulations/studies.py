@@ -19,8 +19,9 @@ from rich.table import Table
 
 from fedrec.errors import UserError, choose
 from fedrec.experiment import Experiment, clients_data
-from fedrec.metrics import paired
+from fedrec.metrics import higher_is_better, paired
 from fedrec.records import publish, reserve, write_csv
+from fedrec.report.study import write_study
 from simulations.baselines import run_popularity
 from simulations.check import check
 from simulations.cli import parse
@@ -64,9 +65,20 @@ def methods_study(argv: Sequence[str]) -> None:
     results.to_csv(home / "results.csv", index=False)
     table = summary(results, [*names, POPULARITY])
     write_csv(home / "summary.csv", table)
+    write_study(
+        home / "report.html", table, options.seeds, facts(runs), next(iter(runs.values())).negatives == "published"
+    )
     publish(home, options.out)
     show(table, f"{options.seeds} paired seeds; the mean over clients, 95% intervals over seeds")
-    print(f"results: {options.out}")
+    print(f"report: {options.out / 'report.html'}")
+
+
+def facts(runs: dict[tuple[str, int], Experiment]) -> dict[str, str]:
+    """Return the fields in which a study's experiments agree and that are not at their defaults."""
+    dumps = [e.model_dump(mode="json") for e in runs.values()]
+    usual = Experiment().model_dump(mode="json")
+    same = {name for name in usual if all(dump[name] == dumps[0][name] for dump in dumps)}
+    return {name: str(dumps[0][name]) for name in usual if name in same and dumps[0][name] != usual[name]}
 
 
 def run_all(runs: dict[tuple[str, int], Experiment], home: Path, workers: int) -> Iterable[pd.DataFrame]:
@@ -110,10 +122,20 @@ def summary(results: pd.DataFrame, names: Sequence[str]) -> list[dict[str, str |
                 if other in by_method and other != name:
                     p = paired(values, by_method[other])
                     row |= {f"minus_{other}": p.mean, f"minus_{other}_low": p.low, f"minus_{other}_high": p.high}
+            if "local" in by_method and name != "local":
+                row["worst"] = worst_client(results, task, metric, name)
             if "pooled" in by_method:
                 row["share_of_pooled"] = float(values.mean() / by_method["pooled"].mean())
             rows.append(row)
     return rows
+
+
+def worst_client(results: pd.DataFrame, task: str, metric: str, method: str) -> float:
+    """Return the least gain of any client against training alone, each client's mean over the seeds."""
+    rows = results[(results["task"] == task) & (results["metric"] == metric)]
+    clients = rows.pivot_table(index=["client", "seed"], columns="method", values="value")
+    gain = (clients[method] - clients["local"]).groupby("client").mean()
+    return float(gain.min() if higher_is_better(metric) else gain.max())
 
 
 def show(rows: Sequence[dict[str, str | float]], title: str) -> None:

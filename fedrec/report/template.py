@@ -161,3 +161,35 @@ Under each baseline stands together minus that baseline with its 95% interval (p
 </body>
 </html>
 """
+
+SHEET = PAGE[PAGE.index("<style>") : PAGE.index("</style>") + len("</style>")]
+
+STUDY = (
+    r"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>{{ title }}</title>
+"""
+    + SHEET
+    + r"""
+</head>
+<body><main>
+<p class="kicker">{{ kicker }}</p>
+<h1>{{ title }}</h1>
+<p class="words">{{ words }}</p>
+{% for m in measures %}
+<section><h2>{{ m.task }}: {{ m.metric | label }}</h2>
+{% if m.figure %}<figure>{{ m.figure }}<figcaption>Each method minus training alone, mean over clients, with its 95% interval over seeds.</figcaption></figure>{% endif %}
+<div class="scroll" tabindex="0"><table><thead><tr><th scope="col">Method</th><th scope="col">Mean</th><th scope="col">SD over seeds</th><th scope="col">Minus alone</th><th scope="col">Minus pooled</th><th scope="col">Of pooled</th><th scope="col">Worst client minus alone</th></tr></thead><tbody>
+{% for r in m.rows %}<tr><th scope="row">{{ r.method }}</th><td class="ours">{{ r.mean | number }}</td><td>{{ r.sd | number }}</td><td>{{ r.local }}</td><td>{{ r.pooled }}</td><td>{{ r.share }}</td><td>{{ r.worst }}</td></tr>
+{% endfor %}
+</tbody></table></div>
+</section>
+{% endfor %}
+<section><h2>What was run</h2><dl>{% for key, value in facts.items() %}<dt>{{ key }}</dt><dd>{{ value }}</dd>{% endfor %}</dl></section>
+</main></body></html>
+"""
+)

@@ -1,0 +1,86 @@
+"""The page of a study: methods side by side on one experiment, with paired seeds."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pandas as pd
+
+from fedrec.metrics import Paired
+from fedrec.report import plots
+from fedrec.report.findings import label
+from fedrec.report.tables import LEAKING, verdict
+from fedrec.report.template import STUDY
+
+Summary = Sequence[Mapping[str, str | float]]
+
+
+def write_study(path: Path, rows: Summary, seeds: int, facts: Mapping[str, str], leaking: bool) -> Path:
+    """Write the comparison page of a methods study.
+
+    `rows` has a line for each task, metric and method: `mean`, `sd`, `minus_local` and `minus_pooled` with `_low` and
+    `_high`, `share_of_pooled`, `worst` (the client that gains least against training alone, mean over seeds).
+    """
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    environment.filters |= {"number": plots.number, "label": label}
+    measures = list(dict.fromkeys((str(row["task"]), str(row["metric"])) for row in rows))
+    text = environment.from_string(STUDY).render(
+        title=f"{LEAKING + ': ' if leaking else ''}Which way of working together pays?",
+        kicker=f"{seeds} paired seeds",
+        words="For a seed, all methods have the same data, start and order; validation chooses the round.",
+        measures=[measure(rows, task, metric) for task, metric in measures],
+        facts=facts,
+    )
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def measure(rows: Summary, task: str, metric: str) -> dict[str, Any]:
+    """Return the table and the figure of one metric, the best method first as it was ordered by the study."""
+    own = [row for row in rows if (row["task"], row["metric"]) == (task, metric)]
+    compared = pd.DataFrame(
+        [
+            {
+                "client": row["method"],
+                "local_difference": row["minus_local"],
+                "local_low": row["minus_local_low"],
+                "local_high": row["minus_local_high"],
+                "verdict": verdict(metric, paired_of(row, "local")),
+            }
+            for row in own
+            if "minus_local" in row
+        ]
+    )
+    words = f"{label(metric)} minus alone"
+    figure = plots.forest(compared, f"{task}-{metric}", words, words) if len(compared) else None
+    return {"task": task, "metric": metric, "figure": figure, "rows": [cells(row) for row in own]}
+
+
+def paired_of(row: Mapping[str, str | float], other: str) -> Paired:
+    """Return a row's difference to another method."""
+    mean, low, high = (float(row[f"minus_{other}{end}"]) for end in ("", "_low", "_high"))
+    return Paired(mean, low, high, 2)
+
+
+def cells(row: Mapping[str, str | float]) -> dict[str, Any]:
+    """Return a row as it is printed."""
+    share, worst = row.get("share_of_pooled"), row.get("worst")
+    return {
+        "method": row["method"],
+        "mean": float(row["mean"]),
+        "sd": float(row["sd"]),
+        "local": difference(row, "local"),
+        "pooled": difference(row, "pooled"),
+        "share": "" if share is None else f"{float(share):.0%}",
+        "worst": "" if worst is None else f"{float(worst):+.3f}",
+    }
+
+
+def difference(row: Mapping[str, str | float], other: str) -> str:
+    """Return a difference with its interval; empty if it was not measured."""
+    if f"minus_{other}" not in row:
+        return ""
+    p = paired_of(row, other)
+    return f"{p.mean:+.3f}" if math.isnan(p.low) else f"{p.mean:+.3f} [{p.low:+.3f}, {p.high:+.3f}]"
