@@ -13,7 +13,7 @@ from flwr.common.constant import ErrorCode
 
 from clients.device import device_of
 from clients.memory import Memory
-from fedrec.coordination import Link
+from fedrec.coordination import Apfl, Link, Own, personal_model
 from fedrec.data import ClientData
 from fedrec.errors import UserError
 from fedrec.evaluation import Evaluation, ModelScorer, Split, evaluate, members
@@ -23,7 +23,7 @@ from fedrec.parameters import Params, norm, subtract, to
 from fedrec.records import save_client
 from fedrec.sharing import TABLES, Broadcast, ContractError, Contribution, admit
 from fedrec.tasks import Task
-from fedrec.training import local_update
+from fedrec.training import Beside, local_update
 from fedrec.wire import contribution_record, read_broadcast
 
 Read = Callable[[Context], tuple[Experiment, Path | None]]
@@ -68,28 +68,68 @@ class Client:
         """Return the link of a client that joins with its shared parameters; None without duals."""
         return Link.start(shared, self.experiment.coupling.rho) if self.experiment.coupling.duals else None
 
-    def train(self, broadcast: Broadcast, private: Params, anchor: Params, rho: float) -> tuple[Params, Params, float]:
-        """Return (shared, private, loss) after the local training of a round; raises UserError if it diverged.
+    def train(
+        self, broadcast: Broadcast, private: Params, anchor: Params, rho: float, own: Own
+    ) -> tuple[Params, Params, float, Own]:
+        """Return (shared, private, loss, own) after the local training of a round; raises UserError if it diverged.
 
         It starts from the broadcast and minimises f_i + rho/2 |x_i - anchor|^2.
         """
+        e, number = self.experiment, broadcast.round
+        start = e.sharing().join(broadcast.values, private)
+        apfl = self.apfl(own)
+        params, loss = self.update(start, number, anchor, rho, apfl.step if apfl else None)
+        shared, private = e.sharing().split(params)
+        return shared, private, loss, self.follow(broadcast, own, apfl)
+
+    def update(
+        self, start: Params, number: int, anchor: Params, mu: float, beside: Beside | None = None
+    ) -> tuple[Params, float]:
+        """Return the parameters after the local training of a round, and the loss; raises UserError if it diverged."""
         e = self.experiment
-        params = e.sharing().join(to(broadcast.values, self.device), to(private, self.device))
         params, loss = local_update(
             self.model,
-            params,
+            to(start, self.device),
             self.data,
             self.tasks,
-            replace(e.recipe(), mu=rho),
+            replace(e.recipe(), mu=mu),
             e.sharing(),
             seed=e.seed,
-            scope=(self.data.name, broadcast.round),
+            scope=(self.data.name, number),
             anchor=to(anchor, self.device),
+            beside=beside,
         )
+        return self.finite(to(params, "cpu"), number), loss
+
+    def finite(self, params: Params, number: int) -> Params:
+        """Return the parameters; raises UserError if training diverged."""
         if not all(bool(value.isfinite().all()) for value in params.values()):
-            raise UserError(f"lr: must be small enough for finite parameters, found {e.lr} in round {broadcast.round}")
-        shared, private = e.sharing().split(to(params, "cpu"))
-        return shared, private, loss
+            raise UserError(
+                f"lr: must be small enough for finite parameters, found {self.experiment.lr} in round {number}"
+            )
+        return params
+
+    def own(self) -> Own:
+        """Return what the client keeps for its drift correction when it joins."""
+        return Own(self.start() if self.experiment.drift.personal != "none" else None)
+
+    def apfl(self, own: Own) -> Apfl | None:
+        """Return the personal half that is trained in lockstep with the shared model, if the method has one."""
+        e = self.experiment
+        if e.drift.personal != "apfl" or own.personal is None:
+            return None
+        return Apfl.start(e.drift.weight, e.recipe(), self.model, self.tasks, to(own.personal, self.device))
+
+    def follow(self, broadcast: Broadcast, own: Own, apfl: Apfl | None) -> Own:
+        """Return what the client keeps after a round: APFL's v, or Ditto's copy trained on f_i + lambda/2 |v - z|^2.
+
+        The copy sees the batches of the shared model (Ditto, arXiv 2012.04221, Alg. 1, line 7).
+        """
+        if apfl:
+            return Own(self.finite(to(apfl.v, "cpu"), broadcast.round))
+        if own.personal is None:
+            return own
+        return Own(self.update(own.personal, broadcast.round, broadcast.values, self.experiment.drift.weight)[0])
 
     def evaluate(self, shared: Params, private: Params, split: Split) -> Evaluation:
         """Return the metrics of this client's model, or of every member's if it is a pooled one."""
@@ -143,7 +183,7 @@ def client_app(read: Read) -> ClientApp:
     def join(message: Message, context: Context) -> Message:
         client = open_client(context)
         shared, private = client.experiment.sharing().split(client.start())
-        Memory(context).begin(private, client.link(shared))
+        Memory(context).begin(private, client.link(shared), client.own())
         ids = {"user": client.data.users, "item": client.data.items}
         rows = {TABLES[name]: ids[TABLES[name]] for name in shared if name in TABLES}
         reply = Contribution(client.data.name, shared, {"examples": float(len(client.data.train))}, client.device, rows)
@@ -155,23 +195,25 @@ def client_app(read: Read) -> ClientApp:
         broadcast = open_broadcast(client, memory, message)
         z, coupling = broadcast.values, client.experiment.coupling
         if not coupling.duals:
-            shared, private, loss = client.train(broadcast, memory.private, z, coupling.rho)
-            memory.trained(broadcast.round, private, None)
+            shared, private, loss, own = client.train(broadcast, memory.private, z, coupling.rho, memory.own())
+            memory.trained(broadcast.round, private, None, own)
             return answer(client, message, shared, {"loss": loss})
         link = memory.link.rescaled(broadcast.rho if coupling.balance else coupling.rho)
-        x, private, loss = client.train(broadcast, memory.private, link.anchor(z), link.rho)
+        x, private, loss, own = client.train(broadcast, memory.private, link.anchor(z), link.rho, memory.own())
         increment, link = link.answer(x, z)
-        memory.trained(broadcast.round, private, link)
+        memory.trained(broadcast.round, private, link, own)
         return answer(client, message, increment, {"loss": loss, "gap": norm(subtract(x, z)) ** 2})
 
     @app.evaluate()
     def evaluation(message: Message, context: Context) -> Message:
         client, memory = open_client(context), Memory(context)
         broadcast = open_broadcast(client, memory, message)
-        private = memory.best if broadcast.split == "test" else memory.private
-        found = client.evaluate(broadcast.values, private, "test" if broadcast.split == "test" else "validation")
-        if broadcast.split == "test" and client.home is not None:
-            own = broadcast.values if client.experiment.coupling.personal else {}
+        final, e = broadcast.split == "test", client.experiment
+        model = e.sharing().join(broadcast.values, memory.best if final else memory.private)
+        shared, private = e.sharing().split(personal_model(e.drift, memory.own(final), model))
+        found = client.evaluate(shared, private, "test" if final else "validation")
+        if final and client.home is not None:
+            own = shared if e.personal else {}
             save_client(client.home, client.data.name, private, own, found.per_user, about(client, private))
         return answer(client, message, {}, {"/".join(key): value for key, value in found.metrics.items()})
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator, model_validator
 
-from fedrec.coordination import Coupling, Descent
+from fedrec.coordination import Coupling, Descent, Drift
 from fedrec.data import DATASETS, ClientData, Dataset, Market, federation, load, pool
 from fedrec.errors import UserError, choose
 from fedrec.metrics import RANKING, parse_metric
@@ -34,6 +34,7 @@ class Method(BaseModel):
     phases: tuple[Phase, ...] = Field(("all",), description="what is trained locally, one phase after the other")
     coupling: Coupling = Field(Coupling(), description="how the shared parameters are tied")
     descent: Descent = Field(Descent(), description="how the server steps along the clients' pseudo-gradients")
+    drift: Drift = Field(Drift(), description="what is done about clients whose local optima lie apart")
     pool: bool = Field(False, description="one model on everyone's data, the upper bound; not federated")
 
 
@@ -128,6 +129,11 @@ class Experiment(Method):
         if self.clients is not None and self.clients < 1:
             raise UserError(f"clients: must be at least 1, found {self.clients}")
         return self
+
+    @property
+    def personal(self) -> bool:
+        """Whether a client's copy of the shared parameters may differ from the server's."""
+        return self.coupling.personal or self.drift.personal != "none"
 
     def recipe(self) -> Recipe:
         """Return how every client trains in one round."""

@@ -1,6 +1,6 @@
 """Local training: a pure function from parameters and data to parameters."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -42,6 +42,9 @@ class Batch:
     item: Tensor
     negative: Tensor | None
     labels: dict[str, tuple[Tensor, Tensor]]
+
+
+Beside = Callable[[Params, list[str], Batch, int], None]
 
 
 def batches(
@@ -122,12 +125,14 @@ def local_update(
     seed: int,
     scope: tuple[str | int, ...],
     anchor: Mapping[str, Tensor] | None = None,
+    beside: Beside | None = None,
 ) -> tuple[Params, float]:
     """Return the parameters after one round of local training, and the mean training loss over its batches.
 
     Pure: `params` is not changed, and the result depends on the arguments alone. The optimiser starts afresh. `anchor`
-    is the broadcast that the proximal term `mu/2 |x - z|^2` pulls the shared parameters to. Without a row to train on,
-    the parameters come back unchanged and the loss is NaN.
+    is the broadcast that the proximal term `mu/2 |x - z|^2` pulls the shared parameters to. `beside` is called before
+    every step with the parameters, the names that it trains, its batch and its number in the phase. Without a row to
+    train on, the parameters come back unchanged and the loss is NaN.
     """
     params = {name: value.detach().clone() for name, value in params.items()}
     device = str(next(iter(params.values())).device)
@@ -145,6 +150,8 @@ def local_update(
                 loss = batch_loss(model, params, tasks, batch, recipe.l2)
                 grads = gradients(loss, params, names, recipe.mu, anchor)
                 t += 1
+                if beside:
+                    beside(params, names, batch, t)
                 recipe.optimiser.step(params, grads, state, t)
                 losses.append(loss.detach())
         params = {name: value.detach() for name, value in params.items()}

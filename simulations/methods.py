@@ -1,6 +1,6 @@
 """The methods, as values. A method is what its fields say; composing them needs no new class."""
 
-from fedrec.coordination import Coupling, Descent
+from fedrec.coordination import Coupling, Descent, Drift
 from fedrec.experiment import Method
 
 BODY = ("item_table", "item_bias", "body")
@@ -19,6 +19,8 @@ METHODS: dict[str, Method] = {
         Method(method="clusters", share=BODY, coupling=Coupling(kind="clusters", rho=ADMM, duals=True)),
         Method(method="mr-mtl", share=BODY, coupling=Coupling(kind="mean-regularised", rho=ADMM, strength=ADMM)),
         Method(method="graph", share=BODY, coupling=Coupling(kind="graph", rho=ADMM, strength=ADMM)),
+        Method(method="ditto", share=BODY, drift=Drift(personal="ditto", weight=ADMM)),  # arXiv 2012.04221
+        Method(method="apfl", share=BODY, drift=Drift(personal="apfl", weight=0.5)),  # arXiv 2003.13461
         Method(method="fedmgda", share=BODY, descent=Descent(aggregator="fedmgda", eps=0.1, lr=1.0)),
         Method(method="pcgrad", share=BODY, descent=Descent(aggregator="pcgrad")),  # arXiv 2001.06782
         Method(method="mgda", share=BODY, descent=Descent(aggregator="mgda")),

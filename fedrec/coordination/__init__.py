@@ -3,6 +3,7 @@
 from fedrec.coordination.budget import Budget
 from fedrec.coordination.coupling import Coupling
 from fedrec.coordination.descent import Descent
+from fedrec.coordination.drift import Drift, Own
 from fedrec.coordination.halves import Hub, Link, Residuals, tie
 from fedrec.coordination.local import gradient_steps, newton
 from fedrec.coordination.operators import (
@@ -15,17 +16,20 @@ from fedrec.coordination.operators import (
     Operator,
     SumTo,
 )
+from fedrec.coordination.personal import Apfl, mix, personal_model
 from fedrec.coordination.sets import Ball, Box, Within
 from fedrec.coordination.solve import Line, Solution, solve
 from fedrec.coordination.ties import Tie, check, tie_of
 
 __all__ = [
+    "Apfl",
     "Ball",
     "Box",
     "Budget",
     "Clusters",
     "Coupling",
     "Descent",
+    "Drift",
     "Graph",
     "Hub",
     "Line",
@@ -35,6 +39,7 @@ __all__ = [
     "MeanRegularised",
     "Mixture",
     "Operator",
+    "Own",
     "Residuals",
     "Solution",
     "SumTo",
@@ -42,7 +47,9 @@ __all__ = [
     "Within",
     "check",
     "gradient_steps",
+    "mix",
     "newton",
+    "personal_model",
     "solve",
     "tie",
     "tie_of",

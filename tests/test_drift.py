@@ -1,0 +1,166 @@
+"""Drift correction: personal models, normalised averaging, control variates."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from flwr.app import Context, Message, RecordDict
+
+from clients.app import client_app
+from clients.memory import Memory
+from clients.recommend import params_of
+from fedrec.coordination import Apfl, Drift, Own, mix
+from fedrec.errors import UserError
+from fedrec.experiment import clients_data
+from fedrec.models import Recommender
+from fedrec.optimisers import Optimiser
+from fedrec.parameters import Params, clone, norm, subtract
+from fedrec.records import write_record
+from fedrec.seeds import generator
+from fedrec.tasks import tasks_of
+from fedrec.training import Recipe, batch_loss, batches
+from fedrec.wire import read_broadcast
+from server.strategy import Coordinator
+from simulations.apps import plan_of
+from tests.builders import client, interactions
+from tests.helpers import SpyGrid, experiment, fit, results
+from tests.test_messages import content_bytes
+
+
+def personal(grid: SpyGrid) -> list[Params]:
+    """Return every client's personal parameters after the last round."""
+    found = [Memory(context).own().personal for context in grid.contexts.values()]
+    return [one for one in found if one is not None]
+
+
+def local(grid: SpyGrid) -> list[Params]:
+    """Return every client's private parameters after the last round."""
+    return [Memory(context).private for context in grid.contexts.values()]
+
+
+def trained(method: str, **fields: Any) -> SpyGrid:
+    return fit(experiment(method, **fields))[1]
+
+
+def last_broadcasts(grid: SpyGrid, kind: str = "train") -> list[Params]:
+    """Return what every client was sent last, in the order of the nodes."""
+    sent = {m.metadata.dst_node_id: m for m in grid.sent if m.metadata.message_type == kind}
+    return [read_broadcast(sent[node].content).values for node in grid.contexts]
+
+
+def equal(a: Params, b: Params) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"drift": Drift(personal="ditto", weight=0.0)}, {"drift": Drift(personal="apfl", weight=1.0)}],
+    ids=["ditto-0", "apfl-1"],
+)
+@pytest.mark.parametrize("optimiser", ["sgd", "adam"])
+def test_a_personal_model_without_a_pull_is_a_local_model_to_the_bit(fields: dict[str, Any], optimiser: str) -> None:
+    alone = local(trained("local", optimiser=optimiser))
+    mine = personal(trained("fedper", optimiser=optimiser, **fields))
+    assert len(mine) == 3
+    assert all(equal(a, b) for a, b in zip(alone, mine, strict=True))
+
+
+def test_a_strong_pull_makes_dittos_copy_the_shared_model() -> None:
+    # With lambda = 1/lr a step is v <- v - lr g - (v - z) = z - lr g: all of v that is not z is the last small step.
+    lr = 1e-5
+    grid = trained("ditto", optimiser="sgd", lr=lr, drift=Drift(personal="ditto", weight=1 / lr))
+    for z, v in zip(last_broadcasts(grid), personal(grid), strict=True):
+        assert norm(subtract(z, v)) < 1e-3 * norm(z)
+    free = trained("ditto", drift=Drift(personal="ditto", weight=0.0))
+    assert all(norm(subtract(z, v)) > 0.1 * norm(z) for z, v in zip(last_broadcasts(free), personal(free), strict=True))
+
+
+@pytest.mark.parametrize("alpha", [0.25, 1.0])
+def test_one_step_of_apfl_by_hand(alpha: float) -> None:
+    # v moves by -lr alpha f'(alpha v + (1 - alpha) w), and the mixture by alpha times that; f' as a finite difference.
+    data, lr = client(interactions([(1, 0)], rating=[5.0]), users=2, items=2), 0.1
+    tasks = tasks_of("rating", "films")
+    model = Recommender("mf", 1, (4,))
+    rng = torch.Generator().manual_seed(0)
+    shapes = model.shapes(2, 2, ["rating"])
+    v, w = ({name: torch.randn(value.shape, generator=rng) for name, value in shapes.items()} for _ in range(2))
+    before = clone(v)
+    apfl = Apfl.start(alpha, Recipe(1, 8, Optimiser("sgd", lr)), model, tasks, v)
+    (batch,) = batches(data, tasks, Recipe(1, 8, Optimiser("sgd", lr)), generator(0, "t"), "cpu")
+    apfl.step(w, list(v), batch, 1)
+    assert equal(v, before)
+    mixed = {name: alpha * v[name] + (1 - alpha) * w[name] for name in v}
+    eps, name = 1e-3, "item_table"
+
+    def f(shift: float) -> float:
+        moved = {k: x.double() for k, x in mixed.items()}
+        moved[name] = moved[name].clone()
+        moved[name][0, 0] += shift
+        return float(batch_loss(model, moved, tasks, batch, 0.0))
+
+    slope = (f(eps) - f(-eps)) / (2 * eps)
+    assert abs(slope) > 1e-3
+    assert float(apfl.v[name][0, 0] - v[name][0, 0]) == pytest.approx(-lr * alpha * slope, rel=1e-3)
+    assert torch.equal(apfl.v[name][1], v[name][1])  # an item that the batch does not touch
+    after = mix(alpha, apfl.v, w)[name][0, 0] - mixed[name][0, 0]
+    assert float(after) == pytest.approx(-lr * alpha**2 * slope, rel=1e-3)
+
+
+@pytest.mark.parametrize("method", ["ditto", "apfl"])
+def test_a_personal_model_leaves_the_shared_one_alone_and_never_travels(method: str) -> None:
+    seen: list[bytes] = []
+
+    class Watching(SpyGrid):
+        def _answer(self, message: Message) -> Message:
+            reply = super()._answer(message)
+            mine = Memory(self.contexts[message.metadata.dst_node_id]).own().personal
+            assert mine is not None
+            if message.metadata.message_type == "train":
+                seen.extend(value.numpy().tobytes() for value in mine.values() if value.numel() > 2)
+            return reply
+
+    e = experiment(method)
+    grid = Watching(client_app(lambda _: (e, None)), 3)
+    record = Coordinator(grid, plan_of(e)).fit(list(grid.get_node_ids()))
+    plain, _ = fit(experiment("fedper"))
+    assert equal(record.shared, plain.shared)
+    assert results(record)[2:] != results(plain)[2:]  # but it is the personal model that is evaluated
+    wire = [content_bytes(m) for m in [*grid.sent, *grid.received]]
+    assert len(seen) > 10 and not any(data in blob for data in seen if any(data) for blob in wire)
+    assert results(record) == results(fit(e)[0])
+
+
+@pytest.mark.parametrize("method", ["ditto", "apfl"])
+def test_a_client_recommends_with_the_personal_model_that_was_tested(method: str, tmp_path: Path) -> None:
+    e = experiment(method, rounds=1)
+    with_files, grid = fit(e, tmp_path)
+    write_record(tmp_path, with_files, e.model_dump(mode="json"), [])
+    z = last_broadcasts(grid, "evaluate")
+    for i, (data, context) in enumerate(zip(clients_data(e), grid.contexts.values(), strict=True)):
+        memory = Memory(context)
+        v = memory.own(best=True).personal
+        assert v is not None
+        shared = {**z[i], **memory.best}
+        expected = v if method == "ditto" else {name: 0.5 * v[name] + 0.5 * shared[name] for name in v}
+        assert equal(params_of(tmp_path, e, data), {name: expected[name] for name in params_of(tmp_path, e, data)})
+        assert not equal(expected, shared)
+
+
+def test_a_lost_round_takes_the_personal_model_back() -> None:
+    memory = Memory(Context(run_id=1, node_id=2, node_config={}, state=RecordDict(), run_config={}))
+    memory.begin({}, None, Own({"v": torch.tensor([0.0])}))
+    memory.trained(1, {}, None, Own({"v": torch.tensor([1.0])}))
+    memory.keep()
+    memory.trained(2, {}, None, Own({"v": torch.tensor([2.0])}))
+    memory.settle(1)
+    assert memory.own().personal == {"v": torch.tensor([1.0])}
+    memory.trained(3, {}, None, Own({"v": torch.tensor([3.0])}))
+    assert memory.own().personal == {"v": torch.tensor([3.0])}
+    assert memory.own(best=True).personal == {"v": torch.tensor([1.0])}
+
+
+@pytest.mark.parametrize("weight", [0.0, 1.5])
+def test_the_personal_share_of_apfl_is_a_fraction(weight: float) -> None:
+    with pytest.raises(UserError, match="drift.*must be above 0 and at most 1 for apfl, found"):
+        experiment("apfl", drift={"personal": "apfl", "weight": weight})
