@@ -23,7 +23,7 @@ from fedrec.parameters import Params, norm, subtract, to
 from fedrec.records import save_client
 from fedrec.sharing import TABLES, Broadcast, ContractError, Contribution, admit
 from fedrec.tasks import Task
-from fedrec.training import Beside, local_update
+from fedrec.training import Beside, local_update, steps
 from fedrec.wire import contribution_record, read_broadcast
 
 Read = Callable[[Context], tuple[Experiment, Path | None]]
@@ -108,6 +108,11 @@ class Client:
                 f"lr: must be small enough for finite parameters, found {self.experiment.lr} in round {number}"
             )
         return params
+
+    def counted(self) -> dict[str, float]:
+        """Return the metric that tells the server the number of local steps, if the method needs it."""
+        e = self.experiment
+        return {"steps": float(steps(self.data, self.tasks, e.recipe()))} if e.drift.counted else {}
 
     def own(self) -> Own:
         """Return what the client keeps for its drift correction when it joins."""
@@ -197,7 +202,7 @@ def client_app(read: Read) -> ClientApp:
         if not coupling.duals:
             shared, private, loss, own = client.train(broadcast, memory.private, z, coupling.rho, memory.own())
             memory.trained(broadcast.round, private, None, own)
-            return answer(client, message, shared, {"loss": loss})
+            return answer(client, message, shared, {"loss": loss, **client.counted()})
         link = memory.link.rescaled(broadcast.rho if coupling.balance else coupling.rho)
         x, private, loss, own = client.train(broadcast, memory.private, link.anchor(z), link.rho, memory.own())
         increment, link = link.answer(x, z)

@@ -128,7 +128,12 @@ class Experiment(Method):
             )
         if self.clients is not None and self.clients < 1:
             raise UserError(f"clients: must be at least 1, found {self.clients}")
+        self._drift()
         return self
+
+    def _drift(self) -> None:
+        if self.drift.counted and self.coupling.duals:
+            raise UserError("drift: must be without duals for FedNova and SCAFFOLD, found coupling.duals")
 
     @property
     def personal(self) -> bool:

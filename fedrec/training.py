@@ -114,6 +114,13 @@ def trainable(names: Iterable[str], tasks: tuple[Task, ...], sharing: Sharing, p
     return [name for name in seen if phase == "all" or (name in shared) == (phase == "shared")]
 
 
+def steps(data: ClientData, tasks: tuple[Task, ...], recipe: Recipe) -> int:
+    """Return how many steps a round of local training makes on the shared parameters."""
+    used = int(np.logical_or.reduce([task.rows(data.train) for task in tasks]).sum())
+    passes = recipe.epochs * sum(phase != "private" for phase in recipe.phases)
+    return passes * -(-used // recipe.batch_size)
+
+
 def local_update(
     model: Recommender,
     params: Params,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from flwr.serverapp import Grid
 
 from fedrec.aggregation import Carrier, alone, carrier, catalogue
-from fedrec.coordination import Coupling, Descent, tie_of
+from fedrec.coordination import Coupling, Descent, Drift, normalised, tie_of
 from fedrec.metrics import higher_is_better
 from fedrec.parameters import Params
 from fedrec.records import Record, Row
@@ -30,6 +30,7 @@ class Plan:
     coupling: Coupling
     descent: Descent
     seed: int
+    drift: Drift = field(default_factory=Drift)
 
 
 @dataclass(frozen=True)
@@ -85,10 +86,15 @@ class Coordinator:
     def round(self, number: int) -> Row:
         """Send every client its part of Z, and tie what they send back."""
         started, like = time.perf_counter(), {name: who.like for name, who in self.carriers.items()}
-        told = frozenset({"loss", "gap"} if self.plan.coupling.duals else {"loss"})  # gap: |x_i - z_i|^2
-        replies = self.send("train", number, like, told)
+        drift = self.plan.drift
+        told = {"loss"} | ({"gap"} if self.plan.coupling.duals else set()) | ({"steps"} if drift.counted else set())
+        replies = self.send("train", number, like, frozenset(told))  # gap: |x_i - z_i|^2
         gaps = {reply.client: reply.metrics["gap"] for reply in replies if "gap" in reply.metrics}
-        residuals = self.tie.update({reply.client: reply.values for reply in replies}, gaps)
+        answers = {reply.client: reply.values for reply in replies}
+        if drift.normalise:
+            weights = {name: self.carriers[name].weight for name in answers}
+            answers = normalised(answers, self.parts, {r.client: steps_of(r) for r in replies}, weights)
+        residuals = self.tie.update(answers, gaps)
         self.parts = {name: self.tie.part(name) for name in self.carriers}
         self.seen |= {reply.client: number for reply in replies}
         losses = {reply.client: reply.metrics.get("loss", math.nan) for reply in replies}
@@ -154,6 +160,14 @@ class Coordinator:
     def z(self) -> Params:
         """The server's parameters."""
         return self.tie.whole()
+
+
+def steps_of(reply: Contribution) -> float:
+    """Return the number of local steps that a client tells; raises ContractError if it is none."""
+    steps = reply.metrics.get("steps", math.nan)
+    if not (0 <= steps < 2**53 and steps == int(steps)):
+        raise ContractError(f"client {reply.client}: steps must be a whole number from 0, found {steps}")
+    return steps
 
 
 def weighted(losses: dict[str, float], carriers: dict[str, Carrier]) -> float:

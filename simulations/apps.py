@@ -30,6 +30,7 @@ def plan_of(experiment: Experiment) -> Plan:
         e.coupling,
         e.descent,
         e.seed,
+        e.drift,
     )
 
 

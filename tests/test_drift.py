@@ -10,7 +10,8 @@ from flwr.app import Context, Message, RecordDict
 from clients.app import client_app
 from clients.memory import Memory
 from clients.recommend import params_of
-from fedrec.coordination import Apfl, Drift, Own, mix
+from fedrec.aggregation import Carrier, mean
+from fedrec.coordination import Apfl, Drift, Own, mix, normalised
 from fedrec.errors import UserError
 from fedrec.experiment import clients_data
 from fedrec.models import Recommender
@@ -18,10 +19,11 @@ from fedrec.optimisers import Optimiser
 from fedrec.parameters import Params, clone, norm, subtract
 from fedrec.records import write_record
 from fedrec.seeds import generator
+from fedrec.sharing import ContractError, Contribution
 from fedrec.tasks import tasks_of
-from fedrec.training import Recipe, batch_loss, batches
+from fedrec.training import Recipe, batch_loss, batches, local_update, steps
 from fedrec.wire import read_broadcast
-from server.strategy import Coordinator
+from server.strategy import Coordinator, steps_of
 from simulations.apps import plan_of
 from tests.builders import client, interactions
 from tests.helpers import SpyGrid, experiment, fit, results
@@ -162,5 +164,70 @@ def test_a_lost_round_takes_the_personal_model_back() -> None:
 
 @pytest.mark.parametrize("weight", [0.0, 1.5])
 def test_the_personal_share_of_apfl_is_a_fraction(weight: float) -> None:
-    with pytest.raises(UserError, match="drift.*must be above 0 and at most 1 for apfl, found"):
+    with pytest.raises(UserError, match=r"drift.*must be above 0 and at most 1 for apfl, found"):
         experiment("apfl", drift={"personal": "apfl", "weight": weight})
+
+
+def test_fednova_by_hand() -> None:
+    # p = (1, 3)/4 and tau = (1, 4) give tau_eff = 13/4. The changes are 1 and 8, per step 1 and 2, so that
+    # z+ = 0 + 13/4 (1/4 1 + 3/4 2) = 13/4 7/4 = 91/16, where FedAvg has 1/4 + 6 = 25/4.
+    weights, z = {"a": 1.0, "b": 3.0}, {"w": torch.zeros(1)}
+    x = {"a": {"w": torch.tensor([1.0])}, "b": {"w": torch.tensor([8.0])}}
+    found = normalised(x, {"a": z, "b": z}, {"a": 1, "b": 4}, weights)
+    who = {name: Carrier(name, z, {}, p) for name, p in weights.items()}
+    assert float(mean([(who[n], found[n]) for n in found])["w"]) == 91 / 16
+    assert float(mean([(who[n], x[n]) for n in x])["w"]) == 25 / 4
+
+
+def test_fednova_is_fedavg_for_equal_steps_and_leaves_a_client_without_steps_where_it_is() -> None:
+    z = {"w": torch.tensor([0.3, -2.0])}
+    x = {"a": {"w": torch.tensor([1.7, 0.1])}, "b": {"w": torch.tensor([-0.9, 4.0])}}
+    equal_steps = normalised(x, {"a": z, "b": z}, {"a": 7, "b": 7}, {"a": 2.0, "b": 5.0})
+    assert all(torch.allclose(equal_steps[n]["w"], x[n]["w"].double(), atol=1e-15, rtol=1e-15) for n in x)
+    idle = normalised({**x, "b": z}, {"a": z, "b": z}, {"a": 7, "b": 0}, {"a": 2.0, "b": 5.0})
+    assert torch.equal(idle["b"]["w"], z["w"].double())
+    assert normalised({}, {}, {}, {}) == {}
+
+
+def test_fednova_end_to_end_is_fedavg_where_steps_are_equal_and_not_where_they_differ() -> None:
+    # One batch for each client makes every client's number of steps that of its epochs.
+    same, other = (fit(experiment(m, batch_size=10**6, rounds=1))[0].shared for m in ("fednova", "fedper"))
+    assert all(torch.allclose(same[n], other[n], atol=1e-7) for n in other)
+    a, b = (fit(experiment(m, batch_size=64, rounds=1))[0].shared for m in ("fednova", "fedper"))
+    assert norm(subtract(a, b)) > 1e-3 * norm(b)
+
+
+@pytest.mark.parametrize("batch_size", [7, 64, 10**6])
+@pytest.mark.parametrize(("phases", "shared"), [(("all",), 1), (("private", "shared"), 1), (("all", "shared"), 2)])
+def test_steps_are_those_that_training_makes_on_what_is_shared(
+    batch_size: int, phases: tuple[Any, ...], shared: int
+) -> None:
+    e = experiment("fednova", phases=phases, batch_size=batch_size)
+    data = clients_data(e)[0]
+    tasks, numbers = e.tasks(data.name), []
+    model = e.recommender(data.name)
+    start = model.init(0, data.users, data.items, {task.name: 0.0 for task in tasks})
+    local_update(
+        model, start, data, tasks, e.recipe(), e.sharing(), seed=0, scope=("a",),
+        beside=lambda params, names, batch, t: numbers.append("item_table" in names),
+    )  # fmt: skip
+    assert steps(data, tasks, e.recipe()) == sum(numbers)
+    assert sum(numbers) >= shared * e.local_epochs
+
+
+@pytest.mark.parametrize("told", [-1.0, 0.5, float("nan"), float("inf"), None])
+def test_a_number_of_steps_that_is_none_is_refused(told: float | None) -> None:
+    metrics = {} if told is None else {"steps": told}
+    with pytest.raises(ContractError, match="client films: steps must be a whole number from 0, found"):
+        steps_of(Contribution("films", {}, metrics))
+
+
+def test_steps_are_told_only_where_the_method_needs_them() -> None:
+    for method in ("fedper", "ditto", "fednova"):
+        told = {name for m in trained(method).received for name in m.content.metric_records["metrics"]}
+        assert ("steps" in told) == (method == "fednova")
+
+
+def test_fednova_does_not_go_with_duals() -> None:
+    with pytest.raises(UserError, match="drift: must be without duals"):
+        experiment("fednova", coupling={"duals": True, "rho": 0.1})

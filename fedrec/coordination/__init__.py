@@ -3,7 +3,7 @@
 from fedrec.coordination.budget import Budget
 from fedrec.coordination.coupling import Coupling
 from fedrec.coordination.descent import Descent
-from fedrec.coordination.drift import Drift, Own
+from fedrec.coordination.drift import Drift, Own, normalised
 from fedrec.coordination.halves import Hub, Link, Residuals, tie
 from fedrec.coordination.local import gradient_steps, newton
 from fedrec.coordination.operators import (
@@ -49,6 +49,7 @@ __all__ = [
     "gradient_steps",
     "mix",
     "newton",
+    "normalised",
     "personal_model",
     "solve",
     "tie",
