@@ -12,8 +12,9 @@ from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 
 from clients.device import device_of
+from clients.drift import begin, counted, follow, lockstep
 from clients.memory import Memory
-from fedrec.coordination import Apfl, Link, Own, personal_model
+from fedrec.coordination import Link, Own, personal_model
 from fedrec.data import ClientData
 from fedrec.errors import UserError
 from fedrec.evaluation import Evaluation, ModelScorer, Split, evaluate, members
@@ -23,7 +24,7 @@ from fedrec.parameters import Params, norm, subtract, to
 from fedrec.records import save_client
 from fedrec.sharing import TABLES, Broadcast, ContractError, Contribution, admit
 from fedrec.tasks import Task
-from fedrec.training import Beside, local_update, steps
+from fedrec.training import Beside, local_update
 from fedrec.wire import contribution_record, read_broadcast
 
 Read = Callable[[Context], tuple[Experiment, Path | None]]
@@ -62,7 +63,8 @@ class Client:
     def receive(self, message: Message) -> Broadcast:
         """Return the server's message, admitted against this client's own contract."""
         broadcast = read_broadcast(message.content)
-        return replace(broadcast, values=admit(broadcast.values, self.shared_like()))
+        like, c = self.shared_like(), broadcast.control
+        return replace(broadcast, values=admit(broadcast.values, like), control=None if c is None else admit(c, like))
 
     def link(self, shared: Params) -> Link | None:
         """Return the link of a client that joins with its shared parameters; None without duals."""
@@ -77,13 +79,19 @@ class Client:
         """
         e, number = self.experiment, broadcast.round
         start = e.sharing().join(broadcast.values, private)
-        apfl = self.apfl(own)
-        params, loss = self.update(start, number, anchor, rho, apfl.step if apfl else None)
+        apfl, shift = lockstep(self, own), own.shift(broadcast.control)
+        params, loss = self.update(start, number, anchor, rho, apfl.step if apfl else None, shift)
         shared, private = e.sharing().split(params)
-        return shared, private, loss, self.follow(broadcast, own, apfl)
+        return shared, private, loss, follow(self, broadcast, shared, own, apfl)
 
     def update(
-        self, start: Params, number: int, anchor: Params, mu: float, beside: Beside | None = None
+        self,
+        start: Params,
+        number: int,
+        anchor: Params,
+        mu: float,
+        beside: Beside | None = None,
+        shift: Params | None = None,
     ) -> tuple[Params, float]:
         """Return the parameters after the local training of a round, and the loss; raises UserError if it diverged."""
         e = self.experiment
@@ -98,6 +106,7 @@ class Client:
             scope=(self.data.name, number),
             anchor=to(anchor, self.device),
             beside=beside,
+            shift=shift and to(shift, self.device),
         )
         return self.finite(to(params, "cpu"), number), loss
 
@@ -108,33 +117,6 @@ class Client:
                 f"lr: must be small enough for finite parameters, found {self.experiment.lr} in round {number}"
             )
         return params
-
-    def counted(self) -> dict[str, float]:
-        """Return the metric that tells the server the number of local steps, if the method needs it."""
-        e = self.experiment
-        return {"steps": float(steps(self.data, self.tasks, e.recipe()))} if e.drift.counted else {}
-
-    def own(self) -> Own:
-        """Return what the client keeps for its drift correction when it joins."""
-        return Own(self.start() if self.experiment.drift.personal != "none" else None)
-
-    def apfl(self, own: Own) -> Apfl | None:
-        """Return the personal half that is trained in lockstep with the shared model, if the method has one."""
-        e = self.experiment
-        if e.drift.personal != "apfl" or own.personal is None:
-            return None
-        return Apfl.start(e.drift.weight, e.recipe(), self.model, self.tasks, to(own.personal, self.device))
-
-    def follow(self, broadcast: Broadcast, own: Own, apfl: Apfl | None) -> Own:
-        """Return what the client keeps after a round: APFL's v, or Ditto's copy trained on f_i + lambda/2 |v - z|^2.
-
-        The copy sees the batches of the shared model (Ditto, arXiv 2012.04221, Alg. 1, line 7).
-        """
-        if apfl:
-            return Own(self.finite(to(apfl.v, "cpu"), broadcast.round))
-        if own.personal is None:
-            return own
-        return Own(self.update(own.personal, broadcast.round, broadcast.values, self.experiment.drift.weight)[0])
 
     def evaluate(self, shared: Params, private: Params, split: Split) -> Evaluation:
         """Return the metrics of this client's model, or of every member's if it is a pooled one."""
@@ -188,7 +170,7 @@ def client_app(read: Read) -> ClientApp:
     def join(message: Message, context: Context) -> Message:
         client = open_client(context)
         shared, private = client.experiment.sharing().split(client.start())
-        Memory(context).begin(private, client.link(shared), client.own())
+        Memory(context).begin(private, client.link(shared), begin(client))
         ids = {"user": client.data.users, "item": client.data.items}
         rows = {TABLES[name]: ids[TABLES[name]] for name in shared if name in TABLES}
         reply = Contribution(client.data.name, shared, {"examples": float(len(client.data.train))}, client.device, rows)
@@ -202,7 +184,7 @@ def client_app(read: Read) -> ClientApp:
         if not coupling.duals:
             shared, private, loss, own = client.train(broadcast, memory.private, z, coupling.rho, memory.own())
             memory.trained(broadcast.round, private, None, own)
-            return answer(client, message, shared, {"loss": loss, **client.counted()})
+            return answer(client, message, shared, {"loss": loss, **counted(client)})
         link = memory.link.rescaled(broadcast.rho if coupling.balance else coupling.rho)
         x, private, loss, own = client.train(broadcast, memory.private, link.anchor(z), link.rho, memory.own())
         increment, link = link.answer(x, z)

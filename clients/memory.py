@@ -9,13 +9,8 @@ from fedrec.parameters import Params
 from fedrec.sharing import ContractError
 from fedrec.wire import pack, unpack
 
-NOW = (
-    "private",
-    "dual",
-    "sent",
-    "personal",
-    "mark",
-)  # the state after the last contribution; `before.*` is that of the one before
+# The state after the last contribution; `before.*` is that of the one before.
+NOW = ("private", "dual", "sent", "personal", "control", "mark")
 NOTHING = Own()
 
 
@@ -83,7 +78,8 @@ class Memory:
         """Return what the client keeps for its drift correction, as the last training or the best round left it."""
         records = self.context.state.array_records
         personal = (records.get("kept.personal") if best else None) or records.get("personal")
-        return Own(None if personal is None else unpack(personal))
+        control = records.get("control")
+        return Own(None if personal is None else unpack(personal), None if control is None else unpack(control))
 
     @property
     def link(self) -> Link:
@@ -104,3 +100,5 @@ class Memory:
             self.context.state["sent"] = pack(link.sent)
         if own.personal is not None:
             self.context.state["personal"] = pack(own.personal)
+        if own.control is not None:
+            self.context.state["control"] = pack(own.control)

@@ -134,6 +134,16 @@ class Experiment(Method):
     def _drift(self) -> None:
         if self.drift.counted and self.coupling.duals:
             raise UserError("drift: must be without duals for FedNova and SCAFFOLD, found coupling.duals")
+        if self.drift.correction != "scaffold":
+            return
+        if self.optimiser != "sgd":
+            raise UserError(
+                f"optimiser: must be sgd for SCAFFOLD (add --optimiser sgd --lr 10), found {self.optimiser}"
+            )
+        if self.phases != ("all",):
+            raise UserError(f"phases: must be the one phase all for SCAFFOLD, found {','.join(self.phases)}")
+        if not self.coupling.plain:
+            raise UserError(f"coupling: must be the plain mean for SCAFFOLD, found {self.coupling.kind}")
 
     @property
     def personal(self) -> bool:

@@ -133,13 +133,15 @@ def local_update(
     scope: tuple[str | int, ...],
     anchor: Mapping[str, Tensor] | None = None,
     beside: Beside | None = None,
+    shift: Mapping[str, Tensor] | None = None,
 ) -> tuple[Params, float]:
     """Return the parameters after one round of local training, and the mean training loss over its batches.
 
     Pure: `params` is not changed, and the result depends on the arguments alone. The optimiser starts afresh. `anchor`
     is the broadcast that the proximal term `mu/2 |x - z|^2` pulls the shared parameters to. `beside` is called before
-    every step with the parameters, the names that it trains, its batch and its number in the phase. Without a row to
-    train on, the parameters come back unchanged and the loss is NaN.
+    every step with the parameters, the names that it trains, its batch and its number in the phase. `shift` is added to
+    the gradients, also where a task sees none. Without a row to train on, the parameters come back unchanged and the
+    loss is NaN.
     """
     params = {name: value.detach().clone() for name, value in params.items()}
     device = str(next(iter(params.values())).device)
@@ -147,6 +149,7 @@ def local_update(
     losses: list[Tensor] = []
     for number, phase in enumerate(recipe.phases):
         names = trainable(params, tasks, sharing, phase)
+        names += [name for name in shift or {} if name not in names]
         state = recipe.optimiser.start({name: params[name] for name in names})
         t = 0
         for name in names:
@@ -156,6 +159,7 @@ def local_update(
             for batch in batches(data, tasks, recipe, rng, device, taken):
                 loss = batch_loss(model, params, tasks, batch, recipe.l2)
                 grads = gradients(loss, params, names, recipe.mu, anchor)
+                grads |= {name: grads[name] + value for name, value in (shift or {}).items()}
                 t += 1
                 if beside:
                     beside(params, names, batch, t)

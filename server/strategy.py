@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from flwr.serverapp import Grid
 
 from fedrec.aggregation import Carrier, alone, carrier, catalogue
-from fedrec.coordination import Coupling, Descent, Drift, normalised, tie_of
+from fedrec.coordination import Control, Coupling, Descent, Drift, normalised, tie_of
 from fedrec.metrics import higher_is_better
 from fedrec.parameters import Params
 from fedrec.records import Record, Row
@@ -31,6 +31,7 @@ class Plan:
     descent: Descent
     seed: int
     drift: Drift = field(default_factory=Drift)
+    lr: float = 0.0  # of the clients' steps, for SCAFFOLD
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ class Coordinator:
     def __post_init__(self) -> None:
         self.exchange = Exchange(self.grid, self.record)
         self.parts: dict[str, Params] = {}  # what each client is sent: its z_i
+        self.control: Control | None = None
 
     def fit(self, nodes: Sequence[int]) -> Record:
         """Run the rounds, select the best by validation, test it, and return the record."""
@@ -90,11 +92,7 @@ class Coordinator:
         told = {"loss"} | ({"gap"} if self.plan.coupling.duals else set()) | ({"steps"} if drift.counted else set())
         replies = self.send("train", number, like, frozenset(told))  # gap: |x_i - z_i|^2
         gaps = {reply.client: reply.metrics["gap"] for reply in replies if "gap" in reply.metrics}
-        answers = {reply.client: reply.values for reply in replies}
-        if drift.normalise:
-            weights = {name: self.carriers[name].weight for name in answers}
-            answers = normalised(answers, self.parts, {r.client: steps_of(r) for r in replies}, weights)
-        residuals = self.tie.update(answers, gaps)
+        residuals = self.tie.update(self.corrected(replies), gaps)
         self.parts = {name: self.tie.part(name) for name in self.carriers}
         self.seen |= {reply.client: number for reply in replies}
         losses = {reply.client: reply.metrics.get("loss", math.nan) for reply in replies}
@@ -110,6 +108,17 @@ class Coordinator:
             "dual_residual": residuals.dual,
             "rho": residuals.rho,
         }
+
+    def corrected(self, replies: Sequence[Contribution]) -> dict[str, Params]:
+        """Return what the clients of a round sent, normalised under FedNova, after SCAFFOLD's c has followed them."""
+        answers = {reply.client: reply.values for reply in replies}
+        steps = {reply.client: steps_of(reply) for reply in replies} if self.plan.drift.counted else {}
+        if self.control:
+            self.control.update(answers, self.parts, steps)
+        if not self.plan.drift.normalise:
+            return answers
+        weights = {name: self.carriers[name].weight for name in answers}
+        return normalised(answers, self.parts, steps, weights)
 
     def validate(self, number: int, row: Row) -> float:
         """Let every client evaluate Z with its private parameters; return the mean of the selecting metric."""
@@ -138,6 +147,8 @@ class Coordinator:
             self.plan.coupling, self.plan.descent, self.carriers, {r.client: r.values for r in joined}, self.plan.seed
         )
         self.parts = {name: self.tie.part(name) for name in self.carriers}
+        if self.plan.drift.correction == "scaffold":
+            self.control = Control(self.carriers, self.plan.lr)
         self.seen = dict.fromkeys(self.carriers, 0)
         tables = alone(list(self.carriers.values()), self.record.rows) if len(joined) > 1 else []
         if tables:
@@ -149,8 +160,11 @@ class Coordinator:
         self, kind: str, number: int, like: dict[str, Params], metrics: frozenset[str], split: str = "validation"
     ) -> list[Contribution]:
         """Send each client its part of Z, and whether to keep the state it evaluated last; return the replies."""
+        controls = {name: self.control.part(name) for name in self.parts} if self.control and kind == "train" else {}
         broadcasts = {
-            name: Broadcast(number, part, name in self.improved, split, self.tie.rho, self.seen[name])
+            name: Broadcast(
+                number, part, name in self.improved, split, self.tie.rho, self.seen[name], controls.get(name)
+            )
             for name, part in self.parts.items()
         }
         self.improved -= set(broadcasts)

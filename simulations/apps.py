@@ -31,6 +31,7 @@ def plan_of(experiment: Experiment) -> Plan:
         e.descent,
         e.seed,
         e.drift,
+        e.lr,
     )
 
 

@@ -19,6 +19,7 @@ METHODS: dict[str, Method] = {
         Method(method="clusters", share=BODY, coupling=Coupling(kind="clusters", rho=ADMM, duals=True)),
         Method(method="mr-mtl", share=BODY, coupling=Coupling(kind="mean-regularised", rho=ADMM, strength=ADMM)),
         Method(method="graph", share=BODY, coupling=Coupling(kind="graph", rho=ADMM, strength=ADMM)),
+        Method(method="scaffold", share=BODY, drift=Drift(correction="scaffold")),  # arXiv 1910.06378; needs sgd
         Method(method="fednova", share=BODY, drift=Drift(normalise=True)),  # arXiv 2007.07481
         Method(method="ditto", share=BODY, drift=Drift(personal="ditto", weight=ADMM)),  # arXiv 2012.04221
         Method(method="apfl", share=BODY, drift=Drift(personal="apfl", weight=0.5)),  # arXiv 2003.13461

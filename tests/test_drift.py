@@ -1,28 +1,30 @@
 """Drift correction: personal models, normalised averaging, control variates."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from flwr.app import Context, Message, RecordDict
+from flwr.app import ArrayRecord, Context, Message, RecordDict
 
 from clients.app import client_app
 from clients.memory import Memory
 from clients.recommend import params_of
 from fedrec.aggregation import Carrier, mean
-from fedrec.coordination import Apfl, Drift, Own, mix, normalised
+from fedrec.coordination import Apfl, Control, Drift, Own, control_change, mix, normalised
 from fedrec.errors import UserError
 from fedrec.experiment import clients_data
 from fedrec.models import Recommender
 from fedrec.optimisers import Optimiser
-from fedrec.parameters import Params, clone, norm, subtract
+from fedrec.parameters import Params, add, clone, norm, subtract
 from fedrec.records import write_record
 from fedrec.seeds import generator
 from fedrec.sharing import ContractError, Contribution
 from fedrec.tasks import tasks_of
 from fedrec.training import Recipe, batch_loss, batches, local_update, steps
-from fedrec.wire import read_broadcast
+from fedrec.wire import broadcast_record, read_broadcast
 from server.strategy import Coordinator, steps_of
 from simulations.apps import plan_of
 from tests.builders import client, interactions
@@ -231,3 +233,184 @@ def test_steps_are_told_only_where_the_method_needs_them() -> None:
 def test_fednova_does_not_go_with_duals() -> None:
     with pytest.raises(UserError, match="drift: must be without duals"):
         experiment("fednova", coupling={"duals": True, "rho": 0.1})
+
+
+SGD = {"optimiser": "sgd", "lr": 10.0}
+
+
+def quadratics(seed: int, n: int = 4, d: int = 6, condition: float = 20.0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return A [n, d, d] with eigenvalues from 1/condition to 1, and b [n, d], of f_i = x.A_i x / 2 - b_i.x."""
+    rng = generator(seed, "quadratics")
+    a, spread = [], torch.logspace(0, -float(np.log10(condition)), d, dtype=torch.float64)
+    for _ in range(n):
+        q, _ = torch.linalg.qr(torch.from_numpy(rng.standard_normal((d, d))))
+        a.append(q @ torch.diag(spread) @ q.T)
+    return torch.stack(a), torch.from_numpy(rng.standard_normal((n, d)))
+
+
+def minimise(
+    a: torch.Tensor, b: torch.Tensor, p: list[float], k: int, rounds: int, *, scaffold: bool, sample: int | None = None
+) -> torch.Tensor:
+    """Return z after rounds of k local gradient steps, by the functions that the clients and the server use."""
+    n, lr, rng = len(p), 0.5 / k, generator(0, "sample")
+    z = {"x": torch.zeros(a.shape[1], dtype=torch.float64)}
+    who = {str(i): Carrier(str(i), z, {}, p[i]) for i in range(n)}
+    server = Control(who, lr)
+    own = {name: Own(control=clone(z)) for name in who}
+    for _ in range(rounds):
+        chosen = sorted(rng.permutation(n)[: sample or n].tolist())
+        answers = {}
+        for i in chosen:
+            name, x = str(i), z["x"].clone()
+            c = server.part(name)
+            shift = own[name].shift(c)
+            assert shift is not None
+            for _ in range(k):
+                x = x - lr * (a[i] @ x - b[i] + (shift["x"] if scaffold else 0.0))
+            answers[name] = {"x": x}
+            control = own[name].control
+            assert control is not None
+            own[name] = Own(control=add(control, control_change(c, z, answers[name], k, lr)))
+        server.update(answers, dict.fromkeys(answers, z), dict.fromkeys(answers, float(k)))
+        z = mean([(who[name], x) for name, x in answers.items()], dtype=torch.float64)
+    held = [(who[name], one.control) for name, one in own.items() if one.control is not None]
+    assert not scaffold or torch.allclose(mean(held, dtype=torch.float64)["x"], server.c["x"], atol=1e-9)
+    return z["x"]
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("k", [1, 5, 20])
+def test_scaffold_reaches_the_optimum_of_quadratics_with_any_number_of_steps_and_fedavg_misses_it(
+    seed: int, k: int
+) -> None:
+    a, b = quadratics(seed)
+    p = [1.0, 2.0, 3.0, 1.0]
+    w = torch.tensor(p, dtype=torch.float64)
+    best = torch.linalg.solve((w[:, None, None] * a).sum(0), w @ b)
+    assert float((minimise(a, b, p, k, 600, scaffold=True) - best).norm()) < 1e-6
+    missed = float((minimise(a, b, p, k, 600, scaffold=False) - best).norm())
+    assert missed > 1e-3 if k > 1 else missed < 1e-6  # with one step both are gradient descent
+
+
+def test_scaffold_with_two_of_four_clients_reaches_the_same_optimum() -> None:
+    a, b = quadratics(3)
+    best = torch.linalg.solve(a.sum(0), b.sum(0))
+    assert float((minimise(a, b, [1.0] * 4, 5, 3000, scaffold=True, sample=2) - best).norm()) < 1e-6
+
+
+def test_a_change_of_control_by_hand() -> None:
+    # (z - x)/(K lr) - c = (1 - 0.4)/(3 * 0.1) - 0.5 = 1.5; without a step there is none.
+    c, z, x = ({"w": torch.tensor([value], dtype=torch.float64)} for value in (0.5, 1.0, 0.4))
+    assert float(control_change(c, z, x, 3, 0.1)["w"]) == pytest.approx(1.5, abs=1e-12)
+    assert float(control_change(c, z, x, 0, 0.1)["w"]) == 0.0
+
+
+def test_a_row_of_c_is_the_mean_over_the_clients_that_carry_it() -> None:
+    like = {"item_table": torch.zeros(2, 1)}
+    who = {
+        "a": Carrier("a", like, {"item_table": torch.tensor([0, 1])}, 1.0),
+        "b": Carrier("b", like, {"item_table": torch.tensor([1, 2])}, 3.0),
+    }
+    server = Control(who, lr=0.5)
+    zero = {"item_table": torch.zeros(2, 1)}
+    # Changes of a client: (z - x)/(1 * 0.5) = -2 x, while c is 0; rows 0, 1, 2 have weights (1,0), (1,3)/4, (0,1).
+    server.update({"a": {"item_table": torch.ones(2, 1)}}, {"a": zero}, {"a": 1})
+    assert server.c["item_table"].reshape(-1).tolist() == [-2.0, -0.5, 0.0]
+    assert server.part("b")["item_table"].reshape(-1).tolist() == [-0.5, 0.0]
+    assert server.part("b")["item_table"].dtype == torch.float32
+
+
+def test_scaffold_end_to_end_keeps_c_the_mean_of_the_clients_and_sends_nothing_more_up() -> None:
+    e = experiment("scaffold", rounds=4, **SGD)
+    grid = SpyGrid(client_app(lambda _: (e, None)), 3)
+    coordinator = Coordinator(grid, plan_of(e))
+    record = coordinator.fit(list(grid.get_node_ids()))
+    names = {m.metadata.src_node_id: str(m.content.config_records["config"]["client"]) for m in grid.received}
+    held = [
+        (coordinator.carriers[names[node]], control)
+        for node, context in grid.contexts.items()
+        if (control := Memory(context).own().control) is not None
+    ]
+    assert len(held) == 3 and coordinator.control is not None
+    total = mean(held, dtype=torch.float64)
+    assert all(torch.allclose(total[n], coordinator.control.c[n], atol=1e-9) for n in total)
+    assert norm(total) > 1e-3
+    for message in grid.received:
+        assert set(message.content) <= {"shared", "rows", "metrics", "config"}
+    for message in grid.sent:
+        assert ("control" in message.content) == (message.metadata.message_type == "train")
+    down = [row["parameter"] for row in record.ledger if row["direction"] == "down" and row["round"] == 2]
+    assert down.count("control:item_table") == 3
+    assert not any("control" in str(row["parameter"]) for row in record.ledger if row["direction"] == "up")
+    assert results(record) == results(fit(e)[0])
+    plain, _ = fit(experiment("fedper", rounds=4, **SGD))
+    assert norm(subtract(record.shared, plain.shared)) > 1e-4
+
+
+def test_the_first_round_of_scaffold_is_that_of_fedavg() -> None:
+    a, b = (fit(experiment(m, rounds=1, **SGD))[0].shared for m in ("scaffold", "fedper"))
+    assert equal(a, b)  # c_i = c = 0
+
+
+@pytest.mark.parametrize("method", ["scaffold", "ditto", "apfl"])
+def test_a_lost_contribution_is_undone(method: str) -> None:
+    e = experiment(method, rounds=2, **SGD)
+    grid = trained(method, rounds=2, **SGD)
+    for context in grid.contexts.values():
+        name = context.node_id
+        train = [m for m in grid.sent if m.metadata.message_type == "train" and m.metadata.dst_node_id == name][-1]
+        after = Memory(context).own()
+        assert not grid.app(train, context).has_error()  # the server has seen round 1 only, and sends the same again
+        again = Memory(context).own()
+        for one, other in ((after.personal, again.personal), (after.control, again.control)):
+            assert (one is None) == (other is None)
+            assert one is None or other is None or equal(one, other)
+    assert e.rounds == Memory(next(iter(grid.contexts.values()))).round
+
+
+@pytest.mark.parametrize(
+    ("method", "control", "text"),
+    [
+        ("scaffold", None, "record control: must be sent, found missing"),
+        ("scaffold", {"user_table": torch.zeros(1)}, "user_table: must be a shared parameter"),
+        ("fedper", {}, "item_bias: must be sent, found missing"),
+    ],
+)
+def test_a_control_variate_outside_the_contract_is_refused(method: str, control: Params | None, text: str) -> None:
+    grid = trained(method, rounds=1, **SGD)
+    train = next(m for m in grid.sent if m.metadata.message_type == "train")
+    broadcast = replace(read_broadcast(train.content), control=control)
+    forged = Message(broadcast_record(broadcast), train.metadata.dst_node_id, "train", group_id="1")
+    reply = grid.app(forged, grid.contexts[train.metadata.dst_node_id])
+    assert reply.has_error() and text in str(reply.error.reason)
+
+
+def test_a_control_variate_without_scaffold_is_refused() -> None:
+    with pytest.raises(ContractError, match="record control: must not be sent, found one"):
+        Own().shift({"w": torch.zeros(1)})
+
+
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        ({}, "optimiser: must be sgd for SCAFFOLD (add --optimiser sgd --lr 10), found adam"),
+        ({**SGD, "phases": ("private", "shared")}, "phases: must be the one phase all for SCAFFOLD, found"),
+        ({**SGD, "coupling": {"duals": True, "rho": 0.1}}, "drift: must be without duals for FedNova and SCAFFOLD"),
+        ({**SGD, "coupling": {"kind": "clusters"}}, "coupling: must be the plain mean for SCAFFOLD, found clusters"),
+    ],
+)
+def test_scaffold_is_refused_where_it_does_not_fit(fields: dict[str, Any], text: str) -> None:
+    with pytest.raises(UserError) as error:
+        experiment("scaffold", **fields)
+    assert text in str(error.value)
+
+
+@pytest.mark.parametrize("method", ["ditto", "apfl", "fednova", "scaffold"])
+def test_messages_hold_only_what_the_contract_allows(method: str) -> None:
+    e = experiment(method, **SGD)
+    _, grid = fit(e)
+    for message in [*grid.sent, *grid.received]:
+        for name in ("shared", "control"):
+            held = message.content.array_records.get(name, ArrayRecord())
+            assert e.sharing().split({key: torch.zeros(0) for key in held})[1] == {}
+        assert set(message.content) <= {"shared", "rows", "metrics", "config", "control"}

@@ -3,7 +3,7 @@
 from fedrec.coordination.budget import Budget
 from fedrec.coordination.coupling import Coupling
 from fedrec.coordination.descent import Descent
-from fedrec.coordination.drift import Drift, Own, normalised
+from fedrec.coordination.drift import Control, Drift, Own, control_change, normalised
 from fedrec.coordination.halves import Hub, Link, Residuals, tie
 from fedrec.coordination.local import gradient_steps, newton
 from fedrec.coordination.operators import (
@@ -27,6 +27,7 @@ __all__ = [
     "Box",
     "Budget",
     "Clusters",
+    "Control",
     "Coupling",
     "Descent",
     "Drift",
@@ -46,6 +47,7 @@ __all__ = [
     "Tie",
     "Within",
     "check",
+    "control_change",
     "gradient_steps",
     "mix",
     "newton",
