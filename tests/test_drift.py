@@ -21,10 +21,10 @@ from fedrec.optimisers import Optimiser
 from fedrec.parameters import Params, add, clone, norm, subtract
 from fedrec.records import write_record
 from fedrec.seeds import generator
-from fedrec.sharing import ContractError, Contribution
+from fedrec.sharing import Broadcast, ContractError, Contribution
 from fedrec.tasks import tasks_of
 from fedrec.training import Recipe, batch_loss, batches, local_update, steps
-from fedrec.wire import broadcast_record, read_broadcast
+from fedrec.wire import broadcast_record, ledger, read_broadcast
 from server.strategy import Coordinator, steps_of
 from simulations.apps import plan_of
 from tests.builders import client, interactions
@@ -414,3 +414,15 @@ def test_messages_hold_only_what_the_contract_allows(method: str) -> None:
             held = message.content.array_records.get(name, ArrayRecord())
             assert e.sharing().split({key: torch.zeros(0) for key in held})[1] == {}
         assert set(message.content) <= {"shared", "rows", "metrics", "config", "control"}
+
+
+def test_a_control_variate_comes_back_from_the_wire_and_is_in_the_ledger() -> None:
+    control = {"item_table": torch.tensor([[0.1], [-0.0]])}
+    record = broadcast_record(Broadcast(3, {"item_table": torch.ones(2, 1)}, control=control))
+    found = read_broadcast(record).control
+    assert found is not None and equal(found, control)
+    assert [(entry.parameter, entry.rows) for entry in ledger(record, 3, "films", "down")] == [
+        ("item_table", 2),
+        ("control:item_table", 2),
+    ]
+    assert read_broadcast(broadcast_record(Broadcast(3, {}))).control is None
