@@ -1,7 +1,6 @@
 """The ClientApp: receive, train, reply. Its configuration decides what it shares; the server cannot ask for more."""
 
 import logging
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,9 +11,11 @@ from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 
+from clients.budget import excess, priced
 from clients.device import device_of
+from clients.drift import begin, counted, follow, lockstep
 from clients.memory import Memory
-from fedrec.coordination import Link
+from fedrec.coordination import Link, Own, personal_model
 from fedrec.data import ClientData
 from fedrec.errors import UserError
 from fedrec.evaluation import Evaluation, ModelScorer, Split, evaluate, members
@@ -22,9 +23,9 @@ from fedrec.experiment import Experiment, clients_data, tasks_for
 from fedrec.models import Recommender
 from fedrec.parameters import Params, norm, subtract, to
 from fedrec.records import save_client
-from fedrec.sharing import TABLES, Broadcast, ContractError, Contribution, Sharing, admit
+from fedrec.sharing import TABLES, Broadcast, ContractError, Contribution, admit
 from fedrec.tasks import Task
-from fedrec.training import held_out_loss, local_update
+from fedrec.training import Beside, local_update
 from fedrec.wire import contribution_record, read_broadcast
 
 Read = Callable[[Context], tuple[Experiment, Path | None]]
@@ -63,67 +64,62 @@ class Client:
     def receive(self, message: Message) -> Broadcast:
         """Return the server's message, admitted against this client's own contract."""
         broadcast = read_broadcast(message.content)
-        return replace(broadcast, values=admit(broadcast.values, self.shared_like()))
+        like, c = self.shared_like(), broadcast.control
+        return replace(broadcast, values=admit(broadcast.values, like), control=None if c is None else admit(c, like))
 
     def link(self, shared: Params) -> Link | None:
         """Return the link of a client that joins with its shared parameters; None without duals."""
         return Link.start(shared, self.experiment.coupling.rho) if self.experiment.coupling.duals else None
 
-    def alone(self) -> list[float]:
-        """Return the lowest held-out loss that this client has reached after each round of training alone."""
-        e, params, found = self.experiment, to(self.start(), self.device), [math.inf]
-        for number in range(1, e.rounds + 1):
-            scope = (self.data.name, "alone", number)
-            params, _ = local_update(
-                self.model, params, self.data, self.tasks, e.recipe(), Sharing(()), seed=e.seed, scope=scope
-            )
-            found.append(min(found[-1], self.held_out(params)))
-        return found[1:]
-
-    def held_out(self, params: Params) -> float:
-        """Return the loss of the validation rows."""
-        return held_out_loss(
-            self.model, params, self.data, self.tasks, self.experiment.recipe(), seed=self.experiment.seed
-        )
-
-    def excess(self, memory: Memory, z: Params, number: int) -> float:
-        """Return by how much the held-out loss at z_i is above the budget of a round; NaN without a budget."""
-        limits = memory.limits
-        if not limits:
-            rule, name = self.experiment.budget, self.data.name
-            needed = rule.margin is not None and rule.given(name) is None
-            limits = memory.limits = rule.budgets(name, self.alone() if needed else [math.inf])
-        limit = limits[min(number, len(limits)) - 1]
-        if math.isinf(limit):
-            return math.nan
-        params = self.experiment.sharing().join(to(z, self.device), to(memory.private, self.device))
-        return self.held_out(params) - limit
-
     def train(
-        self, broadcast: Broadcast, private: Params, anchor: Params, rho: float, mu: float = 0.0
-    ) -> tuple[Params, Params, float]:
-        """Return (shared, private, loss) after the local training of a round; raises UserError if it diverged.
+        self, broadcast: Broadcast, private: Params, anchor: Params, rho: float, own: Own, price: float = 0.0
+    ) -> tuple[Params, Params, float, Own]:
+        """Return (shared, private, loss, own) after the local training of a round; raises UserError if it diverged.
 
-        It starts from the broadcast and minimises (1 + mu) f_i + rho/2 |x_i - anchor|^2.
+        It starts from the broadcast and minimises (1 + price) f_i + rho/2 |x_i - anchor|^2.
         """
+        e, number = self.experiment, broadcast.round
+        start = e.sharing().join(broadcast.values, private)
+        apfl, shift = lockstep(self, own), own.shift(broadcast.control)
+        params, loss = self.update(start, number, anchor, rho, apfl.step if apfl else None, shift, price)
+        shared, private = e.sharing().split(params)
+        return shared, private, loss, follow(self, broadcast, shared, own, apfl)
+
+    def update(
+        self,
+        start: Params,
+        number: int,
+        anchor: Params,
+        mu: float,
+        beside: Beside | None = None,
+        shift: Params | None = None,
+        price: float = 0.0,
+    ) -> tuple[Params, float]:
+        """Return the parameters after the local training of a round, and the loss; raises UserError if it diverged."""
         e = self.experiment
-        params = e.sharing().join(to(broadcast.values, self.device), to(private, self.device))
         params, loss = local_update(
             self.model,
-            params,
+            to(start, self.device),
             self.data,
             self.tasks,
-            replace(e.recipe(), mu=rho),
+            replace(e.recipe(), mu=mu),
             e.sharing(),
             seed=e.seed,
-            scope=(self.data.name, broadcast.round),
+            scope=(self.data.name, number),
             anchor=to(anchor, self.device),
-            weight=1.0 + mu,
+            weight=1.0 + price,
+            beside=beside,
+            shift=shift and to(shift, self.device),
         )
+        return self.finite(to(params, "cpu"), number), loss
+
+    def finite(self, params: Params, number: int) -> Params:
+        """Return the parameters; raises UserError if training diverged."""
         if not all(bool(value.isfinite().all()) for value in params.values()):
-            raise UserError(f"lr: must be small enough for finite parameters, found {e.lr} in round {broadcast.round}")
-        shared, private = e.sharing().split(to(params, "cpu"))
-        return shared, private, loss
+            raise UserError(
+                f"lr: must be small enough for finite parameters, found {self.experiment.lr} in round {number}"
+            )
+        return params
 
     def evaluate(self, shared: Params, private: Params, split: Split) -> Evaluation:
         """Return the metrics of this client's model, or of every member's if it is a pooled one."""
@@ -177,7 +173,7 @@ def client_app(read: Read) -> ClientApp:
     def join(message: Message, context: Context) -> Message:
         client = open_client(context)
         shared, private = client.experiment.sharing().split(client.start())
-        Memory(context).begin(private, client.link(shared))
+        Memory(context).begin(private, client.link(shared), begin(client))
         ids = {"user": client.data.users, "item": client.data.items}
         rows = {TABLES[name]: ids[TABLES[name]] for name in shared if name in TABLES}
         reply = Contribution(client.data.name, shared, {"examples": float(len(client.data.train))}, client.device, rows)
@@ -189,34 +185,31 @@ def client_app(read: Read) -> ClientApp:
         broadcast = open_broadcast(client, memory, message)
         z, coupling = broadcast.values, client.experiment.coupling
         if not coupling.duals:
-            shared, private, loss = client.train(broadcast, memory.private, z, coupling.rho)
-            memory.trained(broadcast.round, private, None)
-            return answer(client, message, shared, {"loss": loss})
+            shared, private, loss, own = client.train(broadcast, memory.private, z, coupling.rho, memory.own())
+            memory.trained(broadcast.round, private, None, own)
+            return answer(client, message, shared, {"loss": loss, **counted(client)})
         link = memory.link.rescaled(broadcast.rho if coupling.balance else coupling.rho)
-        mu, told = 0.0, {}
-        if client.experiment.budget.active:
-            excess = client.excess(memory, z, broadcast.round - 1) if broadcast.round > 1 else math.nan
-            mu = 0.0 if math.isnan(excess) else client.experiment.budget.multiplier(memory.mu, excess)
-            told = {"excess": excess, "mu": mu}
-        x, private, loss = client.train(broadcast, memory.private, link.anchor(z), link.rho, mu)
+        mu, told = priced(client, memory, broadcast)
+        anchor = link.anchor(z)
+        x, private, loss, own = client.train(broadcast, memory.private, anchor, link.rho, memory.own(), mu)
         increment, link = link.answer(x, z)
-        memory.trained(broadcast.round, private, link, mu)
+        memory.trained(broadcast.round, private, link, own, mu)
         return answer(client, message, increment, {"loss": loss, "gap": norm(subtract(x, z)) ** 2, **told})
 
     @app.evaluate()
     def evaluation(message: Message, context: Context) -> Message:
         client, memory = open_client(context), Memory(context)
         broadcast = open_broadcast(client, memory, message)
-        private = memory.best if broadcast.split == "test" else memory.private
-        found = client.evaluate(broadcast.values, private, "test" if broadcast.split == "test" else "validation")
-        if broadcast.split == "test" and client.home is not None:
-            own = broadcast.values if client.experiment.coupling.personal else {}
+        final, e = broadcast.split == "test", client.experiment
+        model = e.sharing().join(broadcast.values, memory.best if final else memory.private)
+        shared, private = e.sharing().split(personal_model(e.drift, memory.own(final), model))
+        found = client.evaluate(shared, private, "test" if final else "validation")
+        if final and client.home is not None:
+            own = shared if e.personal else {}
             save_client(client.home, client.data.name, private, own, found.per_user, about(client, private))
         metrics = {"/".join(key): value for key, value in found.metrics.items()}
-        if client.experiment.budget.active and broadcast.split == "validation":
-            metrics[f"{client.data.name}/all/excess"] = client.excess(
-                memory, broadcast.values, client.experiment.rounds
-            )
+        if e.budget.active and broadcast.split == "validation":
+            metrics[f"{client.data.name}/all/excess"] = excess(client, memory, broadcast.values, e.rounds)
         return answer(client, message, {}, metrics)
 
     return app

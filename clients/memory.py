@@ -5,17 +5,19 @@ from typing import cast
 
 from flwr.app import Context, MetricRecord
 
-from fedrec.coordination import Link
+from fedrec.coordination import Link, Own
 from fedrec.parameters import Params
 from fedrec.sharing import ContractError
 from fedrec.wire import pack, unpack
 
-NOW = ("private", "dual", "sent", "mark")  # the state after the last contribution; `before.*` is that of the one before
+# The state after the last contribution; `before.*` is that of the one before.
+NOW = ("private", "dual", "sent", "personal", "control", "mark")
+NOTHING = Own()
 
 
 @dataclass
 class Memory:
-    """A view of one client's state: private parameters, the link of its tie, the best round's private parameters.
+    """A view of one client's state: private parameters, the link of its tie, its own model, those of the best round.
 
     A contribution may be lost on its way. The server says in every message which one it took last (`seen`), and the
     client goes back to the state before a lost one, so that both sides always agree on the duals.
@@ -23,10 +25,10 @@ class Memory:
 
     context: Context
 
-    def begin(self, private: Params, link: Link | None) -> None:
+    def begin(self, private: Params, link: Link | None, own: Own = NOTHING) -> None:
         """Remember the state with which the client joined, as that of round 0."""
         self.context.state.clear()
-        self._write(0, private, link)
+        self._write(0, private, link, own)
 
     def settle(self, seen: int) -> None:
         """Go back to the state before the last contribution if the server did not take it.
@@ -43,17 +45,19 @@ class Memory:
             if f"before.{name}" in self.context.state:
                 self.context.state[name] = self.context.state.pop(f"before.{name}")
 
-    def trained(self, number: int, private: Params, link: Link | None, mu: float = 0.0) -> None:
+    def trained(self, number: int, private: Params, link: Link | None, own: Own = NOTHING, mu: float = 0.0) -> None:
         """Remember the state after the contribution of a round, and the one before it."""
         for name in NOW:
             self.context.state.pop(f"before.{name}", None)
             if name in self.context.state:
                 self.context.state[f"before.{name}"] = self.context.state.pop(name)
-        self._write(number, private, link, mu)
+        self._write(number, private, link, own, mu)
 
     def keep(self) -> None:
-        """Remember the present private parameters as those of the best round."""
-        self.context.state["kept"] = self.context.state.array_records["private"]
+        """Remember the present private parameters and personal model as those of the best round."""
+        for name in ("private", "personal"):
+            if name in self.context.state:
+                self.context.state[f"kept.{name}"] = self.context.state.array_records[name]
 
     @property
     def round(self) -> int:
@@ -68,8 +72,15 @@ class Memory:
     @property
     def best(self) -> Params:
         """The private parameters of the best round; the present ones if none has been kept."""
-        kept = self.context.state.array_records.get("kept")
+        kept = self.context.state.array_records.get("kept.private")
         return self.private if kept is None else unpack(kept)
+
+    def own(self, best: bool = False) -> Own:
+        """Return what the client keeps for its drift correction, as the last training or the best round left it."""
+        records = self.context.state.array_records
+        personal = (records.get("kept.personal") if best else None) or records.get("personal")
+        control = records.get("control")
+        return Own(None if personal is None else unpack(personal), None if control is None else unpack(control))
 
     @property
     def link(self) -> Link:
@@ -97,9 +108,13 @@ class Memory:
         assert isinstance(value, int | float)
         return float(value)
 
-    def _write(self, number: int, private: Params, link: Link | None, mu: float = 0.0) -> None:
+    def _write(self, number: int, private: Params, link: Link | None, own: Own, mu: float = 0.0) -> None:
         self.context.state["private"] = pack(private)
         self.context.state["mark"] = MetricRecord({"round": number, "rho": link.rho if link else 0.0, "mu": mu})
         if link is not None:
             self.context.state["dual"] = pack(link.dual)
             self.context.state["sent"] = pack(link.sent)
+        if own.personal is not None:
+            self.context.state["personal"] = pack(own.personal)
+        if own.control is not None:
+            self.context.state["control"] = pack(own.control)

@@ -90,9 +90,8 @@ def experiment_of(home: Path) -> Experiment:
 def params_of(home: Path, experiment: Experiment, data: ClientData) -> Params:
     """Return a client's parameters: its rows of the run's shared tables and what it keeps to itself.
 
-    Under a personal coupling it has a copy of its own of what is shared.
-
-    Raises UserError if files are missing or do not fit the data, which may have changed since the run.
+    Under a personal coupling or with a personal model it has a copy of its own of what is shared. Raises UserError if
+    files are missing or do not fit the data, which may have changed since the run.
     """
     shared = load_params(home / "model" / "shared.safetensors")
     private = load_params(home / "model" / f"client-{slug(data.name)}.safetensors")
@@ -105,7 +104,7 @@ def params_of(home: Path, experiment: Experiment, data: ClientData) -> Params:
     like = experiment.recommender(data.name).shapes(len(data.users), len(data.items), names)
     own = {name: value for name, value in experiment.sharing().split(like)[0].items() if name in shared}
     try:
-        if experiment.coupling.personal:
+        if experiment.personal:
             part = load_params(home / "model" / f"own-{slug(data.name)}.safetensors")
         else:
             part = gather(shared, carrier(data.name, own, rows, server_rows, 1.0))

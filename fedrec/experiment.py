@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator, model_validator
 
-from fedrec.coordination import BudgetRule, Coupling, Descent
+from fedrec.coordination import BudgetRule, Coupling, Descent, Drift
 from fedrec.data import DATASETS, ClientData, Dataset, Market, federation, load, pool
 from fedrec.errors import UserError, choose
 from fedrec.metrics import RANKING, parse_metric
@@ -35,6 +35,7 @@ class Method(BaseModel):
     coupling: Coupling = Field(Coupling(), description="how the shared parameters are tied")
     budget: BudgetRule = Field(BudgetRule(), description="what each client is promised")
     descent: Descent = Field(Descent(), description="how the server steps along the clients' pseudo-gradients")
+    drift: Drift = Field(Drift(), description="what is done about clients whose local optima lie apart")
     pool: bool = Field(False, description="one model on everyone's data, the upper bound; not federated")
 
 
@@ -132,7 +133,27 @@ class Experiment(Method):
             )
         if self.clients is not None and self.clients < 1:
             raise UserError(f"clients: must be at least 1, found {self.clients}")
+        self._drift()
         return self
+
+    def _drift(self) -> None:
+        if self.drift.counted and self.coupling.duals:
+            raise UserError("drift: must be without duals for FedNova and SCAFFOLD, found coupling.duals")
+        if self.drift.correction != "scaffold":
+            return
+        if self.optimiser != "sgd":
+            raise UserError(
+                f"optimiser: must be sgd for SCAFFOLD (add --optimiser sgd --lr 10), found {self.optimiser}"
+            )
+        if self.phases != ("all",):
+            raise UserError(f"phases: must be the one phase all for SCAFFOLD, found {','.join(self.phases)}")
+        if not self.coupling.plain:
+            raise UserError(f"coupling: must be the plain mean for SCAFFOLD, found {self.coupling.kind}")
+
+    @property
+    def personal(self) -> bool:
+        """Whether a client's copy of the shared parameters may differ from the server's."""
+        return self.coupling.personal or self.drift.personal != "none"
 
     def recipe(self) -> Recipe:
         """Return how every client trains in one round."""

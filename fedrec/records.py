@@ -78,7 +78,7 @@ def save_client(
 ) -> None:
     """Write what a client keeps for itself: private parameters, its users' metrics, a description of its data.
 
-    `own` is its copy of the shared parameters where a personal coupling gives every client another one.
+    `own` is its copy of the shared parameters where a personal coupling or model gives every client another one.
     """
     for folder in ("model", "users", "about"):
         (home / folder).mkdir(parents=True, exist_ok=True)

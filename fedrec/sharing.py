@@ -65,7 +65,8 @@ class Broadcast:
     """What the server sends to one client: its rows of the shared tables, the other shared tensors, and the round.
 
     `keep` tells the client that the state it evaluated last is the best so far; `seen` is the round of its last
-    contribution that the server took; `rho` is the present penalty where it adapts.
+    contribution that the server took; `rho` is the present penalty where it adapts; `control` is the client's part of
+    the server's control variate, for training under SCAFFOLD only.
     """
 
     round: int
@@ -74,6 +75,7 @@ class Broadcast:
     split: str = "validation"
     rho: float = 0.0
     seen: int = 0
+    control: Params | None = None
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Local training: a pure function from parameters and data to parameters."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -42,6 +42,9 @@ class Batch:
     item: Tensor
     negative: Tensor | None
     labels: dict[str, tuple[Tensor, Tensor]]
+
+
+Beside = Callable[[Params, list[str], Batch, int], None]
 
 
 def batches(
@@ -111,6 +114,13 @@ def trainable(names: Iterable[str], tasks: tuple[Task, ...], sharing: Sharing, p
     return [name for name in seen if phase == "all" or (name in shared) == (phase == "shared")]
 
 
+def steps(data: ClientData, tasks: tuple[Task, ...], recipe: Recipe) -> int:
+    """Return how many steps a round of local training makes on the shared parameters."""
+    used = int(np.logical_or.reduce([task.rows(data.train) for task in tasks]).sum())
+    passes = recipe.epochs * sum(phase != "private" for phase in recipe.phases)
+    return passes * -(-used // recipe.batch_size)
+
+
 def local_update(
     model: Recommender,
     params: Params,
@@ -123,13 +133,17 @@ def local_update(
     scope: tuple[str | int, ...],
     anchor: Mapping[str, Tensor] | None = None,
     weight: float = 1.0,
+    beside: Beside | None = None,
+    shift: Mapping[str, Tensor] | None = None,
 ) -> tuple[Params, float]:
     """Return the parameters after one round of local training, and the mean training loss over its batches.
 
     Pure: `params` is not changed, and the result depends on the arguments alone. The optimiser starts afresh. `anchor`
-    is the broadcast that the proximal term `mu/2 |x - z|^2` pulls the shared parameters to. Without a row to train on,
-    the parameters come back unchanged and the loss is NaN. `weight` multiplies the loss against that term (1 + mu_i of
-    a loss budget); the loss that is returned is without it.
+    is the broadcast that the proximal term `mu/2 |x - z|^2` pulls the shared parameters to. `weight` multiplies the
+    loss against that term (1 + mu_i of a loss budget); the loss that is returned is without it. `beside` is called before
+    every step with the parameters, the names that it trains, its batch and its number in the phase. `shift` is added to
+    the gradients, also where a task sees none. Without a row to train on, the parameters come back unchanged and the
+    loss is NaN.
     """
     params = {name: value.detach().clone() for name, value in params.items()}
     device = str(next(iter(params.values())).device)
@@ -137,6 +151,7 @@ def local_update(
     losses: list[Tensor] = []
     for number, phase in enumerate(recipe.phases):
         names = trainable(params, tasks, sharing, phase)
+        names += [name for name in shift or {} if name not in names]
         state = recipe.optimiser.start({name: params[name] for name in names})
         t = 0
         for name in names:
@@ -146,7 +161,10 @@ def local_update(
             for batch in batches(data, tasks, recipe, rng, device, taken):
                 loss = batch_loss(model, params, tasks, batch, recipe.l2)
                 grads = gradients(weight * loss, params, names, recipe.mu, anchor)
+                grads |= {name: grads[name] + value for name, value in (shift or {}).items()}
                 t += 1
+                if beside:
+                    beside(params, names, batch, t)
                 recipe.optimiser.step(params, grads, state, t)
                 losses.append(loss.detach())
         params = {name: value.detach() for name, value in params.items()}

@@ -58,18 +58,26 @@ def _number(name: str, array: Array) -> np.ndarray[Any, np.dtype[Any]]:
 def broadcast_record(message: Broadcast) -> RecordDict:
     """Return the content of a message to a client."""
     config = ConfigRecord({name: getattr(message, name) for name in CONFIG})
-    return RecordDict({"shared": pack(message.values), "config": config})
+    content = RecordDict({"shared": pack(message.values), "config": config})
+    if message.control is not None:
+        content["control"] = pack(message.control)
+    return content
 
 
 def read_broadcast(record: RecordDict) -> Broadcast:
     """Return what the server sent; raises ContractError if the message holds anything else."""
-    only(record, {"shared", "config"})
+    only(record, {"shared", "config", "control"})
     config = record.config_records["config"]
     found = {name: config.get(name) for name in CONFIG}
     fits = all(type(found[name]) is kind for name, kind in CONFIG.items()) and len(config) == len(CONFIG)
     if not fits or found["split"] not in ("validation", "test"):
         raise ContractError(f"config: must hold {', '.join(CONFIG)}, found {dict(config)}")
-    return Broadcast(values=unpack(record.array_records["shared"]), **cast(dict[str, Any], found))
+    control = record.array_records.get("control")
+    return Broadcast(
+        values=unpack(record.array_records["shared"]),
+        control=None if control is None else unpack(control),
+        **cast(dict[str, Any], found),
+    )
 
 
 def contribution_record(message: Contribution) -> RecordDict:
@@ -119,10 +127,10 @@ def only(record: RecordDict, allowed: set[str]) -> None:
 def ledger(record: RecordDict, number: int, client: str, direction: str) -> list[Entry]:
     """Return one entry for each array of a message, one for its metrics, in the order of their names."""
     entries = []
-    for part in ("rows", "shared"):
+    for part in ("rows", "shared", "control"):
         for name, array in sorted(record.array_records.get(part, ArrayRecord()).items()):
             count = array.shape[0] if name in TABLES or part == "rows" else 0
-            label = f"{part}:{name}" if part == "rows" else name
+            label = name if part == "shared" else f"{part}:{name}"
             entries.append(Entry(number, client, direction, label, count, len(array.data)))
     metrics = record.metric_records.get("metrics")
     if metrics:

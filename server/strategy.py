@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from flwr.serverapp import Grid
 
 from fedrec.aggregation import Carrier, alone, carrier, catalogue
-from fedrec.coordination import Coupling, Descent, tie_of
+from fedrec.coordination import Control, Coupling, Descent, Drift, normalised, tie_of
 from fedrec.metrics import higher_is_better
 from fedrec.parameters import Params
 from fedrec.records import Record, Row
@@ -33,11 +33,22 @@ class Plan:
     descent: Descent
     seed: int
     budgets: bool = False  # whether clients have loss budgets
+    drift: Drift = field(default_factory=Drift)
+    lr: float = 0.0  # of the clients' steps, for SCAFFOLD
 
     def told(self) -> frozenset[str]:
-        """Return what a client tells of its training: loss, |x_i - z_i|^2 with duals, its budget's excess and price."""
-        names = {"loss", *(["gap"] if self.coupling.duals else []), *(["excess", "mu"] if self.budgets else [])}
-        return frozenset(names)
+        """Return what a client tells of its training, beside the shared tensors.
+
+        loss; gap = |x_i - z_i|^2 with duals; excess and price of a budget; steps where they are counted.
+        """
+        names = {
+            "loss": True,
+            "gap": self.coupling.duals,
+            "excess": self.budgets,
+            "mu": self.budgets,
+            "steps": self.drift.counted,
+        }
+        return frozenset(name for name, sent in names.items() if sent)
 
 
 @dataclass(frozen=True)
@@ -78,6 +89,7 @@ class Coordinator:
         self.parts: dict[str, Params] = {}  # what each client is sent: its z_i
         self.prices: dict[str, float] = {}  # mu_i of the clients with a budget, from their last training
         self.over: dict[str, float] = {}  # f_i - b_i, from the last validation
+        self.control: Control | None = None
 
     def fit(self, nodes: Sequence[int]) -> Record:
         """Run the rounds, select the best by validation, test it, and return the record."""
@@ -109,7 +121,7 @@ class Coordinator:
         started, like = time.perf_counter(), {name: who.like for name, who in self.carriers.items()}
         replies = self.send("train", number, like, self.plan.told())
         gaps = {reply.client: reply.metrics["gap"] for reply in replies if "gap" in reply.metrics}
-        residuals = self.tie.update({reply.client: reply.values for reply in replies}, gaps)
+        residuals = self.tie.update(self.corrected(replies), gaps)
         self.parts = {name: self.tie.part(name) for name in self.carriers}
         self.seen |= {reply.client: number for reply in replies}
         losses = {reply.client: reply.metrics.get("loss", math.nan) for reply in replies}
@@ -128,6 +140,17 @@ class Coordinator:
             "dual_residual": residuals.dual,
             "rho": residuals.rho,
         }
+
+    def corrected(self, replies: Sequence[Contribution]) -> dict[str, Params]:
+        """Return what the clients of a round sent, normalised under FedNova, after SCAFFOLD's c has followed them."""
+        answers = {reply.client: reply.values for reply in replies}
+        steps = {reply.client: steps_of(reply) for reply in replies} if self.plan.drift.counted else {}
+        if self.control:
+            self.control.update(answers, self.parts, steps)
+        if not self.plan.drift.normalise:
+            return answers
+        weights = {name: self.carriers[name].weight for name in answers}
+        return normalised(answers, self.parts, steps, weights)
 
     def validate(self, number: int, row: Row) -> float:
         """Let every client evaluate Z with its private parameters; return the mean of the selecting metric."""
@@ -166,6 +189,8 @@ class Coordinator:
             self.plan.coupling, self.plan.descent, self.carriers, {r.client: r.values for r in joined}, self.plan.seed
         )
         self.parts = {name: self.tie.part(name) for name in self.carriers}
+        if self.plan.drift.correction == "scaffold":
+            self.control = Control(self.carriers, self.plan.lr)
         self.seen = dict.fromkeys(self.carriers, 0)
         tables = alone(list(self.carriers.values()), self.record.rows) if len(joined) > 1 else []
         if tables:
@@ -177,8 +202,11 @@ class Coordinator:
         self, kind: str, number: int, like: dict[str, Params], metrics: frozenset[str], split: str = "validation"
     ) -> list[Contribution]:
         """Send each client its part of Z, and whether to keep the state it evaluated last; return the replies."""
+        controls = {name: self.control.part(name) for name in self.parts} if self.control and kind == "train" else {}
         broadcasts = {
-            name: Broadcast(number, part, name in self.improved, split, self.tie.rho, self.seen[name])
+            name: Broadcast(
+                number, part, name in self.improved, split, self.tie.rho, self.seen[name], controls.get(name)
+            )
             for name, part in self.parts.items()
         }
         self.improved -= set(broadcasts)
@@ -188,6 +216,14 @@ class Coordinator:
     def z(self) -> Params:
         """The server's parameters."""
         return self.tie.whole()
+
+
+def steps_of(reply: Contribution) -> float:
+    """Return the number of local steps that a client tells; raises ContractError if it is none."""
+    steps = reply.metrics.get("steps", math.nan)
+    if not (0 <= steps < 2**53 and steps == int(steps)):
+        raise ContractError(f"client {reply.client}: steps must be a whole number from 0, found {steps}")
+    return steps
 
 
 def weighted(losses: dict[str, float], carriers: dict[str, Carrier]) -> float:

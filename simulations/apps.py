@@ -31,6 +31,8 @@ def plan_of(experiment: Experiment) -> Plan:
         e.descent,
         e.seed,
         e.budget.active,
+        e.drift,
+        e.lr,
     )
 
 

@@ -1,6 +1,6 @@
 """The methods, as values. A method is what its fields say; composing them needs no new class."""
 
-from fedrec.coordination import BudgetRule, Coupling, Descent
+from fedrec.coordination import BudgetRule, Coupling, Descent, Drift
 from fedrec.experiment import Method
 
 BODY = ("item_table", "item_bias", "body")
@@ -24,6 +24,10 @@ METHODS: dict[str, Method] = {
             coupling=Coupling(kind="mean-regularised", rho=ADMM, strength=ADMM, duals=True),
             budget=BudgetRule(margin=0.02),
         ),
+        Method(method="scaffold", share=BODY, drift=Drift(correction="scaffold")),  # arXiv 1910.06378; needs sgd
+        Method(method="fednova", share=BODY, drift=Drift(normalise=True)),  # arXiv 2007.07481
+        Method(method="ditto", share=BODY, drift=Drift(personal="ditto", weight=ADMM)),  # arXiv 2012.04221
+        Method(method="apfl", share=BODY, drift=Drift(personal="apfl", weight=0.5)),  # arXiv 2003.13461
         Method(method="fedmgda", share=BODY, descent=Descent(aggregator="fedmgda", eps=0.1, lr=10.0)),
         Method(method="pcgrad", share=BODY, descent=Descent(aggregator="pcgrad")),  # arXiv 2001.06782
         Method(method="mgda", share=BODY, descent=Descent(aggregator="mgda")),

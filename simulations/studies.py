@@ -44,8 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def methods_study(argv: Sequence[str]) -> None:
     """Run a set of methods on one experiment with paired seeds, and compare them with training alone."""
+    usual = [name for name, method in METHODS.items() if method.drift.correction == "none"]  # SCAFFOLD needs sgd
     parser = argparse.ArgumentParser(prog="python -m simulations.studies methods", allow_abbrev=False)
-    parser.add_argument("--methods", default=",".join(METHODS), help="comma-separated; popularity is always added")
+    parser.add_argument("--methods", default=",".join(usual), help="comma-separated; popularity is always added")
     parser.add_argument("--seeds", type=int, default=5, help="paired seeds: 0, 1, ... share data, start and order")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
     parser.add_argument("--out", type=Path, default=Path("runs/study-methods"), help="a new folder for the results")

@@ -8,6 +8,7 @@ import torch
 from flwr.app import Message
 
 from clients.app import Client
+from clients.budget import held_out
 from clients.memory import Memory
 from fedrec.coordination import BudgetRule, Coupling, Descent
 from fedrec.errors import UserError
@@ -227,7 +228,7 @@ def losses(method: str, seed: int, **market: float) -> dict[str, list[float]]:
         made.round(number)
         for context, data in zip(grid.contexts.values(), clients_data(e), strict=True):
             params = e.sharing().join(made.parts[data.name], Memory(context).private)
-            found[data.name].append(Client(e, data, "cpu", None).held_out(params))
+            found[data.name].append(held_out(Client(e, data, "cpu", None), params))
     return found
 
 

@@ -3,6 +3,7 @@
 from fedrec.coordination.budget import Budget
 from fedrec.coordination.coupling import Coupling
 from fedrec.coordination.descent import Descent
+from fedrec.coordination.drift import Control, Drift, Own, control_change, normalised
 from fedrec.coordination.halves import Hub, Link, Residuals, tie
 from fedrec.coordination.local import gradient_steps, newton
 from fedrec.coordination.operators import (
@@ -15,19 +16,23 @@ from fedrec.coordination.operators import (
     Operator,
     SumTo,
 )
+from fedrec.coordination.personal import Apfl, mix, personal_model
 from fedrec.coordination.rule import BudgetRule
 from fedrec.coordination.sets import Ball, Box, Within
 from fedrec.coordination.solve import Line, Solution, solve
 from fedrec.coordination.ties import Tie, check, tie_of
 
 __all__ = [
+    "Apfl",
     "Ball",
     "Box",
     "Budget",
     "BudgetRule",
     "Clusters",
+    "Control",
     "Coupling",
     "Descent",
+    "Drift",
     "Graph",
     "Hub",
     "Line",
@@ -37,14 +42,19 @@ __all__ = [
     "MeanRegularised",
     "Mixture",
     "Operator",
+    "Own",
     "Residuals",
     "Solution",
     "SumTo",
     "Tie",
     "Within",
     "check",
+    "control_change",
     "gradient_steps",
+    "mix",
     "newton",
+    "normalised",
+    "personal_model",
     "solve",
     "tie",
     "tie_of",

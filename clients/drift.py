@@ -1,0 +1,52 @@
+"""A client's side of drift correction: what it trains and remembers beside the shared model."""
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from fedrec.coordination import Apfl, Own, control_change
+from fedrec.parameters import Params, add, to
+from fedrec.sharing import Broadcast
+from fedrec.training import steps
+
+if TYPE_CHECKING:
+    from clients.app import Client
+
+
+def begin(client: "Client") -> Own:
+    """Return what a client remembers when it joins: its start as personal model, and c_i = 0."""
+    drift, like = client.experiment.drift, client.shared_like()
+    zero = {name: torch.zeros(value.shape, dtype=torch.float64) for name, value in like.items()}
+    return Own(client.start() if drift.personal != "none" else None, zero if drift.correction == "scaffold" else None)
+
+
+def counted(client: "Client") -> dict[str, float]:
+    """Return the metric that tells the server the number of local steps, if the method needs it."""
+    e = client.experiment
+    return {"steps": float(steps(client.data, client.tasks, e.recipe()))} if e.drift.counted else {}
+
+
+def lockstep(client: "Client", own: Own) -> Apfl | None:
+    """Return the personal half that is trained in lockstep with the shared model, if the method has one."""
+    e = client.experiment
+    if e.drift.personal != "apfl" or own.personal is None:
+        return None
+    return Apfl.start(e.drift.weight, e.recipe(), client.model, client.tasks, to(own.personal, client.device))
+
+
+def follow(client: "Client", broadcast: Broadcast, x: Params, own: Own, apfl: Apfl | None) -> Own:
+    """Return what a client remembers after a round in which it trained the shared model to `x`.
+
+    That is c_i+, and APFL's v or Ditto's copy, trained on f_i + lambda/2 |v - z|^2 with the batches of the shared model
+    (Ditto, arXiv 2012.04221, Alg. 1, line 7).
+    """
+    drift, z = client.experiment.drift, broadcast.values
+    if own.control is not None and broadcast.control is not None:
+        change = control_change(broadcast.control, z, x, counted(client)["steps"], client.experiment.lr)
+        own = replace(own, control=add(own.control, change))
+    if own.personal is None:
+        return own
+    if apfl:
+        return replace(own, personal=client.finite(to(apfl.v, "cpu"), broadcast.round))
+    return replace(own, personal=client.update(own.personal, broadcast.round, z, drift.weight)[0])

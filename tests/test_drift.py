@@ -1,0 +1,428 @@
+"""Drift correction: personal models, normalised averaging, control variates."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import ArrayRecord, Context, Message, RecordDict
+
+from clients.app import client_app
+from clients.memory import Memory
+from clients.recommend import params_of
+from fedrec.aggregation import Carrier, mean
+from fedrec.coordination import Apfl, Control, Drift, Own, control_change, mix, normalised
+from fedrec.errors import UserError
+from fedrec.experiment import clients_data
+from fedrec.models import Recommender
+from fedrec.optimisers import Optimiser
+from fedrec.parameters import Params, add, clone, norm, subtract
+from fedrec.records import write_record
+from fedrec.seeds import generator
+from fedrec.sharing import Broadcast, ContractError, Contribution
+from fedrec.tasks import tasks_of
+from fedrec.training import Recipe, batch_loss, batches, local_update, steps
+from fedrec.wire import broadcast_record, ledger, read_broadcast
+from server.strategy import Coordinator, steps_of
+from simulations.apps import plan_of
+from tests.builders import client, interactions
+from tests.helpers import SpyGrid, experiment, fit, results
+from tests.test_messages import content_bytes
+
+
+def personal(grid: SpyGrid) -> list[Params]:
+    """Return every client's personal parameters after the last round."""
+    found = [Memory(context).own().personal for context in grid.contexts.values()]
+    return [one for one in found if one is not None]
+
+
+def local(grid: SpyGrid) -> list[Params]:
+    """Return every client's private parameters after the last round."""
+    return [Memory(context).private for context in grid.contexts.values()]
+
+
+def trained(method: str, **fields: Any) -> SpyGrid:
+    return fit(experiment(method, **fields))[1]
+
+
+def last_broadcasts(grid: SpyGrid, kind: str = "train") -> list[Params]:
+    """Return what every client was sent last, in the order of the nodes."""
+    sent = {m.metadata.dst_node_id: m for m in grid.sent if m.metadata.message_type == kind}
+    return [read_broadcast(sent[node].content).values for node in grid.contexts]
+
+
+def equal(a: Params, b: Params) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"drift": Drift(personal="ditto", weight=0.0)}, {"drift": Drift(personal="apfl", weight=1.0)}],
+    ids=["ditto-0", "apfl-1"],
+)
+@pytest.mark.parametrize("optimiser", ["sgd", "adam"])
+def test_a_personal_model_without_a_pull_is_a_local_model_to_the_bit(fields: dict[str, Any], optimiser: str) -> None:
+    alone = local(trained("local", optimiser=optimiser))
+    mine = personal(trained("fedper", optimiser=optimiser, **fields))
+    assert len(mine) == 3
+    assert all(equal(a, b) for a, b in zip(alone, mine, strict=True))
+
+
+def test_a_strong_pull_makes_dittos_copy_the_shared_model() -> None:
+    # With lambda = 1/lr a step is v <- v - lr g - (v - z) = z - lr g: all of v that is not z is the last small step.
+    lr = 1e-5
+    grid = trained("ditto", optimiser="sgd", lr=lr, drift=Drift(personal="ditto", weight=1 / lr))
+    for z, v in zip(last_broadcasts(grid), personal(grid), strict=True):
+        assert norm(subtract(z, v)) < 1e-3 * norm(z)
+    free = trained("ditto", drift=Drift(personal="ditto", weight=0.0))
+    assert all(norm(subtract(z, v)) > 0.1 * norm(z) for z, v in zip(last_broadcasts(free), personal(free), strict=True))
+
+
+@pytest.mark.parametrize("alpha", [0.25, 1.0])
+def test_one_step_of_apfl_by_hand(alpha: float) -> None:
+    # v moves by -lr alpha f'(alpha v + (1 - alpha) w), and the mixture by alpha times that; f' as a finite difference.
+    data, lr = client(interactions([(1, 0)], rating=[5.0]), users=2, items=2), 0.1
+    tasks = tasks_of("rating", "films")
+    model = Recommender("mf", 1, (4,))
+    rng = torch.Generator().manual_seed(0)
+    shapes = model.shapes(2, 2, ["rating"])
+    v, w = ({name: torch.randn(value.shape, generator=rng) for name, value in shapes.items()} for _ in range(2))
+    before = clone(v)
+    apfl = Apfl.start(alpha, Recipe(1, 8, Optimiser("sgd", lr)), model, tasks, v)
+    (batch,) = batches(data, tasks, Recipe(1, 8, Optimiser("sgd", lr)), generator(0, "t"), "cpu")
+    apfl.step(w, list(v), batch, 1)
+    assert equal(v, before)
+    mixed = {name: alpha * v[name] + (1 - alpha) * w[name] for name in v}
+    eps, name = 1e-3, "item_table"
+
+    def f(shift: float) -> float:
+        moved = {k: x.double() for k, x in mixed.items()}
+        moved[name] = moved[name].clone()
+        moved[name][0, 0] += shift
+        return float(batch_loss(model, moved, tasks, batch, 0.0))
+
+    slope = (f(eps) - f(-eps)) / (2 * eps)
+    assert abs(slope) > 1e-3
+    assert float(apfl.v[name][0, 0] - v[name][0, 0]) == pytest.approx(-lr * alpha * slope, rel=1e-3)
+    assert torch.equal(apfl.v[name][1], v[name][1])  # an item that the batch does not touch
+    after = mix(alpha, apfl.v, w)[name][0, 0] - mixed[name][0, 0]
+    assert float(after) == pytest.approx(-lr * alpha**2 * slope, rel=1e-3)
+
+
+@pytest.mark.parametrize("method", ["ditto", "apfl"])
+def test_a_personal_model_leaves_the_shared_one_alone_and_never_travels(method: str) -> None:
+    seen: list[bytes] = []
+
+    class Watching(SpyGrid):
+        def _answer(self, message: Message) -> Message:
+            reply = super()._answer(message)
+            mine = Memory(self.contexts[message.metadata.dst_node_id]).own().personal
+            assert mine is not None
+            if message.metadata.message_type == "train":
+                seen.extend(value.numpy().tobytes() for value in mine.values() if value.numel() > 2)
+            return reply
+
+    e = experiment(method)
+    grid = Watching(client_app(lambda _: (e, None)), 3)
+    record = Coordinator(grid, plan_of(e)).fit(list(grid.get_node_ids()))
+    plain, _ = fit(experiment("fedper"))
+    assert equal(record.shared, plain.shared)
+    assert results(record)[2:] != results(plain)[2:]  # but it is the personal model that is evaluated
+    wire = [content_bytes(m) for m in [*grid.sent, *grid.received]]
+    assert len(seen) > 10 and not any(data in blob for data in seen if any(data) for blob in wire)
+    assert results(record) == results(fit(e)[0])
+
+
+@pytest.mark.parametrize("method", ["ditto", "apfl"])
+def test_a_client_recommends_with_the_personal_model_that_was_tested(method: str, tmp_path: Path) -> None:
+    e = experiment(method, rounds=1)
+    with_files, grid = fit(e, tmp_path)
+    write_record(tmp_path, with_files, e.model_dump(mode="json"), [])
+    z = last_broadcasts(grid, "evaluate")
+    for i, (data, context) in enumerate(zip(clients_data(e), grid.contexts.values(), strict=True)):
+        memory = Memory(context)
+        v = memory.own(best=True).personal
+        assert v is not None
+        shared = {**z[i], **memory.best}
+        expected = v if method == "ditto" else {name: 0.5 * v[name] + 0.5 * shared[name] for name in v}
+        assert equal(params_of(tmp_path, e, data), {name: expected[name] for name in params_of(tmp_path, e, data)})
+        assert not equal(expected, shared)
+
+
+def test_a_lost_round_takes_the_personal_model_back() -> None:
+    memory = Memory(Context(run_id=1, node_id=2, node_config={}, state=RecordDict(), run_config={}))
+    memory.begin({}, None, Own({"v": torch.tensor([0.0])}))
+    memory.trained(1, {}, None, Own({"v": torch.tensor([1.0])}))
+    memory.keep()
+    memory.trained(2, {}, None, Own({"v": torch.tensor([2.0])}))
+    memory.settle(1)
+    assert memory.own().personal == {"v": torch.tensor([1.0])}
+    memory.trained(3, {}, None, Own({"v": torch.tensor([3.0])}))
+    assert memory.own().personal == {"v": torch.tensor([3.0])}
+    assert memory.own(best=True).personal == {"v": torch.tensor([1.0])}
+
+
+@pytest.mark.parametrize("weight", [0.0, 1.5])
+def test_the_personal_share_of_apfl_is_a_fraction(weight: float) -> None:
+    with pytest.raises(UserError, match=r"drift.*must be above 0 and at most 1 for apfl, found"):
+        experiment("apfl", drift={"personal": "apfl", "weight": weight})
+
+
+def test_fednova_by_hand() -> None:
+    # p = (1, 3)/4 and tau = (1, 4) give tau_eff = 13/4. The changes are 1 and 8, per step 1 and 2, so that
+    # z+ = 0 + 13/4 (1/4 1 + 3/4 2) = 13/4 7/4 = 91/16, where FedAvg has 1/4 + 6 = 25/4.
+    weights, z = {"a": 1.0, "b": 3.0}, {"w": torch.zeros(1)}
+    x = {"a": {"w": torch.tensor([1.0])}, "b": {"w": torch.tensor([8.0])}}
+    found = normalised(x, {"a": z, "b": z}, {"a": 1, "b": 4}, weights)
+    who = {name: Carrier(name, z, {}, p) for name, p in weights.items()}
+    assert float(mean([(who[n], found[n]) for n in found])["w"]) == 91 / 16
+    assert float(mean([(who[n], x[n]) for n in x])["w"]) == 25 / 4
+
+
+def test_fednova_is_fedavg_for_equal_steps_and_leaves_a_client_without_steps_where_it_is() -> None:
+    z = {"w": torch.tensor([0.3, -2.0])}
+    x = {"a": {"w": torch.tensor([1.7, 0.1])}, "b": {"w": torch.tensor([-0.9, 4.0])}}
+    equal_steps = normalised(x, {"a": z, "b": z}, {"a": 7, "b": 7}, {"a": 2.0, "b": 5.0})
+    assert all(torch.allclose(equal_steps[n]["w"], x[n]["w"].double(), atol=1e-15, rtol=1e-15) for n in x)
+    idle = normalised({**x, "b": z}, {"a": z, "b": z}, {"a": 7, "b": 0}, {"a": 2.0, "b": 5.0})
+    assert torch.equal(idle["b"]["w"], z["w"].double())
+    assert normalised({}, {}, {}, {}) == {}
+
+
+def test_fednova_end_to_end_is_fedavg_where_steps_are_equal_and_not_where_they_differ() -> None:
+    # One batch for each client makes every client's number of steps that of its epochs.
+    same, other = (fit(experiment(m, batch_size=10**6, rounds=1))[0].shared for m in ("fednova", "fedper"))
+    assert all(torch.allclose(same[n], other[n], atol=1e-7) for n in other)
+    a, b = (fit(experiment(m, batch_size=64, rounds=1))[0].shared for m in ("fednova", "fedper"))
+    assert norm(subtract(a, b)) > 1e-3 * norm(b)
+
+
+@pytest.mark.parametrize("batch_size", [7, 64, 10**6])
+@pytest.mark.parametrize(("phases", "shared"), [(("all",), 1), (("private", "shared"), 1), (("all", "shared"), 2)])
+def test_steps_are_those_that_training_makes_on_what_is_shared(
+    batch_size: int, phases: tuple[Any, ...], shared: int
+) -> None:
+    e = experiment("fednova", phases=phases, batch_size=batch_size)
+    data = clients_data(e)[0]
+    tasks, numbers = e.tasks(data.name), []
+    model = e.recommender(data.name)
+    start = model.init(0, data.users, data.items, {task.name: 0.0 for task in tasks})
+    local_update(
+        model, start, data, tasks, e.recipe(), e.sharing(), seed=0, scope=("a",),
+        beside=lambda params, names, batch, t: numbers.append("item_table" in names),
+    )  # fmt: skip
+    assert steps(data, tasks, e.recipe()) == sum(numbers)
+    assert sum(numbers) >= shared * e.local_epochs
+
+
+@pytest.mark.parametrize("told", [-1.0, 0.5, float("nan"), float("inf"), None])
+def test_a_number_of_steps_that_is_none_is_refused(told: float | None) -> None:
+    metrics = {} if told is None else {"steps": told}
+    with pytest.raises(ContractError, match="client films: steps must be a whole number from 0, found"):
+        steps_of(Contribution("films", {}, metrics))
+
+
+def test_steps_are_told_only_where_the_method_needs_them() -> None:
+    for method in ("fedper", "ditto", "fednova"):
+        told = {name for m in trained(method).received for name in m.content.metric_records["metrics"]}
+        assert ("steps" in told) == (method == "fednova")
+
+
+def test_fednova_does_not_go_with_duals() -> None:
+    with pytest.raises(UserError, match="drift: must be without duals"):
+        experiment("fednova", coupling={"duals": True, "rho": 0.1})
+
+
+SGD = {"optimiser": "sgd", "lr": 10.0}
+
+
+def quadratics(seed: int, n: int = 4, d: int = 6, condition: float = 20.0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return A [n, d, d] with eigenvalues from 1/condition to 1, and b [n, d], of f_i = x.A_i x / 2 - b_i.x."""
+    rng = generator(seed, "quadratics")
+    a, spread = [], torch.logspace(0, -float(np.log10(condition)), d, dtype=torch.float64)
+    for _ in range(n):
+        q, _ = torch.linalg.qr(torch.from_numpy(rng.standard_normal((d, d))))
+        a.append(q @ torch.diag(spread) @ q.T)
+    return torch.stack(a), torch.from_numpy(rng.standard_normal((n, d)))
+
+
+def minimise(
+    a: torch.Tensor, b: torch.Tensor, p: list[float], k: int, rounds: int, *, scaffold: bool, sample: int | None = None
+) -> torch.Tensor:
+    """Return z after rounds of k local gradient steps, by the functions that the clients and the server use."""
+    n, lr, rng = len(p), 0.5 / k, generator(0, "sample")
+    z = {"x": torch.zeros(a.shape[1], dtype=torch.float64)}
+    who = {str(i): Carrier(str(i), z, {}, p[i]) for i in range(n)}
+    server = Control(who, lr)
+    own = {name: Own(control=clone(z)) for name in who}
+    for _ in range(rounds):
+        chosen = sorted(rng.permutation(n)[: sample or n].tolist())
+        answers = {}
+        for i in chosen:
+            name, x = str(i), z["x"].clone()
+            c = server.part(name)
+            shift = own[name].shift(c)
+            assert shift is not None
+            for _ in range(k):
+                x = x - lr * (a[i] @ x - b[i] + (shift["x"] if scaffold else 0.0))
+            answers[name] = {"x": x}
+            control = own[name].control
+            assert control is not None
+            own[name] = Own(control=add(control, control_change(c, z, answers[name], k, lr)))
+        server.update(answers, dict.fromkeys(answers, z), dict.fromkeys(answers, float(k)))
+        z = mean([(who[name], x) for name, x in answers.items()], dtype=torch.float64)
+    held = [(who[name], one.control) for name, one in own.items() if one.control is not None]
+    assert not scaffold or torch.allclose(mean(held, dtype=torch.float64)["x"], server.c["x"], atol=1e-9)
+    return z["x"]
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("k", [1, 5, 20])
+def test_scaffold_reaches_the_optimum_of_quadratics_with_any_number_of_steps_and_fedavg_misses_it(
+    seed: int, k: int
+) -> None:
+    a, b = quadratics(seed)
+    p = [1.0, 2.0, 3.0, 1.0]
+    w = torch.tensor(p, dtype=torch.float64)
+    best = torch.linalg.solve((w[:, None, None] * a).sum(0), w @ b)
+    assert float((minimise(a, b, p, k, 600, scaffold=True) - best).norm()) < 1e-6
+    missed = float((minimise(a, b, p, k, 600, scaffold=False) - best).norm())
+    assert missed > 1e-3 if k > 1 else missed < 1e-6  # with one step both are gradient descent
+
+
+def test_scaffold_with_two_of_four_clients_reaches_the_same_optimum() -> None:
+    a, b = quadratics(3)
+    best = torch.linalg.solve(a.sum(0), b.sum(0))
+    assert float((minimise(a, b, [1.0] * 4, 5, 3000, scaffold=True, sample=2) - best).norm()) < 1e-6
+
+
+def test_a_change_of_control_by_hand() -> None:
+    # (z - x)/(K lr) - c = (1 - 0.4)/(3 * 0.1) - 0.5 = 1.5; without a step there is none.
+    c, z, x = ({"w": torch.tensor([value], dtype=torch.float64)} for value in (0.5, 1.0, 0.4))
+    assert float(control_change(c, z, x, 3, 0.1)["w"]) == pytest.approx(1.5, abs=1e-12)
+    assert float(control_change(c, z, x, 0, 0.1)["w"]) == 0.0
+
+
+def test_a_row_of_c_is_the_mean_over_the_clients_that_carry_it() -> None:
+    like = {"item_table": torch.zeros(2, 1)}
+    who = {
+        "a": Carrier("a", like, {"item_table": torch.tensor([0, 1])}, 1.0),
+        "b": Carrier("b", like, {"item_table": torch.tensor([1, 2])}, 3.0),
+    }
+    server = Control(who, lr=0.5)
+    zero = {"item_table": torch.zeros(2, 1)}
+    # Changes of a client: (z - x)/(1 * 0.5) = -2 x, while c is 0; rows 0, 1, 2 have weights (1,0), (1,3)/4, (0,1).
+    server.update({"a": {"item_table": torch.ones(2, 1)}}, {"a": zero}, {"a": 1})
+    assert server.c["item_table"].reshape(-1).tolist() == [-2.0, -0.5, 0.0]
+    assert server.part("b")["item_table"].reshape(-1).tolist() == [-0.5, 0.0]
+    assert server.part("b")["item_table"].dtype == torch.float32
+
+
+def test_scaffold_end_to_end_keeps_c_the_mean_of_the_clients_and_sends_nothing_more_up() -> None:
+    e = experiment("scaffold", rounds=4, **SGD)
+    grid = SpyGrid(client_app(lambda _: (e, None)), 3)
+    coordinator = Coordinator(grid, plan_of(e))
+    record = coordinator.fit(list(grid.get_node_ids()))
+    names = {m.metadata.src_node_id: str(m.content.config_records["config"]["client"]) for m in grid.received}
+    held = [
+        (coordinator.carriers[names[node]], control)
+        for node, context in grid.contexts.items()
+        if (control := Memory(context).own().control) is not None
+    ]
+    assert len(held) == 3 and coordinator.control is not None
+    total = mean(held, dtype=torch.float64)
+    assert all(torch.allclose(total[n], coordinator.control.c[n], atol=1e-9) for n in total)
+    assert norm(total) > 1e-3
+    for message in grid.received:
+        assert set(message.content) <= {"shared", "rows", "metrics", "config"}
+    for message in grid.sent:
+        assert ("control" in message.content) == (message.metadata.message_type == "train")
+    down = [row["parameter"] for row in record.ledger if row["direction"] == "down" and row["round"] == 2]
+    assert down.count("control:item_table") == 3
+    assert not any("control" in str(row["parameter"]) for row in record.ledger if row["direction"] == "up")
+    assert results(record) == results(fit(e)[0])
+    plain, _ = fit(experiment("fedper", rounds=4, **SGD))
+    assert norm(subtract(record.shared, plain.shared)) > 1e-4
+
+
+def test_the_first_round_of_scaffold_is_that_of_fedavg() -> None:
+    a, b = (fit(experiment(m, rounds=1, **SGD))[0].shared for m in ("scaffold", "fedper"))
+    assert equal(a, b)  # c_i = c = 0
+
+
+@pytest.mark.parametrize("method", ["scaffold", "ditto", "apfl"])
+def test_a_lost_contribution_is_undone(method: str) -> None:
+    e = experiment(method, rounds=2, **SGD)
+    grid = trained(method, rounds=2, **SGD)
+    for context in grid.contexts.values():
+        name = context.node_id
+        train = [m for m in grid.sent if m.metadata.message_type == "train" and m.metadata.dst_node_id == name][-1]
+        after = Memory(context).own()
+        assert not grid.app(train, context).has_error()  # the server has seen round 1 only, and sends the same again
+        again = Memory(context).own()
+        for one, other in ((after.personal, again.personal), (after.control, again.control)):
+            assert (one is None) == (other is None)
+            assert one is None or other is None or equal(one, other)
+    assert e.rounds == Memory(next(iter(grid.contexts.values()))).round
+
+
+@pytest.mark.parametrize(
+    ("method", "control", "text"),
+    [
+        ("scaffold", None, "record control: must be sent, found missing"),
+        ("scaffold", {"user_table": torch.zeros(1)}, "user_table: must be a shared parameter"),
+        ("fedper", {}, "item_bias: must be sent, found missing"),
+    ],
+)
+def test_a_control_variate_outside_the_contract_is_refused(method: str, control: Params | None, text: str) -> None:
+    grid = trained(method, rounds=1, **SGD)
+    train = next(m for m in grid.sent if m.metadata.message_type == "train")
+    broadcast = replace(read_broadcast(train.content), control=control)
+    forged = Message(broadcast_record(broadcast), train.metadata.dst_node_id, "train", group_id="1")
+    reply = grid.app(forged, grid.contexts[train.metadata.dst_node_id])
+    assert reply.has_error() and text in str(reply.error.reason)
+
+
+def test_a_control_variate_without_scaffold_is_refused() -> None:
+    with pytest.raises(ContractError, match="record control: must not be sent, found one"):
+        Own().shift({"w": torch.zeros(1)})
+
+
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        ({}, "optimiser: must be sgd for SCAFFOLD (add --optimiser sgd --lr 10), found adam"),
+        ({**SGD, "phases": ("private", "shared")}, "phases: must be the one phase all for SCAFFOLD, found"),
+        ({**SGD, "coupling": {"duals": True, "rho": 0.1}}, "drift: must be without duals for FedNova and SCAFFOLD"),
+        ({**SGD, "coupling": {"kind": "clusters"}}, "coupling: must be the plain mean for SCAFFOLD, found clusters"),
+    ],
+)
+def test_scaffold_is_refused_where_it_does_not_fit(fields: dict[str, Any], text: str) -> None:
+    with pytest.raises(UserError) as error:
+        experiment("scaffold", **fields)
+    assert text in str(error.value)
+
+
+@pytest.mark.parametrize("method", ["ditto", "apfl", "fednova", "scaffold"])
+def test_messages_hold_only_what_the_contract_allows(method: str) -> None:
+    e = experiment(method, **SGD)
+    _, grid = fit(e)
+    for message in [*grid.sent, *grid.received]:
+        for name in ("shared", "control"):
+            held = message.content.array_records.get(name, ArrayRecord())
+            assert e.sharing().split({key: torch.zeros(0) for key in held})[1] == {}
+        assert set(message.content) <= {"shared", "rows", "metrics", "config", "control"}
+
+
+def test_a_control_variate_comes_back_from_the_wire_and_is_in_the_ledger() -> None:
+    control = {"item_table": torch.tensor([[0.1], [-0.0]])}
+    record = broadcast_record(Broadcast(3, {"item_table": torch.ones(2, 1)}, control=control))
+    found = read_broadcast(record).control
+    assert found is not None and equal(found, control)
+    assert [(entry.parameter, entry.rows) for entry in ledger(record, 3, "films", "down")] == [
+        ("item_table", 2),
+        ("control:item_table", 2),
+    ]
+    assert read_broadcast(broadcast_record(Broadcast(3, {}))).control is None
