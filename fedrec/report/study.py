@@ -1,6 +1,5 @@
 """The page of a study: methods side by side on one experiment, with paired seeds."""
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ import pandas as pd
 
 from fedrec.metrics import Paired
 from fedrec.report import plots
-from fedrec.report.findings import label
+from fedrec.report.findings import change, label, number
 from fedrec.report.tables import LEAKING, verdict
 from fedrec.report.template import STUDY
 
@@ -24,7 +23,7 @@ def write_study(path: Path, rows: Summary, seeds: int, facts: Mapping[str, str],
     `_high`, `share_of_pooled`, `worst` (the client that gains least against training alone, mean over seeds).
     """
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    environment.filters |= {"number": plots.number, "label": label}
+    environment.filters |= {"number": number, "label": label}
     measures = list(dict.fromkeys((str(row["task"]), str(row["metric"])) for row in rows))
     text = environment.from_string(STUDY).render(
         title=f"{LEAKING + ': ' if leaking else ''}Which way of working together pays?",
@@ -67,20 +66,18 @@ def paired_of(row: Mapping[str, str | float], other: str) -> Paired:
 def cells(row: Mapping[str, str | float]) -> dict[str, Any]:
     """Return a row as it is printed."""
     share, worst = row.get("share_of_pooled"), row.get("worst")
+    differences = {
+        other: change(p.mean, p.low, p.high)
+        for other in ("local", "pooled")
+        if f"minus_{other}" in row
+        for p in (paired_of(row, other),)
+    }
     return {
         "method": row["method"],
         "mean": float(row["mean"]),
         "sd": float(row["sd"]),
-        "local": difference(row, "local"),
-        "pooled": difference(row, "pooled"),
+        "local": differences.get("local", ""),
+        "pooled": differences.get("pooled", ""),
         "share": "" if share is None else f"{float(share):.0%}",
-        "worst": "" if worst is None else f"{float(worst):+.3f}",
+        "worst": "" if worst is None else change(float(worst)),
     }
-
-
-def difference(row: Mapping[str, str | float], other: str) -> str:
-    """Return a difference with its interval; empty if it was not measured."""
-    if f"minus_{other}" not in row:
-        return ""
-    p = paired_of(row, other)
-    return f"{p.mean:+.3f}" if math.isnan(p.low) else f"{p.mean:+.3f} [{p.low:+.3f}, {p.high:+.3f}]"

@@ -183,7 +183,7 @@ STUDY = (
 {% for m in measures %}
 <section><h2>{{ m.task }}: {{ m.metric | label }}</h2>
 {% if m.figure %}<figure>{{ m.figure }}<figcaption>Each method minus training alone, mean over clients, with its 95% interval over seeds.</figcaption></figure>{% endif %}
-<div class="scroll" tabindex="0"><table><thead><tr><th scope="col">Method</th><th scope="col">Mean</th><th scope="col">SD over seeds</th><th scope="col">Minus alone</th><th scope="col">Minus pooled</th><th scope="col">Of pooled</th><th scope="col">Worst client minus alone</th></tr></thead><tbody>
+<div class="scroll" tabindex="0"><table><thead><tr><th scope="col">Method</th><th scope="col">Mean</th><th scope="col">SD</th><th scope="col">Minus alone</th><th scope="col">Minus pooled</th><th scope="col">Of pooled</th><th scope="col">Worst client</th></tr></thead><tbody>
 {% for r in m.rows %}<tr><th scope="row">{{ r.method }}</th><td class="ours">{{ r.mean | number }}</td><td>{{ r.sd | number }}</td><td>{{ r.local }}</td><td>{{ r.pooled }}</td><td>{{ r.share }}</td><td>{{ r.worst }}</td></tr>
 {% endfor %}
 </tbody></table></div>
