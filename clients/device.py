@@ -23,8 +23,7 @@ def devices(choice: str) -> list[str]:
     for part in choice.split(","):
         found = present if part == "cuda" else [part] if part == "cpu" or part in present else []
         if not found:
-            raise UserError(
-                f"device: must be auto, cpu or one of {', '.join(present) or 'no CUDA devices'} here, found {part!r}"
-            )
+            there = ", ".join(("auto", "cpu", *present)) + ("" if present else " (no CUDA device is visible)")
+            raise UserError(f"device: must be one of {there}, found {part!r}")
         names += found
     return names
