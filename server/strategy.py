@@ -120,15 +120,15 @@ class Coordinator:
         """Send every client its part of Z, and tie what they send back."""
         started, like = time.perf_counter(), {name: who.like for name, who in self.carriers.items()}
         replies = self.send("train", number, like, self.plan.told())
-        gaps = {reply.client: reply.metrics["gap"] for reply in replies if "gap" in reply.metrics}
+        gaps = {reply.client: nonnegative(reply, "gap") for reply in replies} if self.plan.coupling.duals else {}
         residuals = self.tie.update(self.corrected(replies), gaps)
         self.parts = {name: self.tie.part(name) for name in self.carriers}
         self.seen |= {reply.client: number for reply in replies}
         losses = {reply.client: reply.metrics.get("loss", math.nan) for reply in replies}
         for reply in replies:
             self.record.score(number, "train", {(reply.client, "all", "loss"): losses[reply.client]}, reply.device)
-            if "mu" in reply.metrics:
-                self.prices[reply.client] = reply.metrics["mu"]
+            if self.plan.budgets:
+                self.prices[reply.client] = nonnegative(reply, "mu")
                 self.record.score(number, "train", {(reply.client, "all", "mu"): reply.metrics["mu"]}, reply.device)
         return {
             "round": number,
@@ -179,9 +179,8 @@ class Coordinator:
         joined = self.exchange.join(nodes)
         self.record.rows = catalogue([reply.rows for reply in joined])
         size = {r.client: 1.0 if self.plan.uniform else max(r.metrics["examples"], 1.0) for r in joined}
-        unit = math.fsum(size.values()) / len(
-            size
-        )  # weights of mean 1: a penalty means the same whatever the data's size
+        # Weights of mean 1: a penalty means the same whatever the size of the data.
+        unit = math.fsum(size.values()) / len(size)
         for r in joined:
             weight = size[r.client] / unit
             self.carriers[r.client] = carrier(r.client, r.values, r.rows, self.record.rows, weight)
@@ -216,6 +215,14 @@ class Coordinator:
     def z(self) -> Params:
         """The server's parameters."""
         return self.tie.whole()
+
+
+def nonnegative(reply: Contribution, name: str) -> float:
+    """Return a metric that enters the numerics; raises ContractError if it is missing, negative or not finite."""
+    value = reply.metrics.get(name, math.nan)
+    if not 0 <= value < math.inf:
+        raise ContractError(f"client {reply.client}: {name} must be finite and not negative, found {value}")
+    return value
 
 
 def steps_of(reply: Contribution) -> float:

@@ -91,7 +91,7 @@ WRONG = {
     "no client": ("--clients 0", "option --clients: must be at least 1, found 0"),
     "negative clients": ("--clients -3", "option --clients: must be at least 1, found -3"),
     "more clients than users": ("--partition users --clients 21", "clients: must be at most .* users, 20, found 21"),
-    "device": ("--device cuda:77", "device: must be auto, cpu or one of .*, found 'cuda:77'"),
+    "device": ("--device cuda:77", "device: must be one of auto, cpu.*, found 'cuda:77'"),
     "second device": ("--device cpu,gpu", "device: must be .*, found 'gpu'"),
     "task": ("--task rank,clik", "task: must be one of .*, found 'clik'; did you mean 'click'."),
     "client of a task": ("--task rank;shp=click", "client 'shp': must be one of films, news, shop, found in .*"),
