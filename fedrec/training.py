@@ -140,10 +140,10 @@ def local_update(
 
     Pure: `params` is not changed, and the result depends on the arguments alone. The optimiser starts afresh. `anchor`
     is the broadcast that the proximal term `mu/2 |x - z|^2` pulls the shared parameters to. `weight` multiplies the
-    loss against that term (1 + mu_i of a loss budget); the loss that is returned is without it. `beside` is called before
-    every step with the parameters, the names that it trains, its batch and its number in the phase. `shift` is added to
-    the gradients, also where a task sees none. Without a row to train on, the parameters come back unchanged and the
-    loss is NaN.
+    loss against that term (1 + mu_i of a loss budget); the loss that is returned is without it. `beside` is called
+    before every step with the parameters, the names that it trains, its batch and its number in the phase. `shift` is
+    added to the gradients, also where a task sees none. Without a row to train on, the parameters come back unchanged
+    and the loss is NaN.
     """
     params = {name: value.detach().clone() for name, value in params.items()}
     device = str(next(iter(params.values())).device)

@@ -26,8 +26,8 @@ def gradient_steps(steps: int, lr: float) -> LocalSolver:
 def newton(steps: int = 50, tolerance: float = 1e-12) -> LocalSolver:
     """Return a local solver by Newton's method with backtracking, for strongly convex objectives.
 
-    It stops when a step is below `tolerance` relative to theta, or the gradient below 1e-10 of the first: one step for a
-    quadratic.
+    It stops when a step is below `tolerance` relative to theta, or the gradient below `tolerance` of the first: after
+    one step for a quadratic.
     """
 
     def run(objective: Loss, start: Tensor) -> Tensor:
@@ -37,7 +37,7 @@ def newton(steps: int = 50, tolerance: float = 1e-12) -> LocalSolver:
             value = objective(leaf)
             (g,) = torch.autograd.grad(value, leaf, create_graph=True)
             size = float(g.detach().norm())
-            if size <= 1e-10 * first:
+            if size <= tolerance * first:
                 break
             first = first or size
             identity = torch.eye(len(theta), dtype=theta.dtype)
@@ -52,8 +52,8 @@ def newton(steps: int = 50, tolerance: float = 1e-12) -> LocalSolver:
 
 
 def _length(objective: Loss, theta: Tensor, step: Tensor, value: float, slope: float) -> float:
-    """Return the first of 1, 1/2, 1/4, ... that decreases the objective (Armijo), up to its rounding."""
+    """Return the first of 1, 1/2, 1/4, ... that decreases the objective (Armijo); 1 if rounding hides every decrease."""
     t = 1.0
     while t > 1e-10 and float(objective(theta - t * step)) > value - 1e-4 * t * slope + 1e-14 * abs(value):
         t /= 2
-    return t
+    return t if t > 1e-10 else 1.0

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fedrec.aggregation import Carrier
 from fedrec.coordination.budget import Budget
-from fedrec.coordination.halves import Hub, Link
+from fedrec.coordination.halves import Hub, Link, Residuals
 from fedrec.coordination.local import LocalSolver, Loss
 from fedrec.coordination.operators import Operator
 from fedrec.errors import UserError
@@ -123,8 +123,8 @@ def solve(
 ) -> Solution:
     """Minimise sum_i p_i f_i(theta_i) + h(Z) subject to x_i(theta_i) = z_i, Z in C, and f_i(theta_i) <= b_i.
 
-    `losses[i]` maps theta_i [d_i] to a scalar; `exchange[i]` is the part of theta_i that is x_i (all of it by default; a
-    slice for partial sharing), or an affine map to x_i (a matrix product for a linear tie, logits for output agreement).
+    `losses[i]` maps theta_i [d_i] to a scalar; `exchange[i]` is the part of theta_i that is x_i (all of it by default,
+    a slice for partial sharing) or an affine map to x_i (a matrix for a linear tie, logits for output agreement).
     `local_solver(objective, start)` approximates a client's argmin, see `newton` and `gradient_steps`. In each round a
     fraction `participation` of the clients, drawn by `seed`, takes part: with duals a random coordinate step of
     Douglas-Rachford splitting, which converges for every rho > 0 (arXiv 1404.7536); without, z ties what each client
@@ -153,11 +153,7 @@ def solve(
                 hub.absorb(str(i), increment)
             else:
                 hub.replace(str(i), {X: x[i]})
-        found = hub.step(gaps, balance)
-        f = [float(client.loss(t)) for client, t in zip(clients, theta, strict=True)]
-        objective = sum(client.weight * value for client, value in zip(clients, f, strict=True))
-        violation = max(client.over(value) for client, value in zip(clients, f, strict=True))
-        history.append(Line(objective, found.primal, found.dual, violation, tuple(mu), found.rho))
+        history.append(_line(clients, theta, mu, hub.step(gaps, balance)))
     return Solution(theta, x, [hub.z[str(i)][X] for i in range(len(x))], links, mu, hub.rho, history)
 
 
@@ -191,6 +187,13 @@ def _joined(clients: list[_Client], initial: Sequence[Tensor], rho: float) -> So
     theta = [one.detach().double() for one in initial]
     x = [client.exchange(one).detach() for client, one in zip(clients, theta, strict=True)]
     return Solution(theta, x, x, [Link.start({X: one}, rho) for one in x], [0.0] * len(x), rho, [])
+
+
+def _line(clients: list[_Client], theta: list[Tensor], mu: list[float], found: Residuals) -> Line:
+    f = [float(client.loss(t)) for client, t in zip(clients, theta, strict=True)]
+    objective = sum(client.weight * value for client, value in zip(clients, f, strict=True))
+    violation = max(client.over(value) for client, value in zip(clients, f, strict=True))
+    return Line(objective, found.primal, found.dual, violation, tuple(mu), found.rho)
 
 
 def _drawn(n: int, participation: float, seed: int, number: int) -> list[int]:
