@@ -52,8 +52,8 @@ def newton(steps: int = 50, tolerance: float = 1e-12) -> LocalSolver:
 
 
 def _length(objective: Loss, theta: Tensor, step: Tensor, value: float, slope: float) -> float:
-    """Return the first of 1, 1/2, 1/4, ... that decreases the objective (Armijo); 1 if rounding hides every decrease."""
+    """Return the first of 1, 1/2, 1/4, ... that decreases the objective (Armijo), where rounding can tell."""
     t = 1.0
-    while t > 1e-10 and float(objective(theta - t * step)) > value - 1e-4 * t * slope + 1e-14 * abs(value):
+    while t > 1e-10 and float(objective(theta - t * step)) > value - 1e-4 * t * slope + 1e-14 * (1 + abs(value)):
         t /= 2
-    return t if t > 1e-10 else 1.0
+    return t
