@@ -15,13 +15,14 @@ from clients.budget import excess, priced
 from clients.device import device_of
 from clients.drift import begin, counted, follow, lockstep
 from clients.memory import Memory
-from fedrec.coordination import Link, Own, personal_model
+from fedrec.coordination import Link, Own
 from fedrec.data import ClientData
 from fedrec.errors import UserError
 from fedrec.evaluation import Evaluation, ModelScorer, Split, evaluate, members
 from fedrec.experiment import Experiment, clients_data, tasks_for
 from fedrec.models import Recommender
 from fedrec.parameters import Params, norm, subtract, to
+from fedrec.personal import personal_model
 from fedrec.records import save_client
 from fedrec.sharing import TABLES, Broadcast, ContractError, Contribution, admit
 from fedrec.tasks import Task

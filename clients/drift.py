@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from fedrec.coordination import Apfl, Own, control_change
+from fedrec.coordination import Own, control_change
 from fedrec.parameters import Params, add, to
+from fedrec.personal import Apfl
 from fedrec.sharing import Broadcast
 from fedrec.training import steps
 

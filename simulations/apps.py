@@ -20,19 +20,19 @@ def plan_of(experiment: Experiment) -> Plan:
     """Return what the server is told of an experiment."""
     e = experiment
     return Plan(
-        e.rounds,
-        e.eval_every,
-        e.patience,
-        e.weights == "uniform",
-        (e.metrics[0], "logloss", "rmse"),
-        frozenset(evaluated(e)),
-        e.pool,
-        e.coupling,
-        e.descent,
-        e.seed,
-        e.budget.active,
-        e.drift,
-        e.lr,
+        rounds=e.rounds,
+        eval_every=e.eval_every,
+        patience=e.patience,
+        uniform=e.weights == "uniform",
+        select=(e.metrics[0], "logloss", "rmse"),
+        metrics=frozenset(evaluated(e)),
+        pooled=e.pool,
+        coupling=e.coupling,
+        descent=e.descent,
+        seed=e.seed,
+        budgets=e.budget.active,
+        drift=e.drift,
+        lr=e.lr,
     )
 
 

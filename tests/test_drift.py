@@ -13,12 +13,13 @@ from clients.app import client_app
 from clients.memory import Memory
 from clients.recommend import params_of
 from fedrec.aggregation import Carrier, mean
-from fedrec.coordination import Apfl, Control, Drift, Own, control_change, mix, normalised
+from fedrec.coordination import Control, Drift, Own, control_change, normalised
 from fedrec.errors import UserError
 from fedrec.experiment import clients_data
 from fedrec.models import Recommender
 from fedrec.optimisers import Optimiser
 from fedrec.parameters import Params, add, clone, norm, subtract
+from fedrec.personal import Apfl, mix
 from fedrec.records import write_record
 from fedrec.seeds import generator
 from fedrec.sharing import Broadcast, ContractError, Contribution

@@ -16,14 +16,12 @@ from fedrec.coordination.operators import (
     Operator,
     SumTo,
 )
-from fedrec.coordination.personal import Apfl, mix, personal_model
 from fedrec.coordination.rule import BudgetRule
 from fedrec.coordination.sets import Ball, Box, Within
 from fedrec.coordination.solve import Line, Solution, solve
 from fedrec.coordination.ties import Tie, check, tie_of
 
 __all__ = [
-    "Apfl",
     "Ball",
     "Box",
     "Budget",
@@ -51,10 +49,8 @@ __all__ = [
     "check",
     "control_change",
     "gradient_steps",
-    "mix",
     "newton",
     "normalised",
-    "personal_model",
     "solve",
     "tie",
     "tie_of",

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from fedrec.coordination.drift import Drift, Own
+from fedrec.coordination import Drift, Own
 from fedrec.models import Recommender
 from fedrec.optimisers import Optimiser, State
 from fedrec.parameters import Params, clone
