@@ -1,11 +1,7 @@
-"""Studies: sweeps over experiments, each a command that prints a table and leaves it as files.
-
-`python -m simulations.studies methods --methods local,pooled,fedper --seeds 5 --dataset ml-100k --data-dir PATH`
-"""
+"""Methods side by side: `python -m simulations.studies methods --methods local,pooled,fedper --seeds 5`."""
 
 import argparse
 import os
-import sys
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -30,19 +26,7 @@ from simulations.methods import METHODS
 POPULARITY = "popularity"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the study that the command line names; return 0, or 2 for a wrong input."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    try:
-        name = choose("study", arguments[0] if arguments else "", STUDIES)
-        STUDIES[name](arguments[1:])
-        return 0
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-
-
-def methods_study(argv: Sequence[str]) -> None:
+def run(argv: Sequence[str]) -> None:
     """Run a set of methods on one experiment with paired seeds, and compare them with training alone."""
     usual = [name for name, method in METHODS.items() if method.drift.correction == "none"]  # SCAFFOLD needs sgd
     parser = argparse.ArgumentParser(prog="python -m simulations.studies methods", allow_abbrev=False)
@@ -152,9 +136,3 @@ def show(rows: Sequence[dict[str, str | float]], title: str) -> None:
         measure = f"{row['task']} {row['metric']}"
         table.add_row(measure, str(row["method"]), f"{row['mean']:.4f}", f"{row['sd']:.4f}", gain, share)
     Console().print(table)
-
-
-STUDIES = {"methods": methods_study}
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,0 +1,25 @@
+"""Run a study: `python -m simulations.studies methods --seeds 5 --dataset ml-100k --data-dir PATH`."""
+
+import sys
+from collections.abc import Sequence
+
+from fedrec.errors import UserError, choose
+from simulations.studies import methods
+
+STUDIES = {"methods": methods.run}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the study that the command line names; return 0, or 2 for a wrong input."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        name = choose("study", arguments[0] if arguments else "", STUDIES)
+        STUDIES[name](arguments[1:])
+        return 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
