@@ -1,10 +1,11 @@
 """The server's side of a coupling over rounds: what each client is sent, and what its answers make of Z."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from fedrec.aggregation import Carrier, gather, mean
+from fedrec.aggregation import Carrier, Subtotal, gather, mean, mean_of, sums
 from fedrec.coordination.coupling import Coupling
 from fedrec.coordination.descent import Descent, Stepped
 from fedrec.coordination.halves import Hub, Residuals
@@ -51,11 +52,23 @@ class Average:
 
     def update(self, answers: Mapping[str, Params], gaps: Mapping[str, float]) -> Residuals:
         """See Tie."""
-        before = {name: self.part(name) for name in answers}
-        self.z = mean([(self.carriers[name], x) for name, x in answers.items()], self.z)
-        primal = sum(norm(subtract(x, before[name])) ** 2 for name, x in answers.items()) ** 0.5
-        moved = sum(norm(subtract(self.part(name), before[name])) ** 2 for name in answers) ** 0.5
-        return Residuals(primal, self.rho * moved, self.rho)
+        return self.add(sums(answers, {name: self.part(name) for name in answers}, self.carriers))
+
+    def add(self, parts: Sequence[Subtotal]) -> Residuals:
+        """Take the sums of what the clients of a round sent, which are all that a mean needs."""
+        before, self.z = self.z, mean_of(parts, self.carriers, self.z)
+        primal = math.fsum(part.gap for part in parts) ** 0.5
+        return Residuals(primal, self.rho * self.moved(before, parts) if self.rho else 0.0, self.rho)
+
+    def moved(self, before: Params, parts: Sequence[Subtotal]) -> float:
+        """Return |Z+ - Z| over the clients of a round."""
+        rows = {n: (z.double() - before[n].double()).square().reshape(len(z), -1).sum(1) for n, z in self.z.items()}
+        full = {name: float(value.sum()) for name, value in rows.items()}
+        squares = []
+        for who in (self.carriers[client] for part in parts for client in part.clients):
+            part = {n: n in who.positions and n not in who.whole for n in who.like}
+            squares += [float(rows[n][who.positions[n]].sum()) if some else full[n] for n, some in part.items()]
+        return math.sqrt(math.fsum(squares))
 
 
 @dataclass
