@@ -9,7 +9,7 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedrec.parameters import Params
-from fedrec.records import Record, natural, to_row
+from fedrec.records import Record, natural
 from fedrec.sharing import Broadcast, ContractError, Contribution, admit, admit_metrics, admit_rows
 from fedrec.wire import broadcast_record, ledger, read_contribution
 
@@ -92,7 +92,7 @@ class Exchange:
 
     def log(self, content: RecordDict, number: int, client: str, direction: str) -> None:
         """Add a message to the byte ledger."""
-        self.record.ledger += [to_row(entry) for entry in ledger(content, number, client, direction)]
+        self.record.log([client], ledger(content, number, client, direction))
 
 
 def unowned(metric: str) -> str:
