@@ -48,7 +48,7 @@ class Robust(BaseModel):
     @property
     def needed(self) -> int:
         """How many updates the rule's guarantee takes: 2 f + 3 for Krum (arXiv 1703.02757, Proposition 4.2)."""
-        return 2 * self.f + 3 if self.kind in ("krum", "multi-krum") else 1
+        return 2 * self.f + 3 if self.kind in ("krum", "multi-krum") else 0
 
     def check(self, clients: int) -> None:
         """Raise UserError if the rule does not fit the number of clients in a round."""

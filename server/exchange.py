@@ -38,7 +38,7 @@ class Exchange:
             try:
                 joined.append((node, judged(answers.get(node), 0.0, admitted_start)))
             except Refused as refused:
-                found.faults.append(Fault(0, f"node {node}", "join", refused.kind, refused.text))
+                found.faults.append(Fault(0, refused.client or f"node {node}", "join", refused.kind, refused.text))
         # The name itself comes last in the key: "7" and "07" are equal to `natural`, and sums must have one order.
         joined.sort(key=lambda one: (natural(one[1].client), one[1].client))
         names = Counter(reply.client for _, reply in joined)

@@ -57,19 +57,22 @@ def judged(answer: Message | None, deadline: float, judge: Callable[[Contributio
         raise Refused("silence", f"did not answer within {deadline:g} s" if deadline else "did not answer")
     if answer.has_error():
         raise Refused("error", f"failed: {answer.error.reason}")
+    client = ""
     try:
-        return judge(read_contribution(answer.content))
+        reply = read_contribution(answer.content)
+        client = reply.client
+        return judge(reply)
     except ContractError as error:
-        raise Refused("contract", str(error)) from None
+        raise Refused("contract", str(error), client) from None
 
 
 class Refused(Exception):
-    """Why an answer does not count; `text` is one printable line."""
+    """Why an answer does not count; `text` is one printable line, `client` whose it says that it is."""
 
-    def __init__(self, kind: str, text: str) -> None:
+    def __init__(self, kind: str, text: str, client: str = "") -> None:
         line = "".join(c if c.isprintable() else " " for c in text)
         super().__init__(line)
-        self.kind, self.text = kind, line if len(line) <= LONGEST else line[: LONGEST - 3] + "..."
+        self.kind, self.client, self.text = kind, client, line if len(line) <= LONGEST else line[: LONGEST - 3] + "..."
 
 
 def unlike(replies: Sequence[Contribution]) -> dict[str, str]:
