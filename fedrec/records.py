@@ -37,6 +37,7 @@ class Record:
     rows: dict[str, Ints] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     budgets: list[Row] = field(default_factory=list)
+    faults: list[Row] = field(default_factory=list)  # answers that did not count
     selected_round: int = 0
     stopped: str = ""
     seconds: float = 0.0
@@ -133,6 +134,7 @@ def write_record(home: Path, record: Record, experiment: Mapping[str, Any], note
     write_csv(home / "rounds.csv", record.rounds)
     write_csv(home / "clients.csv", record.clients, columns)
     write_csv(home / "ledger.csv", record.ledger, ["round", "client", "direction", "parameter", "rows", "bytes"])
+    write_csv(home / "faults.csv", record.faults, ["round", "client", "during", "kind", "text"])
     save_file(
         {name: value.contiguous() for name, value in record.shared.items()}, home / "model" / "shared.safetensors"
     )

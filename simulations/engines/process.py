@@ -21,7 +21,7 @@ from flwr.proto.recorddict_pb2 import RecordDict as RecordProto
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
-from server.exchange import ClientFailure
+from server.faults import ClientFailure
 from simulations.engines.inline import RUN_ID, SERVER_NODE, identify
 
 if TYPE_CHECKING:
