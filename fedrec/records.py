@@ -52,6 +52,11 @@ class Record:
         """Add to the ledger what a message held, once for each of the clients that sent or got such a message."""
         self.traffic.append((tuple(clients), [to_row(entry) for entry in entries]))
 
+    def tally(self, alike: Iterable[tuple[Sequence[str], Iterable[Any]]]) -> None:
+        """Add several messages to the ledger, see `log`."""
+        for clients, entries in alike:
+            self.log(clients, entries)
+
     @property
     def ledger(self) -> list[Row]:
         """The byte ledger: a row for each parameter of each client's messages."""

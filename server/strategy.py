@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 from flwr.serverapp import Grid
 
-from fedrec.aggregation import Carrier, alone, carrier, catalogue
-from fedrec.coordination import Control, Coupling, Descent, Drift, Residuals, normalised, tie_of
+from fedrec.aggregation import Carrier, alone, carrier, catalogue, sums
+from fedrec.coordination import Average, Control, Coupling, Descent, Drift, Residuals, normalised, tie_of
 from fedrec.errors import UserError
 from fedrec.parameters import Params
 from fedrec.records import Record, Row, to_row
@@ -73,7 +73,7 @@ class Coordinator:
     improved: set[str] = field(default_factory=set)  # clients that have not yet been told to keep their best state
 
     def __post_init__(self) -> None:
-        self.exchange = Exchange(self.grid, self.record)
+        self.exchange = Exchange(self.grid, self.record, bool(getattr(self.grid, "hosts", False)))
         self.parts: dict[str, Params] = {}  # what each client is sent: its z_i
         self.prices: dict[str, float] = {}  # mu_i of the clients with a budget, from their last training
         self.scores, self.best = Scores(), Best()
@@ -108,11 +108,10 @@ class Coordinator:
         """Send the clients of a round their parts of Z, and tie what they send back."""
         started, clients = time.perf_counter(), list(self.carriers)
         drawn = self.plan.turnout.drawn(clients, number)
-        replies = self.send("train", number, drawn, lost=self.plan.turnout.lost(clients, number))
-        gaps = {reply.client: reply.metrics["gap"] for reply in replies} if self.plan.coupling.duals else {}
-        residuals = Residuals(math.nan, math.nan, self.tie.rho)
+        outcome = self.send("train", number, drawn, lost=self.plan.turnout.lost(clients, number))
+        replies, residuals = outcome.replies, Residuals(math.nan, math.nan, self.tie.rho)
         if replies:
-            residuals = self.tie.update(self.corrected(replies), gaps)
+            residuals = self.tied(outcome)
             self.parts = {name: self.tie.part(name) for name in self.carriers}
         self.seen |= {reply.client: number for reply in replies}
         losses = {reply.client: reply.metrics["loss"] for reply in replies}
@@ -132,6 +131,17 @@ class Coordinator:
             "dual_residual": residuals.dual,
             "rho": residuals.rho,
         }
+
+    def tied(self, outcome: Outcome) -> Residuals:
+        """Tie what the clients of a round sent, or the sums of it where no more is needed."""
+        gaps = {reply.client: reply.metrics["gap"] for reply in outcome.replies} if self.plan.coupling.duals else {}
+        if not isinstance(self.tie, Average) or not outcome.subtotals:
+            return self.tie.update(self.corrected(outcome.replies), gaps)
+        inside = {name for part in outcome.subtotals for name in part.clients}
+        rest = {reply.client: reply.values for reply in outcome.replies if reply.client not in inside}
+        place = {name: number for number, name in enumerate(self.carriers)}
+        parts = [*sums(rest, self.parts, self.carriers), *outcome.subtotals]
+        return self.tie.add(sorted(parts, key=lambda part: place[part.clients[0]]))
 
     def corrected(self, replies: Sequence[Contribution]) -> dict[str, Params]:
         """Return what the clients of a round sent, normalised under FedNova, after SCAFFOLD's c has followed them."""
@@ -161,7 +171,7 @@ class Coordinator:
         not tell now is recorded as missing.
         """
         found: dict[Key, float] = {}
-        replies = {reply.client: reply for reply in self.send("evaluate", number, list(self.carriers), split)}
+        replies = {reply.client: reply for reply in self.send("evaluate", number, list(self.carriers), split).replies}
         for name in self.carriers:
             reply = replies.get(name)
             if reply is None:
@@ -207,19 +217,13 @@ class Coordinator:
         clients: Sequence[str],
         split: str = "validation",
         lost: frozenset[str] = frozenset(),
-    ) -> list[Contribution]:
+    ) -> Outcome:
         """Send clients their parts of Z, and whether to keep the state they evaluated last; return what counts."""
         train, plan = kind == "train", self.plan
+        control = {name: self.control.part(name) for name in clients} if self.control and train else {}
+        rest = (split, self.tie.rho)
         broadcasts = {
-            name: Broadcast(
-                number,
-                self.parts[name],
-                name in self.improved,
-                split,
-                self.tie.rho,
-                self.seen[name],
-                self.control.part(name) if self.control and train else None,
-            )
+            name: Broadcast(number, self.parts[name], name in self.improved, *rest, self.seen[name], control.get(name))
             for name in clients
         }
         outcome = self.exchange.send(
@@ -230,6 +234,7 @@ class Coordinator:
             lambda reply: plan.check(reply, train),
             lost,
             0.0 if split == "test" else plan.turnout.deadline,
+            self.carriers if train and self.summed else {},
         )
         replies = self.counted(outcome, len(clients), f"round {number}" if train else f"{split} of round {number}")
         # A client whose answer is missing may not have heard: it is told again, and goes back to that state by itself.
@@ -237,13 +242,18 @@ class Coordinator:
         if train and len(replies) < plan.robust.needed:
             text = f"{plan.robust.kind} promises nothing under {plan.robust.needed} answers, found {len(replies)}"
             self.record.faults.append(to_row(Fault(number, "", kind, "guarantee", text)))
-        return replies
+        return outcome
 
     def counted(self, outcome: Outcome, asked: int, what: str) -> list[Contribution]:
         """Record the faults and return the replies; raises ClientFailure if they are fewer than the quorum."""
         self.record.faults += [to_row(fault) for fault in outcome.faults]
         outcome.require(max(self.plan.turnout.needed(asked), what == "joining"), what)
         return outcome.replies
+
+    @property
+    def summed(self) -> bool:
+        """Whether a round needs no more than sums of what the clients send."""
+        return isinstance(self.tie, Average) and not self.control and not self.plan.drift.normalise
 
     @property
     def z(self) -> Params:

@@ -58,6 +58,8 @@ class ProcessGrid(Grid):
     `settings` tells a worker what to run (see `serve`); `told` is called with what the user should know.
     """
 
+    hosts = True
+
     def __init__(
         self, slots: Sequence[Slot], settings: Mapping[str, Any], told: Callable[[str], None] = lambda text: None
     ) -> None:
