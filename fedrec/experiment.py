@@ -93,8 +93,8 @@ class Experiment(Method):
     patience: int = Field(0, ge=0, description="stop after this many evaluations without a better validation; 0: never")
     eval_every: int = Field(1, ge=1, description="rounds between two validations")
     seed: int = Field(0, ge=0, lt=2**63, description="seed of everything random")
-    engine: Literal["ray", "inline"] = Field(
-        "ray", description="how the clients run: Flower's processes, or one by one here"
+    engine: Literal["ray", "inline", "superlink"] = Field(
+        "ray", description="how the clients run: Flower's processes, one by one here, or as SuperNodes of a SuperLink"
     )
     device: str = Field("auto", description="auto, cpu, cuda, or a list for the clients to take turns: cuda:0,cuda:1")
 
