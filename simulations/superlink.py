@@ -54,7 +54,7 @@ from simulations.processes import answers, free_port, last_line, quiet, started
 
 START = 60.0  # seconds within which a SuperLink must answer first
 GONE = 10.0  # and later
-LOOK = (0.005, 0.1)  # seconds between two looks for replies: from the first, by and by, to the second
+LOOK = (0.02, 0.3)  # seconds between two looks for replies: from the first, by and by, to the second
 
 # What a run is made of, as Flower sees it: no code, since every process has this installation.
 APP = """

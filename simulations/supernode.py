@@ -10,6 +10,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from clients.app import client_app
 from fedrec.experiment import Experiment, build
 from simulations.processes import answers, end_with_parent
 
-IDLE = (0.01, 0.2)  # seconds between two looks for a message: from the first, by and by, to the second
+IDLE = (0.02, 1.0)  # seconds between two looks for a message: from the first, by and by, to the second
 START = 60.0  # seconds within which a SuperLink must answer first
 GONE = 10.0  # and later
 
@@ -35,10 +36,17 @@ def read(context: Context) -> tuple[Experiment, Path]:
     return build(json.loads(str(context.run_config["experiment"]))), Path(str(context.run_config["out"]))
 
 
+def take(pull: Callable[[str], bytes], before: Mapping[str, bytes], held: dict[str, bytes], name: str) -> bytes:
+    """Return a part of a message from the message before, or else by `pull`; add it to `held`."""
+    held[name] = content = before[name] if name in before else pull(name)
+    return content
+
+
 def serve(address: str, partition: int, clients: int, app: ClientApp) -> None:
     """Register at the SuperLink as the node of one partition, and answer its messages until it is gone."""
     wait = IDLE[0]
     context: Context | None = None
+    held: dict[str, bytes] = {}  # the last message's parts by the hash of their content: most come again in the next
     with http_request_response(address, insecure=True, max_wait_time=GONE) as connection:
         node, receive, send, get_run, _, pull, push, confirm = connection
         while True:
@@ -54,10 +62,11 @@ def serve(address: str, partition: int, clients: int, app: ClientApp) -> None:
                 config: UserConfig = {"partition-id": partition, "num-partitions": clients}
                 context = Context(run, node, config, RecordDict(), get_run(run).override_config)
                 TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, run, node
+            before, held = held, {}
             # The message may be there before its tensors are.
             message = pull_and_inflate_object_from_tree(
                 tree,
-                partial(pull, run),
+                partial(take, partial(pull, run), before, held),
                 partial(confirm, run),
                 return_type=Message,
                 initial_backoff=IDLE[0],
