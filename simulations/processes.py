@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -19,7 +20,7 @@ MARK = "FEDREC_STARTED_BY"
 
 
 def end_with_parent() -> None:
-    """End this process when its standard input does, which is when the process that holds the other end is gone.
+    """End this process and all that it started when its standard input ends: its parent, at the other end, is gone.
 
     The kernel closes a dead process's files however it died, so this needs no clean-up of the parent's, and unlike
     Linux's PR_SET_PDEATHSIG it works on every system. Whoever calls this must not read standard input otherwise.
@@ -28,6 +29,7 @@ def end_with_parent() -> None:
     def watch() -> None:
         while os.read(0, 1):
             pass
+        kill_marked(os.environ.get(MARK, ""))
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
@@ -58,9 +60,16 @@ def started(
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
-        for left in marked(f"{MARK}={mark}"):
+        kill_marked(mark)
+
+
+def kill_marked(mark: str) -> None:
+    """Kill every process that was `started` with a mark, or by one that was; not this one."""
+    while mark and (left := [pid for pid in marked(f"{MARK}={mark}") if pid != os.getpid()]):
+        for pid in left:
             with suppress(ProcessLookupError):
-                os.kill(left, signal.SIGKILL)
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.02)
 
 
 def marked(mark: str) -> list[int]:
@@ -119,7 +128,8 @@ def answers(address: str, seconds: float, check: Callable[[], None] = lambda: No
 def last_line(log: Path) -> str:
     """Return the last line of a log that is not blank, or an empty text."""
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
-    return next((line.strip() for line in reversed(lines) if line.strip()), "")
+    plain = [re.sub(r"\x1b\[\d*m", "", line).strip() for line in lines]
+    return next(filter(None, reversed(plain)), "")
 
 
 def main(argv: Sequence[str]) -> None:

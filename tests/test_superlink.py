@@ -18,7 +18,7 @@ from simulations import flower
 from simulations.apps import apps_for
 from simulations.cli import parse
 from simulations.engines import run_inline
-from simulations.processes import last_line, marked
+from simulations.processes import last_line, marked, started
 
 ROOT = Path(__file__).parent.parent
 SMALL = ["--clients", "2", "--dim", "4", "--market.users", "30", "--device", "cpu"]
@@ -184,3 +184,27 @@ def test_the_last_line_of_a_log(tmp_path: Path) -> None:
     (tmp_path / "log").write_text("first\nlast\n\n")
     assert last_line(tmp_path / "log") == "last"
     assert last_line(tmp_path / "none") == ""
+
+
+DETACHED = """
+import subprocess, time
+from simulations.processes import end_with_parent
+end_with_parent()
+subprocess.Popen(["sleep", "600"], start_new_session=True)
+time.sleep(600)
+"""
+
+
+@needs_proc
+@pytest.mark.parametrize("orphaned", [False, True])
+def test_what_a_process_started_in_a_session_of_its_own_ends_with_it(orphaned: bool, tmp_path: Path) -> None:
+    mark = f"FEDREC_TEST={uuid.uuid4().hex}"
+    environment = dict([mark.split("=")])
+    with started(["-c", DETACHED], tmp_path / "log", environment) as process:
+        until(lambda: len(marked(mark)) == 2)
+        if orphaned:  # as when this process dies
+            assert process.stdin is not None
+            process.stdin.close()
+            until(lambda: not marked(mark), 10)
+            process.stdin = None
+    until(lambda: not marked(mark), 10)
