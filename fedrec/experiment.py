@@ -106,8 +106,8 @@ class Experiment(Method):
         0.5, ge=0, le=1, description="fraction of a round's clients that must answer, or the run ends"
     )
     seed: int = Field(0, ge=0, lt=2**63, description="seed of everything random")
-    engine: Literal["ray", "inline"] = Field(
-        "ray", description="how the clients run: Flower's processes, or one by one here"
+    engine: Literal["ray", "inline", "superlink"] = Field(
+        "ray", description="how the clients run: Flower's processes, one by one here, or as SuperNodes of a SuperLink"
     )
     device: str = Field("auto", description="auto, cpu, cuda, or a list for the clients to take turns: cuda:0,cuda:1")
 

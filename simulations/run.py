@@ -77,6 +77,10 @@ def train(experiment: Experiment, home: Path, shown: Reporter, stopped: Callable
     server, client = apps_for(e, home, shown.round, stopped)
     if e.engine == "ray":
         run_ray(server, client, clients, gpu_count(e))
+    elif e.engine == "superlink":
+        from simulations.superlink import run_superlink
+
+        run_superlink(server, e, home, clients)
     else:
         run_inline(server, client, clients)
     run_popularity(e, home / "baselines" / "popularity")
