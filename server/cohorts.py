@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import torch
 from flwr.app import Message, RecordDict
 
 from fedrec.aggregation import Carrier, Subtotal, chunks, union
@@ -95,18 +96,22 @@ def admit_subtotal(part: Subtotal, call: Call, carriers: Mapping[str, Carrier]) 
     return Subtotal(part.clients, admit(part.values, like), part.gap)
 
 
+Form = tuple[tuple[str, torch.Size, torch.dtype], ...]
+
+
 @dataclass
 class Tally:
-    """Counts what clients of hosts are sent and would send: one entry of the ledger for all that are alike."""
+    """Counts what clients are sent and send: one entry of the ledger for all whose messages have one form and size."""
 
     number: int
     direction: str
-    alike: dict[tuple[int, int, int], tuple[list[str], list[Entry]]] = field(default_factory=dict)
+    alike: dict[tuple[Form, Form, int], tuple[list[str], list[Entry]]] = field(default_factory=dict)
+    forms: dict[int, tuple[Params, Form]] = field(default_factory=dict)
 
     def add(self, client: str, values: Params, control: Params | None, metrics: Mapping[str, float]) -> None:
-        """Count a message of a client with these tensors, which the caller keeps alive, and metrics."""
+        """Count a message of a client with these tensors and metrics."""
         size = sum(len(name) + 8 for name in metrics)
-        key = (id(values), id(control), size)
+        key = (self.form(values), self.form(control or {}), size)
         if key not in self.alike:
             content = RecordDict({"shared": pack(values)})
             if control is not None:
@@ -116,3 +121,9 @@ class Tally:
                 entries.append(Entry(self.number, client, self.direction, "metrics", 0, size))
             self.alike[key] = ([], entries)
         self.alike[key][0].append(client)
+
+    def form(self, values: Params) -> Form:
+        """Return the names, shapes and dtypes of tensors; those that many clients have in common are looked at once."""
+        if id(values) not in self.forms:  # kept, since an id names an object only as long as it lives
+            self.forms[id(values)] = (values, tuple((n, v.shape, v.dtype) for n, v in values.items()))
+        return self.forms[id(values)][1]

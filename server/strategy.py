@@ -15,9 +15,11 @@ from fedrec.records import Record, Row, to_row
 from fedrec.robust import Robust
 from fedrec.sharing import Broadcast, Contribution
 from fedrec.turnout import Turnout
+from server.checkpoint import Checkpoints
 from server.exchange import Exchange
 from server.faults import Fault, Outcome
 from server.scores import Best, Key, Score, Scores, admit_told, average, own_metrics, weighted
+from server.snapshot import put_back, take
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,7 @@ class Coordinator:
     plan: Plan
     on_round: Callable[[Row], None] = lambda row: None
     stop: Callable[[], bool] = lambda: False
+    checkpoints: Checkpoints | None = None
     record: Record = field(default_factory=Record)
     carriers: dict[str, Carrier] = field(default_factory=dict)
     seen: dict[str, int] = field(default_factory=dict)  # round of each client's last contribution
@@ -76,25 +79,31 @@ class Coordinator:
         self.exchange = Exchange(self.grid, self.record, bool(getattr(self.grid, "hosts", False)))
         self.parts: dict[str, Params] = {}  # what each client is sent: its z_i
         self.prices: dict[str, float] = {}  # mu_i of the clients with a budget, from their last training
-        self.scores, self.best = Scores(), Best()
+        self.scores, self.best, self.stale = Scores(), Best(), 0
+        self.saved: dict[str, int] = {}  # rows of the record in the checkpoints
         self.control: Control | None = None
 
     def fit(self, nodes: Sequence[int]) -> Record:
         """Run the rounds, select the best by validation, test it, and return the record."""
-        started, stale = time.perf_counter(), 0
+        started = time.perf_counter()
         self.join(nodes)
-        for number in range(1, self.plan.rounds + 1):
+        number = done = self.resume()
+        started -= self.record.seconds
+        for number in range(done + 1, self.plan.rounds + 1):
+            if number == done + 1 > 1 and self.stopping():  # it had come to its end
+                break
             row = self.round(number)
             if number % self.plan.eval_every == 0 or number == self.plan.rounds:
                 score = self.validate(number, row)
-                stale += 1
+                self.stale += 1
                 if score.beats(self.best.score):
-                    self.best, stale = Best(number, score, self.z, self.parts, dict(self.prices)), 0
+                    self.best, self.stale = Best(number, score, self.z, self.parts, dict(self.prices)), 0
                     self.improved = set(self.carriers)
             self.record.close(row)
             self.on_round(row)
-            if self.stop() or (self.plan.patience and stale >= self.plan.patience):
-                self.record.stopped = "interrupted" if self.stop() else "patience"
+            self.record.seconds = time.perf_counter() - started
+            self.save(number)
+            if self.stopping():
                 break
         if not self.best.round:  # interrupted before the first validation
             self.best = Best(number, z=self.z, parts=self.parts)
@@ -209,6 +218,30 @@ class Coordinator:
             self.record.notes.append(
                 f"no row of {', '.join(tables)} is carried by two clients: sharing changes nothing"
             )
+
+    def save(self, number: int) -> None:
+        """Write a checkpoint after a round that is to have one."""
+        if self.checkpoints and self.checkpoints.due(number):
+            snapshot = take(self, number, self.saved)
+            self.checkpoints.save(snapshot)
+            self.saved = {name: self.saved.get(name, 0) + len(rows) for name, rows in snapshot.record.items()}
+
+    def resume(self) -> int:
+        """Go back to the checkpoint that there may be; return its round, 0 without one."""
+        found = self.checkpoints.found if self.checkpoints else None
+        if found is None or self.checkpoints is None:
+            return 0
+        put_back(self, found.snapshot)
+        self.saved = {name: len(rows) for name, rows in found.snapshot.record.items()}
+        self.record.notes += found.refused
+        self.checkpoints.restore(found.folder)
+        return found.snapshot.round
+
+    def stopping(self) -> bool:
+        """Return whether the run is to end before its last round, and note why."""
+        patient = bool(self.plan.patience) and self.stale >= self.plan.patience
+        self.record.stopped = "interrupted" if self.stop() else "patience" if patient else ""
+        return bool(self.record.stopped)
 
     def send(
         self,

@@ -11,6 +11,7 @@ from clients.app import client_app
 from fedrec.experiment import Experiment, clients_data, dataset, tasks_for
 from fedrec.records import Record, Row, reserve, write_record
 from server.app import Finish, server_app
+from server.checkpoint import Checkpoints
 from server.strategy import Plan
 from simulations.check import check
 from simulations.cli import overrides
@@ -62,8 +63,13 @@ def apps_for(
     home: Path,
     on_round: Callable[[Row], None] = lambda row: None,
     stop: Callable[[], bool] = lambda: False,
+    nodes: int = 0,
+    checkpoints: Checkpoints | None = None,
 ) -> tuple[ServerApp, ClientApp]:
-    """Return the apps of one experiment that writes its record into `home`."""
+    """Return the apps of one experiment that writes its record into `home`.
+
+    The grid has so many `nodes`, or (0) one for each client.
+    """
 
     def read_server(_: Context, clients: int) -> tuple[Plan, Finish]:
         return plan_of(experiment), finisher(experiment, home)
@@ -71,7 +77,8 @@ def apps_for(
     def read_client(_: Context) -> tuple[Experiment, Path | None]:
         return experiment, home
 
-    return server_app(lambda _: len(clients_data(experiment)), read_server, on_round, stop), client_app(read_client)
+    count = nodes or len(clients_data(experiment))
+    return server_app(lambda _: count, read_server, on_round, stop, checkpoints), client_app(read_client)
 
 
 def from_context(context: Context, nodes: int) -> tuple[Experiment, Path]:

@@ -49,7 +49,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.grid import HttpGrid
 
 from fedrec.experiment import Experiment
-from server.exchange import ClientFailure
+from server.faults import ClientFailure
 from simulations.processes import answers, free_port, last_line, quiet, started
 
 START = 60.0  # seconds within which a SuperLink must answer first
