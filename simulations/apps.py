@@ -14,6 +14,7 @@ from server.app import Finish, server_app
 from server.strategy import Plan
 from simulations.check import check
 from simulations.cli import overrides
+from simulations.student import teach
 
 
 def plan_of(experiment: Experiment) -> Plan:
@@ -51,6 +52,8 @@ def finisher(experiment: Experiment, home: Path) -> Finish:
 
     def finish(record: Record) -> None:
         write_record(home, record, experiment.model_dump(mode="json"), dataset(experiment).notes)
+        if experiment.agreement.active:
+            teach(experiment, record, home)
 
     return finish
 

@@ -28,7 +28,8 @@ POPULARITY = "popularity"
 
 def run(argv: Sequence[str]) -> None:
     """Run a set of methods on one experiment with paired seeds, and compare them with training alone."""
-    usual = [name for name, method in METHODS.items() if method.drift.correction == "none"]  # SCAFFOLD needs sgd
+    # SCAFFOLD needs sgd, agreement needs volunteers.
+    usual = [name for name, m in METHODS.items() if m.drift.correction == "none" and not m.agreement.active]
     parser = argparse.ArgumentParser(prog="python -m simulations.studies methods", allow_abbrev=False)
     parser.add_argument("--methods", default=",".join(usual), help="comma-separated; popularity is always added")
     parser.add_argument("--seeds", type=int, default=5, help="paired seeds: 0, 1, ... share data, start and order")
