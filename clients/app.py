@@ -65,12 +65,8 @@ class Client:
         return self.model.init(self.experiment.seed, self.data.users, self.data.items, offsets)
 
     def first(self) -> tuple[Params, Params]:
-        """Return (shared, private) as it joins with them.
-
-        Whoever agrees on logits trains alone first, as in FedMD: nobody knows anything before, and standardised noise
-        would be as loud as knowledge.
-        """
-        start = self.start()
+        """Return (shared, private) as it joins; whoever agrees on logits trains alone first, as in FedMD."""
+        start = self.start()  # nobody knows anything yet, and standardised noise is as loud as knowledge
         return self.channel.split(self.update(start, 0, {}, 0.0)[0] if self.experiment.agreement.active else start)
 
     def shared_like(self) -> Params:

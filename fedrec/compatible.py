@@ -17,6 +17,8 @@ def compatible(e: "Experiment") -> None:
         found = ",".join(e.share) or ("pool" if e.pool else "coupling linear" if e.coupling.kind == "linear" else "")
         if found:
             raise UserError(f"agreement: shares logits only, never parameters, found {found}")
+        if e.agreement.task != "rank" and e.agreement.scale != "raw":
+            raise UserError(f"agreement.scale: must be raw for a task that does not rank, found {e.agreement.scale}")
         apart(e, "output agreement")
     elif e.coupling.kind == "linear":
         if not e.share or not {"item_table", "user_table"} >= set(e.share):

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from clients.app import Client
 from clients.memory import Memory
-from fedrec.channel import Linear, Logits, channel_of, probe, public
+from fedrec.channel import Linear, Logits, Mapped, channel_of, probe, public
 from fedrec.coordination import LinearTie, gradient_steps, solve
 from fedrec.coordination.maps import client_map
+from fedrec.data import ClientData
 from fedrec.errors import UserError
 from fedrec.experiment import Experiment, clients_data, dataset
 from fedrec.models import Recommender
@@ -22,7 +23,6 @@ from fedrec.parameters import Params, flatten, unflatten
 from fedrec.seeds import generator
 from fedrec.sharing import Sharing
 from fedrec.training import batch_loss, batches
-from server.strategy import Coordinator
 from simulations.check import check
 from tests.helpers import experiment, fit, results
 from tests.test_coupling import joined
@@ -36,12 +36,19 @@ def agreement(**fields: Any) -> Experiment:
     return experiment("agreement", **{**UNLIKE, "agreement": {"items": 30}, **fields})
 
 
+def logits_of(e: Experiment, data: ClientData) -> Logits:
+    """Return a client's channel, which is that of an agreement."""
+    channel = channel_of(e, data)
+    assert isinstance(channel, Logits)
+    return channel
+
+
 @pytest.mark.parametrize("coupling", [{"rho": 1e-4}, {"rho": 1e-4, "duals": True}], ids=["plain", "duals"])
 def test_only_logits_travel(coupling: dict[str, Any]) -> None:
     """Over every message: no name but `logits`, one number for each public pair, no byte of any parameter."""
     e = agreement(coupling=coupling)
     record, grid = fit(e)
-    sizes = {data.name: len(channel_of(e, data).ids) for data in clients_data(e)}  # type: ignore[union-attr]
+    sizes = {data.name: len(logits_of(e, data).ids) for data in clients_data(e)}
     private = [value for c in grid.contexts.values() for value in Memory(c).private.values()]
     trained = [value.numpy().tobytes() for value in private if value.numel() > 2]
     assert len(trained) > 10
@@ -58,10 +65,10 @@ def test_only_logits_travel(coupling: dict[str, Any]) -> None:
             assert shared["logits"].shape == (sizes[str(name)],)
         assert set(message.content.metric_records["metrics"]) <= {
             *("loss", "examples", "gap"),
-            *(f"{name}/rank/{metric}" for metric in e.metrics),
+            *(f"{name!s}/rank/{metric}" for metric in e.metrics),
         }
     assert set(record.rows) == {"probe"} and set(record.shared) == {"logits"}
-    assert set(row["parameter"] for row in record.ledger) == {"logits", "rows:probe", "metrics"}
+    assert {row["parameter"] for row in record.ledger} == {"logits", "rows:probe", "metrics"}
 
 
 def rows_sent(grid_received: list[Message]) -> list[Tensor]:
@@ -78,14 +85,14 @@ def rows_sent(grid_received: list[Message]) -> list[Tensor]:
 def test_z_is_the_weighted_mean_of_the_logits_pair_by_pair() -> None:
     e = agreement(weights="uniform")
     made, grid = joined(e)
-    parts = {data.name: channel_of(e, data) for data in clients_data(e)}
+    parts = {data.name: logits_of(e, data) for data in clients_data(e)}
     ids, z = made.record.rows["probe"], made.z["logits"]
     order = [data.name for data in clients_data(e)]  # of the messages
     for number in (0, 17, len(ids) - 1):
         carried = [
-            float(x[np.searchsorted(parts[name].ids, ids[number])])  # type: ignore[union-attr]
+            float(x[np.searchsorted(parts[name].ids, ids[number])])
             for name, x in zip(order, rows_sent(grid.received), strict=True)
-            if ids[number] in parts[name].ids  # type: ignore[union-attr]
+            if ids[number] in parts[name].ids
         ]
         assert float(z[number]) == pytest.approx(sum(carried) / len(carried), abs=1e-6)
 
@@ -99,7 +106,9 @@ def test_the_probe_and_the_volunteers_leak_nothing() -> None:
     other = e.model_copy(update={"market": e.market.model_copy(update={"impressions": 10})})
     assert np.array_equal(pairs % count, probe(other) % count)
     held = {
-        (int(known.users[u]), int(i)) for p in (known.validation, known.test) for u, i in zip(p.user, p.item, strict=True)
+        (int(known.users[u]), int(i))
+        for p in (known.validation, known.test)
+        for u, i in zip(p.user, p.item, strict=True)
     }
     assert len(held) > 20
     for one in data:
@@ -204,7 +213,9 @@ def test_flower_and_solve_share_their_numerics(kind: str, duals: bool) -> None:
 
     def exchange(i: int) -> Any:
         def x(theta: Tensor) -> Tensor:
-            found = channels[i].x({n: v.float() for n, v in unflatten(theta, starts[i]).items()})  # type: ignore[union-attr]
+            channel = channels[i]
+            assert isinstance(channel, Mapped)
+            found = channel.x({n: v.float() for n, v in unflatten(theta, starts[i]).items()})
             return flatten(found).double()
 
         return x
@@ -250,3 +261,187 @@ class _RowMean:
 
     def restrict(self, members: Any) -> "_RowMean":
         return self
+
+
+def test_logits_are_only_of_the_items_that_a_client_carries() -> None:
+    e = agreement()
+    count, pairs = len(dataset(e).items), probe(e)
+    for data in clients_data(e):
+        channel = logits_of(e, data)
+        assert np.array_equal(channel.ids, pairs[np.isin(pairs % count, data.items)])
+        assert np.array_equal(data.users[channel.user.numpy()], channel.ids // count)
+        assert np.array_equal(data.items[channel.item.numpy()], channel.ids % count)
+    assert min(len(logits_of(e, data).ids) for data in clients_data(e)) < len(pairs)
+
+
+def test_an_agreement_brings_logits_together_and_leaves_parameters_apart() -> None:
+    """A stiffer tie has a smaller |X - Z|; nobody's parameters become anybody's."""
+    loose, stiff = (agreement(rounds=6, coupling={"rho": rho}) for rho in (1e-8, 1e-2))
+    (a, _), (b, grid) = fit(loose), fit(stiff)
+    assert float(b.rounds[-1]["primal_residual"]) < 0.5 * float(a.rounds[-1]["primal_residual"])
+    shapes = [Memory(context).private["item_table"].shape[1] for context in grid.contexts.values()]
+    assert sorted(shapes) == [3, 4, 4]
+    assert results(b) == results(fit(stiff)[0])
+
+
+@pytest.mark.parametrize("coupling", [{"kind": "clusters", "groups": "films,shop"}, {"kind": "mean-regularised"}])
+def test_every_operator_works_on_logits(coupling: dict[str, Any]) -> None:
+    made, _ = joined(agreement(coupling={"rho": 1e-3, "duals": True, **coupling}))
+    made.round(1)
+    where = {
+        name: dict(zip(who.positions["logits"].tolist(), range(10**6), strict=False))
+        for name, who in made.carriers.items()
+    }
+    common = set.intersection(*(set(one) for one in where.values()))
+    films, shop, news = (
+        made.parts[name]["logits"][[where[name][row] for row in sorted(common)]] for name in ("films", "shop", "news")
+    )
+    assert not torch.allclose(films, news)
+    assert torch.allclose(films, shop, atol=1e-6) == (coupling["kind"] == "clusters")
+
+
+def test_budgets_compose_with_agreement() -> None:
+    e = agreement(coupling={"rho": 1e-4, "duals": True}, budget={"limits": "films=0.001;0.9"})
+    told = {str(row["client"]): row for row in fit(e)[0].budgets}
+    assert not told["films"]["feasible"] and float(told["films"]["mu"]) > 0 and told["news"]["feasible"]
+
+
+def linear(**fields: Any) -> Experiment:
+    """Return three clients whose item tables are of unlike width and meet in width 2."""
+    tie = {"kind": "linear", "rho": 1e-3, "maps": "identity", "width": 2, **fields.pop("coupling", {})}
+    return experiment("fedper", share="item_table", dim="4;shop=3;news=2", coupling=tie, **fields)
+
+
+def test_under_the_identity_the_first_columns_are_what_is_tied() -> None:
+    e = linear()
+    made, grid = joined(e)
+    for name, part in made.parts.items():
+        assert part["item_table"].shape[1] == 2, name
+    starts = [Memory(c).private["item_table"] for c in grid.contexts.values()]
+    assert sorted(one.shape[1] for one in starts) == [2, 3, 4]
+    for x, start in zip([m for m in grid.received if m.metadata.message_type == "query.join"], starts, strict=True):
+        from fedrec.wire import unpack
+
+        assert torch.equal(unpack(x.content.array_records["shared"])["item_table"], start[:, :2])
+
+
+def test_maps_come_from_a_file_and_tie_the_rows_to_the_range_of_b(tmp_path: Path) -> None:
+    """With B_i = (b_i) and width-1 y, every z row of client i is y_row b_i: films and shop opposite, news double."""
+    file = tmp_path / "maps.safetensors"
+    rng = generator(0, "maps")
+    a = {f"{n}/A": torch.from_numpy(rng.standard_normal((d, 2))) for n, d in (("films", 4), ("shop", 3), ("news", 2))}
+    b = {"films/B": [[1.0], [0.5]], "shop/B": [[-1.0], [-0.5]], "news/B": [[2.0], [1.0]]}
+    save_file({**a, **{name: torch.tensor(value) for name, value in b.items()}}, file)
+    e = linear(coupling={"maps": str(file), "duals": True})
+    check(e)
+    made, _ = joined(e)
+    made.round(1)
+    z = {name: part["item_table"].double() for name, part in made.parts.items()}
+    for name, value in z.items():
+        assert torch.allclose(value[:, 0], 2 * value[:, 1], atol=1e-6), name
+    rows = {name: who.positions["item_table"] for name, who in made.carriers.items()}
+    both = sorted(set(rows["films"].tolist()) & set(rows["shop"].tolist()) & set(rows["news"].tolist()))
+    films, shop, news = (z[n][torch.searchsorted(rows[n], torch.tensor(both))] for n in ("films", "shop", "news"))
+    assert torch.allclose(films, -shop, atol=1e-6) and torch.allclose(2 * films, news, atol=1e-6)
+    assert float(films.norm()) > 0
+    trained = Client(e, clients_data(e)[0], "cpu", None).channel
+    assert isinstance(trained, Linear) and torch.equal(trained.a, a["films/A"])
+
+
+def test_orthonormal_maps_are_drawn_by_client_and_seed() -> None:
+    a = client_map("orthonormal", 3, "films", 5, 0)
+    assert torch.allclose(a.T @ a, torch.eye(3).double(), atol=1e-12)
+    assert not torch.equal(a, client_map("orthonormal", 3, "shop", 5, 0))
+    assert torch.equal(a, client_map("orthonormal", 3, "films", 5, 0))
+    channel = Linear(Sharing(("item_table",)), a)
+    with torch.no_grad():
+        assert channel.x({"item_table": torch.ones(7, 5), "body": torch.ones(1)})["item_table"].shape == (7, 3)
+
+
+def test_one_tie_of_rows_is_the_tie_of_each_row() -> None:
+    rng = generator(1, "rows")
+    b = tuple(torch.from_numpy(rng.standard_normal((d, 2))) for d in (3, 2))
+    v = [torch.from_numpy(rng.standard_normal((4, d))) for d in (3, 2)]
+    p = torch.tensor([0.5, 2.0], dtype=torch.float64)
+    whole = LinearTie(b)([one.reshape(-1) for one in v], p, 1.0)
+    for row in range(4):
+        alone = LinearTie(b)([one[row] for one in v], p, 1.0)
+        assert all(torch.allclose(w.reshape(4, -1)[row], z) for w, z in zip(whole, alone, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("method", "fields", "text"),
+    [
+        ("agreement", {}, r"agreement: needs public users to agree on \(add --volunteers 60\), found volunteers 0"),
+        (
+            "agreement",
+            {"volunteers": 5, "share": "body"},
+            "agreement: shares logits only, never parameters, found body",
+        ),
+        ("agreement", {"volunteers": 5, "pool": True}, "shares logits only, never parameters, found pool"),
+        ("agreement", {"volunteers": 5, "coupling": {}}, "coupling.rho: must be above 0 for output agreement"),
+        ("agreement", {"volunteers": 5, "phases": "private,shared"}, "phases: must be the one phase all for output"),
+        ("agreement", {"volunteers": 5, "drift": {"personal": "ditto"}}, "drift: must be none for .*found ditto"),
+        ("agreement", {"volunteers": 5, "drift": {"normalise": True}}, "drift: must be none for .*found fednova"),
+        ("agreement", {"volunteers": 5, "descent": {"aggregator": "mgda"}}, "descent: steps along .*found mgda"),
+        (
+            "agreement",
+            {"volunteers": 5, "task": "rank;shop=rating"},
+            "agreement.task: every client must have .*in shop",
+        ),
+        ("agreement", {"volunteers": 5, "task": "rating"}, "agreement.task: every client must have the task rank"),
+        ("agreement", {"volunteers": 900}, "volunteers: must be below the number of users, 900, found 900"),
+        (
+            "agreement",
+            {"volunteers": 5, "task": "rating", "agreement": {"items": 5, "task": "rating"}},
+            "agreement.scale: must be raw for a task that does not rank, found standard",
+        ),
+        ("fedper", {"coupling": {"kind": "linear", "rho": 1.0}}, "share: must be item_table or user_table for linear"),
+        ("fedper", {"share": "item_table", "coupling": {"kind": "linear"}}, "coupling.rho: must be above 0 for linear"),
+        (
+            "fedper",
+            {"share": "item_table", "dim": "4;shop=3", "coupling": {"kind": "linear", "rho": 1.0, "width": 4}},
+            "coupling.width: must be from 1 to the width of shop's tables, 3, found 4",
+        ),
+        (
+            "fedper",
+            {"share": "item_table", "coupling": {"kind": "linear", "rho": 1.0, "maps": "nowhere"}},
+            "coupling.maps: must be identity, orthonormal or a safetensors file, found 'nowhere'",
+        ),
+        ("fedper", {"dim": "32;shop=0"}, "dim: must be a whole number from 1 to 4096, found '0'"),
+        ("fedper", {"dim": "32;shop=wide"}, "dim: must be a whole number from 1 to 4096, found 'wide'"),
+        ("fedper", {"dim": "32;shopp=8"}, "client 'shopp': must be one of films, news, shop, found in '32;shopp=8'"),
+        ("fedper", {"dim": "4;shop=3"}, "share: item_table must have one shape to be shared"),
+    ],
+)
+def test_what_cannot_hold_is_refused_before_anything_runs(method: str, fields: dict[str, Any], text: str) -> None:
+    with pytest.raises(UserError, match=text):
+        check(experiment(method, **fields))
+
+
+@pytest.mark.parametrize(
+    ("tensors", "text"),
+    [
+        ({"films/A": (4, 2), "shop/A": (3, 2)}, "must hold news/A, found none"),
+        (
+            {"films/A": (4, 2), "shop/A": (5, 2), "news/A": (2, 2)},
+            r"shop/A must have a row for each of the 3 columns of its tables, found shape \[5, 2\]",
+        ),
+        (
+            {"films/A": (4, 2), "shop/A": (3, 2), "news/A": (2, 2), "shop/B": (3, 2)},
+            r"shop/B must have a row for each of the 2 columns of shop/A, found shape \[3, 2\]",
+        ),
+        (
+            {"films/A": (4, 2), "shop/A": (3, 2), "news/A": (2, 2), "shop/B": (2, 1)},
+            r"shop/B must have 2 columns, as films has, found shape \[2, 1\]",
+        ),
+        ({"films/A": (4,)}, r"films/A must be a matrix of finite floats, found torch.float32 with shape \[4\]"),
+    ],
+)
+def test_maps_that_do_not_fit_are_refused_by_client(
+    tensors: dict[str, tuple[int, ...]], text: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "maps.safetensors"
+    save_file({name: torch.ones(shape) for name, shape in tensors.items()}, file)
+    with pytest.raises(UserError, match=text):
+        check(linear(coupling={"maps": str(file)}))
