@@ -1,15 +1,18 @@
 """Server operators over the clients' updates: the weighted mean, each row over the clients that carry it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fedrec.data.types import Ints
-from fedrec.parameters import Params
+from fedrec.parameters import Params, norm, subtract
 from fedrec.sharing import TABLES, ContractError
+
+CHUNK = 64
 
 
 @dataclass(frozen=True)
@@ -20,6 +23,7 @@ class Carrier:
     like: Params  # its shared tensors as it sent them when it joined; names, shapes and dtypes are the contract
     positions: dict[str, Tensor]  # table name -> [rows] index into the server's table
     weight: float  # p_i, before it is normalised over the carriers of a row
+    whole: frozenset[str] = frozenset()  # tables of which it carries every row of the server
 
 
 def catalogue(rows: Sequence[dict[str, Ints]]) -> dict[str, Ints]:
@@ -34,11 +38,13 @@ def carrier(client: str, values: Params, rows: dict[str, Ints], server_rows: dic
     for name, value in values.items():
         if name in TABLES:
             ids = rows.get(TABLES[name])
-            if ids is None or len(ids) != value.shape[0]:
+            size = len(value) if value.dim() else 0
+            if ids is None or not value.dim() or len(ids) != size:
                 found = "none" if ids is None else str(len(ids))
-                raise ContractError(f"{name}: must come with {value.shape[0]} row ids, found {found}")
+                raise ContractError(f"{name}: must come with {size} row ids, found {found}")
             positions[name] = torch.from_numpy(np.searchsorted(server_rows[TABLES[name]], ids))
-    return Carrier(client, values, positions, weight)
+    whole = frozenset(name for name, places in positions.items() if len(places) == len(server_rows[TABLES[name]]))
+    return Carrier(client, values, positions, weight, whole)
 
 
 def alone(carriers: Sequence[Carrier], rows: dict[str, Ints]) -> list[str]:
@@ -57,7 +63,9 @@ def alone(carriers: Sequence[Carrier], rows: dict[str, Ints]) -> list[str]:
 def gather(server: Params, who: Carrier) -> Params:
     """Return the client's part of the server's parameters: its rows of the tables, every other tensor whole."""
     return {
-        name: server[name].index_select(0, who.positions[name]) if name in who.positions else server[name]
+        name: server[name].index_select(0, who.positions[name])
+        if name in who.positions and name not in who.whole
+        else server[name]
         for name in who.like
     }
 
@@ -93,6 +101,93 @@ def mean(
         before = result[name].double() if name in result else torch.zeros_like(numerator)
         result[name] = torch.where(m > 0, numerator / m.clamp(min=1e-300), before).to(dtype)
     return {name: result[name] for name in sorted(result)}
+
+
+@dataclass(frozen=True)
+class Subtotal:
+    """What a mean needs of some clients: sum_i p_i x_i in float64, and the gap sum_i |x_i - z_i|^2.
+
+    A table has the rows that these clients carry, see `union`.
+    """
+
+    clients: tuple[str, ...]
+    values: Params
+    gap: float
+
+
+def union(carriers: Sequence[Carrier]) -> dict[str, Tensor]:
+    """Return, for each table, the ascending places on the server of the rows that some of the clients carry."""
+    found: dict[str, Tensor] = {}
+    for name in sorted({name for who in carriers for name in who.positions}):
+        every = [who for who in carriers if name in who.positions]
+        whole = next((who for who in every if name in who.whole), None)
+        found[name] = (
+            whole.positions[name] if whole else torch.unique(torch.cat([who.positions[name] for who in every]))
+        )
+    return found
+
+
+def subtotal(contributions: Iterable[tuple[Carrier, Params, Params]], rows: Mapping[str, Tensor]) -> Subtotal:
+    """Return the sum of (carrier, x_i, z_i) in their order; `rows` is the `union` of the carriers."""
+    total, clients, gap = {}, [], 0.0
+    for who, values, z in contributions:
+        clients.append(who.client)
+        gap += norm(subtract(values, z)) ** 2
+        for name, value in values.items():
+            scaled = who.weight * value.to("cpu", torch.float64)
+            if name not in total:
+                total[name] = torch.zeros((len(rows[name]) if name in rows else len(value), *value.shape[1:])).double()
+            if name in rows and len(value) < len(rows[name]):
+                total[name].index_add_(0, torch.searchsorted(rows[name], who.positions[name]), scaled)
+            else:
+                total[name] += scaled
+    return Subtotal(tuple(clients), total, gap)
+
+
+def chunks(carriers: Iterable[str]) -> dict[str, int]:
+    """Return the chunk of every client in the order of all sums.
+
+    A mean is summed in chunks of consecutive clients, so that it is the same to the bit whoever adds up a chunk.
+    """
+    return {name: place // CHUNK for place, name in enumerate(carriers)}
+
+
+def sums(answers: Mapping[str, Params], z: Mapping[str, Params], carriers: Mapping[str, Carrier]) -> list[Subtotal]:
+    """Return the sums, chunk by chunk, of what clients answered; `z` is what each was sent."""
+    chunk = chunks(carriers)
+    groups = groupby((name for name in carriers if name in answers), chunk.__getitem__)
+    return [
+        subtotal([(carriers[n], answers[n], z[n]) for n in names], union([carriers[n] for n in names]))
+        for names in (list(group) for _, group in groups)
+    ]
+
+
+def mean_of(parts: Sequence[Subtotal], carriers: Mapping[str, Carrier], previous: Params) -> Params:
+    """Return z = sum_i p_i x_i / sum_i p_i of sums that were made in one order; see `mean`."""
+    total: Params = {}
+    mass: Params = {}
+    for part in parts:
+        members = [carriers[name] for name in part.clients]
+        rows = union(members)
+        for name, value in part.values.items():
+            if name not in total:
+                total[name] = torch.zeros(previous[name].shape, dtype=torch.float64)
+                mass[name] = torch.zeros(len(previous[name]) if name in TABLES else (), dtype=torch.float64)
+            whole = name not in rows or len(rows[name]) == len(previous[name])
+            total[name] = total[name] + value if whole else total[name].index_add_(0, rows[name], value)
+            for who in members:
+                if name in who.like and (name in who.whole or name not in who.positions):
+                    mass[name] += who.weight
+                elif name in who.like:
+                    mass[name][who.positions[name]] += who.weight
+    result = {**previous, **{name: divided(value, mass[name], previous[name]) for name, value in total.items()}}
+    return {name: result[name] for name in sorted(result)}
+
+
+def divided(numerator: Tensor, mass: Tensor, previous: Tensor) -> Tensor:
+    """Return numerator / mass row by row in the dtype of `previous`, which stays where the mass is 0."""
+    m = mass.reshape(-1, *[1] * (numerator.dim() - 1)) if mass.dim() else mass
+    return torch.where(m > 0, numerator / m.clamp(min=1e-300), previous.double()).to(previous.dtype)
 
 
 def server_shapes(carriers: Sequence[Carrier], previous: Params | None) -> dict[str, tuple[int, ...]]:

@@ -10,7 +10,6 @@ if TYPE_CHECKING:
 
 def compatible(e: "Experiment") -> None:
     """Raise UserError for a combination that cannot hold."""
-    drift(e)
     if e.agreement.active:
         if not e.volunteers:
             raise UserError("agreement: needs public users to agree on (add --volunteers 60), found volunteers 0")
@@ -27,20 +26,6 @@ def compatible(e: "Experiment") -> None:
                 f"found {','.join(e.share) or 'nothing'}"
             )
         apart(e, "linear")
-
-
-def drift(e: "Experiment") -> None:
-    """Raise UserError where drift correction does not fit the coupling or the local training."""
-    if e.drift.counted and e.coupling.duals:
-        raise UserError("drift: must be without duals for FedNova and SCAFFOLD, found coupling.duals")
-    if e.drift.correction != "scaffold":
-        return
-    if e.optimiser != "sgd":
-        raise UserError(f"optimiser: must be sgd for SCAFFOLD (add --optimiser sgd --lr 10), found {e.optimiser}")
-    if e.phases != ("all",):
-        raise UserError(f"phases: must be the one phase all for SCAFFOLD, found {','.join(e.phases)}")
-    if not e.coupling.plain:
-        raise UserError(f"coupling: must be the plain mean for SCAFFOLD, found {e.coupling.kind}")
 
 
 def apart(e: "Experiment", name: str) -> None:

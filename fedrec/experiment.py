@@ -18,9 +18,11 @@ from fedrec.errors import UserError, choose
 from fedrec.metrics import RANKING, parse_metric
 from fedrec.models import Recommender
 from fedrec.optimisers import Optimiser
+from fedrec.robust import Robust
 from fedrec.sharing import Sharing
 from fedrec.tasks import Task, per_client, tasks_of
 from fedrec.training import Phase, Recipe
+from fedrec.turnout import Turnout, dropouts
 
 
 class Method(BaseModel):
@@ -39,6 +41,7 @@ class Method(BaseModel):
     descent: Descent = Field(Descent(), description="how the server steps along the clients' pseudo-gradients")
     drift: Drift = Field(Drift(), description="what is done about clients whose local optima lie apart")
     agreement: Agreement = Field(Agreement(), description="agreement on the logits of public pairs, not on parameters")
+    robust: Robust = Field(Robust(), description="what is done about clients that send anything")
     pool: bool = Field(False, description="one model on everyone's data, the upper bound; not federated")
 
 
@@ -98,6 +101,16 @@ class Experiment(Method):
     weights: Literal["examples", "uniform"] = Field("examples", description="weight of a client in the mean")
     patience: int = Field(0, ge=0, description="stop after this many evaluations without a better validation; 0: never")
     eval_every: int = Field(1, ge=1, description="rounds between two validations")
+    participation: float = Field(1.0, gt=0, le=1, description="fraction of the clients drawn for each round")
+    dropout: str = Field(
+        "0", description="trained, but the answer is lost: a probability, or rounds and clients '3:films,shop;5:news'"
+    )
+    deadline: float = Field(
+        0.0, ge=0, allow_inf_nan=False, description="seconds for an answer, a later one is lost; 0: no limit"
+    )
+    quorum: float = Field(
+        0.5, ge=0, le=1, description="fraction of a round's clients that must answer, or the run ends"
+    )
     seed: int = Field(0, ge=0, lt=2**63, description="seed of everything random")
     engine: Literal["ray", "inline"] = Field(
         "ray", description="how the clients run: Flower's processes, or one by one here"
@@ -113,6 +126,11 @@ class Experiment(Method):
     @classmethod
     def _one_width(cls, value: Any) -> Any:
         return int(value) if isinstance(value, str) and value.strip().isdecimal() else value
+
+    @field_validator("dropout", mode="before")
+    @classmethod
+    def _probability(cls, value: Any) -> Any:
+        return str(value) if isinstance(value, int | float) else value
 
     @field_validator("candidates")
     @classmethod
@@ -148,6 +166,8 @@ class Experiment(Method):
             )
         if self.clients is not None and self.clients < 1:
             raise UserError(f"clients: must be at least 1, found {self.clients}")
+        dropouts(self.dropout)
+        self.drift.check(self.coupling, self.robust, self.optimiser, self.phases)
         compatible(self)
         return self
 
@@ -157,6 +177,11 @@ class Experiment(Method):
         if self.agreement.active:
             return False  # there are none
         return self.coupling.personal or self.drift.personal != "none"
+
+    @property
+    def turnout(self) -> Turnout:
+        """Who takes part in a round."""
+        return Turnout(self.participation, self.dropout, self.deadline, self.quorum, self.seed)
 
     def recipe(self) -> Recipe:
         """Return how every client trains in one round."""

@@ -23,8 +23,11 @@ def check(experiment: Experiment) -> None:
     check_tasks(experiment, parts)
     shapes: Shapes = {}
     experiment.sharing().check([name for data in parts for name in agree(experiment, data, shapes)])
-    compatible(experiment.coupling, experiment.descent)
-    experiment.coupling.operator(sorted((data.name for data in parts), key=natural))
+    compatible(experiment.coupling, experiment.descent, experiment.robust)
+    clients = sorted((data.name for data in parts), key=lambda name: (natural(name), name))
+    experiment.coupling.operator(clients)
+    experiment.turnout.check(clients, experiment.rounds)
+    experiment.robust.check(len(experiment.turnout.drawn(clients, 1)))
 
 
 def check_names(experiment: Experiment, parts: tuple[ClientData, ...]) -> None:

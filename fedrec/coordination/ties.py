@@ -1,15 +1,17 @@
 """The server's side of a coupling over rounds: what each client is sent, and what its answers make of Z."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from fedrec.aggregation import Carrier, gather, mean
+from fedrec.aggregation import Carrier, Subtotal, gather, mean, mean_of, sums
 from fedrec.coordination.coupling import Coupling
 from fedrec.coordination.descent import Descent, Stepped
 from fedrec.coordination.halves import Hub, Residuals
 from fedrec.errors import UserError
 from fedrec.parameters import Params, norm, subtract
+from fedrec.robust import Robust
 
 
 class Tie(Protocol):
@@ -51,11 +53,23 @@ class Average:
 
     def update(self, answers: Mapping[str, Params], gaps: Mapping[str, float]) -> Residuals:
         """See Tie."""
-        before = {name: self.part(name) for name in answers}
-        self.z = mean([(self.carriers[name], x) for name, x in answers.items()], self.z)
-        primal = sum(norm(subtract(x, before[name])) ** 2 for name, x in answers.items()) ** 0.5
-        moved = sum(norm(subtract(self.part(name), before[name])) ** 2 for name in answers) ** 0.5
-        return Residuals(primal, self.rho * moved, self.rho)
+        return self.add(sums(answers, {name: self.part(name) for name in answers}, self.carriers))
+
+    def add(self, parts: Sequence[Subtotal]) -> Residuals:
+        """Take the sums of what the clients of a round sent, which are all that a mean needs."""
+        before, self.z = self.z, mean_of(parts, self.carriers, self.z)
+        primal = math.fsum(part.gap for part in parts) ** 0.5
+        return Residuals(primal, self.rho * self.moved(before, parts) if self.rho else 0.0, self.rho)
+
+    def moved(self, before: Params, parts: Sequence[Subtotal]) -> float:
+        """Return |Z+ - Z| over the clients of a round."""
+        rows = {n: (z.double() - before[n].double()).square().reshape(len(z), -1).sum(1) for n, z in self.z.items()}
+        full = {name: float(value.sum()) for name, value in rows.items()}
+        squares = []
+        for who in (self.carriers[client] for part in parts for client in part.clients):
+            part = {n: n in who.positions and n not in who.whole for n in who.like}
+            squares += [float(rows[n][who.positions[n]].sum()) if some else full[n] for n, some in part.items()]
+        return math.sqrt(math.fsum(squares))
 
 
 @dataclass
@@ -91,8 +105,18 @@ class Coupled:
         return self.hub.step(list(gaps.values()), self.coupling.balance)
 
 
-def check(coupling: Coupling, descent: Descent) -> None:
-    """Raise UserError if both a coupling with memory and a step along pseudo-gradients are asked for."""
+def check(coupling: Coupling, descent: Descent, robust: Robust) -> None:
+    """Raise UserError if two rules are asked for that both say what becomes of the clients' answers."""
+    if robust.active and not coupling.plain:
+        raise UserError(
+            f"robust: must be without duals, sets and personal couplings, which need every answer as it is, "
+            f"found coupling {coupling.kind}{' with duals' if coupling.duals else ''}"
+        )
+    if robust.active and descent.aggregator != "mean":
+        raise UserError(
+            f"descent.aggregator: must be mean under a robust rule, which combines the updates itself, found "
+            f"{descent.aggregator}"
+        )
     if not coupling.plain and not descent.plain:
         raise UserError(
             f"descent: aggregators and server optimisers step from a mean without duals or sets, found coupling "
@@ -101,14 +125,19 @@ def check(coupling: Coupling, descent: Descent) -> None:
 
 
 def tie_of(
-    coupling: Coupling, descent: Descent, carriers: dict[str, Carrier], values: dict[str, Params], seed: int
+    coupling: Coupling,
+    descent: Descent,
+    carriers: dict[str, Carrier],
+    values: dict[str, Params],
+    seed: int,
+    robust: Robust,
 ) -> Tie:
     """Return the tie of clients that join with `values`; raises UserError where the coupling does not fit them."""
     operator = coupling.operator(list(carriers))
-    check(coupling, descent)
+    check(coupling, descent, robust)
     if coupling.plain:
         z = mean([(carriers[name], value) for name, value in values.items()])
-        return (
-            Average(coupling.rho, carriers, z) if descent.plain else Stepped(descent, coupling.rho, seed, carriers, z)
-        )
+        if descent.plain and not robust.active:
+            return Average(coupling.rho, carriers, z)
+        return Stepped(descent, coupling.rho, seed, carriers, z, robust)
     return Coupled(coupling, Hub(operator, coupling.rho, carriers, values))

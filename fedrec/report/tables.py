@@ -23,6 +23,7 @@ METRICS = ["round", *KEY, "split", "value"]
 USERS = ["client", "user", "split", "task", "metric", "value"]
 STUDENT = ["client", "task", "metric", "users", "teacher", "student", "low", "high"]
 LEDGER = ["round", "client", "direction", "parameter", "rows", "bytes"]
+FAULTS = ["round", "client", "during", "kind", "text"]
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class Run:
     rounds: pd.DataFrame
     ledger: pd.DataFrame
     student: pd.DataFrame
+    faults: pd.DataFrame
 
     def option(self, name: str, default: Any = None) -> Any:
         """Return an option of the experiment."""
@@ -77,7 +79,7 @@ def read_table(path: Path, columns: list[str]) -> pd.DataFrame:
     """
     if not path.exists() or not path.stat().st_size:
         return pd.DataFrame(columns=columns)
-    names = ("client", "user", "split", "task", "metric", "direction", "parameter", "device")
+    names = ("client", "user", "split", "task", "metric", "direction", "parameter", "device", "during", "kind", "text")
     numbers = ("round", "value", "rows", "bytes", "seconds", "train_loss", "bytes_up", "bytes_down", *STUDENT[3:])
     types: dict[Any, Any] = dict.fromkeys(names, str)
     missing = {name: ["", "nan", "NaN"] for name in numbers}
@@ -112,6 +114,7 @@ def read_run(run_dir: Path) -> Run:
         read_table(run_dir / "rounds.csv", ["round"]),
         read_table(run_dir / "ledger.csv", LEDGER),
         read_table(run_dir / "student.csv", STUDENT),
+        read_table(run_dir / "faults.csv", FAULTS),
     )
 
 
@@ -172,11 +175,23 @@ def _together(results: Results) -> Results:
     return Results(means.reset_index(), users)
 
 
+def _without(results: Results, keys: set[Any]) -> Results:
+    """Return the results without some of (client, task, metric)."""
+    kept = [t[~pd.MultiIndex.from_frame(t[KEY]).isin(list(keys))] for t in (results.clients, results.users)]
+    return Results(kept[0], kept[1]) if keys else results
+
+
 def compare(run: Run, together: bool = False) -> pd.DataFrame:
     """Return `comparison` of a run that was read; `together` takes all users as one client."""
     federated, baselines = run.federated, run.baselines
     if together:
-        federated, baselines = _together(federated), {name: _together(b) for name, b in baselines.items()}
+        # Of a client whose test is missing nothing counts: a mean over the others must not stand beside one over all.
+        test = federated.test()
+        gone = set(test[test.isna()].index) - {
+            key for b in baselines.values() for key in b.test()[b.test().isna()].index
+        }
+        baselines = {name: _together(_without(b, gone)) for name, b in baselines.items()}
+        federated = _together(federated)
     table = _table(federated, baselines)
     if together:
         table["client"] = table["client"].where(table["users"] > 0, CLIENTS)

@@ -18,29 +18,31 @@ from fedrec.experiment import Experiment, clients_data
 from fedrec.metrics import higher_is_better, paired
 from fedrec.records import publish, reserve, write_csv
 from fedrec.report.study import write_study
-from simulations.baselines import run_popularity
+from simulations.baselines import baseline, run_popularity
 from simulations.check import check
 from simulations.cli import parse
 from simulations.methods import METHODS
 
 POPULARITY = "popularity"
+METHODS_HELP = "comma-separated, each with options of its own after colons; popularity is always added"
 
 
 def run(argv: Sequence[str]) -> None:
     """Run a set of methods on one experiment with paired seeds, and compare them with training alone."""
-    # SCAFFOLD needs sgd, agreement needs volunteers.
-    usual = [name for name, m in METHODS.items() if m.drift.correction == "none" and not m.agreement.active]
+    # Some robust rules need more clients than there may be, SCAFFOLD needs sgd, and agreement volunteers.
+    chosen = [name for name, method in METHODS.items() if not (method.robust.active or method.agreement.active)]
+    usual = [name + (":optimiser=sgd:lr=10" if name == "scaffold" else "") for name in chosen]
     parser = argparse.ArgumentParser(prog="python -m simulations.studies methods", allow_abbrev=False)
-    parser.add_argument("--methods", default=",".join(usual), help="comma-separated; popularity is always added")
+    parser.add_argument("--methods", default=",".join(usual), help=METHODS_HELP)
     parser.add_argument("--seeds", type=int, default=5, help="paired seeds: 0, 1, ... share data, start and order")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
     parser.add_argument("--out", type=Path, default=Path("runs/study-methods"), help="a new folder for the results")
     options, flags = parser.parse_known_args(argv)
-    names = [choose("methods", name, METHODS) for name in options.methods.split(",")]
+    names = options.methods.split(",")
     if options.seeds < 1 or options.workers < 1:
         raise UserError(f"seeds, workers: must be at least 1, found {options.seeds}, {options.workers}")
     runs = {
-        (name, seed): parse([*flags, "--method", name, "--seed", str(seed)]).experiment
+        (name, seed): experiment_of(name, [*flags, "--seed", str(seed)])
         for seed in range(options.seeds)
         for name in names
     }
@@ -57,6 +59,21 @@ def run(argv: Sequence[str]) -> None:
     publish(home, options.out)
     show(table, f"{options.seeds} paired seeds; the mean over clients, 95% intervals over seeds")
     print(f"report: {options.out / 'report.html'}")
+
+
+def experiment_of(text: str, flags: Sequence[str]) -> Experiment:
+    """Return the experiment of a method and its own options, such as `scaffold:optimiser=sgd:lr=10`.
+
+    `--share` among the flags is for what is federated: `local` and `pooled` share nothing, and a method whose point is
+    to share the heads too goes on doing so.
+    """
+    name, *own = text.split(":")
+    choose("methods", name, METHODS)
+    e = parse([*flags, "--method", name, *(f"--{one}" for one in own)]).experiment
+    if name in ("local", "pooled"):
+        return baseline(e, name)
+    heads = "heads" in METHODS[name].share and "heads" not in e.share
+    return e.model_copy(update={"share": (*e.share, "heads")}) if heads else e
 
 
 def facts(runs: dict[tuple[str, int], Experiment]) -> dict[str, str]:

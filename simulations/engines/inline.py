@@ -1,10 +1,7 @@
-"""Engines: ways to run the same ServerApp and ClientApp. Flower's traps are kept in this room."""
+"""The engine `inline`: clients one after the other in this process, the reference result."""
 
-import logging
-import os
-import threading
+import time
 from collections.abc import Iterable
-from typing import Any, cast
 
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -32,6 +29,7 @@ class InlineGrid(Grid):
             for i in range(clients)
         }
         self.replies: dict[str, Message] = {}
+        self.took: dict[str, float] = {}  # seconds that each of them took
         self.pushed = 0
         self._run = Run.create_empty(run_id=RUN_ID)
         identify()
@@ -62,7 +60,9 @@ class InlineGrid(Grid):
             self.pushed += 1
             name = str(self.pushed)
             message.metadata.__dict__["_message_id"] = name
+            started = time.perf_counter()
             self.replies[name] = self._answer(message)
+            self.took[name] = time.perf_counter() - started
             ids.append(name)
         return ids
 
@@ -77,8 +77,14 @@ class InlineGrid(Grid):
         return [self.replies.pop(name) for name in list(message_ids) if name in self.replies]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        """Return every client's reply, in the order of the messages."""
-        return self.pull_messages(self.push_messages(messages))
+        """Return the replies in the order of the messages, without those that took a client over `timeout` seconds.
+
+        A client in this process cannot be interrupted: its late answer is waited for, and then left out.
+        """
+        ids = list(self.push_messages(messages))
+        replies = list(self.pull_messages(ids))
+        took = [self.took.pop(name) for name in ids]
+        return [reply for reply, t in zip(replies, took, strict=True) if timeout is None or t <= timeout]
 
 
 def identify() -> None:
@@ -91,78 +97,3 @@ def run_inline(server: ServerApp, client: ClientApp, clients: int) -> None:
     """Run an experiment in this process: the reference result."""
     context = Context(run_id=RUN_ID, node_id=SERVER_NODE, node_config={}, state=RecordDict(), run_config={})
     server(InlineGrid(client, clients), context)
-
-
-def run_ray(server: ServerApp, client: ClientApp, clients: int, gpus: int) -> None:
-    """Run an experiment on Flower's simulation runtime: one Ray actor for each core, or for each GPU.
-
-    The experiment comes with the apps, since this runtime passes an empty run_config. The ServerApp's error is raised.
-    """
-    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    logging.getLogger("flwr").setLevel(logging.CRITICAL)
-    from flwr.simulation import run_simulation
-
-    cores = os.cpu_count() or 1
-    config = {
-        "init_args": {"num_cpus": min(cores, clients), "logging_level": logging.CRITICAL, "log_to_driver": False},
-        "client_resources": {"num_cpus": 1, "num_gpus": gpus / max(1, min(cores, clients)) if gpus else 0.0},
-    }
-    failure: list[BaseException] = []
-    leave = threading.Event()
-
-    def simulate() -> None:
-        try:
-            run_simulation(keeping(server, failure, leave), client, clients, backend_config=cast(Any, config))
-        except BaseException as error:
-            failure.append(error)
-
-    watch(threading.Thread(target=simulate), leave)
-    if failure:
-        raise failure[0]
-
-
-def watch(simulation: threading.Thread, leave: threading.Event) -> None:
-    """Wait for the thread of a simulation; after KeyboardInterrupt set `leave`, and stop Ray if that is too slow.
-
-    The main thread looks up now and then: a signal that another thread of Ray's takes does not wake it.
-    """
-    simulation.start()
-    try:
-        while simulation.is_alive():
-            simulation.join(0.2)
-    except KeyboardInterrupt:
-        import ray
-
-        leave.set()
-        simulation.join(10.0)  # Ray needs some seconds to end its processes
-        if simulation.is_alive():
-            ray.shutdown()
-            simulation.join(10.0)
-        raise
-
-
-def keeping(server: ServerApp, failure: list[BaseException], leave: threading.Event) -> ServerApp:
-    """Return a ServerApp that puts what `server` raises into `failure`: Flower would log a traceback of its own.
-
-    It gives up waiting for replies once `leave` is set; Flower has no other way to end it.
-    """
-    app = ServerApp()
-
-    @app.main()
-    def main(grid: Grid, context: Context) -> None:
-        pull = grid.pull_messages
-
-        def pull_or_leave(message_ids: Iterable[str]) -> Iterable[Message]:
-            if leave.is_set():
-                raise KeyboardInterrupt
-            return pull(message_ids)
-
-        vars(grid)["pull_messages"] = pull_or_leave
-        try:
-            server(grid, context)
-        except BaseException as error:
-            failure.append(error)
-
-    return app

@@ -1,4 +1,4 @@
-"""Broadcast and Contribution to Flower records and back, and the byte ledger; the one room here that knows Flower.
+"""Broadcast and Contribution to Flower records and back, and the byte ledger.
 
 Arrays travel as NumPy's own format without pickle. What arrives is input: it is parsed, and then admitted against the
 sharing contract by the caller.
@@ -41,16 +41,17 @@ def unpack(record: ArrayRecord) -> Params:
     """Return the tensors of a record; raises ContractError if one cannot be read without pickle or is no number."""
     params: Params = {}
     for name, array in record.items():
-        params[name] = torch.from_numpy(_number(name, array).copy())
+        params[name] = torch.from_numpy(numeric(name, array).copy())
     return params
 
 
-def _number(name: str, array: Array) -> np.ndarray[Any, np.dtype[Any]]:
+def numeric(name: str, array: Array) -> np.ndarray[Any, np.dtype[Any]]:
+    """Return the numbers of an array; raises ContractError if it cannot be read without pickle or holds none."""
     try:
         value = array.numpy()
-    except (ValueError, TypeError, EOFError) as error:
+    except Exception as error:  # whatever a header that is not NumPy's own makes it raise
         raise ContractError(f"{name}: must be a NumPy array without objects, found {error}") from None
-    if value.dtype.kind not in "fiu":
+    if value.dtype.kind not in "fiu" or value.dtype.itemsize > 8 or not value.dtype.isnative:
         raise ContractError(f"{name}: must be numeric, found {value.dtype}")
     return np.asarray(value)
 
@@ -107,7 +108,7 @@ def read_contribution(record: RecordDict) -> Contribution:
             raise ContractError(f"metric {name}: must be one number, found {len(value)}")
         metrics[name] = float(value)
     sent = record.array_records.get("rows", ArrayRecord())
-    rows: dict[str, Ints] = {space: _number(f"rows {space}", array) for space, array in sent.items()}
+    rows: dict[str, Ints] = {space: numeric(f"rows {space}", array) for space, array in sent.items()}
     return Contribution(client, unpack(record.array_records["shared"]), metrics, device, rows)
 
 

@@ -1,0 +1,253 @@
+"""Messages to a node that hosts a cohort of clients, and its answers: what the clients have in common travels once.
+
+A node that trains many clients may also add up what they would send, where the server needs only the sum. What arrives
+is input here as well: it is parsed, and the caller admits it against the sharing contract.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import Any, TypeVar, cast
+
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+
+from fedrec.aggregation import Subtotal
+from fedrec.data.types import Ints
+from fedrec.parameters import Params
+from fedrec.sharing import Broadcast, ContractError, Contribution
+from fedrec.wire.messages import numeric, pack, unpack
+
+T = TypeVar("T")
+ALONE = -1  # the chunk of a client whose own contribution is wanted
+
+
+@dataclass(frozen=True)
+class Call:
+    """What the clients of a node are sent, and, for those of whom only the sum is wanted, their chunk and weight p_i.
+
+    The order of `broadcasts` is that of the sums.
+    """
+
+    broadcasts: dict[str, Broadcast]
+    chunks: dict[str, tuple[int, float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a node answers for its clients: contributions, the sums that stand for their tensors, and failures.
+
+    A client whose tensors are part of a sum contributes its metrics alone.
+    """
+
+    contributions: list[Contribution]
+    subtotals: list[Subtotal] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+
+
+class _Distinct:
+    """Numbers things so that equal ones travel once."""
+
+    def __init__(self, content: RecordDict, prefix: str) -> None:
+        self.content, self.prefix = content, prefix
+        self.numbers: dict[Any, int] = {}
+        self.kept: list[Any] = []  # an id names an object only as long as it lives
+
+    def add(self, params: Params | None) -> int:
+        """Return the number of a client's tensors; -1 for None."""
+        if params is None:
+            return -1
+        if id(params) not in self.numbers:
+            record = pack(params)
+            self.kept.append(params)
+            self.numbers[id(params)] = self.record(record)
+        return self.numbers[id(params)]
+
+    def record(self, record: ArrayRecord) -> int:
+        """Return the number of a record, the same for equal content."""
+        digest = blake2b(digest_size=16)
+        for name, array in record.items():
+            digest.update(f"{name} {len(array.data)} ".encode())
+            digest.update(array.data)
+        key = digest.digest()
+        if key not in self.numbers:
+            self.numbers[key] = len([name for name in self.content if name.startswith(self.prefix)])
+            self.content[f"{self.prefix}{self.numbers[key]}"] = record
+        return self.numbers[key]
+
+
+def call_record(call: Call) -> RecordDict:
+    """Return the content of a message to a cohort."""
+    content = RecordDict()
+    values, controls = _Distinct(content, "shared."), _Distinct(content, "control.")
+    sent = list(call.broadcasts.values())
+    first = sent[0]
+    chunks = [call.chunks.get(name, (ALONE, 0.0)) for name in call.broadcasts]
+    content["config"] = ConfigRecord(
+        {
+            "round": first.round,
+            "split": first.split,
+            "rho": first.rho,
+            "client": list(call.broadcasts),
+            "keep": [one.keep for one in sent],
+            "seen": [one.seen for one in sent],
+            "shared": [values.add(one.values) for one in sent],
+            "control": [controls.add(one.control) for one in sent],
+            "chunk": [chunk for chunk, _ in chunks],
+            "weight": [weight for _, weight in chunks],
+        }
+    )
+    return content
+
+
+def read_call(content: RecordDict) -> Call:
+    """Return what the server sent to a cohort; raises ContractError if the message is malformed."""
+    config = _config(content)
+    names = _strings(config, "client")
+    columns = {n: _column(config, n, len(names)) for n in ("keep", "seen", "shared", "control", "chunk", "weight")}
+    values, controls = _tensors(content, "shared."), _tensors(content, "control.")
+    head = {name: config.get(name) for name in ("round", "split", "rho")}
+    if type(head["round"]) is not int or head["split"] not in ("validation", "test") or type(head["rho"]) is not float:
+        raise ContractError(f"config: must hold round, split and rho, found {head}")
+    broadcasts = {
+        name: Broadcast(
+            values=_pick(values, shared),
+            control=None if control == -1 else _pick(controls, control),
+            keep=bool(keep),
+            seen=int(seen),
+            **cast(dict[str, Any], head),
+        )
+        for name, keep, seen, shared, control in zip(
+            names, *(columns[n] for n in ("keep", "seen", "shared", "control")), strict=True
+        )
+    }
+    chunks = {
+        name: (int(chunk), float(weight))
+        for name, chunk, weight in zip(names, columns["chunk"], columns["weight"], strict=True)
+        if chunk != ALONE
+    }
+    return Call(broadcasts, chunks)
+
+
+def answers_record(answers: Answers) -> RecordDict:
+    """Return the content of a cohort's answer."""
+    content = RecordDict()
+    values, rows = _Distinct(content, "shared."), _Distinct(content, "rows.")
+    metrics: dict[str, int] = {}
+    triples: list[tuple[int, int, float]] = []
+    for place, one in enumerate(answers.contributions):
+        triples += [(place, metrics.setdefault(name, len(metrics)), value) for name, value in one.metrics.items()]
+    found = answers.contributions
+    content["config"] = ConfigRecord(
+        {
+            "client": [one.client for one in found],
+            "device": [one.device for one in found],
+            "shared": [values.add(one.values) for one in found],
+            "rows": [
+                rows.record(ArrayRecord({space: Array(ids) for space, ids in sorted(one.rows.items())}))
+                for one in found
+            ],
+            "metric": list(metrics),
+            "failed": list(answers.failed),
+            "reason": list(answers.failed.values()),
+            "sums": len(answers.subtotals),
+        }
+    )
+    content["metrics"] = MetricRecord(
+        {
+            "client": [place for place, _, _ in triples],
+            "name": [name for _, name, _ in triples],
+            "value": [value for _, _, value in triples],
+        }
+    )
+    for place, part in enumerate(answers.subtotals):
+        content[f"sum.{place}"] = pack(part.values)
+        content[f"of.{place}"] = ConfigRecord({"client": list(part.clients), "gap": part.gap})
+    return content
+
+
+def read_answers(content: RecordDict) -> Answers:
+    """Return what a cohort answered; raises ContractError if the message is malformed."""
+    config = _config(content)
+    names, devices = _strings(config, "client"), _strings(config, "device")
+    columns = {name: _column(config, name, len(names)) for name in ("shared", "rows")}
+    if len(devices) != len(names):
+        raise ContractError(f"config: must hold a device for each of {len(names)} clients, found {len(devices)}")
+    metrics = _metrics(content, _strings(config, "metric"), len(names))
+    values = _tensors(content, "shared.")
+    rows = [
+        cast("dict[str, Ints]", {space: numeric(f"rows {space}", array) for space, array in record.items()})
+        for record in _records(content, "rows.")
+    ]
+    contributions = [
+        Contribution(name, _pick(values, shared), metrics[place], devices[place], _pick(rows, row))
+        for place, (name, shared, row) in enumerate(zip(names, columns["shared"], columns["rows"], strict=True))
+    ]
+    failed, reasons = _strings(config, "failed"), _strings(config, "reason")
+    if len(failed) != len(reasons):
+        raise ContractError(f"config: must hold a reason for each failed client, found {len(reasons)}")
+    return Answers(contributions, _subtotals(content, config), dict(zip(failed, reasons, strict=True)))
+
+
+def _subtotals(content: RecordDict, config: ConfigRecord) -> list[Subtotal]:
+    count = config.get("sums")
+    if type(count) is not int or count < 0:
+        raise ContractError(f"config: must hold the number of sums, found {count!r}")
+    found = []
+    for place in range(count):
+        about = content.config_records.get(f"of.{place}", ConfigRecord())
+        values, gap = content.array_records.get(f"sum.{place}"), about.get("gap")
+        if values is None or type(gap) is not float or not 0 <= gap < float("inf"):
+            raise ContractError(f"sum {place}: must hold tensors and a gap that is finite and not negative")
+        found.append(Subtotal(tuple(_strings(about, "client")), unpack(values), gap))
+    return found
+
+
+def _metrics(content: RecordDict, names: Sequence[str], clients: int) -> list[dict[str, float]]:
+    record = content.metric_records.get("metrics", MetricRecord())
+    columns = [record.get(name) for name in ("client", "name", "value")]
+    if not all(isinstance(column, list) for column in columns) or len({len(cast("list[Any]", c)) for c in columns}) > 1:
+        raise ContractError("metrics: must hold three columns of one length")
+    found: list[dict[str, float]] = [{} for _ in range(clients)]
+    for place, name, value in zip(*cast("list[list[Any]]", columns), strict=True):
+        if not (0 <= place < clients and 0 <= name < len(names)):
+            raise ContractError(f"metrics: must name a client and a metric of the message, found {place}, {name}")
+        found[int(place)][names[int(name)]] = float(value)
+    return found
+
+
+def _config(content: RecordDict) -> ConfigRecord:
+    config = content.config_records.get("config")
+    if config is None:
+        raise ContractError("record config: must be sent, found missing")
+    return config
+
+
+def _strings(config: ConfigRecord, name: str) -> list[str]:
+    found = config.get(name)
+    if not isinstance(found, list) or not all(isinstance(one, str) for one in found):
+        raise ContractError(f"config {name}: must be a list of names, found {type(found).__name__}")
+    return cast("list[str]", found)
+
+
+def _column(config: ConfigRecord, name: str, length: int) -> list[float]:
+    found = config.get(name)
+    if not isinstance(found, list) or len(found) != length or not all(isinstance(one, int | float) for one in found):
+        raise ContractError(f"config {name}: must hold a number for each of {length} clients")
+    return cast("list[float]", found)
+
+
+def _records(content: RecordDict, prefix: str) -> list[ArrayRecord]:
+    names = [name for name in content.array_records if name.startswith(prefix)]
+    if set(names) != {f"{prefix}{place}" for place in range(len(names))}:
+        raise ContractError(f"record {prefix}: must be numbered from 0, found {sorted(names)}")
+    return [content.array_records[f"{prefix}{place}"] for place in range(len(names))]
+
+
+def _tensors(content: RecordDict, prefix: str) -> list[Params]:
+    return [unpack(record) for record in _records(content, prefix)]
+
+
+def _pick(found: Sequence[T], place: float) -> T:
+    if not (0 <= place < len(found) and place == int(place)):
+        raise ContractError(f"part: must be one of the {len(found)} that were sent, found {place}")
+    return found[int(place)]
