@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator, model_validator
 
+from fedrec.agreement import Agreement
+from fedrec.compatible import compatible
 from fedrec.coordination import BudgetRule, Coupling, Descent, Drift
 from fedrec.data import DATASETS, ClientData, Dataset, Market, federation, load, pool
 from fedrec.errors import UserError, choose
@@ -38,6 +40,7 @@ class Method(BaseModel):
     budget: BudgetRule = Field(BudgetRule(), description="what each client is promised")
     descent: Descent = Field(Descent(), description="how the server steps along the clients' pseudo-gradients")
     drift: Drift = Field(Drift(), description="what is done about clients whose local optima lie apart")
+    agreement: Agreement = Field(Agreement(), description="agreement on the logits of public pairs, not on parameters")
     robust: Robust = Field(Robust(), description="what is done about clients that send anything")
     pool: bool = Field(False, description="one model on everyone's data, the upper bound; not federated")
 
@@ -62,6 +65,9 @@ class Experiment(Method):
         allow_inf_nan=False,
         description="users: Dirichlet parameter of the silo sizes; equal sizes without it",
     )
+    volunteers: int = Field(
+        0, ge=0, description="users whose interactions are public: training rows of every client, tested by none"
+    )
     split: Literal["leave-one-out", "temporal", "random"] = Field(
         "leave-one-out", description="how test data is held out"
     )
@@ -79,7 +85,7 @@ class Experiment(Method):
         "rank", description="tasks: rank, rank-bce, rating, a label (like, click, buy); 'rank,like*0.5;shop=buy'"
     )
     model: str = Field("mf", description="mf or mlp, or one for each client: 'mf;shop=mlp'")
-    dim: int = Field(32, ge=1, le=4096, description="width of the user and item tables")
+    dim: int | str = Field(32, description="width of the user and item tables, or one for each client: '32;phone=8'")
     hidden: tuple[PositiveInt, ...] = Field((64, 32), min_length=1, description="mlp: widths of the shared body")
     metrics: tuple[str, ...] = Field(
         ("ndcg@10", "hr@10"), min_length=1, description="ranking metrics; the first selects the round"
@@ -118,6 +124,11 @@ class Experiment(Method):
     def _comma_separated(cls, value: Any) -> Any:
         return value.split(",") if isinstance(value, str) and value else () if value == "" else value
 
+    @field_validator("dim", mode="before")
+    @classmethod
+    def _one_width(cls, value: Any) -> Any:
+        return int(value) if isinstance(value, str) and value.strip().isdecimal() else value
+
     @field_validator("dropout", mode="before")
     @classmethod
     def _probability(cls, value: Any) -> Any:
@@ -139,6 +150,10 @@ class Experiment(Method):
         with named("model"):
             for kind in per_client(self.model).values():
                 choose("one of the models", kind, ["mf", "mlp"])
+        with named("dim"):
+            for text in per_client(str(self.dim)).values():
+                if not (text.isdecimal() and 1 <= int(text) <= 4096):
+                    raise UserError(f"must be a whole number from 1 to 4096, found {text!r}")
         with named("task"):
             for client in per_client(self.task):
                 tasks_of(self.task, client)
@@ -155,11 +170,14 @@ class Experiment(Method):
             raise UserError(f"clients: must be at least 1, found {self.clients}")
         dropouts(self.dropout)
         self.drift.check(self.coupling, self.robust, self.optimiser, self.phases)
+        compatible(self)
         return self
 
     @property
     def personal(self) -> bool:
         """Whether a client's copy of the shared parameters may differ from the server's."""
+        if self.agreement.active:
+            return False  # there are none
         return self.coupling.personal or self.drift.personal != "none"
 
     @property
@@ -189,9 +207,9 @@ class Experiment(Method):
 
     def recommender(self, client: str) -> Recommender:
         """Return the model of a client."""
-        kinds = per_client(self.model)
-        kind = kinds.get(client, kinds.get("*", "mf"))
-        return Recommender("mlp" if kind == "mlp" else "mf", self.dim, self.hidden)
+        kinds, widths = per_client(self.model), per_client(str(self.dim))
+        kind, width = kinds.get(client, kinds.get("*", "mf")), widths.get(client, widths.get("*", "32"))
+        return Recommender("mlp" if kind == "mlp" else "mf", int(width), self.hidden)
 
 
 def tasks_for(experiment: Experiment, data: ClientData) -> tuple[Task, ...]:
@@ -252,5 +270,6 @@ def clients_data(experiment: Experiment) -> tuple[ClientData, ...]:
         split=e.split,
         fractions=e.fractions,
         seed=e.seed,
+        volunteers=e.volunteers,
     )
     return (pool(parts),) if e.pool else parts

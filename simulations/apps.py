@@ -15,6 +15,7 @@ from server.checkpoint import Checkpoints
 from server.strategy import Plan
 from simulations.check import check
 from simulations.cli import overrides
+from simulations.student import teach
 
 
 def plan_of(experiment: Experiment) -> Plan:
@@ -54,6 +55,8 @@ def finisher(experiment: Experiment, home: Path) -> Finish:
 
     def finish(record: Record) -> None:
         write_record(home, record, experiment.model_dump(mode="json"), dataset(experiment).notes)
+        if experiment.agreement.active:
+            teach(experiment, record, home)
 
     return finish
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
+from fedrec.coordination.maps import RULES
 from fedrec.errors import UserError, choose
 from fedrec.experiment import Experiment, build
 from fedrec.records import CHECKPOINTS, unfinished
@@ -113,7 +114,7 @@ def resolve(*layers: Mapping[str, Given]) -> Experiment:
 
 
 def convert(path: str, given: Given) -> Any:
-    """Return a value as `build` takes it: `none` is None where that is allowed, and data_dir is made absolute.
+    """Return a value as `build` takes it: `none` is None where that is allowed, and a path is made absolute.
 
     A client may run in a process with another working directory.
     """
@@ -124,6 +125,8 @@ def convert(path: str, given: Given) -> Any:
         if not value:
             raise UserError(f"{given.where}: must name a file or a folder, found ''")
         return Path(value).absolute()
+    if path == "coupling.maps" and isinstance(value, str) and value not in RULES:
+        return str(Path(value).absolute())
     return value
 
 

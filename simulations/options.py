@@ -16,7 +16,7 @@ from simulations.methods import METHODS
 
 # What --help groups together; a method's fields form a group of their own, and the rest is training.
 GROUPS = {
-    "data": "clients dataset data_dir columns market partition skew split fractions",
+    "data": "clients dataset data_dir columns market partition skew volunteers split fractions",
     "method": "",
     "training": "",
     "taking part": "participation dropout deadline quorum",
