@@ -77,6 +77,10 @@ class Exchange:
         number, split = next(iter(broadcasts.values())).round, next(iter(broadcasts.values())).split
         sums = {name: who for name, who in summed.items() if name not in lost} if self.hosts else {}
         asked = calls(broadcasts, self.nodes, sums)
+        down, up = Tally(number, "down"), Tally(number, "up")
+        for name, broadcast in broadcasts.items():
+            down.add(name, broadcast.values, broadcast.control, {})
+        self.record.tally(down.alike.values())
         letters: Letters = {}
         found = Outcome()
         answers = self.answers(self.messages(kind, asked, number), deadline)
@@ -85,7 +89,6 @@ class Exchange:
             letters |= one.letters
             found.subtotals.extend(admitted_sums(one, call, sums, letters))
         inside = {name for part in found.subtotals for name in part.clients}
-        up = Tally(number, "up")
         for name, broadcast in broadcasts.items():
 
             def judge(reply: Contribution, name: str = name) -> Contribution:
@@ -109,15 +112,12 @@ class Exchange:
         return whole_sums(found)
 
     def messages(self, kind: str, asked: Mapping[int, Call], number: int) -> list[Message]:
-        """Return the message to every node, counted in the ledger as if each client were sent its own."""
-        down, found = Tally(number, "down"), []
-        for node, call in asked.items():
-            for name, broadcast in call.broadcasts.items():
-                down.add(name, broadcast.values, broadcast.control, {})
-            content = call_record(call) if self.hosts else broadcast_record(next(iter(call.broadcasts.values())))
-            found.append(Message(content, node, kind, group_id=str(number)))
-        self.record.tally(down.alike.values())
-        return found
+        """Return the message to every node."""
+        contents = {
+            node: call_record(call) if self.hosts else broadcast_record(next(iter(call.broadcasts.values())))
+            for node, call in asked.items()
+        }
+        return [Message(content, node, kind, group_id=str(number)) for node, content in contents.items()]
 
     def answers(self, messages: Sequence[Message], deadline: float = 0.0) -> dict[int, Message]:
         """Send messages and return every node's reply that came within `deadline` seconds (0: within a day)."""
