@@ -21,7 +21,8 @@ from flwr.supercore.run import Run
 
 from clients.device import devices
 from fedrec.aggregation import CHUNK
-from fedrec.experiment import Experiment
+from fedrec.experiment import Experiment, clients_data
+from fedrec.records import natural
 from server.faults import ClientFailure
 from simulations.engines.inline import RUN_ID, SERVER_NODE, identify
 from simulations.engines.storing import packed, store, unpacked
@@ -245,7 +246,7 @@ def serve(pipe: Connection, text: str) -> None:
 
 
 def slots_of(experiment: Experiment, clients: int) -> list[Slot]:
-    """Return the workers' slots: consecutive clients for each, whole chunks of a mean where there are enough.
+    """Return the workers' slots: clients that the server sums one after the other, in whole chunks if there are enough.
 
     There is one worker for each device, or for each core of a CPU alone, unless the experiment says how many.
     """
@@ -255,7 +256,12 @@ def slots_of(experiment: Experiment, clients: int) -> list[Slot]:
     size = -(-clients // workers)
     if size >= CHUNK:
         size = -(-size // CHUNK) * CHUNK
-    return [
-        Slot(tuple(range(start, min(start + size, clients))), names[k % len(names)])
-        for k, start in enumerate(range(0, clients, size))
-    ]
+    order = in_order(experiment)
+    starts = range(0, clients, size)
+    return [Slot(tuple(order[start : start + size]), names[k % len(names)]) for k, start in enumerate(starts)]
+
+
+def in_order(experiment: Experiment) -> list[int]:
+    """Return the partitions in the order in which the server sums their clients."""
+    found = [data.name for data in clients_data(experiment)]
+    return sorted(range(len(found)), key=lambda place: (natural(found[place]), found[place]))

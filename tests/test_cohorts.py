@@ -1,0 +1,254 @@
+"""Nodes that host cohorts: the same result as clients alone, and nothing taken on trust."""
+
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Message, RecordDict
+from hypothesis import given
+from hypothesis import strategies as st
+
+from clients.app import client_app
+from fedrec.aggregation import CHUNK, Subtotal, carrier, catalogue, gather, mean, mean_of, sums
+from fedrec.experiment import Experiment, clients_data
+from fedrec.records import Record
+from fedrec.seeds import generator
+from fedrec.sharing import Broadcast, ContractError, Contribution
+from fedrec.wire import Answers, Call, answers_record, call_record, read_answers, read_call
+from server.strategy import Coordinator
+from simulations.apps import plan_of
+from simulations.engines.host import Host
+from simulations.engines.inline import InlineGrid
+from simulations.engines.process import in_order
+from tests.helpers import experiment, fit
+
+
+class HostGrid(InlineGrid):
+    """A grid whose nodes are hosts in this process; `spoil` may change what they answer."""
+
+    hosts = True
+
+    def __init__(self, e: Experiment, sizes: list[int]) -> None:
+        app, total = client_app(lambda _: (e, None)), len(clients_data(e))
+        super().__init__(app, total)
+        starts, order = np.cumsum([0, *sizes]), in_order(e)
+        self.nodes = {2 + k: Host(app, order[a:b], total) for k, (a, b) in enumerate(pairwise(starts))}
+        self.answered: list[RecordDict] = []
+
+    def get_node_ids(self) -> list[int]:
+        return list(self.nodes)
+
+    def _answer(self, message: Message) -> Message:
+        host = self.nodes[message.metadata.dst_node_id]
+        content = self.spoil(host.answer(message.metadata.message_type, message.content))
+        self.answered.append(content)
+        return Message(content, reply_to=message)
+
+    def spoil(self, content: RecordDict) -> RecordDict:
+        return content
+
+
+def hosted(e: Experiment, sizes: list[int]) -> tuple[Record, HostGrid]:
+    grid = HostGrid(e, sizes)
+    return Coordinator(grid, plan_of(e)).fit(grid.get_node_ids()), grid
+
+
+def equal(a: Record, b: Record) -> None:
+    drop = {"seconds", "evaluate_seconds"}
+    for x, y in zip(a.rounds, b.rounds, strict=True):
+        assert {k: repr(v) for k, v in x.items() if k not in drop} == {
+            k: repr(v) for k, v in y.items() if k not in drop
+        }
+    assert [repr(row) for row in a.clients] == [repr(row) for row in b.clients]
+    assert [repr(row) for row in a.ledger] == [repr(row) for row in b.ledger]
+    assert all(torch.equal(a.shared[name], b.shared[name]) for name in a.shared)
+
+
+MANY: dict[str, Any] = {
+    "partition": "one-user",
+    "clients": 150,
+    "market": {"users": 150, "items": 30, "impressions": 6},
+    "rounds": 2,
+}
+
+
+def test_sums_of_chunks_leave_the_result_the_same_to_the_bit() -> None:
+    e = experiment(**MANY)
+    found, grid = hosted(e, [128, 22])
+    equal(found, fit(e)[0])
+    training = [read_answers(content) for content in grid.answered if "sum.0" in content]
+    assert [len(part.clients) for one in training[:2] for part in one.subtotals] == [CHUNK, CHUNK, 22]
+    assert not any(reply.values for one in training for reply in one.contributions), "summed, and yet sent"
+
+
+@pytest.mark.parametrize("method", ["admm", "median", "fednova"])
+def test_where_rows_are_needed_hosts_send_every_clients_own(method: str) -> None:
+    e = experiment(method)
+    found, grid = hosted(e, [2, 1])
+    equal(found, fit(e)[0])
+    assert not any("sum.0" in content for content in grid.answered)
+
+
+def test_dropouts_and_partial_participation_under_sums() -> None:
+    e = experiment(**MANY, participation=0.5, dropout="0.2", quorum=0.0)
+    equal(hosted(e, [64, 64, 22])[0], fit(e)[0])
+
+
+@given(st.lists(st.sets(st.integers(0, 9), min_size=1), min_size=1, max_size=9), st.integers(0, 9))
+def test_the_mean_of_sums_is_the_mean(catalogues: list[set[int]], seed: int) -> None:
+    rng = generator(seed, "sums")
+    rows = [{"item": np.array(sorted(ids))} for ids in catalogues]
+    server = catalogue(rows)
+    values = [{"item_table": torch.from_numpy(rng.standard_normal((len(r["item"]), 2), np.float32))} for r in rows]
+    names = [f"c{i}" for i in range(len(rows))]
+    carriers = {
+        n: carrier(n, v, r, server, float(rng.uniform(0.5, 2))) for n, v, r in zip(names, values, rows, strict=True)
+    }
+    z = {"item_table": torch.zeros(len(server["item"]), 2)}
+    answers = dict(zip(names, values, strict=True))
+    parts = sums(answers, {n: gather(z, carriers[n]) for n in names}, carriers)
+    expected = mean([(carriers[n], answers[n]) for n in names], z)
+    assert torch.allclose(mean_of(parts, carriers, z)["item_table"], expected["item_table"], atol=1e-6)
+    gap = sum(float(v["item_table"].double().square().sum()) for v in values)
+    assert sum(part.gap for part in parts) == pytest.approx(gap)
+
+
+NAMES = st.text(min_size=1, max_size=5)
+
+
+@given(st.dictionaries(NAMES, st.tuples(st.booleans(), st.integers(0, 5), st.integers(0, 2)), min_size=1, max_size=6))
+def test_a_call_comes_back_as_it_was(about: dict[str, tuple[bool, int, int]]) -> None:
+    distinct = [{"a": torch.full((2,), float(k))} for k in range(3)]
+    sent = Call(
+        {name: Broadcast(4, distinct[k], keep, "test", 0.5, seen) for name, (keep, seen, k) in about.items()},
+        {name: (k, 0.25) for name, (_, _, k) in about.items() if k},
+    )
+    content = call_record(sent)
+    found = read_call(content)
+    assert found.chunks == sent.chunks
+    assert list(found.broadcasts) == list(sent.broadcasts)
+    for name, broadcast in sent.broadcasts.items():
+        other = found.broadcasts[name]
+        assert (other.round, other.keep, other.split, other.rho, other.seen) == (
+            4,
+            broadcast.keep,
+            "test",
+            0.5,
+            broadcast.seen,
+        )
+        assert torch.equal(other.values["a"], broadcast.values["a"])
+    assert len([name for name in content if name.startswith("shared.")]) == len({k for _, _, k in about.values()})
+
+
+def test_answers_come_back_as_they_were() -> None:
+    table = {"item_table": torch.arange(4.0).reshape(2, 2)}
+    sent = Answers(
+        [
+            Contribution("a", table, {"loss": 0.5, "gap": 1.0}, "cpu", {"item": np.array([3, 7])}),
+            Contribution("b", {}, {"loss": float("nan")}, "cuda:0"),
+        ],
+        [Subtotal(("b",), {"item_table": table["item_table"].double()}, 2.5)],
+        {"c": "it is broken"},
+    )
+    found = read_answers(answers_record(sent))
+    assert [one.client for one in found.contributions] == ["a", "b"]
+    assert [one.device for one in found.contributions] == ["cpu", "cuda:0"]
+    assert found.contributions[0].metrics == {"loss": 0.5, "gap": 1.0}
+    assert np.isnan(found.contributions[1].metrics["loss"]) and len(found.contributions[1].metrics) == 1
+    assert found.contributions[0].rows["item"].tolist() == [3, 7]
+    assert found.contributions[1].rows == {}
+    assert found.failed == {"c": "it is broken"}
+    (part,) = found.subtotals
+    assert (part.clients, part.gap, part.values["item_table"].dtype) == (("b",), 2.5, torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("config", {"client": "alone"}),
+        ("config", {"shared": [5, 5]}),
+        ("config", {"shared": [-1, 0]}),
+        ("config", {"device": ["cpu"]}),
+        ("config", {"sums": 2}),
+        ("config", {"reason": ["what?"]}),
+        ("metrics", {"client": [9], "name": [0], "value": [1.0]}),
+        ("of.0", {"gap": float("inf")}),
+        ("of.0", {"client": [1.0]}),
+    ],
+)
+def test_a_malformed_answer_is_refused(name: str, change: dict[str, Any]) -> None:
+    sent = Answers([Contribution("a", {}, {"loss": 1.0}), Contribution("b", {})], [Subtotal(("a",), {}, 0.0)])
+    content = answers_record(sent)
+    content[name].update(change)
+    with pytest.raises(ContractError):
+        read_answers(content)
+
+
+def spoilt(grid: type[HostGrid]) -> Record:
+    e = experiment(**MANY, quorum=0.0)
+    made = grid(e, [128, 22])
+    return Coordinator(made, plan_of(e)).fit(made.get_node_ids())
+
+
+class Poisoned(HostGrid):
+    """The first sum of the first node is no number."""
+
+    def spoil(self, content: RecordDict) -> RecordDict:
+        if "sum.1" in content:
+            found = read_answers(content)
+            values = {name: value * float("nan") for name, value in found.subtotals[0].values.items()}
+            parts = [Subtotal(found.subtotals[0].clients, values, 0.0), *found.subtotals[1:]]
+            return answers_record(Answers(found.contributions, parts))
+        return content
+
+
+class Stolen(HostGrid):
+    """The second node's sum claims a client of another node."""
+
+    def spoil(self, content: RecordDict) -> RecordDict:
+        if "sum.0" in content and "sum.1" not in content:
+            found = read_answers(content)
+            (part,) = found.subtotals
+            other = Subtotal(("user-0", *part.clients[1:]), part.values, part.gap)
+            return answers_record(Answers(found.contributions, [other]))
+        return content
+
+
+@pytest.mark.parametrize(("grid", "lost"), [(Poisoned, CHUNK), (Stolen, 22)])
+def test_a_sum_that_breaks_the_contract_counts_for_nobody(grid: type[HostGrid], lost: int) -> None:
+    record = spoilt(grid)
+    first = [row for row in record.faults if row["round"] == 1]
+    assert len(first) == lost
+    assert {row["kind"] for row in first} == {"contract"}
+    assert record.rounds[0]["clients"] == 150 - lost
+    assert all(bool(value.isfinite().all()) for value in record.shared.values())
+
+
+def test_a_client_alone_may_not_answer_for_a_cohort() -> None:
+    e = experiment(rounds=1)
+    grid = HostGrid(e, [2, 1])
+    grid.__class__.hosts = False
+    try:
+        with pytest.raises(Exception, match=r"joining: .* must answer"):
+            Coordinator(grid, plan_of(e)).fit(grid.get_node_ids())
+    finally:
+        grid.__class__.hosts = True
+
+
+def test_one_client_that_fails_does_not_take_its_host_with_it(tmp_path: Path) -> None:
+    e = experiment(**MANY, quorum=0.0)
+    grid = HostGrid(e, [150])
+    app = grid.nodes[2].app
+
+    def failing(message: Message, context: Any) -> Message:
+        if message.metadata.message_type == "train" and context.node_config["partition-id"] == 70:
+            raise OSError("the phone is off")
+        return app(message, context)
+
+    grid.nodes[2].app = failing  # type: ignore[assignment]
+    record = Coordinator(grid, plan_of(e)).fit([2])
+    assert {(row["kind"], row["text"]) for row in record.faults} == {("error", "failed: OSError")}
+    assert [row["clients"] for row in record.rounds] == [149, 149]

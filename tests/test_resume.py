@@ -1,0 +1,287 @@
+"""Whatever is killed, and whenever: nothing is lost and the result is the same to the bit."""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from multiprocessing import active_children
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+
+from fedrec.errors import UserError
+from fedrec.experiment import Experiment
+from fedrec.records import CHECKPOINTS, Row, load_params, unfinished
+from fedrec.seeds import generator
+from server.checkpoint import Checkpoints, Snapshot, latest
+from server.faults import ClientFailure
+from simulations.engines import launch
+from simulations.run import main
+from tests.helpers import experiment
+
+ROOT = Path(__file__).parent.parent
+TASKS = "rank,click*0.5;shop=rating"
+
+
+def same(a: Path, b: Path) -> None:
+    """Assert that two runs have the same results, everything but the clock."""
+    for name in ("clients.csv", "ledger.csv", "users/films.csv", "users/shop.csv"):
+        assert (a / name).read_text() == (b / name).read_text(), name
+    for path in sorted((a / "model").glob("*.safetensors")):
+        mine, other = load_params(path), load_params(b / "model" / path.name)
+        assert mine.keys() == other.keys()
+        assert all(torch.equal(mine[name], other[name]) for name in mine), path.name
+    drop = ["seconds", "evaluate_seconds"]
+    x, y = (pd.read_csv(home / "rounds.csv").drop(columns=drop) for home in (a, b))
+    pd.testing.assert_frame_equal(x, y, check_exact=True)
+    mine, other = (json.loads((home / "experiment.json").read_text()) for home in (a, b))
+    assert (mine["selected_round"], mine["budgets"]) == (other["selected_round"], other["budgets"])
+
+
+def into(home: Path, e: Experiment, **options: Any) -> Path:
+    home.mkdir(exist_ok=True)
+    launch(e, home, **options)
+    return home
+
+
+class Killed(Exception):
+    """Ends a run at once, as if the process had been killed."""
+
+
+def until(number: int) -> Any:
+    """Return an on_round that ends the run in a round, after its numbers and before its checkpoint."""
+
+    def on_round(row: Row) -> None:
+        if row["round"] == number:
+            raise Killed
+
+    return on_round
+
+
+COUPLED = {"coupling": {"rho": 1e-3, "duals": True, "balance": True}}
+CASES: dict[str, dict[str, Any]] = {
+    "fedper": {},
+    "clusters-admm": {"coupling": {"kind": "clusters", "groups": "films,shop", "rho": 1e-3, "duals": True}},
+    "admm": COUPLED,
+    "fedyogi": {},
+    "pcgrad": {},
+    "scaffold": {"optimiser": "sgd", "lr": 1.0},
+    "ditto": {},
+    "no-harm": {},
+    "turnout": {**COUPLED, "participation": 0.7, "dropout": "0.2", "quorum": 0.0},
+    "agreement": {"volunteers": 20, "model": "mf;shop=mlp"},
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_run_that_is_broken_off_in_any_round_ends_as_if_it_had_not_been(case: str, tmp_path: Path) -> None:
+    method = {"clusters-admm": "admm", "turnout": "admm"}.get(case, case)
+    e = experiment(method, rounds=4, **CASES[case])
+    whole = into(tmp_path / "whole", e)
+    broken = tmp_path / "broken"
+    for number in (2, 4):
+        with pytest.raises(Killed):
+            into(broken, e, on_round=until(number), every=1)
+    same(whole, into(broken, e, every=1))
+
+
+def test_checkpoints_may_be_further_apart(tmp_path: Path) -> None:
+    e = experiment("admm", rounds=5, patience=2)
+    whole, broken = into(tmp_path / "whole", e), tmp_path / "broken"
+    with pytest.raises(Killed):
+        into(broken, e, on_round=until(4), every=2)
+    assert [path.name for path in sorted((broken / CHECKPOINTS).iterdir())] == ["000002"]
+    same(whole, into(broken, e, every=2))
+
+
+def test_a_run_that_had_come_to_its_end_only_tests_again(tmp_path: Path) -> None:
+    e = experiment(rounds=30, patience=1, lr=0.3)
+    whole = into(tmp_path / "whole", e)
+    shutil.copytree(into(tmp_path / "again", e, every=1), tmp_path / "ended")
+    rounds: list[Row] = []
+    same(whole, into(tmp_path / "ended", e, every=1, on_round=rounds.append))
+    assert not rounds
+    assert json.loads((tmp_path / "ended" / "experiment.json").read_text())["stopped"] == "patience"
+
+
+@contextlib.contextmanager
+def killer(seed: int, kills: int, pause: float) -> Iterator[list[int]]:
+    """Kill a random worker process now and then."""
+    killed: list[int] = []
+    rng, done = generator(seed, "kill"), threading.Event()
+
+    def kill() -> None:
+        while len(killed) < kills and not done.wait(float(rng.uniform(0.2, 1.0)) * pause):
+            children = active_children()
+            if children:
+                pid = children[int(rng.integers(len(children)))].pid
+                if pid is not None:
+                    os.kill(pid, signal.SIGKILL)
+                    killed.append(pid)
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    try:
+        yield killed
+    finally:
+        done.set()
+        thread.join()
+
+
+def test_workers_that_are_killed_change_nothing(tmp_path: Path) -> None:
+    e = experiment("admm", rounds=8, task=TASKS, engine="process", workers=2)
+    whole = into(tmp_path / "whole", e.model_copy(update={"engine": "inline"}))
+    told: list[str] = []
+    with killer(0, 6, 3.0) as killed:
+        home = into(tmp_path / "killed", e, told=told.append, every=1)
+    assert killed and told, "no worker was killed: nothing has been tested"
+    same(whole, home)
+
+
+def test_without_checkpoints_a_worker_repeats_all_that_it_was_asked(tmp_path: Path) -> None:
+    e = experiment("ditto", rounds=4, engine="process", workers=1)
+    whole = into(tmp_path / "whole", e.model_copy(update={"engine": "inline"}))
+    told: list[str] = []
+
+    def on_round(row: Row) -> None:
+        if row["round"] == 3:
+            (child,) = active_children()
+            child.kill()
+
+    same(whole, into(tmp_path / "killed", e, told=told.append, on_round=on_round))
+    assert told == ["a worker died (exit code -9) and was started again"]
+
+
+def test_a_worker_that_always_dies_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    e = experiment(engine="process", workers=1)
+    monkeypatch.setenv("PYTHONPATH", str(broken_package(tmp_path)))
+    with pytest.raises(ClientFailure, match="worker of clients 0, 1, 2: died 3 times, last with exit code 7"):
+        into(tmp_path / "home", e)
+    assert not active_children()
+
+
+def broken_package(where: Path) -> Path:
+    """Return a folder that makes a new Python process leave with status 7 as soon as it loads Flower's apps."""
+    folder = where / "broken"
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text("import os, sys\nif '--multiprocessing-fork' in sys.argv: os._exit(7)\n")
+    return folder
+
+
+def arguments(out: Path, *more: str) -> list[str]:
+    small = "--market.users 40 --market.items 40 --rounds 6 --dim 4 --clients 3 --method admm --no-compare --quiet"
+    return [sys.executable, "-m", "simulations.run", *small.split(), "--out", str(out), *more]
+
+
+def test_a_run_that_is_killed_again_and_again_comes_to_the_same_end(tmp_path: Path) -> None:
+    quiet = {"cwd": ROOT, "capture_output": True, "text": True, "timeout": 300}
+    subprocess.run([*arguments(tmp_path / "whole"), "--engine", "inline"], check=True, **quiet)  # type: ignore[call-overload]
+    out, rng, kills = tmp_path / "out", generator(1, "kill the run"), 0
+    command, resume = arguments(out, "--engine", "inline"), [sys.executable, "-m", "simulations.run", "--quiet"]
+    for _ in range(12):
+        process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+        began, seen = time.monotonic(), len(checkpoints(out))
+        while process.poll() is None and len(checkpoints(out)) == seen and time.monotonic() - began < 60:
+            time.sleep(0.005)
+        time.sleep(float(rng.uniform(0, 0.1)))
+        kills += process.poll() is None
+        process.kill()
+        process.communicate()
+        if out.exists():
+            break
+        command = [*resume, "--resume", str(out)] if unfinished(out) else command
+    else:
+        subprocess.run(command, check=True, **quiet)  # type: ignore[call-overload]
+    assert kills >= 3
+    a, b = tmp_path / "whole", out
+    for name in ("clients.csv", "ledger.csv"):
+        assert (a / name).read_text() == (b / name).read_text(), name
+    assert not unfinished(out)
+    assert not (out / CHECKPOINTS).exists()
+
+
+def checkpoints(out: Path) -> list[Path]:
+    return [path for home in unfinished(out) for path in (home / CHECKPOINTS).glob("[0-9]*")]
+
+
+def saved(root: Path, rounds: int) -> Checkpoints:
+    """Write checkpoints of some rounds."""
+    kept = Checkpoints(root, lambda folder: [], lambda folder: None, lambda folder: None)
+    for number in range(1, rounds + 1):
+        tensors = {"z": torch.full((2,), float(number))}
+        kept.save(Snapshot(number, tensors, {"number": number}, {"rounds": [{"round": number}]}))
+    return kept
+
+
+@pytest.mark.parametrize("name", ["server.safetensors", "server.json", "record.json", "manifest.json"])
+@pytest.mark.parametrize("damage", ["cut", "flipped", "gone"])
+def test_a_damaged_checkpoint_is_refused_by_name_and_the_one_before_is_used(
+    name: str, damage: str, tmp_path: Path
+) -> None:
+    saved(tmp_path, 3)
+    path = tmp_path / "000003" / name
+    content = path.read_bytes()
+    if damage == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(content[:-5] if damage == "cut" else content[:-1] + bytes([content[-1] ^ 1]))
+    found = latest(tmp_path)
+    assert found is not None
+    assert found.snapshot.round == 2
+    assert found.snapshot.tensors["z"].tolist() == [2.0, 2.0]
+    assert found.snapshot.record == {"rounds": [{"round": 1}, {"round": 2}]}
+    assert [text.split(":")[0] for text in found.refused] == ["checkpoint 000003 is refused"]
+
+
+def test_a_checkpoint_that_was_not_written_to_its_end_is_none(tmp_path: Path) -> None:
+    saved(tmp_path, 1)
+    (tmp_path / "000001").rename(tmp_path / ".000001")
+    assert latest(tmp_path) is None
+
+
+def test_a_clients_state_is_covered_by_the_checksum(tmp_path: Path) -> None:
+    e = experiment(rounds=3)
+    with pytest.raises(Killed):
+        into(tmp_path, e, on_round=until(3), every=1)
+    path = tmp_path / CHECKPOINTS / "000002" / "nodes.state"
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    found = latest(tmp_path / CHECKPOINTS)
+    assert found is not None
+    assert found.snapshot.round == 1
+    assert "nodes.state must have the checksum" in found.refused[0]
+
+
+def test_when_all_checkpoints_are_damaged_the_run_is_refused(tmp_path: Path) -> None:
+    saved(tmp_path, 3)
+    for folder in tmp_path.iterdir():
+        (folder / "record.json").write_text("{}")
+    with pytest.raises(UserError, match=r"must hold a whole checkpoint, found none .*000003.*000002"):
+        latest(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("flags", "text"),
+    [
+        (["--resume", "nowhere"], "option --resume: must be the --out of a run that was broken off, found 'nowhere'"),
+        (
+            ["--resume", "x", "--rounds", "3"],
+            "option --resume: a run goes on as it was begun, found --rounds beside it",
+        ),
+        (["--checkpoint-every", "-1"], "option --checkpoint-every: must be a whole number from 0, found '-1'"),
+        (["--engine", "ray", "--checkpoint-every", "1"], "checkpoint-every: must be 0 for the engine ray"),
+    ],
+)
+def test_wrong_wishes_end_with_one_line(flags: list[str], text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(flags) == 2
+    error = capsys.readouterr().err
+    assert text in error
+    assert error.count("\n") == 1
