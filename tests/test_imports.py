@@ -23,6 +23,7 @@ LAYERS = {
     "fedrec.gradients": 3,
     "fedrec.privacy": 3,
     "fedrec.coordination": 4,
+    "fedrec.stacking": 4,
     "fedrec.personal": 5,
     "fedrec.records": 5,
     "fedrec.experiment": 5,
