@@ -30,7 +30,7 @@ class Optimiser:
     @torch.no_grad()
     def step(self, params: Params, grads: Params, state: State, t: int) -> None:
         """Update `params` and `state` in place with the gradients of step `t` = 1, 2, ..."""
-        if self.kind == "adam":
+        if self.kind == "adam" and grads:
             self._adam(params, grads, state, t)
             return
         for name, g in grads.items():
@@ -45,21 +45,19 @@ class Optimiser:
     def _adam(self, params: Params, grads: Params, state: State, t: int) -> None:
         # One pass over value, gradient and moments: 2.5 times as fast as the five passes of separate operations. The
         # kernel reads memory in order, so that a gradient must be contiguous.
-        for name, g in grads.items():
-            value, (m, v) = params[name], state[name]
-            count = torch.full((), float(t), device=value.device)
-            torch._fused_adam_(
-                [value],
-                [g.contiguous()],
-                [m],
-                [v],
-                [],
-                [count],
-                lr=self.lr,
-                beta1=0.9,
-                beta2=0.999,
-                weight_decay=0.0,
-                eps=1e-8,
-                amsgrad=False,
-                maximize=False,
-            )
+        count = torch.full((), float(t), device=next(iter(grads.values())).device)
+        torch._fused_adam_(
+            [params[name] for name in grads],
+            [g.contiguous() for g in grads.values()],
+            [state[name][0] for name in grads],
+            [state[name][1] for name in grads],
+            [],
+            [count] * len(grads),
+            lr=self.lr,
+            beta1=0.9,
+            beta2=0.999,
+            weight_decay=0.0,
+            eps=1e-8,
+            amsgrad=False,
+            maximize=False,
+        )

@@ -235,8 +235,8 @@ def test_gradients_are_those_of_autograd(kind: str, tasks: str, one_user: bool) 
     step = Step(
         None if one_user else (user[:, None] + users * offset).expand(item.shape),
         item + 7 * offset,
-        torch.ones(k, length, dtype=torch.float64),
-        labels,  # type: ignore[arg-type]
+        torch.full((k, length), 1 / length, dtype=torch.float64),
+        {n: (mask / mask.sum(1, keepdim=True).clamp(min=1), target) for n, (mask, target) in labels.items()},
     )
     joined = stack(each).values
     loss, grads = loss_and_gradients(model, joined, chosen, step, 0.1, weight, list(like))

@@ -6,13 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from fedrec.data.types import Bools, Ints
 from fedrec.seeds import generator
 from fedrec.stacking.cohort import Cohort, edges
-from fedrec.stacking.gradients import Step
 from fedrec.training import Recipe
 
 Scope = tuple[str | int, ...]
@@ -96,45 +93,3 @@ class Touched:
         """Return the stacked rows of flat rows of the clients `owner`."""
         found: Ints = self.place[flat + self.shift[owner]]
         return found
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """The steps of one phase on a device: at step t, every client that is not yet done is at its own t-th batch."""
-
-    sizes: Ints  # [k] training rows, descending
-    epochs: int
-    batch_size: int
-    user: Tensor | None  # [M] stacked rows; None with one user for each client
-    item: Tensor  # [M, 1 + m] stacked rows
-    mask: Tensor  # [M, T]
-    target: Tensor  # [M, T]
-
-    @property
-    def steps(self) -> Ints:
-        """The number of steps of every client [k], descending."""
-        found: Ints = self.epochs * -(-self.sizes // self.batch_size)
-        return found
-
-    def step(self, t: int, tasks: Sequence[str]) -> Step:
-        """Return step t = 1, 2, ... of the clients that still have one: the first of them, by their order."""
-        steps = self.steps
-        k = int(np.searchsorted(-steps, -t, side="right"))
-        sizes = self.sizes[:k]
-        epoch, batch = np.divmod(t - 1, steps[:k] // self.epochs)
-        count = np.minimum(self.batch_size, sizes - batch * self.batch_size)
-        base = edges(self.sizes * self.epochs)[:k] + epoch * sizes + batch * self.batch_size
-        length = int(count.max())
-        column = np.arange(length)
-        device = self.item.device
-        # Padding repeats the last row of the same client, with mask 0.
-        index = torch.from_numpy((base[:, None] + np.minimum(column, count[:, None] - 1)).reshape(-1)).to(device)
-        valid = torch.from_numpy((column < count[:, None]).astype(np.float32)).to(device)
-        item = self.item.index_select(0, index).view(k, length, -1).mT.contiguous()
-        user = None
-        if self.user is not None:
-            user = self.user.index_select(0, index).view(k, 1, length).expand(item.shape)
-        mask = self.mask.index_select(0, index).view(k, length, -1) * valid[:, :, None]
-        target = self.target.index_select(0, index).view(k, length, -1)
-        labels = {name: (mask[:, :, i], target[:, :, i]) for i, name in enumerate(tasks)}
-        return Step(user, item, valid, labels)

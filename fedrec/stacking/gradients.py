@@ -26,8 +26,8 @@ class Step:
 
     user: Tensor | None  # [k, 1 + m, L] rows of the stacked user table
     item: Tensor  # [k, 1 + m, L] rows of the stacked item table
-    valid: Tensor  # [k, L] 1 for a row, 0 for padding
-    labels: dict[str, tuple[Tensor, Tensor]]  # task -> (mask, 0 for padding; target) [k, L]
+    share: Tensor  # [k, L] 1 / (rows of the batch), 0 for padding
+    labels: dict[str, tuple[Tensor, Tensor]]  # task -> (1 / (rows of the task), 0 for others; target) [k, L]
 
 
 def loss_and_gradients(
@@ -36,7 +36,7 @@ def loss_and_gradients(
     tasks: tuple[Task, ...],
     step: Step,
     l2: float,
-    weight: Tensor,
+    weight: Tensor | None,
     names: Collection[str],
 ) -> tuple[Tensor, Params]:
     """Return the losses [k] of `batch_loss` and the gradients of `weight` [k] times them, for `names`.
@@ -97,13 +97,13 @@ def _rows(table: Tensor, index: Tensor | None, k: int) -> Tensor:
     return picked.view(k, -1, table.shape[1])
 
 
-def losses(tasks: tuple[Task, ...], score: Tensor, step: Step, weight: Tensor) -> tuple[Tensor, Tensor]:
+def losses(tasks: tuple[Task, ...], score: Tensor, step: Step, weight: Tensor | None) -> tuple[Tensor, Tensor]:
     """Return the losses [k] and d (weight * loss) / d score for scores [k, 1 + m, L, T]; see `task_loss`."""
     grad = torch.zeros_like(score)
     total = score.new_zeros(len(score))
     for number, task in enumerate(tasks):
-        mask, target = step.labels[task.name]
-        scale = mask * (task.weight / mask.sum(1, keepdim=True).clamp(min=1.0))
+        scale, target = step.labels[task.name]
+        scale = scale if task.weight == 1 else scale * task.weight
         s, others = score[:, 0, :, number], score[:, 1:, :, number]
         if task.loss == "mse":
             error = s - target
@@ -112,15 +112,15 @@ def losses(tasks: tuple[Task, ...], score: Tensor, step: Step, weight: Tensor) -
             row, d = F.softplus(s) - target * s, s.sigmoid() - target
         elif task.loss == "bce":
             row, d = F.softplus(-s) + F.softplus(others).sum(1), -torch.sigmoid(-s)
-            grad[:, 1:, :, number] = others.sigmoid() * (weight[:, None] * scale)[:, None]
+            grad[:, 1:, :, number] = others.sigmoid() * scale[:, None]
         else:
             ahead = others - s[:, None]
             each = ahead.sigmoid() / ahead.shape[1]
             row, d = F.softplus(ahead).mean(1), -each.sum(1)
-            grad[:, 1:, :, number] = each * (weight[:, None] * scale)[:, None]
+            grad[:, 1:, :, number] = each * scale[:, None]
         total = total + (row * scale).sum(1)
-        grad[:, 0, :, number] = d * (weight[:, None] * scale)
-    return total, grad
+        grad[:, 0, :, number] = d * scale
+    return total, grad if weight is None else grad * weight[:, None, None, None]
 
 
 def _forward(model: Recommender, params: Params, p: Tensor, q: Tensor) -> list[Tensor]:
@@ -161,10 +161,10 @@ def _backward(
     return torch.bmm(d_left, weight[:, :, : model.dim]), torch.bmm(d_z, weight[:, :, model.dim :])
 
 
-def _penalty(rows: Params, found: Params, step: Step, l2: float, weight: Tensor) -> Tensor:
+def _penalty(rows: Params, found: Params, step: Step, l2: float, weight: Tensor | None) -> Tensor:
     """Add the gradient of the penalty to `found`; return its value [k]: of the rows, and of the first sampled item."""
     k, sampled, length = step.item.shape
-    share = step.valid * (l2 / step.valid.sum(1, keepdim=True))
+    share = step.share * l2
     coefficient = share.new_zeros((k, sampled, length))
     coefficient[:, :2] = share[:, None]
     flat = coefficient.view(k, -1, 1)
@@ -172,5 +172,5 @@ def _penalty(rows: Params, found: Params, step: Step, l2: float, weight: Tensor)
     for name, value in rows.items():
         c = flat.sum(1, keepdim=True) if value.shape[1] < flat.shape[1] else flat
         total = total + (c * value.square()).sum((1, 2))
-        found[name] = found[name] + 2 * weight[:, None, None] * c * value
+        found[name] = found[name] + (2 * c if weight is None else 2 * weight[:, None, None] * c) * value
     return total

@@ -14,8 +14,9 @@ from fedrec.data.types import Ints
 from fedrec.parameters import Params
 from fedrec.sharing import TABLES, Sharing
 from fedrec.stacking.cohort import Cohort
-from fedrec.stacking.draws import Drawn, Schedule, Scope, Touched, draw
+from fedrec.stacking.draws import Drawn, Scope, Touched, draw, ranges
 from fedrec.stacking.gradients import loss_and_gradients
+from fedrec.stacking.schedule import Grid, Schedule
 from fedrec.training import Recipe, trainable
 
 CELLS = 2**14  # rows in a step of a chunk
@@ -140,15 +141,16 @@ class Chunk:
         params = {name: self.stack(name).take(name, self.cohort, self.clients, touched) for name in names}
         some = params["item_table"]
         total = torch.zeros(k, dtype=torch.float64, device=some.device)
-        count = np.zeros(k)
+        grid, count = Grid.of(self.cohort.sizes[self.clients], recipe.epochs, recipe.batch_size), 0
         for phase, one in zip(recipe.phases, drawn, strict=True):
             trained = trainable(names, self.cohort.tasks, self.sharing, phase)
             trained += [name for name in (self.terms.shift.values if self.terms.shift else ()) if name not in trained]
             if trained:
-                schedule = self.schedule(one, owner, touched, some.device)
+                schedule = self.schedule(grid, one, owner, touched, str(some.device))
                 self.phase(params, trained, schedule, touched, total)
-                count += schedule.steps
-        return Part(self.clients, touched, params, total / torch.from_numpy(count).to(total.device))
+                count += 1
+        steps = count * np.bincount(ranges(np.zeros_like(grid.clients), grid.clients), minlength=k)
+        return Part(self.clients, touched, params, total / torch.from_numpy(steps).to(total.device))
 
     def stack(self, name: str) -> Stack:
         """Return where a parameter comes from."""
@@ -166,21 +168,14 @@ class Chunk:
             for space, pairs in named.items()
         }
 
-    def schedule(self, drawn: Drawn, owner: Ints, touched: Mapping[str, Touched], device: torch.device) -> Schedule:
+    def schedule(self, grid: Grid, drawn: Drawn, owner: Ints, touched: Mapping[str, Touched], device: str) -> Schedule:
         """Return the steps of a phase."""
-        users, labels = touched["user"], self.cohort.labels
+        users, labels, tasks = touched["user"], self.cohort.labels, [task.name for task in self.cohort.tasks]
         alone = bool((np.diff(users.edge) == 1).all())
-        columns = [np.stack([labels[t.name][i][drawn.row] for t in self.cohort.tasks], 1) for i in (0, 1)]
-        mask, target = (torch.from_numpy(column).to(device) for column in columns)
-        return Schedule(
-            self.cohort.sizes[self.clients],
-            self.recipe.epochs,
-            self.recipe.batch_size,
-            None if alone else torch.from_numpy(users.find(self.cohort.user[drawn.row], owner)).to(device),
-            torch.from_numpy(touched["item"].find(drawn.item, owner[:, None])).to(device),
-            mask,
-            target,
-        )
+        user = None if alone else users.find(self.cohort.user[drawn.row], owner)
+        item = touched["item"].find(drawn.item, owner[:, None])
+        mask, target = (np.stack([labels[name][i][drawn.row] for name in tasks], 1) for i in (0, 1))
+        return Schedule.of(grid, tasks, user, item, mask, target, device)
 
     def phase(
         self, params: Params, names: list[str], schedule: Schedule, touched: Mapping[str, Touched], total: Tensor
@@ -199,13 +194,18 @@ class Chunk:
             if s
         }
         anchor, shift = fixed.get("pull", {}), fixed.get("shift", {})
-        weight = torch.ones_like(total).float() if self.weight is None else self.weight.to(total.device).float()
-        for t in range(1, int(schedule.steps[0]) + 1):
-            step = schedule.step(t, [task.name for task in tasks])
-            k = len(step.item)
-            ends = {n: int(touched[TABLES[n]].edge[k]) if n in TABLES else k for n in params}
-            view = {name: value[: ends[name]] for name, value in params.items()}
-            loss, grads = loss_and_gradients(self.cohort.model, view, tasks, step, recipe.l2, weight[:k], names)
+        weight = None if self.weight is None else self.weight.to(total.device).float()
+        at, k = 0, 0
+        for t in range(len(schedule.grid.clients)):
+            step = schedule.step(t, at)
+            at += step.share.numel()
+            if k != len(step.item):
+                k = len(step.item)
+                ends = {n: int(touched[TABLES[n]].edge[k]) if n in TABLES else k for n in params}
+                view = {name: value[: ends[name]] for name, value in params.items()}
+                now = {name: [part[: ends[name]] for part in parts] for name, parts in state.items()}
+                held = None if weight is None else weight[:k]
+            loss, grads = loss_and_gradients(self.cohort.model, view, tasks, step, recipe.l2, held, names)
             total[:k] += loss
             for name in [n for n in names if n in TABLES]:
                 index = step.user if TABLES[name] == "user" else step.item
@@ -220,5 +220,4 @@ class Chunk:
                 grads[name] = grads[name] + recipe.mu * (view[name] - anchor[name][: ends[name]])
             for name in shift:
                 grads[name] = grads[name] + shift[name][: ends[name]]
-            now = {name: [part[: ends[name]] for part in state[name]] for name in grads}
-            recipe.optimiser.step(view, grads, now, t)
+            recipe.optimiser.step(view, grads, now, t + 1)
