@@ -13,12 +13,26 @@ from hypothesis import strategies as st
 
 from fedrec.data import ClientData, Interactions
 from fedrec.data.types import Ints
+from fedrec.evaluation import ModelScorer, Split, evaluate
 from fedrec.models import Recommender
 from fedrec.optimisers import Optimiser
 from fedrec.parameters import Params, norm, subtract
 from fedrec.seeds import generator
 from fedrec.sharing import TABLES, Sharing
-from fedrec.stacking import Cohort, Part, Stack, Sum, Terms, client, groups, stack, train, trained, write
+from fedrec.stacking import (
+    Cohort,
+    Part,
+    Stack,
+    Sum,
+    Terms,
+    client,
+    evaluate_many,
+    groups,
+    stack,
+    train,
+    trained,
+    write,
+)
 from fedrec.stacking.gradients import Step, loss_and_gradients
 from fedrec.tasks import Task, parse_task
 from fedrec.training import Batch, Recipe, batch_loss, local_update
@@ -344,3 +358,35 @@ def test_clients_of_different_models_or_tasks_are_in_different_cohorts() -> None
     tasks: list[tuple[Task, ...]] = [rank, rank, click, rank]
     found = groups(datas, [mf, mlp, mf, mf], tasks, "train", {"item": np.arange(ITEMS)})
     assert [cohort.members for cohort in found] == [(3, 0), (1,), (2,)]
+
+
+@pytest.mark.parametrize("kind", ["mf", "mlp"])
+@pytest.mark.parametrize("ragged", [False, True])
+@pytest.mark.parametrize("each", [False, True])
+@pytest.mark.parametrize("candidates", ["full", 3])
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_every_client_is_evaluated_as_alone(kind: str, ragged: bool, each: bool, candidates: Any, split: Split) -> None:
+    c = case(ADAM, kind=kind, tasks="three", ragged=ragged, each=each)
+    # Small whole numbers: scores are exact, and many are equal.
+    shared, private = (Stack({n: (2 * v).round() for n, v in s.values.items()}, s.each) for s in (c.shared, c.private))
+    options: dict[str, Any] = {"metrics": ("ndcg@3", "mrr"), "candidates": candidates, "seed": 5}
+    found = evaluate_many(c.cohort, shared, private, split, **options)
+    assert len(found) == len(c.cohort)
+    for position, data in enumerate(c.cohort.datas):
+        params = {**client(c.cohort, shared, position), **client(c.cohort, private, position)}
+        expected = evaluate(ModelScorer(c.cohort.model, params), data, c.cohort.tasks, split, **options)
+        assert {k: repr(v) for k, v in found[position].metrics.items()} == {
+            k: repr(v) for k, v in expected.metrics.items()
+        }
+        for mine, other in zip(found[position].per_user, expected.per_user, strict=True):
+            assert (mine.client, mine.task, mine.metric) == (other.client, other.task, other.metric)
+            assert np.array_equal(mine.users, other.users) and np.array_equal(mine.values, other.values)
+
+
+def test_many_users_are_ranked_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    c = case(ADAM, ragged=True, sizes=(9, 20, 30), users=(3, 8, 4))
+    options: dict[str, Any] = {"metrics": ("ndcg@3",), "candidates": 4, "seed": 5}
+    whole = evaluate_many(c.cohort, c.shared, c.private, "test", **options)
+    monkeypatch.setattr("fedrec.stacking.evaluation.CHUNK", 2)
+    for a, b in zip(whole, evaluate_many(c.cohort, c.shared, c.private, "test", **options), strict=True):
+        assert a.metrics == b.metrics

@@ -5,7 +5,21 @@ parameters of the next round.
 """
 
 from fedrec.stacking.cohort import Cohort, groups
+from fedrec.stacking.evaluation import evaluate_many
 from fedrec.stacking.results import Sum, client, stack, trained, write
 from fedrec.stacking.update import Part, Stack, Terms, train
 
-__all__ = ["Cohort", "Part", "Stack", "Sum", "Terms", "client", "groups", "stack", "train", "trained", "write"]
+__all__ = [
+    "Cohort",
+    "Part",
+    "Stack",
+    "Sum",
+    "Terms",
+    "client",
+    "evaluate_many",
+    "groups",
+    "stack",
+    "train",
+    "trained",
+    "write",
+]

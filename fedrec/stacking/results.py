@@ -43,8 +43,7 @@ class Sum:
                 self.total[name].add_(value.double() * w.sum())
                 continue
             flat, owner = whole(cohort, space, clients)
-            rows = cohort.server[space]
-            target = on(flat - cohort.starts[space][clients][owner] if rows is None else rows[flat], mass)
+            target = on(server_rows(space, cohort, flat, clients[owner]), mass)
             each = w.index_select(0, on(owner, mass))
             mass.index_add_(0, target, each)
             source = on(flat, mass) if shared.each else target
@@ -68,7 +67,7 @@ class Sum:
             scaled = change * each.to(change)
             if not bool(w.all()):
                 scaled = torch.where(each == 0, 0.0, scaled)
-            target = on(server_rows(TABLES[name], cohort, part.clients, touched), total)
+            target = on(server_rows(TABLES[name], cohort, touched.flat, part.clients[touched.owner]), total)
             total.index_add_(0, target, scaled.double())
 
 

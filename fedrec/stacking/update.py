@@ -36,21 +36,28 @@ class Stack:
 
     def take(self, name: str, cohort: Cohort, clients: Ints, touched: Mapping[str, Touched]) -> Tensor:
         """Return a copy of one parameter for `clients`: the touched rows of a table, [k, ...] of any other one."""
-        value = self.values[name]
+        if name not in TABLES:
+            return self.at(name, cohort, clients, np.arange(0))
+        rows = touched[TABLES[name]]
+        return self.at(name, cohort, rows.flat, clients[rows.owner])
+
+    def at(self, name: str, cohort: Cohort, index: Ints, owner: Ints) -> Tensor:
+        """Return a copy of flat rows [R] of a table of the clients `owner` [R]; of any other parameter of each client.
+
+        `index` [R] are the flat rows of a table, else the clients.
+        """
+        value = self.values[name].detach()
         if name not in TABLES and not self.each:
-            return value.detach().expand(len(clients), *value.shape).clone()
-        index = clients if name not in TABLES else self.rows(TABLES[name], cohort, clients, touched[TABLES[name]])
-        return value.detach().index_select(0, torch.from_numpy(index).to(value.device))
-
-    def rows(self, space: str, cohort: Cohort, clients: Ints, touched: Touched) -> Ints:
-        """Return where touched rows lie in the tables of a key space."""
-        return touched.flat if self.each else server_rows(space, cohort, clients, touched)
+            return value.expand(len(index), *value.shape).clone()
+        if name in TABLES and not self.each:
+            index = server_rows(TABLES[name], cohort, index, owner)
+        return value.index_select(0, torch.from_numpy(index).to(value.device))
 
 
-def server_rows(space: str, cohort: Cohort, clients: Ints, touched: Touched) -> Ints:
-    """Return the rows of the server's tables that touched rows are."""
+def server_rows(space: str, cohort: Cohort, flat: Ints, owner: Ints) -> Ints:
+    """Return the rows of the server's tables that flat rows of the clients `owner` are."""
     rows = cohort.server[space]
-    found: Ints = touched.flat - cohort.starts[space][clients][touched.owner] if rows is None else rows[touched.flat]
+    found: Ints = flat - cohort.starts[space][owner] if rows is None else rows[flat]
     return found
 
 
