@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,8 @@ from fedrec.stacking import (
     write,
 )
 from fedrec.stacking.gradients import Step, loss_and_gradients
+from fedrec.stacking.schedule import Grid
+from fedrec.stacking.update import CELLS, cuts
 from fedrec.tasks import Task, parse_task
 from fedrec.training import Batch, Recipe, batch_loss, local_update
 from tests.builders import interactions
@@ -390,3 +393,24 @@ def test_many_users_are_ranked_in_chunks(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr("fedrec.stacking.evaluation.CHUNK", 2)
     for a, b in zip(whole, evaluate_many(c.cohort, c.shared, c.private, "test", **options), strict=True):
         assert a.metrics == b.metrics
+
+
+def test_the_work_of_a_round_grows_with_the_rows() -> None:
+    # Sizes as unequal as those of real users: padding must not grow with the number of clients.
+    for count in (100, 400, 1600):
+        sizes = np.sort(np.maximum(20, generator(0, count).lognormal(4.3, 0.9, count)).astype(np.int64))[::-1]
+        width = np.minimum(sizes, 256)
+        edge = cuts(width, width, None)
+        cells = sum(len(Grid.of(sizes[a:b], 1, 256).index) for a, b in pairwise(edge))
+        assert sizes.sum() <= cells <= 1.5 * sizes.sum()
+        assert all(width[a] * (b - a) <= CELLS for a, b in pairwise(edge))
+
+
+def test_padding_has_no_weight_and_every_row_one_place() -> None:
+    # Sizes 5 and 2 in batches of 2, one epoch: steps of 2 clients x 2, then 1 x 2, then 1 x 1.
+    grid = Grid.of(np.array([5, 2]), 1, 2)
+    assert grid.clients.tolist() == [2, 1, 1] and grid.length.tolist() == [2, 2, 1]
+    assert grid.index.tolist() == [0, 1, 5, 6, 2, 3, 4]
+    grid = Grid.of(np.array([3, 1]), 2, 4)
+    assert grid.index.tolist() == [0, 1, 2, 6, 6, 6, 3, 4, 5, 7, 7, 7]
+    assert np.allclose(grid.share, [1 / 3] * 3 + [1, 0, 0] + [1 / 3] * 3 + [1, 0, 0])

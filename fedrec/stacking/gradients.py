@@ -5,7 +5,7 @@ Shapes: k clients, L rows each (padded), m sampled items for a row, N = (1 + m) 
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from fedrec.models import Recommender
 from fedrec.parameters import Params
+from fedrec.sharing import TABLES
 from fedrec.tasks import Task
 
 
@@ -174,3 +175,25 @@ def _penalty(rows: Params, found: Params, step: Step, l2: float, weight: Tensor 
         total = total + (c * value.square()).sum((1, 2))
         found[name] = found[name] + (2 * c if weight is None else 2 * weight[:, None, None] * c) * value
     return total
+
+
+def scatter(
+    step: Step, view: Params, grads: Params, into: Mapping[str, Tensor | None], lr: float
+) -> list[tuple[Tensor, Tensor]]:
+    """Add up the gradients of tables by row, in `into`, and return what of it was filled: (table, rows).
+
+    Where a table has None, its rows make their SGD step at once and leave `grads`.
+    """
+    filled = []
+    for name, buffer in into.items():
+        rows = step.user if TABLES[name] == "user" else step.item
+        if rows is None:
+            continue
+        index = rows.reshape(-1)
+        if buffer is None:
+            # Scaled first: index_add_ with a factor is five times as slow.
+            view[name].index_add_(0, index, grads.pop(name).mul_(-lr))
+            continue
+        grads[name] = buffer.index_add_(0, index, grads[name])
+        filled.append((buffer, index))
+    return filled

@@ -68,7 +68,8 @@ class Sum:
             if not bool(w.all()):
                 scaled = torch.where(each == 0, 0.0, scaled)
             target = on(server_rows(TABLES[name], cohort, touched.flat, part.clients[touched.owner]), total)
-            total.index_add_(0, target, scaled.double())
+            # Single precision within a part, double across parts: twice as fast.
+            total.add_(torch.zeros_like(total, dtype=value.dtype).index_add_(0, target, scaled))
 
 
 def whole(cohort: Cohort, space: str, clients: Ints) -> tuple[Ints, Ints]:

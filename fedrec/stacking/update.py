@@ -15,11 +15,12 @@ from fedrec.parameters import Params
 from fedrec.sharing import TABLES, Sharing
 from fedrec.stacking.cohort import Cohort
 from fedrec.stacking.draws import Drawn, Scope, Touched, draw, ranges
-from fedrec.stacking.gradients import loss_and_gradients
+from fedrec.stacking.gradients import loss_and_gradients, scatter
 from fedrec.stacking.schedule import Grid, Schedule
 from fedrec.training import Recipe, trainable
 
 CELLS = 2**14  # rows in a step of a chunk
+PADDING = 2**11  # cells of a step that may be empty
 ROWS = 2**17  # stacked rows of a chunk
 
 
@@ -114,13 +115,14 @@ def train(
 
 def cuts(cells: Ints, rows: Ints, chunk: int | None) -> list[int]:
     """Return the positions between chunks of clients: 0, ..., n."""
-    found, width, height = [0], 0, 0
+    found, width, height, held = [0], 0, 0, 0
     for position, (cell, row) in enumerate(zip(cells.tolist(), rows.tolist(), strict=True)):
         count = position - found[-1]
-        width, height = max(width, cell), height + row
-        if count and ((count + 1) * width > CELLS or height > ROWS or count == chunk):
+        width, height, held = max(width, cell), height + row, held + cell
+        total = (count + 1) * width
+        if count and (total > CELLS or total - held > PADDING or height > ROWS or count == chunk):
             found.append(position)
-            width, height = cell, row
+            width, height, held = cell, row, cell
     return [*found, len(cells)] if len(cells) else [0]
 
 
@@ -192,17 +194,16 @@ class Chunk:
         A client that has no batch left stands still: it and all behind it have no more steps, so that the others are
         the first rows of every tensor, all at the same step of the optimiser.
         """
-        recipe, terms, tasks = self.recipe, self.terms, self.cohort.tasks
+        recipe, terms = self.recipe, self.terms
         state = recipe.optimiser.start({name: params[name] for name in names})
-        pull = terms.anchor if recipe.mu else None
-        fixed = {
-            kind: {n: s.take(n, self.cohort, self.clients, touched) for n in names if n in s.values}
-            for kind, s in (("pull", pull), ("shift", terms.shift))
-            if s
-        }
-        anchor, shift = fixed.get("pull", {}), fixed.get("shift", {})
+        anchor = self.fixed(terms.anchor if recipe.mu else None, names, touched)
+        shift = self.fixed(terms.shift, names, touched)
         weight = None if self.weight is None else self.weight.to(total.device).float()
         at, k = 0, 0
+        # Gradients of tables: zero again after every step, which touches few rows.
+        tables, plain = [name for name in names if name in TABLES], recipe.optimiser.kind == "sgd"
+        direct = {name for name in tables if plain and name not in anchor and name not in shift}
+        empty = {name: torch.zeros_like(params[name]) for name in tables if name not in direct}
         for t in range(len(schedule.grid.clients)):
             step = schedule.step(t, at)
             at += step.share.numel()
@@ -212,19 +213,21 @@ class Chunk:
                 view = {name: value[: ends[name]] for name, value in params.items()}
                 now = {name: [part[: ends[name]] for part in parts] for name, parts in state.items()}
                 held = None if weight is None else weight[:k]
-            loss, grads = loss_and_gradients(self.cohort.model, view, tasks, step, recipe.l2, held, names)
+            loss, grads = loss_and_gradients(self.cohort.model, view, self.cohort.tasks, step, recipe.l2, held, names)
             total[:k] += loss
-            for name in [n for n in names if n in TABLES]:
-                index = step.user if TABLES[name] == "user" else step.item
-                if index is None:
-                    continue
-                if recipe.optimiser.kind == "sgd" and name not in anchor and name not in shift:
-                    # Scaled first: index_add_ with a factor is five times as slow.
-                    view[name].index_add_(0, index.reshape(-1), grads.pop(name).mul_(-recipe.optimiser.lr))
-                else:
-                    grads[name] = torch.zeros_like(view[name]).index_add_(0, index.reshape(-1), grads[name])
+            filled = scatter(
+                step, view, grads, {n: empty[n][: ends[n]] if n in empty else None for n in tables}, recipe
+            )
             for name in grads.keys() & anchor.keys():
                 grads[name] = grads[name] + recipe.mu * (view[name] - anchor[name][: ends[name]])
             for name in shift:
                 grads[name] = grads[name] + shift[name][: ends[name]]
             recipe.optimiser.step(view, grads, now, t + 1)
+            for value, index in filled:
+                value.index_fill_(0, index, 0.0)
+
+    def fixed(self, stack: Stack | None, names: list[str], touched: Mapping[str, Touched]) -> Params:
+        """Return the part of a stack that goes with the stacked rows, for those of `names` that it has."""
+        return (
+            {n: stack.take(n, self.cohort, self.clients, touched) for n in names if n in stack.values} if stack else {}
+        )
