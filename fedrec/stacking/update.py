@@ -216,7 +216,7 @@ class Chunk:
             loss, grads = loss_and_gradients(self.cohort.model, view, self.cohort.tasks, step, recipe.l2, held, names)
             total[:k] += loss
             filled = scatter(
-                step, view, grads, {n: empty[n][: ends[n]] if n in empty else None for n in tables}, recipe
+                step, view, grads, {n: empty[n][: ends[n]] if n in empty else None for n in tables}, recipe.optimiser.lr
             )
             for name in grads.keys() & anchor.keys():
                 grads[name] = grads[name] + recipe.mu * (view[name] - anchor[name][: ends[name]])
