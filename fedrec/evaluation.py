@@ -1,6 +1,6 @@
 """Evaluation of one client: full ranking or sampled candidates, and the pointwise metrics of its other tasks."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -128,12 +128,27 @@ def evaluate(
     the test also validation), or among `candidates` items drawn from those that the user has never met. rating: rmse.
     binary: auc and logloss over all rows. Per-user values are the ranking metrics and each user's rmse and logloss.
     """
+
+    def rank(task: str) -> tuple[Ints, dict[str, Values]]:
+        return rank_users(scorer, task, data, split, metrics, candidates, seed)
+
+    return assemble(scorer, data, tasks, split, rank)
+
+
+def assemble(
+    scorer: Scorer,
+    data: ClientData,
+    tasks: Sequence[Task],
+    split: Split,
+    rank: Callable[[str], tuple[Ints, dict[str, Values]]],
+) -> Evaluation:
+    """Return `evaluate`'s result, given what `rank_users` returns for every rank task."""
     held = data.validation if split == "validation" else data.test
     means: dict[tuple[str, str, str], float] = {}
     per_user: list[PerUser] = []
     for task in tasks:
         if task.kind == "rank":
-            users, values = rank_users(scorer, task.name, data, split, metrics, candidates, seed)
+            users, values = rank(task.name)
             for name, value in values.items():
                 means[data.name, task.name, name] = float(value.mean()) if len(value) else float("nan")
                 per_user.append(PerUser(data.name, task.name, name, data.users[users], value))
@@ -200,7 +215,11 @@ def mask_of(parts: Sequence[Interactions], users: Ints, items: int) -> Bools:
 
 def sample_candidates(met: Bools, count: int, rng: np.random.Generator) -> Bools:
     """Return a mask like `met` with `count` items per row, without replacement, outside `met` (all if fewer)."""
-    keys = rng.random(met.shape)
+    return smallest(rng.random(met.shape), met, count)
+
+
+def smallest(keys: Values, met: Bools, count: int) -> Bools:
+    """Return the mask of the `count` smallest `keys` below 1 in each row, outside `met`; changes `keys`."""
     keys[met] = 2.0
     count = min(count, met.shape[1])
     chosen = np.argpartition(keys, count - 1, axis=1)[:, :count]

@@ -32,12 +32,12 @@ def refusal(*argv: str) -> str:
 
 
 def test_nothing_given_is_the_default_experiment() -> None:
-    assert parse([]) == Command(Experiment(), None, quiet=False, compare=True)
+    assert parse([]) == Command(Experiment(), None, quiet=False, compare=True, every=1)
 
 
 def test_flags_that_are_no_fields() -> None:
     command = parse(["--out", "runs/a b", "--quiet", "--compare"])
-    assert command == Command(Experiment(), Path("runs/a b"), quiet=True, compare=True)
+    assert command == Command(Experiment(), Path("runs/a b"), quiet=True, compare=True, every=1)
 
 
 def test_every_field_is_a_flag_and_every_name_in_a_group_is_a_field() -> None:

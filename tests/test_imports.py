@@ -29,6 +29,7 @@ LAYERS = {
     "fedrec.compatible": 5,
     "fedrec.distillation": 5,
     "fedrec.channel": 5,
+    "fedrec.stacking": 4,
     "fedrec.personal": 5,
     "fedrec.records": 5,
     "fedrec.experiment": 5,

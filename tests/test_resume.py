@@ -164,7 +164,7 @@ def test_without_checkpoints_a_worker_repeats_all_that_it_was_asked(tmp_path: Pa
 def test_a_worker_that_always_dies_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     e = experiment(engine="process", workers=1)
     monkeypatch.setenv("PYTHONPATH", str(broken_package(tmp_path)))
-    with pytest.raises(ClientFailure, match="worker of clients 0, 1, 2: died 3 times, last with exit code 7"):
+    with pytest.raises(ClientFailure, match="worker of clients 0, 2, 1: died 3 times, last with exit code 7"):
         into(tmp_path / "home", e)
     assert not active_children()
 

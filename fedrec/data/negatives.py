@@ -41,12 +41,21 @@ class Negatives:
         Exact, without rejection: the r-th item outside sorted positives p_0 < p_1 < ... is r + #{j : p_j - j <= r}.
         A user whose positives are the whole catalogue has no negative: it gets a uniform draw from all items.
         """
-        end = len(self._starts) - 1
-        start = self._starts[np.minimum(users, end)]
-        free = self.n_items - (self._starts[np.minimum(users + 1, end)] - start)
+        free = self.n_items - self.known(users)
         r = rng.integers(0, np.where(free > 0, free, self.n_items))
-        below = np.searchsorted(self._gaps, users * self.n_items + r, side="right") - start
-        return np.asarray(np.where(free > 0, r + below, r), dtype=np.int64)
+        return np.asarray(np.where(free > 0, self.nth(users, r), r), dtype=np.int64)
+
+    def known(self, users: Ints) -> Ints:
+        """Return how many positives every user of `users` has."""
+        end = len(self._starts) - 1
+        found: Ints = self._starts[np.minimum(users + 1, end)] - self._starts[np.minimum(users, end)]
+        return found
+
+    def nth(self, users: Ints, r: Ints) -> Ints:
+        """Return the r-th item outside the positives of every user of `users`, both of one shape."""
+        start = self._starts[np.minimum(users, len(self._starts) - 1)]
+        found: Ints = r + np.searchsorted(self._gaps, users * self.n_items + r, side="right") - start
+        return found
 
 
 def excluded(data: ClientData, protocol: Protocol) -> Negatives:

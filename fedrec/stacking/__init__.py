@@ -1,0 +1,25 @@
+"""Many clients of one shape trained and evaluated as one program; equal to one client after the other.
+
+`groups` -> cohorts; `train` yields parts; `Sum` makes the mean of them, `trained` a single client, `write` the private
+parameters of the next round.
+"""
+
+from fedrec.stacking.cohort import Cohort, groups
+from fedrec.stacking.evaluation import evaluate_many
+from fedrec.stacking.results import Sum, client, stack, trained, write
+from fedrec.stacking.update import Part, Stack, Terms, train
+
+__all__ = [
+    "Cohort",
+    "Part",
+    "Stack",
+    "Sum",
+    "Terms",
+    "client",
+    "evaluate_many",
+    "groups",
+    "stack",
+    "train",
+    "trained",
+    "write",
+]

@@ -1,0 +1,129 @@
+"""What becomes of trained parts: the sum that a mean needs, single clients, and the next private parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedrec.data.types import Ints
+from fedrec.parameters import Params
+from fedrec.sharing import TABLES
+from fedrec.stacking.cohort import Cohort, edges
+from fedrec.stacking.update import Part, Stack, server_rows
+
+
+@dataclass(frozen=True)
+class Sum:
+    """sum_i w_i x_i and sum_i w_i of the shared parameters, float64, on the server's rows; see `aggregation.mean`.
+
+    No client's whole table is made: a client's row that it has not touched adds w_i z.
+    """
+
+    total: Params
+    mass: Params  # tables: [rows]; any other parameter: []
+
+    @staticmethod
+    def zero(like: Params) -> Sum:
+        """Return the empty sum for the server's shared parameters."""
+        total = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in like.items()}
+        mass = {n: v.new_zeros(v.shape[0] if n in TABLES else ()) for n, v in total.items()}
+        return Sum(total, mass)
+
+    def start(self, cohort: Cohort, shared: Stack, clients: Ints, weight: Tensor) -> None:
+        """Add w_i z_i of every table: what `clients` [k] of weights [k] would send without training."""
+        for name in [name for name in self.total if name in TABLES]:
+            value, mass = shared.values[name], self.mass[name]
+            space, w = TABLES[name], weight.to(mass)
+            if not shared.each and cohort.server[space] is None:
+                mass += w.sum()
+                self.total[name].add_(value.double() * w.sum())
+                continue
+            flat, owner = whole(cohort, space, clients)
+            target = on(server_rows(space, cohort, flat, clients[owner]), mass)
+            each = w.index_select(0, on(owner, mass))
+            mass.index_add_(0, target, each)
+            source = on(flat, mass) if shared.each else target
+            self.total[name].index_add_(0, target, value.index_select(0, source).double() * each[:, None])
+
+    def add(self, cohort: Cohort, shared: Stack, part: Part, weight: Tensor) -> None:
+        """Add w_i (x_i - z_i) of tables and w_i x_i of the others for `weight` [k]; a client of weight 0 adds nothing.
+
+        Not even its NaN.
+        """
+        for name, total in self.total.items():
+            value, w = part.values[name], weight.to(total)
+            if name not in TABLES:
+                kept = w != 0
+                total.add_(torch.tensordot(w[kept], value[kept].double(), 1))
+                self.mass[name].add_(w.sum())
+                continue
+            touched = part.touched[TABLES[name]]
+            each = w.index_select(0, on(touched.owner, total))[:, None]
+            change = value - shared.take(name, cohort, part.clients, part.touched)
+            scaled = change * each.to(change)
+            if not bool(w.all()):
+                scaled = torch.where(each == 0, 0.0, scaled)
+            target = on(server_rows(TABLES[name], cohort, touched.flat, part.clients[touched.owner]), total)
+            # Single precision within a part, double across parts: twice as fast.
+            total.add_(torch.zeros_like(total, dtype=value.dtype).index_add_(0, target, scaled))
+
+
+def whole(cohort: Cohort, space: str, clients: Ints) -> tuple[Ints, Ints]:
+    """Return all flat rows of `clients`, and for each the position of its client."""
+    starts = cohort.starts[space]
+    counts = starts[clients + 1] - starts[clients]
+    owner = np.repeat(np.arange(len(clients)), counts)
+    return np.arange(counts.sum()) + (starts[clients] - edges(counts)[:-1])[owner], owner
+
+
+def on(index: Ints, like: Tensor) -> Tensor:
+    """Return an index as a tensor on the device of `like`."""
+    return torch.from_numpy(index).to(like.device)
+
+
+def write(stack: Stack, part: Part) -> None:
+    """Replace, in place, what `part` changed of the parameters of a stack of each client."""
+    for name, value in stack.values.items():
+        index = part.touched[TABLES[name]].flat if name in TABLES else part.clients
+        value.index_copy_(0, on(index, value), part.values[name])
+
+
+def stack(params: Sequence[Params]) -> Stack:
+    """Return the parameters of all clients of a cohort, in its order, as one stack."""
+    join = {name: torch.cat if name in TABLES else torch.stack for name in params[0]}
+    return Stack({name: join[name]([one[name] for one in params]) for name in params[0]})
+
+
+def client(cohort: Cohort, stack: Stack, position: int) -> Params:
+    """Return one client's parameters; they share the memory of a stack of each."""
+    found = {}
+    for name, value in stack.values.items():
+        if name not in TABLES:
+            found[name] = value[position] if stack.each else value
+            continue
+        space = TABLES[name]
+        start, stop = cohort.starts[space][position : position + 2]
+        rows = cohort.server[space]
+        if stack.each:
+            found[name] = value[start:stop]
+        else:
+            found[name] = value if rows is None else value.index_select(0, on(rows[start:stop], value))
+    return found
+
+
+def trained(cohort: Cohort, before: Stack, part: Part, j: int) -> Params:
+    """Return the parameters of client `part.clients[j]` that `before` holds, after the round; its own memory."""
+    found = {name: v.clone() for name, v in client(cohort, before, int(part.clients[j])).items()}
+    for name, value in found.items():
+        if name not in TABLES:
+            value.copy_(part.values[name][j])
+            continue
+        touched = part.touched[TABLES[name]]
+        start, stop = touched.edge[j : j + 2]
+        rows = touched.flat[start:stop] - cohort.starts[TABLES[name]][part.clients[j]]
+        value.index_copy_(0, on(rows, value), part.values[name][start:stop])
+    return found
