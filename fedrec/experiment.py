@@ -6,7 +6,7 @@ import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator, model_validator
 
@@ -14,8 +14,8 @@ from fedrec.coordination import BudgetRule, Coupling, Descent, Drift
 from fedrec.data import DATASETS, ClientData, Dataset, Market, federation, load, pool
 from fedrec.errors import UserError, choose
 from fedrec.metrics import RANKING, parse_metric
-from fedrec.models import Recommender
-from fedrec.optimisers import Optimiser
+from fedrec.models import Kind, Recommender
+from fedrec.optimisers import Optimiser, rates
 from fedrec.sharing import Sharing
 from fedrec.tasks import Task, per_client, tasks_of
 from fedrec.training import Phase, Recipe
@@ -75,8 +75,9 @@ class Experiment(Method):
     task: str = Field(
         "rank", description="tasks: rank, rank-bce, rating, a label (like, click, buy); 'rank,like*0.5;shop=buy'"
     )
-    model: str = Field("mf", description="mf or mlp, or one for each client: 'mf;shop=mlp'")
+    model: str = Field("mf", description="mf, mlp or item (no user table), or one for each client: 'mf;shop=mlp'")
     dim: int = Field(32, ge=1, le=4096, description="width of the user and item tables")
+    init_std: float = Field(0.1, ge=0, allow_inf_nan=False, description="standard deviation that the tables start with")
     hidden: tuple[PositiveInt, ...] = Field((64, 32), min_length=1, description="mlp: widths of the shared body")
     metrics: tuple[str, ...] = Field(
         ("ndcg@10", "hr@10"), min_length=1, description="ranking metrics; the first selects the round"
@@ -88,6 +89,7 @@ class Experiment(Method):
         "adam", description="local optimiser, started afresh in every round"
     )
     lr: float = Field(0.01, gt=0, lt=1e6, description="local learning rate")
+    lrs: str = Field("", description="modules with a local learning rate of their own: item_table=10,heads=0.1")
     l2: float = Field(0.01, ge=0, allow_inf_nan=False, description="L2 penalty of the rows that a batch touches")
     weights: Literal["examples", "uniform"] = Field("examples", description="weight of a client in the mean")
     patience: int = Field(0, ge=0, description="stop after this many evaluations without a better validation; 0: never")
@@ -118,7 +120,9 @@ class Experiment(Method):
             choose("metrics", family, RANKING)
         with named("model"):
             for kind in per_client(self.model).values():
-                choose("one of the models", kind, ["mf", "mlp"])
+                choose("one of the models", kind, get_args(Kind))
+        with named("lrs"):
+            rates(self.lrs)
         with named("task"):
             for client in per_client(self.task):
                 tasks_of(self.task, client)
@@ -141,6 +145,10 @@ class Experiment(Method):
             raise UserError("drift: must be without duals for FedNova and SCAFFOLD, found coupling.duals")
         if self.drift.correction != "scaffold":
             return
+        if self.lrs:
+            raise UserError(
+                f"lrs: must be empty for SCAFFOLD, whose control variates know one rate, found {self.lrs!r}"
+            )
         if self.optimiser != "sgd":
             raise UserError(
                 f"optimiser: must be sgd for SCAFFOLD (add --optimiser sgd --lr 10), found {self.optimiser}"
@@ -160,7 +168,7 @@ class Experiment(Method):
         return Recipe(
             self.local_epochs,
             self.batch_size,
-            Optimiser(self.optimiser, self.lr),
+            Optimiser(self.optimiser, self.lr, rates(self.lrs)),
             self.phases,
             self.negatives,
             self.num_negatives,
@@ -179,7 +187,7 @@ class Experiment(Method):
         """Return the model of a client."""
         kinds = per_client(self.model)
         kind = kinds.get(client, kinds.get("*", "mf"))
-        return Recommender("mlp" if kind == "mlp" else "mf", self.dim, self.hidden)
+        return Recommender(cast(Kind, kind), self.dim, self.hidden, self.init_std)
 
 
 def tasks_for(experiment: Experiment, data: ClientData) -> tuple[Task, ...]:

@@ -1,12 +1,14 @@
 """Optimisers as values: state explicit, one update over named tensors."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from fedrec.parameters import Params
+from fedrec.errors import UserError
+from fedrec.parameters import Params, covers
 
 State = dict[str, list[Tensor]]
 
@@ -16,11 +18,17 @@ class Optimiser:
     """SGD, Adam (arXiv 1412.6980; beta 0.9, 0.999, eps 1e-8) or Adagrad (eps 1e-10), as torch.optim defines them.
 
     Written here because the first `torch.optim` object costs over a second of imports, and because the state must be
-    stackable over clients.
+    stackable over clients. `lrs` gives modules a learning rate of their own.
     """
 
     kind: Literal["sgd", "adam", "adagrad"]
     lr: float
+    lrs: tuple[tuple[str, float], ...] = ()
+
+    def rate(self, name: str) -> float:
+        """Return a parameter's learning rate: that of the longest module path that covers it, else `lr`."""
+        own = [(len(module), lr) for module, lr in self.lrs if covers((module,), name)]
+        return max(own)[1] if own else self.lr
 
     def start(self, params: Params) -> State:
         """Return the state before the first step: Adam's two moments, Adagrad's sum of squares, nothing for SGD."""
@@ -31,16 +39,36 @@ class Optimiser:
     def step(self, params: Params, grads: Params, state: State, t: int) -> None:
         """Update `params` and `state` in place with the gradients of step `t` = 1, 2, ..."""
         for name, g in grads.items():
-            value = params[name]
+            value, lr = params[name], self.rate(name)
             if self.kind == "sgd":
-                value.add_(g, alpha=-self.lr)
+                value.add_(g, alpha=-lr)
             elif self.kind == "adagrad":
                 (total,) = state[name]
                 total.addcmul_(g, g)
-                value.addcdiv_(g, total.sqrt().add_(1e-10), value=-self.lr)
+                value.addcdiv_(g, total.sqrt().add_(1e-10), value=-lr)
             else:
                 m, v = state[name]
                 m.lerp_(g, 1 - 0.9)
                 v.mul_(0.999).addcmul_(g, g, value=1 - 0.999)
                 denominator = v.sqrt().mul_((1 - 0.999**t) ** -0.5).add_(1e-8)
-                value.addcdiv_(m, denominator, value=-self.lr / (1 - 0.9**t))
+                value.addcdiv_(m, denominator, value=-lr / (1 - 0.9**t))
+
+
+def rates(text: str) -> tuple[tuple[str, float], ...]:
+    """Return the learning rates of `MODULE=RATE,...`, for instance `item_table=10,heads.rank=0.1`.
+
+    Raises UserError for a part of another form, a rate that is not a positive finite number, and a module named twice.
+    """
+    found: dict[str, float] = {}
+    for part in text.split(",") if text else ():
+        module, equals, rate = (word.strip() for word in part.partition("="))
+        try:
+            value = float(rate)
+        except ValueError:
+            value = math.nan
+        if not (module and equals and 0 < value < math.inf):
+            raise UserError(f"must be MODULE=RATE parts with positive finite rates, found {part!r}")
+        if module in found:
+            raise UserError(f"must name every module once, found {module!r} twice")
+        found[module] = value
+    return tuple(found.items())

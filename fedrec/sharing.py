@@ -12,7 +12,7 @@ import torch
 
 from fedrec.data.types import Ints
 from fedrec.errors import choose
-from fedrec.parameters import Params
+from fedrec.parameters import Params, covers
 
 # The parameters whose rows are keyed, and the key space of the rows.
 TABLES = {"item_table": "item", "item_bias": "item", "user_table": "user", "user_bias": "user"}
@@ -21,11 +21,6 @@ MODULES = (*TABLES, "body", "heads")  # what a recommender may have; matrix fact
 
 class ContractError(ValueError):
     """A message broke the sharing contract; the text names the parameter, the rule and the value found."""
-
-
-def covers(modules: Iterable[str], name: str) -> bool:
-    """Return whether a module names `name`, matched at dots: `body` covers `body.0.weight`, never `body2.weight`."""
-    return any(name == module or name.startswith(module + ".") for module in modules)
 
 
 @dataclass(frozen=True)

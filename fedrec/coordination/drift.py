@@ -23,8 +23,9 @@ class Drift(BaseModel):
         "none", description="control variates in the local gradients; needs optimiser sgd"
     )
     normalise: bool = Field(False, description="scale every client's change to the same number of steps (FedNova)")
-    personal: Literal["none", "ditto", "apfl"] = Field(
-        "none", description="a model that every client keeps to itself and recommends with"
+    personal: Literal["none", "ditto", "apfl", "tuned"] = Field(
+        "none",
+        description="a model that every client keeps to itself and recommends with; tuned: what its last training made",
     )
     weight: float = Field(
         0.0, ge=0, allow_inf_nan=False, description="ditto: lambda of the pull to z; apfl: alpha, the personal share"
