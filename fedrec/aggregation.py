@@ -38,9 +38,10 @@ def carrier(client: str, values: Params, rows: dict[str, Ints], server_rows: dic
     for name, value in values.items():
         if name in TABLES:
             ids = rows.get(TABLES[name])
-            if ids is None or len(ids) != value.shape[0]:
+            size = len(value) if value.dim() else 0
+            if ids is None or not value.dim() or len(ids) != size:
                 found = "none" if ids is None else str(len(ids))
-                raise ContractError(f"{name}: must come with {value.shape[0]} row ids, found {found}")
+                raise ContractError(f"{name}: must come with {size} row ids, found {found}")
             positions[name] = torch.from_numpy(np.searchsorted(server_rows[TABLES[name]], ids))
     whole = frozenset(name for name, places in positions.items() if len(places) == len(server_rows[TABLES[name]]))
     return Carrier(client, values, positions, weight, whole)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
@@ -12,13 +10,15 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError,
 
 from fedrec.coordination import BudgetRule, Coupling, Descent, Drift
 from fedrec.data import DATASETS, ClientData, Dataset, Market, federation, load, pool
-from fedrec.errors import UserError, choose
+from fedrec.errors import UserError, choose, named
 from fedrec.metrics import RANKING, parse_metric
 from fedrec.models import Kind, Recommender
 from fedrec.optimisers import Optimiser, rates
+from fedrec.robust import Robust
 from fedrec.sharing import Sharing
 from fedrec.tasks import Task, per_client, tasks_of
 from fedrec.training import Phase, Recipe
+from fedrec.turnout import Turnout, dropouts
 
 
 class Method(BaseModel):
@@ -36,6 +36,7 @@ class Method(BaseModel):
     budget: BudgetRule = Field(BudgetRule(), description="what each client is promised")
     descent: Descent = Field(Descent(), description="how the server steps along the clients' pseudo-gradients")
     drift: Drift = Field(Drift(), description="what is done about clients whose local optima lie apart")
+    robust: Robust = Field(Robust(), description="what is done about clients that send anything")
     pool: bool = Field(False, description="one model on everyone's data, the upper bound; not federated")
 
 
@@ -94,6 +95,16 @@ class Experiment(Method):
     weights: Literal["examples", "uniform"] = Field("examples", description="weight of a client in the mean")
     patience: int = Field(0, ge=0, description="stop after this many evaluations without a better validation; 0: never")
     eval_every: int = Field(1, ge=1, description="rounds between two validations")
+    participation: float = Field(1.0, gt=0, le=1, description="fraction of the clients drawn for each round")
+    dropout: str = Field(
+        "0", description="trained, but the answer is lost: a probability, or rounds and clients '3:films,shop;5:news'"
+    )
+    deadline: float = Field(
+        0.0, ge=0, allow_inf_nan=False, description="seconds for an answer, a later one is lost; 0: no limit"
+    )
+    quorum: float = Field(
+        0.5, ge=0, le=1, description="fraction of a round's clients that must answer, or the run ends"
+    )
     seed: int = Field(0, ge=0, lt=2**63, description="seed of everything random")
     engine: Literal["ray", "inline"] = Field(
         "ray", description="how the clients run: Flower's processes, or one by one here"
@@ -104,6 +115,11 @@ class Experiment(Method):
     @classmethod
     def _comma_separated(cls, value: Any) -> Any:
         return value.split(",") if isinstance(value, str) and value else () if value == "" else value
+
+    @field_validator("dropout", mode="before")
+    @classmethod
+    def _probability(cls, value: Any) -> Any:
+        return str(value) if isinstance(value, int | float) else value
 
     @field_validator("candidates")
     @classmethod
@@ -137,31 +153,19 @@ class Experiment(Method):
             )
         if self.clients is not None and self.clients < 1:
             raise UserError(f"clients: must be at least 1, found {self.clients}")
-        self._drift()
+        dropouts(self.dropout)
+        self.drift.check(self.coupling, self.robust, self.optimiser, self.phases, self.lrs)
         return self
-
-    def _drift(self) -> None:
-        if self.drift.counted and self.coupling.duals:
-            raise UserError("drift: must be without duals for FedNova and SCAFFOLD, found coupling.duals")
-        if self.drift.correction != "scaffold":
-            return
-        if self.lrs:
-            raise UserError(
-                f"lrs: must be empty for SCAFFOLD, whose control variates know one rate, found {self.lrs!r}"
-            )
-        if self.optimiser != "sgd":
-            raise UserError(
-                f"optimiser: must be sgd for SCAFFOLD (add --optimiser sgd --lr 10), found {self.optimiser}"
-            )
-        if self.phases != ("all",):
-            raise UserError(f"phases: must be the one phase all for SCAFFOLD, found {','.join(self.phases)}")
-        if not self.coupling.plain:
-            raise UserError(f"coupling: must be the plain mean for SCAFFOLD, found {self.coupling.kind}")
 
     @property
     def personal(self) -> bool:
         """Whether a client's copy of the shared parameters may differ from the server's."""
         return self.coupling.personal or self.drift.personal != "none"
+
+    @property
+    def turnout(self) -> Turnout:
+        """Who takes part in a round."""
+        return Turnout(self.participation, self.dropout, self.deadline, self.quorum, self.seed)
 
     def recipe(self) -> Recipe:
         """Return how every client trains in one round."""
@@ -197,15 +201,6 @@ def tasks_for(experiment: Experiment, data: ClientData) -> tuple[Task, ...]:
         for task in experiment.tasks(part.name):
             found.setdefault(task.name, task)
     return tuple(found.values())
-
-
-@contextmanager
-def named(field: str) -> Iterator[None]:
-    """Put the field's name before the text of a UserError."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(f"{field}: {error}") from None
 
 
 def build(values: dict[str, Any]) -> Experiment:

@@ -32,11 +32,12 @@ class Record:
 
     rounds: list[Row] = field(default_factory=list)
     clients: list[Row] = field(default_factory=list)
-    ledger: list[Row] = field(default_factory=list)
+    traffic: list[tuple[tuple[str, ...], list[Row]]] = field(default_factory=list)
     shared: Params = field(default_factory=dict)
     rows: dict[str, Ints] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     budgets: list[Row] = field(default_factory=list)
+    faults: list[Row] = field(default_factory=list)  # answers that did not count
     selected_round: int = 0
     stopped: str = ""
     seconds: float = 0.0
@@ -47,11 +48,23 @@ class Record:
             row: Row = {"round": number, "client": client, "split": split, "task": task, "metric": metric}
             self.clients.append({**row, "value": value, "device": device})
 
+    def log(self, clients: Sequence[str], entries: Iterable[Any]) -> None:
+        """Add to the ledger what a message held, once for each of the clients that sent or got such a message."""
+        self.traffic.append((tuple(clients), [to_row(entry) for entry in entries]))
+
+    @property
+    def ledger(self) -> list[Row]:
+        """The byte ledger: a row for each parameter of each client's messages."""
+        return [{**row, "client": name} for names, rows in self.traffic for name in names for row in rows]
+
     def close(self, row: Row) -> None:
         """Add a finished round, with the bytes of all its messages."""
-        latest = list(takewhile(lambda entry: entry["round"] == row["round"], reversed(self.ledger)))
-        for way in ("down", "up"):
-            row[f"bytes_{way}"] = sum(int(entry["bytes"]) for entry in latest if entry["direction"] == way)
+        latest = takewhile(lambda one: one[1][0]["round"] == row["round"], (t for t in reversed(self.traffic) if t[1]))
+        total = {"down": 0, "up": 0}
+        for names, rows in latest:
+            for entry in rows:
+                total[str(entry["direction"])] += len(names) * int(entry["bytes"])
+        row |= {f"bytes_{way}": count for way, count in total.items()}
         self.rounds.append(row)
 
 
@@ -121,6 +134,7 @@ def write_record(home: Path, record: Record, experiment: Mapping[str, Any], note
     write_csv(home / "rounds.csv", record.rounds)
     write_csv(home / "clients.csv", record.clients, columns)
     write_csv(home / "ledger.csv", record.ledger, ["round", "client", "direction", "parameter", "rows", "bytes"])
+    write_csv(home / "faults.csv", record.faults, ["round", "client", "during", "kind", "text"])
     save_file(
         {name: value.contiguous() for name, value in record.shared.items()}, home / "model" / "shared.safetensors"
     )

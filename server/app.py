@@ -7,7 +7,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedrec.records import Record, Row
-from server.exchange import ClientFailure
+from server.faults import ClientFailure
 from server.strategy import Coordinator, Plan
 
 Finish = Callable[[Record], None]

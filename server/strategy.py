@@ -2,20 +2,22 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from flwr.serverapp import Grid
 
 from fedrec.aggregation import Carrier, alone, carrier, catalogue
-from fedrec.coordination import Control, Coupling, Descent, Drift, normalised, tie_of
-from fedrec.metrics import higher_is_better
+from fedrec.coordination import Control, Coupling, Descent, Drift, Residuals, normalised, tie_of
+from fedrec.errors import UserError
 from fedrec.parameters import Params
-from fedrec.records import Record, Row
-from fedrec.sharing import Broadcast, ContractError, Contribution
+from fedrec.records import Record, Row, to_row
+from fedrec.robust import Robust
+from fedrec.sharing import Broadcast, Contribution
+from fedrec.turnout import Turnout
 from server.exchange import Exchange
-
-OVER_BUDGET = 1e6  # a round that breaks a budget comes after every round that breaks less
+from server.faults import Fault, Outcome
+from server.scores import Best, Key, Score, Scores, admit_told, average, own_metrics, weighted
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,8 @@ class Plan:
     budgets: bool = False  # whether clients have loss budgets
     drift: Drift = field(default_factory=Drift)
     lr: float = 0.0  # of the clients' steps, for SCAFFOLD
+    turnout: Turnout = field(default_factory=Turnout)
+    robust: Robust = field(default_factory=Robust)
 
     def told(self) -> frozenset[str]:
         """Return what a client tells of its training, beside the shared tensors.
@@ -50,25 +54,9 @@ class Plan:
         }
         return frozenset(name for name, sent in names.items() if sent)
 
-
-@dataclass(frozen=True)
-class Best:
-    """The best round so far: its validation, the server's parameters and what every client was sent."""
-
-    round: int = 0
-    score: float = math.nan
-    z: Params = field(default_factory=dict)
-    parts: dict[str, Params] = field(default_factory=dict)
-    over: dict[str, float] = field(default_factory=dict)
-    prices: dict[str, float] = field(default_factory=dict)
-
-    def budgets(self) -> list[Row]:
-        """Return, for each client with a budget, its price mu, f - b, their product, and whether the budget is met."""
-        return [
-            {"client": name, "mu": mu, "excess": excess, "complementarity": mu * excess, "feasible": excess <= 0}
-            for name, excess in self.over.items()
-            for mu in (self.prices.get(name, 0.0),)
-        ]
+    def check(self, reply: Contribution, train: bool) -> None:
+        """Raise ContractError unless the metrics of an answer are the client's own, and numbers to calculate with."""
+        admit_told(reply, self.told()) if train else own_metrics(reply, self.pooled)
 
 
 @dataclass
@@ -88,51 +76,55 @@ class Coordinator:
         self.exchange = Exchange(self.grid, self.record)
         self.parts: dict[str, Params] = {}  # what each client is sent: its z_i
         self.prices: dict[str, float] = {}  # mu_i of the clients with a budget, from their last training
-        self.over: dict[str, float] = {}  # f_i - b_i, from the last validation
+        self.scores, self.best = Scores(), Best()
         self.control: Control | None = None
 
     def fit(self, nodes: Sequence[int]) -> Record:
         """Run the rounds, select the best by validation, test it, and return the record."""
-        started, best, stale = time.perf_counter(), Best(), 0
+        started, stale = time.perf_counter(), 0
         self.join(nodes)
         for number in range(1, self.plan.rounds + 1):
             row = self.round(number)
             if number % self.plan.eval_every == 0 or number == self.plan.rounds:
                 score = self.validate(number, row)
                 stale += 1
-                if math.isnan(best.score) or score > best.score:
-                    best, stale = Best(number, score, self.z, self.parts, dict(self.over), dict(self.prices)), 0
+                if score.beats(self.best.score):
+                    self.best, stale = Best(number, score, self.z, self.parts, dict(self.prices)), 0
                     self.improved = set(self.carriers)
             self.record.close(row)
             self.on_round(row)
             if self.stop() or (self.plan.patience and stale >= self.plan.patience):
                 self.record.stopped = "interrupted" if self.stop() else "patience"
                 break
-        if not best.round:  # interrupted before the first validation
-            best = Best(number, math.nan, self.z, self.parts)
-        self.record.shared, self.record.selected_round, self.parts = best.z, best.round, best.parts
-        self.record.budgets = best.budgets()
-        self.test(best.round)
+        if not self.best.round:  # interrupted before the first validation
+            self.best = Best(number, z=self.z, parts=self.parts)
+        self.record.shared, self.record.selected_round, self.parts = self.best.z, self.best.round, self.best.parts
+        self.record.budgets = self.best.budgets()
+        self.evaluated(self.best.round, "test")
         self.record.seconds = time.perf_counter() - started
         return self.record
 
     def round(self, number: int) -> Row:
-        """Send every client its part of Z, and tie what they send back."""
-        started, like = time.perf_counter(), {name: who.like for name, who in self.carriers.items()}
-        replies = self.send("train", number, like, self.plan.told())
-        gaps = {reply.client: nonnegative(reply, "gap") for reply in replies} if self.plan.coupling.duals else {}
-        residuals = self.tie.update(self.corrected(replies), gaps)
-        self.parts = {name: self.tie.part(name) for name in self.carriers}
+        """Send the clients of a round their parts of Z, and tie what they send back."""
+        started, clients = time.perf_counter(), list(self.carriers)
+        drawn = self.plan.turnout.drawn(clients, number)
+        replies = self.send("train", number, drawn, lost=self.plan.turnout.lost(clients, number))
+        gaps = {reply.client: reply.metrics["gap"] for reply in replies} if self.plan.coupling.duals else {}
+        residuals = Residuals(math.nan, math.nan, self.tie.rho)
+        if replies:
+            residuals = self.tie.update(self.corrected(replies), gaps)
+            self.parts = {name: self.tie.part(name) for name in self.carriers}
         self.seen |= {reply.client: number for reply in replies}
-        losses = {reply.client: reply.metrics.get("loss", math.nan) for reply in replies}
+        losses = {reply.client: reply.metrics["loss"] for reply in replies}
         for reply in replies:
             self.record.score(number, "train", {(reply.client, "all", "loss"): losses[reply.client]}, reply.device)
             if self.plan.budgets:
-                self.prices[reply.client] = nonnegative(reply, "mu")
+                self.prices[reply.client] = reply.metrics["mu"]
                 self.record.score(number, "train", {(reply.client, "all", "mu"): reply.metrics["mu"]}, reply.device)
         return {
             "round": number,
             "seconds": time.perf_counter() - started,
+            "drawn": len(drawn),
             "clients": len(replies),
             "train_loss": average(losses.values()),
             "objective": weighted(losses, self.carriers),
@@ -144,7 +136,7 @@ class Coordinator:
     def corrected(self, replies: Sequence[Contribution]) -> dict[str, Params]:
         """Return what the clients of a round sent, normalised under FedNova, after SCAFFOLD's c has followed them."""
         answers = {reply.client: reply.values for reply in replies}
-        steps = {reply.client: steps_of(reply) for reply in replies} if self.plan.drift.counted else {}
+        steps = {reply.client: reply.metrics["steps"] for reply in replies} if self.plan.drift.counted else {}
         if self.control:
             self.control.update(answers, self.parts, steps)
         if not self.plan.drift.normalise:
@@ -152,31 +144,39 @@ class Coordinator:
         weights = {name: self.carriers[name].weight for name in answers}
         return normalised(answers, self.parts, steps, weights)
 
-    def validate(self, number: int, row: Row) -> float:
-        """Let every client evaluate Z with its private parameters; return the mean of the selecting metric."""
-        started, scores = time.perf_counter(), []
-        found: dict[tuple[str, str, str], float] = {}
-        for reply in self.send("evaluate", number, {}, self.plan.metrics):
-            metrics = own_metrics(reply, self.plan.pooled)
-            self.record.score(number, "validation", metrics, reply.device)
-            scores += selection_scores(metrics, self.plan.select)
-            found |= metrics
-        row["validation"] = average(scores)
+    def validate(self, number: int, row: Row) -> Score:
+        """Let every client evaluate Z with its private parameters; return the score that selects the round."""
+        started = time.perf_counter()
+        score = self.scores.judge(self.evaluated(number, "validation"), self.plan.select, self.best.score)
+        row["validation"] = average(score.values.values())
         row["evaluate_seconds"] = time.perf_counter() - started
-        if not self.plan.budgets:
-            return float(row["validation"])
-        self.over = {who: value for (who, _, metric), value in found.items() if metric == "excess" and value == value}
-        row["violation"] = max([0.0, *self.over.values()])
-        return float(row["validation"]) - OVER_BUDGET * float(row["violation"])
+        if self.plan.budgets:
+            row["violation"] = score.violation
+        return score
 
-    def test(self, number: int) -> None:
-        """Let every client test the selected round's Z with its private parameters of that round."""
-        for reply in self.send("evaluate", number, {}, self.plan.metrics, "test"):
-            self.record.score(number, "test", own_metrics(reply, self.plan.pooled), reply.device)
+    def evaluated(self, number: int, split: str) -> dict[Key, float]:
+        """Let every client evaluate what it is sent, and return what they measured.
+
+        A test is of the round's Z with the private parameters of that round. What a client measured before and does
+        not tell now is recorded as missing.
+        """
+        found: dict[Key, float] = {}
+        replies = {reply.client: reply for reply in self.send("evaluate", number, list(self.carriers), split)}
+        for name in self.carriers:
+            reply = replies.get(name)
+            if reply is None:
+                self.record.score(number, split, dict.fromkeys(self.scores.keys.get(name, ()), math.nan), "")
+                continue
+            metrics = own_metrics(reply, self.plan.pooled)
+            self.scores.keys[name] = tuple(key for key in metrics if key[2] != "excess")
+            self.record.score(number, split, metrics, reply.device)
+            found |= metrics
+        return found
 
     def join(self, nodes: Sequence[int]) -> None:
         """Learn what every client carries; Z starts as the mean of what they bring."""
-        joined = self.exchange.join(nodes)
+        outcome = self.exchange.join(nodes)
+        joined = self.counted(outcome, len(nodes), "joining")
         self.record.rows = catalogue([reply.rows for reply in joined])
         size = {r.client: 1.0 if self.plan.uniform else max(r.metrics["examples"], 1.0) for r in joined}
         # Weights of mean 1: a penalty means the same whatever the size of the data.
@@ -184,9 +184,12 @@ class Coordinator:
         for r in joined:
             weight = size[r.client] / unit
             self.carriers[r.client] = carrier(r.client, r.values, r.rows, self.record.rows, weight)
-        self.tie = tie_of(
-            self.plan.coupling, self.plan.descent, self.carriers, {r.client: r.values for r in joined}, self.plan.seed
-        )
+        plan, values = self.plan, {r.client: r.values for r in joined}
+        try:
+            self.tie = tie_of(plan.coupling, plan.descent, self.carriers, values, plan.seed, plan.robust)
+        except UserError as error:  # what is configured fits all clients, not those that are left
+            outcome.require(len(nodes) if outcome.faults else 0, f"joining ({error})")
+            raise
         self.parts = {name: self.tie.part(name) for name in self.carriers}
         if self.plan.drift.correction == "scaffold":
             self.control = Control(self.carriers, self.plan.lr)
@@ -198,73 +201,51 @@ class Coordinator:
             )
 
     def send(
-        self, kind: str, number: int, like: dict[str, Params], metrics: frozenset[str], split: str = "validation"
+        self,
+        kind: str,
+        number: int,
+        clients: Sequence[str],
+        split: str = "validation",
+        lost: frozenset[str] = frozenset(),
     ) -> list[Contribution]:
-        """Send each client its part of Z, and whether to keep the state it evaluated last; return the replies."""
-        controls = {name: self.control.part(name) for name in self.parts} if self.control and kind == "train" else {}
+        """Send clients their parts of Z, and whether to keep the state they evaluated last; return what counts."""
+        train, plan = kind == "train", self.plan
         broadcasts = {
             name: Broadcast(
-                number, part, name in self.improved, split, self.tie.rho, self.seen[name], controls.get(name)
+                number,
+                self.parts[name],
+                name in self.improved,
+                split,
+                self.tie.rho,
+                self.seen[name],
+                self.control.part(name) if self.control and train else None,
             )
-            for name, part in self.parts.items()
+            for name in clients
         }
-        self.improved -= set(broadcasts)
-        return self.exchange.send(kind, broadcasts, like, metrics)
+        outcome = self.exchange.send(
+            kind,
+            broadcasts,
+            {name: self.carriers[name].like for name in clients} if train else {},
+            plan.told() if train else plan.metrics,
+            lambda reply: plan.check(reply, train),
+            lost,
+            0.0 if split == "test" else plan.turnout.deadline,
+        )
+        replies = self.counted(outcome, len(clients), f"round {number}" if train else f"{split} of round {number}")
+        # A client whose answer is missing may not have heard: it is told again, and goes back to that state by itself.
+        self.improved -= {reply.client for reply in replies}
+        if train and len(replies) < plan.robust.needed:
+            text = f"{plan.robust.kind} promises nothing under {plan.robust.needed} answers, found {len(replies)}"
+            self.record.faults.append(to_row(Fault(number, "", kind, "guarantee", text)))
+        return replies
+
+    def counted(self, outcome: Outcome, asked: int, what: str) -> list[Contribution]:
+        """Record the faults and return the replies; raises ClientFailure if they are fewer than the quorum."""
+        self.record.faults += [to_row(fault) for fault in outcome.faults]
+        outcome.require(max(self.plan.turnout.needed(asked), what == "joining"), what)
+        return outcome.replies
 
     @property
     def z(self) -> Params:
         """The server's parameters."""
         return self.tie.whole()
-
-
-def nonnegative(reply: Contribution, name: str) -> float:
-    """Return a metric that enters the numerics; raises ContractError if it is missing, negative or not finite."""
-    value = reply.metrics.get(name, math.nan)
-    if not 0 <= value < math.inf:
-        raise ContractError(f"client {reply.client}: {name} must be finite and not negative, found {value}")
-    return value
-
-
-def steps_of(reply: Contribution) -> float:
-    """Return the number of local steps that a client tells; raises ContractError if it is none."""
-    steps = reply.metrics.get("steps", math.nan)
-    if not (0 <= steps < 2**53 and steps == int(steps)):
-        raise ContractError(f"client {reply.client}: steps must be a whole number from 0, found {steps}")
-    return steps
-
-
-def weighted(losses: dict[str, float], carriers: dict[str, Carrier]) -> float:
-    """Return the objective sum_i p_i f_i with weights that sum to 1, over the clients that have a loss."""
-    present = [(carriers[name].weight, loss) for name, loss in losses.items() if not math.isnan(loss)]
-    mass = math.fsum(weight for weight, _ in present)
-    return math.fsum(weight * loss for weight, loss in present) / mass if mass else math.nan
-
-
-def own_metrics(reply: Contribution, pooled: bool) -> dict[tuple[str, str, str], float]:
-    """Return an evaluation by (client, task, metric); only a pooled client may speak for others, its members."""
-    found: dict[tuple[str, str, str], float] = {}
-    for name, value in reply.metrics.items():
-        who, task, metric = ("", *name.rsplit("/", 2))[-3:]
-        if who != reply.client and not pooled:
-            raise ContractError(f"client {reply.client}: must send its own metrics, found {name}")
-        found[who, task, metric] = value
-    return found
-
-
-def selection_scores(metrics: dict[tuple[str, str, str], float], select: Sequence[str]) -> list[float]:
-    """Return one score for each client or pooled member, larger is better: its first metric of `select`."""
-    scores = []
-    for who in dict.fromkeys(who for who, _, _ in metrics):
-        own = [(metric, value) for (client, _, metric), value in metrics.items() if client == who]
-        for name in select:
-            values = [value for metric, value in own if metric == name]
-            if values:
-                scores.append(average(values) if higher_is_better(name) else -average(values))
-                break
-    return scores
-
-
-def average(values: Iterable[float]) -> float:
-    """Return the mean of the values that are numbers; NaN if there is none."""
-    present = [value for value in values if not math.isnan(value)]
-    return math.fsum(present) / len(present) if present else math.nan

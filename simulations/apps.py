@@ -33,6 +33,8 @@ def plan_of(experiment: Experiment) -> Plan:
         budgets=e.budget.active,
         drift=e.drift,
         lr=e.lr,
+        turnout=e.turnout,
+        robust=e.robust,
     )
 
 

@@ -26,8 +26,11 @@ def check(experiment: Experiment) -> None:
     names = [name for data in parts for name in agree(experiment, data, shapes)]
     experiment.sharing().check(names)
     check_rates(experiment, names)
-    compatible(experiment.coupling, experiment.descent)
-    experiment.coupling.operator(sorted((data.name for data in parts), key=natural))
+    compatible(experiment.coupling, experiment.descent, experiment.robust)
+    clients = sorted((data.name for data in parts), key=lambda name: (natural(name), name))
+    experiment.coupling.operator(clients)
+    experiment.turnout.check(clients, experiment.rounds)
+    experiment.robust.check(len(experiment.turnout.drawn(clients, 1)))
 
 
 def check_rates(experiment: Experiment, names: list[str]) -> None:

@@ -37,7 +37,7 @@ def table(run_dir: Path) -> Table:
         measured = int(group["federated"].notna().sum())
         if len(group) == 1:
             continue
-        who, mean = f"mean of {measured}", group[names].mean()
+        who, mean = f"mean of {measured}", group.loc[group["federated"].notna(), names].mean()
         label = who if len(measures) == 1 else f"{who} {task}"
         difference = signed(mean["local_difference"])
         cells = [

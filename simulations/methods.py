@@ -2,6 +2,7 @@
 
 from fedrec.coordination import BudgetRule, Coupling, Descent, Drift
 from fedrec.experiment import Method
+from fedrec.robust import Robust
 
 BODY = ("item_table", "item_bias", "body")
 ADMM = 1e-4  # rho on the scale of the mean loss, in which an item that few rows touch has little curvature
@@ -39,5 +40,10 @@ METHODS: dict[str, Method] = {
         Method(method="fedyogi", share=BODY, descent=Descent(optimiser="yogi", lr=0.1)),
         Method(method="fedadagrad", share=BODY, descent=Descent(optimiser="adagrad", lr=0.3)),
         Method(method="fedavgm", share=BODY, descent=Descent(optimiser="momentum", lr=0.5)),  # arXiv 1909.06335
+        Method(method="median", share=BODY, robust=Robust(kind="median")),  # arXiv 1803.01498
+        Method(method="trimmed-mean", share=BODY, robust=Robust(kind="trimmed-mean")),
+        Method(method="krum", share=BODY, robust=Robust(kind="krum")),  # arXiv 1703.02757
+        Method(method="multi-krum", share=BODY, robust=Robust(kind="multi-krum")),
+        Method(method="clipped", share=BODY, robust=Robust(kind="clip")),
     )
 }

@@ -19,6 +19,7 @@ GROUPS = {
     "data": "clients dataset data_dir columns market partition skew split fractions",
     "method": "",
     "training": "",
+    "taking part": "participation dropout deadline quorum",
     "evaluation": "metrics candidates patience eval_every",
     "running": "seed engine device",
 }

@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(command: Command, console: Console) -> int:
     """Check the experiment, run it and its baselines, write the record and the report, and show the closing table."""
     from fedrec.report import write_report
-    from server.exchange import ClientFailure
+    from server.faults import ClientFailure
 
     others = [method for method in ("local", "pooled") if command.compare and method != command.experiment.method]
     check_all(command.experiment, others)
@@ -87,7 +87,7 @@ def compared(experiment: Experiment, method: str, home: Path, shown: Reporter, s
 
     A baseline that fails or is stopped leaves nothing, and takes nothing from the run that it is for.
     """
-    from server.exchange import ClientFailure
+    from server.faults import ClientFailure
     from simulations.baselines import run_baseline
 
     folder, error = home / "baselines" / method, None

@@ -1,15 +1,21 @@
 """What several test files need: small experiments, and a grid that records every message."""
 
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from flwr.app import Message
+import torch
+from flwr.app import Error, Message
 from flwr.clientapp import ClientApp
+from flwr.common.constant import ErrorCode
 
 from clients.app import client_app
 from fedrec.experiment import Experiment, build, clients_data
 from fedrec.records import Record
+from fedrec.sharing import Contribution
+from fedrec.wire import contribution_record, read_broadcast, read_contribution
 from server.strategy import Coordinator
 from simulations.apps import plan_of
 from simulations.engines import InlineGrid
@@ -54,3 +60,74 @@ def results(record: Record) -> list[tuple[Any, ...]]:
     timing = {"seconds", "evaluate_seconds"}
     rounds = [tuple((k, repr(v)) for k, v in row.items() if k not in timing) for row in record.rounds]
     return [*rounds, *(tuple((k, repr(v)) for k, v in row.items()) for row in [*record.clients, *record.ledger])]
+
+
+Change = Callable[[Contribution, Message], Contribution | Message | None]  # an answer to what arrives; None: nothing
+
+
+class FaultyGrid(SpyGrid):
+    """A grid on which some answers arrive otherwise: `faults` by (client, kind of message, round)."""
+
+    def __init__(self, e: Experiment, faults: Mapping[tuple[str, str, int], Change], home: Path | None = None) -> None:
+        super().__init__(client_app(lambda _: (e, home)), len(clients_data(e)))
+        self.faults = faults
+        self.injected: list[tuple[str, str, int]] = []
+
+    def _answer(self, message: Message) -> Message:
+        reply = super()._answer(message)
+        if reply.has_error():
+            return reply
+        read = read_contribution(reply.content)
+        number = 0 if "config" not in message.content.config_records else read_broadcast(message.content).round
+        key = (read.client, message.metadata.message_type, number)
+        if key not in self.faults:
+            return reply
+        self.injected.append(key)
+        made = self.faults[key](read, message)
+        if made is None:
+            return Message(Error(code=ErrorCode.MESSAGE_UNAVAILABLE, reason="gone"), reply_to=message)
+        return made if isinstance(made, Message) else Message(contribution_record(made), reply_to=message)
+
+
+def alter(change: Callable[[torch.Tensor], torch.Tensor]) -> Change:
+    """Return the fault that sends changed values."""
+    return lambda reply, _: replace(reply, values={name: change(value) for name, value in reply.values.items()})
+
+
+def spoilt(value: float) -> Change:
+    """Return the fault that sends one entry that is `value`."""
+
+    def change(reply: Contribution, _: Message) -> Contribution:
+        name = next(iter(reply.values))
+        tensor = reply.values[name].clone()
+        tensor.view(-1)[-1] = value
+        return replace(reply, values={**reply.values, name: tensor})
+
+    return change
+
+
+def raised(reply: Contribution, message: Message) -> Message:
+    """Raise in the client, after it has trained."""
+    return Message(Error(code=ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason="MemoryError"), reply_to=message)
+
+
+FAULTS: dict[str, Change] = {
+    "nan": spoilt(math.nan),
+    "inf": spoilt(-math.inf),
+    "shape": alter(lambda value: value[:1]),
+    "dtype": alter(lambda value: value.double()),
+    "extra": lambda reply, _: replace(reply, values={**reply.values, "user_table": torch.ones(2, 2)}),
+    "missing": lambda reply, _: replace(reply, values=dict(list(reply.values.items())[1:])),
+    "metric": lambda reply, _: replace(reply, metrics={**reply.metrics, "age": 41.0}),
+    "name": lambda reply, _: replace(reply, client="somebody"),
+    "raised": raised,
+    "silence": lambda reply, _: None,
+}
+
+
+def coordinated(e: Experiment, faults: Mapping[tuple[str, str, int], Change]) -> tuple[Coordinator, FaultyGrid]:
+    """Run an experiment in which some answers arrive otherwise; return its coordinator and the grid."""
+    grid = FaultyGrid(e, faults)
+    made = Coordinator(grid, plan_of(e))
+    made.fit(list(grid.get_node_ids()))
+    return made, grid

@@ -27,7 +27,8 @@ from fedrec.sharing import Broadcast, ContractError, Contribution
 from fedrec.tasks import tasks_of
 from fedrec.training import Recipe, batch_loss, batches, local_update, steps
 from fedrec.wire import broadcast_record, ledger, read_broadcast, read_contribution
-from server.strategy import Coordinator, steps_of
+from server.scores import admit_told
+from server.strategy import Coordinator
 from simulations.apps import plan_of
 from tests.builders import client, interactions
 from tests.helpers import SpyGrid, experiment, fit, results
@@ -267,8 +268,8 @@ def test_steps_are_those_that_training_makes_on_what_is_shared(
 @pytest.mark.parametrize("told", [-1.0, 0.5, float("nan"), float("inf"), None])
 def test_a_number_of_steps_that_is_none_is_refused(told: float | None) -> None:
     metrics = {} if told is None else {"steps": told}
-    with pytest.raises(ContractError, match="client films: steps must be a whole number from 0, found"):
-        steps_of(Contribution("films", {}, metrics))
+    with pytest.raises(ContractError, match="steps: must be"):
+        admit_told(Contribution("films", {}, metrics), frozenset({"steps"}))
 
 
 def test_steps_are_told_only_where_the_method_needs_them() -> None:

@@ -13,7 +13,7 @@ from flwr.app import Context, RecordDict
 
 from fedrec.experiment import Experiment, build, clients_data
 from fedrec.records import load_params
-from server.exchange import ClientFailure
+from server.faults import ClientFailure
 from simulations.apps import apps_for, client, from_context, server
 from simulations.engines import InlineGrid, run_inline
 from tests.helpers import experiment, fit, results
@@ -78,10 +78,10 @@ def test_inline_and_ray_agree_to_the_bit(tmp_path: Path) -> None:
 
 def test_a_client_that_fails_is_named(tmp_path: Path) -> None:
     wrong = experiment(task="rank,nosuchlabel")
-    with pytest.raises(ClientFailure, match=r"^client \d+ failed: task: must be one of .*'nosuchlabel'"):
+    with pytest.raises(ClientFailure, match=r"^joining: 2 of 3 .*found 0 \(node \d+.*: failed: task: .*'nosuchlabel'"):
         run_into(tmp_path / "inline", wrong)
     printed = ray_into(tmp_path / "ray", wrong)
-    assert re.match(r"^ClientFailure client \d+ failed: task: must be one of .*'nosuchlabel'", printed)
+    assert re.match(r"^ClientFailure joining: 2 of 3 .*found 0 \(node \d+.*: failed: task: .*'nosuchlabel'", printed)
     assert not list(tmp_path.glob("*/experiment.json"))
 
 

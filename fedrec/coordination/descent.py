@@ -8,9 +8,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from fedrec.aggregation import Carrier, gather
-from fedrec.coordination.halves import Residuals
+from fedrec.coordination.halves import Residuals, double
 from fedrec.gradients import Kind, Method, ServerOptimiser, State, combine, weights_of
 from fedrec.parameters import Params, flatten, norm, subtract, unflatten
+from fedrec.robust import Robust, aggregate
 from fedrec.seeds import generator
 
 
@@ -35,13 +36,17 @@ class Descent(BaseModel):
 
 @dataclass
 class Stepped:
-    """The tie of collaborative gradient descent: z - step(sum_i w_i g_i), each row over the clients that carry it."""
+    """The tie of collaborative gradient descent: z - step(sum_i w_i g_i), each row over the clients that carry it.
+
+    Under a robust rule the step is along what it makes of the g_i instead.
+    """
 
     descent: Descent
     rho: float
     seed: int
     carriers: dict[str, Carrier]
     z: Params
+    robust: Robust = field(default_factory=Robust)
     rounds: int = 0
     state: State = field(init=False)
 
@@ -61,13 +66,18 @@ class Stepped:
         """See Tie."""
         self.rounds += 1
         before = {name: self.part(name) for name in answers}
-        found = [self.spread(self.carriers[name], subtract(before[name], x)) for name, x in answers.items()]
-        g, carries = torch.stack([one for one, _ in found]), torch.stack([one for _, one in found])
+        found = [
+            self.spread(self.carriers[name], subtract(double(before[name]), double(x))) for name, x in answers.items()
+        ]
+        g, mask = torch.stack([one for one, _ in found]), torch.stack([one for _, one in found])
+        carries = None if bool(mask.all()) else mask
         preference = torch.tensor([self.carriers[name].weight for name in answers], dtype=torch.float64)
-        order = generator(self.seed, "pcgrad", self.rounds)
-        e = self.descent
-        w = weights_of(g @ g.T, e.aggregator, preference, eps=e.eps, c=e.c, order=order)
-        d = combine(g, w, None if bool(carries.all()) else carries)
+        if self.robust.active:
+            d = aggregate(g, preference, self.robust, carries)
+        else:
+            e, order = self.descent, generator(self.seed, "pcgrad", self.rounds)
+            w = weights_of(g @ g.T, e.aggregator, preference, eps=e.eps, c=e.c, order=order)
+            d = combine(g, w, carries)
         vector, self.state = self.optimiser.step(flatten(self.z), d, self.state)
         self.z = {name: value.float() for name, value in unflatten(vector, self.z).items()}
         primal = float(g.square().sum()) ** 0.5

@@ -12,7 +12,7 @@ from fedrec.coordination.local import LocalSolver, Loss
 from fedrec.coordination.operators import Operator
 from fedrec.errors import UserError
 from fedrec.parameters import norm, subtract
-from fedrec.seeds import generator
+from fedrec.turnout import drawn
 
 Exchange = slice | Callable[[Tensor], Tensor]
 X = "x"  # the one parameter of `solve`: what a client exchanges
@@ -141,7 +141,7 @@ def solve(
         hub.z = {str(i): {X: z} for i, z in enumerate(state.z)}  # as it was tied, before rho adapted
     for number in range(len(history), len(history) + rounds):
         gaps = []
-        for i in _drawn(len(clients), participation, seed, number):
+        for i in drawn(len(clients), participation, seed, number):
             client, z, link = clients[i], hub.z[str(i)], links[i].rescaled(hub.rho)
             anchor = link.anchor(z) if duals else z
             theta[i] = local_solver(client.objective(anchor[X], hub.rho, mu[i]), client.begin(theta[i], z[X]))
@@ -194,9 +194,3 @@ def _line(clients: list[_Client], theta: list[Tensor], mu: list[float], found: R
     objective = sum(client.weight * value for client, value in zip(clients, f, strict=True))
     violation = max(client.over(value) for client, value in zip(clients, f, strict=True))
     return Line(objective, found.primal, found.dual, violation, tuple(mu), found.rho)
-
-
-def _drawn(n: int, participation: float, seed: int, number: int) -> list[int]:
-    """Return the clients of a round, in order."""
-    order = generator(seed, "participation", number).permutation(n)
-    return sorted(order[: max(1, round(participation * n))].tolist())

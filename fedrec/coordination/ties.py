@@ -11,6 +11,7 @@ from fedrec.coordination.descent import Descent, Stepped
 from fedrec.coordination.halves import Hub, Residuals
 from fedrec.errors import UserError
 from fedrec.parameters import Params, norm, subtract
+from fedrec.robust import Robust
 
 
 class Tie(Protocol):
@@ -104,8 +105,18 @@ class Coupled:
         return self.hub.step(list(gaps.values()), self.coupling.balance)
 
 
-def check(coupling: Coupling, descent: Descent) -> None:
-    """Raise UserError if both a coupling with memory and a step along pseudo-gradients are asked for."""
+def check(coupling: Coupling, descent: Descent, robust: Robust) -> None:
+    """Raise UserError if two rules are asked for that both say what becomes of the clients' answers."""
+    if robust.active and not coupling.plain:
+        raise UserError(
+            f"robust: must be without duals, sets and personal couplings, which need every answer as it is, "
+            f"found coupling {coupling.kind}{' with duals' if coupling.duals else ''}"
+        )
+    if robust.active and descent.aggregator != "mean":
+        raise UserError(
+            f"descent.aggregator: must be mean under a robust rule, which combines the updates itself, found "
+            f"{descent.aggregator}"
+        )
     if not coupling.plain and not descent.plain:
         raise UserError(
             f"descent: aggregators and server optimisers step from a mean without duals or sets, found coupling "
@@ -114,14 +125,19 @@ def check(coupling: Coupling, descent: Descent) -> None:
 
 
 def tie_of(
-    coupling: Coupling, descent: Descent, carriers: dict[str, Carrier], values: dict[str, Params], seed: int
+    coupling: Coupling,
+    descent: Descent,
+    carriers: dict[str, Carrier],
+    values: dict[str, Params],
+    seed: int,
+    robust: Robust,
 ) -> Tie:
     """Return the tie of clients that join with `values`; raises UserError where the coupling does not fit them."""
     operator = coupling.operator(list(carriers))
-    check(coupling, descent)
+    check(coupling, descent, robust)
     if coupling.plain:
         z = mean([(carriers[name], value) for name, value in values.items()])
-        return (
-            Average(coupling.rho, carriers, z) if descent.plain else Stepped(descent, coupling.rho, seed, carriers, z)
-        )
+        if descent.plain and not robust.active:
+            return Average(coupling.rho, carriers, z)
+        return Stepped(descent, coupling.rho, seed, carriers, z, robust)
     return Coupled(coupling, Hub(operator, coupling.rho, carriers, values))

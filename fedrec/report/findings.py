@@ -24,6 +24,14 @@ LEADS = {
     "": ("flat", "", "took part; alone it was not measured"),
 }
 
+FAULTS = {  # kind of a fault: tone and title
+    "dropout": ("note", "Dropped out, as the run asked for"),
+    "silence": ("care", "No answer in time"),
+    "error": ("care", "Clients failed"),
+    "contract": ("care", "Answers refused"),
+    "guarantee": ("care", "Too few answers for the robust rule"),
+}
+
 
 class Headline(NamedTuple):
     """A client's answer: how it looks, the words around its name, and its numbers."""
@@ -188,7 +196,26 @@ def _data(run: Run) -> list[Caution]:
     return out
 
 
+def _faults(run: Run) -> list[Caution]:
+    """Return what is said of the answers that did not count, one warning for each kind."""
+    out = []
+    for kind, rows in run.faults.groupby("kind", sort=False):
+        tone, title = FAULTS.get(str(kind), ("care", str(kind)))
+        counts = rows.groupby("client", sort=False).size()
+        told = listing(f"{client} {count}" if client else f"{count}" for client, count in counts.items())
+        last = rows.iloc[-1]
+        text = f"{plural(len(rows), 'time')} ({told}); they are listed in faults.csv."
+        if kind != "dropout":
+            where = f"{last['client']}, {last['during']}, round {last['round']}".lstrip(", ")
+            text += f" The last one: {where}: {last['text']}."
+        out.append(Caution(tone, title, text))
+    tests = run.faults[(run.faults["during"] == "test")]
+    if len(tests):
+        out.append(Caution("bad", "Not tested", f"There is no test value for {listing(tests['client'])}."))
+    return out
+
+
 def warnings(run: Run, primary: pd.DataFrame) -> list[Caution]:
     """Return the warnings of a run, the gravest first; `primary` are the rows of `comparison` that speak for a task."""
-    found = _protocol(run) + _losses(primary) + _data(run)
+    found = _protocol(run) + _losses(primary) + _faults(run) + _data(run)
     return sorted(found, key=lambda warning: ("bad", "care", "note").index(warning.tone))

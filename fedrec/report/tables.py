@@ -22,6 +22,7 @@ KEY = ["client", "task", "metric"]
 METRICS = ["round", *KEY, "split", "value"]
 USERS = ["client", "user", "split", "task", "metric", "value"]
 LEDGER = ["round", "client", "direction", "parameter", "rows", "bytes"]
+FAULTS = ["round", "client", "during", "kind", "text"]
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class Run:
     baselines: dict[str, Results]
     rounds: pd.DataFrame
     ledger: pd.DataFrame
+    faults: pd.DataFrame
 
     def option(self, name: str, default: Any = None) -> Any:
         """Return an option of the experiment."""
@@ -75,7 +77,7 @@ def read_table(path: Path, columns: list[str]) -> pd.DataFrame:
     """
     if not path.exists() or not path.stat().st_size:
         return pd.DataFrame(columns=columns)
-    names = ("client", "user", "split", "task", "metric", "direction", "parameter", "device")
+    names = ("client", "user", "split", "task", "metric", "direction", "parameter", "device", "during", "kind", "text")
     numbers = ("round", "value", "rows", "bytes", "seconds", "train_loss", "bytes_up", "bytes_down")
     types: dict[Any, Any] = dict.fromkeys(names, str)
     missing = {name: ["", "nan", "NaN"] for name in numbers}
@@ -109,6 +111,7 @@ def read_run(run_dir: Path) -> Run:
         {name: read_results(folder) for name, folder in folders.items() if (folder / "clients.csv").exists()},
         read_table(run_dir / "rounds.csv", ["round"]),
         read_table(run_dir / "ledger.csv", LEDGER),
+        read_table(run_dir / "faults.csv", FAULTS),
     )
 
 
@@ -169,11 +172,23 @@ def _together(results: Results) -> Results:
     return Results(means.reset_index(), users)
 
 
+def _without(results: Results, keys: set[Any]) -> Results:
+    """Return the results without some of (client, task, metric)."""
+    kept = [t[~pd.MultiIndex.from_frame(t[KEY]).isin(list(keys))] for t in (results.clients, results.users)]
+    return Results(kept[0], kept[1]) if keys else results
+
+
 def compare(run: Run, together: bool = False) -> pd.DataFrame:
     """Return `comparison` of a run that was read; `together` takes all users as one client."""
     federated, baselines = run.federated, run.baselines
     if together:
-        federated, baselines = _together(federated), {name: _together(b) for name, b in baselines.items()}
+        # Of a client whose test is missing nothing counts: a mean over the others must not stand beside one over all.
+        test = federated.test()
+        gone = set(test[test.isna()].index) - {
+            key for b in baselines.values() for key in b.test()[b.test().isna()].index
+        }
+        baselines = {name: _together(_without(b, gone)) for name, b in baselines.items()}
+        federated = _together(federated)
     table = _table(federated, baselines)
     if together:
         table["client"] = table["client"].where(table["users"] > 0, CLIENTS)

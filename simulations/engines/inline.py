@@ -1,5 +1,6 @@
 """The engine `inline`: clients one after the other in this process, the reference result."""
 
+import time
 from collections.abc import Iterable
 
 from flwr.app import Context, Error, Message, RecordDict
@@ -28,6 +29,7 @@ class InlineGrid(Grid):
             for i in range(clients)
         }
         self.replies: dict[str, Message] = {}
+        self.took: dict[str, float] = {}  # seconds that each of them took
         self.pushed = 0
         self._run = Run.create_empty(run_id=RUN_ID)
         identify()
@@ -58,7 +60,9 @@ class InlineGrid(Grid):
             self.pushed += 1
             name = str(self.pushed)
             message.metadata.__dict__["_message_id"] = name
+            started = time.perf_counter()
             self.replies[name] = self._answer(message)
+            self.took[name] = time.perf_counter() - started
             ids.append(name)
         return ids
 
@@ -73,8 +77,14 @@ class InlineGrid(Grid):
         return [self.replies.pop(name) for name in list(message_ids) if name in self.replies]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        """Return every client's reply, in the order of the messages."""
-        return self.pull_messages(self.push_messages(messages))
+        """Return the replies in the order of the messages, without those that took a client over `timeout` seconds.
+
+        A client in this process cannot be interrupted: its late answer is waited for, and then left out.
+        """
+        ids = list(self.push_messages(messages))
+        replies = list(self.pull_messages(ids))
+        took = [self.took.pop(name) for name in ids]
+        return [reply for reply, t in zip(replies, took, strict=True) if timeout is None or t <= timeout]
 
 
 def identify() -> None:

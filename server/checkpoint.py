@@ -1,0 +1,146 @@
+"""Checkpoints: what is needed to go on from a round as if nothing had happened.
+
+A folder of checkpoints has one folder for each round, written beside it and renamed: it is there whole or not at all.
+Its manifest has the SHA-256 of every file. Of old rounds only the rows of the record stay.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load, save
+
+from fedrec.errors import UserError
+from fedrec.parameters import Params
+
+KEPT = 2  # checkpoints that can be gone on from
+RECORD, MANIFEST = "record.json", "manifest.json"
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The server's side after a round: its tensors, its numbers, and the rows of the record since the last snapshot."""
+
+    round: int
+    tensors: Params
+    numbers: dict[str, Any]
+    record: dict[str, list[Any]]
+
+
+@dataclass
+class Checkpoints:
+    """Writes a checkpoint of every `every`-th round below `root`.
+
+    `nodes` lets the engine write the clients' private state into a folder and returns the files; `settle` tells it that
+    the folder has its final name.
+    """
+
+    root: Path
+    nodes: Callable[[Path], Sequence[Path]]
+    settle: Callable[[Path], None]
+    every: int = 1
+
+    def due(self, number: int) -> bool:
+        """Return whether a round is to be saved."""
+        return number % self.every == 0
+
+    def save(self, snapshot: Snapshot) -> None:
+        """Write the checkpoint of a round, and thin out those before."""
+        final = self.root / f"{snapshot.round:06d}"
+        folder = self.root / f".{final.name}"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        # A copy: tensors of a model may share memory, which the format does not allow.
+        tensors = {name: value.detach().cpu().clone().contiguous() for name, value in snapshot.tensors.items()}
+        files = {
+            "server.safetensors": save(tensors),
+            "server.json": json.dumps(snapshot.numbers).encode(),
+            RECORD: json.dumps(snapshot.record).encode(),
+        }
+        manifest = {name: sha256(data).hexdigest() for name, data in files.items()}
+        for name, data in files.items():
+            write(folder / name, data)
+        manifest |= {path.name: sha256(path.read_bytes()).hexdigest() for path in self.nodes(folder)}
+        write(folder / MANIFEST, json.dumps(manifest).encode())
+        folder.rename(final)
+        self.settle(final)
+        for old in complete(self.root)[:-KEPT]:
+            for path in old.iterdir():
+                if path.name not in (RECORD, MANIFEST):
+                    path.unlink()
+
+
+@dataclass(frozen=True)
+class Found:
+    """A checkpoint to go on from: its folder, what the server was, all rows of the record, and what was refused."""
+
+    folder: Path
+    snapshot: Snapshot
+    refused: tuple[str, ...] = field(default=())
+
+
+def latest(root: Path) -> Found | None:
+    """Return the newest checkpoint that is whole; None if there is none at all.
+
+    One that is damaged is refused by name and the one before it is used. Raises UserError if all are damaged.
+    """
+    refused: list[str] = []
+    folders = complete(root)
+    for place in range(len(folders) - 1, -1, -1):
+        if place < len(folders) - 1 and not (folders[place] / "server.json").exists():
+            continue  # thinned out
+        try:
+            return Found(folders[place], read(folders[: place + 1]), tuple(refused))
+        except (OSError, ValueError, KeyError) as error:
+            refused.append(f"checkpoint {folders[place].name} is refused: {error}")
+    if refused:
+        raise UserError(f"resume: {root} must hold a whole checkpoint, found none ({'; '.join(refused)})")
+    return None
+
+
+def read(folders: Sequence[Path]) -> Snapshot:
+    """Return the snapshot of the last of some folders with the rows of all; raises ValueError for a damaged file."""
+    content = {path.name: checked(path, list(manifest_of(path))) for path in folders[-1:]}[folders[-1].name]
+    record: dict[str, list[Any]] = {}
+    for folder in folders:
+        for name, rows in json.loads(checked(folder, [RECORD])[RECORD]).items():
+            record.setdefault(name, []).extend(rows)
+    return Snapshot(
+        int(folders[-1].name), load(content["server.safetensors"]), json.loads(content["server.json"]), record
+    )
+
+
+def checked(folder: Path, names: Sequence[str]) -> dict[str, bytes]:
+    """Return the content of files of a checkpoint; raises ValueError if one differs from its checksum."""
+    manifest, found = manifest_of(folder), {}
+    for name in names:
+        found[name] = (folder / name).read_bytes()
+        if sha256(found[name]).hexdigest() != manifest[name]:
+            raise ValueError(f"{name} must have the checksum of the manifest, found another")
+    return found
+
+
+def manifest_of(folder: Path) -> dict[str, str]:
+    """Return the checksum of every file of a checkpoint; raises ValueError if it is damaged."""
+    content = json.loads((folder / MANIFEST).read_bytes())
+    if not isinstance(content, dict) or not {"server.safetensors", "server.json", RECORD} <= content.keys():
+        raise ValueError(f"{MANIFEST} must name the files of a checkpoint, found other content")
+    return content
+
+
+def complete(root: Path) -> list[Path]:
+    """Return the folders of checkpoints that were written to the end, oldest first."""
+    return sorted(path for path in root.glob("[0-9]*") if path.is_dir())
+
+
+def write(path: Path, data: bytes) -> None:
+    """Write a file that is on the disk when this returns."""
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())

@@ -1,0 +1,101 @@
+"""Answers that do not count: what was wrong with them, and when too few are left."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from flwr.app import Message
+
+from fedrec.parameters import Params
+from fedrec.sharing import TABLES, ContractError, Contribution
+from fedrec.wire import read_contribution
+
+LONGEST = 300  # characters of a fault's text, which a client may have written
+
+
+class ClientFailure(RuntimeError):
+    """Too few clients answered, or are there; the text names those that did not."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """An answer that does not count; a row of `faults.csv`.
+
+    `during` is join, train, validation or test. `kind` is dropout (lost as the experiment says), silence (none came in
+    time), error (the client raised), contract (what it sent is not what it may send), or guarantee (too few answers
+    for what a robust rule promises).
+    """
+
+    round: int
+    client: str
+    during: str
+    kind: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a message to several clients: the answers that count, in the clients' order, and the others."""
+
+    replies: list[Contribution] = field(default_factory=list)
+    faults: list[Fault] = field(default_factory=list)
+
+    def require(self, needed: int, what: str) -> None:
+        """Raise ClientFailure that names every client without a valid answer, if fewer than `needed` have one."""
+        if len(self.replies) < needed:
+            total = len(self.replies) + len(self.faults)
+            texts: dict[str, list[str]] = {}
+            for fault in self.faults:
+                texts.setdefault(fault.text, []).append(fault.client)
+            told = "; ".join(f"{', '.join(names)}: {text}" for text, names in texts.items())
+            raise ClientFailure(f"{what}: {needed} of {total} clients must answer, found {len(self.replies)} ({told})")
+
+
+def judged(answer: Message | None, deadline: float, judge: Callable[[Contribution], Contribution]) -> Contribution:
+    """Return what an answer holds, if `judge` admits it; raises Refused with the kind and the text of the fault."""
+    if answer is None:
+        raise Refused("silence", f"did not answer within {deadline:g} s" if deadline else "did not answer")
+    if answer.has_error():
+        raise Refused("error", f"failed: {answer.error.reason}")
+    client = ""
+    try:
+        reply = read_contribution(answer.content)
+        client = reply.client
+        return judge(reply)
+    except ContractError as error:
+        raise Refused("contract", str(error), client) from None
+
+
+class Refused(Exception):
+    """Why an answer does not count; `text` is one printable line, `client` whose it says that it is."""
+
+    def __init__(self, kind: str, text: str, client: str = "") -> None:
+        line = "".join(c if c.isprintable() else " " for c in text)
+        super().__init__(line)
+        self.kind, self.client, self.text = kind, client, line if len(line) <= LONGEST else line[: LONGEST - 3] + "..."
+
+
+def unlike(replies: Sequence[Contribution]) -> dict[str, str]:
+    """Return, for each client with a parameter of another form than most clients have, what is wrong with it.
+
+    The form is the dtype and the shape, of a table the width. The first in order wins a tie.
+    """
+    forms: dict[str, Counter[str]] = {}
+    for reply in replies:
+        for name, form in forms_of(reply.values).items():
+            forms.setdefault(name, Counter())[form] += 1
+    usual = {name: counts.most_common(1)[0][0] for name, counts in forms.items()}
+    wrong: dict[str, str] = {}
+    for reply in replies:
+        for name, form in forms_of(reply.values).items():
+            if form != usual[name]:
+                wrong.setdefault(reply.client, f"{name}: must have {usual[name]}, found {form}")
+    return wrong
+
+
+def forms_of(values: Params) -> dict[str, str]:
+    """Return the form of every parameter, in words."""
+    return {
+        name: f"{'width' if name in TABLES else 'shape'} {list(value.shape[name in TABLES :])} of {value.dtype}"
+        for name, value in values.items()
+    }

@@ -1,0 +1,139 @@
+"""What clients tell of themselves: metrics that enter the numerics, and the score that selects a round."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from fedrec.aggregation import Carrier
+from fedrec.metrics import higher_is_better
+from fedrec.parameters import Params
+from fedrec.records import Row
+from fedrec.sharing import ContractError, Contribution
+
+OVER_BUDGET = 1e6  # a round that breaks a budget comes after every round that breaks less
+Key = tuple[str, str, str]  # client or pooled member, task, metric
+
+
+@dataclass(frozen=True)
+class Score:
+    """How good a round is: `values` of the clients, larger is better, and f_i - b_i of those with a budget."""
+
+    values: dict[str, float] = field(default_factory=dict)
+    over: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def violation(self) -> float:
+        """The largest excess over a budget."""
+        return max([0.0, *self.over.values()])
+
+    def beats(self, best: "Score") -> bool:
+        """Return whether this round is better, judged by the clients that both rounds know."""
+        if not best.values:
+            return True
+        mine, theirs = (average(score.values[who] for who in best.values) for score in (self, best))
+        return mine - OVER_BUDGET * self.violation > theirs - OVER_BUDGET * best.violation
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best round so far: its score, the server's parameters and what every client was sent."""
+
+    round: int = 0
+    score: Score = field(default_factory=Score)
+    z: Params = field(default_factory=dict)
+    parts: dict[str, Params] = field(default_factory=dict)
+    prices: dict[str, float] = field(default_factory=dict)
+
+    def budgets(self) -> list[Row]:
+        """Return, for each client with a budget, its price mu, f - b, their product, and whether the budget is met."""
+        return [
+            {"client": name, "mu": mu, "excess": excess, "complementarity": mu * excess, "feasible": excess <= 0}
+            for name, excess in self.score.over.items()
+            for mu in (self.prices.get(name, 0.0),)
+        ]
+
+
+@dataclass
+class Scores:
+    """Every client's last score. A client that gives none has it stand in, but never to the round's advantage."""
+
+    last: Score = field(default_factory=Score)
+    keys: dict[str, tuple[Key, ...]] = field(default_factory=dict)  # what each client has measured
+
+    def judge(self, found: Mapping[Key, float], select: Sequence[str], best: Score) -> Score:
+        """Return the score of a round by what its clients measured.
+
+        Of a client that gives no score counts the worse of its last one and its one in the best round: without the
+        client, no round is better than the best for what only that client has lost.
+        """
+        values = selection_scores(found, select)
+        over = {who: value for (who, _, metric), value in found.items() if metric == "excess" and value == value}
+        made = Score(
+            standing(values, self.last.values, best.values, min), standing(over, self.last.over, best.over, max)
+        )
+        self.last = Score(self.last.values | values, self.last.over | over)
+        return made
+
+
+def standing(
+    found: dict[str, float], last: dict[str, float], best: dict[str, float], worse: Callable[[float, float], float]
+) -> dict[str, float]:
+    """Return what was found, and for every other client that is known the worse of its `last` and its `best`."""
+    return {who: found[who] if who in found else worse(last[who], best.get(who, last[who])) for who in last | found}
+
+
+def admit_told(reply: Contribution, told: frozenset[str]) -> None:
+    """Raise ContractError unless an answer to a training round tells all of `told`, as numbers to calculate with."""
+    for name in sorted(told):
+        value = reply.metrics.get(name)
+        if value is None:
+            raise ContractError(f"metric {name}: must be sent, found missing")
+        if math.isinf(value):
+            raise ContractError(f"{name}: must be finite, found {value}")
+        if name in ("gap", "mu") and not value >= 0:
+            raise ContractError(f"{name}: must be finite and not negative, found {value}")
+        if name == "steps" and not (0 <= value < 2**53 and value == int(value)):
+            raise ContractError(f"{name}: must be a whole number from 0, found {value}")
+
+
+def own_metrics(reply: Contribution, pooled: bool) -> dict[Key, float]:
+    """Return an evaluation by (client, task, metric); only a pooled client may speak for others, its members.
+
+    A metric may be NaN, which is no value. Raises ContractError.
+    """
+    found: dict[Key, float] = {}
+    for name, value in reply.metrics.items():
+        who, task, metric = ("", *name.rsplit("/", 2))[-3:]
+        if who != reply.client and not pooled:
+            raise ContractError(f"must send its own metrics, found {name}")
+        if math.isinf(value):
+            raise ContractError(f"metric {name}: must be finite, found {value}")
+        found[who, task, metric] = value
+    return found
+
+
+def selection_scores(metrics: Mapping[Key, float], select: Sequence[str]) -> dict[str, float]:
+    """Return a score for each client or pooled member that has one, larger is better: its first metric of `select`."""
+    scores: dict[str, float] = {}
+    for who in dict.fromkeys(who for who, _, _ in metrics):
+        own = [(metric, value) for (client, _, metric), value in metrics.items() if client == who]
+        for name in select:
+            values = [value for metric, value in own if metric == name]
+            if values:
+                score = average(values) if higher_is_better(name) else -average(values)
+                scores |= {} if math.isnan(score) else {who: score}
+                break
+    return scores
+
+
+def weighted(losses: dict[str, float], carriers: dict[str, Carrier]) -> float:
+    """Return the objective sum_i p_i f_i with weights that sum to 1, over the clients that have a loss."""
+    present = [(carriers[name].weight, loss) for name, loss in losses.items() if not math.isnan(loss)]
+    mass = math.fsum(weight for weight, _ in present)
+    return math.fsum(weight * loss for weight, loss in present) / mass if mass else math.nan
+
+
+def average(values: Iterable[float]) -> float:
+    """Return the mean of the values that are numbers; NaN if there is none."""
+    present = [value for value in values if not math.isnan(value)]
+    return math.fsum(present) / len(present) if present else math.nan

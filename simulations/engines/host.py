@@ -1,0 +1,138 @@
+"""A host: one node that runs a cohort of clients, each with a context of its own."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+import torch
+from flwr.app import Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from fedrec.aggregation import Carrier, Subtotal, carrier, catalogue, subtotal, union
+from fedrec.parameters import Params
+from fedrec.sharing import Broadcast, ContractError, Contribution, admit
+from fedrec.wire import ALONE, Answers, Call, answers_record, broadcast_record, read_call, read_contribution
+from simulations.engines.inline import RUN_ID, SERVER_NODE, identify
+
+if TYPE_CHECKING:
+    from fedrec.data.types import Ints
+
+
+class Host:
+    """Runs its clients one after the other with the ClientApp that every engine runs.
+
+    `partitions` are the clients' indices, `devices` where each trains ("" is for the client to decide).
+    """
+
+    def __init__(self, app: ClientApp, partitions: Sequence[int], clients: int, device: str = "") -> None:
+        identify()
+        self.app = app
+        given = {"device": device} if device else {}
+        self.contexts = [
+            Context(
+                run_id=RUN_ID,
+                node_id=SERVER_NODE + 1 + i,
+                node_config={"partition-id": i, "num-partitions": clients, **given},
+                state=RecordDict(),
+                run_config={},
+            )
+            for i in partitions
+        ]
+        self.places: dict[str, int] = {}
+        self.carriers: dict[str, Carrier] = {}
+
+    def answer(self, kind: str, content: RecordDict) -> RecordDict:
+        """Return what the clients answer to a message of the server; a client that fails is named in it."""
+        return answers_record(self.join(content) if kind == "query.join" else self.call(kind, read_call(content)))
+
+    def join(self, content: RecordDict) -> Answers:
+        """Let every client join; equal initial tensors are kept once."""
+        found: list[Contribution] = []
+        failed: dict[str, str] = {}
+        for place, context in enumerate(self.contexts):
+            reply = self.ask("query.join", content, place)
+            if isinstance(reply, str):
+                failed[f"partition {context.node_config['partition-id']}"] = reply
+                continue
+            if found and equal(found[-1].values, reply.values):
+                reply = replace(reply, values=found[-1].values)
+            found.append(reply)
+            self.places[reply.client] = place
+        rows: dict[str, Ints] = catalogue([one.rows for one in found])
+        self.carriers = {one.client: carrier(one.client, one.values, one.rows, rows, 1.0) for one in found}
+        return Answers(found, [], failed)
+
+    def call(self, kind: str, call: Call) -> Answers:
+        """Let clients answer what they were sent; those of a chunk are summed as they come."""
+        found = Answers([])
+        chunk = {name: call.chunks.get(name, (ALONE, 0.0))[0] for name in call.broadcasts}
+        for number, names in groupby(call.broadcasts, chunk.__getitem__):
+            if number == ALONE:
+                found.contributions.extend(reply for reply, _ in self.each(kind, call, list(names), found))
+            else:
+                found.subtotals.extend(self.summed(kind, call, list(names), found))
+        return found
+
+    def each(
+        self, kind: str, call: Call, names: Sequence[str], found: Answers
+    ) -> Iterator[tuple[Contribution, Broadcast]]:
+        """Yield the contributions of clients; note the failures."""
+        for name in names:
+            broadcast = call.broadcasts[name]
+            reply = self.ask(kind, broadcast_record(broadcast), self.places[name])
+            if isinstance(reply, str):
+                found.failed[name] = reply
+            else:
+                yield reply, broadcast
+
+    def summed(self, kind: str, call: Call, names: Sequence[str], found: Answers) -> list[Subtotal]:
+        """Return the sum of what a chunk answers; nothing of a chunk in which nobody does."""
+        members = {name: replace(self.carriers[name], weight=call.chunks[name][1]) for name in names}
+        rows = union(list(members.values()))
+
+        def parts() -> Iterator[tuple[Carrier, Params, Params]]:
+            for reply, broadcast in self.each(kind, call, names, found):
+                try:
+                    values = admit(reply.values, members[reply.client].like)
+                except ContractError as error:
+                    found.failed[reply.client] = str(error)
+                    continue
+                found.contributions.append(replace(reply, values={}))
+                yield members[reply.client], values, broadcast.values
+
+        total = subtotal(parts(), rows)
+        if len(total.clients) < len(names):
+            kept = union([members[name] for name in total.clients])
+            rest = {n: v[torch.isin(rows[n], kept[n])] if n in rows else v for n, v in total.values.items()}
+            total = replace(total, values=rest)
+        return [total] if total.clients else []
+
+    def ask(self, kind: str, content: RecordDict, place: int) -> Contribution | str:
+        """Return what a client answers, or the reason why it does not."""
+        message = Message(content, self.contexts[place].node_id, kind, group_id="0")
+        message.metadata.__dict__["_message_id"] = str(place)
+        try:
+            reply = self.app(message, self.contexts[place])
+            return str(reply.error.reason) if reply.has_error() else read_contribution(reply.content)
+        except Exception as error:
+            return type(error).__name__
+
+    def state(self) -> RecordDict:
+        """Return the private state of all clients."""
+        return RecordDict(
+            {f"{place}/{name}": record for place, one in enumerate(self.contexts) for name, record in one.state.items()}
+        )
+
+    def restore(self, state: RecordDict) -> None:
+        """Go back to a state; the clients must have joined."""
+        for context in self.contexts:
+            context.state = RecordDict()
+        for key, record in state.items():
+            place, _, name = key.partition("/")
+            self.contexts[int(place)].state[name] = record
+
+
+def equal(a: Params, b: Params) -> bool:
+    """Return whether two clients' tensors are the same."""
+    return a.keys() == b.keys() and all(torch.equal(value, b[name]) for name, value in a.items())

@@ -1,0 +1,278 @@
+"""The engine `process`: persistent workers, one for each device slot, that keep their clients' private state.
+
+A worker that dies is started again with the state that was saved last, and repeats what was asked of it since: its
+answers depend on nothing but state and messages, so that the result of the run is the same to the bit.
+"""
+
+import json
+import os
+import signal
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from flwr.app import Message, RecordDict
+from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
+from flwr.proto.recorddict_pb2 import RecordDict as RecordProto
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+
+from server.faults import ClientFailure
+from simulations.engines.inline import RUN_ID, SERVER_NODE, identify
+
+if TYPE_CHECKING:
+    from multiprocessing.process import BaseProcess
+
+LIVES = 3  # a message at which a worker dies so often is given up
+
+
+@dataclass(frozen=True)
+class Slot:
+    """What a worker is given: which clients, on which device."""
+
+    partitions: tuple[int, ...]
+    device: str = ""
+
+
+@dataclass
+class Worker:
+    """A worker process as the grid sees it."""
+
+    slot: Slot
+    process: "BaseProcess"
+    pipe: Connection
+    joined: bytes = b""
+    saved: Path | None = None
+    since: list[bytes] = field(default_factory=list)  # requests since the state was saved
+    waiting: list[str] = field(default_factory=list)  # message ids of answers to come, oldest first; "" is not wanted
+    deaths: int = 0
+
+
+class ProcessGrid(Grid):
+    """A grid whose nodes are worker processes, each a host of several clients.
+
+    `settings` tells a worker what to run (see `serve`); `told` is called with what the user should know.
+    """
+
+    def __init__(
+        self, slots: Sequence[Slot], settings: Mapping[str, Any], told: Callable[[str], None] = lambda text: None
+    ) -> None:
+        identify()
+        self.settings, self.told = dict(settings), told
+        self.replies: dict[str, RecordDict] = {}
+        self.asked: dict[str, Message] = {}
+        self.pushed = 0
+        self._run = Run.create_empty(run_id=RUN_ID)
+        self.workers = {SERVER_NODE + 1 + k: Worker(slot, *self._start(slot)) for k, slot in enumerate(slots)}
+
+    def _start(self, slot: Slot) -> tuple["BaseProcess", Connection]:
+        context = get_context("spawn")
+        ours, theirs = context.Pipe()
+        text = json.dumps({**self.settings, "partitions": slot.partitions, "device": slot.device})
+        process = context.Process(target=serve, args=(theirs, text), daemon=True)
+        process.start()
+        theirs.close()
+        return process, ours
+
+    def set_run(self, run: Run) -> None:
+        """Set the run."""
+        self._run = run
+
+    @property
+    def run(self) -> Run:
+        """The run."""
+        return self._run
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        """Return a message; kept for Flower's interface, `Message` itself is the constructor to use."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Return the workers' node ids."""
+        return list(self.workers)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Send each message to its worker."""
+        ids = []
+        for message in messages:
+            self.pushed += 1
+            name = str(self.pushed)
+            message.metadata.__dict__["_message_id"] = name
+            self.asked[name] = message
+            worker = self.workers[message.metadata.dst_node_id]
+            request = message.metadata.message_type.encode() + b"\n" + packed(message.content)
+            if message.metadata.message_type == "query.join":
+                worker.joined = request
+            else:
+                worker.since.append(request)
+            worker.waiting.append(name)
+            self._send(worker, request)
+            ids.append(name)
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Return the replies to the given messages that are there."""
+        self._receive(0.0)
+        return [self._reply(name) for name in list(message_ids) if name in self.replies]
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        """Return every worker's reply, in the order of the messages; those that are late are left out."""
+        ids = list(self.push_messages(messages))
+        end = None if timeout is None else monotonic() + timeout
+        while any(name not in self.replies for name in ids) and (end is None or monotonic() < end):
+            self._receive(None if end is None else max(0.0, end - monotonic()))
+        for worker in self.workers.values():  # late answers are not wanted any more
+            worker.waiting = ["" if name in ids else name for name in worker.waiting]
+        return self.pull_messages(ids)
+
+    def save(self, folder: Path) -> list[Path]:
+        """Let every worker write the state of its clients into a folder; return the files."""
+        files = []
+        for node, worker in self.workers.items():
+            path = folder / f"node-{node}.state"
+            self._ask(worker, f"save {path}".encode() + b"\n")
+            files.append(path)
+        return files
+
+    def settle(self, folder: Path) -> None:
+        """Count on the states in a folder from now on: what was asked before need not be repeated."""
+        for node, worker in self.workers.items():
+            worker.saved, worker.since, worker.deaths = folder / f"node-{node}.state", [], 0
+
+    def restore(self, folder: Path) -> None:
+        """Let every worker, whose clients have joined, go back to the state in a folder."""
+        self.settle(folder)
+        for worker in self.workers.values():
+            self._ask(worker, f"load {worker.saved}".encode() + b"\n")
+
+    def close(self) -> None:
+        """End the workers."""
+        for worker in self.workers.values():
+            worker.pipe.close()  # which a worker takes as its end
+        for worker in self.workers.values():
+            worker.process.join(1.0)
+            if worker.process.is_alive():
+                worker.process.kill()
+                worker.process.join()
+
+    def _reply(self, name: str) -> Message:
+        asked, content = self.asked.pop(name), self.replies.pop(name)
+        return Message(content, reply_to=asked)
+
+    def _ask(self, worker: Worker, request: bytes) -> None:
+        """Send a request that is answered by nothing, and wait for that."""
+        mark = f"ask {self.pushed} {id(worker)}"
+        worker.waiting.append(mark)
+        worker.since.append(request)
+        self._send(worker, request)
+        while mark in worker.waiting:
+            self._receive(None)
+        self.replies.pop(mark, None)
+
+    def _send(self, worker: Worker, request: bytes) -> None:
+        try:
+            worker.pipe.send_bytes(request)
+        except OSError:
+            self._revive(worker)
+
+    def _receive(self, seconds: float | None) -> None:
+        """Take the answers that come within some seconds, at least one if there is no limit; revive who died."""
+        busy = {worker.pipe: worker for worker in self.workers.values() if worker.waiting}
+        for pipe in wait(list(busy), seconds):
+            worker = busy[pipe]  # type: ignore[index]
+            try:
+                answer = worker.pipe.recv_bytes()
+            except (EOFError, OSError):
+                self._revive(worker)
+                continue
+            name = worker.waiting.pop(0)
+            if name:
+                self.replies[name] = unpacked(answer)
+                worker.deaths = 0
+
+    def _revive(self, worker: Worker) -> None:
+        """Start a worker that died again, and let it repeat what was asked since its state was saved."""
+        worker.process.join()
+        worker.deaths += 1
+        code = worker.process.exitcode
+        if worker.deaths >= LIVES:
+            clients = ", ".join(map(str, worker.slot.partitions[:5]))
+            raise ClientFailure(f"worker of clients {clients}: died {worker.deaths} times, last with exit code {code}")
+        self.told(f"a worker died (exit code {code}) and was started again")
+        answered = len(worker.since) + bool(worker.joined) - len(worker.waiting)
+        worker.pipe.close()
+        worker.process, worker.pipe = self._start(worker.slot)
+        load = [f"load {worker.saved}".encode() + b"\n"] if worker.saved else []
+        again = [request for request in (worker.joined, *load, *worker.since) if request]
+        worker.waiting = [""] * (answered + len(load)) + worker.waiting
+        for request in again:
+            self._send(worker, request)
+
+
+def packed(content: RecordDict) -> bytes:
+    """Return a message's content in Flower's own serialised form."""
+    return bytes(recorddict_to_proto(content).SerializeToString())
+
+
+def unpacked(data: bytes) -> RecordDict:
+    """Return the inverse of `packed`."""
+    proto = RecordProto()
+    proto.ParseFromString(data)
+    return recorddict_from_proto(proto)
+
+
+def serve(pipe: Connection, text: str) -> None:
+    """Be a worker: answer requests in their order until the pipe is closed.
+
+    A request is `KIND` or `save FILE` or `load FILE`, a line break, and a message's content.
+    """
+    from simulations.engines.hosts import host_of
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that holds the run
+    host = host_of(json.loads(text))
+    while True:
+        try:
+            head, _, body = pipe.recv_bytes().partition(b"\n")
+            kind, _, path = head.decode().partition(" ")
+            answer = b""
+            if kind == "save":
+                store(Path(path), packed(host.state()))
+            elif kind == "load":
+                host.restore(unpacked(Path(path).read_bytes()))
+            else:
+                answer = packed(host.answer(kind, unpacked(body)))
+            pipe.send_bytes(answer)
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            return
+
+
+def store(path: Path, data: bytes) -> None:
+    """Write a file that is on the disk when this returns."""
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def slots_of(clients: int, workers: int, devices: Sequence[str]) -> list[Slot]:
+    """Return the workers' slots: consecutive clients for each, whole chunks of a mean where there are enough.
+
+    `devices` are taken in turn; without one a worker's clients decide for themselves.
+    """
+    from fedrec.aggregation import CHUNK
+
+    workers = min(workers, clients)
+    size = -(-clients // workers)
+    if size >= CHUNK:
+        size = -(-size // CHUNK) * CHUNK
+    starts = range(0, clients, size)
+    names = devices or [""]
+    return [
+        Slot(tuple(range(start, min(start + size, clients))), names[k % len(names)]) for k, start in enumerate(starts)
+    ]
