@@ -1,5 +1,6 @@
 """Recommenders as pure functions of named parameters: tables, a shared body, one private head per task."""
 
+import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -18,6 +19,14 @@ BLOCK = 64
 Kind = Literal["mf", "mlp", "item"]
 
 
+@functools.lru_cache(maxsize=1024)
+def table_block(seed: int, name: str, block: int, dim: int) -> Floats:
+    """Return the standard normal block [BLOCK, dim] of a table, kept for the process: one-user clients share most."""
+    rows: Floats = generator(seed, "init", name, block).standard_normal((BLOCK, dim), dtype=np.float32)
+    rows.flags.writeable = False
+    return rows
+
+
 def table_rows(seed: int, name: str, ids: Ints, dim: int, std: float = 0.1) -> Floats:
     """Return the initial rows [len(ids), dim] of a table, each a function of (seed, name, global id) alone.
 
@@ -25,7 +34,7 @@ def table_rows(seed: int, name: str, ids: Ints, dim: int, std: float = 0.1) -> F
     them drawing the whole table.
     """
     blocks, position = np.unique(ids // BLOCK, return_inverse=True)
-    drawn = [generator(seed, "init", name, int(b)).standard_normal((BLOCK, dim), dtype=np.float32) for b in blocks]
+    drawn = [table_block(seed, name, int(b), dim) for b in blocks]
     values = np.concatenate(drawn) if drawn else np.zeros((0, dim), np.float32)
     rows: Floats = values[position * BLOCK + ids % BLOCK] * np.float32(std)
     return rows

@@ -136,6 +136,12 @@ def test_a_row_starts_the_same_wherever_it_is_carried(mine: np.ndarray, yours: n
     assert len(common) == len(in_a)
 
 
+def test_rows_are_a_callers_own() -> None:
+    ids = np.arange(3)
+    table_rows(0, "item_table", ids, 2, std=1.0)[:] = 7.0
+    assert not (table_rows(0, "item_table", ids, 2, std=1.0) == 7.0).any()
+
+
 def test_rows_differ_by_seed_by_table_and_by_id_and_are_normal() -> None:
     ids = np.arange(4000)
     items = table_rows(0, "item_table", ids, 4)
