@@ -102,7 +102,10 @@ class Memory:
 
     def _params(self, name: str) -> Params:
         # Not through `array_records`, which sorts through the whole state at every access.
-        return unpack(cast(ArrayRecord, self.context.state[name]))
+        record = self.context.state[name]
+        if not isinstance(record, ArrayRecord):
+            raise KeyError(name)
+        return unpack(record)
 
     def _mark(self, name: str) -> float:
         value = cast(MetricRecord, self.context.state["mark"])[name]
