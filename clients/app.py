@@ -3,18 +3,20 @@
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 
+from clients.about import about
 from clients.budget import excess, priced
 from clients.device import device_of
 from clients.drift import begin, counted, follow, lockstep
 from clients.memory import Memory
+from fedrec.channel import Channel, Mapped, channel_of, keyed
 from fedrec.coordination import Link, Own
 from fedrec.data import ClientData
 from fedrec.errors import UserError
@@ -24,7 +26,8 @@ from fedrec.models import Recommender
 from fedrec.parameters import Params, norm, subtract, to
 from fedrec.personal import personal_model
 from fedrec.records import save_client
-from fedrec.sharing import TABLES, Broadcast, ContractError, Contribution, admit
+from fedrec.seeds import generator
+from fedrec.sharing import Broadcast, ContractError, Contribution, admit
 from fedrec.tasks import Task
 from fedrec.training import Beside, local_update
 from fedrec.wire import contribution_record, read_broadcast
@@ -51,16 +54,26 @@ class Client:
         """The recommender of this client."""
         return self.experiment.recommender(self.data.name)
 
+    @cached_property
+    def channel(self) -> Channel:
+        """What this client exchanges, and how."""
+        return channel_of(self.experiment, self.data)
+
     def start(self) -> Params:
         """Return its initial parameters."""
         offsets = {task.name: task.offset(self.data.train) for task in self.tasks}
         return self.model.init(self.experiment.seed, self.data.users, self.data.items, offsets)
 
+    def first(self) -> tuple[Params, Params]:
+        """Return (shared, private) as it joins; whoever agrees on logits trains alone first, as in FedMD."""
+        start = self.start()  # nobody knows anything yet, and standardised noise is as loud as knowledge
+        return self.channel.split(self.update(start, 0, {}, 0.0)[0] if self.experiment.agreement.active else start)
+
     def shared_like(self) -> Params:
         """Return the names, shapes and dtypes of what it shares, without data."""
         names = [task.name for task in self.tasks]
         shapes = self.model.shapes(len(self.data.users), len(self.data.items), names)
-        return self.experiment.sharing().split(shapes)[0]
+        return self.channel.split(shapes)[0]
 
     def receive(self, message: Message) -> Broadcast:
         """Return the server's message, admitted against this client's own contract."""
@@ -79,11 +92,11 @@ class Client:
 
         It starts from the broadcast and minimises (1 + price) f_i + rho/2 |x_i - anchor|^2.
         """
-        e, number = self.experiment, broadcast.round
-        start = e.sharing().join(broadcast.values, private)
+        number = broadcast.round
+        start = self.channel.join(broadcast.values, private)
         apfl, shift = lockstep(self, own), own.shift(broadcast.control)
         params, loss = self.update(start, number, anchor, rho, apfl.step if apfl else None, shift, price)
-        shared, private = e.sharing().split(params)
+        shared, private = self.channel.split(params)
         return shared, private, loss, follow(self, broadcast, shared, own, apfl)
 
     def update(
@@ -97,20 +110,24 @@ class Client:
         price: float = 0.0,
     ) -> tuple[Params, float]:
         """Return the parameters after the local training of a round, and the loss; raises UserError if it diverged."""
-        e = self.experiment
+        e, anchor = self.experiment, to(anchor, self.device)
+        pull = None
+        if mu and isinstance(self.channel, Mapped):
+            pull = self.channel.pull(anchor, mu, generator(e.seed, "pull", self.data.name, number))
         params, loss = local_update(
             self.model,
             to(start, self.device),
             self.data,
             self.tasks,
-            replace(e.recipe(), mu=mu),
+            replace(e.recipe(), mu=0.0 if pull else mu),
             e.sharing(),
             seed=e.seed,
             scope=(self.data.name, number),
-            anchor=to(anchor, self.device),
+            anchor=None if pull else anchor,
             weight=1.0 + price,
             beside=beside,
             shift=shift and to(shift, self.device),
+            pull=pull,
         )
         return self.finite(to(params, "cpu"), number), loss
 
@@ -173,10 +190,9 @@ def client_app(read: Read) -> ClientApp:
     @app.query("join")
     def join(message: Message, context: Context) -> Message:
         client = open_client(context)
-        shared, private = client.experiment.sharing().split(client.start())
+        shared, private = client.first()
         Memory(context).begin(private, client.link(shared), begin(client))
-        ids = {"user": client.data.users, "item": client.data.items}
-        rows = {TABLES[name]: ids[TABLES[name]] for name in shared if name in TABLES}
+        rows = keyed(shared, client.data, client.channel)
         reply = Contribution(client.data.name, shared, {"examples": float(len(client.data.train))}, client.device, rows)
         return Message(contribution_record(reply), reply_to=message)
 
@@ -202,7 +218,7 @@ def client_app(read: Read) -> ClientApp:
         client, memory = open_client(context), Memory(context)
         broadcast = open_broadcast(client, memory, message)
         final, e = broadcast.split == "test", client.experiment
-        model = e.sharing().join(broadcast.values, memory.best if final else memory.private)
+        model = client.channel.join(broadcast.values, memory.best if final else memory.private)
         shared, private = e.sharing().split(personal_model(e.drift, memory.own(final), model))
         found = client.evaluate(shared, private, "test" if final else "validation")
         if final and client.home is not None:
@@ -230,21 +246,3 @@ def answer(client: Client, message: Message, values: Params, metrics: dict[str, 
     return Message(
         contribution_record(Contribution(client.data.name, values, metrics, client.device)), reply_to=message
     )
-
-
-def about(client: Client, private: Params) -> dict[str, Any]:
-    """Return a description of the client's data for the report; it stays in the client's own folder."""
-    data, parts = client.data, client.data.members or (client.data,)
-    return {
-        "name": data.name,
-        "users": len(data.users),
-        "items": len(data.items),
-        "train": len(data.train),
-        "validation": sum(len(part.validation) for part in parts),
-        "test": sum(len(part.test) for part in parts),
-        "tasks": [task.name for task in client.tasks],
-        "model": client.model.kind,
-        "notes": [*data.notes, *(f"{part.name}: {note}" for part in data.members for note in part.notes)],
-        "device": client.device,
-        "private": [{"name": name, "shape": list(value.shape)} for name, value in private.items()],
-    }

@@ -33,7 +33,7 @@ def excess(client: "Client", memory: Memory, z: Params, number: int) -> float:
     limit = limits[min(number, len(limits)) - 1]
     if math.isinf(limit):
         return math.nan
-    params = client.experiment.sharing().join(to(z, client.device), to(memory.private, client.device))
+    params = client.channel.join(to(z, client.device), to(memory.private, client.device))
     return held_out(client, params) - limit
 
 

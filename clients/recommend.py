@@ -97,7 +97,7 @@ def params_of(home: Path, experiment: Experiment, data: ClientData) -> Params:
     private = load_params(home / "model" / f"client-{slug(data.name)}.safetensors")
     server_rows = {space: table_of(ids) for space, ids in read_json(home / "model" / "rows.json").items()}
     rows = {"item": data.items, "user": data.users}
-    for space in {TABLES[name] for name in shared if name in TABLES}:
+    for space in {TABLES[name] for name in experiment.sharing().split(shared)[0] if name in TABLES}:
         if not np.isin(rows[space], server_rows.get(space, table_of([]))).all():
             raise UserError(f"run: {home} must have a row for every {space} of {data.name}: has the data changed?")
     names = [task.name for task in tasks_for(experiment, data)]

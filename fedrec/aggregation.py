@@ -63,7 +63,12 @@ def alone(carriers: Sequence[Carrier], rows: dict[str, Ints]) -> list[str]:
 
 
 def gather(server: Params, who: Carrier) -> Params:
-    """Return the client's part of the server's parameters: its rows of the tables, every other tensor whole."""
+    """Return the client's part of the server's parameters: its rows of the tables, every other tensor whole.
+
+    That is `server` itself for a client that carries all of it: what many clients have in common is not copied.
+    """
+    if who.like.keys() == server.keys() and who.positions.keys() == who.whole:
+        return server
     return {
         name: server[name].index_select(0, who.positions[name])
         if name in who.positions and name not in who.whole

@@ -8,6 +8,8 @@ from typing import Any, Literal, cast, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator, model_validator
 
+from fedrec.agreement import Agreement
+from fedrec.compatible import compatible
 from fedrec.coordination import BudgetRule, Coupling, Descent, Drift
 from fedrec.data import DATASETS, ClientData, Dataset, Market, federation, load, pool
 from fedrec.errors import UserError, choose, named
@@ -36,6 +38,7 @@ class Method(BaseModel):
     budget: BudgetRule = Field(BudgetRule(), description="what each client is promised")
     descent: Descent = Field(Descent(), description="how the server steps along the clients' pseudo-gradients")
     drift: Drift = Field(Drift(), description="what is done about clients whose local optima lie apart")
+    agreement: Agreement = Field(Agreement(), description="agreement on the logits of public pairs, not on parameters")
     robust: Robust = Field(Robust(), description="what is done about clients that send anything")
     pool: bool = Field(False, description="one model on everyone's data, the upper bound; not federated")
 
@@ -60,6 +63,9 @@ class Experiment(Method):
         allow_inf_nan=False,
         description="users: Dirichlet parameter of the silo sizes; equal sizes without it",
     )
+    volunteers: int = Field(
+        0, ge=0, description="users whose interactions are public: training rows of every client, tested by none"
+    )
     split: Literal["leave-one-out", "temporal", "random"] = Field(
         "leave-one-out", description="how test data is held out"
     )
@@ -77,7 +83,7 @@ class Experiment(Method):
         "rank", description="tasks: rank, rank-bce, rating, a label (like, click, buy); 'rank,like*0.5;shop=buy'"
     )
     model: str = Field("mf", description="mf, mlp or item (no user table), or one for each client: 'mf;shop=mlp'")
-    dim: int = Field(32, ge=1, le=4096, description="width of the user and item tables")
+    dim: int | str = Field(32, description="width of the user and item tables, or one for each client: '32;phone=8'")
     init_std: float = Field(0.1, ge=0, allow_inf_nan=False, description="standard deviation that the tables start with")
     hidden: tuple[PositiveInt, ...] = Field((64, 32), min_length=1, description="mlp: widths of the shared body")
     metrics: tuple[str, ...] = Field(
@@ -106,15 +112,22 @@ class Experiment(Method):
         0.5, ge=0, le=1, description="fraction of a round's clients that must answer, or the run ends"
     )
     seed: int = Field(0, ge=0, lt=2**63, description="seed of everything random")
-    engine: Literal["ray", "inline"] = Field(
-        "ray", description="how the clients run: Flower's processes, or one by one here"
+    engine: Literal["process", "inline", "ray", "superlink"] = Field(
+        "process",
+        description="how the clients run: worker processes, one by one here, Flower's Ray runtime, or a SuperLink",
     )
+    workers: int = Field(0, ge=0, description="process: worker processes; 0: one for each accelerator, or core")
     device: str = Field("auto", description="auto, cpu, cuda, or a list for the clients to take turns: cuda:0,cuda:1")
 
     @field_validator("share", "phases", "metrics", "hidden", "fractions", mode="before")
     @classmethod
     def _comma_separated(cls, value: Any) -> Any:
         return value.split(",") if isinstance(value, str) and value else () if value == "" else value
+
+    @field_validator("dim", mode="before")
+    @classmethod
+    def _one_width(cls, value: Any) -> Any:
+        return int(value) if isinstance(value, str) and value.strip().isdecimal() else value
 
     @field_validator("dropout", mode="before")
     @classmethod
@@ -139,6 +152,10 @@ class Experiment(Method):
                 choose("one of the models", kind, get_args(Kind))
         with named("lrs"):
             rates(self.lrs)
+        with named("dim"):
+            for text in per_client(str(self.dim)).values():
+                if not (text.isdecimal() and 1 <= int(text) <= 4096):
+                    raise UserError(f"must be a whole number from 1 to 4096, found {text!r}")
         with named("task"):
             for client in per_client(self.task):
                 tasks_of(self.task, client)
@@ -155,11 +172,14 @@ class Experiment(Method):
             raise UserError(f"clients: must be at least 1, found {self.clients}")
         dropouts(self.dropout)
         self.drift.check(self.coupling, self.robust, self.optimiser, self.phases, self.lrs)
+        compatible(self)
         return self
 
     @property
     def personal(self) -> bool:
         """Whether a client's copy of the shared parameters may differ from the server's."""
+        if self.agreement.active:
+            return False  # there are none
         return self.coupling.personal or self.drift.personal != "none"
 
     @property
@@ -189,9 +209,9 @@ class Experiment(Method):
 
     def recommender(self, client: str) -> Recommender:
         """Return the model of a client."""
-        kinds = per_client(self.model)
-        kind = kinds.get(client, kinds.get("*", "mf"))
-        return Recommender(cast(Kind, kind), self.dim, self.hidden, self.init_std)
+        kinds, widths = per_client(self.model), per_client(str(self.dim))
+        kind, width = kinds.get(client, kinds.get("*", "mf")), widths.get(client, widths.get("*", "32"))
+        return Recommender(cast(Kind, kind), int(width), self.hidden, self.init_std)
 
 
 def tasks_for(experiment: Experiment, data: ClientData) -> tuple[Task, ...]:
@@ -243,5 +263,6 @@ def clients_data(experiment: Experiment) -> tuple[ClientData, ...]:
         split=e.split,
         fractions=e.fractions,
         seed=e.seed,
+        volunteers=e.volunteers,
     )
     return (pool(parts),) if e.pool else parts

@@ -1,5 +1,6 @@
 """The record of a run: a directory of plain files that says what was run and what came out."""
 
+import glob
 import json
 import os
 import platform
@@ -23,6 +24,7 @@ from fedrec.errors import UserError
 from fedrec.evaluation import PerUser
 from fedrec.parameters import Params
 
+CHECKPOINTS = "checkpoints"  # in the folder of a run that is not complete
 Row = dict[str, str | int | float]
 
 
@@ -51,6 +53,11 @@ class Record:
     def log(self, clients: Sequence[str], entries: Iterable[Any]) -> None:
         """Add to the ledger what a message held, once for each of the clients that sent or got such a message."""
         self.traffic.append((tuple(clients), [to_row(entry) for entry in entries]))
+
+    def tally(self, alike: Iterable[tuple[Sequence[str], Iterable[Any]]]) -> None:
+        """Add several messages to the ledger, see `log`."""
+        for clients, entries in alike:
+            self.log(clients, entries)
 
     @property
     def ledger(self) -> list[Row]:
@@ -168,18 +175,57 @@ def natural(name: str) -> tuple[str | int, ...]:
 
 
 @contextmanager
-def writing(out: Path) -> Iterator[Path]:
-    """Yield a folder to write a run in: it becomes `out` at the end, and after an exception nothing is left of it.
+def writing(out: Path, again: bool = False) -> Iterator[Path]:
+    """Yield a folder to write a run in: it becomes `out` at the end.
 
-    Raises UserError as `reserve` does, and OSError if `out` was taken in the meantime: then the folder stays.
+    After an exception nothing is left of it, unless it has a checkpoint: then it can be gone on from with `again`.
+    Raises UserError as `reserve` and `reopened` do, and OSError if `out` was taken in the meantime: then the folder
+    stays.
     """
-    home = reserve(out)
+    home = reopened(out) if again else reserve(out)
     try:
         yield home
     except BaseException:
-        shutil.rmtree(home, ignore_errors=True)
+        if not any((home / CHECKPOINTS).glob("[0-9]*")):
+            shutil.rmtree(home, ignore_errors=True)
         raise
+    shutil.rmtree(home / CHECKPOINTS, ignore_errors=True)
     publish(home, out)
+
+
+def unfinished(out: Path) -> list[Path]:
+    """Return the folders with a checkpoint of runs that were to become `out`, the newest last."""
+    out = out.absolute()
+    above = next((folder for folder in (out, *out.parents) if folder.exists()), out)
+    found = [path for path in above.glob(f".{glob.escape(out.name)}.*.partial") if (path / CHECKPOINTS).is_dir()]
+    return sorted(found, key=lambda path: (path / CHECKPOINTS).stat().st_mtime)
+
+
+def reopened(out: Path) -> Path:
+    """Return the folder of the run that was to become `out` and was broken off, as one of this process.
+
+    Raises UserError if there is none, or if it is still running.
+    """
+    found = unfinished(out)
+    if not found:
+        raise UserError(
+            f"resume: must be the --out of a run that was broken off after a checkpoint, found {str(out)!r}"
+        )
+    *_, pid, _ = found[-1].name.split(".")
+    if pid != str(os.getpid()) and alive(int(pid)):
+        raise UserError(f"resume: must be a run that has ended, found {str(out)!r} running as process {pid}")
+    return found[-1].rename(found[-1].with_name(f".{out.absolute().name}.{os.getpid()}.partial"))
+
+
+def alive(pid: int) -> bool:
+    """Return whether a process is there."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def reserve(out: Path) -> Path:

@@ -14,9 +14,14 @@ from fedrec.data.types import Ints
 from fedrec.errors import choose
 from fedrec.parameters import Params, covers
 
-# The parameters whose rows are keyed, and the key space of the rows.
-TABLES = {"item_table": "item", "item_bias": "item", "user_table": "user", "user_bias": "user"}
-MODULES = (*TABLES, "body", "heads")  # what a recommender may have; matrix factorisation has no body, an MLP no biases
+# What is keyed by rows, and the key space of the rows: parameters, and the logits on the public probe.
+PARAMETERS = {"item_table": "item", "item_bias": "item", "user_table": "user", "user_bias": "user"}
+TABLES = {**PARAMETERS, "logits": "probe"}
+MODULES = (
+    *PARAMETERS,
+    "body",
+    "heads",
+)  # what a recommender may have; matrix factorisation has no body, an MLP no biases
 
 
 class ContractError(ValueError):

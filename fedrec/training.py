@@ -135,6 +135,7 @@ def local_update(
     weight: float = 1.0,
     beside: Beside | None = None,
     shift: Mapping[str, Tensor] | None = None,
+    pull: Callable[[Params], Tensor] | None = None,
 ) -> tuple[Params, float]:
     """Return the parameters after one round of local training, and the mean training loss over its batches.
 
@@ -142,8 +143,9 @@ def local_update(
     is the broadcast that the proximal term `mu/2 |x - z|^2` pulls the shared parameters to. `weight` multiplies the
     loss against that term (1 + mu_i of a loss budget); the loss that is returned is without it. `beside` is called
     before every step with the parameters, the names that it trains, its batch and its number in the phase. `shift` is
-    added to the gradients, also where a task sees none. Without a row to train on, the parameters come back unchanged
-    and the loss is NaN.
+    added to the gradients, also where a task sees none. `pull` is a term beside the loss, for a client that exchanges
+    no part of its parameters (`fedrec.channel`). Without a row to train on, the parameters come back unchanged and the
+    loss is NaN.
     """
     params = {name: value.detach().clone() for name, value in params.items()}
     device = str(next(iter(params.values())).device)
@@ -160,7 +162,8 @@ def local_update(
             rng = generator(seed, "train", *scope, number, epoch)
             for batch in batches(data, tasks, recipe, rng, device, taken):
                 loss = batch_loss(model, params, tasks, batch, recipe.l2)
-                grads = gradients(weight * loss, params, names, recipe.mu, anchor)
+                whole = weight * loss + pull(params) if pull else weight * loss
+                grads = gradients(whole, params, names, recipe.mu, anchor)
                 grads |= {name: grads[name] + value for name, value in (shift or {}).items()}
                 t += 1
                 if beside:

@@ -7,6 +7,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedrec.records import Record, Row
+from server.checkpoint import Checkpoints
 from server.faults import ClientFailure
 from server.strategy import Coordinator, Plan
 
@@ -18,12 +19,13 @@ def server_app(
     read: Callable[[Context, int], tuple[Plan, Finish]],
     on_round: Callable[[Row], None] = lambda row: None,
     stop: Callable[[], bool] = lambda: False,
+    checkpoints: Checkpoints | None = None,
 ) -> ServerApp:
     """Return the ServerApp.
 
-    `expected` tells how many clients to wait for (None: all that are connected); `read` gives the plan for so many
+    `expected` tells how many nodes to wait for (None: all that are connected); `read` gives the plan for so many
     clients, and what to do with the record. `on_round` is told of every round; the run ends after the round in which
-    `stop` says so.
+    `stop` says so. `checkpoints` are written, and gone on from.
     """
     app = ServerApp()
 
@@ -31,7 +33,7 @@ def server_app(
     def main(grid: Grid, context: Context) -> None:
         nodes = wait_for(grid, expected(context))
         plan, finish = read(context, len(nodes))
-        finish(Coordinator(grid, plan, on_round, stop).fit(nodes))
+        finish(Coordinator(grid, plan, on_round, stop, checkpoints).fit(nodes))
 
     return app
 

@@ -37,13 +37,15 @@ class Checkpoints:
     """Writes a checkpoint of every `every`-th round below `root`.
 
     `nodes` lets the engine write the clients' private state into a folder and returns the files; `settle` tells it that
-    the folder has its final name.
+    the folder has its final name, `restore` to go back to it. `found` is what a run is to go on from.
     """
 
     root: Path
     nodes: Callable[[Path], Sequence[Path]]
     settle: Callable[[Path], None]
+    restore: Callable[[Path], None]
     every: int = 1
+    found: "Found | None" = None
 
     def due(self, number: int) -> bool:
         """Return whether a round is to be saved."""

@@ -7,14 +7,16 @@ from dataclasses import dataclass, field, replace
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
-from fedrec.aggregation import carrier
+from fedrec.aggregation import Carrier, Subtotal, carrier
 from fedrec.parameters import Params
 from fedrec.records import Record, natural
 from fedrec.sharing import Broadcast, ContractError, Contribution, admit, admit_metrics, admit_rows
-from fedrec.wire import Entry, broadcast_record, ledger
+from fedrec.wire import Call, Entry, broadcast_record, call_record, contribution_record, ledger, pack
+from server.cohorts import Letters, Opened, Tally, admit_subtotal, calls, opened
 from server.faults import Fault, Outcome, Refused, judged, unlike
 
 TIMEOUT = 24 * 3600.0
+NOBODY: Mapping[str, Carrier] = {}
 
 
 @dataclass
@@ -23,10 +25,11 @@ class Exchange:
 
     grid: Grid
     record: Record
+    hosts: bool = False  # whether the nodes of this grid host cohorts; a client of its own may not speak for others
     nodes: dict[str, int] = field(default_factory=dict)  # by client, in the order of all sums
 
     def join(self, nodes: Sequence[int]) -> Outcome:
-        """Ask every node for its initial shared tensors, row ids and number of examples.
+        """Ask every node for the initial shared tensors, row ids and number of examples of its clients.
 
         A client takes no part in the run if its answer does not count, if another has its name, or if a parameter has
         another form than most clients'.
@@ -35,10 +38,11 @@ class Exchange:
         answers = self.answers([Message(content, node, "query.join", group_id="0") for node in nodes])
         found, joined = Outcome(), []
         for node in nodes:
-            try:
-                joined.append((node, judged(answers.get(node), 0.0, admitted_start)))
-            except Refused as refused:
-                found.faults.append(Fault(0, refused.client or f"node {node}", "join", refused.kind, refused.text))
+            for letter in opened(answers.get(node), [f"node {node}"], self.hosts, joining=True).letters.values():
+                try:
+                    joined.append((node, judged(letter, admitted_start)))
+                except Refused as refused:
+                    found.faults.append(Fault(0, refused.client or f"node {node}", "join", refused.kind, refused.text))
         # The name itself comes last in the key: "7" and "07" are equal to `natural`, and sums must have one order.
         joined.sort(key=lambda one: (natural(one[1].client), one[1].client))
         names = Counter(reply.client for _, reply in joined)
@@ -49,7 +53,7 @@ class Exchange:
                 found.faults.append(Fault(0, reply.client, "join", "contract", wrong[reply.client]))
                 continue
             self.nodes[reply.client] = node
-            self.log(answers[node].content, 0, reply.client, "up")
+            self.record.log([reply.client], ledger(contribution_record(reply), 0, reply.client, "up"))
             found.replies.append(reply)
         return found
 
@@ -62,48 +66,63 @@ class Exchange:
         check: Callable[[Contribution], object] = lambda reply: None,
         lost: frozenset[str] = frozenset(),
         deadline: float = 0.0,
+        summed: Mapping[str, Carrier] = NOBODY,
     ) -> Outcome:
         """Send each client its broadcast; return what became of it, in the clients' order.
 
         A reply counts if it holds exactly the tensors of `like` and metrics of the allow-list, `check` raises no
-        ContractError, it comes within `deadline` seconds (0: within a day), and it is not among the `lost`.
+        ContractError, it comes within `deadline` seconds (0: within a day), and it is not among the `lost`. Of the
+        clients in `summed` the server needs only the sum: a host may add up what they send.
         """
-        messages = []
+        number, split = next(iter(broadcasts.values())).round, next(iter(broadcasts.values())).split
+        sums = {name: who for name, who in summed.items() if name not in lost} if self.hosts else {}
+        asked = calls(broadcasts, self.nodes, sums)
+        down, up = Tally(number, "down"), Tally(number, "up")
         for name, broadcast in broadcasts.items():
-            content = broadcast_record(broadcast)
-            self.log(content, broadcast.round, name, "down")
-            messages.append(Message(content, self.nodes[name], kind, group_id=str(broadcast.round)))
-        answers, found = self.answers(messages, deadline), Outcome()
+            down.add(name, broadcast.values, broadcast.control, {})
+        self.record.tally(down.alike.values())
+        letters: Letters = {}
+        found = Outcome()
+        answers = self.answers(self.messages(kind, asked, number), deadline)
+        for node, call in asked.items():
+            one = opened(answers.get(node), list(call.broadcasts), self.hosts, deadline)
+            letters |= one.letters
+            found.subtotals.extend(admitted_sums(one, call, sums, letters))
+        inside = {name for part in found.subtotals for name in part.clients}
         for name, broadcast in broadcasts.items():
-            answer, during = answers.get(self.nodes[name]), broadcast.split if kind == "evaluate" else kind
 
             def judge(reply: Contribution, name: str = name) -> Contribution:
-                reply = admitted(reply, name, like.get(name, {}), metrics)
+                reply = admitted(reply, name, {} if name in inside else like.get(name, {}), metrics)
                 check(reply)
                 return reply
 
             if name in lost:
-                found.faults.append(Fault(broadcast.round, name, during, "dropout", "dropped out, as the run says"))
-                continue
+                letters[name] = Refused("dropout", "dropped out, as the run says")
             try:
-                found.replies.append(judged(answer, deadline, judge))
+                reply = judged(letters[name], judge)
+                up.add(name, broadcast.values if name in inside else reply.values, None, reply.metrics)
+                found.replies.append(reply)
             except Refused as refused:
-                found.faults.append(Fault(broadcast.round, name, during, refused.kind, refused.text))
-                if answer is not None and not answer.has_error():
-                    self.record.log([name], [refused_entry(answer.content, broadcast.round, name)])
-                continue
-            assert answer is not None
-            self.log(answer.content, broadcast.round, name, "up")
-        return found
+                during = split if kind == "evaluate" else kind
+                found.faults.append(Fault(number, name, during, refused.kind, refused.text))
+                sent = letters[name]
+                if isinstance(sent, Contribution):
+                    self.record.log([name], [refused_entry(sent, number)])
+        self.record.tally(up.alike.values())
+        return whole_sums(found)
+
+    def messages(self, kind: str, asked: Mapping[int, Call], number: int) -> list[Message]:
+        """Return the message to every node."""
+        contents = {
+            node: call_record(call) if self.hosts else broadcast_record(next(iter(call.broadcasts.values())))
+            for node, call in asked.items()
+        }
+        return [Message(content, node, kind, group_id=str(number)) for node, content in contents.items()]
 
     def answers(self, messages: Sequence[Message], deadline: float = 0.0) -> dict[int, Message]:
         """Send messages and return every node's reply that came within `deadline` seconds (0: within a day)."""
         replies = self.grid.send_and_receive(messages, timeout=deadline or TIMEOUT)
         return {reply.metadata.src_node_id: reply for reply in replies}
-
-    def log(self, content: RecordDict, number: int, client: str, direction: str) -> None:
-        """Add a message to the byte ledger."""
-        self.record.log([client], ledger(content, number, client, direction))
 
 
 def unowned(metric: str) -> str:
@@ -131,7 +150,35 @@ def admitted_start(reply: Contribution) -> Contribution:
     return replace(reply, rows=rows)
 
 
-def refused_entry(content: RecordDict, number: int, client: str) -> Entry:
+def admitted_sums(one: Opened, call: Call, carriers: Mapping[str, Carrier], letters: Letters) -> list[Subtotal]:
+    """Return the sums of a node that count; the clients of one that does not are refused in `letters`."""
+    found = []
+    for part in one.subtotals:
+        try:
+            found.append(admit_subtotal(part, call, carriers))
+        except ContractError as error:
+            refused = Refused("contract", str(error))
+            letters |= {name: refused for name in part.clients if name in call.broadcasts}
+    return found
+
+
+def whole_sums(found: Outcome) -> Outcome:
+    """Return an outcome without the sums of which a client was refused: they cannot be taken without it."""
+    refused = {fault.client: fault for fault in found.faults}
+    broken = [part for part in found.subtotals if refused.keys() & set(part.clients)]
+    lost = {name: part for part in broken for name in part.clients if name not in refused}
+    faults = [
+        Fault(
+            found.faults[0].round, name, found.faults[0].during, "contract", "was summed with a client that is refused"
+        )
+        for name in lost
+    ]
+    replies = [reply for reply in found.replies if reply.client not in lost]
+    sums = [part for part in found.subtotals if part not in broken]
+    return Outcome(replies, [*found.faults, *faults], sums)
+
+
+def refused_entry(sent: Contribution, number: int) -> Entry:
     """Return the one line of the byte ledger for an answer that was refused, whatever it holds."""
-    arrays = [array for record in content.array_records.values() for array in record.values()]
-    return Entry(number, client, "up", "refused", 0, sum(len(array.data) for array in arrays))
+    size = sum(len(array.data) for array in pack(sent.values).values())
+    return Entry(number, sent.client, "up", "refused", 0, size)

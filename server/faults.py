@@ -4,11 +4,9 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from flwr.app import Message
-
+from fedrec.aggregation import Subtotal
 from fedrec.parameters import Params
 from fedrec.sharing import TABLES, ContractError, Contribution
-from fedrec.wire import read_contribution
 
 LONGEST = 300  # characters of a fault's text, which a client may have written
 
@@ -39,6 +37,7 @@ class Outcome:
 
     replies: list[Contribution] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
+    subtotals: list[Subtotal] = field(default_factory=list)  # of clients whose replies then hold no tensors
 
     def require(self, needed: int, what: str) -> None:
         """Raise ClientFailure that names every client without a valid answer, if fewer than `needed` have one."""
@@ -51,19 +50,14 @@ class Outcome:
             raise ClientFailure(f"{what}: {needed} of {total} clients must answer, found {len(self.replies)} ({told})")
 
 
-def judged(answer: Message | None, deadline: float, judge: Callable[[Contribution], Contribution]) -> Contribution:
-    """Return what an answer holds, if `judge` admits it; raises Refused with the kind and the text of the fault."""
-    if answer is None:
-        raise Refused("silence", f"did not answer within {deadline:g} s" if deadline else "did not answer")
-    if answer.has_error():
-        raise Refused("error", f"failed: {answer.error.reason}")
-    client = ""
+def judged(letter: "Contribution | Refused", judge: Callable[[Contribution], Contribution]) -> Contribution:
+    """Return what came from a client, if `judge` admits it; raises Refused with the kind and the text of the fault."""
+    if isinstance(letter, Refused):
+        raise letter
     try:
-        reply = read_contribution(answer.content)
-        client = reply.client
-        return judge(reply)
+        return judge(letter)
     except ContractError as error:
-        raise Refused("contract", str(error), client) from None
+        raise Refused("contract", str(error), letter.client) from None
 
 
 class Refused(Exception):

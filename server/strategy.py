@@ -7,17 +7,19 @@ from dataclasses import dataclass, field
 
 from flwr.serverapp import Grid
 
-from fedrec.aggregation import Carrier, alone, carrier, catalogue
-from fedrec.coordination import Control, Coupling, Descent, Drift, Residuals, normalised, tie_of
+from fedrec.aggregation import Carrier, alone, carrier, catalogue, sums
+from fedrec.coordination import Average, Control, Coupling, Descent, Drift, Residuals, normalised, tie_of
 from fedrec.errors import UserError
 from fedrec.parameters import Params
 from fedrec.records import Record, Row, to_row
 from fedrec.robust import Robust
 from fedrec.sharing import Broadcast, Contribution
 from fedrec.turnout import Turnout
+from server.checkpoint import Checkpoints
 from server.exchange import Exchange
 from server.faults import Fault, Outcome
 from server.scores import Best, Key, Score, Scores, admit_told, average, own_metrics, weighted
+from server.snapshot import put_back, take
 
 
 @dataclass(frozen=True)
@@ -67,34 +69,41 @@ class Coordinator:
     plan: Plan
     on_round: Callable[[Row], None] = lambda row: None
     stop: Callable[[], bool] = lambda: False
+    checkpoints: Checkpoints | None = None
     record: Record = field(default_factory=Record)
     carriers: dict[str, Carrier] = field(default_factory=dict)
     seen: dict[str, int] = field(default_factory=dict)  # round of each client's last contribution
     improved: set[str] = field(default_factory=set)  # clients that have not yet been told to keep their best state
 
     def __post_init__(self) -> None:
-        self.exchange = Exchange(self.grid, self.record)
+        self.exchange = Exchange(self.grid, self.record, bool(getattr(self.grid, "hosts", False)))
         self.parts: dict[str, Params] = {}  # what each client is sent: its z_i
         self.prices: dict[str, float] = {}  # mu_i of the clients with a budget, from their last training
-        self.scores, self.best = Scores(), Best()
+        self.scores, self.best, self.stale = Scores(), Best(), 0
+        self.saved: dict[str, int] = {}  # rows of the record in the checkpoints
         self.control: Control | None = None
 
     def fit(self, nodes: Sequence[int]) -> Record:
         """Run the rounds, select the best by validation, test it, and return the record."""
-        started, stale = time.perf_counter(), 0
+        started = time.perf_counter()
         self.join(nodes)
-        for number in range(1, self.plan.rounds + 1):
+        number = done = self.resume()
+        started -= self.record.seconds
+        for number in range(done + 1, self.plan.rounds + 1):
+            if number == done + 1 > 1 and self.stopping():  # it had come to its end
+                break
             row = self.round(number)
             if number % self.plan.eval_every == 0 or number == self.plan.rounds:
                 score = self.validate(number, row)
-                stale += 1
+                self.stale += 1
                 if score.beats(self.best.score):
-                    self.best, stale = Best(number, score, self.z, self.parts, dict(self.prices)), 0
+                    self.best, self.stale = Best(number, score, self.z, self.parts, dict(self.prices)), 0
                     self.improved = set(self.carriers)
             self.record.close(row)
             self.on_round(row)
-            if self.stop() or (self.plan.patience and stale >= self.plan.patience):
-                self.record.stopped = "interrupted" if self.stop() else "patience"
+            self.record.seconds = time.perf_counter() - started
+            self.save(number)
+            if self.stopping():
                 break
         if not self.best.round:  # interrupted before the first validation
             self.best = Best(number, z=self.z, parts=self.parts)
@@ -108,11 +117,10 @@ class Coordinator:
         """Send the clients of a round their parts of Z, and tie what they send back."""
         started, clients = time.perf_counter(), list(self.carriers)
         drawn = self.plan.turnout.drawn(clients, number)
-        replies = self.send("train", number, drawn, lost=self.plan.turnout.lost(clients, number))
-        gaps = {reply.client: reply.metrics["gap"] for reply in replies} if self.plan.coupling.duals else {}
-        residuals = Residuals(math.nan, math.nan, self.tie.rho)
+        outcome = self.send("train", number, drawn, lost=self.plan.turnout.lost(clients, number))
+        replies, residuals = outcome.replies, Residuals(math.nan, math.nan, self.tie.rho)
         if replies:
-            residuals = self.tie.update(self.corrected(replies), gaps)
+            residuals = self.tied(outcome)
             self.parts = {name: self.tie.part(name) for name in self.carriers}
         self.seen |= {reply.client: number for reply in replies}
         losses = {reply.client: reply.metrics["loss"] for reply in replies}
@@ -132,6 +140,17 @@ class Coordinator:
             "dual_residual": residuals.dual,
             "rho": residuals.rho,
         }
+
+    def tied(self, outcome: Outcome) -> Residuals:
+        """Tie what the clients of a round sent, or the sums of it where no more is needed."""
+        gaps = {reply.client: reply.metrics["gap"] for reply in outcome.replies} if self.plan.coupling.duals else {}
+        if not isinstance(self.tie, Average) or not outcome.subtotals:
+            return self.tie.update(self.corrected(outcome.replies), gaps)
+        inside = {name for part in outcome.subtotals for name in part.clients}
+        rest = {reply.client: reply.values for reply in outcome.replies if reply.client not in inside}
+        place = {name: number for number, name in enumerate(self.carriers)}
+        parts = [*sums(rest, self.parts, self.carriers), *outcome.subtotals]
+        return self.tie.add(sorted(parts, key=lambda part: place[part.clients[0]]))
 
     def corrected(self, replies: Sequence[Contribution]) -> dict[str, Params]:
         """Return what the clients of a round sent, normalised under FedNova, after SCAFFOLD's c has followed them."""
@@ -161,7 +180,7 @@ class Coordinator:
         not tell now is recorded as missing.
         """
         found: dict[Key, float] = {}
-        replies = {reply.client: reply for reply in self.send("evaluate", number, list(self.carriers), split)}
+        replies = {reply.client: reply for reply in self.send("evaluate", number, list(self.carriers), split).replies}
         for name in self.carriers:
             reply = replies.get(name)
             if reply is None:
@@ -200,6 +219,30 @@ class Coordinator:
                 f"no row of {', '.join(tables)} is carried by two clients: sharing changes nothing"
             )
 
+    def save(self, number: int) -> None:
+        """Write a checkpoint after a round that is to have one."""
+        if self.checkpoints and self.checkpoints.due(number):
+            snapshot = take(self, number, self.saved)
+            self.checkpoints.save(snapshot)
+            self.saved = {name: self.saved.get(name, 0) + len(rows) for name, rows in snapshot.record.items()}
+
+    def resume(self) -> int:
+        """Go back to the checkpoint that there may be; return its round, 0 without one."""
+        found = self.checkpoints.found if self.checkpoints else None
+        if found is None or self.checkpoints is None:
+            return 0
+        put_back(self, found.snapshot)
+        self.saved = {name: len(rows) for name, rows in found.snapshot.record.items()}
+        self.record.notes += found.refused
+        self.checkpoints.restore(found.folder)
+        return found.snapshot.round
+
+    def stopping(self) -> bool:
+        """Return whether the run is to end before its last round, and note why."""
+        patient = bool(self.plan.patience) and self.stale >= self.plan.patience
+        self.record.stopped = "interrupted" if self.stop() else "patience" if patient else ""
+        return bool(self.record.stopped)
+
     def send(
         self,
         kind: str,
@@ -207,19 +250,13 @@ class Coordinator:
         clients: Sequence[str],
         split: str = "validation",
         lost: frozenset[str] = frozenset(),
-    ) -> list[Contribution]:
+    ) -> Outcome:
         """Send clients their parts of Z, and whether to keep the state they evaluated last; return what counts."""
         train, plan = kind == "train", self.plan
+        control = {name: self.control.part(name) for name in clients} if self.control and train else {}
+        rest = (split, self.tie.rho)
         broadcasts = {
-            name: Broadcast(
-                number,
-                self.parts[name],
-                name in self.improved,
-                split,
-                self.tie.rho,
-                self.seen[name],
-                self.control.part(name) if self.control and train else None,
-            )
+            name: Broadcast(number, self.parts[name], name in self.improved, *rest, self.seen[name], control.get(name))
             for name in clients
         }
         outcome = self.exchange.send(
@@ -230,6 +267,7 @@ class Coordinator:
             lambda reply: plan.check(reply, train),
             lost,
             0.0 if split == "test" else plan.turnout.deadline,
+            self.carriers if train and self.summed else {},
         )
         replies = self.counted(outcome, len(clients), f"round {number}" if train else f"{split} of round {number}")
         # A client whose answer is missing may not have heard: it is told again, and goes back to that state by itself.
@@ -237,13 +275,18 @@ class Coordinator:
         if train and len(replies) < plan.robust.needed:
             text = f"{plan.robust.kind} promises nothing under {plan.robust.needed} answers, found {len(replies)}"
             self.record.faults.append(to_row(Fault(number, "", kind, "guarantee", text)))
-        return replies
+        return outcome
 
     def counted(self, outcome: Outcome, asked: int, what: str) -> list[Contribution]:
         """Record the faults and return the replies; raises ClientFailure if they are fewer than the quorum."""
         self.record.faults += [to_row(fault) for fault in outcome.faults]
         outcome.require(max(self.plan.turnout.needed(asked), what == "joining"), what)
         return outcome.replies
+
+    @property
+    def summed(self) -> bool:
+        """Whether a round needs no more than sums of what the clients send."""
+        return isinstance(self.tie, Average) and not self.control and not self.plan.drift.normalise
 
     @property
     def z(self) -> Params:

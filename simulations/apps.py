@@ -11,9 +11,11 @@ from clients.app import client_app
 from fedrec.experiment import Experiment, clients_data, dataset, tasks_for
 from fedrec.records import Record, Row, reserve, write_record
 from server.app import Finish, server_app
+from server.checkpoint import Checkpoints
 from server.strategy import Plan
 from simulations.check import check
 from simulations.cli import overrides
+from simulations.student import teach
 
 
 def plan_of(experiment: Experiment) -> Plan:
@@ -53,6 +55,8 @@ def finisher(experiment: Experiment, home: Path) -> Finish:
 
     def finish(record: Record) -> None:
         write_record(home, record, experiment.model_dump(mode="json"), dataset(experiment).notes)
+        if experiment.agreement.active:
+            teach(experiment, record, home)
 
     return finish
 
@@ -62,8 +66,13 @@ def apps_for(
     home: Path,
     on_round: Callable[[Row], None] = lambda row: None,
     stop: Callable[[], bool] = lambda: False,
+    nodes: int = 0,
+    checkpoints: Checkpoints | None = None,
 ) -> tuple[ServerApp, ClientApp]:
-    """Return the apps of one experiment that writes its record into `home`."""
+    """Return the apps of one experiment that writes its record into `home`.
+
+    The grid has so many `nodes`, or (0) one for each client.
+    """
 
     def read_server(_: Context, clients: int) -> tuple[Plan, Finish]:
         return plan_of(experiment), finisher(experiment, home)
@@ -71,7 +80,8 @@ def apps_for(
     def read_client(_: Context) -> tuple[Experiment, Path | None]:
         return experiment, home
 
-    return server_app(lambda _: len(clients_data(experiment)), read_server, on_round, stop), client_app(read_client)
+    count = nodes or len(clients_data(experiment))
+    return server_app(lambda _: count, read_server, on_round, stop, checkpoints), client_app(read_client)
 
 
 def from_context(context: Context, nodes: int) -> tuple[Experiment, Path]:

@@ -1,6 +1,7 @@
 """Checks that an experiment can run, before anything is started or written."""
 
 from clients.device import devices
+from fedrec.channel import Logits, channel_of
 from fedrec.coordination import check as compatible
 from fedrec.data import ClientData
 from fedrec.errors import UserError, choose
@@ -43,7 +44,7 @@ def check_rates(experiment: Experiment, names: list[str]) -> None:
 def check_names(experiment: Experiment, parts: tuple[ClientData, ...]) -> None:
     """Raise UserError if a client is named that is not there."""
     known = {data.name for part in parts for data in (part.members or (part,))}
-    for text in (experiment.task, experiment.model):
+    for text in (experiment.task, experiment.model, str(experiment.dim)):
         for client in per_client(text).keys() - {"*"}:
             if client not in known:
                 raise UserError(f"client {client!r}: must be one of {', '.join(sorted(known)[:20])}, found in {text!r}")
@@ -56,6 +57,9 @@ def check_tasks(experiment: Experiment, parts: tuple[ClientData, ...]) -> None:
         for task in tasks_for(experiment, data):
             task.target(data.train)
             rows[task.name] = rows.get(task.name, 0) + int(task.rows(data.train).sum())
+        told = experiment.agreement.task
+        if experiment.agreement.active and told not in [task.name for task in tasks_for(experiment, data)]:
+            raise UserError(f"agreement.task: every client must have the task {told}, found none in {data.name}")
     for name, count in rows.items():
         if not count:
             raise UserError(f"task {name}: a client that has it must have a training row for it, found none")
@@ -68,12 +72,15 @@ def agree(experiment: Experiment, data: ClientData, shapes: Shapes) -> list[str]
     """
     tasks = [task.name for task in tasks_for(experiment, data)]
     like = experiment.recommender(data.name).shapes(1, 1, tasks)
-    for name, value in experiment.sharing().split(like)[0].items():
+    channel = channel_of(experiment, data)
+    if isinstance(channel, Logits):
+        return list(like)
+    for name, value in channel.split(like)[0].items():
         shape, other = shapes.setdefault(name, (tuple(value.shape), data.name))
         if shape != tuple(value.shape):
             raise UserError(
                 f"share: {name} must have one shape to be shared, found {list(value.shape)} in {data.name} "
-                f"and {list(shape)} in {other}; give them one model, or share less"
+                f"and {list(shape)} in {other}; give them one model, or share less, or add --method agreement"
             )
     return list(like)
 

@@ -10,10 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
+from fedrec.coordination.maps import RULES
 from fedrec.errors import UserError, choose
 from fedrec.experiment import Experiment, build
+from fedrec.records import CHECKPOINTS, unfinished
 from simulations.methods import METHODS
 from simulations.options import FIELDS, OPTIONS, flag, flatten, parser
+
+SAVING = ("process", "inline")  # engines that can save the clients' state
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,8 @@ class Command:
     out: Path | None = None
     quiet: bool = False
     compare: bool = True
+    every: int = 0  # rounds between two checkpoints
+    resume: bool = False  # go on with the run that was to become `out`
 
 
 class Given(NamedTuple):
@@ -48,9 +54,29 @@ def parse(argv: Sequence[str]) -> Command:
     given = vars(options)
     out, config = given.pop("out", None), given.pop("config", None)
     quiet, compare = given.pop("quiet", False), given.pop("compare", True)
+    every, broken = given.pop("checkpoint_every", None), given.pop("resume", None)
+    if broken is not None:
+        others = [flag(name) for name in (*given, *(n for n in ("out", "config") if n in vars(options)))]
+        if others:
+            raise UserError(f"option --resume: a run goes on as it was begun, found {', '.join(others)} beside it")
+        return resumed(Path(broken), quiet)
     file = read_config(config) if config else {}
     experiment = resolve(file, {path: Given(value, f"option {flag(path)}") for path, value in given.items()})
-    return Command(experiment, Path(out) if out else None, quiet, compare)
+    if every is None:
+        every = 1 if experiment.engine in SAVING else 0
+    return Command(experiment, Path(out) if out else None, quiet, compare, every)
+
+
+def resumed(out: Path, quiet: bool) -> Command:
+    """Return the command of a run that was broken off; raises UserError if there is none."""
+    found = unfinished(out)
+    try:
+        about = json.loads((found[-1] / CHECKPOINTS / "command.json").read_bytes()) if found else None
+    except (OSError, ValueError) as error:
+        raise UserError(f"option --resume: {found[-1]} must say what was run, found {error}") from None
+    if about is None:
+        raise UserError(f"option --resume: must be the --out of a run that was broken off, found {str(out)!r}")
+    return Command(build(about["experiment"]), out, quiet, about["compare"], about["every"], True)
 
 
 def overrides(run_config: Mapping[str, bool | float | int | str]) -> Experiment:
@@ -88,7 +114,7 @@ def resolve(*layers: Mapping[str, Given]) -> Experiment:
 
 
 def convert(path: str, given: Given) -> Any:
-    """Return a value as `build` takes it: `none` is None where that is allowed, and data_dir is made absolute.
+    """Return a value as `build` takes it: `none` is None where that is allowed, and a path is made absolute.
 
     A client may run in a process with another working directory.
     """
@@ -99,6 +125,8 @@ def convert(path: str, given: Given) -> Any:
         if not value:
             raise UserError(f"{given.where}: must name a file or a folder, found ''")
         return Path(value).absolute()
+    if path == "coupling.maps" and isinstance(value, str) and value not in RULES:
+        return str(Path(value).absolute())
     return value
 
 

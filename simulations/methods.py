@@ -1,5 +1,6 @@
 """The methods, as values. A method is what its fields say; composing them needs no new class."""
 
+from fedrec.agreement import Agreement
 from fedrec.coordination import BudgetRule, Coupling, Descent, Drift
 from fedrec.experiment import Method
 from fedrec.robust import Robust
@@ -25,6 +26,8 @@ METHODS: dict[str, Method] = {
             coupling=Coupling(kind="mean-regularised", rho=ADMM, strength=ADMM, duals=True),
             budget=BudgetRule(margin=0.02),
         ),
+        # Logits alone travel (arXiv 1910.03581) and teach a student (arXiv 2006.07242); needs volunteers.
+        Method(method="agreement", share=(), coupling=Coupling(rho=ADMM), agreement=Agreement(items=100)),
         Method(method="scaffold", share=BODY, drift=Drift(correction="scaffold")),  # arXiv 1910.06378; needs sgd
         Method(method="fednova", share=BODY, drift=Drift(normalise=True)),  # arXiv 2007.07481
         Method(method="ditto", share=BODY, drift=Drift(personal="ditto", weight=ADMM)),  # arXiv 2012.04221

@@ -16,12 +16,12 @@ from simulations.methods import METHODS
 
 # What --help groups together; a method's fields form a group of their own, and the rest is training.
 GROUPS = {
-    "data": "clients dataset data_dir columns market partition skew split fractions",
+    "data": "clients dataset data_dir columns market partition skew volunteers split fractions",
     "method": "",
     "training": "",
     "taking part": "participation dropout deadline quorum",
     "evaluation": "metrics candidates patience eval_every",
-    "running": "seed engine device",
+    "running": "seed engine workers device",
 }
 
 EXAMPLES = """\
@@ -51,7 +51,17 @@ def flag(path: str) -> str:
 
 
 FIELDS = dict(leaves(Experiment))
-OPTIONS = [*map(flag, FIELDS), "--out", "--config", "--compare", "--no-compare", "--quiet", "--help"]
+OPTIONS = [
+    *map(flag, FIELDS),
+    "--out",
+    "--config",
+    "--compare",
+    "--no-compare",
+    "--quiet",
+    "--checkpoint-every",
+    "--resume",
+    "--help",
+]
 
 
 def flatten(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -94,6 +104,15 @@ def parser() -> argparse.ArgumentParser:
     running.add_argument(
         "--compare", action=argparse.BooleanOptionalAction, help="also train the local and pooled baselines [yes]"
     )
+    running.add_argument(
+        "--checkpoint-every",
+        metavar="N",
+        type=count,
+        help="rounds between two checkpoints; 0: none [1; 0 for ray and superlink]",
+    )
+    running.add_argument(
+        "--resume", metavar="DIR", type=nonempty, help="go on with the run that was broken off and was to become DIR"
+    )
     running.add_argument("--quiet", action="store_true", help="print only the result")
     return made
 
@@ -131,6 +150,13 @@ def metavar(annotation: Any) -> str:
     if parts:
         return "|".join(map(metavar, parts))
     return {int: "N", float: "X", Path: "PATH"}.get(annotation, "TEXT")
+
+
+def count(text: str) -> int:
+    """Return a whole number from 0; raises the error that argparse reports for anything else."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"must be a whole number from 0, found {text!r}")
+    return int(text)
 
 
 def nonempty(text: str) -> str:

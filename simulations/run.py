@@ -12,7 +12,7 @@ from rich.console import Console
 
 from fedrec.errors import UserError
 from fedrec.experiment import Experiment
-from fedrec.records import writing
+from fedrec.records import CHECKPOINTS, unfinished, write_json, writing
 from fedrec.sharing import ContractError
 from simulations.cli import Command, parse
 from simulations.progress import Reporter, reporter
@@ -31,6 +31,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
+def remember(command: Command, home: Path) -> None:
+    """Write what `--resume` must know of a run that makes checkpoints."""
+    if command.every and not command.resume:
+        (home / CHECKPOINTS).mkdir()
+        about = {"experiment": command.experiment.model_dump(mode="json"), "compare": command.compare}
+        write_json(home / CHECKPOINTS / "command.json", {**about, "every": command.every})
+
+
+def continued(out: Path) -> str:
+    """Return how to go on with a run that was broken off, if it can be."""
+    return f"; go on from its last checkpoint with --resume {out}" if unfinished(out) else ""
+
+
 def run(command: Command, console: Console) -> int:
     """Check the experiment, run it and its baselines, write the record and the report, and show the closing table."""
     from fedrec.report import write_report
@@ -42,15 +55,19 @@ def run(command: Command, console: Console) -> int:
     failed = False
     with stopping() as stopped:
         try:
-            with writing(out) as home:
+            with writing(out, command.resume) as home:
+                remember(command, home)
                 with reporter(console, command.quiet) as shown:
-                    train(command.experiment, home, shown, stopped)
+                    train(command, home, shown, stopped)
                     for method in others:
                         failed |= not compared(command.experiment, method, home, shown, stopped)
                 write_report(home)
         except (ClientFailure, ContractError, OSError) as error:
-            print(f"failed: {error}", file=sys.stderr)
+            print(f"failed: {error}{continued(out)}", file=sys.stderr)
             return 1
+        except KeyboardInterrupt:
+            print(f"stopped{continued(out) or ': nothing was written'}", file=sys.stderr)
+            return 130
         interrupted = stopped()
     close(out, console, command.quiet)
     return 130 if interrupted else int(failed)
@@ -65,20 +82,16 @@ def check_all(experiment: Experiment, others: Sequence[str]) -> None:
         check(one)
 
 
-def train(experiment: Experiment, home: Path, shown: Reporter, stopped: Callable[[], bool]) -> None:
+def train(command: Command, home: Path, shown: Reporter, stopped: Callable[[], bool]) -> None:
     """Train the experiment with its engine, and measure popularity, into `home`."""
-    from simulations.apps import apps_for
     from simulations.baselines import run_popularity
-    from simulations.check import client_count, gpu_count
-    from simulations.engines import run_inline, run_ray
+    from simulations.check import client_count
+    from simulations.engines import launch
 
-    e, clients = experiment, client_count(experiment)
-    shown.phase(f"{e.method}, {clients} clients, {e.engine}", e.rounds)
-    server, client = apps_for(e, home, shown.round, stopped)
-    if e.engine == "ray":
-        run_ray(server, client, clients, gpu_count(e))
-    else:
-        run_inline(server, client, clients)
+    e = command.experiment
+    shown.phase(f"{e.method}, {client_count(e)} clients, {e.engine}", e.rounds)
+    launch(e, home, shown.round, stopped, lambda text: print(text, file=sys.stderr), command.every)
+    shutil.rmtree(home / "baselines", ignore_errors=True)  # of a run that was broken off
     run_popularity(e, home / "baselines" / "popularity")
 
 

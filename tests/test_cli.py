@@ -74,7 +74,7 @@ def test_a_relative_data_dir_becomes_absolute(tmp_path: Path, monkeypatch: pytes
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_method_gives_its_value(name: str) -> None:
-    made = parse(["--method", name, "--optimiser", "sgd"]).experiment
+    made = parse(["--method", name, "--optimiser", "sgd", "--volunteers", "9"]).experiment
     assert Method(**made.model_dump(include=set(Method.model_fields))) == METHODS[name]
 
 

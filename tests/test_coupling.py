@@ -36,8 +36,9 @@ def joined(e: Experiment) -> tuple[Coordinator, SpyGrid]:
 
 @pytest.mark.parametrize("method", [name for name in METHODS if not METHODS[name].pool])
 def test_every_method_runs_and_repeats_to_the_bit(method: str) -> None:
-    sgd = {"optimiser": "sgd", "lr": 10.0} if METHODS[method].drift.correction == "scaffold" else {}
-    e = experiment(method, rounds=2, **sgd)
+    needs: dict[str, Any] = {"optimiser": "sgd", "lr": 10.0} if METHODS[method].drift.correction == "scaffold" else {}
+    needs |= {"volunteers": 20} if METHODS[method].agreement.active else {}
+    e = experiment(method, rounds=2, **needs)
     first, second = fit(e)[0], fit(e)[0]
     assert results(first) == results(second)
     for row in first.rounds:

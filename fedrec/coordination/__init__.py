@@ -19,9 +19,10 @@ from fedrec.coordination.operators import (
 from fedrec.coordination.rule import BudgetRule
 from fedrec.coordination.sets import Ball, Box, Within
 from fedrec.coordination.solve import Line, Solution, solve
-from fedrec.coordination.ties import Tie, check, tie_of
+from fedrec.coordination.ties import Average, Tie, check, tie_of
 
 __all__ = [
+    "Average",
     "Ball",
     "Box",
     "Budget",

@@ -6,9 +6,11 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from fedrec.coordination.maps import server_maps
 from fedrec.coordination.operators import (
     Clusters,
     Graph,
+    LinearTie,
     Mean,
     MeanRegularised,
     Mixture,
@@ -24,7 +26,7 @@ class Coupling(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    kind: Literal["mean", "clusters", "mean-regularised", "graph", "mixture", "sum"] = Field(
+    kind: Literal["mean", "clusters", "mean-regularised", "graph", "mixture", "sum", "linear"] = Field(
         "mean", description="the server operator"
     )
     rho: float = Field(0.0, ge=0, allow_inf_nan=False, description="proximal weight of the tie, beside the mean loss")
@@ -34,6 +36,10 @@ class Coupling(BaseModel):
     groups: str = Field("", description="clusters: client names, 'films,books;shop,news'; others are alone")
     edges: str = Field("", description="graph: 'films~shop,shop~news'; every pair without it")
     mixing: str = Field("", description="mixture: a row of prototype weights for each client, '1,0;0.5,0.5;0,1'")
+    maps: str = Field(
+        "orthonormal", description="linear: identity, orthonormal, or a safetensors file with CLIENT/A, CLIENT/B"
+    )
+    width: int = Field(8, ge=1, description="linear: width of the space in which tables of unlike widths meet")
     total: float = Field(0.0, allow_inf_nan=False, description="sum: what the clients' parameters add up to")
     radius: float | None = Field(None, gt=0, allow_inf_nan=False, description="bound of the norm of each z")
     bound: float | None = Field(None, gt=0, allow_inf_nan=False, description="bound of every coordinate of z")
@@ -61,7 +67,9 @@ class Coupling(BaseModel):
             inner = Mixture(mixing_of(self.mixing, len(clients)))
         elif self.kind == "sum":
             inner = SumTo(self.total)
-        if self.kind in ("mean-regularised", "graph") and not self.rho:
+        elif self.kind == "linear":
+            inner = LinearTie(server_maps(self.maps, self.width, clients))
+        if self.kind in ("mean-regularised", "graph", "linear") and not self.rho:
             raise UserError(f"coupling.rho: must be above 0 for {self.kind}, found 0")
         if (self.duals or self.balance) and not self.rho:
             raise UserError("coupling.rho: must be above 0 with duals or balance, found 0")

@@ -48,11 +48,11 @@ class Stepped:
     z: Params
     robust: Robust = field(default_factory=Robust)
     rounds: int = 0
-    state: State = field(init=False)
+    _state: State = field(init=False)
 
     def __post_init__(self) -> None:
         self.optimiser = ServerOptimiser(self.descent.optimiser, self.descent.lr)
-        self.state = self.optimiser.start(flatten(self.z))
+        self._state = self.optimiser.start(flatten(self.z))
 
     def part(self, client: str) -> Params:
         """See Tie."""
@@ -78,11 +78,21 @@ class Stepped:
             e, order = self.descent, generator(self.seed, "pcgrad", self.rounds)
             w = weights_of(g @ g.T, e.aggregator, preference, eps=e.eps, c=e.c, order=order)
             d = combine(g, w, carries)
-        vector, self.state = self.optimiser.step(flatten(self.z), d, self.state)
+        vector, self._state = self.optimiser.step(flatten(self.z), d, self._state)
         self.z = {name: value.float() for name, value in unflatten(vector, self.z).items()}
         primal = float(g.square().sum()) ** 0.5
         moved = sum(norm(subtract(self.part(name), before[name])) ** 2 for name in answers) ** 0.5
         return Residuals(primal, self.rho * moved, self.rho)
+
+    def state(self) -> Params:
+        """See Tie."""
+        kept = {f"optimiser/{place}": value for place, value in enumerate(self._state)}
+        return {"rounds": torch.tensor(self.rounds), **kept, **{f"z/{name}": value for name, value in self.z.items()}}
+
+    def restore(self, state: Params) -> None:
+        """See Tie."""
+        self.rounds, self.z = int(state["rounds"]), {name: state[f"z/{name}"] for name in self.z}
+        self._state = tuple(state[f"optimiser/{place}"] for place in range(len(self._state)))
 
     def spread(self, who: Carrier, values: Params) -> tuple[Tensor, Tensor]:
         """Return a client's values [P] at their places on the server, zero elsewhere, and the mask of the places."""

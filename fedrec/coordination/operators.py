@@ -148,7 +148,8 @@ class Mixture:
 class LinearTie:
     """x_i = A_i theta_i = B_i y for matrices B_i [d_i, m]: the vectors may differ in length.
 
-    Stacked, Z = B (B' P B)^+ B' P V. The maps A_i are the clients' exchanges (`solve`).
+    Stacked, Z = B (B' P B)^+ B' P V. The maps A_i are the clients' exchanges (`solve`, `fedrec.channel`). A v_i of
+    r d_i entries is r rows of a table, each tied on its own.
     """
 
     maps: tuple[Tensor, ...]
@@ -156,10 +157,12 @@ class LinearTie:
 
     def __call__(self, v: Vectors, p: Tensor, rho: float) -> Vectors:
         """See Operator."""
-        root = torch.cat([weight.sqrt().expand(len(one)) for weight, one in zip(p, v, strict=True)])
+        widths = [len(b) for b in self.maps]
+        rows = torch.cat([one.reshape(-1, d) for one, d in zip(v, widths, strict=True)], dim=1)  # [r, sum d_i]
+        root = torch.cat([weight.sqrt().expand(d) for weight, d in zip(p, widths, strict=True)])
         scaled = root[:, None] * torch.cat(list(self.maps)).double()
-        z = scaled @ torch.linalg.pinv(scaled) @ (root * torch.cat(v)) / root
-        return list(z.split([len(one) for one in v]))
+        z = (root * rows) @ torch.linalg.pinv(scaled).T @ scaled.T / root
+        return [one.reshape(-1) for one in z.split(widths, dim=1)]
 
     def restrict(self, members: Sequence[int]) -> "LinearTie":
         """See Operator."""

@@ -1,9 +1,12 @@
 """The server's side of a coupling over rounds: what each client is sent, and what its answers make of Z."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
+
+import torch
+from torch import Tensor
 
 from fedrec.aggregation import Carrier, Subtotal, gather, mean, mean_of, sums
 from fedrec.coordination.coupling import Coupling
@@ -34,6 +37,14 @@ class Tie(Protocol):
         """Take what the clients of a round sent, and their |x_i - z_i|^2 where they told it; tie anew."""
         ...
 
+    def state(self) -> Params:
+        """Return everything that it remembers, as named tensors."""
+        ...
+
+    def restore(self, state: Params) -> None:
+        """Go back to a `state`."""
+        ...
+
 
 @dataclass
 class Average:
@@ -60,6 +71,14 @@ class Average:
         before, self.z = self.z, mean_of(parts, self.carriers, self.z)
         primal = math.fsum(part.gap for part in parts) ** 0.5
         return Residuals(primal, self.rho * self.moved(before, parts) if self.rho else 0.0, self.rho)
+
+    def state(self) -> Params:
+        """See Tie."""
+        return self.z
+
+    def restore(self, state: Params) -> None:
+        """See Tie."""
+        self.z = state
 
     def moved(self, before: Params, parts: Sequence[Subtotal]) -> float:
         """Return |Z+ - Z| over the clients of a round."""
@@ -103,6 +122,25 @@ class Coupled:
             else:
                 self.hub.replace(name, sent)
         return self.hub.step(list(gaps.values()), self.coupling.balance)
+
+    def state(self) -> Params:
+        """See Tie."""
+        rho, parts = torch.tensor(self.hub.rho, dtype=torch.float64), {"v": self.hub.values, "z": self.hub.z}
+        return {"rho": rho, **{f"{kind}/{key}": value for kind, one in parts.items() for key, value in spread(one)}}
+
+    def restore(self, state: Params) -> None:
+        """See Tie."""
+        self.hub.rho = float(state["rho"])
+        for kind, parts in (("v", self.hub.values), ("z", self.hub.z)):
+            for place, (name, value) in enumerate(parts.items()):
+                parts[name] = {key: state[f"{kind}/{place}/{key}"] for key in value}
+
+
+def spread(parts: Mapping[str, Params]) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors of all clients under PLACE/NAME, with the client's place in their order."""
+    for place, part in enumerate(parts.values()):
+        for name, value in part.items():
+            yield f"{place}/{name}", value
 
 
 def check(coupling: Coupling, descent: Descent, robust: Robust) -> None:

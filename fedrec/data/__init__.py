@@ -6,7 +6,8 @@ from pathlib import Path
 
 from fedrec.data.movielens import movielens
 from fedrec.data.negatives import Negatives, Protocol, excluded
-from fedrec.data.partition import Partition, federation
+from fedrec.data.partition import Partition, federation, public_data
+from fedrec.data.public import probe_of, viewed
 from fedrec.data.split import Split, pool
 from fedrec.data.synthetic import Market, synthetic
 from fedrec.data.table import table
@@ -29,8 +30,11 @@ __all__ = [
     "load",
     "movielens",
     "pool",
+    "probe_of",
+    "public_data",
     "synthetic",
     "table",
+    "viewed",
 ]
 
 DATASETS = ("synthetic", "ml-100k", "table")

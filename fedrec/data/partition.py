@@ -9,6 +9,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from fedrec import seeds
+from fedrec.data.public import informed, volunteers_of, without
 from fedrec.data.split import TEST, TRAIN, VALIDATION, Split, divide, first_of, ordered
 from fedrec.data.types import ClientData, Dataset, Interactions, Ints
 from fedrec.errors import UserError, choose
@@ -26,6 +27,7 @@ def federation(
     split: Split = "leave-one-out",
     fractions: tuple[float, float] = (0.1, 0.1),
     seed: int = 0,
+    volunteers: int = 0,
 ) -> tuple[ClientData, ...]:
     """Return the clients of a dataset, each with its users, its catalogue and its split interactions.
 
@@ -33,7 +35,8 @@ def federation(
     (default 5), of equal size (+-1) or of proportions drawn from Dirichlet(`skew`) with at least one user each;
     `one-user`: one client per user, only `clients` of them if given. Both with the whole catalogue, and with a user's
     interactions of all platforms. `auto`: `platform` if there are several, else `users`. `fractions`: validation and
-    test, for the splits `temporal` and `random`.
+    test, for the splits `temporal` and `random`. `volunteers` users belong to nobody: their training rows are public,
+    every client has those of its items, and what is held out of them is `public_data` alone.
 
     Raises UserError for a number of clients, a skew or fractions out of range, and for a temporal split without times.
     """
@@ -42,11 +45,11 @@ def federation(
     if partition == "auto":
         partition = "platform" if len(dataset.platforms) > 1 else "users"
     _check(clients, partition, skew, fractions)
-    frame = dataset.interactions
-    if split == "temporal" and not frame["time"].any():
+    if split == "temporal" and not dataset.interactions["time"].any():
         raise UserError("split: 'temporal' needs times, found none in the data")
-    names, owner = _owners(dataset, clients, partition, skew, seed)
-    rows = _interactions(dataset)
+    private = without(dataset, volunteers_of(dataset, volunteers, seed)) if volunteers else dataset
+    names, owner = _owners(private, clients, partition, skew, seed)
+    rows = _interactions(private)
     order = np.argsort(owner, kind="stable")
     bounds = np.searchsorted(owner[order], np.arange(len(names) + 1))
     whole = np.arange(len(dataset.items))
@@ -54,7 +57,25 @@ def federation(
     for i, name in enumerate(names):
         items = _carried(dataset, i) if partition == "platform" else whole
         federated.append(_client(name, rows.take(order[bounds[i] : bounds[i + 1]]), items, split, fractions, seed))
+    if volunteers:
+        public = public_data(dataset, volunteers=volunteers, split=split, fractions=fractions, seed=seed)
+        federated = [informed(client, public) for client in federated]
     return tuple(federated)
+
+
+def public_data(
+    dataset: Dataset,
+    *,
+    volunteers: int,
+    split: Split = "leave-one-out",
+    fractions: tuple[float, float] = (0.1, 0.1),
+    seed: int = 0,
+) -> ClientData:
+    """Return the public users' interactions of all platforms, split as a client's, over the whole catalogue."""
+    chosen = volunteers_of(dataset, volunteers, seed)
+    rows = _interactions(dataset)
+    items = np.arange(len(dataset.items))
+    return _client("volunteers", rows.take(np.isin(rows.user, chosen)), items, split, fractions, seed)
 
 
 def _check(clients: int | None, partition: Partition, skew: float | None, fractions: tuple[float, float]) -> None:

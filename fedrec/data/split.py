@@ -97,7 +97,7 @@ def pool(clients: Sequence[ClientData]) -> ClientData:
             user = np.searchsorted(users, client.users)[part.user]
             item = np.searchsorted(items, client.items)[part.item]
             parts.append(replace(part, user=user, item=item))
-        return _concatenate(parts)
+        return concatenate(parts)
 
     def pair(rows: Interactions) -> Ints:
         return rows.user * len(items) + rows.item
@@ -119,7 +119,8 @@ def first_of(keys: Ints) -> Bools:
     return mask
 
 
-def _concatenate(parts: Sequence[Interactions]) -> Interactions:
+def concatenate(parts: Sequence[Interactions]) -> Interactions:
+    """Return the rows of all parts, one after the other; the labels are those of the first."""
     return Interactions(
         np.concatenate([part.user for part in parts]),
         np.concatenate([part.item for part in parts]),

@@ -196,6 +196,18 @@ def _data(run: Run) -> list[Caution]:
     return out
 
 
+def _student(run: Run) -> list[Caution]:
+    """Return how the student of an output agreement does beside the mean of its teachers."""
+    if not len(run.student):
+        return []
+    rows = run.student[run.student["metric"] == run.student["metric"].iloc[0]]
+    metric, users = label(rows["metric"].iloc[0]), int(rows["users"].max())
+    text = f"{metric} {number(rows['student'].mean())} against {number(rows['teacher'].mean())}, the mean of its "
+    text += f"{plural(len(rows), 'teacher')}, on what is held out of {plural(users, 'public volunteer')}. It was "
+    text += "trained on their consensus logits alone, and can rank for volunteers only: it knows no other user."
+    return [Caution("note", "The server's student", text)]
+
+
 def _faults(run: Run) -> list[Caution]:
     """Return what is said of the answers that did not count, one warning for each kind."""
     out = []
@@ -217,5 +229,5 @@ def _faults(run: Run) -> list[Caution]:
 
 def warnings(run: Run, primary: pd.DataFrame) -> list[Caution]:
     """Return the warnings of a run, the gravest first; `primary` are the rows of `comparison` that speak for a task."""
-    found = _protocol(run) + _losses(primary) + _faults(run) + _data(run)
+    found = _protocol(run) + _losses(primary) + _faults(run) + _student(run) + _data(run)
     return sorted(found, key=lambda warning: ("bad", "care", "note").index(warning.tone))

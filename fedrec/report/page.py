@@ -11,7 +11,8 @@ from markupsafe import Markup
 
 from fedrec.metrics import higher_is_better
 from fedrec.report import plots
-from fedrec.report.findings import DASH, MANY, WORST, answer, change, headline, label, listing, number, plural, warnings
+from fedrec.report.facts import facts
+from fedrec.report.findings import DASH, MANY, WORST, answer, change, headline, label, number, plural, warnings
 from fedrec.report.tables import BASELINES, LEAKING, Run, compare, read_run
 from fedrec.report.template import PAGE
 
@@ -68,42 +69,11 @@ def page(run: Run) -> str:
         baselines=run.baselines,
         curves=_curves(run, primary),
         budgets=run.record.get("budgets", []),
+        student=run.student.to_dict("records"),
         traffic=_traffic(run),
         parameters=_parameters(run),
         clients=run.record.get("data", {}).get("clients", []),
     )
-
-
-def facts(run: Run) -> dict[str, str]:
-    """Return what was run, in words."""
-    option, record = run.option, run.record
-    names = run.names()
-    clients = record.get("data", {}).get("clients", [])
-    selected, stopped = record.get("selected_round"), record.get("stopped", "")
-    rounds = f"{len(run.rounds):,} of {option('rounds', len(run.rounds)):,}"
-    rounds += {"patience": ", stopped early: validation had stopped improving", "interrupted": ", interrupted"}.get(
-        stopped, ""
-    )
-    chosen = f"round {selected}, the best on validation" if selected is not None else "the last round"
-    users = sum(int(c.get("users", 0)) for c in clients)
-    held_out = sum(int(c.get("test", 0)) for c in clients)
-    sampled, seconds = option("candidates", "full"), float(record.get("seconds", 0))
-    devices = run.federated.clients.get("device", pd.Series(dtype=str))
-    negatives = f"outside the held-out items too: {LEAKING}" if run.leaking() else "outside the training positives"
-    return {
-        "Method": f"{option('method', '?')}; shared: {listing(option('share', ())) or 'nothing'}",
-        "Data": f"{option('dataset', '?')}: {plural(users, 'user')}, {plural(held_out, 'test interaction')}",
-        "Clients": f"{len(names):,}: {listing(names)}",
-        "Tasks": str(option("task", "?")),
-        "Rounds": rounds,
-        "Tested model": chosen,
-        "Split": str(option("split", "?")),
-        "Ranking": "among the whole catalogue" if sampled == "full" else f"among {sampled} sampled candidates",
-        "Negatives": negatives,
-        "Engine": f"{option('engine', '?')}; devices: {listing(sorted(set(devices) - {''})) or 'not recorded'}",
-        "Seed": str(option("seed", "?")),
-        "Time": f"{seconds:,.{0 if seconds >= 10 else 1}f} s",
-    }
 
 
 def _answer(run: Run, place: int, rows: pd.DataFrame, together: pd.DataFrame) -> dict[str, Any]:

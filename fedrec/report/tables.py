@@ -21,6 +21,7 @@ EVERYONE, CLIENTS = "All users", "Mean of the clients"  # the latter for a metri
 KEY = ["client", "task", "metric"]
 METRICS = ["round", *KEY, "split", "value"]
 USERS = ["client", "user", "split", "task", "metric", "value"]
+STUDENT = ["client", "task", "metric", "users", "teacher", "student", "low", "high"]
 LEDGER = ["round", "client", "direction", "parameter", "rows", "bytes"]
 FAULTS = ["round", "client", "during", "kind", "text"]
 
@@ -47,6 +48,7 @@ class Run:
     baselines: dict[str, Results]
     rounds: pd.DataFrame
     ledger: pd.DataFrame
+    student: pd.DataFrame
     faults: pd.DataFrame
 
     def option(self, name: str, default: Any = None) -> Any:
@@ -78,7 +80,7 @@ def read_table(path: Path, columns: list[str]) -> pd.DataFrame:
     if not path.exists() or not path.stat().st_size:
         return pd.DataFrame(columns=columns)
     names = ("client", "user", "split", "task", "metric", "direction", "parameter", "device", "during", "kind", "text")
-    numbers = ("round", "value", "rows", "bytes", "seconds", "train_loss", "bytes_up", "bytes_down")
+    numbers = ("round", "value", "rows", "bytes", "seconds", "train_loss", "bytes_up", "bytes_down", *STUDENT[3:])
     types: dict[Any, Any] = dict.fromkeys(names, str)
     missing = {name: ["", "nan", "NaN"] for name in numbers}
     table = pd.read_csv(path, dtype=types, keep_default_na=False, na_values=missing)
@@ -111,6 +113,7 @@ def read_run(run_dir: Path) -> Run:
         {name: read_results(folder) for name, folder in folders.items() if (folder / "clients.csv").exists()},
         read_table(run_dir / "rounds.csv", ["round"]),
         read_table(run_dir / "ledger.csv", LEDGER),
+        read_table(run_dir / "student.csv", STUDENT),
         read_table(run_dir / "faults.csv", FAULTS),
     )
 

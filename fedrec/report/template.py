@@ -138,6 +138,16 @@ Under each baseline stands together minus that baseline with its 95% interval (p
 </section>
 {% endif %}
 
+{% if student %}
+<section aria-labelledby="student"><h2 id="student">The server's student</h2>
+<p>Trained on the consensus logits alone, and tested beside every teacher on the same held-out interactions of the public volunteers, among the items that the teacher carries. A user who is no volunteer is unknown to it.</p>
+<div class="scroll" tabindex="0"><table><thead><tr><th scope="col">Teacher</th><th scope="col" class="left">Metric</th><th scope="col">Volunteers</th><th scope="col">Teacher</th><th scope="col">Student</th><th scope="col">Difference</th></tr></thead><tbody>
+{% for s in student %}<tr><th scope="row">{{ s.client }}</th><td class="left">{{ s.metric | label }}</td><td>{{ s.users | int }}</td><td>{{ s.teacher | number }}</td><td class="ours">{{ s.student | number }}</td><td>{{ change(s.student - s.teacher, s.low, s.high) }}</td></tr>
+{% endfor %}
+</tbody></table></div>
+</section>
+{% endif %}
+
 {% if parameters %}
 <section aria-labelledby="shared"><h2 id="shared">What was shared, what stayed private</h2>
 <div class="scroll" tabindex="0"><table><caption>Bytes over the whole run, from the ledger of messages</caption><thead><tr><th scope="col">Parameter</th><th scope="col" class="left">Kind</th><th scope="col">Shape</th><th scope="col">Keyed rows</th><th scope="col">Up</th><th scope="col">Down</th></tr></thead><tbody>

@@ -1,6 +1,7 @@
 """Engines: ways to run the same ServerApp and ClientApp. Flower's traps are kept in this room."""
 
 from simulations.engines.inline import InlineGrid, identify, run_inline
+from simulations.engines.launch import launch
 from simulations.engines.ray import run_ray, watch
 
-__all__ = ["InlineGrid", "identify", "run_inline", "run_ray", "watch"]
+__all__ = ["InlineGrid", "identify", "launch", "run_inline", "run_ray", "watch"]

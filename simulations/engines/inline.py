@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterable
+from pathlib import Path
 
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -9,6 +10,8 @@ from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid, ServerApp
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
+
+from simulations.engines.storing import packed, store, unpacked
 
 RUN_ID, SERVER_NODE = 1, 1
 
@@ -86,6 +89,27 @@ class InlineGrid(Grid):
         took = [self.took.pop(name) for name in ids]
         return [reply for reply, t in zip(replies, took, strict=True) if timeout is None or t <= timeout]
 
+    def save(self, folder: Path) -> list[Path]:
+        """Write the clients' private state into a folder; return the files."""
+        path = folder / "nodes.state"
+        states = {f"{node}/{name}": r for node, one in self.contexts.items() for name, r in one.state.items()}
+        store(path, packed(RecordDict(states)))
+        return [path]
+
+    def settle(self, folder: Path) -> None:
+        """Nothing can happen to the clients that does not happen to this process."""
+
+    def restore(self, folder: Path) -> None:
+        """Go back to the state in a folder."""
+        for context in self.contexts.values():
+            context.state = RecordDict()
+        for key, record in unpacked((folder / "nodes.state").read_bytes()).items():
+            node, _, name = key.partition("/")
+            self.contexts[int(node)].state[name] = record
+
+    def close(self) -> None:
+        """There is nothing to end."""
+
 
 def identify() -> None:
     """Set the process-global identity without which Flower builds no Message; an existing one is left alone."""
@@ -95,5 +119,9 @@ def identify() -> None:
 
 def run_inline(server: ServerApp, client: ClientApp, clients: int) -> None:
     """Run an experiment in this process: the reference result."""
-    context = Context(run_id=RUN_ID, node_id=SERVER_NODE, node_config={}, state=RecordDict(), run_config={})
-    server(InlineGrid(client, clients), context)
+    run_on(InlineGrid(client, clients), server)
+
+
+def run_on(grid: Grid, server: ServerApp) -> None:
+    """Run a ServerApp of this process on a grid."""
+    server(grid, Context(run_id=RUN_ID, node_id=SERVER_NODE, node_config={}, state=RecordDict(), run_config={}))

@@ -16,13 +16,15 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from flwr.app import Message, RecordDict
-from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
-from flwr.proto.recorddict_pb2 import RecordDict as RecordProto
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
+from clients.device import devices
+from fedrec.aggregation import CHUNK
+from fedrec.experiment import Experiment
 from server.faults import ClientFailure
 from simulations.engines.inline import RUN_ID, SERVER_NODE, identify
+from simulations.engines.storing import packed, store, unpacked
 
 if TYPE_CHECKING:
     from multiprocessing.process import BaseProcess
@@ -57,6 +59,8 @@ class ProcessGrid(Grid):
 
     `settings` tells a worker what to run (see `serve`); `told` is called with what the user should know.
     """
+
+    hosts = True
 
     def __init__(
         self, slots: Sequence[Slot], settings: Mapping[str, Any], told: Callable[[str], None] = lambda text: None
@@ -215,18 +219,6 @@ class ProcessGrid(Grid):
             self._send(worker, request)
 
 
-def packed(content: RecordDict) -> bytes:
-    """Return a message's content in Flower's own serialised form."""
-    return bytes(recorddict_to_proto(content).SerializeToString())
-
-
-def unpacked(data: bytes) -> RecordDict:
-    """Return the inverse of `packed`."""
-    proto = RecordProto()
-    proto.ParseFromString(data)
-    return recorddict_from_proto(proto)
-
-
 def serve(pipe: Connection, text: str) -> None:
     """Be a worker: answer requests in their order until the pipe is closed.
 
@@ -252,27 +244,18 @@ def serve(pipe: Connection, text: str) -> None:
             return
 
 
-def store(path: Path, data: bytes) -> None:
-    """Write a file that is on the disk when this returns."""
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def slots_of(clients: int, workers: int, devices: Sequence[str]) -> list[Slot]:
+def slots_of(experiment: Experiment, clients: int) -> list[Slot]:
     """Return the workers' slots: consecutive clients for each, whole chunks of a mean where there are enough.
 
-    `devices` are taken in turn; without one a worker's clients decide for themselves.
+    There is one worker for each device, or for each core of a CPU alone, unless the experiment says how many.
     """
-    from fedrec.aggregation import CHUNK
-
-    workers = min(workers, clients)
+    names = devices(experiment.device)
+    slots = (os.cpu_count() or 1) if names == ["cpu"] else len(names)
+    workers = min(experiment.workers or slots, clients)
     size = -(-clients // workers)
     if size >= CHUNK:
         size = -(-size // CHUNK) * CHUNK
-    starts = range(0, clients, size)
-    names = devices or [""]
     return [
-        Slot(tuple(range(start, min(start + size, clients))), names[k % len(names)]) for k, start in enumerate(starts)
+        Slot(tuple(range(start, min(start + size, clients))), names[k % len(names)])
+        for k, start in enumerate(range(0, clients, size))
     ]

@@ -29,8 +29,8 @@ METHODS_HELP = "comma-separated, each with options of its own after colons; popu
 
 def run(argv: Sequence[str]) -> None:
     """Run a set of methods on one experiment with paired seeds, and compare them with training alone."""
-    # Some robust rules need more clients than there may be, and SCAFFOLD needs sgd.
-    chosen = [name for name, method in METHODS.items() if not method.robust.active]
+    # Some robust rules need more clients than there may be, SCAFFOLD needs sgd, and agreement volunteers.
+    chosen = [name for name, method in METHODS.items() if not (method.robust.active or method.agreement.active)]
     usual = [name + (":optimiser=sgd:lr=10" if name == "scaffold" else "") for name in chosen]
     parser = argparse.ArgumentParser(prog="python -m simulations.studies methods", allow_abbrev=False)
     parser.add_argument("--methods", default=",".join(usual), help=METHODS_HELP)

@@ -5,14 +5,16 @@ pooled matrix factorisation are chosen here, on validation.
 """
 
 import argparse
+import json
 import math
 import os
 import resource
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import numpy as np
@@ -30,6 +32,7 @@ from fedrec.report.study import write_protocols
 from fedrec.report.tables import LEAKING
 from simulations.check import check
 from simulations.cli import parse
+from simulations.engines import launch
 from simulations.studies.methods import facts
 
 # A batch of 51 positives with their 204 negatives is one of the authors' 256 rows, and the weight 1/5 makes the sum
@@ -139,7 +142,10 @@ def run_one(job: Job) -> list[dict[str, str | float]]:
     else:
         found = [trained(e, choice) for e, choice in zip(job.experiments, LINES[job.method].grid, strict=True)]
         best = max(found, key=lambda one: -math.inf if math.isnan(one.validation) else one.validation)
-    megabytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    # The process and the largest of those that its engine has started.
+    megabytes = (
+        sum(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / 1024
+    )
     about: dict[str, str | float] = {"protocol": job.protocol, "method": job.method, "seed": job.seed}
     cost = {"validation": best.validation, "round": best.round, "seconds": best.seconds, "megabytes": megabytes}
     return [
@@ -148,36 +154,20 @@ def run_one(job: Job) -> list[dict[str, str | float]]:
 
 
 def trained(experiment: Experiment, options: str = "") -> Outcome:
-    """Train an experiment; its clients write no files, since each would write its tuned copy of the item table."""
-    from clients.app import client_app
-    from server.app import server_app
-    from simulations.apps import plan_of
-    from simulations.check import gpu_count
-    from simulations.engines import run_inline, run_ray
-
-    records: list[Record] = []
-    clients = len(clients_data(experiment))
-    server = server_app(lambda _: clients, lambda *_: (plan_of(experiment), records.append))
-    client = client_app(lambda _: (experiment, None))
-    if experiment.engine == "ray":
-        run_ray(server, client, clients, gpu_count(experiment))
-    else:
-        run_inline(server, client, clients)
-    (record,) = records
-    chosen = next((row for row in record.rounds if row["round"] == record.selected_round), {})
-    return replace(
-        outcome(pd.DataFrame(record.clients)),
-        validation=float(chosen.get("validation", math.nan)),
-        round=record.selected_round,
-        seconds=record.seconds,
-        options=options,
-    )
+    """Train an experiment with its engine; its files, a tuned item table for each user, are not kept."""
+    with TemporaryDirectory() as folder:
+        home = Path(folder)
+        launch(experiment, home)
+        record = json.loads((home / "experiment.json").read_text(encoding="utf-8"))
+        rounds, clients = pd.read_csv(home / "rounds.csv"), pd.read_csv(home / "clients.csv")
+    chosen = rounds[rounds["round"] == record["selected_round"]]["validation"]
+    return Outcome(means(clients), float(chosen.iloc[0]), record["selected_round"], record["seconds"], options)
 
 
-def outcome(rows: pd.DataFrame) -> Outcome:
+def means(clients: pd.DataFrame) -> dict[str, float]:
     """Return the mean over clients of every test metric."""
-    means = rows[rows["split"] == "test"].groupby("metric", sort=False)["value"].mean()
-    return Outcome({str(name): float(value) for name, value in means.items()})
+    found = clients[clients["split"] == "test"].groupby("metric", sort=False)["value"].mean()
+    return {str(name): float(value) for name, value in found.items()}
 
 
 def popularity(experiment: Experiment) -> Outcome:
@@ -193,7 +183,7 @@ def popularity(experiment: Experiment) -> Outcome:
         scorer = PopularityScorer.fit(tasks, everyone.train, len(everyone.items))
         found = evaluate(scorer, data, tasks, "test", metrics=e.metrics, candidates=e.candidates, seed=e.seed)
         record.score(0, "test", found.metrics, "cpu")
-    return outcome(pd.DataFrame(record.clients))
+    return Outcome(means(pd.DataFrame(record.clients)))
 
 
 def summary(results: pd.DataFrame) -> list[dict[str, str | float]]:

@@ -1,0 +1,29 @@
+"""Output agreement as configuration: which logits travel, and what the server's student is."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Scale = Literal["raw", "centred", "standard"]
+
+
+class Agreement(BaseModel):
+    """Agreement on outputs: recommenders of any architecture are tied by their logits on public pairs, nothing else.
+
+    x_i(theta) are the logits (FedMD, arXiv 1910.03581); their consensus teaches one student on the server, as ensemble
+    distillation does (FedDF, arXiv 2006.07242, eq. 1).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    items: int = Field(0, ge=0, description="public items for each volunteer whose logits travel; 0: parameters do")
+    task: str = Field("rank", description="the task whose logits travel; every client must have it")
+    scale: Scale = Field("standard", description="what is done to a volunteer's logits before they are compared")
+    batch: int = Field(8192, ge=1, description="logits in a step; of a larger probe each step draws volunteers")
+    student: Literal["mf", "mlp"] = Field("mf", description="model of the server's student")
+    epochs: int = Field(30, ge=1, description="the student's passes over the consensus")
+
+    @property
+    def active(self) -> bool:
+        """Whether logits travel, and not parameters."""
+        return self.items > 0

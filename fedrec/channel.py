@@ -1,0 +1,168 @@
+"""What a client exchanges: x_i(theta). Its shared blocks (`fedrec.sharing`), its logits, or its tables under a map."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import ClassVar, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedrec.agreement import Scale
+from fedrec.coordination.maps import client_map
+from fedrec.data import ClientData, probe_of, public_data
+from fedrec.data.types import Ints
+from fedrec.experiment import Experiment, dataset
+from fedrec.models import Recommender
+from fedrec.parameters import Params
+from fedrec.sharing import TABLES, Sharing
+
+Pull = Callable[[Params], Tensor]  # the differentiable rho/2 |x(theta) - anchor|^2
+LOGITS = "logits"
+
+
+class Channel(Protocol):
+    """Turns a client's parameters into what it sends, and what it receives into where it starts."""
+
+    def split(self, params: Mapping[str, Tensor]) -> tuple[Params, Params]:
+        """Return (x, what the client keeps)."""
+        ...
+
+    def join(self, shared: Mapping[str, Tensor], private: Mapping[str, Tensor]) -> Params:
+        """Return the parameters of a client that received z and keeps the rest; `join(*split(params))` is `params`."""
+        ...
+
+
+@dataclass(frozen=True)
+class Mapped(ABC):
+    """A channel whose x does not determine theta: a client keeps all its parameters, and is pulled by a loss term."""
+
+    def split(self, params: Mapping[str, Tensor]) -> tuple[Params, Params]:
+        """See Channel."""
+        with torch.no_grad():
+            return self.x(params), dict(params)
+
+    def join(self, shared: Mapping[str, Tensor], private: Mapping[str, Tensor]) -> Params:
+        """See Channel."""
+        return dict(private)
+
+    @abstractmethod
+    def x(self, params: Mapping[str, Tensor]) -> Params:
+        """Return what is exchanged, differentiable in theta."""
+
+    def pull(self, anchor: Params, rho: float, rng: np.random.Generator) -> Pull:
+        """Return rho/2 |x(theta) - anchor|^2, a sum over all entries of x, as a function of theta."""
+        return lambda params: rho / 2 * sum_of_squares(self.x(params), anchor)
+
+
+@dataclass(frozen=True)
+class Linear(Mapped):
+    """x = T A for every shared table T [rows, d], with the client's own A [d, k]: unlike widths meet in width k."""
+
+    sharing: Sharing
+    a: Tensor
+
+    def x(self, params: Mapping[str, Tensor]) -> Params:
+        """See Mapped."""
+        tables = self.sharing.split(params)[0]
+        return {name: table @ self.a.to(table) for name, table in tables.items()}
+
+
+@dataclass(frozen=True)
+class Logits(Mapped):
+    """x = the logits of a task at the public pairs [n] that a client can answer for (FedMD, arXiv 1910.03581, Alg. 1).
+
+    `ids` [n] are the pairs' global ids; `user`, `item` [n] their local rows, sorted by user. What a ranking loss leaves
+    open differs between unlike recommenders: `centred` takes each user's mean away, `standard` also divides by their
+    standard deviation: x_ui = (s_ui - m_u) / sqrt(var_u + EPS), over the user's entries of this client.
+    """
+
+    model: Recommender
+    task: str
+    ids: Ints
+    user: Tensor
+    item: Tensor
+    scale: Scale = "raw"
+    batch: int = 8192
+
+    EPS: ClassVar[float] = 1e-6  # below it the logits of a user do not differ
+
+    def x(self, params: Mapping[str, Tensor]) -> Params:
+        """See Mapped."""
+        return {LOGITS: self.logits(dict(params), slice(None))}
+
+    def logits(self, params: Params, part: slice | Tensor) -> Tensor:
+        """Return the scaled logits at some entries; they must be all entries of the users that they are of."""
+        device, user, item = params["item_table"].device, self.user[part], self.item[part]
+        score = self.model.head(params, self.task, self.model.features(params, user.to(device), item.to(device)))
+        if self.scale == "raw":
+            return score
+        _, of, counts = torch.unique_consecutive(user, return_inverse=True, return_counts=True)
+        group, count = of.to(device), counts.to(device)
+        centred: Tensor = score - (score.new_zeros(len(count)).index_add(0, group, score) / count)[group]
+        if self.scale == "centred":
+            return centred
+        variance = score.new_zeros(len(count)).index_add(0, group, centred.square()) / count
+        standard: Tensor = centred * (variance + self.EPS).rsqrt()[group]
+        return standard
+
+    def pull(self, anchor: Params, rho: float, rng: np.random.Generator) -> Pull:
+        """Return rho/2 |x(theta) - anchor|^2 as a function of theta, over the whole probe if it is small.
+
+        Of a larger one every call draws users from `rng`, and counts their entries for all: the expectation is equal.
+        """
+        target = anchor[LOGITS]
+        users, start = torch.unique_consecutive(self.user, return_inverse=True)
+        drawn = len(users) * self.batch // max(len(self.user), 1)
+        if drawn >= len(users):
+            return super().pull(anchor, rho, rng)
+
+        def value(params: Params) -> Tensor:
+            chosen = np.sort(rng.permutation(len(users))[: max(drawn, 1)])
+            part = torch.isin(start, torch.from_numpy(chosen)).nonzero().squeeze(1)
+            gap = self.logits(params, part) - target[part.to(target.device)]
+            return rho / 2 * len(users) / len(chosen) * gap.square().sum()
+
+        return value
+
+
+def sum_of_squares(x: Params, anchor: Params) -> Tensor:
+    """Return |x - anchor|^2 over all entries."""
+    return torch.stack([(value - anchor[name]).square().sum() for name, value in x.items()]).sum()
+
+
+def keyed(shared: Mapping[str, Tensor], data: ClientData, channel: Channel) -> dict[str, Ints]:
+    """Return the global row ids of the key spaces that a client's shared tables need."""
+    ids = {"user": data.users, "item": data.items}
+    if isinstance(channel, Logits):
+        ids["probe"] = channel.ids
+    return {TABLES[name]: ids[TABLES[name]] for name in shared if name in TABLES}
+
+
+def channel_of(experiment: Experiment, data: ClientData) -> Channel:
+    """Return what a client exchanges; raises UserError if a map does not fit it."""
+    e, model = experiment, experiment.recommender(data.name)
+    if e.agreement.active:
+        chosen, count, ids = e.agreement, len(dataset(e).items), probe(e)
+        ids = ids[np.isin(ids % count, data.items) & np.isin(ids // count, data.users)]
+        user, item = np.searchsorted(data.users, ids // count), np.searchsorted(data.items, ids % count)
+        rows = torch.from_numpy(user), torch.from_numpy(item)
+        return Logits(model, chosen.task, ids, *rows, chosen.scale, chosen.batch)
+    if e.coupling.kind == "linear":
+        return Linear(e.sharing(), client_map(e.coupling.maps, e.coupling.width, data.name, model.dim, e.seed))
+    return e.sharing()
+
+
+@lru_cache(maxsize=2)
+def public(experiment: Experiment) -> ClientData:
+    """Return what is known of the volunteers, split as a client's; only the training rows are given to anybody."""
+    e = experiment
+    return public_data(dataset(e), volunteers=e.volunteers, split=e.split, fractions=e.fractions, seed=e.seed)
+
+
+@lru_cache(maxsize=2)
+def probe(experiment: Experiment) -> Ints:
+    """Return the global ids of the public pairs whose logits travel."""
+    return probe_of(public(experiment), experiment.agreement.items, experiment.seed)

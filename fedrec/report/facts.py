@@ -1,0 +1,54 @@
+"""What was run, in words."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from fedrec.report.findings import listing, plural
+from fedrec.report.tables import LEAKING, Run
+
+
+def facts(run: Run) -> dict[str, str]:
+    """Return what was run, in words."""
+    option, record = run.option, run.record
+    names = run.names()
+    clients = record.get("data", {}).get("clients", [])
+    selected, stopped = record.get("selected_round"), record.get("stopped", "")
+    rounds = f"{len(run.rounds):,} of {option('rounds', len(run.rounds)):,}"
+    rounds += {"patience": ", stopped early: validation had stopped improving", "interrupted": ", interrupted"}.get(
+        stopped, ""
+    )
+    chosen = f"round {selected}, the best on validation" if selected is not None else "the last round"
+    users = sum(int(c.get("users", 0)) for c in clients)
+    held_out = sum(int(c.get("test", 0)) for c in clients)
+    volunteers = int(option("volunteers", 0))
+    users -= volunteers * max(len(clients) - 1, 0)  # every client has them
+    public = f" ({volunteers:,} of them public volunteers)" if volunteers else ""
+    sampled, seconds = option("candidates", "full"), float(record.get("seconds", 0))
+    devices = run.federated.clients.get("device", pd.Series(dtype=str))
+    negatives = f"outside the held-out items too: {LEAKING}" if run.leaking() else "outside the training positives"
+    return {
+        "Method": f"{option('method', '?')}; shared: {shared(run)}",
+        "Data": f"{option('dataset', '?')}: {plural(users, 'user')}{public}, {plural(held_out, 'test interaction')}",
+        "Clients": f"{len(names):,}: {listing(names)}",
+        "Tasks": str(option("task", "?")),
+        "Rounds": rounds,
+        "Tested model": chosen,
+        "Split": str(option("split", "?")),
+        "Ranking": "among the whole catalogue" if sampled == "full" else f"among {sampled} sampled candidates",
+        "Negatives": negatives,
+        "Engine": f"{option('engine', '?')}; devices: {listing(sorted(set(devices) - {''})) or 'not recorded'}",
+        "Seed": str(option("seed", "?")),
+        "Time": f"{seconds:,.{0 if seconds >= 10 else 1}f} s",
+    }
+
+
+def shared(run: Run) -> str:
+    """Return what the clients shared, in words."""
+    items = (run.option("agreement") or {}).get("items", 0)
+    if items:
+        return f"only logits, of each public volunteer on {plural(items, 'public item')}; no parameter"
+    names, coupling = listing(run.option("share", ())), run.option("coupling") or {}
+    if coupling.get("kind") == "linear":
+        return f"{names}, every row under the client's own map ({coupling.get('maps')})"
+    return names or "nothing"

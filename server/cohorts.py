@@ -1,0 +1,129 @@
+"""Nodes that host a cohort of clients: one message for all of them, and sums where the server needs no more."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from flwr.app import Message, RecordDict
+
+from fedrec.aggregation import Carrier, Subtotal, chunks, union
+from fedrec.parameters import Params
+from fedrec.sharing import Broadcast, ContractError, Contribution, admit
+from fedrec.wire import Answers, Call, Entry, ledger, pack, read_answers, read_contribution
+from server.faults import Refused
+
+Letters = dict[str, Contribution | Refused]
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What the answer of a node holds: a contribution or a refusal of each of its clients, and sums of some of them."""
+
+    letters: Letters
+    subtotals: list[Subtotal]
+
+
+def opened(
+    answer: Message | None, clients: Sequence[str], cohort: bool, deadline: float = 0.0, joining: bool = False
+) -> Opened:
+    """Return what a node answered for its clients; what is missing or cannot be read is a refusal of each of them.
+
+    Of clients that are joining the names are not known before.
+    """
+    if answer is None:
+        late = Refused("silence", f"did not answer within {deadline:g} s" if deadline else "did not answer")
+        return Opened(dict.fromkeys(clients, late), [])
+    if answer.has_error():
+        return Opened(dict.fromkeys(clients, Refused("error", f"failed: {answer.error.reason}")), [])
+    try:
+        if not cohort:
+            return Opened({clients[0]: read_contribution(answer.content)}, [])
+        found = read_answers(answer.content)
+        return Opened(each(found, list(named(found)) if joining else clients), found.subtotals)
+    except ContractError as error:
+        return Opened(dict.fromkeys(clients, Refused("contract", str(error))), [])
+
+
+def named(found: Answers) -> dict[str, None]:
+    """Return the names that an answer uses; raises ContractError if it has one twice."""
+    names = [*(reply.client for reply in found.contributions), *found.failed]
+    if len(set(names)) < len(names):
+        raise ContractError(f"client: must have a name of its own, found one of {len(names)} twice")
+    return dict.fromkeys(names)
+
+
+def each(found: Answers, clients: Sequence[str]) -> Letters:
+    """Return the letter of every client of a host."""
+    letters: Letters = dict.fromkeys(clients, Refused("silence", "did not answer"))
+    for reply in found.contributions:
+        if reply.client not in letters:
+            raise ContractError(f"client: must be one of this node's, found {reply.client!r}")
+        letters[reply.client] = reply
+    return letters | {name: Refused("error", f"failed: {text}") for name, text in found.failed.items()}
+
+
+def calls(
+    broadcasts: Mapping[str, Broadcast], nodes: Mapping[str, int], summed: Mapping[str, Carrier]
+) -> dict[int, Call]:
+    """Return the call of every node. A client of `summed` is in a chunk if one host has all of the chunk that is sent.
+
+    The chunks are those of the mean over all clients, so that the sum of a chunk does not depend on who makes it.
+    """
+    chunk, found = chunks(nodes), {node: Call({}) for node in dict.fromkeys(nodes[n] for n in broadcasts)}
+    homes: dict[int, set[int]] = {}
+    for name in summed:
+        homes.setdefault(chunk[name], set()).add(nodes[name])
+    for name, broadcast in broadcasts.items():
+        call = found[nodes[name]]
+        call.broadcasts[name] = broadcast
+        if name in summed and len(homes[chunk[name]]) == 1:
+            call.chunks[name] = (chunk[name], summed[name].weight)
+    return found
+
+
+def admit_subtotal(part: Subtotal, call: Call, carriers: Mapping[str, Carrier]) -> Subtotal:
+    """Return a sum if it is of clients of one chunk, finite, and of the rows that they carry; raises ContractError."""
+    asked = {call.chunks[name][0] if name in call.chunks else None for name in part.clients}
+    if len(asked) != 1 or None in asked or len(set(part.clients)) != len(part.clients):
+        raise ContractError(f"sum: must be of clients of one chunk, each once, found {', '.join(part.clients[:5])}")
+    members = [carriers[name] for name in part.clients]
+    rows = union(members)
+    like = {
+        name: value.new_empty((len(rows[name]) if name in rows else len(value), *value.shape[1:])).double()
+        for who in members
+        for name, value in who.like.items()
+    }
+    return Subtotal(part.clients, admit(part.values, like), part.gap)
+
+
+Form = tuple[tuple[str, torch.Size, torch.dtype], ...]
+
+
+@dataclass
+class Tally:
+    """Counts what clients are sent and send: one entry of the ledger for all whose messages have one form and size."""
+
+    number: int
+    direction: str
+    alike: dict[tuple[Form, Form, int], tuple[list[str], list[Entry]]] = field(default_factory=dict)
+    forms: dict[int, tuple[Params, Form]] = field(default_factory=dict)
+
+    def add(self, client: str, values: Params, control: Params | None, metrics: Mapping[str, float]) -> None:
+        """Count a message of a client with these tensors and metrics."""
+        size = sum(len(name) + 8 for name in metrics)
+        key = (self.form(values), self.form(control or {}), size)
+        if key not in self.alike:
+            content = RecordDict({"shared": pack(values)})
+            if control is not None:
+                content["control"] = pack(control)
+            entries = ledger(content, self.number, client, self.direction)
+            if metrics:
+                entries.append(Entry(self.number, client, self.direction, "metrics", 0, size))
+            self.alike[key] = ([], entries)
+        self.alike[key][0].append(client)
+
+    def form(self, values: Params) -> Form:
+        """Return the names, shapes and dtypes of tensors; those that many clients have in common are looked at once."""
+        if id(values) not in self.forms:  # kept, since an id names an object only as long as it lives
+            self.forms[id(values)] = (values, tuple((n, v.shape, v.dtype) for n, v in values.items()))
+        return self.forms[id(values)][1]

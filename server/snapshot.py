@@ -1,0 +1,74 @@
+"""A Coordinator's state between two rounds, as tensors, numbers and new rows of the record, and back."""
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from fedrec.aggregation import gather
+from fedrec.parameters import Params
+from fedrec.sharing import ContractError
+from server.checkpoint import Snapshot
+from server.scores import Best, Score
+
+if TYPE_CHECKING:
+    from server.strategy import Coordinator
+
+ROWS = ("rounds", "clients", "traffic", "notes", "faults")
+
+
+def take(c: "Coordinator", number: int, since: dict[str, int]) -> Snapshot:
+    """Return the state after a round; of the record the rows that are new, `since` the counts of the last snapshot."""
+    tensors = {f"tie/{name}": value for name, value in c.tie.state().items()}
+    tensors |= {f"best/{name}": value for name, value in c.best.z.items()}
+    if c.plan.coupling.personal:  # else a part of z
+        for place, name in enumerate(c.best.parts):
+            tensors |= {f"part/{place}/{key}": value for key, value in c.best.parts[name].items()}
+    if c.control:
+        tensors |= {f"control/{name}": value for name, value in c.control.c.items()}
+    numbers = {
+        "clients": list(c.carriers),
+        "stale": c.stale,
+        "seen": c.seen,
+        "improved": sorted(c.improved),
+        "prices": c.prices,
+        "last": asdict(c.scores.last),
+        "keys": {name: [list(key) for key in keys] for name, keys in c.scores.keys.items()},
+        "best": {"round": c.best.round, "score": asdict(c.best.score), "prices": c.best.prices},
+        "seconds": c.record.seconds,
+    }
+    record = {name: getattr(c.record, name)[since.get(name, 0) :] for name in ROWS}
+    return Snapshot(number, tensors, numbers, record)
+
+
+def put_back(c: "Coordinator", snapshot: Snapshot) -> None:
+    """Bring a Coordinator whose clients have joined to a snapshot; raises ContractError if they are others."""
+    numbers = snapshot.numbers
+    if numbers["clients"] != list(c.carriers):
+        raise ContractError(f"clients: must be those of the checkpoint, found {len(c.carriers)} that have joined")
+    c.tie.restore(under("tie/", snapshot.tensors))
+    c.parts = {name: c.tie.part(name) for name in c.carriers}
+    if c.control:
+        c.control.c = under("control/", snapshot.tensors)
+    c.stale, c.seen, c.improved, c.prices = (numbers[n] for n in ("stale", "seen", "improved", "prices"))
+    c.improved = set(c.improved)
+    c.scores.last = Score(**numbers["last"])
+    c.scores.keys = {name: tuple(tuple(key) for key in keys) for name, keys in numbers["keys"].items()}
+    c.best = best_of(c, numbers["best"], snapshot.tensors)
+    for name in ROWS:
+        setattr(c.record, name, snapshot.record[name])
+    c.record.traffic = [(tuple(names), rows) for names, rows in c.record.traffic]
+    c.record.seconds = numbers["seconds"]
+
+
+def best_of(c: "Coordinator", about: dict[str, Any], tensors: Params) -> Best:
+    """Return the best round; what every client was sent is a part of its z, unless the coupling is personal."""
+    z = under("best/", tensors)
+    if not about["round"]:
+        return Best()
+    own = {name: under(f"part/{place}/", tensors) for place, name in enumerate(c.carriers)}
+    parts = own if c.plan.coupling.personal else {name: gather(z, who) for name, who in c.carriers.items()}
+    return Best(about["round"], Score(**about["score"]), z, parts, about["prices"])
+
+
+def under(prefix: str, tensors: Params) -> Params:
+    """Return the tensors whose names begin with a prefix, without it."""
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

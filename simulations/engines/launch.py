@@ -1,0 +1,68 @@
+"""Run an experiment with the engine that it names."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from fedrec.errors import UserError
+from fedrec.experiment import Experiment, clients_data
+from fedrec.records import CHECKPOINTS, Row
+from server.checkpoint import Checkpoints, latest
+
+
+def launch(
+    experiment: Experiment,
+    home: Path,
+    on_round: Callable[[Row], None] = lambda row: None,
+    stop: Callable[[], bool] = lambda: False,
+    told: Callable[[str], None] = lambda text: None,
+    every: int = 0,
+) -> None:
+    """Run an experiment, and write its record into `home`.
+
+    `told` gets what the user should know of the engine. With `every` above 0 there is a checkpoint after so many
+    rounds, and the run goes on from the one that `home` may hold.
+    """
+    from simulations.apps import apps_for
+
+    e, clients = experiment, len(clients_data(experiment))
+    if e.engine in ("inline", "process"):
+        run_here(e, home, clients, on_round, stop, told, every)
+    elif every:
+        raise UserError(f"checkpoint-every: must be 0 for the engine {e.engine}, which keeps clients' state to itself")
+    elif e.engine == "ray":
+        from simulations.check import gpu_count
+        from simulations.engines.ray import run_ray
+
+        run_ray(*apps_for(e, home, on_round, stop), clients, gpu_count(e))
+    else:
+        from simulations.superlink import run_superlink
+
+        run_superlink(apps_for(e, home, on_round, stop)[0], e, home, clients)
+
+
+def run_here(
+    e: Experiment,
+    home: Path,
+    clients: int,
+    on_round: Callable[[Row], None],
+    stop: Callable[[], bool],
+    told: Callable[[str], None],
+    every: int,
+) -> None:
+    """Run an experiment on a grid of this process, whose nodes' state can be saved."""
+    from simulations.apps import apps_for
+    from simulations.engines.inline import InlineGrid, run_on
+    from simulations.engines.process import ProcessGrid, slots_of
+
+    grid: InlineGrid | ProcessGrid
+    if e.engine == "process":
+        settings = {"experiment": e.model_dump(mode="json"), "home": str(home)}
+        grid = ProcessGrid(slots_of(e, clients), settings, told)
+    else:
+        grid = InlineGrid(apps_for(e, home)[1], clients)
+    try:
+        root = home / CHECKPOINTS
+        kept = Checkpoints(root, grid.save, grid.settle, grid.restore, every, latest(root)) if every else None
+        run_on(grid, apps_for(e, home, on_round, stop, len(list(grid.get_node_ids())), kept)[0])
+    finally:
+        grid.close()

@@ -1,0 +1,107 @@
+"""`flwr run .` with the options of `simulations.run`: offline, with an honest exit status, and nothing left behind.
+
+`flwr run` alone installs the project's dependencies at every run, leaves a SuperLink and a SuperExec behind, and exits
+with 0 when the run failed. Here it gets a SuperLink of its own, that installs nothing and ends with this process, a
+configuration folder of its own, and its outcome is read from the SuperLink.
+"""
+
+import json
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from fedrec.errors import UserError
+from fedrec.experiment import Experiment
+from fedrec.records import reserve
+from simulations.check import check, client_count
+from simulations.cli import parse
+from simulations.processes import answers, free_port, last_line, quiet, started
+from simulations.run import close, fresh
+
+ROOT = Path(__file__).parent.parent
+START = 60.0  # seconds within which a SuperLink must answer
+NAME = "loopback"  # of the connection in Flower's configuration
+ENDING = ("-m", "simulations.processes")  # runs a command that ends with this process
+
+
+class RunFailure(RuntimeError):
+    """A run did not end well; the text says why."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run what the command line asks for; return 0, 2 for a wrong input, 1 for a failed run, 130 after Ctrl-C."""
+    try:
+        command = parse(sys.argv[1:] if argv is None else argv)
+        check(command.experiment)
+        if not (ROOT / "pyproject.toml").is_file():
+            raise UserError(f"flwr run: must have the project's folder with pyproject.toml, found none in {ROOT}")
+        out = (command.out or fresh(command.experiment)).absolute()
+        reserve(out).rmdir()  # before anything is started
+        flower(command.experiment, out, command.quiet)
+        close(out, Console(), command.quiet)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except RunFailure as error:
+        print(f"failed: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+    return 0
+
+
+def flower(experiment: Experiment, out: Path, silent: bool) -> None:
+    """Run an experiment by Flower's command into `out`; raises RunFailure unless it is there afterwards."""
+    with tempfile.TemporaryDirectory() as name:
+        home, port = Path(name), free_port()
+        environment, log = quiet(home), home / "SuperLink"
+        write_settings(home, f"127.0.0.1:{port}", experiment, out)
+        link = ["flower-superlink", "--insecure", "--simulation", "--host", "127.0.0.1", "--port", str(port)]
+        with started([*ENDING, *link], log, environment) as process:
+
+            def alive() -> None:
+                if process.poll() is not None:
+                    raise RunFailure(f"SuperLink: must run to the end, found {last_line(log)}")
+
+            if not answers(f"127.0.0.1:{port}", START, alive):
+                raise RunFailure(f"SuperLink: must answer within {START:.0f} s, found nothing on port {port}")
+            nodes = f"num-supernodes={client_count(experiment)} client-resources-num-cpus=1"
+            options = ["--run-config", str(home / "run.toml"), "--federation-config", nodes, "--stream"]
+            flwr(["run", str(ROOT), NAME, *options], home / "run" if silent else None, environment)
+            flwr(["list", NAME, "--format", "json"], home / "list", environment)
+            failure = failed((home / "list").read_text(encoding="utf-8"))
+        if failure or not (out / "report.html").exists():
+            raise RunFailure(failure or f"no report in {out}")
+
+
+def write_settings(home: Path, address: str, experiment: Experiment, out: Path) -> None:
+    """Write Flower's configuration folder and the run's configuration; a string of JSON is one of TOML too."""
+    connection = f'[superlink]\ndefault = "{NAME}"\n[superlink.{NAME}]\naddress = "{address}"\ninsecure = true\n'
+    (home / "config.toml").write_text(connection, encoding="utf-8")
+    config = {"experiment": experiment.model_dump_json(), "out": str(out)}
+    lines = [f"{name} = {json.dumps(value)}\n" for name, value in config.items()]
+    (home / "run.toml").write_text("".join(lines), encoding="utf-8")
+
+
+def flwr(arguments: Sequence[str], log: Path | None, environment: Mapping[str, str]) -> None:
+    """Run Flower's command to its end, whose status says nothing of the run."""
+    with started([*ENDING, "flwr", *arguments], log, environment) as process:
+        process.wait()
+
+
+def failed(listing: str) -> str:
+    """Return why the only run of a listing did not complete, or an empty text if it did."""
+    try:
+        (run,) = json.loads(listing[listing.index("{") :])["runs"]
+    except (ValueError, KeyError):
+        return f"the run was not started: {listing.strip()[-200:]}"
+    status, details = str(run["status"]), str(run.get("status-details", ""))
+    return "" if status == "finished:completed" else details.partition("exception: ")[2] or details or status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

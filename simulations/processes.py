@@ -1,0 +1,144 @@
+"""Processes that end with the one that started them, however that one ends."""
+
+import importlib.metadata
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from http import HTTPStatus
+from http.client import HTTPConnection, HTTPException
+from pathlib import Path
+
+MARK = "FEDREC_STARTED_BY"
+
+
+def end_with_parent() -> None:
+    """End this process and all that it started when its standard input ends: its parent, at the other end, is gone.
+
+    The kernel closes a dead process's files however it died, so this needs no clean-up of the parent's, and unlike
+    Linux's PR_SET_PDEATHSIG it works on every system. Whoever calls this must not read standard input otherwise.
+    """
+
+    def watch() -> None:
+        while os.read(0, 1):
+            pass
+        kill_marked(os.environ.get(MARK, ""))
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+@contextmanager
+def started(
+    command: Sequence[str], log: Path | None, environment: Mapping[str, str]
+) -> Iterator["subprocess.Popen[bytes]"]:
+    """Run a Python command, for instance `-m module`, that calls `end_with_parent`; at the end kill all it started.
+
+    It has a session of its own, so that a Ctrl-C on the terminal reaches this process alone, which may want to end its
+    round first. What it prints goes to the file `log`, if there is one.
+    """
+    mark = uuid.uuid4().hex
+    with log.open("wb") if log else nullcontext() as out:
+        process = subprocess.Popen(
+            [sys.executable, *command],
+            stdin=subprocess.PIPE,
+            stdout=out,
+            stderr=out,
+            env={**os.environ, **environment, MARK: mark},
+            start_new_session=True,
+        )
+    try:
+        yield process
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        kill_marked(mark)
+
+
+def kill_marked(mark: str) -> None:
+    """Kill every process that was `started` with a mark, or by one that was; not this one."""
+    while mark and (left := [pid for pid in marked(f"{MARK}={mark}") if pid != os.getpid()]):
+        for pid in left:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.02)
+
+
+def marked(mark: str) -> list[int]:
+    """Return the processes with NAME=VALUE in their environment, which what they start inherits; none but on Linux.
+
+    Flower and Ray start processes in sessions of their own, where no process group reaches them.
+    """
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/environ"):
+        with suppress(OSError):
+            if mark.encode() in entry.read_bytes().split(b"\0"):
+                found.append(int(entry.parent.name))
+    return found
+
+
+def quiet(home: Path) -> dict[str, str]:
+    """Return the environment in which Flower tells nobody of a run, asks no proxy, and keeps its files in `home`."""
+    here = ",".join(filter(None, [os.environ.get("NO_PROXY") or os.environ.get("no_proxy"), "127.0.0.1"]))
+    return {
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
+        "FLWR_HOME": str(home),
+        "NO_PROXY": here,
+        "no_proxy": here,
+        # Flower starts its other commands by their bare names.
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
+    }
+
+
+def free_port() -> int:
+    """Return a port of the loopback interface that nobody listens on now."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+def answers(address: str, seconds: float, check: Callable[[], None] = lambda: None) -> bool:
+    """Return whether a SuperLink answers at HOST:PORT within so many seconds; raises what `check` raises meanwhile."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        check()
+        connection = HTTPConnection(address, timeout=1.0)
+        try:
+            connection.request("GET", "/health")
+            return connection.getresponse().status == HTTPStatus.OK
+        except (OSError, HTTPException):
+            time.sleep(0.05)
+        finally:
+            connection.close()
+    return False
+
+
+def last_line(log: Path) -> str:
+    """Return the last line of a log that is not blank, or an empty text."""
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
+    plain = [re.sub(r"\x1b\[\d*m", "", line).strip() for line in lines]
+    return next(filter(None, reversed(plain)), "")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run an installed command in this process, which ends with its parent."""
+    end_with_parent()
+    sys.argv = list(argv)
+    (command,) = importlib.metadata.entry_points(group="console_scripts", name=argv[0])
+    command.load()()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,100 @@
+"""The server's student of an output agreement: trained on the consensus logits, tested beside its teachers."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+from clients.recommend import params_of
+from fedrec.channel import LOGITS, public
+from fedrec.data import ClientData, viewed
+from fedrec.data.types import Ints
+from fedrec.distillation import distil
+from fedrec.evaluation import ModelScorer, PerUser, evaluate, members
+from fedrec.experiment import Experiment, clients_data, dataset
+from fedrec.metrics import paired
+from fedrec.models import Recommender
+from fedrec.parameters import Params
+from fedrec.records import Record, Row, slug, write_csv, write_json
+
+COLUMNS = ["client", "task", "metric", "users", "teacher", "student", "low", "high"]
+
+
+def teach(experiment: Experiment, record: Record, home: Path) -> None:
+    """Train the student of a finished run, and write `model/student.*` and `student.csv` into the run's folder.
+
+    It knows the volunteers and the items of the probe, and can rank for nobody else. On each client's items it is
+    tested beside the client's own model, on what is held out of the volunteers: neither has trained on it.
+    """
+    students = student_of(experiment, record.rows["probe"], record.shared[LOGITS])
+    model, params, users, items = students
+    save_file({name: value.contiguous() for name, value in params.items()}, home / "model" / "student.safetensors")
+    about = {"kind": model.kind, "dim": model.dim, "hidden": model.hidden, "task": experiment.agreement.task}
+    write_json(home / "model" / "student.json", {**about, "users": users.tolist(), "items": items.tolist()})
+    rows = [row for data in clients_data(experiment) for row in compared(experiment, home, data, *students)]
+    write_csv(home / "student.csv", rows, COLUMNS)
+
+
+def student_of(experiment: Experiment, ids: Ints, logits: torch.Tensor) -> tuple[Recommender, Params, Ints, Ints]:
+    """Return the student, its parameters, and the global ids of its users and items, from logits [n] at pairs `ids`."""
+    e, count = experiment, len(dataset(experiment).items)
+    users, user = np.unique(ids // count, return_inverse=True)
+    items, item = np.unique(ids % count, return_inverse=True)
+    model = replace(e.recommender("*"), kind=e.agreement.student)
+    params = distil(
+        model,
+        model.init(e.seed, users, items, {e.agreement.task: 0.0}),
+        e.agreement.task,
+        torch.from_numpy(user),
+        torch.from_numpy(item),
+        logits,
+        optimiser=e.recipe().optimiser,
+        batch_size=e.batch_size,
+        epochs=e.agreement.epochs,
+        l2=e.l2,
+        seed=e.seed,
+    )
+    return model, params, users, items
+
+
+def compared(
+    e: Experiment, home: Path, data: ClientData, model: Recommender, params: Params, users: Ints, items: Ints
+) -> Iterator[Row]:
+    """Yield, for each metric, how student and teacher do on the volunteers' held-out items that the teacher carries."""
+    view = viewed(public(e), data.name, np.intersect1d(data.items, items))
+    knows = ClientData("student", users, items, view.train, view.validation, view.test, members=(view,))
+    student = scores(e, model, knows, params)
+    if not (home / "model" / f"client-{slug(data.name)}.safetensors").exists():  # it ran on another machine
+        for one in student:
+            yield row_of(one, len(one.values), float("nan"), float(one.values.mean()))
+        return
+    teacher = scores(e, e.recommender(data.name), replace(data, members=(view,)), params_of(home, e, data))
+    for ours, theirs in zip(student, teacher, strict=True):
+        gap = paired(ours.values, theirs.values)
+        yield row_of(ours, gap.n, float(theirs.values.mean()), float(ours.values.mean()), gap.low, gap.high)
+
+
+def scores(e: Experiment, model: Recommender, data: ClientData, params: Params) -> Sequence[PerUser]:
+    """Return the test metrics of the one member of `data` by user."""
+    ((view, part),) = members(data, params)
+    task = next(task for task in e.tasks(view.name) if task.name == e.agreement.task)
+    found = evaluate(
+        ModelScorer(model, part),
+        view,
+        (task,),
+        "test",
+        metrics=e.metrics,
+        candidates=e.candidates,
+        seed=e.seed,
+    )
+    return found.per_user
+
+
+def row_of(
+    one: PerUser, users: int, teacher: float, student: float, low: float = float("nan"), high: float = float("nan")
+) -> Row:
+    """Return a row of `student.csv`; the interval is that of student minus teacher."""
+    return dict(zip(COLUMNS, (one.client, one.task, one.metric, users, teacher, student, low, high), strict=True))

@@ -1,0 +1,210 @@
+"""A real SuperLink with its SuperNodes, and `flwr run`: the result of `inline`, and no process that outlives it."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from fedrec.experiment import clients_data
+from simulations import flower
+from simulations.apps import apps_for
+from simulations.cli import parse
+from simulations.engines import run_inline
+from simulations.processes import last_line, marked, started
+
+ROOT = Path(__file__).parent.parent
+SMALL = ["--clients", "2", "--dim", "4", "--market.users", "30", "--device", "cpu"]
+needs_proc = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="lists processes from /proc")
+needs_flwr = pytest.mark.skipif(
+    not Path(sys.executable).with_name("flwr").exists(), reason="Flower's command is missing"
+)
+
+
+class Begun:
+    """A command begun in a process of its own, whose descendants are known by a mark in their environment."""
+
+    def __init__(self, module: str, *argv: str) -> None:
+        self.mark = f"FEDREC_TEST={uuid.uuid4().hex}"
+        name, value = self.mark.split("=")
+        # Nothing listens there: whatever asks the network fails.
+        nowhere = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"), "http://127.0.0.1:9")
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", f"simulations.{module}", *SMALL, *argv],
+            cwd=ROOT,
+            env={**os.environ, **nowhere, "CI": "true", name: value},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def end(self) -> tuple[int, str]:
+        """Wait for it; return its status and what it wrote to stderr, once no process of it is left."""
+        try:
+            errors = self.process.communicate(timeout=180)[1]
+        finally:
+            self.process.kill()
+            self.process.communicate()
+        until(lambda: not marked(self.mark), 30)
+        return self.process.returncode, errors
+
+    def nodes(self) -> list[int]:
+        """Return the processes that run `simulations.supernode`, the oldest first."""
+        return sorted(pid for pid in marked(self.mark) if b"simulations.supernode" in command_line(pid))
+
+
+def command_line(pid: int) -> bytes:
+    """Return the command line of a process, empty if it is gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+def until(true: Callable[[], object], seconds: float = 60.0) -> None:
+    """Wait until something is true."""
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.05)
+
+
+def inline(home: Path, *argv: str) -> Path:
+    """Run an experiment in this process into a folder."""
+    home.mkdir()
+    e = parse([*SMALL, *argv]).experiment
+    run_inline(*apps_for(e, home), len(clients_data(e)))
+    return home
+
+
+def assert_same(a: Path, b: Path) -> None:
+    """Assert that two runs agree to the bit in everything but the time that they took."""
+    names = ["clients.csv", "ledger.csv", *(str(p.relative_to(a)) for p in [*a.glob("model/*"), *a.glob("users/*")])]
+    assert len(names) >= 7
+    for name in names:
+        assert (a / name).read_bytes() == (b / name).read_bytes(), name
+    x, y = (pd.read_csv(home / "rounds.csv").drop(columns=["seconds", "evaluate_seconds"]) for home in (a, b))
+    pd.testing.assert_frame_equal(x, y, check_exact=True)
+
+
+@needs_proc
+def test_superlink_agrees_with_inline_to_the_bit_and_ends_its_processes(tmp_path: Path) -> None:
+    # The dual of consensus ADMM lives in a node's Context.state from round to round.
+    argv = ["--method", "admm", "--rounds", "3", "--task", "rank,click*0.5"]
+    out = tmp_path / "superlink"
+    begun = Begun("run", *argv, "--engine", "superlink", "--no-compare", "--quiet", "--out", str(out))
+    until(lambda: len(begun.nodes()) == 3)  # the one that they are forked from, and the two
+    assert begun.end() == (0, "")
+    assert_same(inline(tmp_path / "inline", *argv), out)
+
+
+LONG = ("--engine", "superlink", "--rounds", "100000", "--no-compare", "--quiet", "--out")
+
+
+def begin(out: Path) -> tuple[Begun, list[int]]:
+    """Begin a run that does not end by itself; return it and its node processes after some rounds."""
+    begun = Begun("run", *LONG, str(out))
+    until(lambda: len(begun.nodes()) == 3)
+    time.sleep(2.0)
+    return begun, begun.nodes()
+
+
+@needs_proc
+def test_no_process_outlives_a_killed_parent(tmp_path: Path) -> None:
+    begun, _ = begin(tmp_path / "out")
+    begun.process.kill()
+    assert begun.end()[0] == -signal.SIGKILL
+
+
+@needs_proc
+def test_a_killed_node_fails_the_run_in_one_line(tmp_path: Path) -> None:
+    begun, nodes = begin(tmp_path / "out")
+    os.kill(nodes[-1], signal.SIGKILL)
+    status, errors = begun.end()
+    assert status == 1
+    assert re.fullmatch(r"failed: SuperNodes: .*the node of partition \d ended with status -9\n", errors)
+    assert not (tmp_path / "out").exists()
+
+
+@needs_proc
+def test_ctrl_c_twice_ends_every_process(tmp_path: Path) -> None:
+    begun, _ = begin(tmp_path / "out")
+    for _ in range(2):
+        os.killpg(begun.process.pid, signal.SIGINT)
+        time.sleep(0.2)
+    status, errors = begun.end()
+    assert status == 130
+    assert "Traceback" not in errors
+
+
+@needs_proc
+@needs_flwr
+def test_flwr_run_works_offline_tells_a_failure_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    out, none = tmp_path / "out", tmp_path / "none"
+    diverging = ["--lr", "900000", "--optimiser", "sgd", "--rounds", "30", "--task", "rating"]
+    good = Begun("flower", "--rounds", "1", "--quiet", "--out", str(out))
+    bad = Begun("flower", *diverging, "--quiet", "--out", str(none))  # at the same time: nothing of the two is shared
+    assert good.end() == (0, "")
+    assert_same(inline(tmp_path / "inline", "--rounds", "1"), out)
+    status, errors = bad.end()
+    assert status == 1
+    assert re.fullmatch(r"failed: client \w+ failed: lr: must be small enough .*\n", errors)
+    assert not none.exists()
+
+
+def test_a_wrong_option_of_flwr_run_is_the_users(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert flower.main(["--clients", "0"]) == 2
+    assert flower.main(["--task", "nosuchlabel"]) == 2
+    (tmp_path / "file").touch()
+    assert flower.main([*SMALL, "--out", str(tmp_path)]) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 3
+    assert all(line.startswith("error: ") for line in errors)
+
+
+def test_why_a_flower_run_failed() -> None:
+    run = '{"success": true, "runs": [{"status": "%s", "status-details": "%s"}]}'
+    assert flower.failed("a warning\n" + run % ("finished:completed", "")) == ""
+    assert flower.failed(run % ("finished:failed", "ServerApp failed with exception: out: no")) == "out: no"
+    assert flower.failed(run % ("finished:stopped", "")) == "finished:stopped"
+    assert flower.failed(run % ("running", "")) == "running"
+    assert flower.failed('{"success": true, "runs": []}').startswith("the run was not started")
+    assert flower.failed("Error: refused").startswith("the run was not started: Error: refused")
+
+
+def test_the_last_line_of_a_log(tmp_path: Path) -> None:
+    (tmp_path / "log").write_text("first\nlast\n\n")
+    assert last_line(tmp_path / "log") == "last"
+    assert last_line(tmp_path / "none") == ""
+
+
+DETACHED = """
+import subprocess, time
+from simulations.processes import end_with_parent
+end_with_parent()
+subprocess.Popen(["sleep", "600"], start_new_session=True)
+time.sleep(600)
+"""
+
+
+@needs_proc
+@pytest.mark.parametrize("orphaned", [False, True])
+def test_what_a_process_started_in_a_session_of_its_own_ends_with_it(orphaned: bool, tmp_path: Path) -> None:
+    mark = f"FEDREC_TEST={uuid.uuid4().hex}"
+    environment = dict([mark.split("=")])
+    with started(["-c", DETACHED], tmp_path / "log", environment) as process:
+        until(lambda: len(marked(mark)) == 2)
+        if orphaned:  # as when this process dies
+            assert process.stdin is not None
+            process.stdin.close()
+            until(lambda: not marked(mark), 10)
+            process.stdin = None
+    until(lambda: not marked(mark), 10)
