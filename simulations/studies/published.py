@@ -143,9 +143,8 @@ def run_one(job: Job) -> list[dict[str, str | float]]:
         found = [trained(e, choice) for e, choice in zip(job.experiments, LINES[job.method].grid, strict=True)]
         best = max(found, key=lambda one: -math.inf if math.isnan(one.validation) else one.validation)
     # The process and the largest of those that its engine has started.
-    megabytes = (
-        sum(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / 1024
-    )
+    whose = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    megabytes = sum(resource.getrusage(who).ru_maxrss for who in whose) / 1024
     about: dict[str, str | float] = {"protocol": job.protocol, "method": job.method, "seed": job.seed}
     cost = {"validation": best.validation, "round": best.round, "seconds": best.seconds, "megabytes": megabytes}
     return [
