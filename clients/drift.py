@@ -18,8 +18,11 @@ if TYPE_CHECKING:
 def begin(client: "Client") -> Own:
     """Return what a client remembers when it joins: its start as personal model, and c_i = 0."""
     drift, like = client.experiment.drift, client.shared_like()
+    personal = client.start() if drift.personal != "none" else None
+    if personal and drift.personal == "tuned":
+        personal = client.experiment.sharing().split(personal)[0]
     zero = {name: torch.zeros(value.shape, dtype=torch.float64) for name, value in like.items()}
-    return Own(client.start() if drift.personal != "none" else None, zero if drift.correction == "scaffold" else None)
+    return Own(personal, zero if drift.correction == "scaffold" else None)
 
 
 def counted(client: "Client") -> dict[str, float]:
@@ -39,8 +42,8 @@ def lockstep(client: "Client", own: Own) -> Apfl | None:
 def follow(client: "Client", broadcast: Broadcast, x: Params, own: Own, apfl: Apfl | None) -> Own:
     """Return what a client remembers after a round in which it trained the shared model to `x`.
 
-    That is c_i+, and APFL's v or Ditto's copy, trained on f_i + lambda/2 |v - z|^2 with the batches of the shared model
-    (Ditto, arXiv 2012.04221, Alg. 1, line 7).
+    That is c_i+, and APFL's v, `x` itself if tuned, or Ditto's copy, trained on f_i + lambda/2 |v - z|^2 with the
+    batches of the shared model (Ditto, arXiv 2012.04221, Alg. 1, line 7).
     """
     drift, z = client.experiment.drift, broadcast.values
     if own.control is not None and broadcast.control is not None:
@@ -48,6 +51,8 @@ def follow(client: "Client", broadcast: Broadcast, x: Params, own: Own, apfl: Ap
         own = replace(own, control=add(own.control, change))
     if own.personal is None:
         return own
+    if drift.personal == "tuned":
+        return replace(own, personal=x)
     if apfl:
         return replace(own, personal=client.finite(to(apfl.v, "cpu"), broadcast.round))
     return replace(own, personal=client.update(own.personal, broadcast.round, z, drift.weight)[0])

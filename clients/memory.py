@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import cast
 
-from flwr.app import Context, MetricRecord
+from flwr.app import ArrayRecord, Context, MetricRecord
 
 from fedrec.coordination import Link, Own
 from fedrec.parameters import Params
@@ -57,7 +57,7 @@ class Memory:
         """Remember the present private parameters and personal model as those of the best round."""
         for name in ("private", "personal"):
             if name in self.context.state:
-                self.context.state[f"kept.{name}"] = self.context.state.array_records[name]
+                self.context.state[f"kept.{name}"] = self.context.state[name]
 
     @property
     def round(self) -> int:
@@ -67,26 +67,23 @@ class Memory:
     @property
     def private(self) -> Params:
         """The private parameters as the last training left them."""
-        return unpack(self.context.state.array_records["private"])
+        return self._params("private")
 
     @property
     def best(self) -> Params:
         """The private parameters of the best round; the present ones if none has been kept."""
-        kept = self.context.state.array_records.get("kept.private")
-        return self.private if kept is None else unpack(kept)
+        return self._params("kept.private" if "kept.private" in self.context.state else "private")
 
     def own(self, best: bool = False) -> Own:
         """Return what the client keeps for its drift correction, as the last training or the best round left it."""
-        records = self.context.state.array_records
-        personal = (records.get("kept.personal") if best else None) or records.get("personal")
-        control = records.get("control")
-        return Own(None if personal is None else unpack(personal), None if control is None else unpack(control))
+        state, kept = self.context.state, "kept.personal"
+        personal = kept if best and kept in state else "personal"
+        return Own(*(self._params(name) if name in state else None for name in (personal, "control")))
 
     @property
     def link(self) -> Link:
         """The client's tie: its dual, what the server holds of it, and the rho of the dual."""
-        records = self.context.state.array_records
-        return Link(unpack(records["dual"]), unpack(records["sent"]), self._mark("rho"))
+        return Link(self._params("dual"), self._params("sent"), self._mark("rho"))
 
     @property
     def mu(self) -> float:
@@ -103,8 +100,15 @@ class Memory:
     def limits(self, values: list[float]) -> None:
         self.context.state["limits"] = MetricRecord({"b": values})
 
+    def _params(self, name: str) -> Params:
+        # Not through `array_records`, which sorts through the whole state at every access.
+        record = self.context.state[name]
+        if not isinstance(record, ArrayRecord):
+            raise KeyError(name)
+        return unpack(record)
+
     def _mark(self, name: str) -> float:
-        value = self.context.state.metric_records["mark"][name]
+        value = cast(MetricRecord, self.context.state["mark"])[name]
         assert isinstance(value, int | float)
         return float(value)
 

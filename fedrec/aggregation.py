@@ -20,7 +20,7 @@ class Carrier:
     """What one client carries: the shapes of its shared tensors, and where the rows of its tables lie on the server."""
 
     client: str
-    like: Params  # its shared tensors as it sent them when it joined; names, shapes and dtypes are the contract
+    like: Params  # the contract: names, shapes and dtypes of its shared tensors, without their values
     positions: dict[str, Tensor]  # table name -> [rows] index into the server's table
     weight: float  # p_i, before it is normalised over the carriers of a row
     whole: frozenset[str] = frozenset()  # tables of which it carries every row of the server
@@ -44,7 +44,9 @@ def carrier(client: str, values: Params, rows: dict[str, Ints], server_rows: dic
                 raise ContractError(f"{name}: must come with {size} row ids, found {found}")
             positions[name] = torch.from_numpy(np.searchsorted(server_rows[TABLES[name]], ids))
     whole = frozenset(name for name, places in positions.items() if len(places) == len(server_rows[TABLES[name]]))
-    return Carrier(client, values, positions, weight, whole)
+    # One zero seen under every index: a thousand copies of a table are not kept for their shapes.
+    like = {name: value.new_zeros(()).expand(value.shape) for name, value in values.items()}
+    return Carrier(client, like, positions, weight, whole)
 
 
 def alone(carriers: Sequence[Carrier], rows: dict[str, Ints]) -> list[str]:

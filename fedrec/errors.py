@@ -1,7 +1,8 @@
 """Errors that are the user's to mend."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class UserError(ValueError):
@@ -16,3 +17,12 @@ def choose(thing: str, value: str, valid: Iterable[str]) -> str:
     near = difflib.get_close_matches(value, names, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise UserError(f"{thing}: must be one of {', '.join(names)}, found {value!r}{hint}")
+
+
+@contextmanager
+def named(field: str) -> Iterator[None]:
+    """Put the field's name before the text of a UserError."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{field}: {error}") from None

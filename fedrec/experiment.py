@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator, model_validator
 
@@ -14,10 +12,10 @@ from fedrec.agreement import Agreement
 from fedrec.compatible import compatible
 from fedrec.coordination import BudgetRule, Coupling, Descent, Drift
 from fedrec.data import DATASETS, ClientData, Dataset, Market, federation, load, pool
-from fedrec.errors import UserError, choose
+from fedrec.errors import UserError, choose, named
 from fedrec.metrics import RANKING, parse_metric
-from fedrec.models import Recommender
-from fedrec.optimisers import Optimiser
+from fedrec.models import Kind, Recommender
+from fedrec.optimisers import Optimiser, rates
 from fedrec.robust import Robust
 from fedrec.sharing import Sharing
 from fedrec.tasks import Task, per_client, tasks_of
@@ -84,8 +82,9 @@ class Experiment(Method):
     task: str = Field(
         "rank", description="tasks: rank, rank-bce, rating, a label (like, click, buy); 'rank,like*0.5;shop=buy'"
     )
-    model: str = Field("mf", description="mf or mlp, or one for each client: 'mf;shop=mlp'")
+    model: str = Field("mf", description="mf, mlp or item (no user table), or one for each client: 'mf;shop=mlp'")
     dim: int | str = Field(32, description="width of the user and item tables, or one for each client: '32;phone=8'")
+    init_std: float = Field(0.1, ge=0, allow_inf_nan=False, description="standard deviation that the tables start with")
     hidden: tuple[PositiveInt, ...] = Field((64, 32), min_length=1, description="mlp: widths of the shared body")
     metrics: tuple[str, ...] = Field(
         ("ndcg@10", "hr@10"), min_length=1, description="ranking metrics; the first selects the round"
@@ -97,6 +96,7 @@ class Experiment(Method):
         "adam", description="local optimiser, started afresh in every round"
     )
     lr: float = Field(0.01, gt=0, lt=1e6, description="local learning rate")
+    lrs: str = Field("", description="modules with a local learning rate of their own: item_table=10,heads=0.1")
     l2: float = Field(0.01, ge=0, allow_inf_nan=False, description="L2 penalty of the rows that a batch touches")
     weights: Literal["examples", "uniform"] = Field("examples", description="weight of a client in the mean")
     patience: int = Field(0, ge=0, description="stop after this many evaluations without a better validation; 0: never")
@@ -149,7 +149,9 @@ class Experiment(Method):
             choose("metrics", family, RANKING)
         with named("model"):
             for kind in per_client(self.model).values():
-                choose("one of the models", kind, ["mf", "mlp"])
+                choose("one of the models", kind, get_args(Kind))
+        with named("lrs"):
+            rates(self.lrs)
         with named("dim"):
             for text in per_client(str(self.dim)).values():
                 if not (text.isdecimal() and 1 <= int(text) <= 4096):
@@ -169,7 +171,7 @@ class Experiment(Method):
         if self.clients is not None and self.clients < 1:
             raise UserError(f"clients: must be at least 1, found {self.clients}")
         dropouts(self.dropout)
-        self.drift.check(self.coupling, self.robust, self.optimiser, self.phases)
+        self.drift.check(self.coupling, self.robust, self.optimiser, self.phases, self.lrs)
         compatible(self)
         return self
 
@@ -190,7 +192,7 @@ class Experiment(Method):
         return Recipe(
             self.local_epochs,
             self.batch_size,
-            Optimiser(self.optimiser, self.lr),
+            Optimiser(self.optimiser, self.lr, rates(self.lrs)),
             self.phases,
             self.negatives,
             self.num_negatives,
@@ -209,7 +211,7 @@ class Experiment(Method):
         """Return the model of a client."""
         kinds, widths = per_client(self.model), per_client(str(self.dim))
         kind, width = kinds.get(client, kinds.get("*", "mf")), widths.get(client, widths.get("*", "32"))
-        return Recommender("mlp" if kind == "mlp" else "mf", int(width), self.hidden)
+        return Recommender(cast(Kind, kind), int(width), self.hidden, self.init_std)
 
 
 def tasks_for(experiment: Experiment, data: ClientData) -> tuple[Task, ...]:
@@ -219,15 +221,6 @@ def tasks_for(experiment: Experiment, data: ClientData) -> tuple[Task, ...]:
         for task in experiment.tasks(part.name):
             found.setdefault(task.name, task)
     return tuple(found.values())
-
-
-@contextmanager
-def named(field: str) -> Iterator[None]:
-    """Put the field's name before the text of a UserError."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(f"{field}: {error}") from None
 
 
 def build(values: dict[str, Any]) -> Experiment:

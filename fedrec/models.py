@@ -1,5 +1,6 @@
 """Recommenders as pure functions of named parameters: tables, a shared body, one private head per task."""
 
+import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -15,6 +16,15 @@ from fedrec.parameters import Params
 from fedrec.seeds import generator
 
 BLOCK = 64
+Kind = Literal["mf", "mlp", "item"]
+
+
+@functools.lru_cache(maxsize=1024)
+def table_block(seed: int, name: str, block: int, dim: int) -> Floats:
+    """Return the standard normal block [BLOCK, dim] of a table, kept for the process: one-user clients share most."""
+    rows: Floats = generator(seed, "init", name, block).standard_normal((BLOCK, dim), dtype=np.float32)
+    rows.flags.writeable = False
+    return rows
 
 
 def table_rows(seed: int, name: str, ids: Ints, dim: int, std: float = 0.1) -> Floats:
@@ -24,7 +34,7 @@ def table_rows(seed: int, name: str, ids: Ints, dim: int, std: float = 0.1) -> F
     them drawing the whole table.
     """
     blocks, position = np.unique(ids // BLOCK, return_inverse=True)
-    drawn = [generator(seed, "init", name, int(b)).standard_normal((BLOCK, dim), dtype=np.float32) for b in blocks]
+    drawn = [table_block(seed, name, int(b), dim) for b in blocks]
     values = np.concatenate(drawn) if drawn else np.zeros((0, dim), np.float32)
     rows: Floats = values[position * BLOCK + ids % BLOCK] * np.float32(std)
     return rows
@@ -32,38 +42,46 @@ def table_rows(seed: int, name: str, ids: Ints, dim: int, std: float = 0.1) -> F
 
 @dataclass(frozen=True)
 class Recommender:
-    """Matrix factorisation or an MLP over user and item tables, with a linear head per task.
+    """Matrix factorisation, an MLP over user and item tables, or an item table alone, with a linear head per task.
 
-    mf:  h(u, i) = [p_u * q_i, b_u, b_i]   (the body is the product; it has no parameters)
-    mlp: h(u, i) = MLP([p_u, q_i]), ReLU between layers of the widths `hidden`
+    mf:   h(u, i) = [p_u * q_i, b_u, b_i]   (the body is the product; it has no parameters)
+    mlp:  h(u, i) = MLP([p_u, q_i]), ReLU between layers of the widths `hidden`
+    item: h(u, i) = q_i, so that a client's head is its users' common taste (arXiv 2301.08143)
     score_t(u, i) = w_t . h(u, i) + c_t
+
+    The tables start with the standard deviation `std`.
     """
 
-    kind: Literal["mf", "mlp"]
+    kind: Kind
     dim: int
     hidden: tuple[int, ...] = (64, 32)
+    std: float = 0.1
 
     def shapes(self, users: int, items: int, tasks: Iterable[str]) -> Params:
         """Return tensors without data (on the meta device) that have the names, shapes and dtypes of the parameters."""
-        sizes: dict[str, tuple[int, ...]] = {"user_table": (users, self.dim), "item_table": (items, self.dim)}
+        sizes: dict[str, tuple[int, ...]] = {"item_table": (items, self.dim)}
         widths = (2 * self.dim, *self.hidden)
+        if self.kind != "item":
+            sizes["user_table"] = (users, self.dim)
         if self.kind == "mf":
             sizes |= {"user_bias": (users, 1), "item_bias": (items, 1)}
-        else:
+        elif self.kind == "mlp":
             for layer, (n_in, n_out) in enumerate(pairwise(widths)):
                 sizes |= {f"body.{layer}.weight": (n_out, n_in), f"body.{layer}.bias": (n_out,)}
-        head = self.dim + 2 if self.kind == "mf" else widths[-1]
+        head = {"mf": self.dim + 2, "mlp": widths[-1], "item": self.dim}[self.kind]
         for task in tasks:
             sizes |= {f"heads.{task}.weight": (head,), f"heads.{task}.bias": (1,)}
         return {name: torch.empty(sizes[name], device="meta") for name in sorted(sizes)}
 
     def init(self, seed: int, users: Ints, items: Ints, offsets: dict[str, float]) -> Params:
         """Return initial parameters for global user and item ids; `offsets` gives the bias of every task's head."""
-        arrays: dict[str, Floats] = {
-            "user_table": table_rows(seed, "user_table", users, self.dim),
-            "item_table": table_rows(seed, "item_table", items, self.dim),
-        }
-        if self.kind == "mf":
+        arrays: dict[str, Floats] = {"item_table": table_rows(seed, "item_table", items, self.dim, self.std)}
+        if self.kind != "item":
+            arrays["user_table"] = table_rows(seed, "user_table", users, self.dim, self.std)
+        if self.kind == "item":
+            bound = self.dim**-0.5
+            head = generator(seed, "init", "head").uniform(-bound, bound, self.dim).astype(np.float32)
+        elif self.kind == "mf":
             arrays["user_bias"] = np.zeros((len(users), 1), np.float32)
             arrays["item_bias"] = np.zeros((len(items), 1), np.float32)
             head = np.ones(self.dim + 2, np.float32)
@@ -81,7 +99,10 @@ class Recommender:
 
     def features(self, params: Params, user: Tensor, item: Tensor) -> Tensor:
         """Return h [B, width] for local row indices `user` [B] and `item` [B]."""
-        p, q = params["user_table"].index_select(0, user), params["item_table"].index_select(0, item)
+        q = params["item_table"].index_select(0, item)
+        if self.kind == "item":
+            return q
+        p = params["user_table"].index_select(0, user)
         if self.kind == "mf":
             b_u, b_i = params["user_bias"].index_select(0, user), params["item_bias"].index_select(0, item)
             return torch.cat([p * q, b_u, b_i], dim=1)
@@ -93,7 +114,10 @@ class Recommender:
 
     def score_all(self, params: Params, task: str, user: Tensor) -> Tensor:
         """Return the scores [B, items] of every item of the catalogue for users [B]."""
-        p, q = params["user_table"].index_select(0, user), params["item_table"]
+        q = params["item_table"]
+        if self.kind == "item":
+            return self.head(params, task, q).expand(len(user), -1)
+        p = params["user_table"].index_select(0, user)
         if self.kind == "mf":
             w, c = params[f"heads.{task}.weight"], params[f"heads.{task}.bias"]
             b_u, b_i = params["user_bias"].index_select(0, user), params["item_bias"]

@@ -1,12 +1,17 @@
 """Named tensors: the vector-space operations that the other rooms need."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
 
 Params = dict[str, Tensor]
+
+
+def covers(modules: Iterable[str], name: str) -> bool:
+    """Return whether a module names `name`, matched at dots: `body` covers `body.0.weight`, never `body2.weight`."""
+    return any(name == module or name.startswith(module + ".") for module in modules)
 
 
 def clone(params: Mapping[str, Tensor]) -> Params:

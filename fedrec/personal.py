@@ -22,10 +22,13 @@ def mix(alpha: float, v: Mapping[str, Tensor], w: Mapping[str, Tensor]) -> Param
 def personal_model(drift: Drift, own: Own, model: Params) -> Params:
     """Return the parameters that a client recommends with, given those of the shared model and its private part.
 
-    Ditto's is the personal copy itself, APFL's the mixture alpha v + (1 - alpha) w.
+    Ditto's is the personal copy itself, APFL's the mixture alpha v + (1 - alpha) w. Tuned has x_i in the place of z_i,
+    the shared parameters as the client's last training left them (dual personalisation, arXiv 2301.08143).
     """
     if own.personal is None:
         return model
+    if drift.personal == "tuned":
+        return {**model, **own.personal}
     return own.personal if drift.personal == "ditto" else mix(drift.weight, own.personal, model)
 
 

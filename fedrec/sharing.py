@@ -12,7 +12,7 @@ import torch
 
 from fedrec.data.types import Ints
 from fedrec.errors import choose
-from fedrec.parameters import Params
+from fedrec.parameters import Params, covers
 
 # What is keyed by rows, and the key space of the rows: parameters, and the logits on the public probe.
 PARAMETERS = {"item_table": "item", "item_bias": "item", "user_table": "user", "user_bias": "user"}
@@ -26,11 +26,6 @@ MODULES = (
 
 class ContractError(ValueError):
     """A message broke the sharing contract; the text names the parameter, the rule and the value found."""
-
-
-def covers(modules: Iterable[str], name: str) -> bool:
-    """Return whether a module names `name`, matched at dots: `body` covers `body.0.weight`, never `body2.weight`."""
-    return any(name == module or name.startswith(module + ".") for module in modules)
 
 
 @dataclass(frozen=True)

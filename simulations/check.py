@@ -4,9 +4,11 @@ from clients.device import devices
 from fedrec.channel import Logits, channel_of
 from fedrec.coordination import check as compatible
 from fedrec.data import ClientData
-from fedrec.errors import UserError
+from fedrec.errors import UserError, choose
 from fedrec.experiment import Experiment, clients_data, tasks_for
+from fedrec.parameters import covers
 from fedrec.records import natural
+from fedrec.sharing import MODULES
 from fedrec.tasks import per_client
 
 Shapes = dict[str, tuple[tuple[int, ...], str]]  # of a shared parameter, and the first client that has it
@@ -22,12 +24,21 @@ def check(experiment: Experiment) -> None:
     check_names(experiment, parts)
     check_tasks(experiment, parts)
     shapes: Shapes = {}
-    experiment.sharing().check([name for data in parts for name in agree(experiment, data, shapes)])
+    names = [name for data in parts for name in agree(experiment, data, shapes)]
+    experiment.sharing().check(names)
+    check_rates(experiment, names)
     compatible(experiment.coupling, experiment.descent, experiment.robust)
     clients = sorted((data.name for data in parts), key=lambda name: (natural(name), name))
     experiment.coupling.operator(clients)
     experiment.turnout.check(clients, experiment.rounds)
     experiment.robust.check(len(experiment.turnout.drawn(clients, 1)))
+
+
+def check_rates(experiment: Experiment, names: list[str]) -> None:
+    """Raise UserError if a module that has a learning rate of its own is no part of any recommender."""
+    for module, _ in experiment.recipe().optimiser.lrs:
+        if not any(covers((module,), name) for name in names):
+            choose("lrs", module, MODULES)
 
 
 def check_names(experiment: Experiment, parts: tuple[ClientData, ...]) -> None:

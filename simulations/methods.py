@@ -32,6 +32,7 @@ METHODS: dict[str, Method] = {
         Method(method="fednova", share=BODY, drift=Drift(normalise=True)),  # arXiv 2007.07481
         Method(method="ditto", share=BODY, drift=Drift(personal="ditto", weight=ADMM)),  # arXiv 2012.04221
         Method(method="apfl", share=BODY, drift=Drift(personal="apfl", weight=0.5)),  # arXiv 2003.13461
+        Method(method="pfedrec", share=("item_table",), drift=Drift(personal="tuned")),  # arXiv 2301.08143
         Method(method="fedmgda", share=BODY, descent=Descent(aggregator="fedmgda", eps=0.1, lr=10.0)),
         Method(method="pcgrad", share=BODY, descent=Descent(aggregator="pcgrad")),  # arXiv 2001.06782
         Method(method="mgda", share=BODY, descent=Descent(aggregator="mgda")),

@@ -15,6 +15,7 @@ from clients.recommend import params_of
 from fedrec.aggregation import Carrier, mean
 from fedrec.coordination import Control, Drift, Own, control_change, normalised
 from fedrec.errors import UserError
+from fedrec.evaluation import ModelScorer, evaluate
 from fedrec.experiment import clients_data
 from fedrec.models import Recommender
 from fedrec.optimisers import Optimiser
@@ -25,7 +26,7 @@ from fedrec.seeds import generator
 from fedrec.sharing import Broadcast, ContractError, Contribution
 from fedrec.tasks import tasks_of
 from fedrec.training import Recipe, batch_loss, batches, local_update, steps
-from fedrec.wire import broadcast_record, ledger, read_broadcast
+from fedrec.wire import broadcast_record, ledger, read_broadcast, read_contribution
 from server.scores import admit_told
 from server.strategy import Coordinator
 from simulations.apps import plan_of
@@ -153,6 +154,51 @@ def test_a_client_recommends_with_the_personal_model_that_was_tested(method: str
         assert not equal(expected, shared)
 
 
+def test_the_tuned_copy_is_what_the_last_training_made_and_changes_no_message_but_the_metrics() -> None:
+    tuned, plain = (
+        fit(experiment("fedper", model="item", share=("item_table",), drift=Drift(personal=kind)))
+        for kind in ("tuned", "none")
+    )
+    kinds: list[list[bytes]] = [
+        [content_bytes(m) for m in [*grid.sent, *grid.received] if m.metadata.message_type == "train"]
+        for _, grid in (tuned, plain)
+    ]
+    assert kinds[0] == kinds[1]
+    assert results(tuned[0])[2:] != results(plain[0])[2:]
+    for message in tuned[1].received:
+        if message.metadata.message_type == "evaluate":
+            assert not message.content.array_records["shared"]
+    last = {m.metadata.src_node_id: m for m in tuned[1].received if m.metadata.message_type == "train"}
+    for node, mine, z in zip(tuned[1].contexts, personal(tuned[1]), last_broadcasts(tuned[1]), strict=True):
+        assert mine.keys() == {"item_table"}
+        assert equal(mine, read_contribution(last[node].content).values)
+        assert not equal(mine, z)
+
+
+def test_the_tuned_copy_is_evaluated_with_the_private_head_of_the_same_round(tmp_path: Path) -> None:
+    e = experiment("pfedrec", model="item", rounds=3)
+    record, grid = fit(e, tmp_path)
+    write_record(tmp_path, record, e.model_dump(mode="json"), [])
+    for data, context in zip(clients_data(e), grid.contexts.values(), strict=True):
+        memory = Memory(context)
+        params = params_of(tmp_path, e, data)
+        assert equal(params, {**(memory.own(best=True).personal or {}), **memory.best})
+        model, tasks = e.recommender(data.name), e.tasks(data.name)
+        found = evaluate(ModelScorer(model, params), data, tasks, "test", metrics=e.metrics, candidates="full", seed=0)
+        told = {(r["task"], r["metric"]): r["value"] for r in record.clients if r["client"] == data.name
+                and r["split"] == "test"}  # fmt: skip
+        assert told == {(task, metric): value for (_, task, metric), value in found.metrics.items()}
+
+
+def test_before_any_training_the_tuned_copy_is_the_start() -> None:
+    e = experiment("pfedrec", model="item")
+    grid = SpyGrid(client_app(lambda _: (e, None)), 3)
+    Coordinator(grid, plan_of(e)).join(list(grid.get_node_ids()))
+    for data, mine in zip(clients_data(e), personal(grid), strict=True):
+        start = e.recommender(data.name).init(0, data.users, data.items, {"rank": 0.0})
+        assert equal(mine, {"item_table": start["item_table"]})
+
+
 def test_a_lost_round_takes_the_personal_model_back() -> None:
     memory = Memory(Context(run_id=1, node_id=2, node_config={}, state=RecordDict(), run_config={}))
     memory.begin({}, None, Own({"v": torch.tensor([0.0])}))
@@ -230,6 +276,11 @@ def test_steps_are_told_only_where_the_method_needs_them() -> None:
     for method in ("fedper", "ditto", "fednova"):
         told = {name for m in trained(method).received for name in m.content.metric_records["metrics"]}
         assert ("steps" in told) == (method == "fednova")
+
+
+def test_scaffold_knows_one_learning_rate() -> None:
+    with pytest.raises(UserError, match=r"lrs: must be empty for SCAFFOLD, .* found 'heads=1'"):
+        experiment("scaffold", optimiser="sgd", lrs="heads=1")
 
 
 def test_fednova_does_not_go_with_duals() -> None:

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from typing import Literal
 
 import numpy as np
 import pytest
@@ -12,13 +11,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.func import grad, vmap
 
-from fedrec.models import BLOCK, Recommender, table_rows
+from fedrec.models import BLOCK, Kind, Recommender, table_rows
 from fedrec.parameters import Params
 from fedrec.tasks import parse_task
 from fedrec.training import Batch, batch_loss
 
-Kind = Literal["mf", "mlp"]
-KINDS: list[Kind] = ["mf", "mlp"]
+KINDS: list[Kind] = ["mf", "mlp", "item"]
 IDS = st.sets(st.integers(0, 5 * BLOCK), min_size=1, max_size=30).map(lambda ids: np.array(sorted(ids)))
 OFFSETS = {"rank": 0.0, "rating": 3.5}
 
@@ -86,6 +84,35 @@ def test_mlp_by_hand() -> None:
     assert model.score_all(params, "buy", torch.tensor([0]))[0, 1].item() == pytest.approx(23)
 
 
+def test_an_item_model_by_hand() -> None:
+    # 2 * 3 - 1 * 4 + 0.5 = 2.5 whoever the user is: there is no user table.
+    params = {
+        "item_table": torch.tensor([[9.0, 9.0], [3.0, 4.0]]),
+        "heads.rank.weight": torch.tensor([2.0, -1.0]),
+        "heads.rank.bias": torch.tensor([0.5]),
+    }
+    model = Recommender("item", 2)
+    assert pair_score(model, params, "rank", torch.tensor([0, 5]), torch.tensor([1, 1])).tolist() == [2.5, 2.5]
+    assert model.score_all(params, "rank", torch.tensor([0, 5])).tolist() == [[9.5, 2.5], [9.5, 2.5]]
+    assert model.penalty(params, torch.tensor([0]), torch.tensor([1])).tolist() == [25.0]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_tables_start_in_proportion_to_their_standard_deviation(kind: Kind) -> None:
+    one, two = (Recommender(kind, 3, std=std).init(0, np.arange(4), np.arange(5), OFFSETS) for std in (0.5, 1.0))
+    for name in one:
+        scale = 2.0 if name.endswith("_table") else 1.0
+        assert torch.equal(scale * one[name], two[name]), name
+
+
+def test_the_head_of_an_item_model_starts_like_a_linear_layer() -> None:
+    # U(-1/sqrt(d), 1/sqrt(d)): the bound is kept, nearly reached by 4,000 entries, and the sd is it over sqrt(3).
+    head = Recommender("item", 4000).init(0, np.arange(1), np.arange(1), {"rank": 0.0})["heads.rank.weight"]
+    bound = 4000**-0.5
+    assert 0.99 * bound < float(head.abs().max()) <= bound
+    assert float(head.std()) == pytest.approx(bound / math.sqrt(3), rel=0.05)
+
+
 def test_the_penalty_is_that_of_the_rows_of_the_batch_and_of_nothing_else() -> None:
     model = Recommender("mf", 2)
     params = noisy(model, 3, 3, 0)
@@ -107,6 +134,12 @@ def test_a_row_starts_the_same_wherever_it_is_carried(mine: np.ndarray, yours: n
     for name in ("item_table", "user_table", "item_bias", "user_bias"):
         assert torch.equal(a[name][in_a], b[name][in_b])
     assert len(common) == len(in_a)
+
+
+def test_rows_are_a_callers_own() -> None:
+    ids = np.arange(3)
+    table_rows(0, "item_table", ids, 2, std=1.0)[:] = 7.0
+    assert not (table_rows(0, "item_table", ids, 2, std=1.0) == 7.0).any()
 
 
 def test_rows_differ_by_seed_by_table_and_by_id_and_are_normal() -> None:

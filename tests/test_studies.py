@@ -6,6 +6,9 @@ import pandas as pd
 import pytest
 
 from fedrec.errors import UserError
+from fedrec.experiment import Experiment
+from fedrec.report.tables import LEAKING
+from simulations.studies import published
 from simulations.studies.__main__ import main
 from simulations.studies.methods import experiment_of
 
@@ -39,11 +42,99 @@ def test_sharing_flags_are_for_what_is_federated() -> None:
     assert (own.optimiser, own.lr) == ("sgd", 10.0)
 
 
+TINY = [
+    "--dataset",
+    "synthetic",
+    "--market.users",
+    "40",
+    "--market.items",
+    "40",
+    "--clients",
+    "6",
+    "--rounds",
+    "2",
+    "--dim",
+    "4",
+]
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run the jobs of a study in this process: to start one for each costs seconds."""
+    monkeypatch.setattr(published, "run_all", lambda jobs, _: [row for job in jobs for row in published.run_one(job)])
+
+
+@pytest.mark.usefixtures("here")
+def test_the_published_study_shows_both_protocols_and_says_which_one_leaks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["published", "--seeds", "2", "--out", str(tmp_path / "study"), *TINY]) == 0
+    results, rows = (pd.read_csv(tmp_path / "study" / f"{name}.csv") for name in ("results", "summary"))
+    assert set(results["method"]) == set(published.LINES) == set(rows["method"])
+    for row in rows.to_dict("records"):
+        own = results[(results[["method", "metric", "protocol"]] == [row[k] for k in ("method", "metric", "protocol")])
+                      .all(axis=1)]  # fmt: skip
+        assert list(own["seed"]) == [0, 1]
+        assert (row["mean"], row["sd"]) == (pytest.approx(own["value"].mean()), pytest.approx(own["value"].std()))
+        draws = row["protocol"] == "published" and row["method"] != published.POPULARITY
+        assert row["warning"] == LEAKING if draws else row["warning"] != row["warning"]
+    page = (tmp_path / "study" / "report.html").read_text(encoding="utf-8")
+    # Beside every leaking number: five lines, two metrics; the authors' numbers belong to MovieLens.
+    assert page.count(LEAKING) == 5 * 2
+    assert "0.439" not in page
+    assert capsys.readouterr().out.count("PROTOCOL") == 5 * 2
+    by_protocol = results[results["method"] == published.POPULARITY].groupby("protocol")["value"]
+    assert by_protocol.get_group("published").tolist() == by_protocol.get_group("train").tolist()
+
+
+def test_the_published_study_has_the_published_settings() -> None:
+    lines = {
+        name: published.experiments(line, [*TINY, "--rounds", "7"], "published", 3)
+        for name, line in published.LINES.items()
+    }
+    (dual,) = lines["PFedRec, dual"]
+    assert (dual.share, dual.drift.personal, dual.model, dual.weights) == (("item_table",), "tuned", "item", "uniform")
+    assert (dual.lr, dual.lrs, dual.rounds, dual.seed) == (0.1, f"item_table={0.1 * 40 * 80!r}", 7, 3)
+    (server,) = lines["server table, private head"]
+    assert server == dual.model_copy(update={"drift": dual.drift.model_copy(update={"personal": "none"})})
+    (full,) = lines["PFedRec, dual, full ranking"]
+    assert full == dual.model_copy(update={"candidates": "full"})
+    (alone,) = lines["local alone"]
+    assert alone == dual.model_copy(update={"method": "local", "share": (), "drift": server.drift})
+    pooled = lines["pooled matrix factorisation"]
+    assert len(set(pooled)) == len(published.GRID) == len({(e.lr, e.l2) for e in pooled})
+    assert all((e.pool, e.model, e.lrs, e.drift.personal) == (True, "mf", "", "none") for e in pooled)
+
+
+def test_what_validation_likes_best_is_tested(monkeypatch: pytest.MonkeyPatch) -> None:
+    line = published.LINES["pooled matrix factorisation"]
+    job = published.Job("pooled matrix factorisation", "train", 0, published.experiments(line, TINY, "train", 0))
+
+    def trained(experiment: Experiment, options: str) -> published.Outcome:
+        validation = {0.003: float("nan"), 0.01: experiment.l2}[experiment.lr]
+        return published.Outcome({"hr@10": 1 - experiment.l2}, validation, options=options)
+
+    monkeypatch.setattr(published, "trained", trained)
+    (row,) = published.run_one(job)
+    assert (row["value"], row["validation"], row["options"]) == (0.97, 0.03, "--lr 0.01 --l2 0.03")
+
+
+def test_a_job_of_the_published_study_has_a_process_of_its_own() -> None:
+    line = published.LINES[published.POPULARITY]
+    job = published.Job(published.POPULARITY, "train", 0, published.experiments(line, TINY, "train", 0))
+    there, here = (pd.DataFrame(list(rows)) for rows in (published.run_all([job], 1), published.run_one(job)))
+    pd.testing.assert_frame_equal(there.drop(columns="megabytes"), here.drop(columns="megabytes"))
+    assert (there["megabytes"] > 50).all()
+
+
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
         (["methodz"], "study: must be one of"),
         (["methods", "--methods", "fedperr"], "methods: must be one of"),
+        (["published", "--seeds", "0"], "seeds, workers: must be at least 1, found 0"),
+        (["published", "--out", "never", "--lrs", "item_tabel=1", *TINY], "lrs: must be one of body, heads, item_"),
+        (["published", "--out", "never", "--lrs", "item_table=x", *TINY], "option --lrs: must be MODULE=RATE"),
         (["methods", "--seeds", "0"], "seeds, workers: must be at least 1, found 0"),
         (["methods", "--methods", "fedper:lrr=1"], "option --lrr: no such option"),
         (["methods", "--methods", "scaffold"], "optimiser: must be sgd for SCAFFOLD"),

@@ -25,8 +25,9 @@ class Drift(BaseModel):
         "none", description="control variates in the local gradients; needs optimiser sgd"
     )
     normalise: bool = Field(False, description="scale every client's change to the same number of steps (FedNova)")
-    personal: Literal["none", "ditto", "apfl"] = Field(
-        "none", description="a model that every client keeps to itself and recommends with"
+    personal: Literal["none", "ditto", "apfl", "tuned"] = Field(
+        "none",
+        description="a model that every client keeps to itself and recommends with; tuned: what its last training made",
     )
     weight: float = Field(
         0.0, ge=0, allow_inf_nan=False, description="ditto: lambda of the pull to z; apfl: alpha, the personal share"
@@ -43,7 +44,7 @@ class Drift(BaseModel):
             raise UserError(f"drift.weight: must be above 0 and at most 1 for apfl, found {self.weight}")
         return self
 
-    def check(self, coupling: Coupling, robust: Robust, optimiser: str, phases: Sequence[str]) -> None:
+    def check(self, coupling: Coupling, robust: Robust, optimiser: str, phases: Sequence[str], lrs: str = "") -> None:
         """Raise UserError if a correction does not fit the other parts of the method."""
         if self.counted and coupling.duals:
             raise UserError("drift: must be without duals for FedNova and SCAFFOLD, found coupling.duals")
@@ -56,6 +57,8 @@ class Drift(BaseModel):
             return
         if optimiser != "sgd":
             raise UserError(f"optimiser: must be sgd for SCAFFOLD (add --optimiser sgd --lr 10), found {optimiser}")
+        if lrs:
+            raise UserError(f"lrs: must be empty for SCAFFOLD, whose control variates know one rate, found {lrs!r}")
         if tuple(phases) != ("all",):
             raise UserError(f"phases: must be the one phase all for SCAFFOLD, found {','.join(phases)}")
         if not coupling.plain:

@@ -201,7 +201,10 @@ class Chunk:
         weight = None if self.weight is None else self.weight.to(total.device).float()
         at, k = 0, 0
         # Gradients of tables: zero again after every step, which touches few rows.
-        tables, plain = [name for name in names if name in TABLES], recipe.optimiser.kind == "sgd"
+        tables, plain = (
+            [name for name in names if name in TABLES],
+            recipe.optimiser.kind == "sgd" and not recipe.optimiser.lrs,
+        )
         direct = {name for name in tables if plain and name not in anchor and name not in shift}
         empty = {name: torch.zeros_like(params[name]) for name in tables if name not in direct}
         for t in range(len(schedule.grid.clients)):

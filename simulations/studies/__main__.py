@@ -4,9 +4,9 @@ import sys
 from collections.abc import Sequence
 
 from fedrec.errors import UserError, choose
-from simulations.studies import methods
+from simulations.studies import methods, published
 
-STUDIES = {"methods": methods.run}
+STUDIES = {"methods": methods.run, "published": published.run}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
