@@ -12,16 +12,20 @@ from torch import Tensor
 
 from fedrec.data.types import Ints
 from fedrec.parameters import Params
+from fedrec.seeds import generator
 from fedrec.sharing import TABLES, Sharing
 from fedrec.stacking.cohort import Cohort
-from fedrec.stacking.draws import Drawn, Scope, Touched, draw, ranges
+from fedrec.stacking.draws import Drawn, Touched, draw, ranges
 from fedrec.stacking.gradients import loss_and_gradients, scatter
 from fedrec.stacking.schedule import Grid, Schedule
 from fedrec.training import Recipe, trainable
 
+Scope = tuple[str | int, ...]
+
 CELLS = 2**14  # rows in a step of a chunk
 PADDING = 2**11  # cells of a step that may be empty
 ROWS = 2**17  # stacked rows of a chunk
+DRAWS = 2**23  # items that a chunk draws in all epochs and phases, before it trains: 40 bytes each
 
 
 @dataclass(frozen=True)
@@ -106,23 +110,28 @@ def train(
     cells = np.minimum(size, recipe.batch_size) * (1 + sampled)
     items = np.diff(cohort.starts["item"])[chosen]
     rows = items if moving else np.minimum(items, size * recipe.epochs * (1 + sampled * len(recipe.phases)))
-    for start, stop in pairwise(cuts(cells[size > 0], rows[size > 0], chunk)):
+    draws = size * recipe.epochs * len(recipe.phases) * (1 + sampled)
+    for start, stop in pairwise(cuts(cells[size > 0], rows[size > 0], draws[size > 0], chunk)):
         part = slice(start, stop)
         weight = None if terms.weight is None else terms.weight[part]
         chunk_of = Chunk(cohort, chosen[part], shared, private, recipe, sharing, moving, terms, weight)
         yield chunk_of.train(seed, scopes[part])
 
 
-def cuts(cells: Ints, rows: Ints, chunk: int | None) -> list[int]:
-    """Return the positions between chunks of clients: 0, ..., n."""
-    found, width, height, held = [0], 0, 0, 0
-    for position, (cell, row) in enumerate(zip(cells.tolist(), rows.tolist(), strict=True)):
+def cuts(cells: Ints, rows: Ints, draws: Ints, chunk: int | None) -> list[int]:
+    """Return the positions between chunks of clients: 0, ..., n.
+
+    Given are every client's cells of a step, rows of its tables, and items that it draws.
+    """
+    found, width, height, held, drawn = [0], 0, 0, 0, 0
+    for position, (cell, row, more) in enumerate(zip(cells.tolist(), rows.tolist(), draws.tolist(), strict=True)):
         count = position - found[-1]
-        width, height, held = max(width, cell), height + row, held + cell
+        width, height, held, drawn = max(width, cell), height + row, held + cell, drawn + more
         total = (count + 1) * width
-        if count and (total > CELLS or total - held > PADDING or height > ROWS or count == chunk):
+        wide = total > CELLS or total - held > PADDING
+        if count and (wide or height > ROWS or drawn > DRAWS or count == chunk):
             found.append(position)
-            width, height, held = cell, row, cell
+            width, height, held, drawn = cell, row, cell, more
     return [*found, len(cells)] if len(cells) else [0]
 
 
@@ -143,7 +152,7 @@ class Chunk:
     def train(self, seed: int, scopes: Sequence[Scope]) -> Part:
         """Return the clients after the round."""
         recipe, k = self.recipe, len(self.clients)
-        drawn = [draw(self.cohort, self.clients, recipe, seed, scopes, number) for number in range(len(recipe.phases))]
+        drawn = [self.drawn(seed, scopes, number) for number in range(len(recipe.phases))]
         owner = np.repeat(np.arange(k), self.cohort.sizes[self.clients] * recipe.epochs)
         touched = self.touched(drawn, owner)
         names = sorted([*self.shared.values, *self.private.values])
@@ -160,6 +169,14 @@ class Chunk:
                 count += 1
         steps = count * np.bincount(ranges(np.zeros_like(grid.clients), grid.clients), minlength=k)
         return Part(self.clients, touched, params, total / torch.from_numpy(steps).to(total.device))
+
+    def drawn(self, seed: int, scopes: Sequence[Scope], number: int) -> Drawn:
+        """Return the batches of phase `number`."""
+
+        def stream(client: int, epoch: int) -> np.random.Generator:
+            return generator(seed, "train", *scopes[client], number, epoch)
+
+        return draw(self.cohort, self.clients, self.recipe, stream)
 
     def stack(self, name: str) -> Stack:
         """Return where a parameter comes from."""
