@@ -15,7 +15,7 @@ from fedrec.sharing import Sharing
 from fedrec.stacking.cohort import Cohort, edges, learning
 from fedrec.stacking.draws import draw, ranges
 from fedrec.stacking.gradients import loss_and_gradients
-from fedrec.stacking.schedule import Grid
+from fedrec.stacking.schedule import Grid, by_task
 from fedrec.stacking.update import Chunk, Stack, Terms, cuts
 from fedrec.training import Recipe
 
@@ -53,7 +53,7 @@ def losses_of(chunk: Chunk, seed: int) -> Values:
     schedule = chunk.schedule(grid, drawn, owner, touched, device)
     mask = np.stack([cohort.labels[task.name][0][drawn.row] for task in cohort.tasks], 1)
     scale = by_batch(mask, sizes, chunk.recipe.batch_size)[grid.index] * (grid.share > 0)[:, None]
-    step = replace(schedule, scale=torch.from_numpy(scale).to(device)).step(0, 0)
+    step = replace(schedule, scale=by_task(scale, device)).step(0, 0)
     loss, _ = loss_and_gradients(cohort.model, params, cohort.tasks, step, 0.0, None, ())
     values: Values = loss.double().cpu().numpy()
     return values
