@@ -18,6 +18,7 @@ from fedrec.evaluation import ModelScorer, Split, evaluate
 from fedrec.models import Recommender
 from fedrec.optimisers import Optimiser
 from fedrec.parameters import Params, norm, subtract
+from fedrec.personal import Apfl
 from fedrec.seeds import generator
 from fedrec.sharing import TABLES, Sharing
 from fedrec.stacking import (
@@ -456,3 +457,26 @@ def test_a_chunk_is_bounded_by_its_rows_cells_and_draws() -> None:
         limits = [CELLS, ROWS, DRAWS]
         assert len(edge) > 2
         assert all(values[0] * np.diff(edge).max() <= limit for values, limit in zip(counts, limits, strict=True))
+
+
+@pytest.mark.parametrize("kind", ["mf", "mlp", "item"])
+@pytest.mark.parametrize("optimiser", ["sgd", "adam"])
+@pytest.mark.parametrize("phases", [("all",), ("private", "shared")])
+def test_a_personal_half_is_trained_in_lockstep(kind: str, optimiser: Any, phases: Any) -> None:
+    recipe = Recipe(2, 5, Optimiser(optimiser, 0.1 if optimiser == "sgd" else 0.03), phases, num_negatives=2, l2=0.01)
+    c = case(recipe, kind=kind, tasks="rank-bce", ragged=True)
+    rng = torch.Generator().manual_seed(1)
+    starts = [{n: v + 0.3 * torch.randn(v.shape, generator=rng) for n, v in one.items()} for one in c.starts]
+    moved = 0.0
+    found = replace(c, terms=Terms(personal=stack(starts), alpha=0.3)).parts(chunk=2)
+    check(c, found)
+    for part in found:
+        for j, position in enumerate(part.clients.tolist()):
+            data, tasks = c.cohort.datas[position], c.cohort.tasks
+            half = Apfl.start(0.3, recipe, c.cohort.model, tasks, starts[position])
+            scope: Any = {"seed": c.seed, "scope": (data.name, 3)}
+            local_update(c.cohort.model, c.starts[position], data, tasks, recipe, c.sharing, beside=half.step, **scope)
+            mine = trained(c.cohort, stack(starts), replace(part, values=part.personal), j)
+            same(mine, half.v, skip=False)
+            moved = max(moved, norm(subtract(mine, starts[position])))
+    assert moved > 1e-2

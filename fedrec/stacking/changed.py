@@ -16,7 +16,7 @@ from fedrec.sharing import TABLES
 from fedrec.stacking.cohort import Cohort, edges
 from fedrec.stacking.draws import ranges
 from fedrec.stacking.results import client, on
-from fedrec.stacking.update import Part, Stack
+from fedrec.stacking.stacks import Part, Stack
 
 
 @dataclass(frozen=True)

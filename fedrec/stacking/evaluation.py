@@ -19,7 +19,7 @@ from fedrec.sharing import TABLES
 from fedrec.stacking.changed import Block, Changed
 from fedrec.stacking.cohort import Cohort, concatenated, edges, owners
 from fedrec.stacking.results import client, on
-from fedrec.stacking.update import Stack
+from fedrec.stacking.stacks import Stack
 
 ITEMS = ("item_table", "item_bias")
 Ranked = tuple[Ints, dict[str, Values]]

@@ -16,7 +16,8 @@ from fedrec.stacking.cohort import Cohort, edges, learning
 from fedrec.stacking.draws import draw, ranges
 from fedrec.stacking.gradients import loss_and_gradients
 from fedrec.stacking.schedule import Grid, by_task
-from fedrec.stacking.update import Chunk, Stack, Terms, cuts
+from fedrec.stacking.stacks import NOTHING, Stack
+from fedrec.stacking.update import Chunk, cuts
 from fedrec.training import Recipe
 
 
@@ -31,7 +32,7 @@ def held_out_many(cohort: Cohort, shared: Stack, private: Stack, recipe: Recipe,
     cells = held.sizes[chosen[order]] * (1 + (recipe.num_negatives if held.taken else 0))
     for start, stop in pairwise(cuts(cells, cells, cells, None)):
         part = order[start:stop]
-        chunk = Chunk(held, chosen[part], shared, private, once, Sharing(()), False, Terms(), None)
+        chunk = Chunk(held, chosen[part], shared, private, once, Sharing(()), False, NOTHING, None)
         found[part] = losses_of(chunk, seed)
     return found
 
