@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -51,6 +52,8 @@ def train(
     """
     size = cohort.sizes[chosen]
     moving = bool(terms.shift or (recipe.mu and terms.anchor and terms.anchor is not shared))
+    # What a part keeps to be made again must be small.
+    heavy = any(one and one.each for one in (shared, terms.anchor, terms.shift, terms.personal))
     sampled = recipe.num_negatives if cohort.taken else 0
     cells = np.minimum(size, recipe.batch_size) * (1 + sampled)
     items = np.diff(cohort.starts["item"])[chosen]
@@ -60,7 +63,8 @@ def train(
         part = slice(start, stop)
         weight = None if terms.weight is None else terms.weight[part]
         chunk_of = Chunk(cohort, chosen[part], shared, private, recipe, sharing, moving, terms, weight)
-        yield chunk_of.train(seed, scopes[part])
+        again = None if heavy else partial(chunk_of.train, seed, scopes[part])
+        yield replace(chunk_of.train(seed, scopes[part]), again=again)
 
 
 def cuts(cells: Ints, rows: Ints, draws: Ints, chunk: int | None) -> list[int]:
