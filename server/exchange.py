@@ -152,9 +152,11 @@ def admitted_start(reply: Contribution) -> Contribution:
 
 def admitted_sums(one: Opened, call: Call, carriers: Mapping[str, Carrier], letters: Letters) -> list[Subtotal]:
     """Return the sums of a node that count; the clients of one that does not are refused in `letters`."""
-    found = []
+    found: list[Subtotal] = []
     for part in one.subtotals:
         try:
+            if any(set(part.clients) & set(other.clients) for other in found):
+                raise ContractError("sum: must be the only one of its clients, found another")
             found.append(admit_subtotal(part, call, carriers))
         except ContractError as error:
             refused = Refused("contract", str(error))

@@ -135,7 +135,9 @@ def answers_record(answers: Answers) -> RecordDict:
     metrics: dict[str, int] = {}
     triples: list[tuple[int, int, float]] = []
     for place, one in enumerate(answers.contributions):
-        triples += [(place, metrics.setdefault(name, len(metrics)), value) for name, value in one.metrics.items()]
+        triples += [
+            (place, metrics.setdefault(name, len(metrics)), value) for name, value in sorted(one.metrics.items())
+        ]
     found = answers.contributions
     content["config"] = ConfigRecord(
         {
