@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 import numpy as np
@@ -32,22 +31,25 @@ def evaluate_many(
     metrics: Sequence[str],
     candidates: Literal["full"] | int,
     seed: int,
+    chosen: Ints | None = None,
 ) -> list[Evaluation]:
-    """Return what `evaluate` returns for every client of the cohort, in its order; same candidates, same rule of ties.
+    """Return what `evaluate` returns for the clients `chosen` (ascending positions in the cohort; None: all of them).
 
-    A score may differ in its last bit from that of a client scored alone.
+    Same candidates, same rule of ties; a score may differ in its last bit from that of a client scored alone.
     """
+    chosen = np.arange(len(cohort)) if chosen is None else chosen
     ranked = {
-        task.name: rank_many(cohort, shared, private, task.name, split, metrics, candidates, seed)
+        task.name: rank_many(cohort, shared, private, task.name, split, metrics, candidates, seed, chosen)
         for task in cohort.tasks
         if task.kind == "rank"
     }
 
-    def one(position: int) -> Evaluation:
-        scorer = ModelScorer(cohort.model, both(cohort, shared, private, position))
-        return assemble(scorer, cohort.datas[position], cohort.tasks, split, lambda task: ranked[task][position])
+    def one(number: int, position: int) -> Evaluation:
+        alone = len(ranked) < len(cohort.tasks)  # some task scores its rows by the client's own parameters
+        scorer = ModelScorer(cohort.model, both(cohort, shared, private, position) if alone else {})
+        return assemble(scorer, cohort.datas[position], cohort.tasks, split, lambda task: ranked[task][number])
 
-    return [one(position) for position in range(len(cohort))]
+    return [one(number, position) for number, position in enumerate(chosen.tolist())]
 
 
 def rank_many(
@@ -59,13 +61,16 @@ def rank_many(
     metrics: Sequence[str],
     candidates: Literal["full"] | int,
     seed: int,
+    chosen: Ints,
 ) -> list[Ranked]:
-    """Return what `rank_users` returns for every client."""
+    """Return what `rank_users` returns for the clients `chosen`."""
     first, items = cohort.starts["user"], np.diff(cohort.starts["item"])
     train, validation, test = (Columns(cohort, name) for name in ("train", "validation", "test"))
     held, known = (validation, [train]) if split == "validation" else (test, [train, validation])
     users = np.unique(held.rows.user[held.rows.positive])
     owner = np.searchsorted(first, users, side="right") - 1
+    asked = np.isin(owner, chosen)
+    users, owner = users[asked], owner[asked]
     keys = candidate_keys(cohort, owner, split, seed) if candidates != "full" else None
     found: list[Ints] = []
     for start in range(0, len(users), CHUNK):
@@ -82,11 +87,8 @@ def rank_many(
         scores = score_many(cohort, shared, private, task, part, who, width)
         found += ranks(scores, torch.from_numpy(relevant), torch.from_numpy(excluded | beyond))
     values = ranking_metrics(found, metrics)
-    edge = np.searchsorted(users, first)
-    return [
-        (users[a:b] - first[c], {name: value[a:b] for name, value in values.items()})
-        for c, (a, b) in enumerate(pairwise(edge))
-    ]
+    bounds = zip(chosen, *(np.searchsorted(users, first[chosen + last]) for last in (0, 1)), strict=True)
+    return [(users[a:b] - first[c], {name: value[a:b] for name, value in values.items()}) for c, a, b in bounds]
 
 
 class Columns:
@@ -130,14 +132,9 @@ def score_many(
     cohort: Cohort, shared: Stack, private: Stack, task: str, users: Ints, owner: Ints, width: int
 ) -> Tensor:
     """Return the scores [B, width] of the catalogues of flat `users` [B] of the clients `owner`, 0 behind their end."""
-    one_table = "item_table" in shared.values and not shared.each and cohort.server["item"] is None
-    if cohort.model.kind == "mf" and one_table and "item_bias" in shared.values:
-        p, b_u, w, c = (
-            (shared if name in shared.values else private).at(name, cohort, users if name in TABLES else owner, owner)
-            for name in ("user_table", "user_bias", f"heads.{task}.weight", f"heads.{task}.bias")
-        )
-        q, b_i = shared.values["item_table"], shared.values["item_bias"]
-        return ((p * w[:, :-2]) @ q.T + w[:, -2:-1] * b_u + w[:, -1:] * b_i.T + c).cpu()
+    names = {"mf": {"item_table", "item_bias"}, "item": {"item_table"}, "mlp": set()}[cohort.model.kind]
+    if names and names <= shared.values.keys() and not shared.each and cohort.server["item"] is None:
+        return linear(cohort, shared, private, task, users, owner)(shared.values).cpu()
     some = {**shared.values, **private.values}["item_table"]
     scores = some.new_zeros((len(users), width), device="cpu")
     edge = np.searchsorted(owner, np.unique(owner))
@@ -147,3 +144,19 @@ def score_many(
         mine = cohort.model.score_all(both(cohort, shared, private, position), task, local)
         scores[a:b, : mine.shape[1]] = mine.cpu()
     return scores
+
+
+def linear(
+    cohort: Cohort, shared: Stack, private: Stack, task: str, users: Ints, owner: Ints
+) -> Callable[[Params], Tensor]:
+    """Return the scores of flat users as a function of item tables: `score_all` of a model without a body."""
+
+    def take(name: str) -> Tensor:
+        own = shared if name in shared.values else private
+        return own.at(name, cohort, users if name in TABLES else owner, owner)
+
+    w, c = take(f"heads.{task}.weight"), take(f"heads.{task}.bias")
+    if cohort.model.kind == "item":
+        return lambda items: torch.addmm(c, w, items["item_table"].T)
+    a, c = take("user_table") * w[:, :-2], w[:, -2:-1] * take("user_bias") + c
+    return lambda items: a @ items["item_table"].T + w[:, -1:] * items["item_bias"].T + c
