@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from flwr.app import RecordDict
 
@@ -105,10 +106,11 @@ class StackedClients:
             metrics=e.metrics,
             candidates=e.candidates,
             seed=e.seed,
+            chosen=np.array(list(sent), dtype=np.int64),
         )
         found = Answers([])
-        for place, broadcast in sent.items():
-            one, made = crowd.clients[place], evaluations[place]
+        for (place, broadcast), made in zip(sent.items(), evaluations, strict=True):
+            one = crowd.clients[place]
             if final and self.home is not None:
                 self.save(crowd, place, z, private, made)
             metrics = {"/".join(key): value for key, value in made.metrics.items()}

@@ -205,4 +205,4 @@ class Round:
         names = {place: name for name, place in crowd.places.items()}
         order = [name for name in self.call.broadcasts if crowd.places.get(name) in set(summed)]
         assert set(order) == {names[place] for place in summed}
-        return Subtotal(tuple(order), values, float(getattr(total, "gap", 0.0)))
+        return Subtotal(tuple(order), values, float(total.gap))
