@@ -16,11 +16,10 @@ from clients.stacked_round import Remembered, Round
 from fedrec.aggregation import catalogue
 from fedrec.channel import keyed
 from fedrec.data import ClientData
-from fedrec.evaluation import Evaluation
 from fedrec.experiment import Experiment, tasks_for
 from fedrec.parameters import Params, to
 from fedrec.personal import personal_model
-from fedrec.records import save_client
+from fedrec.records import save_client, slug, write_users
 from fedrec.sharing import Broadcast, Contribution
 from fedrec.stacking import Stack, client, evaluate_many, groups, stack
 from fedrec.wire import Answers, Call
@@ -108,11 +107,14 @@ class StackedClients:
             seed=e.seed,
             chosen=np.array(list(sent), dtype=np.int64),
         )
+        if final and self.home is not None:
+            every = [part for made in evaluations for part in made.per_user]
+            write_users(self.home, every, f"with-{slug(crowd.clients[next(iter(sent))].data.name)}")
         found = Answers([])
         for (place, broadcast), made in zip(sent.items(), evaluations, strict=True):
             one = crowd.clients[place]
             if final and self.home is not None:
-                self.save(crowd, place, z, private, made)
+                self.save(crowd, place, z, private)
             metrics = {"/".join(key): value for key, value in made.metrics.items()}
             if e.budget.active and not final:
                 over = excess(one, Remembered(crowd, place), broadcast.values, e.rounds)
@@ -131,13 +133,13 @@ class StackedClients:
             models[place] = e.sharing().split(personal_model(e.drift, own, {**broadcast.values, **kept}))
         return crowd.spread({p: m[0] for p, m in models.items()}), crowd.spread({p: m[1] for p, m in models.items()})
 
-    def save(self, crowd: Crowd, place: int, z: Stack, private: Stack, made: Evaluation) -> None:
+    def save(self, crowd: Crowd, place: int, z: Stack, private: Stack) -> None:
         """Write what a client keeps to itself at the end of a run."""
         one, e = crowd.clients[place], self.experiment
         assert self.home is not None
         kept = to(client(crowd.cohort, private, place), "cpu")
         own = to(client(crowd.cohort, z, place), "cpu") if e.personal else {}
-        save_client(self.home, one.data.name, kept, own, made.per_user, about(one, kept))
+        save_client(self.home, one.data.name, kept, own, (), about(one, kept))
 
     def state(self) -> RecordDict:
         """Return the private state of all clients."""

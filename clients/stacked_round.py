@@ -150,7 +150,10 @@ class Round:
             if place in self.failed:
                 continue
             one, (mu, told), x, link = crowd.clients[place], self.prices[place], self.x.get(place), None
-            metrics, values = {"loss": self.losses[place], **counted(one)}, {} if self.weight[place] else x or {}
+            metrics, values = (
+                {"loss": self.losses[place], **(counted(one) if e.drift.counted else {})},
+                {} if self.weight[place] else x or {},
+            )
             own = crowd.now[place].own if x is None else followed(one, broadcast, x, crowd.now[place].own)
             if self.links and x is not None:
                 metrics |= {"gap": norm(subtract(x, broadcast.values)) ** 2, **told}
@@ -202,7 +205,6 @@ class Round:
                 rows = np.unique(server[crowd.rows(TABLES[name], np.array(summed))])
                 value = value.index_select(0, torch.from_numpy(rows).to(value.device))
             values[name] = value.cpu()
-        names = {place: name for name, place in crowd.places.items()}
-        order = [name for name in self.call.broadcasts if crowd.places.get(name) in set(summed)]
-        assert set(order) == {names[place] for place in summed}
+        inside = set(summed)
+        order = [name for name in self.call.broadcasts if crowd.places.get(name) in inside]
         return Subtotal(tuple(order), values, float(total.gap))

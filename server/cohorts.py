@@ -87,10 +87,13 @@ def admit_subtotal(part: Subtotal, call: Call, carriers: Mapping[str, Carrier]) 
         raise ContractError(f"sum: must be of clients that may be summed, once, found {', '.join(part.clients[:5])}")
     members = [carriers[name] for name in part.clients]
     rows = union(members)
+    shapes: Params = {}
+    for who in members:
+        if not who.like.keys() <= shapes.keys():
+            shapes |= who.like
     like = {
         name: value.new_empty((len(rows[name]) if name in rows else len(value), *value.shape[1:])).double()
-        for who in members
-        for name, value in who.like.items()
+        for name, value in shapes.items()
     }
     return Subtotal(part.clients, admit(part.values, like), part.gap)
 

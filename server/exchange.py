@@ -136,7 +136,7 @@ def admitted(reply: Contribution, name: str, like: Params, metrics: frozenset[st
     if reply.client != name:
         raise ContractError(f"must answer under its own name, found {reply.client!r}")
     admit_metrics({unowned(metric): value for metric, value in reply.metrics.items()}, metrics)
-    return replace(reply, values=admit(reply.values, like))
+    return replace(reply, values=admit(reply.values, like)) if reply.values or like else reply
 
 
 def admitted_start(reply: Contribution) -> Contribution:

@@ -4,7 +4,7 @@ A node that trains many clients may also add up what they would send, where the 
 is input here as well: it is parsed, and the caller admits it against the sharing contract.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any, TypeVar, cast
@@ -61,6 +61,10 @@ class _Distinct:
             self.kept.append(params)
             self.numbers[id(params)] = self.record(record)
         return self.numbers[id(params)]
+
+    def ids(self, rows: Mapping[str, Ints]) -> int:
+        """Return the number of a client's row ids; -1 for none, which is all but for clients that join."""
+        return self.record(ArrayRecord({space: Array(ids) for space, ids in sorted(rows.items())})) if rows else -1
 
     def record(self, record: ArrayRecord) -> int:
         """Return the number of a record, the same for equal content."""
@@ -144,10 +148,7 @@ def answers_record(answers: Answers) -> RecordDict:
             "client": [one.client for one in found],
             "device": [one.device for one in found],
             "shared": [values.add(one.values) for one in found],
-            "rows": [
-                rows.record(ArrayRecord({space: Array(ids) for space, ids in sorted(one.rows.items())}))
-                for one in found
-            ],
+            "rows": [rows.ids(one.rows) for one in found],
             "metric": list(metrics),
             "failed": list(answers.failed),
             "reason": list(answers.failed.values()),
@@ -181,7 +182,7 @@ def read_answers(content: RecordDict) -> Answers:
         for record in _records(content, "rows.")
     ]
     contributions = [
-        Contribution(name, _pick(values, shared), metrics[place], devices[place], _pick(rows, row))
+        Contribution(name, _pick(values, shared), metrics[place], devices[place], _pick(rows, row) if row != -1 else {})
         for place, (name, shared, row) in enumerate(zip(names, columns["shared"], columns["rows"], strict=True))
     ]
     failed, reasons = _strings(config, "failed"), _strings(config, "reason")
