@@ -1,7 +1,7 @@
 """What the clients of a cohort remember, stacked: `clients.memory` for many at once."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -16,6 +16,8 @@ from fedrec.sharing import TABLES, Broadcast, ContractError, admit
 from fedrec.stacking import Cohort, Stack
 from fedrec.wire import pack, unpack
 
+NOTHING = Own()
+
 
 @dataclass(frozen=True)
 class Kept:
@@ -23,7 +25,7 @@ class Kept:
 
     round: int = 0
     link: Link | None = None
-    own: Own = field(default_factory=Own)
+    own: Own = NOTHING
     mu: float = 0.0
 
 
@@ -45,6 +47,11 @@ class Crowd:
     def places(self) -> dict[str, int]:
         """Every client's position."""
         return {client.data.name: place for place, client in enumerate(self.clients)}
+
+    @cached_property
+    def sizes(self) -> list[tuple[int, int]]:
+        """Every client's numbers of users and items."""
+        return [(len(client.data.users), len(client.data.items)) for client in self.clients]
 
     @property
     def device(self) -> str:
@@ -137,13 +144,13 @@ class Crowd:
         """Yield the clients whose message breaks their contract, and how."""
         known: dict[tuple[int, int, int], str] = {}
         for place, broadcast in zip(places, sent, strict=True):
-            data = self.clients[place].data
-            for values in (broadcast.values, broadcast.control):
-                key = (id(values), len(data.users), len(data.items))
-                if values is not None and key not in known:
-                    known[key] = broken(values, self.clients[place].shared_like())
-                if values is not None and known[key]:
-                    yield place, known[key]
+            key = (id(broadcast), *self.sizes[place])
+            if key not in known:
+                like = self.clients[place].shared_like()
+                found = [broken(one, like) for one in (broadcast.values, broadcast.control) if one is not None]
+                known[key] = next((text for text in found if text), "")
+            if known[key]:
+                yield place, known[key]
 
     def state(self, prefix: str) -> RecordDict:
         """Return all that is remembered, as Flower records."""

@@ -151,6 +151,12 @@ class StackedClients:
             crowd.restore(state, str(number))
 
 
+def begun(one: Client, shared: Params) -> Kept:
+    """Return what a client remembers when it joins."""
+    link, own = one.link(shared), begin(one)
+    return Kept(0, link, own) if link or own.personal is not None or own.control is not None else Kept()
+
+
 def alike(a: Params, b: Params) -> bool:
     """Return whether two clients' tensors are the same."""
     return a.keys() == b.keys() and all(torch.equal(value, b[name]) for name, value in a.items())

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from clients.budget import priced
-from clients.crowd import Crowd, Kept
+from clients.crowd import NOTHING, Crowd, Kept
 from clients.drift import counted, followed
 from fedrec.aggregation import Subtotal
 from fedrec.coordination import Link, Own
@@ -146,6 +146,7 @@ class Round:
     def finish(self) -> Answers:
         """Remember what the clients have become, and return what they answer."""
         e, crowd, made, found = self.experiment, self.crowd, {}, Answers([])
+        plain = Kept(next(iter(self.sent.values())).round)
         for place, broadcast in self.sent.items():
             if place in self.failed:
                 continue
@@ -158,7 +159,7 @@ class Round:
             if self.links and x is not None:
                 metrics |= {"gap": norm(subtract(x, broadcast.values)) ** 2, **told}
                 values, link = self.links[place].answer(x, broadcast.values)
-            made[place] = Kept(broadcast.round, link, own, mu)
+            made[place] = Kept(broadcast.round, link, own, mu) if link or own is not NOTHING or mu else plain
             found.contributions.append(Contribution(one.data.name, values, metrics, one.device))
         if e.drift.personal == "ditto":
             made = {

@@ -256,11 +256,14 @@ class Coordinator:
         """Send clients their parts of Z, and whether to keep the state they evaluated last; return what counts."""
         train, plan = kind == "train", self.plan
         control = {name: self.control.part(name) for name in clients} if self.control and train else {}
-        rest = (split, self.tie.rho)
-        broadcasts = {
-            name: Broadcast(number, self.parts[name], name in self.improved, *rest, self.seen[name], control.get(name))
-            for name in clients
-        }
+        made: dict[tuple[int, bool, int, int], Broadcast] = {}  # what many clients are sent alike is one object
+        broadcasts = {}
+        for name in clients:
+            part, keep, c = self.parts[name], name in self.improved, control.get(name)
+            key = (id(part), keep, self.seen[name], id(c))
+            if key not in made:
+                made[key] = Broadcast(number, part, keep, split, self.tie.rho, self.seen[name], c)
+            broadcasts[name] = made[key]
         outcome = self.exchange.send(
             kind,
             broadcasts,

@@ -18,6 +18,7 @@ from fedrec.sharing import Broadcast, ContractError, Contribution
 from fedrec.wire.messages import numeric, pack, unpack
 
 T = TypeVar("T")
+NOTHING: Params = {}
 ALONE = -1  # the chunk of a client whose own contribution is wanted
 
 
@@ -56,6 +57,7 @@ class _Distinct:
         """Return the number of a client's tensors; -1 for None."""
         if params is None:
             return -1
+        params = params or NOTHING
         if id(params) not in self.numbers:
             record = pack(params)
             self.kept.append(params)
@@ -112,18 +114,19 @@ def read_call(content: RecordDict) -> Call:
     head = {name: config.get(name) for name in ("round", "split", "rho")}
     if type(head["round"]) is not int or head["split"] not in ("validation", "test") or type(head["rho"]) is not float:
         raise ContractError(f"config: must hold round, split and rho, found {head}")
-    broadcasts = {
-        name: Broadcast(
-            values=_pick(values, shared),
-            control=None if control == -1 else _pick(controls, control),
-            keep=bool(keep),
-            seen=int(seen),
-            **cast(dict[str, Any], head),
-        )
-        for name, keep, seen, shared, control in zip(
-            names, *(columns[n] for n in ("keep", "seen", "shared", "control")), strict=True
-        )
-    }
+    made: dict[tuple[float, ...], Broadcast] = {}  # equal ones are one object, which need be looked at once
+    broadcasts = {}
+    for name, *about in zip(names, *(columns[n] for n in ("keep", "seen", "shared", "control")), strict=True):
+        if tuple(about) not in made:
+            keep, seen, shared, control = about
+            made[tuple(about)] = Broadcast(
+                values=_pick(values, shared),
+                control=None if control == -1 else _pick(controls, control),
+                keep=bool(keep),
+                seen=int(seen),
+                **cast(dict[str, Any], head),
+            )
+        broadcasts[name] = made[tuple(about)]
     chunks = {
         name: (int(chunk), float(weight))
         for name, chunk, weight in zip(names, columns["chunk"], columns["weight"], strict=True)
