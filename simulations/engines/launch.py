@@ -1,5 +1,6 @@
 """Run an experiment with the engine that it names."""
 
+import gc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -65,9 +66,13 @@ def run_here(
         grid = BatchedGrid(hosted(e, home, in_order(e), devices(e.device)[0]))
     else:
         grid = InlineGrid(apps_for(e, home)[1], clients)
+    # A round of thousands of clients makes thousands of small objects, which the collector would walk again and again.
+    before = gc.get_threshold()
+    gc.set_threshold(100_000, 50, 100)
     try:
         root = home / CHECKPOINTS
         kept = Checkpoints(root, grid.save, grid.settle, grid.restore, every, latest(root)) if every else None
         run_on(grid, apps_for(e, home, on_round, stop, len(list(grid.get_node_ids())), kept)[0])
     finally:
+        gc.set_threshold(*before)
         grid.close()
