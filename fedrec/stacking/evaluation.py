@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -15,16 +16,18 @@ from fedrec.metrics import Values, ranking_metrics, ranks
 from fedrec.parameters import Params
 from fedrec.seeds import generator
 from fedrec.sharing import TABLES
+from fedrec.stacking.changed import Block, Changed
 from fedrec.stacking.cohort import Cohort, concatenated, edges, owners
 from fedrec.stacking.results import client, on
 from fedrec.stacking.update import Stack
 
+ITEMS = ("item_table", "item_bias")
 Ranked = tuple[Ints, dict[str, Values]]
 
 
 def evaluate_many(
     cohort: Cohort,
-    shared: Stack,
+    shared: Stack | Changed,
     private: Stack,
     split: Split,
     *,
@@ -54,7 +57,7 @@ def evaluate_many(
 
 def rank_many(
     cohort: Cohort,
-    shared: Stack,
+    shared: Stack | Changed,
     private: Stack,
     task: str,
     split: Split,
@@ -122,41 +125,84 @@ def padded(values: Values, width: int) -> Values:
     return np.pad(values, (0, width - len(values)), constant_values=2.0) if len(values) < width else values
 
 
-def both(cohort: Cohort, shared: Stack, private: Stack, position: int) -> Params:
+def both(cohort: Cohort, shared: Stack | Changed, private: Stack, position: int) -> Params:
     """Return all parameters of one client."""
-    return {**client(cohort, shared, position), **client(cohort, private, position)}
+    own = shared.client(cohort, position) if isinstance(shared, Changed) else client(cohort, shared, position)
+    return {**own, **client(cohort, private, position)}
 
 
 @torch.no_grad()
 def score_many(
-    cohort: Cohort, shared: Stack, private: Stack, task: str, users: Ints, owner: Ints, width: int
+    cohort: Cohort, shared: Stack | Changed, private: Stack, task: str, users: Ints, owner: Ints, width: int
 ) -> Tensor:
     """Return the scores [B, width] of the catalogues of flat `users` [B] of the clients `owner`, 0 behind their end."""
-    names = {"mf": {"item_table", "item_bias"}, "item": {"item_table"}, "mlp": set()}[cohort.model.kind]
-    if names and names <= shared.values.keys() and not shared.each and cohort.server["item"] is None:
-        return linear(cohort, shared, private, task, users, owner)(shared.values).cpu()
-    some = {**shared.values, **private.values}["item_table"]
-    scores = some.new_zeros((len(users), width), device="cpu")
+    if bilinear(cohort, shared):
+        return linear_scores(cohort, shared, private, task, users, owner)
+    scores = torch.zeros((len(users), width))
     edge = np.searchsorted(owner, np.unique(owner))
     for a, b in zip(edge, [*edge[1:], len(owner)], strict=True):
         position = int(owner[a])
-        local = on(users[a:b] - cohort.starts["user"][position], some)
-        mine = cohort.model.score_all(both(cohort, shared, private, position), task, local)
+        params = both(cohort, shared, private, position)
+        local = on(users[a:b] - cohort.starts["user"][position], params["item_table"])
+        mine = cohort.model.score_all(params, task, local)
         scores[a:b, : mine.shape[1]] = mine.cpu()
     return scores
 
 
-def linear(
-    cohort: Cohort, shared: Stack, private: Stack, task: str, users: Ints, owner: Ints
-) -> Callable[[Params], Tensor]:
-    """Return the scores of flat users as a function of item tables: `score_all` of a model without a body."""
+def bilinear(cohort: Cohort, shared: Stack | Changed) -> bool:
+    """Tell whether all clients score the rows of the server's item tables, or of their own copies, without a body."""
+    server = shared.blocks[0].z if isinstance(shared, Changed) else {} if shared.each else shared.values
+    items = {"item_table"} if cohort.model.kind == "item" else {"item_table", "item_bias"}
+    return cohort.model.kind != "mlp" and items <= server.keys() and cohort.server["item"] is None
 
-    def take(name: str) -> Tensor:
-        own = shared if name in shared.values else private
-        return own.at(name, cohort, users if name in TABLES else owner, owner)
 
-    w, c = take(f"heads.{task}.weight"), take(f"heads.{task}.bias")
-    if cohort.model.kind == "item":
-        return lambda items: torch.addmm(c, w, items["item_table"].T)
-    a, c = take("user_table") * w[:, :-2], w[:, -2:-1] * take("user_bias") + c
-    return lambda items: a @ items["item_table"].T + w[:, -1:] * items["item_bias"].T + c
+def linear_scores(
+    cohort: Cohort, shared: Stack | Changed, private: Stack, task: str, users: Ints, owner: Ints
+) -> Tensor:
+    """Return `score_many` where `bilinear` holds."""
+    if isinstance(shared, Stack):
+        return Linear.of(cohort, shared, private, task, users, owner).scores(shared.values).cpu()
+    scores = torch.empty((len(users), int(cohort.starts["item"][1])))
+    for block in shared.blocks:
+        found = np.flatnonzero(np.isin(owner, block.clients))
+        if not len(found):
+            continue
+        who = np.searchsorted(block.clients, owner[found])
+        linear = Linear.of(cohort, block, private, task, users[found], owner[found])
+        part = linear.scores(block.z)
+        for j, count in zip(*np.unique(who, return_counts=True), strict=True):
+            rows, place = block.own(cohort, "item", int(j))
+            a = int(np.searchsorted(who, j))
+            mine = linear.scores({name: block.values[name][place] for name in ITEMS if name in block.z}, a, a + count)
+            part[a : a + count].index_copy_(1, on(rows, part), mine)
+        scores[torch.from_numpy(found)] = part.cpu()
+    return scores
+
+
+@dataclass(frozen=True)
+class Linear:
+    """Users of a model without a body: the score of an item is a . q_i + b b_i + c."""
+
+    a: Tensor  # [B, d]
+    b: Tensor | None  # [B, 1]; None for a model without biases
+    c: Tensor  # [B, 1]
+
+    @staticmethod
+    def of(cohort: Cohort, shared: Stack | Block, private: Stack, task: str, users: Ints, owner: Ints) -> Linear:
+        """Return flat `users` [B] of the clients `owner` [B]."""
+
+        def take(name: str) -> Tensor:
+            if name in private.values:
+                return private.at(name, cohort, users if name in TABLES else owner, owner)
+            return shared.at(name, cohort, users if name in TABLES else owner, owner)
+
+        w, c = take(f"heads.{task}.weight"), take(f"heads.{task}.bias")
+        if cohort.model.kind == "item":
+            return Linear(w, None, c)
+        return Linear(take("user_table") * w[:, :-2], w[:, -1:], w[:, -2:-1] * take("user_bias") + c)
+
+    def scores(self, items: Params, start: int = 0, stop: int | None = None) -> Tensor:
+        """Return the scores of users start to stop for the rows of item tables."""
+        part = slice(start, stop)
+        found = torch.addmm(self.c[part], self.a[part], items["item_table"].T)
+        return found if self.b is None else found.add_(self.b[part] * items["item_bias"].T)
