@@ -13,7 +13,7 @@ from fedrec.coordination import Link, Own
 from fedrec.data.types import Ints
 from fedrec.parameters import Params, to
 from fedrec.sharing import TABLES, Broadcast, ContractError, admit
-from fedrec.stacking import Cohort, Stack
+from fedrec.stacking import Changed, Cohort, Stack
 from fedrec.wire import pack, unpack
 
 NOTHING = Own()
@@ -37,10 +37,12 @@ class Crowd:
     clients: tuple[Client, ...]
     private: Stack  # after the last contribution of each
     now: list[Kept]
+    tuned: Changed | None = None  # every client's own x_i, where it recommends with that
 
     def __post_init__(self) -> None:
         self.before_private, self.before = self.private, list(self.now)
         self.best_private, self.best_own = self.private, [one.own for one in self.now]
+        self.before_tuned, self.best_tuned = self.tuned, self.tuned
         self.limits: dict[int, list[float]] = {}
 
     @cached_property
@@ -74,17 +76,21 @@ class Crowd:
                 kept.append(place)
         if lost:
             self.private = self.mixed(self.private, self.before_private, lost)
+            self.tuned = exchanged(self.tuned, self.before_tuned, lost)
             for place in lost:
                 self.now[place] = self.before[place]
         if kept:
             self.best_private = self.mixed(self.best_private, self.private, kept)
+            self.best_tuned = exchanged(self.best_tuned, self.tuned, kept)
             for place in kept:
                 self.best_own[place] = self.now[place].own
         return failed
 
-    def trained(self, private: Stack, made: Mapping[int, Kept]) -> None:
+    def trained(self, private: Stack, made: Mapping[int, Kept], tuned: Changed | None = None) -> None:
         """Remember the state after contributions of some clients, and the one before."""
         places = list(made)
+        self.before_tuned = exchanged(self.before_tuned, self.tuned, places)
+        self.tuned = tuned
         self.before_private = self.mixed(self.before_private, self.private, places)
         for place, kept in made.items():
             self.before[place], self.now[place] = self.now[place], kept
@@ -172,6 +178,9 @@ class Crowd:
         for place, own in enumerate(self.best_own):
             if own.personal is not None:
                 found[f"{prefix}.best.{place}.personal"] = pack(own.personal)
+        for name, changed in (("now", self.tuned), ("before", self.before_tuned), ("best", self.best_tuned)):
+            if changed is not None:
+                found[f"{prefix}.{name}.tuned"] = pack(changed.tensors())
         for place, limits in self.limits.items():
             found[f"{prefix}.limits.{place}"] = MetricRecord({"b": limits})
         return found
@@ -187,6 +196,9 @@ class Crowd:
             return Stack(params(name) or {})
 
         self.private, self.before_private, self.best_private = stack("now"), stack("before"), stack("best")
+        if self.tuned is not None:
+            tuned = [Changed.restore(params(f"{name}.tuned") or {}) for name in ("now", "before", "best")]
+            self.tuned, self.before_tuned, self.best_tuned = tuned
         for name, marks in (("now", self.now), ("before", self.before)):
             about = state.metric_records[f"{prefix}.{name}.mark"]
             for place in range(len(marks)):
@@ -198,6 +210,11 @@ class Crowd:
         self.best_own = [replace(one.own, personal=params(f"best.{k}.personal")) for k, one in enumerate(self.now)]
         limits = {k: state.get(f"{prefix}.limits.{k}") for k in range(len(self.clients))}
         self.limits = {k: list(one["b"]) for k, one in limits.items() if isinstance(one, MetricRecord)}  # type: ignore[arg-type]
+
+
+def exchanged(these: Changed | None, other: Changed | None, places: Sequence[int]) -> Changed | None:
+    """Return clients' own shared parameters with those of another for some clients."""
+    return these.mixed(other, np.array(sorted(places), dtype=np.int64)) if these and other else other
 
 
 def broken(values: Params, like: Params) -> str:

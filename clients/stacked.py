@@ -10,7 +10,7 @@ from flwr.app import RecordDict
 from clients.about import about
 from clients.app import Client
 from clients.budget import excess
-from clients.crowd import Crowd, Kept
+from clients.crowd import NOTHING, Crowd, Kept
 from clients.drift import begin
 from clients.stacked_round import Remembered, Round
 from fedrec.aggregation import catalogue
@@ -21,7 +21,7 @@ from fedrec.parameters import Params, to
 from fedrec.personal import personal_model
 from fedrec.records import save_client, slug, write_users
 from fedrec.sharing import Broadcast, Contribution
-from fedrec.stacking import Stack, client, evaluate_many, groups, stack
+from fedrec.stacking import Changed, Stack, client, evaluate_many, groups, stack
 from fedrec.wire import Answers, Call
 
 
@@ -55,7 +55,12 @@ class StackedClients:
             start = [
                 Kept(0, one.link(found[m].values), begin(one)) for one, m in zip(mine, cohort.members, strict=True)
             ]
-            self.crowds.append(Crowd(cohort, tuple(mine), held, start))
+            crowd = Crowd(cohort, tuple(mine), held, start)
+            first = {place: found[m].values for place, m in enumerate(cohort.members)}
+            if changed(e):
+                one_z = crowd.received(first, personal=False)
+                crowd.tuned = crowd.before_tuned = crowd.best_tuned = Changed.start(cohort, one_z)
+            self.crowds.append(crowd)
         return Answers(found)
 
     def train(self, call: Call) -> Answers:
@@ -94,8 +99,10 @@ class StackedClients:
         e, first = self.experiment, next(iter(sent.values()))
         final = first.split == "test"
         private = crowd.best_private if final else crowd.private
-        z = crowd.received({p: b.values for p, b in sent.items()}, e.coupling.personal)
-        if e.drift.personal != "none":
+        z: Stack | Changed = crowd.received({p: b.values for p, b in sent.items()}, e.coupling.personal)
+        if tuned := crowd.best_tuned if final else crowd.tuned:
+            z = tuned
+        elif e.drift.personal != "none":
             z, private = self.own_models(crowd, sent, private, final)
         evaluations = evaluate_many(
             crowd.cohort,
@@ -133,12 +140,13 @@ class StackedClients:
             models[place] = e.sharing().split(personal_model(e.drift, own, {**broadcast.values, **kept}))
         return crowd.spread({p: m[0] for p, m in models.items()}), crowd.spread({p: m[1] for p, m in models.items()})
 
-    def save(self, crowd: Crowd, place: int, z: Stack, private: Stack) -> None:
+    def save(self, crowd: Crowd, place: int, z: Stack | Changed, private: Stack) -> None:
         """Write what a client keeps to itself at the end of a run."""
         one, e = crowd.clients[place], self.experiment
         assert self.home is not None
         kept = to(client(crowd.cohort, private, place), "cpu")
-        own = to(client(crowd.cohort, z, place), "cpu") if e.personal else {}
+        mine = z.client(crowd.cohort, place) if isinstance(z, Changed) else client(crowd.cohort, z, place)
+        own = to(mine, "cpu") if e.personal else {}
         save_client(self.home, one.data.name, kept, own, (), about(one, kept))
 
     def state(self) -> RecordDict:
@@ -153,8 +161,14 @@ class StackedClients:
 
 def begun(one: Client, shared: Params) -> Kept:
     """Return what a client remembers when it joins."""
-    link, own = one.link(shared), begin(one)
+    link = one.link(shared)
+    own = NOTHING if changed(one.experiment) else begin(one)
     return Kept(0, link, own) if link or own.personal is not None or own.control is not None else Kept()
+
+
+def changed(e: Experiment) -> bool:
+    """Return whether clients recommend with shared parameters of their own that are the server's but for some rows."""
+    return e.drift.personal == "tuned" and not e.coupling.personal
 
 
 def alike(a: Params, b: Params) -> bool:

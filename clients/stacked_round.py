@@ -14,7 +14,7 @@ from fedrec.coordination import Link, Own
 from fedrec.experiment import Experiment
 from fedrec.parameters import Params, norm, subtract, to
 from fedrec.sharing import TABLES, Broadcast, Contribution
-from fedrec.stacking import Part, Stack, Sum, Terms, client, train, trained, write
+from fedrec.stacking import Block, Changed, Part, Stack, Sum, Terms, client, train, trained, write
 from fedrec.training import Recipe
 from fedrec.wire import Answers, Call
 
@@ -69,8 +69,9 @@ class Round:
         for name, (_, weight) in self.call.chunks.items():
             if name in crowd.places and crowd.places[name] in self.sent:
                 self.weight[crowd.places[name]] = weight
-        # Not only who is summed: SCAFFOLD and tuned copies need every client's own x too.
-        keeps = e.drift.correction != "none" or e.drift.personal == "tuned"
+        self.blocks: list[Block] = []
+        # Not only who is not summed: SCAFFOLD needs every client's own x, and so do tuned copies of a personal z.
+        keeps = e.drift.correction != "none" or (e.drift.personal == "tuned" and crowd.tuned is None)
         self.needed = {p for p in self.places if keeps or not self.weight[p]}
         self.total = Sum.zero(self.z.values) if self.weight.any() else None
 
@@ -117,6 +118,8 @@ class Round:
             if self.total:
                 self.total.add(crowd.cohort, self.z, part, weight[torch.from_numpy(part.clients)])
             write(self.private, part)
+            if crowd.tuned:
+                self.blocks.append(Block.of(self.z, part))
             for j, (place, loss) in enumerate(zip(part.clients.tolist(), part.loss.tolist(), strict=True)):
                 self.losses[place] = loss
                 if place in self.needed:
@@ -166,11 +169,18 @@ class Round:
                 place: replace(kept, own=own) for (place, kept), own in zip(made.items(), self.ditto(made), strict=True)
             }
         bad = [place for place in self.places if place in self.failed]
-        crowd.trained(crowd.mixed(self.private, crowd.private, bad) if bad else self.private, made)
+        private = crowd.mixed(self.private, crowd.private, bad) if bad else self.private
+        crowd.trained(private, made, self.tuned(list(made)) if crowd.tuned else None)
         summed = [place for place in self.places if self.weight[place]]
         if summed and self.total:
             found.subtotals.append(self.subtotal(summed, self.total))
         return found
+
+    def tuned(self, places: Sequence[int]) -> Changed | None:
+        """Return every client's own x_i after the round."""
+        good = np.array(sorted(places), dtype=np.int64)
+        blocks = [block.only(good) for block in self.blocks]
+        return self.crowd.tuned and self.crowd.tuned.trained(self.crowd.cohort, self.z, blocks, good)
 
     def ditto(self, made: Mapping[int, Kept]) -> list[Own]:
         """Return what clients remember after their personal models have trained on f_i + lambda/2 |v - z|^2."""
