@@ -52,9 +52,7 @@ class StackedClients:
         for cohort in groups(datas, models, tasks, e.negatives, catalogue([one.rows for one in found])):
             mine = [self.clients[member] for member in cohort.members]
             held = stack([to(private[member], mine[0].device) for member in cohort.members])
-            start = [
-                Kept(0, one.link(found[m].values), begin(one)) for one, m in zip(mine, cohort.members, strict=True)
-            ]
+            start = [begun(one, found[m].values) for one, m in zip(mine, cohort.members, strict=True)]
             crowd = Crowd(cohort, tuple(mine), held, start)
             first = {place: found[m].values for place, m in enumerate(cohort.members)}
             if changed(e):

@@ -1,7 +1,7 @@
 """Messages to the clients and their answers: admitted against the contract, counted in the ledger, in one order."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from flwr.app import Message, RecordDict
@@ -53,8 +53,8 @@ class Exchange:
                 found.faults.append(Fault(0, reply.client, "join", "contract", wrong[reply.client]))
                 continue
             self.nodes[reply.client] = node
-            self.record.log([reply.client], ledger(contribution_record(reply), 0, reply.client, "up"))
             found.replies.append(reply)
+        self.record.tally(joinings(found.replies))
         return found
 
     def send(
@@ -123,6 +123,18 @@ class Exchange:
         """Send messages and return every node's reply that came within `deadline` seconds (0: within a day)."""
         replies = self.grid.send_and_receive(messages, timeout=deadline or TIMEOUT)
         return {reply.metadata.src_node_id: reply for reply in replies}
+
+
+def joinings(replies: Sequence[Contribution]) -> Iterable[tuple[list[str], list[Entry]]]:
+    """Return the ledger's entries of what clients joined with, once for clients whose messages have one form."""
+    alike: dict[object, tuple[list[str], list[Entry]]] = {}
+    for reply in replies:
+        sizes = tuple((space, len(ids)) for space, ids in reply.rows.items())
+        form = (tuple((name, value.shape, value.dtype) for name, value in reply.values.items()), sizes)
+        if form not in alike:
+            alike[form] = ([], ledger(contribution_record(reply), 0, reply.client, "up"))
+        alike[form][0].append(reply.client)
+    return alike.values()
 
 
 def unowned(metric: str) -> str:
