@@ -79,6 +79,8 @@ class Crowd:
             self.tuned = exchanged(self.tuned, self.before_tuned, lost)
             for place in lost:
                 self.now[place] = self.before[place]
+        elif len(places) == len(self.cohort) and not failed:
+            self.before_private, self.before_tuned = self.private, self.tuned  # nobody will go back any more
         if kept:
             self.best_private = self.mixed(self.best_private, self.private, kept)
             self.best_tuned = exchanged(self.best_tuned, self.tuned, kept)
