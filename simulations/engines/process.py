@@ -32,7 +32,7 @@ from simulations.engines.storing import packed, store, unpacked
 if TYPE_CHECKING:
     from multiprocessing.process import BaseProcess
 
-LIVES = 3  # a message at which a worker dies so often is given up
+LIVES = 5  # a message at which a worker dies so often is given up
 
 
 @dataclass(frozen=True)
