@@ -480,3 +480,18 @@ def test_a_personal_half_is_trained_in_lockstep(kind: str, optimiser: Any, phase
             same(mine, half.v, skip=False)
             moved = max(moved, norm(subtract(mine, starts[position])))
     assert moved > 1e-2
+
+
+@pytest.mark.parametrize("optimiser", ["sgd", "adam"])
+def test_in_double_precision_many_steps_agree_far_below_the_rounding_of_single(optimiser: Any) -> None:
+    # In single precision a unit of a ReLU layer may fall on either side of zero: then the two differ by a gradient.
+    recipe = Recipe(5, 1, Optimiser(optimiser, 0.03), num_negatives=2)  # the share of a row is exact
+    c = case(recipe, kind="mlp", tasks="rank-bce")
+    shared, private = (Stack({n: v.double() for n, v in s.values.items()}, s.each) for s in (c.shared, c.private))
+    double = replace(c, shared=shared, private=private)
+    found = double.after(double.parts())
+    for position, (params, _) in found.items():
+        data, start = c.cohort.datas[position], {n: v.double() for n, v in c.starts[position].items()}
+        scope: Any = {"seed": c.seed, "scope": (data.name, 3)}
+        expected, _ = local_update(c.cohort.model, start, data, c.cohort.tasks, recipe, c.sharing, **scope)
+        assert all(torch.allclose(params[n], expected[n], atol=1e-10, rtol=1e-10) for n in expected)
