@@ -113,7 +113,7 @@ def test_the_ledger_counts_what_travels() -> None:
     shape=st.lists(st.integers(0, 4), max_size=4).map(tuple),
 )
 def test_arrays_are_the_bytes_that_numpy_saves_and_come_back(dtype: type, shape: tuple[int, ...]) -> None:
-    value = np.arange(math.prod(shape)).astype(dtype).reshape(shape)
+    value: np.ndarray = np.arange(math.prod(shape)).astype(dtype).reshape(shape)
     ours, theirs = array(value), Array(value)
     assert (ours.dtype, ours.shape, ours.stype, ours.data) == (theirs.dtype, theirs.shape, theirs.stype, theirs.data)
     back = quick(ours)
