@@ -1,9 +1,8 @@
 """A client's loss budget: what it is promised, by how much it is missed, and the price of keeping it."""
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
-from clients.memory import Memory
 from fedrec.parameters import Params, to
 from fedrec.sharing import Broadcast, Sharing
 from fedrec.training import held_out_loss, local_update
@@ -12,7 +11,23 @@ if TYPE_CHECKING:
     from clients.app import Client
 
 
-def priced(client: "Client", memory: Memory, broadcast: Broadcast) -> tuple[float, dict[str, float]]:
+class Remembers(Protocol):
+    """What a budget needs of a client's memory."""
+
+    @property
+    def private(self) -> Params:
+        """The private parameters as the last training left them."""
+        ...
+
+    @property
+    def mu(self) -> float:
+        """The multiplier of the client's budget."""
+        ...
+
+    limits: list[float]
+
+
+def priced(client: "Client", memory: Remembers, broadcast: Broadcast) -> tuple[float, dict[str, float]]:
     """Return the multiplier mu_i for a round's training and what is told of it; 0 and nothing without a budget."""
     rule = client.experiment.budget
     if not rule.active:
@@ -23,7 +38,7 @@ def priced(client: "Client", memory: Memory, broadcast: Broadcast) -> tuple[floa
     return mu, {"excess": over, "mu": mu}
 
 
-def excess(client: "Client", memory: Memory, z: Params, number: int) -> float:
+def excess(client: "Client", memory: Remembers, z: Params, number: int) -> float:
     """Return by how much the held-out loss at z_i is above the budget of a round; NaN without a budget."""
     limits = memory.limits
     if not limits:

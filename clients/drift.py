@@ -48,14 +48,19 @@ def follow(client: "Client", broadcast: Broadcast, x: Params, own: Own, apfl: Ap
     That is c_i+, and APFL's v, `x` itself if tuned, or Ditto's copy, trained on f_i + lambda/2 |v - z|^2 with the
     batches of the shared model (Ditto, arXiv 2012.04221, Alg. 1, line 7).
     """
-    drift, z = client.experiment.drift, broadcast.values
-    if own.control is not None and broadcast.control is not None:
-        change = control_change(broadcast.control, z, x, counted(client)["steps"], client.experiment.lr)
-        own = replace(own, control=add(own.control, change))
-    if own.personal is None:
+    drift, z, own = client.experiment.drift, broadcast.values, followed(client, broadcast, x, own)
+    if own.personal is None or drift.personal == "tuned":
         return own
-    if drift.personal == "tuned":
-        return replace(own, personal=x)
     if apfl:
         return replace(own, personal=client.finite(to(apfl.v, "cpu"), broadcast.round))
     return replace(own, personal=client.update(own.personal, broadcast.round, z, drift.weight)[0])
+
+
+def followed(client: "Client", broadcast: Broadcast, x: Params, own: Own) -> Own:
+    """Return what a client remembers after training to `x` that needs no training of its own: c_i+, and x if tuned."""
+    if own.control is not None and broadcast.control is not None:
+        change = control_change(broadcast.control, broadcast.values, x, counted(client)["steps"], client.experiment.lr)
+        own = replace(own, control=add(own.control, change))
+    if own.personal is not None and client.experiment.drift.personal == "tuned":
+        own = replace(own, personal=x)
+    return own

@@ -112,11 +112,14 @@ class Experiment(Method):
         0.5, ge=0, le=1, description="fraction of a round's clients that must answer, or the run ends"
     )
     seed: int = Field(0, ge=0, lt=2**63, description="seed of everything random")
-    engine: Literal["process", "inline", "ray", "superlink"] = Field(
+    engine: Literal["process", "inline", "batched", "ray", "superlink"] = Field(
         "process",
-        description="how the clients run: worker processes, one by one here, Flower's Ray runtime, or a SuperLink",
+        description="how the clients run: worker processes, one by one or stacked here, Flower's Ray, a SuperLink",
     )
     workers: int = Field(0, ge=0, description="process: worker processes; 0: one for each accelerator, or core")
+    stack: Literal["auto", "yes", "no"] = Field(
+        "auto", description="process: whether a worker trains its clients as one program; auto: from 64 clients on"
+    )
     device: str = Field("auto", description="auto, cpu, cuda, or a list for the clients to take turns: cuda:0,cuda:1")
 
     @field_validator("share", "phases", "metrics", "hidden", "fractions", mode="before")

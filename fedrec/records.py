@@ -110,28 +110,30 @@ def save_client(
             {key: value.contiguous() for key, value in own.items()}, home / "model" / f"own-{slug(name)}.safetensors"
         )
     write_json(home / "about" / f"{slug(name)}.json", about)
-    write_users(home, per_user)
+    if per_user:
+        write_users(home, per_user)
 
 
-def write_users(home: Path, per_user: Sequence[PerUser]) -> None:
-    """Write `users/<client>.csv`: the test metrics of every user, for paired differences."""
+def write_users(home: Path, per_user: Sequence[PerUser], together: str = "") -> None:
+    """Write `users/<client>.csv`: the test metrics of every user, for paired differences.
+
+    Of many clients `together` names the one file that has all of them.
+    """
     (home / "users").mkdir(parents=True, exist_ok=True)
-    for client in sorted({part.client for part in per_user}):
-        frames = [
-            pd.DataFrame(
-                {
-                    "client": client,
-                    "user": p.users,
-                    "split": "test",
-                    "task": p.task,
-                    "metric": p.metric,
-                    "value": p.values,
-                }
-            )
-            for p in per_user
-            if p.client == client
-        ]
-        pd.concat(frames).to_csv(home / "users" / f"{slug(client)}.csv", index=False)
+    files: dict[str, list[PerUser]] = {}
+    for part in sorted(per_user, key=lambda one: one.client):
+        files.setdefault(together or slug(part.client), []).append(part)
+    for name, parts in files.items():
+        sizes = [len(p.users) for p in parts]
+        columns = {
+            "client": np.repeat([p.client for p in parts], sizes),
+            "user": np.concatenate([p.users for p in parts]),
+            "split": "test",
+            "task": np.repeat([p.task for p in parts], sizes),
+            "metric": np.repeat([p.metric for p in parts], sizes),
+            "value": np.concatenate([p.values for p in parts]),
+        }
+        pd.DataFrame(columns).to_csv(home / "users" / f"{name}.csv", index=False)
 
 
 def write_record(home: Path, record: Record, experiment: Mapping[str, Any], notes: Sequence[str] = ()) -> None:

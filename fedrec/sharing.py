@@ -116,7 +116,7 @@ def admit(received: Mapping[str, torch.Tensor], like: Mapping[str, torch.Tensor]
 
 def admit_metrics(received: Mapping[str, float], allowed: Iterable[str]) -> dict[str, float]:
     """Return `received` if every name is on the allow-list, else raise ContractError."""
-    permitted = set(allowed)
+    permitted = allowed if isinstance(allowed, frozenset) else frozenset(allowed)
     for name in received:
         if name not in permitted:
             raise ContractError(f"metric {name}: must be on the allow-list ({', '.join(sorted(permitted))})")

@@ -82,16 +82,18 @@ def calls(
 
 
 def admit_subtotal(part: Subtotal, call: Call, carriers: Mapping[str, Carrier]) -> Subtotal:
-    """Return a sum if it is of clients of one chunk, finite, and of the rows that they carry; raises ContractError."""
-    asked = {call.chunks[name][0] if name in call.chunks else None for name in part.clients}
-    if len(asked) != 1 or None in asked or len(set(part.clients)) != len(part.clients):
-        raise ContractError(f"sum: must be of clients of one chunk, each once, found {', '.join(part.clients[:5])}")
+    """Return a sum if it is of clients of which one was asked, finite, and of their rows; raises ContractError."""
+    if not part.clients or not call.chunks.keys() >= set(part.clients) or len(set(part.clients)) != len(part.clients):
+        raise ContractError(f"sum: must be of clients that may be summed, once, found {', '.join(part.clients[:5])}")
     members = [carriers[name] for name in part.clients]
     rows = union(members)
+    shapes: Params = {}
+    for who in members:
+        if not who.like.keys() <= shapes.keys():
+            shapes |= who.like
     like = {
         name: value.new_empty((len(rows[name]) if name in rows else len(value), *value.shape[1:])).double()
-        for who in members
-        for name, value in who.like.items()
+        for name, value in shapes.items()
     }
     return Subtotal(part.clients, admit(part.values, like), part.gap)
 

@@ -1,7 +1,7 @@
 """Messages to the clients and their answers: admitted against the contract, counted in the ledger, in one order."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from flwr.app import Message, RecordDict
@@ -54,8 +54,8 @@ class Exchange:
                 found.faults.append(Fault(0, reply.client, "join", "contract", wrong[reply.client]))
                 continue
             self.nodes[reply.client] = node
-            self.record.log([reply.client], ledger(contribution_record(reply), 0, reply.client, "up"))
             found.replies.append(reply)
+        self.record.tally(joinings(found.replies))
         return found
 
     def send(
@@ -130,6 +130,18 @@ class Exchange:
         return {reply.metadata.src_node_id: reply for reply in replies}
 
 
+def joinings(replies: Sequence[Contribution]) -> Iterable[tuple[list[str], list[Entry]]]:
+    """Return the ledger's entries of what clients joined with, once for clients whose messages have one form."""
+    alike: dict[object, tuple[list[str], list[Entry]]] = {}
+    for reply in replies:
+        sizes = tuple((space, len(ids)) for space, ids in reply.rows.items())
+        form = (tuple((name, value.shape, value.dtype) for name, value in reply.values.items()), sizes)
+        if form not in alike:
+            alike[form] = ([], ledger(contribution_record(reply), 0, reply.client, "up"))
+        alike[form][0].append(reply.client)
+    return alike.values()
+
+
 def unowned(metric: str) -> str:
     """Return the task/metric of client/task/metric, and any other name as it is."""
     parts = metric.rsplit("/", 2)
@@ -141,7 +153,7 @@ def admitted(reply: Contribution, name: str, like: Params, metrics: frozenset[st
     if reply.client != name:
         raise ContractError(f"must answer under its own name, found {reply.client!r}")
     admit_metrics({unowned(metric): value for metric, value in reply.metrics.items()}, metrics)
-    return replace(reply, values=admit(reply.values, like))
+    return replace(reply, values=admit(reply.values, like)) if reply.values or like else reply
 
 
 def admitted_start(reply: Contribution) -> Contribution:
@@ -157,9 +169,11 @@ def admitted_start(reply: Contribution) -> Contribution:
 
 def admitted_sums(one: Opened, call: Call, carriers: Mapping[str, Carrier], letters: Letters) -> list[Subtotal]:
     """Return the sums of a node that count; the clients of one that does not are refused in `letters`."""
-    found = []
+    found: list[Subtotal] = []
     for part in one.subtotals:
         try:
+            if any(set(part.clients) & set(other.clients) for other in found):
+                raise ContractError("sum: must be the only one of its clients, found another")
             found.append(admit_subtotal(part, call, carriers))
         except ContractError as error:
             refused = Refused("contract", str(error))

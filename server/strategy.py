@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from flwr.serverapp import Grid
 
@@ -42,6 +43,7 @@ class Plan:
     turnout: Turnout = field(default_factory=Turnout)
     robust: Robust = field(default_factory=Robust)
 
+    @cached_property
     def told(self) -> frozenset[str]:
         """Return what a client tells of its training, beside the shared tensors.
 
@@ -58,7 +60,7 @@ class Plan:
 
     def check(self, reply: Contribution, train: bool) -> None:
         """Raise ContractError unless the metrics of an answer are the client's own, and numbers to calculate with."""
-        admit_told(reply, self.told()) if train else own_metrics(reply, self.pooled)
+        admit_told(reply, self.told) if train else own_metrics(reply, self.pooled)
 
 
 @dataclass
@@ -254,16 +256,19 @@ class Coordinator:
         """Send clients their parts of Z, and whether to keep the state they evaluated last; return what counts."""
         train, plan = kind == "train", self.plan
         control = {name: self.control.part(name) for name in clients} if self.control and train else {}
-        rest = (split, self.tie.rho)
-        broadcasts = {
-            name: Broadcast(number, self.parts[name], name in self.improved, *rest, self.seen[name], control.get(name))
-            for name in clients
-        }
+        made: dict[tuple[int, bool, int, int], Broadcast] = {}  # what many clients are sent alike is one object
+        broadcasts = {}
+        for name in clients:
+            part, keep, c = self.parts[name], name in self.improved, control.get(name)
+            key = (id(part), keep, self.seen[name], id(c))
+            if key not in made:
+                made[key] = Broadcast(number, part, keep, split, self.tie.rho, self.seen[name], c)
+            broadcasts[name] = made[key]
         outcome = self.exchange.send(
             kind,
             broadcasts,
             {name: self.carriers[name].like for name in clients} if train else {},
-            plan.told() if train else plan.metrics,
+            plan.told if train else plan.metrics,
             lambda reply: plan.check(reply, train),
             lost,
             0.0 if split == "test" else plan.turnout.deadline,

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from fedrec.evaluation import PopularityScorer, evaluate
+from fedrec.evaluation import PerUser, PopularityScorer, evaluate
 from fedrec.experiment import Experiment, build, clients_data
 from fedrec.records import Record, Row, write_csv, write_users
 from simulations.apps import apps_for
@@ -38,7 +38,7 @@ def run_baseline(
 def run_popularity(experiment: Experiment, home: Path) -> None:
     """Write how the non-personal baseline of every client's own training data does on its test data."""
     home.mkdir(parents=True)
-    record = Record()
+    record, every = Record(), list[PerUser]()
     for data in clients_data(baseline(experiment, "local")):
         tasks = experiment.tasks(data.name)
         found = evaluate(
@@ -51,5 +51,6 @@ def run_popularity(experiment: Experiment, home: Path) -> None:
             seed=experiment.seed,
         )
         record.score(0, "test", found.metrics, "cpu")
-        write_users(home, found.per_user)
+        every += found.per_user
+    write_users(home, every, "popularity")
     write_csv(home / "clients.csv", record.clients)

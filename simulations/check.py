@@ -10,6 +10,7 @@ from fedrec.parameters import covers
 from fedrec.records import natural
 from fedrec.sharing import MODULES
 from fedrec.tasks import per_client
+from simulations.engines.hosts import stacked
 
 Shapes = dict[str, tuple[tuple[int, ...], str]]  # of a shared parameter, and the first client that has it
 
@@ -27,6 +28,7 @@ def check(experiment: Experiment) -> None:
     names = [name for data in parts for name in agree(experiment, data, shapes)]
     experiment.sharing().check(names)
     check_rates(experiment, names)
+    stacked(experiment)
     compatible(experiment.coupling, experiment.descent, experiment.robust)
     clients = sorted((data.name for data in parts), key=lambda name: (natural(name), name))
     experiment.coupling.operator(clients)

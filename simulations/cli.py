@@ -17,7 +17,7 @@ from fedrec.records import CHECKPOINTS, unfinished
 from simulations.methods import METHODS
 from simulations.options import FIELDS, OPTIONS, flag, flatten, parser
 
-SAVING = ("process", "inline")  # engines that can save the clients' state
+SAVING = ("process", "inline", "batched")  # engines that can save the clients' state
 
 
 @dataclass(frozen=True)

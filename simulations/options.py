@@ -21,7 +21,7 @@ GROUPS = {
     "training": "",
     "taking part": "participation dropout deadline quorum",
     "evaluation": "metrics candidates patience eval_every",
-    "running": "seed engine workers device",
+    "running": "seed engine workers stack device",
 }
 
 EXAMPLES = """\

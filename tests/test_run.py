@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from clients import recommend
 from clients.app import Client
 from fedrec.evaluation import ModelScorer, evaluate, members
 from fedrec.experiment import Experiment, build, clients_data, dataset, tasks_for
-from fedrec.records import load_params, reserve, slug, writing
+from fedrec.records import load_params, reserve, slug, unfinished, writing
 from simulations import baselines
 from simulations.progress import reporter
 from simulations.run import fresh, main, stopping
@@ -269,7 +270,13 @@ def test_ratings_that_diverge_name_the_client_the_rate_and_the_round(run: Run, t
         ended = run(*SMALL, *argv, "--out", str(tmp_path / "out"))
         assert (ended.status, ended.out) == (1, "")
         last = ended.err.splitlines()[-1]
-        assert re.fullmatch(r"failed: client films failed: lr: .*, found 100000.0 in round \d", last)
+        assert re.fullmatch(
+            r"failed: round \d: 2 of 3 clients must answer, found 0 \(films, news, shop: failed: "
+            r"lr: .*, found 100000.0 in round \d\)(; go on from its last checkpoint with --resume .*)?",
+            last,
+        )
+        for partial in unfinished(tmp_path / "out"):
+            shutil.rmtree(partial)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -374,7 +381,7 @@ needs_proc = pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason=
 
 
 @needs_proc
-@pytest.mark.parametrize("engine", ["inline", "ray"])
+@pytest.mark.parametrize("engine", ["inline", "process", "ray"])
 def test_ctrl_c_keeps_what_was_finished(engine: str, tmp_path: Path) -> None:
     ended = interrupt(engine, 1, tmp_path / "out")
     assert ended.status == 130
@@ -390,15 +397,19 @@ def test_ctrl_c_keeps_what_was_finished(engine: str, tmp_path: Path) -> None:
 
 
 @needs_proc
-@pytest.mark.parametrize("engine", ["inline", "ray"])
-def test_a_second_ctrl_c_stops_at_once_and_leaves_nothing(engine: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("engine", ["inline", "process", "ray"])
+def test_a_second_ctrl_c_stops_at_once_and_leaves_only_what_can_be_gone_on_from(engine: str, tmp_path: Path) -> None:
     ended = interrupt(engine, 2, tmp_path / "out")
     assert (ended.status, ended.out) == (130, "")
+    kept = unfinished(tmp_path / "out")
     assert ended.err.splitlines()[1:] == [
         "stopping after this round; press Ctrl-C again to stop at once",
-        "stopped: nothing was written",
+        f"stopped; go on from its last checkpoint with --resume {tmp_path / 'out'}"
+        if kept
+        else "stopped: nothing was written",
     ]
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.iterdir()) == kept
+    assert engine != "ray" or not kept
 
 
 MIXED = ["--task", "rank;shop=rating,click*0.5", "--model", "mf;shop=mlp"]
@@ -420,7 +431,7 @@ def experiment_of(out: Path) -> Experiment:
 def test_a_run_directory_holds_the_whole_record(mixed: Path) -> None:
     names = {str(path.relative_to(mixed)) for path in mixed.rglob("*") if path.is_file() and "about" not in path.parts}
     own = {f"users/{name}.csv" for name in ("films", "news", "shop")}
-    wanted = own | {"experiment.json", "rounds.csv", "clients.csv", "ledger.csv", "report.html"}
+    wanted = own | {"experiment.json", "rounds.csv", "clients.csv", "ledger.csv", "faults.csv", "report.html"}
     wanted |= {f"model/client-{name}.safetensors" for name in ("films", "news", "shop")}
     wanted |= {"model/shared.safetensors", "model/rows.json"}
     assert {name for name in names if not name.startswith("baselines")} == wanted
@@ -452,7 +463,7 @@ def test_the_saved_experiment_repeats_the_run_to_the_bit(mixed: Path, tmp_path: 
     again = tmp_path / "again"
     assert main(["--config", str(mixed / "experiment.json"), "--quiet", "--out", str(again)]) == 0
     files = [*again.glob("*.csv"), *(again / "users").iterdir(), *(again / "model").iterdir()]
-    assert len(files) == 3 + 3 + 5
+    assert len(files) == 4 + 3 + 5
     for path in files:
         other = mixed / path.relative_to(again)
         if path.name == "rounds.csv":

@@ -100,7 +100,7 @@ def in_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
 
 def test_the_study_of_speed_compares_runners_within_a_repeat(in_process: list[str], tmp_path: Path) -> None:
     out = tmp_path / "study"
-    assert speed.study(SMALL, ["process-1", "superlink"], 2, 0, out) == []
+    assert speed.study(SMALL, ["one-by-one", "superlink"], 2, 0, out) == []
     results, summary = pd.read_csv(out / "results.csv"), pd.read_csv(out / "summary.csv")
     assert in_process[:2] == ["inline", "loop"]  # after one round
     assert in_process[2:6] == ["inline", "loop", "process", "superlink"]
@@ -118,7 +118,7 @@ def test_the_study_of_speed_compares_runners_within_a_repeat(in_process: list[st
     assert page.count("<svg") == 2 and "WRONG" not in page
 
 
-@pytest.mark.parametrize(("wrong", "runner"), [("process", "process-1"), ("loop", "loop")])
+@pytest.mark.parametrize(("wrong", "runner"), [("process", "one-by-one"), ("loop", "loop")])
 def test_a_fast_runner_with_a_wrong_result_cannot_win(
     wrong: str, runner: str, in_process: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -132,10 +132,10 @@ def test_a_fast_runner_with_a_wrong_result_cannot_win(
 
     monkeypatch.setattr(runners, "read", spoilt)
     out = tmp_path / "study"
-    (told,) = speed.study(SMALL[:1], ["process-1"], 1, 0, out)
+    (told,) = speed.study(SMALL[:1], ["one-by-one"], 1, 0, out)
     assert re.match(rf"W1 {runner}: WRONG RESULT, by (2|1\.99|2\.0\d)e-05", told)
     summary = pd.read_csv(out / "summary.csv").set_index("runner")
-    assert summary["agrees"].to_dict() == {REFERENCE: True, LOOP: True, "process-1": True} | {runner: False}
+    assert summary["agrees"].to_dict() == {REFERENCE: True, LOOP: True, "one-by-one": True} | {runner: False}
     assert summary["times"].isna().to_dict()[runner]
     assert "WRONG RESULT" in (out / "report.html").read_text(encoding="utf-8")
 
@@ -156,7 +156,7 @@ def test_losses_that_stray_and_what_is_no_number_do_not_agree() -> None:
     assert not agrees(result(LOOP, [1.0, 2.0]), result(LOOP, [1.0], float("nan")))
     assert agrees(result("ray", [1.0]), result(LOOP, [1.0]))  # of fewer rounds the losses are compared
     assert not agrees(result("ray", [1.0 + 1e-12]), result(LOOP, [1.0]))
-    assert not agrees(result("process-1", [1.0, 2.0], 1e-9), result(LOOP, [1.0]))
+    assert not agrees(result("one-by-one", [1.0, 2.0], 1e-9), result(LOOP, [1.0]))
 
 
 def test_what_cannot_run_is_named(in_process: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

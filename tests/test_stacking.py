@@ -200,7 +200,7 @@ def test_every_client_ends_where_its_own_local_update_does(data: st.DataObject) 
     def pick(*values: Any) -> Any:
         return data.draw(st.sampled_from(values))
 
-    optimiser = Optimiser(pick("sgd", "adam", "adagrad"), 0.03)
+    optimiser = Optimiser(pick("sgd", "adam", "adagrad"), 0.03, pick((), (("item_table", 0.1), ("heads.rank", 0.01))))
     sizes = data.draw(st.lists(st.integers(0, 40), min_size=1, max_size=5))
     users = tuple(pick(1, 1, 2, 5) for _ in sizes)
     share = pick(*SHARES)
@@ -214,7 +214,7 @@ def test_every_client_ends_where_its_own_local_update_does(data: st.DataObject) 
         pick(0.0, 0.02),
         pick(0.0, 0.7),
     )
-    kind, tasks = pick("mf", "mlp"), pick(*TASKS)
+    kind, tasks = pick("mf", "mlp", "item"), pick(*TASKS)
     if kind == "mlp" and tasks == "rank" and optimiser.kind != "sgd":
         tasks = "rank-bce"  # BPR cannot see the bias of a unit that is active for all items: rounding noise again
     c = case(
@@ -235,7 +235,7 @@ def test_every_client_ends_where_its_own_local_update_does(data: st.DataObject) 
 
 
 @pytest.mark.parametrize("tasks", list(TASKS))
-@pytest.mark.parametrize("kind", ["mf", "mlp"])
+@pytest.mark.parametrize("kind", ["mf", "mlp", "item"])
 @pytest.mark.parametrize("one_user", [False, True])
 def test_gradients_are_those_of_autograd(kind: str, tasks: str, one_user: bool) -> None:
     k, m, length, users = 3, 2, 4, 1 if one_user else 5
@@ -305,7 +305,8 @@ def test_clients_that_take_no_part_are_left_alone_and_do_not_matter() -> None:
 @pytest.mark.parametrize("each", [False, True])
 @pytest.mark.parametrize("anchored", ["none", "elsewhere"])
 def test_the_sum_is_that_of_the_clients_one_by_one(ragged: bool, each: bool, anchored: str) -> None:
-    c = case(replace(ADAM, mu=0.5), ragged=ragged, each=each, anchored=anchored)
+    share = ("item_table", "item_bias", "heads")
+    c = case(replace(ADAM, mu=0.5), tasks="rank-bce", share=share, ragged=ragged, each=each, anchored=anchored)
     weight = torch.arange(1.0, len(c.cohort) + 1)
     like = c.sharing.split(c.cohort.model.init(0, np.arange(99), np.arange(ITEMS), {"rank": 0.0}))[0]
     found = Sum.zero(like)
@@ -314,13 +315,17 @@ def test_the_sum_is_that_of_the_clients_one_by_one(ragged: bool, each: bool, anc
     for part in c.parts(chunk=2):
         found.add(c.cohort, c.shared, part, weight[part.clients])
     for name, value in like.items():
+        table = name in TABLES
         total, mass = torch.zeros_like(value, dtype=torch.float64), torch.zeros(ITEMS, dtype=torch.float64)
         for position, (params, _) in enumerate(c.reference):
             rows = torch.from_numpy(c.cohort.datas[position].items)
-            total.index_add_(0, rows, params[name].double(), alpha=float(weight[position]))
+            x = params[name].double() * weight[position]
+            total = total.index_add(0, rows, x) if table else total + x
             mass[rows] += weight[position].double()
         assert torch.allclose(found.total[name], total, atol=1e-5)
-        assert torch.allclose(found.mass[name], mass)
+        assert torch.allclose(found.mass[name], mass if table else weight.double().sum())
+    gap = sum(norm(subtract({n: c.starts[p][n] for n in like}, x)) ** 2 for p, (x, _) in enumerate(c.reference))
+    assert float(found.gap) == pytest.approx(gap, rel=1e-5)
 
 
 def test_a_client_of_weight_zero_may_have_diverged() -> None:
@@ -335,8 +340,10 @@ def test_a_client_of_weight_zero_may_have_diverged() -> None:
         values["item_table"][edge[1] : edge[2]] += poison
         total = Sum.zero(like)
         total.add(c.cohort, c.shared, replace(part, values=values), weight)
-        found.append(total.total)
-    assert all(torch.equal(found[0][name], found[1][name]) and bool(found[1][name].isfinite().all()) for name in like)
+        found.append({**total.total, "gap": total.gap})
+    assert all(
+        torch.equal(found[0][name], found[1][name]) and bool(found[1][name].isfinite().all()) for name in found[0]
+    )
 
 
 def test_only_the_rows_that_a_round_names_are_stacked_unless_others_move() -> None:
@@ -363,7 +370,7 @@ def test_clients_of_different_models_or_tasks_are_in_different_cohorts() -> None
     assert [cohort.members for cohort in found] == [(3, 0), (1,), (2,)]
 
 
-@pytest.mark.parametrize("kind", ["mf", "mlp"])
+@pytest.mark.parametrize("kind", ["mf", "mlp", "item"])
 @pytest.mark.parametrize("ragged", [False, True])
 @pytest.mark.parametrize("each", [False, True])
 @pytest.mark.parametrize("candidates", ["full", 3])
@@ -373,8 +380,10 @@ def test_every_client_is_evaluated_as_alone(kind: str, ragged: bool, each: bool,
     # Small whole numbers: scores are exact, and many are equal.
     shared, private = (Stack({n: (2 * v).round() for n, v in s.values.items()}, s.each) for s in (c.shared, c.private))
     options: dict[str, Any] = {"metrics": ("ndcg@3", "mrr"), "candidates": candidates, "seed": 5}
-    found = evaluate_many(c.cohort, shared, private, split, **options)
+    found = dict(enumerate(evaluate_many(c.cohort, shared, private, split, **options)))
     assert len(found) == len(c.cohort)
+    some = evaluate_many(c.cohort, shared, private, split, **options, chosen=np.array([1, 3]))
+    assert [repr(one.metrics) for one in some] == [repr(found[position].metrics) for position in (1, 3)]
     for position, data in enumerate(c.cohort.datas):
         params = {**client(c.cohort, shared, position), **client(c.cohort, private, position)}
         expected = evaluate(ModelScorer(c.cohort.model, params), data, c.cohort.tasks, split, **options)

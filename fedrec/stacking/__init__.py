@@ -4,12 +4,15 @@
 parameters of the next round.
 """
 
+from fedrec.stacking.changed import Block, Changed
 from fedrec.stacking.cohort import Cohort, groups
 from fedrec.stacking.evaluation import evaluate_many
 from fedrec.stacking.results import Sum, client, stack, trained, write
 from fedrec.stacking.update import Part, Stack, Terms, train
 
 __all__ = [
+    "Block",
+    "Changed",
     "Cohort",
     "Part",
     "Stack",

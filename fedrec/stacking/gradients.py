@@ -5,7 +5,7 @@ Shapes: k clients, L rows each (padded), m sampled items for a row, N = (1 + m) 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -22,7 +22,7 @@ from fedrec.tasks import Task
 class Step:
     """One minibatch of each of k clients; sampled items lie behind the rows' own.
 
-    `user` is None where every client has one user, its row of the table then being the client's number.
+    `user` is None where the model has no users, or every client has one, whose row is then the client's number.
     """
 
     user: Tensor | None  # [k, 1 + m, L] rows of the stacked user table
@@ -49,12 +49,14 @@ def loss_and_gradients(
     item = step.item.reshape(-1)
     q = params["item_table"].index_select(0, item).view(k, sampled * length, -1)
     user = None if step.user is None else step.user.reshape(-1)
-    p = _rows(params["user_table"], user, k)
+    p = _rows(params["user_table"], user, k) if model.kind != "item" else None
     head = torch.stack([params[f"heads.{task.name}.weight"] for task in tasks], 1)  # [k, T, width]
     bias = torch.stack([params[f"heads.{task.name}.bias"] for task in tasks], 2)  # [k, 1, T]
     found: Params = {}
     wanted = set(names)
-    if model.kind == "mf":
+    if p is None:
+        score = torch.baddbmm(bias, q, head.mT)
+    elif model.kind == "mf":
         b_u, b_i = _rows(params["user_bias"], user, k), params["item_bias"].index_select(0, item).view(k, -1, 1)
         w, w_u, w_i = head[:, :, :-2], head[:, :, -2:-1], head[:, :, -1:]
         x = None if user is None else p * q
@@ -65,8 +67,10 @@ def loss_and_gradients(
         score = torch.baddbmm(bias, layers[-1], head.mT)
     loss, d_score = losses(tasks, score.view(k, sampled, length, -1), step, weight)
     d_score = d_score.view(k, sampled * length, -1)
-    by_task: list[Tensor] = []
-    if model.kind == "mf":
+    if p is None:
+        by_task, d_q = [torch.bmm(d_score.mT, q)], torch.bmm(d_score, head)
+        rows = {"item_table": q}
+    elif model.kind == "mf":
         if x is None:
             inner = torch.bmm(d_score.mT, q)  # [k, T, d]
             d_head, d_p, d_q = inner * p, (inner * w).sum(1, keepdim=True), torch.bmm(d_score, w * p)
@@ -81,7 +85,9 @@ def loss_and_gradients(
         by_task = [torch.bmm(d_score.mT, layers[-1])]
         d_p, d_q = _backward(model, params, p, q, layers, torch.bmm(d_score, head), found, wanted)
         rows = {"user_table": p, "item_table": q}
-    found["user_table"], found["item_table"] = d_p, d_q
+    if p is not None:
+        found["user_table"] = d_p
+    found["item_table"] = d_q
     d_weight, d_bias = torch.cat(by_task, 2), d_score.sum(1)
     for number, task in enumerate(tasks):
         found[f"heads.{task.name}.weight"] = d_weight[:, number]
@@ -178,11 +184,11 @@ def _penalty(rows: Params, found: Params, step: Step, l2: float, weight: Tensor 
 
 
 def scatter(
-    step: Step, view: Params, grads: Params, into: Mapping[str, Tensor | None], lr: float
+    step: Step, view: Params, grads: Params, into: Mapping[str, Tensor | None], rate: Callable[[str], float]
 ) -> list[tuple[Tensor, Tensor]]:
     """Add up the gradients of tables by row, in `into`, and return what of it was filled: (table, rows).
 
-    Where a table has None, its rows make their SGD step at once and leave `grads`.
+    Where a table has None, its rows make their SGD step of its `rate` at once and leave `grads`.
     """
     filled = []
     for name, buffer in into.items():
@@ -192,7 +198,7 @@ def scatter(
         index = rows.reshape(-1)
         if buffer is None:
             # Scaled first: index_add_ with a factor is five times as slow.
-            view[name].index_add_(0, index, grads.pop(name).mul_(-lr))
+            view[name].index_add_(0, index, grads.pop(name).mul_(-rate(name)))
             continue
         grads[name] = buffer.index_add_(0, index, grads[name])
         filled.append((buffer, index))

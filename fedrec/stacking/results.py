@@ -20,24 +20,34 @@ from fedrec.stacking.update import Part, Stack, server_rows
 class Sum:
     """sum_i w_i x_i and sum_i w_i of the shared parameters, float64, on the server's rows; see `aggregation.mean`.
 
-    No client's whole table is made: a client's row that it has not touched adds w_i z.
+    No client's whole table is made: a client's row that it has not touched adds w_i z. `gap` is the primal residual.
     """
 
     total: Params
     mass: Params  # tables: [rows]; any other parameter: []
+    gap: Tensor  # [] sum_i |x_i - z_i|^2 over the clients with a weight
 
     @staticmethod
     def zero(like: Params) -> Sum:
         """Return the empty sum for the server's shared parameters."""
         total = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in like.items()}
         mass = {n: v.new_zeros(v.shape[0] if n in TABLES else ()) for n, v in total.items()}
-        return Sum(total, mass)
+        return Sum(total, mass, torch.zeros((), dtype=torch.float64))
 
     def start(self, cohort: Cohort, shared: Stack, clients: Ints, weight: Tensor) -> None:
-        """Add w_i z_i of every table: what `clients` [k] of weights [k] would send without training."""
-        for name in [name for name in self.total if name in TABLES]:
-            value, mass = shared.values[name], self.mass[name]
-            space, w = TABLES[name], weight.to(mass)
+        """Add w_i z_i of every table, for `clients` [k] of weights [k] before their training.
+
+        Of the clients that have no row to train on, and will be in no part, also of any other parameter.
+        """
+        idle = np.flatnonzero(cohort.sizes[clients] == 0)
+        for name, mass in self.mass.items():
+            value, w = shared.values[name], weight.to(mass)
+            if name not in TABLES:
+                w = w.index_select(0, on(idle, mass))
+                self.total[name].add_(torch.tensordot(w, shared.at(name, cohort, clients[idle], idle).double(), 1))
+                mass.add_(w.sum())
+                continue
+            space = TABLES[name]
             if not shared.each and cohort.server[space] is None:
                 mass += w.sum()
                 self.total[name].add_(value.double() * w.sum())
@@ -58,15 +68,18 @@ class Sum:
             value, w = part.values[name], weight.to(total)
             if name not in TABLES:
                 kept = w != 0
-                total.add_(torch.tensordot(w[kept], value[kept].double(), 1))
+                x, z = (v[kept].double() for v in (value, shared.at(name, cohort, part.clients, part.clients)))
+                total.add_(torch.tensordot(w[kept], x, 1))
                 self.mass[name].add_(w.sum())
+                self.gap.add_((x - z).square().sum().cpu())
                 continue
             touched = part.touched[TABLES[name]]
             each = w.index_select(0, on(touched.owner, total))[:, None]
             change = value - shared.take(name, cohort, part.clients, part.touched)
-            scaled = change * each.to(change)
             if not bool(w.all()):
-                scaled = torch.where(each == 0, 0.0, scaled)
+                change = torch.where(each == 0, 0.0, change)
+            self.gap.add_(change.square().sum(dtype=torch.float64).cpu())
+            scaled = change * each.to(change)
             target = on(server_rows(TABLES[name], cohort, touched.flat, part.clients[touched.owner]), total)
             # Single precision within a part, double across parts: twice as fast.
             total.add_(torch.zeros_like(total, dtype=value.dtype).index_add_(0, target, scaled))

@@ -180,7 +180,7 @@ class Chunk:
     def schedule(self, grid: Grid, drawn: Drawn, owner: Ints, touched: Mapping[str, Touched], device: str) -> Schedule:
         """Return the steps of a phase."""
         users, labels, tasks = touched["user"], self.cohort.labels, [task.name for task in self.cohort.tasks]
-        alone = bool((np.diff(users.edge) == 1).all())
+        alone = self.cohort.model.kind == "item" or bool((np.diff(users.edge) == 1).all())
         user = None if alone else users.find(self.cohort.user[drawn.row], owner)
         item = touched["item"].find(drawn.item, owner[:, None])
         mask, target = (np.stack([labels[name][i][drawn.row] for name in tasks], 1) for i in (0, 1))
@@ -201,10 +201,7 @@ class Chunk:
         weight = None if self.weight is None else self.weight.to(total.device).float()
         at, k = 0, 0
         # Gradients of tables: zero again after every step, which touches few rows.
-        tables, plain = (
-            [name for name in names if name in TABLES],
-            recipe.optimiser.kind == "sgd" and not recipe.optimiser.lrs,
-        )
+        tables, plain = [name for name in names if name in TABLES], recipe.optimiser.kind == "sgd"
         direct = {name for name in tables if plain and name not in anchor and name not in shift}
         empty = {name: torch.zeros_like(params[name]) for name in tables if name not in direct}
         for t in range(len(schedule.grid.clients)):
@@ -218,9 +215,8 @@ class Chunk:
                 held = None if weight is None else weight[:k]
             loss, grads = loss_and_gradients(self.cohort.model, view, self.cohort.tasks, step, recipe.l2, held, names)
             total[:k] += loss
-            filled = scatter(
-                step, view, grads, {n: empty[n][: ends[n]] if n in empty else None for n in tables}, recipe.optimiser.lr
-            )
+            into = {n: empty[n][: ends[n]] if n in empty else None for n in tables}
+            filled = scatter(step, view, grads, into, recipe.optimiser.rate)
             for name in grads.keys() & anchor.keys():
                 grads[name] = grads[name] + recipe.mu * (view[name] - anchor[name][: ends[name]])
             for name in shift:

@@ -4,7 +4,7 @@ A node that trains many clients may also add up what they would send, where the 
 is input here as well: it is parsed, and the caller admits it against the sharing contract.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any, TypeVar, cast
@@ -18,6 +18,7 @@ from fedrec.sharing import Broadcast, ContractError, Contribution
 from fedrec.wire.arrays import array, numeric, pack, unpack
 
 T = TypeVar("T")
+NOTHING: Params = {}
 ALONE = -1  # the chunk of a client whose own contribution is wanted
 
 
@@ -56,11 +57,16 @@ class _Distinct:
         """Return the number of a client's tensors; -1 for None."""
         if params is None:
             return -1
+        params = params or NOTHING
         if id(params) not in self.numbers:
             record = pack(params)
             self.kept.append(params)
             self.numbers[id(params)] = self.record(record)
         return self.numbers[id(params)]
+
+    def ids(self, rows: Mapping[str, Ints]) -> int:
+        """Return the number of a client's row ids; -1 for none, which is all but for clients that join."""
+        return self.record(ArrayRecord({space: array(ids) for space, ids in sorted(rows.items())})) if rows else -1
 
     def record(self, record: ArrayRecord) -> int:
         """Return the number of a record, the same for equal content."""
@@ -108,18 +114,19 @@ def read_call(content: RecordDict) -> Call:
     head = {name: config.get(name) for name in ("round", "split", "rho")}
     if type(head["round"]) is not int or head["split"] not in ("validation", "test") or type(head["rho"]) is not float:
         raise ContractError(f"config: must hold round, split and rho, found {head}")
-    broadcasts = {
-        name: Broadcast(
-            values=_pick(values, shared),
-            control=None if control == -1 else _pick(controls, control),
-            keep=bool(keep),
-            seen=int(seen),
-            **cast(dict[str, Any], head),
-        )
-        for name, keep, seen, shared, control in zip(
-            names, *(columns[n] for n in ("keep", "seen", "shared", "control")), strict=True
-        )
-    }
+    made: dict[tuple[float, ...], Broadcast] = {}  # equal ones are one object, which need be looked at once
+    broadcasts = {}
+    for name, *about in zip(names, *(columns[n] for n in ("keep", "seen", "shared", "control")), strict=True):
+        if tuple(about) not in made:
+            keep, seen, shared, control = about
+            made[tuple(about)] = Broadcast(
+                values=_pick(values, shared),
+                control=None if control == -1 else _pick(controls, control),
+                keep=bool(keep),
+                seen=int(seen),
+                **cast(dict[str, Any], head),
+            )
+        broadcasts[name] = made[tuple(about)]
     chunks = {
         name: (int(chunk), float(weight))
         for name, chunk, weight in zip(names, columns["chunk"], columns["weight"], strict=True)
@@ -135,17 +142,16 @@ def answers_record(answers: Answers) -> RecordDict:
     metrics: dict[str, int] = {}
     triples: list[tuple[int, int, float]] = []
     for place, one in enumerate(answers.contributions):
-        triples += [(place, metrics.setdefault(name, len(metrics)), value) for name, value in one.metrics.items()]
+        triples += [
+            (place, metrics.setdefault(name, len(metrics)), value) for name, value in sorted(one.metrics.items())
+        ]
     found = answers.contributions
     content["config"] = ConfigRecord(
         {
             "client": [one.client for one in found],
             "device": [one.device for one in found],
             "shared": [values.add(one.values) for one in found],
-            "rows": [
-                rows.record(ArrayRecord({space: array(ids) for space, ids in sorted(one.rows.items())}))
-                for one in found
-            ],
+            "rows": [rows.ids(one.rows) for one in found],
             "metric": list(metrics),
             "failed": list(answers.failed),
             "reason": list(answers.failed.values()),
@@ -179,7 +185,7 @@ def read_answers(content: RecordDict) -> Answers:
         for record in _records(content, "rows.")
     ]
     contributions = [
-        Contribution(name, _pick(values, shared), metrics[place], devices[place], _pick(rows, row))
+        Contribution(name, _pick(values, shared), metrics[place], devices[place], _pick(rows, row) if row != -1 else {})
         for place, (name, shared, row) in enumerate(zip(names, columns["shared"], columns["rows"], strict=True))
     ]
     failed, reasons = _strings(config, "failed"), _strings(config, "reason")

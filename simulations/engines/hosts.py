@@ -2,18 +2,75 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
+
+from flwr.app import RecordDict
 
 from clients.app import client_app
-from fedrec.experiment import build, clients_data
+from clients.stacked import StackedClients, refused
+from fedrec.errors import UserError
+from fedrec.experiment import Experiment, build, clients_data
+from fedrec.wire import answers_record, read_call
 from simulations.engines.host import Host
+from simulations.engines.inline import identify
+
+MANY = 64  # clients from which they are stacked unless the experiment says otherwise
 
 
-def host_of(settings: Mapping[str, Any]) -> Host:
+class Answering(Protocol):
+    """A node that hosts clients."""
+
+    def answer(self, kind: str, content: RecordDict) -> RecordDict:
+        """Return what the clients answer to a message of the server."""
+        ...
+
+    def state(self) -> RecordDict:
+        """Return the private state of all clients."""
+        ...
+
+    def restore(self, state: RecordDict) -> None:
+        """Go back to a state; the clients must have joined."""
+        ...
+
+
+class StackedHost:
+    """Runs its clients as few programs."""
+
+    def __init__(self, clients: StackedClients) -> None:
+        identify()
+        self.clients, self.state, self.restore = clients, clients.state, clients.restore
+
+    def answer(self, kind: str, content: RecordDict) -> RecordDict:
+        """See Answering."""
+        if kind == "query.join":
+            return answers_record(self.clients.join())
+        call = read_call(content)
+        return answers_record(self.clients.train(call) if kind == "train" else self.clients.evaluate(call))
+
+
+def host_of(settings: Mapping[str, Any]) -> Answering:
     """Return the host of some partitions of an experiment.
 
     `settings`: experiment (its JSON), home (where clients write their files), partitions, device ("": as they like).
     """
     experiment, home = build(settings["experiment"]), Path(settings["home"])
+    return hosted(experiment, home, settings["partitions"], settings["device"])
+
+
+def hosted(experiment: Experiment, home: Path | None, partitions: list[int], device: str) -> Answering:
+    """Return the host of some partitions, stacked if they are."""
+    parts = clients_data(experiment)
+    if stacked(experiment):
+        return StackedHost(StackedClients(experiment, [parts[i] for i in partitions], device or "cpu", home))
     app = client_app(lambda _: (experiment, home))
-    return Host(app, settings["partitions"], len(clients_data(experiment)), settings["device"])
+    return Host(app, partitions, len(parts), device)
+
+
+def stacked(experiment: Experiment) -> bool:
+    """Return whether clients train as one program; raises UserError if that is asked for and cannot be."""
+    e, reason = experiment, refused(experiment)
+    wanted = not e.pool and (e.engine == "batched" or e.stack == "yes")  # one pooled client is nothing to stack
+    if wanted and reason:
+        raise UserError(f"engine: {reason} cannot be stacked; take --engine process --stack no")
+    many = len(clients_data(e)) >= MANY or e.device.startswith("cuda")
+    return wanted or (e.engine == "process" and e.stack == "auto" and many and not reason)

@@ -1,5 +1,6 @@
 """Run an experiment with the engine that it names."""
 
+import gc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,7 +26,7 @@ def launch(
     from simulations.apps import apps_for
 
     e, clients = experiment, len(clients_data(experiment))
-    if e.engine in ("inline", "process"):
+    if e.engine in ("inline", "batched", "process"):
         run_here(e, home, clients, on_round, stop, told, every)
     elif every:
         raise UserError(f"checkpoint-every: must be 0 for the engine {e.engine}, which keeps clients' state to itself")
@@ -50,19 +51,28 @@ def run_here(
     every: int,
 ) -> None:
     """Run an experiment on a grid of this process, whose nodes' state can be saved."""
+    from clients.device import devices
     from simulations.apps import apps_for
+    from simulations.engines.batched import BatchedGrid
+    from simulations.engines.hosts import hosted
     from simulations.engines.inline import InlineGrid, run_on
-    from simulations.engines.process import ProcessGrid, slots_of
+    from simulations.engines.process import ProcessGrid, in_order, slots_of
 
-    grid: InlineGrid | ProcessGrid
+    grid: InlineGrid | ProcessGrid | BatchedGrid
     if e.engine == "process":
         settings = {"experiment": e.model_dump(mode="json"), "home": str(home)}
         grid = ProcessGrid(slots_of(e, clients), settings, told)
+    elif e.engine == "batched" and not e.pool:
+        grid = BatchedGrid(hosted(e, home, in_order(e), devices(e.device)[0]))
     else:
         grid = InlineGrid(apps_for(e, home)[1], clients)
+    # A round of thousands of clients makes thousands of small objects, which the collector would walk again and again.
+    before = gc.get_threshold()
+    gc.set_threshold(100_000, 50, 100)
     try:
         root = home / CHECKPOINTS
         kept = Checkpoints(root, grid.save, grid.settle, grid.restore, every, latest(root)) if every else None
         run_on(grid, apps_for(e, home, on_round, stop, len(list(grid.get_node_ids())), kept)[0])
     finally:
+        gc.set_threshold(*before)
         grid.close()

@@ -7,11 +7,13 @@ answers depend on nothing but state and messages, so that the result of the run 
 import json
 import os
 import signal
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
+from threading import current_thread, main_thread
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +32,7 @@ from simulations.engines.storing import packed, store, unpacked
 if TYPE_CHECKING:
     from multiprocessing.process import BaseProcess
 
-LIVES = 3  # a message at which a worker dies so often is given up
+LIVES = 5  # a message at which a worker dies so often is given up
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,8 @@ class ProcessGrid(Grid):
         ours, theirs = context.Pipe()
         text = json.dumps({**self.settings, "partitions": slot.partitions, "device": slot.device})
         process = context.Process(target=serve, args=(theirs, text), daemon=True)
-        process.start()
+        with deaf():
+            process.start()
         theirs.close()
         return process, ours
 
@@ -220,6 +223,19 @@ class ProcessGrid(Grid):
             self._send(worker, request)
 
 
+@contextmanager
+def deaf() -> Iterator[None]:
+    """Let a process that is started here ignore Ctrl-C, which is for the process that holds the run."""
+    if current_thread() is not main_thread():  # only there may signals be set
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def serve(pipe: Connection, text: str) -> None:
     """Be a worker: answer requests in their order until the pipe is closed.
 
@@ -227,7 +243,6 @@ def serve(pipe: Connection, text: str) -> None:
     """
     from simulations.engines.hosts import host_of
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that holds the run
     host = host_of(json.loads(text))
     while True:
         try:

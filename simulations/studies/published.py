@@ -40,7 +40,7 @@ from simulations.studies.methods import facts
 PUBLISHED = (
     "--dataset ml-100k --partition one-user --model item --dim 32 --init-std 1 --task rank-bce*0.2 --num-negatives 4 "
     "--batch-size 51 --local-epochs 1 --rounds 100 --optimiser sgd --lr 0.1 --l2 0 --weights uniform "
-    "--metrics hr@10,ndcg@10 --candidates 99 --engine inline"
+    "--metrics hr@10,ndcg@10 --candidates 99 --engine batched"
 )
 POOLED = "--model mf --init-std 0.1 --task rank-bce --batch-size 1024 --rounds 30 --optimiser adam --lrs= --patience 5"
 GRID = tuple(f"--lr {lr} --l2 {l2}" for lr in (0.003, 0.01) for l2 in (0.003, 0.01, 0.03))

@@ -31,8 +31,9 @@ RUNNERS = {
     REFERENCE: Runner("--engine inline"),
     LOOP: Runner("--engine inline", exact=False),
     "batched": Runner("--engine batched", exact=False),
-    "process-1": Runner("--engine process --workers 1"),
-    "process-2": Runner("--engine process --workers 2"),
+    "process-1": Runner("--engine process --workers 1", exact=False),  # stacked from 64 clients on
+    "process-2": Runner("--engine process --workers 2", exact=False),
+    "one-by-one": Runner("--engine process --workers 1 --stack no"),
     "superlink": Runner("--engine superlink", most=10),  # a process for each client
     "ray": Runner("--engine ray"),
 }

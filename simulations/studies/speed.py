@@ -37,7 +37,8 @@ WORDS = (
     "process to the end of the first round. Memory is the sum of the peaks of all processes of a run, a shared library "
     "counted in each. Every process has one thread; 'times as fast' is against a plain sequential PyTorch loop of the "
     "same repeat, median over repeats. The difference is the largest of a shared parameter to the engine inline: after "
-    "the last round where it must be none, after the first for the loop and batched, which sum in another order."
+    "the last round where it must be none, after the first where sums are made in another order (the loop, clients "
+    "that are stacked). process-1 and process-2 have so many workers; one-by-one is process-1 without stacking."
 )
 SLOW = {("W2", "ray"): 2}  # rounds of what takes so long that it runs once
 

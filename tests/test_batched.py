@@ -1,0 +1,129 @@
+"""The engine `batched`: what clients become as one program is what they become one after the other."""
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+
+from fedrec.errors import UserError
+from fedrec.records import load_params
+from simulations.check import check
+from simulations.engines import launch
+from simulations.methods import METHODS
+from tests.helpers import experiment
+
+# BPR does not see some parameters, whose gradients are rounding noise that adaptive optimisers amplify.
+TASKS = "rank-bce,click*0.5;shop=rating"
+NEEDS: dict[str, dict[str, Any]] = {
+    "scaffold": {"optimiser": "sgd", "lr": 1.0},
+    "krum": {"clients": 5},
+    "multi-krum": {"clients": 5},
+    "pfedrec": {"model": "item", "optimiser": "sgd", "lrs": "item_table=1,heads=0.1"},
+}
+REFUSED = {"apfl": "trained in lockstep", "agreement": "agreement on logits"}
+STACKED = [name for name in METHODS if name not in REFUSED and name != "pooled"]
+ONE_USER: dict[str, Any] = {
+    "partition": "one-user",
+    "clients": 70,
+    "market": {"users": 70, "items": 30, "impressions": 8},
+}
+
+
+def into(home: Path, method: str, **fields: Any) -> Path:
+    home.mkdir()
+    launch(experiment(method, **{"task": TASKS, **fields}), home)
+    return home
+
+
+def near(a: Path, b: Path, largest: float = 1e-5) -> None:
+    """Assert that two runs have the same record, and parameters and residuals up to float tolerance."""
+    names = {path.name for path in (a / "model").iterdir()}
+    assert names == {path.name for path in (b / "model").iterdir()}
+    for name in (name for name in names if name.endswith(".safetensors")):
+        x, y = load_params(a / "model" / name), load_params(b / "model" / name)
+        assert x.keys() == y.keys()
+        for key, value in x.items():
+            assert torch.allclose(value, y[key], rtol=0, atol=largest), (name, key, (value - y[key]).abs().max())
+    one, other = (pd.read_csv(home / "clients.csv") for home in (a, b))
+    pd.testing.assert_frame_equal(one.drop(columns="value"), other.drop(columns="value"))
+    told = one["split"] == "train"
+    pd.testing.assert_frame_equal(one[told][["value"]], other[told][["value"]], atol=1e-4)
+    assert (a / "ledger.csv").read_text() == (b / "ledger.csv").read_text()
+    assert (a / "faults.csv").read_text() == (b / "faults.csv").read_text()
+    columns = ["clients", "train_loss", "objective", "primal_residual", "dual_residual"]
+    pd.testing.assert_frame_equal(
+        pd.read_csv(a / "rounds.csv")[columns], pd.read_csv(b / "rounds.csv")[columns], rtol=1e-4, atol=1e-4
+    )
+
+
+@pytest.mark.parametrize("method", STACKED)
+def test_every_method_gives_what_inline_gives(method: str, tmp_path: Path) -> None:
+    fields = NEEDS.get(method, {})
+    a = into(tmp_path / "inline", method, **fields)
+    near(a, into(tmp_path / "batched", method, **fields, engine="batched"))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"model": "mf;shop=mlp", "share": ("item_table",)},
+        {"participation": 0.6, "dropout": "0.2", "quorum": 0.0, "rounds": 4},
+        {"coupling": {"rho": 1e-2}, "participation": 0.6},
+        {"coupling": {"kind": "clusters", "groups": "films,shop", "rho": 1e-3, "duals": True, "balance": True}},
+        {"share": ("user_table", "item_table", "heads"), "optimiser": "adagrad"},
+        ONE_USER,
+        {**ONE_USER, "participation": 0.5, "share": ("item_table", "body"), "model": "mlp"},
+        {**ONE_USER, "coupling": {"rho": 1e-3, "duals": True}},
+        {**ONE_USER, "candidates": 9},
+    ],
+    ids=["unlike", "turnout", "prox", "clusters", "wide", "one-user", "one-user-mlp", "one-user-admm", "candidates"],
+)
+def test_whatever_is_shared_and_whoever_takes_part(fields: dict[str, Any], tmp_path: Path) -> None:
+    a = into(tmp_path / "inline", "fedper", **fields)
+    near(a, into(tmp_path / "batched", "fedper", **fields, engine="batched"))
+
+
+def test_stacked_workers_give_what_inline_gives(tmp_path: Path) -> None:
+    fields = {**ONE_USER, "clients": 130, "market": {"users": 130, "items": 30, "impressions": 8}}
+    a = into(tmp_path / "inline", "fedper", **fields)
+    near(a, into(tmp_path / "process", "fedper", **fields, engine="process", workers=2))
+
+
+@pytest.mark.parametrize("method", ["admm", "ditto", "scaffold", "fedper", "pfedrec", "no-harm"])
+def test_a_run_that_is_broken_off_goes_on_to_the_bit(method: str, tmp_path: Path) -> None:
+    e = experiment(method, task=TASKS, rounds=3, engine="batched", **NEEDS.get(method, {}))
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    whole.mkdir()
+    broken.mkdir()
+    launch(e, whole)
+
+    class Killed(Exception):
+        pass
+
+    def kill(row: Any) -> None:
+        if row["round"] == 2:
+            raise Killed
+
+    with pytest.raises(Killed):
+        launch(e, broken, kill, every=1)
+    launch(e, broken, every=1)
+    near(whole, broken, 0.0)
+
+
+def test_a_client_that_diverges_is_left_out_of_the_sum(tmp_path: Path) -> None:
+    fields: dict[str, Any] = {"task": "rank-bce;shop=rating", "optimiser": "sgd", "lr": 10.0}
+    fields |= {"rounds": 1, "quorum": 0.0}
+    a = into(tmp_path / "inline", "fedper", **fields)
+    b = into(tmp_path / "batched", "fedper", **fields, engine="batched")
+    faults = pd.read_csv(a / "faults.csv")
+    assert {(row.client, row.kind) for row in faults.itertuples()} == {("shop", "error")}, "nobody has diverged"
+    near(a, b, 1e-3)
+
+
+@pytest.mark.parametrize("method", REFUSED)
+def test_what_cannot_be_stacked_is_refused_with_the_reason(method: str) -> None:
+    fields: dict[str, Any] = {"volunteers": 10} if method == "agreement" else {}
+    with pytest.raises(UserError, match=f"engine: .*{REFUSED[method]}.* cannot be stacked"):
+        check(experiment(method, engine="batched", **fields))
