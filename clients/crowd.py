@@ -38,6 +38,7 @@ class Crowd:
     private: Stack  # after the last contribution of each
     now: list[Kept]
     tuned: Changed | None = None  # every client's own x_i, where it recommends with that
+    frugal: bool = False  # whether to train tuned copies that are rarely read again instead of keeping them
 
     def __post_init__(self) -> None:
         self.before_private, self.before = self.private, list(self.now)
@@ -91,12 +92,16 @@ class Crowd:
     def trained(self, private: Stack, made: Mapping[int, Kept], tuned: Changed | None = None) -> None:
         """Remember the state after contributions of some clients, and the one before."""
         places = list(made)
-        self.before_tuned = exchanged(self.before_tuned, self.tuned, places)
-        self.tuned = tuned
+        self.before_tuned = self.rare(exchanged(self.before_tuned, self.tuned, places))
+        self.best_tuned, self.tuned = self.rare(self.best_tuned), tuned
         self.before_private = self.mixed(self.before_private, self.private, places)
         for place, kept in made.items():
             self.before[place], self.now[place] = self.now[place], kept
         self.private = private
+
+    def rare(self, changed: Changed | None) -> Changed | None:
+        """Return tuned copies as they are kept if they are rarely read."""
+        return changed.light() if changed and self.frugal else changed
 
     def mixed(self, stack: Stack, other: Stack, places: Sequence[int]) -> Stack:
         """Return a stack with the parameters of some clients from another."""

@@ -26,10 +26,22 @@ from fedrec.wire import Answers, Call
 
 
 class StackedClients:
-    """The clients of a node, trained and evaluated as few programs: one for each model and list of tasks."""
+    """The clients of a node, trained and evaluated as few programs: one for each model and list of tasks.
 
-    def __init__(self, experiment: Experiment, parts: Sequence[ClientData], device: str, home: Path | None) -> None:
+    A `frugal` one keeps less: what is not read in every round is trained again when it is, to the bit on a CPU. That is
+    for runs without checkpoints, which read everything.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        parts: Sequence[ClientData],
+        device: str,
+        home: Path | None,
+        frugal: bool = False,
+    ) -> None:
         torch.set_num_threads(1)
+        self.frugal = frugal
         self.experiment, self.home = experiment, home
         self.clients = [Client(experiment, data, device, home) for data in parts]
         self.crowds: list[Crowd] = []
@@ -53,7 +65,7 @@ class StackedClients:
             mine = [self.clients[member] for member in cohort.members]
             held = stack([to(private[member], mine[0].device) for member in cohort.members])
             start = [begun(one, found[m].values) for one, m in zip(mine, cohort.members, strict=True)]
-            crowd = Crowd(cohort, tuple(mine), held, start)
+            crowd = Crowd(cohort, tuple(mine), held, start, frugal=self.frugal)
             first = {place: found[m].values for place, m in enumerate(cohort.members)}
             if changed(e):
                 one_z = crowd.received(first, personal=False)
@@ -99,7 +111,7 @@ class StackedClients:
         private = crowd.best_private if final else crowd.private
         z: Stack | Changed = crowd.received({p: b.values for p, b in sent.items()}, e.coupling.personal)
         if tuned := crowd.best_tuned if final else crowd.tuned:
-            z = tuned
+            z = tuned.full()
         elif e.drift.personal != "none":
             z, private = self.own_models(crowd, sent, private, final)
         evaluations = evaluate_many(

@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from fedrec.evaluation import ModelScorer, evaluate
+from fedrec.optimisers import Optimiser
 from fedrec.parameters import Params
 from fedrec.stacking import Block, Changed, Stack, client, evaluate_many, trained
+from fedrec.training import Recipe
 from tests.test_stacking import ADAM, ITEMS, Case, case
 
 
@@ -122,3 +124,23 @@ def test_every_client_is_evaluated_with_its_own(kind: str, ragged: bool, candida
                 ModelScorer(c.cohort.model, params), c.cohort.datas[position], c.cohort.tasks, "test", **options
             )
             assert {k: repr(v) for k, v in one.metrics.items()} == {k: repr(v) for k, v in expected.metrics.items()}
+
+
+@KINDS
+def test_what_is_light_is_trained_again_to_the_same_bits(kind: str) -> None:
+    found = followed(kind=kind, tasks="rank-bce", ragged=True)
+    light = found.changed.light()
+    assert not any(block.values or block.rows for block in light.blocks if block.again)
+    same(light.full(), found, found.dense)
+    found.round(Stack({n: -v for n, v in found.z.values.items()}, each=False), [0, 2], 3)
+    mixed = light.mixed(found.changed.light(), np.array([0, 1, 2]))
+    same(mixed, found, found.dense)
+    tensors, expected = mixed.tensors(), mixed.full().tensors()
+    assert all(torch.equal(tensors[name], value) for name, value in expected.items())
+
+
+def test_what_would_keep_tensors_of_every_client_alive_is_not_made_again() -> None:
+    for options in ({"each": True}, {"anchored": "elsewhere"}, {"shifted": True}):
+        c = case(Recipe(1, 5, Optimiser("sgd", 0.1), mu=0.5), **options)
+        assert all(part.again is None for part in c.parts())
+    assert all(part.again for part in case(ADAM).parts())

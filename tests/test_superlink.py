@@ -156,7 +156,9 @@ def test_flwr_run_works_offline_tells_a_failure_and_leaves_nothing_behind(tmp_pa
     assert_same(inline(tmp_path / "inline", "--rounds", "1"), out)
     status, errors = bad.end()
     assert status == 1
-    assert re.fullmatch(r"failed: client \w+ failed: lr: must be small enough .*\n", errors)
+    assert re.fullmatch(
+        r"failed: round \d: .* must answer, found 0 \(.*: failed: lr: must be small enough .*\n", errors
+    )
     assert not none.exists()
 
 

@@ -7,8 +7,10 @@ parameters of the next round.
 from fedrec.stacking.changed import Block, Changed
 from fedrec.stacking.cohort import Cohort, groups
 from fedrec.stacking.evaluation import evaluate_many
+from fedrec.stacking.held_out import held_out_many
 from fedrec.stacking.results import Sum, client, stack, trained, write
-from fedrec.stacking.update import Part, Stack, Terms, train
+from fedrec.stacking.stacks import Part, Stack, Terms
+from fedrec.stacking.update import train
 
 __all__ = [
     "Block",
@@ -21,6 +23,7 @@ __all__ = [
     "client",
     "evaluate_many",
     "groups",
+    "held_out_many",
     "stack",
     "train",
     "trained",

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -16,14 +16,15 @@ from fedrec.sharing import TABLES
 from fedrec.stacking.cohort import Cohort, edges
 from fedrec.stacking.draws import ranges
 from fedrec.stacking.results import client, on
-from fedrec.stacking.update import Part, Stack
+from fedrec.stacking.stacks import Part, Stack
 
 
 @dataclass(frozen=True)
 class Block:
     """Clients that were trained from one z: their rows of tables that differ from it, and their other parameters.
 
-    It shares the memory of z and of a part, which must not be changed in place.
+    It shares the memory of z and of a part, which must not be changed in place. A light one has no rows and no values,
+    and trains again to get them; so neither must the private parameters at the start of its round be.
     """
 
     clients: Ints  # [k] ascending positions in the cohort
@@ -31,6 +32,7 @@ class Block:
     rows: dict[str, Ints]  # key space -> [R] ascending flat rows
     edge: dict[str, Ints]  # key space -> [k + 1] the first row of every client
     values: Params  # tables [R, d]; any other parameter [k, ...]
+    again: Callable[[], Part] | None = None
 
     @staticmethod
     def of(z: Stack, part: Part) -> Block:
@@ -42,6 +44,7 @@ class Block:
             {space: part.touched[space].flat for space in spaces},
             {space: part.touched[space].edge for space in spaces},
             {name: part.values[name] for name in z.values},
+            part.again,
         )
 
     @staticmethod
@@ -57,15 +60,26 @@ class Block:
         kept = np.flatnonzero(np.isin(self.clients, clients))
         if len(kept) == len(self.clients):
             return self
-        rows, edge, values = {}, {}, {}
-        index = {}
+        if not self.values:
+            return replace(self, clients=self.clients[kept])
+        rows, edge, values, index = {}, {}, {}, {}
         for space, bounds in self.edge.items():
             counts = np.diff(bounds)[kept]
             index[space], edge[space] = ranges(bounds[kept], counts), edges(counts)
             rows[space] = self.rows[space][index[space]]
         for name, value in self.values.items():
             values[name] = value.index_select(0, on(index[TABLES[name]] if name in TABLES else kept, value))
-        return Block(self.clients[kept], self.z, rows, edge, values)
+        return Block(self.clients[kept], self.z, rows, edge, values, self.again)
+
+    def light(self) -> Block:
+        """Return the block without rows and values, if it can be trained again; else itself."""
+        return replace(self, rows={}, edge={}, values={}) if self.again else self
+
+    def full(self) -> Block:
+        """Return the block with its rows and values."""
+        if self.values or not self.again:
+            return self
+        return Block.of(Stack(self.z, each=False), self.again()).only(self.clients)
 
     def at(self, name: str, cohort: Cohort, index: Ints, owner: Ints) -> Tensor:
         """Return a copy of flat rows [R] of a table of the clients `owner` [R], all of this block; see `Stack.at`."""
@@ -117,14 +131,27 @@ class Changed:
         kept = [block.only(np.setdiff1d(block.clients, taken)) for block in self.blocks]
         return Changed((*(block for block in kept if len(block.clients)), *new))
 
+    def light(self) -> Changed:
+        """Return the same without rows and values, which `full` trains again, equal bit by bit on a CPU.
+
+        For what is rarely read: the best round, the one before the last. Blocks whose training had other tensors of
+        each client beside the private ones, or that were restored, stay as they are.
+        """
+        return Changed(tuple(block.light() for block in self.blocks))
+
+    def full(self) -> Changed:
+        """Return the same with all rows and values."""
+        return Changed(tuple(block.full() for block in self.blocks))
+
     @cached_property
     def places(self) -> dict[int, tuple[Block, int]]:
         """Every client's block and its number there."""
         return {int(c): (block, j) for block in self.blocks for j, c in enumerate(block.clients)}
 
     def client(self, cohort: Cohort, position: int) -> Params:
-        """Return one client's parameters; its own memory."""
+        """Return one client's parameters; its own memory. If light, every call trains: take those of `full`."""
         block, j = self.places[position]
+        block = block.full()
         found = {name: value[j].clone() for name, value in block.values.items() if name not in TABLES}
         for name, value in client(cohort, Stack(block.z, each=False), position).items():
             if name not in TABLES:
@@ -137,7 +164,7 @@ class Changed:
         """Return all of it as named tensors, of which `restore` makes it again; no value is copied."""
         found: dict[str, Tensor] = {}
         numbers: dict[int, int] = {}
-        for i, block in enumerate(self.blocks):
+        for i, block in enumerate(self.full().blocks):
             number = numbers.setdefault(id(block.z), len(numbers))
             found |= {f"z.{number}.{name}": value for name, value in block.z.items()}
             found |= {f"values.{i}.{name}": value for name, value in block.values.items()}

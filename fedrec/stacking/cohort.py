@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -82,32 +82,34 @@ def cohort(
     starts = {
         "user": edges(np.array([len(data.users) for data in mine])),
         "item": edges(np.array([len(data.items) for data in mine])),
-        "train": edges(-np.sort(-sizes)),
     }
-    trains = [data.train for data in mine]
-    whole, who = concatenated(trains), owners(trains)
-    used = np.logical_or.reduce([task.rows(whole) for task in tasks])
+    taken = avoided(mine, starts["user"], negatives) if any(task.kind == "rank" for task in tasks) else None
+    server = {space: server_rows(mine, space, catalogue.get(space)) for space in ("user", "item")}
+    empty = np.zeros(0, np.int64)
+    bare = Cohort(tuple(ordered), tuple(mine), model, tasks, starts, server, empty, empty, {}, taken, empty, empty > 0)
+    return learning(bare, [data.train for data in mine])
+
+
+def learning(cohort: Cohort, parts: Sequence[Interactions]) -> Cohort:
+    """Return the cohort with the rows of `parts`, one for each client, as those to train on."""
+    whole, who = concatenated(parts), owners(parts)
+    used = np.logical_or.reduce([task.rows(whole) for task in cohort.tasks])
     rows, who = whole.take(used), who[used]
-    user = starts["user"][who] + rows.user
-    taken, bound = None, np.zeros(0, np.int64)
-    if any(task.kind == "rank" for task in tasks):
-        taken = avoided(mine, starts["user"], negatives)
-        bound = len_of(mine)[who] - taken.known(user)
+    user = cohort.starts["user"][who] + rows.user
+    bound, full = cohort.bound[:0], cohort.crowded[:0]
+    if cohort.taken is not None:
+        items = len_of(cohort.datas)[who]
+        bound = items - cohort.taken.known(user)
         full = bound <= 0
-        bound = np.where(full, len_of(mine)[who], bound)
-    return Cohort(
-        tuple(ordered),
-        tuple(mine),
-        model,
-        tasks,
-        starts,
-        {space: server_rows(mine, space, catalogue.get(space)) for space in ("user", "item")},
-        user,
-        starts["item"][who] + rows.item,
-        {t.name: (t.rows(rows).astype(np.float32), t.target(rows).astype(np.float32)) for t in tasks},
-        taken,
-        bound,
-        full if taken else np.zeros(0, np.bool_),
+        bound = np.where(full, items, bound)
+    return replace(
+        cohort,
+        starts={**cohort.starts, "train": edges(np.bincount(who, minlength=len(parts)))},
+        user=user,
+        item=cohort.starts["item"][who] + rows.item,
+        labels={t.name: (t.rows(rows).astype(np.float32), t.target(rows).astype(np.float32)) for t in cohort.tasks},
+        bound=bound,
+        crowded=full,
     )
 
 

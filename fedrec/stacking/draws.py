@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from fedrec.data.types import Bools, Ints
-from fedrec.seeds import generator
 from fedrec.stacking.cohort import Cohort, edges
 from fedrec.training import Recipe
-
-Scope = tuple[str | int, ...]
 
 
 @dataclass(frozen=True)
@@ -23,11 +20,11 @@ class Drawn:
     item: Ints  # [M, 1 + m] flat row of the item, and of its sampled items
 
 
-def draw(cohort: Cohort, clients: Ints, recipe: Recipe, seed: int, scopes: Sequence[Scope], number: int) -> Drawn:
-    """Return the batches of phase `number` that `batches` yields for each of `clients`, from the same streams.
+def draw(cohort: Cohort, clients: Ints, recipe: Recipe, stream: Callable[[int, int], np.random.Generator]) -> Drawn:
+    """Return the batches of a phase that `batches` yields for each of `clients`, those with most rows first.
 
-    Where one batch holds all rows of a client and nothing is sampled, the rows keep their order: it is no part of the
-    result.
+    `stream` gives the stream of a client, by its position in `clients`, and an epoch. Where one batch holds all rows of
+    a client and nothing is sampled, the rows keep their order: it is no part of the result.
     """
     sizes = cohort.sizes[clients]
     counts = np.repeat(sizes, recipe.epochs)
@@ -39,7 +36,7 @@ def draw(cohort: Cohort, clients: Ints, recipe: Recipe, seed: int, scopes: Seque
     for position in range(ordered):
         for epoch in range(recipe.epochs):
             start, stop = edge[position * recipe.epochs + epoch : position * recipe.epochs + epoch + 2]
-            rng = generator(seed, "train", *scopes[position], number, epoch)
+            rng = stream(position, epoch)
             row[start:stop] = row[start] + rng.permutation(stop - start)
             if m:
                 high = np.repeat(cohort.bound[row[start:stop]], m)

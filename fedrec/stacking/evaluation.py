@@ -19,7 +19,7 @@ from fedrec.sharing import TABLES
 from fedrec.stacking.changed import Block, Changed
 from fedrec.stacking.cohort import Cohort, concatenated, edges, owners
 from fedrec.stacking.results import client, on
-from fedrec.stacking.update import Stack
+from fedrec.stacking.stacks import Stack
 
 ITEMS = ("item_table", "item_bias")
 Ranked = tuple[Ints, dict[str, Values]]
@@ -41,6 +41,7 @@ def evaluate_many(
     Same candidates, same rule of ties; a score may differ in its last bit from that of a client scored alone.
     """
     chosen = np.arange(len(cohort)) if chosen is None else chosen
+    shared = shared.full() if isinstance(shared, Changed) else shared
     ranked = {
         task.name: rank_many(cohort, shared, private, task.name, split, metrics, candidates, seed, chosen)
         for task in cohort.tasks

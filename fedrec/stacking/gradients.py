@@ -106,7 +106,8 @@ def _rows(table: Tensor, index: Tensor | None, k: int) -> Tensor:
 
 def losses(tasks: tuple[Task, ...], score: Tensor, step: Step, weight: Tensor | None) -> tuple[Tensor, Tensor]:
     """Return the losses [k] and d (weight * loss) / d score for scores [k, 1 + m, L, T]; see `task_loss`."""
-    grad = torch.zeros_like(score)
+    whole = score.shape[1] == 1 or all(task.kind == "rank" for task in tasks)  # every entry is written below
+    grad = torch.empty_like(score) if whole else torch.zeros_like(score)
     total = score.new_zeros(len(score))
     for number, task in enumerate(tasks):
         scale, target = step.labels[task.name]
@@ -133,7 +134,7 @@ def losses(tasks: tuple[Task, ...], score: Tensor, step: Step, weight: Tensor | 
 def _forward(model: Recommender, params: Params, p: Tensor, q: Tensor) -> list[Tensor]:
     # The first layer in two halves: what belongs to a client's one user is computed once, and nothing is joined.
     weight, bias = params["body.0.weight"], params["body.0.bias"]
-    left = torch.bmm(p, weight[:, :, : model.dim].mT) + bias[:, None]
+    left = torch.baddbmm(bias[:, None], p, weight[:, :, : model.dim].mT)
     h = torch.bmm(q, weight[:, :, model.dim :].mT).add_(left).relu_()
     layers = [h]
     for layer in range(1, len(model.hidden)):

@@ -13,7 +13,7 @@ from fedrec.data.types import Ints
 from fedrec.parameters import Params
 from fedrec.sharing import TABLES
 from fedrec.stacking.cohort import Cohort, edges
-from fedrec.stacking.update import Part, Stack, server_rows
+from fedrec.stacking.stacks import Part, Stack, server_rows
 
 
 @dataclass(frozen=True)

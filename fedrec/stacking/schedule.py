@@ -61,8 +61,8 @@ class Schedule:
     user: Tensor | None  # [cells] stacked rows; None with one user for each client
     item: Tensor  # [cells, 1 + m] stacked rows
     share: Tensor  # [cells]
-    scale: Tensor  # [cells, T]
-    target: Tensor  # [cells, T]
+    scale: tuple[Tensor, ...]  # for each task [cells]
+    target: tuple[Tensor, ...]
 
     @staticmethod
     def of(
@@ -74,9 +74,9 @@ class Schedule:
         def placed(values: Ints | Floats) -> Tensor:
             return torch.from_numpy(values).index_select(0, index).to(device)
 
-        share, scale = torch.from_numpy(grid.share).to(device), torch.from_numpy(grid.scale(mask)).to(device)
-        rows = None if user is None else placed(user)
-        return Schedule(grid, tuple(tasks), rows, placed(item), share, scale, placed(target))
+        share, rows = torch.from_numpy(grid.share).to(device), None if user is None else placed(user)
+        scale = by_task(grid.scale(mask), device)
+        return Schedule(grid, tuple(tasks), rows, placed(item), share, scale, by_task(target[grid.index], device))
 
     def step(self, t: int, start: int) -> Step:
         """Return step t = 0, 1, ..., whose first cell is `start`."""
@@ -84,6 +84,13 @@ class Schedule:
         cells = slice(start, start + k * length)
         item = self.item[cells].view(k, length, -1).mT.contiguous()
         user = None if self.user is None else self.user[cells].view(k, 1, length).expand(item.shape)
-        scale, target = (value[cells].view(k, length, -1).unbind(2) for value in (self.scale, self.target))
-        labels = {name: (scale[i], target[i]) for i, name in enumerate(self.tasks)}
+        labels = {
+            name: (scale[cells].view(k, length), target[cells].view(k, length))
+            for name, scale, target in zip(self.tasks, self.scale, self.target, strict=True)
+        }
         return Step(user, item, self.share[cells].view(k, length), labels)
+
+
+def by_task(values: Floats, device: str) -> tuple[Tensor, ...]:
+    """Return the columns of values [cells, T]."""
+    return torch.from_numpy(np.ascontiguousarray(values.T)).to(device).unbind(0)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -12,73 +13,22 @@ from torch import Tensor
 
 from fedrec.data.types import Ints
 from fedrec.parameters import Params
+from fedrec.seeds import generator
 from fedrec.sharing import TABLES, Sharing
 from fedrec.stacking.cohort import Cohort
-from fedrec.stacking.draws import Drawn, Scope, Touched, draw, ranges
-from fedrec.stacking.gradients import loss_and_gradients, scatter
+from fedrec.stacking.draws import Drawn, Touched, draw, ranges
+from fedrec.stacking.gradients import loss_and_gradients
+from fedrec.stacking.learner import Learner
 from fedrec.stacking.schedule import Grid, Schedule
+from fedrec.stacking.stacks import NOTHING, Part, Stack, Terms
 from fedrec.training import Recipe, trainable
+
+Scope = tuple[str | int, ...]
 
 CELLS = 2**14  # rows in a step of a chunk
 PADDING = 2**11  # cells of a step that may be empty
 ROWS = 2**17  # stacked rows of a chunk
-
-
-@dataclass(frozen=True)
-class Stack:
-    """Parameters of the clients of a cohort: one value for `each`, or one for all of them.
-
-    Each: tables are flat [rows of all clients, d], any other parameter is [n, ...]. One for all: a table is the
-    server's, of which a client has the rows that its cohort names.
-    """
-
-    values: Params
-    each: bool = True
-
-    def take(self, name: str, cohort: Cohort, clients: Ints, touched: Mapping[str, Touched]) -> Tensor:
-        """Return a copy of one parameter for `clients`: the touched rows of a table, [k, ...] of any other one."""
-        if name not in TABLES:
-            return self.at(name, cohort, clients, np.arange(0))
-        rows = touched[TABLES[name]]
-        return self.at(name, cohort, rows.flat, clients[rows.owner])
-
-    def at(self, name: str, cohort: Cohort, index: Ints, owner: Ints) -> Tensor:
-        """Return a copy of flat rows [R] of a table of the clients `owner` [R]; of any other parameter of each client.
-
-        `index` [R] are the flat rows of a table, else the clients.
-        """
-        value = self.values[name].detach()
-        if name not in TABLES and not self.each:
-            return value.expand(len(index), *value.shape).clone()
-        if name in TABLES and not self.each:
-            index = server_rows(TABLES[name], cohort, index, owner)
-        return value.index_select(0, torch.from_numpy(index).to(value.device))
-
-
-def server_rows(space: str, cohort: Cohort, flat: Ints, owner: Ints) -> Ints:
-    """Return the rows of the server's tables that flat rows of the clients `owner` are."""
-    rows = cohort.server[space]
-    found: Ints = flat - cohort.starts[space][owner] if rows is None else rows[flat]
-    return found
-
-
-@dataclass(frozen=True)
-class Part:
-    """What some clients of a cohort have after a round; the rows that are not `touched` are as they were."""
-
-    clients: Ints  # [k] positions in the cohort
-    touched: dict[str, Touched]  # by key space
-    values: Params  # tables: touched rows [R, d]; any other parameter [k, ...]
-    loss: Tensor  # [k] float64: the mean training loss over the batches of each
-
-
-@dataclass(frozen=True)
-class Terms:
-    """What a client's objective has beside its loss, for every client of a cohort; see `local_update`."""
-
-    anchor: Stack | None = None
-    shift: Stack | None = None
-    weight: Tensor | None = None  # [chosen]
+DRAWS = 2**23  # items that a chunk draws in all epochs and phases, before it trains: 40 bytes each
 
 
 def train(
@@ -91,7 +41,7 @@ def train(
     seed: int,
     chosen: Ints,
     scopes: Sequence[Scope],
-    terms: Terms = Terms(),
+    terms: Terms = NOTHING,
     chunk: int | None = None,
 ) -> Iterator[Part]:
     """Yield what `local_update` returns for the clients `chosen` (ascending positions in the cohort), in chunks.
@@ -102,27 +52,35 @@ def train(
     """
     size = cohort.sizes[chosen]
     moving = bool(terms.shift or (recipe.mu and terms.anchor and terms.anchor is not shared))
+    # What a part keeps to be made again must be small.
+    heavy = any(one and one.each for one in (shared, terms.anchor, terms.shift, terms.personal))
     sampled = recipe.num_negatives if cohort.taken else 0
     cells = np.minimum(size, recipe.batch_size) * (1 + sampled)
     items = np.diff(cohort.starts["item"])[chosen]
     rows = items if moving else np.minimum(items, size * recipe.epochs * (1 + sampled * len(recipe.phases)))
-    for start, stop in pairwise(cuts(cells[size > 0], rows[size > 0], chunk)):
+    draws = size * recipe.epochs * len(recipe.phases) * (1 + sampled)
+    for start, stop in pairwise(cuts(cells[size > 0], rows[size > 0], draws[size > 0], chunk)):
         part = slice(start, stop)
         weight = None if terms.weight is None else terms.weight[part]
         chunk_of = Chunk(cohort, chosen[part], shared, private, recipe, sharing, moving, terms, weight)
-        yield chunk_of.train(seed, scopes[part])
+        again = None if heavy else partial(chunk_of.train, seed, scopes[part])
+        yield replace(chunk_of.train(seed, scopes[part]), again=again)
 
 
-def cuts(cells: Ints, rows: Ints, chunk: int | None) -> list[int]:
-    """Return the positions between chunks of clients: 0, ..., n."""
-    found, width, height, held = [0], 0, 0, 0
-    for position, (cell, row) in enumerate(zip(cells.tolist(), rows.tolist(), strict=True)):
+def cuts(cells: Ints, rows: Ints, draws: Ints, chunk: int | None) -> list[int]:
+    """Return the positions between chunks of clients: 0, ..., n.
+
+    Given are every client's cells of a step, rows of its tables, and items that it draws.
+    """
+    found, width, height, held, drawn = [0], 0, 0, 0, 0
+    for position, (cell, row, more) in enumerate(zip(cells.tolist(), rows.tolist(), draws.tolist(), strict=True)):
         count = position - found[-1]
-        width, height, held = max(width, cell), height + row, held + cell
+        width, height, held, drawn = max(width, cell), height + row, held + cell, drawn + more
         total = (count + 1) * width
-        if count and (total > CELLS or total - held > PADDING or height > ROWS or count == chunk):
+        wide = total > CELLS or total - held > PADDING
+        if count and (wide or height > ROWS or drawn > DRAWS or count == chunk):
             found.append(position)
-            width, height, held = cell, row, cell
+            width, height, held, drawn = cell, row, cell, more
     return [*found, len(cells)] if len(cells) else [0]
 
 
@@ -143,11 +101,12 @@ class Chunk:
     def train(self, seed: int, scopes: Sequence[Scope]) -> Part:
         """Return the clients after the round."""
         recipe, k = self.recipe, len(self.clients)
-        drawn = [draw(self.cohort, self.clients, recipe, seed, scopes, number) for number in range(len(recipe.phases))]
+        drawn = [self.drawn(seed, scopes, number) for number in range(len(recipe.phases))]
         owner = np.repeat(np.arange(k), self.cohort.sizes[self.clients] * recipe.epochs)
         touched = self.touched(drawn, owner)
         names = sorted([*self.shared.values, *self.private.values])
         params = {name: self.stack(name).take(name, self.cohort, self.clients, touched) for name in names}
+        personal = self.fixed(self.terms.personal, names, touched)
         some = params["item_table"]
         total = torch.zeros(k, dtype=torch.float64, device=some.device)
         grid, count = Grid.of(self.cohort.sizes[self.clients], recipe.epochs, recipe.batch_size), 0
@@ -156,10 +115,18 @@ class Chunk:
             trained += [name for name in (self.terms.shift.values if self.terms.shift else ()) if name not in trained]
             if trained:
                 schedule = self.schedule(grid, one, owner, touched, str(some.device))
-                self.phase(params, trained, schedule, touched, total)
+                self.phase(params, personal, trained, schedule, touched, total)
                 count += 1
         steps = count * np.bincount(ranges(np.zeros_like(grid.clients), grid.clients), minlength=k)
-        return Part(self.clients, touched, params, total / torch.from_numpy(steps).to(total.device))
+        return Part(self.clients, touched, params, total / torch.from_numpy(steps).to(total.device), personal)
+
+    def drawn(self, seed: int, scopes: Sequence[Scope], number: int) -> Drawn:
+        """Return the batches of phase `number`."""
+
+        def stream(client: int, epoch: int) -> np.random.Generator:
+            return generator(seed, "train", *scopes[client], number, epoch)
+
+        return draw(self.cohort, self.clients, self.recipe, stream)
 
     def stack(self, name: str) -> Stack:
         """Return where a parameter comes from."""
@@ -187,43 +154,47 @@ class Chunk:
         return Schedule.of(grid, tasks, user, item, mask, target, device)
 
     def phase(
-        self, params: Params, names: list[str], schedule: Schedule, touched: Mapping[str, Touched], total: Tensor
+        self,
+        params: Params,
+        personal: Params,
+        names: list[str],
+        schedule: Schedule,
+        touched: Mapping[str, Touched],
+        total: Tensor,
     ) -> None:
-        """Train `names` in place, and add the losses of all steps to `total` [k].
+        """Train `names` in place, of the personal parameters too if there are any; add all losses to `total` [k].
 
         A client that has no batch left stands still: it and all behind it have no more steps, so that the others are
         the first rows of every tensor, all at the same step of the optimiser.
         """
         recipe, terms = self.recipe, self.terms
-        state = recipe.optimiser.start({name: params[name] for name in names})
         anchor = self.fixed(terms.anchor if recipe.mu else None, names, touched)
         shift = self.fixed(terms.shift, names, touched)
         weight = None if self.weight is None else self.weight.to(total.device).float()
+        w = Learner(params, names, recipe.optimiser, {*anchor, *shift})
+        v = Learner(personal, names, recipe.optimiser, ()) if personal else None
         at, k = 0, 0
-        # Gradients of tables: zero again after every step, which touches few rows.
-        tables, plain = [name for name in names if name in TABLES], recipe.optimiser.kind == "sgd"
-        direct = {name for name in tables if plain and name not in anchor and name not in shift}
-        empty = {name: torch.zeros_like(params[name]) for name in tables if name not in direct}
         for t in range(len(schedule.grid.clients)):
             step = schedule.step(t, at)
             at += step.share.numel()
             if k != len(step.item):
                 k = len(step.item)
                 ends = {n: int(touched[TABLES[n]].edge[k]) if n in TABLES else k for n in params}
-                view = {name: value[: ends[name]] for name, value in params.items()}
-                now = {name: [part[: ends[name]] for part in parts] for name, parts in state.items()}
+                w.narrow(ends)
                 held = None if weight is None else weight[:k]
-            loss, grads = loss_and_gradients(self.cohort.model, view, self.cohort.tasks, step, recipe.l2, held, names)
+                if v:
+                    v.narrow(ends)
+            if v:  # at the w of this step; see `fedrec.personal.Apfl`
+                mixed = {name: terms.alpha * v.view[name] + (1 - terms.alpha) * value for name, value in w.view.items()}
+                _, grads = loss_and_gradients(self.cohort.model, mixed, self.cohort.tasks, step, recipe.l2, None, names)
+                v.step(step, {name: terms.alpha * value for name, value in grads.items()}, {}, t + 1)
+            loss, grads = loss_and_gradients(self.cohort.model, w.view, self.cohort.tasks, step, recipe.l2, held, names)
             total[:k] += loss
-            into = {n: empty[n][: ends[n]] if n in empty else None for n in tables}
-            filled = scatter(step, view, grads, into, recipe.optimiser.rate)
-            for name in grads.keys() & anchor.keys():
-                grads[name] = grads[name] + recipe.mu * (view[name] - anchor[name][: ends[name]])
-            for name in shift:
-                grads[name] = grads[name] + shift[name][: ends[name]]
-            recipe.optimiser.step(view, grads, now, t + 1)
-            for value, index in filled:
-                value.index_fill_(0, index, 0.0)
+            more = {name: recipe.mu * (w.view[name] - value[: ends[name]]) for name, value in anchor.items()}
+            for name, value in shift.items():
+                own = value[: ends[name]]
+                more[name] = more[name] + own if name in more else own
+            w.step(step, grads, more, t + 1)
 
     def fixed(self, stack: Stack | None, names: list[str], touched: Mapping[str, Touched]) -> Params:
         """Return the part of a stack that goes with the stacked rows, for those of `names` that it has."""

@@ -51,17 +51,20 @@ class StackedHost:
 def host_of(settings: Mapping[str, Any]) -> Answering:
     """Return the host of some partitions of an experiment.
 
-    `settings`: experiment (its JSON), home (where clients write their files), partitions, device ("": as they like).
+    `settings`: experiment (its JSON), home (where clients write their files), partitions, device ("": as they like),
+    frugal.
     """
     experiment, home = build(settings["experiment"]), Path(settings["home"])
-    return hosted(experiment, home, settings["partitions"], settings["device"])
+    return hosted(experiment, home, settings["partitions"], settings["device"], settings["frugal"])
 
 
-def hosted(experiment: Experiment, home: Path | None, partitions: list[int], device: str) -> Answering:
-    """Return the host of some partitions, stacked if they are."""
+def hosted(
+    experiment: Experiment, home: Path | None, partitions: list[int], device: str, frugal: bool = False
+) -> Answering:
+    """Return the host of some partitions, stacked if they are; `frugal` without checkpoints."""
     parts = clients_data(experiment)
     if stacked(experiment):
-        return StackedHost(StackedClients(experiment, [parts[i] for i in partitions], device or "cpu", home))
+        return StackedHost(StackedClients(experiment, [parts[i] for i in partitions], device or "cpu", home, frugal))
     app = client_app(lambda _: (experiment, home))
     return Host(app, partitions, len(parts), device)
 

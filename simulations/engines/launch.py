@@ -60,10 +60,10 @@ def run_here(
 
     grid: InlineGrid | ProcessGrid | BatchedGrid
     if e.engine == "process":
-        settings = {"experiment": e.model_dump(mode="json"), "home": str(home)}
+        settings = {"experiment": e.model_dump(mode="json"), "home": str(home), "frugal": not every}
         grid = ProcessGrid(slots_of(e, clients), settings, told)
     elif e.engine == "batched" and not e.pool:
-        grid = BatchedGrid(hosted(e, home, in_order(e), devices(e.device)[0]))
+        grid = BatchedGrid(hosted(e, home, in_order(e), devices(e.device)[0], not every))
     else:
         grid = InlineGrid(apps_for(e, home)[1], clients)
     # A round of thousands of clients makes thousands of small objects, which the collector would walk again and again.

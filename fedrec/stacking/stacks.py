@@ -1,0 +1,80 @@
+"""Stacked parameters: what clients of a cohort start from, what their objectives have beside, what a round makes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedrec.data.types import Ints
+from fedrec.parameters import Params
+from fedrec.sharing import TABLES
+from fedrec.stacking.cohort import Cohort
+from fedrec.stacking.draws import Touched
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Parameters of the clients of a cohort: one value for `each`, or one for all of them.
+
+    Each: tables are flat [rows of all clients, d], any other parameter is [n, ...]. One for all: a table is the
+    server's, of which a client has the rows that its cohort names.
+    """
+
+    values: Params
+    each: bool = True
+
+    def take(self, name: str, cohort: Cohort, clients: Ints, touched: Mapping[str, Touched]) -> Tensor:
+        """Return a copy of one parameter for `clients`: the touched rows of a table, [k, ...] of any other one."""
+        if name not in TABLES:
+            return self.at(name, cohort, clients, np.arange(0))
+        rows = touched[TABLES[name]]
+        return self.at(name, cohort, rows.flat, clients[rows.owner])
+
+    def at(self, name: str, cohort: Cohort, index: Ints, owner: Ints) -> Tensor:
+        """Return a copy of flat rows [R] of a table of the clients `owner` [R]; of any other parameter of each client.
+
+        `index` [R] are the flat rows of a table, else the clients.
+        """
+        value = self.values[name].detach()
+        if name not in TABLES and not self.each:
+            return value.expand(len(index), *value.shape).clone()
+        if name in TABLES and not self.each:
+            index = server_rows(TABLES[name], cohort, index, owner)
+        return value.index_select(0, torch.from_numpy(index).to(value.device))
+
+
+def server_rows(space: str, cohort: Cohort, flat: Ints, owner: Ints) -> Ints:
+    """Return the rows of the server's tables that flat rows of the clients `owner` are."""
+    rows = cohort.server[space]
+    found: Ints = flat - cohort.starts[space][owner] if rows is None else rows[flat]
+    return found
+
+
+@dataclass(frozen=True)
+class Part:
+    """What some clients of a cohort have after a round; the rows that are not `touched` are as they were."""
+
+    clients: Ints  # [k] positions in the cohort
+    touched: dict[str, Touched]  # by key space
+    values: Params  # tables: touched rows [R, d]; any other parameter [k, ...]
+    loss: Tensor  # [k] float64: the mean training loss over the batches of each
+    personal: Params  # like `values`: APFL's v; empty without it
+    again: Callable[[], Part] | None = None  # makes the same part, bit by bit on a CPU; see `Changed.light`
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What a client's objective has beside its loss, for every client of a cohort; see `local_update`."""
+
+    anchor: Stack | None = None
+    shift: Stack | None = None
+    weight: Tensor | None = None  # [chosen]
+    personal: Stack | None = None  # all parameters of each client: APFL's v, trained beside them
+    alpha: float = 0.0
+
+
+NOTHING = Terms()
