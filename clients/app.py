@@ -23,7 +23,7 @@ from fedrec.errors import UserError
 from fedrec.evaluation import Evaluation, ModelScorer, Split, evaluate, members
 from fedrec.experiment import Experiment, clients_data, tasks_for
 from fedrec.models import Recommender
-from fedrec.parameters import Params, norm, subtract, to
+from fedrec.parameters import Params, finite, norm, subtract, to
 from fedrec.personal import personal_model
 from fedrec.records import save_client
 from fedrec.seeds import generator
@@ -44,12 +44,12 @@ class Client:
     device: str
     home: Path | None  # where it keeps its private files at the end
 
-    @property
+    @cached_property
     def tasks(self) -> tuple[Task, ...]:
         """The tasks of this client."""
         return tasks_for(self.experiment, self.data)
 
-    @property
+    @cached_property
     def model(self) -> Recommender:
         """The recommender of this client."""
         return self.experiment.recommender(self.data.name)
@@ -133,7 +133,7 @@ class Client:
 
     def finite(self, params: Params, number: int) -> Params:
         """Return the parameters; raises UserError if training diverged."""
-        if not all(bool(value.isfinite().all()) for value in params.values()):
+        if not all(finite(value) for value in params.values()):
             raise UserError(
                 f"lr: must be small enough for finite parameters, found {self.experiment.lr} in round {number}"
             )

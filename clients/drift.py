@@ -17,12 +17,15 @@ if TYPE_CHECKING:
 
 def begin(client: "Client") -> Own:
     """Return what a client remembers when it joins: its start as personal model, and c_i = 0."""
-    drift, like = client.experiment.drift, client.shared_like()
+    drift = client.experiment.drift
     personal = client.start() if drift.personal != "none" else None
     if personal and drift.personal == "tuned":
         personal = client.experiment.sharing().split(personal)[0]
-    zero = {name: torch.zeros(value.shape, dtype=torch.float64) for name, value in like.items()}
-    return Own(personal, zero if drift.correction == "scaffold" else None)
+    control = None
+    if drift.correction == "scaffold":
+        like = client.shared_like()
+        control = {name: torch.zeros(value.shape, dtype=torch.float64) for name, value in like.items()}
+    return Own(personal, control)
 
 
 def counted(client: "Client") -> dict[str, float]:

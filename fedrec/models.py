@@ -36,7 +36,7 @@ def table_rows(seed: int, name: str, ids: Ints, dim: int, std: float = 0.1) -> F
     blocks, position = np.unique(ids // BLOCK, return_inverse=True)
     drawn = [table_block(seed, name, int(b), dim) for b in blocks]
     values = np.concatenate(drawn) if drawn else np.zeros((0, dim), np.float32)
-    rows: Floats = values[position * BLOCK + ids % BLOCK] * np.float32(std)
+    rows: Floats = values.take(position * BLOCK + ids % BLOCK, axis=0) * np.float32(std)
     return rows
 
 

@@ -34,6 +34,15 @@ def norm(params: Mapping[str, Tensor]) -> float:
     return math.sqrt(math.fsum(float(value.double().square().sum()) for value in params.values()))
 
 
+def finite(value: Tensor) -> bool:
+    """Return whether every entry is finite.
+
+    A sum is finite only if all its terms are, and is found in a tenth of the time; a sum that is not may have come over
+    the largest number, so that the entries are looked at.
+    """
+    return math.isfinite(value.sum().item()) or bool(value.isfinite().all())
+
+
 def flatten(params: Mapping[str, Tensor]) -> Tensor:
     """Return all entries as one vector [P], in the order of the sorted names."""
     if not params:

@@ -9,7 +9,7 @@ import shutil
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from itertools import takewhile
 from pathlib import Path
@@ -277,6 +277,5 @@ def table_of(ids: Sequence[int]) -> Ints:
 
 
 def to_row(entry: Any) -> Row:
-    """Return a dataclass as a row."""
-    row: Row = asdict(entry)
-    return row
+    """Return a dataclass of plain values as a row."""
+    return dict(vars(entry))

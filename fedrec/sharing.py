@@ -12,7 +12,7 @@ import torch
 
 from fedrec.data.types import Ints
 from fedrec.errors import choose
-from fedrec.parameters import Params, covers
+from fedrec.parameters import Params, covers, finite
 
 # What is keyed by rows, and the key space of the rows: parameters, and the logits on the public probe.
 PARAMETERS = {"item_table": "item", "item_bias": "item", "user_table": "user", "user_bias": "user"}
@@ -104,9 +104,8 @@ def admit(received: Mapping[str, torch.Tensor], like: Mapping[str, torch.Tensor]
             raise ContractError(f"{name}: must have shape {list(expected.shape)}, found {list(value.shape)}")
         if value.dtype != expected.dtype:
             raise ContractError(f"{name}: must have dtype {expected.dtype}, found {value.dtype}")
-        finite = torch.isfinite(value)
-        if not bool(finite.all()):
-            position = int((~finite).reshape(-1).to(torch.uint8).argmax())
+        if not finite(value):
+            position = int((~torch.isfinite(value)).reshape(-1).to(torch.uint8).argmax())
             found = float(value.reshape(-1)[position])
             raise ContractError(f"{name}: every value must be finite, found {found} at entry {position}")
     missing = like.keys() - received.keys()

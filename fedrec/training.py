@@ -149,7 +149,7 @@ def local_update(
     """
     params = {name: value.detach().clone() for name, value in params.items()}
     device = str(next(iter(params.values())).device)
-    taken = excluded(data, recipe.negatives)
+    taken = excluded(data, recipe.negatives) if any(task.kind == "rank" for task in tasks) else None
     losses: list[Tensor] = []
     for number, phase in enumerate(recipe.phases):
         names = trainable(params, tasks, sharing, phase)

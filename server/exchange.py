@@ -38,7 +38,8 @@ class Exchange:
         answers = self.answers([Message(content, node, "query.join", group_id="0") for node in nodes])
         found, joined = Outcome(), []
         for node in nodes:
-            for letter in opened(answers.get(node), [f"node {node}"], self.hosts, joining=True).letters.values():
+            # Taken from the answers: of a thousand tables there is one copy at a time, not two.
+            for letter in opened(answers.pop(node, None), [f"node {node}"], self.hosts, joining=True).letters.values():
                 try:
                     joined.append((node, judged(letter, admitted_start)))
                 except Refused as refused:
@@ -85,7 +86,7 @@ class Exchange:
         found = Outcome()
         answers = self.answers(self.messages(kind, asked, number), deadline)
         for node, call in asked.items():
-            one = opened(answers.get(node), list(call.broadcasts), self.hosts, deadline)
+            one = opened(answers.pop(node, None), list(call.broadcasts), self.hosts, deadline)
             letters |= one.letters
             found.subtotals.extend(admitted_sums(one, call, sums, letters))
         inside = {name for part in found.subtotals for name in part.clients}
@@ -112,11 +113,15 @@ class Exchange:
         return whole_sums(found)
 
     def messages(self, kind: str, asked: Mapping[int, Call], number: int) -> list[Message]:
-        """Return the message to every node."""
-        contents = {
-            node: call_record(call) if self.hosts else broadcast_record(next(iter(call.broadcasts.values())))
-            for node, call in asked.items()
-        }
+        """Return the message to every node; what clients have in common is packed once."""
+        if self.hosts:
+            contents = {node: call_record(call) for node, call in asked.items()}
+        else:
+            sent = {node: next(iter(call.broadcasts.values())) for node, call in asked.items()}
+            packed = {
+                id(values): pack(values) for values in {id(one.values): one.values for one in sent.values()}.values()
+            }
+            contents = {node: broadcast_record(one, packed[id(one.values)]) for node, one in sent.items()}
         return [Message(content, node, kind, group_id=str(number)) for node, content in contents.items()]
 
     def answers(self, messages: Sequence[Message], deadline: float = 0.0) -> dict[int, Message]:

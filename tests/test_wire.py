@@ -1,6 +1,7 @@
 """Messages: what is packed comes back, what is not allowed is refused, and the ledger counts the bytes that travel."""
 
 import io
+import math
 
 import numpy as np
 import pytest
@@ -10,8 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from fedrec.parameters import finite
 from fedrec.sharing import Broadcast, ContractError, Contribution
 from fedrec.wire import broadcast_record, contribution_record, ledger, pack, read_broadcast, read_contribution, unpack
+from fedrec.wire.arrays import array, numeric, quick
 
 ARRAYS = hnp.arrays(np.float32, hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4))
 
@@ -103,3 +106,52 @@ def test_the_ledger_counts_what_travels() -> None:
     assert [e.bytes for e in entries] == [header + 3 * 4, header + 7 * 4 * 4, len("loss") + 8]
     arrays = sum(len(array.data) for array in content.array_records["shared"].values())
     assert arrays == sum(e.bytes for e in entries if e.parameter != "metrics")
+
+
+@given(
+    dtype=st.sampled_from([np.float32, np.float64, np.int64, np.int32, np.uint8, np.float16]),
+    shape=st.lists(st.integers(0, 4), max_size=4).map(tuple),
+)
+def test_arrays_are_the_bytes_that_numpy_saves_and_come_back(dtype: type, shape: tuple[int, ...]) -> None:
+    value: np.ndarray = np.arange(math.prod(shape)).astype(dtype).reshape(shape)
+    ours, theirs = array(value), Array(value)
+    assert (ours.dtype, ours.shape, ours.stype, ours.data) == (theirs.dtype, theirs.shape, theirs.stype, theirs.data)
+    back = quick(ours)
+    assert back is not None and back.dtype == value.dtype and np.array_equal(back, value)
+    assert back.flags.writeable
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\x93NUMPY\x01\x00",
+        b"\x93NUMPY\x01\x00\xff\xff{}",
+        Array(np.zeros(3)).data[:-1],
+        Array(np.zeros(3)).data + b"\0",
+        Array(np.zeros((2, 3))).data.replace(b"(2, 3)", b"(2,-3)"),
+        Array(np.asfortranarray(np.zeros((2, 3)))).data,
+    ],
+)
+def test_arrays_of_another_kind_are_left_to_numpy(data: bytes) -> None:
+    assert quick(Array("float64", (3,), "numpy.ndarray", data)) is None
+
+
+def test_an_array_of_objects_is_refused() -> None:
+    data = Array(np.zeros(3)).data.replace(b"'<f8'", b"'|O' ")
+    with pytest.raises(ContractError, match="without objects"):
+        numeric("table", Array("object", (3,), "numpy.ndarray", data))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_one_entry_that_is_not_finite_is_found_among_many(bad: float) -> None:
+    value = torch.ones(7, 5)
+    assert finite(value)
+    value[3, 2] = bad
+    assert not finite(value)
+    value[4, 1] = -bad
+    assert not finite(value)
+
+
+def test_numbers_whose_sum_is_too_large_are_finite() -> None:
+    assert finite(torch.full((4,), 3e38))

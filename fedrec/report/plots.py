@@ -184,3 +184,42 @@ def traffic(table: pd.DataFrame, unit: str, name: str, alt: str) -> Markup:
         axes.legend(loc="upper right", ncols=2, labelcolor=MUTED)
         _ticks(axes, rounds=True)
         return svg(figure, name, alt)
+
+
+def bars(names: Sequence[str], values: Sequence[float], name: str, label: str, alt: str) -> Markup:
+    """Return a bar for each name on a logarithmic scale, with its value; a line stands at 1."""
+    with mpl.rc_context(STYLE):
+        figure, ((axes,),) = _figure(1, 1, 0.75 + 0.34 * len(names))
+        axes.barh(range(len(names)), [value - 1 for value in values], left=1, height=0.62, color=OURS)
+        for place, value in enumerate(values):
+            left = value < 1
+            text = f" {value:.3g}\N{MULTIPLICATION SIGN} "
+            axes.text(value, place, text, va="center", ha="right" if left else "left", color=INK)
+        axes.set_xscale("log")
+        axes.set_xlim(min(*values, 1.0) / 2.2, max(*values, 1.0) * 2.2)
+        axes.axvline(1, color=INK, linewidth=1)
+        axes.set_yticks(range(len(names)), [shorten(one) for one in names])
+        axes.tick_params(axis="y", labelcolor=INK, length=0)
+        axes.set_ylim(len(names) - 0.4, -0.6)
+        axes.xaxis.set_major_formatter(FuncFormatter(number))
+        axes.grid(axis="y", visible=False)
+        axes.spines["left"].set_visible(False)
+        axes.set_xlabel(label)
+        return svg(figure, name, alt)
+
+
+def fit(x: Sequence[float], y: Sequence[float], slope: float, at: float, name: str, labels: tuple[str, str]) -> Markup:
+    """Return points (x, y) and the straight line y = at + slope x; `labels` are those of the axes."""
+    with mpl.rc_context(STYLE):
+        figure, ((axes,),) = _figure(1, 1, 3.0)
+        end = max(x) * 1.05
+        axes.plot([0, end], [at, at + slope * end], color=ALONE, linewidth=1.5, label="straight line")
+        axes.plot(x, y, "o", color=OURS, markersize=6, label="measured")
+        axes.set_xlim(0, end)
+        axes.set_ylim(0, max(y) * 1.15)
+        axes.set_xlabel(labels[0])
+        axes.set_ylabel(labels[1])
+        axes.legend(loc="upper left", labelcolor=MUTED)
+        _ticks(axes)
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+        return svg(figure, name, f"{labels[1]} against {labels[0]}, with a straight line")

@@ -1,17 +1,18 @@
-"""The pages of studies: methods side by side with paired seeds, and protocols side by side."""
+"""The pages of studies: methods side by side with paired seeds, protocols side by side, and measurements."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jinja2
 import pandas as pd
+from markupsafe import Markup
 
 from fedrec.metrics import Paired
 from fedrec.report import plots
 from fedrec.report.findings import change, label, number
 from fedrec.report.tables import LEAKING, verdict
-from fedrec.report.template import PROTOCOLS, STUDY
+from fedrec.report.template import MEASURED, PROTOCOLS, STUDY
 
 Summary = Sequence[Mapping[str, str | float]]
 
@@ -103,5 +104,31 @@ def write_protocols(path: Path, rows: Summary, seeds: int, facts: Mapping[str, s
         facts=facts,
         reference=reference,
     )
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+class Part(NamedTuple):
+    """A section of a page of measurements: its rows have the same columns, by heading, as they are printed."""
+
+    title: str
+    words: str
+    figure: Markup | None
+    rows: Sequence[Mapping[str, str]]
+
+
+def write_measured(
+    path: Path,
+    title: str,
+    words: str,
+    kicker: str,
+    parts: Sequence[Part],
+    notes: Sequence[str],
+    facts: Mapping[str, str],
+) -> Path:
+    """Write the page of what was measured; `notes` are what a reader must not miss."""
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    page = environment.from_string(MEASURED)
+    text = page.render(title=title, words=words, kicker=kicker, parts=parts, notes=notes, facts=facts)
     path.write_text(text, encoding="utf-8")
     return path

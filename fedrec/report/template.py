@@ -225,3 +225,23 @@ PROTOCOLS = (
 </main></body></html>
 """
 )
+
+MEASURED = (
+    HEAD
+    + r"""<body><main>
+<p class="kicker">{{ kicker }}</p>
+<h1>{{ title }}</h1>
+<p class="words">{{ words }}</p>
+{% for note in notes %}<p class="card care">{{ note }}</p>{% endfor %}
+{% for part in parts %}
+<section><h2>{{ part.title }}</h2><p>{{ part.words }}</p>
+{% if part.figure %}<figure><div class="scroll" tabindex="0">{{ part.figure }}</div></figure>{% endif %}
+<div class="scroll" tabindex="0"><table><thead><tr>{% for name in part.rows[0] %}<th scope="col">{{ name }}</th>{% endfor %}</tr></thead><tbody>
+{% for row in part.rows %}<tr>{% for cell in row.values() %}{% if loop.first %}<th scope="row">{{ cell }}</th>{% else %}<td>{{ cell }}</td>{% endif %}{% endfor %}</tr>
+{% endfor %}
+</tbody></table></div></section>
+{% endfor %}
+<section><h2>What was run</h2><dl>{% for key, value in facts.items() %}<dt>{{ key }}</dt><dd>{{ value }}</dd>{% endfor %}</dl></section>
+</main></body></html>
+"""
+)

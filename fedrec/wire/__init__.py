@@ -1,15 +1,14 @@
 """What travels, as Flower records and back, and the byte ledger; the one room here that knows Flower."""
 
+from fedrec.wire.arrays import pack, unpack
 from fedrec.wire.cohort import ALONE, Answers, Call, answers_record, call_record, read_answers, read_call
 from fedrec.wire.messages import (
     Entry,
     broadcast_record,
     contribution_record,
     ledger,
-    pack,
     read_broadcast,
     read_contribution,
-    unpack,
 )
 
 __all__ = [

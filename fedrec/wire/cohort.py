@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any, TypeVar, cast
 
-from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from fedrec.aggregation import Subtotal
 from fedrec.data.types import Ints
 from fedrec.parameters import Params
 from fedrec.sharing import Broadcast, ContractError, Contribution
-from fedrec.wire.messages import numeric, pack, unpack
+from fedrec.wire.arrays import array, numeric, pack, unpack
 
 T = TypeVar("T")
 NOTHING: Params = {}
@@ -66,14 +66,14 @@ class _Distinct:
 
     def ids(self, rows: Mapping[str, Ints]) -> int:
         """Return the number of a client's row ids; -1 for none, which is all but for clients that join."""
-        return self.record(ArrayRecord({space: Array(ids) for space, ids in sorted(rows.items())})) if rows else -1
+        return self.record(ArrayRecord({space: array(ids) for space, ids in sorted(rows.items())})) if rows else -1
 
     def record(self, record: ArrayRecord) -> int:
         """Return the number of a record, the same for equal content."""
         digest = blake2b(digest_size=16)
-        for name, array in record.items():
-            digest.update(f"{name} {len(array.data)} ".encode())
-            digest.update(array.data)
+        for name, one in record.items():
+            digest.update(f"{name} {len(one.data)} ".encode())
+            digest.update(one.data)
         key = digest.digest()
         if key not in self.numbers:
             self.numbers[key] = len([name for name in self.content if name.startswith(self.prefix)])
@@ -181,7 +181,7 @@ def read_answers(content: RecordDict) -> Answers:
     metrics = _metrics(content, _strings(config, "metric"), len(names))
     values = _tensors(content, "shared.")
     rows = [
-        cast("dict[str, Ints]", {space: numeric(f"rows {space}", array) for space, array in record.items()})
+        cast("dict[str, Ints]", {space: numeric(f"rows {space}", one) for space, one in record.items()})
         for record in _records(content, "rows.")
     ]
     contributions = [

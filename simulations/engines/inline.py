@@ -1,5 +1,6 @@
 """The engine `inline`: clients one after the other in this process, the reference result."""
 
+import gc
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -124,4 +125,8 @@ def run_inline(server: ServerApp, client: ClientApp, clients: int) -> None:
 
 def run_on(grid: Grid, server: ServerApp) -> None:
     """Run a ServerApp of this process on a grid."""
+    # What the imports left, half a million objects, stays: looking for garbage in it again and again takes a sixth of
+    # the time of many small messages. Once: of later runs in this process garbage is to be found.
+    if not gc.get_freeze_count():
+        gc.freeze()
     server(grid, Context(run_id=RUN_ID, node_id=SERVER_NODE, node_config={}, state=RecordDict(), run_config={}))

@@ -4,9 +4,9 @@ import sys
 from collections.abc import Sequence
 
 from fedrec.errors import UserError, choose
-from simulations.studies import methods, published
+from simulations.studies import methods, published, scale, speed
 
-STUDIES = {"methods": methods.run, "published": published.run}
+STUDIES = {"methods": methods.run, "published": published.run, "scale": scale.run, "speed": speed.run}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,0 +1,104 @@
+"""One run in a process of its own, measured from the start of the process: `python -m simulations.studies.measure JOB`.
+
+It imports what a run needs and nothing else, so that start-up and memory are those of the run.
+"""
+
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+from simulations.processes import end_with_parent, marked, quiet, started
+
+OURS = "FEDREC_MEASURED"  # in the environment of a measured process, and of all that it starts
+RESULT = "measured.json"
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+
+
+class Job(NamedTuple):
+    """What a process runs: an experiment, with its engine or as the plain loop, into a folder; `began` at time()."""
+
+    experiment: dict[str, Any]
+    loop: bool
+    home: str
+    began: float
+
+
+class Measured(NamedTuple):
+    """What a run took: seconds to the end of the first round, peak megabytes, and training rows."""
+
+    startup: float
+    megabytes: float
+    rows: int
+
+
+def measured(experiment: Mapping[str, Any], loop: bool, read: Callable[[Path, Measured], Any]) -> Any:
+    """Run an experiment in a fresh process on one thread; return what `read` makes of its folder.
+
+    Raises RuntimeError with the process's last words if it fails.
+    """
+    with TemporaryDirectory() as folder:
+        home = Path(folder) / "run"
+        home.mkdir()
+        job = Job(dict(experiment), loop, str(home), time.time())
+        command = ["-m", "simulations.studies.measure", json.dumps(job._asdict(), default=str)]
+        log = Path(folder) / "log"
+        with started(command, log, {**quiet(Path(folder) / "flower"), **ONE_THREAD, OURS: folder}) as process:
+            code = process.wait()
+        if code:
+            words = log.read_text(encoding="utf-8", errors="replace").splitlines()
+            raise RuntimeError(words[-1] if words else f"exit code {code}")
+        return read(home, Measured(**json.loads((home / RESULT).read_text(encoding="utf-8"))))
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run a job, and write what it took into its folder."""
+    end_with_parent()
+    job = Job(**json.loads(argv[0]))
+    import torch
+
+    from fedrec.experiment import build, clients_data
+
+    torch.set_num_threads(1)
+    experiment, home = build(job.experiment), Path(job.home)
+    rounds: list[float] = []
+    peak = 0.0
+
+    def on_round(row: Mapping[str, Any]) -> None:
+        nonlocal peak
+        rounds.append(time.time() - job.began)
+        peak = max(peak, megabytes())
+
+    if job.loop:
+        from simulations.studies.loop import run_loop
+
+        run_loop(experiment, home, on_round)
+    else:
+        from simulations.engines import launch
+
+        launch(experiment, home, on_round)
+    rows = sum(len(data.train) for data in clients_data(experiment))
+    (home / RESULT).write_text(json.dumps(Measured(rounds[0], peak, rows)._asdict()), encoding="utf-8")
+
+
+def megabytes() -> float:
+    """Return the sum of the peak memory of this process and of all that it started, from Linux's /proc.
+
+    A page that processes share, such as a library's, counts once for each of them; the peaks need not have been at one
+    time. Both make it an upper bound. NaN on other systems.
+    """
+    found = []
+    for pid in marked(f"{OURS}={os.environ[OURS]}"):
+        with suppress(OSError):
+            found += re.findall(r"^VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    return sum(map(int, found)) / 1024 if found else float("nan")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
