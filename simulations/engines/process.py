@@ -4,6 +4,7 @@ A worker that dies is started again with the state that was saved last, and repe
 answers depend on nothing but state and messages, so that the result of the run is the same to the bit.
 """
 
+import gc
 import json
 import os
 import signal
@@ -244,6 +245,7 @@ def serve(pipe: Connection, text: str) -> None:
     from simulations.engines.hosts import host_of
 
     host = host_of(json.loads(text))
+    gc.freeze()  # what the imports left need not be searched for garbage again and again
     while True:
         try:
             head, _, body = pipe.recv_bytes().partition(b"\n")
