@@ -182,10 +182,10 @@ def mean_of(parts: Sequence[Subtotal], carriers: Mapping[str, Carrier], previous
                 mass[name] = torch.zeros(len(previous[name]) if name in TABLES else (), dtype=torch.float64)
             whole = name not in rows or len(rows[name]) == len(previous[name])
             total[name] = total[name] + value if whole else total[name].index_add_(0, rows[name], value)
-            for who in members:
-                if name in who.like and (name in who.whole or name not in who.positions):
-                    mass[name] += who.weight
-                elif name in who.like:
+            holders = [who for who in members if name in who.like]
+            mass[name] += sum(who.weight for who in holders if name in who.whole or name not in who.positions)
+            for who in holders:
+                if name in who.positions and name not in who.whole:
                     mass[name][who.positions[name]] += who.weight
     result = {**previous, **{name: divided(value, mass[name], previous[name]) for name, value in total.items()}}
     return {name: result[name] for name in sorted(result)}
