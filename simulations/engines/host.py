@@ -6,13 +6,13 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 import torch
-from flwr.app import Context, Message, RecordDict
+from flwr.app import ArrayRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedrec.aggregation import Carrier, Subtotal, carrier, catalogue, subtotal, union
 from fedrec.parameters import Params
 from fedrec.sharing import Broadcast, ContractError, Contribution, admit
-from fedrec.wire import ALONE, Answers, Call, answers_record, broadcast_record, read_call, read_contribution
+from fedrec.wire import ALONE, Answers, Call, answers_record, broadcast_record, pack, read_call, read_contribution
 from simulations.engines.inline import RUN_ID, SERVER_NODE, identify
 
 if TYPE_CHECKING:
@@ -78,9 +78,12 @@ class Host:
         self, kind: str, call: Call, names: Sequence[str], found: Answers
     ) -> Iterator[tuple[Contribution, Broadcast]]:
         """Yield the contributions of clients; note the failures."""
+        packed: dict[int, ArrayRecord] = {}  # what many clients are sent alike
         for name in names:
             broadcast = call.broadcasts[name]
-            reply = self.ask(kind, broadcast_record(broadcast), self.places[name])
+            if id(broadcast.values) not in packed:
+                packed[id(broadcast.values)] = pack(broadcast.values)
+            reply = self.ask(kind, broadcast_record(broadcast, packed[id(broadcast.values)]), self.places[name])
             if isinstance(reply, str):
                 found.failed[name] = reply
             else:
