@@ -9,7 +9,8 @@ from flwr.serverapp import Grid, ServerApp
 from fedrec.records import Record, Row
 from server.checkpoint import Checkpoints
 from server.faults import ClientFailure
-from server.strategy import Coordinator, Plan
+from server.plan import Plan
+from server.strategy import Coordinator
 
 Finish = Callable[[Record], None]
 

@@ -4,63 +4,21 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 
 from flwr.serverapp import Grid
 
 from fedrec.aggregation import Carrier, alone, carrier, catalogue, sums
-from fedrec.coordination import Average, Control, Coupling, Descent, Drift, Residuals, normalised, tie_of
+from fedrec.coordination import Average, Control, Residuals, normalised, tie_of
 from fedrec.errors import UserError
 from fedrec.parameters import Params
 from fedrec.records import Record, Row, to_row
-from fedrec.robust import Robust
 from fedrec.sharing import Broadcast, Contribution
-from fedrec.turnout import Turnout
 from server.checkpoint import Checkpoints
 from server.exchange import Exchange
 from server.faults import Fault, Outcome
-from server.scores import Best, Key, Score, Scores, admit_told, average, own_metrics, weighted
+from server.plan import Plan
+from server.scores import Best, Key, Score, Scores, average, own_metrics, weighted
 from server.snapshot import put_back, take
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What the server is told of the experiment: numbers and names of metrics, nothing of models or data."""
-
-    rounds: int
-    eval_every: int
-    patience: int
-    uniform: bool  # weight of a client: 1, or its number of examples
-    select: tuple[str, ...]  # metrics that may select the round; the first that a client reports counts
-    metrics: frozenset[str]  # what an evaluation may hold, as task/metric
-    pooled: bool  # one client that speaks for its members
-    coupling: Coupling
-    descent: Descent
-    seed: int
-    budgets: bool = False  # whether clients have loss budgets
-    drift: Drift = field(default_factory=Drift)
-    lr: float = 0.0  # of the clients' steps, for SCAFFOLD
-    turnout: Turnout = field(default_factory=Turnout)
-    robust: Robust = field(default_factory=Robust)
-
-    @cached_property
-    def told(self) -> frozenset[str]:
-        """Return what a client tells of its training, beside the shared tensors.
-
-        loss; gap = |x_i - z_i|^2 with duals; excess and price of a budget; steps where they are counted.
-        """
-        names = {
-            "loss": True,
-            "gap": self.coupling.duals,
-            "excess": self.budgets,
-            "mu": self.budgets,
-            "steps": self.drift.counted,
-        }
-        return frozenset(name for name, sent in names.items() if sent)
-
-    def check(self, reply: Contribution, train: bool) -> None:
-        """Raise ContractError unless the metrics of an answer are the client's own, and numbers to calculate with."""
-        admit_told(reply, self.told) if train else own_metrics(reply, self.pooled)
 
 
 @dataclass

@@ -9,10 +9,11 @@ from flwr.serverapp import ServerApp
 
 from clients.app import client_app
 from fedrec.experiment import Experiment, clients_data, dataset, tasks_for
-from fedrec.records import Record, Row, reserve, write_record
+from fedrec.folders import reserve
+from fedrec.records import Record, Row, write_record
 from server.app import Finish, server_app
 from server.checkpoint import Checkpoints
-from server.strategy import Plan
+from server.plan import Plan
 from simulations.check import check
 from simulations.cli import overrides
 from simulations.student import teach

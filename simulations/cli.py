@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, get_args
 from fedrec.coordination.maps import RULES
 from fedrec.errors import UserError, choose
 from fedrec.experiment import Experiment, build
-from fedrec.records import CHECKPOINTS, unfinished
+from fedrec.folders import CHECKPOINTS, unfinished
 from simulations.methods import METHODS
 from simulations.options import FIELDS, OPTIONS, flag, flatten, parser
 

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from fedrec.errors import UserError
 from fedrec.experiment import Experiment
-from fedrec.records import reserve
+from fedrec.folders import reserve
 from simulations.check import check, client_count
 from simulations.cli import parse
 from simulations.processes import answers, free_port, last_line, quiet, started

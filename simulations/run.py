@@ -12,7 +12,8 @@ from rich.console import Console
 
 from fedrec.errors import UserError
 from fedrec.experiment import Experiment
-from fedrec.records import CHECKPOINTS, unfinished, write_json, writing
+from fedrec.folders import CHECKPOINTS, unfinished, writing
+from fedrec.records import write_json
 from fedrec.sharing import ContractError
 from simulations.cli import Command, parse
 from simulations.progress import Reporter, reporter

@@ -22,7 +22,7 @@ from server.strategy import Coordinator
 from simulations.apps import plan_of
 from simulations.engines.host import Host
 from simulations.engines.inline import InlineGrid
-from simulations.engines.process import in_order
+from simulations.engines.slots import in_order
 from tests.helpers import experiment, fit
 
 

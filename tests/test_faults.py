@@ -23,8 +23,9 @@ from fedrec.sharing import Contribution
 from fedrec.turnout import Turnout
 from fedrec.wire import contribution_record, read_broadcast
 from server.faults import ClientFailure
+from server.plan import Plan
 from server.scores import Score, Scores
-from server.strategy import Coordinator, Plan
+from server.strategy import Coordinator
 from simulations.apps import plan_of
 from simulations.closing import notes, table
 from simulations.engines import InlineGrid

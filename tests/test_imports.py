@@ -31,6 +31,7 @@ LAYERS = {
     "fedrec.channel": 5,
     "fedrec.stacking": 4,
     "fedrec.personal": 5,
+    "fedrec.folders": 1,
     "fedrec.records": 5,
     "fedrec.experiment": 5,
     "fedrec.wire": 5,

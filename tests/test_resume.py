@@ -20,7 +20,8 @@ import torch
 
 from fedrec.errors import UserError
 from fedrec.experiment import Experiment
-from fedrec.records import CHECKPOINTS, Row, load_params, unfinished
+from fedrec.folders import CHECKPOINTS, unfinished
+from fedrec.records import Row, load_params
 from fedrec.seeds import generator
 from server.checkpoint import Checkpoints, Snapshot, latest
 from server.faults import ClientFailure

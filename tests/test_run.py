@@ -24,7 +24,8 @@ from clients import recommend
 from clients.app import Client
 from fedrec.evaluation import ModelScorer, evaluate, members
 from fedrec.experiment import Experiment, build, clients_data, dataset, tasks_for
-from fedrec.records import load_params, reserve, slug, unfinished, writing
+from fedrec.folders import reserve, unfinished, writing
+from fedrec.records import load_params, slug
 from simulations import baselines
 from simulations.progress import reporter
 from simulations.run import fresh, main, stopping

@@ -22,7 +22,8 @@ from fedrec.sharing import Contribution
 from fedrec.turnout import Turnout
 from fedrec.wire import contribution_record, read_broadcast
 from server.faults import ClientFailure
-from server.strategy import Coordinator, Plan
+from server.plan import Plan
+from server.strategy import Coordinator
 from tests.helpers import SpyGrid
 
 Alter = Callable[[Message, Message], Message | None]  # (message, its reply) to what arrives; None: nothing does

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from fedrec.errors import UserError
 from fedrec.experiment import Experiment, clients_data
-from fedrec.records import CHECKPOINTS, Row
+from fedrec.folders import CHECKPOINTS
+from fedrec.records import Row
 from server.checkpoint import Checkpoints, latest
 
 
@@ -56,7 +57,8 @@ def run_here(
     from simulations.engines.batched import BatchedGrid
     from simulations.engines.hosts import hosted
     from simulations.engines.inline import InlineGrid, run_on
-    from simulations.engines.process import ProcessGrid, in_order, slots_of
+    from simulations.engines.process import ProcessGrid
+    from simulations.engines.slots import in_order, slots_of
 
     grid: InlineGrid | ProcessGrid | BatchedGrid
     if e.engine == "process":

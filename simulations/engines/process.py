@@ -6,7 +6,6 @@ answers depend on nothing but state and messages, so that the result of the run 
 
 import gc
 import json
-import os
 import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,26 +21,15 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
-from clients.device import devices
-from fedrec.aggregation import CHUNK
-from fedrec.experiment import Experiment, clients_data
-from fedrec.records import natural
 from server.faults import ClientFailure
 from simulations.engines.inline import RUN_ID, SERVER_NODE, identify
+from simulations.engines.slots import Slot
 from simulations.engines.storing import packed, store, unpacked
 
 if TYPE_CHECKING:
     from multiprocessing.process import BaseProcess
 
 LIVES = 5  # a message at which a worker dies so often is given up
-
-
-@dataclass(frozen=True)
-class Slot:
-    """What a worker is given: which clients, on which device."""
-
-    partitions: tuple[int, ...]
-    device: str = ""
 
 
 @dataclass
@@ -260,25 +248,3 @@ def serve(pipe: Connection, text: str) -> None:
             pipe.send_bytes(answer)
         except (EOFError, BrokenPipeError, ConnectionResetError):
             return
-
-
-def slots_of(experiment: Experiment, clients: int) -> list[Slot]:
-    """Return the workers' slots: clients that the server sums one after the other, in whole chunks if there are enough.
-
-    There is one worker for each device, or for each core of a CPU alone, unless the experiment says how many.
-    """
-    names = devices(experiment.device)
-    slots = (os.cpu_count() or 1) if names == ["cpu"] else len(names)
-    workers = min(experiment.workers or slots, clients)
-    size = -(-clients // workers)
-    if size >= CHUNK:
-        size = -(-size // CHUNK) * CHUNK
-    order = in_order(experiment)
-    starts = range(0, clients, size)
-    return [Slot(tuple(order[start : start + size]), names[k % len(names)]) for k, start in enumerate(starts)]
-
-
-def in_order(experiment: Experiment) -> list[int]:
-    """Return the partitions in the order in which the server sums their clients."""
-    found = [data.name for data in clients_data(experiment)]
-    return sorted(range(len(found)), key=lambda place: (natural(found[place]), found[place]))

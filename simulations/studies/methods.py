@@ -15,8 +15,9 @@ from rich.table import Table
 
 from fedrec.errors import UserError, choose
 from fedrec.experiment import Experiment, clients_data
+from fedrec.folders import publish, reserve
 from fedrec.metrics import higher_is_better, paired
-from fedrec.records import publish, reserve, write_csv
+from fedrec.records import write_csv
 from fedrec.report.study import write_study
 from simulations.baselines import baseline, run_popularity
 from simulations.check import check

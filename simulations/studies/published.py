@@ -27,7 +27,8 @@ from fedrec.data import pool
 from fedrec.errors import UserError
 from fedrec.evaluation import PopularityScorer, evaluate
 from fedrec.experiment import Experiment, clients_data, dataset
-from fedrec.records import Record, publish, reserve, write_csv
+from fedrec.folders import publish, reserve
+from fedrec.records import Record, write_csv
 from fedrec.report.study import write_protocols
 from fedrec.report.tables import LEAKING
 from simulations.check import check

@@ -16,7 +16,8 @@ from rich.table import Table
 
 from fedrec.errors import UserError
 from fedrec.experiment import Experiment
-from fedrec.records import write_csv, writing
+from fedrec.folders import writing
+from fedrec.records import write_csv
 from fedrec.report import plots
 from fedrec.report.study import Part, write_measured
 from simulations.check import check

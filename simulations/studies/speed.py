@@ -21,7 +21,8 @@ from rich.table import Table
 
 from fedrec.errors import UserError, choose
 from fedrec.experiment import Experiment
-from fedrec.records import versions, write_csv, writing
+from fedrec.folders import writing
+from fedrec.records import versions, write_csv
 from fedrec.report import plots
 from fedrec.report.study import Part, write_measured
 from simulations.check import client_count
