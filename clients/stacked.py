@@ -202,7 +202,6 @@ def refused(experiment: Experiment) -> str:
     """Return why an experiment cannot be stacked; nothing if it can."""
     e = experiment
     reasons = {
-        "a personal model that is trained in lockstep (apfl)": e.drift.personal == "apfl",
         "agreement on logits": e.agreement.active,
         "linear maps": e.coupling.kind == "linear",
         "a pooled client": e.pool,

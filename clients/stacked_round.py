@@ -65,6 +65,10 @@ class Round:
         self.private = Stack({name: value.clone() for name, value in crowd.private.values.items()})
         self.losses = dict.fromkeys(self.places, float("nan"))
         self.x: dict[int, Params] = {}
+        self.v: dict[int, Params] = {}  # APFL's personal halves
+        if e.drift.personal == "apfl":
+            owns = {p: crowd.now[p].own.personal for p in self.places}
+            self.v = {p: own for p, own in owns.items() if own is not None}
         self.weight = np.zeros(len(crowd.cohort))
         for name, (_, weight) in self.call.chunks.items():
             if name in crowd.places and crowd.places[name] in self.sent:
@@ -93,7 +97,8 @@ class Round:
             shift = crowd.spread({p: one for p, one in shifts.items() if one is not None})
         if e.budget.active:
             weight = torch.tensor([1.0 + self.prices[p][0] for p in self.places])
-        return replace(e.recipe(), mu=mu), Terms(anchor, shift, weight)
+        v = crowd.spread(self.v) if self.v else None
+        return replace(e.recipe(), mu=mu), Terms(anchor, shift, weight, v, e.drift.weight)
 
     def train(self) -> None:
         """Train all clients; gather sums, single x_i where they are needed, losses and private parameters."""
@@ -122,6 +127,9 @@ class Round:
                 self.blocks.append(Block.of(self.z, part))
             for j, (place, loss) in enumerate(zip(part.clients.tolist(), part.loss.tolist(), strict=True)):
                 self.losses[place] = loss
+                if terms.personal:
+                    mine = trained(crowd.cohort, terms.personal, replace(part, values=part.personal), j)
+                    self.v[place] = to(mine, "cpu")
                 if place in self.needed:
                     self.x[place] = to(trained(crowd.cohort, self.z, part, j), "cpu")
         for place in self.needed - self.x.keys():  # nothing to train on
@@ -129,10 +137,11 @@ class Round:
 
     def diverged(self, part: Part) -> None:
         """Take out the clients of a part whose parameters are not finite."""
-        if all(bool(value.sum().isfinite()) for value in part.values.values()):
+        made = [*part.values.items(), *part.personal.items()]
+        if all(bool(value.sum().isfinite()) for _, value in made):
             return
         good = np.ones(len(part.clients), dtype=np.bool_)
-        for name, value in part.values.items():
+        for name, value in made:
             finite = value.isfinite().reshape(len(value), -1).all(1).cpu().numpy()
             np.logical_and.at(
                 good, part.touched[TABLES[name]].owner if name in TABLES else np.arange(len(good)), finite
@@ -162,6 +171,7 @@ class Round:
             if self.links and x is not None:
                 metrics |= {"gap": norm(subtract(x, broadcast.values)) ** 2, **told}
                 values, link = self.links[place].answer(x, broadcast.values)
+            own = replace(own, personal=self.v[place]) if self.v else own
             made[place] = Kept(broadcast.round, link, own, mu) if link or own is not NOTHING or mu else plain
             found.contributions.append(Contribution(one.data.name, values, metrics, one.device))
         if e.drift.personal == "ditto":

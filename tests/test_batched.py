@@ -22,7 +22,7 @@ NEEDS: dict[str, dict[str, Any]] = {
     "multi-krum": {"clients": 5},
     "pfedrec": {"model": "item", "optimiser": "sgd", "lrs": "item_table=1,heads=0.1"},
 }
-REFUSED = {"apfl": "trained in lockstep", "agreement": "agreement on logits"}
+REFUSED = {"agreement": "agreement on logits"}
 STACKED = [name for name in METHODS if name not in REFUSED and name != "pooled"]
 ONE_USER: dict[str, Any] = {
     "partition": "one-user",
