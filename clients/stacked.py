@@ -17,7 +17,7 @@ from fedrec.aggregation import catalogue
 from fedrec.channel import keyed
 from fedrec.data import ClientData
 from fedrec.experiment import Experiment, tasks_for
-from fedrec.parameters import Params, to
+from fedrec.parameters import Params, same, to
 from fedrec.personal import personal_model
 from fedrec.records import save_client, slug, write_users
 from fedrec.sharing import Broadcast, Contribution
@@ -52,7 +52,7 @@ class StackedClients:
         found: list[Contribution] = []
         for one in self.clients:
             shared, own = one.first()
-            if found and alike(found[-1].values, shared):
+            if found and same(found[-1].values, shared):
                 shared = found[-1].values
             private.append(own)
             metrics = {"examples": float(len(one.data.train))}
@@ -179,11 +179,6 @@ def begun(one: Client, shared: Params) -> Kept:
 def changed(e: Experiment) -> bool:
     """Return whether clients recommend with shared parameters of their own that are the server's but for some rows."""
     return e.drift.personal == "tuned" and not e.coupling.personal
-
-
-def alike(a: Params, b: Params) -> bool:
-    """Return whether two clients' tensors are the same."""
-    return a.keys() == b.keys() and all(torch.equal(value, b[name]) for name, value in a.items())
 
 
 def failures(crowd: Crowd, failed: Mapping[int, str]) -> Answers:

@@ -97,3 +97,11 @@ def publish(home: Path, out: Path) -> None:
     else:
         out.parent.mkdir(parents=True, exist_ok=True)
         home.rename(out)
+
+
+def store(path: Path, data: bytes) -> None:
+    """Write a file that is on the disk when this returns."""
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())

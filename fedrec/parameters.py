@@ -66,3 +66,8 @@ def unflatten(vector: Tensor, like: Mapping[str, Tensor]) -> Params:
 def to(params: Mapping[str, Tensor], device: str) -> Params:
     """Return the same values on `device`."""
     return {name: value.to(device) for name, value in params.items()}
+
+
+def same(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
+    """Return whether the names and all entries are equal."""
+    return a.keys() == b.keys() and all(torch.equal(value, b[name]) for name, value in a.items())

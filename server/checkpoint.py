@@ -5,7 +5,6 @@ Its manifest has the SHA-256 of every file. Of old rounds only the rows of the r
 """
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from typing import Any
 from safetensors.torch import load, save
 
 from fedrec.errors import UserError
+from fedrec.folders import store
 from fedrec.parameters import Params
 
 KEPT = 2  # checkpoints that can be gone on from
@@ -66,9 +66,9 @@ class Checkpoints:
         }
         manifest = {name: sha256(data).hexdigest() for name, data in files.items()}
         for name, data in files.items():
-            write(folder / name, data)
+            store(folder / name, data)
         manifest |= {path.name: sha256(path.read_bytes()).hexdigest() for path in self.nodes(folder)}
-        write(folder / MANIFEST, json.dumps(manifest).encode())
+        store(folder / MANIFEST, json.dumps(manifest).encode())
         folder.rename(final)
         self.settle(final)
         for old in complete(self.root)[:-KEPT]:
@@ -138,11 +138,3 @@ def manifest_of(folder: Path) -> dict[str, str]:
 def complete(root: Path) -> list[Path]:
     """Return the folders of checkpoints that were written to the end, oldest first."""
     return sorted(path for path in root.glob("[0-9]*") if path.is_dir())
-
-
-def write(path: Path, data: bytes) -> None:
-    """Write a file that is on the disk when this returns."""
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())

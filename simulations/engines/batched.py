@@ -3,67 +3,35 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from flwr.app import Message, RecordDict
-from flwr.serverapp import Grid
-from flwr.supercore.run import Run
+from flwr.app import Message
 
+from fedrec.folders import store
 from simulations.engines.hosts import Answering
-from simulations.engines.inline import RUN_ID, SERVER_NODE, identify
-from simulations.engines.storing import packed, store, unpacked
+from simulations.engines.local import SERVER_NODE, LocalGrid
+from simulations.engines.storing import packed, unpacked
 
 NODE = SERVER_NODE + 1
 
 
-class BatchedGrid(Grid):
+class BatchedGrid(LocalGrid):
     """A grid with one node, a host in this process: its messages are not serialised."""
 
     hosts = True
 
     def __init__(self, host: Answering) -> None:
-        identify()
+        super().__init__()
         self.host = host
-        self.replies: dict[str, Message] = {}
-        self.pushed = 0
-        self._run = Run.create_empty(run_id=RUN_ID)
-
-    def set_run(self, run: Run) -> None:
-        """Set the run."""
-        self._run = run
-
-    @property
-    def run(self) -> Run:
-        """The run."""
-        return self._run
-
-    def create_message(
-        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
-    ) -> Message:
-        """Return a message; kept for Flower's interface, `Message` itself is the constructor to use."""
-        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def get_node_ids(self) -> Iterable[int]:
         """Return the one node's id."""
         return [NODE]
 
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Let the host answer at once; its replies wait to be pulled."""
-        ids = []
-        for message in messages:
-            self.pushed += 1
-            name = str(self.pushed)
-            message.metadata.__dict__["_message_id"] = name
-            content = self.host.answer(message.metadata.message_type, message.content)
-            self.replies[name] = Message(content, reply_to=message)
-            ids.append(name)
-        return ids
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Return the replies to the given messages."""
-        return [self.replies.pop(name) for name in list(message_ids) if name in self.replies]
+    def _answer(self, message: Message) -> Message:
+        return Message(self.host.answer(message.metadata.message_type, message.content), reply_to=message)
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Return the host's replies, however long they took: clients that train as one cannot be late alone."""
-        return self.pull_messages(self.push_messages(messages))
+        return super().send_and_receive(messages)
 
     def save(self, folder: Path) -> list[Path]:
         """Write the clients' private state into a folder; return the files."""

@@ -10,10 +10,10 @@ from flwr.app import ArrayRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedrec.aggregation import Carrier, Subtotal, carrier, catalogue, subtotal, union
-from fedrec.parameters import Params
+from fedrec.parameters import Params, same
 from fedrec.sharing import Broadcast, ContractError, Contribution, admit
 from fedrec.wire import ALONE, Answers, Call, answers_record, broadcast_record, pack, read_call, read_contribution
-from simulations.engines.inline import RUN_ID, SERVER_NODE, identify
+from simulations.engines.local import RUN_ID, SERVER_NODE, identify
 
 if TYPE_CHECKING:
     from fedrec.data.types import Ints
@@ -55,7 +55,7 @@ class Host:
             if isinstance(reply, str):
                 failed[f"partition {context.node_config['partition-id']}"] = reply
                 continue
-            if found and equal(found[-1].values, reply.values):
+            if found and same(found[-1].values, reply.values):
                 reply = replace(reply, values=found[-1].values)
             found.append(reply)
             self.places[reply.client] = place
@@ -134,8 +134,3 @@ class Host:
         for key, record in state.items():
             place, _, name = key.partition("/")
             self.contexts[int(place)].state[name] = record
-
-
-def equal(a: Params, b: Params) -> bool:
-    """Return whether two clients' tensors are the same."""
-    return a.keys() == b.keys() and all(torch.equal(value, b[name]) for name, value in a.items())

@@ -12,7 +12,7 @@ from fedrec.errors import UserError
 from fedrec.experiment import Experiment, build, clients_data
 from fedrec.wire import answers_record, read_call
 from simulations.engines.host import Host
-from simulations.engines.inline import identify
+from simulations.engines.local import identify
 
 MANY = 64  # clients from which they are stacked unless the experiment says otherwise
 

@@ -18,13 +18,12 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from flwr.app import Message, RecordDict
-from flwr.serverapp import Grid
-from flwr.supercore.run import Run
 
+from fedrec.folders import store
 from server.faults import ClientFailure
-from simulations.engines.inline import RUN_ID, SERVER_NODE, identify
+from simulations.engines.local import SERVER_NODE, LocalGrid
 from simulations.engines.slots import Slot
-from simulations.engines.storing import packed, store, unpacked
+from simulations.engines.storing import packed, unpacked
 
 if TYPE_CHECKING:
     from multiprocessing.process import BaseProcess
@@ -46,7 +45,7 @@ class Worker:
     deaths: int = 0
 
 
-class ProcessGrid(Grid):
+class ProcessGrid(LocalGrid):
     """A grid whose nodes are worker processes, each a host of several clients.
 
     `settings` tells a worker what to run (see `serve`); `told` is called with what the user should know.
@@ -57,12 +56,10 @@ class ProcessGrid(Grid):
     def __init__(
         self, slots: Sequence[Slot], settings: Mapping[str, Any], told: Callable[[str], None] = lambda text: None
     ) -> None:
-        identify()
+        super().__init__()
         self.settings, self.told = dict(settings), told
-        self.replies: dict[str, RecordDict] = {}
+        self.answered: dict[str, RecordDict] = {}
         self.asked: dict[str, Message] = {}
-        self.pushed = 0
-        self._run = Run.create_empty(run_id=RUN_ID)
         self.workers = {SERVER_NODE + 1 + k: Worker(slot, *self._start(slot)) for k, slot in enumerate(slots)}
 
     def _start(self, slot: Slot) -> tuple["BaseProcess", Connection]:
@@ -75,21 +72,6 @@ class ProcessGrid(Grid):
         theirs.close()
         return process, ours
 
-    def set_run(self, run: Run) -> None:
-        """Set the run."""
-        self._run = run
-
-    @property
-    def run(self) -> Run:
-        """The run."""
-        return self._run
-
-    def create_message(
-        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
-    ) -> Message:
-        """Return a message; kept for Flower's interface, `Message` itself is the constructor to use."""
-        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
-
     def get_node_ids(self) -> Iterable[int]:
         """Return the workers' node ids."""
         return list(self.workers)
@@ -98,9 +80,7 @@ class ProcessGrid(Grid):
         """Send each message to its worker."""
         ids = []
         for message in messages:
-            self.pushed += 1
-            name = str(self.pushed)
-            message.metadata.__dict__["_message_id"] = name
+            name = self.named(message)
             self.asked[name] = message
             worker = self.workers[message.metadata.dst_node_id]
             request = message.metadata.message_type.encode() + b"\n" + packed(message.content)
@@ -113,16 +93,20 @@ class ProcessGrid(Grid):
             ids.append(name)
         return ids
 
+    def _answer(self, message: Message) -> Message:
+        (reply,) = self.send_and_receive([message])
+        return reply
+
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Return the replies to the given messages that are there."""
         self._receive(0.0)
-        return [self._reply(name) for name in list(message_ids) if name in self.replies]
+        return [self._reply(name) for name in list(message_ids) if name in self.answered]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Return every worker's reply, in the order of the messages; those that are late are left out."""
         ids = list(self.push_messages(messages))
         end = None if timeout is None else monotonic() + timeout
-        while any(name not in self.replies for name in ids) and (end is None or monotonic() < end):
+        while any(name not in self.answered for name in ids) and (end is None or monotonic() < end):
             self._receive(None if end is None else max(0.0, end - monotonic()))
         for worker in self.workers.values():  # late answers are not wanted any more
             worker.waiting = ["" if name in ids else name for name in worker.waiting]
@@ -159,7 +143,7 @@ class ProcessGrid(Grid):
                 worker.process.join()
 
     def _reply(self, name: str) -> Message:
-        asked, content = self.asked.pop(name), self.replies.pop(name)
+        asked, content = self.asked.pop(name), self.answered.pop(name)
         return Message(content, reply_to=asked)
 
     def _ask(self, worker: Worker, request: bytes) -> None:
@@ -170,7 +154,7 @@ class ProcessGrid(Grid):
         self._send(worker, request)
         while mark in worker.waiting:
             self._receive(None)
-        self.replies.pop(mark, None)
+        self.answered.pop(mark, None)
 
     def _send(self, worker: Worker, request: bytes) -> None:
         try:
@@ -190,7 +174,7 @@ class ProcessGrid(Grid):
                 continue
             name = worker.waiting.pop(0)
             if name:
-                self.replies[name] = unpacked(answer)
+                self.answered[name] = unpacked(answer)
                 worker.deaths = 0
 
     def _revive(self, worker: Worker) -> None:

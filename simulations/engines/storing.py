@@ -1,8 +1,5 @@
 """Clients' state as bytes and on the disk, in Flower's own serialised form."""
 
-import os
-from pathlib import Path
-
 from flwr.app import RecordDict
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from flwr.proto.recorddict_pb2 import RecordDict as RecordProto
@@ -18,11 +15,3 @@ def unpacked(data: bytes) -> RecordDict:
     proto = RecordProto()
     proto.ParseFromString(data)
     return recorddict_from_proto(proto)
-
-
-def store(path: Path, data: bytes) -> None:
-    """Write a file that is on the disk when this returns."""
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
