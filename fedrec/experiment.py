@@ -118,7 +118,8 @@ class Experiment(Method):
     )
     workers: int = Field(0, ge=0, description="process: worker processes; 0: one for each accelerator, or core")
     stack: Literal["auto", "yes", "no"] = Field(
-        "auto", description="process: whether a worker trains its clients as one program; auto: from 64 clients on"
+        "auto",
+        description="process: whether workers stack their clients; auto: from 64 clients on, or on CUDA",
     )
     device: str = Field("auto", description="auto, cpu, cuda, or a list for the clients to take turns: cuda:0,cuda:1")
 

@@ -1,11 +1,13 @@
 """What several test files need: small experiments, and a grid that records every message."""
 
+import json
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from flwr.app import Error, Message
 from flwr.clientapp import ClientApp
@@ -13,7 +15,7 @@ from flwr.common.constant import ErrorCode
 
 from clients.app import client_app
 from fedrec.experiment import Experiment, build, clients_data
-from fedrec.records import Record
+from fedrec.records import Record, load_params
 from fedrec.sharing import Contribution
 from fedrec.wire import contribution_record, read_broadcast, read_contribution
 from server.strategy import Coordinator
@@ -131,3 +133,18 @@ def coordinated(e: Experiment, faults: Mapping[tuple[str, str, int], Change]) ->
     made = Coordinator(grid, plan_of(e))
     made.fit(list(grid.get_node_ids()))
     return made, grid
+
+
+def same(a: Path, b: Path) -> None:
+    """Assert that two runs have the same results, everything but the clock."""
+    for name in ("clients.csv", "ledger.csv", "users/films.csv", "users/shop.csv"):
+        assert (a / name).read_text() == (b / name).read_text(), name
+    for path in sorted((a / "model").glob("*.safetensors")):
+        mine, other = load_params(path), load_params(b / "model" / path.name)
+        assert mine.keys() == other.keys()
+        assert all(torch.equal(mine[name], other[name]) for name in mine), path.name
+    drop = ["seconds", "evaluate_seconds"]
+    x, y = (pd.read_csv(home / "rounds.csv").drop(columns=drop) for home in (a, b))
+    pd.testing.assert_frame_equal(x, y, check_exact=True)
+    one, two = (json.loads((home / "experiment.json").read_text()) for home in (a, b))
+    assert (one["selected_round"], one["budgets"]) == (two["selected_round"], two["budgets"])

@@ -6,17 +6,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pandas as pd
 import pytest
 import torch
 from flwr.app import Context, RecordDict
 
 from fedrec.experiment import Experiment, build, clients_data
-from fedrec.records import load_params
 from server.faults import ClientFailure
 from simulations.apps import apps_for, client, from_context, server
 from simulations.engines import InlineGrid, run_inline
-from tests.helpers import experiment, fit, results
+from tests.helpers import experiment, fit, results, same
 
 ROOT = Path(__file__).parent.parent
 TASKS = "rank,click*0.5;shop=rating"
@@ -65,15 +63,7 @@ def test_inline_and_ray_agree_to_the_bit(tmp_path: Path) -> None:
     a = run_into(tmp_path / "inline", experiment(task=TASKS, engine="inline"))
     b = tmp_path / "ray"
     assert ray_into(b, experiment(task=TASKS, engine="ray")) == ""
-    for name in ("clients.csv", "ledger.csv", "users/films.csv", "users/shop.csv"):
-        assert (a / name).read_text() == (b / name).read_text(), name
-    for path in sorted((a / "model").glob("*.safetensors")):
-        mine, other = load_params(path), load_params(b / "model" / path.name)
-        assert mine.keys() == other.keys()
-        assert all(torch.equal(mine[name], other[name]) for name in mine), path.name
-    drop = ["seconds", "evaluate_seconds"]
-    x, y = (pd.read_csv(home / "rounds.csv").drop(columns=drop) for home in (a, b))
-    pd.testing.assert_frame_equal(x, y, check_exact=True)
+    same(a, b)
 
 
 def test_a_client_that_fails_is_named(tmp_path: Path) -> None:

@@ -14,38 +14,22 @@ from multiprocessing import active_children
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytest
 import torch
 
 from fedrec.errors import UserError
 from fedrec.experiment import Experiment
 from fedrec.folders import CHECKPOINTS, unfinished
-from fedrec.records import Row, load_params
+from fedrec.records import Row
 from fedrec.seeds import generator
 from server.checkpoint import Checkpoints, Snapshot, latest
 from server.faults import ClientFailure
 from simulations.engines import launch
 from simulations.run import main
-from tests.helpers import experiment
+from tests.helpers import experiment, same
 
 ROOT = Path(__file__).parent.parent
 TASKS = "rank,click*0.5;shop=rating"
-
-
-def same(a: Path, b: Path) -> None:
-    """Assert that two runs have the same results, everything but the clock."""
-    for name in ("clients.csv", "ledger.csv", "users/films.csv", "users/shop.csv"):
-        assert (a / name).read_text() == (b / name).read_text(), name
-    for path in sorted((a / "model").glob("*.safetensors")):
-        mine, other = load_params(path), load_params(b / "model" / path.name)
-        assert mine.keys() == other.keys()
-        assert all(torch.equal(mine[name], other[name]) for name in mine), path.name
-    drop = ["seconds", "evaluate_seconds"]
-    x, y = (pd.read_csv(home / "rounds.csv").drop(columns=drop) for home in (a, b))
-    pd.testing.assert_frame_equal(x, y, check_exact=True)
-    mine, other = (json.loads((home / "experiment.json").read_text()) for home in (a, b))
-    assert (mine["selected_round"], mine["budgets"]) == (other["selected_round"], other["budgets"])
 
 
 def into(home: Path, e: Experiment, **options: Any) -> Path:

@@ -120,12 +120,16 @@ def first_of(keys: Ints) -> Bools:
 
 
 def concatenate(parts: Sequence[Interactions]) -> Interactions:
-    """Return the rows of all parts, one after the other; the labels are those of the first."""
+    """Return the rows of all parts, one after the other, with the labels that all have."""
     return Interactions(
         np.concatenate([part.user for part in parts]),
         np.concatenate([part.item for part in parts]),
         np.concatenate([part.time for part in parts]),
         np.concatenate([part.rating for part in parts]),
         np.concatenate([part.positive for part in parts]),
-        {name: np.concatenate([part.labels[name] for part in parts]) for name in parts[0].labels},
+        {
+            name: np.concatenate([part.labels[name] for part in parts])
+            for name in parts[0].labels
+            if all(name in part.labels for part in parts)
+        },
     )

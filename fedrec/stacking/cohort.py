@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 
 from fedrec.data import ClientData, Interactions, Negatives
+from fedrec.data.split import concatenate
 from fedrec.data.types import Bools, Floats, Ints
 from fedrec.models import Recommender
 from fedrec.tasks import Task
@@ -74,7 +75,7 @@ def cohort(
     catalogue: Mapping[str, Ints],
 ) -> Cohort:
     """Return `members` of `datas` as one cohort; see `groups`."""
-    whole = concatenated([datas[m].train for m in members])
+    whole = concatenate([datas[m].train for m in members])
     used = np.logical_or.reduce([task.rows(whole) for task in tasks])
     sizes = np.bincount(owners([datas[m].train for m in members])[used], minlength=len(members))
     ordered = [int(members[i]) for i in np.argsort(-sizes, kind="stable")]
@@ -92,7 +93,7 @@ def cohort(
 
 def learning(cohort: Cohort, parts: Sequence[Interactions]) -> Cohort:
     """Return the cohort with the rows of `parts`, one for each client, as those to train on."""
-    whole, who = concatenated(parts), owners(parts)
+    whole, who = concatenate(parts), owners(parts)
     used = np.logical_or.reduce([task.rows(whole) for task in cohort.tasks])
     rows, who = whole.take(used), who[used]
     user = cohort.starts["user"][who] + rows.user
@@ -128,25 +129,12 @@ def owners(parts: Sequence[Interactions]) -> Ints:
     return np.repeat(np.arange(len(parts)), [len(part) for part in parts])
 
 
-def concatenated(parts: Sequence[Interactions]) -> Interactions:
-    """Return the rows of all parts, one after the other, with the labels that all have."""
-    names = set.intersection(*(set(part.labels) for part in parts))
-    return Interactions(
-        np.concatenate([part.user for part in parts]),
-        np.concatenate([part.item for part in parts]),
-        np.concatenate([part.time for part in parts]),
-        np.concatenate([part.rating for part in parts]),
-        np.concatenate([part.positive for part in parts]),
-        {name: np.concatenate([part.labels[name] for part in parts]) for name in sorted(names)},
-    )
-
-
 def avoided(datas: Sequence[ClientData], starts: Ints, protocol: Literal["train", "published"]) -> Negatives:
     """Return `excluded` of all clients over flat users; the number of items is the largest catalogue's."""
     user, item = [], []
     for name in ("train",) if protocol == "train" else ("train", "validation", "test"):
         parts = [getattr(data, name) for data in datas]
-        rows, who = concatenated(parts), owners(parts)
+        rows, who = concatenate(parts), owners(parts)
         user.append((starts[who] + rows.user)[rows.positive])
         item.append(rows.item[rows.positive])
     return Negatives(np.concatenate(user), np.concatenate(item), int(len_of(datas).max()))

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedrec.data.split import concatenate
 from fedrec.data.types import Bools, Interactions, Ints
 from fedrec.evaluation import CHUNK, Evaluation, ModelScorer, Split, assemble, mask_of, smallest
 from fedrec.metrics import Values, ranking_metrics, ranks
@@ -17,7 +18,7 @@ from fedrec.parameters import Params
 from fedrec.seeds import generator
 from fedrec.sharing import TABLES
 from fedrec.stacking.changed import Block, Changed
-from fedrec.stacking.cohort import Cohort, concatenated, edges, owners
+from fedrec.stacking.cohort import Cohort, edges, owners
 from fedrec.stacking.results import client, on
 from fedrec.stacking.stacks import Stack
 
@@ -101,7 +102,7 @@ class Columns:
     def __init__(self, cohort: Cohort, split: Literal["train", "validation", "test"]) -> None:
         """Lay the rows of `split` end to end."""
         parts: list[Interactions] = [getattr(data, split) for data in cohort.datas]
-        rows = concatenated(parts)
+        rows = concatenate(parts)
         user = cohort.starts["user"][owners(parts)] + rows.user
         self.rows = Interactions(user, rows.item, rows.time, rows.rating, rows.positive)
         self.edge = edges(np.array([len(part) for part in parts]))

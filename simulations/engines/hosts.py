@@ -7,6 +7,7 @@ from typing import Any, Protocol
 from flwr.app import RecordDict
 
 from clients.app import client_app
+from clients.device import devices
 from clients.stacked import StackedClients, refused
 from fedrec.errors import UserError
 from fedrec.experiment import Experiment, build, clients_data
@@ -14,7 +15,7 @@ from fedrec.wire import answers_record, read_call
 from simulations.engines.host import Host
 from simulations.engines.local import identify
 
-MANY = 64  # clients from which they are stacked unless the experiment says otherwise
+MANY = 64  # clients from which they are stacked, unless the experiment says otherwise; on an accelerator all are
 
 
 class Answering(Protocol):
@@ -75,5 +76,5 @@ def stacked(experiment: Experiment) -> bool:
     wanted = not e.pool and (e.engine == "batched" or e.stack == "yes")  # one pooled client is nothing to stack
     if wanted and reason:
         raise UserError(f"engine: {reason} cannot be stacked; take --engine process --stack no")
-    many = len(clients_data(e)) >= MANY or e.device.startswith("cuda")
+    many = len(clients_data(e)) >= MANY or devices(e.device) != ["cpu"]
     return wanted or (e.engine == "process" and e.stack == "auto" and many and not reason)
