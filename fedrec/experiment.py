@@ -16,6 +16,7 @@ from fedrec.errors import UserError, choose, named
 from fedrec.metrics import RANKING, parse_metric
 from fedrec.models import Kind, Recommender
 from fedrec.optimisers import Optimiser, rates
+from fedrec.privacy.rule import Privacy
 from fedrec.robust import Robust
 from fedrec.sharing import Sharing
 from fedrec.tasks import Task, per_client, tasks_of
@@ -111,6 +112,7 @@ class Experiment(Method):
     quorum: float = Field(
         0.5, ge=0, le=1, description="fraction of a round's clients that must answer, or the run ends"
     )
+    privacy: Privacy = Field(Privacy(), description="what is protected, and at what cost")
     seed: int = Field(0, ge=0, lt=2**63, description="seed of everything random")
     engine: Literal["process", "inline", "batched", "ray", "superlink"] = Field(
         "process",

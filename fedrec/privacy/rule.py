@@ -1,0 +1,79 @@
+"""Differential privacy as configuration: whom it protects, how strongly, and who adds the noise."""
+
+import math
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from fedrec.errors import UserError
+
+Unit = Literal["none", "interaction", "user", "client"]
+NOT_PRIVATE = "NOT PRIVATE"
+
+
+class Privacy(BaseModel):
+    """Which unit is protected in what leaves a client (interaction, user) or the server (client).
+
+    The neighbour relation is zero-out: one unit's data replaced by none; how many units there are, and which rows a
+    client carries, is public. Units are drawn by Poisson sampling: interactions and users at `rate` in every step of a
+    silo's DP-SGD, clients at the run's `participation` in every round.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    unit: Unit = Field("none", description="what is protected: an interaction, a user or a client as a whole")
+    epsilon: str = Field(
+        "", description="budget of the whole run, or one for each silo: '2', '2;films=1;shop=inf'; '': none"
+    )
+    delta: float = Field(1e-5, gt=0, lt=1, description="delta of the guarantee")
+    clip: float = Field(
+        1.0, gt=0, allow_inf_nan=False, description="norm that a unit's gradient or update is clipped to"
+    )
+    noise: float | None = Field(
+        None, ge=0, allow_inf_nan=False, description="noise multiplier; without one, what the budget allows"
+    )
+    rate: float = Field(
+        1.0, gt=0, le=1, description="interaction, user: the fraction of units that a step draws, by Poisson sampling"
+    )
+    where: Literal["server", "client", "sum"] = Field(
+        "server",
+        description="client: who adds the noise: the server, every client by itself, or all of them in a secure sum",
+    )
+    ledger: Path | None = Field(
+        None, description="folder of what was spent that outlives the run; in the run without it"
+    )
+    replay: bool = Field(False, description="noise that the seed can replay, for tests: NOT PRIVATE")
+
+    @property
+    def active(self) -> bool:
+        """Whether anything is protected."""
+        return self.unit != "none"
+
+    @property
+    def inside(self) -> bool:
+        """Whether the noise is added in a client's own training."""
+        return self.unit in ("interaction", "user")
+
+    def budget(self, client: str) -> float:
+        """Return a client's epsilon; infinite without one."""
+        found = math.inf
+        for part in self.epsilon.split(";") if self.epsilon else []:
+            name, equals, text = part.rpartition("=")
+            try:
+                value = float(text)
+            except ValueError:
+                value = math.nan
+            if not value > 0:
+                raise UserError(f"privacy.epsilon: must be numbers above 0, or inf, found {part!r}")
+            if name.strip() == client:
+                return value
+            found = found if equals else value
+        return found
+
+    @model_validator(mode="after")
+    def _whole(self) -> "Privacy":
+        self.budget("")
+        if self.active and self.noise is None and not self.epsilon:
+            raise UserError("privacy: needs an epsilon to calibrate the noise to, or a noise multiplier, found neither")
+        return self
