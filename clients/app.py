@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
+from fedrec.privacy.differential import private_update
 from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
@@ -16,6 +17,7 @@ from clients.budget import excess, priced
 from clients.device import device_of
 from clients.drift import begin, counted, follow, lockstep
 from clients.memory import Memory
+from clients.private import books, measured, open_loss, protected
 from fedrec.channel import Channel, Mapped, channel_of, keyed
 from fedrec.coordination import Link, Own
 from fedrec.data import ClientData
@@ -25,6 +27,7 @@ from fedrec.experiment import Experiment, clients_data, tasks_for
 from fedrec.models import Recommender
 from fedrec.parameters import Params, finite, norm, subtract, to
 from fedrec.personal import personal_model
+from fedrec.privacy.secret import digest
 from fedrec.records import save_client
 from fedrec.seeds import generator
 from fedrec.sharing import Broadcast, ContractError, Contribution, admit
@@ -61,7 +64,8 @@ class Client:
 
     def start(self) -> Params:
         """Return its initial parameters."""
-        offsets = {task.name: task.offset(self.data.train) for task in self.tasks}
+        private = self.experiment.privacy.active  # the mean of a client's ratings is about its users
+        offsets = {task.name: task.prior if private else task.offset(self.data.train) for task in self.tasks}
         return self.model.init(self.experiment.seed, self.data.users, self.data.items, offsets)
 
     def first(self) -> tuple[Params, Params]:
@@ -95,9 +99,13 @@ class Client:
         number = broadcast.round
         start = self.channel.join(broadcast.values, private)
         apfl, shift = lockstep(self, own), own.shift(broadcast.control)
-        params, loss = self.update(start, number, anchor, rho, apfl.step if apfl else None, shift, price)
+        if self.experiment.privacy.inside:
+            params, loss = self.released(start, number, anchor, rho, shift)
+        else:
+            params, loss = self.update(start, number, anchor, rho, apfl.step if apfl else None, shift, price)
         shared, private = self.channel.split(params)
-        return shared, private, loss, follow(self, broadcast, shared, own, apfl)
+        own = follow(self, broadcast, shared, own, apfl)
+        return protected(self, number, shared, broadcast.values), private, loss, own
 
     def update(
         self,
@@ -128,6 +136,30 @@ class Client:
             beside=beside,
             shift=shift and to(shift, self.device),
             pull=pull,
+        )
+        return self.finite(to(params, "cpu"), number), loss
+
+    def released(
+        self, start: Params, number: int, anchor: Params, mu: float, shift: Params | None
+    ) -> tuple[Params, float]:
+        """Return what `update` does, trained with the noise that lets the shared parameters leave.
+
+        Raises OverBudget, before any training, if the round would exceed what was promised.
+        """
+        e, own = self.experiment, books(self)
+        assert own is not None
+        source = own.open(number, digest("train", number, start, anchor, shift or {}, self.data.train))
+        params, loss = private_update(
+            self.model,
+            to(start, self.device),
+            self.data,
+            self.tasks,
+            replace(e.recipe(), mu=mu),
+            e.sharing(),
+            own.guarantee.mechanism,
+            source,
+            anchor=to(anchor, self.device),
+            shift=shift and to(shift, self.device),
         )
         return self.finite(to(params, "cpu"), number), loss
 
@@ -193,7 +225,8 @@ def client_app(read: Read) -> ClientApp:
         shared, private = client.first()
         Memory(context).begin(private, client.link(shared), begin(client))
         rows = keyed(shared, client.data, client.channel)
-        reply = Contribution(client.data.name, shared, {"examples": float(len(client.data.train))}, client.device, rows)
+        examples = 1.0 if client.experiment.privacy.active else float(len(client.data.train))
+        reply = Contribution(client.data.name, shared, {"examples": examples}, client.device, rows)
         return Message(contribution_record(reply), reply_to=message)
 
     @app.train()
@@ -204,14 +237,15 @@ def client_app(read: Read) -> ClientApp:
         if not coupling.duals:
             shared, private, loss, own = client.train(broadcast, memory.private, z, coupling.rho, memory.own())
             memory.trained(broadcast.round, private, None, own)
-            return answer(client, message, shared, {"loss": loss, **counted(client)})
+            return answer(client, message, shared, {**open_loss(client, loss), **counted(client)})
         link = memory.link.rescaled(broadcast.rho if coupling.balance else coupling.rho)
         mu, told = priced(client, memory, broadcast)
         anchor = link.anchor(z)
         x, private, loss, own = client.train(broadcast, memory.private, anchor, link.rho, memory.own(), mu)
         increment, link = link.answer(x, z)
         memory.trained(broadcast.round, private, link, own, mu)
-        return answer(client, message, increment, {"loss": loss, "gap": norm(subtract(x, z)) ** 2, **told})
+        gap = norm(subtract(x, z)) ** 2
+        return answer(client, message, increment, {**open_loss(client, loss), "gap": gap, **told})
 
     @app.evaluate()
     def evaluation(message: Message, context: Context) -> Message:
@@ -224,6 +258,9 @@ def client_app(read: Read) -> ClientApp:
         if final and client.home is not None:
             own = shared if e.personal else {}
             save_client(client.home, client.data.name, private, own, found.per_user, about(client, private))
+        if e.privacy.active:
+            measured(client, broadcast, found.metrics)
+            return answer(client, message, {}, {})
         metrics = {"/".join(key): value for key, value in found.metrics.items()}
         if e.budget.active and broadcast.split == "validation":
             metrics[f"{client.data.name}/all/excess"] = excess(client, memory, broadcast.values, e.rounds)

@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
+from fedrec.privacy.differential import private_steps
 
 from fedrec.coordination import Own, control_change
 from fedrec.parameters import Params, add, to
@@ -31,7 +32,11 @@ def begin(client: "Client") -> Own:
 def counted(client: "Client") -> dict[str, float]:
     """Return the metric that tells the server the number of local steps, if the method needs it."""
     e = client.experiment
-    return {"steps": float(steps(client.data, client.tasks, e.recipe()))} if e.drift.counted else {}
+    if not e.drift.counted:
+        return {}
+    inside = e.privacy.inside  # the number of interactions is nobody's business
+    count = private_steps(e.recipe(), e.privacy.rate) if inside else steps(client.data, client.tasks, e.recipe())
+    return {"steps": float(count)}
 
 
 def lockstep(client: "Client", own: Own) -> Apfl | None:

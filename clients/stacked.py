@@ -12,6 +12,7 @@ from clients.app import Client
 from clients.budget import excess
 from clients.crowd import NOTHING, Crowd, Kept
 from clients.drift import begin
+from clients.private import measured
 from clients.stacked_round import Remembered, Round
 from fedrec.aggregation import catalogue
 from fedrec.channel import keyed
@@ -55,7 +56,7 @@ class StackedClients:
             if found and same(found[-1].values, shared):
                 shared = found[-1].values
             private.append(own)
-            metrics = {"examples": float(len(one.data.train))}
+            metrics = {"examples": 1.0 if e.privacy.active else float(len(one.data.train))}
             rows = keyed(shared, one.data, one.channel)
             found.append(Contribution(one.data.name, shared, metrics, one.device, rows))
         datas, models = [one.data for one in self.clients], [one.model for one in self.clients]
@@ -133,6 +134,9 @@ class StackedClients:
             if final and self.home is not None:
                 self.save(crowd, place, z, private)
             metrics = {"/".join(key): value for key, value in made.metrics.items()}
+            if e.privacy.active:
+                measured(one, broadcast, made.metrics)
+                metrics = {}
             if e.budget.active and not final:
                 over = excess(one, Remembered(crowd, place), broadcast.values, e.rounds)
                 metrics[f"{one.data.name}/all/excess"] = over
@@ -200,5 +204,6 @@ def refused(experiment: Experiment) -> str:
         "agreement on logits": e.agreement.active,
         "linear maps": e.coupling.kind == "linear",
         "a pooled client": e.pool,
+        "noise inside a client": e.privacy.inside or (e.privacy.active and e.privacy.where != "server"),
     }
     return next((text for text, holds in reasons.items() if holds), "")

@@ -9,6 +9,7 @@ import torch
 from clients.budget import priced
 from clients.crowd import NOTHING, Crowd, Kept
 from clients.drift import counted, followed
+from clients.private import open_loss
 from fedrec.aggregation import Subtotal
 from fedrec.coordination import Link, Own
 from fedrec.experiment import Experiment
@@ -164,7 +165,7 @@ class Round:
                 continue
             one, (mu, told), x, link = crowd.clients[place], self.prices[place], self.x.get(place), None
             metrics, values = (
-                {"loss": self.losses[place], **(counted(one) if e.drift.counted else {})},
+                {**open_loss(one, self.losses[place]), **(counted(one) if e.drift.counted else {})},
                 {} if self.weight[place] else x or {},
             )
             own = crowd.now[place].own if x is None else followed(one, broadcast, x, crowd.now[place].own)

@@ -10,6 +10,8 @@ if TYPE_CHECKING:
 
 def compatible(e: "Experiment") -> None:
     """Raise UserError for a combination that cannot hold."""
+    if e.privacy.active:
+        private(e)
     if e.agreement.active:
         if not e.volunteers:
             raise UserError("agreement: needs public users to agree on (add --volunteers 60), found volunteers 0")
@@ -43,3 +45,59 @@ def apart(e: "Experiment", name: str) -> None:
     if not e.descent.plain:
         found = f"{e.descent.aggregator} with {e.descent.optimiser}"
         raise UserError(f"descent: steps along pseudo-gradients of parameters, which {name} has not, found {found}")
+
+
+def private(e: "Experiment") -> None:
+    """Raise UserError for what a promise of privacy does not cover."""
+    unit, where = e.privacy.unit, e.privacy.where
+    if e.weights != "uniform":
+        raise UserError(
+            "weights: must be uniform under privacy, since numbers of examples are made of the data (add --weights "
+            f"uniform), found {e.weights}"
+        )
+    if e.patience:
+        raise UserError(
+            "patience: must be 0 under privacy, where no validation is released that could end a run, found "
+            f"{e.patience}"
+        )
+    if e.budget.active:
+        raise UserError("budget: must be none under privacy, since its excess and price are made of held-out losses")
+    if e.agreement.active or e.pool or e.coupling.kind == "linear":
+        found = "agreement on logits" if e.agreement.active else "a pooled client" if e.pool else "linear maps"
+        raise UserError(f"privacy: protects parameters that clients share as they are, found {found}")
+    if e.volunteers:
+        raise UserError(f"volunteers: must be 0 under privacy, which they gave up, found {e.volunteers}")
+    if not e.share:
+        raise UserError("privacy: protects what is shared, found nothing that is (share is empty)")
+    if e.privacy.inside:
+        if where != "server":
+            raise UserError(f"privacy.where: is for the unit client, found {where} for {unit}")
+        if e.drift.personal == "apfl":
+            raise UserError("drift.personal: must not be apfl, whose halves train in lockstep, under noisy steps")
+        return
+    if e.privacy.rate != 1:
+        raise UserError(
+            "privacy.rate: is for units inside a client, whole ones are drawn with participation, found "
+            f"{e.privacy.rate}"
+        )
+    if ";" in e.privacy.epsilon and where != "client":
+        raise UserError(
+            f"privacy.epsilon: must be one for all where the noise is added to a sum, found {e.privacy.epsilon!r}"
+        )
+    seen = {
+        f"coupling {e.coupling.kind}": e.coupling.personal,
+        "coupling.duals": e.coupling.duals,
+        "coupling.radius or coupling.bound": e.coupling.radius is not None or e.coupling.bound is not None,
+        f"robust {e.robust.kind}": e.robust.active,
+        f"descent.aggregator {e.descent.aggregator}": e.descent.aggregator != "mean",
+        "the step counts of FedNova or SCAFFOLD": e.drift.counted,
+    }
+    found = next((name for name, here in seen.items() if here), "")
+    if found and where != "client":
+        raise UserError(
+            f"privacy: what is released of whole clients is one noisy mean with fixed weights, found {found}"
+        )
+    if where == "client" and (e.coupling.duals or e.drift.counted):
+        raise UserError(
+            "privacy: a client adds noise to one update of its parameters, found duals or step counts beside it"
+        )

@@ -1,5 +1,6 @@
 """The record of a run: a directory of plain files that says what was run and what came out."""
 
+import csv
 import json
 import platform
 import re
@@ -9,7 +10,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -21,6 +22,7 @@ from fedrec.evaluation import PerUser
 from fedrec.parameters import Params
 
 Row = dict[str, str | int | float]
+CLIENTS = ["round", "client", "split", "task", "metric", "value", "device"]  # columns of clients.csv
 
 
 @dataclass
@@ -34,6 +36,7 @@ class Record:
     rows: dict[str, Ints] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     budgets: list[Row] = field(default_factory=list)
+    privacy: dict[str, Any] = field(default_factory=dict)  # what was promised and spent
     faults: list[Row] = field(default_factory=list)  # answers that did not count
     selected_round: int = 0
     stopped: str = ""
@@ -109,6 +112,34 @@ def save_client(
         write_users(home, per_user)
 
 
+def add_measured(
+    home: Path, client: str, number: int, split: str, metrics: Mapping[tuple[str, str, str], float], device: str
+) -> None:
+    """Add to `measured/<client>.csv` what a client measured and does not tell the server."""
+    path = home / "measured" / f"{slug(client)}.csv"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = not path.exists()
+    with path.open("a", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerows([CLIENTS] * new)
+        writer.writerows(
+            [number, who, split, task, metric, value, device] for (who, task, metric), value in metrics.items()
+        )
+
+
+def gather_measured(home: Path) -> list[Row]:
+    """Return what all clients measured by themselves, by round; of what was measured twice the last."""
+    files = sorted((home / "measured").glob("*.csv"))
+    if not files:
+        return []
+    types: dict[Any, Any] = dict.fromkeys(("client", "split", "task", "metric", "device"), str)
+    missing = {"value": ["", "nan"]}
+    every = pd.concat([pd.read_csv(path, dtype=types, keep_default_na=False, na_values=missing) for path in files])
+    rows = every.drop_duplicates(CLIENTS[:5], keep="last").to_dict("records")
+    order = sorted(rows, key=lambda row: (row["round"], row["split"] == "test", natural(row["client"])))
+    return cast("list[Row]", order)
+
+
 def write_users(home: Path, per_user: Sequence[PerUser], together: str = "") -> None:
     """Write `users/<client>.csv`: the test metrics of every user, for paired differences.
 
@@ -134,9 +165,8 @@ def write_users(home: Path, per_user: Sequence[PerUser], together: str = "") -> 
 def write_record(home: Path, record: Record, experiment: Mapping[str, Any], notes: Sequence[str] = ()) -> None:
     """Write the server's part of a run directory; `notes` say what cleaning did to the data as a whole."""
     (home / "model").mkdir(parents=True, exist_ok=True)
-    columns = ["round", "client", "split", "task", "metric", "value", "device"]
     write_csv(home / "rounds.csv", record.rounds)
-    write_csv(home / "clients.csv", record.clients, columns)
+    write_csv(home / "clients.csv", [*record.clients, *gather_measured(home)], CLIENTS)
     write_csv(home / "ledger.csv", record.ledger, ["round", "client", "direction", "parameter", "rows", "bytes"])
     write_csv(home / "faults.csv", record.faults, ["round", "client", "during", "kind", "text"])
     save_file(
@@ -154,6 +184,7 @@ def write_record(home: Path, record: Record, experiment: Mapping[str, Any], note
             "data": {"notes": [*notes, *record.notes], "clients": sorted(about, key=lambda one: natural(one["name"]))},
             "parameters": {"shared": shared, "private": sorted(private.values(), key=lambda p: str(p["name"]))},
             "budgets": record.budgets,
+            "privacy": record.privacy,
             "selected_round": record.selected_round,
             "stopped": record.stopped,
             "seconds": round(record.seconds, 3),

@@ -23,6 +23,11 @@ class Task:
     loss: Loss
     weight: float = 1.0
 
+    @property
+    def prior(self) -> float:
+        """What the head's bias starts with where nothing may be known of the data: the middle of five stars, or 0."""
+        return 3.0 if self.kind == "rating" else 0.0
+
     def rows(self, data: Interactions) -> Bools:
         """Return the mask [n] of the interactions that this task learns from."""
         if self.kind == "rank":

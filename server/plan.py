@@ -7,6 +7,7 @@ from fedrec.coordination import Coupling, Descent, Drift
 from fedrec.robust import Robust
 from fedrec.sharing import Contribution
 from fedrec.turnout import Turnout
+from server.release import Release
 from server.scores import admit_told, own_metrics
 
 
@@ -29,6 +30,8 @@ class Plan:
     lr: float = 0.0  # of the clients' steps, for SCAFFOLD
     turnout: Turnout = field(default_factory=Turnout)
     robust: Robust = field(default_factory=Robust)
+    silent: bool = False  # whether clients tell nothing that was made of their data without noise
+    release: Release | None = None  # how the mean of a round is protected, if it is the server that does it
 
     @cached_property
     def told(self) -> frozenset[str]:
@@ -37,7 +40,7 @@ class Plan:
         loss; gap = |x_i - z_i|^2 with duals; excess and price of a budget; steps where they are counted.
         """
         names = {
-            "loss": True,
+            "loss": not self.silent,
             "gap": self.coupling.duals,
             "excess": self.budgets,
             "mu": self.budgets,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from flwr.serverapp import Grid
 
 from fedrec.aggregation import Carrier, alone, carrier, catalogue, sums
-from fedrec.coordination import Average, Control, Residuals, normalised, tie_of
+from fedrec.coordination import Average, Control, Residuals, Stepped, normalised, tie_of
 from fedrec.errors import UserError
 from fedrec.parameters import Params
 from fedrec.records import Record, Row, to_row
@@ -56,7 +56,7 @@ class Coordinator:
             if number % self.plan.eval_every == 0 or number == self.plan.rounds:
                 score = self.validate(number, row)
                 self.stale += 1
-                if score.beats(self.best.score):
+                if self.plan.silent or score.beats(self.best.score):
                     self.best, self.stale = Best(number, score, self.z, self.parts, dict(self.prices)), 0
                     self.improved = set(self.carriers)
             self.record.close(row)
@@ -76,16 +76,18 @@ class Coordinator:
     def round(self, number: int) -> Row:
         """Send the clients of a round their parts of Z, and tie what they send back."""
         started, clients = time.perf_counter(), list(self.carriers)
-        drawn = self.plan.turnout.drawn(clients, number)
+        release = self.plan.release
+        drawn = (release or self.plan.turnout).drawn(clients, number)
         outcome = self.send("train", number, drawn, lost=self.plan.turnout.lost(clients, number))
         replies, residuals = outcome.replies, Residuals(math.nan, math.nan, self.tie.rho)
-        if replies:
-            residuals = self.tied(outcome)
+        if replies or release:
+            residuals = self.tied(outcome, number)
             self.parts = {name: self.tie.part(name) for name in self.carriers}
         self.seen |= {reply.client: number for reply in replies}
-        losses = {reply.client: reply.metrics["loss"] for reply in replies}
+        losses = {reply.client: reply.metrics["loss"] for reply in replies if not self.plan.silent}
         for reply in replies:
-            self.record.score(number, "train", {(reply.client, "all", "loss"): losses[reply.client]}, reply.device)
+            told = {(reply.client, "all", "loss"): losses[reply.client]} if reply.client in losses else {}
+            self.record.score(number, "train", told, reply.device)
             if self.plan.budgets:
                 self.prices[reply.client] = reply.metrics["mu"]
                 self.record.score(number, "train", {(reply.client, "all", "mu"): reply.metrics["mu"]}, reply.device)
@@ -101,8 +103,13 @@ class Coordinator:
             "rho": residuals.rho,
         }
 
-    def tied(self, outcome: Outcome) -> Residuals:
-        """Tie what the clients of a round sent, or the sums of it where no more is needed."""
+    def tied(self, outcome: Outcome, number: int) -> Residuals:
+        """Tie what the clients of a round sent, or the sums of it where no more is needed, or what may be released."""
+        if self.plan.release:
+            assert isinstance(self.tie, Average | Stepped)
+            answers = {reply.client: reply.values for reply in outcome.replies}
+            self.tie.move(self.plan.release.change(number, answers, self.parts, self.carriers, self.z))
+            return Residuals(math.nan, math.nan, self.tie.rho)  # they tell of the clients
         gaps = {reply.client: reply.metrics["gap"] for reply in outcome.replies} if self.plan.coupling.duals else {}
         if not isinstance(self.tie, Average) or not outcome.subtotals:
             return self.tie.update(self.corrected(outcome.replies), gaps)
@@ -213,6 +220,8 @@ class Coordinator:
     ) -> Outcome:
         """Send clients their parts of Z, and whether to keep the state they evaluated last; return what counts."""
         train, plan = kind == "train", self.plan
+        if not clients:
+            return Outcome()
         control = {name: self.control.part(name) for name in clients} if self.control and train else {}
         made: dict[tuple[int, bool, int, int], Broadcast] = {}  # what many clients are sent alike is one object
         broadcasts = {}
@@ -249,7 +258,8 @@ class Coordinator:
     @property
     def summed(self) -> bool:
         """Whether a round needs no more than sums of what the clients send."""
-        return isinstance(self.tie, Average) and not self.control and not self.plan.drift.normalise
+        plain = isinstance(self.tie, Average) and not self.control and not self.plan.drift.normalise
+        return plain and not self.plan.release
 
     @property
     def z(self) -> Params:

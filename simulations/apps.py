@@ -8,22 +8,26 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
 from clients.app import client_app
+from fedrec.errors import UserError
 from fedrec.experiment import Experiment, clients_data, dataset, tasks_for
 from fedrec.folders import reserve
+from fedrec.privacy.books import Books
+from fedrec.privacy.guarantee import SERVER, guarantees
 from fedrec.records import Record, Row, write_record
 from server.app import Finish, server_app
 from server.checkpoint import Checkpoints
 from server.plan import Plan
+from server.release import Release
 from simulations.check import check
 from simulations.cli import overrides
 from simulations.student import teach
 
 
-def plan_of(experiment: Experiment) -> Plan:
-    """Return what the server is told of an experiment."""
+def plan_of(experiment: Experiment, home: Path | None = None) -> Plan:
+    """Return what the server is told of an experiment; `home` is where it keeps its books, if it adds noise."""
     e = experiment
     return Plan(
-        rounds=e.rounds,
+        rounds=affordable(e, home),
         eval_every=e.eval_every,
         patience=e.patience,
         uniform=e.weights == "uniform",
@@ -38,7 +42,33 @@ def plan_of(experiment: Experiment) -> Plan:
         lr=e.lr,
         turnout=e.turnout,
         robust=e.robust,
+        silent=e.privacy.active,
+        release=release_of(e, home),
     )
+
+
+def release_of(experiment: Experiment, home: Path | None) -> Release | None:
+    """Return how the server protects the mean of a round; None if it adds no noise."""
+    guarantee = guarantees(experiment).get(SERVER)
+    if guarantee is None:
+        return None
+    if home is None:
+        raise UserError("privacy: the server needs a folder for its ledger, found none")
+    return Release(Books(guarantee, home, experiment.seed))
+
+
+def affordable(experiment: Experiment, home: Path | None) -> int:
+    """Return how many rounds everybody's budget allows; raises UserError if it is none."""
+    e, found = experiment, [experiment.rounds]
+    for who, g in guarantees(e).items():
+        before = Books(g, home, e.seed).ledger.before if home else ()
+        found.append(g.affordable(before))
+        if not found[-1]:
+            raise UserError(
+                f"privacy.epsilon: must allow a round, found {g.budget:g} for {who}, of which a round with what was "
+                f"spent before takes {g.spent(1):.3g}"
+            )
+    return min(found)
 
 
 def evaluated(experiment: Experiment) -> Iterator[str]:
@@ -76,7 +106,7 @@ def apps_for(
     """
 
     def read_server(_: Context, clients: int) -> tuple[Plan, Finish]:
-        return plan_of(experiment), finisher(experiment, home)
+        return plan_of(experiment, home), finisher(experiment, home)
 
     def read_client(_: Context) -> tuple[Experiment, Path | None]:
         return experiment, home
@@ -116,7 +146,7 @@ def read_for_server(context: Context, nodes: int) -> tuple[Plan, Finish]:
     experiment, out = from_context(context, nodes)
     check(experiment)
     reserve(out).rmdir()
-    return plan_of(experiment), report_of(experiment, out)
+    return plan_of(experiment, out), report_of(experiment, out)
 
 
 def read_for_client(context: Context) -> tuple[Experiment, Path]:

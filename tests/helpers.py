@@ -54,7 +54,7 @@ class SpyGrid(InlineGrid):
 def fit(e: Experiment, home: Path | None = None) -> tuple[Record, SpyGrid]:
     """Run an experiment inline; return its record and the grid with all messages."""
     grid = SpyGrid(client_app(lambda _: (e, home)), len(clients_data(e)))
-    return Coordinator(grid, plan_of(e)).fit(list(grid.get_node_ids())), grid
+    return Coordinator(grid, plan_of(e, home)).fit(list(grid.get_node_ids())), grid
 
 
 def results(record: Record) -> list[tuple[Any, ...]]:

@@ -2,7 +2,7 @@
 
 from fedrec.coordination.budget import Budget
 from fedrec.coordination.coupling import Coupling
-from fedrec.coordination.descent import Descent
+from fedrec.coordination.descent import Descent, Stepped
 from fedrec.coordination.drift import Control, Drift, Own, control_change, normalised
 from fedrec.coordination.halves import Hub, Link, Residuals, tie
 from fedrec.coordination.local import gradient_steps, newton
@@ -44,6 +44,7 @@ __all__ = [
     "Own",
     "Residuals",
     "Solution",
+    "Stepped",
     "SumTo",
     "Tie",
     "Within",

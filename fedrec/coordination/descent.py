@@ -78,11 +78,20 @@ class Stepped:
             e, order = self.descent, generator(self.seed, "pcgrad", self.rounds)
             w = weights_of(g @ g.T, e.aggregator, preference, eps=e.eps, c=e.c, order=order)
             d = combine(g, w, carries)
-        vector, self._state = self.optimiser.step(flatten(self.z), d, self._state)
-        self.z = {name: value.float() for name, value in unflatten(vector, self.z).items()}
+        self.step(d)
         primal = float(g.square().sum()) ** 0.5
         moved = sum(norm(subtract(self.part(name), before[name])) ** 2 for name in answers) ** 0.5
         return Residuals(primal, self.rho * moved, self.rho)
+
+    def step(self, d: Tensor) -> None:
+        """Let the server optimiser step along d [P]."""
+        vector, self._state = self.optimiser.step(flatten(self.z), d, self._state)
+        self.z = {name: value.float() for name, value in unflatten(vector, self.z).items()}
+
+    def move(self, change: Params) -> None:
+        """Take the mean x_i - z_i of a round that was made elsewhere."""
+        self.rounds += 1
+        self.step(-flatten(change))
 
     def state(self) -> Params:
         """See Tie."""

@@ -72,6 +72,10 @@ class Average:
         primal = math.fsum(part.gap for part in parts) ** 0.5
         return Residuals(primal, self.rho * self.moved(before, parts) if self.rho else 0.0, self.rho)
 
+    def move(self, change: Params) -> None:
+        """Take the mean x_i - z_i of a round that was made elsewhere."""
+        self.z = {name: (value.double() + change[name]).to(value.dtype) for name, value in self.z.items()}
+
     def state(self) -> Params:
         """See Tie."""
         return self.z

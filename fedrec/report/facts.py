@@ -15,10 +15,13 @@ def facts(run: Run) -> dict[str, str]:
     clients = record.get("data", {}).get("clients", [])
     selected, stopped = record.get("selected_round"), record.get("stopped", "")
     rounds = f"{len(run.rounds):,} of {option('rounds', len(run.rounds)):,}"
-    rounds += {"patience": ", stopped early: validation had stopped improving", "interrupted": ", interrupted"}.get(
-        stopped, ""
-    )
-    chosen = f"round {selected}, the best on validation" if selected is not None else "the last round"
+    rounds += {
+        "patience": ", stopped early: validation had stopped improving",
+        "interrupted": ", interrupted",
+        "budget": ", the privacy budget allowed no more",
+    }.get(stopped, "")
+    best = selected is not None and not run.record.get("privacy")
+    chosen = f"round {selected}, the best on validation" if best else "the last round"
     users = sum(int(c.get("users", 0)) for c in clients)
     held_out = sum(int(c.get("test", 0)) for c in clients)
     volunteers = int(option("volunteers", 0))
@@ -37,10 +40,19 @@ def facts(run: Run) -> dict[str, str]:
         "Split": str(option("split", "?")),
         "Ranking": "among the whole catalogue" if sampled == "full" else f"among {sampled} sampled candidates",
         "Negatives": negatives,
+        "Privacy": privacy(run),
         "Engine": f"{option('engine', '?')}; devices: {listing(sorted(set(devices) - {''})) or 'not recorded'}",
         "Seed": str(option("seed", "?")),
         "Time": f"{seconds:,.{0 if seconds >= 10 else 1}f} s",
     }
+
+
+def privacy(run: Run) -> str:
+    """Return what is promised of what leaves a client, in a few words."""
+    promised = run.record.get("privacy")
+    if not promised:
+        return "no mechanism: shared parameters and metrics leave the clients as they are"
+    return f"epsilon {promised['spent']} at delta {promised['delta']:g} for a {promised['unit']}"
 
 
 def shared(run: Run) -> str:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from fedrec.metrics import higher_is_better
+from fedrec.privacy.rule import NOT_PRIVATE
 from fedrec.report.tables import LEAKING, Run
 
 MINUS, DASH = "\N{MINUS SIGN}", "\N{EN DASH}"
@@ -208,6 +209,21 @@ def _student(run: Run) -> list[Caution]:
     return [Caution("note", "The server's student", text)]
 
 
+def _privacy(run: Run) -> list[Caution]:
+    """Return what a run with noise promises, and what breaks the promise."""
+    promised = run.record.get("privacy")
+    if not promised:
+        return []
+    out = [Caution("note", "What is promised", f"{promised['words']} {promised['beside']}")]
+    if promised["replay"]:
+        text = "The noise came from the run's seed, so that whoever knows the seed can take it away again."
+        out.append(Caution("bad", NOT_PRIVATE, text))
+    if run.baselines:
+        text = "Alone, pooled and popularity are trained without noise: alone nothing leaves a client."
+        out.append(Caution("note", "Baselines", text))
+    return out
+
+
 def _faults(run: Run) -> list[Caution]:
     """Return what is said of the answers that did not count, one warning for each kind."""
     out = []
@@ -229,5 +245,5 @@ def _faults(run: Run) -> list[Caution]:
 
 def warnings(run: Run, primary: pd.DataFrame) -> list[Caution]:
     """Return the warnings of a run, the gravest first; `primary` are the rows of `comparison` that speak for a task."""
-    found = _protocol(run) + _losses(primary) + _faults(run) + _student(run) + _data(run)
+    found = _protocol(run) + _privacy(run) + _losses(primary) + _faults(run) + _student(run) + _data(run)
     return sorted(found, key=lambda warning: ("bad", "care", "note").index(warning.tone))

@@ -13,7 +13,7 @@ from fedrec.metrics import higher_is_better
 from fedrec.report import plots
 from fedrec.report.facts import facts
 from fedrec.report.findings import DASH, MANY, WORST, answer, change, headline, label, number, plural, warnings
-from fedrec.report.tables import BASELINES, LEAKING, Run, compare, read_run
+from fedrec.report.tables import BASELINES, Run, compare, read_run
 from fedrec.report.template import PAGE
 
 # Columns of rounds.csv that are drawn where they are found, with the words on their axis.
@@ -58,7 +58,7 @@ def page(run: Run) -> str:
     environment.filters |= {"number": number, "size": size, "label": label}
     environment.globals |= {"change": change, "higher_is_better": higher_is_better, "plural": plural}
     return environment.from_string(PAGE).render(
-        leaking=LEAKING if run.leaking() else "",
+        leaking=run.stamp(),
         run=run.record,
         option=run.option,
         facts=facts(run),
@@ -69,6 +69,7 @@ def page(run: Run) -> str:
         baselines=run.baselines,
         curves=_curves(run, primary),
         budgets=run.record.get("budgets", []),
+        privacy=run.record.get("privacy"),
         student=run.student.to_dict("records"),
         traffic=_traffic(run),
         parameters=_parameters(run),
@@ -94,7 +95,7 @@ def _differences(run: Run, name: str, rows: pd.DataFrame) -> Figure | None:
     if not len(rows):
         return None
     metric = rows["metric"].iloc[0]
-    flag = f" {LEAKING}" if run.leaking() else ""
+    flag = f" {run.stamp()}" if run.stamp() else ""
     words = (
         f"{label(metric)} together minus alone ({'higher' if higher_is_better(metric) else 'lower'} is better){flag}"
     )
@@ -135,7 +136,7 @@ def _curves(run: Run, primary: pd.DataFrame) -> list[Figure]:
     """Return the learning curves: validation of each task's primary metric, then what rounds.csv holds."""
     selected = run.record.get("selected_round")
     mark = f" The circle marks round {selected}, whose model was tested." if selected is not None else ""
-    flag = f" {LEAKING}" if run.leaking() else ""
+    flag = f" {run.stamp()}" if run.stamp() else ""
     out = []
     for place, (task, metric) in enumerate(primary[["task", "metric"]].drop_duplicates().itertuples(index=False)):
         ours, local = (

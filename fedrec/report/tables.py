@@ -14,6 +14,7 @@ import pandas as pd
 
 from fedrec.errors import UserError
 from fedrec.metrics import Paired, higher_is_better, paired
+from fedrec.privacy.rule import NOT_PRIVATE
 
 BASELINES = ("local", "pooled", "popularity")
 LEAKING = "LEAKING PROTOCOL"
@@ -58,6 +59,11 @@ class Run:
     def leaking(self) -> bool:
         """Tell whether training avoided the held-out items, so that no metric can be trusted."""
         return bool(self.option("negatives") == "published")
+
+    def stamp(self) -> str:
+        """Return what must stand beside every number: that the protocol leaks, that the noise can be replayed."""
+        promised = self.record.get("privacy") or {}
+        return ", ".join([LEAKING] * self.leaking() + [NOT_PRIVATE] * bool(promised.get("replay")))
 
     def names(self) -> list[str]:
         """Return the clients in the order of the record."""
@@ -199,7 +205,7 @@ def compare(run: Run, together: bool = False) -> pd.DataFrame:
     primary = {task: run.primary(task) for task in tasks}
     speaks = [primary[task] == metric for task, metric in zip(table["task"], table["metric"], strict=True)]
     table["primary"] = np.array(speaks, dtype=bool)
-    table["protocol"] = LEAKING if run.leaking() else ""
+    table["protocol"] = run.stamp()
     metrics = list(dict.fromkeys([*run.option("metrics", ()), *table["metric"]]))
     place = {name: rank for rank, name in enumerate(run.names())}
     keys = zip(table["task"], table["metric"], table["client"], strict=True)
@@ -214,6 +220,6 @@ def comparison(run_dir: Path) -> pd.DataFrame:
     pooled and popularity `b` (NaN: not run), `b_difference` = federated - b, its 95% interval `b_low`, `b_high`
     and `b_users`, the number of user pairs (0: the bare difference of two numbers, without an interval);
     `verdict` against local; `pooled_share`, the part of pooled that is reached; `primary`, the metric that speaks
-    for its task; `protocol`, "LEAKING PROTOCOL" or "". Raises UserError when it is no run directory.
+    for its task; `protocol`, what must stand beside every number ("LEAKING PROTOCOL", "NOT PRIVATE") or "". Raises UserError when it is no run directory.
     """
     return compare(read_run(run_dir))

@@ -148,6 +148,21 @@ Under each baseline stands together minus that baseline with its 95% interval (p
 </section>
 {% endif %}
 
+{% if privacy %}
+<section aria-labelledby="privacy"><h2 id="privacy">What is promised, and what it cost{{ leak() }}</h2>
+<p>{{ privacy.words }}</p>
+<div class="scroll" tabindex="0"><table><caption>Epsilon that each party has spent at delta {{ privacy.delta }}, for one {{ privacy.unit }}</caption><thead><tr><th scope="col">Party</th><th scope="col">Rounds</th><th scope="col">Noisy steps</th><th scope="col">Sampling rate</th><th scope="col">Noise multiplier</th><th scope="col">Clip norm</th><th scope="col">Budget</th><th scope="col">Spent</th></tr></thead><tbody>
+{% for p in privacy.parties[:24] %}<tr><th scope="row">{{ p.who }}</th><td>{{ p.rounds }}</td><td>{{ "{:,}".format(p.steps) }}</td><td>{{ "%.3g" | format(p.rate) }}</td><td>{{ "%.3f" | format(p.noise) }}</td><td>{{ "%.3g" | format(p.clip) }}</td><td>{{ p.budget or "none" }}</td><td class="ours">{{ p.spent }}{{ leak() }}</td></tr>
+{% endfor %}
+</tbody></table></div>
+{% if privacy.people | length > 1 %}<div class="scroll" tabindex="0"><table><caption>People by the silos that hold them: their guarantee is that of all these silos together</caption><thead><tr><th scope="col">Silos</th><th scope="col">People</th><th scope="col">Epsilon</th></tr></thead><tbody>
+{% for p in privacy.people[:24] %}<tr><th scope="row">{{ p.silos | join(", ") }}</th><td>{{ "{:,}".format(p.people) }}</td><td class="ours">{{ p.spent }}{{ leak() }}</td></tr>
+{% endfor %}
+</tbody></table></div>{% endif %}
+<p class="muted small">{{ privacy.beside }}</p>
+</section>
+{% endif %}
+
 {% if parameters %}
 <section aria-labelledby="shared"><h2 id="shared">What was shared, what stayed private</h2>
 <div class="scroll" tabindex="0"><table><caption>Bytes over the whole run, from the ledger of messages</caption><thead><tr><th scope="col">Parameter</th><th scope="col" class="left">Kind</th><th scope="col">Shape</th><th scope="col">Keyed rows</th><th scope="col">Up</th><th scope="col">Down</th></tr></thead><tbody>

@@ -1,0 +1,55 @@
+"""The client half of privacy: noisy training or a noisy update, and what is measured without being told."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from fedrec.errors import UserError
+from fedrec.parameters import Params
+from fedrec.privacy.books import Books
+from fedrec.privacy.central import clipped, noisy
+from fedrec.privacy.guarantee import guarantees
+from fedrec.privacy.secret import digest
+from fedrec.records import add_measured
+from fedrec.sharing import Broadcast
+
+if TYPE_CHECKING:
+    from clients.app import Client
+
+Measure = tuple[str, str, str]  # client, task, metric
+
+
+def books(client: "Client") -> Books | None:
+    """Return a client's books; None if it adds no noise."""
+    guarantee = guarantees(client.experiment).get(client.data.name)
+    if guarantee is None:
+        return None
+    if client.home is None:
+        raise UserError("privacy: a client needs a folder for its ledger, found none")
+    return Books(guarantee, client.home, client.experiment.seed)
+
+
+def protected(client: "Client", number: int, x: Params, z: Params) -> Params:
+    """Return what a client sends in the place of x: z + clip(x - z) + noise, if it adds noise to its own update."""
+    rule, own = client.experiment.privacy, books(client)
+    if rule.unit != "client" or own is None:
+        return x
+    source = own.open(number, digest("update", number, x, z))
+    return noisy(clipped(x, z, rule.clip), z, own.guarantee.event.noise * rule.clip, source)
+
+
+def open_loss(client: "Client", loss: float) -> dict[str, float]:
+    """Return the training loss as a client tells it: not at all under a promise of privacy, which it would break."""
+    return {} if client.experiment.privacy.active else {"loss": loss}
+
+
+def measured(client: "Client", broadcast: Broadcast, metrics: Mapping[Measure, float]) -> None:
+    """Write what a client measured into its own folder, since it may not tell; at the end, forget the secret.
+
+    The simulation, who sees everything, gathers these files for the report; nobody that takes part does.
+    """
+    if client.home is None:
+        return
+    add_measured(client.home, client.data.name, broadcast.round, broadcast.split, metrics, client.device)
+    own = books(client)
+    if own is not None and broadcast.split == "test":
+        own.secret.forget()

@@ -1,0 +1,77 @@
+"""A secret of one's own, from which the noise of every round is derived.
+
+The noise is a function of the secret and of everything that it protects, as in deterministic signatures (RFC 6979): a
+round that is repeated after a crash on the same inputs gives the same output, which tells nothing new, while other
+inputs, other data included, get independent noise.
+"""
+
+import hashlib
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from fedrec.data.types import Interactions
+from fedrec.errors import UserError
+from fedrec.privacy.noise import Source
+
+SIZE = 32  # bytes of a secret and of a digest
+Part = Mapping[str, Tensor] | Interactions | str | int
+
+
+@dataclass(frozen=True)
+class Secret:
+    """A key that never leaves its file, which only its owner may read."""
+
+    path: Path
+
+    def key(self) -> bytes:
+        """Return the key; the first call makes it. Raises UserError for a file that is not one."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileExistsError):
+            made = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(made, "wb") as file:
+                file.write(os.urandom(SIZE))
+                file.flush()
+                os.fsync(made)
+        found = self.path.read_bytes()
+        if len(found) != SIZE:
+            raise UserError(f"privacy: the secret {self.path} must have {SIZE} bytes, found {len(found)}")
+        return found
+
+    def source(self, inputs: bytes) -> Source:
+        """Return the random numbers that go with a `digest` of the inputs."""
+        return Source(hashlib.blake2b(inputs, key=self.key(), digest_size=SIZE, person=b"fedrec noise").digest(), True)
+
+    def forget(self) -> None:
+        """Remove the key: what was made with it cannot be made again."""
+        self.path.unlink(missing_ok=True)
+
+
+def digest(*parts: Part) -> bytes:
+    """Return a hash of named tensors, interactions, texts and numbers; equal only for equal parts in equal order."""
+    state = hashlib.blake2b(digest_size=SIZE)
+    for part in parts:
+        chunks = list(encoded(part))
+        state.update(len(chunks).to_bytes(8, "big"))
+        for chunk in chunks:
+            state.update(len(chunk).to_bytes(8, "big") + chunk)
+    return state.digest()
+
+
+def encoded(part: Part) -> list[bytes]:
+    """Return a part as byte strings."""
+    if isinstance(part, str | int):
+        return [f"{type(part).__name__} {part}".encode()]
+    if isinstance(part, Interactions):
+        labels = [column for name, column in sorted(part.labels.items())]
+        columns = [part.user, part.item, part.time, part.rating, part.positive, *labels]
+        return [" ".join(["interactions", *sorted(part.labels)]).encode(), *(column.tobytes() for column in columns)]
+    return [
+        piece
+        for name, value in sorted(part.items())
+        for piece in (f"{name} {value.dtype} {list(value.shape)}".encode(), value.detach().cpu().numpy().tobytes())
+    ]
