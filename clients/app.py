@@ -7,7 +7,6 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from fedrec.privacy.differential import private_update
 from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
@@ -27,6 +26,7 @@ from fedrec.experiment import Experiment, clients_data, tasks_for
 from fedrec.models import Recommender
 from fedrec.parameters import Params, finite, norm, subtract, to
 from fedrec.personal import personal_model
+from fedrec.privacy.differential import private_update
 from fedrec.privacy.secret import digest
 from fedrec.records import save_client
 from fedrec.seeds import generator
@@ -158,6 +158,8 @@ class Client:
             e.sharing(),
             own.guarantee.mechanism,
             source,
+            seed=e.seed,
+            scope=(self.data.name, number),
             anchor=to(anchor, self.device),
             shift=shift and to(shift, self.device),
         )

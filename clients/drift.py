@@ -4,11 +4,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
-from fedrec.privacy.differential import private_steps
 
 from fedrec.coordination import Own, control_change
 from fedrec.parameters import Params, add, to
 from fedrec.personal import Apfl
+from fedrec.privacy.guarantee import steps_of
 from fedrec.sharing import Broadcast
 from fedrec.training import steps
 
@@ -34,9 +34,9 @@ def counted(client: "Client") -> dict[str, float]:
     e = client.experiment
     if not e.drift.counted:
         return {}
-    inside = e.privacy.inside  # the number of interactions is nobody's business
-    count = private_steps(e.recipe(), e.privacy.rate) if inside else steps(client.data, client.tasks, e.recipe())
-    return {"steps": float(count)}
+    if e.privacy.inside:  # the number of interactions is nobody's business
+        return {"steps": float(steps_of(e, client.data))}
+    return {"steps": float(steps(client.data, client.tasks, e.recipe()))}
 
 
 def lockstep(client: "Client", own: Own) -> Apfl | None:

@@ -34,7 +34,7 @@ def protected(client: "Client", number: int, x: Params, z: Params) -> Params:
     if rule.unit != "client" or own is None:
         return x
     source = own.open(number, digest("update", number, x, z))
-    return noisy(clipped(x, z, rule.clip), z, own.guarantee.event.noise * rule.clip, source)
+    return noisy(clipped(x, z, rule.clip), z, own.guarantee.event.sigma * rule.clip, source)
 
 
 def open_loss(client: "Client", loss: float) -> dict[str, float]:

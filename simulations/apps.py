@@ -11,6 +11,7 @@ from clients.app import client_app
 from fedrec.errors import UserError
 from fedrec.experiment import Experiment, clients_data, dataset, tasks_for
 from fedrec.folders import reserve
+from fedrec.privacy.account import account
 from fedrec.privacy.books import Books
 from fedrec.privacy.guarantee import SERVER, guarantees
 from fedrec.records import Record, Row, write_record
@@ -61,12 +62,10 @@ def affordable(experiment: Experiment, home: Path | None) -> int:
     """Return how many rounds everybody's budget allows; raises UserError if it is none."""
     e, found = experiment, [experiment.rounds]
     for who, g in guarantees(e).items():
-        before = Books(g, home, e.seed).ledger.before if home else ()
-        found.append(g.affordable(before))
+        found.append(Books(g, home, e.seed).left() if home else g.affordable())
         if not found[-1]:
             raise UserError(
-                f"privacy.epsilon: must allow a round, found {g.budget:g} for {who}, of which a round with what was "
-                f"spent before takes {g.spent(1):.3g}"
+                f"privacy.epsilon: must allow {who} a round after all that was spent before, found {g.budget:g}"
             )
     return min(found)
 
@@ -85,6 +84,10 @@ def finisher(experiment: Experiment, home: Path) -> Finish:
     """Return what writes the record of a run into `home`."""
 
     def finish(record: Record) -> None:
+        if experiment.privacy.active:
+            record.privacy = account(experiment, home)
+            if len(record.rounds) < experiment.rounds:
+                record.stopped = record.stopped or "budget"
         write_record(home, record, experiment.model_dump(mode="json"), dataset(experiment).notes)
         if experiment.agreement.active:
             teach(experiment, record, home)

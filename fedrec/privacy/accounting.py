@@ -56,6 +56,10 @@ class Event:
             # No amplification: its mechanisms run inside a secure sum, and the server knows who takes part in that.
             raise UserError(f"event.rate: must be 1 for a concentrated mechanism, found {self.rate!r}")
 
+    def times(self, n: int) -> "Event":
+        """Return the event n times over."""
+        return replace(self, count=self.count * n)
+
     def record(self) -> dict[str, Any]:
         """Return the event as JSON holds it."""
         return asdict(self)

@@ -1,12 +1,16 @@
 """What an experiment promises: the noise of every client, and what one of its rounds costs."""
 
 import functools
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal, cast
 
 import numpy as np
 
-from fedrec.experiment import Experiment, clients_data
-from fedrec.privacy.accounting import Event, affordable, calibrate, epsilon
+from fedrec.data import ClientData
+from fedrec.data.types import Ints
+from fedrec.experiment import Experiment, clients_data, tasks_for
+from fedrec.privacy.accounting import Event, affordable, calibrate
 from fedrec.privacy.differential import Mechanism, private_steps
 from fedrec.privacy.rule import Privacy
 
@@ -32,18 +36,13 @@ class Guarantee:
     def mechanism(self) -> Mechanism:
         """The client's DP-SGD."""
         assert self.rule.unit in ("interaction", "user")
-        return Mechanism(self.rule.unit, self.rule.clip, self.event.noise, self.rule.rate)
+        return Mechanism(self.rule.unit, self.rule.clip, self.event.sigma, self.rule.rate)
 
-    def spent(self, rounds: int) -> float:
-        """Return the epsilon of a number of rounds, for the person that most silos hold."""
-        events = (replace(self.event, count=self.event.count * self.overlap * rounds),) if rounds else ()
-        return epsilon(events, self.rule.delta)
-
-    def affordable(self, before: tuple[Event, ...] = ()) -> int:
+    def affordable(self, before: Iterable[Event] = ()) -> int:
         """Return how many rounds the budget allows after what was spent before, at most those of the run."""
-        one = replace(self.event, count=self.event.count * self.overlap)
-        earlier = tuple(replace(event, count=event.count * self.overlap) for event in before)
-        return affordable(one, self.budget, self.rule.delta, earlier, self.rounds)
+        round_ = self.event.times(self.overlap)
+        earlier = [event.times(self.overlap) for event in before]
+        return affordable(round_, self.budget, self.rule.delta, earlier, self.rounds * round_.count) // round_.count
 
 
 @functools.lru_cache(maxsize=4)
@@ -56,8 +55,16 @@ def guarantees(e: Experiment) -> dict[str, Guarantee]:
         return {SERVER: _guarantee(e, SERVER, rate=e.participation, count=1, overlap=1)}
     parts, together = clients_data(e), rule.inside and rule.unit == "user" and ";" not in rule.epsilon
     overlap = most_silos([data.users for data in parts]) if together else 1
-    count = private_steps(e.recipe(), rule.rate) if rule.inside else 1
-    return {data.name: _guarantee(e, data.name, rule.rate, count, overlap) for data in parts}
+    return {data.name: _guarantee(e, data.name, rule.rate, steps_of(e, data), overlap) for data in parts}
+
+
+def steps_of(e: Experiment, data: ClientData) -> int:
+    """Return how many noisy steps a client makes in a round: one, to its update, or those of its training."""
+    if not e.privacy.inside:
+        return 1
+    unit = cast("Literal['interaction', 'user']", e.privacy.unit)
+    public = Mechanism(unit, e.privacy.clip, 0.0, e.privacy.rate)  # the noise does not matter for its steps
+    return private_steps(e.recommender(data.name), tasks_for(e, data), e.recipe(), e.sharing(), public)
 
 
 def _guarantee(e: Experiment, who: str, rate: float, count: int, overlap: int) -> Guarantee:
@@ -65,10 +72,10 @@ def _guarantee(e: Experiment, who: str, rate: float, count: int, overlap: int) -
     noise = rule.noise
     if noise is None:
         noise = calibrate(budget, rule.delta, rate, count * e.rounds * overlap)
-    return Guarantee(who, rule, Event("gaussian", noise, rate, count), e.rounds, budget, overlap)
+    return Guarantee(who, rule, Event(noise, rate, count), e.rounds, budget, overlap)
 
 
-def most_silos(users: "list[np.ndarray[tuple[int], np.dtype[np.int64]]]") -> int:
+def most_silos(users: list[Ints]) -> int:
     """Return how many silos hold the same person, the most of anybody; `users` are the global ids of every silo."""
     everyone = np.concatenate(users) if users else np.zeros(0, np.int64)
     return int(np.unique(everyone, return_counts=True)[1].max(initial=1))

@@ -94,6 +94,15 @@ class Note:
                 raise UserError(f"ledger {str(path)!r}: {name} must be {was[name]!r} as in it, found {now[name]!r}")
 
 
+class Entry(NamedTuple):
+    """An event of a round of a run; `inputs` is a digest of all that it was made of, where its noise depends on it."""
+
+    round: int
+    event: Event
+    run: str = ""
+    inputs: str = ""
+
+
 class Ledger:
     """The events that one client has booked in a file: a line of JSON for the note, and one for each event.
 
@@ -104,7 +113,7 @@ class Ledger:
 
     def __init__(self, path: Path, note: Note | None = None) -> None:
         self.path = path
-        self._events: list[tuple[int, Event]] = []
+        self._entries: list[Entry] = []
         self._read = 0  # bytes
         self._whole = True  # the last line ends
         self._found: Note | None = None
@@ -124,22 +133,26 @@ class Ledger:
         return note
 
     @property
-    def events(self) -> list[tuple[int, Event]]:
-        """The round and the event of every entry in the file."""
-        if self._read or self.path.exists():
-            with self.path.open("rb") as file:
-                fcntl.flock(file, fcntl.LOCK_SH)
-                self._refresh(file)
-        return list(self._events)
+    def entries(self) -> list[Entry]:
+        """Every entry in the file."""
+        self._load()
+        return list(self._entries)
+
+    @property
+    def events(self) -> list[Event]:
+        """The event of every entry in the file."""
+        return [entry.event for entry in self.entries]
 
     def spent(self) -> float:
         """Return the epsilon of all that was booked."""
-        return epsilon((event for _, event in self.events), self.note.delta)
+        return epsilon(self.events, self.note.delta)
 
-    def book(self, number: int, event: Event, budget: float) -> None:
+    def book(self, number: int, event: Event, budget: float, run: str = "", inputs: str = "", overlap: int = 1) -> None:
         """Put an event of round `number` on the disk; only then may anything be sent that was made with it.
 
-        Raises OverBudget, and writes nothing, if epsilon would exceed the budget.
+        With `inputs` the noise is a function of them and of the run's secret: what is booked already is made once more
+        to the bit, which tells nothing new. The budget is that of a person whom `overlap` silos hold, each of which
+        books as much. Raises OverBudget, and writes nothing, if epsilon would exceed the budget.
         """
         if not isinstance(number, int) or number < 0:
             raise UserError(f"round: must be a whole number of at least 0, found {number!r}")
@@ -147,9 +160,11 @@ class Ledger:
         with self.path.open("ab+") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             self._refresh(file)
-            self._afford(number, event, budget)
+            if inputs and any((entry.run, entry.inputs) == (run, inputs) for entry in self._entries):
+                return
+            self._afford(number, event, budget, overlap)
             lines = [] if self._found else [self.note.record()]
-            lines.append({"round": number} | event.record())
+            lines.append({"round": number, "run": run, "inputs": inputs} | event.record())
             text = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
             file.write((text if self._whole else "\n" + text).encode())
             file.flush()
@@ -158,10 +173,10 @@ class Ledger:
                 _sync_folder(self.path.parent)
             self._refresh(file)
 
-    def _afford(self, number: int, event: Event, budget: float) -> None:
+    def _afford(self, number: int, event: Event, budget: float, overlap: int) -> None:
         """Raise OverBudget if an event is too much after those that are known."""
-        delta, known = self.note.delta, [event for _, event in self._events]
-        one = replace(event, count=1)
+        delta, event = self.note.delta, event.times(overlap)
+        known, one = [entry.event.times(overlap) for entry in self._entries], replace(event, count=1)
         others = [other for other in known if replace(other, count=1) != one]
         steps = sum(other.count for other in [*known, event]) - sum(other.count for other in others)
         # How many steps fit is found once for all rounds that are alike.
@@ -187,7 +202,7 @@ class Ledger:
             if self._asked:
                 found.admit(self._asked, self.path)
             self._found = found
-        self._events += [self._parsed(line, _entry) for line in lines]
+        self._entries += [self._parsed(line, _entry) for line in lines]
         if data:
             self._read, self._whole = size, data.endswith(b"\n")
 
@@ -203,12 +218,13 @@ class Ledger:
             ) from None
 
 
-def _entry(record: Mapping[str, Any]) -> tuple[int, Event]:
-    """Return the round and the event of a line."""
-    number = record["round"]
-    if not isinstance(number, int):
-        raise UserError(f"round: must be a whole number, found {number!r}")
-    return number, Event.of({name: value for name, value in record.items() if name != "round"})
+def _entry(record: Mapping[str, Any]) -> Entry:
+    """Return the entry of a line."""
+    about, event = {"round": int, "run": str, "inputs": str}, dict(record)
+    for name, kind in about.items():
+        if type(event.pop(name)) is not kind:
+            raise UserError(f"{name}: must be of type {kind.__name__}, found {record[name]!r}")
+    return Entry(record["round"], Event.of(event), record["run"], record["inputs"])
 
 
 def _sync_folder(folder: Path) -> None:

@@ -11,7 +11,9 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fedrec.data.types import Interactions
@@ -68,7 +70,7 @@ def encoded(part: Part) -> list[bytes]:
         return [f"{type(part).__name__} {part}".encode()]
     if isinstance(part, Interactions):
         labels = [column for name, column in sorted(part.labels.items())]
-        columns = [part.user, part.item, part.time, part.rating, part.positive, *labels]
+        columns: list[NDArray[Any]] = [part.user, part.item, part.time, part.rating, part.positive, *labels]
         return [" ".join(["interactions", *sorted(part.labels)]).encode(), *(column.tobytes() for column in columns)]
     return [
         piece

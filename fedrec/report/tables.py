@@ -220,6 +220,7 @@ def comparison(run_dir: Path) -> pd.DataFrame:
     pooled and popularity `b` (NaN: not run), `b_difference` = federated - b, its 95% interval `b_low`, `b_high`
     and `b_users`, the number of user pairs (0: the bare difference of two numbers, without an interval);
     `verdict` against local; `pooled_share`, the part of pooled that is reached; `primary`, the metric that speaks
-    for its task; `protocol`, what must stand beside every number ("LEAKING PROTOCOL", "NOT PRIVATE") or "". Raises UserError when it is no run directory.
+    for its task; `protocol`, what must stand beside every number, "LEAKING PROTOCOL" or "NOT PRIVATE",
+    or "". Raises UserError when it is no run directory.
     """
     return compare(read_run(run_dir))
