@@ -25,6 +25,8 @@ LAYERS = {
     "fedrec.robust": 3,
     "fedrec.privacy": 3,
     "fedrec.privacy.differential": 5,
+    "fedrec.privacy.clipping": 5,
+    "fedrec.privacy.units": 5,
     "fedrec.privacy.attacks": 5,
     "fedrec.privacy.audit": 5,
     "fedrec.privacy.canaries": 5,

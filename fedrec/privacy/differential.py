@@ -1,0 +1,154 @@
+"""Differentially private local training (DP-SGD): what leaves a silo hides every interaction, or every user."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedrec.data import ClientData
+from fedrec.errors import UserError
+from fedrec.models import Recommender
+from fedrec.parameters import Params, clone, flatten, unflatten
+from fedrec.privacy.clipping import clipped, unit_gradients
+from fedrec.privacy.noise import Source, noised
+from fedrec.privacy.units import Units
+from fedrec.seeds import derive
+from fedrec.sharing import TABLES, Sharing
+from fedrec.tasks import Task
+from fedrec.training import Recipe, trainable
+
+CELLS = 2**15  # cells of a part of a step
+DENSE = 2**22  # entries of a part's gradients of the body and the heads
+
+
+@dataclass(frozen=True)
+class Mechanism:
+    """What a step of DP-SGD (arXiv 1607.00133, algorithm 1) protects, and its clip C, noise sigma and sampling rate q.
+
+    The noise has standard deviation sigma C in every coordinate. Neighbours differ in one unit's interactions, which
+    one of them has not: its term is zeroed out. Raises UserError for a number out of range.
+    """
+
+    unit: Literal["interaction", "user"]
+    clip: float
+    noise: float
+    rate: float
+
+    def __post_init__(self) -> None:
+        for name, value, sound, rule in (
+            ("clip", self.clip, 0 < self.clip < math.inf, "positive and finite"),
+            ("noise", self.noise, 0 <= self.noise < math.inf, "at least 0 and finite"),
+            ("rate", self.rate, 0 < self.rate <= 1, "above 0 and at most 1"),
+        ):
+            if not sound:
+                raise UserError(f"privacy.{name}: must be {rule}, found {value}")
+
+    @property
+    def passes(self) -> int:
+        """How many steps stand for one epoch: ceil(1 / q)."""
+        return math.ceil(1 / self.rate - 1e-9)
+
+    def noisy(self, names: list[str], sharing: Sharing) -> list[str]:
+        """Return which of the trained `names` are clipped and noised.
+
+        All of them, but for a user's own rows where users are protected and the rows stay in the silo: they are a
+        function of that user's data, of what was released and of when the user was drawn, and go into no other user's
+        gradient. This is the billboard model of joint differential privacy, as in arXiv 2107.09802 (section 3) and
+        "Differentially Private Model Personalization" (Jain et al., NeurIPS 2021). Heads and a body that stay are
+        noised nevertheless, for they go into every user's gradient.
+        """
+        shared = sharing.split({name: torch.empty(0) for name in names})[0]
+        return [n for n in names if self.unit == "interaction" or TABLES.get(n) != "user" or n in shared]
+
+
+def private_steps(
+    model: Recommender, tasks: tuple[Task, ...], recipe: Recipe, sharing: Sharing, mechanism: Mechanism
+) -> int:
+    """Return how many noisy steps a round makes: a function of public numbers alone, to be booked by the accountant.
+
+    It is epochs x ceil(1 / q) for every phase that trains anything noisy.
+    """
+    names = list(model.shapes(1, 1, [task.name for task in tasks]))
+    phases = [p for p in recipe.phases if mechanism.noisy(trainable(names, tasks, sharing, p), sharing)]
+    return len(phases) * recipe.epochs * mechanism.passes
+
+
+def private_update(
+    model: Recommender,
+    params: Params,
+    data: ClientData,
+    tasks: tuple[Task, ...],
+    recipe: Recipe,
+    sharing: Sharing,
+    mechanism: Mechanism,
+    source: Source,
+    *,
+    seed: int,
+    scope: tuple[str | int, ...],
+    anchor: Mapping[str, Tensor] | None = None,
+    shift: Mapping[str, Tensor] | None = None,
+) -> tuple[Params, float]:
+    """Return the parameters after one round of private training, and the mean loss of the units that were drawn.
+
+    A drop-in for `local_update`. The shared parameters may leave the silo. Everything else may not: neither a user's
+    own rows nor THE LOSS, which is exact and for the silo's own eyes. Every phase makes epochs x ceil(1 / q) steps. A
+    step draws every unit with probability q (Poisson sampling, by `source`), and moves the noisy parameters along
+
+        (sum_u w_u g_u min(1, C / |w_u g_u|) + sigma C N(0, I)) / B,   g_u = gradient of `batch_loss` on u's rows,
+
+    with noise on every coordinate. The number of interactions is not public, so B is not what was drawn:
+    - user: w_u = u's number of rows, so that a user counts by its rows until it is clipped; B = q x number of users.
+    - interaction: w_u = 1, B = `recipe.batch_size`, what a step is taken to draw; q is not derived from it.
+    A user's own rows (see `Mechanism.noisy`) make their step along g_u alone, unclipped, when u is drawn. The L2
+    penalty is part of g_u. The proximal term `mu (x - anchor)` and `shift` are added behind the noise: both must be
+    functions of what was released. A unit whose gradient is not finite counts as one without interactions.
+
+    The heads' initial bias must not come from the data (`Task.offset` does): start from a public number.
+    """
+    params = clone(params)
+    # Streams of their own: how many coins there are is private, and must not move the noise.
+    units, coins = Units.of(data, tasks, recipe, mechanism.unit), source.spawn()
+    size = mechanism.rate * len(data.users) if mechanism.unit == "user" else float(recipe.batch_size)
+    losses: list[Tensor] = []
+    for number, phase in enumerate(recipe.phases):
+        names = trainable(params, tasks, sharing, phase)
+        noisy = mechanism.noisy(names, sharing)
+        moved = [*names, *(name for name in shift or {} if name not in names)]
+        state = recipe.optimiser.start({name: params[name] for name in moved})
+        for t in range(1, (recipe.epochs * mechanism.passes if names else 0) + 1):
+            chosen = np.flatnonzero(coins.uniform(units.count) <= mechanism.rate)
+            negatives = derive(seed, "private", *scope, number, t)
+            grads = {name: torch.zeros_like(params[name]) for name in moved}
+            into = {name: grads[name] for name in noisy}
+            own = {name: grads[name] for name in names if name not in into}
+            for batch in units.batches(chosen, negatives, cells(params), str(params["item_table"].device)):
+                found = unit_gradients(model, params, tasks, batch, recipe.l2, names)
+                weight = batch.rows if mechanism.unit == "user" else torch.ones_like(batch.rows)
+                clipped(found, batch, weight, mechanism.clip, into, own)
+                losses.append(found.loss)
+            grads |= released(into, mechanism, size, source)
+            for name, value in (shift or {}).items():
+                grads[name] = grads[name] + value
+            for name, value in (anchor or {}).items() if recipe.mu else ():
+                if name in grads:
+                    grads[name] = grads[name] + recipe.mu * (params[name] - value)
+            recipe.optimiser.step(params, grads, state, t)
+    return params, float(torch.cat(losses).double().nanmean()) if losses else math.nan
+
+
+def released(sums: Params, mechanism: Mechanism, size: float, source: Source) -> Params:
+    """Return (sum + sigma C N(0, I)) / size of the clipped sums."""
+    if not sums:
+        return {}
+    total = noised(flatten(sums), mechanism.noise * mechanism.clip, source)
+    return {name: value.to(sums[name].dtype) for name, value in unflatten(total.div_(size), sums).items()}
+
+
+def cells(params: Params) -> int:
+    """Return how many cells a part of a step may have, so that the gradients of its body and heads fit in memory."""
+    dense = sum(value.numel() for name, value in params.items() if name not in TABLES)
+    return max(1, min(CELLS, DENSE // max(dense, 1)))
