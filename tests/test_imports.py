@@ -30,6 +30,7 @@ LAYERS = {
     "fedrec.privacy.attacks": 5,
     "fedrec.privacy.audit": 5,
     "fedrec.privacy.canaries": 5,
+    "fedrec.privacy.central": 4,
     "fedrec.privacy.guarantee": 5,
     "fedrec.privacy.books": 5,
     "fedrec.privacy.account": 5,

@@ -21,7 +21,8 @@ from fedrec.errors import UserError
 
 Kind = Literal["gaussian", "concentrated"]
 INTERVAL = 1e-4  # of the discretised privacy loss
-ORDERS = (*range(2, 64), 64, 80, 96, 128, 192, 256, 384, 512, 768, 1024)  # of Renyi divergences
+FRACTIONS = (1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7, 1.8, 1.9, 2.25, 2.5, 2.75, 3.5, 4.5)
+ORDERS = (*FRACTIONS, *range(2, 65), 80, 96, 128, 192, 256, 384, 512, 768, 1024)  # of Renyi divergences
 LEAST, GREATEST = 1e-3, 1e6  # less noise is no guarantee; more leaves nothing of what it is added to
 WEAK = 60.0  # an epsilon (at delta 1e-6) beyond which the loss would take minutes to lay out, and protects nobody
 TOLERANCE = 1e-3  # of the epsilon that a calibrated sigma reaches
@@ -171,11 +172,13 @@ def _curve(sigma: float, rate: float) -> NDArray[np.float64]:
     from dp_accounting import NeighboringRelation, dp_event
     from dp_accounting.rdp import RdpAccountant
 
+    if rate == 1:
+        return np.asarray(ORDERS) / (2 * sigma**2)
+    # Of a whole order it is a finite sum. It rises in the order, so that the next whole one bounds it.
+    whole = [math.ceil(order) for order in ORDERS]
     step = dp_event.PoissonSampledDpEvent(rate, dp_event.GaussianDpEvent(sigma))
-    curve = RdpAccountant(ORDERS, NeighboringRelation.REPLACE_SPECIAL).compose(step).rdp
-    return np.maximum(
-        np.asarray(curve, np.float64), 1e-12
-    )  # where almost nothing is lost, rounding may leave less than that
+    curve = RdpAccountant(whole, NeighboringRelation.REPLACE_SPECIAL).compose(step).rdp
+    return np.maximum(np.asarray(curve, np.float64), 1e-12)  # where almost nothing is lost, rounding may leave less
 
 
 def _divergences(known: tuple[Event, ...]) -> NDArray[np.float64]:

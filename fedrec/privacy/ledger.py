@@ -120,7 +120,7 @@ class Ledger:
         self._asked = note
         if note is None and not path.exists():
             raise UserError(f"ledger: must be a file of what was spent, found none at {str(path)!r}")
-        _ = self.events
+        self._load()
 
     @property
     def note(self) -> Note:
@@ -189,6 +189,12 @@ class Ledger:
                 f"spent {above(epsilon(known, delta))}; round {number} would make it {above(after)}"
             )
 
+    def _load(self) -> None:
+        if self._read or self.path.exists():
+            with self.path.open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_SH)
+                self._refresh(file)
+
     def _refresh(self, file: BinaryIO) -> None:
         """Read what the file holds since the last time; the caller has locked it."""
         size = file.seek(0, os.SEEK_END)
@@ -220,8 +226,8 @@ class Ledger:
 
 def _entry(record: Mapping[str, Any]) -> Entry:
     """Return the entry of a line."""
-    about, event = {"round": int, "run": str, "inputs": str}, dict(record)
-    for name, kind in about.items():
+    event = dict(record)
+    for name, kind in (("round", int), ("run", str), ("inputs", str)):
         if type(event.pop(name)) is not kind:
             raise UserError(f"{name}: must be of type {kind.__name__}, found {record[name]!r}")
     return Entry(record["round"], Event.of(event), record["run"], record["inputs"])
