@@ -73,7 +73,7 @@ def private(e: "Experiment") -> None:
         if where != "server":
             raise UserError(f"privacy.where: is for the unit client, found {where} for {unit}")
         if e.drift.personal == "apfl":
-            raise UserError("drift.personal: must not be apfl, whose halves train in lockstep, under noisy steps")
+            raise UserError("drift.personal: must not train in lockstep with noisy steps, found apfl")
         return
     if e.privacy.rate != 1:
         raise UserError(
