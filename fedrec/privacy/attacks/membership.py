@@ -121,28 +121,32 @@ def _lean(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return sqrt(d) cos(u_i, g_i), |g_i| and |u_i|, each [n], of the records of one client."""
     first = next(iter(transcript.of(client)))
-    g = steps(first.z, part, item, client, experiment)["item_table"]
+    items = transcript.ids(client, "item_table")
+    g = steps(first.z, part, item, items, client, experiment)["item_table"]
     u = (first.x["item_table"].double() - first.z["item_table"].double())[item]
     return F.cosine_similarity(u, g, dim=1, eps=1e-12) * u.shape[1] ** 0.5, g.norm(dim=1), u.norm(dim=1)
 
 
-def steps(z: Params, part: Records, item: Tensor, client: str, experiment: Experiment) -> Params:
+def steps(z: Params, part: Records, item: Tensor, items: Ints, client: str, experiment: Experiment) -> Params:
     """Return minus the gradient, by every record's own loss alone, of the rows of its item: [n, d] and [n, 1].
 
     At z and the private parameters that a client starts with; the loss of a rank task is minus the score.
     """
     task, model = experiment.tasks(client)[0], experiment.recommender(client)
-    start = model.init(experiment.seed, part.user, np.zeros(0, np.int64), {task.name: MEAN if task.kind == "rating" else 0.0})
-    private = experiment.sharing().split(start)[1]
-    rows = {name: z[name].double()[item].requires_grad_(True) for name in ("item_table", "item_bias") if name in z}
-    params = {name: value.double() for name, value in {**z, **private}.items()} | rows
+    offset = MEAN if task.kind == "rating" else 0.0
+    start = model.init(experiment.seed, part.user, items, {task.name: offset})
+    params = {name: value.double() for name, value in {**start, **z}.items()}
+    for name in ("item_table", "item_bias"):
+        if name in params:
+            params[name] = params[name][item].requires_grad_(True)
+    rows = [name for name in ("item_table", "item_bias") if name in z]
     each = torch.arange(len(part))
     s = model.head(params, task.name, model.features(params, each, each))
     if task.kind == "rating":
         loss = (s - torch.from_numpy(part.rating)).square()
     else:
         loss = -s
-    values = torch.autograd.grad(loss.sum(), list(rows.values()))
+    values = torch.autograd.grad(loss.sum(), [params[name] for name in rows])
     return {name: -g for name, g in zip(rows, values, strict=True)}
 
 
