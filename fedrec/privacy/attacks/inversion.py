@@ -1,0 +1,63 @@
+"""Gradient inversion of a batch: which users gave which items which ratings, from one step of SGD on them.
+
+What deep leakage from gradients finds by optimisation (arXiv 1906.08935), factorisation gives by linear algebra: the
+gradient of an item's row is a combination of the vectors of the few users in the batch who rated it.
+"""
+
+import numpy as np
+
+from fedrec.data.types import Ints
+from fedrec.privacy.attacks.ratings import SCALE, fitting
+from fedrec.privacy.attacks.recovery import STILL, moved
+from fedrec.privacy.attacks.scores import Values
+from fedrec.privacy.transcript import Exchanged
+from fedrec.training import Recipe
+
+TERMS = 8  # users of one item in a batch that are looked for; d = 32 equations tell about so many of a thousand
+
+
+def inverted(
+    one: Exchanged, *, recipe: Recipe, size: int, vectors: Values, offset: float | None = None
+) -> tuple[Ints, Ints, Values]:
+    """Return (user, item, rating), each [n], of the records that a client's step was made on.
+
+    `user` are rows of `vectors` [users, d], `item` positions among the client's items. Known beside the round: the
+    hyper-parameters, the number of records in the batch (`size`, which clients tell), and the vectors that users may
+    have started with; and the head's `offset`, which is otherwise fitted (`ratings.fitting`). Of the batch's records k
+    of item i, with residuals e_k = p_k . q_i + b_i + c - r_k,
+
+        B/(2 lr) (z - x)_i = sum_k (e_k p_k + l2 q_i)
+
+    is solved for few users by orthogonal matching pursuit; every e_k then gives a rating.
+    """
+    far = moved(one)
+    z = {name: one.z[name].double().numpy() for name in ("item_table", "item_bias")}
+    x = {name: one.x[name].double().numpy() for name in ("item_table", "item_bias")}
+    g = {name: (z[name] - x[name]) * size / (2 * recipe.optimiser.rate(name)) for name in z}
+    users, items, known = [], [], []
+    for item in np.flatnonzero(far > STILL * float(far.max(initial=0.0))):
+        q = z["item_table"][item]
+        chosen, e = pursuit(g["item_table"][item], vectors, recipe.l2 * q)
+        users.append(chosen)
+        items.append(np.full(len(chosen), item))
+        known.append(vectors[chosen] @ q + z["item_bias"][item, 0] - e)
+    r = np.concatenate(known)
+    c = fitting(r, None) if offset is None else offset
+    return np.concatenate(users), np.concatenate(items), np.clip(np.rint(r + c), SCALE[0], SCALE[-1])
+
+
+def pursuit(g: Values, atoms: Values, each: Values, tolerance: float = 1e-3) -> tuple[Ints, Values]:
+    """Return rows [k] of `atoms` [m, d] and coefficients e [k] with sum_k (e_k a_k + each) = g [d], and few terms.
+
+    Orthogonal matching pursuit: the atom with the largest cosine to what is left comes next, then all are refitted.
+    """
+    length = np.linalg.norm(atoms, axis=1)
+    chosen: list[int] = []
+    e = np.zeros(0)
+    left = g
+    while len(chosen) < min(TERMS, len(g)) and np.linalg.norm(left) > tolerance * np.linalg.norm(g):
+        chosen.append(int(np.argmax(np.abs(atoms @ left) / np.maximum(length, 1e-12))))
+        target = g - len(chosen) * each
+        e = np.linalg.lstsq(atoms[chosen].T, target, rcond=None)[0]
+        left = target - e @ atoms[chosen]
+    return np.asarray(chosen, np.int64), e

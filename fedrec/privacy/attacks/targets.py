@@ -1,0 +1,101 @@
+"""What attacks are asked about, and, apart from it, the truth."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from fedrec.data.split import concatenate
+from fedrec.data.types import Bools, ClientData, Floats, Interactions, Ints
+from fedrec.seeds import generator
+
+
+@dataclass(frozen=True)
+class Records:
+    """Interactions [n] that may have been trained on, or not: each of a client, with global user and item ids."""
+
+    client: tuple[str, ...]  # names
+    of: Ints  # [n], index of `client`
+    user: Ints
+    item: Ints
+    rating: Floats
+
+    def __len__(self) -> int:
+        return len(self.user)
+
+    def take(self, index: Ints | Bools) -> Records:
+        """Return the records that `index` (positions, or a mask [n]) selects."""
+        return Records(self.client, self.of[index], self.user[index], self.item[index], self.rating[index])
+
+    def profiles(self) -> tuple[Ints, Ints]:
+        """Return the first record [k] of every (client, user), in ascending order, and the group [n] of every record.
+
+        A user-level attack takes a (client, user) as one target, and its records as what is known of the user.
+        """
+        key = self.of * (int(self.user.max(initial=0)) + 1) + self.user
+        _, first, group = np.unique(key, return_index=True, return_inverse=True)
+        return first, group
+
+
+def interactions(parts: Sequence[ClientData], *, per_client: int, seed: int) -> tuple[Records, Bools]:
+    """Return records of every client's users, half of them trained on, half held out, and which were trained on.
+
+    At most `per_client` of each kind, drawn by seed; so that they differ by nothing but being trained on, the split
+    should be `random`.
+    """
+    found, truth = [], []
+    for number, part in enumerate(parts):
+        held = concatenate([part.validation, part.test])
+        count = min(per_client, len(part.train), len(held))
+        for kind, rows in ((True, part.train), (False, held)):
+            drawn = generator(seed, "targets", part.name, int(kind)).permutation(len(rows))[:count]
+            found.append(_records(part, number, rows.take(np.sort(drawn))))
+            truth.append(np.full(count, kind))
+    return _join(parts, found), np.concatenate(truth)
+
+
+def users(parts: Sequence[ClientData], *, per_client: int, seed: int) -> tuple[Records, Bools]:
+    """Return the profiles of users who may take part in a client's training, and for each (client, user) whether so.
+
+    Half are its own users, half those of the other clients, at most `per_client` of each; a profile is all that the
+    user trains on, wherever that is. The truth is in the order of `Records.profiles`.
+    """
+    found, truth = [], []
+    homes = np.concatenate([np.full(len(part.users), number) for number, part in enumerate(parts)])
+    ids = np.concatenate([part.users for part in parts])
+    for number, part in enumerate(parts):
+        rng = generator(seed, "targets", "users", part.name)
+        own, other = np.unique(part.users[part.train.user]), ids[~np.isin(ids, part.users)]
+        count = min(per_client, len(own), len(other))
+        chosen = np.sort(np.concatenate([rng.permutation(own)[:count], rng.permutation(np.unique(other))[:count]]))
+        for user in chosen:
+            home = parts[int(homes[np.flatnonzero(ids == user)[0]])]
+            rows = home.train.take(home.users[home.train.user] == user)
+            if len(rows):
+                found.append(_records(home, number, rows))
+                truth.append(bool(np.isin(user, own)))
+    return _join(parts, found), np.asarray(truth, np.bool_)
+
+
+def catalogue(part: ClientData) -> Bools:
+    """Return which of a client's items [items] its users interacted with in training: the truth of its item set."""
+    truth = np.zeros(len(part.items), np.bool_)
+    truth[part.train.item] = True
+    return truth
+
+
+def _records(part: ClientData, number: int, rows: Interactions) -> Records:
+    of = np.full(len(rows), number, np.int64)
+    return Records((), of, part.users[rows.user], part.items[rows.item], rows.rating)
+
+
+def _join(parts: Sequence[ClientData], found: Sequence[Records]) -> Records:
+    return Records(
+        tuple(part.name for part in parts),
+        np.concatenate([one.of for one in found]),
+        np.concatenate([one.user for one in found]),
+        np.concatenate([one.item for one in found]),
+        np.concatenate([one.rating for one in found]),
+    )

@@ -1,0 +1,74 @@
+"""A run with a transcript: what the server sent and got is kept, for attacks to read."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from flwr.app import ArrayRecord, Message
+from flwr.clientapp import ClientApp
+
+from clients.app import client_app
+from clients.memory import Memory
+from fedrec.experiment import Experiment, clients_data
+from fedrec.parameters import Params
+from fedrec.privacy.transcript import Transcript
+from fedrec.records import Record
+from fedrec.sharing import Broadcast
+from fedrec.wire import read_broadcast, read_contribution
+from server.strategy import Coordinator
+from simulations.apps import plan_of
+from simulations.engines import InlineGrid
+
+
+@dataclass(frozen=True)
+class Witnessed:
+    """What was seen of a run, its record, and what the clients kept to themselves, by name: insiders hold it."""
+
+    transcript: Transcript
+    record: Record
+    private: dict[str, Params]
+
+
+class WitnessGrid(InlineGrid):
+    """An inline grid that keeps what the server sends for training and gets; what many are sent is kept once."""
+
+    def __init__(self, app: ClientApp, clients: int) -> None:
+        super().__init__(app, clients)
+        self.transcript = Transcript()
+        self.nodes: dict[str, int] = {}  # by client
+        self._sent: tuple[ArrayRecord, Params] | None = None
+
+    def _answer(self, message: Message) -> Message:
+        reply = super()._answer(message)
+        if reply.has_error():
+            return reply
+        if message.metadata.message_type == "query.join":
+            found = read_contribution(reply.content)
+            self.nodes[found.client] = message.metadata.dst_node_id
+            self.transcript.join([found])
+        elif message.metadata.message_type == "train":
+            found = read_contribution(reply.content)
+            self.transcript.train({found.client: self._broadcast(message)}, [found])
+        return reply
+
+    def _broadcast(self, message: Message) -> Broadcast:
+        """Return what was sent; its values are those of the message before if they were packed together."""
+        record = message.content["shared"]
+        assert isinstance(record, ArrayRecord)
+        sent = read_broadcast(message.content)
+        if self._sent is None or self._sent[0] is not record:
+            self._sent = (record, sent.values)
+        return replace(sent, values=self._sent[1])
+
+    def private(self, client: str) -> Params:
+        """Return what a client kept to itself after its last training."""
+        return Memory(self.contexts[self.nodes[client]]).private
+
+
+def witness(experiment: Experiment, home: Path | None = None) -> Witnessed:
+    """Run an experiment in this process; return what the server saw of it, and what it did not.
+
+    With `home` the clients write there what they keep of the best round. Raises what a run raises.
+    """
+    grid = WitnessGrid(client_app(lambda _: (experiment, home)), len(clients_data(experiment)))
+    record = Coordinator(grid, plan_of(experiment)).fit(list(grid.get_node_ids()))
+    return Witnessed(grid.transcript, record, {name: grid.private(name) for name in grid.nodes})
