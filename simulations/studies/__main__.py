@@ -4,9 +4,15 @@ import sys
 from collections.abc import Sequence
 
 from fedrec.errors import UserError, choose
-from simulations.studies import methods, published, scale, speed
+from simulations.studies import auditing, methods, published, scale, speed
 
-STUDIES = {"methods": methods.run, "published": published.run, "scale": scale.run, "speed": speed.run}
+STUDIES = {
+    "auditing": auditing.run,
+    "methods": methods.run,
+    "published": published.run,
+    "scale": scale.run,
+    "speed": speed.run,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
