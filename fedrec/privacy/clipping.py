@@ -22,7 +22,8 @@ SLACK = 1 - 2.0**-18  # what float32 may add to a norm
 class Gradients:
     """The gradients of `batch_loss` on each of U units' rows.
 
-    Those of the item tables are by pairs of a unit and an item that it or its negatives name, every pair once.
+    Those of the item tables are by pairs of a unit and an item that it or its negatives name, every pair once, beside
+    padding, which is 0.
     """
 
     loss: Tensor  # [U]
@@ -46,23 +47,31 @@ def unit_gradients(
     model: Recommender, params: Params, tasks: tuple[Task, ...], batch: Batch, l2: float, names: Collection[str]
 ) -> Gradients:
     """Return the gradients of a batch of units with respect to `names`."""
-    k, count, owner = len(batch.owner), len(batch.user), batch.owner
-    view = {name: value if name in TABLES else value.expand(k, *value.shape) for name, value in params.items()}
-    loss, found = loss_and_gradients(model, view, tasks, batch.step, l2, None, names)
+    k, owner = len(batch.owner), batch.owner
+    user = batch.user[owner]  # a block has one user, and so reads and moves one row
+    view = {
+        name: value.index_select(0, user) if TABLES.get(name) == "user" else value.expand(k, *value.shape)
+        for name, value in params.items()
+        if TABLES.get(name) != "item"
+    }
+    tables = {name: value for name, value in params.items() if name not in view}
+    loss, found = loss_and_gradients(model, view | tables, tasks, batch.step, l2, None, names)
 
     def by_unit(values: Tensor) -> Tensor:
-        return values.new_zeros((count, *values.shape[1:])).index_add_(0, owner, values)
+        if k == len(batch.user):
+            return values  # every unit has one block
+        return values.new_zeros((len(batch.user), *values.shape[1:])).index_add_(0, owner, values)
 
+    dense = {name: by_unit(value) for name, value in found.items() if name not in tables}
+    pairs = {name: value for name, value in found.items() if name in tables}
     item = batch.step.item.reshape(k, -1)
-    rows = len(params["item_table"])
-    key, pair = torch.unique(owner[:, None] * rows + item, return_inverse=True)
-    dense, pairs = {}, {}
-    for name, value in found.items():
-        if TABLES.get(name) == "item":
-            pairs[name] = value.new_zeros((len(key), value.shape[1])).index_add_(0, pair.reshape(-1), value)
-        else:
-            dense[name] = by_unit(value.view(k, -1, value.shape[1]).sum(1) if name in TABLES else value)
-    return Gradients(by_unit(loss), dense, pairs, key // rows, key % rows)
+    unit, item = owner.repeat_interleave(item.shape[1]), item.reshape(-1)
+    if not batch.distinct:
+        rows = len(params["item_table"])
+        key, pair = torch.unique(unit * rows + item, return_inverse=True)
+        unit, item = key // rows, key % rows
+        pairs = {n: v.new_zeros((len(key), v.shape[1])).index_add_(0, pair, v) for n, v in pairs.items()}
+    return Gradients(by_unit(loss), dense, pairs, unit, item)
 
 
 def clipped(gradients: Gradients, batch: Batch, weight: Tensor, clip: float, into: Params, own: Params) -> None:

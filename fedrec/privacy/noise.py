@@ -83,8 +83,8 @@ def noised(total: Tensor, std: float, source: Source) -> Tensor:
     if not std:
         return total.double()
     unit = std * GRAIN
-    whole = torch.round(total.double() / unit)
-    if not bool((whole.abs() <= 2.0**50).all()):
+    whole = (total.double() / unit).round_()
+    if whole.numel() and not float(whole.abs().amax()) <= 2.0**50:
         raise UserError("total: every entry must be finite and at most 2^20 standard deviations, found otherwise")
     noise = source.normal(*total.shape).mul_(1 / GRAIN).round_()
     return whole.add_(noise.to(whole.device)).mul_(unit)

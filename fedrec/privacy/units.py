@@ -26,8 +26,9 @@ LENGTH = 16  # rows of a user's block: few of them are padding, and a block is w
 class Batch:
     """U units of a step as k blocks: those of a unit lie side by side."""
 
-    step: Step  # [k, 1 + m, L]; a row's share is 1 / (rows of its unit)
+    step: Step  # [k, 1 + m, L], a block for a client of one user; a row's share is 1 / (rows of its unit)
     owner: torch.Tensor  # [k] 0 .. U - 1
+    distinct: bool  # whether no unit names an item twice
     user: torch.Tensor  # [U] every unit's user
     rows: torch.Tensor  # [U] how many rows a unit has
 
@@ -50,6 +51,7 @@ class Units:
     sampled: int  # negatives of a row
     taken: Negatives | None  # what they avoid; None: nothing
     items: int
+    distinct: bool  # whether no unit has two rows of an item
 
     @staticmethod
     def of(data: ClientData, tasks: tuple[Task, ...], recipe: Recipe, unit: Literal["interaction", "user"]) -> Units:
@@ -89,6 +91,7 @@ class Units:
             recipe.num_negatives if rank else 0,
             excluded(data, recipe.negatives) if rank and unit == "user" else None,
             len(data.items),
+            bool(np.diff(np.sort(number * len(data.items) + train.item)).all()),
         )
 
     def batches(self, chosen: Ints, seed: int, cells: int, device: str) -> Iterator[Batch]:
@@ -111,23 +114,30 @@ class Units:
         def placed(values: Ints | Floats) -> torch.Tensor:
             return torch.from_numpy(values).to(device)
 
-        user, item = self.user[block], self.item[block]
-        step_item = np.concatenate([item[:, None], self.negatives(user, item, seed)], 1)
+        user, item = self.user[block], self.item[block, None]
+        if self.sampled:
+            item = np.concatenate([item, self.negatives(user, item, seed)], 1)
         step = Step(
-            placed(user)[:, None].expand(step_item.shape),
-            placed(step_item),
+            None,
+            placed(item),
             placed(self.share[block]),
             {name: (placed(scale[block]), placed(target[block])) for name, (scale, target) in self.labels.items()},
         )
         owner = np.repeat(np.arange(len(chosen)), counts)
-        return Batch(step, placed(owner), placed(self.owner[chosen]), placed(self.rows[chosen]))
+        return Batch(
+            step,
+            placed(owner),
+            self.distinct and not self.sampled,
+            placed(self.owner[chosen]),
+            placed(self.rows[chosen]),
+        )
 
     def negatives(self, user: Ints, item: Ints, seed: int) -> Ints:
-        """Return the negatives [k, m, L] of cells [k, L]."""
+        """Return the negatives [k, m, L] of users [k, L] and their items [k, 1, L]."""
         number = np.arange(self.sampled)[:, None]
-        shape = (len(user), self.sampled, user.shape[1])
+        cell = item * self.sampled + number
+        shape, cell = cell.shape, cell.reshape(-1)
         who = np.broadcast_to(user[:, None], shape).reshape(-1)
-        cell = (item[:, None] * max(self.sampled, 1) + number).reshape(-1)
         u = chance(who, cell, seed)
         free = self.items - (self.taken.known(who) if self.taken else 0)
         r = (u * np.where(free > 0, free, self.items)).astype(np.int64)
