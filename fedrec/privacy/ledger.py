@@ -18,10 +18,11 @@ import numpy as np
 
 from fedrec.data.types import Ints
 from fedrec.errors import UserError
-from fedrec.privacy.accounting import Event, above, accountant, affordable, epsilon, merged
+from fedrec.privacy.accounting import Event, above, accountant, affordable, bound, epsilon, merged
 from fedrec.privacy.rule import NOT_PRIVATE, Unit
 
 T = TypeVar("T")
+EXACT = 32  # compositions whose loss is laid out, at a fraction of a second each
 ZEROED = {
     "interaction": "an interaction (zero-out: one interaction replaced by none)",
     "user": "a user (zero-out: one user's interactions replaced by none)",
@@ -160,7 +161,13 @@ class Ledger:
         with self.path.open("ab+") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             self._refresh(file)
-            if inputs and any((entry.run, entry.inputs) == (run, inputs) for entry in self._entries):
+            booked = [entry.event for entry in self._entries if inputs and (entry.run, entry.inputs) == (run, inputs)]
+            if booked and booked != [event]:
+                raise UserError(
+                    f"privacy: client {self.note.client!r} must not use the noise of round {number} for another event, "
+                    f"found {event} after {booked[0]}"
+                )
+            if booked:
                 return
             self._afford(number, event, budget, overlap)
             lines = [] if self._found else [self.note.record()]
@@ -243,7 +250,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 class Group(NamedTuple):
-    """The people whom the same silos hold, and the epsilon of what all of these have released."""
+    """The people whom the same silos hold, and the epsilon of what all of these have released, or more than it."""
 
     silos: tuple[str, ...]
     people: int
@@ -254,7 +261,8 @@ def persons(events: Mapping[str, Iterable[Event]], members: Mapping[str, Ints], 
     """Return everybody by the set of silos that hold them, the largest epsilon, which is the run's, first.
 
     `events` of a silo are those in its ledger, `members` [n] the global ids of its people: for the unit "user" one
-    person's data in all silos are one unit. Raises UserError for a silo with members that has no events listed.
+    person's data in all silos are one unit. Where more than `EXACT` groups spend unlike events, those below the largest
+    epsilon may have their quick bound instead. Raises UserError for a silo with members that has no events listed.
     """
     missing = sorted(set(members) - set(events))
     if missing:
@@ -263,12 +271,24 @@ def persons(events: Mapping[str, Iterable[Event]], members: Mapping[str, Ints], 
     for silo in sorted(members):
         for person in np.unique(members[silo]).tolist():
             holders.setdefault(person, []).append(silo)
-    spent = {silo: merged(events[silo]) for silo in members}
-    groups = [
-        Group(silos, people, epsilon((event for silo in silos for event in spent[silo]), delta))
-        for silos, people in Counter(map(tuple, holders.values())).items()
-    ]
-    return sorted(groups, key=lambda group: (-group.epsilon, group.silos))
+    own = {silo: merged(events[silo]) for silo in members}
+    groups = Counter(map(tuple, holders.values()))
+    spent = {silos: merged(event for silo in silos for event in own[silo]) for silos in groups}
+    costs = _costs(set(spent.values()), delta)
+    found = [Group(silos, people, costs[spent[silos]]) for silos, people in groups.items()]
+    return sorted(found, key=lambda group: (-group.epsilon, group.silos))
+
+
+def _costs(compositions: set[tuple[Event, ...]], delta: float) -> dict[tuple[Event, ...], float]:
+    """Return the epsilon of every composition: exact for the largest, and for at least `EXACT` of them."""
+    bounds = {known: bound(known, delta) for known in compositions}
+    found: dict[tuple[Event, ...], float] = {}
+    most = -math.inf
+    for known in sorted(compositions, key=lambda known: -bounds[known]):
+        # What is bounded by the largest so far cannot exceed it.
+        found[known] = bounds[known] if len(found) >= EXACT and bounds[known] <= most else epsilon(known, delta)
+        most = max(most, found[known])
+    return found
 
 
 def statement(events: Iterable[Event], unit: Unit, delta: float, replay: bool = False) -> str:
