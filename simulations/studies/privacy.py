@@ -1,0 +1,191 @@
+"""Utility, attacks and audits against the budget: `python -m simulations.studies privacy --epsilon 0.5,1,2,4,8,inf`."""
+
+import argparse
+import math
+import os
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pandas as pd
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from fedrec.errors import UserError
+from fedrec.experiment import Experiment, clients_data, dataset
+from fedrec.folders import publish, reserve
+from fedrec.privacy.attacks import ATTACKS, violates
+from fedrec.privacy.audit import audit, bounds
+from fedrec.privacy.guarantee import guarantees
+from fedrec.privacy.noise import Source
+from fedrec.records import gather_measured, write_csv
+from simulations.baselines import run_baseline, run_popularity
+from simulations.check import check
+from simulations.cli import parse
+from simulations.studies.auditing import BROKEN, Trial, audited
+from simulations.studies.privacy_page import show, write_page
+from simulations.witness import case_of, witness
+
+OPEN = "inf"  # no mechanism at all
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A setting to attack: the options of every run of it, and those that a run with a promise has besides.
+
+    They were chosen on the synthetic market, by the utility at epsilon 2.
+    """
+
+    name: str
+    usual: str
+    noisy: str
+
+
+SCENES = (
+    Scene(
+        "silos",
+        "--clients 5 --partition users --task rating --split random --dim 8 --rounds 20 --weights uniform",
+        "--privacy.unit user --optimiser sgd --lr 3 --local-epochs 1 --l2 0",
+    ),
+    Scene(
+        "one-user",
+        "--clients 200 --partition one-user --task rating --split random --dim 8 --rounds 3 --weights uniform "
+        "--local-epochs 1 --batch-size 4096 --optimiser sgd --lr 1 --l2 0",
+        "--privacy.unit client --privacy.where client --privacy.clip 0.5",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of the study: a scene, an audit (scene "audit"), or what a scene's runs are compared with ("alone")."""
+
+    scene: str
+    budget: str
+    seed: int
+    experiment: Experiment
+    canaries: int = 0
+
+
+def run(argv: Sequence[str]) -> None:
+    """Run every scene, and an audit, at every budget; write the results and a page."""
+    parser = argparse.ArgumentParser(prog="python -m simulations.studies privacy", allow_abbrev=False)
+    parser.add_argument("--epsilon", default="0.5,1,2,4,8,inf", help="budgets of a whole run; inf: no mechanism")
+    parser.add_argument("--seeds", type=int, default=1, help="runs of each: 0, 1, ... share data and start")
+    parser.add_argument("--canaries", type=int, default=2000, help="dummy users of an audit")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
+    parser.add_argument("--out", type=Path, default=Path("runs/study-privacy"), help="a new folder for the results")
+    options, flags = parser.parse_known_args(argv)
+    if min(options.seeds, options.workers, options.canaries) < 1:
+        raise UserError(
+            f"seeds, workers, canaries: must be at least 1, found {options.seeds}, {options.workers}, {options.canaries}"
+        )
+    budgets = [budget(text) for text in options.epsilon.split(",")]
+    jobs = jobs_of(budgets, range(options.seeds), options.canaries, flags)
+    for job in jobs:
+        check(job.experiment)
+    home = reserve(options.out)
+    with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool:
+        results = pd.DataFrame([row for rows in pool.map(run_job, jobs) for row in rows])
+    write_csv(home / "results.csv", results.to_dict("records"))
+    write_page(home / "report.html", results, budgets, {job.scene: job.experiment for job in jobs})
+    publish(home, options.out)
+    show(results, budgets)
+    print(f"report: {options.out / 'report.html'}")
+
+
+def budget(text: str) -> str:
+    """Return a budget as it is written; raises UserError for one that is no number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not value > 0:
+        raise UserError(f"epsilon: must be numbers above 0, or inf, joined by commas, found {text!r}")
+    return text.strip()
+
+
+def jobs_of(budgets: Sequence[str], seeds: Sequence[int], canaries: int, flags: Sequence[str]) -> list[Job]:
+    """Return the runs of the study, the longest first."""
+    found: list[Job] = []
+    for seed in seeds:
+        own = [*flags, "--seed", str(seed), "--engine", "inline"]
+        for scene in SCENES:
+            for text in budgets:
+                found.append(Job(scene.name, text, seed, experiment_of(scene, text, own)))
+            found.append(Job(f"{scene.name} alone", OPEN, seed, experiment_of(scene, OPEN, own)))
+        audit_of = experiment_of(SCENES[0], OPEN, own)
+        found += [Job("audit", text, seed, audit_of, canaries) for text in budgets if text != OPEN]
+    return found
+
+
+def experiment_of(scene: Scene, text: str, flags: Sequence[str]) -> Experiment:
+    """Return the experiment of a scene at a budget."""
+    noisy = [] if text == OPEN else [*scene.noisy.split(), "--privacy.epsilon", text]
+    return parse([*scene.usual.split(), *noisy, *flags]).experiment
+
+
+def run_job(job: Job) -> list[dict[str, Any]]:
+    """Run one job in this process; return its rows: kind, name, value, low, high, and what a row's kind adds."""
+    import torch
+
+    torch.set_num_threads(1)
+    with TemporaryDirectory() as folder:
+        if job.scene == "audit":
+            rows = audit_rows(job)
+        elif job.scene.endswith(" alone"):
+            rows = reference_rows(job, Path(folder))
+        else:
+            rows = attack_rows(job, Path(folder))
+    return [{"scene": job.scene, "epsilon": job.budget, "seed": job.seed, **row} for row in rows]
+
+
+def attack_rows(job: Job, home: Path) -> list[dict[str, Any]]:
+    """Return the utility of a run, and what every attack makes of what its server saw."""
+    e = job.experiment
+    seen = witness(e, home)
+    rows = utility_rows([*seen.record.clients, *gather_measured(home)])
+    case, promised = case_of(e, seen, job.seed), max((g.budget for g in guarantees(e).values()), default=math.inf)
+    for attack in ATTACKS:
+        if attack.fits(case):
+            found = attack.result(seen.transcript, case)
+            row = {"kind": "attack", "name": attack.name, "value": found.auc, "low": found.auc_low, "high": found.auc_high}
+            row |= {"tpr": found.tpr_at, "tpr_low": found.tpr_low, "tpr_high": found.tpr_high, "unit": attack.unit}
+            row |= {"released": attack.released, "chance": found.chance}
+            rows.append({**row, "violates": attack.released and violates(found, promised, e.privacy.delta)})
+    return rows
+
+
+def reference_rows(job: Job, home: Path) -> list[dict[str, Any]]:
+    """Return how the clients do alone, and by what is popular among their own users."""
+    rows = []
+    run_baseline(job.experiment, "local", home / "local")
+    run_popularity(job.experiment, home / "popularity")
+    for name in ("local", "popularity"):
+        table = pd.read_csv(home / name / "clients.csv").to_dict("records")
+        rows += [{**row, "kind": name} for row in utility_rows(table)]
+    return rows
+
+
+def utility_rows(rows: Sequence[Any]) -> list[dict[str, Any]]:
+    """Return the mean over the clients of each test metric."""
+    table = pd.DataFrame(rows)
+    means = table[table["split"] == "test"].groupby(["task", "metric"], sort=False)["value"].mean()
+    return [{"kind": "utility", "name": f"{task} {metric}", "value": value} for (task, metric), value in means.items()]
+
+
+def audit_rows(job: Job) -> list[dict[str, Any]]:
+    """Return the lower bounds of epsilon that canaries in a real run of the first silo give, and the checks."""
+    data, whole = clients_data(job.experiment)[0], dataset(job.experiment)
+    trial = Trial(float(job.budget), delta=job.experiment.privacy.delta, canaries=job.canaries, seed=job.seed)
+    found, claim, twin = audited(data, len(whole.users), len(whole.items), trial, Source.system())
+    rows: list[dict[str, Any]] = [{"kind": "accounted", "name": "accounted", "value": claim.epsilon}]
+    rows += [{"kind": "bound", "name": one.method, "value": one.epsilon} for one in bounds(found, claim)]
+    for one in audit(found, claim, twin):
+        rows.append({"kind": "check", "name": one.check, "value": float(one.broken), "text": one.text})
+    return rows
