@@ -129,7 +129,7 @@ def test_another_accountant_agrees() -> None:
     assert other.get_epsilon(1e-5, eps_error=0.02) - 0.04 <= found <= other.get_epsilon(1e-5, eps_error=0.02)
 
 
-@few
+@settings(max_examples=3)
 @given(st.floats(1, 4), st.floats(0.01, 0.9), st.integers(1, 40), st.integers(1, 20))
 def test_more_steps_less_noise_and_a_higher_rate_cost_more(sigma: float, rate: float, count: int, more: int) -> None:
     found = epsilon([Event(sigma, rate, count)], 1e-5)

@@ -131,9 +131,7 @@ def test_a_round_with_the_same_noise_on_the_same_inputs_is_spent_once(tmp_path: 
             again.book(1, STEP, 2.8, run, inputs)
     # The difference of two events with the same noise would show what it hides.
     for other in (Event(4.0, 1.0, 20), Event(5.0, 1.0, 19)):
-        with pytest.raises(
-            UserError, match=r"must not use the noise of round 1 for another event, found Event.* after"
-        ):
+        with pytest.raises(UserError, match="must not use the noise of round 1 for another event, found"):
             again.book(1, other, math.inf, "run", "abc")
     assert len(Ledger(path).entries) == 1
 
