@@ -250,12 +250,13 @@ def test_without_a_users_data_the_other_users_rows_stay_bitwise_the_same(
 def test_the_draws_of_noise_and_the_steps_do_not_depend_on_the_data(
     unit: Unit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    drawn: list[tuple[int, ...]] = []
+    drawn: list[list[float]] = []
     normal = Source.normal
 
     def spy(self: Source, *shape: int) -> torch.Tensor:
-        drawn.append(shape)
-        return normal(self, *shape)
+        found = normal(self, *shape)
+        drawn.append(found.tolist())
+        return found
 
     monkeypatch.setattr(Source, "normal", spy)
     model, recipe = Recommender("mf", 3), Recipe(2, 16, SGD, ("private", "shared"))
