@@ -57,9 +57,11 @@ class Mechanism:
 
         All of them, but for a user's own rows where users are protected and the rows stay in the silo: they are a
         function of that user's data, of what was released and of when the user was drawn, and go into no other user's
-        gradient. This is the billboard model of joint differential privacy, as in arXiv 2107.09802 (section 3) and
-        "Differentially Private Model Personalization" (Jain et al., NeurIPS 2021). Heads and a body that stay are
-        noised nevertheless, for they go into every user's gradient.
+        gradient. This is the billboard model of joint differential privacy, as in arXiv 2107.09802 and "Differentially
+        Private Model Personalization" (Jain et al., NeurIPS 2021). That a row remembers the user's earlier coins costs
+        nothing: given what was released and all coins of the others, a step is a mixture of shifts by at most C that
+        a coin of its own lets in with probability q, and no such mixture is worse than its worst shift. Heads and a
+        body that stay are noised nevertheless, for they go into every user's gradient.
         """
         shared = sharing.split({name: torch.empty(0) for name in names})[0]
         return [n for n in names if self.unit == "interaction" or TABLES.get(n) != "user" or n in shared]

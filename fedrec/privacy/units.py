@@ -63,15 +63,11 @@ class Units:
         train = data.train.take(np.logical_or.reduce([task.rows(data.train) for task in tasks]))
         if unit == "user":
             train = train.take(np.argsort(train.user, kind="stable"))
-            owner, size, length = np.arange(len(data.users)), np.bincount(train.user, minlength=len(data.users)), LENGTH
+            owner, size = np.arange(len(data.users)), np.bincount(train.user, minlength=len(data.users))
         else:
-            owner, size, length = train.user, np.ones(len(train), np.int64), 1
-        blocks, first = -(-size // length), edges(size)[:-1]
-        unit_of = np.repeat(np.arange(len(size)), blocks)
-        column = (ranges(np.zeros_like(blocks), blocks) * length)[:, None] + np.arange(length)
-        index = first[unit_of][:, None] + np.minimum(column, size[unit_of][:, None] - 1)
-        real = column < size[unit_of][:, None]
+            owner, size = train.user, np.ones(len(train), np.int64)
         number = np.repeat(np.arange(len(size)), size)  # [rows] unit
+        edge, index, real = blocks(size, LENGTH if unit == "user" else 1)
 
         def scale(mask: NDArray[np.bool_]) -> Floats:
             total = np.maximum(np.bincount(number, weights=mask, minlength=len(size)), 1.0)
@@ -81,7 +77,7 @@ class Units:
         rank = any(task.kind == "rank" for task in tasks)
         return Units(
             len(size),
-            edges(blocks),
+            edge,
             owner.astype(np.int64),
             size.astype(np.int64),
             train.user[index],
@@ -144,3 +140,15 @@ class Units:
         if self.taken:
             r = np.where(free > 0, self.taken.nth(who, r), r)
         return r.reshape(shape)
+
+
+def blocks(size: Ints, length: int) -> tuple[Ints, Ints, NDArray[np.bool_]]:
+    """Return the blocks [b, length] of units with `size` [n] rows that lie end to end: (edge [n + 1], rows, real).
+
+    `edge` are the first blocks of the units; `rows` has the last row of a unit in padding, where `real` is false.
+    """
+    counts, first = -(-size // length), edges(size)[:-1]
+    unit = np.repeat(np.arange(len(size)), counts)
+    column = (ranges(np.zeros_like(counts), counts) * length)[:, None] + np.arange(length)
+    last = size[unit][:, None] - 1
+    return edges(counts), first[unit][:, None] + np.minimum(column, last), column <= last

@@ -2,6 +2,8 @@
 
 import math
 from dataclasses import replace
+from statistics import median
+from time import perf_counter
 from typing import Literal
 
 import numpy as np
@@ -11,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedrec.data import ClientData
+from fedrec.data.types import Ints
 from fedrec.errors import UserError
 from fedrec.models import Recommender
 from fedrec.optimisers import Optimiser
@@ -23,7 +26,7 @@ from fedrec.privacy.units import Units
 from fedrec.seeds import generator
 from fedrec.sharing import TABLES, Sharing
 from fedrec.tasks import Task, parse_task
-from fedrec.training import Batch, Phase, Recipe, batch_loss, local_update
+from fedrec.training import Batch, Phase, Recipe, batch_loss, local_update, steps
 from tests.builders import client, interactions
 
 Unit = Literal["interaction", "user"]
@@ -223,11 +226,14 @@ def test_without_noise_and_clip_a_step_is_the_plain_step(unit: Unit, kind: Kind)
         torch.testing.assert_close(got[name], expected[name], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("rate", [1.0, 0.6])
 @pytest.mark.parametrize("tasks", [TASKS["rating"], MIXED], ids=["rating", "mixed"])
-def test_without_a_users_data_the_other_users_rows_stay_bitwise_the_same(tasks: tuple[Task, ...]) -> None:
-    data, model, mechanism = silo(), Recommender("mf", 3), Mechanism("user", 0.7, 1.3, 0.5)
-    params, recipe = start(model, tasks), Recipe(1, 16, SGD, num_negatives=2)
-    one = replace(mechanism, rate=1.0)  # a single step
+def test_without_a_users_data_the_other_users_rows_stay_bitwise_the_same(
+    tasks: tuple[Task, ...], rate: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Mechanism, "passes", 1)  # the first step: later ones see what it released
+    data, model, one = silo(), Recommender("mf", 3), Mechanism("user", 0.7, 1.3, rate)
+    params, recipe, moving = start(model, tasks), Recipe(1, 16, SGD, num_negatives=2), 0
     for gone in range(USERS):
         a, b = (update(params, each, tasks, recipe, one) for each in (data, without(data, "user", gone)))
         others = np.arange(USERS) != gone
@@ -235,20 +241,22 @@ def test_without_a_users_data_the_other_users_rows_stay_bitwise_the_same(tasks: 
             assert torch.equal(a[name][others], b[name][others])
         moved = subtract(*(BODY.split(each)[0] for each in (a, b)))
         size = math.sqrt(sum(float(value.double().square().sum()) for value in moved.values()))
-        assert size <= 0.05 * one.clip / USERS + 1e-6
-        assert size > 0 or gone == USERS - 1
+        assert size <= 0.05 * one.clip / (rate * USERS) + 1e-6
+        moving += size > 0
+    assert moving == USERS - 1 if rate == 1 else 0 < moving < USERS - 1  # the last user has no data
 
 
 @pytest.mark.parametrize("unit", UNITS)
 def test_the_draws_of_noise_and_the_steps_do_not_depend_on_the_data(
     unit: Unit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    drawn: list[tuple[int, ...]] = []
+    drawn: list[list[float]] = []
     normal = Source.normal
 
     def spy(self: Source, *shape: int) -> torch.Tensor:
-        drawn.append(shape)
-        return normal(self, *shape)
+        found = normal(self, *shape)
+        drawn.append(found.tolist())
+        return found
 
     monkeypatch.setattr(Source, "normal", spy)
     model, recipe = Recommender("mf", 3), Recipe(2, 16, SGD, ("private", "shared"))
@@ -260,6 +268,30 @@ def test_the_draws_of_noise_and_the_steps_do_not_depend_on_the_data(
         counts.append(list(drawn))
     assert counts[0] == counts[1] == counts[2]
     assert len(counts[0]) == private_steps(model, MIXED, recipe, BODY, mechanism)
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_every_step_draws_every_unit_on_its_own(unit: Unit, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Ints] = []
+
+    def spy(self: Units, chosen: Ints, *_: object) -> list[UnitBatch]:
+        drawn.append(chosen)
+        return []
+
+    monkeypatch.setattr(Units, "batches", spy)
+    data, tasks, q = silo(), TASKS["click"], 0.3
+    update(start(Recommender("mf", 3), tasks), data, tasks, Recipe(500, 16, SGD), Mechanism(unit, 1.0, 0.0, q))
+    n, steps = USERS if unit == "user" else len(data.train), 500 * 4
+    met = np.stack([np.isin(np.arange(n), chosen) for chosen in drawn])
+    assert met.shape == (steps, n)
+    error = math.sqrt(q * (1 - q) / steps)
+    assert np.abs(met.mean(0) - q).max() < 5 * error
+    # Shuffled batches would be of one size, and draws without replacement would avoid each other.
+    size = met.sum(1)
+    assert size.var() == pytest.approx(n * q * (1 - q), rel=5 * math.sqrt(2 / steps))
+    pairs = np.asarray(np.corrcoef(met.T))[np.triu_indices(n, 1)]
+    assert np.abs(pairs).max() < 6 / math.sqrt(steps)
+    assert abs(float(np.asarray(np.corrcoef(size[:-1], size[1:]))[0, 1])) < 5 / math.sqrt(steps)
 
 
 @pytest.mark.parametrize(
@@ -387,3 +419,85 @@ def test_own_rows_are_unclipped_and_finite() -> None:
     expected[1] = 0
     assert torch.equal(own["user_table"][batch.user], expected)
     assert 0 < float(into["item_table"].norm()) <= 1e-3 * (len(batch.user) - 1)
+
+
+class Net(torch.nn.Module):
+    """The MLP recommender as opacus wants it."""
+
+    def __init__(self, model: Recommender, params: Params) -> None:
+        super().__init__()
+        self.model = model
+        self.user, self.item = torch.nn.Embedding(USERS, model.dim), torch.nn.Embedding(ITEMS, model.dim)
+        self.user.weight.data, self.item.weight.data = params["user_table"].clone(), params["item_table"].clone()
+        self.layers = torch.nn.ModuleList()
+        for name in [*(f"body.{layer}" for layer in range(len(model.hidden))), "heads.rating"]:
+            weight = params[f"{name}.weight"].reshape(params[f"{name}.bias"].numel(), -1)
+            layer = torch.nn.Linear(weight.shape[1], weight.shape[0])
+            layer.weight.data, layer.bias.data = weight.clone(), params[f"{name}.bias"].clone()
+            self.layers.append(layer)
+
+    def forward(self, user: torch.Tensor, item: torch.Tensor) -> torch.Tensor:
+        h = torch.cat([self.user(user), self.item(item)], 1)
+        for layer in self.layers[:-1]:
+            h = torch.relu(layer(h))
+        score: torch.Tensor = self.layers[-1](h)
+        return score.squeeze(1)
+
+
+@pytest.mark.filterwarnings("ignore:Full backward hook is firing")  # its embeddings have whole numbers as inputs
+def test_the_gradients_and_the_clipped_sum_of_interactions_are_those_of_opacus() -> None:
+    from opacus.grad_sample import GradSampleModule
+
+    model, tasks, data, clip = Recommender("mlp", 4, (6, 5)), TASKS["rating"], silo(), 0.8
+    params = start(model, tasks)
+    net = GradSampleModule(Net(model, params), loss_reduction="sum")
+    rated = data.train.take(np.isfinite(data.train.rating))
+    user, item, rating = map(torch.from_numpy, (rated.user, rated.item, rated.rating))
+    (net(user, item) - rating).square().sum().backward()
+    names = ["user_table", "item_table"]
+    names += [f"{layer}.{part}" for layer in ("body.0", "body.1", "heads.rating") for part in ("weight", "bias")]
+    theirs = {n: p.grad_sample.reshape(len(user), -1) for n, p in zip(names, net.parameters(), strict=True)}
+    norms = torch.cat(list(theirs.values()), 1).double().norm(dim=1)
+    factor = (clip / norms).clamp(max=1.0).float()
+    assert 0 < int((factor < 1).sum()) < len(factor)
+
+    units = Units.of(data, tasks, Recipe(1, 8, SGD), "interaction")
+    (batch,) = units.batches(np.arange(units.count), 0, 10**6, "cpu")
+    found = unit_gradients(model, params, tasks, batch, 0.0, names)
+    torch.testing.assert_close(found.norms(names), norms, rtol=1e-5, atol=1e-6)
+    total = {name: torch.zeros_like(params[name]) for name in names}
+    clipped(found, batch, batch.rows, clip, total, {})
+    for name in names:
+        expected = (factor[:, None] * theirs[name]).sum(0).view_as(total[name])
+        torch.testing.assert_close(total[name], expected, rtol=1e-4, atol=1e-5)
+
+
+def market(users: int = 189, items: int = 1682) -> ClientData:
+    """Return a silo as large as a fifth of ML-100K, with about as many interactions of every user."""
+    rng = generator(0, "market")
+    counts = np.clip(np.exp(rng.normal(4.0, 0.95, users)), 15, 500).astype(int)
+    pairs = [(u, int(i)) for u, n in enumerate(counts) for i in rng.permutation(items)[:n]]
+    return client(interactions(pairs, rng.integers(1, 6, len(pairs)).tolist()), users=users, items=items)
+
+
+def cost(text: str, unit: Unit, repeats: int) -> float:
+    """Return how many times as long a private step takes as a plain one on as many interactions, by the medians."""
+    data, tasks, model = market(), tuple(map(parse_task, text.split(","))), Recommender("mf", 32)
+    params = model.init(0, data.users, data.items, {task.name: 0.0 for task in tasks})
+    recipe, mechanism = Recipe(1, -(-len(data.train) // 10), ADAM, l2=0.01), Mechanism(unit, 1.0, 1.0, 0.1)
+    taken: tuple[list[float], list[float]] = ([], [])
+    for number in range(repeats):
+        began = perf_counter()
+        local_update(model, params, data, tasks, recipe, BODY, seed=0, scope=(number,))
+        between = perf_counter()
+        update(params, data, tasks, recipe, mechanism, Source.system(), model=model)
+        taken[0].append(between - began)
+        taken[1].append(perf_counter() - between)
+    assert steps(data, tasks, recipe) == private_steps(model, tasks, recipe, BODY, mechanism) == 10
+    return median(taken[1]) / median(taken[0])
+
+
+@pytest.mark.parametrize("text", ["rating", "rank"])
+def test_a_private_step_costs_little_more_than_a_plain_one(text: str) -> None:
+    # 1.5 to 2.2 on an idle core; timings are noisy where others compute too.
+    assert cost(text, "user", 9) < 5
