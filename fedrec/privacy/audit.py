@@ -32,6 +32,7 @@ from fedrec.privacy.differential import Mechanism
 from fedrec.privacy.transcript import Transcript
 
 CHECKS = 7  # that share the level
+WEAK = 20.0  # an epsilon beyond which the number of guesses need not be chosen for it
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ def bounds(found: Evidence, claim: Claim, confidence: float = 0.99) -> tuple[Bou
     ranks = (steinke, f_dp) if claim.mechanism.rate == 1 else (steinke,)
     result = []
     for method in ranks:
-        guesses = best_guesses(method, m, claim.epsilon, claim.delta, confidence)
+        guesses = best_guesses(method, m, min(claim.epsilon, WEAK), claim.delta, confidence)
         result.append(method(m, guesses, ranked(scores, coins, guesses), claim.delta, confidence))
     if claim.mechanism.rate == 1:
         result.append(independent(m, *halved(scores, coins), claim.delta, confidence))
@@ -123,8 +124,11 @@ def estimate(found: Evidence, claim: Claim) -> Estimate:
 def audit(found: Evidence, claim: Claim, twin: Transcript | None = None, level: float = 0.05) -> list[Finding]:
     """Return the findings of all checks; with a `twin`, two first rounds from the same state, that of fresh noise too.
 
-    `twin` holds the first round of two runs that differ by their noise alone.
+    `twin` holds the first round of two runs that differ by their noise alone. Raises UserError for a mechanism without
+    noise, which claims nothing; `bounds` has what its canaries show.
     """
+    if not claim.mechanism.noise:
+        raise UserError("audit: needs a mechanism with noise, found noise 0")
     each = level / CHECKS
     checks = [leak(found, claim, each), unaccounted(found), noise(found, claim, each), response(found, claim, each)]
     checks += [repeated(found, each), count(found, claim, each), sampling(found, claim, each)]

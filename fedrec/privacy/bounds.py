@@ -7,6 +7,7 @@ and the neighbour relation are those of the coin: a canary's data, or none.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -150,6 +151,7 @@ def independent(canaries: int, guesses: int, correct: int, delta: float, confide
 Method = Callable[[int, int, int, float, float], Bound]
 
 
+@lru_cache(maxsize=64)
 def best_guesses(method: Method, canaries: int, epsilon: float, delta: float, confidence: float = 0.95) -> int:
     """Return how many guesses give the largest bound if the mechanism is Gaussian and its epsilon is as accounted.
 
@@ -185,9 +187,11 @@ def one_shot(cosines: Reals, coins: Bools, delta: float) -> Estimate:
     """Return what epsilon seems to be from the cosines [m] of canaries' directions with the update (arXiv 2302.03098).
 
     Both those that were in and those that were out are taken for normal, and epsilon is what tells two such normal
-    distributions apart at delta, either way.
+    distributions apart at delta, either way: infinite without noise.
     """
     (m1, s1), (m0, s0) = ((float(x.mean()), float(x.std(ddof=1))) for x in (cosines[coins], cosines[~coins]))
+    if min(s0, s1) == 0:
+        return Estimate("one-shot", math.inf if (m0, s0) != (m1, s1) else 0.0, delta, len(coins))
     ways = ((m1 - m0) / s0, s1 / s0), ((m0 - m1) / s1, s0 / s1)
     epsilon = _largest(lambda e: max(normal_delta(mean, std, e) for mean, std in ways) > delta)
     return Estimate("one-shot", epsilon, delta, len(coins))
