@@ -17,6 +17,8 @@ from fedrec.metrics import RANKING, parse_metric
 from fedrec.models import Kind, Recommender
 from fedrec.optimisers import Optimiser, rates
 from fedrec.privacy.rule import Privacy
+from fedrec.privacy.secure_sum import SecureSum
+from fedrec.privacy.terms import Terms, terms_of
 from fedrec.robust import Robust
 from fedrec.sharing import Sharing
 from fedrec.tasks import Task, per_client, tasks_of
@@ -113,6 +115,7 @@ class Experiment(Method):
         0.5, ge=0, le=1, description="fraction of a round's clients that must answer, or the run ends"
     )
     privacy: Privacy = Field(Privacy(), description="what is protected, and at what cost")
+    secure: SecureSum = Field(SecureSum(), description="sums of the clients' answers that nobody sees one of")
     seed: int = Field(0, ge=0, lt=2**63, description="seed of everything random")
     engine: Literal["process", "inline", "batched", "ray", "superlink"] = Field(
         "process",
@@ -272,3 +275,11 @@ def clients_data(experiment: Experiment) -> tuple[ClientData, ...]:
         volunteers=e.volunteers,
     )
     return (pool(parts),) if e.pool else parts
+
+
+@functools.lru_cache(maxsize=2)
+def terms(experiment: Experiment) -> Terms:
+    """Return the terms of an experiment's secure sums; raises UserError where they cannot hold."""
+    e = experiment
+    clients = len(e.turnout.drawn([data.name for data in clients_data(e)], 1))
+    return terms_of(e.secure, e.privacy, clients, e.weights == "uniform", e.privacy.noise)
