@@ -14,15 +14,17 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from clients.memory import Memory
+from clients.private import books
 from fedrec.channel import keyed
+from fedrec.coordination import double
 from fedrec.data.types import Ints
-from fedrec.experiment import terms
 from fedrec.parameters import Params, subtract
 from fedrec.privacy.encoding import Layout
 from fedrec.privacy.masks import Words
 from fedrec.privacy.noise import Source
-from fedrec.privacy.secure_sum import Member
-from fedrec.privacy.terms import Terms
+from fedrec.privacy.secret import digest
+from fedrec.privacy.secure_sum import Member, Terms
+from fedrec.privacy.terms import terms
 from fedrec.sharing import TABLES, Broadcast, ContractError
 from fedrec.wire.secure import (
     Sum,
@@ -97,11 +99,13 @@ class Envelope:
         uniform = client.experiment.weights == "uniform"
         return Envelope(layout, ids, terms(client.experiment), 1 if uniform else max(len(client.data.train), 1))
 
-    def words(self, values: Params, z: Params, source: Source) -> Words:
+    def words(self, values: Params, z: Params, source: Source | None) -> Words:
         """Return the entries [P] and masses [M] that a client adds to the sum: p_i x_i, or its noisy x_i - z_i."""
-        sent = subtract(doubled(values), doubled(z)) if self.terms.noise else values
-        x, held = self.layout.lay(sent, self.ids)
-        return np.concatenate([self.terms.words(x, self.weight, source), held.astype(np.uint64) * np.uint64(self.weight)])
+        noise = self.terms.noise
+        x, held = self.layout.lay(subtract(double(values), double(z)) if noise else values, self.ids)
+        assert (noise is None) == (source is None)
+        entries = noise.words(x, source) if noise and source else self.terms.encoding.words(x, self.weight)
+        return np.concatenate([entries, held.astype(np.uint64) * np.uint64(self.weight)])
 
     def travelled(self, increment: Params) -> Params:
         """Return what the sum takes of an increment: rounded, and nothing of rows that have no place in it."""
@@ -122,9 +126,10 @@ class Envelope:
         return found
 
 
-def doubled(params: Params) -> Params:
-    """Return the same values in float64."""
-    return {name: value.double() for name, value in params.items()}
+def source(client: "Client", number: int, x: Params, z: Params) -> Source | None:
+    """Return the random numbers of a client that adds noise to a sum, after it has booked the round; else None."""
+    own = books(client)
+    return own.open(number, digest("update", number, x, z)) if own and terms(client.experiment).noise else None
 
 
 def parted(private: Params) -> tuple[Params, Params]:
@@ -176,7 +181,7 @@ def answer_in_secret(app: ClientApp, open_client: Callable[[Context], "Client"],
         asked = read_masked(message.content)
         envelope = Envelope.of(client, asked.layout)
         values, z, metrics = train(client, Memory(context), asked.broadcast, envelope)
-        words = envelope.words(values, z, Source.system())
+        words = envelope.words(values, z, source(client, asked.broadcast.round, values, z))
         member, total = session.member.mask(asked.broadcast.round, asked.sealed, words)
         session.keep(member)
         return Message(masked_answer(Sum(client.data.name, total, metrics, client.device)), reply_to=message)

@@ -18,7 +18,6 @@ from fedrec.models import Kind, Recommender
 from fedrec.optimisers import Optimiser, rates
 from fedrec.privacy.rule import Privacy
 from fedrec.privacy.secure_sum import SecureSum
-from fedrec.privacy.terms import Terms, terms_of
 from fedrec.robust import Robust
 from fedrec.sharing import Sharing
 from fedrec.tasks import Task, per_client, tasks_of
@@ -189,7 +188,13 @@ class Experiment(Method):
         """Whether a client's copy of the shared parameters may differ from the server's."""
         if self.agreement.active:
             return False  # there are none
-        return self.coupling.personal or self.drift.personal != "none"
+        # Under secure sums, what few clients carry stays at home.
+        return self.coupling.personal or self.drift.personal != "none" or self.secure.active
+
+    @property
+    def silent(self) -> bool:
+        """Whether nothing that is made of a client's data may be told of it alone when it joins."""
+        return self.privacy.active or self.secure.active
 
     @property
     def turnout(self) -> Turnout:
@@ -275,11 +280,3 @@ def clients_data(experiment: Experiment) -> tuple[ClientData, ...]:
         volunteers=e.volunteers,
     )
     return (pool(parts),) if e.pool else parts
-
-
-@functools.lru_cache(maxsize=2)
-def terms(experiment: Experiment) -> Terms:
-    """Return the terms of an experiment's secure sums; raises UserError where they cannot hold."""
-    e = experiment
-    clients = len(e.turnout.drawn([data.name for data in clients_data(e)], 1))
-    return terms_of(e.secure, e.privacy, clients, e.weights == "uniform", e.privacy.noise)

@@ -17,9 +17,8 @@ from fedrec.data.types import Ints
 from fedrec.parameters import Params
 from fedrec.privacy.encoding import Layout
 from fedrec.privacy.masks import Words
-from fedrec.privacy.secure_sum import Keys, Stage, unmasked
+from fedrec.privacy.secure_sum import Keys, Stage, Terms, unmasked
 from fedrec.privacy.shamir import SHARE
-from fedrec.privacy.terms import Terms
 from fedrec.records import to_row
 from fedrec.sharing import TABLES, Broadcast, ContractError, Contribution
 from fedrec.wire import pack
@@ -204,6 +203,17 @@ def layout_of(carriers: Sequence[Carrier], rows: Mapping[str, Ints], z: Params, 
         elif inside[0]:
             shapes[name] = tuple(z[name].shape)
     return Layout(shapes, ids)
+
+
+def apart(carriers: Mapping[str, Carrier], z: Params, terms: Terms) -> list[str]:
+    """Return a note for every tensor of which too few clients carry some, which therefore stay at home."""
+    found = []
+    for name in z:
+        few = int((count(name, list(carriers.values()), z) < terms.carriers).sum())
+        if few:
+            what = f"{few} rows of {name}" if name in TABLES else name
+            found.append(f"secure sums: {what} stay at home, carried by fewer than {terms.carriers} clients")
+    return found
 
 
 def count(name: str, carriers: Sequence[Carrier], z: Params) -> torch.Tensor:

@@ -14,12 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedrec.errors import UserError
+from fedrec.privacy.accounting import Event
 from fedrec.privacy.masks import Words
 from fedrec.privacy.noise import Source
 from fedrec.sharing import ContractError
 
 Integers = NDArray[np.int64]
 GRID = 2**20  # the clip norm in steps of the integers: rounding then adds a millionth to it
+LEAST = 64  # the least variance of a client: the sum of discrete Gaussians then is one but for 10^-200
 WIDEST = 2**52  # the largest variance at which every product below fits 64 bits
 MARGIN = 2.0**-40  # a float64 decides a comparison that is clearer than this; its own error is below 2^-49
 BETA = math.exp(-0.5)  # how often a rounding may be too long and is drawn again, as in the paper
@@ -27,27 +29,28 @@ BETA = math.exp(-0.5)  # how often a rounding may be too long and is drawn again
 
 @dataclass(frozen=True)
 class Distributed:
-    """Noise of `clients` clients that together give the noise multiplier `noise` on the sum, relative to `clip`.
+    """Noise of `clients` clients that together give the noise multiplier `sigma` on the sum of their changes.
 
-    `clients` is how many must be in the sum. Whoever comes to it adds noise on top, which is post-processing of the
-    sum of the others. A client that colludes with the server takes its own noise away: with c of them the variance is
-    (clients - c) / clients of what it says. Raises UserError for noise that the integers do not fit.
+    `sigma` is relative to the largest norm of a client's change after rounding, so that the sum of [P] integers has
+    rho = 1 / (2 sigma^2) of zCDP. `clients` is how many must be in the sum. Whoever comes to it adds noise on top,
+    which is post-processing of the sum of the others. A client that colludes with the server takes its own noise away:
+    with c of them the variance is (clients - c) / clients of what it says.
     """
 
     clip: float
-    noise: float
+    sigma: float
     clients: int
 
-    def __post_init__(self) -> None:
-        if not 1 <= self.variance <= WIDEST:
-            raise UserError(
-                f"privacy.noise: must be from {1 / GRID:.1g} to {2**26 / GRID:g} for a secure sum, found {self.noise:g}"
-            )
+    def variance(self, size: int) -> int:
+        """Return the variance v of a client's noise, in steps: sigma^2 square / t, rounded up.
 
-    @property
-    def variance(self) -> int:
-        """The variance v of a client's noise, in steps: sigma^2 C^2 / t, rounded up."""
-        return math.ceil((Fraction(self.noise) * GRID) ** 2 / self.clients)
+        Raises UserError for noise that the integers do not fit.
+        """
+        v = math.ceil(Fraction(self.sigma) ** 2 * self.square(size) / self.clients)
+        if not LEAST <= v <= WIDEST:
+            low, high = (GRID**-1 * math.sqrt(edge * self.clients) for edge in (LEAST, WIDEST))
+            raise UserError(f"privacy.noise: must be from {low:.1g} to {high:.3g} in this sum, found {self.sigma:g}")
+        return v
 
     def square(self, size: int) -> int:
         """Return the largest squared norm, in steps, of a client's rounded change [P].
@@ -66,9 +69,14 @@ class Distributed:
         Proposition 14, whose first term holds for every order from 1). That clients are drawn for a round does not
         amplify it: the server knows whom it asked.
         """
-        ratio = math.sqrt(self.square(size) / (self.clients * self.variance))
-        tau = 10 * math.fsum(math.exp(-2 * math.pi**2 * self.variance * k / (k + 1)) for k in range(1, self.clients))
+        v = self.variance(size)
+        ratio = math.sqrt(self.square(size) / (self.clients * v))
+        tau = 10 * math.fsum(math.exp(-2 * math.pi**2 * v * k / (k + 1)) for k in range(1, self.clients))
         return min(ratio**2 / 2 + tau * size, (ratio + tau * math.sqrt(size)) ** 2 / 2)
+
+    def event(self, size: int) -> Event:
+        """Return what one round costs, for the accountant."""
+        return Event.concentrated(self.rho(size))
 
     def words(self, change: NDArray[np.float64], source: Source) -> Words:
         """Return a change [P] clipped, rounded and with noise, as words; raises ContractError if it is not finite."""
@@ -76,9 +84,8 @@ class Distributed:
             raise ContractError("update: every value must be finite, found one that is not")
         size = math.hypot(*change.tolist()) if len(change) else 0.0
         scaled = change * (GRID / self.clip * min(1.0, self.clip / size if size else 1.0))
-        noisy = rounded(scaled, self.square(len(change)), source) + discrete_gaussian(
-            self.variance, len(change), source
-        )
+        count = len(change)
+        noisy = rounded(scaled, self.square(count), source) + discrete_gaussian(self.variance(count), count, source)
         return np.asarray(noisy.view(np.uint64))
 
     def values(self, words: Words) -> NDArray[np.float64]:

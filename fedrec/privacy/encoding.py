@@ -35,16 +35,18 @@ class Encoding:
     clients: int
     weight: int = HEAVIEST
 
-    @property
-    def digits(self) -> int:
-        """The number f of binary digits after the point; raises UserError where the bound leaves too few."""
-        f = math.floor(62 - math.log2(self.clients) - math.log2(self.weight) - math.log2(self.bound) + 1e-9)
-        if min(f, FINEST) < COARSEST:
+    def __post_init__(self) -> None:
+        if self.digits < COARSEST:
             raise UserError(
                 f"secure.bound: must leave {COARSEST} binary digits after the point for {self.clients} clients, found "
-                f"{self.bound:g}, which leaves {f}"
+                f"{self.bound:g}, which leaves {self.digits}"
             )
-        return min(f, FINEST)
+
+    @property
+    def digits(self) -> int:
+        """The number f of binary digits after the point."""
+        largest = math.log2(self.clients) + math.log2(self.weight) + math.log2(self.bound)
+        return min(math.floor(62 - largest + 1e-9), FINEST)
 
     def words(self, x: NDArray[np.float64], weight: int) -> Words:
         """Return p x [P] as words.

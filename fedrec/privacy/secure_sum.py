@@ -15,9 +15,13 @@ from dataclasses import dataclass, field, replace
 from secrets import token_bytes
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from fedrec.errors import UserError
+from fedrec.privacy.discrete import Distributed
+from fedrec.privacy.encoding import Encoding
 from fedrec.privacy.masks import KEY, Words, pair_mask, public, seal, self_mask, unseal
 from fedrec.privacy.shamir import SHARE, combine, split
 from fedrec.sharing import ContractError
@@ -54,6 +58,21 @@ class SecureSum(BaseModel):
                 f"{clients}, found {t}"
             )
         return t
+
+
+@dataclass(frozen=True)
+class Terms:
+    """How many clients a round asks and needs, how few may carry a row that is summed, and how numbers travel."""
+
+    clients: int
+    threshold: int
+    carriers: int
+    encoding: Encoding
+    noise: Distributed | None = None
+
+    def values(self, words: Words) -> NDArray[np.float64]:
+        """Return the sum [P] that words stand for."""
+        return (self.noise or self.encoding).values(words)
 
 
 @dataclass(frozen=True)
