@@ -130,6 +130,6 @@ def secret(e: "Experiment") -> None:
         raise UserError("secure: sums what is shared, found nothing that is (share is empty)")
     if duals and e.weights != "uniform":
         raise UserError(
-            "weights: must be uniform for secure sums with duals, whose increments add up only under fixed weights (add "
-            f"--weights uniform), found {e.weights}"
+            "weights: must be uniform for secure sums with duals, whose increments add up under fixed weights only "
+            f"(add --weights uniform), found {e.weights}"
         )

@@ -19,9 +19,9 @@ class ClientFailure(RuntimeError):
 class Fault:
     """An answer that does not count; a row of `faults.csv`.
 
-    `during` is join, train, validation or test, or a stage of a secure sum: keys, shares, masked, unmask. `kind` is dropout (lost as the experiment says), silence (none came in
-    time), error (the client raised), contract (what it sent is not what it may send), or guarantee (too few answers
-    for what a robust rule promises).
+    `during` is join, train, validation, test, or a stage of a secure sum: keys, shares, masked, unmask. `kind` is
+    dropout (lost as the experiment says), silence (none came in time), error (the client raised), contract (what it
+    sent is not what it may send), or guarantee (too few answers for what a robust rule promises).
     """
 
     round: int

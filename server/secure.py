@@ -158,7 +158,9 @@ class SecureRound:
         shares = self.ask(
             "unmask", dict.fromkeys(sums, call), lambda content, name: read_shares(content, name, SHARE, dealt)
         )
-        total = np.sum([one.words for one in sums.values()], axis=0, dtype=np.uint64)
+        total = np.zeros_like(next(iter(sums.values())).words)
+        for one in sums.values():
+            total += one.words
         try:
             return unmasked(total, self.number, self.terms.threshold, keys, survivors, dropped, shares)
         except ContractError as error:
@@ -234,7 +236,7 @@ def mean_change(
     z: Params,
     rows: Mapping[str, Ints],
 ) -> Params:
-    """Return the mean of x_i - z [server rows], row by row over the survivors that carry it; 0 where nothing was summed.
+    """Return the mean of x_i - z [server rows], row by row over the survivors that carry it; 0 where nothing is.
 
     With duals the sum is of increments of v_i, and `everybody` counts in the mean: who sent none has moved nothing.
     Raises ClientFailure for a sum that no answers within the bounds add up to.

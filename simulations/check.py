@@ -49,7 +49,7 @@ def check_secure(experiment: Experiment, clients: list[str]) -> None:
         left = sum(name not in lost for name in asked)
         if left < agreed.threshold:
             raise UserError(
-                f"dropout: must leave {agreed.threshold} of the {len(asked)} clients of every round (secure.threshold), "
+                f"dropout: must leave the secure sums {agreed.threshold} of the {len(asked)} clients of every round, "
                 f"found {left} in round {number}"
             )
 

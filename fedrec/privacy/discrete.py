@@ -34,18 +34,19 @@ class Distributed:
     `sigma` is relative to the largest norm of a client's change after rounding, so that the sum of [P] integers has
     rho = 1 / (2 sigma^2) of zCDP. `clients` is how many must be in the sum. Whoever comes to it adds noise on top,
     which is post-processing of the sum of the others. A client that colludes with the server takes its own noise away:
-    with c of them the variance is (clients - c) / clients of what it says.
+    with c of them the variance is (clients - c) / clients of what it says. Raises UserError for a sigma that the
+    integers do not fit.
     """
 
     clip: float
     sigma: float
     clients: int
 
-    def variance(self, size: int) -> int:
-        """Return the variance v of a client's noise, in steps: sigma^2 square / t, rounded up.
+    def __post_init__(self) -> None:
+        self.variance(1)
 
-        Raises UserError for noise that the integers do not fit.
-        """
+    def variance(self, size: int) -> int:
+        """Return the variance v of a client's noise, in steps: sigma^2 square / t, rounded up."""
         v = math.ceil(Fraction(self.sigma) ** 2 * self.square(size) / self.clients)
         if not LEAST <= v <= WIDEST:
             low, high = (GRID**-1 * math.sqrt(edge * self.clients) for edge in (LEAST, WIDEST))
