@@ -11,9 +11,9 @@ from typing import TypeVar
 import numpy as np
 import torch
 from flwr.app import ArrayRecord, Message, RecordDict
+from numpy.typing import NDArray
 
 from fedrec.aggregation import Carrier
-from fedrec.data.types import Ints
 from fedrec.parameters import Params
 from fedrec.privacy.encoding import Layout
 from fedrec.privacy.masks import Words
@@ -189,7 +189,7 @@ def opened(
     }
 
 
-def layout_of(carriers: Sequence[Carrier], rows: Mapping[str, Ints], z: Params, least: int) -> Layout:
+def layout_of(carriers: Sequence[Carrier], rows: Mapping[str, NDArray[np.int64]], z: Params, least: int) -> Layout:
     """Return the layout of what at least so many of the clients carry; `rows` are the server's row ids by key space.
 
     What only one of them carries would be in the sum as it is.
@@ -234,7 +234,7 @@ def mean_change(
     survivors: Sequence[Carrier],
     everybody: Sequence[Carrier] | None,
     z: Params,
-    rows: Mapping[str, Ints],
+    rows: Mapping[str, NDArray[np.int64]],
 ) -> Params:
     """Return the mean of x_i - z [server rows], row by row over the survivors that carry it; 0 where nothing is.
 

@@ -247,18 +247,17 @@ class Coordinator:
             broadcasts[name] = made[key]
         if train and plan.secure:
             outcome = self.secret(plan.secure, number, broadcasts, lost)
-            self.counted(outcome, len(clients), f"round {number}")
-            return outcome
-        outcome = self.exchange.send(
-            kind,
-            broadcasts,
-            {name: self.carriers[name].like for name in clients} if train else {},
-            plan.told if train else plan.metrics,
-            lambda reply: plan.check(reply, train),
-            lost,
-            0.0 if split == "test" else plan.turnout.deadline,
-            self.carriers if train and self.summed else {},
-        )
+        else:
+            outcome = self.exchange.send(
+                kind,
+                broadcasts,
+                {name: self.carriers[name].like for name in clients} if train else {},
+                plan.told if train else plan.metrics,
+                lambda reply: plan.check(reply, train),
+                lost,
+                0.0 if split == "test" else plan.turnout.deadline,
+                self.carriers if train and self.summed else {},
+            )
         replies = self.counted(outcome, len(clients), f"round {number}" if train else f"{split} of round {number}")
         # A client whose answer is missing may not have heard: it is told again, and goes back to that state by itself.
         self.improved -= {reply.client for reply in replies}
