@@ -17,14 +17,15 @@ from clients.device import device_of
 from clients.drift import begin, counted, follow, lockstep
 from clients.memory import Memory
 from clients.private import books, measured, open_loss, protected
+from clients.secure import Envelope, answer_in_secret, parted, with_home
 from fedrec.channel import Channel, Mapped, channel_of, keyed
-from fedrec.coordination import Link, Own
+from fedrec.coordination import Link, Own, double
 from fedrec.data import ClientData
 from fedrec.errors import UserError
 from fedrec.evaluation import Evaluation, ModelScorer, Split, evaluate, members
 from fedrec.experiment import Experiment, clients_data, tasks_for
 from fedrec.models import Recommender
-from fedrec.parameters import Params, finite, norm, subtract, to
+from fedrec.parameters import Params, add, finite, norm, subtract, to
 from fedrec.personal import personal_model
 from fedrec.privacy.differential import private_update
 from fedrec.privacy.secret import digest
@@ -64,7 +65,7 @@ class Client:
 
     def start(self) -> Params:
         """Return its initial parameters."""
-        private = self.experiment.privacy.active  # the mean of a client's ratings is about its users
+        private = self.experiment.silent  # the mean of a client's ratings is about its users
         offsets = {task.name: task.prior if private else task.offset(self.data.train) for task in self.tasks}
         return self.model.init(self.experiment.seed, self.data.users, self.data.items, offsets)
 
@@ -79,9 +80,8 @@ class Client:
         shapes = self.model.shapes(len(self.data.users), len(self.data.items), names)
         return self.channel.split(shapes)[0]
 
-    def receive(self, message: Message) -> Broadcast:
+    def receive(self, broadcast: Broadcast) -> Broadcast:
         """Return the server's message, admitted against this client's own contract."""
-        broadcast = read_broadcast(message.content)
         like, c = self.shared_like(), broadcast.control
         return replace(broadcast, values=admit(broadcast.values, like), control=None if c is None else admit(c, like))
 
@@ -227,34 +227,27 @@ def client_app(read: Read) -> ClientApp:
         shared, private = client.first()
         Memory(context).begin(private, client.link(shared), begin(client))
         rows = keyed(shared, client.data, client.channel)
-        examples = 1.0 if client.experiment.privacy.active else float(len(client.data.train))
+        examples = 1.0 if client.experiment.silent else float(len(client.data.train))
         reply = Contribution(client.data.name, shared, {"examples": examples}, client.device, rows)
         return Message(contribution_record(reply), reply_to=message)
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
         client, memory = open_client(context), Memory(context)
-        broadcast = open_broadcast(client, memory, message)
-        z, coupling = broadcast.values, client.experiment.coupling
-        if not coupling.duals:
-            shared, private, loss, own = client.train(broadcast, memory.private, z, coupling.rho, memory.own())
-            memory.trained(broadcast.round, private, None, own)
-            return answer(client, message, shared, {**open_loss(client, loss), **counted(client)})
-        link = memory.link.rescaled(broadcast.rho if coupling.balance else coupling.rho)
-        mu, told = priced(client, memory, broadcast)
-        anchor = link.anchor(z)
-        x, private, loss, own = client.train(broadcast, memory.private, anchor, link.rho, memory.own(), mu)
-        increment, link = link.answer(x, z)
-        memory.trained(broadcast.round, private, link, own, mu)
-        gap = norm(subtract(x, z)) ** 2
-        return answer(client, message, increment, {**open_loss(client, loss), "gap": gap, **told})
+        if client.experiment.secure.active:
+            raise ContractError("secure: the answer must go into a secure sum, found a request for it as it is")
+        values, _, told = trained(client, memory, read_broadcast(message.content))
+        return answer(client, message, values, told)
+
+    answer_in_secret(app, open_client, trained)
 
     @app.evaluate()
     def evaluation(message: Message, context: Context) -> Message:
         client, memory = open_client(context), Memory(context)
-        broadcast = open_broadcast(client, memory, message)
+        broadcast = open_broadcast(client, memory, read_broadcast(message.content))
         final, e = broadcast.split == "test", client.experiment
-        model = client.channel.join(broadcast.values, memory.best if final else memory.private)
+        private, home = parted(memory.best if final else memory.private)
+        model = client.channel.join(with_home(broadcast.values, home), private)
         shared, private = e.sharing().split(personal_model(e.drift, memory.own(final), model))
         found = client.evaluate(shared, private, "test" if final else "validation")
         if final and client.home is not None:
@@ -271,9 +264,34 @@ def client_app(read: Read) -> ClientApp:
     return app
 
 
-def open_broadcast(client: Client, memory: Memory, message: Message) -> Broadcast:
+def trained(
+    client: Client, memory: Memory, sent: Broadcast, envelope: Envelope | None = None
+) -> tuple[Params, Params, dict[str, float]]:
+    """Return (values, z, metrics) after a round's training: what it answers, in an envelope if that is to be summed."""
+    broadcast = open_broadcast(client, memory, sent)
+    private, home = parted(memory.private)
+    z, coupling = with_home(broadcast.values, home), client.experiment.coupling
+    broadcast = replace(broadcast, values=z)
+    if not coupling.duals:
+        shared, private, loss, own = client.train(broadcast, private, z, coupling.rho, memory.own())
+        kept = envelope.at_home(shared) if envelope else {}
+        memory.trained(broadcast.round, {**private, **kept}, None, own)
+        return shared, z, {**open_loss(client, loss), **counted(client)}
+    link = memory.link.rescaled(broadcast.rho if coupling.balance else coupling.rho)
+    mu, told = priced(client, memory, broadcast)
+    x, private, loss, own = client.train(broadcast, private, link.anchor(z), link.rho, memory.own(), mu)
+    increment, link = link.answer(x, z)
+    if envelope:  # what the sum does not take stays owed
+        owed = subtract(envelope.travelled(increment), double(increment))
+        link = replace(link, sent=add(link.sent, owed))
+    memory.trained(broadcast.round, private, link, own, mu)
+    gap = {} if envelope else {"gap": norm(subtract(x, z)) ** 2}
+    return increment, z, {**open_loss(client, loss), **gap, **told}
+
+
+def open_broadcast(client: Client, memory: Memory, sent: Broadcast) -> Broadcast:
     """Return the server's message after the memory has followed it: a lost contribution undone, the best state kept."""
-    broadcast = client.receive(message)
+    broadcast = client.receive(sent)
     memory.settle(broadcast.seen)
     if broadcast.keep:
         memory.keep()

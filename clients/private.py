@@ -31,7 +31,7 @@ def books(client: "Client") -> Books | None:
 def protected(client: "Client", number: int, x: Params, z: Params) -> Params:
     """Return what a client sends in the place of x: z + clip(x - z) + noise, if it adds noise to its own update."""
     rule, own = client.experiment.privacy, books(client)
-    if rule.unit != "client" or own is None:
+    if rule.unit != "client" or rule.where == "sum" or own is None:
         return x
     source = own.open(number, digest("update", number, x, z))
     return noisy(clipped(x, z, rule.clip), z, own.guarantee.event.sigma * rule.clip, source)

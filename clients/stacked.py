@@ -204,6 +204,7 @@ def refused(experiment: Experiment) -> str:
         "agreement on logits": e.agreement.active,
         "linear maps": e.coupling.kind == "linear",
         "a pooled client": e.pool,
+        "secure sums": e.secure.active,
         "noise inside a client": e.privacy.inside or (e.privacy.active and e.privacy.where != "server"),
     }
     return next((text for text, holds in reasons.items() if holds), "")

@@ -12,6 +12,8 @@ def compatible(e: "Experiment") -> None:
     """Raise UserError for a combination that cannot hold."""
     if e.privacy.active:
         private(e)
+    if e.secure.active:
+        secret(e)
     if e.agreement.active:
         if not e.volunteers:
             raise UserError("agreement: needs public users to agree on (add --volunteers 60), found volunteers 0")
@@ -69,6 +71,8 @@ def private(e: "Experiment") -> None:
         raise UserError(f"volunteers: must be 0 under privacy, which they gave up, found {e.volunteers}")
     if not e.share:
         raise UserError("privacy: protects what is shared, found nothing that is (share is empty)")
+    if where == "sum" and not e.secure.active:
+        raise UserError("privacy.where: must have secure sums to add noise in (add --secure.active), found none")
     if e.privacy.inside:
         if where != "server":
             raise UserError(f"privacy.where: is for the unit client, found {where} for {unit}")
@@ -100,4 +104,32 @@ def private(e: "Experiment") -> None:
     if where == "client" and (e.coupling.duals or e.drift.counted):
         raise UserError(
             "privacy: a client adds noise to one update of its parameters, found duals or step counts beside it"
+        )
+
+
+def secret(e: "Experiment") -> None:
+    """Raise UserError for what needs more than the sum of the clients' answers."""
+    duals = e.coupling.duals
+    seen = {
+        "agreement on logits, which few clients answer alike": e.agreement.active,
+        "a pooled client": e.pool,
+        f"coupling {e.coupling.kind}, whose clients' z_i differ": e.coupling.personal,
+        "coupling.radius or coupling.bound, which remember every v_i": (e.coupling.radius or e.coupling.bound)
+        is not None,
+        "coupling.balance, which measures every client's residual": e.coupling.balance,
+        f"robust {e.robust.kind}": e.robust.active,
+        f"descent.aggregator {e.descent.aggregator}": e.descent.aggregator != "mean",
+        "the step counts of FedNova or SCAFFOLD": e.drift.counted,
+        "engine batched, which sees its clients' answers": e.engine == "batched",
+        "stack yes, which trains clients as one": e.stack == "yes",
+    }
+    found = next((name for name, here in seen.items() if here), "")
+    if found:
+        raise UserError(f"secure: the server sees no more than a sum, found {found}")
+    if not e.share:
+        raise UserError("secure: sums what is shared, found nothing that is (share is empty)")
+    if duals and e.weights != "uniform":
+        raise UserError(
+            "weights: must be uniform for secure sums with duals, whose increments add up under fixed weights only "
+            f"(add --weights uniform), found {e.weights}"
         )

@@ -17,6 +17,7 @@ from fedrec.metrics import RANKING, parse_metric
 from fedrec.models import Kind, Recommender
 from fedrec.optimisers import Optimiser, rates
 from fedrec.privacy.rule import Privacy
+from fedrec.privacy.secure_sum import SecureSum
 from fedrec.robust import Robust
 from fedrec.sharing import Sharing
 from fedrec.tasks import Task, per_client, tasks_of
@@ -113,6 +114,7 @@ class Experiment(Method):
         0.5, ge=0, le=1, description="fraction of a round's clients that must answer, or the run ends"
     )
     privacy: Privacy = Field(Privacy(), description="what is protected, and at what cost")
+    secure: SecureSum = Field(SecureSum(), description="sums of the clients' answers that nobody sees one of")
     seed: int = Field(0, ge=0, lt=2**63, description="seed of everything random")
     engine: Literal["process", "inline", "batched", "ray", "superlink"] = Field(
         "process",
@@ -186,7 +188,13 @@ class Experiment(Method):
         """Whether a client's copy of the shared parameters may differ from the server's."""
         if self.agreement.active:
             return False  # there are none
-        return self.coupling.personal or self.drift.personal != "none"
+        # Under secure sums, what few clients carry stays at home.
+        return self.coupling.personal or self.drift.personal != "none" or self.secure.active
+
+    @property
+    def silent(self) -> bool:
+        """Whether nothing that is made of a client's data may be told of it alone when it joins."""
+        return self.privacy.active or self.secure.active
 
     @property
     def turnout(self) -> Turnout:

@@ -19,9 +19,9 @@ class ClientFailure(RuntimeError):
 class Fault:
     """An answer that does not count; a row of `faults.csv`.
 
-    `during` is join, train, validation or test. `kind` is dropout (lost as the experiment says), silence (none came in
-    time), error (the client raised), contract (what it sent is not what it may send), or guarantee (too few answers
-    for what a robust rule promises).
+    `during` is join, train, validation, test, or a stage of a secure sum: keys, shares, masked, unmask. `kind` is
+    dropout (lost as the experiment says), silence (none came in time), error (the client raised), contract (what it
+    sent is not what it may send), or guarantee (too few answers for what a robust rule promises).
     """
 
     round: int
@@ -38,6 +38,7 @@ class Outcome:
     replies: list[Contribution] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
     subtotals: list[Subtotal] = field(default_factory=list)  # of clients whose replies then hold no tensors
+    change: Params | None = None  # the mean change of a secure sum, whose replies hold no tensors either
 
     def require(self, needed: int, what: str) -> None:
         """Raise ClientFailure that names every client without a valid answer, if fewer than `needed` have one."""

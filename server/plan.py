@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from fedrec.coordination import Coupling, Descent, Drift
+from fedrec.privacy.secure_sum import Terms
 from fedrec.robust import Robust
 from fedrec.sharing import Contribution
 from fedrec.turnout import Turnout
@@ -31,6 +32,7 @@ class Plan:
     turnout: Turnout = field(default_factory=Turnout)
     robust: Robust = field(default_factory=Robust)
     silent: bool = False  # whether clients tell nothing that was made of their data without noise
+    secure: Terms | None = None  # how the answers of a round are summed, if the server sees none of them
     release: Release | None = None  # how the mean of a round is protected, if it is the server that does it
 
     @cached_property
@@ -41,7 +43,7 @@ class Plan:
         """
         names = {
             "loss": not self.silent,
-            "gap": self.coupling.duals,
+            "gap": self.coupling.duals and not self.secure,
             "excess": self.budgets,
             "mu": self.budgets,
             "steps": self.drift.counted,

@@ -3,21 +3,25 @@
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from flwr.serverapp import Grid
 
 from fedrec.aggregation import Carrier, alone, carrier, catalogue, sums
-from fedrec.coordination import Average, Control, Residuals, Stepped, normalised, tie_of
+from fedrec.coordination import Average, Consensus, Control, Residuals, Stepped, normalised, tie_of
 from fedrec.errors import UserError
 from fedrec.parameters import Params
+from fedrec.privacy.encoding import Layout
+from fedrec.privacy.secure_sum import Terms
 from fedrec.records import Record, Row, to_row
-from fedrec.sharing import Broadcast, Contribution
+from fedrec.sharing import Broadcast, Contribution, admit_metrics
+from fedrec.wire.secure import Sum
 from server.checkpoint import Checkpoints
 from server.exchange import Exchange
 from server.faults import Fault, Outcome
 from server.plan import Plan
 from server.scores import Best, Key, Score, Scores, average, own_metrics, weighted
+from server.secure import SecureRound, apart, layout_of, mean_change
 from server.snapshot import put_back, take
 
 
@@ -105,6 +109,10 @@ class Coordinator:
 
     def tied(self, outcome: Outcome, number: int) -> Residuals:
         """Tie what the clients of a round sent, or the sums of it where no more is needed, or what may be released."""
+        if outcome.change is not None:
+            assert isinstance(self.tie, Average | Stepped | Consensus)
+            self.tie.move(outcome.change)
+            return Residuals(math.nan, math.nan, self.tie.rho)  # nobody sees a client's
         if self.plan.release:
             assert isinstance(self.tie, Average | Stepped)
             answers = {reply.client: reply.values for reply in outcome.replies}
@@ -166,13 +174,19 @@ class Coordinator:
         self.record.rows = catalogue([reply.rows for reply in joined])
         size = {r.client: 1.0 if self.plan.uniform else max(r.metrics["examples"], 1.0) for r in joined}
         # Weights of mean 1: a penalty means the same whatever the size of the data.
-        unit = math.fsum(size.values()) / len(size)
+        unit, plan = math.fsum(size.values()) / len(size), self.plan
         for r in joined:
-            weight = size[r.client] / unit
+            weight = 1.0 if plan.secure else size[r.client] / unit
             self.carriers[r.client] = carrier(r.client, r.values, r.rows, self.record.rows, weight)
-        plan, values = self.plan, {r.client: r.values for r in joined}
+        values = {r.client: r.values for r in joined}
         try:
-            self.tie = tie_of(plan.coupling, plan.descent, self.carriers, values, plan.seed, plan.robust)
+            self.tie = tie_of(
+                plan.coupling, plan.descent, self.carriers, values, plan.seed, plan.robust, bool(plan.secure)
+            )
+            at_home = apart(self.carriers, self.z, plan.secure) if plan.secure else []
+            if at_home and plan.coupling.duals:
+                raise UserError(f"secure: every client's rows must be summed under duals, found {at_home[0]}")
+            self.record.notes += at_home
         except UserError as error:  # what is configured fits all clients, not those that are left
             outcome.require(len(nodes) if outcome.faults else 0, f"joining ({error})")
             raise
@@ -231,16 +245,19 @@ class Coordinator:
             if key not in made:
                 made[key] = Broadcast(number, part, keep, split, self.tie.rho, self.seen[name], c)
             broadcasts[name] = made[key]
-        outcome = self.exchange.send(
-            kind,
-            broadcasts,
-            {name: self.carriers[name].like for name in clients} if train else {},
-            plan.told if train else plan.metrics,
-            lambda reply: plan.check(reply, train),
-            lost,
-            0.0 if split == "test" else plan.turnout.deadline,
-            self.carriers if train and self.summed else {},
-        )
+        if train and plan.secure:
+            outcome = self.secret(plan.secure, number, broadcasts, lost)
+        else:
+            outcome = self.exchange.send(
+                kind,
+                broadcasts,
+                {name: self.carriers[name].like for name in clients} if train else {},
+                plan.told if train else plan.metrics,
+                lambda reply: plan.check(reply, train),
+                lost,
+                0.0 if split == "test" else plan.turnout.deadline,
+                self.carriers if train and self.summed else {},
+            )
         replies = self.counted(outcome, len(clients), f"round {number}" if train else f"{split} of round {number}")
         # A client whose answer is missing may not have heard: it is told again, and goes back to that state by itself.
         self.improved -= {reply.client for reply in replies}
@@ -248,6 +265,23 @@ class Coordinator:
             text = f"{plan.robust.kind} promises nothing under {plan.robust.needed} answers, found {len(replies)}"
             self.record.faults.append(to_row(Fault(number, "", kind, "guarantee", text)))
         return outcome
+
+    def secret(self, agreed: Terms, number: int, broadcasts: dict[str, Broadcast], lost: frozenset[str]) -> Outcome:
+        """Return what became of a round whose answers are summed in secret: the mean change, and who is in it."""
+        duals, carriers, rows = self.plan.coupling.duals, self.carriers, self.record.rows
+        one = SecureRound(self.exchange, agreed, number, self.plan.turnout.deadline)
+
+        def layout(names: Sequence[str]) -> Layout:
+            return layout_of([carriers[name] for name in names], rows, self.z, agreed.carriers)
+
+        def check(answer: Sum) -> None:
+            admit_metrics(answer.metrics, self.plan.told)
+            self.plan.check(Contribution(answer.client, {}, answer.metrics, answer.device), True)
+
+        outcome, places, words = one.run(broadcasts, layout, check, lost)
+        inside = [carriers[reply.client] for reply in outcome.replies]
+        everybody = list(carriers.values()) if duals else None
+        return replace(outcome, change=mean_change(words, places, agreed, inside, everybody, self.z, rows))
 
     def counted(self, outcome: Outcome, asked: int, what: str) -> list[Contribution]:
         """Record the faults and return the replies; raises ClientFailure if they are fewer than the quorum."""

@@ -14,6 +14,7 @@ from fedrec.folders import reserve
 from fedrec.privacy.account import account
 from fedrec.privacy.books import Books
 from fedrec.privacy.guarantee import SERVER, guarantees
+from fedrec.privacy.terms import terms
 from fedrec.records import Record, Row, write_record
 from server.app import Finish, server_app
 from server.checkpoint import Checkpoints
@@ -44,6 +45,7 @@ def plan_of(experiment: Experiment, home: Path | None = None) -> Plan:
         turnout=e.turnout,
         robust=e.robust,
         silent=e.privacy.active,
+        secure=terms(e) if e.secure.active else None,
         release=release_of(e, home),
     )
 

@@ -7,6 +7,7 @@ from fedrec.data import ClientData
 from fedrec.errors import UserError, choose
 from fedrec.experiment import Experiment, clients_data, tasks_for
 from fedrec.parameters import covers
+from fedrec.privacy.terms import terms
 from fedrec.records import natural
 from fedrec.sharing import MODULES
 from fedrec.tasks import per_client
@@ -33,7 +34,24 @@ def check(experiment: Experiment) -> None:
     clients = sorted((data.name for data in parts), key=lambda name: (natural(name), name))
     experiment.coupling.operator(clients)
     experiment.turnout.check(clients, experiment.rounds)
+    if experiment.secure.active:
+        check_secure(experiment, clients)
     experiment.robust.check(len(experiment.turnout.drawn(clients, 1)))
+
+
+def check_secure(experiment: Experiment, clients: list[str]) -> None:
+    """Raise UserError if the terms of a secure sum cannot hold, or the dropouts take a round below its threshold."""
+    agreed = terms(experiment)
+    if experiment.dropout == "0":
+        return
+    for number in range(1, experiment.rounds + 1):
+        asked, lost = experiment.turnout.drawn(clients, number), experiment.turnout.lost(clients, number)
+        left = sum(name not in lost for name in asked)
+        if left < agreed.threshold:
+            raise UserError(
+                f"dropout: must leave the secure sums {agreed.threshold} of the {len(asked)} clients of every round, "
+                f"found {left} in round {number}"
+            )
 
 
 def check_rates(experiment: Experiment, names: list[str]) -> None:

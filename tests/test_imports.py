@@ -27,6 +27,7 @@ LAYERS = {
     "fedrec.privacy.differential": 5,
     "fedrec.privacy.clipping": 5,
     "fedrec.privacy.units": 5,
+    "fedrec.privacy.terms": 5,
     "fedrec.privacy.attacks": 5,
     "fedrec.privacy.audit": 5,
     "fedrec.privacy.canaries": 5,

@@ -4,7 +4,7 @@ from fedrec.coordination.budget import Budget
 from fedrec.coordination.coupling import Coupling
 from fedrec.coordination.descent import Descent, Stepped
 from fedrec.coordination.drift import Control, Drift, Own, control_change, normalised
-from fedrec.coordination.halves import Hub, Link, Residuals, tie
+from fedrec.coordination.halves import Hub, Link, Residuals, double, tie
 from fedrec.coordination.local import gradient_steps, newton
 from fedrec.coordination.operators import (
     Clusters,
@@ -19,7 +19,7 @@ from fedrec.coordination.operators import (
 from fedrec.coordination.rule import BudgetRule
 from fedrec.coordination.sets import Ball, Box, Within
 from fedrec.coordination.solve import Line, Solution, solve
-from fedrec.coordination.ties import Average, Tie, check, tie_of
+from fedrec.coordination.ties import Average, Consensus, Tie, check, tie_of
 
 __all__ = [
     "Average",
@@ -28,6 +28,7 @@ __all__ = [
     "Budget",
     "BudgetRule",
     "Clusters",
+    "Consensus",
     "Control",
     "Coupling",
     "Descent",
@@ -50,6 +51,7 @@ __all__ = [
     "Within",
     "check",
     "control_change",
+    "double",
     "gradient_steps",
     "newton",
     "normalised",

@@ -11,7 +11,7 @@ from torch import Tensor
 from fedrec.aggregation import Carrier, Subtotal, gather, mean, mean_of, sums
 from fedrec.coordination.coupling import Coupling
 from fedrec.coordination.descent import Descent, Stepped
-from fedrec.coordination.halves import Hub, Residuals
+from fedrec.coordination.halves import Hub, Residuals, double
 from fedrec.errors import UserError
 from fedrec.parameters import Params, norm, subtract
 from fedrec.robust import Robust
@@ -96,6 +96,43 @@ class Average:
 
 
 @dataclass
+class Consensus:
+    """The mean of what all clients sent last, of which the server is told no more than the mean increment.
+
+    Every client counts once; a round moves Z by the sum of its increments over the number of all clients.
+    """
+
+    rho: float
+    carriers: dict[str, Carrier]
+    z: Params  # in float64, so that the increments of many rounds add up to what the clients count on
+
+    def part(self, client: str) -> Params:
+        """See Tie."""
+        like = self.carriers[client].like
+        return {name: value.to(like[name].dtype) for name, value in gather(self.z, self.carriers[client]).items()}
+
+    def whole(self) -> Params:
+        """See Tie."""
+        return {name: value.float() for name, value in self.z.items()}
+
+    def update(self, answers: Mapping[str, Params], gaps: Mapping[str, float]) -> Residuals:
+        """See Tie."""
+        raise TypeError("consensus: must be moved by what was summed, found answers")
+
+    def move(self, change: Params) -> None:
+        """Take the mean increment of a round that was made elsewhere."""
+        self.z = {name: value + change[name] for name, value in self.z.items()}
+
+    def state(self) -> Params:
+        """See Tie."""
+        return self.z
+
+    def restore(self, state: Params) -> None:
+        """See Tie."""
+        self.z = state
+
+
+@dataclass
 class Coupled:
     """An operator over what all clients sent last; with duals the answers are increments of v_i = x_i + u_i."""
 
@@ -173,8 +210,12 @@ def tie_of(
     values: dict[str, Params],
     seed: int,
     robust: Robust,
+    summed: bool = False,
 ) -> Tie:
-    """Return the tie of clients that join with `values`; raises UserError where the coupling does not fit them."""
+    """Return the tie of clients that join with `values`; raises UserError where the coupling does not fit them.
+
+    `summed` says that the server gets sums alone, also of increments.
+    """
     operator = coupling.operator(list(carriers))
     check(coupling, descent, robust)
     if coupling.plain:
@@ -182,4 +223,6 @@ def tie_of(
         if descent.plain and not robust.active:
             return Average(coupling.rho, carriers, z)
         return Stepped(descent, coupling.rho, seed, carriers, z, robust)
+    if summed:
+        return Consensus(coupling.rho, carriers, double(mean([(carriers[n], value) for n, value in values.items()])))
     return Coupled(coupling, Hub(operator, coupling.rho, carriers, values))

@@ -10,7 +10,7 @@ import numpy as np
 from fedrec.data import ClientData
 from fedrec.data.types import Ints
 from fedrec.experiment import Experiment, clients_data, tasks_for
-from fedrec.privacy.accounting import Event, affordable, calibrate
+from fedrec.privacy.accounting import Event, Kind, affordable, calibrate
 from fedrec.privacy.differential import Mechanism, private_steps
 from fedrec.privacy.rule import Privacy
 
@@ -69,10 +69,11 @@ def steps_of(e: Experiment, data: ClientData) -> int:
 
 def _guarantee(e: Experiment, who: str, rate: float, count: int, overlap: int) -> Guarantee:
     rule, budget = e.privacy, e.privacy.budget(who)
+    kind: Kind = "concentrated" if rule.unit == "client" and rule.where == "sum" else "gaussian"  # `privacy.discrete`
     noise = rule.noise
     if noise is None:
-        noise = calibrate(budget, rule.delta, rate, count * e.rounds * overlap)
-    return Guarantee(who, rule, Event(noise, rate, count), e.rounds, budget, overlap)
+        noise = calibrate(budget, rule.delta, rate, count * e.rounds * overlap, kind=kind)
+    return Guarantee(who, rule, Event(noise, rate, count, kind), e.rounds, budget, overlap)
 
 
 def most_silos(users: list[Ints]) -> int:

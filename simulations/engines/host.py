@@ -13,6 +13,8 @@ from fedrec.aggregation import Carrier, Subtotal, carrier, catalogue, subtotal, 
 from fedrec.parameters import Params, same
 from fedrec.sharing import Broadcast, ContractError, Contribution, admit
 from fedrec.wire import ALONE, Answers, Call, answers_record, broadcast_record, pack, read_call, read_contribution
+from fedrec.wire.bundle import bundled, unbundled
+from fedrec.wire.secure import STAGES
 from simulations.engines.local import RUN_ID, SERVER_NODE, identify
 
 if TYPE_CHECKING:
@@ -44,6 +46,8 @@ class Host:
 
     def answer(self, kind: str, content: RecordDict) -> RecordDict:
         """Return what the clients answer to a message of the server; a client that fails is named in it."""
+        if kind in STAGES:
+            return self.relay(kind, content)
         return answers_record(self.join(content) if kind == "query.join" else self.call(kind, read_call(content)))
 
     def join(self, content: RecordDict) -> Answers:
@@ -111,13 +115,33 @@ class Host:
             total = replace(total, values=rest)
         return [total] if total.clients else []
 
+    def relay(self, kind: str, content: RecordDict) -> RecordDict:
+        """Return what clients answer to a stage of a secure sum, each to a message of its own."""
+        found: dict[str, RecordDict] = {}
+        failed: dict[str, str] = {}
+        for name, one in unbundled(content)[0].items():
+            reply = self.reply(kind, one, self.places[name])
+            if isinstance(reply, str):
+                failed[name] = reply
+            else:
+                found[name] = reply
+        return bundled(found, failed)
+
     def ask(self, kind: str, content: RecordDict, place: int) -> Contribution | str:
+        """Return what a client contributes, or the reason why it does not."""
+        reply = self.reply(kind, content, place)
+        try:
+            return reply if isinstance(reply, str) else read_contribution(reply)
+        except ContractError as error:
+            return type(error).__name__
+
+    def reply(self, kind: str, content: RecordDict, place: int) -> RecordDict | str:
         """Return what a client answers, or the reason why it does not."""
         message = Message(content, self.contexts[place].node_id, kind, group_id="0")
         message.metadata.__dict__["_message_id"] = str(place)
         try:
             reply = self.app(message, self.contexts[place])
-            return str(reply.error.reason) if reply.has_error() else read_contribution(reply.content)
+            return str(reply.error.reason) if reply.has_error() else reply.content
         except Exception as error:
             return type(error).__name__
 

@@ -1,0 +1,194 @@
+"""The client's half of a secure sum over Flower: four stages of a round, each answered once, nothing in plain text.
+
+It trains before it looks at the shares of its peers, so that a round that is repeated after a crash, in which the new
+keys fit nothing, still leaves the state behind that the server counts on; what is sent then is a refusal.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from clients.memory import Memory
+from clients.private import books
+from fedrec.channel import keyed
+from fedrec.coordination import double
+from fedrec.data.types import Ints
+from fedrec.parameters import Params, subtract
+from fedrec.privacy.encoding import Layout
+from fedrec.privacy.masks import Words
+from fedrec.privacy.noise import Source
+from fedrec.privacy.secret import digest
+from fedrec.privacy.secure_sum import Member, Terms
+from fedrec.privacy.terms import terms
+from fedrec.sharing import TABLES, Broadcast, ContractError
+from fedrec.wire.secure import (
+    Sum,
+    keys_answer,
+    masked_answer,
+    member_record,
+    read_masked,
+    read_member,
+    read_number,
+    read_roster,
+    read_unmask,
+    shares_answer,
+)
+
+if TYPE_CHECKING:
+    from clients.app import Client
+
+# What a client keeps of shared parameters, among its private ones: the values, and of a table which rows.
+HOME, ROWS = "home/", "/rows"
+
+
+@dataclass(frozen=True)
+class Session:
+    """What a client remembers of the present round of a secure sum, until it has unmasked it."""
+
+    state: RecordDict
+
+    def start(self, client: "Client", number: int) -> Member:
+        """Draw the keys of a round; raises ContractError for one that is not after all rounds before."""
+        last = self.state.config_records.get("secure.last", ConfigRecord({"round": 0}))["round"]
+        assert isinstance(last, int)
+        if number <= last:
+            raise ContractError(f"round: must be after {last}, for which there were keys, found {number}")
+        agreed = terms(client.experiment)
+        member = Member.start(client.data.name, number, agreed.threshold, agreed.clients)
+        self.state["secure.last"] = ConfigRecord({"round": number})
+        self.keep(member)
+        return member
+
+    @property
+    def member(self) -> Member:
+        """The client's half of the present round; raises ContractError if there is none."""
+        found = self.state.config_records.get("secure")
+        if found is None:
+            raise ContractError("stage: must begin with the keys of a round, found none")
+        return read_member(found)
+
+    def keep(self, member: Member) -> None:
+        """Remember how far a round has come."""
+        self.state["secure"] = member_record(member)
+
+    def forget(self) -> None:
+        """Forget the secrets of a round."""
+        self.state.pop("secure", None)
+
+
+@dataclass(frozen=True)
+class Envelope:
+    """How what a client shares travels in a secure sum: where its entries lie, and with which weight p_i."""
+
+    layout: Layout
+    ids: Mapping[str, Ints]
+    terms: Terms
+    weight: int
+
+    @staticmethod
+    def of(client: "Client", layout: Layout) -> "Envelope":
+        """Return a client's envelope; raises ContractError if its tensors do not fit the layout."""
+        like = client.shared_like()
+        ids = keyed(like, client.data, client.channel)
+        layout.check(like, ids)
+        uniform = client.experiment.weights == "uniform"
+        return Envelope(layout, ids, terms(client.experiment), 1 if uniform else max(len(client.data.train), 1))
+
+    def words(self, values: Params, z: Params, source: Source | None) -> Words:
+        """Return the entries [P] and masses [M] that a client adds to the sum: p_i x_i, or its noisy x_i - z_i."""
+        noise = self.terms.noise
+        x, held = self.layout.lay(subtract(double(values), double(z)) if noise else values, self.ids)
+        assert (noise is None) == (source is None)
+        entries = noise.words(x, source) if noise and source else self.terms.encoding.words(x, self.weight)
+        return np.concatenate([entries, held.astype(np.uint64) * np.uint64(self.weight)])
+
+    def travelled(self, increment: Params) -> Params:
+        """Return what the sum takes of an increment: rounded, and nothing of rows that have no place in it."""
+        x, _ = self.layout.lay(increment, self.ids)
+        coding = self.terms.encoding
+        like = {name: torch.zeros(value.shape, dtype=torch.float64) for name, value in increment.items()}
+        return self.layout.pick(coding.values(coding.words(x, 1)), like, self.ids)
+
+    def at_home(self, shared: Params) -> Params:
+        """Return what has no place in the sum, for the client to go on with by itself: values and local rows."""
+        found: Params = {}
+        for name, value in shared.items():
+            outside = torch.from_numpy(np.flatnonzero(~self.layout.inside(name, self.ids)))
+            if len(outside) and name in TABLES:
+                found |= {f"{HOME}{name}": value[outside], f"{HOME}{name}{ROWS}": outside}
+            elif len(outside):
+                found[f"{HOME}{name}"] = value
+        return found
+
+
+def source(client: "Client", number: int, x: Params, z: Params) -> Source | None:
+    """Return the random numbers of a client that adds noise to a sum, after it has booked the round; else None."""
+    own = books(client)
+    return own.open(number, digest("update", number, x, z)) if own and terms(client.experiment).noise else None
+
+
+def parted(private: Params) -> tuple[Params, Params]:
+    """Return a client's private parameters without, and only, what it keeps of shared ones."""
+    home = {name: value for name, value in private.items() if name.startswith(HOME)}
+    return {name: value for name, value in private.items() if name not in home}, home
+
+
+def with_home(z: Params, home: Params) -> Params:
+    """Return what a client starts from: the server's values, and its own where it shares nothing."""
+    found = dict(z)
+    for name in z.keys() & {name.removeprefix(HOME) for name in home}:
+        value, rows = home[f"{HOME}{name}"], home.get(f"{HOME}{name}{ROWS}")
+        found[name] = value if rows is None else z[name].index_copy(0, rows, value)
+    return found
+
+
+Train = Callable[["Client", Memory, Broadcast, Envelope], tuple[Params, Params, dict[str, float]]]
+
+
+def answer_in_secret(app: ClientApp, open_client: Callable[[Context], "Client"], train: Train) -> None:
+    """Let a ClientApp answer the stages of secure sums; `train` returns (values, z, metrics) after a round's training.
+
+    Every answer of a client that sums nothing in secret is a ContractError.
+    """
+
+    def opened(context: Context) -> tuple["Client", Session]:
+        client = open_client(context)
+        if not client.experiment.secure.active:
+            raise ContractError("secure: must be active in the client's own configuration, found it is not")
+        return client, Session(context.state)
+
+    @app.train("keys")
+    def keys(message: Message, context: Context) -> Message:
+        client, session = opened(context)
+        member = session.start(client, read_number(message.content))
+        return Message(keys_answer(client.data.name, member.keys), reply_to=message)
+
+    @app.train("shares")
+    def shares(message: Message, context: Context) -> Message:
+        client, session = opened(context)
+        member, sealed = session.member.share(*read_roster(message.content))
+        session.keep(member)
+        return Message(shares_answer(client.data.name, sealed), reply_to=message)
+
+    @app.train("masked")
+    def masked(message: Message, context: Context) -> Message:
+        client, session = opened(context)
+        asked = read_masked(message.content)
+        envelope = Envelope.of(client, asked.layout)
+        values, z, metrics = train(client, Memory(context), asked.broadcast, envelope)
+        words = envelope.words(values, z, source(client, asked.broadcast.round, values, z))
+        member, total = session.member.mask(asked.broadcast.round, asked.sealed, words)
+        session.keep(member)
+        return Message(masked_answer(Sum(client.data.name, total, metrics, client.device)), reply_to=message)
+
+    @app.train("unmask")
+    def unmask(message: Message, context: Context) -> Message:
+        client, session = opened(context)
+        found = session.member.unmask(*read_unmask(message.content))
+        session.forget()
+        return Message(shares_answer(client.data.name, found), reply_to=message)

@@ -1,0 +1,217 @@
+"""Secure sums (Bonawitz et al. 2017, arXiv 1611.04482): the server learns what clients add up to, and nothing else.
+
+y_i = x_i + PRG(b_i) + sum_{j > i} PRG(s_ij) - sum_{j < i} PRG(s_ij)  in Z_2^64.
+
+s_ij comes of a key agreement, and b_i of client i alone. Both the private key behind the s_ij and b_i are shared out,
+any t shares of a secret tell it. The pair masks cancel in the sum; of who dropped out after the shares were dealt the
+s_ij are recovered, of who is in the sum the b_i. Nobody may learn both of one client: that is what clients see to.
+
+The server is honest but curious: it relays the public keys, which nobody signs, and one that put its own in their place
+would read everything. It may collude with fewer than t clients of a round.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from secrets import token_bytes
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+
+from fedrec.errors import UserError
+from fedrec.privacy.discrete import Distributed
+from fedrec.privacy.encoding import Encoding
+from fedrec.privacy.masks import KEY, Words, pair_mask, public, seal, self_mask, unseal
+from fedrec.privacy.shamir import SHARE, combine, split
+from fedrec.sharing import ContractError
+
+Stage = Literal["keys", "shares", "masked", "unmask"]  # the exchanges of a round, by what a client answers
+FEWEST = 3  # of two clients each would learn the other's part from the sum
+
+
+class SecureSum(BaseModel):
+    """Whether the clients' answers are summed without being seen, and how many of a round's clients must stay.
+
+    The threshold is a majority unless it is given, and never less: two disjoint sets of t clients could be told
+    opposite things of who dropped out, and would together give away both secrets of a client. t is also how many
+    clients the server would have to collude with, and a round survives the loss of all but t.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    active: bool = Field(False, description="the server sees no client's answer, only their sum")
+    threshold: int | None = Field(
+        None, ge=1, description="how many clients of a round must stay until its end; a majority without it"
+    )
+    bound: float = Field(64.0, gt=0, allow_inf_nan=False, description="largest number that a client may send")
+    carriers: int = Field(2, ge=2, description="rows that fewer clients of a round carry stay at home")
+
+    def needed(self, clients: int) -> int:
+        """Return t for a round of so many clients; raises UserError if they are too few, or t does not fit them."""
+        if clients < FEWEST:
+            raise UserError(f"secure: needs {FEWEST} clients in a round, found {clients}")
+        t = clients // 2 + 1 if self.threshold is None else self.threshold
+        if not clients < 2 * t <= 2 * clients:
+            raise UserError(
+                f"secure.threshold: must be a majority of a round's {clients} clients, from {clients // 2 + 1} to "
+                f"{clients}, found {t}"
+            )
+        return t
+
+
+@dataclass(frozen=True)
+class Terms:
+    """How many clients a round asks and needs, how few may carry a row that is summed, and how numbers travel."""
+
+    clients: int
+    threshold: int
+    carriers: int
+    encoding: Encoding
+    noise: Distributed | None = None
+
+    def values(self, words: Words) -> NDArray[np.float64]:
+        """Return the sum [P] that words stand for."""
+        return (self.noise or self.encoding).values(words)
+
+
+@dataclass(frozen=True)
+class Keys:
+    """The public keys of a client for one round: that of the masks, and that of the shares."""
+
+    mask: bytes
+    seal: bytes
+
+
+@dataclass(frozen=True)
+class Member:
+    """A client's half of one round: it answers each stage once, and forgets everything afterwards.
+
+    `stage` is what it is to answer next. `most` is how many clients a round may have.
+    """
+
+    name: str
+    round: int
+    threshold: int
+    most: int
+    stage: Stage
+    mask_key: bytes
+    seal_key: bytes
+    seed: bytes  # b_i
+    roster: Mapping[str, Keys] = field(default_factory=dict)
+    shares: Mapping[str, bytes] = field(default_factory=dict)  # of whom: the shares of its mask key and of its seed
+
+    @staticmethod
+    def start(name: str, number: int, threshold: int, most: int) -> "Member":
+        """Return a client that has drawn its keys for a round."""
+        return Member(name, number, threshold, most, "shares", token_bytes(KEY), token_bytes(KEY), token_bytes(KEY))
+
+    @property
+    def keys(self) -> Keys:
+        """What it advertises."""
+        return Keys(public(self.mask_key), public(self.seal_key))
+
+    def expect(self, stage: Stage, number: int) -> None:
+        """Raise ContractError unless this is the stage of this round that it has to answer."""
+        if number != self.round:
+            raise ContractError(f"round: must be the present one, {self.round}, found {number}")
+        if stage != self.stage:
+            raise ContractError(f"stage: must be answered once and in order, {self.stage} next, found {stage}")
+
+    def share(self, number: int, roster: Sequence[tuple[str, Keys]]) -> tuple["Member", dict[str, bytes]]:
+        """Return the sealed shares of its secrets for every peer of the round; raises ContractError."""
+        self.expect("shares", number)
+        once("roster", [name for name, _ in roster])
+        peers = dict(roster)
+        if not self.threshold <= len(peers) <= self.most:
+            raise ContractError(f"roster: must have {self.threshold} to {self.most} clients, found {len(peers)}")
+        if peers.get(self.name) != self.keys:
+            raise ContractError(f"roster: must name {self.name} with the keys that it advertised, found others")
+        known = {key for keys in peers.values() for key in (keys.mask, keys.seal)}
+        if len(known) < 2 * len(peers):
+            raise ContractError(f"roster: every key must be of one client, found {len(known)} of {len(peers)}")
+        points = dict(zip(sorted(peers), range(1, len(peers) + 1), strict=True))
+        of_key, of_seed = (
+            split(secret, self.threshold, list(points.values())) for secret in (self.mask_key, self.seed)
+        )
+        dealt = {name: of_key[x] + of_seed[x] for name, x in points.items()}
+        sealed = {
+            name: seal(self.seal_key, keys.seal, number, self.name, name, dealt[name])
+            for name, keys in peers.items()
+            if name != self.name
+        }
+        return replace(self, stage="masked", roster=peers, shares={self.name: dealt[self.name]}), sealed
+
+    def mask(self, number: int, sealed: Sequence[tuple[str, bytes]], x: Words) -> tuple["Member", Words]:
+        """Return x [P] under its masks with all who shared, whose sealed shares it keeps; raises ContractError."""
+        self.expect("masked", number)
+        once("shares", [name for name, _ in sealed])
+        received = dict(sealed)
+        for name in received:
+            if name not in self.roster or name == self.name:
+                raise ContractError(f"shares: must be of the other clients on the roster, found {name!r}")
+        if len(received) + 1 < self.threshold:
+            raise ContractError(f"shares: must be of {self.threshold} clients with itself, found {len(received) + 1}")
+        mine = dict(self.shares)
+        total = x + self_mask(self.seed, number, self.name, len(x))
+        for name, text in received.items():
+            keys = self.roster[name]
+            mine[name] = unseal(self.seal_key, keys.seal, number, name, self.name, text)
+            if len(mine[name]) != 2 * SHARE:
+                raise ContractError(f"shares: must have {2 * SHARE} bytes, found {len(mine[name])} of {name}")
+            total += pair_mask(self.mask_key, keys.mask, number, self.name, name, len(x))
+        return replace(self, stage="unmask", shares=mine), total
+
+    def unmask(self, number: int, survivors: Sequence[str], dropped: Sequence[str]) -> dict[str, bytes]:
+        """Return its share of each peer's secret: of who is in the sum the seed, of who dropped out the mask key.
+
+        After it the member has nothing to say. Raises ContractError.
+        """
+        self.expect("unmask", number)
+        once("survivors and dropped", [*survivors, *dropped])
+        if {*survivors, *dropped} != self.shares.keys():
+            wrong = sorted({*survivors, *dropped} ^ self.shares.keys())
+            raise ContractError(f"survivors and dropped: must be all who shared, found {wrong[0]!r} wrong")
+        if len(survivors) < self.threshold:
+            raise ContractError(f"survivors: must be at least {self.threshold}, found {len(survivors)}")
+        if self.name not in survivors:
+            raise ContractError(f"survivors: must name {self.name}, which is asked, found it dropped")
+        return {name: self.shares[name][SHARE:] for name in survivors} | {
+            name: self.shares[name][:SHARE] for name in dropped
+        }
+
+
+def once(what: str, names: Sequence[str]) -> None:
+    """Raise ContractError if a client is named twice."""
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise ContractError(f"{what}: must name a client once, found {name!r} twice")
+        seen.add(name)
+
+
+def unmasked(
+    total: Words,
+    number: int,
+    threshold: int,
+    roster: Mapping[str, Keys],
+    survivors: Collection[str],
+    dropped: Collection[str],
+    shares: Mapping[str, Mapping[str, bytes]],
+) -> Words:
+    """Return the sum of the survivors' x [P] of the sum of what they sent, and the shares by who sent them, of whom.
+
+    `dropped` shared, but are not in the sum. Raises ContractError for fewer than `threshold` shares, or wrong ones.
+    """
+    points = dict(zip(sorted(roster), range(1, len(roster) + 1), strict=True))
+    found = total.copy()
+    for name in (*survivors, *dropped):
+        secret = combine({points[who]: one[name] for who, one in shares.items()}, threshold)
+        if name in survivors:
+            found -= self_mask(secret, number, name, len(total))
+            continue
+        if public(secret) != roster[name].mask:
+            raise ContractError(f"shares: must be of the key that {name} advertised, found another")
+        for peer in survivors:  # what the dropped client would have added is what is left of the peer's mask
+            found += pair_mask(secret, roster[peer].mask, number, name, peer, len(total))
+    return found

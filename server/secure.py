@@ -1,0 +1,258 @@
+"""The server's half of a secure sum: four stages of a round, of which all but t clients may be lost at each.
+
+It relays public keys and sealed shares, adds up what the clients send under masks, and takes the masks off the sum. A
+round that fewer than t clients see to its end has no sum, and ends the run.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import numpy as np
+import torch
+from flwr.app import ArrayRecord, Message, RecordDict
+from numpy.typing import NDArray
+
+from fedrec.aggregation import Carrier
+from fedrec.parameters import Params
+from fedrec.privacy.encoding import Layout
+from fedrec.privacy.masks import Words
+from fedrec.privacy.secure_sum import Keys, Stage, Terms, unmasked
+from fedrec.privacy.shamir import SHARE
+from fedrec.records import to_row
+from fedrec.sharing import TABLES, Broadcast, ContractError, Contribution
+from fedrec.wire import pack
+from fedrec.wire.bundle import bundled, unbundled
+from fedrec.wire.secure import (
+    KINDS,
+    SEALED,
+    Masked,
+    Sum,
+    keys_call,
+    masked_call,
+    read_keys,
+    read_masked_answer,
+    read_shares,
+    roster_call,
+    secure_ledger,
+    unmask_call,
+)
+from server.exchange import Exchange
+from server.faults import ClientFailure, Fault, Outcome, Refused
+
+T = TypeVar("T")
+NOBODY: frozenset[str] = frozenset()
+
+
+@dataclass
+class SecureRound:
+    """One round of secure sums over an exchange, with `deadline` seconds for every stage (0: within a day)."""
+
+    exchange: Exchange
+    terms: Terms
+    number: int
+    deadline: float = 0.0
+    faults: list[Fault] = field(default_factory=list)
+
+    def ask(
+        self,
+        stage: Stage,
+        contents: Mapping[str, RecordDict],
+        read: Callable[[RecordDict, str], T],
+        lost: frozenset[str] = NOBODY,
+    ) -> dict[str, T]:
+        """Return what `read` makes of the clients' answers to one stage.
+
+        Note the faults of the others; raises ClientFailure if fewer than the threshold are left.
+        """
+        self.log(contents, "down")
+        letters, found = self.letters(KINDS[stage], contents), dict[str, T]()
+        arrived = {name: one for name, one in letters.items() if not isinstance(one, Refused) and name not in lost}
+        self.log(arrived, "up")
+        for name in contents:
+            try:
+                if name in lost:
+                    raise Refused("dropout", "dropped out, as the run says")
+                letter = letters[name]
+                if isinstance(letter, Refused):
+                    raise letter
+                found[name] = read(letter, name)
+            except (Refused, ContractError) as error:
+                refused = error if isinstance(error, Refused) else Refused("contract", str(error))
+                self.faults.append(Fault(self.number, name, stage, refused.kind, refused.text))
+        if len(found) < self.terms.threshold:
+            self.exchange.record.faults += [to_row(fault) for fault in self.faults]
+            left = Outcome([Contribution(name, {}) for name in found], self.faults)
+            left.require(self.terms.threshold, f"round {self.number}, {stage} of the secure sum")
+        return found
+
+    def letters(self, kind: str, contents: Mapping[str, RecordDict]) -> dict[str, RecordDict | Refused]:
+        """Return the clients' answers as they came, of a host with several in one message."""
+        homes: dict[int, list[str]] = {}
+        for name in contents:
+            homes.setdefault(self.exchange.nodes[name], []).append(name)
+        hosts = self.exchange.hosts
+        messages = [
+            Message(
+                bundled({name: contents[name] for name in names}) if hosts else contents[names[0]],
+                node,
+                kind,
+                group_id=str(self.number),
+            )
+            for node, names in homes.items()
+        ]
+        answers = self.exchange.answers(messages, self.deadline)
+        found: dict[str, RecordDict | Refused] = {}
+        for node, names in homes.items():
+            found |= opened(answers.get(node), names, hosts, self.deadline)
+        return found
+
+    def log(self, contents: Mapping[str, RecordDict], direction: str) -> None:
+        """Add messages to the byte ledger."""
+        for name, content in contents.items():
+            self.exchange.record.log([name], secure_ledger(content, self.number, name, direction))
+
+    def run(
+        self,
+        broadcasts: Mapping[str, Broadcast],
+        layout: Callable[[Sequence[str]], Layout],
+        check: Callable[[Sum], object],
+        lost: frozenset[str] = NOBODY,
+    ) -> tuple[Outcome, Layout, Words]:
+        """Return what became of a round: who is in the sum, the layout of the vector, and the sum [P + M].
+
+        `layout` says what is summed of the clients that have dealt their shares; `check` raises ContractError for
+        metrics that a client may not tell. Raises ClientFailure where there is no sum.
+        """
+        number = self.number
+        keys = self.ask("keys", {name: keys_call(number) for name in broadcasts}, read_keys)
+        call = roster_call(number, keys)
+        sealed = self.ask(
+            "shares",
+            dict.fromkeys(keys, call),
+            lambda content, name: read_shares(content, name, SEALED, [one for one in keys if one != name]),
+        )
+        places = layout(list(sealed))
+        packed: dict[int, ArrayRecord] = {}  # what many clients are sent alike
+        calls: dict[str, RecordDict] = {}
+        for name in sealed:
+            broadcast = broadcasts[name]
+            values = packed.setdefault(id(broadcast.values), pack(broadcast.values))
+            theirs = [(peer, shares[name]) for peer, shares in sealed.items() if peer != name]
+            calls[name] = masked_call(Masked(broadcast, theirs, places), values)
+
+        def read(content: RecordDict, name: str) -> Sum:
+            answer = read_masked_answer(content, name, places.size + places.masses)
+            check(answer)
+            return answer
+
+        sums = self.ask("masked", calls, read, lost)
+        words = self.opened(keys, list(sealed), sums)
+        replies = [Contribution(one.client, {}, one.metrics, one.device) for one in sums.values()]
+        return Outcome(replies, self.faults), places, words
+
+    def opened(self, keys: Mapping[str, Keys], dealt: Sequence[str], sums: Mapping[str, Sum]) -> Words:
+        """Return the sum without its masks; raises ClientFailure if what the clients give for it does not fit."""
+        survivors, dropped = list(sums), [name for name in dealt if name not in sums]
+        call = unmask_call(self.number, survivors, dropped)
+        shares = self.ask(
+            "unmask", dict.fromkeys(sums, call), lambda content, name: read_shares(content, name, SHARE, dealt)
+        )
+        total = np.zeros_like(next(iter(sums.values())).words)
+        for one in sums.values():
+            total += one.words
+        try:
+            return unmasked(total, self.number, self.terms.threshold, keys, survivors, dropped, shares)
+        except ContractError as error:
+            raise ClientFailure(f"round {self.number}, unmask of the secure sum: {error}") from None
+
+
+def opened(
+    answer: Message | None, names: Sequence[str], hosts: bool, deadline: float
+) -> dict[str, RecordDict | Refused]:
+    """Return the letters of the clients of a node; what is missing or cannot be read is a refusal of each of them."""
+    if answer is None:
+        late = Refused("silence", f"did not answer within {deadline:g} s" if deadline else "did not answer")
+        return dict.fromkeys(names, late)
+    if answer.has_error():
+        return dict.fromkeys(names, Refused("error", f"failed: {answer.error.reason}"))
+    if not hosts:
+        return {names[0]: answer.content}
+    try:
+        contents, failed = unbundled(answer.content)
+    except ContractError as error:
+        return dict.fromkeys(names, Refused("contract", str(error)))
+    silent = Refused("silence", "did not answer")
+    return {
+        name: Refused("error", f"failed: {failed[name]}") if name in failed else contents.get(name, silent)
+        for name in names
+    }
+
+
+def layout_of(carriers: Sequence[Carrier], rows: Mapping[str, NDArray[np.int64]], z: Params, least: int) -> Layout:
+    """Return the layout of what at least so many of the clients carry; `rows` are the server's row ids by key space.
+
+    What only one of them carries would be in the sum as it is.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    ids = {}
+    for name in sorted(z):
+        held = count(name, carriers, z)
+        inside = (held >= least).numpy()
+        if name in TABLES:
+            ids[name] = rows[TABLES[name]][inside]
+            shapes[name] = (len(ids[name]), *z[name].shape[1:])
+        elif inside[0]:
+            shapes[name] = tuple(z[name].shape)
+    return Layout(shapes, ids)
+
+
+def apart(carriers: Mapping[str, Carrier], z: Params, terms: Terms) -> list[str]:
+    """Return a note for every tensor of which too few clients carry some, which therefore stay at home."""
+    found = []
+    for name in z:
+        few = int((count(name, list(carriers.values()), z) < terms.carriers).sum())
+        if few:
+            what = f"{few} rows of {name}" if name in TABLES else name
+            found.append(f"secure sums: {what} stay at home, carried by fewer than {terms.carriers} clients")
+    return found
+
+
+def count(name: str, carriers: Sequence[Carrier], z: Params) -> torch.Tensor:
+    """Return how many of the clients carry each row [rows] of a table, or any other tensor [1]."""
+    found = torch.zeros(len(z[name]) if name in TABLES else 1, dtype=torch.float64)
+    for who in carriers:
+        if name in who.like:
+            found[who.positions[name] if name in who.positions else slice(None)] += 1
+    return found
+
+
+def mean_change(
+    words: Words,
+    layout: Layout,
+    terms: Terms,
+    survivors: Sequence[Carrier],
+    everybody: Sequence[Carrier] | None,
+    z: Params,
+    rows: Mapping[str, NDArray[np.int64]],
+) -> Params:
+    """Return the mean of x_i - z [server rows], row by row over the survivors that carry it; 0 where nothing is.
+
+    With duals the sum is of increments of v_i, and `everybody` counts in the mean: who sent none has moved nothing.
+    Raises ClientFailure for a sum that no answers within the bounds add up to.
+    """
+    values, mass = layout.take(terms.values(words[: layout.size]), words[layout.size :].astype(np.float64))
+    found = {name: torch.zeros(value.shape, dtype=torch.float64) for name, value in z.items()}
+    for name, total in values.items():
+        places = torch.from_numpy(np.isin(rows[TABLES[name]], layout.rows[name])) if name in TABLES else slice(None)
+        held = count(name, survivors, z)[places]
+        wide = [-1, *[1] * (total.dim() - 1)]
+        limit = np.inf if terms.noise else terms.encoding.bound * (1 + 1e-9)
+        if not bool(((held <= mass[name]) & (mass[name] <= held * terms.encoding.weight)).all()) or not bool(
+            (total.abs() <= mass[name].reshape(wide) * limit).all()
+        ):
+            raise ClientFailure(f"secure sum: {name} must lie within the bounds of its clients, found that it does not")
+        over = (count(name, everybody, z)[places] if everybody else mass[name]).reshape(wide)
+        before = 0.0 if everybody or terms.noise else z[name][places].double()
+        found[name][places] = torch.where(over > 0, total / over.clamp(min=1.0) - before, 0.0)
+    return found
