@@ -65,7 +65,7 @@ def infer(features: Values, *, known: Values, attribute: Bools, l2: float = 1.0,
         p = 1 / (1 + np.exp(-f))
         weight = np.maximum(p * (1 - p), 1e-9)
         before, a = a, np.linalg.solve(gram + np.diag(l2 / weight), f + (y - p) / weight)
-        if float(np.abs(a - before).max()) < 1e-9:
+        if float(np.abs(a - before).max()) < 1e-6 * float(np.abs(a).max() + 1e-12):
             break
     return np.asarray(((features - mean) / scale @ x.T + 1.0) @ a)
 
@@ -90,15 +90,32 @@ def ranks(scores: Values) -> Values:
     return np.asarray(below / (2 * max(len(scores), 1)), np.float64)
 
 
-def one_vs_rest(
-    features: Values, labels: NDArray[np.object_], *, least: int = 20, folds: int = 5, seed: int = 0
-) -> tuple[Values, Bools, Ints]:
-    """Return (scores, truth, user) of every user and every label that at least `least` users have, laid end to end.
+def one_hot(labels: Sequence[str], least: int = 20) -> Bools:
+    """Return which user has which label [users, labels], for the labels of at least `least` users."""
+    values, counts = np.unique(np.asarray(labels, dtype=str), return_counts=True)
+    return np.asarray(np.asarray(labels, dtype=str)[:, None] == values[counts >= least])
 
-    Scores are ranks within a label, so that a frequent label does not pass for a likely one: chance is an AUC of 1/2.
+
+def each(features: Values, attribute: Bools) -> Values:
+    """Return `crossed` scores of every column of `attribute` [users, k], column by column, [users * k].
+
+    They are ranks within a column, so that a frequent label does not pass for a likely one: chance is an AUC of 1/2.
     """
-    values, counts = np.unique(labels, return_counts=True)
-    kept = values[counts >= least]
-    scores = [ranks(crossed(features, labels == value, folds=folds, seed=seed)) for value in kept]
-    truth = [labels == value for value in kept]
-    return np.concatenate(scores), np.concatenate(truth), np.tile(np.arange(len(labels)), len(kept))
+    return np.concatenate([ranks(crossed(features, column)) for column in attribute.T])
+
+
+def from_item_sets(
+    transcript: Transcript, *, clients: Sequence[str], tasks: tuple[Task, ...], attribute: Bools
+) -> Values:
+    """Return `each` by the item sets of one-user clients; `attribute` [clients, k] is known of all but who is asked."""
+    return each(item_sets(transcript, clients, tasks=tasks), attribute)
+
+
+def from_updates(transcript: Transcript, *, clients: Sequence[str], attribute: Bools) -> Values:
+    """Return `each` by the updates of one-user clients; `attribute` [clients, k] is known of all but who is asked."""
+    return each(updates(transcript, clients), attribute)
+
+
+def from_vectors(transcript: Transcript, *, users: Ints, held: Mapping[str, Held], attribute: Bools) -> Values:
+    """Return `each` by the users' vectors, for an insider of all platforms; `attribute` [users, k] as above."""
+    return each(vectors(transcript, users, held=held), attribute)
