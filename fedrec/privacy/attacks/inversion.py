@@ -74,8 +74,8 @@ def pursuit(g: Values, atoms: Values, each: Values, tolerance: float = 1e-3) -> 
     while len(chosen) < min(TERMS, len(g)) and np.linalg.norm(left) > tolerance * np.linalg.norm(g):
         chosen.append(int(np.argmax(np.abs(atoms @ left) / np.maximum(length, 1e-12))))
         target = g - len(chosen) * each
-        e = np.linalg.lstsq(atoms[chosen].T, target, rcond=None)[0]
-        left = np.asarray(target - e @ atoms[chosen])
+        e = np.asarray(np.linalg.lstsq(atoms[chosen].T, target, rcond=None)[0], np.float64)
+        left = np.asarray(target - e @ atoms[chosen], np.float64)
     return np.asarray(chosen, np.int64), e
 
 

@@ -134,7 +134,7 @@ def _attribute(case: Case, name: str) -> Question:
         who: dict[str, Any] = {"clients": [part.name for part in case.parts]}
     else:
         who = {"users": ids, "held": _held(case)}
-    return Question({**who, "attribute": labels}, labels.T.ravel(), np.tile(np.arange(len(ids)), labels.shape[1]))
+    return Question({**who, "attributes": labels}, labels.T.ravel(), np.tile(np.arange(len(ids)), labels.shape[1]))
 
 
 def _by_item_sets(case: Case, name: str) -> Question:
