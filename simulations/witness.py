@@ -3,13 +3,16 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 from flwr.app import ArrayRecord, Message
 from flwr.clientapp import ClientApp
 
 from clients.app import client_app
 from clients.memory import Memory
-from fedrec.experiment import Experiment, clients_data
+from fedrec.experiment import Experiment, clients_data, dataset, tasks_for
 from fedrec.parameters import Params
+from fedrec.privacy.attacks import Case
+from fedrec.privacy.attacks.targets import used
 from fedrec.privacy.transcript import Transcript
 from fedrec.records import Record
 from fedrec.sharing import Broadcast
@@ -72,3 +75,15 @@ def witness(experiment: Experiment, home: Path | None = None) -> Witnessed:
     grid = WitnessGrid(client_app(lambda _: (experiment, home)), len(clients_data(experiment)))
     record = Coordinator(grid, plan_of(experiment)).fit(list(grid.get_node_ids()))
     return Witnessed(grid.transcript, record, {name: grid.private(name) for name in grid.nodes})
+
+
+def case_of(experiment: Experiment, seen: Witnessed, seed: int = 0) -> Case:
+    """Return all about a witnessed run, the truth included, for whoever asks the attacks and scores them.
+
+    The frequencies of ratings that adversaries may know are those of the whole dataset.
+    """
+    found = dataset(experiment)
+    rating = found.interactions["rating"].dropna().round().astype(int).clip(1, 5)
+    prior = np.bincount(rating, minlength=6)[1:].astype(np.float64)
+    parts = [used(part, tasks_for(experiment, part)) for part in clients_data(experiment)]
+    return Case(experiment, parts, seen.private, found.users, prior, seed)

@@ -4,6 +4,7 @@ The adversary knows the attributes of some users (auxiliary knowledge) and has t
 regression on those tells the others'.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -17,6 +18,8 @@ from fedrec.privacy.attacks.scores import Values
 from fedrec.privacy.transcript import Transcript
 from fedrec.seeds import generator
 from fedrec.tasks import Task
+
+COMPONENTS = 100
 
 
 def item_sets(transcript: Transcript, clients: Sequence[str], *, tasks: tuple[Task, ...]) -> Values:
@@ -49,56 +52,79 @@ def unit(rows: NDArray[np.generic]) -> Values:
     return np.asarray(rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-300), np.float64)
 
 
-def infer(features: Values, *, known: Values, attribute: Bools, l2: float = 1.0, steps: int = 50) -> Values:
-    """Return the logit [n] that users with `features` [n, d] have an attribute.
+def infer(features: Values, *, known: Values, attributes: Bools, l2: float = 1.0) -> Values:
+    """Return the logits [n, k] that users with `features` [n, d] have attributes.
 
-    Auxiliary knowledge: features `known` [m, d] of other users and whether those have it, `attribute` [m]. Logistic
-    regression on standardised columns, min_w sum_j log(1 + e^(-y_j w.x_j)) + l2/2 |w|^2 with |x_j|^2 about 1, by
-    Newton's method (reweighted least squares) in the space of the m users: w = X^T a.
+    Auxiliary knowledge: features `known` [m, d] of other users and which of the attributes they have [m, k]. One
+    logistic regression each, on the first principal components of the standardised features, at most `COMPONENTS`.
     """
-    mean, scale = known.mean(0), known.std(0)
-    scale = np.where(scale > 1e-9, scale, np.inf) * np.sqrt(max(int((scale > 1e-9).sum()), 1))
-    x, y = (known - mean) / scale, attribute.astype(np.float64)
-    gram, a = x @ x.T + 1.0, np.zeros(len(y))  # + 1: an intercept, that is penalised as little as it matters
+    mean, deviation = known.mean(0), known.std(0)
+    moving = deviation > 1e-9
+    scale = np.where(moving, deviation, np.inf) * math.sqrt(max(int(moving.sum()), 1))  # so that |x| is about 1
+    x = (known - mean) / scale
+    size, axes = np.linalg.eigh(x @ x.T)  # x = axes sqrt(size) v^T
+    main = size > max(1e-9 * float(size[-1]), 1e-12)
+    main[:-COMPONENTS] = False
+    back = axes[:, main] / np.sqrt(np.maximum(size[main], 1e-300))
+    train, new = (np.column_stack([part @ x.T @ back, np.ones(len(part))]) for part in (x, (features - mean) / scale))
+    return np.column_stack([new @ logistic(train, column, l2) for column in attributes.T])
+
+
+def logistic(x: Values, attribute: Bools, l2: float, steps: int = 50) -> Values:
+    """Return argmin_w sum_j log(1 + e^(-y_j w.x_j)) + l2/2 |w|^2 [d] by Newton's method, x [m, d], y = +-1 [m]."""
+    y, w = attribute.astype(np.float64), np.zeros(x.shape[1])
     for _ in range(steps):
-        f = gram @ a
-        p = 1 / (1 + np.exp(-f))
-        weight = np.maximum(p * (1 - p), 1e-9)
-        before, a = a, np.linalg.solve(gram + np.diag(l2 / weight), f + (y - p) / weight)
-        if float(np.abs(a - before).max()) < 1e-9:
+        p = 1 / (1 + np.exp(-x @ w))
+        curvature = (x.T * (p * (1 - p))) @ x + l2 * np.eye(len(w))
+        step = np.linalg.solve(curvature, x.T @ (y - p) - l2 * w)
+        w = w + step
+        if float(np.abs(step).max()) < 1e-6 * (1 + float(np.abs(w).max())):
             break
-    return np.asarray(((features - mean) / scale @ x.T + 1.0) @ a)
+    return w
 
 
-def crossed(features: Values, attribute: Bools, *, folds: int = 5, seed: int = 0, l2: float = 1.0) -> Values:
-    """Return what `infer` says of every user [n] when the attributes of the other folds' users are known: for scoring.
+def crossed(features: Values, attributes: Bools, *, folds: int = 5, seed: int = 0) -> Values:
+    """Return what `infer` says of every user, column by column of `attributes` [users, k], as one vector [k * users].
 
-    Every fold's logits have its own intercept, so that they are compared after their ranks within the fold.
+    A user's attributes are found from those of the users in the other folds alone. Every fold and every column has its
+    own intercept: logits are compared after their ranks within both, so that neither a fold nor a frequent attribute
+    passes for a likely one, and chance is an AUC of 1/2.
     """
-    fold = generator(seed, "folds").permutation(len(attribute)) % folds
-    found = np.zeros(len(attribute))
+    fold = generator(seed, "folds").permutation(len(attributes)) % folds
+    found = np.zeros(attributes.shape)
     for k in range(folds):
         out = fold == k
-        found[out] = ranks(infer(features[out], known=features[~out], attribute=attribute[~out], l2=l2))
-    return found
+        found[out] = ranks(infer(features[out], known=features[~out], attributes=attributes[~out]))
+    return np.asarray(found.T.ravel())
 
 
 def ranks(scores: Values) -> Values:
-    """Return where every score [n] lies among all, from 0 to 1, equal ones in the middle of their places."""
-    ordered = np.sort(scores)
-    below = np.searchsorted(ordered, scores, "left") + np.searchsorted(ordered, scores, "right")
-    return np.asarray(below / (2 * max(len(scores), 1)), np.float64)
+    """Return where every score [n, k] lies among its column, from 0 to 1, equal ones in the middle of their places."""
+    found = np.zeros(scores.shape)
+    for column, part in zip(scores.T, found.T, strict=True):
+        ordered = np.sort(column)
+        part[:] = np.searchsorted(ordered, column, "left") + np.searchsorted(ordered, column, "right")
+    return found / (2 * max(len(scores), 1))
 
 
-def one_vs_rest(
-    features: Values, labels: NDArray[np.object_], *, least: int = 20, folds: int = 5, seed: int = 0
-) -> tuple[Values, Bools, Ints]:
-    """Return (scores, truth, user) of every user and every label that at least `least` users have, laid end to end.
+def one_hot(labels: Sequence[str], least: int = 20) -> Bools:
+    """Return which user has which label [users, labels], for the labels of at least `least` users."""
+    values, counts = np.unique(np.asarray(labels, dtype=str), return_counts=True)
+    return np.asarray(np.asarray(labels, dtype=str)[:, None] == values[counts >= least])
 
-    Scores are ranks within a label, so that a frequent label does not pass for a likely one: chance is an AUC of 1/2.
-    """
-    values, counts = np.unique(labels, return_counts=True)
-    kept = values[counts >= least]
-    scores = [ranks(crossed(features, labels == value, folds=folds, seed=seed)) for value in kept]
-    truth = [labels == value for value in kept]
-    return np.concatenate(scores), np.concatenate(truth), np.tile(np.arange(len(labels)), len(kept))
+
+def from_item_sets(
+    transcript: Transcript, *, clients: Sequence[str], tasks: tuple[Task, ...], attributes: Bools
+) -> Values:
+    """Return `crossed` by the item sets of one-user clients; `attributes` [clients, k], a user's own is not used."""
+    return crossed(item_sets(transcript, clients, tasks=tasks), attributes)
+
+
+def from_updates(transcript: Transcript, *, clients: Sequence[str], attributes: Bools) -> Values:
+    """Return `crossed` by the updates of one-user clients; `attributes` [clients, k], a user's own is not used."""
+    return crossed(updates(transcript, clients), attributes)
+
+
+def from_vectors(transcript: Transcript, *, users: Ints, held: Mapping[str, Held], attributes: Bools) -> Values:
+    """Return `crossed` by the users' vectors, for an insider of all platforms; `attributes` [users, k] likewise."""
+    return crossed(vectors(transcript, users, held=held), attributes)

@@ -1,5 +1,7 @@
 """Interaction-level membership inference on a one-user client by shadow training (IMIA, arXiv 2301.10964)."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch.nn import functional as F
@@ -79,3 +81,11 @@ def distance(one: Exchanged, x: Params) -> Values:
     """Return the distance [items] of every item's row, table and bias, from the one that the client sent."""
     parts = [(one.x[name] - x[name]).double() for name in ("item_table", "item_bias") if name in x]
     return np.asarray(torch.cat(parts, dim=1).norm(dim=1).numpy())
+
+
+def catalogue_imia(
+    transcript: Transcript, *, clients: Sequence[str], users: Ints, experiment: Experiment, seed: int
+) -> Values:
+    """Return `imia` of one-user clients, whose `users` [clients] are named by global id, laid end to end."""
+    pairs = zip(clients, users.tolist(), strict=True)
+    return np.concatenate([imia(transcript, c, experiment=experiment, user=u, seed=seed) for c, u in pairs])

@@ -5,35 +5,42 @@ gradient of an item's row is a combination of the vectors of the few users in th
 """
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedrec.data.types import Ints
+from fedrec.experiment import Experiment
 from fedrec.privacy.attacks.ratings import SCALE, fitting
 from fedrec.privacy.attacks.recovery import STILL, moved
 from fedrec.privacy.attacks.scores import Values
-from fedrec.privacy.transcript import Exchanged
+from fedrec.privacy.attacks.targets import Records
+from fedrec.privacy.transcript import Exchanged, Transcript
 from fedrec.training import Recipe
 
 TERMS = 8  # users of one item in a batch that are looked for; d = 32 equations tell about so many of a thousand
 
 
 def inverted(
-    one: Exchanged, *, recipe: Recipe, size: int, vectors: Values, offset: float | None = None
+    one: Exchanged,
+    *,
+    recipe: Recipe,
+    size: int,
+    vectors: Values,
+    offset: float | None = None,
+    prior: Values | None = None,
 ) -> tuple[Ints, Ints, Values]:
     """Return (user, item, rating), each [n], of the records that a client's step was made on.
 
     `user` are rows of `vectors` [users, d], `item` positions among the client's items. Known beside the round: the
     hyper-parameters, the number of records in the batch (`size`, which clients tell), and the vectors that users may
-    have started with; and the head's `offset`, which is otherwise fitted (`ratings.fitting`). Of the batch's records k
+    have started with; and the head's `offset`, or a `prior` to fit it by (`ratings.fitting`). Of the batch's records k
     of item i, with residuals e_k = p_k . q_i + b_i + c - r_k,
 
         B/(2 lr) (z - x)_i = sum_k (e_k p_k + l2 q_i)
 
     is solved for few users by orthogonal matching pursuit; every e_k then gives a rating.
     """
+    z, g = gradient(one, recipe=recipe, size=size)
     far = moved(one)
-    z = {name: one.z[name].double().numpy() for name in ("item_table", "item_bias")}
-    x = {name: one.x[name].double().numpy() for name in ("item_table", "item_bias")}
-    g = {name: (z[name] - x[name]) * size / (2 * recipe.optimiser.rate(name)) for name in z}
     users, items, known = [], [], []
     for item in np.flatnonzero(far > STILL * float(far.max(initial=0.0))):
         q = z["item_table"][item]
@@ -41,9 +48,18 @@ def inverted(
         users.append(chosen)
         items.append(np.full(len(chosen), item))
         known.append(vectors[chosen] @ q + z["item_bias"][item, 0] - e)
+    if not users:
+        return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0)
     r = np.concatenate(known)
-    c = fitting(r, None) if offset is None else offset
+    c = fitting(r, prior) if offset is None else offset
     return np.concatenate(users), np.concatenate(items), np.clip(np.rint(r + c), SCALE[0], SCALE[-1])
+
+
+def gradient(one: Exchanged, *, recipe: Recipe, size: int) -> tuple[dict[str, Values], dict[str, Values]]:
+    """Return z and B/(2 lr) (z - x) of the item table [items, d] and its biases [items, 1], B the `size` of a batch."""
+    z = {name: np.asarray(one.z[name].double().numpy()) for name in ("item_table", "item_bias")}
+    x = {name: np.asarray(one.x[name].double().numpy()) for name in z}
+    return z, {name: (z[name] - x[name]) * size / (2 * recipe.optimiser.rate(name)) for name in z}
 
 
 def pursuit(g: Values, atoms: Values, each: Values, tolerance: float = 1e-3) -> tuple[Ints, Values]:
@@ -54,10 +70,32 @@ def pursuit(g: Values, atoms: Values, each: Values, tolerance: float = 1e-3) -> 
     length = np.linalg.norm(atoms, axis=1)
     chosen: list[int] = []
     e = np.zeros(0)
-    left = g
+    left: NDArray[np.float64] = g
     while len(chosen) < min(TERMS, len(g)) and np.linalg.norm(left) > tolerance * np.linalg.norm(g):
         chosen.append(int(np.argmax(np.abs(atoms @ left) / np.maximum(length, 1e-12))))
         target = g - len(chosen) * each
-        e = np.linalg.lstsq(atoms[chosen].T, target, rcond=None)[0]
-        left = target - e @ atoms[chosen]
+        e = np.asarray(np.linalg.lstsq(atoms[chosen].T, target, rcond=None)[0], np.float64)
+        left = np.asarray(target - e @ atoms[chosen], np.float64)
     return np.asarray(chosen, np.int64), e
+
+
+def membership(transcript: Transcript, records: Records, *, experiment: Experiment, population: int) -> Values:
+    """Return the coefficient [n] that every record's user has in the first update of its item's row, 0 without one.
+
+    It is |e_k| / |e| of `pursuit`. Known beside the transcript: hyper-parameters and seed, and with them the vectors
+    that the users of a `population` of so many global ids start with.
+    """
+    found, everybody, recipe = np.zeros(len(records)), np.arange(population), experiment.recipe()
+    for number, client in enumerate(records.client):
+        asked = np.flatnonzero(records.of == number)
+        one, ids = next(iter(transcript.of(client))), transcript.ids(client, "item_table")
+        model, size = experiment.recommender(client), int(transcript.joined[client].metrics["examples"])
+        atoms = model.init(experiment.seed, everybody, ids[:0], {})["user_table"].double().numpy()
+        z, g = gradient(one, recipe=recipe, size=size)
+        for item in np.unique(records.item[asked]):
+            row, rows = int(np.searchsorted(ids, item)), asked[records.item[asked] == item]
+            chosen, e = pursuit(g["item_table"][row], atoms, recipe.l2 * z["item_table"][row])
+            share = np.zeros(population)
+            share[chosen] = np.abs(e) / max(float(np.linalg.norm(e)), 1e-300)
+            found[rows] = share[records.user[rows]]
+    return found

@@ -5,7 +5,7 @@ row leans to where training on it leads (the user's vector at the start is a fun
 told). Scores are higher for what is more likely in.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -142,17 +142,12 @@ def steps(z: Params, part: Records, item: Tensor, items: Ints, client: str, expe
     rows = [name for name in ("item_table", "item_bias") if name in z]
     each = torch.arange(len(part))
     s = model.head(params, task.name, model.features(params, each, each))
-    if task.kind == "rating":
-        loss = (s - torch.from_numpy(part.rating)).square()
-    else:
-        loss = -s
+    loss = (s - torch.from_numpy(part.rating)).square() if task.kind == "rating" else -s
     values = torch.autograd.grad(loss.sum(), [params[name] for name in rows])
     return {name: -g for name, g in zip(rows, values, strict=True)}
 
 
-def _each(
-    transcript: Transcript, records: Records, score: Callable[[str, Records, Tensor], Values]
-) -> Values:
+def _each(transcript: Transcript, records: Records, score: Callable[[str, Records, Tensor], Values]) -> Values:
     """Return the scores [n] of records, found client by client."""
     found = np.zeros(len(records))
     for number, client in enumerate(records.client):
@@ -168,12 +163,12 @@ def _items(transcript: Transcript, client: str, part: Records) -> Tensor:
 
 
 def _pointwise(task: Task, s: Tensor, part: Records) -> Values:
-    return np.asarray(-(s.double().numpy() - part.rating) ** 2)
+    return np.asarray(-((s.double().numpy() - part.rating) ** 2))
 
 
 def _ranked(score_all: Callable[[Tensor], Tensor], user: Tensor, item: Tensor) -> Values:
     found = torch.zeros(len(user), dtype=torch.float64)
-    for chosen in user.unique().split(256):
+    for chosen in torch.split(torch.from_numpy(np.unique(user.numpy())), 256):
         s = score_all(chosen).double()
         rows = torch.isin(user, chosen).nonzero()[:, 0]
         mine = s[torch.searchsorted(chosen, user[rows])]

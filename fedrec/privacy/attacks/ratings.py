@@ -3,12 +3,13 @@
 import math
 
 import numpy as np
-import torch
 
 from fedrec.data.types import Ints
+from fedrec.experiment import Experiment
 from fedrec.privacy.attacks.recovery import STILL, moved
 from fedrec.privacy.attacks.scores import Values
-from fedrec.privacy.transcript import Exchanged
+from fedrec.privacy.attacks.targets import Records
+from fedrec.privacy.transcript import Exchanged, Transcript
 from fedrec.training import Recipe
 
 SCALE = np.arange(1.0, 6.0)
@@ -28,10 +29,15 @@ def recovered_ratings(
     only that they are whole numbers of the scale, and the offset or the prior, tell c. Several steps are taken for one
     of their sum, which holds as long as the residuals change little.
     """
-    touched = np.flatnonzero(moved(one) > STILL * float(moved(one).max(initial=0.0)))
+    far = moved(one)
+    touched = np.flatnonzero(far > STILL * float(far.max(initial=0.0)))
+    if not len(touched):
+        return touched, np.zeros(0)
     z = {name: one.z[name].double()[touched] for name in ("item_table", "item_bias")}
     x = {name: one.x[name].double()[touched] for name in ("item_table", "item_bias")}
     n, lr = len(touched), {name: recipe.optimiser.rate(name) for name in z}
+    if "heads.rating.bias" in one.z:
+        offset = float(one.z["heads.rating.bias"])
     passes = recipe.epochs * sum(phase != "private" for phase in recipe.phases)
     size = min(n, recipe.batch_size)
     g = {name: (z[name] - x[name]) * size / (2 * lr[name] * passes) - recipe.l2 * z[name] for name in z}
@@ -40,6 +46,22 @@ def recovered_ratings(
     known = (z["item_table"] @ p + z["item_bias"][:, 0] - e).numpy()  # r_i - c
     c = fitting(known, prior) if offset is None else offset
     return touched, np.clip(np.rint(known + c), SCALE[0], SCALE[-1])
+
+
+def rating_scores(transcript: Transcript, records: Records, *, experiment: Experiment, prior: Values) -> Values:
+    """Return the rating [n] that the first round of every record's one-user client gives away, 0 where it gives none.
+
+    Known beside the transcript: hyper-parameters, the `prior` of ratings, and for which items it is asked.
+    """
+    found = np.zeros(len(records))
+    for number, client in enumerate(records.client):
+        asked = np.flatnonzero(records.of == number)
+        item, rating = recovered_ratings(next(iter(transcript.of(client))), recipe=experiment.recipe(), prior=prior)
+        ids = transcript.ids(client, "item_table")
+        table = np.zeros(len(ids))
+        table[item] = rating
+        found[asked] = table[np.searchsorted(ids, records.item[asked])]
+    return found
 
 
 def fitting(known: Values, prior: Values | None) -> float:

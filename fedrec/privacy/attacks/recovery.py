@@ -1,8 +1,10 @@
-"""Item-set recovery: which items a client's users interacted with, from what its training did to the rows of its tables.
+"""Item-set recovery: which items a client's users interacted with, from how training moved the rows of its tables.
 
 A message covers every row that a client carries, so that a row is told by its values alone: training leaves alone what
 no batch touches.
 """
+
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -57,3 +59,8 @@ def direction(one: Exchanged) -> Values:
 
 def _rows(one: Exchanged, name: str) -> Tensor:
     return one.x[name].double() - one.z[name].double()
+
+
+def catalogue_scores(transcript: Transcript, *, clients: Sequence[str], tasks: tuple[Task, ...]) -> Values:
+    """Return `item_scores` of clients, each over the items that it carries, laid end to end."""
+    return np.concatenate([item_scores(transcript, client, tasks=tasks) for client in clients])

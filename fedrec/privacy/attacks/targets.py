@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from fedrec.data.split import concatenate
 from fedrec.data.types import Bools, ClientData, Floats, Interactions, Ints
 from fedrec.seeds import generator
+from fedrec.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,15 @@ class Records:
         key = self.of * (int(self.user.max(initial=0)) + 1) + self.user
         _, first, group = np.unique(key, return_index=True, return_inverse=True)
         return first, group
+
+
+def used(part: ClientData, tasks: tuple[Task, ...]) -> ClientData:
+    """Return a client without the rows that none of its tasks learns from: they are in no update."""
+
+    def among(rows: Interactions) -> Interactions:
+        return rows.take(np.logical_or.reduce([task.rows(rows) for task in tasks]))
+
+    return replace(part, train=among(part.train), validation=among(part.validation), test=among(part.test))
 
 
 def interactions(parts: Sequence[ClientData], *, per_client: int, seed: int) -> tuple[Records, Bools]:
@@ -77,6 +87,17 @@ def users(parts: Sequence[ClientData], *, per_client: int, seed: int) -> tuple[R
                 found.append(_records(home, number, rows))
                 truth.append(bool(np.isin(user, own)))
     return _join(parts, found), np.asarray(truth, np.bool_)
+
+
+def pool_of(part: ClientData) -> ClientData:
+    """Return a client whose training records are all that it has, sorted by user and item.
+
+    What of it is trained on is nowhere in it: it is what an adversary with shadow models may know.
+    """
+    every = concatenate([part.train, part.validation, part.test])
+    nothing = np.zeros(0, np.int64)
+    rows = every.take(np.lexsort((every.item, every.user)))
+    return replace(part, train=rows, validation=rows.take(nothing), test=rows.take(nothing), notes=())
 
 
 def catalogue(part: ClientData) -> Bools:

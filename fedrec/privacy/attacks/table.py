@@ -1,0 +1,184 @@
+"""The attacks as a list of values: what each is about, what its adversary knows, and how it is asked and scored."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from fedrec.data.types import Bools, ClientData, Ints
+from fedrec.experiment import Experiment
+from fedrec.parameters import Params
+from fedrec.privacy.attacks import attributes, imia, inversion, lira, membership, ratings, recovery, targets
+from fedrec.privacy.attacks.membership import Held
+from fedrec.privacy.attacks.scores import Result, Values, judge
+from fedrec.privacy.transcript import Transcript
+
+SAMPLE = 400  # targets of a client and a kind
+USERS = 60  # of a client and a kind, and one-user clients
+
+
+@dataclass(frozen=True)
+class Case:
+    """All about a run, the truth included: for whoever asks and scores. No attack sees it."""
+
+    experiment: Experiment
+    parts: Sequence[ClientData]  # the rows that they learn from (`targets.used`)
+    private: Mapping[str, Params]  # what every client kept to itself, at the end
+    users: pd.DataFrame  # by global id, with their attributes
+    prior: Values  # frequencies of the ratings 1 to 5 in public
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Question:
+    """What an attack is asked: its declared knowledge by argument; and apart from it the truth [n], and the groups."""
+
+    known: Mapping[str, Any]
+    truth: Bools
+    groups: Ints | None = None
+
+
+@dataclass(frozen=True)
+class Attack:
+    """An attack: `run(transcript, **known)` gives scores [n]. Its arguments beside the transcript are its knowledge.
+
+    `unit` is what a target is, and whose guarantee its scores put to the test. `released` tells that it reads no more
+    than messages and what is known beforehand; an insider also reads what a client keeps, which no mechanism covers.
+    """
+
+    name: str
+    unit: Literal["interaction", "user"]
+    clients: Literal["silos", "one-user"]
+    tasks: tuple[Literal["rank", "rating"], ...]
+    run: Callable[..., Values]
+    ask: Callable[[Case], Question]
+    released: bool = True
+
+    def fits(self, case: Case) -> bool:
+        """Return whether it is for the clients and the task of a run."""
+        alone = case.experiment.partition == "one-user"
+        task = case.experiment.tasks(case.parts[0].name)[0]
+        return (self.clients == "one-user") == alone and task.kind in self.tasks
+
+    def result(self, transcript: Transcript, case: Case) -> Result:
+        """Ask, run and score; raises ValueError where there are no targets of both kinds."""
+        question = self.ask(case)
+        return judge(self.run(transcript, **question.known), question.truth, groups=question.groups)
+
+
+def _some(case: Case) -> Sequence[ClientData]:
+    return case.parts[:USERS]
+
+
+def _held(case: Case) -> dict[str, Held]:
+    return {part.name: Held(part.users, case.private[part.name]) for part in case.parts}
+
+
+def _catalogue(case: Case) -> Question:
+    parts = _some(case)
+    known = {"clients": [part.name for part in parts], "tasks": case.experiment.tasks(parts[0].name)}
+    truth = [targets.catalogue(part) for part in parts]
+    groups = np.repeat(np.arange(len(parts)), [len(one) for one in truth])
+    return Question(known, np.concatenate(truth), groups)
+
+
+def _imia(case: Case) -> Question:
+    asked = _catalogue(case)
+    users = np.asarray([part.users[0] for part in _some(case)])
+    known = {"clients": asked.known["clients"], "users": users, "experiment": case.experiment, "seed": case.seed}
+    return replace(asked, known=known)
+
+
+def _ratings(case: Case) -> Question:
+    records, trained = targets.interactions(_some(case), per_client=SAMPLE, seed=case.seed)
+    records = records.take(trained)
+    known = {"records": records, "experiment": case.experiment, "prior": case.prior}
+    return Question(known, records.rating >= 4, records.of)
+
+
+def _interactions(case: Case, *names: str) -> Question:
+    records, truth = targets.interactions(case.parts, per_client=SAMPLE, seed=case.seed)
+    every = {"experiment": case.experiment, "held": _held(case), "population": len(case.users)}
+    return Question({"records": records} | {name: every[name] for name in names}, truth, records.user)
+
+
+def _fitted(case: Case) -> Question:
+    records, truth = targets.interactions(case.parts, per_client=10**9, seed=case.seed)
+    return Question({"records": records, "experiment": case.experiment}, truth, records.user)
+
+
+def _lira(case: Case) -> Question:
+    part = case.parts[0]
+    records, truth = targets.interactions([part], per_client=5 * SAMPLE, seed=case.seed)
+    known = {"records": records, "experiment": case.experiment, "pool": targets.pool_of(part), "seed": case.seed}
+    return Question(known, truth, records.user)
+
+
+def _users(case: Case) -> Question:
+    records, truth = targets.users(case.parts, per_client=USERS, seed=case.seed)
+    return Question({"records": records, "experiment": case.experiment}, truth)
+
+
+def _attribute(case: Case, name: str) -> Question:
+    """Ask about all users: their gender (whether M), age (whether 30 or more), or which occupation they have."""
+    ids = np.concatenate([part.users for part in case.parts])
+    people = case.users.iloc[ids]
+    if name == "occupation":
+        labels = attributes.one_hot(people["occupation"].tolist())
+    else:
+        labels = (people["gender"] == "M" if name == "gender" else people["age"] >= 30).to_numpy()[:, None]
+    if case.experiment.partition == "one-user":
+        who: dict[str, Any] = {"clients": [part.name for part in case.parts]}
+    else:
+        who = {"users": ids, "held": _held(case)}
+    return Question({**who, "attributes": labels}, labels.T.ravel(), np.tile(np.arange(len(ids)), labels.shape[1]))
+
+
+def _by_item_sets(case: Case, name: str) -> Question:
+    asked = _attribute(case, name)
+    return replace(asked, known={**asked.known, "tasks": case.experiment.tasks(case.parts[0].name)})
+
+
+Source = tuple[str, Literal["silos", "one-user"], Callable[..., Values], Callable[..., Question], bool]
+SOURCES: tuple[Source, ...] = (
+    ("item sets", "one-user", attributes.from_item_sets, _by_item_sets, True),
+    ("updates", "one-user", attributes.from_updates, _attribute, True),
+    ("user vectors", "silos", attributes.from_vectors, _attribute, False),
+)
+BOTH: tuple[Literal["rank", "rating"], ...] = ("rank", "rating")
+ATTACKS: tuple[Attack, ...] = (
+    Attack("item set", "interaction", "one-user", BOTH, recovery.catalogue_scores, _catalogue),
+    Attack("shadow labels (IMIA)", "interaction", "one-user", ("rank",), imia.catalogue_imia, _imia),
+    Attack("ratings", "interaction", "one-user", ("rating",), ratings.rating_scores, _ratings),
+    Attack(
+        "loss, insider",
+        "interaction",
+        "silos",
+        BOTH,
+        membership.insider_losses,
+        lambda case: _interactions(case, "experiment", "held"),
+        released=False,
+    ),
+    Attack("loss, fitted user", "interaction", "silos", BOTH, membership.fitted_losses, _fitted),
+    Attack(
+        "leaning", "interaction", "silos", BOTH, membership.leanings, lambda case: _interactions(case, "experiment")
+    ),
+    Attack("likelihood ratio (LiRA)", "interaction", "silos", BOTH, lira.likelihood_ratios, _lira),
+    Attack(
+        "inversion",
+        "interaction",
+        "silos",
+        ("rating",),
+        inversion.membership,
+        lambda case: _interactions(case, "experiment", "population"),
+    ),
+    Attack("user leaning", "user", "silos", BOTH, membership.user_leanings, _users),
+    *(
+        Attack(f"{name} from {what}", "user", clients, BOTH, run, partial(ask, name=name), released=released)
+        for what, clients, run, ask, released in SOURCES
+        for name in ("gender", "age", "occupation")
+    ),
+)
