@@ -63,6 +63,11 @@ class Client:
         """What this client exchanges, and how."""
         return channel_of(self.experiment, self.data)
 
+    @cached_property
+    def setting(self) -> tuple[str, str]:
+        """All that decides a round beside its inputs: noise may be made again only where nothing differs."""
+        return self.experiment.model_dump_json(), self.device
+
     def start(self) -> Params:
         """Return its initial parameters."""
         private = self.experiment.silent  # the mean of a client's ratings is about its users
@@ -148,7 +153,7 @@ class Client:
         """
         e, own = self.experiment, books(self)
         assert own is not None
-        source = own.open(number, digest("train", number, start, anchor, shift or {}, self.data.train))
+        source = own.open(number, digest(*self.setting, number, start, anchor, shift or {}, self.data.train))
         params, loss = private_update(
             self.model,
             to(start, self.device),

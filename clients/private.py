@@ -33,7 +33,7 @@ def protected(client: "Client", number: int, x: Params, z: Params) -> Params:
     rule, own = client.experiment.privacy, books(client)
     if rule.unit != "client" or rule.where == "sum" or own is None:
         return x
-    source = own.open(number, digest("update", number, x, z))
+    source = own.open(number, digest(*client.setting, number, x, z))
     return noisy(clipped(x, z, rule.clip), z, own.guarantee.event.sigma * rule.clip, source)
 
 

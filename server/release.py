@@ -39,6 +39,8 @@ class Release:
         """
         g = self.books.guarantee
         changes = {name: clipped(x, z[name], g.rule.clip) for name, x in answers.items()}
-        inputs = digest("mean", number, like, *(part for name, x in answers.items() for part in (name, x)))
+        inputs = digest(
+            "mean", g.rule.model_dump_json(), number, like, *(part for name, x in answers.items() for part in (name, x))
+        )
         source = self.books.open(number, inputs)
         return noisy_mean(changes, carriers, like, g.event.sigma * g.rule.clip, g.event.rate, source)

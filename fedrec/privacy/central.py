@@ -11,7 +11,7 @@ import torch
 
 from fedrec.aggregation import Carrier
 from fedrec.parameters import Params, norm, subtract
-from fedrec.privacy.noise import Source
+from fedrec.privacy.noise import Source, noised
 
 
 def clipped(x: Params, z: Params, clip: float) -> Params:
@@ -26,7 +26,7 @@ def clipped(x: Params, z: Params, clip: float) -> Params:
 def noisy(change: Params, z: Params, std: float, source: Source) -> Params:
     """Return z + change + N(0, std^2) on every coordinate, in the dtypes of z."""
     return {
-        name: (z[name].double() + value + std * source.normal(*value.shape)).to(z[name].dtype)
+        name: (z[name].double() + noised(value, std, source)).to(z[name].dtype)
         for name, value in sorted(change.items())
     }
 
@@ -45,7 +45,7 @@ def noisy_mean(
     """
     found: Params = {}
     for name, value in sorted(like.items()):
-        total = std * source.normal(*value.shape)
+        total = torch.zeros(value.shape, dtype=torch.float64)
         count = torch.zeros(len(value) if value.dim() else (), dtype=torch.float64)
         for client, who in carriers.items():
             if name not in who.like:
@@ -61,5 +61,5 @@ def noisy_mean(
                 else:
                     total += change
         held = count.clamp(min=1.0).reshape(-1, *[1] * (value.dim() - 1)) if value.dim() else count.clamp(min=1.0)
-        found[name] = total / (rate * held)
+        found[name] = noised(total, std, source) / (rate * held)
     return found

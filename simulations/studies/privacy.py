@@ -12,9 +12,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pandas as pd
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
 from fedrec.errors import UserError
 from fedrec.experiment import Experiment, clients_data, dataset
@@ -23,11 +20,11 @@ from fedrec.privacy.attacks import ATTACKS, violates
 from fedrec.privacy.audit import audit, bounds
 from fedrec.privacy.guarantee import guarantees
 from fedrec.privacy.noise import Source
-from fedrec.records import gather_measured, write_csv
+from fedrec.records import gather_measured
 from simulations.baselines import run_baseline, run_popularity
 from simulations.check import check
 from simulations.cli import parse
-from simulations.studies.auditing import BROKEN, Trial, audited
+from simulations.studies.auditing import Trial, audited
 from simulations.studies.privacy_page import show, write_page
 from simulations.witness import case_of, witness
 
@@ -83,7 +80,8 @@ def run(argv: Sequence[str]) -> None:
     options, flags = parser.parse_known_args(argv)
     if min(options.seeds, options.workers, options.canaries) < 1:
         raise UserError(
-            f"seeds, workers, canaries: must be at least 1, found {options.seeds}, {options.workers}, {options.canaries}"
+            f"seeds, workers, canaries: must be at least 1, found {options.seeds}, {options.workers}, "
+            f"{options.canaries}"
         )
     budgets = [budget(text) for text in options.epsilon.split(",")]
     jobs = jobs_of(budgets, range(options.seeds), options.canaries, flags)
@@ -92,7 +90,7 @@ def run(argv: Sequence[str]) -> None:
     home = reserve(options.out)
     with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool:
         results = pd.DataFrame([row for rows in pool.map(run_job, jobs) for row in rows])
-    write_csv(home / "results.csv", results.to_dict("records"))
+    results.to_csv(home / "results.csv", index=False)
     write_page(home / "report.html", results, budgets, {job.scene: job.experiment for job in jobs})
     publish(home, options.out)
     show(results, budgets)
@@ -154,7 +152,13 @@ def attack_rows(job: Job, home: Path) -> list[dict[str, Any]]:
     for attack in ATTACKS:
         if attack.fits(case):
             found = attack.result(seen.transcript, case)
-            row = {"kind": "attack", "name": attack.name, "value": found.auc, "low": found.auc_low, "high": found.auc_high}
+            row = {
+                "kind": "attack",
+                "name": attack.name,
+                "value": found.auc,
+                "low": found.auc_low,
+                "high": found.auc_high,
+            }
             row |= {"tpr": found.tpr_at, "tpr_low": found.tpr_low, "tpr_high": found.tpr_high, "unit": attack.unit}
             row |= {"released": attack.released, "chance": found.chance}
             rows.append({**row, "violates": attack.released and violates(found, promised, e.privacy.delta)})
@@ -175,8 +179,9 @@ def reference_rows(job: Job, home: Path) -> list[dict[str, Any]]:
 def utility_rows(rows: Sequence[Any]) -> list[dict[str, Any]]:
     """Return the mean over the clients of each test metric."""
     table = pd.DataFrame(rows)
-    means = table[table["split"] == "test"].groupby(["task", "metric"], sort=False)["value"].mean()
-    return [{"kind": "utility", "name": f"{task} {metric}", "value": value} for (task, metric), value in means.items()]
+    table = table[table["split"] == "test"]
+    means = table["value"].groupby(table["task"] + " " + table["metric"], sort=False).mean()
+    return [{"kind": "utility", "name": name, "value": float(value)} for name, value in means.items()]
 
 
 def audit_rows(job: Job) -> list[dict[str, Any]]:
