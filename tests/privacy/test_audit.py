@@ -16,8 +16,22 @@ from scipy.stats import binom, norm
 from fedrec.errors import UserError
 from fedrec.parameters import Params
 from fedrec.privacy import differential
-from fedrec.privacy.audit import Claim, Evidence, Finding, audit, bounds, estimate, evidence, fresh, sampling
-from fedrec.privacy.canaries import Canaries
+from fedrec.privacy.audit import (
+    Claim,
+    Evidence,
+    Finding,
+    audit,
+    bounds,
+    count,
+    estimate,
+    evidence,
+    fresh,
+    noise,
+    repeated,
+    response,
+    sampling,
+)
+from fedrec.privacy.canaries import Canaries, projected
 from fedrec.privacy.clipping import clipped
 from fedrec.privacy.differential import Mechanism, private_update
 from fedrec.privacy.noise import Source
@@ -227,17 +241,25 @@ def test_noise_that_cancels_over_rounds_is_found() -> None:
     assert "repeated" in broken(audit(*tried(SMALL, cancelling)))
 
 
-def test_the_checks_have_the_false_alarm_rate_that_they_state() -> None:
-    # Sampled movement from its definition: binomial draws of a canary, and normal noise.
-    rng, q, sigma, steps, rounds, m = np.random.default_rng(0), 0.1, 1.5, 10, 6, 400
+@pytest.mark.parametrize("q", [1.0, 0.1])
+def test_every_check_errs_as_often_as_it_states(q: float) -> None:
+    # Movement from its definition: binomial draws of a canary along (1, -1) / sqrt(2), and normal noise.
+    rng, sigma, steps, rounds, m, runs = np.random.default_rng(0), 1.5, 10, 6, 300, 400
     claim = Claim(Mechanism("user", 1.0, sigma, q), {"item_bias": 1.0}, 500, steps, 1.0, 1e-5)
-    alarms = 0
-    for _ in range(400):
+    alarms = dict.fromkeys(("noise", "response", "repeated", "count", "sampling"), 0)
+    for _ in range(runs):
         coins = rng.random(m) < 0.5
-        along = rng.binomial(steps, q, (rounds, m)) * coins + sigma * steps**0.5 * rng.standard_normal((rounds, m))
         canaries = Canaries(np.arange(m), np.arange(2 * m).reshape(m, 2), coins)
-        alarms += sampling(Evidence({}, along, np.ones(m), canaries, ()), claim, 0.05).broken
-    assert alarms <= binom.ppf(0.999, 400, 0.05)
+        signal = (rng.binomial(steps, q, (rounds, m)) * coins)[..., None, None] * np.array([[1.0], [-1.0]]) / 2**0.5
+        movement = {"item_bias": signal + sigma * steps**0.5 * rng.standard_normal((rounds, m, 2, 1))}
+        along, reach = projected(movement, {"item_bias": torch.tensor([[[1.0], [-1.0]]]).expand(m, 2, 1) / 2**0.5})
+        found = Evidence(movement, along, reach, canaries, ())
+        for check in (noise, response, count, sampling):
+            alarms[check.__name__] += check(found, claim, 0.05).broken
+        alarms["repeated"] += repeated(found, 0.05).broken
+    assert all(number <= binom.ppf(0.9999, runs, 0.05) for number in alarms.values()), alarms
+    exact = {"noise", "response", "repeated"} | ({"sampling"} if q < 1 else set())
+    assert all(alarms[name] >= binom.ppf(1e-4, runs, 0.03) for name in exact), alarms
 
 
 def test_two_runs_with_one_noise_are_found_and_unlike_ones_are_not() -> None:
