@@ -107,10 +107,15 @@ def ranks(scores: Values) -> Values:
     return found / (2 * max(len(scores), 1))
 
 
-def one_hot(labels: Sequence[str], least: int = 20) -> Bools:
-    """Return which user has which label [users, labels], for the labels of at least `least` users."""
-    values, counts = np.unique(np.asarray(labels, dtype=str), return_counts=True)
-    return np.asarray(np.asarray(labels, dtype=str)[:, None] == values[counts >= least])
+def one_hot(values: Sequence[str], least: int = 20) -> Bools:
+    """Return which user has which value [users, k], for the values of at least `least` users.
+
+    Raises ValueError if there is none.
+    """
+    found, counts = np.unique(np.asarray(values, dtype=str), return_counts=True)
+    if counts.max(initial=0) < least:
+        raise ValueError(f"values: {least} users must have one in common, found {counts.max(initial=0)}")
+    return np.asarray(np.asarray(values, dtype=str)[:, None] == found[counts >= least])
 
 
 def from_item_sets(

@@ -79,6 +79,6 @@ def fitting(known: Values, prior: Values | None) -> float:
         outside = (r < 1) | (r > 5)
         return -float(outside.sum()), float(weight[r[~outside] - 1].sum())
 
-    low = math.floor(1 - float(known.max())) - 1
-    high = math.ceil(5 - float(known.min())) + 1
+    middle = float(np.median(known))  # is on the scale as well
+    low, high = math.floor(1 - middle) - 1, math.ceil(5 - middle) + 1
     return max((fraction + shift for shift in range(low, high + 1)), key=fits)

@@ -95,7 +95,7 @@ def _imia(case: Case) -> Question:
 def _ratings(case: Case) -> Question:
     records, trained = targets.interactions(_some(case), per_client=SAMPLE, seed=case.seed)
     records = records.take(trained)
-    known = {"records": records, "experiment": case.experiment, "prior": case.prior}
+    known = {"records": records.unrated(), "experiment": case.experiment, "prior": case.prior}
     return Question(known, records.rating >= 4, records.of)
 
 

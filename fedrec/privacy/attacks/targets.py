@@ -30,6 +30,10 @@ class Records:
         """Return the records that `index` (positions, or a mask [n]) selects."""
         return Records(self.client, self.of[index], self.user[index], self.item[index], self.rating[index])
 
+    def unrated(self) -> Records:
+        """Return the records without their ratings, for an attack that is to find those."""
+        return replace(self, rating=np.full(len(self), np.nan, np.float32))
+
     def profiles(self) -> tuple[Ints, Ints]:
         """Return the first record [k] of every (client, user), in ascending order, and the group [n] of every record.
 
@@ -63,7 +67,9 @@ def interactions(parts: Sequence[ClientData], *, per_client: int, seed: int) -> 
             drawn = generator(seed, "targets", part.name, int(kind)).permutation(len(rows))[:count]
             found.append(_records(part, number, rows.take(np.sort(drawn))))
             truth.append(np.full(count, kind))
-    return _join(parts, found), np.concatenate(truth)
+    records = _join(parts, found)
+    order = np.lexsort((records.item, records.user, records.of))  # which says nothing of the truth
+    return records.take(order), np.concatenate(truth)[order]
 
 
 def users(parts: Sequence[ClientData], *, per_client: int, seed: int) -> tuple[Records, Bools]:

@@ -1,0 +1,83 @@
+import numpy as np
+import pytest
+import torch
+
+from fedrec.privacy.attacks.attributes import crossed, infer, logistic, one_hot, ranks
+from fedrec.privacy.attacks.scores import judge
+from tests.privacy.attacked import ATTACK, attacked, market, movies, real
+
+
+def test_logistic_regression_minimises_its_loss() -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(80, 5)), rng.random(80) < 0.4
+    w = torch.from_numpy(logistic(x, y, 0.7)).requires_grad_(True)
+    sign = torch.from_numpy(np.where(y, 1.0, -1.0))
+    loss = torch.nn.functional.softplus(-sign * (torch.from_numpy(x) @ w)).sum() + 0.35 * w.square().sum()
+    (g,) = torch.autograd.grad(loss, w)
+    assert float(g.abs().max()) < 1e-8
+
+
+def test_inference_does_not_depend_on_the_scale_of_features_and_ignores_constant_ones() -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(60, 6)), rng.random((60, 1)) < 0.5
+    plain = infer(x[:20], known=x[20:], attributes=y[20:])
+    other = np.column_stack([x * 7 - 3, np.full(60, 2.5)])
+    np.testing.assert_allclose(infer(other[:20], known=other[20:], attributes=y[20:]), plain, atol=1e-9)
+
+
+def test_a_planted_attribute_is_found_and_a_random_one_is_not() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(400, 30))
+    y = np.column_stack([x[:, :9].sum(1) + rng.normal(size=400) > 0, rng.random(400) < 0.3])
+    scores = crossed(x, y).reshape(2, 400)
+    assert judge(scores[0], y[:, 0]).auc > 0.9
+    assert judge(scores[1], y[:, 1]).chance
+
+
+def test_of_many_features_the_main_components_are_used() -> None:
+    rng = np.random.default_rng(0)
+    taste = rng.normal(size=(300, 3))
+    x = taste @ rng.normal(size=(3, 1000)) + rng.normal(size=(300, 1000))
+    assert judge(crossed(x, taste[:, :1] > 0), taste[:, 0] > 0).auc > 0.95
+
+
+def test_an_attribute_of_a_user_is_found_without_it() -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(50, 3)), rng.random((50, 1)) < 0.5
+    scores = infer(x[:1], known=x[1:], attributes=y[1:])
+    changed = y.copy()
+    changed[0] = ~y[0]
+    assert infer(x[:1], known=x[1:], attributes=changed[1:]) == pytest.approx(scores)
+    # A user alone in its fold has the same rank whatever it has: its own attribute is in no regression for it.
+    folds = crossed(x, y, folds=50)
+    assert set(folds) == {0.5}
+
+
+def test_ranks_are_within_columns_and_share_ties() -> None:
+    found = ranks(np.asarray([[1.0, 5.0], [2.0, 5.0], [3.0, 9.0]]))
+    np.testing.assert_allclose(found, [[1 / 6, 1 / 3], [3 / 6, 1 / 3], [5 / 6, 5 / 6]])
+
+
+def test_rare_labels_are_left_out() -> None:
+    found = one_hot(["a"] * 3 + ["b"] * 2 + ["c"], least=2)
+    assert found.sum(0).tolist() == [3, 2]
+
+
+@pytest.mark.parametrize("source", ["item sets", "updates"])
+def test_gender_is_told_by_what_one_user_clients_send(source: str) -> None:
+    seen, case = attacked(market(partition="one-user", task="rank", rounds=1))
+    assert ATTACK[f"gender from {source}"].result(seen.transcript, case).auc >= 0.55
+
+
+@real
+def test_gender_and_age_are_told_by_item_sets_of_movielens_users() -> None:
+    seen, case = attacked(movies(partition="one-user", task="rank"))
+    assert ATTACK["gender from item sets"].result(seen.transcript, case).auc >= 0.70
+    assert ATTACK["age from item sets"].result(seen.transcript, case).auc >= 0.75
+    assert ATTACK["occupation from item sets"].result(seen.transcript, case).auc_low > 0.55
+
+
+@real
+def test_gender_is_told_by_vectors_of_movielens_users() -> None:
+    seen, case = attacked(movies(partition="users", clients=5, task="rank", rounds=10))
+    assert ATTACK["gender from user vectors"].result(seen.transcript, case).auc >= 0.70
