@@ -47,7 +47,8 @@ SCENES = (
     Scene(
         "silos",
         "--clients 5 --partition users --task rating --split random --dim 8 --rounds 20 --weights uniform",
-        "--privacy.unit user --optimiser sgd --lr 3 --local-epochs 1 --l2 0",
+        "--privacy.unit user --phases private,shared --local-epochs 1 --optimiser sgd --lr 1.5 --l2 0 "
+        "--lrs user_bias=0.5,heads=0.0001,user_table=0.05,item_table=1",
     ),
     Scene(
         "one-user",

@@ -18,7 +18,8 @@ from simulations.studies.methods import facts
 OPEN = "inf"
 WORDS = (
     "Every setting was trained at every budget and attacked with all that its server saw, and a run with canaries was "
-    "audited. At the budget inf there is no mechanism at all. Attacks that also use what a client keeps to itself (insiders) are no test of the promise, which covers what leaves a client."
+    "audited. At the budget inf there is no mechanism at all. Attacks that also use what a client keeps to itself "
+    "(insiders) are no test of the promise, which covers what leaves a client."
 )
 SCENES = {
     "silos": "Five silos, each adding user-level noise in its own training",
