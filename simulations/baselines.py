@@ -10,7 +10,7 @@ from simulations.apps import apps_for
 from simulations.engines import run_inline
 from simulations.methods import METHODS
 
-PRESENT = {"participation": 1.0, "dropout": "0", "deadline": 0.0, "privacy": {}}
+PRESENT = {"participation": 1.0, "dropout": "0", "deadline": 0.0, "privacy": {}, "secure": {}}
 
 
 def baseline(experiment: Experiment, method: str) -> Experiment:

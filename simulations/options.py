@@ -20,7 +20,7 @@ GROUPS = {
     "method": "",
     "training": "",
     "taking part": "participation dropout deadline quorum",
-    "privacy": "privacy",
+    "privacy": "privacy secure",
     "evaluation": "metrics candidates patience eval_every",
     "running": "seed engine workers stack device",
 }

@@ -6,8 +6,11 @@ s_ij comes of a key agreement, and b_i of client i alone. Both the private key b
 any t shares of a secret tell it. The pair masks cancel in the sum; of who dropped out after the shares were dealt the
 s_ij are recovered, of who is in the sum the b_i. Nobody may learn both of one client: that is what clients see to.
 
-The server is honest but curious: it relays the public keys, which nobody signs, and one that put its own in their place
-would read everything. It may collude with fewer than t clients of a round.
+The server is honest but curious, and may collude with fewer than t clients of a round: it relays the public keys, which
+nobody signs, so that one that put its own in their place would read everything. It still learns what the sum tells: all
+of a row whose other carriers drop out after they dealt their shares (`carriers` above 2 leaves room for that), and what
+clients say beside it, their training losses and the metrics of their evaluations, unless a promise of privacy silences
+them. A client that sends anything may spoil the sum; a sum outside the bounds ends the run.
 """
 
 from collections.abc import Collection, Mapping, Sequence

@@ -512,3 +512,42 @@ def test_noise_of_all_clients_in_the_sum(tmp_path: Path) -> None:
     assert noise is not None and (noise.clients, noise.sigma) == (3, 1.0)
     masked = [reply for reply in grid.received if not reply.has_error() and "masked" in reply.content]
     assert len(masked) == 5 and not any(reply.content.metric_records["metrics"] for reply in masked)
+
+
+def test_a_round_that_is_repeated_after_a_crash_leaves_the_state_that_the_server_counts_on() -> None:
+    """New keys fit no old message, and nothing is masked twice; but the training is repeated to the bit."""
+    e = secure("admm", weights="uniform")
+    record, grid = fit(e)
+    again = SpyGrid(client_app(lambda _: (e, None)), 5)
+    for message in grid.sent:
+        about = message.metadata
+        reply = again._answer(asked(message.content, about.dst_node_id, about.message_type, int(about.group_id or 0)))
+        if about.message_type in {KINDS["shares"], KINDS["masked"], KINDS["unmask"]}:
+            assert reply.has_error()
+    for node, context in grid.contexts.items():
+        state = again.contexts[node].state
+        for name in ("private", "dual", "sent", "before.private", "kept.private"):
+            assert arrays(RecordDict({"": context.state[name]})).keys() == arrays(RecordDict({"": state[name]})).keys()
+            for key, value in arrays(RecordDict({"": context.state[name]})).items():
+                assert np.array_equal(value, arrays(RecordDict({"": state[name]}))[key]), name
+    assert len(record.rounds) == 3
+
+
+class Killed(Exception):
+    """Ends a run at once."""
+
+
+def test_a_run_that_is_resumed_has_the_result_of_one_that_was_not_broken_off(tmp_path: Path) -> None:
+    def killed(row: dict[str, Any]) -> None:
+        if row["round"] == 2:
+            raise Killed
+
+    e = secure(rounds=4, dropout="2:silo-1;3:silo-2")
+    for home in ("whole", "broken"):
+        (tmp_path / home).mkdir()
+    launch(e, tmp_path / "whole")
+    with pytest.raises(Killed):
+        launch(e, tmp_path / "broken", on_round=killed, every=1)
+    launch(e, tmp_path / "broken", every=1)
+    one, two = (load_params(tmp_path / home / "model" / "shared.safetensors") for home in ("whole", "broken"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
