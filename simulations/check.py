@@ -24,6 +24,8 @@ def check(experiment: Experiment) -> None:
             raise UserError(f"{name}: the dataset 'synthetic' takes none, found {str(value)!r}; give --dataset too")
     parts = clients_data(experiment)
     check_names(experiment, parts)
+    for name in experiment.privacy.budgets.keys() - {""}:
+        choose("privacy.epsilon", name, [data.name for data in parts])
     check_tasks(experiment, parts)
     shapes: Shapes = {}
     names = [name for data in parts for name in agree(experiment, data, shapes)]

@@ -2,9 +2,9 @@
 
 import math
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from fedrec.errors import UserError
 
@@ -55,25 +55,40 @@ class Privacy(BaseModel):
         """Whether the noise is added in a client's own training."""
         return self.unit in ("interaction", "user")
 
+    @property
+    def budgets(self) -> dict[str, float]:
+        """The epsilon of every client that is named, and "" for that of all others; infinite without one."""
+        return budgets(self.epsilon)
+
     def budget(self, client: str) -> float:
         """Return a client's epsilon; infinite without one."""
-        found = math.inf
-        for part in self.epsilon.split(";") if self.epsilon else []:
-            name, equals, text = part.rpartition("=")
-            try:
-                value = float(text)
-            except ValueError:
-                value = math.nan
-            if not value > 0:
-                raise UserError(f"privacy.epsilon: must be numbers above 0, or inf, found {part!r}")
-            if name.strip() == client:
-                return value
-            found = found if equals else value
-        return found
+        return self.budgets.get(client, self.budgets[""])
+
+    @field_validator("epsilon", mode="before")
+    @classmethod
+    def _numbers(cls, value: Any) -> Any:
+        text = str(value) if isinstance(value, int | float) else value
+        if isinstance(text, str):
+            budgets(text)
+        return text
 
     @model_validator(mode="after")
     def _whole(self) -> "Privacy":
-        self.budget("")
         if self.active and self.noise is None and not self.epsilon:
-            raise UserError("privacy: needs an epsilon to calibrate the noise to, or a noise multiplier, found neither")
+            raise UserError("needs an epsilon to calibrate the noise to, or a noise multiplier, found neither")
         return self
+
+
+def budgets(text: str) -> dict[str, float]:
+    """Return the budgets of a text such as `2;films=1;shop=inf`, that of all others under ""; raises UserError."""
+    found = {"": math.inf}
+    for part in text.split(";") if text else []:
+        name, equals, number = (word.strip() for word in part.rpartition("="))
+        try:
+            value = float(number)
+        except ValueError:
+            value = math.nan
+        if not value > 0 or bool(equals) != bool(name):
+            raise UserError(f"must be numbers above 0, or inf, such as '2;films=1', found {part!r}")
+        found[name] = value
+    return found

@@ -14,6 +14,7 @@ from flwr.app import ArrayRecord
 
 from fedrec.errors import UserError
 from fedrec.experiment import Experiment, build, clients_data
+from fedrec.parameters import Params
 from fedrec.privacy.accounting import Event, epsilon
 from fedrec.privacy.books import Books, identity
 from fedrec.privacy.guarantee import SERVER, guarantees
@@ -328,3 +329,38 @@ def test_workers_and_inline_keep_the_same_books(tmp_path: Path) -> None:
     assert all(torch.equal(a[name], b[name]) for name in a)
     assert json.loads((tmp_path / "process" / "experiment.json").read_text())["privacy"]["spent"]
     shutil.rmtree(tmp_path / "inline")
+
+
+@pytest.mark.parametrize("unit", ["interaction", "user", "server", "client", "sum"])
+def test_the_noise_that_is_released_is_the_noise_that_is_booked(unit: str, tmp_path: Path) -> None:
+    # Rows of the shared table that no data touches show the noise alone: sigma C, times what is made of a sum.
+    rule: dict[str, Any] = {
+        "unit": "client" if unit in ("server", "client", "sum") else unit,
+        "noise": 2.0,
+        "clip": 0.5,
+    }
+    rule |= {"where": unit} if rule["unit"] == "client" else {}
+    e = private(
+        rounds=1, local_epochs=1, optimiser="sgd", lr=0.1, l2=0.0, batch_size=50, task="rating", partition="users",
+        market={"users": 60, "items": 300, "impressions": 20}, secure={"active": unit == "sum", "threshold": 3},
+        privacy=rule,
+    )  # fmt: skip
+    record, grid = fit(e, tmp_path / "run")
+    parts = clients_data(e)
+    each = {"interaction": 0.1 / 50, "user": 0.1 / 20, "client": 1.0}  # lr / B, for 20 users of a silo
+    found: list[tuple[Params, Params, float]] = []
+    if unit in each:
+        joined, sent = ([read_contribution(m.content) for m in grid.received[start : start + 3]] for start in (0, 3))
+        before = {reply.client: reply.values for reply in joined}
+        found += [(reply.values, before[reply.client], each[unit]) for reply in sent]
+    else:
+        start = read_contribution(grid.received[0].content).values  # all begin alike
+        found += [(record.shared, start, 1 / 3)]
+    touched = np.unique(np.concatenate([data.items[data.train.item] for data in parts]))
+    for after, before_, scale in found:
+        still = np.setdiff1d(np.arange(len(after["item_table"])), touched)
+        noise = (after["item_table"] - before_["item_table"]).double()[torch.from_numpy(still)]
+        expected = 2.0 * 0.5 * scale
+        # The standard error of a standard deviation from n numbers is 1 / sqrt(2 n) of it.
+        assert noise.numel() > 150
+        assert abs(float(noise.std()) / expected - 1) < 4.5 / math.sqrt(2 * noise.numel())
