@@ -9,10 +9,11 @@ from fedrec.privacy.attacks import ATTACKS, Attack
 from fedrec.privacy.attacks.scores import judge
 from tests.privacy.attacked import SILOS, STEP, USERS, attacked, market, noise, noised
 
-# What an adversary may be declared to know. `attributes` are those of other users, `records` are asked about.
+# What an adversary may be declared to know. `attributes` are of the users in `known`, `records` are asked about.
 KNOWLEDGE = {
     "transcript", "one", "records", "experiment", "recipe", "tasks", "client", "clients", "users", "user", "held",
-    "pool", "population", "prior", "offset", "attributes", "vectors", "size", "shadows", "ridge", "keep", "seed",
+    "pool", "population", "prior", "offset", "known", "attributes", "vectors", "size", "shadows", "ridge", "keep",
+    "seed",
 }  # fmt: skip
 FAMILIES = ("recovery", "ratings", "membership", "lira", "imia", "inversion", "attributes")
 RUNS = {

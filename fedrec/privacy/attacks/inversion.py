@@ -89,7 +89,7 @@ def membership(transcript: Transcript, records: Records, *, experiment: Experime
     for number, client in enumerate(records.client):
         asked = np.flatnonzero(records.of == number)
         one, ids = next(iter(transcript.of(client))), transcript.ids(client, "item_table")
-        model, size = experiment.recommender(client), int(transcript.joined[client].metrics["examples"])
+        model, size = experiment.recommender(client), max(int(transcript.joined[client].metrics.get("examples", 1)), 1)
         atoms = model.init(experiment.seed, everybody, ids[:0], {})["user_table"].double().numpy()
         z, g = gradient(one, recipe=recipe, size=size)
         for item in np.unique(records.item[asked]):

@@ -15,6 +15,7 @@ from fedrec.privacy.attacks import attributes, imia, inversion, lira, membership
 from fedrec.privacy.attacks.membership import Held
 from fedrec.privacy.attacks.scores import Result, Values, judge
 from fedrec.privacy.transcript import Transcript
+from fedrec.seeds import generator
 
 SAMPLE = 400  # targets of a client and a kind
 USERS = 60  # of a client and a kind, and one-user clients
@@ -45,12 +46,13 @@ class Question:
 class Attack:
     """An attack: `run(transcript, **known)` gives scores [n]. Its arguments beside the transcript are its knowledge.
 
-    `unit` is what a target is, and whose guarantee its scores put to the test. `released` tells that it reads no more
-    than messages and what is known beforehand; an insider also reads what a client keeps, which no mechanism covers.
+    `unit` is what a target is: whether an interaction or a user was in, which puts the guarantee of that unit to the
+    test (`scores.violates`), or an attribute, of which no guarantee speaks by itself. `released` tells that it reads no
+    more than messages and what is known beforehand; an insider also reads what a client keeps, which nothing covers.
     """
 
     name: str
-    unit: Literal["interaction", "user"]
+    unit: Literal["interaction", "user", "attribute"]
     clients: Literal["silos", "one-user"]
     tasks: tuple[Literal["rank", "rating"], ...]
     run: Callable[..., Values]
@@ -106,8 +108,15 @@ def _interactions(case: Case, *names: str) -> Question:
 
 
 def _fitted(case: Case) -> Question:
+    """Ask about all records of some users, for which their vectors can be fitted."""
     records, truth = targets.interactions(case.parts, per_client=10**9, seed=case.seed)
-    return Question({"records": records, "experiment": case.experiment}, truth, records.user)
+    first, group = records.profiles()
+    order = generator(case.seed, "targets", "fitted").permutation(len(first))
+    before = np.cumsum(np.bincount(group)[order]) <= 2 * SAMPLE * len(case.parts)
+    chosen = np.isin(group, order[before])
+    return Question(
+        {"records": records.take(chosen), "experiment": case.experiment}, truth[chosen], records.user[chosen]
+    )
 
 
 def _lira(case: Case) -> Question:
@@ -123,18 +132,20 @@ def _users(case: Case) -> Question:
 
 
 def _attribute(case: Case, name: str) -> Question:
-    """Ask about all users: their gender (whether M), age (whether 30 or more), or which occupation they have."""
+    """Ask half of the users for their gender (M), age (30 or more) or occupation; those of the other half are known."""
     ids = np.concatenate([part.users for part in case.parts])
     people = case.users.iloc[ids]
     if name == "occupation":
-        labels = attributes.one_hot(people["occupation"].tolist())
+        values = attributes.one_hot(people["occupation"].tolist())
     else:
-        labels = (people["gender"] == "M" if name == "gender" else people["age"] >= 30).to_numpy()[:, None]
+        values = (people["gender"] == "M" if name == "gender" else people["age"] >= 30).to_numpy()[:, None]
     if case.experiment.partition == "one-user":
         who: dict[str, Any] = {"clients": [part.name for part in case.parts]}
     else:
         who = {"users": ids, "held": _held(case)}
-    return Question({**who, "attributes": labels}, labels.T.ravel(), np.tile(np.arange(len(ids)), labels.shape[1]))
+    known = generator(case.seed, "targets", "attributes").permutation(len(ids)) % 2 == 0
+    asked = np.tile(np.flatnonzero(~known), values.shape[1])
+    return Question({**who, "known": known, "attributes": values[known]}, values[~known].T.ravel(), asked)
 
 
 def _by_item_sets(case: Case, name: str) -> Question:
@@ -152,7 +163,7 @@ BOTH: tuple[Literal["rank", "rating"], ...] = ("rank", "rating")
 ATTACKS: tuple[Attack, ...] = (
     Attack("item set", "interaction", "one-user", BOTH, recovery.catalogue_scores, _catalogue),
     Attack("shadow labels (IMIA)", "interaction", "one-user", ("rank",), imia.catalogue_imia, _imia),
-    Attack("ratings", "interaction", "one-user", ("rating",), ratings.rating_scores, _ratings),
+    Attack("ratings", "attribute", "one-user", ("rating",), ratings.rating_scores, _ratings),
     Attack(
         "loss, insider",
         "interaction",
@@ -177,7 +188,7 @@ ATTACKS: tuple[Attack, ...] = (
     ),
     Attack("user leaning", "user", "silos", BOTH, membership.user_leanings, _users),
     *(
-        Attack(f"{name} from {what}", "user", clients, BOTH, run, partial(ask, name=name), released=released)
+        Attack(f"{name} from {what}", "attribute", clients, BOTH, run, partial(ask, name=name), released=released)
         for what, clients, run, ask, released in SOURCES
         for name in ("gender", "age", "occupation")
     ),
