@@ -3,8 +3,8 @@ import pytest
 import torch
 from scipy.stats import binomtest
 
-from fedrec.privacy.attacks.attributes import infer, logistic, one_hot, ranks, told
-from fedrec.privacy.attacks.scores import judge
+from fedrec.privacy.attacks.attributes import infer, logistic, one_hot, told
+from fedrec.privacy.attacks.scores import judge, ranks
 from tests.privacy.attacked import ATTACK, attacked, market, movies, real
 
 

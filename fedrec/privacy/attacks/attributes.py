@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from fedrec.data.types import Bools, Ints
 from fedrec.privacy.attacks.membership import Held
 from fedrec.privacy.attacks.recovery import direction, item_scores, item_set
-from fedrec.privacy.attacks.scores import Values
+from fedrec.privacy.attacks.scores import Values, ranks
 from fedrec.privacy.transcript import Transcript
 from fedrec.tasks import Task
 
@@ -91,15 +91,6 @@ def told(features: Values, known: Bools, attributes: Bools) -> Values:
     pass for a likely one, and chance is an AUC of 1/2.
     """
     return np.asarray(ranks(infer(features[~known], known=features[known], attributes=attributes)).T.ravel())
-
-
-def ranks(scores: Values) -> Values:
-    """Return where every score [n, k] lies among its column, from 0 to 1, equal ones in the middle of their places."""
-    found = np.zeros(scores.shape)
-    for column, part in zip(scores.T, found.T, strict=True):
-        ordered = np.sort(column)
-        part[:] = np.searchsorted(ordered, column, "left") + np.searchsorted(ordered, column, "right")
-    return found / (2 * max(len(scores), 1))
 
 
 def one_hot(values: Sequence[str], least: int = 20) -> Bools:

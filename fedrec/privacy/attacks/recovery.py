@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fedrec.data.types import Bools
-from fedrec.privacy.attacks.scores import Values
+from fedrec.privacy.attacks.scores import Values, ranks
 from fedrec.privacy.transcript import Exchanged, Transcript
 from fedrec.tasks import Task
 
@@ -62,5 +62,9 @@ def _rows(one: Exchanged, name: str) -> Tensor:
 
 
 def catalogue_scores(transcript: Transcript, *, clients: Sequence[str], tasks: tuple[Task, ...]) -> Values:
-    """Return `item_scores` of clients, each over the items that it carries, laid end to end."""
-    return np.concatenate([item_scores(transcript, client, tasks=tasks) for client in clients])
+    """Return `item_scores` of clients, each over the items that it carries, laid end to end.
+
+    They are ranks among the client's items: what scale a client's noise has says nothing of its items.
+    """
+    found = [item_scores(transcript, client, tasks=tasks) for client in clients]
+    return np.concatenate([ranks(scores[:, None])[:, 0] for scores in found])
