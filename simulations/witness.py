@@ -70,11 +70,12 @@ class WitnessGrid(InlineGrid):
 def witness(experiment: Experiment, home: Path | None = None) -> Witnessed:
     """Run an experiment in this process; return what the server saw of it, and what it did not.
 
-    With `home` the clients write there what they keep of the best round. Raises what a run raises.
+    `home` is where ledgers are kept, which a run with a promise of privacy needs. Raises what a run raises.
     """
     grid = WitnessGrid(client_app(lambda _: (experiment, home)), len(clients_data(experiment)))
-    record = Coordinator(grid, plan_of(experiment)).fit(list(grid.get_node_ids()))
-    return Witnessed(grid.transcript, record, {name: grid.private(name) for name in grid.nodes})
+    record = Coordinator(grid, plan_of(experiment, home)).fit(list(grid.get_node_ids()))
+    seen = grid.transcript.without_duals() if experiment.coupling.duals else grid.transcript
+    return Witnessed(seen, record, {name: grid.private(name) for name in grid.nodes})
 
 
 def case_of(experiment: Experiment, seen: Witnessed, seed: int = 0) -> Case:

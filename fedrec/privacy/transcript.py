@@ -1,9 +1,10 @@
 """What the server of a run saw: the input of every attack. It holds messages, never a client's data."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
+import torch
 
 from fedrec.parameters import Params
 from fedrec.sharing import TABLES, Broadcast, Contribution
@@ -11,7 +12,7 @@ from fedrec.sharing import TABLES, Broadcast, Contribution
 
 @dataclass(frozen=True)
 class Exchanged:
-    """One client's round as the server saw it: z, which it sent, and what came back (x, or an increment with duals)."""
+    """One client's round as the server saw it: z, which it sent, and x, which came back (see `without_duals`)."""
 
     round: int
     client: str
@@ -48,3 +49,22 @@ class Transcript:
     def ids(self, client: str, name: str) -> "np.ndarray[tuple[int], np.dtype[np.int64]]":
         """Return the global ids of the rows of one of a client's shared tables, as it announced them."""
         return self.joined[client].rows[TABLES[name]]
+
+    def without_duals(self) -> "Transcript":
+        """Return the transcript of clients that answered with increments of v = x + u, with the x that they tell.
+
+        The server knows z and, as the sum of what came, v. From u+ = u + x - z and v = x + u+, with u = 0 at first,
+        follow x = (v - u + z) / 2 and u+; at a rho that does not change.
+        """
+        v = {name: {k: t.double() for k, t in reply.values.items()} for name, reply in self.joined.items()}
+        u = {name: {k: torch.zeros_like(t) for k, t in values.items()} for name, values in v.items()}
+        found = Transcript(self.joined)
+        for one in self.rounds:
+            x = {}
+            for name, z in one.z.items():
+                v[one.client][name] += one.x[name]
+                exact = (v[one.client][name] - u[one.client][name] + z) / 2
+                u[one.client][name] += exact - z
+                x[name] = exact.to(z.dtype)
+            found.rounds.append(replace(one, x=x))
+        return found

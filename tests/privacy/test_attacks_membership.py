@@ -13,7 +13,13 @@ from fedrec.privacy.attacks.targets import interactions, pool_of, users
 from simulations.witness import case_of, witness
 from tests.privacy.attacked import ATTACK, SILOS, attacked, market, movies, real
 
-INTERACTIONS = {"loss, insider": 0.55, "loss, fitted user": 0.5, "leaning": 0.6, "likelihood ratio (LiRA)": 0.65}
+INTERACTIONS = {
+    "loss, insider": 0.55,
+    "loss, fitted user": 0.52,
+    "leaning": 0.6,
+    "leaning, all rounds": 0.55,
+    "likelihood ratio (LiRA)": 0.65,
+}
 
 
 @pytest.mark.parametrize("task", ["rating", "rank"])
@@ -94,6 +100,17 @@ def test_profiles_hold_what_a_user_trains_on_wherever_that_is() -> None:
         assert sorted(records.item[group == k]) == sorted(mine)
 
 
+def test_noise_hides_a_user_in_one_round_before_it_does_in_all(tmp_path: Path) -> None:
+    # Noise of a budget that is far too large to protect: it must not be the training with clipping that stops attacks.
+    fields = {"optimiser": "sgd", "lr": 0.5, "local_epochs": 1, "weights": "uniform", "rounds": 8, "task": "rating"}
+    e = market(**{**SILOS, **fields}, privacy={"unit": "user", "epsilon": "1000", "replay": True})
+    seen = witness(e, tmp_path)
+    case = case_of(e, seen)
+    once, often = (ATTACK[name].result(seen.transcript, case) for name in ("user leaning", "user leaning, all rounds"))
+    assert often.auc_low > 0.6
+    assert often.auc > once.auc
+
+
 def left_of_membership(silos: Experiment, home: Path) -> tuple[int, int]:
     """Return how many membership attacks that read what is released still know something, and how many there are.
 
@@ -112,14 +129,14 @@ def left_of_membership(silos: Experiment, home: Path) -> tuple[int, int]:
 
 
 def test_user_level_privacy_leaves_chance(tmp_path: Path) -> None:
-    # Of 9 attacks two fall outside their band of 95 % by chance with 7 %, three with 1 %; the noise is replayed.
+    # Of 13 attacks two fall outside their band of 95 % by chance with 11 %, three with 2 %; the noise is replayed.
     rating = left_of_membership(market(**SILOS, task="rating"), tmp_path / "rating")
     rank = left_of_membership(market(**SILOS, task="rank"), tmp_path / "rank")
-    assert rating[1] + rank[1] == 9
+    assert rating[1] + rank[1] == 13
     assert rating[0] + rank[0] <= 2
 
 
 @real
 def test_user_level_privacy_leaves_chance_of_movielens(tmp_path: Path) -> None:
     left, attacks = left_of_membership(movies(partition="users", clients=5, task="rating", rounds=3), tmp_path)
-    assert attacks == 5 and left <= 1
+    assert attacks == 7 and left <= 1

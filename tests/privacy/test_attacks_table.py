@@ -13,7 +13,7 @@ from tests.privacy.attacked import SILOS, STEP, USERS, attacked, market, noise, 
 KNOWLEDGE = {
     "transcript", "one", "records", "experiment", "recipe", "tasks", "client", "clients", "users", "user", "held",
     "pool", "population", "prior", "offset", "known", "attributes", "vectors", "size", "shadows", "ridge", "keep",
-    "seed",
+    "seed", "rounds",
 }  # fmt: skip
 FAMILIES = ("recovery", "ratings", "membership", "lira", "imia", "inversion", "attributes")
 RUNS = {

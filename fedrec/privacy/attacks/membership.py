@@ -5,8 +5,9 @@ row leans to where training on it leads (the user's vector at the start is a fun
 told). Scores are higher for what is more likely in.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import torch
@@ -55,76 +56,88 @@ def insider_losses(
 
 
 def fitted_losses(transcript: Transcript, records: Records, *, experiment: Experiment, ridge: float = 1.0) -> Values:
-    """Return minus the loss [n] of every record under released rows and a user vector fitted to the user's records.
+    """Return by how much [n] the loss of every record fell from the first broadcast to the rows that were sent last.
 
-    Known beside the transcript: the hyper-parameters, and all records of each user that are asked about, of which some
-    were trained on. Of ratings the vector solves min |r - c - b - Q p - b_u|^2 + ridge n |p|^2 and the error is that
-    of leaving the record out, e_i / (1 - h_ii); of positives it is the mean row of the user's other records.
+    The loss is that of `fit`, under a user vector fitted to the user's records; its fall, not its value, since some
+    records are hard to predict for every model (difficulty calibration, arXiv 2111.08440). Known beside the transcript:
+    the hyper-parameters, and all records of each user that are asked about, of which some were trained on.
     """
 
     def score(client: str, part: Records, item: Tensor) -> Values:
-        task, last = experiment.tasks(client)[0], list(transcript.of(client))[-1].x
-        q = last["item_table"].double()[item]
-        b = last["item_bias"].double()[item, 0] if "item_bias" in last else torch.zeros(len(item), dtype=torch.float64)
-        _, group = part.profiles()
-        found = np.zeros(len(part))
-        for user in range(int(group.max()) + 1):
-            rows = np.flatnonzero(group == user)
-            if task.kind == "rank":
-                others = (q[rows].sum(0) - q[rows]) / max(len(rows) - 1, 1)
-                found[rows] = ((q[rows] * others).sum(1) + b[rows]).numpy()
-                continue
-            y = torch.from_numpy(part.rating[rows].astype(np.float64)) - MEAN - b[rows]
-            design = torch.cat([q[rows], torch.ones(len(rows), 1, dtype=torch.float64)], dim=1)
-            gram = design.T @ design + ridge * float(q.square().mean()) * torch.eye(design.shape[1]).double()
-            hat = design @ torch.linalg.solve(gram, design.T)
-            found[rows] = -((y - hat @ y) / (1 - hat.diagonal()).clamp(min=1e-6)).square().numpy()
-        return found
+        rounds, ranked = list(transcript.of(client)), experiment.tasks(client)[0].kind == "rank"
+        return fit(rounds[0].z, part, item, ranked, ridge) - fit(rounds[-1].x, part, item, ranked, ridge)
 
     return _each(transcript, records, score)
 
 
-def leanings(transcript: Transcript, records: Records, *, experiment: Experiment) -> Values:
-    """Return how much [n] the first update of every record's item row leans to where training on the record leads.
+def fit(rows: Params, part: Records, item: Tensor, ranked: bool, ridge: float) -> Values:
+    """Return the loss [n] of records at `item` [n] under a vector for each user, fitted to the user's other records.
 
-    The cosine of (x - z)_i and -grad_{q_i} loss(u, i), times sqrt(d): about standard normal for a user who has no part
-    in the update. Known beside the transcript: hyper-parameters and seed, and with them the user vectors at the start.
+    Of ratings it solves min |r - c - b - Q p - b_u|^2 + ridge v (|p|^2 + b_u^2), v the mean square of Q, and the loss
+    is (e_i / (1 - h_ii))^2, the square of the error with the record left out; of positives it is the mean row of the
+    others, and the loss is minus the score.
+    """
+    q = rows["item_table"].double()[item]
+    b = rows["item_bias"].double()[item, 0] if "item_bias" in rows else torch.zeros(len(item), dtype=torch.float64)
+    _, group = part.profiles()
+    found = np.zeros(len(part))
+    for user in range(int(group.max()) + 1):
+        mine = np.flatnonzero(group == user)
+        if ranked:
+            others = (q[mine].sum(0) - q[mine]) / max(len(mine) - 1, 1)
+            found[mine] = -((q[mine] * others).sum(1) + b[mine]).numpy()
+            continue
+        y = torch.from_numpy(part.rating[mine].astype(np.float64)) - MEAN - b[mine]
+        design = torch.cat([q[mine], torch.ones(len(mine), 1, dtype=torch.float64)], dim=1)
+        gram = design.T @ design + ridge * float(q.square().mean()) * torch.eye(design.shape[1]).double()
+        hat = design @ torch.linalg.solve(gram, design.T)
+        found[mine] = ((y - hat @ y) / (1 - hat.diagonal()).clamp(min=1e-6)).square().numpy()
+    return found
+
+
+def leanings(transcript: Transcript, records: Records, *, experiment: Experiment, rounds: int = 1) -> Values:
+    """Return how much [n] the updates of every record's item row lean to where training on the record leads.
+
+    The cosine of u_i = (x - z)_i and g_i = -grad_{q_i} loss(u, i), times sqrt(d), summed over the client's first
+    `rounds`: about normal for a user who has no part in them. Known beside the transcript: hyper-parameters and seed,
+    and with them the user vectors at the start; the first round tells most if they move fast, all if they hardly move.
     """
 
     def score(client: str, part: Records, item: Tensor) -> Values:
-        along, _, _ = _lean(transcript, client, part, item, experiment)
-        return np.asarray(along.numpy())
+        found = [along for along, _, _ in _lean(transcript, client, part, item, experiment, rounds)]
+        return np.asarray(torch.stack(found).sum(0).numpy())
 
     return _each(transcript, records, score)
 
 
-def user_leanings(transcript: Transcript, records: Records, *, experiment: Experiment) -> Values:
-    """Return how much [k] the first update leans to where training on a whole profile leads.
+def user_leanings(transcript: Transcript, records: Records, *, experiment: Experiment, rounds: int = 1) -> Values:
+    """Return how much [k] a client's first `rounds` lean to where training on a whole profile leads.
 
-    One score for every (client, user) of `records.profiles()`: sum_i u_i . g_i / |u_i|^2 over the profile's records,
-    with u_i the row's update and g_i = -grad_{q_i} loss(u, i), divided by its standard deviation for a user who has no
-    part in it, sqrt(sum_i |g_i|^2 / |u_i|^2 / d). Known: as for `leanings`, and the profiles of the users asked about.
+    One score for every (client, user) of `records.profiles()`: sum u_i . g_i / |u_i|^2 over the profile's records and
+    the rounds, divided by its standard deviation for a user who has no part in them, sqrt(sum |g_i|^2 / |u_i|^2 / d).
+    Known: as for `leanings`, and the profiles of the users asked about.
     """
     weight, noise = np.zeros(len(records)), np.zeros(len(records))
     for number, client in enumerate(records.client):
         rows = np.flatnonzero(records.of == number)
         part = records.take(rows)
-        along, length, u = _lean(transcript, client, part, _items(transcript, client, part), experiment)
-        ratio = (length / u.clamp(min=1e-12 + 1e-3 * float(u.max()))).numpy()
-        weight[rows], noise[rows] = along.numpy() * ratio, ratio**2
+        for along, g, u in _lean(transcript, client, part, _items(transcript, client, part), experiment, rounds):
+            ratio = (g / u.clamp(min=1e-12 + 1e-3 * float(u.max()))).numpy()
+            weight[rows] += along.numpy() * ratio
+            noise[rows] += ratio**2
     _, group = records.profiles()
     return np.asarray(np.bincount(group, weight) / np.sqrt(np.bincount(group, noise) + 1e-300))
 
 
 def _lean(
-    transcript: Transcript, client: str, part: Records, item: Tensor, experiment: Experiment
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return sqrt(d) cos(u_i, g_i), |g_i| and |u_i|, each [n], of the records of one client."""
-    first = next(iter(transcript.of(client)))
+    transcript: Transcript, client: str, part: Records, item: Tensor, experiment: Experiment, rounds: int
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Yield sqrt(d) cos(u_i, g_i), |g_i| and |u_i|, each [n], of the records of a client in its first rounds."""
     items = transcript.ids(client, "item_table")
-    g = steps(first.z, part, item, items, client, experiment)["item_table"]
-    u = (first.x["item_table"].double() - first.z["item_table"].double())[item]
-    return F.cosine_similarity(u, g, dim=1, eps=1e-12) * u.shape[1] ** 0.5, g.norm(dim=1), u.norm(dim=1)
+    for one in islice(transcript.of(client), rounds):
+        g = steps(one.z, part, item, items, client, experiment)["item_table"]
+        u = (one.x["item_table"].double() - one.z["item_table"].double())[item]
+        yield F.cosine_similarity(u, g, dim=1, eps=1e-12) * u.shape[1] ** 0.5, g.norm(dim=1), u.norm(dim=1)
 
 
 def steps(z: Params, part: Records, item: Tensor, items: Ints, client: str, experiment: Experiment) -> Params:

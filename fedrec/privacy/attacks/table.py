@@ -107,6 +107,15 @@ def _interactions(case: Case, *names: str) -> Question:
     return Question({"records": records} | {name: every[name] for name in names}, truth, records.user)
 
 
+def _leaning(case: Case) -> Question:
+    return _interactions(case, "experiment")
+
+
+def _throughout(case: Case, ask: Callable[[Case], Question]) -> Question:
+    asked = ask(case)
+    return replace(asked, known={**asked.known, "rounds": case.experiment.rounds})
+
+
 def _fitted(case: Case) -> Question:
     """Ask about all records of some users, for which their vectors can be fitted."""
     records, truth = targets.interactions(case.parts, per_client=10**9, seed=case.seed)
@@ -174,8 +183,14 @@ ATTACKS: tuple[Attack, ...] = (
         released=False,
     ),
     Attack("loss, fitted user", "interaction", "silos", BOTH, membership.fitted_losses, _fitted),
+    Attack("leaning", "interaction", "silos", BOTH, membership.leanings, _leaning),
     Attack(
-        "leaning", "interaction", "silos", BOTH, membership.leanings, lambda case: _interactions(case, "experiment")
+        "leaning, all rounds",
+        "interaction",
+        "silos",
+        BOTH,
+        membership.leanings,
+        lambda case: _throughout(case, _leaning),
     ),
     Attack("likelihood ratio (LiRA)", "interaction", "silos", BOTH, lira.likelihood_ratios, _lira),
     Attack(
@@ -187,6 +202,14 @@ ATTACKS: tuple[Attack, ...] = (
         lambda case: _interactions(case, "experiment", "population"),
     ),
     Attack("user leaning", "user", "silos", BOTH, membership.user_leanings, _users),
+    Attack(
+        "user leaning, all rounds",
+        "user",
+        "silos",
+        BOTH,
+        membership.user_leanings,
+        lambda case: _throughout(case, _users),
+    ),
     *(
         Attack(f"{name} from {what}", "attribute", clients, BOTH, run, partial(ask, name=name), released=released)
         for what, clients, run, ask, released in SOURCES
