@@ -22,6 +22,8 @@ from fedrec.coordination.sets import Within, proximal_point
 from fedrec.parameters import Params, add, flatten, norm, subtract, unflatten
 from fedrec.sharing import TABLES
 
+SETTLED = 1e-9  # relative residuals below it are rounding, of which a ratio says nothing
+
 
 @dataclass(frozen=True)
 class Link:
@@ -103,7 +105,10 @@ class Hub:
         found = Residuals(primal, self.rho * moved, self.rho)
         if balance:
             zero = {name: {n: torch.zeros_like(t) for n, t in z.items()} for name, z in self.z.items()}
-            gap, motion = primal * distance(self.values, self.z), moved * distance(self.z, zero)
+            tension, size = distance(self.values, self.z), distance(self.z, zero)
+            if primal <= SETTLED * size and moved <= SETTLED * tension:
+                return found
+            gap, motion = primal * tension, moved * size
             self.rho *= 2.0 if gap > 10 * motion else 0.5 if motion > 10 * gap else 1.0
         return found
 

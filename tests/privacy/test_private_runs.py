@@ -2,7 +2,6 @@
 
 import json
 import math
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -320,15 +319,13 @@ def test_a_damaged_secret_is_refused(tmp_path: Path) -> None:
 
 def test_workers_and_inline_keep_the_same_books(tmp_path: Path) -> None:
     for engine in ("inline", "process"):
-        home = tmp_path / engine
-        for who in ("films", "news", "shop"):
-            (home / "privacy").mkdir(parents=True, exist_ok=True)
-            (home / "privacy" / f"{who}.secret").write_bytes(bytes(range(32)))
-        launch(private(engine=engine, workers=2), home)
+        launch(private(engine=engine, workers=2, privacy={**USER, "replay": True}), tmp_path / engine)
     a, b = (load_params(tmp_path / engine / "model" / "shared.safetensors") for engine in ("inline", "process"))
     assert all(torch.equal(a[name], b[name]) for name in a)
-    assert json.loads((tmp_path / "process" / "experiment.json").read_text())["privacy"]["spent"]
-    shutil.rmtree(tmp_path / "inline")
+    parties = [
+        json.loads((tmp_path / n / "experiment.json").read_text())["privacy"]["parties"] for n in ("inline", "process")
+    ]
+    assert parties[0] == parties[1]
 
 
 @pytest.mark.parametrize("unit", ["interaction", "user", "server", "client", "sum"])
