@@ -52,7 +52,7 @@ SCENES = (
     ),
     Scene(
         "one-user",
-        "--clients 200 --partition one-user --task rating --split random --dim 8 --rounds 3 --weights uniform "
+        "--clients 400 --partition one-user --task rating --split random --dim 8 --rounds 3 --weights uniform "
         "--local-epochs 1 --batch-size 4096 --optimiser sgd --lr 0.2 --l2 0",
         "--privacy.unit client --privacy.where client --privacy.clip 0.05",
     ),
