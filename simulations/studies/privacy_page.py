@@ -59,18 +59,27 @@ def scene_parts(results: pd.DataFrame, budgets: Sequence[str], scene: str) -> li
     own, alone = results[results["scene"] == scene], results[results["scene"] == f"{scene} alone"]
     names = list(dict.fromkeys(own.loc[own["kind"] == "utility", "name"]))
     panels, rows = [], []
+    words = "Mean over the clients' test rows. local: every client alone, from which nothing leaves."
     for name in names:
         metric = name.split()[-1]
         value = mean_of(own, "utility", name, budgets)
         levels = [(kind, float(alone.loc[(alone["kind"] == kind) & (alone["name"] == name), "value"].mean()))
                   for kind in ("local", "popularity")]  # fmt: skip
         way = "higher" if higher_is_better(metric) else "lower"
+        words += f" {worth(metric, value, levels[0][1], budgets)}"
         panels.append(Panel(f"{label(metric)}, {way} is better", label(metric), [Series("together", value)], levels))
         rows.append({"metric": name, **{f"epsilon {b}": number(v, 4) for b, v in zip(budgets, value, strict=True)}}
                     | {kind: number(level, 4) for kind, level in levels})  # fmt: skip
-    words = "Mean over the clients' test rows. local: every client alone, from which nothing leaves."
     utility = Part(f"{SCENES[scene]}: utility", words, tradeoff(panels, budgets, f"{scene}-utility", words), rows)
     return [utility, attack_part(own[own["kind"] == "attack"], budgets, scene)]
+
+
+def worth(metric: str, value: Sequence[float], alone: float, budgets: Sequence[str]) -> str:
+    """Return in words at which budgets taking part beats training alone, by the mean over the clients."""
+    sign = 1 if higher_is_better(metric) else -1
+    better = [text for text, one in zip(budgets, value, strict=True) if sign * (one - alone) > 0]
+    where = f"at epsilon {', '.join(better)} only" if 0 < len(better) < len(budgets) else "at every budget"
+    return f"Together beats alone ({label(metric)} {number(alone, 4)}) {where if better else 'at no budget'}."
 
 
 def attack_part(attacks: pd.DataFrame, budgets: Sequence[str], scene: str) -> Part:
@@ -87,14 +96,14 @@ def attack_part(attacks: pd.DataFrame, budgets: Sequence[str], scene: str) -> Pa
             panels.append(Panel(title, "AUC", series, [("chance", 0.5)]))
     rows = []
     for name in names:
-        row = {"attack": name + ("" if name in outside else " (insider)")}
+        row = {"attack": name if name in outside or "insider" in name else f"{name} (insider)"}
         for text in budgets:
             part = attacks[(attacks["name"] == name) & (attacks["epsilon"] == text)]
             row[f"epsilon {text}"] = cell(part)
         rows.append(row)
     words = (
         "AUC with its 95% band (1/2 is chance), then the true positive rate at 1% false positives. A star: the band "
-        "does not contain 1/2."
+        "does not contain 1/2, as one band in twenty does by chance."
     )
     figure = tradeoff(panels, budgets, f"{scene}-attacks", words, 3.6)
     return Part(f"{SCENES[scene]}: attacks", words, figure, rows)
