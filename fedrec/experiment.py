@@ -98,7 +98,9 @@ class Experiment(Method):
         "adam", description="local optimiser, started afresh in every round"
     )
     lr: float = Field(0.01, gt=0, lt=1e6, description="local learning rate")
-    lrs: str = Field("", description="modules with a local learning rate of their own: item_table=10,heads=0.1")
+    lrs: str = Field(
+        "", description="modules with a local learning rate of their own, 0: not trained; item_table=10,heads=0"
+    )
     l2: float = Field(0.01, ge=0, allow_inf_nan=False, description="L2 penalty of the rows that a batch touches")
     weights: Literal["examples", "uniform"] = Field("examples", description="weight of a client in the mean")
     patience: int = Field(0, ge=0, description="stop after this many evaluations without a better validation; 0: never")

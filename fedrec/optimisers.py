@@ -78,7 +78,8 @@ class Optimiser:
 def rates(text: str) -> tuple[tuple[str, float], ...]:
     """Return the learning rates of `MODULE=RATE,...`, for instance `item_table=10,heads.rank=0.1`.
 
-    Raises UserError for a part of another form, a rate that is not a positive finite number, and a module named twice.
+    A module of rate 0 is not trained. Raises UserError for a part of another form, a rate that is negative or not
+    finite, and a module named twice.
     """
     found: dict[str, float] = {}
     for part in text.split(",") if text else ():
@@ -87,8 +88,8 @@ def rates(text: str) -> tuple[tuple[str, float], ...]:
             value = float(rate)
         except ValueError:
             value = math.nan
-        if not (module and equals and 0 < value < math.inf):
-            raise UserError(f"must be MODULE=RATE parts with positive finite rates, found {part!r}")
+        if not (module and equals and 0 <= value < math.inf):
+            raise UserError(f"must be MODULE=RATE parts with finite rates of at least 0, found {part!r}")
         if module in found:
             raise UserError(f"must name every module once, found {module!r} twice")
         found[module] = value

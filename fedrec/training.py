@@ -100,8 +100,12 @@ def batch_loss(model: Recommender, params: Params, tasks: tuple[Task, ...], batc
     return total
 
 
-def trainable(names: Iterable[str], tasks: tuple[Task, ...], sharing: Sharing, phase: Phase) -> list[str]:
+def trainable(
+    names: Iterable[str], tasks: tuple[Task, ...], sharing: Sharing, phase: Phase, optimiser: Optimiser
+) -> list[str]:
     """Return the names that a phase trains: all, the private ones (a head first), or the shared ones (the body).
+
+    What the optimiser gives a rate of 0 keeps its start.
 
     BPR cannot see what is the same for all items of a user: the bias of its head, and the user bias if no other task
     uses it. Their gradient would be rounding noise, which an adaptive optimiser makes steps of.
@@ -109,7 +113,7 @@ def trainable(names: Iterable[str], tasks: tuple[Task, ...], sharing: Sharing, p
     blind = {f"heads.{task.name}.bias" for task in tasks if task.loss == "bpr"}
     if len(blind) == len(tasks):
         blind.add("user_bias")
-    seen = [name for name in names if name not in blind]
+    seen = [name for name in names if name not in blind and optimiser.rate(name)]
     shared = sharing.split({name: torch.empty(0) for name in seen})[0].keys()
     return [name for name in seen if phase == "all" or (name in shared) == (phase == "shared")]
 
@@ -152,7 +156,7 @@ def local_update(
     taken = excluded(data, recipe.negatives) if any(task.kind == "rank" for task in tasks) else None
     losses: list[Tensor] = []
     for number, phase in enumerate(recipe.phases):
-        names = trainable(params, tasks, sharing, phase)
+        names = trainable(params, tasks, sharing, phase, recipe.optimiser)
         names += [name for name in shift or {} if name not in names]
         state = recipe.optimiser.start({name: params[name] for name in names})
         t = 0

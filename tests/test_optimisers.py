@@ -73,13 +73,14 @@ def test_a_rate_is_matched_at_dots_and_the_longest_path_wins() -> None:
 def test_rates_are_read_in_order() -> None:
     assert rates("") == ()
     assert rates("item_table=13456, heads.rank = 1e-1") == (("item_table", 13456.0), ("heads.rank", 0.1))
+    assert rates("heads=0") == (("heads", 0.0),)
 
 
 @pytest.mark.parametrize(
-    "text", ["item_table", "=1", "item_table=", "item_table=x", "heads=0", "heads=-1", "heads=nan", "heads=inf", "a=1,"]
+    "text", ["item_table", "=1", "item_table=", "item_table=x", "heads=-1", "heads=nan", "heads=inf", "a=1,"]
 )
 def test_a_rate_that_is_none_is_refused(text: str) -> None:
-    with pytest.raises(UserError, match=r"must be MODULE=RATE parts with positive finite rates, found '"):
+    with pytest.raises(UserError, match=r"must be MODULE=RATE parts with finite rates of at least 0, found '"):
         rates(text)
 
 

@@ -232,6 +232,16 @@ def test_training_changes_nothing_but_its_result(kind: Kind, phases: tuple[Phase
     assert list(found) == list(params) and all(found[n].shape == params[n].shape for n in params)
 
 
+@pytest.mark.parametrize("phases", [("all",), ("private", "shared")])
+def test_a_module_of_rate_0_keeps_its_start(phases: tuple[Phase, ...]) -> None:
+    tasks = (RATING,)
+    params = start(Recommender("mf", 3), tasks)
+    optimiser = Optimiser("sgd", 0.05, (("heads", 0.0), ("item_table", 0.0)))
+    found, _ = update(params, small(), tasks, Recipe(2, 8, optimiser, phases))
+    kept = {name for name in params if torch.equal(found[name], params[name])}
+    assert kept == {"heads.rating.weight", "heads.rating.bias", "item_table"}
+
+
 def test_training_depends_on_seed_and_scope_and_not_on_the_global_generators() -> None:
     data, tasks, recipe = small(), (RANK,), Recipe(1, 8, SGD)
     params = start(Recommender("mf", 3), tasks)

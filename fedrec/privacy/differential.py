@@ -75,8 +75,9 @@ def private_steps(
     It is epochs x ceil(1 / q) for every phase that trains anything noisy.
     """
     names = list(model.shapes(1, 1, [task.name for task in tasks]))
-    phases = [p for p in recipe.phases if mechanism.noisy(trainable(names, tasks, sharing, p), sharing)]
-    return len(phases) * recipe.epochs * mechanism.passes
+    trained = [trainable(names, tasks, sharing, phase, recipe.optimiser) for phase in recipe.phases]
+    phases = sum(bool(mechanism.noisy(one, sharing)) for one in trained)
+    return phases * recipe.epochs * mechanism.passes
 
 
 def private_update(
@@ -117,7 +118,7 @@ def private_update(
     size = mechanism.rate * len(data.users) if mechanism.unit == "user" else float(recipe.batch_size)
     losses: list[Tensor] = []
     for number, phase in enumerate(recipe.phases):
-        names = trainable(params, tasks, sharing, phase)
+        names = trainable(params, tasks, sharing, phase, recipe.optimiser)
         noisy = mechanism.noisy(names, sharing)
         moved = [*names, *(name for name in shift or {} if name not in names)]
         state = recipe.optimiser.start({name: params[name] for name in moved})

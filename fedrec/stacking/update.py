@@ -111,7 +111,7 @@ class Chunk:
         total = torch.zeros(k, dtype=torch.float64, device=some.device)
         grid, count = Grid.of(self.cohort.sizes[self.clients], recipe.epochs, recipe.batch_size), 0
         for phase, one in zip(recipe.phases, drawn, strict=True):
-            trained = trainable(names, self.cohort.tasks, self.sharing, phase)
+            trained = trainable(names, self.cohort.tasks, self.sharing, phase, recipe.optimiser)
             trained += [name for name in (self.terms.shift.values if self.terms.shift else ()) if name not in trained]
             if trained:
                 schedule = self.schedule(grid, one, owner, touched, str(some.device))

@@ -243,10 +243,11 @@ def _column(config: ConfigRecord, name: str, length: int) -> list[float]:
 
 
 def _records(content: RecordDict, prefix: str) -> list[ArrayRecord]:
-    names = [name for name in content.array_records if name.startswith(prefix)]
-    if set(names) != {f"{prefix}{place}" for place in range(len(names))}:
-        raise ContractError(f"record {prefix}: must be numbered from 0, found {sorted(names)}")
-    return [content.array_records[f"{prefix}{place}"] for place in range(len(names))]
+    # Not through `array_records`, which copies and checks the whole message at every access.
+    found = {n: one for n, one in content.items() if n.startswith(prefix) and isinstance(one, ArrayRecord)}
+    if set(found) != {f"{prefix}{place}" for place in range(len(found))}:
+        raise ContractError(f"record {prefix}: must be numbered from 0, found {sorted(found)}")
+    return [found[f"{prefix}{place}"] for place in range(len(found))]
 
 
 def _tensors(content: RecordDict, prefix: str) -> list[Params]:

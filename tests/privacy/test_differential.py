@@ -313,6 +313,12 @@ def test_noisy_steps_are_those_of_phases_that_train_what_all_users_share(
     assert private_steps(Recommender("mf", 3), TASKS["rating"], recipe, sharing, mechanism) == noisy * 3 * 4
 
 
+def test_a_phase_without_noise_is_one_that_trains_nothing_but_the_users_own_rows() -> None:
+    optimiser, mechanism = replace(SGD, lrs=(("heads", 0.0),)), Mechanism("user", 1.0, 1.0, 1.0)
+    recipe, sharing = Recipe(3, 16, optimiser, ("private", "shared")), Sharing(("item_table", "item_bias"))
+    assert private_steps(Recommender("mf", 3), TASKS["rating"], recipe, sharing, mechanism) == 3
+
+
 @pytest.mark.parametrize(("rate", "passes"), [(1.0, 1), (0.5, 2), (0.1, 10), (1 / 3, 3), (0.3, 4), (0.99, 2)])
 def test_an_epoch_is_as_many_steps_as_draw_every_unit_once_on_average(rate: float, passes: int) -> None:
     assert Mechanism("user", 1.0, 1.0, rate).passes == passes

@@ -62,7 +62,7 @@ def shadow(one: Exchanged, items: Ints, touched: Ints, label: Bools, experiment:
     count = max(int(mine.sum()), 1)
     each = 1.0 if task.loss == "bpr" else float(recipe.num_negatives)
     weight = torch.where(mine, 1.0, -each * count / max(len(item) - count, 1)) / count
-    names = trainable(params, (task,), sharing, "all")
+    names = trainable(params, (task,), sharing, "all", recipe.optimiser)
     state = recipe.optimiser.start({name: params[name] for name in names})
     for t in range(1, recipe.epochs * len(recipe.phases) + 1):
         leaves = {name: params[name].requires_grad_(True) for name in names}
