@@ -4,13 +4,14 @@ import sys
 from collections.abc import Sequence
 
 from fedrec.errors import UserError, choose
-from simulations.studies import auditing, methods, privacy, published, scale, speed
+from simulations.studies import auditing, methods, privacy, published, ratings, scale, speed
 
 STUDIES = {
     "auditing": auditing.run,
     "methods": methods.run,
     "privacy": privacy.run,
     "published": published.run,
+    "ratings": ratings.run,
     "scale": scale.run,
     "speed": speed.run,
 }
