@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 from fedrec.parameters import Params
 
 if TYPE_CHECKING:
-    from clients.app import Client
+    from clients.client import Client
 
 
 def about(client: "Client", private: Params) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from fedrec.sharing import Broadcast, Sharing
 from fedrec.training import held_out_loss, local_update
 
 if TYPE_CHECKING:
-    from clients.app import Client
+    from clients.client import Client
 
 
 class Remembers(Protocol):

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from flwr.app import ArrayRecord, MetricRecord, RecordDict
 
-from clients.app import Client
+from clients.client import Client
 from fedrec.coordination import Link, Own
 from fedrec.data.types import Ints
 from fedrec.parameters import Params, to

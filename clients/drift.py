@@ -13,7 +13,7 @@ from fedrec.sharing import Broadcast
 from fedrec.training import steps
 
 if TYPE_CHECKING:
-    from clients.app import Client
+    from clients.client import Client
 
 
 def begin(client: "Client") -> Own:

@@ -13,7 +13,7 @@ from fedrec.records import add_measured
 from fedrec.sharing import Broadcast
 
 if TYPE_CHECKING:
-    from clients.app import Client
+    from clients.client import Client
 
 Measure = tuple[str, str, str]  # client, task, metric
 

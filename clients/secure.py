@@ -40,7 +40,7 @@ from fedrec.wire.secure import (
 )
 
 if TYPE_CHECKING:
-    from clients.app import Client
+    from clients.client import Client
 
 # What a client keeps of shared parameters, among its private ones: the values, and of a table which rows.
 HOME, ROWS = "home/", "/rows"

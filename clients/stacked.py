@@ -8,8 +8,8 @@ import torch
 from flwr.app import RecordDict
 
 from clients.about import about
-from clients.app import Client
 from clients.budget import excess
+from clients.client import Client
 from clients.crowd import NOTHING, Crowd, Kept
 from clients.drift import begin
 from clients.private import measured

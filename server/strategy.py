@@ -3,25 +3,22 @@
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from flwr.serverapp import Grid
 
-from fedrec.aggregation import Carrier, alone, carrier, catalogue, sums
-from fedrec.coordination import Average, Consensus, Control, Residuals, Stepped, normalised, tie_of
-from fedrec.errors import UserError
+from fedrec.aggregation import Carrier, sums
+from fedrec.coordination import Average, Consensus, Control, Residuals, Stepped, Tie, normalised
 from fedrec.parameters import Params
-from fedrec.privacy.encoding import Layout
-from fedrec.privacy.secure_sum import Terms
 from fedrec.records import Record, Row, to_row
-from fedrec.sharing import Broadcast, Contribution, admit_metrics
-from fedrec.wire.secure import Sum
+from fedrec.sharing import Broadcast, Contribution
 from server.checkpoint import Checkpoints
 from server.exchange import Exchange
 from server.faults import Fault, Outcome
+from server.joining import join
 from server.plan import Plan
 from server.scores import Best, Key, Score, Scores, average, own_metrics, weighted
-from server.secure import SecureRound, apart, layout_of, mean_change
+from server.secret import secret
 from server.snapshot import put_back, take
 
 
@@ -37,6 +34,7 @@ class Coordinator:
     record: Record = field(default_factory=Record)
     carriers: dict[str, Carrier] = field(default_factory=dict)
     seen: dict[str, int] = field(default_factory=dict)  # round of each client's last contribution
+    tie: Tie = field(init=False)  # holds Z from the joining on
     improved: set[str] = field(default_factory=set)  # clients that have not yet been told to keep their best state
 
     def __post_init__(self) -> None:
@@ -50,7 +48,7 @@ class Coordinator:
     def fit(self, nodes: Sequence[int]) -> Record:
         """Run the rounds, select the best by validation, test it, and return the record."""
         started = time.perf_counter()
-        self.join(nodes)
+        join(self, nodes)
         number = done = self.resume()
         started -= self.record.seconds
         for number in range(done + 1, self.plan.rounds + 1):
@@ -167,39 +165,6 @@ class Coordinator:
             found |= metrics
         return found
 
-    def join(self, nodes: Sequence[int]) -> None:
-        """Learn what every client carries; Z starts as the mean of what they bring."""
-        outcome = self.exchange.join(nodes)
-        joined = self.counted(outcome, len(nodes), "joining")
-        self.record.rows = catalogue([reply.rows for reply in joined])
-        size = {r.client: 1.0 if self.plan.uniform else max(r.metrics["examples"], 1.0) for r in joined}
-        # Weights of mean 1: a penalty means the same whatever the size of the data.
-        unit, plan = math.fsum(size.values()) / len(size), self.plan
-        for r in joined:
-            weight = 1.0 if plan.secure else size[r.client] / unit
-            self.carriers[r.client] = carrier(r.client, r.values, r.rows, self.record.rows, weight)
-        values = {r.client: r.values for r in joined}
-        try:
-            self.tie = tie_of(
-                plan.coupling, plan.descent, self.carriers, values, plan.seed, plan.robust, bool(plan.secure)
-            )
-            at_home = apart(self.carriers, self.z, plan.secure) if plan.secure else []
-            if at_home and plan.coupling.duals:
-                raise UserError(f"secure: every client's rows must be summed under duals, found {at_home[0]}")
-            self.record.notes += at_home
-        except UserError as error:  # what is configured fits all clients, not those that are left
-            outcome.require(len(nodes) if outcome.faults else 0, f"joining ({error})")
-            raise
-        self.parts = {name: self.tie.part(name) for name in self.carriers}
-        if self.plan.drift.correction == "scaffold":
-            self.control = Control(self.carriers, self.plan.lr)
-        self.seen = dict.fromkeys(self.carriers, 0)
-        tables = alone(list(self.carriers.values()), self.record.rows) if len(joined) > 1 else []
-        if tables:
-            self.record.notes.append(
-                f"no row of {', '.join(tables)} is carried by two clients: sharing changes nothing"
-            )
-
     def save(self, number: int) -> None:
         """Write a checkpoint after a round that is to have one."""
         if self.checkpoints and self.checkpoints.due(number):
@@ -246,7 +211,7 @@ class Coordinator:
                 made[key] = Broadcast(number, part, keep, split, self.tie.rho, self.seen[name], c)
             broadcasts[name] = made[key]
         if train and plan.secure:
-            outcome = self.secret(plan.secure, number, broadcasts, lost)
+            outcome = secret(self, plan.secure, number, broadcasts, lost)
         else:
             outcome = self.exchange.send(
                 kind,
@@ -265,23 +230,6 @@ class Coordinator:
             text = f"{plan.robust.kind} promises nothing under {plan.robust.needed} answers, found {len(replies)}"
             self.record.faults.append(to_row(Fault(number, "", kind, "guarantee", text)))
         return outcome
-
-    def secret(self, agreed: Terms, number: int, broadcasts: dict[str, Broadcast], lost: frozenset[str]) -> Outcome:
-        """Return what became of a round whose answers are summed in secret: the mean change, and who is in it."""
-        duals, carriers, rows = self.plan.coupling.duals, self.carriers, self.record.rows
-        one = SecureRound(self.exchange, agreed, number, self.plan.turnout.deadline)
-
-        def layout(names: Sequence[str]) -> Layout:
-            return layout_of([carriers[name] for name in names], rows, self.z, agreed.carriers)
-
-        def check(answer: Sum) -> None:
-            admit_metrics(answer.metrics, self.plan.told)
-            self.plan.check(Contribution(answer.client, {}, answer.metrics, answer.device), True)
-
-        outcome, places, words = one.run(broadcasts, layout, check, lost)
-        inside = [carriers[reply.client] for reply in outcome.replies]
-        everybody = list(carriers.values()) if duals else None
-        return replace(outcome, change=mean_change(words, places, agreed, inside, everybody, self.z, rows))
 
     def counted(self, outcome: Outcome, asked: int, what: str) -> list[Contribution]:
         """Record the faults and return the replies; raises ClientFailure if they are fewer than the quorum."""

@@ -10,7 +10,7 @@ from flwr.app import Message
 from safetensors.torch import save_file
 from torch import Tensor
 
-from clients.app import Client
+from clients.client import Client
 from clients.memory import Memory
 from fedrec.channel import Linear, Logits, Mapped, channel_of, probe, public
 from fedrec.coordination import LinearTie, gradient_steps, solve

@@ -7,14 +7,15 @@ import pytest
 import torch
 from flwr.app import Message
 
-from clients.app import Client
 from clients.budget import held_out
+from clients.client import Client
 from clients.memory import Memory
 from fedrec.coordination import BudgetRule, Coupling, Descent
 from fedrec.errors import UserError
 from fedrec.experiment import Experiment, clients_data
 from fedrec.parameters import norm
 from fedrec.wire import read_broadcast
+from server.joining import join
 from server.strategy import Coordinator
 from simulations.apps import plan_of
 from simulations.check import check
@@ -30,7 +31,7 @@ def joined(e: Experiment) -> tuple[Coordinator, SpyGrid]:
 
     grid = SpyGrid(client_app(lambda _: (e, None)), len(clients_data(e)))
     made = Coordinator(grid, plan_of(e))
-    made.join(list(grid.get_node_ids()))
+    join(made, list(grid.get_node_ids()))
     return made, grid
 
 

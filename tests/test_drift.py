@@ -27,6 +27,7 @@ from fedrec.sharing import Broadcast, ContractError, Contribution
 from fedrec.tasks import tasks_of
 from fedrec.training import Recipe, batch_loss, batches, local_update, steps
 from fedrec.wire import broadcast_record, ledger, read_broadcast, read_contribution
+from server.joining import join
 from server.scores import admit_told
 from server.strategy import Coordinator
 from simulations.apps import plan_of
@@ -193,7 +194,7 @@ def test_the_tuned_copy_is_evaluated_with_the_private_head_of_the_same_round(tmp
 def test_before_any_training_the_tuned_copy_is_the_start() -> None:
     e = experiment("pfedrec", model="item")
     grid = SpyGrid(client_app(lambda _: (e, None)), 3)
-    Coordinator(grid, plan_of(e)).join(list(grid.get_node_ids()))
+    join(Coordinator(grid, plan_of(e)), list(grid.get_node_ids()))
     for data, mine in zip(clients_data(e), personal(grid), strict=True):
         start = e.recommender(data.name).init(0, data.users, data.items, {"rank": 0.0})
         assert equal(mine, {"item_table": start["item_table"]})

@@ -21,7 +21,7 @@ import pytest
 from rich.console import Console
 
 from clients import recommend
-from clients.app import Client
+from clients.client import Client
 from fedrec.evaluation import ModelScorer, evaluate, members
 from fedrec.experiment import Experiment, build, clients_data, dataset, tasks_for
 from fedrec.folders import reserve, unfinished, writing

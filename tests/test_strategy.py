@@ -22,6 +22,7 @@ from fedrec.sharing import Contribution
 from fedrec.turnout import Turnout
 from fedrec.wire import contribution_record, read_broadcast
 from server.faults import ClientFailure
+from server.joining import join
 from server.plan import Plan
 from server.strategy import Coordinator
 from tests.helpers import SpyGrid
@@ -257,7 +258,7 @@ def test_a_reply_that_breaks_the_contract_is_named_and_does_not_count(
     """films carries the rows 0 and 2, shop 0 and 1; Z starts with the body (1 + 3) / 2, and films adds one."""
     clients = [Scripted("films", table_of([0, 2]), body=1.0), Scripted("shop", table_of([0, 1]), body=3.0)]
     found = coordinator(ScriptedGrid(clients, forged("shop", "train", change)))
-    found.join(list(found.grid.get_node_ids()))
+    join(found, list(found.grid.get_node_ids()))
     row = found.round(1)
     assert found.z["body.0.bias"].item() == 3.0 and found.z["item_table"][:, 0].tolist() == [1.0, 0.0, 1.0]
     assert (row["drawn"], row["clients"]) == (2, 1)
@@ -274,7 +275,7 @@ def test_below_the_quorum_the_run_fails_and_z_is_left_alone(
 ) -> None:
     clients = [Scripted("films", table_of([0, 2]), body=1.0), Scripted("shop", table_of([0, 1]), body=3.0)]
     found = coordinator(ScriptedGrid(clients, forged("shop", "train", change)), turnout=EVERYBODY)
-    found.join(list(found.grid.get_node_ids()))
+    join(found, list(found.grid.get_node_ids()))
     before = found.z
     with pytest.raises(ClientFailure, match=rf"^round 1: 2 of 2 clients must answer, found 1 \(shop: .*{match}"):
         found.round(1)

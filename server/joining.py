@@ -1,0 +1,43 @@
+"""The beginning of a run: what every client carries, the tie that they join, and what they start from."""
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from fedrec.aggregation import alone, carrier, catalogue
+from fedrec.coordination import Control, tie_of
+from fedrec.errors import UserError
+from server.secure import apart
+
+if TYPE_CHECKING:
+    from server.strategy import Coordinator
+
+
+def join(c: "Coordinator", nodes: Sequence[int]) -> None:
+    """Learn what every client carries; Z starts as the mean of what they bring."""
+    outcome = c.exchange.join(nodes)
+    joined = c.counted(outcome, len(nodes), "joining")
+    c.record.rows = catalogue([reply.rows for reply in joined])
+    size = {r.client: 1.0 if c.plan.uniform else max(r.metrics["examples"], 1.0) for r in joined}
+    # Weights of mean 1: a penalty means the same whatever the size of the data.
+    unit, plan = math.fsum(size.values()) / len(size), c.plan
+    for r in joined:
+        weight = 1.0 if plan.secure else size[r.client] / unit
+        c.carriers[r.client] = carrier(r.client, r.values, r.rows, c.record.rows, weight)
+    values = {r.client: r.values for r in joined}
+    try:
+        c.tie = tie_of(plan.coupling, plan.descent, c.carriers, values, plan.seed, plan.robust, bool(plan.secure))
+        at_home = apart(c.carriers, c.z, plan.secure) if plan.secure else []
+        if at_home and plan.coupling.duals:
+            raise UserError(f"secure: every client's rows must be summed under duals, found {at_home[0]}")
+        c.record.notes += at_home
+    except UserError as error:  # what is configured fits all clients, not those that are left
+        outcome.require(len(nodes) if outcome.faults else 0, f"joining ({error})")
+        raise
+    c.parts = {name: c.tie.part(name) for name in c.carriers}
+    if c.plan.drift.correction == "scaffold":
+        c.control = Control(c.carriers, c.plan.lr)
+    c.seen = dict.fromkeys(c.carriers, 0)
+    tables = alone(list(c.carriers.values()), c.record.rows) if len(joined) > 1 else []
+    if tables:
+        c.record.notes.append(f"no row of {', '.join(tables)} is carried by two clients: sharing changes nothing")
