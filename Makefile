@@ -12,7 +12,7 @@ run: $(INSTALLED)
 	@$(BIN)/python -m simulations.run --clients 5 $(ARGS)
 
 test: $(INSTALLED)
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 lint: $(INSTALLED)
 	@$(BIN)/ruff check .
