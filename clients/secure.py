@@ -6,6 +6,7 @@ keys fit nothing, still leaves the state behind that the server counts on; what 
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from secrets import token_hex
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -127,9 +128,15 @@ class Envelope:
 
 
 def source(client: "Client", number: int, x: Params, z: Params) -> Source | None:
-    """Return the random numbers of a client that adds noise to a sum, after it has booked the round; else None."""
+    """Return the random numbers of a client that adds noise to a sum, after it has booked the round; else None.
+
+    A round that is repeated gets other noise and is booked again: its sum may be over other clients, and of two sums
+    with the same noise the difference is a few clients' parts, under a part of the noise.
+    """
     own = books(client)
-    return own.open(number, digest("update", number, x, z)) if own and terms(client.experiment).noise else None
+    if own is None or terms(client.experiment).noise is None:
+        return None
+    return own.open(number, digest(*client.setting, number, x, z, token_hex()))
 
 
 def parted(private: Params) -> tuple[Params, Params]:

@@ -11,6 +11,8 @@ import pytest
 import torch
 from flwr.app import ArrayRecord
 
+from clients.client import Client
+from clients.secure import source
 from fedrec.errors import UserError
 from fedrec.experiment import Experiment, build, clients_data
 from fedrec.parameters import Params
@@ -361,3 +363,14 @@ def test_the_noise_that_is_released_is_the_noise_that_is_booked(unit: str, tmp_p
         # The standard error of a standard deviation from n numbers is 1 / sqrt(2 n) of it.
         assert noise.numel() > 150
         assert abs(float(noise.std()) / expected - 1) < 4.5 / math.sqrt(2 * noise.numel())
+
+
+def test_noise_in_a_sum_is_fresh_when_a_round_is_repeated_and_is_booked_again(tmp_path: Path) -> None:
+    # The second sum may be over other clients: with the same noise their difference would show a few clients' parts.
+    rule = {"unit": "client", "where": "sum", "noise": 1.0}
+    e = private(privacy=rule, secure={"active": True})
+    client = Client(e, clients_data(e)[0], "cpu", tmp_path)
+    x = client.channel.split(client.start())[0]
+    found = [source(client, 1, x, x) for _ in range(2)]
+    assert found[0] and found[1] and found[0].bytes(16) != found[1].bytes(16)
+    assert [entry.round for entry in Ledger(tmp_path / "privacy" / f"{client.data.name}.jsonl").entries] == [1, 1]
