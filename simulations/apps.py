@@ -88,6 +88,8 @@ def finisher(experiment: Experiment, home: Path) -> Finish:
     def finish(record: Record) -> None:
         if experiment.privacy.active:
             record.privacy = account(experiment, home)
+            for g in guarantees(experiment).values():  # what could replay the noise
+                Books(g, home, experiment.seed).secret.forget()
             if len(record.rounds) < experiment.rounds:
                 record.stopped = record.stopped or "budget"
         write_record(home, record, experiment.model_dump(mode="json"), dataset(experiment).notes)

@@ -105,7 +105,12 @@ def test_a_run_says_what_it_promised_and_spent(tmp_path: Path) -> None:
     assert 3.9 < spent <= 4 and math.isclose(float(promised["spent"]), spent, abs_tol=2e-3)
     for word in ("user", "zero-out", "Poisson", "0.5", "1e-05", "PLD"):
         assert word in promised["words"], word
-    assert not list((tmp_path / "privacy").glob("*.secret")), "what could replay the noise must be gone"
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_no_secret_is_left_of_a_finished_run(unit: str, tmp_path: Path) -> None:
+    launch(private(privacy=UNITS[unit]), tmp_path)
+    assert not list(tmp_path.rglob("*.secret")) and list(tmp_path.rglob("*.jsonl"))
 
 
 def test_noise_differs_between_runs_and_replays_only_when_asked(tmp_path: Path) -> None:
