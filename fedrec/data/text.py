@@ -1,0 +1,121 @@
+"""What an item's title and categories say, as one vector per item: hashed words, or a pretrained sentence encoder."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+
+from fedrec.data.types import Dataset, Floats
+from fedrec.data.vectors import joined, unit_rows
+
+
+class TextFeatures(BaseModel):
+    """Which vectors `item_vectors` makes of the items' texts."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["hashed", "minilm"] = Field("hashed", description="hashed words, or a pretrained sentence encoder")
+    dim: int = Field(256, ge=1, description="hashed: dimensions of the words; those of the categories come on top")
+    ngram: int = Field(0, ge=0, description="hashed: also the character n-grams of this length; 0: words only")
+
+
+def item_vectors(dataset: Dataset, features: TextFeatures) -> Floats:
+    """Return one vector per row of `dataset.items` [items, d], of norm 1; a pure function of titles and categories.
+
+    `hashed`: the words of title and categories (`hashed`) joined with the categories as a multi-hot, which are two
+    modalities of equal weight; d = `dim` + the number of distinct categories, at most 2 `dim`: more are hashed as the
+    words are. An item without any word gets zeros. `minilm`: "title. category, category" by the encoder, d = 384.
+
+    Items with equal texts have equal vectors, and the order of the items does not matter. Raises UserError where
+    `minilm` lacks its packages.
+    """
+    titles, categories = (tuple(dataset.items[column].tolist()) for column in ("title", "categories"))
+    return _vectors(features, titles, categories).copy()
+
+
+@functools.lru_cache(maxsize=4)
+def _vectors(features: TextFeatures, titles: tuple[str, ...], categories: tuple[str, ...]) -> Floats:
+    lists = [tuple(filter(None, names.split("|"))) for names in categories]
+    if features.kind == "minilm":
+        # torch is slow to import, and nothing else of the data needs it.
+        from fedrec.data.encoder import sentence_vectors
+
+        return sentence_vectors(
+            [f"{title}. {', '.join(names)}" if names else title for title, names in zip(titles, lists, strict=True)]
+        )
+    texts = [f"{title} {' '.join(names)}" for title, names in zip(titles, lists, strict=True)]
+    return joined(hashed(texts, features.dim, features.ngram), multi_hot(lists, features.dim))
+
+
+def hashed(texts: Sequence[str], d: int, ngram: int = 0) -> Floats:
+    """Return the hashed bags of words of texts [n, d], of norm 1; a text without a word gets zeros.
+
+    A token that occurs tf times in a text, and in df of the n texts, weighs tf (ln((1 + n) / (1 + df)) + 1): its
+    inverse document frequency, smoothed so that no token weighs nothing.
+    """
+    bags = [Counter(tokens(text, ngram)) for text in texts]
+    df = Counter(token for bag in bags for token in bag)
+    idf = {token: math.log((1 + len(bags)) / (1 + count)) + 1 for token, count in df.items()}
+    return unit_rows(folded([{token: tf * idf[token] for token, tf in bag.items()} for bag in bags], d))
+
+
+def multi_hot(lists: Sequence[Sequence[str]], limit: int) -> Floats:
+    """Return a column for each distinct name in alphabetical order [n, names], 1 where a list has it.
+
+    More than `limit` names are hashed to `limit` dimensions.
+    """
+    column = {name: index for index, name in enumerate(sorted({name for names in lists for name in names}))}
+    if len(column) > limit:
+        return folded([dict.fromkeys(names, 1.0) for names in lists], limit).astype(np.float32)
+    flags = np.zeros((len(lists), len(column)), dtype=np.float32)
+    for row, names in enumerate(lists):
+        flags[row, [column[name] for name in names]] = 1
+    return flags
+
+
+def tokens(text: str, ngram: int = 0) -> list[str]:
+    """Return the lower-cased words of a text and, with `ngram`, the character n-grams of every `<word>`.
+
+    An n-gram begins with `#`, so it is never taken for a word.
+    """
+    words = re.findall(r"\w+", text.lower())
+    if not ngram:
+        return words
+    marked = [f"<{word}>" for word in words]
+    grams = [f"#{word[start : start + ngram]}" for word in marked for start in range(len(word) - ngram + 1)]
+    return words + grams
+
+
+def folded(bags: Sequence[Mapping[str, float]], d: int, seed: int = 0) -> NDArray[np.float64]:
+    """Return the signed feature hashing of weighted tokens [n, d] (Weinberger et al., arXiv 0902.2206).
+
+    phi_i(x) = sum of xi(t) x_t over the tokens t with h(t) = i, where h and the sign xi are halves of one blake2b
+    digest salted by `seed`. Over seeds <phi(x), phi(y)> has the mean <x, y> (lemma 2).
+    """
+    slots = {token: slot(token, d, seed) for bag in bags for token in bag}
+    cell, weight = [], []
+    for row, bag in enumerate(bags):
+        # Sums are taken in the order of the tokens, so equal bags have equal vectors to the last bit.
+        for token in sorted(bag):
+            index, sign = slots[token]
+            cell.append(row * d + index)
+            weight.append(sign * bag[token])
+    flat = np.bincount(np.asarray(cell, dtype=np.int64), np.asarray(weight, dtype=np.float64), len(bags) * d)
+    return flat.astype(np.float64).reshape(len(bags), d)
+
+
+def slot(token: str, d: int, seed: int = 0) -> tuple[int, int]:
+    """Return a token's dimension h in 0 ... d - 1 and its sign xi, -1 or 1."""
+    digest = hashlib.blake2b(
+        token.encode("utf-8", "surrogatepass"), digest_size=16, salt=seed.to_bytes(16, "little")
+    ).digest()
+    return int.from_bytes(digest[:8], "little") % d, 1 if digest[8] & 1 else -1
