@@ -67,10 +67,14 @@ class Drift(BaseModel):
 
 @dataclass(frozen=True)
 class Own:
-    """What a client remembers for its drift correction, never sent: its personal model, its control variate c_i."""
+    """What a client remembers beside its private parameters, never sent.
+
+    Its personal model, its control variate c_i, and the state of its loss weighting.
+    """
 
     personal: Params | None = None
     control: Params | None = None  # float64
+    weighting: Params | None = None  # float64
 
     def shift(self, c: Params | None) -> Params | None:
         """Return c - c_i, what SCAFFOLD adds to a local gradient; None without it.
