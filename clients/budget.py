@@ -55,10 +55,19 @@ def excess(client: "Client", memory: Remembers, z: Params, number: int) -> float
 def alone(client: "Client") -> list[float]:
     """Return the lowest held-out loss that a client has reached after each round of training alone."""
     e, params, found = client.experiment, to(client.start(), client.device), [math.inf]
+    weigher = client.weigher()
     for number in range(1, e.rounds + 1):
         scope = (client.data.name, "alone", number)
         params, _ = local_update(
-            client.model, params, client.data, client.tasks, e.recipe(), Sharing(()), seed=e.seed, scope=scope
+            client.model,
+            params,
+            client.data,
+            client.tasks,
+            e.recipe(),
+            Sharing(()),
+            seed=e.seed,
+            scope=scope,
+            weigher=weigher,
         )
         found.append(min(found[-1], held_out(client, params)))
     return found[1:]

@@ -20,6 +20,7 @@ from fedrec.seeds import generator
 from fedrec.sharing import Broadcast, admit
 from fedrec.tasks import Task
 from fedrec.training import Beside, local_update
+from fedrec.weighting import Weigher
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,15 @@ class Client:
     def first(self) -> tuple[Params, Params]:
         """Return (shared, private) as it joins; whoever agrees on logits trains alone first, as in FedMD."""
         start = self.start()  # nobody knows anything yet, and standardised noise is as loud as knowledge
-        return self.channel.split(self.update(start, 0, {}, 0.0)[0] if self.experiment.agreement.active else start)
+        if not self.experiment.agreement.active:
+            return self.channel.split(start)
+        return self.channel.split(self.update(start, 0, {}, 0.0, weigher=self.weigher())[0])
+
+    def weigher(self, state: Params | None = None) -> Weigher | None:
+        """Return its loss weighting in a state, else in the first one; None with fixed weights."""
+        rule = self.experiment.weighting
+        start = state or rule.start(len(self.tasks))
+        return Weigher(rule, self.experiment.recipe().optimiser, start) if rule.active else None
 
     def shared_like(self) -> Params:
         """Return the names, shapes and dtypes of what it shares, without data."""
@@ -86,11 +95,14 @@ class Client:
         """
         number = broadcast.round
         start = self.channel.join(broadcast.values, private)
-        apfl, shift = lockstep(self, own), own.shift(broadcast.control)
+        apfl, shift, weigher = lockstep(self, own), own.shift(broadcast.control), self.weigher(own.weighting)
         if self.experiment.privacy.inside:
             params, loss = self.released(start, number, anchor, rho, shift)
         else:
-            params, loss = self.update(start, number, anchor, rho, apfl.step if apfl else None, shift, price)
+            beside = apfl.step if apfl else None
+            params, loss = self.update(start, number, anchor, rho, beside, shift, price, weigher)
+        if weigher:
+            own = replace(own, weighting=self.finite(weigher.state, number) or None)
         shared, private = self.channel.split(params)
         own = follow(self, broadcast, shared, own, apfl)
         return protected(self, number, shared, broadcast.values), private, loss, own
@@ -104,6 +116,7 @@ class Client:
         beside: Beside | None = None,
         shift: Params | None = None,
         price: float = 0.0,
+        weigher: Weigher | None = None,
     ) -> tuple[Params, float]:
         """Return the parameters after the local training of a round, and the loss; raises UserError if it diverged."""
         e, anchor = self.experiment, to(anchor, self.device)
@@ -124,6 +137,7 @@ class Client:
             beside=beside,
             shift=shift and to(shift, self.device),
             pull=pull,
+            weigher=weigher,
         )
         return self.finite(to(params, "cpu"), number), loss
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def begin(client: "Client") -> Own:
-    """Return what a client remembers when it joins: its start as personal model, and c_i = 0."""
+    """Return what a client remembers when it joins: its start as personal model, c_i = 0, and its first weighting."""
     drift = client.experiment.drift
     personal = client.start() if drift.personal != "none" else None
     if personal and drift.personal == "tuned":
@@ -26,7 +26,7 @@ def begin(client: "Client") -> Own:
     if drift.correction == "scaffold":
         like = client.shared_like()
         control = {name: torch.zeros(value.shape, dtype=torch.float64) for name, value in like.items()}
-    return Own(personal, control)
+    return Own(personal, control, client.experiment.weighting.start(len(client.tasks)) or None)
 
 
 def counted(client: "Client") -> dict[str, float]:

@@ -11,7 +11,7 @@ from fedrec.sharing import ContractError
 from fedrec.wire import pack, unpack
 
 # The state after the last contribution; `before.*` is that of the one before.
-NOW = ("private", "dual", "sent", "personal", "control", "mark")
+NOW = ("private", "dual", "sent", "personal", "control", "weighting", "mark")
 NOTHING = Own()
 
 
@@ -75,10 +75,10 @@ class Memory:
         return self._params("kept.private" if "kept.private" in self.context.state else "private")
 
     def own(self, best: bool = False) -> Own:
-        """Return what the client keeps for its drift correction, as the last training or the best round left it."""
+        """Return what the client keeps beside its private parameters after the last training or the best round."""
         state, kept = self.context.state, "kept.personal"
         personal = kept if best and kept in state else "personal"
-        return Own(*(self._params(name) if name in state else None for name in (personal, "control")))
+        return Own(*(self._params(name) if name in state else None for name in (personal, "control", "weighting")))
 
     @property
     def link(self) -> Link:
@@ -122,3 +122,5 @@ class Memory:
             self.context.state["personal"] = pack(own.personal)
         if own.control is not None:
             self.context.state["control"] = pack(own.control)
+        if own.weighting is not None:
+            self.context.state["weighting"] = pack(own.weighting)

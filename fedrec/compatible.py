@@ -10,6 +10,11 @@ if TYPE_CHECKING:
 
 def compatible(e: "Experiment") -> None:
     """Raise UserError for a combination that cannot hold."""
+    if e.weighting.active and e.drift.personal in ("ditto", "apfl"):
+        raise UserError(
+            "weighting.kind: must be fixed for a client that trains a second model, whose losses would need weights of "
+            f"their own, found {e.weighting.kind} with {e.drift.personal}"
+        )
     if e.privacy.active:
         private(e)
     if e.secure.active:
@@ -76,6 +81,11 @@ def private(e: "Experiment") -> None:
     if e.privacy.inside:
         if where != "server":
             raise UserError(f"privacy.where: is for the unit client, found {where} for {unit}")
+        if e.weighting.active:
+            raise UserError(
+                "weighting.kind: must be fixed with noise inside a silo, which does not cover weights that are made of "
+                f"the silo's losses, found {e.weighting.kind}"
+            )
         if e.drift.personal == "apfl":
             raise UserError("drift.personal: must not train in lockstep with noisy steps, found apfl")
         return

@@ -23,6 +23,7 @@ from fedrec.sharing import Sharing
 from fedrec.tasks import Task, per_client, tasks_of
 from fedrec.training import Phase, Recipe
 from fedrec.turnout import Turnout, dropouts
+from fedrec.weighting import Weighting
 
 
 class Method(BaseModel):
@@ -84,6 +85,7 @@ class Experiment(Method):
     task: str = Field(
         "rank", description="tasks: rank, rank-bce, rating, a label (like, click, buy); 'rank,like*0.5;shop=buy'"
     )
+    weighting: Weighting = Field(Weighting(), description="how a client weighs the losses of its tasks")
     model: str = Field("mf", description="mf, mlp or item (no user table), or one for each client: 'mf;shop=mlp'")
     dim: int | str = Field(32, description="width of the user and item tables, or one for each client: '32;phone=8'")
     init_std: float = Field(0.1, ge=0, allow_inf_nan=False, description="standard deviation that the tables start with")

@@ -1,6 +1,6 @@
 """Local training: a pure function from parameters and data to parameters."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -16,6 +16,7 @@ from fedrec.parameters import Params
 from fedrec.seeds import generator
 from fedrec.sharing import Sharing
 from fedrec.tasks import Task, base_tensor, task_loss
+from fedrec.weighting import Weigher
 
 Phase = Literal["all", "private", "shared"]
 
@@ -78,26 +79,41 @@ def batches(
         yield Batch(user[part], item[part], None if negative is None else negative[part], labels)
 
 
-def batch_loss(model: Recommender, params: Params, tasks: tuple[Task, ...], batch: Batch, l2: float) -> Tensor:
-    """Return the weighted sum over tasks of the mean loss of the task's rows, plus l2 times the penalty of the rows."""
+def task_losses(model: Recommender, params: Params, tasks: tuple[Task, ...], batch: Batch) -> list[Tensor]:
+    """Return the weight of every task times the mean loss of its rows; 0 for a task without rows."""
     features = model.features(params, batch.user, batch.item)
     sampled = None
     if batch.negative is not None:
         m = batch.negative.shape[1]
         sampled = model.features(params, batch.user.repeat_interleave(m), batch.negative.reshape(-1))
-    total = features.new_zeros(())
+    found: list[Tensor] = []
     for task in tasks:
         mask, target = batch.labels[task.name]
         negative = None
         if task.kind == "rank" and sampled is not None:
             negative = model.head(params, task.name, sampled).reshape(len(mask), -1)
         loss = task_loss(task, model.head(params, task.name, features), target, negative)
-        total = total + task.weight * (loss * mask).sum() / mask.sum().clamp(min=1.0)
-    if l2:
-        total = total + l2 * model.penalty(params, batch.user, batch.item).mean()
-        if batch.negative is not None:
-            total = total + l2 * model.penalty(params, batch.user, batch.negative[:, 0]).mean()
-    return total
+        found.append(task.weight * (loss * mask).sum() / mask.sum().clamp(min=1.0))
+    return found
+
+
+def penalties(model: Recommender, params: Params, batch: Batch, l2: float) -> list[Tensor]:
+    """Return l2 times the mean penalty of the batch's rows, and that of its sampled items; nothing without l2."""
+    items = [batch.item] if batch.negative is None else [batch.item, batch.negative[:, 0]]
+    return [l2 * model.penalty(params, batch.user, item).mean() for item in items] if l2 else []
+
+
+def total(parts: Sequence[Tensor]) -> Tensor:
+    """Return the sum of at least one scalar, added in order."""
+    found = parts[0].new_zeros(())
+    for part in parts:
+        found = found + part
+    return found
+
+
+def batch_loss(model: Recommender, params: Params, tasks: tuple[Task, ...], batch: Batch, l2: float) -> Tensor:
+    """Return the weighted sum over tasks of the mean loss of the task's rows, plus l2 times the penalty of the rows."""
+    return total([*task_losses(model, params, tasks, batch), *penalties(model, params, batch, l2)])
 
 
 def trainable(
@@ -140,6 +156,7 @@ def local_update(
     beside: Beside | None = None,
     shift: Mapping[str, Tensor] | None = None,
     pull: Callable[[Params], Tensor] | None = None,
+    weigher: Weigher | None = None,
 ) -> tuple[Params, float]:
     """Return the parameters after one round of local training, and the mean training loss over its batches.
 
@@ -148,8 +165,9 @@ def local_update(
     loss against that term (1 + mu_i of a loss budget); the loss that is returned is without it. `beside` is called
     before every step with the parameters, the names that it trains, its batch and its number in the phase. `shift` is
     added to the gradients, also where a task sees none. `pull` is a term beside the loss, for a client that exchanges
-    no part of its parameters (`fedrec.channel`). Without a row to train on, the parameters come back unchanged and the
-    loss is NaN.
+    no part of its parameters (`fedrec.channel`). `weigher` weighs the tasks' losses for the steps and goes on to its
+    next state; the loss that is returned has the fixed weights, so that it tells nothing of it. Without a row to
+    train on, the parameters come back unchanged and the loss is NaN.
     """
     params = {name: value.detach().clone() for name, value in params.items()}
     device = str(next(iter(params.values())).device)
@@ -164,9 +182,15 @@ def local_update(
             params[name].requires_grad_(True)
         for epoch in range(recipe.epochs if names else 0):
             rng = generator(seed, "train", *scope, number, epoch)
+            if weigher:
+                weigher.epoch(generator(seed, "weights", *scope, number, epoch), first=epoch == 0)
             for batch in batches(data, tasks, recipe, rng, device, taken):
-                loss = batch_loss(model, params, tasks, batch, recipe.l2)
-                whole = weight * loss + pull(params) if pull else weight * loss
+                parts, rest = task_losses(model, params, tasks, batch), penalties(model, params, batch, recipe.l2)
+                loss = followed = total([*parts, *rest])
+                if weigher:
+                    seen = [bool(batch.labels[task.name][0].any()) for task in tasks]
+                    followed = total([weigher.loss(parts, seen, params, names, t + 1), *rest])
+                whole = weight * followed + pull(params) if pull else weight * followed
                 grads = gradients(whole, params, names, recipe.mu, anchor)
                 grads |= {name: grads[name] + value for name, value in (shift or {}).items()}
                 t += 1
@@ -174,6 +198,8 @@ def local_update(
                     beside(params, names, batch, t)
                 recipe.optimiser.step(params, grads, state, t)
                 losses.append(loss.detach())
+            if weigher:
+                weigher.ended()
         params = {name: value.detach() for name, value in params.items()}
     return params, float(torch.stack(losses).double().mean()) if losses else float("nan")
 
