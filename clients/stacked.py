@@ -22,7 +22,8 @@ from fedrec.parameters import Params, same, to
 from fedrec.personal import personal_model
 from fedrec.records import save_client, slug, write_users
 from fedrec.sharing import Broadcast, Contribution
-from fedrec.stacking import Changed, Stack, client, evaluate_many, groups, stack
+from fedrec.stacking import HANDWRITTEN, Changed, Stack, client, evaluate_many, groups, stack
+from fedrec.tasks import per_client
 from fedrec.wire import Answers, Call
 
 
@@ -200,7 +201,9 @@ def merge(found: Answers, more: Answers) -> None:
 def refused(experiment: Experiment) -> str:
     """Return why an experiment cannot be stacked; nothing if it can."""
     e = experiment
+    unknown = sorted(set(per_client(e.model).values()) - set(HANDWRITTEN))
     reasons = {
+        f"the model {', '.join(unknown)}, whose gradients are not written by hand,": bool(unknown),
         "agreement on logits": e.agreement.active,
         "linear maps": e.coupling.kind == "linear",
         "a pooled client": e.pool,

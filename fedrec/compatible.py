@@ -3,6 +3,9 @@
 from typing import TYPE_CHECKING
 
 from fedrec.errors import UserError
+from fedrec.models.bodies import BODIES
+from fedrec.stacking import HANDWRITTEN
+from fedrec.tasks import per_client, tasks_of
 
 if TYPE_CHECKING:
     from fedrec.experiment import Experiment
@@ -10,6 +13,7 @@ if TYPE_CHECKING:
 
 def compatible(e: "Experiment") -> None:
     """Raise UserError for a combination that cannot hold."""
+    bodies(e)
     if e.weighting.active and e.drift.personal in ("ditto", "apfl"):
         raise UserError(
             "weighting.kind: must be fixed for a client that trains a second model, whose losses would need weights of "
@@ -35,6 +39,26 @@ def compatible(e: "Experiment") -> None:
                 f"found {','.join(e.share) or 'nothing'}"
             )
         apart(e, "linear")
+
+
+def bodies(e: "Experiment") -> None:
+    """Raise UserError for a multi-task body whose widths or tasks are not what it needs."""
+    models, tasks = per_client(e.model), per_client(e.task)
+    for kind in sorted(set(models.values()) & BODIES.keys()):
+        if len(e.hidden) < BODIES[kind].widths:
+            raise UserError(
+                f"hidden: must have {BODIES[kind].widths} widths or more for {kind}, the last for the towers "
+                f"(add --hidden 64,32), found {','.join(map(str, e.hidden))}"
+            )
+    for client in sorted({*models, *tasks}):
+        if models.get(client, models.get("*")) != "esmm" or not {client, "*"} & tasks.keys():
+            continue
+        names = [task.name for task in tasks_of(e.task, client)]
+        if not {"click", "buy"} <= set(names):
+            of = "" if client == "*" else f" of {client}"
+            raise UserError(
+                f"task{of}: must have click and buy for esmm, which is P(click) P(buy | click), found {','.join(names)}"
+            )
 
 
 def apart(e: "Experiment", name: str) -> None:
@@ -79,6 +103,12 @@ def private(e: "Experiment") -> None:
     if where == "sum" and not e.secure.active:
         raise UserError("privacy.where: must have secure sums to add noise in (add --secure.active), found none")
     if e.privacy.inside:
+        unknown = sorted(set(per_client(e.model).values()) - set(HANDWRITTEN))
+        if unknown:
+            raise UserError(
+                f"model: must be one of {', '.join(HANDWRITTEN)} for privacy inside a client, which needs gradients by "
+                f"unit that are written by hand, found {', '.join(unknown)}"
+            )
         if where != "server":
             raise UserError(f"privacy.where: is for the unit client, found {where} for {unit}")
         if e.weighting.active:

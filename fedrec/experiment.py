@@ -19,7 +19,7 @@ from fedrec.optimisers import Optimiser, rates
 from fedrec.privacy.rule import Privacy
 from fedrec.privacy.secure_sum import SecureSum
 from fedrec.robust import Robust
-from fedrec.sharing import Sharing
+from fedrec.sharing import SHARINGS, Sharing
 from fedrec.tasks import Task, per_client, tasks_of
 from fedrec.training import Phase, Recipe
 from fedrec.turnout import Turnout, dropouts
@@ -34,7 +34,7 @@ class Method(BaseModel):
     method: str = Field("fedper", description="method: a value of simulations/methods.py")
     share: tuple[str, ...] = Field(
         ("item_table", "item_bias", "body"),
-        description="modules that are shared, by path; what is not named is private",
+        description="modules that are shared, by path, or named sharings; what is not named is private",
     )
     phases: tuple[Phase, ...] = Field(("all",), description="what is trained locally, one phase after the other")
     coupling: Coupling = Field(Coupling(), description="how the shared parameters are tied")
@@ -44,6 +44,14 @@ class Method(BaseModel):
     agreement: Agreement = Field(Agreement(), description="agreement on the logits of public pairs, not on parameters")
     robust: Robust = Field(Robust(), description="what is done about clients that send anything")
     pool: bool = Field(False, description="one model on everyone's data, the upper bound; not federated")
+
+    @field_validator("share", mode="before")
+    @classmethod
+    def _sharings(cls, value: Any) -> Any:
+        parts = value.split(",") if isinstance(value, str) and value else () if value == "" else value
+        if not isinstance(parts, list | tuple) or not all(isinstance(part, str) for part in parts):
+            return value
+        return tuple(dict.fromkeys(module for part in parts for module in SHARINGS.get(part, (part,))))
 
 
 class Experiment(Method):
@@ -86,10 +94,13 @@ class Experiment(Method):
         "rank", description="tasks: rank, rank-bce, rating, a label (like, click, buy); 'rank,like*0.5;shop=buy'"
     )
     weighting: Weighting = Field(Weighting(), description="how a client weighs the losses of its tasks")
-    model: str = Field("mf", description="mf, mlp or item (no user table), or one for each client: 'mf;shop=mlp'")
+    model: str = Field("mf", description="one, or one for each client 'mf;shop=mlp': " + ", ".join(get_args(Kind)))
     dim: int | str = Field(32, description="width of the user and item tables, or one for each client: '32;phone=8'")
     init_std: float = Field(0.1, ge=0, allow_inf_nan=False, description="standard deviation that the tables start with")
-    hidden: tuple[PositiveInt, ...] = Field((64, 32), min_length=1, description="mlp: widths of the shared body")
+    hidden: tuple[PositiveInt, ...] = Field(
+        (64, 32), min_length=1, description="widths of the mlp; of multi-task bodies the last is the towers'"
+    )
+    experts: int = Field(4, ge=1, le=1000, description="mmoe: experts; ple: shared ones, and as many of every task")
     metrics: tuple[str, ...] = Field(
         ("ndcg@10", "hr@10"), min_length=1, description="ranking metrics; the first selects the round"
     )
@@ -131,7 +142,7 @@ class Experiment(Method):
     )
     device: str = Field("auto", description="auto, cpu, cuda, or a list for the clients to take turns: cuda:0,cuda:1")
 
-    @field_validator("share", "phases", "metrics", "hidden", "fractions", mode="before")
+    @field_validator("phases", "metrics", "hidden", "fractions", mode="before")
     @classmethod
     def _comma_separated(cls, value: Any) -> Any:
         return value.split(",") if isinstance(value, str) and value else () if value == "" else value
@@ -229,7 +240,7 @@ class Experiment(Method):
         """Return the model of a client."""
         kinds, widths = per_client(self.model), per_client(str(self.dim))
         kind, width = kinds.get(client, kinds.get("*", "mf")), widths.get(client, widths.get("*", "32"))
-        return Recommender(cast(Kind, kind), int(width), self.hidden, self.init_std)
+        return Recommender(cast(Kind, kind), int(width), self.hidden, self.init_std, self.experts)
 
 
 def tasks_for(experiment: Experiment, data: ClientData) -> tuple[Task, ...]:

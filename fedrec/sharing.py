@@ -17,11 +17,17 @@ from fedrec.parameters import Params, covers, finite
 # What is keyed by rows, and the key space of the rows: parameters, and the logits on the public probe.
 PARAMETERS = {"item_table": "item", "item_bias": "item", "user_table": "user", "user_bias": "user"}
 TABLES = {**PARAMETERS, "logits": "probe"}
-MODULES = (
-    *PARAMETERS,
-    "body",
-    "heads",
-)  # what a recommender may have; matrix factorisation has no body, an MLP no biases
+# What a recommender may have; matrix factorisation has no body, an MLP no biases, and only multi-task bodies the rest.
+MIXING = ("experts", "gates", "attention", "stitch")
+MODULES = (*PARAMETERS, "body", *MIXING, "towers", "heads")
+# What clients share, by name: ever more of a model, from the item embeddings to all that is not of users.
+SHARINGS = {
+    "embeddings": ("item_table", "item_bias"),
+    "shared-body": ("item_table", "item_bias", "body"),
+    "all-but-towers": ("item_table", "item_bias", "body", *MIXING),
+    "all-but-heads": ("item_table", "item_bias", "body", *MIXING, "towers"),
+    "all-but-users": ("item_table", "item_bias", "body", *MIXING, "towers", "heads"),
+}
 
 
 class ContractError(ValueError):

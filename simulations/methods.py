@@ -4,8 +4,9 @@ from fedrec.agreement import Agreement
 from fedrec.coordination import BudgetRule, Coupling, Descent, Drift
 from fedrec.experiment import Method
 from fedrec.robust import Robust
+from fedrec.sharing import SHARINGS
 
-BODY = ("item_table", "item_bias", "body")
+BODY, ALL = SHARINGS["shared-body"], SHARINGS["all-but-users"]
 ADMM = 1e-4  # rho on the scale of the mean loss, in which an item that few rows touch has little curvature
 
 METHODS: dict[str, Method] = {
@@ -13,10 +14,10 @@ METHODS: dict[str, Method] = {
     for m in (
         Method(method="local", share=()),
         Method(method="pooled", share=(), pool=True),
-        Method(method="fedavg", share=(*BODY, "heads")),  # arXiv 1602.05629
+        Method(method="fedavg", share=ALL),  # arXiv 1602.05629
         Method(method="fedper", share=BODY),  # arXiv 1912.00818
         Method(method="fedrep", share=BODY, phases=("private", "shared")),  # arXiv 2102.07078
-        Method(method="fedprox", share=(*BODY, "heads"), coupling=Coupling(rho=1e-4)),  # arXiv 1812.06127
+        Method(method="fedprox", share=ALL, coupling=Coupling(rho=1e-4)),  # arXiv 1812.06127
         Method(method="admm", share=BODY, coupling=Coupling(rho=ADMM, duals=True)),  # arXiv 2110.15318
         Method(method="mr-mtl", share=BODY, coupling=Coupling(kind="mean-regularised", rho=ADMM, strength=ADMM)),
         Method(method="graph", share=BODY, coupling=Coupling(kind="graph", rho=ADMM, strength=ADMM)),

@@ -12,6 +12,7 @@ from pydantic.fields import FieldInfo
 
 from fedrec.errors import UserError
 from fedrec.experiment import Experiment, Method
+from fedrec.sharing import SHARINGS
 from simulations.methods import METHODS
 
 # What --help groups together; a method's fields form a group of their own, and the rest is training.
@@ -84,7 +85,7 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m simulations.run",
         description="Train recommenders that learn together, each with a private part, and report whether it helped.",
         usage="%(prog)s [--FIELD VALUE ...] [--config FILE] [--out DIR] [--no-compare] [--quiet]",
-        epilog=f"{described_methods()}\n\n{EXAMPLES}",
+        epilog=f"{described_methods()}\n\n{described_sharings()}\n\n{EXAMPLES}",
         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=30, width=118),
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
@@ -132,6 +133,12 @@ def described_methods() -> str:
         set_fields = flatten(method.model_dump(include=method.model_fields_set - {"method"}))
         lines.append(f"  {name:<9} " + "  ".join(f"{path}={shown(value)}" for path, value in set_fields.items()))
     return "\n".join(lines)
+
+
+def described_sharings() -> str:
+    """Return a line for every named sharing with its modules."""
+    lines = ["named sharings, for --share; a multi-task body keeps its experts, or shared layers, in body:"]
+    return "\n".join([*lines, *(f"  {name:<14} {shown(modules)}" for name, modules in SHARINGS.items())])
 
 
 def shown(value: object) -> str:

@@ -17,6 +17,8 @@ from fedrec.parameters import Params
 from fedrec.sharing import TABLES
 from fedrec.tasks import Task
 
+HANDWRITTEN = ("mf", "mlp", "item")  # the models whose gradients are here
+
 
 @dataclass(frozen=True)
 class Step:

@@ -1,6 +1,5 @@
 """Recommenders as pure functions of named parameters: tables, a shared body, one private head per task."""
 
-import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -12,32 +11,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fedrec.data.types import Floats, Ints
+from fedrec.models.bodies import BODIES, initial, mlp, ordered, product, quotient
+from fedrec.models.tables import table_rows
 from fedrec.parameters import Params
 from fedrec.seeds import generator
 
-BLOCK = 64
-Kind = Literal["mf", "mlp", "item"]
-
-
-@functools.lru_cache(maxsize=1024)
-def table_block(seed: int, name: str, block: int, dim: int) -> Floats:
-    """Return the standard normal block [BLOCK, dim] of a table, kept for the process: one-user clients share most."""
-    rows: Floats = generator(seed, "init", name, block).standard_normal((BLOCK, dim), dtype=np.float32)
-    rows.flags.writeable = False
-    return rows
-
-
-def table_rows(seed: int, name: str, ids: Ints, dim: int, std: float = 0.1) -> Floats:
-    """Return the initial rows [len(ids), dim] of a table, each a function of (seed, name, global id) alone.
-
-    Rows are drawn in blocks of ids, so that clients with different catalogues start from the same row without either of
-    them drawing the whole table.
-    """
-    blocks, position = np.unique(ids // BLOCK, return_inverse=True)
-    drawn = [table_block(seed, name, int(b), dim) for b in blocks]
-    values = np.concatenate(drawn) if drawn else np.zeros((0, dim), np.float32)
-    rows: Floats = values.take(position * BLOCK + ids % BLOCK, axis=0) * np.float32(std)
-    return rows
+Kind = Literal["mf", "mlp", "item", "shared-bottom", "mmoe", "ple", "cross-stitch", "mtan", "esmm"]
+PAIRS = 16_384  # (user, item) pairs of a multi-task body scored at a time, to bound memory
 
 
 @dataclass(frozen=True)
@@ -49,13 +29,21 @@ class Recommender:
     item: h(u, i) = q_i, so that a client's head is its users' common taste (arXiv 2301.08143)
     score_t(u, i) = w_t . h(u, i) + c_t
 
-    The tables start with the standard deviation `std`.
+    Any other kind is a multi-task body of `fedrec.models.bodies` over [p_u, q_i]: its h is one representation h_t(u, i)
+    for each task, side by side, and the task's tower, of the last width of `hidden`, stands before its head.
+
+    score_t(u, i) = w_t . tower_t(h_t(u, i)) + c_t
+    esmm: the score of `buy` is the logit of P(click) P(buy | click), the two towers' factors (arXiv 1804.07931)
+
+    The tables start with the standard deviation `std`. `experts` is how many mmoe has; ple has as many shared ones, and
+    as many of each task.
     """
 
     kind: Kind
     dim: int
     hidden: tuple[int, ...] = (64, 32)
     std: float = 0.1
+    experts: int = 4
 
     def shapes(self, users: int, items: int, tasks: Iterable[str]) -> Params:
         """Return tensors without data (on the meta device) that have the names, shapes and dtypes of the parameters."""
@@ -68,7 +56,10 @@ class Recommender:
         elif self.kind == "mlp":
             for layer, (n_in, n_out) in enumerate(pairwise(widths)):
                 sizes |= {f"body.{layer}.weight": (n_out, n_in), f"body.{layer}.bias": (n_out,)}
-        head = {"mf": self.dim + 2, "mlp": widths[-1], "item": self.dim}[self.kind]
+        elif self.kind in BODIES:
+            tasks = sorted(tasks)
+            sizes |= BODIES[self.kind].sizes(2 * self.dim, self.hidden, self.experts, tasks)
+        head = {"mf": self.dim + 2, "item": self.dim}.get(self.kind, widths[-1])
         for task in tasks:
             sizes |= {f"heads.{task}.weight": (head,), f"heads.{task}.bias": (1,)}
         return {name: torch.empty(sizes[name], device="meta") for name in sorted(sizes)}
@@ -85,6 +76,8 @@ class Recommender:
             arrays["user_bias"] = np.zeros((len(users), 1), np.float32)
             arrays["item_bias"] = np.zeros((len(items), 1), np.float32)
             head = np.ones(self.dim + 2, np.float32)
+        elif self.kind in BODIES:
+            return self._init_body(seed, arrays, offsets)
         else:
             widths = (2 * self.dim, *self.hidden)
             for layer, (n_in, n_out) in enumerate(pairwise(widths)):
@@ -106,11 +99,18 @@ class Recommender:
         if self.kind == "mf":
             b_u, b_i = params["user_bias"].index_select(0, user), params["item_bias"].index_select(0, item)
             return torch.cat([p * q, b_u, b_i], dim=1)
+        if self.kind in BODIES:
+            return self._represent(params, torch.cat([p, q], dim=1), ordered(params)).flatten(1)
         return self._mlp(params, torch.cat([p, q], dim=1), first=0)
 
     def head(self, params: Params, task: str, features: Tensor) -> Tensor:
         """Return the scores [B] of a task's head for features [B, width]."""
-        return features @ params[f"heads.{task}.weight"] + params[f"heads.{task}.bias"]
+        if self.kind not in BODIES:
+            return features @ params[f"heads.{task}.weight"] + params[f"heads.{task}.bias"]
+        tasks = ordered(params)
+        return self._score(
+            params, task, tasks, features.view(len(features), len(tasks), features.shape[1] // len(tasks))
+        )
 
     def score_all(self, params: Params, task: str, user: Tensor) -> Tensor:
         """Return the scores [B, items] of every item of the catalogue for users [B]."""
@@ -122,6 +122,13 @@ class Recommender:
             w, c = params[f"heads.{task}.weight"], params[f"heads.{task}.bias"]
             b_u, b_i = params["user_bias"].index_select(0, user), params["item_bias"]
             return (p * w[:-2]) @ q.T + w[-2] * b_u + w[-1] * b_i.T + c
+        if self.kind in BODIES:
+            needed = ["buy", "click"] if self.kind == "esmm" and task == "buy" else [task]
+            scores = []
+            for part in torch.split(p, max(1, PAIRS // max(len(q), 1))):
+                x = torch.cat([part.repeat_interleave(len(q), 0), q.repeat(len(part), 1)], dim=1)
+                scores.append(self._score(params, task, needed, self._represent(params, x, needed)))
+            return torch.cat(scores).view(len(p), len(q)) if len(p) else p.new_zeros((0, len(q)))
         weight, bias = params["body.0.weight"], params["body.0.bias"]
         left, right = p @ weight[:, : self.dim].T, q @ weight[:, self.dim :].T + bias
         rows = [self.head(params, task, self._mlp(params, F.relu(one + right), first=1)) for one in left]
@@ -137,3 +144,30 @@ class Recommender:
         for layer in range(first, len(self.hidden)):
             h = F.relu(F.linear(h, params[f"body.{layer}.weight"], params[f"body.{layer}.bias"]))
         return h
+
+    def _init_body(self, seed: int, tables: dict[str, Floats], offsets: dict[str, float]) -> Params:
+        """Return the initial parameters of a multi-task body beside `tables`; a task's do not depend on the others."""
+        tasks, width = sorted(offsets), self.hidden[-1]
+        params = {name: torch.from_numpy(table) for name, table in tables.items()}
+        for name, size in BODIES[self.kind].sizes(2 * self.dim, self.hidden, self.experts, tasks).items():
+            params[name] = initial(seed, name, size, len(tasks))
+        for task in tasks:
+            rng = generator(seed, "init", "heads", task)
+            params[f"heads.{task}.weight"] = torch.from_numpy(rng.normal(0, width**-0.5, width).astype(np.float32))
+            params[f"heads.{task}.bias"] = torch.tensor([offsets[task]], dtype=torch.float32)
+        if self.kind == "esmm":  # the head is of P(buy | click), the offset of P(buy)
+            params["heads.buy.bias"] = torch.tensor([quotient(offsets["buy"], offsets["click"])])
+        return {name: params[name] for name in sorted(params)}
+
+    def _represent(self, params: Params, x: Tensor, tasks: list[str]) -> Tensor:
+        """Return h_t [B, tasks, width] of some tasks for x = [p_u, q_i]."""
+        return torch.stack(BODIES[self.kind].represent(params, x, tasks), 1)
+
+    def _score(self, params: Params, task: str, tasks: list[str], h: Tensor) -> Tensor:
+        """Return the scores [B] of a task, one of `tasks`, for their h [B, tasks, width]."""
+
+        def own(t: str) -> Tensor:
+            top = mlp(params, f"towers.{t}", h[:, tasks.index(t)])
+            return top @ params[f"heads.{t}.weight"] + params[f"heads.{t}.bias"]
+
+        return product(own("click"), own("buy")) if self.kind == "esmm" and task == "buy" else own(task)

@@ -1,0 +1,235 @@
+"""Multi-task bodies as values: which parameters they have, and what each task reads of x = [p_u, q_i].
+
+A body is a pure function of named parameters to one representation h_t for each task. Layers are linear with ReLU. Of
+the widths `hidden` the last is the tower's, except where the whole network is a task's own (cross-stitch, esmm). Paths,
+so that the sharing contract can tell the parts from each other:
+
+body.L                    shared-bottom, mtan: layer L of the shared network
+body.experts.K.L          mmoe, ple: layer L of the shared expert K
+body.TASK.L               cross-stitch: layer L of the task's network
+experts.TASK.K.L          ple: layer L of the task's expert K
+gates.TASK                mmoe, ple: the task's softmax gate over its experts
+attention.TASK.L          mtan: the two layers of the task's mask of layer L
+stitch.L.TO.FROM          cross-stitch: one entry of the unit behind layer L
+towers.TASK.L             all but cross-stitch: layer L of the task's tower
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import count, pairwise, takewhile
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fedrec.parameters import Params
+from fedrec.seeds import generator
+
+Sizes = dict[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Body:
+    """A multi-task body: the sizes of its parameters and the tasks' representations.
+
+    `sizes(n, hidden, experts, tasks)` for x of width n; `represent(params, x, tasks)` returns h_t [B, width] for every
+    one of `tasks`, which may be fewer than the parameters are for.
+    """
+
+    sizes: Callable[[int, tuple[int, ...], int, Sequence[str]], Sizes]
+    represent: Callable[[Params, Tensor, Sequence[str]], list[Tensor]]
+    widths: int  # how many `hidden` must have
+
+
+def ordered(params: Mapping[str, Tensor]) -> list[str]:
+    """Return the tasks that parameters are for, in the order of their representations."""
+    return sorted(name.split(".")[1] for name in params if name.startswith("heads.") and name.endswith(".bias"))
+
+
+def linear(params: Params, path: str, h: Tensor) -> Tensor:
+    """Return W h + b [B, n_out] of the layer at a path."""
+    return F.linear(h, params[f"{path}.weight"], params[f"{path}.bias"])
+
+
+def mlp(params: Params, path: str, h: Tensor) -> Tensor:
+    """Return h [B, n] after the layers at a path, all that there are, each with ReLU."""
+    for layer in takewhile(lambda layer: f"{path}.{layer}.weight" in params, count()):
+        h = F.relu(linear(params, f"{path}.{layer}", h))
+    return h
+
+
+def layers(path: str, widths: Sequence[int]) -> Sizes:
+    """Return the sizes of linear layers between `widths` at a path."""
+    return {
+        f"{path}.{layer}.{part}": size
+        for layer, (n_in, n_out) in enumerate(pairwise(widths))
+        for part, size in (("weight", (n_out, n_in)), ("bias", (n_out,)))
+    }
+
+
+def initial(seed: int, name: str, size: tuple[int, ...], tasks: int) -> Tensor:
+    """Return the start of a body's parameter, a function of (seed, name, size), and for a unit of the number of tasks.
+
+    Layers start as N(0, 2 / n_in), gates as N(0, 1 / n_in), biases as 0, cross-stitch units with 0.9 on the diagonal
+    and rows that sum to 1 (arXiv 1604.03539, sec. 4).
+    """
+    first, *path, kind = name.split(".")
+    if first == "stitch":
+        _, to, origin = path
+        return torch.tensor([1.0 if tasks == 1 else 0.9 if to == origin else 0.1 / (tasks - 1)])
+    if kind == "bias":
+        return torch.zeros(size)
+    scope = (int(part) if part.isdecimal() else part for part in (first, *path))
+    deviation = ((1 if first == "gates" else 2) / size[-1]) ** 0.5
+    return torch.from_numpy(generator(seed, "init", *scope).normal(0, deviation, size).astype(np.float32))
+
+
+def towers(width: int, hidden: tuple[int, ...], tasks: Sequence[str]) -> Sizes:
+    """Return the sizes of the tasks' towers over h_t of a width."""
+    return {name: size for task in tasks for name, size in layers(f"towers.{task}", (width, *hidden)).items()}
+
+
+def shared_bottom_sizes(n: int, hidden: tuple[int, ...], experts: int, tasks: Sequence[str]) -> Sizes:
+    """See Body."""
+    return layers("body", (n, *hidden[:-1])) | towers(hidden[-2], hidden[-1:], tasks)
+
+
+def shared_bottom(params: Params, x: Tensor, tasks: Sequence[str]) -> list[Tensor]:
+    """h_t = MLP(x), the same for all tasks."""
+    return [mlp(params, "body", x)] * len(tasks)
+
+
+def mixture(params: Params, task: str, x: Tensor, experts: Sequence[Tensor]) -> Tensor:
+    """Return sum_k softmax(G_t x)_k E_k(x) [B, width], the task's gate over its experts."""
+    gate = (x @ params[f"gates.{task}.weight"].T).softmax(1)
+    mixed: Tensor = (gate.unsqueeze(2) * torch.stack(list(experts), 1)).sum(1)
+    return mixed
+
+
+def experts_at(params: Params, path: str, x: Tensor) -> list[Tensor]:
+    """Return E_k(x) [B, width] of every expert at a path."""
+    there = takewhile(lambda k: f"{path}.{k}.0.weight" in params, count())
+    return [mlp(params, f"{path}.{k}", x) for k in there]
+
+
+def mmoe_sizes(n: int, hidden: tuple[int, ...], experts: int, tasks: Sequence[str]) -> Sizes:
+    """See Body."""
+    sizes = towers(hidden[-2], hidden[-1:], tasks) | {f"gates.{task}.weight": (experts, n) for task in tasks}
+    for k in range(experts):
+        sizes |= layers(f"body.experts.{k}", (n, *hidden[:-1]))
+    return sizes
+
+
+def mmoe(params: Params, x: Tensor, tasks: Sequence[str]) -> list[Tensor]:
+    """h_t = sum_k softmax(G_t x)_k E_k(x) (Ma et al., KDD 2018, eq. 6 and 7)."""
+    experts = experts_at(params, "body.experts", x)
+    return [mixture(params, task, x, experts) for task in tasks]
+
+
+def ple_sizes(n: int, hidden: tuple[int, ...], experts: int, tasks: Sequence[str]) -> Sizes:
+    """See Body."""
+    sizes = mmoe_sizes(n, hidden, experts, tasks) | {f"gates.{task}.weight": (2 * experts, n) for task in tasks}
+    for task in tasks:
+        for k in range(experts):
+            sizes |= layers(f"experts.{task}.{k}", (n, *hidden[:-1]))
+    return sizes
+
+
+def ple(params: Params, x: Tensor, tasks: Sequence[str]) -> list[Tensor]:
+    """h_t = sum_k softmax(G_t x)_k S_tk(x), S_t the shared experts and the task's own.
+
+    One level of extraction, which is CGC (Tang et al., RecSys 2020, eq. 1 to 3); the task's experts come first.
+    """
+    shared = experts_at(params, "body.experts", x)
+    return [mixture(params, task, x, [*experts_at(params, f"experts.{task}", x), *shared]) for task in tasks]
+
+
+def cross_stitch_sizes(n: int, hidden: tuple[int, ...], experts: int, tasks: Sequence[str]) -> Sizes:
+    """See Body."""
+    sizes: Sizes = {}
+    for task in tasks:
+        sizes |= layers(f"body.{task}", (n, *hidden))
+        sizes |= {f"stitch.{layer}.{task}.{other}.weight": (1,) for layer in range(len(hidden)) for other in tasks}
+    return sizes
+
+
+def cross_stitch(params: Params, x: Tensor, tasks: Sequence[str]) -> list[Tensor]:
+    """h_t <- sum_s a_ts h_s behind every layer of the tasks' networks (arXiv 1604.03539, eq. 1)."""
+    every = ordered(params)
+    found = dict.fromkeys(every, x)
+    for layer in takewhile(lambda layer: f"body.{every[0]}.{layer}.weight" in params, count()):
+        own = {task: F.relu(linear(params, f"body.{task}.{layer}", found[task])) for task in every}
+        for to in every:
+            terms = [params[f"stitch.{layer}.{to}.{origin}.weight"] * own[origin] for origin in every]
+            found[to] = torch.stack(terms).sum(0)
+    return [found[task] for task in tasks]
+
+
+def mtan_sizes(n: int, hidden: tuple[int, ...], experts: int, tasks: Sequence[str]) -> Sizes:
+    """See Body."""
+    sizes = shared_bottom_sizes(n, hidden, experts, tasks)
+    for task in tasks:
+        for layer, (n_in, n_out) in enumerate(pairwise((n, *hidden[:-1]))):
+            seen = n_in if layer == 0 else 2 * n_in
+            sizes |= layers(f"attention.{task}.{layer}", (seen, n_out, n_out))
+    return sizes
+
+
+def attended(params: Params, task: str, x: Tensor, levels: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
+    """Return a task's masks a^l [B, width_l] of the shared layers p^l, and what it reads of the last one."""
+    masks: list[Tensor] = []
+    seen = x
+    for layer, p in enumerate(levels):
+        path = f"attention.{task}.{layer}"
+        masks.append(linear(params, f"{path}.1", F.relu(linear(params, f"{path}.0", seen))).sigmoid())
+        read = masks[-1] * p
+        seen = torch.cat([p, read], 1)
+    return masks, read
+
+
+def mtan(params: Params, x: Tensor, tasks: Sequence[str]) -> list[Tensor]:
+    """h_t = a^L * p^L, a^l = sigmoid(H relu(G [p^(l-1), a^(l-1) * p^(l-1)])), with [x] alone for the first layer.
+
+    Task attention (arXiv 1803.10704, eq. 1 and 2) on the layers p^l of an MLP in place of convolutions: without batch
+    normalisation, and without the convolution f, since no pooling stands between the layers.
+    """
+    levels = [x]
+    for layer in takewhile(lambda layer: f"body.{layer}.weight" in params, count()):
+        levels.append(F.relu(linear(params, f"body.{layer}", levels[-1])))
+    return [attended(params, task, x, levels[1:])[1] for task in tasks]
+
+
+def esmm_sizes(n: int, hidden: tuple[int, ...], experts: int, tasks: Sequence[str]) -> Sizes:
+    """See Body."""
+    return towers(n, hidden, tasks)
+
+
+def esmm(params: Params, x: Tensor, tasks: Sequence[str]) -> list[Tensor]:
+    """h_t = x: the tasks share the tables alone (arXiv 1804.07931, fig. 2)."""
+    return [x] * len(tasks)
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """Return the logit of sigmoid(a) sigmoid(b), elementwise.
+
+    1 / P - 1 = (1 + e^-a) (1 + e^-b) - 1, so that the logit is -log(e^-a + e^-b + e^(-a - b)), which nothing overflows.
+    """
+    return -torch.stack([-a, -b, -a - b]).logsumexp(0)
+
+
+def quotient(whole: float, factor: float) -> float:
+    """Return b for which `product(factor, b)` is `whole`; 0, a probability of one half, where there is none."""
+    ratio = (1 + math.exp(-factor)) / (1 + math.exp(-whole))
+    return math.log(ratio / (1 - ratio)) if ratio < 1 else 0.0
+
+
+BODIES: dict[str, Body] = {
+    "shared-bottom": Body(shared_bottom_sizes, shared_bottom, 2),
+    "mmoe": Body(mmoe_sizes, mmoe, 2),
+    "ple": Body(ple_sizes, ple, 2),
+    "cross-stitch": Body(cross_stitch_sizes, cross_stitch, 1),
+    "mtan": Body(mtan_sizes, mtan, 2),
+    "esmm": Body(esmm_sizes, esmm, 1),
+}
