@@ -17,6 +17,7 @@ from fedrec.gradients import combine, weights_of
 from fedrec.optimisers import Optimiser, State
 from fedrec.parameters import Params, covers
 
+OF_TASKS = ("experts", "gates", "attention", "towers", "heads")  # what is of one task each, whoever shares it
 TEMPERATURE = 2.0  # DWA's and GradNorm's numbers are those of their papers
 ALPHA = 1.5
 RATE = 0.01  # GradNorm's step on the logarithms of its weights
@@ -180,7 +181,7 @@ class Weigher:
     ) -> Tensor:
         weights, initial = self.state["weights"], self.state["initial"]
         initial = torch.where((initial == 0) & mask, values, initial)
-        common = [name for name in names if not covers(("heads",), name)]
+        common = [name for name in names if not covers(OF_TASKS, name)]
         body = [name for name in common if covers(("body",), name)] or common
         after = weights.clone()
         if body and int(mask.sum()) > 1:
@@ -191,7 +192,7 @@ class Weigher:
         return weights
 
     def _aggregated(self, parts: Sequence[Tensor], params: Params, names: Sequence[str]) -> Tensor:
-        common = [name for name in names if not covers(("heads",), name)]
+        common = [name for name in names if not covers(OF_TASKS, name)]
         heads = [name for name in names if name not in common]
         rows = torch.stack([gradient(part, params, [*common, *heads]) for part in parts])
         width = sum(params[name].numel() for name in common)

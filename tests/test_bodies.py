@@ -20,6 +20,7 @@ from fedrec.models import Kind, Recommender
 from fedrec.models.bodies import BODIES, attended, mlp, ordered, product, quotient
 from fedrec.parameters import Params, covers
 from fedrec.sharing import MODULES, SHARINGS, Sharing
+from fedrec.weighting import OF_TASKS
 from simulations.check import check
 from simulations.cli import parse
 from simulations.options import parser
@@ -378,3 +379,20 @@ def test_stacked_clients_know_only_the_models_with_gradients_written_by_hand() -
     assert "the model ple, whose gradients are not written by hand" in refused(experiment(model="mf;shop=ple"))
     assert refused(experiment(model="mf;shop=mlp")) == ""
     assert set(BODIES) == set(KINDS)
+
+
+@pytest.mark.parametrize("kind", sorted(set(KINDS) - {"esmm"}))
+def test_what_is_of_one_task_is_moved_by_no_other(kind: Kind) -> None:
+    model = Recommender(kind, 3, (6, 5, 4), experts=2)
+    params = {name: value.requires_grad_() for name, value in noisy(model).items()}
+    user, item = torch.arange(4).repeat_interleave(7), torch.arange(7).repeat(4)
+    moved: dict[str, set[str]] = {name: set() for name in params}
+    for task in OFFSETS:
+        loss = pairs(model, params, task, user, item).square().sum()
+        for name, grad in zip(params, torch.autograd.grad(loss, list(params.values()), allow_unused=True), strict=True):
+            moved[name] |= set() if grad is None or not grad.any() else {task}
+    for name, tasks in moved.items():
+        if covers(OF_TASKS, name):
+            assert tasks == {name.split(".")[1]}, name
+        elif not covers(("stitch",), name):  # a row of the last unit is of one task
+            assert tasks == set(OFFSETS), name
