@@ -22,7 +22,7 @@ from fedrec.report.study import write_study
 from simulations.baselines import baseline, run_popularity
 from simulations.check import check
 from simulations.cli import parse
-from simulations.methods import METHODS
+from simulations.methods import BODY, METHODS
 
 POPULARITY = "popularity"
 METHODS_HELP = "comma-separated, each with options of its own after colons; popularity is always added"
@@ -66,15 +66,15 @@ def experiment_of(text: str, flags: Sequence[str]) -> Experiment:
     """Return the experiment of a method and its own options, such as `scaffold:optimiser=sgd:lr=10`.
 
     `--share` among the flags is for what is federated: `local` and `pooled` share nothing, and a method whose point is
-    to share the heads too goes on doing so.
+    to share the heads too, and what else is of tasks, goes on doing so.
     """
     name, *own = text.split(":")
     choose("methods", name, METHODS)
     e = parse([*flags, "--method", name, *(f"--{one}" for one in own)]).experiment
     if name in ("local", "pooled"):
         return baseline(e, name)
-    heads = "heads" in METHODS[name].share and "heads" not in e.share
-    return e.model_copy(update={"share": (*e.share, "heads")}) if heads else e
+    rest = tuple(module for module in METHODS[name].share if module not in (*BODY, *e.share))
+    return e.model_copy(update={"share": (*e.share, *rest)}) if rest else e
 
 
 def facts(runs: dict[tuple[str, int], Experiment]) -> dict[str, str]:

@@ -42,7 +42,8 @@ def write_page(path: Path, results: pd.DataFrame, budgets: Sequence[str], used: 
 def notes(results: pd.DataFrame) -> list[str]:
     """Return what a reader must not miss: a broken promise, a failed check."""
     found = []
-    broken = results[(results["kind"] == "attack") & (results["violates"] == True)]  # noqa: E712
+    attacks = results[results["kind"] == "attack"]
+    broken = attacks[attacks["violates"].eq(True)] if len(attacks) else attacks
     for row in broken.itertuples():
         found.append(f"The attack {row.name} on {row.scene} breaks the promise of epsilon {row.epsilon}.")
     for row in results[(results["kind"] == "check") & (results["value"] > 0)].itertuples():
@@ -55,7 +56,7 @@ def notes(results: pd.DataFrame) -> list[str]:
 
 
 def scene_parts(results: pd.DataFrame, budgets: Sequence[str], scene: str) -> list[Part]:
-    """Return the two sections of a scene: utility and attacks against the budget."""
+    """Return the sections of a scene: utility and, if any attack fits what is shared, attacks against the budget."""
     own, alone = results[results["scene"] == scene], results[results["scene"] == f"{scene} alone"]
     names = list(dict.fromkeys(own.loc[own["kind"] == "utility", "name"]))
     panels, rows = [], []
@@ -71,7 +72,8 @@ def scene_parts(results: pd.DataFrame, budgets: Sequence[str], scene: str) -> li
         rows.append({"metric": name, **{f"epsilon {b}": number(v, 4) for b, v in zip(budgets, value, strict=True)}}
                     | {kind: number(level, 4) for kind, level in levels})  # fmt: skip
     utility = Part(f"{SCENES[scene]}: utility", words, tradeoff(panels, budgets, f"{scene}-utility", words), rows)
-    return [utility, attack_part(own[own["kind"] == "attack"], budgets, scene)]
+    attacks = own[own["kind"] == "attack"]
+    return [utility, attack_part(attacks, budgets, scene)] if len(attacks) else [utility]
 
 
 def worth(metric: str, value: Sequence[float], alone: float, budgets: Sequence[str]) -> str:

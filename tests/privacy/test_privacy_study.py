@@ -36,6 +36,16 @@ def test_the_study_runs_every_setting_at_every_budget(tmp_path: Path, capsys: py
         assert word in shown, word
 
 
+@pytest.mark.parametrize("more", ["--model mlp", "--model mmoe", "--task rating,click", "--share item_bias"])
+def test_what_some_attacks_cannot_read_is_attacked_by_the_others(more: str, tmp_path: Path) -> None:
+    out = tmp_path / "study"
+    assert main(["privacy", "--epsilon", "inf", "--workers", "1", "--out", str(out), *SMALL, *more.split()]) == 0
+    table = pd.read_csv(out / "results.csv")
+    attacks = set(table.loc[table["kind"] == "attack", "name"])
+    assert not {"ratings", "inversion"} & attacks  # which need an item bias beside the table
+    assert ("user leaning" in attacks) == more.startswith("--model")
+
+
 @pytest.mark.parametrize("text", ["0", "-1", "two", "", "nan"])
 def test_a_wrong_budget_is_named(text: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UserError, match="epsilon"):

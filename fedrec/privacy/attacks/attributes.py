@@ -33,14 +33,16 @@ def updates(transcript: Transcript, clients: Sequence[str]) -> Values:
 
 
 def vectors(transcript: Transcript, users: Ints, *, held: Mapping[str, Held]) -> Values:
-    """Return the vectors and biases [users, d + 1] of users, from their platforms' last round; for an insider of all.
+    """Return the vectors of users, with a bias if they have one, [users, d or d + 1]; for an insider of all platforms.
 
-    A user table that is shared is in the transcript, and what is held of it does not count.
+    They are those of the platforms' last round. A user table that is shared is in the transcript, and what is held of
+    it does not count.
     """
     found: dict[int, NDArray[np.float64]] = {}
     for client, one in held.items():
         sent = list(transcript.of(client))[-1].x
-        tables = [{**one.private, **sent}[name] for name in ("user_table", "user_bias")]
+        every = {**one.private, **sent}
+        tables = [every[name] for name in ("user_table", "user_bias") if name in every]
         rows = torch.cat(tables, dim=1).double().numpy()
         found |= dict(zip(one.users.tolist(), rows, strict=True))
     return np.stack([found[user] for user in users.tolist()])

@@ -58,12 +58,15 @@ class Attack:
     run: Callable[..., Values]
     ask: Callable[[Case], Question]
     released: bool = True
+    reads: tuple[str, ...] = ("item_table",)  # of what is shared
 
     def fits(self, case: Case) -> bool:
-        """Return whether it is for the clients and the task of a run."""
-        alone = case.experiment.partition == "one-user"
-        task = case.experiment.tasks(case.parts[0].name)[0]
-        return (self.clients == "one-user") == alone and task.kind in self.tasks
+        """Return whether it is for the clients, the one task and the shared tables of a run."""
+        e, client = case.experiment, case.parts[0].name
+        (task, *others), alone = e.tasks(client), e.partition == "one-user"
+        shared = e.sharing().split(e.recommender(client).shapes(1, 1, [task.name]))[0]
+        fits = (self.clients == "one-user") == alone and task.kind in self.tasks and not others
+        return fits and {*self.reads} <= shared.keys()
 
     def result(self, transcript: Transcript, case: Case) -> Result:
         """Ask, run and score; raises ValueError where there are no targets of both kinds."""
@@ -169,10 +172,11 @@ SOURCES: tuple[Source, ...] = (
     ("user vectors", "silos", attributes.from_vectors, _attribute, False),
 )
 BOTH: tuple[Literal["rank", "rating"], ...] = ("rank", "rating")
+FACTORISED = ("item_table", "item_bias")
 ATTACKS: tuple[Attack, ...] = (
     Attack("item set", "interaction", "one-user", BOTH, recovery.catalogue_scores, _catalogue),
     Attack("shadow labels (IMIA)", "interaction", "one-user", ("rank",), imia.catalogue_imia, _imia),
-    Attack("ratings", "attribute", "one-user", ("rating",), ratings.rating_scores, _ratings),
+    Attack("ratings", "attribute", "one-user", ("rating",), ratings.rating_scores, _ratings, reads=FACTORISED),
     Attack(
         "loss, insider",
         "interaction",
@@ -200,6 +204,7 @@ ATTACKS: tuple[Attack, ...] = (
         ("rating",),
         inversion.membership,
         lambda case: _interactions(case, "experiment", "population"),
+        reads=FACTORISED,
     ),
     Attack("user leaning", "user", "silos", BOTH, membership.user_leanings, _users),
     Attack(
