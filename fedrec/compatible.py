@@ -80,7 +80,6 @@ def apart(e: "Experiment", name: str) -> None:
 
 def private(e: "Experiment") -> None:
     """Raise UserError for what a promise of privacy does not cover."""
-    unit, where = e.privacy.unit, e.privacy.where
     if e.weights != "uniform":
         raise UserError(
             "weights: must be uniform under privacy, since numbers of examples are made of the data (add --weights "
@@ -100,25 +99,38 @@ def private(e: "Experiment") -> None:
         raise UserError(f"volunteers: must be 0 under privacy, which they gave up, found {e.volunteers}")
     if not e.share:
         raise UserError("privacy: protects what is shared, found nothing that is (share is empty)")
+    (inside if e.privacy.inside else as_a_whole)(e)
+
+
+def inside(e: "Experiment") -> None:
+    """Raise UserError for what noise in a client's own training does not cover."""
+    unknown = sorted(set(per_client(e.model).values()) - set(HANDWRITTEN))
+    if unknown:
+        raise UserError(
+            f"model: must be one of {', '.join(HANDWRITTEN)} for privacy inside a client, which needs gradients by "
+            f"unit that are written by hand, found {', '.join(unknown)}"
+        )
+    if e.privacy.where != "server":
+        raise UserError(f"privacy.where: is for the unit client, found {e.privacy.where} for {e.privacy.unit}")
+    if e.weighting.active:
+        raise UserError(
+            "weighting.kind: must be fixed with noise inside a silo, which does not cover weights that are made of "
+            f"the silo's losses, found {e.weighting.kind}"
+        )
+    if e.drift.personal == "apfl":
+        raise UserError("drift.personal: must not train in lockstep with noisy steps, found apfl")
+
+
+def as_a_whole(e: "Experiment") -> None:
+    """Raise UserError for what noise on the updates of whole clients does not cover."""
+    where = e.privacy.where
     if where == "sum" and not e.secure.active:
         raise UserError("privacy.where: must have secure sums to add noise in (add --secure.active), found none")
-    if e.privacy.inside:
-        unknown = sorted(set(per_client(e.model).values()) - set(HANDWRITTEN))
-        if unknown:
-            raise UserError(
-                f"model: must be one of {', '.join(HANDWRITTEN)} for privacy inside a client, which needs gradients by "
-                f"unit that are written by hand, found {', '.join(unknown)}"
-            )
-        if where != "server":
-            raise UserError(f"privacy.where: is for the unit client, found {where} for {unit}")
-        if e.weighting.active:
-            raise UserError(
-                "weighting.kind: must be fixed with noise inside a silo, which does not cover weights that are made of "
-                f"the silo's losses, found {e.weighting.kind}"
-            )
-        if e.drift.personal == "apfl":
-            raise UserError("drift.personal: must not train in lockstep with noisy steps, found apfl")
-        return
+    if where == "server" and e.secure.active:
+        raise UserError(
+            "privacy.where: must be client or sum under secure sums, in which the server sees no update that it could "
+            "clip, found server"
+        )
     if e.privacy.rate != 1:
         raise UserError(
             "privacy.rate: is for units inside a client, whole ones are drawn with participation, found "
@@ -128,6 +140,12 @@ def private(e: "Experiment") -> None:
         raise UserError(
             f"privacy.epsilon: must be one for all where the noise is added to a sum, found {e.privacy.epsilon!r}"
         )
+    if where == "client":
+        if e.coupling.duals or e.drift.counted:
+            raise UserError(
+                "privacy: a client adds noise to one update of its parameters, found duals or step counts beside it"
+            )
+        return
     seen = {
         f"coupling {e.coupling.kind}": e.coupling.personal,
         "coupling.duals": e.coupling.duals,
@@ -137,13 +155,9 @@ def private(e: "Experiment") -> None:
         "the step counts of FedNova or SCAFFOLD": e.drift.counted,
     }
     found = next((name for name, here in seen.items() if here), "")
-    if found and where != "client":
+    if found:
         raise UserError(
             f"privacy: what is released of whole clients is one noisy mean with fixed weights, found {found}"
-        )
-    if where == "client" and (e.coupling.duals or e.drift.counted):
-        raise UserError(
-            "privacy: a client adds noise to one update of its parameters, found duals or step counts beside it"
         )
 
 

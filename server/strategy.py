@@ -107,15 +107,15 @@ class Coordinator:
 
     def tied(self, outcome: Outcome, number: int) -> Residuals:
         """Tie what the clients of a round sent, or the sums of it where no more is needed, or what may be released."""
-        if outcome.change is not None:
-            assert isinstance(self.tie, Average | Stepped | Consensus)
-            self.tie.move(outcome.change)
-            return Residuals(math.nan, math.nan, self.tie.rho)  # nobody sees a client's
         if self.plan.release:
             assert isinstance(self.tie, Average | Stepped)
             answers = {reply.client: reply.values for reply in outcome.replies}
             self.tie.move(self.plan.release.change(number, answers, self.parts, self.carriers, self.z))
             return Residuals(math.nan, math.nan, self.tie.rho)  # they tell of the clients
+        if outcome.change is not None:
+            assert isinstance(self.tie, Average | Stepped | Consensus)
+            self.tie.move(outcome.change)
+            return Residuals(math.nan, math.nan, self.tie.rho)  # nobody sees a client's
         gaps = {reply.client: reply.metrics["gap"] for reply in outcome.replies} if self.plan.coupling.duals else {}
         if not isinstance(self.tie, Average) or not outcome.subtotals:
             return self.tie.update(self.corrected(outcome.replies), gaps)

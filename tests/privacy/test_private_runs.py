@@ -15,7 +15,6 @@ from clients.client import Client
 from clients.secure import source
 from fedrec.errors import UserError
 from fedrec.experiment import Experiment, build, clients_data
-from fedrec.parameters import Params
 from fedrec.privacy.accounting import Event, epsilon
 from fedrec.privacy.books import Books, identity
 from fedrec.privacy.guarantee import SERVER, guarantees
@@ -335,35 +334,37 @@ def test_workers_and_inline_keep_the_same_books(tmp_path: Path) -> None:
     assert parties[0] == parties[1]
 
 
-@pytest.mark.parametrize("unit", ["interaction", "user", "server", "client", "sum"])
-def test_the_noise_that_is_released_is_the_noise_that_is_booked(unit: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("unit", "where", "secure", "scale"),
+    [
+        # What is made of sigma C: lr / B for a step of 20 users, or of the 50 interactions that a batch stands for.
+        ("interaction", "server", False, 0.1 / 50),
+        ("user", "server", False, 0.1 / 20),
+        ("user", "server", True, 0.1 / 20 / math.sqrt(3)),  # the mean of three silos' own noises
+        ("client", "client", False, 1.0),
+        ("client", "client", True, 1 / math.sqrt(3)),
+        ("client", "server", False, 1 / 3),  # one noise, in the sum of three
+        ("client", "sum", True, 1 / 3),
+    ],
+)
+def test_the_noise_that_is_released_is_the_noise_that_is_booked(
+    unit: str, where: str, secure: bool, scale: float, tmp_path: Path
+) -> None:
     # Rows of the shared table that no data touches show the noise alone: sigma C, times what is made of a sum.
-    rule: dict[str, Any] = {
-        "unit": "client" if unit in ("server", "client", "sum") else unit,
-        "noise": 2.0,
-        "clip": 0.5,
-    }
-    rule |= {"where": unit} if rule["unit"] == "client" else {}
     e = private(
         rounds=1, local_epochs=1, optimiser="sgd", lr=0.1, l2=0.0, batch_size=50, task="rating", partition="users",
-        market={"users": 60, "items": 300, "impressions": 20}, secure={"active": unit == "sum", "threshold": 3},
-        privacy=rule,
+        market={"users": 60, "items": 300, "impressions": 20}, secure={"active": secure, "threshold": 3},
+        privacy={"unit": unit, "where": where, "noise": 2.0, "clip": 0.5},
     )  # fmt: skip
-    record, grid = fit(e, tmp_path / "run")
+    record, grid = fit(e, tmp_path)
     parts = clients_data(e)
-    each = {"interaction": 0.1 / 50, "user": 0.1 / 20, "client": 1.0}  # lr / B, for 20 users of a silo
-    found: list[tuple[Params, Params, float]] = []
-    if unit in each:
-        joined, sent = ([read_contribution(m.content) for m in grid.received[start : start + 3]] for start in (0, 3))
-        before = {reply.client: reply.values for reply in joined}
-        found += [(reply.values, before[reply.client], each[unit]) for reply in sent]
-    else:
-        start = read_contribution(grid.received[0].content).values  # all begin alike
-        found += [(record.shared, start, 1 / 3)]
+    start = read_contribution(grid.received[0].content).values  # all begin alike
+    whole = secure or (unit == "client" and where == "server")  # only what is made of all clients is released
+    released = [record.shared] if whole else [read_contribution(m.content).values for m in grid.received[3:6]]
     touched = np.unique(np.concatenate([data.items[data.train.item] for data in parts]))
-    for after, before_, scale in found:
-        still = np.setdiff1d(np.arange(len(after["item_table"])), touched)
-        noise = (after["item_table"] - before_["item_table"]).double()[torch.from_numpy(still)]
+    still = torch.from_numpy(np.setdiff1d(np.arange(len(start["item_table"])), touched))
+    for after in released:
+        noise = (after["item_table"] - start["item_table"]).double()[still]
         expected = 2.0 * 0.5 * scale
         # The standard error of a standard deviation from n numbers is 1 / sqrt(2 n) of it.
         assert noise.numel() > 150
