@@ -15,6 +15,7 @@ BESIDE = (
     "everything, gathered it. The numbers of this report are no part of the promise, nor are settings that were chosen "
     "by looking at them."
 )
+SEEN = " A platform's catalogue is the items that its own data has, which the promise takes for public."
 TRUST = {
     "server": "The server is trusted with every client's update; the promise is about what it sends out.",
     "client": "The noise is added by every client to its own update: no server needs to be trusted.",
@@ -55,7 +56,7 @@ def account(e: Experiment, home: Path) -> dict[str, Any]:
         "delta": rule.delta,
         "spent": shown(epsilon(spent, rule.delta)),
         "replay": rule.replay,
-        "beside": BESIDE,
+        "beside": BESIDE + SEEN * (e.dataset == "table"),
         "parties": parties,
         "people": [as_row(group) for group in people],
     }

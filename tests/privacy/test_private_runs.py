@@ -272,6 +272,7 @@ def test_a_person_whom_two_silos_hold_pays_for_both(tmp_path: Path) -> None:
     assert both["silos"] == ["a", "b"] and both["people"] == 1 and [p["people"] for p in others] == [19, 20]
     assert 2.9 < float(both["spent"]) <= 3 and all(float(p["spent"]) < 2.3 for p in others)
     assert float(promised["spent"]) == float(both["spent"])
+    assert "catalogue" in promised["beside"], "of a table the catalogue is made of the data"
 
 
 def test_each_silo_has_the_noise_of_its_own_budget(tmp_path: Path) -> None:
