@@ -11,7 +11,7 @@ from fedrec.coordination import Link, Own
 from fedrec.data import ClientData
 from fedrec.errors import UserError
 from fedrec.evaluation import Evaluation, ModelScorer, Split, evaluate, members
-from fedrec.experiment import Experiment, tasks_for
+from fedrec.experiment import Experiment, reader, tasks_for
 from fedrec.models import Recommender
 from fedrec.parameters import Params, finite, to
 from fedrec.privacy.differential import private_update
@@ -40,7 +40,7 @@ class Client:
     @cached_property
     def model(self) -> Recommender:
         """The recommender of this client."""
-        return self.experiment.recommender(self.data.name)
+        return reader(self.experiment, self.data, "train")
 
     @cached_property
     def channel(self) -> Channel:
@@ -180,7 +180,7 @@ class Client:
         e, params = self.experiment, to(self.experiment.sharing().join(shared, private), self.device)
         found = [
             evaluate(
-                ModelScorer(self.model, part),
+                ModelScorer(reader(e, data, split), part),
                 data,
                 e.tasks(data.name),
                 split,

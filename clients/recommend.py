@@ -17,7 +17,7 @@ from fedrec.data import ClientData, Dataset
 from fedrec.data.types import Floats, Ints
 from fedrec.errors import UserError, choose
 from fedrec.evaluation import ModelScorer, mask_of, members
-from fedrec.experiment import Experiment, build, clients_data, dataset, tasks_for
+from fedrec.experiment import Experiment, build, clients_data, dataset, reader, tasks_for
 from fedrec.parameters import Params
 from fedrec.records import load_params, slug, table_of
 from fedrec.sharing import TABLES, ContractError, Sharing, admit
@@ -59,7 +59,7 @@ def recommend(home: Path, client: str, user: str, k: int) -> Recommendation:
     tasks = experiment.tasks(data.name)
     task = next((task for task in tasks if task.kind == "rank"), tasks[0])
     users = table_of([row])
-    scores: Floats = ModelScorer(experiment.recommender(holder.name), params).score_all(task.name, users)[0].numpy()
+    scores: Floats = ModelScorer(reader(experiment, data, "test"), params).score_all(task.name, users)[0].numpy()
     known = mask_of([data.train, data.validation], users, len(data.items))[0]
     return top(data, np.where(known, -np.inf, scores), k, task)
 
@@ -101,7 +101,7 @@ def params_of(home: Path, experiment: Experiment, data: ClientData) -> Params:
         if not np.isin(rows[space], server_rows.get(space, table_of([]))).all():
             raise UserError(f"run: {home} must have a row for every {space} of {data.name}: has the data changed?")
     names = [task.name for task in tasks_for(experiment, data)]
-    like = experiment.recommender(data.name).shapes(len(data.users), len(data.items), names)
+    like = reader(experiment, data, "train").shapes(len(data.users), len(data.items), names)
     own = {name: value for name, value in experiment.sharing().split(like)[0].items() if name in shared}
     try:
         if experiment.personal:

@@ -14,7 +14,7 @@ from fedrec.agreement import Scale
 from fedrec.coordination.maps import client_map
 from fedrec.data import ClientData, probe_of, public_data
 from fedrec.data.types import Ints
-from fedrec.experiment import Experiment, dataset
+from fedrec.experiment import Experiment, dataset, reader
 from fedrec.models import Recommender
 from fedrec.parameters import Params
 from fedrec.sharing import TABLES, Sharing
@@ -143,7 +143,7 @@ def keyed(shared: Mapping[str, Tensor], data: ClientData, channel: Channel) -> d
 
 def channel_of(experiment: Experiment, data: ClientData) -> Channel:
     """Return what a client exchanges; raises UserError if a map does not fit it."""
-    e, model = experiment, experiment.recommender(data.name)
+    e, model = experiment, reader(experiment, data, "train")
     if e.agreement.active:
         chosen, count, ids = e.agreement, len(dataset(e).items), probe(e)
         ids = ids[np.isin(ids % count, data.items) & np.isin(ids // count, data.users)]

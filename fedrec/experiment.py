@@ -252,6 +252,11 @@ def tasks_for(experiment: Experiment, data: ClientData) -> tuple[Task, ...]:
     return tuple(found.values())
 
 
+def reader(experiment: Experiment, data: ClientData, split: Literal["train", "validation", "test"]) -> Recommender:
+    """Return the model of a client with what it reads of the client's data when the rows of a split are asked."""
+    return experiment.recommender(data.name)
+
+
 def build(values: dict[str, Any]) -> Experiment:
     """Return the experiment that `values` describe; raises UserError with the nearest valid name for a wrong one."""
     for name in values:

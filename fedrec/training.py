@@ -37,12 +37,18 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Batch:
-    """One minibatch on a device: rows [B], sampled items [B, m] (None without a rank task), per task (mask, target)."""
+    """One minibatch on a device: rows [B], sampled items [B, m] (None without a rank task), per task (mask, target).
+
+    `history` [B, L] is what the row's user had liked before the row, for a model that reads it; `keep` [B, 1 + m] is 0
+    where the id of the row's item, or of its m-th sampled one, is hidden from the model.
+    """
 
     user: Tensor
     item: Tensor
     negative: Tensor | None
     labels: dict[str, tuple[Tensor, Tensor]]
+    history: Tensor | None = None
+    keep: Tensor | None = None
 
 
 Beside = Callable[[Params, list[str], Batch, int], None]
@@ -81,11 +87,16 @@ def batches(
 
 def task_losses(model: Recommender, params: Params, tasks: tuple[Task, ...], batch: Batch) -> list[Tensor]:
     """Return the weight of every task times the mean loss of its rows; 0 for a task without rows."""
-    features = model.features(params, batch.user, batch.item)
+    p = None if batch.history is None else model.users(params, batch.user, batch.history)
+    keep = None if batch.keep is None else batch.keep[:, 0]
+    features = model.features(params, batch.user, batch.item, p, keep)
     sampled = None
     if batch.negative is not None:
         m = batch.negative.shape[1]
-        sampled = model.features(params, batch.user.repeat_interleave(m), batch.negative.reshape(-1))
+        user, item = batch.user.repeat_interleave(m), batch.negative.reshape(-1)
+        p = None if p is None else p.repeat_interleave(m, 0)
+        keep = None if batch.keep is None else batch.keep[:, 1:].reshape(-1)
+        sampled = model.features(params, user, item, p, keep)
     found: list[Tensor] = []
     for task in tasks:
         mask, target = batch.labels[task.name]

@@ -5,7 +5,7 @@ from fedrec.channel import Logits, channel_of
 from fedrec.coordination import check as compatible
 from fedrec.data import ClientData
 from fedrec.errors import UserError, choose
-from fedrec.experiment import Experiment, clients_data, tasks_for
+from fedrec.experiment import Experiment, clients_data, reader, tasks_for
 from fedrec.parameters import covers
 from fedrec.privacy.terms import terms
 from fedrec.records import natural
@@ -93,7 +93,7 @@ def agree(experiment: Experiment, data: ClientData, shapes: Shapes) -> list[str]
     `shapes` gathers the shape of every shared parameter.
     """
     tasks = [task.name for task in tasks_for(experiment, data)]
-    like = experiment.recommender(data.name).shapes(1, 1, tasks)
+    like = reader(experiment, data, "train").shapes(1, 1, tasks)
     channel = channel_of(experiment, data)
     if isinstance(channel, Logits):
         return list(like)

@@ -14,7 +14,7 @@ from fedrec.data import ClientData, viewed
 from fedrec.data.types import Ints
 from fedrec.distillation import distil
 from fedrec.evaluation import ModelScorer, PerUser, evaluate, members
-from fedrec.experiment import Experiment, clients_data, dataset
+from fedrec.experiment import Experiment, clients_data, dataset, reader
 from fedrec.metrics import paired
 from fedrec.models import Recommender
 from fedrec.parameters import Params
@@ -71,7 +71,7 @@ def compared(
         for one in student:
             yield row_of(one, len(one.values), float("nan"), float(one.values.mean()))
         return
-    teacher = scores(e, e.recommender(data.name), replace(data, members=(view,)), params_of(home, e, data))
+    teacher = scores(e, reader(e, data, "test"), replace(data, members=(view,)), params_of(home, e, data))
     for ours, theirs in zip(student, teacher, strict=True):
         gap = paired(ours.values, theirs.values)
         yield row_of(ours, gap.n, float(theirs.values.mean()), float(ours.values.mean()), gap.low, gap.high)

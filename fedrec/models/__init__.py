@@ -1,6 +1,7 @@
 """Recommenders as pure functions of named parameters: tables, a body that is shared, one head per task."""
 
 from fedrec.models.recommender import Kind, Recommender
+from fedrec.models.side import Side
 from fedrec.models.tables import BLOCK, table_block, table_rows
 
-__all__ = ["BLOCK", "Kind", "Recommender", "table_block", "table_rows"]
+__all__ = ["BLOCK", "Kind", "Recommender", "Side", "table_block", "table_rows"]

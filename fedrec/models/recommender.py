@@ -1,7 +1,7 @@
 """Recommenders as pure functions of named parameters: tables, a shared body, one private head per task."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Literal
 
@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from fedrec.data.types import Floats, Ints
 from fedrec.models.bodies import BODIES, initial, mlp, ordered, product, quotient
+from fedrec.models.side import Side
 from fedrec.models.tables import table_rows
 from fedrec.parameters import Params
 from fedrec.seeds import generator
@@ -35,6 +36,9 @@ class Recommender:
     score_t(u, i) = w_t . tower_t(h_t(u, i)) + c_t
     esmm: the score of `buy` is the logit of P(click) P(buy | click), the two towers' factors (arXiv 1804.07931)
 
+    A score is made in three stages: p_u (`users`), q_i (`items`, or `catalogue` for all of them), and the body over
+    both (`features`). `side` is what the first two read beside the parameters.
+
     The tables start with the standard deviation `std`. `experts` is how many mmoe has; ple has as many shared ones, and
     as many of each task.
     """
@@ -44,6 +48,7 @@ class Recommender:
     hidden: tuple[int, ...] = (64, 32)
     std: float = 0.1
     experts: int = 4
+    side: Side = field(default=Side(), compare=False, repr=False)
 
     def shapes(self, users: int, items: int, tasks: Iterable[str]) -> Params:
         """Return tensors without data (on the meta device) that have the names, shapes and dtypes of the parameters."""
@@ -90,12 +95,26 @@ class Recommender:
             arrays[f"heads.{task}.bias"] = np.array([offset], np.float32)
         return {name: torch.from_numpy(arrays[name]) for name in sorted(arrays)}
 
-    def features(self, params: Params, user: Tensor, item: Tensor) -> Tensor:
-        """Return h [B, width] for local row indices `user` [B] and `item` [B]."""
-        q = params["item_table"].index_select(0, item)
+    def users(self, params: Params, user: Tensor, history: Tensor | None = None) -> Tensor:
+        """Return p_u [B, dim] for local rows `user` [B]; each liked `history` [B, L] before, or what its side says."""
+        return params["user_table"].index_select(0, user)
+
+    def items(self, params: Params, item: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Return q_i [B, dim] for local rows `item` [B]; where `keep` [B] is 0, without what is known by id alone."""
+        return params["item_table"].index_select(0, item)
+
+    def catalogue(self, params: Params) -> Tensor:
+        """Return q_i [items, dim] of the whole catalogue."""
+        return params["item_table"]
+
+    def features(
+        self, params: Params, user: Tensor, item: Tensor, p: Tensor | None = None, keep: Tensor | None = None
+    ) -> Tensor:
+        """Return h [B, width] for local row indices `user` [B] and `item` [B]; `p` [B, dim] is p_u if it is known."""
+        q = self.items(params, item, keep)
         if self.kind == "item":
             return q
-        p = params["user_table"].index_select(0, user)
+        p = self.users(params, user) if p is None else p
         if self.kind == "mf":
             b_u, b_i = params["user_bias"].index_select(0, user), params["item_bias"].index_select(0, item)
             return torch.cat([p * q, b_u, b_i], dim=1)
@@ -114,10 +133,10 @@ class Recommender:
 
     def score_all(self, params: Params, task: str, user: Tensor) -> Tensor:
         """Return the scores [B, items] of every item of the catalogue for users [B]."""
-        q = params["item_table"]
+        q = self.catalogue(params)
         if self.kind == "item":
             return self.head(params, task, q).expand(len(user), -1)
-        p = params["user_table"].index_select(0, user)
+        p = self.users(params, user)
         if self.kind == "mf":
             w, c = params[f"heads.{task}.weight"], params[f"heads.{task}.bias"]
             b_u, b_i = params["user_bias"].index_select(0, user), params["item_bias"]
