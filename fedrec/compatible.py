@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from fedrec.errors import UserError
 from fedrec.models.bodies import BODIES
+from fedrec.models.transfer import CHAIN, chain
 from fedrec.stacking import HANDWRITTEN
 from fedrec.tasks import per_client, tasks_of
 
@@ -51,13 +52,19 @@ def bodies(e: "Experiment") -> None:
                 f"(add --hidden 64,32), found {','.join(map(str, e.hidden))}"
             )
     for client in sorted({*models, *tasks}):
-        if models.get(client, models.get("*")) != "esmm" or not {client, "*"} & tasks.keys():
+        model = models.get(client, models.get("*"))
+        if model not in ("esmm", "aitm") or not {client, "*"} & tasks.keys():
             continue
         names = [task.name for task in tasks_of(e.task, client)]
-        if not {"click", "buy"} <= set(names):
-            of = "" if client == "*" else f" of {client}"
+        of, given = "" if client == "*" else f" of {client}", ",".join(names)
+        if model == "esmm" and not {"click", "buy"} <= set(names):
             raise UserError(
-                f"task{of}: must have click and buy for esmm, which is P(click) P(buy | click), found {','.join(names)}"
+                f"task{of}: must have click and buy for esmm, which is P(click) P(buy | click), found {given}"
+            )
+        if model == "aitm" and len(chain(names)) < 2:
+            raise UserError(
+                f"task{of}: must have two or more of {', '.join(CHAIN)} for aitm, in which one behaviour tells the "
+                f"next, found {given}"
             )
 
 

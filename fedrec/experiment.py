@@ -100,7 +100,18 @@ class Experiment(Method):
     hidden: tuple[PositiveInt, ...] = Field(
         (64, 32), min_length=1, description="widths of the mlp; of multi-task bodies the last is the towers'"
     )
-    experts: int = Field(4, ge=1, le=1000, description="mmoe: experts; ple: shared ones, and as many of every task")
+    experts: int = Field(
+        4,
+        ge=1,
+        le=1000,
+        description="mmoe: experts; ple: shared ones, and as many of every task; task-embedding: networks of the basis",
+    )
+    calibration: float = Field(
+        0.6,
+        ge=0,
+        allow_inf_nan=False,
+        description="aitm: weight of what a later behaviour's probability exceeds an earlier one's by",
+    )
     metrics: tuple[str, ...] = Field(
         ("ndcg@10", "hr@10"), min_length=1, description="ranking metrics; the first selects the round"
     )
@@ -240,7 +251,7 @@ class Experiment(Method):
         """Return the model of a client."""
         kinds, widths = per_client(self.model), per_client(str(self.dim))
         kind, width = kinds.get(client, kinds.get("*", "mf")), widths.get(client, widths.get("*", "32"))
-        return Recommender(cast(Kind, kind), int(width), self.hidden, self.init_std, self.experts)
+        return Recommender(cast(Kind, kind), int(width), self.hidden, self.init_std, self.experts, self.calibration)
 
 
 def tasks_for(experiment: Experiment, data: ClientData) -> tuple[Task, ...]:

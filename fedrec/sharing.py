@@ -18,9 +18,10 @@ from fedrec.parameters import Params, covers, finite
 PARAMETERS = {"item_table": "item", "item_bias": "item", "user_table": "user", "user_bias": "user"}
 TABLES = {**PARAMETERS, "logits": "probe"}
 # What a recommender may have; matrix factorisation has no body, an MLP no biases, and only multi-task bodies the rest.
-MIXING = ("experts", "gates", "attention", "stitch")
-MODULES = (*PARAMETERS, "body", *MIXING, "towers", "heads")
-# What clients share, by name: ever more of a model, from the item embeddings to all that is not of users.
+MIXING = ("experts", "gates", "attention", "stitch", "transfer", "tasks")
+MODULES = (*PARAMETERS, "body", "domain", *MIXING, "towers", "heads")
+# What clients share, by name: ever more of a model, from the item embeddings to all that is neither of users nor of one
+# platform: `domain` travels under its own name only.
 SHARINGS = {
     "embeddings": ("item_table", "item_bias"),
     "shared-body": ("item_table", "item_bias", "body"),

@@ -109,9 +109,14 @@ def task_losses(model: Recommender, params: Params, tasks: tuple[Task, ...], bat
 
 
 def penalties(model: Recommender, params: Params, batch: Batch, l2: float) -> list[Tensor]:
-    """Return l2 times the mean penalty of the batch's rows, and that of its sampled items; nothing without l2."""
+    """Return l2 times the mean penalty of the batch's rows and of its sampled items, if any; last the calibrator's."""
     items = [batch.item] if batch.negative is None else [batch.item, batch.negative[:, 0]]
-    return [l2 * model.penalty(params, batch.user, item).mean() for item in items] if l2 else []
+    found = [l2 * model.penalty(params, batch.user, item).mean() for item in items] if l2 else []
+    if model.calibrated:
+        p = None if batch.history is None else model.users(params, batch.user, batch.history)
+        keep = None if batch.keep is None else batch.keep[:, 0]
+        found.append(model.calibrator(params, model.features(params, batch.user, batch.item, p, keep)))
+    return found
 
 
 def total(parts: Sequence[Tensor]) -> Tensor:
@@ -123,7 +128,7 @@ def total(parts: Sequence[Tensor]) -> Tensor:
 
 
 def batch_loss(model: Recommender, params: Params, tasks: tuple[Task, ...], batch: Batch, l2: float) -> Tensor:
-    """Return the weighted sum over tasks of the mean loss of the task's rows, plus l2 times the penalty of the rows."""
+    """Return the weighted sum over tasks of the mean loss of the task's rows, plus the penalties."""
     return total([*task_losses(model, params, tasks, batch), *penalties(model, params, batch, l2)])
 
 
@@ -226,7 +231,7 @@ def held_out_loss(
     taken, device = excluded(data, recipe.negatives), str(next(iter(params.values())).device)
     with torch.no_grad():
         parts = [
-            (len(batch.user), float(batch_loss(model, params, tasks, batch, 0.0)))
+            (len(batch.user), float(total(task_losses(model, params, tasks, batch))))
             for batch in batches(held, tasks, recipe, rng, device, taken)
         ]
     rows = sum(count for count, _ in parts)

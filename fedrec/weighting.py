@@ -17,7 +17,7 @@ from fedrec.gradients import combine, weights_of
 from fedrec.optimisers import Optimiser, State
 from fedrec.parameters import Params, covers
 
-OF_TASKS = ("experts", "gates", "attention", "towers", "heads")  # what is of one task each, whoever shares it
+OF_TASKS = ("experts", "gates", "attention", "tasks", "towers", "heads")  # what is of one task each, whoever shares it
 TEMPERATURE = 2.0  # DWA's and GradNorm's numbers are those of their papers
 ALPHA = 1.5
 RATE = 0.01  # GradNorm's step on the logarithms of its weights

@@ -137,7 +137,8 @@ def described_methods() -> str:
 
 def described_sharings() -> str:
     """Return a line for every named sharing with its modules."""
-    lines = ["named sharings, for --share; a multi-task body keeps its experts, or shared layers, in body:"]
+    lines = ["named sharings, for --share; a multi-task body keeps its experts, or shared layers, in body;"]
+    lines.append("what is of one platform (star: domain) is in none of them:")
     return "\n".join([*lines, *(f"  {name:<14} {shown(modules)}" for name, modules in SHARINGS.items())])
 
 

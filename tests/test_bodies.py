@@ -1,6 +1,7 @@
 """Multi-task bodies: the papers' formulas by hand, what is shared of them, and short runs with every method."""
 
 import math
+from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from clients.stacked import refused
 from fedrec.errors import UserError
 from fedrec.experiment import clients_data, dataset
 from fedrec.models import Kind, Recommender
-from fedrec.models.bodies import BODIES, attended, mlp, ordered, product, quotient
+from fedrec.models.bodies import BODIES, attended, product, quotient
+from fedrec.models.layers import mlp, ordered
 from fedrec.parameters import Params, covers
 from fedrec.sharing import MODULES, SHARINGS, Sharing
 from fedrec.weighting import OF_TASKS
@@ -27,15 +29,18 @@ from simulations.options import parser
 from simulations.run import main
 from tests.helpers import experiment, fit
 
-KINDS: list[Kind] = ["shared-bottom", "mmoe", "ple", "cross-stitch", "mtan", "esmm"]
+KINDS: list[Kind] = [
+    *("shared-bottom", "mmoe", "ple", "cross-stitch", "mtan", "esmm"),
+    *("aitm", "star", "task-embedding"),
+]
 OFFSETS = {"rank": 0.0, "click": -0.7, "buy": -2.0}
 TASKS = ",".join(OFFSETS)
 USER, ITEM = torch.tensor([0, 3, 3, 1]), torch.tensor([6, 0, 2, 2])
 
 
-def noisy(model: Recommender, seed: int = 0, users: int = 4, items: int = 7) -> Params:
+def noisy(model: Recommender, seed: int = 0, users: int = 4, items: int = 7, tasks: Iterable[str] = OFFSETS) -> Params:
     """Return parameters without a zero, so that no term of a score can go missing unseen."""
-    params = model.init(seed, np.arange(users), np.arange(items), OFFSETS)
+    params = model.init(seed, np.arange(users), np.arange(items), {task: OFFSETS.get(task, 0.2) for task in tasks})
     g = torch.Generator().manual_seed(seed)
     return {name: value + 0.3 * torch.randn(value.shape, generator=g) for name, value in params.items()}
 
@@ -275,15 +280,16 @@ def test_experts_start_apart() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", SHARINGS)
-def test_what_a_named_sharing_splits_it_joins_and_it_shares_nothing_of_users(kind: Kind, name: str) -> None:
+def test_what_a_named_sharing_splits_it_joins_and_nothing_is_of_users_or_one_platform(kind: Kind, name: str) -> None:
     params = noisy(Recommender(kind, 3, (6, 4), experts=2))
     sharing = Sharing(SHARINGS[name])
     shared, private = sharing.split(params)
     joined = sharing.join(shared, private)
     assert list(joined) == list(params)
     assert all(torch.equal(joined[key], params[key]) for key in params)
-    assert "user_table" in private
-    own = {"embeddings": len(shared) == 1, "all-but-users": list(private) == ["user_table"]}
+    of_platform = {key for key in params if covers(("user_table", "domain"), key)}
+    assert "user_table" in private and of_platform <= private.keys()
+    own = {"embeddings": len(shared) == 1, "all-but-users": private.keys() == of_platform}
     assert own.get(name, all(key.startswith("heads.") is False for key in shared))
 
 
@@ -297,13 +303,13 @@ def test_sharings_grow_and_may_be_mixed_with_modules() -> None:
 
 
 METHODS = ("fedper", "fedavg", "fedrep", "admm", "local", "pooled")
-# Every body with every method's neighbour: each of both comes thrice, with two or three tasks.
+# Every body with three of the methods, with two or three tasks; every method comes as often as any other, within one.
 GRID = [(kind, METHODS[(n + shift) % 6], shift) for n, kind in enumerate(KINDS) for shift in (0, 2, 5)]
 
 
 @pytest.mark.parametrize(("kind", "method", "shift"), GRID)
 def test_every_body_trains_and_is_measured(kind: Kind, method: str, shift: int) -> None:
-    task = TASKS if kind == "esmm" or shift == 0 else "rank,rating"
+    task = TASKS if kind in ("esmm", "aitm") or shift == 0 else "rank,rating"
     e = experiment(method, model=kind, task=task, rounds=2, hidden=(6, 4), experts=2, local_epochs=1, lr=0.02)
     record, _ = fit(e)
     losses = [float(row["train_loss"]) for row in record.rounds if "train_loss" in row]
@@ -333,10 +339,12 @@ def test_clients_with_other_tasks_meet_in_the_experts_and_in_the_tasks_that_both
     assert {"stitch.0.rank.rating.weight", "stitch.0.rank.rank.weight", "body.rating.0.weight"} <= set(record.shared)
 
 
-EACH = "shared-bottom;films=mmoe;books=ple;music=cross-stitch;news=mtan;shop=esmm"  # a body for every client
+# A body for every client.
+EACH = "shared-bottom;films=mmoe;books=ple;music=cross-stitch;news=mtan;shop=esmm"
+EACH += ";platform-7=aitm;platform-8=star;platform-9=task-embedding"
 
 
-@pytest.mark.parametrize(("model", "clients", "method"), [(EACH, 6, "admm"), ("ple", 2, "pooled")])
+@pytest.mark.parametrize(("model", "clients", "method"), [(EACH, 9, "admm"), ("ple", 2, "pooled")])
 def test_worker_processes_give_the_result_of_one_process_to_the_bit(
     model: str, clients: int, method: str, tmp_path: Path
 ) -> None:
@@ -361,6 +369,17 @@ def test_worker_processes_give_the_result_of_one_process_to_the_bit(
         ({"model": "mmoe", "hidden": "8"}, "hidden: must have 2 widths or more for mmoe, the last for the towers"),
         ({"model": "esmm"}, "task: must have click and buy for esmm, .*, found rank"),
         ({"model": "esmm", "task": "click,buy;shop=click"}, "task of shop: must have click and buy for esmm"),
+        (
+            {"model": "aitm", "task": "rank,rating,buy"},
+            "task: must have two or more of .*click, .* found rank,rating,buy",
+        ),
+        (
+            {"model": "mf;shop=aitm", "task": "click,buy;shop=rank"},
+            "task of shop: must have two or more of view, click",
+        ),
+        ({"model": "aitm", "task": "click,buy", "calibration": -1}, "calibration: .* greater than or equal to 0"),
+        ({"model": "star", "hidden": "8"}, "hidden: must have 2 widths or more for star"),
+        ({"share": "domains"}, "share: must be one of .*domain.*, found 'domains'; did you mean 'domain'"),
         ({"model": "moe"}, "model: one of the models: must be one of .*mmoe.*, found 'moe'; did you mean 'mmoe'"),
         ({"model": "mmoe", "experts": 0}, "experts: .* greater than or equal to 1"),
         (
@@ -381,6 +400,10 @@ def test_stacked_clients_know_only_the_models_with_gradients_written_by_hand() -
     assert set(BODIES) == set(KINDS)
 
 
+# What some of the tasks read: a row of the last unit, and the chain up to a behaviour.
+PARTLY: dict[Kind, tuple[str, ...]] = {"cross-stitch": ("stitch",), "aitm": ("body", "transfer")}
+
+
 @pytest.mark.parametrize("kind", sorted(set(KINDS) - {"esmm"}))
 def test_what_is_of_one_task_is_moved_by_no_other(kind: Kind) -> None:
     model = Recommender(kind, 3, (6, 5, 4), experts=2)
@@ -394,5 +417,5 @@ def test_what_is_of_one_task_is_moved_by_no_other(kind: Kind) -> None:
     for name, tasks in moved.items():
         if covers(OF_TASKS, name):
             assert tasks == {name.split(".")[1]}, name
-        elif not covers(("stitch",), name):  # a row of the last unit is of one task
+        elif not covers(PARTLY.get(kind, ()), name):
             assert tasks == set(OFFSETS), name

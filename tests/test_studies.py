@@ -8,6 +8,7 @@ import pytest
 from fedrec.errors import UserError
 from fedrec.experiment import Experiment
 from fedrec.report.tables import LEAKING
+from fedrec.sharing import MIXING
 from simulations.studies import published
 from simulations.studies.__main__ import main
 from simulations.studies.methods import experiment_of
@@ -35,8 +36,7 @@ def test_the_methods_study_pairs_every_method_with_training_alone(tmp_path: Path
 def test_sharing_flags_are_for_what_is_federated() -> None:
     flags = ["--share", "user_table,user_bias"]
     assert experiment_of("fedper", flags).share == ("user_table", "user_bias")
-    of_tasks = ("experts", "gates", "attention", "stitch", "towers", "heads")
-    assert experiment_of("fedavg", flags).share == ("user_table", "user_bias", *of_tasks)
+    assert experiment_of("fedavg", flags).share == ("user_table", "user_bias", *MIXING, "towers", "heads")
     assert experiment_of("local", flags).share == ()
     assert experiment_of("pooled", flags).pool
     own = experiment_of("scaffold:optimiser=sgd:lr=10", flags)

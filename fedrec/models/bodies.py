@@ -4,30 +4,44 @@ A body is a pure function of named parameters to one representation h_t for each
 the widths `hidden` the last is the tower's, except where the whole network is a task's own (cross-stitch, esmm). Paths,
 so that the sharing contract can tell the parts from each other:
 
-body.L                    shared-bottom, mtan: layer L of the shared network
+body.L                    shared-bottom, mtan: layer L of the shared network; star: of the centre's
 body.experts.K.L          mmoe, ple: layer L of the shared expert K
-body.TASK.L               cross-stitch: layer L of the task's network
+body.TASK.L               cross-stitch, aitm: layer L of the task's network, which other tasks read too
+body.basis.K.L            task-embedding: layer L of the network K of the common basis
+domain.L                  star: the platform's own factors and offsets of layer L
 experts.TASK.K.L          ple: layer L of the task's expert K
 gates.TASK                mmoe, ple: the task's softmax gate over its experts
 attention.TASK.L          mtan: the two layers of the task's mask of layer L
 stitch.L.TO.FROM          cross-stitch: one entry of the unit behind layer L
+tasks.TASK                task-embedding: the task's vector, a coordinate for each network of the basis
+transfer.TO.FROM.PART     aitm: what goes from a behaviour to the next one: carry, query, key, value
 towers.TASK.L             all but cross-stitch: layer L of the task's tower
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import count, pairwise, takewhile
+from itertools import pairwise
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fedrec.models.layers import Sizes, depth, layers, linear, mlp, networks, ordered, towers
+from fedrec.models.transfer import (
+    MAPS,
+    aitm,
+    aitm_sizes,
+    star,
+    star_sizes,
+    task_embedding,
+    task_embedding_sizes,
+)
 from fedrec.parameters import Params
 from fedrec.seeds import generator
 
-Sizes = dict[str, tuple[int, ...]]
+SPREAD = 0.1  # how far the tasks of a common basis start from one another
 
 
 @dataclass(frozen=True)
@@ -43,37 +57,12 @@ class Body:
     widths: int  # how many `hidden` must have
 
 
-def ordered(params: Mapping[str, Tensor]) -> list[str]:
-    """Return the tasks that parameters are for, in the order of their representations."""
-    return sorted(name.split(".")[1] for name in params if name.startswith("heads.") and name.endswith(".bias"))
-
-
-def linear(params: Params, path: str, h: Tensor) -> Tensor:
-    """Return W h + b [B, n_out] of the layer at a path."""
-    return F.linear(h, params[f"{path}.weight"], params[f"{path}.bias"])
-
-
-def mlp(params: Params, path: str, h: Tensor) -> Tensor:
-    """Return h [B, n] after the layers at a path, all that there are, each with ReLU."""
-    for layer in takewhile(lambda layer: f"{path}.{layer}.weight" in params, count()):
-        h = F.relu(linear(params, f"{path}.{layer}", h))
-    return h
-
-
-def layers(path: str, widths: Sequence[int]) -> Sizes:
-    """Return the sizes of linear layers between `widths` at a path."""
-    return {
-        f"{path}.{layer}.{part}": size
-        for layer, (n_in, n_out) in enumerate(pairwise(widths))
-        for part, size in (("weight", (n_out, n_in)), ("bias", (n_out,)))
-    }
-
-
 def initial(seed: int, name: str, size: tuple[int, ...], tasks: int) -> Tensor:
     """Return the start of a body's parameter, a function of (seed, name, size), and for a unit of the number of tasks.
 
-    Layers start as N(0, 2 / n_in), gates as N(0, 1 / n_in), biases as 0, cross-stitch units with 0.9 on the diagonal
-    and rows that sum to 1 (arXiv 1604.03539, sec. 4).
+    Layers start as N(0, 2 / n_in), maps without a ReLU as N(0, 1 / n_in), biases as 0, a platform's own factors as 1,
+    tasks of a basis of k near (1, ..., 1) / sqrt(k), which gives composed layers the variance of any other, and
+    cross-stitch units with 0.9 on the diagonal and rows that sum to 1 (arXiv 1604.03539, sec. 4).
     """
     first, *path, kind = name.split(".")
     if first == "stitch":
@@ -81,14 +70,13 @@ def initial(seed: int, name: str, size: tuple[int, ...], tasks: int) -> Tensor:
         return torch.tensor([1.0 if tasks == 1 else 0.9 if to == origin else 0.1 / (tasks - 1)])
     if kind == "bias":
         return torch.zeros(size)
-    scope = (int(part) if part.isdecimal() else part for part in (first, *path))
-    deviation = ((1 if first == "gates" else 2) / size[-1]) ** 0.5
-    return torch.from_numpy(generator(seed, "init", *scope).normal(0, deviation, size).astype(np.float32))
-
-
-def towers(width: int, hidden: tuple[int, ...], tasks: Sequence[str]) -> Sizes:
-    """Return the sizes of the tasks' towers over h_t of a width."""
-    return {name: size for task in tasks for name, size in layers(f"towers.{task}", (width, *hidden)).items()}
+    if first == "domain":
+        return torch.ones(size)
+    rng = generator(seed, "init", *(int(part) if part.isdecimal() else part for part in (first, *path)))
+    mean, deviation = 0.0, ((1 if first == "gates" or path[-1] in MAPS else 2) / size[-1]) ** 0.5
+    if first == "tasks":
+        mean, deviation = size[-1] ** -0.5, SPREAD * size[-1] ** -0.5
+    return torch.from_numpy(rng.normal(mean, deviation, size).astype(np.float32))
 
 
 def shared_bottom_sizes(n: int, hidden: tuple[int, ...], experts: int, tasks: Sequence[str]) -> Sizes:
@@ -110,8 +98,7 @@ def mixture(params: Params, task: str, x: Tensor, experts: Sequence[Tensor]) -> 
 
 def experts_at(params: Params, path: str, x: Tensor) -> list[Tensor]:
     """Return E_k(x) [B, width] of every expert at a path."""
-    there = takewhile(lambda k: f"{path}.{k}.0.weight" in params, count())
-    return [mlp(params, f"{path}.{k}", x) for k in there]
+    return [mlp(params, expert, x) for expert in networks(params, path)]
 
 
 def mmoe_sizes(n: int, hidden: tuple[int, ...], experts: int, tasks: Sequence[str]) -> Sizes:
@@ -159,7 +146,7 @@ def cross_stitch(params: Params, x: Tensor, tasks: Sequence[str]) -> list[Tensor
     """h_t <- sum_s a_ts h_s behind every layer of the tasks' networks (arXiv 1604.03539, eq. 1)."""
     every = ordered(params)
     found = dict.fromkeys(every, x)
-    for layer in takewhile(lambda layer: f"body.{every[0]}.{layer}.weight" in params, count()):
+    for layer in depth(params, f"body.{every[0]}"):
         own = {task: F.relu(linear(params, f"body.{task}.{layer}", found[task])) for task in every}
         for to in every:
             terms = [params[f"stitch.{layer}.{to}.{origin}.weight"] * own[origin] for origin in every]
@@ -196,7 +183,7 @@ def mtan(params: Params, x: Tensor, tasks: Sequence[str]) -> list[Tensor]:
     normalisation, and without the convolution f, since no pooling stands between the layers.
     """
     levels = [x]
-    for layer in takewhile(lambda layer: f"body.{layer}.weight" in params, count()):
+    for layer in depth(params, "body"):
         levels.append(F.relu(linear(params, f"body.{layer}", levels[-1])))
     return [attended(params, task, x, levels[1:])[1] for task in tasks]
 
@@ -232,4 +219,7 @@ BODIES: dict[str, Body] = {
     "cross-stitch": Body(cross_stitch_sizes, cross_stitch, 1),
     "mtan": Body(mtan_sizes, mtan, 2),
     "esmm": Body(esmm_sizes, esmm, 1),
+    "aitm": Body(aitm_sizes, aitm, 2),
+    "star": Body(star_sizes, star, 2),
+    "task-embedding": Body(task_embedding_sizes, task_embedding, 2),
 }

@@ -11,13 +11,28 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fedrec.data.types import Floats, Ints
-from fedrec.models.bodies import BODIES, initial, mlp, ordered, product, quotient
+from fedrec.models.bodies import BODIES, initial, product, quotient
+from fedrec.models.layers import mlp, ordered
 from fedrec.models.side import Side
 from fedrec.models.tables import table_rows
+from fedrec.models.transfer import chain, excess
 from fedrec.parameters import Params
 from fedrec.seeds import generator
 
-Kind = Literal["mf", "mlp", "item", "shared-bottom", "mmoe", "ple", "cross-stitch", "mtan", "esmm"]
+Kind = Literal[
+    "mf",
+    "mlp",
+    "item",
+    "shared-bottom",
+    "mmoe",
+    "ple",
+    "cross-stitch",
+    "mtan",
+    "esmm",
+    "aitm",
+    "star",
+    "task-embedding",
+]
 PAIRS = 16_384  # (user, item) pairs of a multi-task body scored at a time, to bound memory
 
 
@@ -40,7 +55,7 @@ class Recommender:
     both (`features`). `side` is what the first two read beside the parameters.
 
     The tables start with the standard deviation `std`. `experts` is how many mmoe has; ple has as many shared ones, and
-    as many of each task.
+    as many of each task; task-embedding has as many networks in its basis. `calibration` weighs the calibrator of aitm.
     """
 
     kind: Kind
@@ -48,6 +63,7 @@ class Recommender:
     hidden: tuple[int, ...] = (64, 32)
     std: float = 0.1
     experts: int = 4
+    calibration: float = 0.6
     side: Side = field(default=Side(), compare=False, repr=False)
 
     def shapes(self, users: int, items: int, tasks: Iterable[str]) -> Params:
@@ -158,6 +174,19 @@ class Recommender:
         pairs = [("user_table", user), ("item_table", item), ("user_bias", user), ("item_bias", item)]
         present = [params[name].index_select(0, row).square().sum(1) for name, row in pairs if name in params]
         return torch.stack(present).sum(0)
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether training has a term for what is expected along a chain of behaviours, beside the tasks' losses."""
+        return self.kind == "aitm" and self.calibration > 0
+
+    def calibrator(self, params: Params, features: Tensor) -> Tensor:
+        """Return `calibration` times the mean of what later behaviours exceed earlier ones by, for features [B, width].
+
+        Behavioural expectation calibrator (arXiv 2105.08489, sec. 3), for parameters of two or more such tasks.
+        """
+        logits = [self.head(params, task, features) for task in chain(ordered(params))]
+        return self.calibration * excess(logits).mean()
 
     def _mlp(self, params: Params, h: Tensor, first: int) -> Tensor:
         for layer in range(first, len(self.hidden)):
