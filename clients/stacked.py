@@ -204,6 +204,7 @@ def refused(experiment: Experiment) -> str:
     unknown = sorted(set(per_client(e.model).values()) - set(HANDWRITTEN))
     reasons = {
         f"the model {', '.join(unknown)}, whose gradients are not written by hand,": bool(unknown),
+        "item content, whose adapter has no gradients written by hand,": e.content.active,
         "agreement on logits": e.agreement.active,
         "linear maps": e.coupling.kind == "linear",
         "a pooled client": e.pool,

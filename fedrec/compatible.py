@@ -117,6 +117,11 @@ def inside(e: "Experiment") -> None:
             f"model: must be one of {', '.join(HANDWRITTEN)} for privacy inside a client, which needs gradients by "
             f"unit that are written by hand, found {', '.join(unknown)}"
         )
+    if e.content.active:
+        raise UserError(
+            "content: must be none with noise inside a silo, whose gradients by unit know no adapter, found "
+            f"{e.content.kind}"
+        )
     if e.privacy.where != "server":
         raise UserError(f"privacy.where: is for the unit client, found {e.privacy.where} for {e.privacy.unit}")
     if e.weighting.active:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator, model_validator
+from torch import Tensor
 
 from fedrec.agreement import Agreement
 from fedrec.compatible import compatible
 from fedrec.coordination import BudgetRule, Coupling, Descent, Drift
-from fedrec.data import DATASETS, ClientData, Dataset, Market, federation, load, pool
+from fedrec.data import DATASETS, ClientData, Content, Dataset, Market, content_vectors, federation, load, pool
 from fedrec.errors import UserError, choose, named
 from fedrec.metrics import RANKING, parse_metric
 from fedrec.models import Kind, Recommender
@@ -33,7 +36,7 @@ class Method(BaseModel):
 
     method: str = Field("fedper", description="method: a value of simulations/methods.py")
     share: tuple[str, ...] = Field(
-        ("item_table", "item_bias", "body"),
+        ("item_table", "item_bias", "adapter", "body"),
         description="modules that are shared, by path, or named sharings; what is not named is private",
     )
     phases: tuple[Phase, ...] = Field(("all",), description="what is trained locally, one phase after the other")
@@ -112,6 +115,7 @@ class Experiment(Method):
         allow_inf_nan=False,
         description="aitm: weight of what a later behaviour's probability exceeds an earlier one's by",
     )
+    content: Content = Field(Content(), description="what describes items beside their ids")
     metrics: tuple[str, ...] = Field(
         ("ndcg@10", "hr@10"), min_length=1, description="ranking metrics; the first selects the round"
     )
@@ -237,6 +241,7 @@ class Experiment(Method):
             self.negatives,
             self.num_negatives,
             self.l2,
+            hidden=self.content.dropout if self.content.active else 0.0,
         )
 
     def sharing(self) -> Sharing:
@@ -265,7 +270,20 @@ def tasks_for(experiment: Experiment, data: ClientData) -> tuple[Task, ...]:
 
 def reader(experiment: Experiment, data: ClientData, split: Literal["train", "validation", "test"]) -> Recommender:
     """Return the model of a client with what it reads of the client's data when the rows of a split are asked."""
-    return experiment.recommender(data.name)
+    model, vectors = experiment.recommender(data.name), item_content(experiment)
+    if vectors is None:
+        return model
+    # Most clients carry the whole catalogue: they read one tensor.
+    mine = vectors if len(data.items) == len(vectors) else vectors[torch.from_numpy(data.items)]
+    return replace(model, side=replace(model.side, content=mine))
+
+
+@functools.lru_cache(maxsize=2)
+def item_content(experiment: Experiment) -> Tensor | None:
+    """Return the vectors [items, d] of the whole catalogue, kept for the process; None without content."""
+    if not experiment.content.active:
+        return None
+    return torch.from_numpy(content_vectors(dataset(experiment), experiment.content)[0])
 
 
 def build(values: dict[str, Any]) -> Experiment:

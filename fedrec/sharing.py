@@ -17,17 +17,19 @@ from fedrec.parameters import Params, covers, finite
 # What is keyed by rows, and the key space of the rows: parameters, and the logits on the public probe.
 PARAMETERS = {"item_table": "item", "item_bias": "item", "user_table": "user", "user_bias": "user"}
 TABLES = {**PARAMETERS, "logits": "probe"}
-# What a recommender may have; matrix factorisation has no body, an MLP no biases, and only multi-task bodies the rest.
+# What a recommender may have: matrix factorisation has no body and an MLP no biases, adapters need content, and only
+# multi-task bodies have the rest.
+ITEMS = ("item_table", "item_bias", "adapter")
 MIXING = ("experts", "gates", "attention", "stitch", "transfer", "tasks")
-MODULES = (*PARAMETERS, "body", "domain", *MIXING, "towers", "heads")
-# What clients share, by name: ever more of a model, from the item embeddings to all that is neither of users nor of one
-# platform: `domain` travels under its own name only.
+MODULES = (*PARAMETERS, "adapter", "body", "domain", *MIXING, "towers", "heads")
+# What clients share, by name: ever more of a model, from what is known of items to all that is neither of users nor of
+# one platform: `domain` travels under its own name only.
 SHARINGS = {
-    "embeddings": ("item_table", "item_bias"),
-    "shared-body": ("item_table", "item_bias", "body"),
-    "all-but-towers": ("item_table", "item_bias", "body", *MIXING),
-    "all-but-heads": ("item_table", "item_bias", "body", *MIXING, "towers"),
-    "all-but-users": ("item_table", "item_bias", "body", *MIXING, "towers", "heads"),
+    "embeddings": ITEMS,
+    "shared-body": (*ITEMS, "body"),
+    "all-but-towers": (*ITEMS, "body", *MIXING),
+    "all-but-heads": (*ITEMS, "body", *MIXING, "towers"),
+    "all-but-users": (*ITEMS, "body", *MIXING, "towers", "heads"),
 }
 
 

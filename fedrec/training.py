@@ -11,6 +11,7 @@ from torch import Tensor
 from fedrec.data import ClientData, Negatives, excluded
 from fedrec.data.types import Ints
 from fedrec.models import Recommender
+from fedrec.models.content import kept
 from fedrec.optimisers import Optimiser
 from fedrec.parameters import Params
 from fedrec.seeds import generator
@@ -33,6 +34,7 @@ class Recipe:
     num_negatives: int = 1
     l2: float = 0.0
     mu: float = 0.0  # proximal weight of the shared parameters (FedProx, arXiv 1812.06127, eq. 2)
+    hidden: float = 0.0  # probability that the id of a row's item, or of a sampled one, is hidden from the model
 
 
 @dataclass(frozen=True)
@@ -79,10 +81,13 @@ def batches(
         users: Ints = np.repeat(train.user[order], recipe.num_negatives)
         drawn = (taken or excluded(data, recipe.negatives)).draw(users, rng)
         negative = torch.from_numpy(drawn.reshape(len(order), recipe.num_negatives)).to(device)
+    width = 1 if negative is None else 1 + recipe.num_negatives
+    keep = kept(len(order), width, recipe.hidden, rng).to(device) if recipe.hidden else None
     for start in range(0, len(order), recipe.batch_size):
         part = slice(start, start + recipe.batch_size)
         labels = {name: (mask[part], target[part]) for name, (mask, target) in columns.items()}
-        yield Batch(user[part], item[part], None if negative is None else negative[part], labels)
+        sampled, shown = (None if one is None else one[part] for one in (negative, keep))
+        yield Batch(user[part], item[part], sampled, labels, keep=shown)
 
 
 def task_losses(model: Recommender, params: Params, tasks: tuple[Task, ...], batch: Batch) -> list[Tensor]:
@@ -228,6 +233,7 @@ def held_out_loss(
     NaN without a validation row.
     """
     held, rng = replace(data, train=data.validation), generator(seed, "held out", data.name)
+    recipe = replace(recipe, hidden=0.0)
     taken, device = excluded(data, recipe.negatives), str(next(iter(params.values())).device)
     with torch.no_grad():
         parts = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from fedrec.data.content import Content, content_vectors
 from fedrec.data.movielens import movielens
 from fedrec.data.negatives import Negatives, Protocol, excluded
 from fedrec.data.partition import Partition, federation, public_data
@@ -17,6 +18,7 @@ from fedrec.errors import UserError, choose
 __all__ = [
     "DATASETS",
     "ClientData",
+    "Content",
     "Dataset",
     "Interactions",
     "Market",
@@ -25,6 +27,7 @@ __all__ = [
     "Protocol",
     "Split",
     "Truth",
+    "content_vectors",
     "excluded",
     "federation",
     "load",

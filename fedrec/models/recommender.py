@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from fedrec.data.types import Floats, Ints
 from fedrec.models.bodies import BODIES, initial, product, quotient
+from fedrec.models.content import adapter, described, first_adapter
 from fedrec.models.layers import mlp, ordered
 from fedrec.models.side import Side
 from fedrec.models.tables import table_rows
@@ -33,6 +34,7 @@ Kind = Literal[
     "star",
     "task-embedding",
 ]
+ITEMS = ("item_table", "item_bias")
 PAIRS = 16_384  # (user, item) pairs of a multi-task body scored at a time, to bound memory
 
 
@@ -52,7 +54,8 @@ class Recommender:
     esmm: the score of `buy` is the logit of P(click) P(buy | click), the two towers' factors (arXiv 1804.07931)
 
     A score is made in three stages: p_u (`users`), q_i (`items`, or `catalogue` for all of them), and the body over
-    both (`features`). `side` is what the first two read beside the parameters.
+    both (`features`). `side` is what the first two read beside the parameters: with content c_i there, every table of
+    items has an adapter A, q_i = E_i + A c_i (`fedrec.models.content`), and so has mf's b_i.
 
     The tables start with the standard deviation `std`. `experts` is how many mmoe has; ple has as many shared ones, and
     as many of each task; task-embedding has as many networks in its basis. `calibration` weighs the calibrator of aitm.
@@ -80,6 +83,9 @@ class Recommender:
         elif self.kind in BODIES:
             tasks = sorted(tasks)
             sizes |= BODIES[self.kind].sizes(2 * self.dim, self.hidden, self.experts, tasks)
+        if self.side.content is not None:
+            d = self.side.content.shape[1]
+            sizes |= {adapter(table): (sizes[table][1], d) for table in ITEMS if table in sizes}
         head = {"mf": self.dim + 2, "item": self.dim}.get(self.kind, widths[-1])
         for task in tasks:
             sizes |= {f"heads.{task}.weight": (head,), f"heads.{task}.bias": (1,)}
@@ -87,7 +93,7 @@ class Recommender:
 
     def init(self, seed: int, users: Ints, items: Ints, offsets: dict[str, float]) -> Params:
         """Return initial parameters for global user and item ids; `offsets` gives the bias of every task's head."""
-        arrays: dict[str, Floats] = {"item_table": table_rows(seed, "item_table", items, self.dim, self.std)}
+        arrays = self._init_items(seed, items)
         if self.kind != "item":
             arrays["user_table"] = table_rows(seed, "user_table", users, self.dim, self.std)
         if self.kind == "item":
@@ -95,7 +101,6 @@ class Recommender:
             head = generator(seed, "init", "head").uniform(-bound, bound, self.dim).astype(np.float32)
         elif self.kind == "mf":
             arrays["user_bias"] = np.zeros((len(users), 1), np.float32)
-            arrays["item_bias"] = np.zeros((len(items), 1), np.float32)
             head = np.ones(self.dim + 2, np.float32)
         elif self.kind in BODIES:
             return self._init_body(seed, arrays, offsets)
@@ -117,11 +122,11 @@ class Recommender:
 
     def items(self, params: Params, item: Tensor, keep: Tensor | None = None) -> Tensor:
         """Return q_i [B, dim] for local rows `item` [B]; where `keep` [B] is 0, without what is known by id alone."""
-        return params["item_table"].index_select(0, item)
+        return self._rows(params, "item_table", item, keep)
 
     def catalogue(self, params: Params) -> Tensor:
         """Return q_i [items, dim] of the whole catalogue."""
-        return params["item_table"]
+        return self._rows(params, "item_table")
 
     def features(
         self, params: Params, user: Tensor, item: Tensor, p: Tensor | None = None, keep: Tensor | None = None
@@ -132,7 +137,7 @@ class Recommender:
             return q
         p = self.users(params, user) if p is None else p
         if self.kind == "mf":
-            b_u, b_i = params["user_bias"].index_select(0, user), params["item_bias"].index_select(0, item)
+            b_u, b_i = params["user_bias"].index_select(0, user), self._rows(params, "item_bias", item, keep)
             return torch.cat([p * q, b_u, b_i], dim=1)
         if self.kind in BODIES:
             return self._represent(params, torch.cat([p, q], dim=1), ordered(params)).flatten(1)
@@ -155,7 +160,7 @@ class Recommender:
         p = self.users(params, user)
         if self.kind == "mf":
             w, c = params[f"heads.{task}.weight"], params[f"heads.{task}.bias"]
-            b_u, b_i = params["user_bias"].index_select(0, user), params["item_bias"]
+            b_u, b_i = params["user_bias"].index_select(0, user), self._rows(params, "item_bias")
             return (p * w[:-2]) @ q.T + w[-2] * b_u + w[-1] * b_i.T + c
         if self.kind in BODIES:
             needed = ["buy", "click"] if self.kind == "esmm" and task == "buy" else [task]
@@ -187,6 +192,23 @@ class Recommender:
         """
         logits = [self.head(params, task, features) for task in chain(ordered(params))]
         return self.calibration * excess(logits).mean()
+
+    def _rows(self, params: Params, table: str, item: Tensor | None = None, keep: Tensor | None = None) -> Tensor:
+        """Return the rows of a table of items, all or [B], with what their content says."""
+        if self.side.content is not None:
+            return described(params, table, self.side.content, item, keep)
+        return params[table] if item is None else params[table].index_select(0, item)
+
+    def _init_items(self, seed: int, items: Ints) -> dict[str, Floats]:
+        """Return the initial tables of items; with content they are 0, and the adapters are drawn."""
+        content = self.side.content
+        biases = {"item_bias": np.zeros((len(items), 1), np.float32)} if self.kind == "mf" else {}
+        if content is None:
+            return {"item_table": table_rows(seed, "item_table", items, self.dim, self.std), **biases}
+        arrays = {"item_table": np.zeros((len(items), self.dim), np.float32), **biases}
+        d = content.shape[1]
+        arrays[adapter("item_table")] = first_adapter(seed, "item_table", self.dim, d, self.std)
+        return arrays | {adapter(table): np.zeros((1, d), np.float32) for table in biases}
 
     def _mlp(self, params: Params, h: Tensor, first: int) -> Tensor:
         for layer in range(first, len(self.hidden)):

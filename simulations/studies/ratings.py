@@ -21,7 +21,7 @@ import pandas as pd
 
 from fedrec.errors import UserError, choose
 from fedrec.evaluation import ModelScorer
-from fedrec.experiment import Experiment, clients_data
+from fedrec.experiment import Experiment, clients_data, reader
 from fedrec.folders import writing
 from fedrec.metrics import rmse
 from fedrec.records import load_params, slug
@@ -205,7 +205,7 @@ def errors(experiment: Experiment, home: Path) -> tuple[float, float]:
         (task,) = experiment.tasks(data.name)
         rows = data.test.take(task.rows(data.test))
         private = load_params(home / "model" / f"client-{slug(data.name)}.safetensors")
-        scorer = ModelScorer(experiment.recommender(data.name), {**shared, **private})
+        scorer = ModelScorer(reader(experiment, data, "test"), {**shared, **private})
         scores.append(scorer.score(task.name, rows.user, rows.item))
         targets.append(task.target(rows))
     score, target = np.concatenate(scores), np.concatenate(targets)

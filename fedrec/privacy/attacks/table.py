@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from fedrec.data.types import Bools, ClientData, Ints
+from fedrec.errors import UserError
 from fedrec.experiment import Experiment
 from fedrec.parameters import Params
 from fedrec.privacy.attacks import attributes, imia, inversion, lira, membership, ratings, recovery, targets
@@ -31,6 +32,13 @@ class Case:
     users: pd.DataFrame  # by global id, with their attributes
     prior: Values  # frequencies of the ratings 1 to 5 in public
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.experiment.content.active:
+            raise UserError(
+                "content: must be none for attacks, which compute scores from tables of ids alone, found "
+                f"{self.experiment.content.kind}"
+            )
 
 
 @dataclass(frozen=True)
