@@ -15,9 +15,10 @@ from clients.budget import excess, priced
 from clients.client import Client
 from clients.device import device_of
 from clients.drift import begin, counted
+from clients.home import parted, with_home
 from clients.memory import Memory
 from clients.private import measured, open_loss
-from clients.secure import Envelope, answer_in_secret, parted, with_home
+from clients.secure import Envelope, answer_in_secret
 from fedrec.channel import keyed
 from fedrec.coordination import double
 from fedrec.errors import UserError

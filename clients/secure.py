@@ -14,6 +14,7 @@ import torch
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
+from clients.home import at_home
 from clients.memory import Memory
 from clients.private import books
 from fedrec.channel import keyed
@@ -42,9 +43,6 @@ from fedrec.wire.secure import (
 
 if TYPE_CHECKING:
     from clients.client import Client
-
-# What a client keeps of shared parameters, among its private ones: the values, and of a table which rows.
-HOME, ROWS = "home/", "/rows"
 
 
 @dataclass(frozen=True)
@@ -117,14 +115,8 @@ class Envelope:
 
     def at_home(self, shared: Params) -> Params:
         """Return what has no place in the sum, for the client to go on with by itself: values and local rows."""
-        found: Params = {}
-        for name, value in shared.items():
-            outside = torch.from_numpy(np.flatnonzero(~self.layout.inside(name, self.ids)))
-            if len(outside) and name in TABLES:
-                found |= {f"{HOME}{name}": value[outside], f"{HOME}{name}{ROWS}": outside}
-            elif len(outside):
-                found[f"{HOME}{name}"] = value
-        return found
+        outside = {name: torch.from_numpy(np.flatnonzero(~self.layout.inside(name, self.ids))) for name in shared}
+        return at_home(shared, {n: rows if n in TABLES else None for n, rows in outside.items() if len(rows)})
 
 
 def source(client: "Client", number: int, x: Params, z: Params) -> Source | None:
@@ -137,21 +129,6 @@ def source(client: "Client", number: int, x: Params, z: Params) -> Source | None
     if own is None or terms(client.experiment).noise is None:
         return None
     return own.open(number, digest(*client.setting, number, x, z, token_hex()))
-
-
-def parted(private: Params) -> tuple[Params, Params]:
-    """Return a client's private parameters without, and only, what it keeps of shared ones."""
-    home = {name: value for name, value in private.items() if name.startswith(HOME)}
-    return {name: value for name, value in private.items() if name not in home}, home
-
-
-def with_home(z: Params, home: Params) -> Params:
-    """Return what a client starts from: the server's values, and its own where it shares nothing."""
-    found = dict(z)
-    for name in z.keys() & {name.removeprefix(HOME) for name in home}:
-        value, rows = home[f"{HOME}{name}"], home.get(f"{HOME}{name}{ROWS}")
-        found[name] = value if rows is None else z[name].index_copy(0, rows, value)
-    return found
 
 
 Train = Callable[["Client", Memory, Broadcast, Envelope], tuple[Params, Params, dict[str, float]]]

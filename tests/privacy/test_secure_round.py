@@ -11,8 +11,9 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRec
 from flwr.common.constant import ErrorCode
 
 from clients.app import client_app
+from clients.home import HOME
 from clients.memory import Memory
-from clients.secure import HOME, Session
+from clients.secure import Session
 from fedrec.errors import UserError
 from fedrec.experiment import Experiment, clients_data
 from fedrec.privacy.secure_sum import Stage

@@ -1,0 +1,35 @@
+"""What a client keeps of shared parameters among its private ones, since nobody else has it or may see it."""
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from fedrec.parameters import Params
+
+HOME, ROWS = "home/", "/rows"  # the values, and of a table which rows
+Lacking = Mapping[str, Tensor | None]  # shared parameters: local rows [n] of a table, None for all of it
+
+
+def at_home(shared: Params, lacking: Lacking) -> Params:
+    """Return the values and the rows of what a client keeps of shared parameters, by the names of its memory."""
+    found: Params = {}
+    for name, rows in lacking.items():
+        found[f"{HOME}{name}"] = shared[name] if rows is None else shared[name][rows]
+        if rows is not None:
+            found[f"{HOME}{name}{ROWS}"] = rows
+    return found
+
+
+def parted(private: Params) -> tuple[Params, Params]:
+    """Return a client's private parameters without, and only, what it keeps of shared ones."""
+    home = {name: value for name, value in private.items() if name.startswith(HOME)}
+    return {name: value for name, value in private.items() if name not in home}, home
+
+
+def with_home(z: Params, home: Params) -> Params:
+    """Return what a client starts from: the server's values, and its own where it shares nothing."""
+    found = dict(z)
+    for name in z.keys() & {name.removeprefix(HOME) for name in home}:
+        value, rows = home[f"{HOME}{name}"], home.get(f"{HOME}{name}{ROWS}")
+        found[name] = value if rows is None else z[name].index_copy(0, rows, value)
+    return found
