@@ -178,6 +178,7 @@ def local_update(
     shift: Mapping[str, Tensor] | None = None,
     pull: Callable[[Params], Tensor] | None = None,
     weigher: Weigher | None = None,
+    own: Mapping[str, Tensor] | None = None,
 ) -> tuple[Params, float]:
     """Return the parameters after one round of local training, and the mean training loss over its batches.
 
@@ -187,8 +188,9 @@ def local_update(
     before every step with the parameters, the names that it trains, its batch and its number in the phase. `shift` is
     added to the gradients, also where a task sees none. `pull` is a term beside the loss, for a client that exchanges
     no part of its parameters (`fedrec.channel`). `weigher` weighs the tasks' losses for the steps and goes on to its
-    next state; the loss that is returned has the fixed weights, so that it tells nothing of it. Without a row to
-    train on, the parameters come back unchanged and the loss is NaN.
+    next state; the loss that is returned has the fixed weights, so that it tells nothing of it. `own` are masks of
+    shared parameters, 1 at what nobody else has: the phase private trains that too. Without a row to train on, the
+    parameters come back unchanged and the loss is NaN.
     """
     params = {name: value.detach().clone() for name, value in params.items()}
     device = str(next(iter(params.values())).device)
@@ -197,6 +199,8 @@ def local_update(
     for number, phase in enumerate(recipe.phases):
         names = trainable(params, tasks, sharing, phase, recipe.optimiser)
         names += [name for name in shift or {} if name not in names]
+        mine = dict(own or {}) if phase == "private" else {}
+        names += [name for name in mine if name not in names and recipe.optimiser.rate(name)]
         state = recipe.optimiser.start({name: params[name] for name in names})
         t = 0
         for name in names:
@@ -214,6 +218,7 @@ def local_update(
                 whole = weight * followed + pull(params) if pull else weight * followed
                 grads = gradients(whole, params, names, recipe.mu, anchor)
                 grads |= {name: grads[name] + value for name, value in (shift or {}).items()}
+                grads |= {name: grads[name] * value for name, value in mine.items() if name in grads}
                 t += 1
                 if beside:
                     beside(params, names, batch, t)
