@@ -83,7 +83,7 @@ def test_a_missing_record_is_refused(missing: str) -> None:
 def test_the_server_cannot_ask_for_more() -> None:
     record = broadcast_record(Broadcast(1, {}))
     record["metrics"] = MetricRecord({"send-private": 1})
-    with pytest.raises(ContractError, match=r"^record metrics: must be one of config, control, shared"):
+    with pytest.raises(ContractError, match=r"^record metrics: must be one of config, control, rows, shared"):
         read_broadcast(record)
 
 

@@ -15,7 +15,8 @@ from fedrec.aggregation import Subtotal
 from fedrec.data.types import Ints
 from fedrec.parameters import Params
 from fedrec.sharing import Broadcast, ContractError, Contribution
-from fedrec.wire.arrays import array, numeric, pack, unpack
+from fedrec.wire.arrays import pack, unpack
+from fedrec.wire.messages import ids_record, read_ids
 
 T = TypeVar("T")
 NOTHING: Params = {}
@@ -65,8 +66,8 @@ class _Distinct:
         return self.numbers[id(params)]
 
     def ids(self, rows: Mapping[str, Ints]) -> int:
-        """Return the number of a client's row ids; -1 for none, which is all but for clients that join."""
-        return self.record(ArrayRecord({space: array(ids) for space, ids in sorted(rows.items())})) if rows else -1
+        """Return the number of a client's row ids; -1 for none, which is all but for joining and for newcomers."""
+        return self.record(ids_record(rows)) if rows else -1
 
     def record(self, record: ArrayRecord) -> int:
         """Return the number of a record, the same for equal content."""
@@ -85,6 +86,7 @@ def call_record(call: Call) -> RecordDict:
     """Return the content of a message to a cohort."""
     content = RecordDict()
     values, controls = _Distinct(content, "shared."), _Distinct(content, "control.")
+    rows = _Distinct(content, "rows.")
     sent = list(call.broadcasts.values())
     first = sent[0]
     chunks = [call.chunks.get(name, (ALONE, 0.0)) for name in call.broadcasts]
@@ -98,6 +100,7 @@ def call_record(call: Call) -> RecordDict:
             "seen": [one.seen for one in sent],
             "shared": [values.add(one.values) for one in sent],
             "control": [controls.add(one.control) for one in sent],
+            "rows": [rows.ids(one.rows) for one in sent],
             "chunk": [chunk for chunk, _ in chunks],
             "weight": [weight for _, weight in chunks],
         }
@@ -109,19 +112,22 @@ def read_call(content: RecordDict) -> Call:
     """Return what the server sent to a cohort; raises ContractError if the message is malformed."""
     config = _config(content)
     names = _strings(config, "client")
-    columns = {n: _column(config, n, len(names)) for n in ("keep", "seen", "shared", "control", "chunk", "weight")}
+    about_each = ("keep", "seen", "shared", "control", "rows")
+    columns = {n: _column(config, n, len(names)) for n in (*about_each, "chunk", "weight")}
     values, controls = _tensors(content, "shared."), _tensors(content, "control.")
+    ids = [read_ids(record) for record in _records(content, "rows.")]
     head = {name: config.get(name) for name in ("round", "split", "rho")}
     if type(head["round"]) is not int or head["split"] not in ("validation", "test") or type(head["rho"]) is not float:
         raise ContractError(f"config: must hold round, split and rho, found {head}")
     made: dict[tuple[float, ...], Broadcast] = {}  # equal ones are one object, which need be looked at once
     broadcasts = {}
-    for name, *about in zip(names, *(columns[n] for n in ("keep", "seen", "shared", "control")), strict=True):
+    for name, *about in zip(names, *(columns[n] for n in about_each), strict=True):
         if tuple(about) not in made:
-            keep, seen, shared, control = about
+            keep, seen, shared, control, row = about
             made[tuple(about)] = Broadcast(
                 values=_pick(values, shared),
                 control=None if control == -1 else _pick(controls, control),
+                rows={} if row == -1 else _pick(ids, row),
                 keep=bool(keep),
                 seen=int(seen),
                 **cast(dict[str, Any], head),
@@ -180,10 +186,7 @@ def read_answers(content: RecordDict) -> Answers:
         raise ContractError(f"config: must hold a device for each of {len(names)} clients, found {len(devices)}")
     metrics = _metrics(content, _strings(config, "metric"), len(names))
     values = _tensors(content, "shared.")
-    rows = [
-        cast("dict[str, Ints]", {space: numeric(f"rows {space}", one) for space, one in record.items()})
-        for record in _records(content, "rows.")
-    ]
+    rows = [read_ids(record) for record in _records(content, "rows.")]
     contributions = [
         Contribution(name, _pick(values, shared), metrics[place], devices[place], _pick(rows, row) if row != -1 else {})
         for place, (name, shared, row) in enumerate(zip(names, columns["shared"], columns["rows"], strict=True))

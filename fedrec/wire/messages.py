@@ -3,6 +3,7 @@
 What arrives is input: it is parsed, and then admitted against the sharing contract by the caller.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
@@ -35,12 +36,14 @@ def broadcast_record(message: Broadcast, shared: ArrayRecord | None = None) -> R
     content = RecordDict({"shared": pack(message.values) if shared is None else shared, "config": config})
     if message.control is not None:
         content["control"] = pack(message.control)
+    if message.rows:
+        content["rows"] = ids_record(message.rows)
     return content
 
 
 def read_broadcast(record: RecordDict) -> Broadcast:
     """Return what the server sent; raises ContractError if the message holds anything else."""
-    only(record, {"shared", "config", "control"})
+    only(record, {"shared", "config", "control", "rows"})
     config = part(record, "config", ConfigRecord)
     found = {name: config.get(name) for name in CONFIG}
     fits = all(type(found[name]) is kind for name, kind in CONFIG.items()) and len(config) == len(CONFIG)
@@ -49,6 +52,7 @@ def read_broadcast(record: RecordDict) -> Broadcast:
     return Broadcast(
         values=unpack(part(record, "shared", ArrayRecord)),
         control=unpack(part(record, "control", ArrayRecord)) if "control" in record else None,
+        rows=read_ids(part(record, "rows", ArrayRecord)),
         **cast(dict[str, Any], found),
     )
 
@@ -63,7 +67,7 @@ def contribution_record(message: Contribution) -> RecordDict:
         }
     )
     if message.rows:
-        content["rows"] = ArrayRecord({space: array(ids) for space, ids in sorted(message.rows.items())})
+        content["rows"] = ids_record(message.rows)
     return content
 
 
@@ -79,9 +83,18 @@ def read_contribution(record: RecordDict) -> Contribution:
         if isinstance(value, list):
             raise ContractError(f"metric {name}: must be one number, found {len(value)}")
         metrics[name] = float(value)
-    sent = part(record, "rows", ArrayRecord)
-    rows: dict[str, Ints] = {space: numeric(f"rows {space}", one) for space, one in sent.items()}
+    rows = read_ids(part(record, "rows", ArrayRecord))
     return Contribution(client, unpack(part(record, "shared", ArrayRecord)), metrics, device, rows)
+
+
+def ids_record(rows: Mapping[str, Ints]) -> ArrayRecord:
+    """Return global row ids, by key space, as a record."""
+    return ArrayRecord({space: array(ids) for space, ids in sorted(rows.items())})
+
+
+def read_ids(record: ArrayRecord) -> dict[str, Ints]:
+    """Return the row ids of a record; raises ContractError for what is no numeric array."""
+    return {space: numeric(f"rows {space}", one) for space, one in record.items()}
 
 
 def only(record: RecordDict, allowed: set[str]) -> None:
