@@ -17,6 +17,7 @@ from clients.device import device_of
 from clients.drift import begin, counted
 from clients.home import parted, with_home
 from clients.memory import Memory
+from clients.newcomer import lesson
 from clients.private import measured, open_loss
 from clients.secure import Envelope, answer_in_secret
 from fedrec.channel import keyed
@@ -89,7 +90,7 @@ def client_app(read: Read) -> ClientApp:
         shared, private = e.sharing().split(personal_model(e.drift, memory.own(final), model))
         found = client.evaluate(shared, private, "test" if final else "validation")
         if final and client.home is not None:
-            own = shared if e.personal else {}
+            own = shared if e.personal or client.newcomer else {}
             save_client(client.home, client.data.name, private, own, found.per_user, about(client, private))
         if e.privacy.active:
             measured(client, broadcast, found.metrics)
@@ -107,6 +108,8 @@ def trained(
 ) -> tuple[Params, Params, dict[str, float]]:
     """Return (values, z, metrics) after a round's training: what it answers, in an envelope if that is to be summed."""
     broadcast = open_broadcast(client, memory, sent)
+    if client.newcomer:
+        return {}, {}, lesson(client, memory, broadcast)
     private, home = parted(memory.private)
     z, coupling = with_home(broadcast.values, home), client.experiment.coupling
     broadcast = replace(broadcast, values=z)

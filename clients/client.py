@@ -5,6 +5,7 @@ from functools import cached_property
 from pathlib import Path
 
 from clients.drift import follow, lockstep
+from clients.newcomer import fitted
 from clients.private import books, protected
 from fedrec.channel import Channel, Mapped, channel_of
 from fedrec.coordination import Link, Own
@@ -17,7 +18,7 @@ from fedrec.parameters import Params, finite, to
 from fedrec.privacy.differential import private_update
 from fedrec.privacy.secret import digest
 from fedrec.seeds import generator
-from fedrec.sharing import Broadcast, admit
+from fedrec.sharing import Broadcast, ContractError, admit
 from fedrec.tasks import Task
 from fedrec.training import Beside, local_update
 from fedrec.weighting import Weigher
@@ -47,6 +48,11 @@ class Client:
         """What this client exchanges, and how."""
         return channel_of(self.experiment, self.data)
 
+    @property
+    def newcomer(self) -> bool:
+        """Whether it joins later, to be taught alone."""
+        return self.data.name in self.experiment.arrivals
+
     @cached_property
     def setting(self) -> tuple[str, str]:
         """All that decides a round beside its inputs: noise may be made again only where nothing differs."""
@@ -61,7 +67,7 @@ class Client:
     def first(self) -> tuple[Params, Params]:
         """Return (shared, private) as it joins; whoever agrees on logits trains alone first, as in FedMD."""
         start = self.start()  # nobody knows anything yet, and standardised noise is as loud as knowledge
-        if not self.experiment.agreement.active:
+        if self.newcomer or not self.experiment.agreement.active:
             return self.channel.split(start)
         return self.channel.split(self.update(start, 0, {}, 0.0, weigher=self.weigher())[0])
 
@@ -79,6 +85,10 @@ class Client:
 
     def receive(self, broadcast: Broadcast) -> Broadcast:
         """Return the server's message, admitted against this client's own contract."""
+        if self.newcomer:
+            return fitted(self, broadcast)
+        if broadcast.rows:
+            raise ContractError(f"record rows: must not be sent but to newcomers, found {', '.join(broadcast.rows)}")
         like, c = self.shared_like(), broadcast.control
         return replace(broadcast, values=admit(broadcast.values, like), control=None if c is None else admit(c, like))
 

@@ -29,7 +29,7 @@ def parted(private: Params) -> tuple[Params, Params]:
 def with_home(z: Params, home: Params) -> Params:
     """Return what a client starts from: the server's values, and its own where it shares nothing."""
     found = dict(z)
-    for name in z.keys() & {name.removeprefix(HOME) for name in home}:
+    for name in (key.removeprefix(HOME) for key in home if not key.endswith(ROWS)):
         value, rows = home[f"{HOME}{name}"], home.get(f"{HOME}{name}{ROWS}")
         found[name] = value if rows is None else z[name].index_copy(0, rows, value)
     return found

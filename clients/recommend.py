@@ -97,14 +97,15 @@ def params_of(home: Path, experiment: Experiment, data: ClientData) -> Params:
     private = load_params(home / "model" / f"client-{slug(data.name)}.safetensors")
     server_rows = {space: table_of(ids) for space, ids in read_json(home / "model" / "rows.json").items()}
     rows = {"item": data.items, "user": data.users}
-    for space in {TABLES[name] for name in experiment.sharing().split(shared)[0] if name in TABLES}:
+    personal = experiment.personal or (data.name in experiment.arrivals and not experiment.agreement.active)
+    for space in {TABLES[name] for name in experiment.sharing().split(shared)[0] if name in TABLES and not personal}:
         if not np.isin(rows[space], server_rows.get(space, table_of([]))).all():
             raise UserError(f"run: {home} must have a row for every {space} of {data.name}: has the data changed?")
     names = [task.name for task in tasks_for(experiment, data)]
     like = reader(experiment, data, "train").shapes(len(data.users), len(data.items), names)
     own = {name: value for name, value in experiment.sharing().split(like)[0].items() if name in shared}
     try:
-        if experiment.personal:
+        if personal:
             part = load_params(home / "model" / f"own-{slug(data.name)}.safetensors")
         else:
             part = gather(shared, carrier(data.name, own, rows, server_rows, 1.0))

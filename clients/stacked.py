@@ -209,6 +209,7 @@ def refused(experiment: Experiment) -> str:
         "linear maps": e.coupling.kind == "linear",
         "a pooled client": e.pool,
         "secure sums": e.secure.active,
+        "newcomers": bool(e.newcomers),
         f"weighting {e.weighting.kind}, which needs losses and gradients of single tasks": e.weighting.active,
         "noise inside a client": e.privacy.inside or (e.privacy.active and e.privacy.where != "server"),
     }

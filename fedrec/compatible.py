@@ -24,6 +24,8 @@ def compatible(e: "Experiment") -> None:
         private(e)
     if e.secure.active:
         secret(e)
+    if e.newcomers:
+        newcomers(e)
     if e.agreement.active:
         if not e.volunteers:
             raise UserError("agreement: needs public users to agree on (add --volunteers 60), found volunteers 0")
@@ -40,6 +42,30 @@ def compatible(e: "Experiment") -> None:
                 f"found {','.join(e.share) or 'nothing'}"
             )
         apart(e, "linear")
+
+
+def newcomers(e: "Experiment") -> None:
+    """Raise UserError for what clients that join later, and send nothing, could have no part in."""
+    for name, number in e.arrivals.items():
+        if not 1 <= number < e.rounds:
+            raise UserError(f"newcomers: must join in a round from 1 to {e.rounds - 1}, found {name}={number}")
+    if not e.share and not e.agreement.active:
+        raise UserError("newcomers: join what is shared, found nothing that is (share is empty)")
+    several = {
+        "a pooled client, which has the data of all": e.pool,
+        f"coupling {e.coupling.kind}, whose clients' z_i are made of what each sends": e.coupling.personal,
+        "coupling.duals, which remember what each client sent": e.coupling.duals,
+        "coupling.radius or coupling.bound, which remember what each client sent": not e.coupling.plain,
+        "the control variates of SCAFFOLD, of which each client has a part": e.drift.correction == "scaffold",
+        f"drift.personal {e.drift.personal}, which trains a copy of what is shared": e.drift.personal != "none",
+        "privacy, which promises for the clients of every round": e.privacy.active,
+        "secure sums, whose terms are for all clients of the run": e.secure.active,
+        "engine batched, which trains all clients as one": e.engine == "batched",
+        "stack yes, which trains clients as one": e.stack == "yes",
+    }
+    found = next((name for name, here in several.items() if here), "")
+    if found:
+        raise UserError(f"newcomers: train what is private and send nothing, found {found}")
 
 
 def bodies(e: "Experiment") -> None:

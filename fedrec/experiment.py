@@ -18,6 +18,7 @@ from fedrec.data import DATASETS, ClientData, Content, Dataset, Market, content_
 from fedrec.errors import UserError, choose, named
 from fedrec.metrics import RANKING, parse_metric
 from fedrec.models import Kind, Recommender
+from fedrec.newcomers import arrivals
 from fedrec.optimisers import Optimiser, rates
 from fedrec.privacy.rule import Privacy
 from fedrec.privacy.secure_sum import SecureSum
@@ -143,6 +144,11 @@ class Experiment(Method):
     quorum: float = Field(
         0.5, ge=0, le=1, description="fraction of a round's clients that must answer, or the run ends"
     )
+    newcomers: str = Field(
+        "",
+        description="clients that join in a later round and train only what is private: 'shop=10;news=12'; nothing of "
+        "theirs is in what is shared",
+    )
     privacy: Privacy = Field(Privacy(), description="what is protected, and at what cost")
     secure: SecureSum = Field(SecureSum(), description="sums of the clients' answers that nobody sees one of")
     seed: int = Field(0, ge=0, lt=2**63, description="seed of everything random")
@@ -209,6 +215,8 @@ class Experiment(Method):
         if self.clients is not None and self.clients < 1:
             raise UserError(f"clients: must be at least 1, found {self.clients}")
         dropouts(self.dropout)
+        with named("newcomers"):
+            arrivals(self.newcomers)
         self.drift.check(self.coupling, self.robust, self.optimiser, self.phases, self.lrs)
         compatible(self)
         return self
@@ -230,6 +238,11 @@ class Experiment(Method):
     def turnout(self) -> Turnout:
         """Who takes part in a round."""
         return Turnout(self.participation, self.dropout, self.deadline, self.quorum, self.seed)
+
+    @property
+    def arrivals(self) -> dict[str, int]:
+        """The round in which a client joins, if it is a newcomer."""
+        return arrivals(self.newcomers)
 
     def recipe(self) -> Recipe:
         """Return how every client trains in one round."""

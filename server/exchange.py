@@ -11,7 +11,7 @@ from fedrec.aggregation import Carrier, Subtotal, carrier
 from fedrec.parameters import Params
 from fedrec.records import Record, natural
 from fedrec.sharing import Broadcast, ContractError, Contribution, admit, admit_metrics, admit_rows
-from fedrec.wire import Call, Entry, broadcast_record, call_record, contribution_record, ledger, pack
+from fedrec.wire import Call, Entry, broadcast_record, call_record, contribution_record, ids_record, ledger, pack
 from server.cohorts import Letters, Opened, Tally, admit_subtotal, calls, opened
 from server.faults import Fault, Outcome, Refused, judged, unlike
 
@@ -82,6 +82,9 @@ class Exchange:
         for name, broadcast in broadcasts.items():
             down.add(name, broadcast.values, broadcast.control, {})
         self.record.tally(down.alike.values())
+        for name, broadcast in broadcasts.items():
+            if broadcast.rows:
+                self.record.log([name], ledger(RecordDict({"rows": ids_record(broadcast.rows)}), number, name, "down"))
         letters: Letters = {}
         found = Outcome()
         answers = self.answers(self.messages(kind, asked, number), deadline)

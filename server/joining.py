@@ -16,7 +16,11 @@ if TYPE_CHECKING:
 def join(c: "Coordinator", nodes: Sequence[int]) -> None:
     """Learn what every client carries; Z starts as the mean of what they bring."""
     outcome = c.exchange.join(nodes)
-    joined = c.counted(outcome, len(nodes), "joining")
+    everybody = c.counted(outcome, len(nodes), "joining")
+    joined = [reply for reply in everybody if reply.client not in c.plan.newcomers]
+    late = [reply for reply in everybody if reply.client in c.plan.newcomers]
+    for reply in late:  # to the end of the order of all sums, which is that of a run without them
+        c.exchange.nodes[reply.client] = c.exchange.nodes.pop(reply.client)
     c.record.rows = catalogue([reply.rows for reply in joined])
     size = {r.client: 1.0 if c.plan.uniform else max(r.metrics["examples"], 1.0) for r in joined}
     # Weights of mean 1: a penalty means the same whatever the size of the data.
@@ -38,6 +42,7 @@ def join(c: "Coordinator", nodes: Sequence[int]) -> None:
     if c.plan.drift.correction == "scaffold":
         c.control = Control(c.carriers, c.plan.lr)
     c.seen = dict.fromkeys(c.carriers, 0)
+    c.newcomers.join(c, late)
     tables = alone(list(c.carriers.values()), c.record.rows) if len(joined) > 1 else []
     if tables:
         c.record.notes.append(f"no row of {', '.join(tables)} is carried by two clients: sharing changes nothing")

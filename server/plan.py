@@ -1,5 +1,6 @@
 """What the server is told of an experiment."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -34,6 +35,7 @@ class Plan:
     silent: bool = False  # whether clients tell nothing that was made of their data without noise
     secure: Terms | None = None  # how the answers of a round are summed, if the server sees none of them
     release: Release | None = None  # how the mean of a round is protected, if it is the server that does it
+    newcomers: Mapping[str, int] = field(default_factory=dict)  # the round in which a client joins, if it does later
 
     @cached_property
     def told(self) -> frozenset[str]:
@@ -49,6 +51,10 @@ class Plan:
             "steps": self.drift.counted,
         }
         return frozenset(name for name, sent in names.items() if sent)
+
+    def due(self, number: int) -> bool:
+        """Return whether a round is validated."""
+        return number % self.eval_every == 0 or number == self.rounds
 
     def check(self, reply: Contribution, train: bool) -> None:
         """Raise ContractError unless the metrics of an answer are the client's own, and numbers to calculate with."""

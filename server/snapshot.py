@@ -33,6 +33,7 @@ def take(c: "Coordinator", number: int, since: dict[str, int]) -> Snapshot:
         "last": asdict(c.scores.last),
         "keys": {name: [list(key) for key in keys] for name, keys in c.scores.keys.items()},
         "best": {"round": c.best.round, "score": asdict(c.best.score), "prices": c.best.prices},
+        "newcomers": c.newcomers.state(),
         "seconds": c.record.seconds,
     }
     record = {name: getattr(c.record, name)[since.get(name, 0) :] for name in ROWS}
@@ -53,6 +54,7 @@ def put_back(c: "Coordinator", snapshot: Snapshot) -> None:
     c.scores.last = Score(**numbers["last"])
     c.scores.keys = {name: tuple(tuple(key) for key in keys) for name, keys in numbers["keys"].items()}
     c.best = best_of(c, numbers["best"], snapshot.tensors)
+    c.newcomers.restore(numbers["newcomers"])
     for name in ROWS:
         setattr(c.record, name, snapshot.record[name])
     c.record.traffic = [(tuple(names), rows) for names, rows in c.record.traffic]

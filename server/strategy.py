@@ -16,6 +16,7 @@ from server.checkpoint import Checkpoints
 from server.exchange import Exchange
 from server.faults import Fault, Outcome
 from server.joining import join
+from server.newcomers import Newcomers
 from server.plan import Plan
 from server.scores import Best, Key, Score, Scores, average, own_metrics, weighted
 from server.secret import secret
@@ -44,6 +45,7 @@ class Coordinator:
         self.scores, self.best, self.stale = Scores(), Best(), 0
         self.saved: dict[str, int] = {}  # rows of the record in the checkpoints
         self.control: Control | None = None
+        self.newcomers = Newcomers(self.plan.newcomers)
 
     def fit(self, nodes: Sequence[int]) -> Record:
         """Run the rounds, select the best by validation, test it, and return the record."""
@@ -55,12 +57,13 @@ class Coordinator:
             if number == done + 1 > 1 and self.stopping():  # it had come to its end
                 break
             row = self.round(number)
-            if number % self.plan.eval_every == 0 or number == self.plan.rounds:
+            if self.plan.due(number):
                 score = self.validate(number, row)
                 self.stale += 1
                 if self.plan.silent or score.beats(self.best.score):
                     self.best, self.stale = Best(number, score, self.z, self.parts, dict(self.prices)), 0
                     self.improved = set(self.carriers)
+            self.newcomers.follow(self, number)
             self.record.close(row)
             self.on_round(row)
             self.record.seconds = time.perf_counter() - started
@@ -72,6 +75,7 @@ class Coordinator:
         self.record.shared, self.record.selected_round, self.parts = self.best.z, self.best.round, self.best.parts
         self.record.budgets = self.best.budgets()
         self.evaluated(self.best.round, "test")
+        self.newcomers.test(self)
         self.record.seconds = time.perf_counter() - started
         return self.record
 

@@ -47,6 +47,7 @@ def plan_of(experiment: Experiment, home: Path | None = None) -> Plan:
         silent=e.privacy.active,
         secure=terms(e) if e.secure.active else None,
         release=release_of(e, home),
+        newcomers=e.arrivals,
     )
 
 

@@ -10,13 +10,13 @@ from simulations.apps import apps_for
 from simulations.engines import run_inline
 from simulations.methods import METHODS
 
-PRESENT = {"participation": 1.0, "dropout": "0", "deadline": 0.0, "privacy": {}, "secure": {}}
+PRESENT = {"participation": 1.0, "dropout": "0", "deadline": 0.0, "privacy": {}, "secure": {}, "newcomers": ""}
 
 
 def baseline(experiment: Experiment, method: str) -> Experiment:
     """Return the same experiment under the method `local` or `pooled`; data, model, seed and epochs stay.
 
-    Nobody is drawn, no answer is lost and there is no noise: training alone needs no messages.
+    Nobody is drawn, no answer is lost, nobody comes later and there is no noise: training alone needs no messages.
     """
     fields = {**experiment.model_dump(), **METHODS[method].model_dump(), **PRESENT}
     return build(fields)

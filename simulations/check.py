@@ -33,12 +33,23 @@ def check(experiment: Experiment) -> None:
     check_rates(experiment, names)
     stacked(experiment)
     compatible(experiment.coupling, experiment.descent, experiment.robust)
-    clients = sorted((data.name for data in parts), key=lambda name: (natural(name), name))
+    present = cohort(experiment, [data.name for data in parts])
+    clients = sorted(present, key=lambda name: (natural(name), name))
     experiment.coupling.operator(clients)
     experiment.turnout.check(clients, experiment.rounds)
     if experiment.secure.active:
         check_secure(experiment, clients)
     experiment.robust.check(len(experiment.turnout.drawn(clients, 1)))
+
+
+def cohort(experiment: Experiment, clients: list[str]) -> list[str]:
+    """Return the clients that are no newcomers; raises UserError if there are none, or a newcomer is no client."""
+    for name in experiment.arrivals:
+        choose("newcomers", name, clients)
+    found = [name for name in clients if name not in experiment.arrivals]
+    if not found:
+        raise UserError(f"newcomers: must leave a client for them to join, found all {len(clients)}")
+    return found
 
 
 def check_secure(experiment: Experiment, clients: list[str]) -> None:

@@ -20,7 +20,7 @@ GROUPS = {
     "data": "clients dataset data_dir columns market partition skew volunteers split fractions",
     "method": "",
     "training": "",
-    "taking part": "participation dropout deadline quorum",
+    "taking part": "participation dropout deadline quorum newcomers",
     "privacy": "privacy secure",
     "evaluation": "metrics candidates patience eval_every",
     "running": "seed engine workers stack device",

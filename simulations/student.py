@@ -34,7 +34,8 @@ def teach(experiment: Experiment, record: Record, home: Path) -> None:
     save_file({name: value.contiguous() for name, value in params.items()}, home / "model" / "student.safetensors")
     about = {"kind": model.kind, "dim": model.dim, "hidden": model.hidden, "task": experiment.agreement.task}
     write_json(home / "model" / "student.json", {**about, "users": users.tolist(), "items": items.tolist()})
-    rows = [row for data in clients_data(experiment) for row in compared(experiment, home, data, *students)]
+    teachers = [data for data in clients_data(experiment) if data.name not in experiment.arrivals]
+    rows = [row for data in teachers for row in compared(experiment, home, data, *students)]
     write_csv(home / "student.csv", rows, COLUMNS)
 
 

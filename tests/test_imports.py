@@ -14,6 +14,7 @@ LAYERS = {
     "fedrec.data": 1,
     "fedrec.optimisers": 1,
     "fedrec.turnout": 1,
+    "fedrec.newcomers": 1,
     "fedrec.metrics": 1,
     "fedrec.sharing": 2,
     "fedrec.tasks": 2,

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from fedrec.metrics import higher_is_better
+from fedrec.newcomers import arrivals
 from fedrec.privacy.rule import NOT_PRIVATE
 from fedrec.report.tables import LEAKING, Run
 
@@ -209,6 +210,17 @@ def _student(run: Run) -> list[Caution]:
     return [Caution("note", "The server's student", text)]
 
 
+def _newcomers(run: Run) -> list[Caution]:
+    """Return what the clients that joined later got and gave, and that their baselines did not come later."""
+    joined = arrivals(run.option("newcomers", ""))
+    if not joined:
+        return []
+    text = f"{listing(f'{name} in round {number}' for name, number in joined.items())}. They trained only what is "
+    text += "private, on what the others had learned; nothing of theirs is in what is shared. Alone and pooled train "
+    text += "from the first round on."
+    return [Caution("note", "Joined later", text)]
+
+
 def _privacy(run: Run) -> list[Caution]:
     """Return what a run with noise promises, and what breaks the promise."""
     promised = run.record.get("privacy")
@@ -245,5 +257,7 @@ def _faults(run: Run) -> list[Caution]:
 
 def warnings(run: Run, primary: pd.DataFrame) -> list[Caution]:
     """Return the warnings of a run, the gravest first; `primary` are the rows of `comparison` that speak for a task."""
-    found = _protocol(run) + _privacy(run) + _losses(primary) + _faults(run) + _student(run) + _data(run)
+    found = (
+        _protocol(run) + _privacy(run) + _losses(primary) + _faults(run) + _newcomers(run) + _student(run) + _data(run)
+    )
     return sorted(found, key=lambda warning: ("bad", "care", "note").index(warning.tone))
