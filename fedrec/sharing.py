@@ -20,7 +20,7 @@ TABLES = {**PARAMETERS, "logits": "probe"}
 # What a recommender may have: matrix factorisation has no body and an MLP no biases, adapters need content, and only
 # multi-task bodies have the rest.
 ITEMS = ("item_table", "item_bias", "adapter")
-MIXING = ("experts", "gates", "attention", "stitch", "transfer", "tasks")
+MIXING = ("experts", "gates", "attention", "stitch", "transfer", "tasks", "extraction")
 MODULES = (*PARAMETERS, "adapter", "body", "domain", *MIXING, "towers", "heads")
 # What clients share, by name: ever more of a model, from what is known of items to all that is neither of users nor of
 # one platform: `domain` travels under its own name only.

@@ -67,14 +67,18 @@ def topped(params: Params, task: str, h: np.ndarray) -> float:
     return float(params[f"heads.{task}.weight"].double().numpy() @ h) + float(params[f"heads.{task}.bias"])
 
 
-def gated(params: Params, task: str, x: np.ndarray, experts: list[str]) -> float:
-    """Return a task's score, pair by pair and expert by expert: experts of two layers, in the order of the gate."""
-    logits = [float(row @ x) for row in params[f"gates.{task}.weight"].double().numpy()]
-    assert len(logits) == len(experts)
+def mixed(gate: np.ndarray, x: np.ndarray, outputs: list[np.ndarray]) -> np.ndarray:
+    """Return the mean of the experts' outputs by a gate's weights, expert by expert."""
+    logits = [float(row @ x) for row in gate]
+    assert len(logits) == len(outputs)
     total = sum(math.exp(z) for z in logits)
-    outputs = [relu_layer(params, f"{path}.1", relu_layer(params, f"{path}.0", x)) for path in experts]
-    mixed = np.stack([math.exp(z) / total * out for z, out in zip(logits, outputs, strict=True)]).sum(0)
-    return topped(params, task, mixed)
+    found: np.ndarray = np.stack([math.exp(z) / total * out for z, out in zip(logits, outputs, strict=True)]).sum(0)
+    return found
+
+
+def weight(params: Params, path: str) -> np.ndarray:
+    found: np.ndarray = params[f"{path}.weight"].double().numpy()
+    return found
 
 
 @pytest.mark.parametrize("task", OFFSETS)
@@ -82,17 +86,41 @@ def test_mmoe_is_the_gated_mean_of_its_experts(task: str) -> None:
     model = Recommender("mmoe", 3, (6, 5, 4), experts=3)
     params = noisy(model)
     experts = [f"body.experts.{k}" for k in range(3)]
-    expected = [gated(params, task, column(params, int(u), int(i)), experts) for u, i in zip(USER, ITEM, strict=True)]
-    assert pairs(model, params, task).tolist() == pytest.approx(expected, abs=1e-5)
+    for score, u, i in zip(pairs(model, params, task).tolist(), USER.tolist(), ITEM.tolist(), strict=True):
+        x = column(params, u, i)
+        outputs = [relu_layer(params, f"{path}.1", relu_layer(params, f"{path}.0", x)) for path in experts]
+        h = mixed(weight(params, f"gates.{task}"), x, outputs)
+        assert score == pytest.approx(topped(params, task, h), abs=1e-5)
 
 
 @pytest.mark.parametrize("task", OFFSETS)
-def test_ple_gates_the_tasks_own_experts_and_the_shared_ones(task: str) -> None:
-    model = Recommender("ple", 3, (6, 5, 4), experts=2)
+def test_ple_of_one_level_gates_the_tasks_own_experts_and_the_shared_ones(task: str) -> None:
+    model = Recommender("ple", 3, (6, 4), experts=2)
     params = noisy(model)
     experts = [f"experts.{task}.0", f"experts.{task}.1", "body.experts.0", "body.experts.1"]
-    expected = [gated(params, task, column(params, int(u), int(i)), experts) for u, i in zip(USER, ITEM, strict=True)]
-    assert pairs(model, params, task).tolist() == pytest.approx(expected, abs=1e-5)
+    for score, u, i in zip(pairs(model, params, task).tolist(), USER.tolist(), ITEM.tolist(), strict=True):
+        x = column(params, u, i)
+        h = mixed(weight(params, f"gates.{task}"), x, [relu_layer(params, f"{path}.0", x) for path in experts])
+        assert score == pytest.approx(topped(params, task, h), abs=1e-5)
+
+
+@pytest.mark.parametrize("task", OFFSETS)
+def test_ple_of_two_levels_hands_on_what_all_experts_say_and_what_each_tasks_do(task: str) -> None:
+    """By hand, with the gate of the shared part over click's experts, buy's, rank's, and the shared ones at last."""
+    model = Recommender("ple", 3, (6, 5, 4), experts=2)
+    params = noisy(model)
+    own = {t: [f"extraction.{t}.{k}" for k in range(2)] for t in sorted(OFFSETS)}
+    shared = [f"body.experts.{k}" for k in range(2)]
+    gate = np.concatenate([weight(params, f"body.gates.0.{t}") for t in own] + [weight(params, "body.gates.0")])
+    for score, u, i in zip(pairs(model, params, task).tolist(), USER.tolist(), ITEM.tolist(), strict=True):
+        x = column(params, u, i)
+        out = {path: relu_layer(params, f"{path}.0", x) for path in [*shared, *(p for t in own for p in own[t])]}
+        common = mixed(gate, x, [out[path] for path in [*(p for t in own for p in own[t]), *shared]])
+        mine = mixed(weight(params, f"extraction.{task}.gate.0"), x, [out[path] for path in [*own[task], *shared]])
+        top = [relu_layer(params, f"experts.{task}.{k}.0", mine) for k in range(2)]
+        top += [relu_layer(params, f"{path}.1", common) for path in shared]
+        h = mixed(weight(params, f"gates.{task}"), mine, top)
+        assert score == pytest.approx(topped(params, task, h), abs=1e-5)
 
 
 def test_another_tasks_experts_gate_and_tower_do_not_move_a_score() -> None:
@@ -400,8 +428,12 @@ def test_stacked_clients_know_only_the_models_with_gradients_written_by_hand() -
     assert set(BODIES) == set(KINDS)
 
 
-# What some of the tasks read: a row of the last unit, and the chain up to a behaviour.
-PARTLY: dict[Kind, tuple[str, ...]] = {"cross-stitch": ("stitch",), "aitm": ("body", "transfer")}
+# What some of the tasks read: a row of the last unit, the chain up to a behaviour, a gate of a level.
+PARTLY: dict[Kind, tuple[str, ...]] = {
+    "cross-stitch": ("stitch",),
+    "aitm": ("body", "transfer"),
+    "ple": ("extraction",),
+}
 
 
 @pytest.mark.parametrize("kind", sorted(set(KINDS) - {"esmm"}))

@@ -6,11 +6,14 @@ so that the sharing contract can tell the parts from each other:
 
 body.L                    shared-bottom, mtan: layer L of the shared network; star: of the centre's
 body.experts.K.L          mmoe, ple: layer L of the shared expert K
+body.gates.L, and .L.TASK  ple: the shared gate of level L over the shared experts, and over the task's
 body.TASK.L               cross-stitch, aitm: layer L of the task's network, which other tasks read too
 body.basis.K.L            task-embedding: layer L of the network K of the common basis
 domain.L                  star: the platform's own factors and offsets of layer L
-experts.TASK.K.L          ple: layer L of the task's expert K
-gates.TASK                mmoe, ple: the task's softmax gate over its experts
+experts.TASK.K            ple: the task's expert K of the last level
+gates.TASK                mmoe, ple: the task's softmax gate over its experts, in ple those of the last level
+extraction.TASK.K.L       ple: the task's expert K of the level L below the last, which the other tasks read too
+extraction.TASK.gate.L    ple: the task's gate of that level
 attention.TASK.L          mtan: the two layers of the task's mask of layer L
 stitch.L.TO.FROM          cross-stitch: one entry of the unit behind layer L
 tasks.TASK                task-embedding: the task's vector, a coordinate for each network of the basis
@@ -28,7 +31,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fedrec.models.layers import Sizes, depth, layers, linear, mlp, networks, ordered, towers
+from fedrec.models.experts import mmoe, mmoe_sizes, ple, ple_sizes
+from fedrec.models.layers import Sizes, depth, layers, linear, mlp, ordered, towers
 from fedrec.models.transfer import (
     MAPS,
     aitm,
@@ -73,7 +77,7 @@ def initial(seed: int, name: str, size: tuple[int, ...], tasks: int) -> Tensor:
     if first == "domain":
         return torch.ones(size)
     rng = generator(seed, "init", *(int(part) if part.isdecimal() else part for part in (first, *path)))
-    mean, deviation = 0.0, ((1 if first == "gates" or path[-1] in MAPS else 2) / size[-1]) ** 0.5
+    mean, deviation = 0.0, ((1 if {"gates", "gate"} & {first, *path} or path[-1] in MAPS else 2) / size[-1]) ** 0.5
     if first == "tasks":
         mean, deviation = size[-1] ** -0.5, SPREAD * size[-1] ** -0.5
     return torch.from_numpy(rng.normal(mean, deviation, size).astype(np.float32))
@@ -87,50 +91,6 @@ def shared_bottom_sizes(n: int, hidden: tuple[int, ...], experts: int, tasks: Se
 def shared_bottom(params: Params, x: Tensor, tasks: Sequence[str]) -> list[Tensor]:
     """h_t = MLP(x), the same for all tasks."""
     return [mlp(params, "body", x)] * len(tasks)
-
-
-def mixture(params: Params, task: str, x: Tensor, experts: Sequence[Tensor]) -> Tensor:
-    """Return sum_k softmax(G_t x)_k E_k(x) [B, width], the task's gate over its experts."""
-    gate = (x @ params[f"gates.{task}.weight"].T).softmax(1)
-    mixed: Tensor = (gate.unsqueeze(2) * torch.stack(list(experts), 1)).sum(1)
-    return mixed
-
-
-def experts_at(params: Params, path: str, x: Tensor) -> list[Tensor]:
-    """Return E_k(x) [B, width] of every expert at a path."""
-    return [mlp(params, expert, x) for expert in networks(params, path)]
-
-
-def mmoe_sizes(n: int, hidden: tuple[int, ...], experts: int, tasks: Sequence[str]) -> Sizes:
-    """See Body."""
-    sizes = towers(hidden[-2], hidden[-1:], tasks) | {f"gates.{task}.weight": (experts, n) for task in tasks}
-    for k in range(experts):
-        sizes |= layers(f"body.experts.{k}", (n, *hidden[:-1]))
-    return sizes
-
-
-def mmoe(params: Params, x: Tensor, tasks: Sequence[str]) -> list[Tensor]:
-    """h_t = sum_k softmax(G_t x)_k E_k(x) (Ma et al., KDD 2018, eq. 6 and 7)."""
-    experts = experts_at(params, "body.experts", x)
-    return [mixture(params, task, x, experts) for task in tasks]
-
-
-def ple_sizes(n: int, hidden: tuple[int, ...], experts: int, tasks: Sequence[str]) -> Sizes:
-    """See Body."""
-    sizes = mmoe_sizes(n, hidden, experts, tasks) | {f"gates.{task}.weight": (2 * experts, n) for task in tasks}
-    for task in tasks:
-        for k in range(experts):
-            sizes |= layers(f"experts.{task}.{k}", (n, *hidden[:-1]))
-    return sizes
-
-
-def ple(params: Params, x: Tensor, tasks: Sequence[str]) -> list[Tensor]:
-    """h_t = sum_k softmax(G_t x)_k S_tk(x), S_t the shared experts and the task's own.
-
-    One level of extraction, which is CGC (Tang et al., RecSys 2020, eq. 1 to 3); the task's experts come first.
-    """
-    shared = experts_at(params, "body.experts", x)
-    return [mixture(params, task, x, [*experts_at(params, f"experts.{task}", x), *shared]) for task in tasks]
 
 
 def cross_stitch_sizes(n: int, hidden: tuple[int, ...], experts: int, tasks: Sequence[str]) -> Sizes:
