@@ -123,6 +123,9 @@ def test_the_calibrator_stands_beside_the_losses_with_its_weight() -> None:
     assert found[0.6] - found[0.0] == pytest.approx(0.6 * beyond, rel=1e-4)
     assert found[3.0] - found[0.0] == pytest.approx(3.0 * beyond, rel=1e-4)
     assert not Recommender("esmm", 3, calibration=0.6).calibrated
+    assert experiment(model="aitm", task="click,buy", calibration=3).recommender("films") == Recommender(
+        "aitm", 4, (8, 4), calibration=3
+    )
 
 
 def test_training_follows_the_calibrator_and_the_held_out_loss_is_without_it() -> None:
