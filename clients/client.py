@@ -61,7 +61,8 @@ class Client:
     def start(self) -> Params:
         """Return its initial parameters."""
         private = self.experiment.silent  # the mean of a client's ratings is about its users
-        offsets = {task.name: task.prior if private else task.offset(self.data.train) for task in self.tasks}
+        tasks = [task for task in self.tasks if not task.attribute]
+        offsets = {task.name: task.prior if private else task.offset(self.data.train) for task in tasks}
         return self.model.init(self.experiment.seed, self.data.users, self.data.items, offsets)
 
     def first(self) -> tuple[Params, Params]:

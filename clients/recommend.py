@@ -56,12 +56,20 @@ def recommend(home: Path, client: str, user: str, k: int) -> Recommendation:
     if row is None:
         count = np.bincount(data.train.item[data.train.positive], minlength=len(data.items)).astype(np.float32)
         return top(data, count, k, None)
-    tasks = experiment.tasks(data.name)
-    task = next((task for task in tasks if task.kind == "rank"), tasks[0])
+    task = ranking(experiment.tasks(data.name), client)
     users = table_of([row])
     scores: Floats = ModelScorer(reader(experiment, data, "test"), params).score_all(task.name, users)[0].numpy()
     known = mask_of([data.train, data.validation], users, len(data.items))[0]
     return top(data, np.where(known, -np.inf, scores), k, task)
+
+
+def ranking(tasks: Sequence[Task], client: str) -> Task:
+    """Return the task to recommend by: rank, else the first that scores items for a user; raises UserError."""
+    able = [task for task in tasks if not task.attribute]
+    if not able:
+        found = ", ".join(task.name for task in tasks)
+        raise UserError(f"task: {client} must have one that scores items for a user, found {found}")
+    return next((task for task in able if task.kind == "rank"), able[0])
 
 
 def top(data: ClientData, scores: Floats, k: int, task: Task | None) -> Recommendation:

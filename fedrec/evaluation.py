@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedrec.data.types import Bools, ClientData, Floats, Interactions, Ints
-from fedrec.metrics import Values, auc, log_loss, ranking_metrics, ranks, rmse
+from fedrec.data.types import Attributes, Bools, ClientData, Floats, Interactions, Ints
+from fedrec.metrics import Values, auc, average_precision, log_loss, macro_auc, ranking_metrics, ranks, rmse
 from fedrec.models import Recommender
 from fedrec.parameters import Params
 from fedrec.seeds import generator
 from fedrec.sharing import TABLES
-from fedrec.tasks import Task
+from fedrec.tasks import NOTHING, Task
 
 Split = Literal["validation", "test"]
 CHUNK = 512  # users scored at a time, to bound memory
@@ -22,13 +22,17 @@ CHUNK = 512  # users scored at a time, to bound memory
 
 @dataclass(frozen=True)
 class PerUser:
-    """The values [n] of one metric for the users [n] (global ids) that have held-out data."""
+    """The values [n] of one metric for the users [n] (global ids) that have held-out data.
+
+    Of a task about items, `items` is set, and `users` are the held-out items.
+    """
 
     client: str
     task: str
     metric: str
     users: Ints
     values: Values
+    items: bool = False
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,10 @@ class Scorer(Protocol):
 
     def score(self, task: str, user: Ints, item: Ints) -> Floats:
         """Return the scores [n] of pairs: a rating, or a logit."""
+        ...
+
+    def attribute(self, task: str, item: Ints) -> Floats:
+        """Return what is said of an attribute [n, C] of items [n]: logits, or a number."""
         ...
 
 
@@ -74,21 +82,34 @@ class ModelScorer:
         scores: Floats = self.model.head(self.params, task, features).cpu().numpy()
         return scores
 
+    @torch.no_grad()
+    def attribute(self, task: str, item: Ints) -> Floats:
+        """See Scorer."""
+        device = self.params["item_table"].device
+        found: Floats = self.model.attribute(self.params, task, torch.from_numpy(item).to(device)).cpu().numpy()
+        return found
+
 
 @dataclass(frozen=True)
 class PopularityScorer:
     """The non-personal baseline: an item's count of positives, its mean rating, or the logit of its label's rate.
 
-    Means are shrunk to the client's own mean by `prior` rows, so that an unseen item gets that mean.
+    Means are shrunk to the client's own mean by `prior` rows, so that an unseen item gets that mean. Of an attribute it
+    says of every item what is usual among the training items (`Task.usual`).
     """
 
-    tables: dict[str, Floats]  # task -> [items]
+    tables: dict[str, Floats]  # task -> [items], or [C] of an attribute
 
     @staticmethod
-    def fit(tasks: Sequence[Task], train: Interactions, items: int, prior: float = 5.0) -> "PopularityScorer":
-        """Count over the training data of one client with `items` items."""
+    def fit(
+        tasks: Sequence[Task], train: Interactions, items: int, prior: float = 5.0, about: Attributes = NOTHING
+    ) -> "PopularityScorer":
+        """Count over the training data of one client with `items` items, of which `about` is known."""
         tables: dict[str, Floats] = {}
         for task in tasks:
+            if task.attribute:
+                tables[task.name] = task.usual(about)
+                continue
             mask = task.rows(train)
             target, item = task.target(train)[mask].astype(np.float64), train.item[mask]
             count = np.bincount(item, minlength=items).astype(np.float64)
@@ -111,6 +132,10 @@ class PopularityScorer:
         """See Scorer."""
         return self.tables[task][item]
 
+    def attribute(self, task: str, item: Ints) -> Floats:
+        """See Scorer."""
+        return np.broadcast_to(self.tables[task], (len(item), len(self.tables[task])))
+
 
 def evaluate(
     scorer: Scorer,
@@ -127,6 +152,7 @@ def evaluate(
     rank: the held-out positives are ranked among the catalogue without the user's other known positives (training; for
     the test also validation), or among `candidates` items drawn from those that the user has never met. rating: rmse.
     binary: auc and logloss over all rows. Per-user values are the ranking metrics and each user's rmse and logloss.
+    Tasks about items: `about_items` over the items of the split that the client carries.
     """
 
     def rank(task: str) -> tuple[Ints, dict[str, Values]]:
@@ -153,6 +179,17 @@ def assemble(
                 means[data.name, task.name, name] = float(value.mean()) if len(value) else float("nan")
                 per_user.append(PerUser(data.name, task.name, name, data.users[users], value))
             continue
+        if task.attribute:
+            about = data.attributes
+            item = np.flatnonzero((about.validation if split == "validation" else about.test) & about.known(task.name))
+            whole, each = about_items(
+                task, scorer.attribute(task.name, item), about.values[task.name][item], about.deviation
+            )
+            means.update({(data.name, task.name, name): value for name, value in whole.items()})
+            per_user += [
+                PerUser(data.name, task.name, name, data.items[item], value, items=True) for name, value in each.items()
+            ]
+            continue
         rows = held.take(task.rows(held))
         score, target = scorer.score(task.name, rows.user, rows.item), task.target(rows)
         whole, each = pointwise(task, score, target, rows.user)
@@ -173,6 +210,30 @@ def pointwise(task: Task, score: Floats, target: Floats, user: Ints) -> tuple[di
     nats = np.logaddexp(0, np.where(label, -score, score).astype(np.float64))
     whole = {"auc": auc(score, label), "logloss": log_loss(score, label)}
     return whole, {"logloss": np.bincount(index, nats) / count}
+
+
+def about_items(
+    task: Task, score: Floats, target: Floats, deviation: float
+) -> tuple[dict[str, float], dict[str, Values]]:
+    """Return a task's metrics over items, and per item, from what is said of them and what they are, [n, C] each.
+
+    multi-label: `macro_auc`, `average_precision` over all (item, name) pairs (micro), logloss as the mean over them.
+    multi-class: accuracy of the most probable class, logloss. value: mae and rmse in units of the logarithm of the
+    price, of which `deviation` is the standard deviation: 0.1 is an error of about 10 %.
+    """
+    s, y = score.astype(np.float64), target.astype(np.float64)
+    if task.kind == "multi-label":
+        nats = (np.logaddexp(0, s) - y * s).mean(1)
+        whole = {"auc": macro_auc(s, y > 0.5), "ap": average_precision(s, y > 0.5)}
+        each = {"logloss": nats}
+    elif task.kind == "multi-class":
+        nats = np.logaddexp.reduce(s, axis=1) - (y * s).sum(1)
+        whole, each = {}, {"accuracy": (s.argmax(1) == y.argmax(1)).astype(np.float64), "logloss": nats}
+    else:
+        error = deviation * np.abs(s - y)[:, 0]
+        whole, each = {"rmse": rmse(error, np.zeros_like(error))}, {"mae": error}
+    means = {name: float(value.mean()) if len(value) else float("nan") for name, value in each.items()}
+    return {**whole, **means}, each
 
 
 def rank_users(

@@ -65,7 +65,9 @@ class Experiment(Method):
     dataset: str = Field("synthetic", description="synthetic, ml-100k or table")
     data_dir: Path | None = Field(None, description="folder of ml-100k, or the CSV/Parquet file of a table")
     columns: str = Field(
-        "", description="columns of a table: user=NAME,item=NAME[,rating=,time=,platform=,title=,label=]"
+        "",
+        description="columns of a table: "
+        "user=NAME,item=NAME[,rating=,time=,platform=,title=,category=,price=,brand=,label=]",
     )
     market: Market = Field(Market(), description="the synthetic market")
     partition: Literal["auto", "platform", "users", "one-user"] = Field(
@@ -95,7 +97,9 @@ class Experiment(Method):
         "full", description="items a held-out item is ranked among: full, or a number sampled"
     )
     task: str = Field(
-        "rank", description="tasks: rank, rank-bce, rating, a label (like, click, buy); 'rank,like*0.5;shop=buy'"
+        "rank",
+        description="tasks: rank, rank-bce, rating, a label (like, click, buy), or of items category, brand, price; "
+        "'rank,like*0.5;shop=buy'",
     )
     weighting: Weighting = Field(Weighting(), description="how a client weighs the losses of its tasks")
     model: str = Field("mf", description="one, or one for each client 'mf;shop=mlp': " + ", ".join(get_args(Kind)))
@@ -284,6 +288,9 @@ def tasks_for(experiment: Experiment, data: ClientData) -> tuple[Task, ...]:
 def reader(experiment: Experiment, data: ClientData, split: Literal["train", "validation", "test"]) -> Recommender:
     """Return the model of a client with what it reads of the client's data when the rows of a split are asked."""
     model, vectors = experiment.recommender(data.name), item_content(experiment)
+    about = {task.name: task.usual(data.attributes) for task in tasks_for(experiment, data) if task.attribute}
+    if about:
+        model = replace(model, attributes=about)
     if vectors is None:
         return model
     # Most clients carry the whole catalogue: they read one tensor.

@@ -25,8 +25,8 @@ Ranks = NDArray[np.int64]
 
 CUT = ("hr", "ndcg", "recall")  # written with their cut-off: hr@10
 RANKING = (*CUT, "mrr")
-POINTWISE = ("auc", "logloss", "rmse")
-LOWER_IS_BETTER = ("logloss", "rmse", "loss")
+POINTWISE = ("auc", "ap", "accuracy", "logloss", "mae", "rmse")
+LOWER_IS_BETTER = ("logloss", "mae", "rmse", "loss")
 
 
 def parse_metric(name: str) -> tuple[str, int | None]:
@@ -136,6 +136,28 @@ def auc(score: NDArray[np.floating], label: NDArray[np.bool_]) -> float:
     mean_rank = np.cumsum(size) - (size - 1) / 2
     above = mean_rank[group[label]].sum() - positives * (positives + 1) / 2
     return float(above / (positives * negatives))
+
+
+def macro_auc(score: NDArray[np.floating], label: NDArray[np.bool_]) -> float:
+    """Return the mean of `auc` over the columns [n, C] that have both classes; NaN without one."""
+    found = [auc(score[:, c], label[:, c]) for c in range(label.shape[1]) if 0 < label[:, c].sum() < len(label)]
+    return float(np.mean(found)) if found else math.nan
+
+
+def average_precision(score: NDArray[np.floating], label: NDArray[np.bool_]) -> float:
+    """Return sum_k (R_k - R_{k-1}) P_k over the distinct scores in descending order; any shape, all entries as one.
+
+    P_k and R_k are precision and recall of what scores at least the k-th, so that entries with equal scores come in
+    together. NaN without a positive, or with a NaN score.
+    """
+    score, label = np.asarray(score, np.float64).ravel(), np.asarray(label, np.bool_).ravel()
+    if not label.any() or np.isnan(score).any():
+        return math.nan
+    order = np.argsort(-score, kind="stable")
+    last = np.flatnonzero(np.append(np.diff(score[order]) != 0, True))
+    hits = np.cumsum(label[order])[last]
+    precision = hits / (last + 1)
+    return float((np.diff(hits, prepend=0) * precision).sum() / hits[-1])
 
 
 def log_loss(logit: NDArray[np.floating], label: NDArray[np.bool_]) -> float:

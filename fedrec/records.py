@@ -143,23 +143,24 @@ def gather_measured(home: Path) -> list[Row]:
 def write_users(home: Path, per_user: Sequence[PerUser], together: str = "") -> None:
     """Write `users/<client>.csv`: the test metrics of every user, for paired differences.
 
-    Of many clients `together` names the one file that has all of them.
+    Those of tasks about items go to `items/<client>.csv`, by item. Of many clients `together` names the one file that
+    has all of them.
     """
-    (home / "users").mkdir(parents=True, exist_ok=True)
-    files: dict[str, list[PerUser]] = {}
+    files: dict[tuple[str, str], list[PerUser]] = {}
     for part in sorted(per_user, key=lambda one: one.client):
-        files.setdefault(together or slug(part.client), []).append(part)
-    for name, parts in files.items():
+        files.setdefault(("item" if part.items else "user", together or slug(part.client)), []).append(part)
+    for (unit, name), parts in files.items():
         sizes = [len(p.users) for p in parts]
         columns = {
             "client": np.repeat([p.client for p in parts], sizes),
-            "user": np.concatenate([p.users for p in parts]),
+            unit: np.concatenate([p.users for p in parts]),
             "split": "test",
             "task": np.repeat([p.task for p in parts], sizes),
             "metric": np.repeat([p.metric for p in parts], sizes),
             "value": np.concatenate([p.values for p in parts]),
         }
-        pd.DataFrame(columns).to_csv(home / "users" / f"{name}.csv", index=False)
+        (home / f"{unit}s").mkdir(parents=True, exist_ok=True)
+        pd.DataFrame(columns).to_csv(home / f"{unit}s" / f"{name}.csv", index=False)
 
 
 def write_record(home: Path, record: Record, experiment: Mapping[str, Any], notes: Sequence[str] = ()) -> None:

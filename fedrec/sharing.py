@@ -18,10 +18,10 @@ from fedrec.parameters import Params, covers, finite
 PARAMETERS = {"item_table": "item", "item_bias": "item", "user_table": "user", "user_bias": "user"}
 TABLES = {**PARAMETERS, "logits": "probe"}
 # What a recommender may have: matrix factorisation has no body and an MLP no biases, adapters need content, and only
-# multi-task bodies have the rest.
+# multi-task bodies have the rest. The heads of tasks about items are `attributes`.
 ITEMS = ("item_table", "item_bias", "adapter")
 MIXING = ("experts", "gates", "attention", "stitch", "transfer", "tasks", "extraction")
-MODULES = (*PARAMETERS, "adapter", "body", "domain", *MIXING, "towers", "heads")
+MODULES = (*PARAMETERS, "adapter", "body", "domain", *MIXING, "towers", "heads", "attributes")
 # What clients share, by name: ever more of a model, from what is known of items to all that is neither of users nor of
 # one platform: `domain` travels under its own name only.
 SHARINGS = {
@@ -29,7 +29,7 @@ SHARINGS = {
     "shared-body": (*ITEMS, "body"),
     "all-but-towers": (*ITEMS, "body", *MIXING),
     "all-but-heads": (*ITEMS, "body", *MIXING, "towers"),
-    "all-but-users": (*ITEMS, "body", *MIXING, "towers", "heads"),
+    "all-but-users": (*ITEMS, "body", *MIXING, "towers", "heads", "attributes"),
 }
 
 

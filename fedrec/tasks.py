@@ -8,36 +8,54 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fedrec.data.types import Bools, Floats, Interactions
+from fedrec.data.types import Attributes, Bools, Floats, Interactions
 from fedrec.errors import UserError, choose
 
-Loss = Literal["bpr", "bce", "mse"]
+Loss = Literal["bpr", "bce", "mse", "ce"]
+Kind = Literal["rank", "rating", "binary", "multi-label", "multi-class", "value"]
+NOTHING = Attributes()
 
 
 @dataclass(frozen=True)
 class Task:
-    """One head of a client: `rank` (bpr or bce with sampled negatives), `rating` (mse) or a binary label (bce)."""
+    """One head of a client: `rank` (bpr or bce with sampled negatives), `rating` (mse) or a binary label (bce).
+
+    Or an attribute of items, which a head on q_i tells: `category` (bce), `brand` (ce) or `price` (mse). It learns from
+    the items of the training rows, of those that `Attributes` gives to training.
+    """
 
     name: str
-    kind: Literal["rank", "rating", "binary"]
+    kind: Kind
     loss: Loss
     weight: float = 1.0
+
+    @property
+    def attribute(self) -> bool:
+        """Whether it is about items, whoever meets them."""
+        return self.name in ATTRIBUTES
 
     @property
     def prior(self) -> float:
         """What the head's bias starts with where nothing may be known of the data: the middle of five stars, or 0."""
         return 3.0 if self.kind == "rating" else 0.0
 
-    def rows(self, data: Interactions) -> Bools:
-        """Return the mask [n] of the interactions that this task learns from."""
+    def rows(self, data: Interactions, about: Attributes = NOTHING) -> Bools:
+        """Return the mask [n] of the interactions that this task learns from; `about` are the client's items."""
+        if self.attribute:
+            return (about.train & about.known(self.name))[data.item]
         if self.kind == "rank":
             return data.positive
         if self.kind == "rating":
             return np.isfinite(data.rating)
         return np.ones(len(data), dtype=np.bool_)
 
-    def target(self, data: Interactions) -> Floats:
-        """Return the target [n]: 1 for rank, the rating (0 where masked out), or the binary label."""
+    def target(self, data: Interactions, about: Attributes = NOTHING) -> Floats:
+        """Return the target [n]: 1 for rank, the rating (0 where masked out), or the binary label.
+
+        Of an attribute [n, C], 0 where it is not known.
+        """
+        if self.attribute:
+            return np.nan_to_num(about.values[self.name])[data.item]
         if self.kind == "rank":
             return np.ones(len(data), dtype=np.float32)
         if self.kind == "rating":
@@ -57,14 +75,47 @@ class Task:
         mean = min(max(mean, 1e-3), 1 - 1e-3)
         return float(np.log(mean / (1 - mean)))
 
+    def usual(self, about: Attributes) -> Floats:
+        """Return what the head of an attribute starts with, and says of every item [C]: what is usual in training.
+
+        The logits of the rates of a category's names, the log shares of a brand's (one item added to each), or the
+        mean. Raises UserError for an attribute that the items do not have.
+        """
+        if self.name not in about.values:
+            found = ", ".join(sorted(about.values)) or "none"
+            raise UserError(f"task {self.name}: must be a known attribute of the items, found {found}")
+        value = about.values[self.name][about.train & about.known(self.name)].astype(np.float64)
+        if self.kind == "multi-class":
+            shares: Floats = np.log((value.sum(0) + 1) / (len(value) + value.shape[1])).astype(np.float32)
+            return shares
+        mean = value.mean(0) if len(value) else np.zeros(value.shape[1])
+        if self.kind == "multi-label":
+            mean = np.clip(mean, 1e-3, 1 - 1e-3)
+            mean = np.log(mean / (1 - mean))
+        return mean.astype(np.float32)
+
+
+# What is public of items, as tasks.
+ATTRIBUTES: dict[str, tuple[Kind, Loss]] = {
+    "category": ("multi-label", "bce"),
+    "brand": ("multi-class", "ce"),
+    "price": ("value", "mse"),
+}
+
 
 def task_loss(task: Task, score: Tensor, target: Tensor, negative: Tensor | None) -> Tensor:
     """Return the loss of every row [B].
 
     `score` [B] is the head's output for the row's item, `negative` [B, m] for m sampled items (rank only).
     bpr: -mean_m log sigmoid(s - s_m) (arXiv 1205.2618, eq. 5); bce: binary cross entropy, for rank summed over the
-    positive and its negatives; mse: squared error.
+    positive and its negatives; mse: squared error. Of an attribute, `score` and `target` are [B, C]: bce and mse are
+    means over C, ce is the cross entropy of the softmax.
     """
+    if task.loss == "ce":
+        return score.logsumexp(-1) - (target * score).sum(-1)
+    if task.attribute:
+        each = (score - target).square() if task.loss == "mse" else F.softplus(score) - target * score
+        return each.mean(-1)
     if task.loss == "mse":
         return (score - target).square()
     if task.kind == "rank":
@@ -76,7 +127,7 @@ def task_loss(task: Task, score: Tensor, target: Tensor, negative: Tensor | None
 
 
 def parse_task(text: str) -> Task:
-    """Return the task that `NAME` or `NAME*WEIGHT` names: rank, rank-bce, rating, or a binary label column."""
+    """Return the task that `NAME` or `NAME*WEIGHT` names: rank, rank-bce, rating, an attribute, or a binary label."""
     name, star, weight_text = text.strip().partition("*")
     name = name.rstrip()
     try:
@@ -91,6 +142,8 @@ def parse_task(text: str) -> Task:
         return Task("rank", "rank", "bce" if name == "rank-bce" else "bpr", weight)
     if name == "rating":
         return Task("rating", "rating", "mse", weight)
+    if name in ATTRIBUTES:
+        return Task(name, *ATTRIBUTES[name], weight)
     return Task(name, "binary", "bce", weight)
 
 

@@ -69,12 +69,16 @@ def batches(
     `taken` is what negatives avoid, `excluded(data, recipe.negatives)`, if the caller has it already.
     """
     train = data.train
-    masks = {task.name: task.rows(train) for task in tasks}
+    masks = {task.name: task.rows(train, data.attributes) for task in tasks}
     used = np.flatnonzero(np.logical_or.reduce(list(masks.values())))
     order = used[rng.permutation(len(used))]
     user, item = torch.from_numpy(train.user[order]).to(device), torch.from_numpy(train.item[order]).to(device)
     columns = {
-        t.name: (base_tensor(masks[t.name][order], device), base_tensor(t.target(train)[order], device)) for t in tasks
+        t.name: (
+            base_tensor(masks[t.name][order], device),
+            base_tensor(t.target(train, data.attributes)[order], device),
+        )
+        for t in tasks
     }
     negative: Tensor | None = None
     if any(task.kind == "rank" for task in tasks):
@@ -92,25 +96,36 @@ def batches(
 
 def task_losses(model: Recommender, params: Params, tasks: tuple[Task, ...], batch: Batch) -> list[Tensor]:
     """Return the weight of every task times the mean loss of its rows; 0 for a task without rows."""
-    p = None if batch.history is None else model.users(params, batch.user, batch.history)
     keep = None if batch.keep is None else batch.keep[:, 0]
-    features = model.features(params, batch.user, batch.item, p, keep)
-    sampled = None
-    if batch.negative is not None:
-        m = batch.negative.shape[1]
-        user, item = batch.user.repeat_interleave(m), batch.negative.reshape(-1)
-        p = None if p is None else p.repeat_interleave(m, 0)
-        keep = None if batch.keep is None else batch.keep[:, 1:].reshape(-1)
-        sampled = model.features(params, user, item, p, keep)
+    about_pairs = not all(task.attribute for task in tasks)
+    features, sampled = representations(model, params, batch) if about_pairs else (batch.item, None)
     found: list[Tensor] = []
     for task in tasks:
         mask, target = batch.labels[task.name]
         negative = None
         if task.kind == "rank" and sampled is not None:
             negative = model.head(params, task.name, sampled).reshape(len(mask), -1)
-        loss = task_loss(task, model.head(params, task.name, features), target, negative)
+        if task.attribute:
+            score = model.attribute(params, task.name, batch.item, keep)
+        else:
+            score = model.head(params, task.name, features)
+        loss = task_loss(task, score, target, negative)
         found.append(task.weight * (loss * mask).sum() / mask.sum().clamp(min=1.0))
     return found
+
+
+def representations(model: Recommender, params: Params, batch: Batch) -> tuple[Tensor, Tensor | None]:
+    """Return h [B, width] of a batch's rows, and [B * m, width] of their sampled items if it has any."""
+    p = None if batch.history is None else model.users(params, batch.user, batch.history)
+    keep = None if batch.keep is None else batch.keep[:, 0]
+    features = model.features(params, batch.user, batch.item, p, keep)
+    if batch.negative is None:
+        return features, None
+    m = batch.negative.shape[1]
+    user, item = batch.user.repeat_interleave(m), batch.negative.reshape(-1)
+    p = None if p is None else p.repeat_interleave(m, 0)
+    keep = None if batch.keep is None else batch.keep[:, 1:].reshape(-1)
+    return features, model.features(params, user, item, p, keep)
 
 
 def penalties(model: Recommender, params: Params, batch: Batch, l2: float) -> list[Tensor]:
@@ -148,7 +163,7 @@ def trainable(
     uses it. Their gradient would be rounding noise, which an adaptive optimiser makes steps of.
     """
     blind = {f"heads.{task.name}.bias" for task in tasks if task.loss == "bpr"}
-    if len(blind) == len(tasks):
+    if len(blind) == sum(not task.attribute for task in tasks):
         blind.add("user_bias")
     seen = [name for name in names if name not in blind and optimiser.rate(name)]
     shared = sharing.split({name: torch.empty(0) for name in seen})[0].keys()
@@ -157,7 +172,7 @@ def trainable(
 
 def steps(data: ClientData, tasks: tuple[Task, ...], recipe: Recipe) -> int:
     """Return how many steps a round of local training makes on the shared parameters."""
-    used = int(np.logical_or.reduce([task.rows(data.train) for task in tasks]).sum())
+    used = int(np.logical_or.reduce([task.rows(data.train, data.attributes) for task in tasks]).sum())
     passes = recipe.epochs * sum(phase != "private" for phase in recipe.phases)
     return passes * -(-used // recipe.batch_size)
 
@@ -235,9 +250,10 @@ def held_out_loss(
 ) -> float:
     """Return the loss of the validation rows, without penalties and with the same sampled items at every call.
 
-    NaN without a validation row.
+    Of a task about items it is that of the rows whose item is in validation too. NaN without a validation row.
     """
-    held, rng = replace(data, train=data.validation), generator(seed, "held out", data.name)
+    about = replace(data.attributes, train=data.attributes.validation)
+    held, rng = replace(data, train=data.validation, attributes=about), generator(seed, "held out", data.name)
     recipe = replace(recipe, hidden=0.0)
     taken, device = excluded(data, recipe.negatives), str(next(iter(params.values())).device)
     with torch.no_grad():

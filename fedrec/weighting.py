@@ -17,7 +17,8 @@ from fedrec.gradients import combine, weights_of
 from fedrec.optimisers import Optimiser, State
 from fedrec.parameters import Params, covers
 
-OF_TASKS = ("experts", "gates", "attention", "tasks", "towers", "heads")  # what is of one task each, whoever shares it
+# What is of one task each, whoever shares it.
+OF_TASKS = ("experts", "gates", "attention", "tasks", "towers", "heads", "attributes")
 TEMPERATURE = 2.0  # DWA's and GradNorm's numbers are those of their papers
 ALPHA = 1.5
 RATE = 0.01  # GradNorm's step on the logarithms of its weights
@@ -182,7 +183,9 @@ class Weigher:
         weights, initial = self.state["weights"], self.state["initial"]
         initial = torch.where((initial == 0) & mask, values, initial)
         common = [name for name in names if not covers(OF_TASKS, name)]
-        body = [name for name in common if covers(("body",), name)] or common
+        body = [name for name in common if covers(("body",), name)]
+        if not body or any(covers(("attributes",), name) for name in params):  # a task about items has no body
+            body = common
         after = weights.clone()
         if body and int(mask.sum()) > 1:
             here = mask.nonzero().flatten().tolist()

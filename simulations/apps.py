@@ -75,7 +75,14 @@ def affordable(experiment: Experiment, home: Path | None) -> int:
 
 def evaluated(experiment: Experiment) -> Iterator[str]:
     """Yield every metric that an evaluation may hold, as task/metric."""
-    measures = {"rank": experiment.metrics, "rating": ("rmse",), "binary": ("auc", "logloss")}
+    measures = {
+        "rank": experiment.metrics,
+        "rating": ("rmse",),
+        "binary": ("auc", "logloss"),
+        "multi-label": ("auc", "ap", "logloss"),
+        "multi-class": ("accuracy", "logloss"),
+        "value": ("rmse", "mae"),
+    }
     for part in clients_data(experiment):
         for task in tasks_for(experiment, part):
             yield from (f"{task.name}/{name}" for name in measures[task.kind])

@@ -42,7 +42,7 @@ def run_popularity(experiment: Experiment, home: Path) -> None:
     for data in clients_data(baseline(experiment, "local")):
         tasks = experiment.tasks(data.name)
         found = evaluate(
-            PopularityScorer.fit(tasks, data.train, len(data.items)),
+            PopularityScorer.fit(tasks, data.train, len(data.items), about=data.attributes),
             data,
             tasks,
             "test",

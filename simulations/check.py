@@ -88,8 +88,10 @@ def check_tasks(experiment: Experiment, parts: tuple[ClientData, ...]) -> None:
     rows: dict[str, int] = {}
     for data in parts:
         for task in tasks_for(experiment, data):
-            task.target(data.train)
-            rows[task.name] = rows.get(task.name, 0) + int(task.rows(data.train).sum())
+            if task.attribute:
+                task.usual(data.attributes)
+            task.target(data.train, data.attributes)
+            rows[task.name] = rows.get(task.name, 0) + int(task.rows(data.train, data.attributes).sum())
         told = experiment.agreement.task
         if experiment.agreement.active and told not in [task.name for task in tasks_for(experiment, data)]:
             raise UserError(f"agreement.task: every client must have the task {told}, found none in {data.name}")

@@ -46,6 +46,9 @@ class Table:
         found: Floats = self.scores.numpy()[user, item]
         return found
 
+    def attribute(self, task: str, item: Ints) -> Floats:
+        raise NotImplementedError
+
 
 def full(data: ClientData, scores: list[list[float]], split: Split, *metrics: str) -> Evaluation:
     return evaluate(Table(torch.tensor(scores)), data, (RANK,), split, metrics=metrics, candidates="full", seed=0)

@@ -36,7 +36,7 @@ def test_the_methods_study_pairs_every_method_with_training_alone(tmp_path: Path
 def test_sharing_flags_are_for_what_is_federated() -> None:
     flags = ["--share", "user_table,user_bias"]
     assert experiment_of("fedper", flags).share == ("user_table", "user_bias")
-    assert experiment_of("fedavg", flags).share == ("user_table", "user_bias", *MIXING, "towers", "heads")
+    assert experiment_of("fedavg", flags).share == ("user_table", "user_bias", *MIXING, "towers", "heads", "attributes")
     assert experiment_of("local", flags).share == ()
     assert experiment_of("pooled", flags).pool
     own = experiment_of("scaffold:optimiser=sgd:lr=10", flags)

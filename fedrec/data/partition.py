@@ -9,6 +9,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from fedrec import seeds
+from fedrec.data.attributes import attributes_of
 from fedrec.data.public import informed, volunteers_of, without
 from fedrec.data.split import TEST, TRAIN, VALIDATION, Split, divide, first_of, ordered
 from fedrec.data.types import ClientData, Dataset, Interactions, Ints
@@ -35,8 +36,9 @@ def federation(
     (default 5), of equal size (+-1) or of proportions drawn from Dirichlet(`skew`) with at least one user each;
     `one-user`: one client per user, only `clients` of them if given. Both with the whole catalogue, and with a user's
     interactions of all platforms. `auto`: `platform` if there are several, else `users`. `fractions`: validation and
-    test, for the splits `temporal` and `random`. `volunteers` users belong to nobody: their training rows are public,
-    every client has those of its items, and what is held out of them is `public_data` alone.
+    test, for the splits `temporal` and `random`, and of items for tasks about them. `volunteers` users belong to
+    nobody: their training rows are public, every client has those of its items, and what is held out of them is
+    `public_data` alone.
 
     Raises UserError for a number of clients, a skew or fractions out of range, and for a temporal split without times.
     """
@@ -52,11 +54,13 @@ def federation(
     rows = _interactions(private)
     order = np.argsort(owner, kind="stable")
     bounds = np.searchsorted(owner[order], np.arange(len(names) + 1))
-    whole = np.arange(len(dataset.items))
+    whole, known = np.arange(len(dataset.items)), attributes_of(dataset, fractions, seed)
     federated = []
     for i, name in enumerate(names):
         items = _carried(dataset, i) if partition == "platform" else whole
-        federated.append(_client(name, rows.take(order[bounds[i] : bounds[i + 1]]), items, split, fractions, seed))
+        client = _client(name, rows.take(order[bounds[i] : bounds[i + 1]]), items, split, fractions, seed)
+        # Thousands of clients with the whole catalogue have one copy of it.
+        federated.append(replace(client, attributes=known if items is whole else known.take(items)))
     if volunteers:
         public = public_data(dataset, volunteers=volunteers, split=split, fractions=fractions, seed=seed)
         federated = [informed(client, public) for client in federated]

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedrec import seeds
-from fedrec.data.types import Bools, ClientData, Interactions, Ints
+from fedrec.data.types import Attributes, Bools, ClientData, Interactions, Ints
 
 Split = Literal["leave-one-out", "temporal", "random"]
 TRAIN, VALIDATION, TEST = 0, 1, 2
@@ -108,8 +108,30 @@ def pool(clients: Sequence[ClientData]) -> ClientData:
     dropped = len(train) - len(kept)
     note = f"{dropped} training interactions that repeat a user's item of another client were dropped"
     return ClientData(
-        "pooled", users, items, kept, validation, test, notes=(note,) if dropped else (), members=tuple(clients)
+        "pooled",
+        users,
+        items,
+        kept,
+        validation,
+        test,
+        notes=(note,) if dropped else (),
+        members=tuple(clients),
+        attributes=_of_all(clients),
     )
+
+
+def _of_all(clients: Sequence[ClientData]) -> Attributes:
+    """Return what is public of the union of the clients' items, ascending; all clients know the same of an item."""
+    index = np.unique(np.concatenate([client.items for client in clients]), return_index=True)[1]
+    every = [client.attributes for client in clients]
+    joined = Attributes(
+        {name: np.concatenate([one.values[name] for one in every]) for name in every[0].values},
+        np.concatenate([one.train for one in every]),
+        np.concatenate([one.validation for one in every]),
+        np.concatenate([one.test for one in every]),
+        every[0].deviation,
+    )
+    return joined.take(index) if len(joined.train) else joined
 
 
 def first_of(keys: Ints) -> Bools:

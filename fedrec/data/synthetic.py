@@ -22,6 +22,7 @@ EXPOSURE = 0.5  # how far a platform already shows its users what they like
 NAMES = ("films", "shop", "news", "books", "music")
 CATEGORIES = ("drama", "comedy", "action", "romance", "science", "history", "family", "mystery")
 OCCUPATIONS = ("student", "engineer", "artist", "teacher", "doctor", "writer")
+BRANDS = ("Alder", "Birch", "Cedar", "Dogwood", "Elm", "Fir", "Ginkgo", "Hazel", "Ironwood", "Juniper")
 # 24 adjectives and 27 nouns: 25 and 27 have no common factor, so `_items` meets every pair once.
 ADJECTIVES = (
     "Quiet Golden Broken Distant Silent Crimson Hidden Winter Endless Paper Stolen Northern Gentle Burning Hollow Last "
@@ -64,7 +65,8 @@ def synthetic(
     A user meets `impressions` distinct items of the 80 to 100 % that the platform carries (item column
     `carried_PLATFORM`), drawn by popularity and taste; clicks with probability sigmoid(b + user taste . item taste),
     0.32 on average (`positive`, and label `click`); buys some of what it clicked (label `buy`, 0.07 of impressions) and
-    rates what it clicked from 1 to 5. Users carry `gender`, `age` and `occupation`, which depend on their taste.
+    rates what it clicked from 1 to 5. Users carry `gender`, `age` and `occupation`, which depend on their taste; items
+    `price` and `brand`, which depend on the common item taste and are the same on all platforms.
 
     Raises UserError for a number out of range.
     """
@@ -84,7 +86,7 @@ def synthetic(
     frames, people, tastes, popularity, carried = zip(*market, strict=True)
     taste, shelves = np.concatenate(people), dict(zip((f"carried_{name}" for name in names), carried, strict=True))
     attributes = _users(taste, seeds.generator(seed, "synthetic", "attributes"))
-    catalogue = pd.concat([_items(category), pd.DataFrame(shelves)], axis=1)
+    catalogue = pd.concat([_items(category), _goods(common[:, :TASTES], seed), pd.DataFrame(shelves)], axis=1)
     # A user's taste is the same wherever it goes: one array, seen once per platform.
     everywhere = np.broadcast_to(taste, (platforms, *taste.shape))
     truth = Truth(everywhere, np.stack(tastes), np.stack(popularity), np.full(platforms, float(similarity)))
@@ -227,3 +229,20 @@ def _items(category: NDArray[np.int64]) -> pd.DataFrame:
         categories.append("|".join(dict.fromkeys((CATEGORIES[first], CATEGORIES[second]))))
     keys = [str(item + 1) for item in range(len(category))]
     return pd.DataFrame({"key": keys, "title": titles, "categories": categories}, dtype="str")
+
+
+def _goods(taste: Reals, seed: int) -> pd.DataFrame:
+    """Return prices and brands, from scopes of their own so that the rest of the market does not depend on them.
+
+    log price = log 20 + 0.5 (taste . w) + 0.25 e with |w| = 1 and e standard normal: taste explains 0.8 of its
+    variance. An item is of the brand b of the largest 1.5 (taste . v_b) + g_b, |v_b| = 1, g_b standard Gumbel: a
+    multinomial logit of taste.
+    """
+    rng = seeds.generator(seed, "synthetic", "price")
+    w = rng.standard_normal(TASTES)
+    log_price = np.log(20) + 0.5 * (taste @ (w / np.linalg.norm(w))) + 0.25 * rng.standard_normal(len(taste))
+    rng = seeds.generator(seed, "synthetic", "brand")
+    v = rng.standard_normal((TASTES, len(BRANDS)))
+    brand = np.argmax(1.5 * (taste @ (v / np.linalg.norm(v, axis=0))) + rng.gumbel(size=(len(taste), len(BRANDS))), 1)
+    names = pd.Series([BRANDS[b] for b in brand], dtype="str")
+    return pd.DataFrame({"price": np.exp(log_price), "brand": names})

@@ -16,8 +16,8 @@ from fedrec.data.types import Dataset, Ints
 from fedrec.errors import UserError, choose
 
 ALIASES = {"timestamp": "time", "categories": "category"}
-ROLES = ("user", "item", "rating", "time", "platform", "title", "category", "label")
-RESERVED = ("user", "item", "platform", "time", "rating", "positive")
+ROLES = ("user", "item", "rating", "time", "platform", "title", "category", "price", "brand", "label")
+RESERVED = ("user", "item", "platform", "time", "rating", "positive", "category", "price", "brand")
 MISSING = ["", "nan", "NaN", "NULL", "null"]
 BINARY = {"0": False, "1": True, "0.0": False, "1.0": True, "false": False, "true": True}
 
@@ -27,9 +27,10 @@ def table(path: Path, columns: str) -> Dataset:
 
     `columns` maps roles to the file's columns, for instance `user=user,item=asin,platform=domain,label=click`. Roles:
     user and item (required), rating, time (or timestamp: seconds, or ISO dates), platform, title, category (or
-    categories), and any number of labels, whose values are 0, 1, true or false. The same user key on two platforms is
-    one user. With ratings that reach 4, the label `like` is rating >= 4. A row is a positive where the first label
-    given is true; without labels, every row is. Users, items and platforms are numbered in the order of their keys.
+    categories), price (a positive number), brand, and any number of labels, whose values are 0, 1, true or false. The
+    same user key on two platforms is one user. With ratings that reach 4, the label `like` is rating >= 4. A row is a
+    positive where the first label given is true; without labels, every row is. Users, items and platforms are numbered
+    in the order of their keys.
 
     Raises UserError, naming column, row (from 1 below the header) and value, for whatever cannot be read.
     """
@@ -152,6 +153,13 @@ def _ratings(column: pd.Series) -> pd.Series:
     return number.astype(np.float32)
 
 
+def _prices(column: pd.Series) -> pd.Series:
+    number = pd.to_numeric(column, errors="coerce").astype(np.float64)
+    wrong = column.notna() & ~((number > 0) & (number < np.inf))
+    refuse(wrong.to_numpy(), column, f"{column.name}", "a price must be a positive number")
+    return number
+
+
 def _binary(column: pd.Series) -> pd.Series:
     values = column.str.strip().str.lower().map(BINARY)
     refuse(values.isna().to_numpy(), column, f"{column.name}", "a label must be 0, 1, true or false")
@@ -170,11 +178,23 @@ def _times(column: pd.Series) -> pd.Series:
 
 
 def _items(interactions: pd.DataFrame, keys: list[str], given: Mapping[str, pd.Series]) -> pd.DataFrame:
-    """Return the catalogue: of every item the first title and categories that are not empty, else its key and ""."""
+    """Return the catalogue: of every item the first title, categories, price and brand that are not empty.
+
+    Without one the title is the key, the categories are "", as is the brand if there are any, and the price is NaN.
+    """
     items = pd.DataFrame({"key": pd.Series(keys, dtype="str")})
-    items["title"], items["categories"] = items["key"], pd.Series([""] * len(items), dtype="str")
-    for role, column in (("title", "title"), ("category", "categories")):
+    nothing = pd.Series([""] * len(items), dtype="str")
+    items["title"], items["categories"] = items["key"], nothing
+    if "brand" in given:
+        items["brand"] = nothing
+
+    def first(column: pd.Series) -> pd.Series:
+        found = column.take(interactions["row"].to_numpy()).set_axis(interactions["item"].to_numpy()).dropna()
+        return found[~found.index.duplicated()].reindex(items.index)
+
+    for role, column in (("title", "title"), ("category", "categories"), ("brand", "brand")):
         if role in given:
-            text = given[role].take(interactions["row"].to_numpy()).set_axis(interactions["item"].to_numpy()).dropna()
-            items[column] = text[~text.index.duplicated()].reindex(items.index).fillna(items[column]).astype("str")
+            items[column] = first(given[role]).fillna(items[column]).astype("str")
+    if "price" in given:
+        items["price"] = first(_prices(given["price"]))
     return items

@@ -41,7 +41,9 @@ class Dataset:
     name: str
     interactions: pd.DataFrame
     users: pd.DataFrame  # column `key` (str, unique), then attributes
-    items: pd.DataFrame  # columns `key` (str, unique), `title` (str), `categories` ("a|b", may be "")
+    # columns `key` (str, unique), `title` (str), `categories` ("a|b", may be ""), and where items have them `price`
+    # (float, NaN: unknown) and `brand` (str, "": unknown)
+    items: pd.DataFrame
     platforms: tuple[str, ...]
     labels: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()  # what cleaning did, for the report
@@ -74,13 +76,43 @@ class Interactions:
         )
 
 
+def _none() -> Bools:
+    return np.zeros(0, dtype=np.bool_)
+
+
+@dataclass(frozen=True)
+class Attributes:
+    """What is public of n items beside their ids, and which of them the tasks about items learn from.
+
+    `values` has for each attribute a matrix [n, C], with NaN in the row of an item of which it is not known: `category`
+    has 1 for each of C names that an item has, else 0; `brand` one 1 among C names; `price` [n, 1] is the standardised
+    logarithm, in units of `deviation`. `train`, `validation` and `test` [n] part the items.
+    """
+
+    values: dict[str, Floats] = field(default_factory=dict)
+    train: Bools = field(default_factory=_none)
+    validation: Bools = field(default_factory=_none)
+    test: Bools = field(default_factory=_none)
+    deviation: float = 1.0
+
+    def take(self, index: Ints) -> Attributes:
+        """Return what is known of the items at some positions."""
+        values = {name: value[index] for name, value in self.values.items()}
+        parts = (self.train[index], self.validation[index], self.test[index])
+        return Attributes(values, *parts, self.deviation)
+
+    def known(self, name: str) -> Bools:
+        """Return the mask [n] of the items of which an attribute is known."""
+        return np.asarray(np.isfinite(self.values[name]).all(axis=1))
+
+
 @dataclass(frozen=True)
 class ClientData:
     """What one client holds: its users, its catalogue and its split interactions.
 
     `users[u]` and `items[i]` are the global ids of local rows u and i; both ascend. `items` is the client's whole
-    catalogue, so it says nothing about which items its users touched. `members` is set on a pooled client only: the
-    clients whose data it holds, for evaluation one by one.
+    catalogue, so it says nothing about which items its users touched. `attributes` is what everybody knows of them.
+    `members` is set on a pooled client only: the clients whose data it holds, for evaluation one by one.
     """
 
     name: str
@@ -91,3 +123,4 @@ class ClientData:
     test: Interactions
     notes: tuple[str, ...] = ()
     members: tuple[ClientData, ...] = ()
+    attributes: Attributes = field(default_factory=Attributes)

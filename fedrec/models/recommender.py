@@ -1,6 +1,6 @@
 """Recommenders as pure functions of named parameters: tables, a shared body, one private head per task."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Literal
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from fedrec.data.types import Floats, Ints
 from fedrec.models.bodies import BODIES, initial, product, quotient
 from fedrec.models.content import adapter, described, first_adapter
-from fedrec.models.layers import mlp, ordered
+from fedrec.models.layers import linear, mlp, ordered
 from fedrec.models.side import Side
 from fedrec.models.tables import table_rows
 from fedrec.models.transfer import chain, excess
@@ -57,6 +57,9 @@ class Recommender:
     both (`features`). `side` is what the first two read beside the parameters: with content c_i there, every table of
     items has an adapter A, q_i = E_i + A c_i (`fedrec.models.content`), and so has mf's b_i.
 
+    What is public of items is told by a linear head on q_i alone, `attributes.TASK`; the mapping `attributes` has the
+    names of these tasks and the biases [C] that their heads start with.
+
     The tables start with the standard deviation `std`. `experts` is how many mmoe has; ple has as many shared ones, and
     as many of each task; task-embedding has as many networks in its basis. `calibration` weighs the calibrator of aitm.
     """
@@ -68,11 +71,12 @@ class Recommender:
     experts: int = 4
     calibration: float = 0.6
     side: Side = field(default=Side(), compare=False, repr=False)
+    attributes: Mapping[str, Floats] = field(default_factory=dict, compare=False, repr=False)
 
     def shapes(self, users: int, items: int, tasks: Iterable[str]) -> Params:
         """Return tensors without data (on the meta device) that have the names, shapes and dtypes of the parameters."""
         sizes: dict[str, tuple[int, ...]] = {"item_table": (items, self.dim)}
-        widths = (2 * self.dim, *self.hidden)
+        widths, tasks = (2 * self.dim, *self.hidden), sorted(set(tasks) - self.attributes.keys())
         if self.kind != "item":
             sizes["user_table"] = (users, self.dim)
         if self.kind == "mf":
@@ -81,7 +85,6 @@ class Recommender:
             for layer, (n_in, n_out) in enumerate(pairwise(widths)):
                 sizes |= {f"body.{layer}.weight": (n_out, n_in), f"body.{layer}.bias": (n_out,)}
         elif self.kind in BODIES:
-            tasks = sorted(tasks)
             sizes |= BODIES[self.kind].sizes(2 * self.dim, self.hidden, self.experts, tasks)
         if self.side.content is not None:
             d = self.side.content.shape[1]
@@ -89,11 +92,19 @@ class Recommender:
         head = {"mf": self.dim + 2, "item": self.dim}.get(self.kind, widths[-1])
         for task in tasks:
             sizes |= {f"heads.{task}.weight": (head,), f"heads.{task}.bias": (1,)}
+        for task, bias in self.attributes.items():
+            sizes |= {f"attributes.{task}.weight": (len(bias), self.dim), f"attributes.{task}.bias": (len(bias),)}
         return {name: torch.empty(sizes[name], device="meta") for name in sorted(sizes)}
 
     def init(self, seed: int, users: Ints, items: Ints, offsets: dict[str, float]) -> Params:
-        """Return initial parameters for global user and item ids; `offsets` gives the bias of every task's head."""
+        """Return initial parameters for global user and item ids; `offsets` gives the bias of every task's head.
+
+        Heads of attributes start with weights of 0.
+        """
         arrays = self._init_items(seed, items)
+        for task, bias in self.attributes.items():
+            arrays[f"attributes.{task}.weight"] = np.zeros((len(bias), self.dim), np.float32)
+            arrays[f"attributes.{task}.bias"] = bias
         if self.kind != "item":
             arrays["user_table"] = table_rows(seed, "user_table", users, self.dim, self.std)
         if self.kind == "item":
@@ -151,6 +162,10 @@ class Recommender:
         return self._score(
             params, task, tasks, features.view(len(features), len(tasks), features.shape[1] // len(tasks))
         )
+
+    def attribute(self, params: Params, task: str, item: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Return what a head of `attributes` says [B, C] of local items [B]: logits, or a number; `keep` as `items`."""
+        return linear(params, f"attributes.{task}", self.items(params, item, keep))
 
     def score_all(self, params: Params, task: str, user: Tensor) -> Tensor:
         """Return the scores [B, items] of every item of the catalogue for users [B]."""

@@ -11,7 +11,7 @@ import pandas as pd
 from fedrec.metrics import higher_is_better
 from fedrec.newcomers import arrivals
 from fedrec.privacy.rule import NOT_PRIVATE
-from fedrec.report.tables import LEAKING, Run
+from fedrec.report.tables import LEAKING, Run, counted
 
 MINUS, DASH = "\N{MINUS SIGN}", "\N{EN DASH}"
 MANY = 24  # clients: above this they are counted and drawn as a distribution
@@ -75,7 +75,7 @@ def change(mean: float, low: float = math.nan, high: float = math.nan) -> str:
 
 def label(metric: str) -> str:
     """Return a metric's name as it is printed."""
-    return {"logloss": "log loss", "loss": "loss"}.get(metric, metric.upper())
+    return {"logloss": "log loss", "loss": "loss", "accuracy": "accuracy"}.get(metric, metric.upper())
 
 
 def plural(count: int, noun: str) -> str:
@@ -99,7 +99,7 @@ def headline(row: Any) -> Headline:
         difference = change(row.local_difference, row.local_low, row.local_high)
         numbers += f" together against {number(row.local)} alone, {difference}"
     if row.local_users:
-        numbers += f", {plural(row.local_users, 'user')}"
+        numbers += f", {plural(row.local_users, counted(row.task))}"
     if not higher_is_better(row.metric):
         numbers += " (lower is better)"
     return Headline(tone, before, row.client, after, numbers)
@@ -139,7 +139,7 @@ def _losses(primary: pd.DataFrame) -> list[Caution]:
         out.append(Caution("care", "No detectable gain", f"{text}{listing(below['client'])}.", True))
     worse = primary[primary["verdict"] == "worse"]
     if len(worse):
-        text = "There is no interval (fewer than two users with a value, or a metric of the whole client): "
+        text = "There is no interval (fewer than two users or items with a value, or a metric of the whole client): "
         out.append(Caution("care", "Below alone, without an interval", f"{text}{listing(worse['client'])}.", True))
     return out
 

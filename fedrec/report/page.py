@@ -13,7 +13,7 @@ from fedrec.metrics import higher_is_better
 from fedrec.report import plots
 from fedrec.report.facts import facts
 from fedrec.report.findings import DASH, MANY, WORST, answer, change, headline, label, number, plural, warnings
-from fedrec.report.tables import BASELINES, Run, compare, read_run
+from fedrec.report.tables import BASELINES, Run, compare, counted, read_run
 from fedrec.report.template import PAGE
 
 # Columns of rounds.csv that are drawn where they are found, with the words on their axis.
@@ -94,7 +94,7 @@ def _differences(run: Run, name: str, rows: pd.DataFrame) -> Figure | None:
     """Return the picture of the clients' differences against local: each one, or how many there are of each size."""
     if not len(rows):
         return None
-    metric = rows["metric"].iloc[0]
+    task, metric = rows["task"].iloc[0], rows["metric"].iloc[0]
     flag = f" {run.stamp()}" if run.stamp() else ""
     words = (
         f"{label(metric)} together minus alone ({'higher' if higher_is_better(metric) else 'lower'} is better){flag}"
@@ -106,7 +106,7 @@ def _differences(run: Run, name: str, rows: pd.DataFrame) -> Figure | None:
     each = "; ".join(f"{h.name}: {h.numbers}" for h in map(headline, rows.itertuples()))
     picture = plots.forest(rows, name, words, f"{words}. {each}")
     if rows["local_low"].notna().any():
-        return Figure(picture, "Mean difference over each client's users, with its 95% interval.")
+        return Figure(picture, f"Mean difference over each client's {counted(task)}s, with its 95% interval.")
     return Figure(picture, "Bare difference of two numbers, without an interval.")
 
 
@@ -123,6 +123,7 @@ def _comparison(rows: pd.DataFrame, together: pd.DataFrame) -> dict[str, Any]:
     return {
         "task": task,
         "metric": metric,
+        "unit": f"{counted(task)}s".capitalize(),
         "primary": bool(rows["primary"].iloc[0]),
         "rows": shown.to_dict("records"),
         "everyone": len(rows) > 1,

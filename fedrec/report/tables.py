@@ -15,10 +15,12 @@ import pandas as pd
 from fedrec.errors import UserError
 from fedrec.metrics import Paired, higher_is_better, paired
 from fedrec.privacy.rule import NOT_PRIVATE
+from fedrec.tasks import ATTRIBUTES
 
 BASELINES = ("local", "pooled", "popularity")
 LEAKING = "LEAKING PROTOCOL"
 EVERYONE, CLIENTS = "All users", "Mean of the clients"  # the latter for a metric without per-user values
+ITEMS = "All items"  # in the place of EVERYONE, for tasks about items
 KEY = ["client", "task", "metric"]
 METRICS = ["round", *KEY, "split", "value"]
 USERS = ["client", "user", "split", "task", "metric", "value"]
@@ -29,7 +31,10 @@ FAULTS = ["round", "client", "during", "kind", "text"]
 
 @dataclass(frozen=True)
 class Results:
-    """The values of one training: `clients` by round, client, split, task and metric; `users` by user of the test."""
+    """The values of one training: `clients` by round, client, split, task and metric; `users` by user of the test.
+
+    Of a task about items, `users` has the held-out items in the column `user`.
+    """
 
     clients: pd.DataFrame
     users: pd.DataFrame
@@ -74,7 +79,7 @@ class Run:
         """Return the metric that speaks for a task: the first of the experiment's metrics that the task has."""
         clients = self.federated.clients
         found = list(dict.fromkeys(clients.loc[clients["task"] == task, "metric"]))
-        wanted = [*self.option("metrics", ()), "auc", "rmse", "logloss", *found]
+        wanted = [*self.option("metrics", ()), "auc", "accuracy", "mae", "rmse", "logloss", *found]
         return next((metric for metric in wanted if metric in found), None)
 
 
@@ -85,9 +90,9 @@ def read_table(path: Path, columns: list[str]) -> pd.DataFrame:
     """
     if not path.exists() or not path.stat().st_size:
         return pd.DataFrame(columns=columns)
-    names = ("client", "user", "split", "task", "metric", "direction", "parameter", "device", "during", "kind", "text")
+    names = ("client", "user", "item", "split", "task", "metric", "direction", "parameter", "device", "during", "kind")
     numbers = ("round", "value", "rows", "bytes", "seconds", "train_loss", "bytes_up", "bytes_down", *STUDENT[3:])
-    types: dict[Any, Any] = dict.fromkeys(names, str)
+    types: dict[Any, Any] = dict.fromkeys((*names, "text"), str)
     missing = {name: ["", "nan", "NaN"] for name in numbers}
     table = pd.read_csv(path, dtype=types, keep_default_na=False, na_values=missing)
     for column in columns:
@@ -98,9 +103,17 @@ def read_table(path: Path, columns: list[str]) -> pd.DataFrame:
     return table
 
 
+def counted(task: str) -> str:
+    """Return what a task is measured on: user, or item."""
+    return "item" if task in ATTRIBUTES else "user"
+
+
 def read_results(folder: Path) -> Results:
-    """Return `clients.csv` and `users/*.csv` of a folder; per-user values may be missing."""
+    """Return `clients.csv`, `users/*.csv` and `items/*.csv` of a folder; per-user values may be missing."""
     users = [read_table(path, USERS) for path in sorted((folder / "users").glob("*.csv"))]
+    columns = ["item" if column == "user" else column for column in USERS]
+    items = [read_table(path, columns) for path in sorted((folder / "items").glob("*.csv"))]
+    users += [table.rename(columns={"item": "user"}) for table in items]
     users = [table for table in users if len(table)]
     return Results(
         read_table(folder / "clients.csv", METRICS), pd.concat(users) if users else pd.DataFrame(columns=USERS)
@@ -172,8 +185,17 @@ def _table(federated: Results, baselines: dict[str, Results]) -> pd.DataFrame:
 
 
 def _together(results: Results) -> Results:
-    """Return the results of all users as one client's: means over users, or over clients where there are none."""
+    """Return the results of all users as one client's: means over users, or over clients where there are none.
+
+    An item that several clients carry is one: its values are as little independent as the item is, so that it counts
+    with their mean.
+    """
+    about = results.users["task"].isin(list(ATTRIBUTES))
     users = results.users.assign(client=EVERYONE, user=results.users["client"] + "\0" + results.users["user"])
+    items = results.users[about].assign(client=EVERYONE)
+    if len(items):
+        items = items.groupby(["user", "split", *KEY], sort=False)["value"].mean().reset_index()
+        users = pd.concat([users[~about], items])
     key = ["split", *KEY]
     clients = results.clients[results.clients["split"] == "test"].drop_duplicates(KEY, keep="last")
     means = clients.assign(client=EVERYONE).groupby(key, sort=False)["value"].mean()
@@ -200,7 +222,8 @@ def compare(run: Run, together: bool = False) -> pd.DataFrame:
         federated = _together(federated)
     table = _table(federated, baselines)
     if together:
-        table["client"] = table["client"].where(table["users"] > 0, CLIENTS)
+        everyone = table["task"].map(lambda task: ITEMS if counted(task) == "item" else EVERYONE)
+        table["client"] = everyone.where(table["users"] > 0, CLIENTS)
     tasks = list(dict.fromkeys(run.federated.clients["task"]))
     primary = {task: run.primary(task) for task in tasks}
     speaks = [primary[task] == metric for task, metric in zip(table["task"], table["metric"], strict=True)]
@@ -216,9 +239,9 @@ def compare(run: Run, together: bool = False) -> pd.DataFrame:
 def comparison(run_dir: Path) -> pd.DataFrame:
     """Return each client's test metrics beside its baselines, one row for each client, task and metric.
 
-    Columns: `client`, `task`, `metric`, `federated`, `users` (with a per-user value); for each baseline b of local,
-    pooled and popularity `b` (NaN: not run), `b_difference` = federated - b, its 95% interval `b_low`, `b_high`
-    and `b_users`, the number of user pairs (0: the bare difference of two numbers, without an interval);
+    Columns: `client`, `task`, `metric`, `federated`, `users` (with a per-user value; items for tasks about items); for
+    each baseline b of local, pooled and popularity `b` (NaN: not run), `b_difference` = federated - b, its 95% interval
+    `b_low`, `b_high` and `b_users`, the number of pairs (0: the bare difference of two numbers, without an interval);
     `verdict` against local; `pooled_share`, the part of pooled that is reached; `primary`, the metric that speaks
     for its task; `protocol`, what must stand beside every number, "LEAKING PROTOCOL" or "NOT PRIVATE",
     or "". Raises UserError when it is no run directory.

@@ -60,7 +60,7 @@ code { font-family: ui-monospace, "SF Mono", Menlo, Consolas, monospace; font-si
 <caption>{{ t.metric | label }}, task {{ t.task }}; {{ "higher" if higher_is_better(t.metric) else "lower" }} is better{{ leak() }}
 {% if t.cut %}<br>Shown are the {{ t.rows | length - 1 }} clients that fared worst against training alone; {{ "{:,}".format(t.cut) }} others are in <code>clients.csv</code>. All clients:
 {% for name, n in t.counts.items() %}{{ "{:,}".format(n) }} {{ name or "not compared" }}{{ ", " if not loop.last else "." }}{% endfor %}{% endif %}</caption>
-<thead><tr><th scope="col">Client</th><th scope="col" class="left">Taking part</th><th scope="col">Users</th><th scope="col">Together</th><th scope="col">Alone</th><th scope="col">Pooled</th><th scope="col">Popularity</th><th scope="col">Of pooled</th></tr></thead>
+<thead><tr><th scope="col">Client</th><th scope="col" class="left">Taking part</th><th scope="col">{{ t.unit }}</th><th scope="col">Together</th><th scope="col">Alone</th><th scope="col">Pooled</th><th scope="col">Popularity</th><th scope="col">Of pooled</th></tr></thead>
 <tbody>
 {% for row in t.rows %}
 <tr{% if t.everyone and loop.last %} class="all"{% endif %}><th scope="row">{{ row.client }}</th><td class="left">{{ verdict(row) }}{{ leak() }}</td><td>{{ "{:,}".format(row.users) if row.users else "–" }}</td><td class="ours">{{ row.federated | number }}{{ leak() }}</td>
@@ -116,7 +116,7 @@ code { font-family: ui-monospace, "SF Mono", Menlo, Consolas, monospace; font-si
 
 <section aria-labelledby="comparison"><h2 id="comparison">Together, alone, pooled, popularity</h2>
 <p class="muted small">Together: the federated run. Alone: each client trained on its own data only. Pooled: one model on everyone's data, which no client would have.
-Under each baseline stands together minus that baseline with its 95% interval (paired over the client's users, Student's t; one seed, and not corrected for the number of clients);
+Under each baseline stands together minus that baseline with its 95% interval (paired over the client's users, or of a task about items over the held-out items that it carries, Student's t; one seed, and not corrected for the number of clients);
 “point only” is the bare difference of two numbers, without an interval.</p>
 {% for t in tables if t.primary %}{{ comparison(t) }}{% endfor %}
 {% for t in tables if not t.primary %}<details><summary>{{ t.metric | label }}, task {{ t.task }}</summary>{{ comparison(t) }}</details>{% endfor %}

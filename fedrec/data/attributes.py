@@ -1,0 +1,59 @@
+"""The public attributes of a catalogue, and which of its items the tasks about them learn from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from fedrec import seeds
+from fedrec.data.split import chance
+from fedrec.data.text import multi_hot
+from fedrec.data.types import Attributes, Bools, Dataset, Floats, Ints
+
+MOST = 1000  # names of categories or brands; one head has a row for each
+
+
+def attributes_of(dataset: Dataset, fractions: tuple[float, float], seed: int) -> Attributes:
+    """Return what is public of all items of a dataset; see `Attributes`.
+
+    `fractions` of the items are for validation and test. The part of an item depends on the item and the seed alone, so
+    that it is the same in all clients: the table of items is shared, and what one client learns of an item's attributes
+    stands in the row from which another would be tested. Which interactions are held out has nothing to do with it.
+    Names are those of the whole catalogue, sorted; the logarithm of a price is standardised over the training items.
+    An attribute that no item has, or with more than `MOST` names, is left out.
+    """
+    items = dataset.items
+    validation, test = fractions
+    ids: Ints = np.arange(len(items), dtype=np.int64)
+    u = chance(np.zeros_like(ids), ids, seeds.derive(seed, "attributes"))
+    train = u >= validation + test
+    has = {"category": [list(filter(None, text.split("|"))) for text in items["categories"]]}
+    if "brand" in items:
+        has["brand"] = [list(filter(None, [text])) for text in items["brand"]]
+    values = {name: found for name, lists in has.items() if (found := indicators(lists)).shape[1]}
+    deviation = 1.0
+    if "price" in items and items["price"].notna().any():
+        values["price"], deviation = standardised(items["price"], train)
+    return Attributes(values, train, ~train & (u >= test), u < test, deviation)
+
+
+def indicators(lists: Sequence[Sequence[str]]) -> Floats:
+    """Return `multi_hot` of the names that items have [items, names], NaN for none; [items, 0] of too many names."""
+    if len({name for names in lists for name in names}) > MOST:
+        return np.zeros((len(lists), 0), dtype=np.float32)
+    some = np.array([bool(names) for names in lists], dtype=np.bool_)
+    return np.where(some[:, None], multi_hot(lists, MOST), np.float32("nan"))
+
+
+def standardised(price: pd.Series[float], train: Bools) -> tuple[Floats, float]:
+    """Return the standardised logarithms of prices [items, 1], NaN where there is none, and their standard deviation.
+
+    Mean and deviation are those of the training items.
+    """
+    log = np.log(price.to_numpy(np.float64))
+    seen = log[train & np.isfinite(log)]
+    mean, deviation = (float(seen.mean()), float(seen.std())) if len(seen) else (0.0, 1.0)
+    deviation = deviation or 1.0
+    return ((log - mean) / deviation).astype(np.float32)[:, None], deviation
