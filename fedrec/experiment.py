@@ -122,7 +122,9 @@ class Experiment(Method):
     )
     content: Content = Field(Content(), description="what describes items beside their ids")
     metrics: tuple[str, ...] = Field(
-        ("ndcg@10", "hr@10"), min_length=1, description="ranking metrics; the first selects the round"
+        ("ndcg@10", "hr@10"),
+        min_length=1,
+        description="ranking metrics; the first selects the round, with the log loss or RMSE of other tasks",
     )
     rounds: int = Field(20, ge=1, le=1_000_000, description="rounds of communication")
     local_epochs: int = Field(2, ge=1, le=10_000, description="passes over a client's data in a round")

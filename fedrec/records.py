@@ -22,6 +22,8 @@ from fedrec.evaluation import PerUser
 from fedrec.parameters import Params
 
 Row = dict[str, str | int | float]
+SINGLE = "single-task"  # folder, among the baselines, of a run for each task of clients that have several
+NOT_SINGLE = "single-task.txt"  # beside it: why there is none
 CLIENTS = ["round", "client", "split", "task", "metric", "value", "device"]  # columns of clients.csv
 
 

@@ -21,7 +21,7 @@ class Plan:
     eval_every: int
     patience: int
     uniform: bool  # weight of a client: 1, or its number of examples
-    select: tuple[str, ...]  # metrics that may select the round; the first that a client reports counts
+    select: tuple[str, ...]  # metrics that may select the round; of a task counts the first that it has
     metrics: frozenset[str]  # what an evaluation may hold, as task/metric
     pooled: bool  # one client that speaks for its members
     coupling: Coupling

@@ -11,6 +11,7 @@ from fedrec.records import Row
 from fedrec.sharing import ContractError, Contribution
 
 OVER_BUDGET = 1e6  # a round that breaks a budget comes after every round that breaks less
+NEAR_ZERO = 0.01  # added to a metric before its logarithm: a hit more of a few users must not outweigh every other task
 Key = tuple[str, str, str]  # client or pooled member, task, metric
 
 
@@ -113,17 +114,25 @@ def own_metrics(reply: Contribution, pooled: bool) -> dict[Key, float]:
 
 
 def selection_scores(metrics: Mapping[Key, float], select: Sequence[str]) -> dict[str, float]:
-    """Return a score for each client or pooled member that has one, larger is better: its first metric of `select`."""
-    scores: dict[str, float] = {}
-    for who in dict.fromkeys(who for who, _, _ in metrics):
-        own = [(metric, value) for (client, _, metric), value in metrics.items() if client == who]
-        for name in select:
-            values = [value for metric, value in own if metric == name]
-            if values:
-                score = average(values) if higher_is_better(name) else -average(values)
-                scores |= {} if math.isnan(score) else {who: score}
-                break
-    return scores
+    """Return a score for each client or pooled member that has one, larger is better.
+
+    Of every task counts the first metric of `select` that it has. With one such task that is the score, negative where
+    less is better. Metrics of several tasks lie on unlike scales, and the largest would choose alone: the score is the
+    mean of their logarithms, in which a hundredth of one task's value weighs as much as a hundredth of another's.
+    """
+    found: dict[str, dict[str, tuple[str, float]]] = {}
+    for name in select:
+        for (who, task, metric), value in metrics.items():
+            if metric == name and not math.isnan(value):
+                found.setdefault(who, {}).setdefault(task, (metric, value))
+    return {who: score_of(list(found[who].values())) for who, _, _ in metrics if who in found}
+
+
+def score_of(values: Sequence[tuple[str, float]]) -> float:
+    """Return the score of a client whose tasks have one (metric, value) each, see `selection_scores`."""
+    several = len(values) > 1
+    marks = [math.log(max(value, 0.0) + NEAR_ZERO) if several else value for _, value in values]
+    return average(m if higher_is_better(metric) else -m for m, (metric, _) in zip(marks, values, strict=True))
 
 
 def weighted(losses: dict[str, float], carriers: dict[str, Carrier]) -> float:

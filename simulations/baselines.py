@@ -1,12 +1,19 @@
-"""What a federated run is compared with: every client alone, one model on everyone's data, and popularity."""
+"""What a federated run is compared with.
+
+Every client alone, one model on everyone's data, popularity, and, where a client has several tasks, each of them in a
+run of its own.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
 
+from fedrec.errors import UserError
 from fedrec.evaluation import PerUser, PopularityScorer, evaluate
-from fedrec.experiment import Experiment, build, clients_data
-from fedrec.records import Record, Row, write_csv, write_users
+from fedrec.experiment import Experiment, build, clients_data, tasks_for
+from fedrec.records import SINGLE, Record, Row, write_csv, write_users
+from fedrec.tasks import parse_task, per_client
 from simulations.apps import apps_for
+from simulations.check import check
 from simulations.engines import run_inline
 from simulations.methods import METHODS
 
@@ -22,17 +29,57 @@ def baseline(experiment: Experiment, method: str) -> Experiment:
     return build(fields)
 
 
+def single_task(experiment: Experiment, task: str) -> Experiment:
+    """Return the same experiment in which every client that has `task` has it alone, and any other its first task.
+
+    Method, model, data, seed and who takes part stay, so that the difference is what a client's tasks do to each other.
+    A weight of the task against the others falls away with them. Raises UserError where they cannot be parted.
+    """
+    if experiment.privacy.active:
+        raise UserError("each task's run would spend a privacy budget of its own, on top of that of the run itself")
+    parts = []
+    for client, text in per_client(experiment.task).items():
+        names = {parse_task(one).name: one.partition("*")[0].strip() for one in text.split(",")}
+        chosen = names.get(task, next(iter(names.values())))
+        parts.append(chosen if client == "*" else f"{client}={chosen}")
+    return build({**experiment.model_dump(), "task": ";".join(parts), "deadline": 0.0})
+
+
+def single_tasks(experiment: Experiment) -> tuple[dict[str, Experiment], str]:
+    """Return the experiment of every task that some client has beside another, or why there is none.
+
+    It is all of them or none: a task's gain means little where that of another is missing.
+    """
+    clients = [tasks_for(experiment, member) for data in clients_data(experiment) for member in data.members or (data,)]
+    names = dict.fromkeys(task.name for tasks in clients if len(tasks) > 1 for task in tasks)
+    try:
+        found = {name: single_task(experiment, name) for name in names}
+        for one in found.values():
+            check(one)
+    except UserError as error:
+        return {}, str(error)
+    return found, ""
+
+
+def comparisons(experiment: Experiment) -> tuple[dict[str, Experiment], str]:
+    """Return the baselines that are trained, by the folder each goes to, and why the tasks are not trained singly.
+
+    The latter is empty where they are, and where no client has several.
+    """
+    whole = {method: baseline(experiment, method) for method in ("local", "pooled") if method != experiment.method}
+    apart, why = single_tasks(experiment)
+    return {**whole, **{f"{SINGLE}/{task}": one for task, one in apart.items()}}, why
+
+
 def run_baseline(
     experiment: Experiment,
-    method: str,
     home: Path,
     on_round: Callable[[Row], None] = lambda row: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Train a baseline in this process and write its record into `home`."""
+    """Train a baseline, as `comparisons` gives it, in this process and write its record into `home`."""
     home.mkdir(parents=True)
-    other = baseline(experiment, method)
-    run_inline(*apps_for(other, home, on_round, stop), len(clients_data(other)))
+    run_inline(*apps_for(experiment, home, on_round, stop), len(clients_data(experiment)))
 
 
 def run_popularity(experiment: Experiment, home: Path) -> None:

@@ -1,4 +1,4 @@
-"""The closing table of a run on the terminal."""
+"""The closing tables of a run on the terminal."""
 
 import math
 import re
@@ -10,6 +10,7 @@ from rich.table import Table
 
 from fedrec.report import comparison
 from fedrec.report.findings import warnings
+from fedrec.report.several import WORDS, balances, singly, spoken
 from fedrec.report.tables import compare, read_run
 
 MANY = 20
@@ -48,6 +49,29 @@ def table(run_dir: Path) -> Table:
             number(mean["popularity"]),
         ]
         shown.add_row(label, *cells, "")
+    return shown
+
+
+def several(run_dir: Path) -> Table | None:
+    """Return what each client's tasks gain or lose by one another; of many clients all users, None without a client."""
+    run = read_run(run_dir)
+    rows = singly(run)
+    if not len(rows):
+        return None
+    every, together = balances(rows), singly(run, together=True)
+    title = f"Against a run for each task. {'All users' if len(every) > 1 else next(iter(every))}: "
+    seesaw = sum(found.seesaw for found in every.values())
+    title += f"{spoken(together).words}; {seesaw} of {len(every)} clients with a seesaw"
+    shown = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0, show_edge=False)
+    for name in ("client", "metric", "all tasks", "single task", "difference [95%]", "by the others"):
+        shown.add_column(name, no_wrap=name != "client", justify="left" if name in ("client", "metric") else "right")
+    table = together if len(rows) > 3 * MANY else pd.concat([rows, together]) if len(every) > 1 else rows
+    for _, row in table[table["speaks"]].iterrows():
+        gain = signed(row["difference"])
+        if not math.isnan(row["low"]):
+            gain += f" [{signed(row['low'])}, {signed(row['high'])}]"
+        cells = [number(row["together"]), number(row["single"]), gain, WORDS.get(row["verdict"], row["verdict"])]
+        shown.add_row(f"{row['client']} {row['task']}", row["metric"], *cells)
     return shown
 
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from fedrec.errors import UserError
 from fedrec.experiment import Experiment
 from fedrec.folders import CHECKPOINTS, unfinished, writing
-from fedrec.records import write_json
+from fedrec.records import NOT_SINGLE, write_json
 from fedrec.sharing import ContractError
 from simulations.cli import Command, parse
 from simulations.progress import Reporter, reporter
@@ -50,8 +50,7 @@ def run(command: Command, console: Console) -> int:
     from fedrec.report import write_report
     from server.faults import ClientFailure
 
-    others = [method for method in ("local", "pooled") if command.compare and method != command.experiment.method]
-    check_all(command.experiment, others)
+    others, why = checked(command)
     out = command.out or fresh(command.experiment)
     failed = False
     with stopping() as stopped:
@@ -60,8 +59,10 @@ def run(command: Command, console: Console) -> int:
                 remember(command, home)
                 with reporter(console, command.quiet) as shown:
                     train(command, home, shown, stopped)
-                    for method in others:
-                        failed |= not compared(command.experiment, method, home, shown, stopped)
+                    if why:
+                        (home / "baselines" / NOT_SINGLE).write_text(why, encoding="utf-8")
+                    for name, other in others.items():
+                        failed |= not compared(other, name, home, shown, stopped)
                 write_report(home)
         except (ClientFailure, ContractError, OSError) as error:
             print(f"failed: {error}{continued(out)}", file=sys.stderr)
@@ -74,13 +75,18 @@ def run(command: Command, console: Console) -> int:
     return 130 if interrupted else int(failed)
 
 
-def check_all(experiment: Experiment, others: Sequence[str]) -> None:
-    """Check an experiment and what it is to be compared with, before any of them is run; raises UserError."""
-    from simulations.baselines import baseline
+def checked(command: Command) -> tuple[dict[str, Experiment], str]:
+    """Check what is to be run before any of it is; return the baselines, see `comparisons`. Raises UserError."""
+    from simulations.baselines import comparisons
     from simulations.check import check
 
-    for one in (experiment, *(baseline(experiment, method) for method in others)):
+    check(command.experiment)
+    if not command.compare:
+        return {}, ""
+    others, why = comparisons(command.experiment)
+    for one in others.values():
         check(one)
+    return others, why
 
 
 def train(command: Command, home: Path, shown: Reporter, stopped: Callable[[], bool]) -> None:
@@ -96,7 +102,7 @@ def train(command: Command, home: Path, shown: Reporter, stopped: Callable[[], b
     run_popularity(e, home / "baselines" / "popularity")
 
 
-def compared(experiment: Experiment, method: str, home: Path, shown: Reporter, stopped: Callable[[], bool]) -> bool:
+def compared(other: Experiment, name: str, home: Path, shown: Reporter, stopped: Callable[[], bool]) -> bool:
     """Train a baseline into `home`; return whether it did not fail.
 
     A baseline that fails or is stopped leaves nothing, and takes nothing from the run that it is for.
@@ -104,14 +110,14 @@ def compared(experiment: Experiment, method: str, home: Path, shown: Reporter, s
     from server.faults import ClientFailure
     from simulations.baselines import run_baseline
 
-    folder, error = home / "baselines" / method, None
+    folder, error = home / "baselines" / name, None
     if not stopped():
-        shown.phase(f"baseline {method}", experiment.rounds)
+        shown.phase(f"baseline {name}", other.rounds)
         try:
-            run_baseline(experiment, method, folder, shown.round, stopped)
+            run_baseline(other, folder, shown.round, stopped)
         except (ClientFailure, ContractError, OSError) as raised:
             error = raised
-            print(f"failed: baseline {method}: {error}", file=sys.stderr)
+            print(f"failed: baseline {name}: {error}", file=sys.stderr)
     if error or stopped():
         shutil.rmtree(folder, ignore_errors=True)
     return error is None
@@ -144,11 +150,13 @@ def stopping() -> Iterator[Callable[[], bool]]:
 
 
 def close(out: Path, console: Console, quiet: bool) -> None:
-    """Show the closing table, what the reader must know beside it, and where the report is."""
-    from simulations.closing import notes, table
+    """Show the closing tables, what the reader must know beside it, and where the report is."""
+    from simulations.closing import notes, several, table
 
     if not quiet:
         console.print(table(out))
+        if (tasks := several(out)) is not None:
+            console.print(tasks)
         for note in notes(out):
             console.print(note, highlight=False, markup=False)
     console.print(f"report: {out / 'report.html'}", highlight=False, markup=False, soft_wrap=True)

@@ -286,9 +286,9 @@ def test_a_baseline_that_fails_takes_nothing_from_the_run(
 ) -> None:
     real = baselines.run_baseline
 
-    def failing(experiment: Experiment, method: str, home: Path, *rest: Any) -> None:
-        real(experiment, method, home, *rest)
-        if method == "local":
+    def failing(experiment: Experiment, home: Path, *rest: Any) -> None:
+        real(experiment, home, *rest)
+        if experiment.method == "local":
             raise OSError(28, "No space left on device", str(home))
 
     monkeypatch.setattr(baselines, "run_baseline", failing)

@@ -11,6 +11,8 @@ import pandas as pd
 from fedrec.metrics import higher_is_better
 from fedrec.newcomers import arrivals
 from fedrec.privacy.rule import NOT_PRIVATE
+from fedrec.records import SINGLE
+from fedrec.report.several import balances, singly, spoken
 from fedrec.report.tables import LEAKING, Run, counted
 
 MINUS, DASH = "\N{MINUS SIGN}", "\N{EN DASH}"
@@ -164,10 +166,37 @@ def _protocol(run: Run) -> list[Caution]:
         text = f"The run ended early, after {plural(len(run.rounds), 'round')} of {run.option('rounds', '?')}."
         out.append(Caution("care", "Interrupted run", text))
     missing = [name for name in ("local", "pooled", "popularity") if name not in run.baselines]
+    several = run.federated.test().reset_index().groupby("client")["task"].nunique()
+    if (several > 1).any() and not run.singles and not run.not_single:
+        missing.append(SINGLE)
     if missing and run.option("method") not in missing:
         out.append(
             Caution("note", f"Not run: {listing(missing)}", "Use --compare to train the baselines of this experiment.")
         )
+    return out
+
+
+def _tasks(run: Run) -> list[Caution]:
+    """Return which tasks of a client lose by its other tasks, and why that is not known where it is not."""
+    if run.not_single:
+        return [Caution("note", "What several tasks gain or lose is not known", f"{run.not_single}.")]
+    table = singly(run)
+    every = balances(table)
+    if not every:
+        return []
+    whole = spoken(singly(run, together=True))
+    seesaw = [f"{name} ({found.words.removeprefix('SEESAW: ')})" for name, found in every.items() if found.seesaw]
+    losing = [f"{name} ({', '.join(found.lost)})" for name, found in every.items() if found.lost and not found.seesaw]
+    text = f"All users: {whole.words}. " if len(every) > 1 else ""
+    out = []
+    if seesaw or whole.seesaw:
+        text += "A task lost against a run of its own while another gained, by intervals that exclude 0, in: "
+        out.append(Caution("bad", "Seesaw between tasks", f"{text}{listing(seesaw) or 'no client by itself'}.", True))
+    elif whole.lost:
+        out.append(Caution("bad", "A task lost by the others", text or f"{whole.words}.", True))
+    if losing:
+        text = "Against a run of its own, by an interval that excludes 0: "
+        out.append(Caution("care", "Clients with a task that lost by the others", f"{text}{listing(losing)}.", True))
     return out
 
 
@@ -257,7 +286,6 @@ def _faults(run: Run) -> list[Caution]:
 
 def warnings(run: Run, primary: pd.DataFrame) -> list[Caution]:
     """Return the warnings of a run, the gravest first; `primary` are the rows of `comparison` that speak for a task."""
-    found = (
-        _protocol(run) + _privacy(run) + _losses(primary) + _faults(run) + _newcomers(run) + _student(run) + _data(run)
-    )
+    found = _protocol(run) + _privacy(run) + _losses(primary) + _faults(run) + _newcomers(run)
+    found += _student(run) + _tasks(run) + _data(run)
     return sorted(found, key=lambda warning: ("bad", "care", "note").index(warning.tone))

@@ -13,6 +13,7 @@ from fedrec.metrics import higher_is_better
 from fedrec.report import plots
 from fedrec.report.facts import facts
 from fedrec.report.findings import DASH, MANY, WORST, answer, change, headline, label, number, plural, warnings
+from fedrec.report.several import WORDS, balances, singly, spoken
 from fedrec.report.tables import BASELINES, Run, compare, counted, read_run
 from fedrec.report.template import PAGE
 
@@ -67,6 +68,7 @@ def page(run: Run) -> str:
         warnings=warnings(run, primary),
         tables=[_comparison(rows, together) for _, rows in table.groupby(["task", "metric"], sort=False)],
         baselines=run.baselines,
+        several=_several(run),
         curves=_curves(run, primary),
         budgets=run.record.get("budgets", []),
         privacy=run.record.get("privacy"),
@@ -130,6 +132,22 @@ def _comparison(rows: pd.DataFrame, together: pd.DataFrame) -> dict[str, Any]:
         "cut": len(rows) - WORST if len(rows) > MANY else 0,
         "counts": rows["verdict"].value_counts().to_dict() if len(rows) > MANY else {},
         "baselines": BASELINES,
+    }
+
+
+def _several(run: Run) -> dict[str, Any] | None:
+    """Return what several tasks in one client gain or lose: all users' balance, and the rows of the table."""
+    table = singly(run)
+    if not len(table):
+        return {"words": f"Not compared: {run.not_single}.", "rows": [], "cut": 0} if run.not_single else None
+    every, together = balances(table), singly(run, together=True)
+    many = len(every) > MANY
+    shown = together if many else pd.concat([table, together]) if len(every) > 1 else table
+    return {
+        "words": f"{'All users' if len(every) > 1 else next(iter(every))}: {spoken(together).words}.",
+        "rows": [{**row, "verdict": WORDS.get(row["verdict"], row["verdict"])} for row in shown.to_dict("records")],
+        "cut": len(every) if many else 0,
+        "seesaws": sum(found.seesaw for found in every.values()),
     }
 
 

@@ -15,6 +15,7 @@ import pandas as pd
 from fedrec.errors import UserError
 from fedrec.metrics import Paired, higher_is_better, paired
 from fedrec.privacy.rule import NOT_PRIVATE
+from fedrec.records import NOT_SINGLE, SINGLE
 from fedrec.tasks import ATTRIBUTES
 
 BASELINES = ("local", "pooled", "popularity")
@@ -56,6 +57,8 @@ class Run:
     ledger: pd.DataFrame
     student: pd.DataFrame
     faults: pd.DataFrame
+    singles: dict[str, Results]  # of each task, trained in a run of its own
+    not_single: str  # why the tasks were not
 
     def option(self, name: str, default: Any = None) -> Any:
         """Return an option of the experiment."""
@@ -126,6 +129,7 @@ def read_run(run_dir: Path) -> Run:
     if not path.exists():
         raise UserError(f"run directory: must hold experiment.json, found none in {run_dir}")
     folders = {name: run_dir / "baselines" / name for name in BASELINES}
+    single = run_dir / "baselines" / SINGLE
     return Run(
         json.loads(path.read_text("utf-8")),
         read_results(run_dir),
@@ -134,6 +138,8 @@ def read_run(run_dir: Path) -> Run:
         read_table(run_dir / "ledger.csv", LEDGER),
         read_table(run_dir / "student.csv", STUDENT),
         read_table(run_dir / "faults.csv", FAULTS),
+        {path.parent.name: read_results(path.parent) for path in sorted(single.glob("*/clients.csv"))},
+        why.read_text("utf-8") if (why := single.with_name(NOT_SINGLE)).exists() else "",
     )
 
 
@@ -148,7 +154,7 @@ def verdict(metric: str, difference: Paired) -> str:
     return "helped" if low > 0 else "hurt" if high < 0 else "no detectable difference"
 
 
-def _differences(federated: Results, baseline: Results) -> dict[Hashable, Paired]:
+def differences(federated: Results, baseline: Results) -> dict[Hashable, Paired]:
     """Return federated minus baseline: paired over users where both have them, else the bare difference (n = 0)."""
     ours, theirs = federated.test(), baseline.test()
     out = {key: Paired(value, math.nan, math.nan, 0) for key, value in (ours - theirs.reindex(ours.index)).items()}
@@ -170,8 +176,8 @@ def _table(federated: Results, baselines: dict[str, Results]) -> pd.DataFrame:
     for name in BASELINES:
         found = baselines.get(name)
         table[name] = found.test().reindex(table.index) if found else math.nan
-        differences = _differences(federated, found) if found else {}
-        each = [differences.get(key, Paired(math.nan, math.nan, math.nan, 0)) for key in table.index]
+        apart = differences(federated, found) if found else {}
+        each = [apart.get(key, Paired(math.nan, math.nan, math.nan, 0)) for key in table.index]
         table[f"{name}_difference"] = [d.mean for d in each]
         table[f"{name}_low"] = [d.low for d in each]
         table[f"{name}_high"] = [d.high for d in each]
@@ -184,7 +190,7 @@ def _table(federated: Results, baselines: dict[str, Results]) -> pd.DataFrame:
     return table.reset_index()
 
 
-def _together(results: Results) -> Results:
+def as_one(results: Results) -> Results:
     """Return the results of all users as one client's: means over users, or over clients where there are none.
 
     An item that several clients carry is one: its values are as little independent as the item is, so that it counts
@@ -218,8 +224,8 @@ def compare(run: Run, together: bool = False) -> pd.DataFrame:
         gone = set(test[test.isna()].index) - {
             key for b in baselines.values() for key in b.test()[b.test().isna()].index
         }
-        baselines = {name: _together(_without(b, gone)) for name, b in baselines.items()}
-        federated = _together(federated)
+        baselines = {name: as_one(_without(b, gone)) for name, b in baselines.items()}
+        federated = as_one(federated)
     table = _table(federated, baselines)
     if together:
         everyone = table["task"].map(lambda task: ITEMS if counted(task) == "item" else EVERYONE)

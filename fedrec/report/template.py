@@ -122,6 +122,19 @@ Under each baseline stands together minus that baseline with its 95% interval (p
 {% for t in tables if not t.primary %}<details><summary>{{ t.metric | label }}, task {{ t.task }}</summary>{{ comparison(t) }}</details>{% endfor %}
 </section>
 
+{% if several %}
+<section aria-labelledby="several"><h2 id="several">Several tasks in one client{{ leak() }}</h2>
+<p>{{ several.words }}</p>
+{% if several.rows %}
+<p class="muted small">Each task of a client was also trained in a run of its own: the same method, model, data and seed, and its own choice of the round. The interval is paired over users (one seed, and not corrected for the number of clients and tasks). A seesaw is a task that lost while another gained. Where a metric has no interval, as AUC, another one of the task speaks; it is marked.</p>
+{% if several.cut %}<p>{{ "{:,}".format(several.seesaws) }} of {{ "{:,}".format(several.cut) }} clients have a seesaw by themselves; shown are all users.</p>{% endif %}
+<div class="scroll" tabindex="0"><table><thead><tr><th scope="col">Client</th><th scope="col" class="left">Task</th><th scope="col" class="left">Metric</th><th scope="col">All tasks</th><th scope="col">Single task</th><th scope="col">Difference</th><th scope="col">Users</th><th scope="col" class="left">By the others</th></tr></thead><tbody>
+{% for r in several.rows %}<tr><th scope="row">{{ r.client }}</th><td class="left">{{ r.task }}</td><td class="left">{{ r.metric | label }}{{ ", lower is better" if not higher_is_better(r.metric) }}</td><td class="ours">{{ r.together | number }}{{ leak() }}</td><td>{{ r.single | number }}{{ leak() }}</td><td>{{ change(r.difference, r.low, r.high) }}</td><td>{{ "{:,}".format(r.users) if r.users else "–" }}</td><td class="left"><span class="tag {{ {"gained": "up", "lost": "down"}[r.verdict] | default("") if r.speaks }}">{{ r.verdict }}{{ " *" if r.speaks }}</span></td></tr>
+{% endfor %}
+</tbody></table></div>
+{% endif %}</section>
+{% endif %}
+
 {% if curves %}
 <section aria-labelledby="curves"><h2 id="curves">Learning curves{{ leak() }}</h2>
 {% for figure in curves %}{{ picture(figure) }}{% endfor %}

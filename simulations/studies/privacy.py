@@ -21,7 +21,7 @@ from fedrec.privacy.audit import audit, bounds
 from fedrec.privacy.guarantee import guarantees
 from fedrec.privacy.noise import Source
 from fedrec.records import gather_measured
-from simulations.baselines import run_baseline, run_popularity
+from simulations.baselines import baseline, run_baseline, run_popularity
 from simulations.check import check
 from simulations.cli import parse
 from simulations.studies.auditing import Trial, audited
@@ -169,7 +169,7 @@ def attack_rows(job: Job, home: Path) -> list[dict[str, Any]]:
 def reference_rows(job: Job, home: Path) -> list[dict[str, Any]]:
     """Return how the clients do alone, and by what is popular among their own users."""
     rows = []
-    run_baseline(job.experiment, "local", home / "local")
+    run_baseline(baseline(job.experiment, "local"), home / "local")
     run_popularity(job.experiment, home / "popularity")
     for name in ("local", "popularity"):
         table = pd.read_csv(home / name / "clients.csv").to_dict("records")

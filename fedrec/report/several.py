@@ -1,0 +1,111 @@
+"""What a client's tasks do to each other: all of them together against each of them in a run of its own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import pandas as pd
+
+from fedrec.report.tables import CLIENTS, KEY, METRICS, USERS, Results, Run, as_one, differences, verdict
+
+WORDS = {"helped": "gained", "hurt": "lost", "no detectable difference": "unclear", "": "not measured"}
+
+
+class Balance(NamedTuple):
+    """The tasks of a client, or of all users, by what came of training them together."""
+
+    gained: tuple[str, ...] = ()
+    lost: tuple[str, ...] = ()
+    unclear: tuple[str, ...] = ()  # the interval covers 0
+    open: tuple[str, ...] = ()  # no interval, or no value
+
+    @property
+    def seesaw(self) -> bool:
+        """Whether a task lost while another gained (Tang et al., RecSys 2020)."""
+        return bool(self.gained and self.lost)
+
+    @property
+    def words(self) -> str:
+        """The tasks, in words."""
+        if self.unclear and not (self.gained or self.lost or self.open):
+            return f"no task clearly gained or lost by the others ({', '.join(self.unclear)})"
+        ends = {"gained": self.gained, "lost": self.lost, "unclear": self.unclear, "without an interval": self.open}
+        return ("SEESAW: " if self.seesaw else "") + ", ".join(
+            f"{', '.join(tasks)} {end}" for end, tasks in ends.items() if tasks
+        )
+
+
+def balance(verdicts: Iterable[tuple[str, str]]) -> Balance:
+    """Return the balance of (task, verdict of its interval), see `tables.verdict`."""
+    places: dict[str, list[str]] = {"helped": [], "hurt": [], "no detectable difference": [], "": []}
+    for task, found in verdicts:
+        places[found if found in places else ""].append(task)
+    return Balance(*(tuple(tasks) for tasks in places.values()))
+
+
+def singly(run: Run, together: bool = False) -> pd.DataFrame:
+    """Return a row for each client with several tasks, task and metric; `together` takes all users as one client.
+
+    Columns: `client`, `task`, `metric`; `together` and `single`, the test values; `difference` of the two, paired over
+    users with its 95% interval `low`, `high`, NaN where a metric has no value for each user; `users`, the pairs;
+    `verdict` of the interval; `speaks`, for the one row of each client and task that the balance goes by: the task's
+    primary metric or, where that has no interval (AUC), the first that has one.
+    """
+    ours, single = run.federated, _joined(run.singles)
+    tests = [results.test().dropna() for results in (ours, single)]
+    tasks = ours.test().reset_index().groupby("client")["task"].nunique()
+    keys = [key for key in tests[0].index if tasks[key[0]] > 1 and key in tests[1].index]
+    ours, single = (_only(results, keys) for results in (ours, single))
+    if together:
+        ours, single = as_one(ours), as_one(single)
+    values, alone, apart = ours.test(), single.test(), differences(ours, single)
+    rows = [
+        [*key, values[key], alone[key], d.mean, d.low, d.high, d.n, verdict(key[2], d)]
+        for key in values.index
+        for d in (apart[key],)
+    ]
+    names = [*KEY, "together", "single", "difference", "low", "high", "users", "verdict"]
+    table = pd.DataFrame(rows, columns=names)
+    speaks = {
+        (client, task): _speaking(run.primary(str(task)), part)
+        for (client, task), part in table.groupby(["client", "task"], sort=False)
+    }
+    marks = [speaks[c, t] == m for c, t, m in zip(table["client"], table["task"], table["metric"], strict=True)]
+    table["speaks"] = pd.Series(marks, dtype=bool)
+    if together:
+        table["client"] = table["client"].where(table["users"] > 0, CLIENTS)
+    return table
+
+
+def _speaking(primary: str | None, rows: pd.DataFrame) -> str:
+    """Return the metric that speaks for a task, see `singly`."""
+    clear = [m for m, low in zip(rows["metric"], rows["low"], strict=True) if not math.isnan(low)]
+    found = [*rows["metric"]]
+    return primary if primary in (clear or found) and primary is not None else (clear or found)[0]
+
+
+def spoken(table: pd.DataFrame) -> Balance:
+    """Return the balance of the rows of `singly` that speak; of one client, or of all users."""
+    rows = table[table["speaks"]]
+    return balance(zip(rows["task"], rows["verdict"], strict=True))
+
+
+def balances(table: pd.DataFrame) -> dict[str, Balance]:
+    """Return the balance of every client in the rows of `singly`."""
+    return {str(client): spoken(rows) for client, rows in table.groupby("client", sort=False)}
+
+
+def _joined(singles: dict[str, Results]) -> Results:
+    """Return the results of every task in the run that was for it."""
+    clients = [r.clients[r.clients["task"] == task] for task, r in singles.items()]
+    users = [r.users[r.users["task"] == task] for task, r in singles.items()]
+    found = (([part for part in parts if len(part)], names) for parts, names in ((clients, METRICS), (users, USERS)))
+    return Results(*(pd.concat(parts) if parts else pd.DataFrame(columns=names) for parts, names in found))
+
+
+def _only(results: Results, keys: list[tuple[str, str, str]]) -> Results:
+    """Return the results of some (client, task, metric)."""
+    kept = [t[pd.MultiIndex.from_frame(t[KEY]).isin(keys)] for t in (results.clients, results.users)]
+    return Results(kept[0], kept[1])
