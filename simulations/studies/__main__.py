@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 
 from fedrec.errors import UserError, choose
-from simulations.studies import auditing, methods, privacy, published, ratings, scale, speed
+from simulations.studies import auditing, methods, privacy, published, ratings, scale, speed, tasks
 
 STUDIES = {
     "auditing": auditing.run,
@@ -14,6 +14,7 @@ STUDIES = {
     "ratings": ratings.run,
     "scale": scale.run,
     "speed": speed.run,
+    "tasks": tasks.run,
 }
 
 
