@@ -30,19 +30,20 @@ def summary(results: pd.DataFrame) -> list[dict[str, Any]]:
     """
     several = results.groupby("client")["task"].transform("nunique") > 1
     results = results[several]
-    means = results.groupby(["task", "metric", "arm", "seed"])["value"].mean()
+    means = results.groupby(["task", "metric", "arm", "seed"])["value"].mean().reset_index()
+    by = {key: part["value"].to_numpy(np.float64) for key, part in means.groupby(["task", "metric", "arm"])}
     arms = results.drop_duplicates("arm").set_index("arm")
     rows = []
     for task, metric in dict.fromkeys(zip(results["task"], results["metric"], strict=True)):
         for name, arm in arms.to_dict("index").items():
-            values = means.loc[(task, metric, name)].sort_index().to_numpy(np.float64)
+            values = by[task, metric, name]
             row = {"task": task, "metric": metric, "arm": name, "multi": not arm["single"], "mean": values.mean()}
             row["sd"] = values.std(ddof=1) if len(values) > 1 else float("nan")
             for key, single in AGAINST.items():
                 other = f"{single} {arm['body']}"
                 if name == other:
                     continue
-                p = paired(values, means.loc[(task, metric, other)].sort_index().to_numpy(np.float64))
+                p = paired(values, by[task, metric, other])
                 row |= {f"minus_{key}": p.mean, f"minus_{key}_low": p.low, f"minus_{key}_high": p.high}
                 row[f"against_{key}"] = WORDS.get(word := verdict(metric, p), word)
             rows.append(row)
