@@ -133,7 +133,8 @@ class Client:
         e, anchor = self.experiment, to(anchor, self.device)
         pull = None
         if mu and isinstance(self.channel, Mapped):
-            pull = self.channel.pull(anchor, mu, generator(e.seed, "pull", self.data.name, number))
+            tie = self.channel.pull(anchor, mu, generator(e.seed, "pull", self.data.name, number))
+            pull = lambda params, _: tie(params)  # noqa: E731
         params, loss = local_update(
             self.model,
             to(start, self.device),

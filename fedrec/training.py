@@ -191,7 +191,7 @@ def local_update(
     weight: float = 1.0,
     beside: Beside | None = None,
     shift: Mapping[str, Tensor] | None = None,
-    pull: Callable[[Params], Tensor] | None = None,
+    pull: Callable[[Params, Batch], Tensor] | None = None,
     weigher: Weigher | None = None,
     own: Mapping[str, Tensor] | None = None,
 ) -> tuple[Params, float]:
@@ -201,11 +201,11 @@ def local_update(
     is the broadcast that the proximal term `mu/2 |x - z|^2` pulls the shared parameters to. `weight` multiplies the
     loss against that term (1 + mu_i of a loss budget); the loss that is returned is without it. `beside` is called
     before every step with the parameters, the names that it trains, its batch and its number in the phase. `shift` is
-    added to the gradients, also where a task sees none. `pull` is a term beside the loss, for a client that exchanges
-    no part of its parameters (`fedrec.channel`). `weigher` weighs the tasks' losses for the steps and goes on to its
-    next state; the loss that is returned has the fixed weights, so that it tells nothing of it. `own` are masks of
-    shared parameters, 1 at what nobody else has: the phase private trains that too. Without a row to train on, the
-    parameters come back unchanged and the loss is NaN.
+    added to the gradients, also where a task sees none. `pull` is a term beside the loss: of a client that exchanges
+    no part of its parameters (`fedrec.channel`), or of a teacher (`fedrec.distillation`). `weigher` weighs the tasks'
+    losses for the steps and goes on to its next state; the loss that is returned has the fixed weights, so that it
+    tells nothing of it. `own` are masks of shared parameters, 1 at what nobody else has: the phase private trains that
+    too. Without a row to train on, the parameters come back unchanged and the loss is NaN.
     """
     params = {name: value.detach().clone() for name, value in params.items()}
     device = str(next(iter(params.values())).device)
@@ -230,7 +230,7 @@ def local_update(
                 if weigher:
                     seen = [bool(batch.labels[task.name][0].any()) for task in tasks]
                     followed = total([weigher.loss(parts, seen, params, names, t + 1), *rest])
-                whole = weight * followed + pull(params) if pull else weight * followed
+                whole = weight * followed + pull(params, batch) if pull else weight * followed
                 grads = gradients(whole, params, names, recipe.mu, anchor)
                 grads |= {name: grads[name] + value for name, value in (shift or {}).items()}
                 grads |= {name: grads[name] * value for name, value in mine.items() if name in grads}
