@@ -1,4 +1,4 @@
-"""Distillation: a student that learns from logits alone."""
+"""The student of a server: it learns from logits alone."""
 
 import torch
 from torch import Tensor

@@ -1,0 +1,43 @@
+"""What a recommender costs: how many numbers it keeps, and how long it takes to score its catalogue."""
+
+import time
+from dataclasses import dataclass
+from statistics import median
+
+import torch
+
+from fedrec.evaluation import ModelScorer
+from fedrec.records import table_of
+
+BATCH = 100  # users
+REPETITIONS = 30
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Parameters, and the milliseconds that scoring the whole catalogue takes for one user and for `BATCH` users."""
+
+    parameters: int
+    one_ms: float
+    batch_ms: float
+
+
+def cost(scorer: ModelScorer, task: str, users: int) -> Cost:
+    """Return what a recommender with `users` users costs; the times are medians over `REPETITIONS`, on one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        one, batch = (milliseconds(scorer, task, [row % users for row in range(n)]) for n in (1, BATCH))
+    finally:
+        torch.set_num_threads(threads)
+    return Cost(sum(value.numel() for value in scorer.params.values()), one, batch)
+
+
+def milliseconds(scorer: ModelScorer, task: str, rows: list[int]) -> float:
+    """Return the median time in which the catalogue is scored for some users; the first time does not count."""
+    users, found = table_of(rows), []
+    for _ in range(REPETITIONS + 1):
+        started = time.perf_counter()
+        scorer.score_all(task, users)
+        found.append(1000 * (time.perf_counter() - started))
+    return median(found[1:])

@@ -1,0 +1,248 @@
+"""A small student of a client's model: `python -m simulations.distil RUN --client silo-1 --dim 5 --kind soft`."""
+
+import argparse
+import math
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from safetensors.torch import save_file
+
+from clients.client import Client
+from clients.recommend import experiment_of, params_of
+from fedrec.data import ClientData
+from fedrec.distillation import KINDS, Distillation, learn
+from fedrec.errors import UserError, choose
+from fedrec.evaluation import Evaluation, ModelScorer, PerUser, Split
+from fedrec.experiment import Experiment, build, clients_data, tasks_for
+from fedrec.folders import writing
+from fedrec.metrics import Paired, paired
+from fedrec.parameters import Params
+from fedrec.records import Row, slug, versions, write_csv, write_json
+from fedrec.tasks import parse_task, per_client
+from fedrec.weighting import Weighting
+from server.scores import selection_scores
+from simulations.baselines import baseline
+from simulations.closing import number, signed
+from simulations.cost import BATCH, Cost, cost
+
+ABOUT = "Train small students of the clients' models of a finished run, and measure them beside their teachers."
+TEACHER, STUDENT, ALONE = "teacher", "student", "student alone"
+COLUMNS, OTHERS = ("teacher", "student", "alone"), ("teacher", "alone")  # of metrics.csv
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trained model of a client: who it is, what it costs, and what it reaches on the test data."""
+
+    name: str
+    params: Params
+    round: int
+    cost: Cost
+    test: Evaluation
+
+
+def distilled(run: Path, e: Experiment, s: Experiment, data: ClientData, rule: Distillation) -> list[Model]:
+    """Return a client's teacher, its student, and the same student without a teacher.
+
+    `e` is the experiment of the run, `s` that of its students. The round of a student is chosen on the client's
+    validation rows, as the run's was; then it is tested once.
+    """
+    params = params_of(run, e, data)
+    teacher, student = Client(e, data, "cpu", None), Client(s, data, "cpu", None)
+    task = student.tasks[0].name
+    found = [measured(TEACHER, teacher, params, 0, task)]
+    for name, known in ((STUDENT, ModelScorer(teacher.model, params)), (ALONE, None)):
+        learned = learn(
+            student.model,
+            student.start(),
+            data,
+            student.tasks,
+            s.recipe(),
+            rounds=s.rounds,
+            seed=s.seed,
+            score=lambda params: validated(student, params),
+            teacher=known,
+            rule=rule,
+        )
+        found.append(measured(name, student, learned.params, learned.round, task))
+    return found
+
+
+def measured(name: str, client: Client, params: Params, number: int, task: str) -> Model:
+    """Return a trained model with its cost, by the time of a task, and its test."""
+    price = cost(ModelScorer(client.model, params), task, len(client.data.users))
+    return Model(name, params, number, price, evaluated(client, params, "test"))
+
+
+def evaluated(client: Client, params: Params, split: Split) -> Evaluation:
+    """Return the metrics of a client's own model."""
+    return client.evaluate(*client.experiment.sharing().split(params), split)
+
+
+def validated(client: Client, params: Params) -> float:
+    """Return the validation score that chooses a round, as a server does: larger is better, NaN if there is none."""
+    metrics = evaluated(client, params, "validation").metrics
+    scores = selection_scores(metrics, (client.experiment.metrics[0], "logloss", "rmse"))
+    return sum(scores.values()) / len(scores) if scores else math.nan
+
+
+def students_of(e: Experiment, wanted: Mapping[str, Any], tasks: Sequence[str]) -> Experiment:
+    """Return the experiment of the students: every client alone, on the run's data, with what is `wanted` of a model.
+
+    Its folder can be asked by `clients.recommend`. Of the clients' tasks only those named remain, if any are. Raises
+    UserError.
+    """
+    alone = baseline(e, "pooled" if e.pool else "local").model_dump()
+    return build({**alone, "weighting": Weighting().model_dump(), **wanted, "task": only(e.task, tasks)})
+
+
+def only(text: str, tasks: Sequence[str]) -> str:
+    """Return an experiment's `task` text with the named tasks alone; raises UserError for one that nobody has."""
+    parts = {client: value.split(",") for client, value in per_client(text).items()}
+    for name in tasks:
+        choose("task", name, dict.fromkeys(parse_task(part).name for value in parts.values() for part in value))
+    kept = {
+        client: [part for part in value if not tasks or parse_task(part).name in tasks]
+        for client, value in parts.items()
+    }
+    return ";".join(f"{client}={','.join(value)}".removeprefix("*=") for client, value in kept.items() if value)
+
+
+def cost_rows(client: str, s: Experiment, e: Experiment, models: Sequence[Model]) -> Iterator[Row]:
+    """Yield what each model of a client is and costs; `share` is of the teacher's parameters."""
+    for model in models:
+        kind = (e if model.name == TEACHER else s).recommender(client)
+        about: Row = {"client": client, "model": model.name, "kind": kind.kind, "dim": kind.dim, "round": model.round}
+        yield {**about, **asdict(model.cost), "share": model.cost.parameters / models[0].cost.parameters}
+
+
+def metric_rows(models: Sequence[Model]) -> Iterator[Row]:
+    """Yield, for each metric, the three models and the student's paired differences with 95% intervals over users."""
+    teacher, student, alone = models
+    for key, value in student.test.metrics.items():
+        row: Row = dict(zip(("client", "task", "metric"), key, strict=True))
+        row |= {"teacher": teacher.test.metrics[key], "student": value, "alone": alone.test.metrics[key]}
+        for name, other in zip(OTHERS, (teacher, alone), strict=True):
+            gap = gap_of(users_of(student, key), users_of(other, key))
+            ends = {f"minus_{name}_low": gap.low, f"minus_{name}_high": gap.high}
+            row |= {"users": gap.n, f"minus_{name}": gap.mean, **ends}
+        yield row
+
+
+def users_of(model: Model, key: tuple[str, str, str]) -> PerUser | None:
+    """Return the values by user of a metric, if it has any."""
+    return next((one for one in model.test.per_user if (one.client, one.task, one.metric) == key), None)
+
+
+def gap_of(ours: PerUser | None, theirs: PerUser | None) -> Paired:
+    """Return the paired difference of a metric over its users."""
+    return paired(ours.values, theirs.values) if ours and theirs else Paired(math.nan, math.nan, math.nan, 0)
+
+
+def write(home: Path, s: Experiment, about: Mapping[str, Any], found: Mapping[str, Sequence[Model]]) -> None:
+    """Write the parameters of the students as a run of clients that train alone, and what was done."""
+    (home / "model").mkdir()
+    for client, (_, *students) in found.items():
+        for model, stem in zip(students, ("client", "alone"), strict=True):
+            tensors = {name: value.contiguous() for name, value in model.params.items()}
+            save_file(tensors, home / "model" / f"{stem}-{slug(client)}.safetensors")
+    save_file({}, home / "model" / "shared.safetensors")
+    write_json(home / "model" / "rows.json", {})
+    write_json(
+        home / "experiment.json",
+        {"experiment": s.model_dump(mode="json"), "versions": versions(), "distillation": dict(about)},
+    )
+
+
+def show(console: Console, costs: Sequence[Row], metrics: Sequence[Row]) -> None:
+    """Print what the models cost and reach."""
+    table = Table(title="Cost", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+    for name in ("client", "model", "parameters", "of teacher", "ms a user", f"ms {BATCH} users", "round"):
+        table.add_column(name, justify="left" if name in ("client", "model") else "right")
+    for row in costs:
+        cells = [f"{row['parameters']:,}", f"{row['share']:.1%}", f"{row['one_ms']:.3f}", f"{row['batch_ms']:.2f}"]
+        table.add_row(str(row["client"]), str(row["model"]), *cells, str(row["round"] or "-"))
+    console.print(table)
+    title = "Test, and 95% intervals over users of the student's difference to the others"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+    for name in ("client", "metric", *COLUMNS, *(f"to {name}" for name in OTHERS)):
+        table.add_column(name, justify="left" if name in ("client", "metric") else "right", no_wrap=name != "client")
+    for row in metrics:
+        cells = [*(number(float(row[name])) for name in COLUMNS), *(interval(row, name) for name in OTHERS)]
+        table.add_row(str(row["client"]), f"{row['task']} {row['metric']}", *cells)
+    console.print(table)
+
+
+def interval(row: Row, other: str) -> str:
+    """Return the interval of a difference; a dash for a metric that is of no single user."""
+    low, high = (float(row[f"minus_{other}_{end}"]) for end in ("low", "high"))
+    return "-" if math.isnan(low) else f"[{signed(low)}, {signed(high)}]"
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    p = _Parser(prog="python -m simulations.distil", description=ABOUT, allow_abbrev=False)
+    p.add_argument("run", type=Path, metavar="RUN_DIR", help="folder of the run")
+    p.add_argument("--client", help="name of the client; every client without it")
+    p.add_argument("--task", default="", help="the tasks that the student learns, comma-separated; all without it")
+    p.add_argument("--kind", choices=KINDS, default="soft", help="soft labels, or ranking distillation [soft]")
+    p.add_argument("--weight", type=float, default=0.5, help="of the teacher's word, 0: the labels alone [0.5]")
+    p.add_argument("--temperature", type=float, default=1.0, help="soft: the temperature T [1]")
+    p.add_argument("--top", type=int, default=10, help="ranking: recommendations of the teacher to each user [10]")
+    p.add_argument("--decay", type=float, default=10.0, help="ranking: places in which their weight falls by e [10]")
+    p.add_argument("--model", default="mf", help="what the student is, as of a run [mf]")
+    p.add_argument("--dim", type=int, default=5, help="width of its tables [5]")
+    for name, kind in (("rounds", int), ("lr", float), ("l2", float)):
+        p.add_argument(f"--{name}", type=kind, help="of its training; that of the run without it")
+    p.add_argument("--out", type=Path, help="a new folder for the students [RUN_DIR/students]")
+    return p
+
+
+def distil_run(options: argparse.Namespace, console: Console) -> None:
+    """Do what the command line asks for; raises UserError."""
+    e = experiment_of(options.run)
+    rule = Distillation(options.kind, options.weight, options.temperature, options.top, options.decay)
+    given = {name: getattr(options, name) for name in ("model", "dim", "rounds", "lr", "l2")}
+    wanted = {name: value for name, value in given.items() if value is not None}
+    s = students_of(e, wanted, options.task.split(",") if options.task else [])
+    parts = {data.name: data for data in clients_data(e)}
+    names = [options.client] if options.client is not None else list(parts)
+    for name in names:
+        teacher = [task.name for task in tasks_for(e, parts[choose("client", name, parts)])]
+        for task in tasks_for(s, parts[name]):
+            choose(f"task of {name}", task.name, teacher)
+    out = options.out or options.run / "students"
+    with writing(out) as home:
+        found = {name: distilled(options.run, e, s, parts[name], rule) for name in names}
+        costs = [row for name, models in found.items() for row in cost_rows(name, s, e, models)]
+        metrics = [row for models in found.values() for row in metric_rows(models)]
+        write(home, s, {"run": str(options.run.absolute()), **asdict(rule)}, found)
+        write_csv(home / "costs.csv", costs)
+        write_csv(home / "metrics.csv", metrics)
+    show(console, costs, metrics)
+    console.print(f"students: {out}", soft_wrap=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Do what the command line asks for; return 0, or 2 for a wrong input."""
+    try:
+        distil_run(parser().parse_args(argv), Console(markup=False, emoji=False, highlight=False))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
