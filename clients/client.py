@@ -7,7 +7,7 @@ from pathlib import Path
 from clients.drift import follow, lockstep
 from clients.newcomer import fitted
 from clients.private import books, protected
-from fedrec.channel import Channel, Mapped, channel_of
+from fedrec.channel import Channel, Mapped, channel_of, whatever_the_batch
 from fedrec.coordination import Link, Own
 from fedrec.data import ClientData
 from fedrec.errors import UserError
@@ -134,7 +134,7 @@ class Client:
         pull = None
         if mu and isinstance(self.channel, Mapped):
             tie = self.channel.pull(anchor, mu, generator(e.seed, "pull", self.data.name, number))
-            pull = lambda params, _: tie(params)  # noqa: E731
+            pull = whatever_the_batch(tie)
         params, loss = local_update(
             self.model,
             to(start, self.device),

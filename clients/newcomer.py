@@ -10,7 +10,7 @@ from torch import Tensor
 
 from clients.home import Lacking, at_home, parted, with_home
 from clients.memory import Memory
-from fedrec.channel import LOGITS, Logits, Pull, keyed
+from fedrec.channel import LOGITS, Logits, Pull, keyed, whatever_the_batch
 from fedrec.data.types import Ints
 from fedrec.parameters import Params, to
 from fedrec.seeds import generator
@@ -81,7 +81,7 @@ def lesson(client: "Client", memory: Memory, broadcast: Broadcast) -> dict[str, 
         e.sharing(),
         seed=e.seed,
         scope=(client.data.name, number),
-        pull=pull,
+        pull=pull and whatever_the_batch(pull),
         weigher=weigher,
         own=to({name: mask(shared[name], rows) for name, rows in rest.items()}, client.device),
     )

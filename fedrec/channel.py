@@ -128,6 +128,11 @@ class Logits(Mapped):
         return value
 
 
+def whatever_the_batch(pull: Pull) -> Callable[[Params, object], Tensor]:
+    """Return a pull as a term of `local_update`, which is given the batch of the step too."""
+    return lambda params, batch: pull(params)
+
+
 def sum_of_squares(x: Params, anchor: Params) -> Tensor:
     """Return |x - anchor|^2 over all entries."""
     return torch.stack([(value - anchor[name]).square().sum() for name, value in x.items()]).sum()

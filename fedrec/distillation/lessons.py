@@ -15,7 +15,7 @@ from fedrec.evaluation import CHUNK, ModelScorer
 from fedrec.models import Recommender
 from fedrec.parameters import Params
 from fedrec.tasks import Task
-from fedrec.training import Batch, penalties, represented, total
+from fedrec.training import Batch, penalties, representations, total
 
 Kind = Literal["soft", "ranking"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -90,7 +90,7 @@ def lesson(
 
 def scores(model: Recommender, params: Params, tasks: tuple[Task, ...], batch: Batch) -> list[Tensor]:
     """Return each task's scores of the rows [B]; of a rank task those of the row and its sampled items [B, 1 + m]."""
-    features, sampled = represented(model, params, batch)
+    features, sampled = representations(model, params, batch)
     found: list[Tensor] = []
     for task in tasks:
         score = model.head(params, task.name, features)
