@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import textwrap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin
@@ -127,11 +128,14 @@ def group(path: str) -> str:
 
 
 def described_methods() -> str:
-    """Return a line for every method with the fields that it sets."""
-    lines = ["methods, and the fields that --method sets:"]
+    """Return a line for every method with what it shares, and the fields that it sets to other than their defaults."""
+    lines, by_name = ["methods, and the fields that --method sets:"], {value: key for key, value in SHARINGS.items()}
+    defaults = flatten(Method().model_dump())
     for name, method in METHODS.items():
         set_fields = flatten(method.model_dump(include=method.model_fields_set - {"method"}))
-        lines.append(f"  {name:<9} " + "  ".join(f"{path}={shown(value)}" for path, value in set_fields.items()))
+        told = {path: value for path, value in set_fields.items() if path == "share" or value != defaults[path]}
+        words = [f"{path}={by_name.get(value, shown(value))}" for path, value in told.items()]
+        lines.append(f"  {name:<9} " + "  ".join(words))
     return "\n".join(lines)
 
 
@@ -139,7 +143,9 @@ def described_sharings() -> str:
     """Return a line for every named sharing with its modules."""
     lines = ["named sharings, for --share; a multi-task body keeps its experts, or shared layers, in body;"]
     lines.append("what is of one platform (star: domain) is in none of them:")
-    return "\n".join([*lines, *(f"  {name:<14} {shown(modules)}" for name, modules in SHARINGS.items())])
+    for name, modules in SHARINGS.items():
+        lines += textwrap.wrap(f"  {name:<14} {', '.join(modules)}", 118, subsequent_indent=" " * 17)
+    return "\n".join(lines)
 
 
 def shown(value: object) -> str:
