@@ -4,11 +4,12 @@ import sys
 from collections.abc import Sequence
 
 from fedrec.errors import UserError, choose
-from simulations.studies import auditing, methods, privacy, published, ratings, scale, speed, tasks
+from simulations.studies import auditing, methods, newcomer, privacy, published, ratings, scale, speed, tasks
 
 STUDIES = {
     "auditing": auditing.run,
     "methods": methods.run,
+    "newcomer": newcomer.run,
     "privacy": privacy.run,
     "published": published.run,
     "ratings": ratings.run,
