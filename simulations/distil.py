@@ -47,8 +47,10 @@ class Model:
     test: Evaluation
 
 
-def distilled(run: Path, e: Experiment, s: Experiment, data: ClientData, rule: Distillation) -> list[Model]:
-    """Return a client's teacher, its student, and the same student without a teacher.
+def distilled(
+    run: Path, e: Experiment, s: Experiment, data: ClientData, rules: Mapping[str, Distillation | None]
+) -> list[Model]:
+    """Return a client's teacher and its students by name, each under its rule; None has no teacher.
 
     `e` is the experiment of the run, `s` that of its students. The round of a student is chosen on the client's
     validation rows, as the run's was; then it is tested once.
@@ -57,7 +59,7 @@ def distilled(run: Path, e: Experiment, s: Experiment, data: ClientData, rule: D
     teacher, student = Client(e, data, "cpu", None), Client(s, data, "cpu", None)
     task = student.tasks[0].name
     found = [measured(TEACHER, teacher, params, 0, task)]
-    for name, known in ((STUDENT, ModelScorer(teacher.model, params)), (ALONE, None)):
+    for name, rule in rules.items():
         learned = learn(
             student.model,
             student.start(),
@@ -67,7 +69,7 @@ def distilled(run: Path, e: Experiment, s: Experiment, data: ClientData, rule: D
             rounds=s.rounds,
             seed=s.seed,
             score=lambda params: validated(student, params),
-            teacher=known,
+            teacher=ModelScorer(teacher.model, params),
             rule=rule,
         )
         found.append(measured(name, student, learned.params, learned.round, task))
@@ -203,7 +205,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--decay", type=float, default=10.0, help="ranking: places in which their weight falls by e [10]")
     p.add_argument("--model", default="mf", help="what the student is, as of a run [mf]")
     p.add_argument("--dim", type=int, default=5, help="width of its tables [5]")
-    for name, kind in (("rounds", int), ("lr", float), ("l2", float)):
+    for name, kind in (("rounds", int), ("lr", float), ("l2", float), ("num-negatives", int)):
         p.add_argument(f"--{name}", type=kind, help="of its training; that of the run without it")
     p.add_argument("--out", type=Path, help="a new folder for the students [RUN_DIR/students]")
     return p
@@ -213,7 +215,7 @@ def distil_run(options: argparse.Namespace, console: Console) -> None:
     """Do what the command line asks for; raises UserError."""
     e = experiment_of(options.run)
     rule = Distillation(options.kind, options.weight, options.temperature, options.top, options.decay)
-    given = {name: getattr(options, name) for name in ("model", "dim", "rounds", "lr", "l2")}
+    given = {name: getattr(options, name) for name in ("model", "dim", "rounds", "lr", "l2", "num_negatives")}
     wanted = {name: value for name, value in given.items() if value is not None}
     s = students_of(e, wanted, options.task.split(",") if options.task else [])
     parts = {data.name: data for data in clients_data(e)}
@@ -224,7 +226,7 @@ def distil_run(options: argparse.Namespace, console: Console) -> None:
             choose(f"task of {name}", task.name, teacher)
     out = options.out or options.run / "students"
     with writing(out) as home:
-        found = {name: distilled(options.run, e, s, parts[name], rule) for name in names}
+        found = {name: distilled(options.run, e, s, parts[name], {STUDENT: rule, ALONE: None}) for name in names}
         costs = [row for name, models in found.items() for row in cost_rows(name, s, e, models)]
         metrics = [row for models in found.values() for row in metric_rows(models)]
         write(home, s, {"run": str(options.run.absolute()), **asdict(rule)}, found)

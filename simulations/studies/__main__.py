@@ -4,10 +4,22 @@ import sys
 from collections.abc import Sequence
 
 from fedrec.errors import UserError, choose
-from simulations.studies import auditing, methods, newcomer, privacy, published, ratings, scale, speed, tasks
+from simulations.studies import (
+    auditing,
+    distillation,
+    methods,
+    newcomer,
+    privacy,
+    published,
+    ratings,
+    scale,
+    speed,
+    tasks,
+)
 
 STUDIES = {
     "auditing": auditing.run,
+    "distillation": distillation.run,
     "methods": methods.run,
     "newcomer": newcomer.run,
     "privacy": privacy.run,
