@@ -272,7 +272,8 @@ class Experiment(Method):
         return tasks_of(self.task, client)
 
     def recommender(self, client: str) -> Recommender:
-        """Return the model of a client."""
+        """Return the model of a client; a member of the pooled one has the pooled one's."""
+        client = "pooled" if self.pool else client
         kinds, widths = per_client(self.model), per_client(str(self.dim))
         kind, width = kinds.get(client, kinds.get("*", "mf")), widths.get(client, widths.get("*", "32"))
         return Recommender(cast(Kind, kind), int(width), self.hidden, self.init_std, self.experts, self.calibration)
