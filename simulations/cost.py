@@ -1,10 +1,12 @@
 """What a recommender costs: how many numbers it keeps, and how long it takes to score its catalogue."""
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import median
 
 import torch
+from torch import Tensor
 
 from fedrec.evaluation import ModelScorer
 from fedrec.records import table_of
@@ -30,7 +32,12 @@ def cost(scorer: ModelScorer, task: str, users: int) -> Cost:
         one, batch = (milliseconds(scorer, task, [row % users for row in range(n)]) for n in (1, BATCH))
     finally:
         torch.set_num_threads(threads)
-    return Cost(sum(value.numel() for value in scorer.params.values()), one, batch)
+    return Cost(parameters(scorer.params), one, batch)
+
+
+def parameters(params: Mapping[str, Tensor]) -> int:
+    """Return how many numbers named tensors hold."""
+    return sum(value.numel() for value in params.values())
 
 
 def milliseconds(scorer: ModelScorer, task: str, rows: list[int]) -> float:

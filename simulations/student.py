@@ -1,5 +1,6 @@
 """The server's student of an output agreement: trained on the consensus logits, tested beside its teachers."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,15 +20,18 @@ from fedrec.metrics import paired
 from fedrec.models import Recommender
 from fedrec.parameters import Params
 from fedrec.records import Record, Row, slug, write_csv, write_json
+from simulations.cost import Cost, cost, parameters
 
-COLUMNS = ["client", "task", "metric", "users", "teacher", "student", "low", "high"]
+COSTS = ["teacher_parameters", "student_parameters", "teacher_ms", "student_ms"]
+COLUMNS = ["client", "task", "metric", "users", "teacher", "student", "low", "high", *COSTS]
 
 
 def teach(experiment: Experiment, record: Record, home: Path) -> None:
     """Train the student of a finished run, and write `model/student.*` and `student.csv` into the run's folder.
 
     It knows the volunteers and the items of the probe, and can rank for nobody else. On each client's items it is
-    tested beside the client's own model, on what is held out of the volunteers: neither has trained on it.
+    tested beside the client's own model, on what is held out of the volunteers: neither has trained on it. Costs are
+    all the parameters of each, and the milliseconds in which it scores those items for one of the volunteers.
     """
     students = student_of(experiment, record.rows["probe"], record.shared[LOGITS])
     model, params, users, items = students
@@ -67,19 +71,19 @@ def compared(
     """Yield, for each metric, how student and teacher do on the volunteers' held-out items that the teacher carries."""
     view = viewed(public(e), data.name, np.intersect1d(data.items, items))
     knows = ClientData("student", users, items, view.train, view.validation, view.test, members=(view,))
-    student = scores(e, model, knows, params)
+    student, cost_s = scores(e, model, knows, params)
     if not (home / "model" / f"client-{slug(data.name)}.safetensors").exists():  # it ran on another machine
         for one in student:
-            yield row_of(one, len(one.values), float("nan"), float(one.values.mean()))
+            yield row_of(one, len(one.values), math.nan, float(one.values.mean()), costs=(None, cost_s))
         return
-    teacher = scores(e, reader(e, data, "test"), replace(data, members=(view,)), params_of(home, e, data))
+    teacher, cost_t = scores(e, reader(e, data, "test"), replace(data, members=(view,)), params_of(home, e, data))
     for ours, theirs in zip(student, teacher, strict=True):
-        gap = paired(ours.values, theirs.values)
-        yield row_of(ours, gap.n, float(theirs.values.mean()), float(ours.values.mean()), gap.low, gap.high)
+        gap, values = paired(ours.values, theirs.values), (float(theirs.values.mean()), float(ours.values.mean()))
+        yield row_of(ours, gap.n, *values, (gap.low, gap.high), (cost_t, cost_s))
 
 
-def scores(e: Experiment, model: Recommender, data: ClientData, params: Params) -> Sequence[PerUser]:
-    """Return the test metrics of the one member of `data` by user."""
+def scores(e: Experiment, model: Recommender, data: ClientData, params: Params) -> tuple[Sequence[PerUser], Cost]:
+    """Return the test metrics of the one member of `data` by user, and what the whole model costs to ask for it."""
     ((view, part),) = members(data, params)
     task = next(task for task in e.tasks(view.name) if task.name == e.agreement.task)
     found = evaluate(
@@ -91,11 +95,20 @@ def scores(e: Experiment, model: Recommender, data: ClientData, params: Params) 
         candidates=e.candidates,
         seed=e.seed,
     )
-    return found.per_user
+    price = cost(ModelScorer(model, part), task.name, len(view.users))
+    return found.per_user, replace(price, parameters=parameters(params))
 
 
 def row_of(
-    one: PerUser, users: int, teacher: float, student: float, low: float = float("nan"), high: float = float("nan")
+    one: PerUser,
+    users: int,
+    teacher: float,
+    student: float,
+    ends: tuple[float, float] = (math.nan, math.nan),
+    costs: tuple[Cost | None, Cost | None] = (None, None),
 ) -> Row:
-    """Return a row of `student.csv`; the interval is that of student minus teacher."""
-    return dict(zip(COLUMNS, (one.client, one.task, one.metric, users, teacher, student, low, high), strict=True))
+    """Return a row of `student.csv`; the interval is that of student minus teacher, costs are of (teacher, student)."""
+    sizes = [math.nan if one is None else one.parameters for one in costs]
+    times = [math.nan if one is None else one.one_ms for one in costs]
+    row = (one.client, one.task, one.metric, users, teacher, student, *ends, *sizes, *times)
+    return dict(zip(COLUMNS, row, strict=True))

@@ -103,6 +103,20 @@ def test_a_run_tests_student_and_teachers_on_the_same_rows(finished: tuple[Exper
         assert set(table.loc[table["client"] == data.name, "users"]) == {held}
 
 
+def test_costs_are_all_parameters_and_a_time(finished: tuple[Experiment, Path]) -> None:
+    """A teacher's are those of its files; the student's 150 users and its items of width 16 with their biases."""
+    _, home = finished
+    table = pd.read_csv(home / "student.csv")
+    items = len(json.loads((home / "model" / "student.json").read_text())["items"])
+    assert set(table["student_parameters"]) == {(150 + items) * 17 + 19}
+    for name, row in table.drop_duplicates("client").set_index("client").iterrows():
+        own = load_file(home / "model" / f"client-{name}.safetensors")
+        assert row["teacher_parameters"] == sum(value.numel() for value in own.values())
+        assert row["teacher_ms"] > 0 and row["student_ms"] > 0
+    page = write_report(home).read_text()
+    assert f"It has {(150 + items) * 17 + 19:,} parameters" in page
+
+
 def test_a_student_comes_near_its_teachers_and_shuffled_logits_teach_nothing(
     finished: tuple[Experiment, Path], tmp_path: Path
 ) -> None:

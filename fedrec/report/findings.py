@@ -65,6 +65,11 @@ def number(x: float, digits: int = 3) -> str:
     return MINUS + text if x < 0 and float(f"{x:.{digits}f}") else text
 
 
+def count(x: float) -> str:
+    """Return a whole number with its thousands apart; a dash for NaN."""
+    return DASH if math.isnan(x) else f"{x:,.0f}"
+
+
 def change(mean: float, low: float = math.nan, high: float = math.nan) -> str:
     """Return `+.018 [+.009, +.027]`, with as many decimals as keep the sign of every nonzero part visible."""
     parts = [x for x in (mean, low, high) if math.isfinite(x)]
@@ -235,7 +240,10 @@ def _student(run: Run) -> list[Caution]:
     metric, users = label(rows["metric"].iloc[0]), int(rows["users"].max())
     text = f"{metric} {number(rows['student'].mean())} against {number(rows['teacher'].mean())}, the mean of its "
     text += f"{plural(len(rows), 'teacher')}, on what is held out of {plural(users, 'public volunteer')}. It was "
-    text += "trained on their consensus logits alone, and can rank for volunteers only: it knows no other user."
+    text += "trained on their consensus logits alone, and can rank for volunteers only: it knows no other user. It has "
+    text += (
+        f"{count(rows['student_parameters'].max())} parameters, they have {count(rows['teacher_parameters'].mean())}."
+    )
     return [Caution("note", "The server's student", text)]
 
 

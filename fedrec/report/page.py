@@ -12,7 +12,7 @@ from markupsafe import Markup
 from fedrec.metrics import higher_is_better
 from fedrec.report import plots
 from fedrec.report.facts import facts
-from fedrec.report.findings import DASH, MANY, WORST, answer, change, headline, label, number, plural, warnings
+from fedrec.report.findings import DASH, MANY, WORST, answer, change, count, headline, label, number, plural, warnings
 from fedrec.report.several import WORDS, balances, singly, spoken
 from fedrec.report.tables import BASELINES, Run, compare, counted, read_run
 from fedrec.report.template import PAGE
@@ -56,7 +56,7 @@ def page(run: Run) -> str:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"number": number, "size": size, "label": label}
+    environment.filters |= {"number": number, "size": size, "label": label, "count": count}
     environment.globals |= {"change": change, "higher_is_better": higher_is_better, "plural": plural}
     return environment.from_string(PAGE).render(
         leaking=run.stamp(),

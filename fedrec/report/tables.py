@@ -25,7 +25,8 @@ ITEMS = "All items"  # in the place of EVERYONE, for tasks about items
 KEY = ["client", "task", "metric"]
 METRICS = ["round", *KEY, "split", "value"]
 USERS = ["client", "user", "split", "task", "metric", "value"]
-STUDENT = ["client", "task", "metric", "users", "teacher", "student", "low", "high"]
+COSTS = ["teacher_parameters", "student_parameters", "teacher_ms", "student_ms"]
+STUDENT = ["client", "task", "metric", "users", "teacher", "student", "low", "high", *COSTS]
 LEDGER = ["round", "client", "direction", "parameter", "rows", "bytes"]
 FAULTS = ["round", "client", "during", "kind", "text"]
 

@@ -153,9 +153,9 @@ Under each baseline stands together minus that baseline with its 95% interval (p
 
 {% if student %}
 <section aria-labelledby="student"><h2 id="student">The server's student</h2>
-<p>Trained on the consensus logits alone, and tested beside every teacher on the same held-out interactions of the public volunteers, among the items that the teacher carries. A user who is no volunteer is unknown to it.</p>
-<div class="scroll" tabindex="0"><table><thead><tr><th scope="col">Teacher</th><th scope="col" class="left">Metric</th><th scope="col">Volunteers</th><th scope="col">Teacher</th><th scope="col">Student</th><th scope="col">Difference</th></tr></thead><tbody>
-{% for s in student %}<tr><th scope="row">{{ s.client }}</th><td class="left">{{ s.metric | label }}</td><td>{{ s.users | int }}</td><td>{{ s.teacher | number }}</td><td class="ours">{{ s.student | number }}</td><td>{{ change(s.student - s.teacher, s.low, s.high) }}</td></tr>
+<p>Trained on the consensus logits alone, and tested beside every teacher on the same held-out interactions of the public volunteers, among the items that the teacher carries. A user who is no volunteer is unknown to it. The time is the median for scoring the same items for one volunteer, on one thread.</p>
+<div class="scroll" tabindex="0"><table><thead><tr><th scope="col">Teacher</th><th scope="col" class="left">Metric</th><th scope="col">Volunteers</th><th scope="col">Teacher</th><th scope="col">Student</th><th scope="col">Difference</th><th scope="col">Parameters of teacher and student</th><th scope="col">Milliseconds</th></tr></thead><tbody>
+{% for s in student %}<tr><th scope="row">{{ s.client }}</th><td class="left">{{ s.metric | label }}</td><td>{{ s.users | int }}</td><td>{{ s.teacher | number }}</td><td class="ours">{{ s.student | number }}</td><td>{{ change(s.student - s.teacher, s.low, s.high) }}</td><td>{{ s.teacher_parameters | count }}, {{ s.student_parameters | count }}</td><td>{{ s.teacher_ms | number }}, {{ s.student_ms | number }}</td></tr>
 {% endfor %}
 </tbody></table></div>
 </section>
