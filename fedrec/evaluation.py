@@ -150,9 +150,10 @@ def evaluate(
     """Return the metrics of a client's held-out `split`.
 
     rank: the held-out positives are ranked among the catalogue without the user's other known positives (training; for
-    the test also validation), or among `candidates` items drawn from those that the user has never met. rating: rmse.
-    binary: auc and logloss over all rows. Per-user values are the ranking metrics and each user's rmse and logloss.
-    Tasks about items: `about_items` over the items of the split that the client carries.
+    the test also validation), or among `candidates` items drawn from those that the user has never met; where
+    items are new (`ClientData.new`), both among those that are new at this split. rating: rmse. binary: auc and logloss
+    over all rows. Per-user values are the ranking metrics and each user's rmse and logloss. Tasks about items:
+    `about_items` over the items of the split that the client carries.
     """
 
     def rank(task: str) -> tuple[Ints, dict[str, Values]]:
@@ -251,12 +252,13 @@ def rank_users(
     users = np.unique(held.user[held.positive])
     rng = generator(seed, "candidates", data.name, split)
     known = [data.train] if split == "validation" else [data.train, data.validation]
+    closed = ~data.offered(split)
     for start in range(0, len(users), CHUNK):
         part = users[start : start + CHUNK]
         relevant = mask_of([held], part, len(data.items))
-        excluded = mask_of(known, part, len(data.items))
+        excluded = mask_of(known, part, len(data.items)) | closed
         if candidates != "full":
-            met = mask_of([data.train, data.validation, data.test], part, len(data.items))
+            met = mask_of([data.train, data.validation, data.test], part, len(data.items)) | closed
             excluded = ~sample_candidates(met, candidates, rng)
         scores = scorer.score_all(task, part)
         found += ranks(scores, torch.from_numpy(relevant), torch.from_numpy(excluded))

@@ -83,11 +83,11 @@ class Experiment(Method):
     volunteers: int = Field(
         0, ge=0, description="users whose interactions are public: training rows of every client, tested by none"
     )
-    split: Literal["leave-one-out", "temporal", "random"] = Field(
-        "leave-one-out", description="how test data is held out"
+    split: Literal["leave-one-out", "temporal", "random", "new-items"] = Field(
+        "leave-one-out", description="how test data is held out; new-items: items with all their interactions"
     )
     fractions: tuple[float, float] = Field(
-        (0.1, 0.1), description="temporal, random: fractions for validation and test"
+        (0.1, 0.1), description="temporal, random, new-items: fractions for validation and test"
     )
     negatives: Literal["train", "published"] = Field(
         "train", description="training negatives avoid: train positives, or (published, LEAKING) also held-out items"

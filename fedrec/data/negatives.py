@@ -63,9 +63,11 @@ def excluded(data: ClientData, protocol: Protocol) -> Negatives:
 
     `train` excludes the training positives only. `published` excludes validation and test positives too, as several
     published federated recommenders do: it leaks the test item, because whatever is never drawn must be a positive.
+    Items that are new later are no negatives either: a model must not learn of them that nobody likes them.
     """
     choose("negatives", protocol, get_args(Protocol))
+    closed, users = np.flatnonzero(~data.offered("train")), np.arange(len(data.users))
     parts = (data.train,) if protocol == "train" else (data.train, data.validation, data.test)
-    user = np.concatenate([part.user[part.positive] for part in parts])
-    item = np.concatenate([part.item[part.positive] for part in parts])
+    user = np.concatenate([np.repeat(users, len(closed)), *(part.user[part.positive] for part in parts)])
+    item = np.concatenate([np.tile(closed, len(users)), *(part.item[part.positive] for part in parts)])
     return Negatives(user, item, len(data.items))

@@ -11,7 +11,7 @@ import numpy as np
 from fedrec import seeds
 from fedrec.data.attributes import attributes_of
 from fedrec.data.public import informed, volunteers_of, without
-from fedrec.data.split import TEST, TRAIN, VALIDATION, Split, divide, first_of, ordered
+from fedrec.data.split import TEST, TRAIN, VALIDATION, Split, divide, first_of, new_items, ordered
 from fedrec.data.types import ClientData, Dataset, Interactions, Ints
 from fedrec.errors import UserError, choose
 
@@ -36,9 +36,9 @@ def federation(
     (default 5), of equal size (+-1) or of proportions drawn from Dirichlet(`skew`) with at least one user each;
     `one-user`: one client per user, only `clients` of them if given. Both with the whole catalogue, and with a user's
     interactions of all platforms. `auto`: `platform` if there are several, else `users`. `fractions`: validation and
-    test, for the splits `temporal` and `random`, and of items for tasks about them. `volunteers` users belong to
-    nobody: their training rows are public, every client has those of its items, and what is held out of them is
-    `public_data` alone.
+    test, for all splits but `leave-one-out`, and of items for tasks about them. `volunteers` users belong to nobody:
+    their training rows are public, every client has those of its items, and what is held out of them is `public_data`
+    alone.
 
     Raises UserError for a number of clients, a skew or fractions out of range, and for a temporal split without times.
     """
@@ -172,4 +172,9 @@ def _client(
     users, user = np.unique(rows.user, return_inverse=True)
     local = replace(rows, user=user, item=np.searchsorted(items, rows.item))
     train, validation, test = (local.take(part == which) for which in (TRAIN, VALIDATION, TEST))
-    return ClientData(name, users, items, train, validation, test, notes)
+    new = None
+    if split == "new-items":
+        new = new_items(items, fractions, seed)
+        count, tested = (int(mask.sum()) for mask in new)
+        notes += (f"{count} of {len(items)} items are new at the validation, {tested} at the test, ranked among them",)
+    return ClientData(name, users, items, train, validation, test, notes, new=new)

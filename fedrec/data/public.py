@@ -62,7 +62,11 @@ def viewed(public: ClientData, name: str, items: Ints) -> ClientData:
         return replace(kept, item=np.searchsorted(items, public.items[kept.item]))
 
     train, validation, test = (among(rows) for rows in (public.train, public.validation, public.test))
-    return ClientData(name, public.users, items, train, validation, test)
+    new = None
+    if public.new is not None:
+        here = np.searchsorted(public.items, items)
+        new = public.new[0][here], public.new[1][here]
+    return ClientData(name, public.users, items, train, validation, test, new=new)
 
 
 def probe_of(public: ClientData, each: int, seed: int) -> Ints:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from fedrec import seeds
 from fedrec.data.types import Attributes, Bools, ClientData, Interactions, Ints
 
-Split = Literal["leave-one-out", "temporal", "random"]
+Split = Literal["leave-one-out", "temporal", "random", "new-items"]
 TRAIN, VALIDATION, TEST = 0, 1, 2
 
 
@@ -46,8 +46,12 @@ def divide(
 
     leave-one-out: test from a user's last positive onward, validation from the positive before it; a user with two
     positives has no validation, a user with fewer stays in training. temporal: by the client's quantiles of time,
-    equal times on the earlier side. random: every interaction on its own.
+    equal times on the earlier side. random: every interaction on its own. new-items: every item with all its
+    interactions (`new_items`).
     """
+    if split == "new-items":
+        at_validation, at_test = new_items(rows.item, fractions, seed)
+        return (VALIDATION * at_validation + TEST * at_test).astype(np.int8), ()
     if split == "leave-one-out":
         return _leave_one_out(rows)
     validation, test = fractions
@@ -63,6 +67,17 @@ def divide(
             last = ceil(round((1 - share) * len(rows), 6)) - 1
             part[rows.time > times[max(last, 0)]] = name
     return part, ()
+
+
+def new_items(items: Ints, fractions: tuple[float, float], seed: int) -> tuple[Bools, Bools]:
+    """Return the masks [n] of the global ids `items` that are new at the validation, and at the test.
+
+    Each is with the probability of its fraction, by its id and the seed alone, so that no client can have met what is
+    new to another.
+    """
+    validation, test = fractions
+    u = chance(np.zeros_like(items), items, seeds.derive(seed, "new items"))
+    return (u >= test) & (u < validation + test), u < test
 
 
 def _leave_one_out(rows: Interactions) -> tuple[NDArray[np.int8], tuple[str, ...]]:
@@ -117,6 +132,7 @@ def pool(clients: Sequence[ClientData]) -> ClientData:
         notes=(note,) if dropped else (),
         members=tuple(clients),
         attributes=_of_all(clients),
+        new=_new_to_all(clients, items),
     )
 
 
@@ -132,6 +148,16 @@ def _of_all(clients: Sequence[ClientData]) -> Attributes:
         every[0].deviation,
     )
     return joined.take(index) if len(joined.train) else joined
+
+
+def _new_to_all(clients: Sequence[ClientData], items: Ints) -> tuple[Bools, Bools] | None:
+    """Return the masks over `items`, the union of the clients', of what is new to them."""
+    masks = np.zeros((2, len(items)), dtype=np.bool_)
+    for client in clients:
+        if client.new is None:
+            return None
+        masks[:, np.searchsorted(items, client.items)] |= client.new
+    return masks[0], masks[1]
 
 
 def first_of(keys: Ints) -> Bools:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -112,7 +113,9 @@ class ClientData:
 
     `users[u]` and `items[i]` are the global ids of local rows u and i; both ascend. `items` is the client's whole
     catalogue, so it says nothing about which items its users touched. `attributes` is what everybody knows of them.
-    `members` is set on a pooled client only: the clients whose data it holds, for evaluation one by one.
+    `members` is set on a pooled client only: the clients whose data it holds, for evaluation one by one. `new` are the
+    masks [items] of the items that nobody has met before the validation, and before the test; None where every item may
+    be met in training.
     """
 
     name: str
@@ -124,3 +127,11 @@ class ClientData:
     notes: tuple[str, ...] = ()
     members: tuple[ClientData, ...] = ()
     attributes: Attributes = field(default_factory=Attributes)
+    new: tuple[Bools, Bools] | None = None
+
+    def offered(self, split: Literal["train", "validation", "test"]) -> Bools:
+        """Return the mask [items] of the items that a split is about; all of them where no item is new."""
+        if self.new is None:
+            return np.ones(len(self.items), dtype=np.bool_)
+        validation, test = self.new
+        return {"train": ~(validation | test), "validation": validation, "test": test}[split]

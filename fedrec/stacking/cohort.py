@@ -132,6 +132,10 @@ def owners(parts: Sequence[Interactions]) -> Ints:
 def avoided(datas: Sequence[ClientData], starts: Ints, protocol: Literal["train", "published"]) -> Negatives:
     """Return `excluded` of all clients over flat users; the number of items is the largest catalogue's."""
     user, item = [], []
+    for start, data in zip(starts, datas, strict=False):
+        closed = np.flatnonzero(~data.offered("train"))
+        user.append(start + np.repeat(np.arange(len(data.users)), len(closed)))
+        item.append(np.tile(closed, len(data.users)))
     for name in ("train",) if protocol == "train" else ("train", "validation", "test"):
         parts = [getattr(data, name) for data in datas]
         rows, who = concatenate(parts), owners(parts)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fedrec.data.split import concatenate
-from fedrec.data.types import Bools, Interactions, Ints
+from fedrec.data.types import Bools, ClientData, Interactions, Ints
 from fedrec.evaluation import CHUNK, Evaluation, ModelScorer, Split, assemble, mask_of, smallest
 from fedrec.metrics import Values, ranking_metrics, ranks
 from fedrec.parameters import Params
@@ -77,11 +77,14 @@ def rank_many(
     asked = np.isin(owner, chosen)
     users, owner = users[asked], owner[asked]
     keys = candidate_keys(cohort, owner, split, seed) if candidates != "full" else None
+    anew = any(data.new is not None for data in cohort.datas)
     found: list[Ints] = []
     for start in range(0, len(users), CHUNK):
         part, who = users[start : start + CHUNK], owner[start : start + CHUNK]
         width = int(items[who].max())
         beyond = np.arange(width) >= items[who][:, None]
+        if anew:
+            beyond = ~np.stack([open_to(cohort.datas[position], split, width) for position in who.tolist()])
         relevant, excluded = (
             held.mask(part, who, width),
             np.logical_or.reduce([c.mask(part, who, width) for c in known]),
@@ -120,6 +123,13 @@ def candidate_keys(cohort: Cohort, owner: Ints, split: Split, seed: int) -> Iter
         if position != last:
             last, rng = position, generator(seed, "candidates", cohort.datas[position].name, split)
         yield rng.random(len(cohort.datas[position].items))
+
+
+def open_to(data: ClientData, split: Split, width: int) -> Bools:
+    """Return the mask [width] of what a client offers at a split, false behind its catalogue."""
+    mask = np.zeros(width, dtype=np.bool_)
+    mask[: len(data.items)] = data.offered(split)
+    return mask
 
 
 def padded(values: Values, width: int) -> Values:
