@@ -59,7 +59,7 @@ def recommend(home: Path, client: str, user: str, k: int) -> Recommendation:
     task = ranking(experiment.tasks(data.name), client)
     users = table_of([row])
     scores: Floats = ModelScorer(reader(experiment, data, "test"), params).score_all(task.name, users)[0].numpy()
-    known = mask_of([data.train, data.validation], users, len(data.items))[0]
+    known = mask_of(data.known("test"), users, len(data.items))[0]
     return top(data, np.where(known, -np.inf, scores), k, task)
 
 

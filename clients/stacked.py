@@ -208,6 +208,7 @@ def refused(experiment: Experiment) -> str:
         f"the model {', '.join(unknown)}, whose gradients are not written by hand,": bool(unknown),
         "item content, whose adapter has no gradients written by hand,": e.content.active,
         f"tasks about items ({items}), whose gradients are not written by hand,": bool(items),
+        f"the sequence encoder {e.sequence.kind}, whose gradients are not written by hand,": e.sequence.active,
         "agreement on logits": e.agreement.active,
         "linear maps": e.coupling.kind == "linear",
         "a pooled client": e.pool,

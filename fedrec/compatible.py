@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 def compatible(e: "Experiment") -> None:
     """Raise UserError for a combination that cannot hold."""
     bodies(e)
+    if e.sequence.active:
+        sequences(e)
     if e.weighting.active and e.drift.personal in ("ditto", "apfl"):
         raise UserError(
             "weighting.kind: must be fixed for a client that trains a second model, whose losses would need weights of "
@@ -105,6 +107,28 @@ def bodies(e: "Experiment") -> None:
                 f"task{of}: must have two or more of {', '.join(CHAIN)} for aitm, in which one behaviour tells the "
                 f"next, found {given}"
             )
+
+
+def sequences(e: "Experiment") -> None:
+    """Raise UserError for what knows no users that are read from their history."""
+    if "item" in per_client(e.model).values():
+        raise UserError(
+            f"model: must have a user side for the sequence encoder {e.sequence.kind} (add --model mf), found item"
+        )
+    heads = e.sequence.heads
+    for width in per_client(str(e.dim)).values():
+        if e.sequence.kind == "sasrec" and int(width) % heads:
+            raise UserError(f"sequence.heads: must divide dim, which they share, found {heads} heads and dim {width}")
+    seen = {
+        "agreement on logits, whose public pairs and student have no histories": e.agreement.active,
+        f"noise inside a client (privacy.unit {e.privacy.unit}), whose bound on a unit's gradient ends where its items "
+        "are read in the histories of other rows": e.privacy.inside,
+        "engine batched, which stacks tables": e.engine == "batched",
+        "stack yes, which stacks tables": e.stack == "yes",
+    }
+    found = next((name for name, here in seen.items() if here), "")
+    if found:
+        raise UserError(f"sequence.kind: must be none for {found}, found {e.sequence.kind}")
 
 
 def apart(e: "Experiment", name: str) -> None:

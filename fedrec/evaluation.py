@@ -251,12 +251,11 @@ def rank_users(
     held = data.validation if split == "validation" else data.test
     users = np.unique(held.user[held.positive])
     rng = generator(seed, "candidates", data.name, split)
-    known = [data.train] if split == "validation" else [data.train, data.validation]
     closed = ~data.offered(split)
     for start in range(0, len(users), CHUNK):
         part = users[start : start + CHUNK]
         relevant = mask_of([held], part, len(data.items))
-        excluded = mask_of(known, part, len(data.items)) | closed
+        excluded = mask_of(data.known(split), part, len(data.items)) | closed
         if candidates != "full":
             met = mask_of([data.train, data.validation, data.test], part, len(data.items)) | closed
             excluded = ~sample_candidates(met, candidates, rng)

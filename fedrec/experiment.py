@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
+import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator, model_validator
 from torch import Tensor
@@ -14,10 +15,10 @@ from torch import Tensor
 from fedrec.agreement import Agreement
 from fedrec.compatible import compatible
 from fedrec.coordination import BudgetRule, Coupling, Descent, Drift
-from fedrec.data import DATASETS, ClientData, Content, Dataset, Market, content_vectors, federation, load, pool
+from fedrec.data import DATASETS, ClientData, Content, Dataset, Market, content_vectors, federation, latest, load, pool
 from fedrec.errors import UserError, choose, named
 from fedrec.metrics import RANKING, parse_metric
-from fedrec.models import Kind, Recommender
+from fedrec.models import Kind, Recommender, UserSequence
 from fedrec.newcomers import arrivals
 from fedrec.optimisers import Optimiser, rates
 from fedrec.privacy.rule import Privacy
@@ -37,7 +38,7 @@ class Method(BaseModel):
 
     method: str = Field("fedper", description="method: a value of simulations/methods.py")
     share: tuple[str, ...] = Field(
-        ("item_table", "item_bias", "adapter", "body"),
+        ("item_table", "item_bias", "adapter", "body", "sequence"),
         description="modules that are shared, by path, or named sharings; what is not named is private",
     )
     phases: tuple[Phase, ...] = Field(("all",), description="what is trained locally, one phase after the other")
@@ -121,6 +122,7 @@ class Experiment(Method):
         description="aitm: weight of what a later behaviour's probability exceeds an earlier one's by",
     )
     content: Content = Field(Content(), description="what describes items beside their ids")
+    sequence: UserSequence = Field(UserSequence(), description="what users are read from, in the place of a table")
     metrics: tuple[str, ...] = Field(
         ("ndcg@10", "hr@10"),
         min_length=1,
@@ -276,7 +278,8 @@ class Experiment(Method):
         client = "pooled" if self.pool else client
         kinds, widths = per_client(self.model), per_client(str(self.dim))
         kind, width = kinds.get(client, kinds.get("*", "mf")), widths.get(client, widths.get("*", "32"))
-        return Recommender(cast(Kind, kind), int(width), self.hidden, self.init_std, self.experts, self.calibration)
+        shape = (int(width), self.hidden, self.init_std, self.experts, self.calibration)
+        return Recommender(cast(Kind, kind), *shape, sequence=self.sequence)
 
 
 def tasks_for(experiment: Experiment, data: ClientData) -> tuple[Task, ...]:
@@ -289,16 +292,23 @@ def tasks_for(experiment: Experiment, data: ClientData) -> tuple[Task, ...]:
 
 
 def reader(experiment: Experiment, data: ClientData, split: Literal["train", "validation", "test"]) -> Recommender:
-    """Return the model of a client with what it reads of the client's data when the rows of a split are asked."""
+    """Return the model of a client with what it reads of the client's data when the rows of a split are asked.
+
+    The history of a training row is its own (`fedrec.training.batches`); of a validation row it is what the user liked
+    in training, of a test row also in validation.
+    """
     model, vectors = experiment.recommender(data.name), item_content(experiment)
     about = {task.name: task.usual(data.attributes) for task in tasks_for(experiment, data) if task.attribute}
     if about:
         model = replace(model, attributes=about)
-    if vectors is None:
+    if vectors is not None:
+        # Most clients carry the whole catalogue: they read one tensor.
+        mine = vectors if len(data.items) == len(vectors) else vectors[torch.from_numpy(data.items)]
+        model = replace(model, side=replace(model.side, content=mine))
+    if not model.sequence.active or split == "train":
         return model
-    # Most clients carry the whole catalogue: they read one tensor.
-    mine = vectors if len(data.items) == len(vectors) else vectors[torch.from_numpy(data.items)]
-    return replace(model, side=replace(model.side, content=mine))
+    every = latest(data, data.known(split), model.sequence.history, experiment.seed)
+    return replace(model, side=replace(model.side, history=torch.from_numpy(every.take(np.arange(len(data.users))))))
 
 
 @functools.lru_cache(maxsize=2)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedrec.data import ClientData, Negatives, excluded
+from fedrec.data import ClientData, Histories, Negatives, before, excluded, latest
 from fedrec.data.types import Ints
 from fedrec.models import Recommender
 from fedrec.models.content import kept
@@ -63,10 +63,12 @@ def batches(
     rng: np.random.Generator,
     device: str,
     taken: Negatives | None = None,
+    past: Histories | None = None,
 ) -> Iterator[Batch]:
     """Yield the minibatches of one epoch, shuffled and with fresh negatives, all drawn from `rng` on the CPU.
 
-    `taken` is what negatives avoid, `excluded(data, recipe.negatives)`, if the caller has it already.
+    `taken` is what negatives avoid, `excluded(data, recipe.negatives)`, if the caller has it already; `past` is what
+    the users of the training rows had liked before each, for a model that reads it.
     """
     train = data.train
     masks = {task.name: task.rows(train, data.attributes) for task in tasks}
@@ -91,7 +93,8 @@ def batches(
         part = slice(start, start + recipe.batch_size)
         labels = {name: (mask[part], target[part]) for name, (mask, target) in columns.items()}
         sampled, shown = (None if one is None else one[part] for one in (negative, keep))
-        yield Batch(user[part], item[part], sampled, labels, keep=shown)
+        history = None if past is None else torch.from_numpy(past.take(order[part])).to(device)
+        yield Batch(user[part], item[part], sampled, labels, history, shown)
 
 
 def task_losses(model: Recommender, params: Params, tasks: tuple[Task, ...], batch: Batch) -> list[Tensor]:
@@ -210,6 +213,7 @@ def local_update(
     params = {name: value.detach().clone() for name, value in params.items()}
     device = str(next(iter(params.values())).device)
     taken = excluded(data, recipe.negatives) if any(task.kind == "rank" for task in tasks) else None
+    past = before(data, model.sequence.history, seed) if model.sequence.active else None
     losses: list[Tensor] = []
     for number, phase in enumerate(recipe.phases):
         names = trainable(params, tasks, sharing, phase, recipe.optimiser)
@@ -224,7 +228,7 @@ def local_update(
             rng = generator(seed, "train", *scope, number, epoch)
             if weigher:
                 weigher.epoch(generator(seed, "weights", *scope, number, epoch), first=epoch == 0)
-            for batch in batches(data, tasks, recipe, rng, device, taken):
+            for batch in batches(data, tasks, recipe, rng, device, taken, past):
                 parts, rest = task_losses(model, params, tasks, batch), penalties(model, params, batch, recipe.l2)
                 loss = followed = total([*parts, *rest])
                 if weigher:
@@ -256,10 +260,14 @@ def held_out_loss(
     held, rng = replace(data, train=data.validation, attributes=about), generator(seed, "held out", data.name)
     recipe = replace(recipe, hidden=0.0)
     taken, device = excluded(data, recipe.negatives), str(next(iter(params.values())).device)
+    past = None
+    if model.sequence.active:
+        users = latest(data, data.known("validation"), model.sequence.history, seed)
+        past = users.at(data.validation.user)
     with torch.no_grad():
         parts = [
             (len(batch.user), float(total(task_losses(model, params, tasks, batch))))
-            for batch in batches(held, tasks, recipe, rng, device, taken)
+            for batch in batches(held, tasks, recipe, rng, device, taken, past)
         ]
     rows = sum(count for count, _ in parts)
     return sum(count * loss for count, loss in parts) / rows if rows else float("nan")

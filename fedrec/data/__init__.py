@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fedrec.data.content import Content, content_vectors
+from fedrec.data.history import Histories, before, latest
 from fedrec.data.movielens import movielens
 from fedrec.data.negatives import Negatives, Protocol, excluded
 from fedrec.data.partition import Partition, federation, public_data
@@ -20,6 +21,7 @@ __all__ = [
     "ClientData",
     "Content",
     "Dataset",
+    "Histories",
     "Interactions",
     "Market",
     "Negatives",
@@ -27,9 +29,11 @@ __all__ = [
     "Protocol",
     "Split",
     "Truth",
+    "before",
     "content_vectors",
     "excluded",
     "federation",
+    "latest",
     "load",
     "movielens",
     "pool",

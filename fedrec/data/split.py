@@ -34,7 +34,12 @@ def chance(user: Ints, item: Ints, seed: int) -> NDArray[np.float64]:
 
 def ordered(rows: Interactions, seed: int) -> Interactions:
     """Return rows (global ids) sorted by user, then time; ties of time in a seeded order that no file order moves."""
-    return rows.take(np.lexsort((chance(rows.user, rows.item, seed), rows.time, rows.user)))
+    return rows.take(order_of(rows, seed))
+
+
+def order_of(rows: Interactions, seed: int) -> Ints:
+    """Return the positions [n] of rows (global ids) in the order of `ordered`."""
+    return np.lexsort((chance(rows.user, rows.item, seed), rows.time, rows.user))
 
 
 def divide(

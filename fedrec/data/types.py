@@ -135,3 +135,7 @@ class ClientData:
             return np.ones(len(self.items), dtype=np.bool_)
         validation, test = self.new
         return {"train": ~(validation | test), "validation": validation, "test": test}[split]
+
+    def known(self, split: Literal["validation", "test"]) -> list[Interactions]:
+        """Return what is known of users when the rows of a split are asked: training, for the test also validation."""
+        return [self.train] if split == "validation" else [self.train, self.validation]

@@ -1,7 +1,8 @@
 """Recommenders as pure functions of named parameters: tables, a body that is shared, one head per task."""
 
 from fedrec.models.recommender import Kind, Recommender
+from fedrec.models.sequences import UserSequence
 from fedrec.models.side import Side
 from fedrec.models.tables import BLOCK, table_block, table_rows
 
-__all__ = ["BLOCK", "Kind", "Recommender", "Side", "table_block", "table_rows"]
+__all__ = ["BLOCK", "Kind", "Recommender", "Side", "UserSequence", "table_block", "table_rows"]

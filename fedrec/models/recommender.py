@@ -14,6 +14,7 @@ from fedrec.data.types import Floats, Ints
 from fedrec.models.bodies import BODIES, initial, product, quotient
 from fedrec.models.content import adapter, described, first_adapter
 from fedrec.models.layers import linear, mlp, ordered
+from fedrec.models.sequences import UserSequence
 from fedrec.models.side import Side
 from fedrec.models.tables import table_rows
 from fedrec.models.transfer import chain, excess
@@ -42,7 +43,7 @@ PAIRS = 16_384  # (user, item) pairs of a multi-task body scored at a time, to b
 class Recommender:
     """Matrix factorisation, an MLP over user and item tables, or an item table alone, with a linear head per task.
 
-    mf:   h(u, i) = [p_u * q_i, b_u, b_i]   (the body is the product; it has no parameters)
+    mf:   h(u, i) = [p_u * q_i, b_u, b_i]   (the body is the product; it has no parameters; no b_u with a `sequence`)
     mlp:  h(u, i) = MLP([p_u, q_i]), ReLU between layers of the widths `hidden`
     item: h(u, i) = q_i, so that a client's head is its users' common taste (arXiv 2301.08143)
     score_t(u, i) = w_t . h(u, i) + c_t
@@ -60,6 +61,9 @@ class Recommender:
     What is public of items is told by a linear head on q_i alone, `attributes.TASK`; the mapping `attributes` has the
     names of these tasks and the biases [C] that their heads start with.
 
+    p_u is the user's row of a table, or what a `sequence` encoder makes of the q_i of the user's history
+    (`fedrec.models.sequences`), and then no parameter is of a user.
+
     The tables start with the standard deviation `std`. `experts` is how many mmoe has; ple has as many shared ones, and
     as many of each task; task-embedding has as many networks in its basis. `calibration` weighs the calibrator of aitm.
     """
@@ -70,6 +74,7 @@ class Recommender:
     std: float = 0.1
     experts: int = 4
     calibration: float = 0.6
+    sequence: UserSequence = field(default=UserSequence())
     side: Side = field(default=Side(), compare=False, repr=False)
     attributes: Mapping[str, Floats] = field(default_factory=dict, compare=False, repr=False)
 
@@ -77,10 +82,11 @@ class Recommender:
         """Return tensors without data (on the meta device) that have the names, shapes and dtypes of the parameters."""
         sizes: dict[str, tuple[int, ...]] = {"item_table": (items, self.dim)}
         widths, tasks = (2 * self.dim, *self.hidden), sorted(set(tasks) - self.attributes.keys())
-        if self.kind != "item":
+        if self.tabled:
             sizes["user_table"] = (users, self.dim)
         if self.kind == "mf":
-            sizes |= {"user_bias": (users, 1), "item_bias": (items, 1)}
+            sizes |= {"user_bias": (users, 1)} if self.tabled else {}
+            sizes["item_bias"] = (items, 1)
         elif self.kind == "mlp":
             for layer, (n_in, n_out) in enumerate(pairwise(widths)):
                 sizes |= {f"body.{layer}.weight": (n_out, n_in), f"body.{layer}.bias": (n_out,)}
@@ -89,7 +95,8 @@ class Recommender:
         if self.side.content is not None:
             d = self.side.content.shape[1]
             sizes |= {adapter(table): (sizes[table][1], d) for table in ITEMS if table in sizes}
-        head = {"mf": self.dim + 2, "item": self.dim}.get(self.kind, widths[-1])
+        sizes |= self.sequence.sizes(self.dim)
+        head = {"mf": self.dim + (2 if self.tabled else 1), "item": self.dim}.get(self.kind, widths[-1])
         for task in tasks:
             sizes |= {f"heads.{task}.weight": (head,), f"heads.{task}.bias": (1,)}
         for task, bias in self.attributes.items():
@@ -105,16 +112,17 @@ class Recommender:
         for task, bias in self.attributes.items():
             arrays[f"attributes.{task}.weight"] = np.zeros((len(bias), self.dim), np.float32)
             arrays[f"attributes.{task}.bias"] = bias
-        if self.kind != "item":
+        if self.tabled:
             arrays["user_table"] = table_rows(seed, "user_table", users, self.dim, self.std)
         if self.kind == "item":
             bound = self.dim**-0.5
             head = generator(seed, "init", "head").uniform(-bound, bound, self.dim).astype(np.float32)
         elif self.kind == "mf":
-            arrays["user_bias"] = np.zeros((len(users), 1), np.float32)
-            head = np.ones(self.dim + 2, np.float32)
+            if self.tabled:
+                arrays["user_bias"] = np.zeros((len(users), 1), np.float32)
+            head = np.ones(self.dim + (2 if self.tabled else 1), np.float32)
         elif self.kind in BODIES:
-            return self._init_body(seed, arrays, offsets)
+            return self._started(seed, self._init_body(seed, arrays, offsets))
         else:
             widths = (2 * self.dim, *self.hidden)
             for layer, (n_in, n_out) in enumerate(pairwise(widths)):
@@ -125,11 +133,27 @@ class Recommender:
         for task, offset in offsets.items():
             arrays[f"heads.{task}.weight"] = head.copy()
             arrays[f"heads.{task}.bias"] = np.array([offset], np.float32)
-        return {name: torch.from_numpy(arrays[name]) for name in sorted(arrays)}
+        return self._started(seed, {name: torch.from_numpy(array) for name, array in arrays.items()})
+
+    def _started(self, seed: int, params: Params) -> Params:
+        """Return initial parameters with those of the sequence encoder, by name."""
+        params = {**params, **self.sequence.init(seed, self.dim)}
+        return {name: params[name] for name in sorted(params)}
+
+    @property
+    def tabled(self) -> bool:
+        """Whether every user has a row of a table."""
+        return self.kind != "item" and not self.sequence.active
 
     def users(self, params: Params, user: Tensor, history: Tensor | None = None) -> Tensor:
         """Return p_u [B, dim] for local rows `user` [B]; each liked `history` [B, L] before, or what its side says."""
-        return params["user_table"].index_select(0, user)
+        if not self.sequence.active:
+            return params["user_table"].index_select(0, user)
+        if history is None:
+            assert self.side.history is not None, "a history must be bound (fedrec.experiment.reader)"
+            history = self.side.history.index_select(0, user.to(self.side.history.device)).to(user.device)
+        q = self.items(params, history.clamp(min=0).flatten())
+        return self.sequence.encode(params, q.view(*history.shape, self.dim), history >= 0)
 
     def items(self, params: Params, item: Tensor, keep: Tensor | None = None) -> Tensor:
         """Return q_i [B, dim] for local rows `item` [B]; where `keep` [B] is 0, without what is known by id alone."""
@@ -148,8 +172,8 @@ class Recommender:
             return q
         p = self.users(params, user) if p is None else p
         if self.kind == "mf":
-            b_u, b_i = params["user_bias"].index_select(0, user), self._rows(params, "item_bias", item, keep)
-            return torch.cat([p * q, b_u, b_i], dim=1)
+            b_u = [params["user_bias"].index_select(0, user)] if self.tabled else []
+            return torch.cat([p * q, *b_u, self._rows(params, "item_bias", item, keep)], dim=1)
         if self.kind in BODIES:
             return self._represent(params, torch.cat([p, q], dim=1), ordered(params)).flatten(1)
         return self._mlp(params, torch.cat([p, q], dim=1), first=0)
@@ -175,7 +199,10 @@ class Recommender:
         p = self.users(params, user)
         if self.kind == "mf":
             w, c = params[f"heads.{task}.weight"], params[f"heads.{task}.bias"]
-            b_u, b_i = params["user_bias"].index_select(0, user), self._rows(params, "item_bias")
+            b_i = self._rows(params, "item_bias")
+            if not self.tabled:
+                return (p * w[:-1]) @ q.T + w[-1] * b_i.T + c
+            b_u = params["user_bias"].index_select(0, user)
             return (p * w[:-2]) @ q.T + w[-2] * b_u + w[-1] * b_i.T + c
         if self.kind in BODIES:
             needed = ["buy", "click"] if self.kind == "esmm" and task == "buy" else [task]

@@ -82,7 +82,7 @@ class Fixed:
     def score_all(self, task: str, user: Any) -> torch.Tensor:
         return self.scores.expand(len(user), -1)
 
-    def attribute(self, task: str, item: Ints) -> Floats:
+    def attribute(self, task: str, item: Any) -> Any:
         raise NotImplementedError
 
     def score(self, task: str, user: Any, item: Any) -> Any:

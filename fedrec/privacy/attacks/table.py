@@ -72,6 +72,8 @@ class Attack:
         """Return whether it is for the clients, the one task and the shared tables of a run."""
         e, client = case.experiment, case.parts[0].name
         (task, *others), alone = e.tasks(client), e.partition == "one-user"
+        if e.sequence.active:  # an adversary fits rows of users, and there are none
+            return False
         shared = e.sharing().split(e.recommender(client).shapes(1, 1, [task.name]))[0]
         fits = (self.clients == "one-user") == alone and task.kind in self.tasks and not others
         return fits and {*self.reads} <= shared.keys()
