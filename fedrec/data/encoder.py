@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import platformdirs
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 from safetensors.torch import load as load_tensors
@@ -43,36 +44,53 @@ class Encoder:
     weights: Mapping[str, Tensor]
     tokenizer: Any  # tokenizers.Tokenizer, an optional package
 
-    def encode(self, texts: Sequence[str]) -> Tensor:
-        """Return the vectors of texts [n, 384], of norm 1: the mean of the last layer over each text's tokens."""
+    def tokens(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Return (ids, mask) of texts [n, t]: their tokens, and where there is one and no padding."""
         rows = [torch.tensor(self.tokenizer.encode(text).ids) for text in texts]
         ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-        length = torch.tensor([len(row) for row in rows])
-        mask = torch.arange(ids.shape[1]) < length[:, None]
+        return ids, torch.arange(ids.shape[1]) < torch.tensor([len(row) for row in rows])[:, None]
+
+    def encode(self, texts: Sequence[str]) -> Tensor:
+        """Return the vectors of texts [n, 384], of norm 1: the mean of the last layer over each text's tokens."""
+        ids, mask = self.tokens(texts)
         total = (self.hidden(ids, mask) * mask[..., None]).sum(1)
-        return functional.normalize(total / length[:, None], dim=1)
+        return functional.normalize(total / mask.sum(1, keepdim=True), dim=1)
 
     def hidden(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Return the last layer [n, t, 384] of token `ids` [n, t], of which `mask` [n, t] is false at padding."""
+        return self._fed(f"encoder.layer.{LAYERS - 1}", self.attended(ids, mask))
+
+    def attended(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Return what the last layer's two linear maps read [n, t, 384]: y of `_fed`."""
         words, positions, types = (
             self.weights[f"embeddings.{name}_embeddings.weight"] for name in ("word", "position", "token_type")
         )
         x = self._norm("embeddings.LayerNorm", words[ids] + positions[: ids.shape[1]] + types[0])
-        for layer in range(LAYERS):
-            x = self._block(f"encoder.layer.{layer}", x, mask)
-        return x
+        for layer in range(LAYERS - 1):
+            x = self._fed(f"encoder.layer.{layer}", self._attended(f"encoder.layer.{layer}", x, mask))
+        return self._attended(f"encoder.layer.{LAYERS - 1}", x, mask)
 
-    def _block(self, name: str, x: Tensor, mask: Tensor) -> Tensor:
-        """Return x' = LN(y + W2 GELU(W1 y)), y = LN(x + Wo softmax(Q K' / sqrt(d / heads)) V)."""
+    def last(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (h, s) of the last layer for y [t, 384]: the inputs h [t, 1536] of W2, and s = W2 h + y [t, 384]."""
+        return self._sums(f"encoder.layer.{LAYERS - 1}", y)
+
+    def _attended(self, name: str, x: Tensor, mask: Tensor) -> Tensor:
+        """Return y = LN(x + Wo softmax(Q K' / sqrt(d / heads)) V)."""
         query, key, value = (
             self._linear(f"{name}.attention.self.{part}", x).view(*x.shape[:2], HEADS, -1).transpose(1, 2)
             for part in ("query", "key", "value")
         )
         seen = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask[:, None, None, :])
         attended = self._linear(f"{name}.attention.output.dense", seen.transpose(1, 2).flatten(2))
-        y = self._norm(f"{name}.attention.output.LayerNorm", x + attended)
-        inner = functional.gelu(self._linear(f"{name}.intermediate.dense", y))
-        return self._norm(f"{name}.output.LayerNorm", y + self._linear(f"{name}.output.dense", inner))
+        return self._norm(f"{name}.attention.output.LayerNorm", x + attended)
+
+    def _fed(self, name: str, y: Tensor) -> Tensor:
+        """Return x' = LN(y + W2 GELU(W1 y))."""
+        return self._norm(f"{name}.output.LayerNorm", self._sums(name, y)[1])
+
+    def _sums(self, name: str, y: Tensor) -> tuple[Tensor, Tensor]:
+        h = functional.gelu(self._linear(f"{name}.intermediate.dense", y))
+        return h, y + self._linear(f"{name}.output.dense", h)
 
     def _linear(self, name: str, x: Tensor) -> Tensor:
         return functional.linear(x, self.weights[f"{name}.weight"], self.weights[f"{name}.bias"])
@@ -92,11 +110,11 @@ def sentence_vectors(texts: Sequence[str]) -> Floats:
     distinct = sorted(set(texts))
     if not distinct:
         return np.zeros((0, WIDTH), dtype=np.float32)
-    path = _cache_of(distinct)
-    vectors = _stored(path, len(distinct))
+    path = cache_of(distinct)
+    vectors = _sound(stored(path), len(distinct))
     if vectors is None:
         vectors = _encoded(load_encoder(), distinct)
-        _store(path, vectors)
+        store(path, {"vectors": vectors})
     place = {text: row for row, text in enumerate(distinct)}
     return vectors[[place[text] for text in texts]]
 
@@ -135,18 +153,24 @@ def _checked(path: Path, sha256: str) -> bytes:
 
 
 def _encoded(encoder: Encoder, texts: Sequence[str]) -> Floats:
-    """Return the vectors of texts [n, 384]; texts of like length share a batch, which spares padding."""
-    order = sorted(range(len(texts)), key=lambda row: len(texts[row]))
+    """Return the vectors of texts [n, 384]."""
     vectors = np.empty((len(texts), WIDTH), dtype=np.float32)
-    with torch.inference_mode(), _one_thread():
-        for start in range(0, len(order), BATCH):
-            rows = order[start : start + BATCH]
+    with torch.inference_mode(), one_thread():
+        for rows in by_length(texts):
             vectors[rows] = encoder.encode([texts[row] for row in rows]).numpy()
     return vectors
 
 
+def by_length(texts: Sequence[str]) -> Iterator[list[int]]:
+    """Yield the rows of texts in batches of like length, which spares padding."""
+    order = sorted(range(len(texts)), key=lambda row: len(texts[row]))
+    for start in range(0, len(order), BATCH):
+        yield order[start : start + BATCH]
+
+
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
+    """Let torch have one thread, so that sums are in one order."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -155,27 +179,33 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _cache_of(texts: Sequence[str]) -> Path:
-    """Return the file of the vectors of these texts by this model."""
+def cache_of(texts: Sequence[str], kind: str = "") -> Path:
+    """Return the file of what this model makes of these texts."""
     key = hashlib.sha256(json.dumps([SHA256, LONGEST, BATCH, list(texts)]).encode()).hexdigest()
-    return Path(platformdirs.user_cache_dir("fedrec")) / "text" / f"{key}.safetensors"
+    return Path(platformdirs.user_cache_dir("fedrec")) / "text" / f"{key}{kind}.safetensors"
 
 
-def _stored(path: Path, count: int) -> Floats | None:
-    """Return the vectors of a cached file, or None if it is not there or not what was written."""
+def stored(path: Path) -> dict[str, NDArray[np.generic]]:
+    """Return the arrays of a cached file; none if it is not there or damaged."""
     try:
-        vectors = load(path.read_bytes())["vectors"]
+        return dict(load(path.read_bytes()))
     except (OSError, ValueError, KeyError, SafetensorError):
-        return None
-    if vectors.shape != (count, WIDTH) or vectors.dtype != np.float32:
-        return None
-    return vectors if np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-4) else None
+        return {}
 
 
-def _store(path: Path, vectors: Floats) -> None:
+def _sound(arrays: Mapping[str, NDArray[np.generic]], count: int) -> Floats | None:
+    """Return the vectors of a cached file, or None if they are not what was written."""
+    vectors = arrays.get("vectors")
+    if vectors is None or vectors.shape != (count, WIDTH) or vectors.dtype != np.float32:
+        return None
+    found = vectors.astype(np.float32, copy=False)
+    return found if np.allclose(np.linalg.norm(found, axis=1), 1, atol=1e-4) else None
+
+
+def store(path: Path, arrays: Mapping[str, NDArray[np.generic]]) -> None:
     """Write a cached file, whole or not at all."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(save({"vectors": vectors}))
+        partial.write_bytes(save(dict(arrays)))
         partial.replace(path)
