@@ -29,7 +29,6 @@ SMALL: dict[str, Any] = {
     "local_epochs": 1,
     "batch_size": 64,
     "engine": "inline",
-    "task": "rank,click,buy",
 }
 WEIGHTINGS = {
     **{kind: {"kind": kind} for kind in ("fixed", "uncertainty", "dwa", "rlw", "gls", "gradnorm")},
@@ -41,6 +40,14 @@ FACTORS = {
     "method": tuple(METHODS),
     "share": ("its own", *SHARINGS),
     "protection": ("none", "user", "client", "sum"),
+    "task": ("rank,click,buy", "rank,click,buy,category", "rank-bce,click,buy,price*0.1,brand"),
+    "items": ("ids", "hashed", "hidden"),
+    "users": ("table", "gru4rec", "sasrec"),
+}
+ITEMS: dict[str, dict[str, Any]] = {
+    "ids": {},
+    "hashed": {"kind": "hashed", "dim": 4},
+    "hidden": {"kind": "hashed", "dim": 4, "dropout": 0.5},
 }
 PROTECTIONS: dict[str, dict[str, Any]] = {
     "none": {},
@@ -55,6 +62,8 @@ def fields_of(row: Row) -> dict[str, Any]:
     method = row.get("method", "fedper")
     fields = {**METHODS[method].model_dump(), **SMALL, **PROTECTIONS[row.get("protection", "none")]}
     fields |= {"model": row.get("model", "mf"), "weighting": WEIGHTINGS[row.get("weighting", "fixed")]}
+    fields |= {"task": row.get("task", "rank,click,buy"), "content": ITEMS[row.get("items", "ids")]}
+    fields["sequence"] = {"kind": row.get("users", "table").replace("table", "none"), "history": 3, "blocks": 1}
     if row.get("share", "its own") != "its own":
         fields["share"] = row["share"]
     if method == "agreement":
@@ -81,12 +90,23 @@ def reason(row: Row) -> str:
     """Return what the refusal of a row must say, or nothing if it must run: the table of what does not compose."""
     method, model, weighting = row.get("method", ""), row.get("model", ""), row.get("weighting", "fixed")
     share, protection = row.get("share", "its own"), row.get("protection", "none")
+    content, users = row.get("items", "ids") != "ids", row.get("users", "table") != "table"
+    if model == "item" and users:
+        return "model: must have a user side for the sequence encoder"
+    if users and (method == "agreement" or protection == "user"):
+        return "sequence.kind: must be none for"
+    if content and "category" in row.get("task", ""):
+        return "content.kind: must be none for the task category"
     if method == "agreement" and share != "its own":
         return "agreement: shares logits only"
     if weighting != "fixed" and method in ("ditto", "apfl"):
         return "weighting.kind: must be fixed for a client that trains a second model"
     if protection == "user" and model and model not in STACKABLE:
         return "model: must be one of mf, mlp, item for privacy inside a client"
+    if protection == "user" and content:
+        return "content: must be none with noise inside a silo"
+    if protection == "user" and row.get("task", "rank,click,buy") != "rank,click,buy":
+        return "task: must be of interactions for privacy inside a client"
     if protection == "user" and weighting != "fixed":
         return "weighting.kind: must be fixed with noise inside a silo"
     if protection != "none" and (method in ("pooled", "agreement") or (method == "local" and share == "its own")):

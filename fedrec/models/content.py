@@ -23,6 +23,7 @@ def first_adapter(seed: int, table: str, rows: int, d: int, std: float) -> Float
 def spoken(params: Params, table: str, content: Tensor, item: Tensor | None = None) -> Tensor:
     """Return A c_i [B, rows] for content [items, d] and local rows `item` [B], else for all items."""
     a = params[adapter(table)]
+    content = content.to(a.device) if a.is_meta else content  # where shapes alone are asked, no row can be
     c = content if item is None else content.index_select(0, item.to(content.device))
     return c.to(a.device) @ a.T
 
