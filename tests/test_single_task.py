@@ -49,6 +49,7 @@ def test_a_run_of_clients_with_one_task_each_is_compared_with_no_run_for_each_ta
     ("fields", "why"),
     [
         ({"model": "esmm", "task": "click,buy"}, "must have click and buy for esmm"),
+        ({"model": "aitm", "task": "click,buy"}, "must have two or more of "),
         ({"method": "agreement", "task": "rank,click", "volunteers": 5}, "every client must have the task rank"),
         (
             {"task": "rank,click", "privacy": {"unit": "user", "epsilon": "8"}, "weights": "uniform"},
