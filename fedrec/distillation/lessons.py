@@ -89,10 +89,18 @@ def lesson(
 
 
 def scores(model: Recommender, params: Params, tasks: tuple[Task, ...], batch: Batch) -> list[Tensor]:
-    """Return each task's scores of the rows [B]; of a rank task those of the row and its sampled items [B, 1 + m]."""
-    features, sampled = representations(model, params, batch)
+    """Return each task's scores of the rows [B]; of a rank task those of the item and its sampled ones [B, 1 + m].
+
+    Of an attribute it is what the model says of the row's item [B, C].
+    """
+    keep = None if batch.keep is None else batch.keep[:, 0]
+    about_pairs = not all(task.attribute for task in tasks)
+    features, sampled = representations(model, params, batch) if about_pairs else (batch.item, None)
     found: list[Tensor] = []
     for task in tasks:
+        if task.attribute:
+            found.append(model.attribute(params, task.name, batch.item, keep))
+            continue
         score = model.head(params, task.name, features)
         if task.kind == "rank" and sampled is not None:
             negative = model.head(params, task.name, sampled).reshape(len(score), -1)
@@ -107,14 +115,23 @@ def softened(task: Task, z: Tensor, v: Tensor, temperature: float) -> Tensor:
     rank: T^2 KL(softmax(v / T) | softmax(z / T)) over the row's item and its sampled ones, z and v [B, 1 + m]
     (arXiv 1503.02531, eq. 1; T^2 keeps the size of the gradients, sec. 2); it tends to half the squared distance of the
     centred logits over 1 + m, T -> infinity (eq. 4). binary: the same over the two classes, whose softmax is
-    sigmoid(z / T). rating: (z - v)^2.
+    sigmoid(z / T). rating: (z - v)^2. An attribute [B, C] is softened by its loss: ce as rank, bce as binary, mse as
+    rating, the latter two as means over C.
     """
-    if task.kind == "rating":
-        return (z - v).square()
-    if task.kind == "binary":
-        z, v = (torch.stack([logit, torch.zeros_like(logit)], dim=1) for logit in (z, v))
-    log_p, log_q = F.log_softmax(z / temperature, dim=1), F.log_softmax(v / temperature, dim=1)
-    return temperature**2 * (log_q.exp() * (log_q - log_p)).sum(1)
+    if task.kind == "rank" or task.loss == "ce":
+        return divergence(z, v, temperature)
+    if task.loss == "mse":
+        each = (z - v).square()
+    else:
+        classes = [torch.stack([one, torch.zeros_like(one)], dim=-1) for one in (z, v)]
+        each = divergence(classes[0], classes[1], temperature)
+    return each.mean(-1) if task.attribute else each
+
+
+def divergence(z: Tensor, v: Tensor, temperature: float) -> Tensor:
+    """Return T^2 KL(softmax(v / T) | softmax(z / T)) over the last dimension."""
+    log_p, log_q = F.log_softmax(z / temperature, dim=-1), F.log_softmax(v / temperature, dim=-1)
+    return temperature**2 * (log_q.exp() * (log_q - log_p)).sum(-1)
 
 
 def recommended(
