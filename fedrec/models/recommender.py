@@ -111,7 +111,7 @@ class Recommender:
         arrays = self._init_items(seed, items)
         for task, bias in self.attributes.items():
             arrays[f"attributes.{task}.weight"] = np.zeros((len(bias), self.dim), np.float32)
-            arrays[f"attributes.{task}.bias"] = bias
+            arrays[f"attributes.{task}.bias"] = bias.copy()
         if self.tabled:
             arrays["user_table"] = table_rows(seed, "user_table", users, self.dim, self.std)
         if self.kind == "item":

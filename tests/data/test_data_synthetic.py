@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from importlib import import_module
 
 import numpy as np
 import pandas as pd
@@ -170,6 +171,35 @@ def test_categories_follow_taste() -> None:
     # Share of variance between categories; 8 of 2000 labels at random would explain 7/1999 = 0.004.
     explained = 1 - (taste - taste.groupby(first).transform("mean")).var().sum() / taste.var().sum()
     assert explained > 0.1
+
+
+def test_prices_and_brands_follow_the_common_taste() -> None:
+    data = synthetic(platforms=1, similarity=1, items=4000, seed=0)
+    assert data.truth is not None
+    taste = data.truth.item_taste[0]  # of clones it is the common one
+    x = np.column_stack([np.ones(len(taste)), taste])
+    log_price = np.log(data.items["price"].to_numpy())
+    rest = log_price - x @ np.linalg.lstsq(x, log_price)[0]
+    # Taste along a unit vector has a variance of 0.25 in the log, give or take the few categories' part; noise 0.0625.
+    assert rest.std() == pytest.approx(0.25, rel=0.05)
+    assert 1 - rest.var() / log_price.var() == pytest.approx(0.8, abs=0.1)
+    assert log_price.mean() == pytest.approx(np.log(20), abs=0.3)
+    brand = data.items["brand"]
+    assert brand.nunique() == 10
+    # Twice as often as the most frequent brand, the nearest centre of tastes is that of the item's own brand.
+    centre = pd.DataFrame(taste).groupby(brand).mean()
+    nearest = ((taste[:, None] - centre.to_numpy()) ** 2).sum(2).argmin(1)
+    assert (centre.index[nearest] == brand).mean() > 2 * brand.value_counts(normalize=True).iloc[0]
+
+
+def test_prices_and_brands_draw_nothing_that_the_rest_is_made_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_goods = synthetic(platforms=2, seed=3)
+    module = import_module("fedrec.data.synthetic")
+    monkeypatch.setattr(module, "_goods", lambda taste, seed: pd.DataFrame(index=range(len(taste))))
+    without = synthetic(platforms=2, seed=3)
+    pd.testing.assert_frame_equal(with_goods.interactions, without.interactions)
+    pd.testing.assert_frame_equal(with_goods.users, without.users)
+    pd.testing.assert_frame_equal(with_goods.items.drop(columns=["price", "brand"]), without.items)
 
 
 def test_titles_are_readable_and_unique() -> None:

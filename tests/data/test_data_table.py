@@ -61,6 +61,13 @@ def test_every_role_is_read(write: Write) -> None:
     pd.testing.assert_frame_equal(data.interactions, expected)
 
 
+def test_prices_and_brands_are_the_first_that_are_not_empty(write: Write) -> None:
+    rows = "u,i,p,b\na,x,,A|B\nb,x,2.5,\nc,x,9,C\na,y,,\na,z,4,D"
+    items = table(write(rows), "user=u,item=i,price=p,brand=b").items
+    assert items["brand"].tolist() == ["A|B", "", "D"]
+    np.testing.assert_array_equal(items["price"], [2.5, np.nan, 4.0])
+
+
 def test_only_user_and_item_are_needed(write: Write) -> None:
     data = table(write(GOOD), "user=who,item=what")
     assert data.platforms == ("all",)
@@ -136,6 +143,10 @@ BAD = {
     "no item": ("u,i\na,b", "user=u", "columns: must map item .*found 'user=u'"),
     "no columns": ("u,i\na,b", "", "columns: must map user .*found ''"),
     "reserved label": ("user,i\na,b", "user=user,item=i,label=user", "columns: a label must not be .*found 'user'"),
+    "reserved attribute": ("user,i,price\na,b,1", U + ",label=price", "columns: a label must not be .*found 'price'"),
+    "free price": ("u,i,p\na,b,1\na,c,0", U + ",price=p", "column 'p', row 2: a price must be .*found '0'"),
+    "text price": ("u,i,p\na,b,cheap", U + ",price=p", "column 'p', row 1: a price must be .*found 'cheap'"),
+    "infinite price": ("u,i,p\na,b,inf", U + ",price=p", "column 'p', row 1: a price must be .*found 'inf'"),
     "missing column": ("userid,i\na,b", "user=user_id,item=i", "column of t.csv: .*did you mean 'userid'"),
     "empty file": ("", U, "t.csv: .*empty"),
     "header only": ("u,i\n", U, "t.csv: must hold at least one row, found an empty table"),
