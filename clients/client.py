@@ -62,7 +62,7 @@ class Client:
         """Return its initial parameters."""
         private = self.experiment.silent  # the mean of a client's ratings is about its users
         tasks = [task for task in self.tasks if not task.attribute]
-        offsets = {task.name: task.prior if private else task.offset(self.data.train) for task in tasks}
+        offsets = {task.name: task.prior if private else task.start(self.data.train) for task in tasks}
         return self.model.init(self.experiment.seed, self.data.users, self.data.items, offsets)
 
     def first(self) -> tuple[Params, Params]:

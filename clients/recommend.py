@@ -65,10 +65,10 @@ def recommend(home: Path, client: str, user: str, k: int) -> Recommendation:
 
 def ranking(tasks: Sequence[Task], client: str) -> Task:
     """Return the task to recommend by: rank, else the first that scores items for a user; raises UserError."""
-    able = [task for task in tasks if not task.attribute]
+    able = [task for task in tasks if not (task.attribute or task.classes)]
     if not able:
         found = ", ".join(task.name for task in tasks)
-        raise UserError(f"task: {client} must have one that scores items for a user, found {found}")
+        raise UserError(f"task: {client} must have one that orders items for a user, found {found}")
     return next((task for task in able if task.kind == "rank"), able[0])
 
 

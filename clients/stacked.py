@@ -16,7 +16,7 @@ from clients.private import measured
 from clients.stacked_round import Remembered, Round
 from fedrec.aggregation import catalogue
 from fedrec.channel import keyed
-from fedrec.compatible import about_items
+from fedrec.compatible import several
 from fedrec.data import ClientData
 from fedrec.experiment import Experiment, tasks_for
 from fedrec.parameters import Params, same, to
@@ -203,11 +203,11 @@ def refused(experiment: Experiment) -> str:
     """Return why an experiment cannot be stacked; nothing if it can."""
     e = experiment
     unknown = sorted(set(per_client(e.model).values()) - set(HANDWRITTEN))
-    items = about_items(e)
+    heads = several(e)
     reasons = {
         f"the model {', '.join(unknown)}, whose gradients are not written by hand,": bool(unknown),
         "item content, whose adapter has no gradients written by hand,": e.content.active,
-        f"tasks about items ({items}), whose gradients are not written by hand,": bool(items),
+        f"the task {heads}, whose gradients are not written by hand,": bool(heads),
         f"the sequence encoder {e.sequence.kind}, whose gradients are not written by hand,": e.sequence.active,
         "agreement on logits": e.agreement.active,
         "linear maps": e.coupling.kind == "linear",

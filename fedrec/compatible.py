@@ -22,7 +22,7 @@ def compatible(e: "Experiment") -> None:
             "weighting.kind: must be fixed for a client that trains a second model, whose losses would need weights of "
             f"their own, found {e.weighting.kind} with {e.drift.personal}"
         )
-    if e.content.kind != "none" and "category" in about_items(e).split(","):
+    if e.content.kind != "none" and "category" in several(e).split(","):
         raise UserError(
             "content.kind: must be none for the task category, whose answers stand in the items' texts, found "
             f"{e.content.kind}"
@@ -39,8 +39,8 @@ def compatible(e: "Experiment") -> None:
         found = ",".join(e.share) or ("pool" if e.pool else "coupling linear" if e.coupling.kind == "linear" else "")
         if found:
             raise UserError(f"agreement: shares logits only, never parameters, found {found}")
-        if e.agreement.task in ATTRIBUTES:
-            raise UserError(f"agreement.task: must score items for users, found {e.agreement.task}")
+        if e.agreement.task in (*ATTRIBUTES, "behaviour"):
+            raise UserError(f"agreement.task: must have one score for a user and an item, found {e.agreement.task}")
         if e.agreement.task != "rank" and e.agreement.scale != "raw":
             raise UserError(f"agreement.scale: must be raw for a task that does not rank, found {e.agreement.scale}")
         apart(e, "output agreement")
@@ -77,10 +77,10 @@ def newcomers(e: "Experiment") -> None:
         raise UserError(f"newcomers: train what is private and send nothing, found {found}")
 
 
-def about_items(e: "Experiment") -> str:
-    """Return the tasks about items that some client has, joined by commas; "" without one."""
+def several(e: "Experiment") -> str:
+    """Return the tasks with a head of several scores that some client has, joined by commas; "" without one."""
     every = [task for client in per_client(e.task) for task in tasks_of(e.task, client)]
-    return ",".join(sorted({task.name for task in every if task.attribute}))
+    return ",".join(sorted({task.name for task in every if task.attribute or task.classes}))
 
 
 def bodies(e: "Experiment") -> None:
@@ -187,10 +187,10 @@ def inside(e: "Experiment") -> None:
         )
     if e.privacy.where != "server":
         raise UserError(f"privacy.where: is for the unit client, found {e.privacy.where} for {e.privacy.unit}")
-    if found := about_items(e):
+    if found := several(e):
         raise UserError(
-            "task: must be of interactions for privacy inside a client, which has no gradients by unit of a head on "
-            f"items, found {found}"
+            "task: must have one score for privacy inside a client, which has no gradients by unit of other heads, "
+            f"found {found}"
         )
     if e.weighting.active:
         raise UserError(

@@ -6,6 +6,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fedrec.data.types import Attributes, Bools, ClientData, Floats, Interactions, Ints
@@ -51,7 +52,7 @@ class Scorer(Protocol):
         ...
 
     def score(self, task: str, user: Ints, item: Ints) -> Floats:
-        """Return the scores [n] of pairs: a rating, or a logit."""
+        """Return the scores [n] of pairs: a rating, or a logit; [n, C] of a task of several classes."""
         ...
 
     def attribute(self, task: str, item: Ints) -> Floats:
@@ -98,7 +99,7 @@ class PopularityScorer:
     says of every item what is usual among the training items (`Task.usual`).
     """
 
-    tables: dict[str, Floats]  # task -> [items], or [C] of an attribute
+    tables: dict[str, Floats]  # task -> [items], [items, C] with several classes, or [C] of an attribute
 
     @staticmethod
     def fit(
@@ -113,6 +114,11 @@ class PopularityScorer:
             mask = task.rows(train)
             target, item = task.target(train)[mask].astype(np.float64), train.item[mask]
             count = np.bincount(item, minlength=items).astype(np.float64)
+            if task.classes:
+                seen = np.stack([np.bincount(item, column, items) for column in target.T], 1)
+                shares = (seen + prior * target.mean(0)) / (count + prior)[:, None] if len(target) else seen
+                tables[task.name] = np.log(np.maximum(shares, 1e-4)).astype(np.float32)
+                continue
             if task.kind == "rank":
                 tables[task.name] = count.astype(np.float32)
                 continue
@@ -152,8 +158,8 @@ def evaluate(
     rank: the held-out positives are ranked among the catalogue without the user's other known positives (training; for
     the test also validation), or among `candidates` items drawn from those that the user has never met; where
     items are new (`ClientData.new`), both among those that are new at this split. rating: rmse. binary: auc and logloss
-    over all rows. Per-user values are the ranking metrics and each user's rmse and logloss. Tasks about items:
-    `about_items` over the items of the split that the client carries.
+    over all rows; behaviour: accuracy and logloss. Per-user values are the ranking metrics and each user's rmse,
+    accuracy and logloss. Tasks about items: `about_items` over the items of the split that the client carries.
     """
 
     def rank(task: str) -> tuple[Ints, dict[str, Values]]:
@@ -171,13 +177,13 @@ def assemble(
 ) -> Evaluation:
     """Return `evaluate`'s result, given what `rank_users` returns for every rank task."""
     held = data.validation if split == "validation" else data.test
-    means: dict[tuple[str, str, str], float] = {}
+    found: dict[tuple[str, str, str], float] = {}
     per_user: list[PerUser] = []
     for task in tasks:
         if task.kind == "rank":
             users, values = rank(task.name)
             for name, value in values.items():
-                means[data.name, task.name, name] = float(value.mean()) if len(value) else float("nan")
+                found[data.name, task.name, name] = float(value.mean()) if len(value) else float("nan")
                 per_user.append(PerUser(data.name, task.name, name, data.users[users], value))
             continue
         if task.attribute:
@@ -186,7 +192,7 @@ def assemble(
             whole, each = about_items(
                 task, scorer.attribute(task.name, item), about.values[task.name][item], about.deviation
             )
-            means.update({(data.name, task.name, name): value for name, value in whole.items()})
+            found.update({(data.name, task.name, name): value for name, value in whole.items()})
             per_user += [
                 PerUser(data.name, task.name, name, data.items[item], value, items=True) for name, value in each.items()
             ]
@@ -194,10 +200,10 @@ def assemble(
         rows = held.take(task.rows(held))
         score, target = scorer.score(task.name, rows.user, rows.item), task.target(rows)
         whole, each = pointwise(task, score, target, rows.user)
-        means.update({(data.name, task.name, name): value for name, value in whole.items()})
+        found.update({(data.name, task.name, name): value for name, value in whole.items()})
         users = np.unique(rows.user)
         per_user += [PerUser(data.name, task.name, name, data.users[users], value) for name, value in each.items()]
-    return Evaluation(means, tuple(per_user))
+    return Evaluation(found, tuple(per_user))
 
 
 def pointwise(task: Task, score: Floats, target: Floats, user: Ints) -> tuple[dict[str, float], dict[str, Values]]:
@@ -207,6 +213,10 @@ def pointwise(task: Task, score: Floats, target: Floats, user: Ints) -> tuple[di
     if task.kind == "rating":
         squares = np.square(score.astype(np.float64) - target)
         return {"rmse": rmse(score, target)}, {"rmse": np.sqrt(np.bincount(index, squares) / count)}
+    if task.classes:
+        right, nats = of_classes(score, target)
+        found = {"accuracy": right, "logloss": nats}
+        return means(found), {name: np.bincount(index, value) / count for name, value in found.items()}
     label = target > 0.5
     nats = np.logaddexp(0, np.where(label, -score, score).astype(np.float64))
     whole = {"auc": auc(score, label), "logloss": log_loss(score, label)}
@@ -228,13 +238,24 @@ def about_items(
         whole = {"auc": macro_auc(s, y > 0.5), "ap": average_precision(s, y > 0.5)}
         each = {"logloss": nats}
     elif task.kind == "multi-class":
-        nats = np.logaddexp.reduce(s, axis=1) - (y * s).sum(1)
-        whole, each = {}, {"accuracy": (s.argmax(1) == y.argmax(1)).astype(np.float64), "logloss": nats}
+        right, nats = of_classes(s, y)
+        whole, each = {}, {"accuracy": right, "logloss": nats}
     else:
         error = deviation * np.abs(s - y)[:, 0]
         whole, each = {"rmse": rmse(error, np.zeros_like(error))}, {"mae": error}
-    means = {name: float(value.mean()) if len(value) else float("nan") for name, value in each.items()}
-    return {**whole, **means}, each
+    return {**whole, **means(each)}, each
+
+
+def means(values: Mapping[str, Values]) -> dict[str, float]:
+    """Return the mean of each metric's values; NaN without any."""
+    return {name: float(value.mean()) if len(value) else float("nan") for name, value in values.items()}
+
+
+def of_classes(score: NDArray[np.floating], target: NDArray[np.floating]) -> tuple[Values, Values]:
+    """Return whether the most probable class is the right one, and its log loss [n], from logits and 0 or 1 [n, C]."""
+    s, y = score.astype(np.float64), target.astype(np.float64)
+    nats = np.logaddexp.reduce(s, axis=1) - (y * s).sum(1)
+    return (s.argmax(1) == y.argmax(1)).astype(np.float64), nats
 
 
 def rank_users(

@@ -99,8 +99,8 @@ class Experiment(Method):
     )
     task: str = Field(
         "rank",
-        description="tasks: rank, rank-bce, rating, a label (like, click, buy), or of items category, brand, price; "
-        "'rank,like*0.5;shop=buy'",
+        description="tasks: rank, rank-bce, rating, a label (like, click, buy), behaviour (view, click or buy), or of "
+        "items category, brand, price; 'rank,like*0.5;shop=buy'",
     )
     weighting: Weighting = Field(Weighting(), description="how a client weighs the losses of its tasks")
     model: str = Field("mf", description="one, or one for each client 'mf;shop=mlp': " + ", ".join(get_args(Kind)))
@@ -299,8 +299,9 @@ def reader(experiment: Experiment, data: ClientData, split: Literal["train", "va
     """
     model, vectors = experiment.recommender(data.name), item_content(experiment)
     about = {task.name: task.usual(data.attributes) for task in tasks_for(experiment, data) if task.attribute}
-    if about:
-        model = replace(model, attributes=about)
+    classes = {task.name: task.classes for task in tasks_for(experiment, data) if task.classes}
+    if about or classes:
+        model = replace(model, attributes=about, classes=classes)
     if vectors is not None:
         # Most clients carry the whole catalogue: they read one tensor.
         mine = vectors if len(data.items) == len(vectors) else vectors[torch.from_numpy(data.items)]

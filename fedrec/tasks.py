@@ -5,6 +5,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -22,6 +23,8 @@ class Task:
 
     Or an attribute of items, which a head on q_i tells: `category` (bce), `brand` (ce) or `price` (mse). It learns from
     the items of the training rows, of those that `Attributes` gives to training.
+
+    Or `behaviour` (ce), what a user did with an item at most: no more than viewed it, clicked or bought it.
     """
 
     name: str
@@ -33,6 +36,11 @@ class Task:
     def attribute(self) -> bool:
         """Whether it is about items, whoever meets them."""
         return self.name in ATTRIBUTES
+
+    @property
+    def classes(self) -> int:
+        """How many scores its head on h has, as classes of an interaction; 0 for the one score of any other task."""
+        return BEHAVIOURS if self.name == "behaviour" else 0
 
     @property
     def prior(self) -> float:
@@ -52,20 +60,30 @@ class Task:
     def target(self, data: Interactions, about: Attributes = NOTHING) -> Floats:
         """Return the target [n]: 1 for rank, the rating (0 where masked out), or the binary label.
 
-        Of an attribute [n, C], 0 where it is not known.
+        Of an attribute [n, C], 0 where it is not known; of behaviour [n, 3], 1 in the column of what was done.
         """
         if self.attribute:
             return np.nan_to_num(about.values[self.name])[data.item]
+        if self.classes:
+            click, buy = (self._label(data, name) for name in ("click", "buy"))
+            return np.eye(self.classes, dtype=np.float32)[np.where(buy, 2, np.where(click, 1, 0))]
         if self.kind == "rank":
             return np.ones(len(data), dtype=np.float32)
         if self.kind == "rating":
             return np.nan_to_num(data.rating).astype(np.float32)
-        if self.name not in data.labels:
-            choose("task", self.name, ["rank", "rank-bce", "rating", *data.labels])
-        return data.labels[self.name].astype(np.float32)
+        return self._label(data, self.name).astype(np.float32)
+
+    def _label(self, data: Interactions, name: str) -> Bools:
+        if name not in data.labels:
+            choose("task", name, ["rank", "rank-bce", "rating", *data.labels])
+        return data.labels[name]
+
+    def start(self, data: Interactions) -> float | Floats:
+        """Return the head's initial bias: `offset`, or of behaviour the logarithms of the shares [3]."""
+        return log_shares(self.target(data)) if self.classes else self.offset(data)
 
     def offset(self, data: Interactions) -> float:
-        """Return the head's initial bias: the mean rating, the logit of the base rate, or 0 for rank."""
+        """Return the bias that a head of one score starts with: the mean rating, the logit of the base rate, or 0."""
         mask = self.rows(data)
         if self.kind == "rank" or not mask.any():
             return 0.0
@@ -86,8 +104,7 @@ class Task:
             raise UserError(f"task {self.name}: must be a known attribute of the items, found {found}")
         value = about.values[self.name][about.train & about.known(self.name)].astype(np.float64)
         if self.kind == "multi-class":
-            shares: Floats = np.log((value.sum(0) + 1) / (len(value) + value.shape[1])).astype(np.float32)
-            return shares
+            return log_shares(value)
         mean = value.mean(0) if len(value) else np.zeros(value.shape[1])
         if self.kind == "multi-label":
             mean = np.clip(mean, 1e-3, 1 - 1e-3)
@@ -95,6 +112,13 @@ class Task:
         return mean.astype(np.float32)
 
 
+def log_shares(rows: NDArray[np.floating]) -> Floats:
+    """Return the logarithms of the classes' shares [C] of rows [n, C], one row added to each."""
+    found: Floats = np.log((rows.sum(0, dtype=np.float64) + 1) / (len(rows) + rows.shape[1])).astype(np.float32)
+    return found
+
+
+BEHAVIOURS = 3  # view, click, buy
 # What is public of items, as tasks.
 ATTRIBUTES: dict[str, tuple[Kind, Loss]] = {
     "category": ("multi-label", "bce"),
@@ -109,7 +133,7 @@ def task_loss(task: Task, score: Tensor, target: Tensor, negative: Tensor | None
     `score` [B] is the head's output for the row's item, `negative` [B, m] for m sampled items (rank only).
     bpr: -mean_m log sigmoid(s - s_m) (arXiv 1205.2618, eq. 5); bce: binary cross entropy, for rank summed over the
     positive and its negatives; mse: squared error. Of an attribute, `score` and `target` are [B, C]: bce and mse are
-    means over C, ce is the cross entropy of the softmax.
+    means over C, ce is the cross entropy of the softmax, of behaviour too.
     """
     if task.loss == "ce":
         return score.logsumexp(-1) - (target * score).sum(-1)
@@ -142,6 +166,8 @@ def parse_task(text: str) -> Task:
         return Task("rank", "rank", "bce" if name == "rank-bce" else "bpr", weight)
     if name == "rating":
         return Task("rating", "rating", "mse", weight)
+    if name == "behaviour":
+        return Task(name, "multi-class", "ce", weight)
     if name in ATTRIBUTES:
         return Task(name, *ATTRIBUTES[name], weight)
     return Task(name, "binary", "bce", weight)

@@ -16,7 +16,7 @@ from clients.stacked import refused
 from fedrec.data import ClientData, pool
 from fedrec.data.types import Floats
 from fedrec.errors import UserError
-from fedrec.evaluation import ModelScorer, PopularityScorer, about_items, evaluate
+from fedrec.evaluation import ModelScorer, PopularityScorer, about_items, evaluate, pointwise
 from fedrec.experiment import Experiment, build, clients_data, dataset
 from fedrec.metrics import average_precision, macro_auc
 from fedrec.models import Kind
@@ -30,9 +30,10 @@ from fedrec.training import Recipe, batch_loss, batches, held_out_loss, trainabl
 from simulations.check import check
 from simulations.engines.hosts import MANY, stacked
 from simulations.run import main
+from tests.builders import interactions
 from tests.helpers import experiment, fit
 
-CATEGORY, BRAND, PRICE, RANK = (parse_task(name) for name in ("category", "brand", "price", "rank"))
+CATEGORY, BRAND, PRICE, RANK, BEHAVIOUR = map(parse_task, ("category", "brand", "price", "rank", "behaviour"))
 SMALL: dict[str, Any] = {"market": {"users": 40, "items": 60, "impressions": 10}}
 RECIPE = Recipe(1, 32, Optimiser("sgd", 0.1))
 
@@ -300,7 +301,7 @@ def test_every_method_evaluates_tasks_about_items(method: str) -> None:
         ({"privacy": {"unit": "user", "epsilon": "8"}, "weights": "uniform"}, r"^task: .* found category,price"),
         (
             {"method": "agreement", "volunteers": 5, "agreement": {"items": 5, "task": "category"}},
-            r"^agreement.task: must score items for users, found category",
+            r"^agreement.task: must have one score for a user and an item, found category",
         ),
     ],
 )
@@ -311,12 +312,12 @@ def test_what_cannot_be_combined_is_refused(fields: dict[str, Any], error: str) 
 
 def test_tasks_about_items_are_not_stacked() -> None:
     e = small("rank;shop=rank,brand")
-    assert "tasks about items (brand)" in refused(e)
+    assert "the task brand" in refused(e)
     many = small("rank,category", engine="process", partition="one-user", clients=64, market={"users": 70})
     assert len(clients_data(many)) >= MANY
     assert not stacked(many)
     assert stacked(many.model_copy(update={"task": "rank"}))
-    with pytest.raises(UserError, match=r"tasks about items \(brand\).*cannot be stacked"):
+    with pytest.raises(UserError, match=r"the task brand.*cannot be stacked"):
         stacked(e.model_copy(update={"engine": "batched"}))
 
 
@@ -376,6 +377,77 @@ def test_nothing_is_recommended_by_what_is_said_of_items(tmp_path: Path) -> None
     assert main([*size, *flags, "--out", str(out)]) == 0
     data = clients_data(build_of(out))[0]
     with pytest.raises(
-        UserError, match=r"^task: films must have one that scores items for a user, found category, pri"
+        UserError, match=r"^task: films must have one that orders items for a user, found category, pri"
     ):
         recommend(out, "films", dataset(build_of(out)).users["key"][data.users[0]], 3)
+
+
+def test_behaviour_is_what_a_user_did_at_most() -> None:
+    # A purchase that no click is recorded for is one all the same.
+    data = interactions(
+        [(0, 0), (0, 1), (1, 0), (1, 1)], click=[False, True, True, False], buy=[False, False, True, True]
+    )
+    assert BEHAVIOUR.target(data).argmax(1).tolist() == [0, 1, 2, 2]
+    assert BEHAVIOUR.rows(data).all()
+    np.testing.assert_allclose(np.exp(BEHAVIOUR.start(data)), [2 / 7, 2 / 7, 3 / 7], rtol=1e-6)
+    with pytest.raises(UserError, match=r"^task: must be one of .*, found 'buy'"):
+        BEHAVIOUR.target(interactions([(0, 0)], click=[True]))
+
+
+def test_the_most_frequent_behaviour_of_an_item_is_its_popular_one() -> None:
+    # Item 0: viewed, clicked, bought once; item 1: bought twice of 2. Shares are shrunk by 5 rows of (1, 1, 3) / 5.
+    data = interactions(
+        [(0, 0), (1, 0), (2, 0), (0, 1), (1, 1)],
+        click=[False, True, True, True, True],
+        buy=[False, False, True, True, True],
+    )
+    popular = PopularityScorer.fit((BEHAVIOUR,), data, 3)
+    score = popular.score("behaviour", np.array([0, 0, 0]), np.array([0, 1, 2]))
+    expected = [[2 / 8, 2 / 8, 4 / 8], [1 / 7, 1 / 7, 5 / 7], [1 / 5, 1 / 5, 3 / 5]]
+    np.testing.assert_allclose(np.exp(score), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("model", get_args(Kind))
+def test_every_model_has_three_scores_for_behaviour_and_learns_them(model: str) -> None:
+    client = started(small("click,buy,behaviour", model=model, lr=0.05, local_epochs=10, l2=0.0))
+    start = client.start()
+    assert {name: value.shape for name, value in start.items()} == {
+        name: value.shape for name, value in client.shared_like().items()
+    } | {name: value.shape for name, value in client.channel.split(start)[1].items()}
+    assert start["heads.behaviour.bias"].shape == (3,)
+    assert start["heads.click.bias"].shape == (1,)
+    params, _ = client.update(start, 1, {}, 0.0)
+    rows = client.data.train
+    target = BEHAVIOUR.target(rows)
+
+    def loss(params: Params) -> tuple[float, float]:
+        score = ModelScorer(client.model, params).score("behaviour", rows.user, rows.item)
+        found = pointwise(BEHAVIOUR, score, target, rows.user)[0]
+        s, y = torch.from_numpy(score), torch.from_numpy(target.argmax(1))
+        assert found["logloss"] == pytest.approx(float(F.cross_entropy(s, y)), abs=1e-5)
+        assert found["accuracy"] == pytest.approx(float(MulticlassAccuracy(3, average="micro")(s, y)))
+        return found["logloss"], found["accuracy"]
+
+    before, after = loss(start), loss(params)
+    assert after[0] < 0.9 * before[0]
+    assert after[1] >= before[1]
+
+
+def test_behaviour_is_federated_measured_by_user_and_not_recommended_by(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    size = ["--market.users", "30", "--market.items", "40", "--market.impressions", "8", "--clients", "2"]
+    flags = ["--task", "behaviour", "--share", "all-but-users", "--rounds", "1", "--dim", "4", "--engine", "inline"]
+    assert main([*size, *flags, "--quiet", "--out", str(out)]) == 0
+    users = pd.read_csv(out / "users" / "films.csv")
+    assert set(users["metric"]) == {"accuracy", "logloss"}
+    e = build_of(out)
+    data = clients_data(e)[0]
+    assert set(users["user"]) == set(data.users[np.unique(data.test.user)])
+    with pytest.raises(UserError, match=r"^task: films must have one that orders items for a user, found behaviour"):
+        recommend(out, "films", dataset(e).users["key"][data.users[0]], 3)
+    assert "the task behaviour" in refused(e)
+
+
+def test_under_privacy_behaviour_starts_with_no_knowledge_of_the_data() -> None:
+    e = small("behaviour", privacy={"unit": "client", "where": "client", "epsilon": "8"}, weights="uniform")
+    assert started(e).start()["heads.behaviour.bias"].tolist() == [0, 0, 0]

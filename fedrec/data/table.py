@@ -17,7 +17,7 @@ from fedrec.errors import UserError, choose
 
 ALIASES = {"timestamp": "time", "categories": "category"}
 ROLES = ("user", "item", "rating", "time", "platform", "title", "category", "price", "brand", "label")
-RESERVED = ("user", "item", "platform", "time", "rating", "positive", "category", "price", "brand")
+RESERVED = ("user", "item", "platform", "time", "rating", "positive", "category", "price", "brand", "behaviour")
 MISSING = ["", "nan", "NaN", "NULL", "null"]
 BINARY = {"0": False, "1": True, "0.0": False, "1.0": True, "false": False, "true": True}
 

@@ -59,7 +59,8 @@ class Recommender:
     items has an adapter A, q_i = E_i + A c_i (`fedrec.models.content`), and so has mf's b_i.
 
     What is public of items is told by a linear head on q_i alone, `attributes.TASK`; the mapping `attributes` has the
-    names of these tasks and the biases [C] that their heads start with.
+    names of these tasks and the biases [C] that their heads start with. The head of a task in `classes` has so many
+    scores, W_t h(u, i) + c_t.
 
     p_u is the user's row of a table, or what a `sequence` encoder makes of the q_i of the user's history
     (`fedrec.models.sequences`), and then no parameter is of a user.
@@ -77,6 +78,7 @@ class Recommender:
     sequence: UserSequence = field(default=UserSequence())
     side: Side = field(default=Side(), compare=False, repr=False)
     attributes: Mapping[str, Floats] = field(default_factory=dict, compare=False, repr=False)
+    classes: Mapping[str, int] = field(default_factory=dict, compare=False, repr=False)
 
     def shapes(self, users: int, items: int, tasks: Iterable[str]) -> Params:
         """Return tensors without data (on the meta device) that have the names, shapes and dtypes of the parameters."""
@@ -98,12 +100,13 @@ class Recommender:
         sizes |= self.sequence.sizes(self.dim)
         head = {"mf": self.dim + (2 if self.tabled else 1), "item": self.dim}.get(self.kind, widths[-1])
         for task in tasks:
-            sizes |= {f"heads.{task}.weight": (head,), f"heads.{task}.bias": (1,)}
+            several = (self.classes[task],) if task in self.classes else ()
+            sizes |= {f"heads.{task}.weight": (*several, head), f"heads.{task}.bias": several or (1,)}
         for task, bias in self.attributes.items():
             sizes |= {f"attributes.{task}.weight": (len(bias), self.dim), f"attributes.{task}.bias": (len(bias),)}
         return {name: torch.empty(sizes[name], device="meta") for name in sorted(sizes)}
 
-    def init(self, seed: int, users: Ints, items: Ints, offsets: dict[str, float]) -> Params:
+    def init(self, seed: int, users: Ints, items: Ints, offsets: Mapping[str, float | Floats]) -> Params:
         """Return initial parameters for global user and item ids; `offsets` gives the bias of every task's head.
 
         Heads of attributes start with weights of 0.
@@ -131,8 +134,7 @@ class Recommender:
                 arrays[f"body.{layer}.bias"] = np.zeros(n_out, np.float32)
             head = generator(seed, "init", "head").normal(0, widths[-1] ** -0.5, widths[-1]).astype(np.float32)
         for task, offset in offsets.items():
-            arrays[f"heads.{task}.weight"] = head.copy()
-            arrays[f"heads.{task}.bias"] = np.array([offset], np.float32)
+            arrays |= self._init_head(task, head, offset)
         return self._started(seed, {name: torch.from_numpy(array) for name, array in arrays.items()})
 
     def _started(self, seed: int, params: Params) -> Params:
@@ -179,9 +181,9 @@ class Recommender:
         return self._mlp(params, torch.cat([p, q], dim=1), first=0)
 
     def head(self, params: Params, task: str, features: Tensor) -> Tensor:
-        """Return the scores [B] of a task's head for features [B, width]."""
+        """Return the scores [B] of a task's head for features [B, width]; [B, C] of a task in `classes`."""
         if self.kind not in BODIES:
-            return features @ params[f"heads.{task}.weight"] + params[f"heads.{task}.bias"]
+            return self._read(params, task, features)
         tasks = ordered(params)
         return self._score(
             params, task, tasks, features.view(len(features), len(tasks), features.shape[1] // len(tasks))
@@ -257,7 +259,16 @@ class Recommender:
             h = F.relu(F.linear(h, params[f"body.{layer}.weight"], params[f"body.{layer}.bias"]))
         return h
 
-    def _init_body(self, seed: int, tables: dict[str, Floats], offsets: dict[str, float]) -> Params:
+    def _init_head(self, task: str, head: Floats, offset: float | Floats) -> dict[str, Floats]:
+        """Return the initial parameters of a task's head; several scores start with the same weights [width]."""
+        count = self.classes.get(task, 0)
+        bias = np.broadcast_to(np.asarray(offset, np.float32), (count or 1,))
+        return {
+            f"heads.{task}.weight": np.tile(head, (count, 1)) if count else head.copy(),
+            f"heads.{task}.bias": bias.copy(),
+        }
+
+    def _init_body(self, seed: int, tables: dict[str, Floats], offsets: Mapping[str, float | Floats]) -> Params:
         """Return the initial parameters of a multi-task body beside `tables`; a task's do not depend on the others."""
         tasks, width = sorted(offsets), self.hidden[-1]
         params = {name: torch.from_numpy(table) for name, table in tables.items()}
@@ -265,21 +276,24 @@ class Recommender:
             params[name] = initial(seed, name, size, len(tasks))
         for task in tasks:
             rng = generator(seed, "init", "heads", task)
-            params[f"heads.{task}.weight"] = torch.from_numpy(rng.normal(0, width**-0.5, width).astype(np.float32))
-            params[f"heads.{task}.bias"] = torch.tensor([offsets[task]], dtype=torch.float32)
+            head = self._init_head(task, rng.normal(0, width**-0.5, width).astype(np.float32), offsets[task])
+            params |= {name: torch.from_numpy(value) for name, value in head.items()}
         if self.kind == "esmm":  # the head is of P(buy | click), the offset of P(buy)
-            params["heads.buy.bias"] = torch.tensor([quotient(offsets["buy"], offsets["click"])])
+            params["heads.buy.bias"] = torch.tensor([quotient(float(offsets["buy"]), float(offsets["click"]))])
         return {name: params[name] for name in sorted(params)}
+
+    def _read(self, params: Params, task: str, h: Tensor) -> Tensor:
+        weight, bias = params[f"heads.{task}.weight"], params[f"heads.{task}.bias"]
+        return h @ (weight.T if task in self.classes else weight) + bias
 
     def _represent(self, params: Params, x: Tensor, tasks: list[str]) -> Tensor:
         """Return h_t [B, tasks, width] of some tasks for x = [p_u, q_i]."""
         return torch.stack(BODIES[self.kind].represent(params, x, tasks), 1)
 
     def _score(self, params: Params, task: str, tasks: list[str], h: Tensor) -> Tensor:
-        """Return the scores [B] of a task, one of `tasks`, for their h [B, tasks, width]."""
+        """Return the scores [B] or [B, C] of a task, one of `tasks`, for their h [B, tasks, width]."""
 
         def own(t: str) -> Tensor:
-            top = mlp(params, f"towers.{t}", h[:, tasks.index(t)])
-            return top @ params[f"heads.{t}.weight"] + params[f"heads.{t}.bias"]
+            return self._read(params, t, mlp(params, f"towers.{t}", h[:, tasks.index(t)]))
 
         return product(own("click"), own("buy")) if self.kind == "esmm" and task == "buy" else own(task)
