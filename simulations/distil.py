@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 
 from clients.client import Client
 from clients.recommend import experiment_of, params_of
+from fedrec.compatible import several
 from fedrec.data import ClientData
 from fedrec.distillation import KINDS, Distillation, learn
 from fedrec.errors import UserError, choose
@@ -101,7 +102,12 @@ def students_of(e: Experiment, wanted: Mapping[str, Any], tasks: Sequence[str]) 
     UserError.
     """
     alone = baseline(e, "pooled" if e.pool else "local").model_dump()
-    return build({**alone, "weighting": Weighting().model_dump(), **wanted, "task": only(e.task, tasks)})
+    made = build({**alone, "weighting": Weighting().model_dump(), **wanted, "task": only(e.task, tasks)})
+    if found := several(made):
+        raise UserError(
+            f"task: must have one score for a user and an item to be taught (add --task rank), found {found}"
+        )
+    return made
 
 
 def only(text: str, tasks: Sequence[str]) -> str:
