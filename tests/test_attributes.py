@@ -28,6 +28,7 @@ from fedrec.sharing import SHARINGS, Sharing
 from fedrec.tasks import parse_task, task_loss
 from fedrec.training import Recipe, batch_loss, batches, held_out_loss, trainable
 from simulations.check import check
+from simulations.distil import students_of
 from simulations.engines.hosts import MANY, stacked
 from simulations.run import main
 from tests.builders import interactions
@@ -358,6 +359,10 @@ def test_a_run_reports_items_where_it_means_items(tmp_path: Path) -> None:
     page = write_report(out).read_text("utf-8")
     assert f"{(data.attributes.test).sum()} items" in page
     assert "over each client&#39;s items" in page or "over each client's items" in page
+    assert "MAE, task price, in units of the logarithm of the price" in page
+    with pytest.raises(UserError, match=r"^task: must have one score .* to be taught .*, found brand,category,price"):
+        students_of(build_of(out), {}, [])
+    assert students_of(build_of(out), {}, ["rank"]).task == "rank"
     got = recommend(out, "films", dataset(build_of(out)).users["key"][data.users[0]], 3)
     assert got.task is not None
     assert got.task.name == "rank"

@@ -24,6 +24,14 @@ ROUND_CURVES = {
     "dual_residual": "dual residual rho |Z+ - Z|",
     "violation": "largest budget violation",
 }
+# What the metrics of tasks about items are, beside their names.
+MEANINGS = {
+    ("category", "auc"): "the mean over the names with both classes among the held-out items",
+    ("category", "ap"): "average precision over all pairs of an item and a name",
+    ("category", "logloss"): "the mean over all pairs of an item and a name",
+    ("price", "mae"): "in units of the logarithm of the price: .1 is about 10%",
+    ("price", "rmse"): "in units of the logarithm of the price: .1 is about 10%",
+}
 
 
 class Figure(NamedTuple):
@@ -125,6 +133,7 @@ def _comparison(rows: pd.DataFrame, together: pd.DataFrame) -> dict[str, Any]:
     return {
         "task": task,
         "metric": metric,
+        "meaning": MEANINGS.get((task, metric), ""),
         "unit": f"{counted(task)}s".capitalize(),
         "primary": bool(rows["primary"].iloc[0]),
         "rows": shown.to_dict("records"),

@@ -57,7 +57,7 @@ code { font-family: ui-monospace, "SF Mono", Menlo, Consolas, monospace; font-si
 {% endmacro %}
 {% macro comparison(t) %}
 <div class="scroll" tabindex="0"><table>
-<caption>{{ t.metric | label }}, task {{ t.task }}; {{ "higher" if higher_is_better(t.metric) else "lower" }} is better{{ leak() }}
+<caption>{{ t.metric | label }}, task {{ t.task }}{{ ", " ~ t.meaning if t.meaning }}; {{ "higher" if higher_is_better(t.metric) else "lower" }} is better{{ leak() }}
 {% if t.cut %}<br>Shown are the {{ t.rows | length - 1 }} clients that fared worst against training alone; {{ "{:,}".format(t.cut) }} others are in <code>clients.csv</code>. All clients:
 {% for name, n in t.counts.items() %}{{ "{:,}".format(n) }} {{ name or "not compared" }}{{ ", " if not loop.last else "." }}{% endfor %}{% endif %}</caption>
 <thead><tr><th scope="col">Client</th><th scope="col" class="left">Taking part</th><th scope="col">{{ t.unit }}</th><th scope="col">Together</th><th scope="col">Alone</th><th scope="col">Pooled</th><th scope="col">Popularity</th><th scope="col">Of pooled</th></tr></thead>
