@@ -297,7 +297,7 @@ def reader(experiment: Experiment, data: ClientData, split: Literal["train", "va
     The history of a training row is its own (`fedrec.training.batches`); of a validation row it is what the user liked
     in training, of a test row also in validation.
     """
-    model, vectors = experiment.recommender(data.name), item_content(experiment)
+    model, vectors = experiment.recommender(data.name), item_content(experiment)[0]
     about = {task.name: task.usual(data.attributes) for task in tasks_for(experiment, data) if task.attribute}
     classes = {task.name: task.classes for task in tasks_for(experiment, data) if task.classes}
     if about or classes:
@@ -313,11 +313,12 @@ def reader(experiment: Experiment, data: ClientData, split: Literal["train", "va
 
 
 @functools.lru_cache(maxsize=2)
-def item_content(experiment: Experiment) -> Tensor | None:
-    """Return the vectors [items, d] of the whole catalogue, kept for the process; None without content."""
+def item_content(experiment: Experiment) -> tuple[Tensor | None, tuple[str, ...]]:
+    """Return the vectors [items, d] of the whole catalogue, kept for the process, and notes; None without content."""
     if not experiment.content.active:
-        return None
-    return torch.from_numpy(content_vectors(dataset(experiment), experiment.content)[0])
+        return None, ()
+    vectors, notes = content_vectors(dataset(experiment), experiment.content)
+    return torch.from_numpy(vectors), notes
 
 
 def build(values: dict[str, Any]) -> Experiment:

@@ -9,7 +9,7 @@ from flwr.serverapp import ServerApp
 
 from clients.app import client_app
 from fedrec.errors import UserError
-from fedrec.experiment import Experiment, clients_data, dataset, tasks_for
+from fedrec.experiment import Experiment, clients_data, dataset, item_content, tasks_for
 from fedrec.folders import reserve
 from fedrec.privacy.account import account
 from fedrec.privacy.books import Books
@@ -100,7 +100,8 @@ def finisher(experiment: Experiment, home: Path) -> Finish:
                 Books(g, home, experiment.seed).secret.forget()
             if len(record.rounds) < experiment.rounds:
                 record.stopped = record.stopped or "budget"
-        write_record(home, record, experiment.model_dump(mode="json"), dataset(experiment).notes)
+        notes = (*dataset(experiment).notes, *item_content(experiment)[1])
+        write_record(home, record, experiment.model_dump(mode="json"), notes)
         if experiment.agreement.active:
             teach(experiment, record, home)
 

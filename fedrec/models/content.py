@@ -24,8 +24,11 @@ def spoken(params: Params, table: str, content: Tensor, item: Tensor | None = No
     """Return A c_i [B, rows] for content [items, d] and local rows `item` [B], else for all items."""
     a = params[adapter(table)]
     content = content.to(a.device) if a.is_meta else content  # where shapes alone are asked, no row can be
-    c = content if item is None else content.index_select(0, item.to(content.device))
-    return c.to(a.device) @ a.T
+    if item is not None and len(item) < len(content):
+        return content.index_select(0, item.to(content.device)).to(a.device) @ a.T
+    # Of more rows than there are items most repeat one.
+    every = content.to(a.device) @ a.T
+    return every if item is None else every.index_select(0, item)
 
 
 def described(

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from fedrec.errors import UserError, choose
 from simulations.studies import (
     auditing,
+    cold,
     distillation,
     methods,
     newcomer,
@@ -19,6 +20,7 @@ from simulations.studies import (
 
 STUDIES = {
     "auditing": auditing.run,
+    "cold": cold.run,
     "distillation": distillation.run,
     "methods": methods.run,
     "newcomer": newcomer.run,
