@@ -80,8 +80,8 @@ def run(argv: Sequence[str]) -> None:
         for arm in [POPULARITY, *arms]
         for seed in seeds
     ]
-    for job in jobs:
-        check(job.experiment)  # and the texts are encoded once, before there are many processes
+    for job in jobs[:: len(seeds)]:  # one seed of each; and the texts are encoded once, before there are many processes
+        check(job.experiment)
     with writing(options.out) as home:
         results = pd.DataFrame(run_all(jobs, options.workers))
         results.to_csv(home / "results.csv", index=False)
