@@ -11,8 +11,9 @@ from fedrec.channel import Channel, Mapped, channel_of, whatever_the_batch
 from fedrec.coordination import Link, Own
 from fedrec.data import ClientData
 from fedrec.errors import UserError
-from fedrec.evaluation import Evaluation, ModelScorer, Split, evaluate, members
+from fedrec.evaluation import Evaluation, ModelScorer, Split, evaluate, held_out, members
 from fedrec.experiment import Experiment, reader, tasks_for
+from fedrec.folding import folded
 from fedrec.models import Recommender
 from fedrec.parameters import Params, finite, to
 from fedrec.privacy.differential import private_update
@@ -192,7 +193,7 @@ class Client:
         e, params = self.experiment, to(self.experiment.sharing().join(shared, private), self.device)
         found = [
             evaluate(
-                ModelScorer(reader(e, data, split), part),
+                ModelScorer(reader(e, data, split), folded(e, part, data, split, held_out(data, split).user)),
                 data,
                 e.tasks(data.name),
                 split,

@@ -18,6 +18,7 @@ from fedrec.data.types import Floats, Ints
 from fedrec.errors import UserError, choose
 from fedrec.evaluation import ModelScorer, mask_of, members
 from fedrec.experiment import Experiment, build, clients_data, dataset, reader, tasks_for
+from fedrec.folding import folded
 from fedrec.parameters import Params
 from fedrec.records import load_params, slug, table_of
 from fedrec.sharing import TABLES, ContractError, Sharing, admit
@@ -58,6 +59,7 @@ def recommend(home: Path, client: str, user: str, k: int) -> Recommendation:
         return top(data, count, k, None)
     task = ranking(experiment.tasks(data.name), client)
     users = table_of([row])
+    params = folded(experiment, params, data, "test", users)
     scores: Floats = ModelScorer(reader(experiment, data, "test"), params).score_all(task.name, users)[0].numpy()
     known = mask_of(data.known("test"), users, len(data.items))[0]
     return top(data, np.where(known, -np.inf, scores), k, task)

@@ -209,6 +209,7 @@ def refused(experiment: Experiment) -> str:
         "item content, whose adapter has no gradients written by hand,": e.content.active,
         f"the task {heads}, whose gradients are not written by hand,": bool(heads),
         f"the sequence encoder {e.sequence.kind}, whose gradients are not written by hand,": e.sequence.active,
+        "the split new-users, whose rows are trained when they are asked,": e.split == "new-users",
         "agreement on logits": e.agreement.active,
         "linear maps": e.coupling.kind == "linear",
         "a pooled client": e.pool,

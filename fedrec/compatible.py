@@ -17,6 +17,9 @@ def compatible(e: "Experiment") -> None:
     bodies(e)
     if e.sequence.active:
         sequences(e)
+    if e.split == "new-users" and (e.budget.active or e.agreement.active):
+        found = "budget" if e.budget.active else "agreement"
+        raise UserError(f"{found}: must be none with the split new-users, who have no row when a loss is asked of it")
     if e.weighting.active and e.drift.personal in ("ditto", "apfl"):
         raise UserError(
             "weighting.kind: must be fixed for a client that trains a second model, whose losses would need weights of "

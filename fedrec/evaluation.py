@@ -156,10 +156,11 @@ def evaluate(
     """Return the metrics of a client's held-out `split`.
 
     rank: the held-out positives are ranked among the catalogue without the user's other known positives (training; for
-    the test also validation), or among `candidates` items drawn from those that the user has never met; where
-    items are new (`ClientData.new`), both among those that are new at this split. rating: rmse. binary: auc and logloss
-    over all rows; behaviour: accuracy and logloss. Per-user values are the ranking metrics and each user's rmse,
-    accuracy and logloss. Tasks about items: `about_items` over the items of the split that the client carries.
+    the test also validation; of a new user the support), or among `candidates` items drawn from those that the user has
+    never met; where items are new (`ClientData.new`), both among those that are new at this split. rating: rmse.
+    binary: auc and logloss over all rows; behaviour: accuracy and logloss. Per-user values are the ranking metrics and
+    each user's rmse, accuracy and logloss. Tasks about items: `about_items` over the items of the split that the client
+    carries.
     """
 
     def rank(task: str) -> tuple[Ints, dict[str, Values]]:
@@ -176,7 +177,7 @@ def assemble(
     rank: Callable[[str], tuple[Ints, dict[str, Values]]],
 ) -> Evaluation:
     """Return `evaluate`'s result, given what `rank_users` returns for every rank task."""
-    held = data.validation if split == "validation" else data.test
+    held = held_out(data, split)
     found: dict[tuple[str, str, str], float] = {}
     per_user: list[PerUser] = []
     for task in tasks:
@@ -269,7 +270,7 @@ def rank_users(
 ) -> tuple[Ints, dict[str, Values]]:
     """Return the local users with a held-out positive, ascending, and each one's ranking metrics."""
     found: list[Ints] = []
-    held = data.validation if split == "validation" else data.test
+    held = held_out(data, split)
     users = np.unique(held.user[held.positive])
     rng = generator(seed, "candidates", data.name, split)
     closed = ~data.offered(split)
@@ -278,11 +279,16 @@ def rank_users(
         relevant = mask_of([held], part, len(data.items))
         excluded = mask_of(data.known(split), part, len(data.items)) | closed
         if candidates != "full":
-            met = mask_of([data.train, data.validation, data.test], part, len(data.items)) | closed
+            met = mask_of([*data.known("test"), data.test], part, len(data.items)) | closed
             excluded = ~sample_candidates(met, candidates, rng)
         scores = scorer.score_all(task, part)
         found += ranks(scores, torch.from_numpy(relevant), torch.from_numpy(excluded))
     return users, ranking_metrics(found, metrics)
+
+
+def held_out(data: ClientData, split: Split) -> Interactions:
+    """Return the rows of a client's split."""
+    return data.validation if split == "validation" else data.test
 
 
 def mask_of(parts: Sequence[Interactions], users: Ints, items: int) -> Bools:

@@ -84,11 +84,19 @@ class Experiment(Method):
     volunteers: int = Field(
         0, ge=0, description="users whose interactions are public: training rows of every client, tested by none"
     )
-    split: Literal["leave-one-out", "temporal", "random", "new-items"] = Field(
-        "leave-one-out", description="how test data is held out; new-items: items with all their interactions"
+    split: Literal["leave-one-out", "temporal", "random", "new-items", "new-users"] = Field(
+        "leave-one-out",
+        description="how test data is held out; new-items, new-users: items, or users, with all their interactions",
     )
     fractions: tuple[float, float] = Field(
-        (0.1, 0.1), description="temporal, random, new-items: fractions for validation and test"
+        (0.1, 0.1),
+        description="temporal, random, new-items, new-users: fractions for validation and test, of rows, items or users",
+    )
+    fold_in: int = Field(
+        10,
+        ge=0,
+        le=10_000,
+        description="new-users: passes over what is known of a new user, which train its row alone; 0: the mean row",
     )
     negatives: Literal["train", "published"] = Field(
         "train", description="training negatives avoid: train positives, or (published, LEAKING) also held-out items"

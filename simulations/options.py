@@ -18,7 +18,7 @@ from simulations.methods import METHODS
 
 # What --help groups together; a method's fields form a group of their own, and the rest is training.
 GROUPS = {
-    "data": "clients dataset data_dir columns market partition skew volunteers split fractions",
+    "data": "clients dataset data_dir columns market partition skew volunteers split fractions fold_in",
     "method": "",
     "training": "",
     "taking part": "participation dropout deadline quorum newcomers",

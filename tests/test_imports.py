@@ -44,6 +44,7 @@ LAYERS = {
     "fedrec.channel": 5,
     "fedrec.stacking": 4,
     "fedrec.personal": 5,
+    "fedrec.folding": 5,
     "fedrec.folders": 1,
     "fedrec.records": 5,
     "fedrec.experiment": 5,

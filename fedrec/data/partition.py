@@ -11,7 +11,7 @@ import numpy as np
 from fedrec import seeds
 from fedrec.data.attributes import attributes_of
 from fedrec.data.public import informed, volunteers_of, without
-from fedrec.data.split import TEST, TRAIN, VALIDATION, Split, divide, first_of, new_items, ordered
+from fedrec.data.split import SUPPORT, TEST, TRAIN, VALIDATION, Split, divide, first_of, new_items, ordered
 from fedrec.data.types import ClientData, Dataset, Interactions, Ints
 from fedrec.errors import UserError, choose
 
@@ -171,10 +171,10 @@ def _client(
         notes += ("no test item: this client is trained but not tested",)
     users, user = np.unique(rows.user, return_inverse=True)
     local = replace(rows, user=user, item=np.searchsorted(items, rows.item))
-    train, validation, test = (local.take(part == which) for which in (TRAIN, VALIDATION, TEST))
+    train, validation, test, support = (local.take(part == which) for which in (TRAIN, VALIDATION, TEST, SUPPORT))
     new = None
     if split == "new-items":
         new = new_items(items, fractions, seed)
         count, tested = (int(mask.sum()) for mask in new)
         notes += (f"{count} of {len(items)} items are new at the validation, {tested} at the test, ranked among them",)
-    return ClientData(name, users, items, train, validation, test, notes, new=new)
+    return ClientData(name, users, items, train, validation, test, notes, new=new, support=support)

@@ -42,7 +42,8 @@ def informed(client: ClientData, public: ClientData) -> ClientData:
         item=np.searchsorted(client.items, public.items[rows.item]),
     )
     own = np.searchsorted(users, client.users)
-    train, validation, test = (replace(p, user=own[p.user]) for p in (client.train, client.validation, client.test))
+    parts = (client.train, client.validation, client.test, client.support)
+    train, validation, test, support = (replace(part, user=own[part.user]) for part in parts)
     note = f"{len(public.users)} of the users are public volunteers, with {len(added)} training rows; never tested here"
     return replace(
         client,
@@ -50,6 +51,7 @@ def informed(client: ClientData, public: ClientData) -> ClientData:
         train=concatenate([train, added]),
         validation=validation,
         test=test,
+        support=support,
         notes=(*client.notes, note),
     )
 
@@ -61,12 +63,13 @@ def viewed(public: ClientData, name: str, items: Ints) -> ClientData:
         kept = rows.take(np.isin(public.items[rows.item], items))
         return replace(kept, item=np.searchsorted(items, public.items[kept.item]))
 
-    train, validation, test = (among(rows) for rows in (public.train, public.validation, public.test))
+    parts = (public.train, public.validation, public.test, public.support)
+    train, validation, test, support = (among(rows) for rows in parts)
     new = None
     if public.new is not None:
         here = np.searchsorted(public.items, items)
         new = public.new[0][here], public.new[1][here]
-    return ClientData(name, public.users, items, train, validation, test, new=new)
+    return ClientData(name, public.users, items, train, validation, test, new=new, support=support)
 
 
 def probe_of(public: ClientData, each: int, seed: int) -> Ints:

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from fedrec import seeds
 from fedrec.data.types import Attributes, Bools, ClientData, Interactions, Ints
 
-Split = Literal["leave-one-out", "temporal", "random", "new-items"]
-TRAIN, VALIDATION, TEST = 0, 1, 2
+Split = Literal["leave-one-out", "temporal", "random", "new-items", "new-users"]
+TRAIN, VALIDATION, TEST, SUPPORT = 0, 1, 2, 3
 
 
 def chance(user: Ints, item: Ints, seed: int) -> NDArray[np.float64]:
@@ -45,20 +45,24 @@ def order_of(rows: Interactions, seed: int) -> Ints:
 def divide(
     rows: Interactions, split: Split, fractions: tuple[float, float], seed: int
 ) -> tuple[NDArray[np.int8], tuple[str, ...]]:
-    """Return the part (TRAIN, VALIDATION or TEST) of every row [n] of one client, and notes.
+    """Return the part (TRAIN, VALIDATION, TEST or SUPPORT) of every row [n] of one client, and notes.
 
     `rows` are `ordered` and have global ids; `fractions` are those of validation and test.
 
     leave-one-out: test from a user's last positive onward, validation from the positive before it; a user with two
     positives has no validation, a user with fewer stays in training. temporal: by the client's quantiles of time,
     equal times on the earlier side. random: every interaction on its own. new-items: every item with all its
-    interactions (`new_items`).
+    interactions (`new_items`). new-users: the fractions are of users, chosen by user and seed alone, and nothing of
+    theirs is trained on; a new user of the validation, or of the test, is asked from the last positive onward, and what
+    comes before is support, known by then.
     """
     if split == "new-items":
         at_validation, at_test = new_items(rows.item, fractions, seed)
         return (VALIDATION * at_validation + TEST * at_test).astype(np.int8), ()
     if split == "leave-one-out":
         return _leave_one_out(rows)
+    if split == "new-users":
+        return _new_users(rows, fractions, seed)
     validation, test = fractions
     part = np.zeros(len(rows), dtype=np.int8)
     if split == "random":
@@ -87,11 +91,7 @@ def new_items(items: Ints, fractions: tuple[float, float], seed: int) -> tuple[B
 
 def _leave_one_out(rows: Interactions) -> tuple[NDArray[np.int8], tuple[str, ...]]:
     part = np.zeros(len(rows), dtype=np.int8)
-    _, start, user = np.unique(rows.user, return_index=True, return_inverse=True)
-    total = np.bincount(user, weights=rows.positive).astype(np.int64)
-    seen = np.cumsum(rows.positive)
-    seen = seen - (seen - rows.positive)[start][user]  # positives of the user up to and including this row
-    left = total[user] - seen
+    user, total, left = _positives(rows)
     part[(left == 0) & (total[user] >= 2)] = TEST
     part[(left == 1) & (total[user] >= 3)] = VALIDATION
     few = int((total < 2).sum())
@@ -99,6 +99,29 @@ def _leave_one_out(rows: Interactions) -> tuple[NDArray[np.int8], tuple[str, ...
         return part, ()
     what = "a single interaction" if rows.positive.all() else "fewer than two positives"
     return part, (f"{few} user{'s' * (few > 1)} with {what} {'are' if few > 1 else 'is'} kept for training only",)
+
+
+def _new_users(
+    rows: Interactions, fractions: tuple[float, float], seed: int
+) -> tuple[NDArray[np.int8], tuple[str, ...]]:
+    user, total, left = _positives(rows)
+    ids = np.unique(rows.user)
+    u = chance(ids, np.zeros_like(ids), seeds.derive(seed, "new-users"))
+    validation, test = fractions
+    new = u < validation + test
+    part = np.where(new[user], SUPPORT, TRAIN).astype(np.int8)
+    asked = new[user] & (left == 0) & (total[user] >= 1)
+    part[asked] = np.where(u < test, TEST, VALIDATION)[user][asked]
+    return part, (f"{int(new.sum())} of {len(ids)} users are new: nothing of theirs is trained on",)
+
+
+def _positives(rows: Interactions) -> tuple[Ints, Ints, Ints]:
+    """Return every row's user [n], counted from 0, the positives of each user, and those that come after a row [n]."""
+    _, start, user = np.unique(rows.user, return_index=True, return_inverse=True)
+    total = np.bincount(user, weights=rows.positive).astype(np.int64)
+    seen = np.cumsum(rows.positive)
+    seen = seen - (seen - rows.positive)[start][user]  # positives of the user up to and including this row
+    return user, total, total[user] - seen
 
 
 def pool(clients: Sequence[ClientData]) -> ClientData:
@@ -110,7 +133,7 @@ def pool(clients: Sequence[ClientData]) -> ClientData:
     users = np.unique(np.concatenate([client.users for client in clients]))
     items = np.unique(np.concatenate([client.items for client in clients]))
 
-    def gather(name: Literal["train", "validation", "test"]) -> Interactions:
+    def gather(name: Literal["train", "validation", "test", "support"]) -> Interactions:
         parts = []
         for client in clients:
             part: Interactions = getattr(client, name)
@@ -138,6 +161,7 @@ def pool(clients: Sequence[ClientData]) -> ClientData:
         members=tuple(clients),
         attributes=_of_all(clients),
         new=_new_to_all(clients, items),
+        support=gather("support"),
     )
 
 

@@ -65,6 +65,12 @@ class Interactions:
     def __len__(self) -> int:
         return len(self.user)
 
+    @staticmethod
+    def empty() -> Interactions:
+        """Return no interactions, without labels."""
+        none = np.zeros(0, np.int64)
+        return Interactions(none, none, none, np.zeros(0, np.float32), np.zeros(0, np.bool_))
+
     def take(self, index: Ints | Bools) -> Interactions:
         """Return the rows that `index` (positions, or a mask of length n) selects."""
         return Interactions(
@@ -115,7 +121,7 @@ class ClientData:
     catalogue, so it says nothing about which items its users touched. `attributes` is what everybody knows of them.
     `members` is set on a pooled client only: the clients whose data it holds, for evaluation one by one. `new` are the
     masks [items] of the items that nobody has met before the validation, and before the test; None where every item may
-    be met in training.
+    be met in training. `support` is what is known of new users when they are asked, and never trained on before.
     """
 
     name: str
@@ -128,6 +134,7 @@ class ClientData:
     members: tuple[ClientData, ...] = ()
     attributes: Attributes = field(default_factory=Attributes)
     new: tuple[Bools, Bools] | None = None
+    support: Interactions = field(default_factory=lambda: Interactions.empty())
 
     def offered(self, split: Literal["train", "validation", "test"]) -> Bools:
         """Return the mask [items] of the items that a split is about; all of them where no item is new."""
@@ -137,5 +144,9 @@ class ClientData:
         return {"train": ~(validation | test), "validation": validation, "test": test}[split]
 
     def known(self, split: Literal["validation", "test"]) -> list[Interactions]:
-        """Return what is known of users when the rows of a split are asked: training, for the test also validation."""
-        return [self.train] if split == "validation" else [self.train, self.validation]
+        """Return what is known of users when the rows of a split are asked: training, for the test also validation.
+
+        Of new users it is their support.
+        """
+        parts = [self.train] if split == "validation" else [self.train, self.validation]
+        return [*parts, self.support] if len(self.support) else parts

@@ -17,7 +17,9 @@ from fedrec.data.checks import canonical
 from fedrec.errors import UserError
 
 Rows = list[tuple[int, int, int, int, bool]]  # platform, user, item, time, positive
-PARTS: tuple[Literal["train", "validation", "test"], ...] = ("train", "validation", "test")
+Part = Literal["train", "validation", "test", "support"]
+PARTS: tuple[Part, ...] = ("train", "validation", "test")
+EVERY: tuple[Part, ...] = (*PARTS, "support")
 
 
 def dataset(rows: Rows, platforms: int = 3) -> Dataset:
@@ -38,7 +40,7 @@ rows_strategy = st.lists(
 split_strategy = st.sampled_from(get_args(Split))
 
 
-def facts(client: ClientData, name: Literal["train", "validation", "test"]) -> list[tuple[int, int, int, bool, bool]]:
+def facts(client: ClientData, name: Part) -> list[tuple[int, int, int, bool, bool]]:
     part: Interactions = getattr(client, name)
     return list(
         zip(
@@ -64,7 +66,7 @@ def federate(data: Dataset, partition: str, split: Split = "leave-one-out", seed
 def test_every_interaction_is_in_one_part_of_one_client(partition: str, rows: Rows, split: Split, seed: int) -> None:
     data = dataset(rows)
     clients = federate(data, partition, split, seed)
-    found = Counter(fact[:2] for client in clients for name in PARTS for fact in facts(client, name))
+    found = Counter(fact[:2] for client in clients for name in EVERY for fact in facts(client, name))
     frame = data.interactions
     assert found == Counter(zip(frame["user"].tolist(), frame["item"].tolist(), strict=True))
     for client in clients:
@@ -86,7 +88,7 @@ def test_the_order_of_the_rows_read_does_not_matter(rows: Rows, seed: int, split
         federate(dataset(unique), partition, split), federate(dataset(shuffled), partition, split), strict=True
     ):
         assert a.name == b.name
-        assert all(facts(a, name) == facts(b, name) for name in PARTS)
+        assert all(facts(a, name) == facts(b, name) for name in EVERY)
 
 
 @given(rows=rows_strategy, seed=st.integers(0, 5))
@@ -254,7 +256,7 @@ def test_a_pool_holds_what_its_members_hold(rows: Rows, split: Split) -> None:
     pooled = pool(clients)
     assert pooled.name == "pooled"
     assert pooled.members == clients
-    for name in PARTS:
+    for name in EVERY:
         assert Counter(facts(pooled, name)) == Counter(fact for client in clients for fact in facts(client, name))
 
 
