@@ -90,7 +90,7 @@ class Experiment(Method):
     )
     fractions: tuple[float, float] = Field(
         (0.1, 0.1),
-        description="temporal, random, new-items, new-users: fractions for validation and test, of rows, items or users",
+        description="temporal, random, new-items, new-users: validation and test, of all rows, items or users",
     )
     fold_in: int = Field(
         10,

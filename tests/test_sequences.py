@@ -357,6 +357,25 @@ class Killed(Exception):
     """Ends a run at once, as if the process had been killed."""
 
 
+def test_the_items_of_a_history_are_read_with_their_content_and_tasks_about_items_stand_beside() -> None:
+    fields: dict[str, Any] = {
+        "content": {"kind": "hashed", "dim": 8, "dropout": 0.3},
+        "sequence": {"kind": "sasrec", "history": 4},
+    }
+    e = experiment(local_epochs=1, **fields)
+    data = clients_data(e)[0]
+    model = reader(e, data, "test")
+    params = model.init(0, data.users, data.items, {"rank": 0.0})
+    user = torch.from_numpy(np.unique(data.test.user))
+    other = params | {"adapter.item_table": params["adapter.item_table"].flip(0)}
+    assert model.side.history is not None
+    read = (model.users(params, user) != model.users(other, user)).any(1)
+    assert read.tolist() == (model.side.history[user, -1] >= 0).tolist()
+    for one in (e, experiment(task="rank,category", local_epochs=1, sequence=fields["sequence"])):
+        record, _ = fit(one)
+        assert all(math.isfinite(float(row["value"])) for row in record.clients)
+
+
 def test_a_run_that_was_broken_off_goes_on_to_the_same_end(tmp_path: Path) -> None:
     def on_round(row: Row) -> None:
         if row["round"] == 2:

@@ -9,7 +9,7 @@ from fedrec.errors import UserError
 from fedrec.experiment import Experiment
 from fedrec.report.tables import LEAKING
 from fedrec.sharing import MIXING
-from simulations.studies import published
+from simulations.studies import published, sequences
 from simulations.studies.__main__ import main
 from simulations.studies.methods import experiment_of
 
@@ -31,6 +31,29 @@ def test_the_methods_study_pairs_every_method_with_training_alone(tmp_path: Path
             gain = own.groupby("seed")["value"].mean() - alone.groupby("seed")["value"].mean()
             assert row["minus_local"] == pytest.approx(gain.mean())
     assert "scaffold:optimiser=sgd:lr=10" in (tmp_path / "study" / "report.html").read_text()
+
+
+def test_the_study_of_sequences_compares_encoders_with_rows_on_known_and_on_new_users(tmp_path: Path) -> None:
+    small = [*SMALL, "--partition", "users", "--fractions", "0.2,0.2", "--rounds", "1", "--sequence.history", "3"]
+    assert main(["sequences", "--seeds", "2", "--out", str(tmp_path / "study"), *small]) == 0
+    results, rows, choices = (pd.read_csv(tmp_path / "study" / f"{n}.csv") for n in ("results", "summary", "choices"))
+    lines = {f"{model} {way}" for model in sequences.MODELS for way in sequences.WAYS} | {"popularity"}
+    assert set(results["method"]) == lines
+    assert {split: set(part["method"]) for split, part in rows.groupby("split")} == dict.fromkeys(
+        sequences.SPLITS, lines
+    )
+    assert set(results["seed"]) == {0, 1}
+    for row in choices.to_dict("records"):
+        assert row["options"] in sequences.MODELS[row["model"]][1]
+    means = results.groupby(["split", "method", "seed"])["value"].mean()
+    row = next(
+        row for row in rows.to_dict("records") if (row["split"], row["method"]) == ("new-users", "sasrec federated")
+    )
+    mine = means["new-users", "sasrec federated"]
+    assert row["mean"] == pytest.approx(mine.mean()) and row["sd"] == pytest.approx(mine.std())
+    assert row["gain"] == pytest.approx((mine - means["new-users", "sasrec local"]).mean())
+    assert row["minus_mf"] == pytest.approx((mine - means["new-users", "mf federated"]).mean())
+    assert row["minus_popularity"] == pytest.approx((mine - means["new-users", "popularity"]).mean())
 
 
 def test_sharing_flags_are_for_what_is_federated() -> None:

@@ -14,6 +14,7 @@ from simulations.studies import (
     published,
     ratings,
     scale,
+    sequences,
     speed,
     tasks,
 )
@@ -28,6 +29,7 @@ STUDIES = {
     "published": published.run,
     "ratings": ratings.run,
     "scale": scale.run,
+    "sequences": sequences.run,
     "speed": speed.run,
     "tasks": tasks.run,
 }
