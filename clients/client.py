@@ -115,7 +115,7 @@ class Client:
             params, loss = self.update(start, number, anchor, rho, beside, shift, price, weigher)
         if weigher:
             own = replace(own, weighting=self.finite(weigher.state, number) or None)
-        shared, private = self.channel.split(params)
+        shared, private = self.channel.split(self.experiment.lora.folded(params))
         own = follow(self, broadcast, shared, own, apfl)
         return protected(self, number, shared, broadcast.values), private, loss, own
 

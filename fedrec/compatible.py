@@ -4,7 +4,10 @@ from typing import TYPE_CHECKING
 
 from fedrec.errors import UserError
 from fedrec.models.bodies import BODIES
+from fedrec.models.lora import FORMS
 from fedrec.models.transfer import CHAIN, chain
+from fedrec.optimisers import rates
+from fedrec.parameters import covers
 from fedrec.stacking import HANDWRITTEN
 from fedrec.tasks import ATTRIBUTES, per_client, tasks_of
 
@@ -30,6 +33,8 @@ def compatible(e: "Experiment") -> None:
             "content.kind: must be none for the task category, whose answers stand in the items' texts, found "
             f"{e.content.kind}"
         )
+    if e.lora.active:
+        adapted(e)
     if e.privacy.active:
         private(e)
     if e.secure.active:
@@ -132,6 +137,42 @@ def sequences(e: "Experiment") -> None:
     found = next((name for name, here in seen.items() if here), "")
     if found:
         raise UserError(f"sequence.kind: must be none for {found}, found {e.sequence.kind}")
+
+
+def adapted(e: "Experiment") -> None:
+    """Raise UserError for a low-rank adapter without its encoder, or a tie that its form of sharing breaks."""
+    if e.content.kind != "minilm" or e.content.vectors is not None:
+        found = e.content.kind if e.content.vectors is None else f"{e.content.kind} with {e.content.vectors.name}"
+        raise UserError(
+            f"lora.rank: adapts the sentence encoder (add --content.kind minilm), which must be alone, found {found}"
+        )
+    form = FORMS[e.lora.form]
+    for module in e.share:
+        if covers(("lora",), module) and module not in ("lora", *form.shared):
+            raise UserError(
+                f"share: must name lora or {', '.join(form.shared)} for the form {e.lora.form}, since means of A and "
+                f"of B are none of B A, found {module}"
+            )
+    for module, _ in rates(e.lrs):
+        if module in form.frozen:
+            raise UserError(f"lrs: {module} must have none for the form {e.lora.form}, which does not train it")
+    if e.lora.form == "exact":
+        folds(e)
+
+
+def folds(e: "Experiment") -> None:
+    """Raise UserError for what pulls at a shared parameter in training, which a folded one does not see."""
+    pulls = {
+        f"coupling.rho {e.coupling.rho}": e.coupling.rho > 0,
+        "SCAFFOLD, whose control variates count gradient steps": e.drift.correction == "scaffold",
+        f"drift.personal {e.drift.personal}": e.drift.personal in ("ditto", "apfl"),
+    }
+    found = next((name for name, here in pulls.items() if here), "")
+    if found:
+        raise UserError(
+            "lora.form: must be share-a or freeze-a with terms on shared parameters, for the delta of the form exact "
+            f"is not trained itself but takes B A at the end of a round, found {found}"
+        )
 
 
 def apart(e: "Experiment", name: str) -> None:

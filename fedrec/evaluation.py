@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, Protocol
 
 import numpy as np
@@ -67,17 +68,23 @@ class ModelScorer:
     model: Recommender
     params: Params
 
+    @cached_property
+    def ready(self) -> Recommender:
+        """The model that has read the content of the catalogue."""
+        with torch.no_grad():
+            return self.model.read(self.params)
+
     @torch.no_grad()
     def score_all(self, task: str, user: Ints) -> Tensor:
         """See Scorer."""
         device = self.params["item_table"].device
-        return self.model.score_all(self.params, task, torch.from_numpy(user).to(device)).cpu()
+        return self.ready.score_all(self.params, task, torch.from_numpy(user).to(device)).cpu()
 
     @torch.no_grad()
     def score(self, task: str, user: Ints, item: Ints) -> Floats:
         """See Scorer."""
         device = self.params["item_table"].device
-        features = self.model.features(
+        features = self.ready.features(
             self.params, torch.from_numpy(user).to(device), torch.from_numpy(item).to(device)
         )
         scores: Floats = self.model.head(self.params, task, features).cpu().numpy()
@@ -87,7 +94,7 @@ class ModelScorer:
     def attribute(self, task: str, item: Ints) -> Floats:
         """See Scorer."""
         device = self.params["item_table"].device
-        found: Floats = self.model.attribute(self.params, task, torch.from_numpy(item).to(device)).cpu().numpy()
+        found: Floats = self.ready.attribute(self.params, task, torch.from_numpy(item).to(device)).cpu().numpy()
         return found
 
 

@@ -16,9 +16,10 @@ from fedrec.agreement import Agreement
 from fedrec.compatible import compatible
 from fedrec.coordination import BudgetRule, Coupling, Descent, Drift
 from fedrec.data import DATASETS, ClientData, Content, Dataset, Market, content_vectors, federation, latest, load, pool
+from fedrec.data.tokens import item_tokens
 from fedrec.errors import UserError, choose, named
 from fedrec.metrics import RANKING, parse_metric
-from fedrec.models import Kind, Recommender, UserSequence
+from fedrec.models import Adapted, Kind, Lora, Recommender, UserSequence
 from fedrec.newcomers import arrivals
 from fedrec.optimisers import Optimiser, rates
 from fedrec.privacy.rule import Privacy
@@ -38,7 +39,7 @@ class Method(BaseModel):
 
     method: str = Field("fedper", description="method: a value of simulations/methods.py")
     share: tuple[str, ...] = Field(
-        ("item_table", "item_bias", "adapter", "body", "sequence"),
+        ("item_table", "item_bias", "adapter", "lora", "body", "sequence"),
         description="modules that are shared, by path, or named sharings; what is not named is private",
     )
     phases: tuple[Phase, ...] = Field(("all",), description="what is trained locally, one phase after the other")
@@ -131,6 +132,7 @@ class Experiment(Method):
     )
     content: Content = Field(Content(), description="what describes items beside their ids")
     sequence: UserSequence = Field(UserSequence(), description="what users are read from, in the place of a table")
+    lora: Lora = Field(Lora(), description="the low-rank adapter of content.kind minilm")
     metrics: tuple[str, ...] = Field(
         ("ndcg@10", "hr@10"),
         min_length=1,
@@ -265,7 +267,7 @@ class Experiment(Method):
         return Recipe(
             self.local_epochs,
             self.batch_size,
-            Optimiser(self.optimiser, self.lr, rates(self.lrs)),
+            Optimiser(self.optimiser, self.lr, (*rates(self.lrs), *self.lora.rates)),
             self.phases,
             self.negatives,
             self.num_negatives,
@@ -274,8 +276,9 @@ class Experiment(Method):
         )
 
     def sharing(self) -> Sharing:
-        """Return the sharing contract."""
-        return Sharing(self.share)
+        """Return the sharing contract; of the module lora its form says what is shared."""
+        modules = [self.lora.shared if module == "lora" else (module,) for module in self.share]
+        return Sharing(tuple(part for parts in modules for part in parts))
 
     def tasks(self, client: str) -> tuple[Task, ...]:
         """Return the tasks of a client."""
@@ -313,7 +316,9 @@ def reader(experiment: Experiment, data: ClientData, split: Literal["train", "va
     if vectors is not None:
         # Most clients carry the whole catalogue: they read one tensor.
         mine = vectors if len(data.items) == len(vectors) else vectors[torch.from_numpy(data.items)]
-        model = replace(model, side=replace(model.side, content=mine))
+        tokens = item_tokens(dataset(experiment)).of(data.items) if experiment.lora.active else None
+        encoder = Adapted(experiment.lora, tokens) if tokens else None
+        model = replace(model, side=replace(model.side, content=mine, encoder=encoder))
     if not model.sequence.active or split == "train":
         return model
     every = latest(data, data.known(split), model.sequence.history, experiment.seed)

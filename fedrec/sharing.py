@@ -17,13 +17,13 @@ from fedrec.parameters import Params, covers, finite
 # What is keyed by rows, and the key space of the rows: parameters, and the logits on the public probe.
 PARAMETERS = {"item_table": "item", "item_bias": "item", "user_table": "user", "user_bias": "user"}
 TABLES = {**PARAMETERS, "logits": "probe"}
-# What a recommender may have: matrix factorisation has no body and an MLP no biases, adapters need content, a sequence
-# encoder takes the place of what is of users, and only multi-task bodies have the rest. The heads of tasks about items
-# are `attributes`.
-ITEMS = ("item_table", "item_bias", "adapter")
+# What a recommender may have: matrix factorisation has no body and an MLP no biases, adapters and lora need content, a
+# sequence encoder takes the place of what is of users, and only multi-task bodies have the rest. The heads of tasks
+# about items are `attributes`.
+ITEMS = ("item_table", "item_bias", "adapter", "lora")
 BODY = ("body", "sequence")
 MIXING = ("experts", "gates", "attention", "stitch", "transfer", "tasks", "extraction")
-MODULES = (*PARAMETERS, "adapter", *BODY, "domain", *MIXING, "towers", "heads", "attributes")
+MODULES = (*PARAMETERS, "adapter", "lora", *BODY, "domain", *MIXING, "towers", "heads", "attributes")
 # What clients share, by name: ever more of a model, from what is known of items to all that is neither of users nor of
 # one platform: `domain` travels under its own name only.
 SHARINGS = {

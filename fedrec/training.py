@@ -99,6 +99,7 @@ def batches(
 
 def task_losses(model: Recommender, params: Params, tasks: tuple[Task, ...], batch: Batch) -> list[Tensor]:
     """Return the weight of every task times the mean loss of its rows; 0 for a task without rows."""
+    model = model.read(params, batch.item, batch.negative, batch.history)
     keep = None if batch.keep is None else batch.keep[:, 0]
     about_pairs = not all(task.attribute for task in tasks)
     features, sampled = representations(model, params, batch) if about_pairs else (batch.item, None)
@@ -212,6 +213,7 @@ def local_update(
     """
     params = {name: value.detach().clone() for name, value in params.items()}
     device = str(next(iter(params.values())).device)
+    model = replace(model, side=model.side.held(params))
     taken = excluded(data, recipe.negatives) if any(task.kind == "rank" for task in tasks) else None
     past = before(data, model.sequence.history, seed) if model.sequence.active else None
     losses: list[Tensor] = []
@@ -265,6 +267,7 @@ def held_out_loss(
         users = latest(data, data.known("validation"), model.sequence.history, seed)
         past = users.at(data.validation.user)
     with torch.no_grad():
+        model = model.read(params)
         parts = [
             (len(batch.user), float(total(task_losses(model, params, tasks, batch))))
             for batch in batches(held, tasks, recipe, rng, device, taken, past)

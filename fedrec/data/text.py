@@ -49,11 +49,15 @@ def _vectors(features: TextFeatures, titles: tuple[str, ...], categories: tuple[
         # torch is slow to import, and nothing else of the data needs it.
         from fedrec.data.encoder import sentence_vectors
 
-        return sentence_vectors(
-            [f"{title}. {', '.join(names)}" if names else title for title, names in zip(titles, lists, strict=True)]
-        )
+        return sentence_vectors(sentences(titles, categories))
     texts = [f"{title} {' '.join(names)}" for title, names in zip(titles, lists, strict=True)]
     return joined(hashed(texts, features.dim, features.ngram), multi_hot(lists, features.dim))
+
+
+def sentences(titles: Sequence[str], categories: Sequence[str]) -> tuple[str, ...]:
+    """Return what the encoder reads of each item, "title. category, category"."""
+    pairs = zip(titles, categories, strict=True)
+    return tuple(f"{title}. {', '.join(filter(None, c.split('|')))}" if c.strip("|") else title for title, c in pairs)
 
 
 def hashed(texts: Sequence[str], d: int, ngram: int = 0) -> Floats:

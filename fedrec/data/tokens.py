@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,7 +13,8 @@ from torch import Tensor
 
 from fedrec.data import encoder
 from fedrec.data.encoder import LAYERS, WIDTH, Encoder, load_encoder
-from fedrec.data.types import Floats, Ints
+from fedrec.data.text import sentences
+from fedrec.data.types import Dataset, Floats, Ints
 
 NORMS = f"encoder.layer.{LAYERS - 1}.attention.output.LayerNorm", f"encoder.layer.{LAYERS - 1}.output.LayerNorm"
 CHUNK = 1024  # tokens that are computed at a time
@@ -64,6 +66,16 @@ def centred(s: Tensor) -> tuple[Tensor, Tensor]:
     """Return (s - mean, mean square of that) over the last dimension, of which LN makes (s - mean) / sqrt(. + eps)."""
     s = s - s.mean(-1, keepdim=True)
     return s, s.square().mean(-1)
+
+
+def item_tokens(dataset: Dataset) -> Tokens:
+    """Return the tokens of what `item_vectors` encodes of every item of a dataset, kept for the process."""
+    return _item_tokens(sentences(dataset.items["title"].tolist(), dataset.items["categories"].tolist()))
+
+
+@functools.lru_cache(maxsize=2)
+def _item_tokens(texts: tuple[str, ...]) -> Tokens:
+    return sentence_tokens(texts)
 
 
 def sentence_tokens(texts: Sequence[str]) -> Tokens:

@@ -65,6 +65,16 @@ class Lora(BaseModel):
         """Return alpha / r."""
         return self.alpha / self.rank
 
+    @property
+    def shared(self) -> tuple[str, ...]:
+        """What travels of the module `lora`; the module itself without an adapter."""
+        return FORMS[self.form].shared if self.active else ("lora",)
+
+    @property
+    def rates(self) -> tuple[tuple[str, float], ...]:
+        """The learning rate 0 of what is not trained, for `fedrec.optimisers`."""
+        return tuple((name, 0.0) for name in FORMS[self.form].frozen) if self.active else ()
+
     def sizes(self, n_in: int = INNER, n_out: int = WIDTH) -> dict[str, tuple[int, ...]]:
         """Return the sizes of the parameters; none without an adapter."""
         if not self.active:
@@ -146,3 +156,19 @@ class Lora(BaseModel):
         if 2 * len(at) > len(tokens.inputs):  # to copy the rows of h takes longer than to map more of them
             return F.linear(tokens.inputs, params[A]).index_select(0, at)
         return F.linear(tokens.inputs.index_select(0, at), params[A])
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """The sentence encoder with an adapter, over the items of a client."""
+
+    lora: Lora
+    tokens: Tokens
+
+    def held(self, params: Params) -> "Adapted":
+        """Return the same on the device of the parameters, with what follows from those that stand still."""
+        return Adapted(self.lora, self.lora.held(self.tokens.to(str(params[A].device)), params))
+
+    def vectors(self, params: Params, item: Tensor) -> Tensor:
+        """Return c [B, 384] of norm 1 for local rows `item` [B]."""
+        return self.lora.encoded(params, self.tokens.to(str(params[A].device)), item.to(params[A].device))

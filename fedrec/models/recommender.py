@@ -1,7 +1,7 @@
 """Recommenders as pure functions of named parameters: tables, a shared body, one private head per task."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Literal
 
@@ -97,6 +97,8 @@ class Recommender:
         if self.side.content is not None:
             d = self.side.content.shape[1]
             sizes |= {adapter(table): (sizes[table][1], d) for table in ITEMS if table in sizes}
+        if self.side.encoder is not None:
+            sizes |= self.side.encoder.lora.sizes()
         sizes |= self.sequence.sizes(self.dim)
         head = {"mf": self.dim + (2 if self.tabled else 1), "item": self.dim}.get(self.kind, widths[-1])
         for task in tasks:
@@ -239,8 +241,9 @@ class Recommender:
 
     def _rows(self, params: Params, table: str, item: Tensor | None = None, keep: Tensor | None = None) -> Tensor:
         """Return the rows of a table of items, all or [B], with what their content says."""
-        if self.side.content is not None:
-            return described(params, table, self.side.content, item, keep)
+        content = self.side.read(params, item).content
+        if content is not None:
+            return described(params, table, content, item, keep)
         return params[table] if item is None else params[table].index_select(0, item)
 
     def _init_items(self, seed: int, items: Ints) -> dict[str, Floats]:
@@ -252,7 +255,13 @@ class Recommender:
         arrays = {"item_table": np.zeros((len(items), self.dim), np.float32), **biases}
         d = content.shape[1]
         arrays[adapter("item_table")] = first_adapter(seed, "item_table", self.dim, d, self.std)
+        if self.side.encoder is not None:
+            arrays |= {name: value.numpy() for name, value in self.side.encoder.lora.start(seed).items()}
         return arrays | {adapter(table): np.zeros((1, d), np.float32) for table in biases}
+
+    def read(self, params: Params, *items: Tensor | None) -> "Recommender":
+        """Return the model that has read the content of some items, or of all: to score them reads nothing anew."""
+        return self if self.side.encoder is None else replace(self, side=self.side.read(params, *items))
 
     def _mlp(self, params: Params, h: Tensor, first: int) -> Tensor:
         for layer in range(first, len(self.hidden)):
