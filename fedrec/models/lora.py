@@ -130,9 +130,8 @@ class Lora(BaseModel):
         d = self.scale * (params[B] - params[B].mean(0))
         tokens = self._moved(params, tokens)
         z = self._projected(params, tokens, at)
-        s = tokens.centred.index_select(0, at)
-        more = (2 * (s @ d) + z @ (d.T @ d)) * z
-        scale = (tokens.square[at] + more.sum(1) / s.shape[1] + EPSILON).rsqrt() / count.repeat_interleave(count)
+        more = ((2 * mapped(tokens.centred, d.T, at) + z @ (d.T @ d)) * z).sum(1) / len(d)
+        scale = (tokens.square[at] + more + EPSILON).rsqrt() / count.repeat_interleave(count)
         bags = count.cumsum(0) - count
         mean = F.embedding_bag(at, tokens.centred, bags, mode="sum", per_sample_weights=scale)
         rows = torch.arange(len(at), device=at.device)
@@ -153,9 +152,14 @@ class Lora(BaseModel):
         """Return A h [t, r] at some tokens."""
         if tokens.projected is not None and tokens.a is not None and torch.equal(tokens.a, params[A]):
             return tokens.projected.index_select(0, at)
-        if 2 * len(at) > len(tokens.inputs):  # to copy the rows of h takes longer than to map more of them
-            return F.linear(tokens.inputs, params[A]).index_select(0, at)
-        return F.linear(tokens.inputs.index_select(0, at), params[A])
+        return mapped(tokens.inputs, params[A], at)
+
+
+def mapped(x: Tensor, w: Tensor, at: Tensor) -> Tensor:
+    """Return the rows `at` of x W' [t, n_out], for x [T, n_in]; to copy more than half of x takes longer than to map it."""
+    if 2 * len(at) > len(x):
+        return F.linear(x, w).index_select(0, at)
+    return F.linear(x.index_select(0, at), w)
 
 
 @dataclass(frozen=True)
