@@ -156,7 +156,7 @@ class Lora(BaseModel):
 
 
 def mapped(x: Tensor, w: Tensor, at: Tensor) -> Tensor:
-    """Return the rows `at` of x W' [t, n_out], for x [T, n_in]; to copy more than half of x takes longer than to map it."""
+    """Return the rows `at` of x W' [t, n_out], for x [T, n_in]: to copy most of x takes longer than to map it."""
     if 2 * len(at) > len(x):
         return F.linear(x, w).index_select(0, at)
     return F.linear(x.index_select(0, at), w)
