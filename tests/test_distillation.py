@@ -26,11 +26,13 @@ from fedrec.parameters import Params
 from fedrec.records import load_params
 from fedrec.seeds import generator
 from fedrec.sharing import Sharing
-from fedrec.tasks import Task
+from fedrec.tasks import Task, parse_task
 from fedrec.training import Batch, Recipe, batches, local_update, penalties
 from simulations import distil
 from simulations.apps import apps_for
 from simulations.engines import run_inline
+from simulations.studies import distillation as study
+from simulations.studies.__main__ import main as studies
 from tests.builders import client, interactions
 from tests.helpers import experiment
 
@@ -130,6 +132,18 @@ def test_a_teacher_that_is_the_student_leaves_the_penalty_alone() -> None:
     assert all(
         torch.allclose(f, e, atol=1e-6) and float(e.abs().max()) > 1e-4 for f, e in zip(found, expected, strict=True)
     )
+
+
+@given(st.integers(0, 2**31))
+def test_attributes_are_softened_by_their_loss(seed: int) -> None:
+    """Brands are the classes of one softmax, every category has two classes of its own, a price is a number."""
+    rng = generator(seed, "attributes")
+    z, v = (torch.from_numpy(rng.normal(size=(4, 3))) for _ in range(2))
+    brand, category, price = (parse_task(name) for name in ("brand", "category", "price"))
+    assert torch.equal(softened(brand, z, v, 2.0), softened(BPR, z, v, 2.0))
+    each = torch.stack([softened(LIKE, z[:, c], v[:, c], 2.0) for c in range(3)], dim=1)
+    assert torch.allclose(softened(category, z, v, 2.0), each.mean(1))
+    assert torch.allclose(softened(price, z[:, :1], v[:, :1], 2.0), (z[:, 0] - v[:, 0]).square())
 
 
 def test_recommendations_are_the_teachers_best_unlabelled_items_weighed_by_position() -> None:
@@ -337,6 +351,7 @@ def test_a_client_recommends_by_its_student(
     ("arguments", "says"),
     [
         (["--client", "films2"], "client"),
+        (["--num-negatives", "0"], "num_negatives"),
         (["--task", "buy"], "task"),
         (["--dim", "0"], "dim"),
         (["--model", "mff"], "model"),
@@ -364,3 +379,26 @@ def test_a_task_that_some_clients_lack_is_not_taught_to_them() -> None:
     assert distil.only("rank,click*2;shop=click,buy", ["click"]) == "click*2;shop=click"
     assert distil.only("rank;shop=click", ["click"]) == "shop=click"
     assert distil.only("rank;shop=click", []) == "rank;shop=click"
+
+
+def test_the_study_compares_students_with_their_teacher_and_with_the_student_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(study, "run_all", lambda jobs, _: [row for job in jobs for row in study.run_one(job)])
+    tiny = ["--market.users", "50", "--market.items", "40", "--clients", "2", "--rounds", "1"]
+    assert studies(["distillation", "--seeds", "2", "--out", str(tmp_path / "out"), *tiny]) == 0
+    results, rows = (pd.read_csv(tmp_path / "out" / f"{name}.csv") for name in ("results", "summary"))
+    assert list(rows["model"]) == ["teacher", "student alone", "soft labels", "ranking distillation"]
+    means: Any = results.groupby(["model", "seed"])["value"].mean()
+    for row in rows.to_dict("records"):
+        own, teacher, alone = (means[name].to_numpy() for name in (row["model"], "teacher", "student alone"))
+        assert row["mean"] == pytest.approx(own.mean()) and row["share"] == pytest.approx((own / teacher).mean())
+        assert row["minus_alone"] == pytest.approx((own - alone).mean())
+        assert row["size"] < 0.1 or row["model"] == "teacher"
+    assert "soft labels" in (tmp_path / "out" / "report.html").read_text()
+    assert "2 paired seeds" in capsys.readouterr().out
+
+
+def test_the_study_refuses_no_seed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert studies(["distillation", "--seeds", "0", "--out", str(tmp_path / "out")]) == 2
+    assert capsys.readouterr().err.startswith("error: seeds, workers, first: must be at least 1, 1 and 0")

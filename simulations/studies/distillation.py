@@ -31,12 +31,15 @@ from simulations.cost import BATCH
 from simulations.distil import ALONE, TEACHER, distilled, students_of
 from simulations.studies.methods import facts
 
-TEACHERS = "--method fedper --model mf --dim 64 --lr 0.003 --l2 0.01 --rounds 20 --patience 5 --engine inline"
-STUDENTS = {"model": "mf", "dim": 5, "lr": 0.01, "l2": 0.01, "rounds": 8, "num_negatives": 20}
+TEACHERS = (
+    "--method fedper --clients 5 --model mf --dim 64 --lr 0.005 --l2 0.01 --batch-size 512 --rounds 14 --patience 4 "
+    "--engine inline"
+)
+STUDENTS = {"model": "mf", "dim": 5, "lr": 0.02, "l2": 0.01, "rounds": 6, "num_negatives": 20}
 RULES: dict[str, Distillation | None] = {
     ALONE: None,
-    "soft labels": Distillation("soft", weight=1.0, temperature=2.0),
-    "ranking distillation": Distillation("ranking", weight=0.5, top=10, decay=10.0),
+    "soft labels": Distillation("soft", weight=1.0, temperature=1.0),
+    "ranking distillation": Distillation("ranking", weight=0.5, top=20, decay=20.0),
 }
 Job = tuple[Experiment, int]
 
