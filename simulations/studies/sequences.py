@@ -22,15 +22,12 @@ from simulations.check import check
 from simulations.studies.methods import POPULARITY, experiment_of, run_all
 from simulations.studies.published import trained
 
-USUAL = "--clients 5 --partition users --metrics ndcg@10 --engine inline --batch-size 512 --local-epochs 1 --rounds 12"
+USUAL = "--clients 5 --partition users --metrics ndcg@10 --engine inline --batch-size 1024 --local-epochs 1 --rounds 10"
 # What each is, and its choices; one is taken by the validation of a federated run on a seed of its own.
 MODELS = {
-    "mf": ("--rounds 30", ("--lr 0.01 --l2 0.01", "--lr 0.01 --l2 0.03", "--lr 0.003 --l2 0.01")),
-    "gru4rec": ("--sequence.kind gru4rec", ("--lr 0.01 --l2 0", "--lr 0.003 --l2 0", "--lr 0.01 --l2 0.003")),
-    "sasrec": (
-        "--sequence.kind sasrec --sequence.blocks 1",
-        ("--lr 0.01 --l2 0", "--lr 0.003 --l2 0", "--lr 0.01 --l2 0.003"),
-    ),
+    "mf": ("--rounds 30", ("--lr 0.01 --l2 0.01", "--lr 0.01 --l2 0.03")),
+    "gru4rec": ("--sequence.kind gru4rec", ("--lr 0.01 --l2 0", "--lr 0.01 --l2 0.003")),
+    "sasrec": ("--sequence.kind sasrec --sequence.blocks 1", ("--lr 0.01 --l2 0", "--lr 0.01 --l2 0.003")),
 }
 HISTORY = "--sequence.history 10"
 CHOOSING = 1000  # the seed of the choice, none of those that are reported
