@@ -23,7 +23,8 @@ from clients.secure import Envelope, answer_in_secret
 from fedrec.channel import keyed
 from fedrec.coordination import double
 from fedrec.errors import UserError
-from fedrec.experiment import Experiment, clients_data
+from fedrec.experiment import Experiment
+from fedrec.holdings import clients_data
 from fedrec.parameters import Params, add, norm, subtract
 from fedrec.personal import personal_model
 from fedrec.records import save_client

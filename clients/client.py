@@ -12,8 +12,9 @@ from fedrec.coordination import Link, Own
 from fedrec.data import ClientData
 from fedrec.errors import UserError
 from fedrec.evaluation import Evaluation, ModelScorer, Split, evaluate, held_out, members
-from fedrec.experiment import Experiment, reader, tasks_for
+from fedrec.experiment import Experiment
 from fedrec.folding import folded
+from fedrec.holdings import reader, tasks_for
 from fedrec.models import Recommender
 from fedrec.parameters import Params, finite, to
 from fedrec.privacy.differential import private_update

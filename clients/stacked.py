@@ -18,7 +18,8 @@ from fedrec.aggregation import catalogue
 from fedrec.channel import keyed
 from fedrec.compatible import several
 from fedrec.data import ClientData
-from fedrec.experiment import Experiment, tasks_for
+from fedrec.experiment import Experiment
+from fedrec.holdings import tasks_for
 from fedrec.parameters import Params, same, to
 from fedrec.personal import personal_model
 from fedrec.records import save_client, slug, write_users

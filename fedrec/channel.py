@@ -14,7 +14,8 @@ from fedrec.agreement import Scale
 from fedrec.coordination.maps import client_map
 from fedrec.data import ClientData, probe_of, public_data
 from fedrec.data.types import Ints
-from fedrec.experiment import Experiment, dataset, reader
+from fedrec.experiment import Experiment
+from fedrec.holdings import dataset, reader
 from fedrec.models import Recommender
 from fedrec.parameters import Params
 from fedrec.sharing import TABLES, Sharing

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import functools
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
-import numpy as np
-import torch
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator, model_validator
-from torch import Tensor
 
 from fedrec.agreement import Agreement
 from fedrec.compatible import compatible
 from fedrec.coordination import BudgetRule, Coupling, Descent, Drift
-from fedrec.data import DATASETS, ClientData, Content, Dataset, Market, content_vectors, federation, latest, load, pool
-from fedrec.data.tokens import item_tokens
+from fedrec.data import DATASETS, Content, Market
 from fedrec.errors import UserError, choose, named
 from fedrec.metrics import RANKING, parse_metric
-from fedrec.models import Adapted, Kind, Lora, Recommender, UserSequence
+from fedrec.models import Kind, Lora, Recommender, UserSequence
 from fedrec.newcomers import arrivals
 from fedrec.optimisers import Optimiser, rates
 from fedrec.privacy.rule import Privacy
@@ -293,47 +287,6 @@ class Experiment(Method):
         return Recommender(cast(Kind, kind), *shape, sequence=self.sequence)
 
 
-def tasks_for(experiment: Experiment, data: ClientData) -> tuple[Task, ...]:
-    """Return the tasks of a client; a pooled one has every task of its members, each once."""
-    found: dict[str, Task] = {}
-    for part in data.members or (data,):
-        for task in experiment.tasks(part.name):
-            found.setdefault(task.name, task)
-    return tuple(found.values())
-
-
-def reader(experiment: Experiment, data: ClientData, split: Literal["train", "validation", "test"]) -> Recommender:
-    """Return the model of a client with what it reads of the client's data when the rows of a split are asked.
-
-    The history of a training row is its own (`fedrec.training.batches`); of a validation row it is what the user liked
-    in training, of a test row also in validation.
-    """
-    model, vectors = experiment.recommender(data.name), item_content(experiment)[0]
-    about = {task.name: task.usual(data.attributes) for task in tasks_for(experiment, data) if task.attribute}
-    classes = {task.name: task.classes for task in tasks_for(experiment, data) if task.classes}
-    if about or classes:
-        model = replace(model, attributes=about, classes=classes)
-    if vectors is not None:
-        # Most clients carry the whole catalogue: they read one tensor.
-        mine = vectors if len(data.items) == len(vectors) else vectors[torch.from_numpy(data.items)]
-        tokens = item_tokens(dataset(experiment)).of(data.items) if experiment.lora.active else None
-        encoder = Adapted(experiment.lora, tokens) if tokens else None
-        model = replace(model, side=replace(model.side, content=mine, encoder=encoder))
-    if not model.sequence.active or split == "train":
-        return model
-    every = latest(data, data.known(split), model.sequence.history, experiment.seed)
-    return replace(model, side=replace(model.side, history=torch.from_numpy(every.take(np.arange(len(data.users))))))
-
-
-@functools.lru_cache(maxsize=2)
-def item_content(experiment: Experiment) -> tuple[Tensor | None, tuple[str, ...]]:
-    """Return the vectors [items, d] of the whole catalogue, kept for the process, and notes; None without content."""
-    if not experiment.content.active:
-        return None, ()
-    vectors, notes = content_vectors(dataset(experiment), experiment.content)
-    return torch.from_numpy(vectors), notes
-
-
 def build(values: dict[str, Any]) -> Experiment:
     """Return the experiment that `values` describe; raises UserError with the nearest valid name for a wrong one."""
     for name in values:
@@ -347,33 +300,3 @@ def build(values: dict[str, Any]) -> Experiment:
         if isinstance(cause, UserError):
             raise UserError(f"{where}: {cause}" if where else str(cause)) from None
         raise UserError(f"{where}: {first['msg'].lower()}, found {first['input']!r}") from None
-
-
-@functools.lru_cache(maxsize=2)
-def read_dataset(name: str, data_dir: Path | None, columns: str, platforms: int, market: Market, seed: int) -> Dataset:
-    """Return a dataset, kept for the process: every client of a worker reads the same one."""
-    return load(name, data_dir=data_dir, columns=columns, platforms=platforms, market=market, seed=seed)
-
-
-def dataset(experiment: Experiment) -> Dataset:
-    """Return the experiment's dataset; the synthetic market has a platform for each client, or one to be divided."""
-    e = experiment
-    platforms = (e.clients or 5) if e.partition in ("auto", "platform") else 1
-    return read_dataset(e.dataset, e.data_dir, e.columns, platforms, e.market, e.seed)
-
-
-@functools.lru_cache(maxsize=2)
-def clients_data(experiment: Experiment) -> tuple[ClientData, ...]:
-    """Return what every client holds, kept for the process; a pooled experiment has the one client "pooled"."""
-    e = experiment
-    parts = federation(
-        dataset(e),
-        clients=e.clients,
-        partition=e.partition,
-        skew=e.skew,
-        split=e.split,
-        fractions=e.fractions,
-        seed=e.seed,
-        volunteers=e.volunteers,
-    )
-    return (pool(parts),) if e.pool else parts

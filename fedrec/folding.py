@@ -8,7 +8,8 @@ import numpy as np
 from fedrec.data import ClientData
 from fedrec.data.split import concatenate
 from fedrec.data.types import Ints
-from fedrec.experiment import Experiment, reader
+from fedrec.experiment import Experiment
+from fedrec.holdings import reader
 from fedrec.parameters import Params
 from fedrec.sharing import Sharing
 from fedrec.training import local_update

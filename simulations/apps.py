@@ -9,8 +9,9 @@ from flwr.serverapp import ServerApp
 
 from clients.app import client_app
 from fedrec.errors import UserError
-from fedrec.experiment import Experiment, clients_data, dataset, item_content, tasks_for
+from fedrec.experiment import Experiment
 from fedrec.folders import reserve
+from fedrec.holdings import clients_data, dataset, item_content, tasks_for
 from fedrec.privacy.account import account
 from fedrec.privacy.books import Books
 from fedrec.privacy.guarantee import SERVER, guarantees

@@ -5,7 +5,8 @@ from fedrec.channel import Logits, channel_of
 from fedrec.coordination import check as compatible
 from fedrec.data import ClientData
 from fedrec.errors import UserError, choose
-from fedrec.experiment import Experiment, clients_data, reader, tasks_for
+from fedrec.experiment import Experiment
+from fedrec.holdings import clients_data, reader, tasks_for
 from fedrec.parameters import covers
 from fedrec.privacy.terms import terms
 from fedrec.records import natural

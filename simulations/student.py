@@ -15,7 +15,8 @@ from fedrec.data import ClientData, viewed
 from fedrec.data.types import Ints
 from fedrec.distillation import distil
 from fedrec.evaluation import ModelScorer, PerUser, evaluate, members
-from fedrec.experiment import Experiment, clients_data, dataset, reader
+from fedrec.experiment import Experiment
+from fedrec.holdings import clients_data, dataset, reader
 from fedrec.metrics import paired
 from fedrec.models import Recommender
 from fedrec.parameters import Params

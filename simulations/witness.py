@@ -9,7 +9,8 @@ from flwr.clientapp import ClientApp
 
 from clients.app import client_app
 from clients.memory import Memory
-from fedrec.experiment import Experiment, clients_data, dataset, tasks_for
+from fedrec.experiment import Experiment
+from fedrec.holdings import clients_data, dataset, tasks_for
 from fedrec.parameters import Params
 from fedrec.privacy.attacks import Case
 from fedrec.privacy.attacks.targets import used

@@ -14,7 +14,8 @@ from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 
 from clients.app import client_app
-from fedrec.experiment import Experiment, build, clients_data
+from fedrec.experiment import Experiment, build
+from fedrec.holdings import clients_data
 from fedrec.records import Record, load_params
 from fedrec.sharing import Contribution
 from fedrec.wire import contribution_record, read_broadcast, read_contribution

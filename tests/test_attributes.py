@@ -17,7 +17,8 @@ from fedrec.data import ClientData, pool
 from fedrec.data.types import Floats
 from fedrec.errors import UserError
 from fedrec.evaluation import ModelScorer, PopularityScorer, about_items, evaluate, pointwise
-from fedrec.experiment import Experiment, build, clients_data, dataset
+from fedrec.experiment import Experiment, build
+from fedrec.holdings import clients_data, dataset
 from fedrec.metrics import average_precision, macro_auc
 from fedrec.models import Kind
 from fedrec.optimisers import Optimiser

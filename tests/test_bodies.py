@@ -16,7 +16,7 @@ from torch import Tensor
 from clients.recommend import experiment_of, recommend
 from clients.stacked import refused
 from fedrec.errors import UserError
-from fedrec.experiment import clients_data, dataset
+from fedrec.holdings import clients_data, dataset
 from fedrec.models import Kind, Recommender
 from fedrec.models.bodies import BODIES, attended, product, quotient
 from fedrec.models.layers import mlp, ordered

@@ -17,7 +17,8 @@ from fedrec.coordination import LinearTie, gradient_steps, solve
 from fedrec.coordination.maps import client_map
 from fedrec.data import ClientData
 from fedrec.errors import UserError
-from fedrec.experiment import Experiment, clients_data, dataset
+from fedrec.experiment import Experiment
+from fedrec.holdings import clients_data, dataset
 from fedrec.models import Recommender
 from fedrec.parameters import Params, flatten, unflatten
 from fedrec.seeds import generator

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from clients.app import client_app
 from fedrec.aggregation import CHUNK, Subtotal, carrier, catalogue, gather, mean, mean_of, sums
-from fedrec.experiment import Experiment, clients_data
+from fedrec.experiment import Experiment
+from fedrec.holdings import clients_data
 from fedrec.records import Record
 from fedrec.seeds import generator
 from fedrec.sharing import Broadcast, ContractError, Contribution

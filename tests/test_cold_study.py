@@ -10,7 +10,8 @@ import torch
 
 from fedrec.errors import UserError
 from fedrec.evaluation import Scorer
-from fedrec.experiment import Experiment, clients_data, item_content
+from fedrec.experiment import Experiment
+from fedrec.holdings import clients_data, item_content
 from fedrec.seeds import generator
 from simulations.studies.__main__ import main
 from simulations.studies.cold import ARMS, baselines, chance, chosen, experiment_of, liked_words, measured

@@ -13,7 +13,7 @@ from clients.recommend import recommend
 from fedrec.data.content import Content, content_vectors
 from fedrec.data.text import TextFeatures, item_vectors
 from fedrec.errors import UserError
-from fedrec.experiment import clients_data, dataset, reader, tasks_for
+from fedrec.holdings import clients_data, dataset, reader, tasks_for
 from fedrec.models import Kind, Recommender, Side
 from fedrec.models.content import kept
 from fedrec.optimisers import Optimiser

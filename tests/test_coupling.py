@@ -12,7 +12,8 @@ from clients.client import Client
 from clients.memory import Memory
 from fedrec.coordination import BudgetRule, Coupling, Descent
 from fedrec.errors import UserError
-from fedrec.experiment import Experiment, clients_data
+from fedrec.experiment import Experiment
+from fedrec.holdings import clients_data
 from fedrec.parameters import norm
 from fedrec.wire import read_broadcast
 from server.joining import join

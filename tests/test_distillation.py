@@ -19,7 +19,8 @@ from fedrec.data import ClientData
 from fedrec.distillation import Distillation, learn, lesson, recommendations, softened
 from fedrec.errors import UserError
 from fedrec.evaluation import ModelScorer
-from fedrec.experiment import Experiment, clients_data, dataset
+from fedrec.experiment import Experiment
+from fedrec.holdings import clients_data, dataset
 from fedrec.models import Recommender
 from fedrec.optimisers import Optimiser
 from fedrec.parameters import Params

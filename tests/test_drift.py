@@ -16,7 +16,7 @@ from fedrec.aggregation import Carrier, mean
 from fedrec.coordination import Control, Drift, Own, control_change, normalised
 from fedrec.errors import UserError
 from fedrec.evaluation import ModelScorer, evaluate
-from fedrec.experiment import clients_data
+from fedrec.holdings import clients_data
 from fedrec.models import Recommender
 from fedrec.optimisers import Optimiser
 from fedrec.parameters import Params, add, clone, norm, subtract

@@ -14,8 +14,9 @@ from clients.stacked import refused
 from fedrec.data import ClientData, federation, pool, public_data, viewed
 from fedrec.errors import UserError
 from fedrec.evaluation import mask_of
-from fedrec.experiment import Experiment, clients_data, dataset, reader
+from fedrec.experiment import Experiment
 from fedrec.folding import folded
+from fedrec.holdings import clients_data, dataset, reader
 from fedrec.parameters import Params
 from fedrec.tasks import parse_task, task_loss
 from simulations.run import main

@@ -48,6 +48,7 @@ LAYERS = {
     "fedrec.folders": 1,
     "fedrec.records": 5,
     "fedrec.experiment": 5,
+    "fedrec.holdings": 5,
     "fedrec.wire": 5,
     "fedrec.report": 5,
     "clients": 6,

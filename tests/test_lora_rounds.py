@@ -13,7 +13,8 @@ from clients.client import Client
 from fedrec.data.encoder import PACKAGE
 from fedrec.errors import UserError
 from fedrec.evaluation import ModelScorer
-from fedrec.experiment import Experiment, clients_data, reader, tasks_for
+from fedrec.experiment import Experiment
+from fedrec.holdings import clients_data, reader, tasks_for
 from fedrec.models.lora import DELTA, FORMS, A, B
 from fedrec.parameters import Params
 from fedrec.training import Batch, task_losses

@@ -8,7 +8,8 @@ import torch
 from flwr.app import Message, MetricRecord
 
 from clients.memory import Memory
-from fedrec.experiment import Experiment, clients_data
+from fedrec.experiment import Experiment
+from fedrec.holdings import clients_data
 from fedrec.sharing import Contribution
 from fedrec.wire import contribution_record
 from tests.helpers import SpyGrid, experiment, fit

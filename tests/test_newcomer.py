@@ -22,7 +22,8 @@ from fedrec.aggregation import CHUNK
 from fedrec.channel import LOGITS, Logits, channel_of
 from fedrec.coordination import Coupling
 from fedrec.errors import UserError
-from fedrec.experiment import Experiment, clients_data
+from fedrec.experiment import Experiment
+from fedrec.holdings import clients_data
 from fedrec.newcomers import arrivals
 from fedrec.parameters import Params, norm, subtract
 from fedrec.records import Record, load_params, table_of, write_record

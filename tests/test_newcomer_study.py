@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from fedrec.experiment import clients_data
+from fedrec.holdings import clients_data
 from simulations.apps import apps_for
 from simulations.engines import run_inline
 from simulations.studies import newcomer

@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from clients.recommend import Recommendation, local_row, main, recommend, show
 from fedrec.data import ClientData, Dataset
 from fedrec.errors import UserError
-from fedrec.experiment import Experiment, build, clients_data, dataset
+from fedrec.experiment import Experiment, build
+from fedrec.holdings import clients_data, dataset
 from fedrec.parameters import Params
 from fedrec.records import slug
 

@@ -16,7 +16,7 @@ from fedrec.data import ClientData, excluded
 from fedrec.data.split import concatenate
 from fedrec.errors import UserError
 from fedrec.evaluation import ModelScorer, evaluate
-from fedrec.experiment import clients_data, dataset, reader
+from fedrec.holdings import clients_data, dataset, reader
 from fedrec.models import Kind, Recommender, Side, UserSequence
 from fedrec.optimisers import Optimiser
 from fedrec.parameters import Params, covers

@@ -14,7 +14,8 @@ from clients.recommend import recommend
 from fedrec.channel import LOGITS, probe, public
 from fedrec.data import viewed
 from fedrec.distillation import distil
-from fedrec.experiment import Experiment, clients_data, dataset
+from fedrec.experiment import Experiment
+from fedrec.holdings import clients_data, dataset
 from fedrec.models import Recommender
 from fedrec.optimisers import Optimiser
 from fedrec.records import write_record

@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from fedrec.experiment import clients_data
+from fedrec.holdings import clients_data
 from simulations import flower
 from simulations.apps import apps_for
 from simulations.cli import parse

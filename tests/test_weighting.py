@@ -18,8 +18,9 @@ from clients.memory import Memory
 from clients.stacked import refused
 from fedrec.coordination import Own
 from fedrec.errors import UserError
-from fedrec.experiment import Experiment, clients_data
+from fedrec.experiment import Experiment
 from fedrec.gradients import combine, weights_of
+from fedrec.holdings import clients_data
 from fedrec.models import Recommender
 from fedrec.optimisers import Optimiser
 from fedrec.parameters import Params

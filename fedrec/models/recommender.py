@@ -154,7 +154,7 @@ class Recommender:
         if not self.sequence.active:
             return params["user_table"].index_select(0, user)
         if history is None:
-            assert self.side.history is not None, "a history must be bound (fedrec.experiment.reader)"
+            assert self.side.history is not None, "a history must be bound (fedrec.holdings.reader)"
             history = self.side.history.index_select(0, user.to(self.side.history.device)).to(user.device)
         q = self.items(params, history.clamp(min=0).flatten())
         return self.sequence.encode(params, q.view(*history.shape, self.dim), history >= 0)

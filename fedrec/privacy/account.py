@@ -4,7 +4,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-from fedrec.experiment import Experiment, clients_data
+from fedrec.experiment import Experiment
+from fedrec.holdings import clients_data
 from fedrec.privacy.accounting import above, epsilon
 from fedrec.privacy.books import Books
 from fedrec.privacy.guarantee import guarantees

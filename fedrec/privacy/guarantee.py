@@ -9,7 +9,8 @@ import numpy as np
 
 from fedrec.data import ClientData
 from fedrec.data.types import Ints
-from fedrec.experiment import Experiment, clients_data, tasks_for
+from fedrec.experiment import Experiment
+from fedrec.holdings import clients_data, tasks_for
 from fedrec.privacy.accounting import Event, Kind, affordable, calibrate
 from fedrec.privacy.differential import Mechanism, private_steps
 from fedrec.privacy.rule import Privacy

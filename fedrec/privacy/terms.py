@@ -2,7 +2,8 @@
 
 import functools
 
-from fedrec.experiment import Experiment, clients_data
+from fedrec.experiment import Experiment
+from fedrec.holdings import clients_data
 from fedrec.privacy.discrete import Distributed
 from fedrec.privacy.encoding import Encoding
 from fedrec.privacy.guarantee import guarantees

@@ -10,7 +10,8 @@ from clients.app import client_app
 from clients.device import devices
 from clients.stacked import StackedClients, refused
 from fedrec.errors import UserError
-from fedrec.experiment import Experiment, build, clients_data
+from fedrec.experiment import Experiment, build
+from fedrec.holdings import clients_data
 from fedrec.wire import answers_record, read_call
 from simulations.engines.host import Host
 from simulations.engines.local import identify

@@ -5,8 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fedrec.errors import UserError
-from fedrec.experiment import Experiment, clients_data
+from fedrec.experiment import Experiment
 from fedrec.folders import CHECKPOINTS
+from fedrec.holdings import clients_data
 from fedrec.records import Row
 from server.checkpoint import Checkpoints, latest
 

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from clients.device import devices
 from fedrec.aggregation import CHUNK
-from fedrec.experiment import Experiment, clients_data
+from fedrec.experiment import Experiment
+from fedrec.holdings import clients_data
 from fedrec.records import natural
 
 

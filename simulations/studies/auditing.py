@@ -11,8 +11,9 @@ from rich.table import Table
 
 from fedrec.data import ClientData
 from fedrec.errors import UserError
-from fedrec.experiment import Experiment, clients_data, dataset
+from fedrec.experiment import Experiment
 from fedrec.folders import writing
+from fedrec.holdings import clients_data, dataset
 from fedrec.models import Recommender
 from fedrec.optimisers import Optimiser
 from fedrec.parameters import Params

@@ -22,8 +22,9 @@ from fedrec.data import ClientData
 from fedrec.data.encoder import PACKAGE
 from fedrec.errors import UserError, choose
 from fedrec.evaluation import ModelScorer, PopularityScorer, Scorer, evaluate
-from fedrec.experiment import Experiment, clients_data, item_content, reader
+from fedrec.experiment import Experiment
 from fedrec.folders import writing
+from fedrec.holdings import clients_data, item_content, reader
 from fedrec.metrics import paired, parse_metric
 from simulations.check import check
 from simulations.cli import parse

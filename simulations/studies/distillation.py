@@ -20,8 +20,9 @@ from rich.table import Table
 
 from fedrec.distillation import Distillation
 from fedrec.errors import UserError
-from fedrec.experiment import Experiment, clients_data
+from fedrec.experiment import Experiment
 from fedrec.folders import writing
+from fedrec.holdings import clients_data
 from fedrec.metrics import Paired, paired
 from fedrec.records import Row, write_csv
 from fedrec.report.study import Part, write_measured

@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from fedrec.experiment import Experiment, clients_data
+from fedrec.experiment import Experiment
+from fedrec.holdings import clients_data
 from fedrec.parameters import Params
 from fedrec.records import Row, write_csv
 from fedrec.seeds import generator

@@ -63,7 +63,8 @@ def main(argv: Sequence[str]) -> None:
     job = Job(**json.loads(argv[0]))
     import torch
 
-    from fedrec.experiment import build, clients_data
+    from fedrec.experiment import build
+    from fedrec.holdings import clients_data
 
     torch.set_num_threads(1)
     experiment, home = build(job.experiment), Path(job.home)

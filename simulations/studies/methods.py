@@ -14,8 +14,9 @@ from rich.console import Console
 from rich.table import Table
 
 from fedrec.errors import UserError, choose
-from fedrec.experiment import Experiment, clients_data
+from fedrec.experiment import Experiment
 from fedrec.folders import publish, reserve
+from fedrec.holdings import clients_data
 from fedrec.metrics import higher_is_better, paired
 from fedrec.records import write_csv
 from fedrec.report.study import write_study

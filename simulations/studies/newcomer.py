@@ -10,8 +10,9 @@ from pathlib import Path
 import pandas as pd
 
 from fedrec.errors import UserError, choose
-from fedrec.experiment import Experiment, clients_data
+from fedrec.experiment import Experiment
 from fedrec.folders import publish, reserve
+from fedrec.holdings import clients_data
 from fedrec.records import natural, write_csv
 from fedrec.report.study import write_study
 from simulations.baselines import run_popularity

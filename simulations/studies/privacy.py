@@ -14,8 +14,9 @@ from typing import Any
 import pandas as pd
 
 from fedrec.errors import UserError
-from fedrec.experiment import Experiment, clients_data, dataset
+from fedrec.experiment import Experiment
 from fedrec.folders import publish, reserve
+from fedrec.holdings import clients_data, dataset
 from fedrec.privacy.attacks import ATTACKS, violates
 from fedrec.privacy.audit import audit, bounds
 from fedrec.privacy.guarantee import guarantees

@@ -26,8 +26,9 @@ from rich.table import Table
 from fedrec.data import pool
 from fedrec.errors import UserError
 from fedrec.evaluation import PopularityScorer, evaluate
-from fedrec.experiment import Experiment, clients_data, dataset
+from fedrec.experiment import Experiment
 from fedrec.folders import publish, reserve
+from fedrec.holdings import clients_data, dataset
 from fedrec.records import Record, write_csv
 from fedrec.report.study import write_protocols
 from fedrec.report.tables import LEAKING

@@ -21,8 +21,9 @@ import pandas as pd
 
 from fedrec.errors import UserError, choose
 from fedrec.evaluation import ModelScorer
-from fedrec.experiment import Experiment, clients_data, reader
+from fedrec.experiment import Experiment
 from fedrec.folders import writing
+from fedrec.holdings import clients_data, reader
 from fedrec.metrics import rmse
 from fedrec.records import load_params, slug
 from simulations.check import check

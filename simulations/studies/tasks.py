@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from fedrec.errors import UserError
-from fedrec.experiment import Experiment, clients_data
+from fedrec.experiment import Experiment
 from fedrec.folders import publish, reserve
+from fedrec.holdings import clients_data
 from fedrec.records import write_csv
 from simulations.baselines import baseline, single_tasks
 from simulations.check import check

@@ -16,7 +16,8 @@ from clients.client import Client
 from fedrec.data import ClientData, excluded, federation, pool, public_data, synthetic, viewed
 from fedrec.data.split import new_items
 from fedrec.evaluation import PopularityScorer, evaluate
-from fedrec.experiment import Experiment, clients_data
+from fedrec.experiment import Experiment
+from fedrec.holdings import clients_data
 from fedrec.tasks import parse_task
 from fedrec.training import local_update
 from simulations.engines import launch

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from fedrec.experiment import Experiment, clients_data
+from fedrec.experiment import Experiment
+from fedrec.holdings import clients_data
 from fedrec.models import table_rows
 from fedrec.privacy.attacks.inversion import inverted, pursuit
 from fedrec.privacy.attacks.ratings import fitting, recovered_ratings

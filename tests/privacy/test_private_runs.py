@@ -14,7 +14,8 @@ from flwr.app import ArrayRecord
 from clients.client import Client
 from clients.secure import source
 from fedrec.errors import UserError
-from fedrec.experiment import Experiment, build, clients_data
+from fedrec.experiment import Experiment, build
+from fedrec.holdings import clients_data
 from fedrec.privacy.accounting import Event, epsilon
 from fedrec.privacy.books import Books, identity
 from fedrec.privacy.guarantee import SERVER, guarantees

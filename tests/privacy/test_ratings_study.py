@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from fedrec.errors import UserError
-from fedrec.experiment import Experiment, clients_data
+from fedrec.experiment import Experiment
+from fedrec.holdings import clients_data
 from fedrec.privacy.accounting import epsilon
 from fedrec.privacy.guarantee import guarantees
 from fedrec.records import load_params

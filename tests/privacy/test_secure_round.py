@@ -15,7 +15,8 @@ from clients.home import HOME
 from clients.memory import Memory
 from clients.secure import Session
 from fedrec.errors import UserError
-from fedrec.experiment import Experiment, clients_data
+from fedrec.experiment import Experiment
+from fedrec.holdings import clients_data
 from fedrec.privacy.secure_sum import Stage
 from fedrec.privacy.terms import terms
 from fedrec.records import Record, load_params

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from fedrec.coordination import Link
-from fedrec.experiment import Experiment, clients_data
+from fedrec.experiment import Experiment
+from fedrec.holdings import clients_data
 from fedrec.privacy.attacks.recovery import item_scores, item_set
 from fedrec.privacy.attacks.targets import catalogue
 from fedrec.privacy.transcript import Transcript

@@ -5,7 +5,8 @@ from dataclasses import replace
 import numpy as np
 
 from fedrec.data.types import Bools, ClientData
-from fedrec.experiment import Experiment, tasks_for
+from fedrec.experiment import Experiment
+from fedrec.holdings import tasks_for
 from fedrec.privacy.attacks.membership import leanings
 from fedrec.privacy.attacks.scores import Values
 from fedrec.privacy.attacks.targets import Records
