@@ -11,7 +11,7 @@ from fedrec.channel import Channel, Mapped, channel_of, whatever_the_batch
 from fedrec.coordination import Link, Own
 from fedrec.data import ClientData
 from fedrec.errors import UserError
-from fedrec.evaluation import Evaluation, ModelScorer, Split, evaluate, held_out, members
+from fedrec.evaluation import Evaluation, Split, evaluate, held_out, members
 from fedrec.experiment import Experiment
 from fedrec.folding import folded
 from fedrec.holdings import reader, tasks_for
@@ -19,6 +19,7 @@ from fedrec.models import Recommender
 from fedrec.parameters import Params, finite, to
 from fedrec.privacy.differential import private_update
 from fedrec.privacy.secret import digest
+from fedrec.scorers import ModelScorer
 from fedrec.seeds import generator
 from fedrec.sharing import Broadcast, ContractError, admit
 from fedrec.tasks import Task

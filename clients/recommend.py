@@ -16,12 +16,13 @@ from fedrec.aggregation import carrier, gather
 from fedrec.data import ClientData, Dataset
 from fedrec.data.types import Floats, Ints
 from fedrec.errors import UserError, choose
-from fedrec.evaluation import ModelScorer, mask_of, members
+from fedrec.evaluation import mask_of, members
 from fedrec.experiment import Experiment, build
 from fedrec.folding import folded
 from fedrec.holdings import clients_data, dataset, reader, tasks_for
 from fedrec.parameters import Params
 from fedrec.records import load_params, slug, table_of
+from fedrec.scorers import ModelScorer
 from fedrec.sharing import TABLES, ContractError, Sharing, admit
 from fedrec.tasks import Task
 

@@ -11,12 +11,12 @@ from clients.crowd import NOTHING, Crowd, Kept
 from clients.drift import counted, followed
 from clients.private import open_loss
 from fedrec.aggregation import Subtotal
+from fedrec.batches import Recipe
 from fedrec.coordination import Link, Own
 from fedrec.experiment import Experiment
 from fedrec.parameters import Params, norm, subtract, to
 from fedrec.sharing import TABLES, Broadcast, Contribution
 from fedrec.stacking import Block, Changed, Part, Stack, Sum, Terms, client, train, trained, write
-from fedrec.training import Recipe
 from fedrec.wire import Answers, Call
 
 

@@ -8,6 +8,7 @@ from typing import Any, Literal, cast, get_args
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator, model_validator
 
 from fedrec.agreement import Agreement
+from fedrec.batches import Phase, Recipe
 from fedrec.compatible import compatible
 from fedrec.coordination import BudgetRule, Coupling, Descent, Drift
 from fedrec.data import DATASETS, Content, Market
@@ -21,7 +22,6 @@ from fedrec.privacy.secure_sum import SecureSum
 from fedrec.robust import Robust
 from fedrec.sharing import SHARINGS, Sharing
 from fedrec.tasks import Task, per_client, tasks_of
-from fedrec.training import Phase, Recipe
 from fedrec.turnout import Turnout, dropouts
 from fedrec.weighting import Weighting
 

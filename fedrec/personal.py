@@ -6,12 +6,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from fedrec.batches import Batch, Recipe
 from fedrec.coordination import Drift, Own
 from fedrec.models import Recommender
 from fedrec.optimisers import Optimiser, State
 from fedrec.parameters import Params, clone
 from fedrec.tasks import Task
-from fedrec.training import Batch, Recipe, batch_loss, gradients
+from fedrec.training import batch_loss, gradients
 
 
 def mix(alpha: float, v: Mapping[str, Tensor], w: Mapping[str, Tensor]) -> Params:

@@ -8,10 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fedrec.errors import UserError
-from fedrec.evaluation import PerUser, PopularityScorer, evaluate
+from fedrec.evaluation import PerUser, evaluate
 from fedrec.experiment import Experiment, build
 from fedrec.holdings import clients_data, tasks_for
 from fedrec.records import SINGLE, Record, Row, write_csv, write_users
+from fedrec.scorers import PopularityScorer
 from fedrec.tasks import parse_task, per_client
 from simulations.apps import apps_for
 from simulations.check import check

@@ -8,8 +8,8 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from fedrec.evaluation import ModelScorer
 from fedrec.records import table_of
+from fedrec.scorers import ModelScorer
 
 BATCH = 100  # users
 REPETITIONS = 30

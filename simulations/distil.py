@@ -19,13 +19,14 @@ from fedrec.compatible import several
 from fedrec.data import ClientData
 from fedrec.distillation import KINDS, Distillation, learn
 from fedrec.errors import UserError, choose
-from fedrec.evaluation import Evaluation, ModelScorer, PerUser, Split
+from fedrec.evaluation import Evaluation, PerUser, Split
 from fedrec.experiment import Experiment, build
 from fedrec.folders import writing
 from fedrec.holdings import clients_data, tasks_for
 from fedrec.metrics import Paired, paired
 from fedrec.parameters import Params
 from fedrec.records import Row, slug, versions, write_csv, write_json
+from fedrec.scorers import ModelScorer
 from fedrec.tasks import parse_task, per_client
 from fedrec.weighting import Weighting
 from server.scores import selection_scores

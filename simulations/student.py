@@ -14,13 +14,14 @@ from fedrec.channel import LOGITS, public
 from fedrec.data import ClientData, viewed
 from fedrec.data.types import Ints
 from fedrec.distillation import distil
-from fedrec.evaluation import ModelScorer, PerUser, evaluate, members
+from fedrec.evaluation import PerUser, evaluate, members
 from fedrec.experiment import Experiment
 from fedrec.holdings import clients_data, dataset, reader
 from fedrec.metrics import paired
 from fedrec.models import Recommender
 from fedrec.parameters import Params
 from fedrec.records import Record, Row, slug, write_csv, write_json
+from fedrec.scorers import ModelScorer
 from simulations.cost import Cost, cost, parameters
 
 COSTS = ["teacher_parameters", "student_parameters", "teacher_ms", "student_ms"]

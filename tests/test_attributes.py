@@ -13,10 +13,11 @@ from torchmetrics.classification import MulticlassAccuracy, MultilabelAUROC, Mul
 from clients.client import Client
 from clients.recommend import recommend
 from clients.stacked import refused
+from fedrec.batches import Recipe, batches
 from fedrec.data import ClientData, pool
 from fedrec.data.types import Floats
 from fedrec.errors import UserError
-from fedrec.evaluation import ModelScorer, PopularityScorer, about_items, evaluate, pointwise
+from fedrec.evaluation import about_items, evaluate, pointwise
 from fedrec.experiment import Experiment, build
 from fedrec.holdings import clients_data, dataset
 from fedrec.metrics import average_precision, macro_auc
@@ -25,9 +26,10 @@ from fedrec.optimisers import Optimiser
 from fedrec.parameters import Params
 from fedrec.report import write_report
 from fedrec.report.tables import CLIENTS, EVERYONE, ITEMS, compare, read_run
+from fedrec.scorers import ModelScorer, PopularityScorer
 from fedrec.sharing import SHARINGS, Sharing
 from fedrec.tasks import parse_task, task_loss
-from fedrec.training import Recipe, batch_loss, batches, held_out_loss, trainable
+from fedrec.training import batch_loss, held_out_loss, trainable
 from simulations.check import check
 from simulations.distil import students_of
 from simulations.engines.hosts import MANY, stacked

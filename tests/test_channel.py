@@ -12,6 +12,7 @@ from torch import Tensor
 
 from clients.client import Client
 from clients.memory import Memory
+from fedrec.batches import batches
 from fedrec.channel import Linear, Logits, Mapped, channel_of, probe, public
 from fedrec.coordination import LinearTie, gradient_steps, solve
 from fedrec.coordination.maps import client_map
@@ -23,7 +24,7 @@ from fedrec.models import Recommender
 from fedrec.parameters import Params, flatten, unflatten
 from fedrec.seeds import generator
 from fedrec.sharing import Sharing
-from fedrec.training import batch_loss, batches
+from fedrec.training import batch_loss
 from simulations.check import check
 from tests.helpers import experiment, fit, results
 from tests.test_coupling import joined

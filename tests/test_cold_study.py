@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from fedrec.errors import UserError
-from fedrec.evaluation import Scorer
 from fedrec.experiment import Experiment
 from fedrec.holdings import clients_data, item_content
+from fedrec.scorers import Scorer
 from fedrec.seeds import generator
 from simulations.studies.__main__ import main
 from simulations.studies.cold import ARMS, baselines, chance, chosen, experiment_of, liked_words, measured

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from clients.recommend import recommend
+from fedrec.batches import Recipe, batches
 from fedrec.data.content import Content, content_vectors
 from fedrec.data.text import TextFeatures, item_vectors
 from fedrec.errors import UserError
@@ -21,7 +22,7 @@ from fedrec.parameters import Params
 from fedrec.privacy.attacks import Case
 from fedrec.sharing import Sharing
 from fedrec.tasks import parse_task
-from fedrec.training import Recipe, batches, local_update
+from fedrec.training import local_update
 from fedrec.wire import read_contribution
 from simulations.apps import apps_for
 from simulations.engines import run_inline

@@ -15,20 +15,21 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from clients.recommend import main as ask
+from fedrec.batches import Batch, Recipe, batches
 from fedrec.data import ClientData
 from fedrec.distillation import Distillation, learn, lesson, recommendations, softened
 from fedrec.errors import UserError
-from fedrec.evaluation import ModelScorer
 from fedrec.experiment import Experiment
 from fedrec.holdings import clients_data, dataset
 from fedrec.models import Recommender
 from fedrec.optimisers import Optimiser
 from fedrec.parameters import Params
 from fedrec.records import load_params
+from fedrec.scorers import ModelScorer
 from fedrec.seeds import generator
 from fedrec.sharing import Sharing
 from fedrec.tasks import Task, parse_task
-from fedrec.training import Batch, Recipe, batches, local_update, penalties
+from fedrec.training import local_update, penalties
 from simulations import distil
 from simulations.apps import apps_for
 from simulations.engines import run_inline

@@ -13,19 +13,21 @@ from clients.app import client_app
 from clients.memory import Memory
 from clients.recommend import params_of
 from fedrec.aggregation import Carrier, mean
+from fedrec.batches import Recipe, batches
 from fedrec.coordination import Control, Drift, Own, control_change, normalised
 from fedrec.errors import UserError
-from fedrec.evaluation import ModelScorer, evaluate
+from fedrec.evaluation import evaluate
 from fedrec.holdings import clients_data
 from fedrec.models import Recommender
 from fedrec.optimisers import Optimiser
 from fedrec.parameters import Params, add, clone, norm, subtract
 from fedrec.personal import Apfl, mix
 from fedrec.records import write_record
+from fedrec.scorers import ModelScorer
 from fedrec.seeds import generator
 from fedrec.sharing import Broadcast, ContractError, Contribution
 from fedrec.tasks import tasks_of
-from fedrec.training import Recipe, batch_loss, batches, local_update, steps
+from fedrec.training import batch_loss, local_update, steps
 from fedrec.wire import broadcast_record, ledger, read_broadcast, read_contribution
 from server.joining import join
 from server.scores import admit_told

@@ -13,18 +13,9 @@ from torch import Tensor
 from fedrec import evaluation
 from fedrec.data import ClientData, Interactions, federation, pool, synthetic
 from fedrec.data.types import Floats, Ints
-from fedrec.evaluation import (
-    Evaluation,
-    ModelScorer,
-    PopularityScorer,
-    Split,
-    evaluate,
-    mask_of,
-    members,
-    rank_users,
-    sample_candidates,
-)
+from fedrec.evaluation import Evaluation, Split, evaluate, mask_of, members, rank_users, sample_candidates
 from fedrec.models import Recommender
+from fedrec.scorers import ModelScorer, PopularityScorer
 from fedrec.seeds import generator
 from fedrec.tasks import parse_task
 from tests.builders import client, interactions

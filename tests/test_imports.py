@@ -21,6 +21,8 @@ LAYERS = {
     "fedrec.models": 2,
     "fedrec.evaluation": 3,
     "fedrec.training": 3,
+    "fedrec.batches": 3,
+    "fedrec.scorers": 3,
     "fedrec.aggregation": 3,
     "fedrec.gradients": 1,
     "fedrec.weighting": 2,

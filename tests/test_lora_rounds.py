@@ -10,14 +10,15 @@ import pytest
 import torch
 
 from clients.client import Client
+from fedrec.batches import Batch
 from fedrec.data.encoder import PACKAGE
 from fedrec.errors import UserError
-from fedrec.evaluation import ModelScorer
 from fedrec.experiment import Experiment
 from fedrec.holdings import clients_data, reader, tasks_for
 from fedrec.models.lora import DELTA, FORMS, A, B
 from fedrec.parameters import Params
-from fedrec.training import Batch, task_losses
+from fedrec.scorers import ModelScorer
+from fedrec.training import task_losses
 from fedrec.wire import read_broadcast, read_contribution
 from tests.helpers import SpyGrid, experiment, fit, same
 from tests.test_resume import Killed, into, until

@@ -22,11 +22,12 @@ from rich.console import Console
 
 from clients import recommend
 from clients.client import Client
-from fedrec.evaluation import ModelScorer, evaluate, members
+from fedrec.evaluation import evaluate, members
 from fedrec.experiment import Experiment, build
 from fedrec.folders import reserve, unfinished, writing
 from fedrec.holdings import clients_data, dataset, tasks_for
 from fedrec.records import load_params, slug
+from fedrec.scorers import ModelScorer
 from simulations import baselines
 from simulations.progress import reporter
 from simulations.run import fresh, main, stopping

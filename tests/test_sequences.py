@@ -12,19 +12,21 @@ from torch import Tensor
 
 from clients.recommend import experiment_of, recommend
 from clients.stacked import refused
+from fedrec.batches import Recipe, batches
 from fedrec.data import ClientData, excluded
 from fedrec.data.split import concatenate
 from fedrec.errors import UserError
-from fedrec.evaluation import ModelScorer, evaluate
+from fedrec.evaluation import evaluate
 from fedrec.holdings import clients_data, dataset, reader
 from fedrec.models import Kind, Recommender, Side, UserSequence
 from fedrec.optimisers import Optimiser
 from fedrec.parameters import Params, covers
 from fedrec.records import Row
+from fedrec.scorers import ModelScorer
 from fedrec.seeds import generator
 from fedrec.sharing import MODULES, SHARINGS, Sharing
 from fedrec.tasks import parse_task
-from fedrec.training import Recipe, batches, held_out_loss, local_update, task_losses
+from fedrec.training import held_out_loss, local_update, task_losses
 from simulations.check import check
 from simulations.engines import launch
 from simulations.run import main

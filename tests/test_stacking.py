@@ -12,13 +12,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedrec.batches import Batch, Recipe
 from fedrec.data import ClientData, Interactions
 from fedrec.data.types import Ints
-from fedrec.evaluation import ModelScorer, Split, evaluate
+from fedrec.evaluation import Split, evaluate
 from fedrec.models import Recommender
 from fedrec.optimisers import Optimiser
 from fedrec.parameters import Params, norm, subtract
 from fedrec.personal import Apfl
+from fedrec.scorers import ModelScorer
 from fedrec.seeds import generator
 from fedrec.sharing import TABLES, Sharing
 from fedrec.stacking import (
@@ -40,7 +42,7 @@ from fedrec.stacking.gradients import Step, loss_and_gradients
 from fedrec.stacking.schedule import Grid
 from fedrec.stacking.update import CELLS, DRAWS, ROWS, cuts
 from fedrec.tasks import Task, parse_task
-from fedrec.training import Batch, Recipe, batch_loss, held_out_loss, local_update
+from fedrec.training import batch_loss, held_out_loss, local_update
 from tests.builders import interactions
 
 ITEMS = 12

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from fedrec.evaluation import ModelScorer, evaluate
+from fedrec.batches import Recipe
+from fedrec.evaluation import evaluate
 from fedrec.optimisers import Optimiser
 from fedrec.parameters import Params
+from fedrec.scorers import ModelScorer
 from fedrec.stacking import Block, Changed, Stack, client, evaluate_many, trained
-from fedrec.training import Recipe
 from tests.test_stacking import ADAM, ITEMS, Case, case
 
 

@@ -11,16 +11,18 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
+from fedrec.batches import Batch, Phase, Recipe, batches
 from fedrec.data import ClientData, federation, synthetic
-from fedrec.evaluation import ModelScorer, evaluate
+from fedrec.evaluation import evaluate
 from fedrec.metrics import paired
 from fedrec.models import Recommender
 from fedrec.optimisers import Optimiser
 from fedrec.parameters import Params, clone, norm, subtract
+from fedrec.scorers import ModelScorer
 from fedrec.seeds import generator
 from fedrec.sharing import Sharing
 from fedrec.tasks import Task, parse_task
-from fedrec.training import Batch, Phase, Recipe, batch_loss, batches, local_update
+from fedrec.training import batch_loss, local_update
 from tests.builders import client, interactions
 
 Kind = Literal["mf", "mlp"]

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from fedrec.batches import Batch, Recipe, batches
 from fedrec.models import Recommender
 from fedrec.models.bodies import SPREAD
 from fedrec.models.layers import mlp
@@ -15,7 +16,7 @@ from fedrec.optimisers import Optimiser
 from fedrec.parameters import Params, covers
 from fedrec.sharing import SHARINGS, Sharing
 from fedrec.tasks import parse_task
-from fedrec.training import Batch, Recipe, batch_loss, batches, held_out_loss, local_update
+from fedrec.training import batch_loss, held_out_loss, local_update
 from tests.builders import client, interactions
 from tests.helpers import experiment, fit
 from tests.test_bodies import ITEM, OFFSETS, USER, column, noisy, pairs, relu_layer, topped

@@ -16,6 +16,7 @@ from torch import Tensor
 from clients.app import client_app
 from clients.memory import Memory
 from clients.stacked import refused
+from fedrec.batches import Recipe
 from fedrec.coordination import Own
 from fedrec.errors import UserError
 from fedrec.experiment import Experiment
@@ -27,7 +28,7 @@ from fedrec.parameters import Params
 from fedrec.seeds import generator
 from fedrec.sharing import Sharing
 from fedrec.tasks import parse_task
-from fedrec.training import Recipe, local_update
+from fedrec.training import local_update
 from fedrec.weighting import Weigher, Weighting, balanced, drawn, dynamic, geometric, variances_gradient
 from server.strategy import Coordinator
 from simulations.apps import plan_of

@@ -4,15 +4,16 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from fedrec.batches import Recipe
 from fedrec.data import ClientData
 from fedrec.distillation.lessons import Distillation, lesson
 from fedrec.errors import UserError
-from fedrec.evaluation import ModelScorer
 from fedrec.models import Recommender
 from fedrec.parameters import Params, finite
+from fedrec.scorers import ModelScorer
 from fedrec.sharing import Sharing
 from fedrec.tasks import Task
-from fedrec.training import Recipe, local_update
+from fedrec.training import local_update
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fedrec.batches import Batch
 from fedrec.data import ClientData
 from fedrec.errors import UserError
-from fedrec.evaluation import CHUNK, ModelScorer
+from fedrec.evaluation import CHUNK
 from fedrec.models import Recommender
 from fedrec.parameters import Params
+from fedrec.scorers import ModelScorer
 from fedrec.tasks import Task
-from fedrec.training import Batch, penalties, representations, total
+from fedrec.training import penalties, representations, total
 
 Kind = Literal["soft", "ranking"]
 KINDS: tuple[Kind, ...] = get_args(Kind)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedrec.batches import Recipe
 from fedrec.data import ClientData
 from fedrec.errors import UserError
 from fedrec.models import Recommender
@@ -19,7 +20,7 @@ from fedrec.privacy.units import Units
 from fedrec.seeds import derive
 from fedrec.sharing import TABLES, Sharing
 from fedrec.tasks import Task
-from fedrec.training import Recipe, trainable
+from fedrec.training import trainable
 
 CELLS = 2**15  # cells of a part of a step
 DENSE = 2**22  # entries of a part's gradients of the body and the heads

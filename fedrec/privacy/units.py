@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fedrec.batches import Recipe
 from fedrec.data import ClientData, Negatives, excluded
 from fedrec.data.split import chance
 from fedrec.data.types import Floats, Ints
@@ -17,7 +18,6 @@ from fedrec.stacking.cohort import edges
 from fedrec.stacking.draws import ranges
 from fedrec.stacking.gradients import Step
 from fedrec.tasks import Task
-from fedrec.training import Recipe
 
 LENGTH = 16  # rows of a user's block: few of them are padding, and a block is worth a product of matrices
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fedrec.batches import Recipe
 from fedrec.data.types import Bools, Ints
 from fedrec.stacking.cohort import Cohort, edges
-from fedrec.training import Recipe
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from fedrec.data.split import concatenate
 from fedrec.data.types import Bools, ClientData, Interactions, Ints
-from fedrec.evaluation import CHUNK, Evaluation, ModelScorer, Split, assemble, mask_of, smallest
+from fedrec.evaluation import CHUNK, Evaluation, Split, assemble, mask_of, smallest
 from fedrec.metrics import Values, ranking_metrics, ranks
 from fedrec.parameters import Params
+from fedrec.scorers import ModelScorer
 from fedrec.seeds import generator
 from fedrec.sharing import TABLES
 from fedrec.stacking.changed import Block, Changed

@@ -8,6 +8,7 @@ from itertools import pairwise
 import numpy as np
 import torch
 
+from fedrec.batches import Recipe
 from fedrec.data.types import Floats, Ints
 from fedrec.metrics import Values
 from fedrec.seeds import generator
@@ -18,7 +19,6 @@ from fedrec.stacking.gradients import loss_and_gradients
 from fedrec.stacking.schedule import Grid, by_task
 from fedrec.stacking.stacks import NOTHING, Stack
 from fedrec.stacking.update import Chunk, cuts
-from fedrec.training import Recipe
 
 
 @torch.no_grad()

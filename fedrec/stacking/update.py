@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedrec.batches import Recipe
 from fedrec.data.types import Ints
 from fedrec.parameters import Params
 from fedrec.seeds import generator
@@ -21,7 +22,7 @@ from fedrec.stacking.gradients import loss_and_gradients
 from fedrec.stacking.learner import Learner
 from fedrec.stacking.schedule import Grid, Schedule
 from fedrec.stacking.stacks import NOTHING, Part, Stack, Terms
-from fedrec.training import Recipe, trainable
+from fedrec.training import trainable
 
 Scope = tuple[str | int, ...]
 

@@ -9,6 +9,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from fedrec.batches import Recipe
 from fedrec.data import ClientData
 from fedrec.errors import UserError
 from fedrec.experiment import Experiment
@@ -27,7 +28,6 @@ from fedrec.privacy.transcript import Transcript
 from fedrec.records import write_csv
 from fedrec.sharing import TABLES, Broadcast, Contribution, Sharing
 from fedrec.tasks import parse_task
-from fedrec.training import Recipe
 from simulations.cli import parse
 
 Update = Callable[..., tuple[Params, float]]

@@ -21,11 +21,12 @@ from clients.recommend import params_of
 from fedrec.data import ClientData
 from fedrec.data.encoder import PACKAGE
 from fedrec.errors import UserError, choose
-from fedrec.evaluation import ModelScorer, PopularityScorer, Scorer, evaluate
+from fedrec.evaluation import evaluate
 from fedrec.experiment import Experiment
 from fedrec.folders import writing
 from fedrec.holdings import clients_data, item_content, reader
 from fedrec.metrics import paired, parse_metric
+from fedrec.scorers import ModelScorer, PopularityScorer, Scorer
 from simulations.check import check
 from simulations.cli import parse
 from simulations.engines import launch

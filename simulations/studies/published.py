@@ -25,13 +25,14 @@ from rich.table import Table
 
 from fedrec.data import pool
 from fedrec.errors import UserError
-from fedrec.evaluation import PopularityScorer, evaluate
+from fedrec.evaluation import evaluate
 from fedrec.experiment import Experiment
 from fedrec.folders import publish, reserve
 from fedrec.holdings import clients_data, dataset
 from fedrec.records import Record, write_csv
 from fedrec.report.study import write_protocols
 from fedrec.report.tables import LEAKING
+from fedrec.scorers import PopularityScorer
 from simulations.check import check
 from simulations.cli import parse
 from simulations.engines import launch

@@ -20,12 +20,12 @@ import numpy as np
 import pandas as pd
 
 from fedrec.errors import UserError, choose
-from fedrec.evaluation import ModelScorer
 from fedrec.experiment import Experiment
 from fedrec.folders import writing
 from fedrec.holdings import clients_data, reader
 from fedrec.metrics import rmse
 from fedrec.records import load_params, slug
+from fedrec.scorers import ModelScorer
 from simulations.check import check
 from simulations.cli import parse
 from simulations.engines import launch

@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from clients.client import Client
 from fedrec.data import ClientData, excluded, federation, pool, public_data, synthetic, viewed
 from fedrec.data.split import new_items
-from fedrec.evaluation import PopularityScorer, evaluate
+from fedrec.evaluation import evaluate
 from fedrec.experiment import Experiment
 from fedrec.holdings import clients_data
+from fedrec.scorers import PopularityScorer
 from fedrec.tasks import parse_task
 from fedrec.training import local_update
 from simulations.engines import launch

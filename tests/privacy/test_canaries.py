@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from fedrec.batches import Recipe, batches
 from fedrec.data import ClientData
 from fedrec.errors import UserError
 from fedrec.models import Recommender
@@ -15,7 +16,7 @@ from fedrec.privacy.noise import Source
 from fedrec.privacy.transcript import Transcript
 from fedrec.sharing import Broadcast, Contribution, Sharing
 from fedrec.tasks import parse_task
-from fedrec.training import Recipe, batch_loss, batches
+from fedrec.training import batch_loss
 from tests.privacy.trials import silo
 
 MIDDLE, M = 3.0, 60

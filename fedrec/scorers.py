@@ -1,0 +1,120 @@
+"""What is evaluated, as a value: a recommender with its parameters, or what is popular."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedrec.data.types import Attributes, Floats, Interactions, Ints
+from fedrec.models import Recommender
+from fedrec.parameters import Params
+from fedrec.tasks import NOTHING, Task
+
+
+class Scorer(Protocol):
+    """What is evaluated: a trained model, or a baseline."""
+
+    def score_all(self, task: str, user: Ints) -> Tensor:
+        """Return the scores [B, items] of the whole catalogue for local users [B]."""
+        ...
+
+    def score(self, task: str, user: Ints, item: Ints) -> Floats:
+        """Return the scores [n] of pairs: a rating, or a logit; [n, C] of a task of several classes."""
+        ...
+
+    def attribute(self, task: str, item: Ints) -> Floats:
+        """Return what is said of an attribute [n, C] of items [n]: logits, or a number."""
+        ...
+
+
+@dataclass(frozen=True)
+class ModelScorer:
+    """A recommender with its parameters."""
+
+    model: Recommender
+    params: Params
+
+    @cached_property
+    def ready(self) -> Recommender:
+        """The model that has read the content of the catalogue."""
+        with torch.no_grad():
+            return self.model.read(self.params)
+
+    @torch.no_grad()
+    def score_all(self, task: str, user: Ints) -> Tensor:
+        """See Scorer."""
+        device = self.params["item_table"].device
+        return self.ready.score_all(self.params, task, torch.from_numpy(user).to(device)).cpu()
+
+    @torch.no_grad()
+    def score(self, task: str, user: Ints, item: Ints) -> Floats:
+        """See Scorer."""
+        device = self.params["item_table"].device
+        features = self.ready.features(
+            self.params, torch.from_numpy(user).to(device), torch.from_numpy(item).to(device)
+        )
+        scores: Floats = self.model.head(self.params, task, features).cpu().numpy()
+        return scores
+
+    @torch.no_grad()
+    def attribute(self, task: str, item: Ints) -> Floats:
+        """See Scorer."""
+        device = self.params["item_table"].device
+        found: Floats = self.ready.attribute(self.params, task, torch.from_numpy(item).to(device)).cpu().numpy()
+        return found
+
+
+@dataclass(frozen=True)
+class PopularityScorer:
+    """The non-personal baseline: an item's count of positives, its mean rating, or the logit of its label's rate.
+
+    Means are shrunk to the client's own mean by `prior` rows, so that an unseen item gets that mean. Of an attribute it
+    says of every item what is usual among the training items (`Task.usual`).
+    """
+
+    tables: dict[str, Floats]  # task -> [items], [items, C] with several classes, or [C] of an attribute
+
+    @staticmethod
+    def fit(
+        tasks: Sequence[Task], train: Interactions, items: int, prior: float = 5.0, about: Attributes = NOTHING
+    ) -> "PopularityScorer":
+        """Count over the training data of one client with `items` items, of which `about` is known."""
+        tables: dict[str, Floats] = {}
+        for task in tasks:
+            if task.attribute:
+                tables[task.name] = task.usual(about)
+                continue
+            mask = task.rows(train)
+            target, item = task.target(train)[mask].astype(np.float64), train.item[mask]
+            count = np.bincount(item, minlength=items).astype(np.float64)
+            if task.classes:
+                seen = np.stack([np.bincount(item, column, items) for column in target.T], 1)
+                shares = (seen + prior * target.mean(0)) / (count + prior)[:, None] if len(target) else seen
+                tables[task.name] = np.log(np.maximum(shares, 1e-4)).astype(np.float32)
+                continue
+            if task.kind == "rank":
+                tables[task.name] = count.astype(np.float32)
+                continue
+            mean = target.mean() if len(target) else 0.0
+            value = (np.bincount(item, target, items) + prior * mean) / (count + prior)
+            if task.kind == "binary":
+                clipped = np.clip(value, 1e-4, 1 - 1e-4)
+                value = np.log(clipped / (1 - clipped))
+            tables[task.name] = value.astype(np.float32)
+        return PopularityScorer(tables)
+
+    def score_all(self, task: str, user: Ints) -> Tensor:
+        """See Scorer."""
+        return torch.from_numpy(self.tables[task]).expand(len(user), -1)
+
+    def score(self, task: str, user: Ints, item: Ints) -> Floats:
+        """See Scorer."""
+        return self.tables[task][item]
+
+    def attribute(self, task: str, item: Ints) -> Floats:
+        """See Scorer."""
+        return np.broadcast_to(self.tables[task], (len(item), len(self.tables[task])))
