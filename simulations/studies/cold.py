@@ -47,7 +47,7 @@ ARMS = {
     "hashed words, ids hidden": "--content.kind hashed --content.dropout 0.3",
     "sentences": SENTENCES,
     "sentences, ids hidden": f"{SENTENCES} --content.dropout 0.3",
-    "sentences, ids hidden, each silo alone": f"{SENTENCES} --content.dropout 0.3 --method local",
+    "sentences, silos alone": f"{SENTENCES} --content.dropout 0.3 --method local",
 }
 POPULARITY, LIKED, CHANCE = "popularity", "words that are liked", "chance"
 
