@@ -14,7 +14,7 @@ from fedrec.holdings import clients_data, item_content
 from fedrec.scorers import Scorer
 from fedrec.seeds import generator
 from simulations.studies.__main__ import main
-from simulations.studies.cold import ARMS, baselines, chance, chosen, experiment_of, liked_words, measured
+from simulations.studies.cold import ARMS, baselines, chance, chosen, experiment_of, liked, measured
 from simulations.studies.cold_page import IDS, NEW, parts
 
 MARKET = ["--market.users", "60", "--market.items", "150", "--market.impressions", "40"]
@@ -59,8 +59,8 @@ def test_chance_by_hand() -> None:
 
 
 def test_what_new_items_words_say_comes_from_known_items_alone() -> None:
-    e = experiment_of("popularity", "new-items", 0, SMALL)
-    scorer, content = liked_words(e), item_content(e)[0]
+    e = experiment_of("hashed words", "new-items", 0, SMALL)
+    scorer, content = liked(e), item_content(e)[0]
     assert content is not None
     data = clients_data(e)[0]
     met, c = data.offered("train"), content.double().numpy()

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from clients.recommend import params_of
-from fedrec.data import ClientData
+from fedrec.data import ClientData, Content
 from fedrec.data.encoder import PACKAGE
 from fedrec.errors import UserError, choose
 from fedrec.evaluation import evaluate
@@ -49,7 +49,8 @@ ARMS = {
     "sentences, ids hidden": f"{SENTENCES} --content.dropout 0.3",
     "sentences, silos alone": f"{SENTENCES} --content.dropout 0.3 --method local",
 }
-POPULARITY, LIKED, CHANCE = "popularity", "words that are liked", "chance"
+POPULARITY, CHANCE = "popularity", "chance"
+LIKED = {"words that are liked": "hashed", "sentences that are liked": "minilm"}
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ def run(argv: Sequence[str]) -> None:
         table.to_csv(home / "summary.csv", index=False)
         write_page(home / "report.html", table, len(seeds), [job.experiment for job in jobs])
     show(table)
-    each = results[~results["arm"].isin([LIKED, CHANCE])].drop_duplicates(["arm", "split", "seed"])
+    each = results[~results["arm"].isin([*LIKED, CHANCE])].drop_duplicates(["arm", "split", "seed"])
     print(f"{each['seconds'].sum():.0f} s of processors")
     print(f"report: {options.out / 'report.html'}")
 
@@ -100,14 +101,19 @@ def chosen(text: str) -> list[str]:
     """Return the arms of a text, ids alone among them; without one all whose packages are installed."""
     if text:
         return list(dict.fromkeys([IDS, *(choose("arms", arm.strip(), ARMS) for arm in text.split(";"))]))
-    encoder = find_spec(PACKAGE) is not None and find_spec("tokenizers") is not None
-    return [arm for arm, options in ARMS.items() if encoder or SENTENCES not in options]
+    return [arm for arm, options in ARMS.items() if encoder() or SENTENCES not in options]
+
+
+def encoder() -> bool:
+    """Return whether the packages of the sentence encoder are installed."""
+    return find_spec(PACKAGE) is not None and find_spec("tokenizers") is not None
 
 
 def experiment_of(arm: str, split: str, seed: int, flags: Sequence[str]) -> Experiment:
     """Return the experiment of an arm; what `flags` say holds for all arms."""
-    own = ARMS.get(arm, "--content.kind hashed")
-    return parse([*USUAL.split(), *SPLITS[split].split(), *own.split(), *flags, "--seed", str(seed)]).experiment
+    return parse(
+        [*USUAL.split(), *SPLITS[split].split(), *ARMS.get(arm, "").split(), *flags, "--seed", str(seed)]
+    ).experiment
 
 
 def run_all(jobs: Sequence[Job], workers: int) -> Iterator[dict[str, str | float]]:
@@ -167,14 +173,17 @@ def baselines(experiment: Experiment) -> dict[tuple[str, str], float]:
     for data in parts:
         counted[data.name] = PopularityScorer.fit(experiment.tasks(data.name), data.train, len(data.items))
     found = {(POPULARITY, name): value for name, value in measured(experiment, counted).items()}
-    liked: dict[str, Scorer] = dict.fromkeys(counted, liked_words(experiment))
-    found |= {(LIKED, name): value for name, value in measured(experiment, liked).items()}
+    for arm, kind in LIKED.items():
+        if kind == "hashed" or encoder():
+            scorer = liked(experiment.model_copy(update={"content": Content(kind=kind)}))
+            everywhere: dict[str, Scorer] = dict.fromkeys(counted, scorer)
+            found |= {(arm, name): value for name, value in measured(experiment, everywhere).items()}
     if parts[0].new is not None:
         found[CHANCE, NEW] = float(np.mean([chance(data) for data in parts]))
     return found
 
 
-def liked_words(experiment: Experiment, ridge: float = 1.0) -> PopularityScorer:
+def liked(experiment: Experiment, ridge: float = 1.0) -> PopularityScorer:
     """Return the ridge regression w of log(1 + positives of all clients) on the content of what was met in training.
 
     (C'C + ridge I) w = C'(y - mean y), C [items met, d]; scores are C w. Clients must carry the whole catalogue.

@@ -29,8 +29,8 @@ WORDS = (
 NOTES = (
     "Ids alone and popularity know nothing of a new item. Where popularity is 0 it is so by the rule that a tie counts "
     "against the item: chance is what they are to be compared with.",
-    "Words that are liked are no model of users: a ridge regression of how often items were liked, by all silos "
-    "together, on their hashed words. What is above it is personal.",
+    "Words, or sentences, that are liked are no model of users: a ridge regression of how often items were met, by all "
+    "silos together, on the same vectors. What is above it is personal.",
     "Rounds, learning rate and dropout were chosen on the validation of seed 100, the round of a run on its own.",
 )
 
