@@ -34,13 +34,19 @@ WEIGHTINGS = {
     **{kind: {"kind": kind} for kind in ("fixed", "uncertainty", "dwa", "rlw", "gls", "gradnorm")},
     **{kind: {"kind": "aggregator", "aggregator": kind} for kind in ("pcgrad", "mgda", "cagrad", "upgrad", "imtlg")},
 }
+TASKS = [
+    ("rank,click,buy", ""),
+    ("rank,click,buy", "category"),
+    ("rank-bce,click,buy", "price*0.1,brand"),
+    ("rank,click,buy", "behaviour"),
+]
 FACTORS = {
     "model": get_args(Kind),
     "weighting": tuple(WEIGHTINGS),
     "method": tuple(METHODS),
     "share": ("its own", *SHARINGS),
     "protection": ("none", "user", "client", "sum"),
-    "task": ("rank,click,buy", "rank,click,buy,category", "rank-bce,click,buy,price*0.1,brand"),
+    "task": tuple(f"{pairs},{more}".rstrip(",") for pairs, more in TASKS),
     "items": ("ids", "hashed", "hidden"),
     "users": ("table", "gru4rec", "sasrec"),
 }
@@ -106,7 +112,7 @@ def reason(row: Row) -> str:
     if protection == "user" and content:
         return "content: must be none with noise inside a silo"
     if protection == "user" and row.get("task", "rank,click,buy") != "rank,click,buy":
-        return "task: must be of interactions for privacy inside a client"
+        return "task: must have one score for privacy inside a client"
     if protection == "user" and weighting != "fixed":
         return "weighting.kind: must be fixed with noise inside a silo"
     if protection != "none" and (method in ("pooled", "agreement") or (method == "local" and share == "its own")):

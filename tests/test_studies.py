@@ -157,7 +157,7 @@ def test_a_job_of_the_published_study_has_a_process_of_its_own() -> None:
         (["methodz"], "study: must be one of"),
         (["methods", "--methods", "fedperr"], "methods: must be one of"),
         (["published", "--seeds", "0"], "seeds, workers: must be at least 1, found 0"),
-        (["published", "--out", "never", "--lrs", "item_tabel=1", *TINY], "lrs: must be one of attention, body, "),
+        (["published", "--out", "never", "--lrs", "item_tabel=1", *TINY], "lrs: must be one of adapter, attention, "),
         (["published", "--out", "never", "--lrs", "item_table=x", *TINY], "option --lrs: must be MODULE=RATE"),
         (["methods", "--seeds", "0"], "seeds, workers: must be at least 1, found 0"),
         (["methods", "--methods", "fedper:lrr=1"], "option --lrr: no such option"),

@@ -33,10 +33,10 @@ from simulations.distil import ALONE, TEACHER, distilled, students_of
 from simulations.studies.methods import facts
 
 TEACHERS = (
-    "--method fedper --clients 5 --model mf --dim 64 --lr 0.005 --l2 0.01 --batch-size 512 --rounds 14 --patience 4 "
+    "--method fedper --clients 5 --model mf --dim 128 --lr 0.005 --l2 0.01 --batch-size 512 --rounds 14 --patience 4 "
     "--engine inline"
 )
-STUDENTS = {"model": "mf", "dim": 5, "lr": 0.02, "l2": 0.01, "rounds": 6, "num_negatives": 20}
+STUDENTS = {"model": "mf", "dim": 11, "lr": 0.02, "l2": 0.0, "rounds": 6, "num_negatives": 20}
 RULES: dict[str, Distillation | None] = {
     ALONE: None,
     "soft labels": Distillation("soft", weight=1.0, temperature=1.0),
