@@ -61,6 +61,11 @@ def compatible(e: "Experiment") -> None:
         apart(e, "linear")
 
 
+def first(seen: dict[str, bool]) -> str:
+    """Return the first name that is seen, or nothing."""
+    return next((name for name, here in seen.items() if here), "")
+
+
 def newcomers(e: "Experiment") -> None:
     """Raise UserError for what clients that join later, and send nothing, could have no part in."""
     for name, number in e.arrivals.items():
@@ -80,7 +85,7 @@ def newcomers(e: "Experiment") -> None:
         "engine batched, which trains all clients as one": e.engine == "batched",
         "stack yes, which trains clients as one": e.stack == "yes",
     }
-    found = next((name for name, here in several.items() if here), "")
+    found = first(several)
     if found:
         raise UserError(f"newcomers: train what is private and send nothing, found {found}")
 
@@ -134,7 +139,7 @@ def sequences(e: "Experiment") -> None:
         "engine batched, which stacks tables": e.engine == "batched",
         "stack yes, which stacks tables": e.stack == "yes",
     }
-    found = next((name for name, here in seen.items() if here), "")
+    found = first(seen)
     if found:
         raise UserError(f"sequence.kind: must be none for {found}, found {e.sequence.kind}")
 
@@ -167,7 +172,7 @@ def folds(e: "Experiment") -> None:
         "SCAFFOLD, whose control variates count gradient steps": e.drift.correction == "scaffold",
         f"drift.personal {e.drift.personal}": e.drift.personal in ("ditto", "apfl"),
     }
-    found = next((name for name, here in pulls.items() if here), "")
+    found = first(pulls)
     if found:
         raise UserError(
             "lora.form: must be share-a or freeze-a with terms on shared parameters, for the delta of the form exact "
@@ -278,7 +283,7 @@ def as_a_whole(e: "Experiment") -> None:
         f"descent.aggregator {e.descent.aggregator}": e.descent.aggregator != "mean",
         "the step counts of FedNova or SCAFFOLD": e.drift.counted,
     }
-    found = next((name for name, here in seen.items() if here), "")
+    found = first(seen)
     if found:
         raise UserError(
             f"privacy: what is released of whole clients is one noisy mean with fixed weights, found {found}"
@@ -301,7 +306,7 @@ def secret(e: "Experiment") -> None:
         "engine batched, which sees its clients' answers": e.engine == "batched",
         "stack yes, which trains clients as one": e.stack == "yes",
     }
-    found = next((name for name, here in seen.items() if here), "")
+    found = first(seen)
     if found:
         raise UserError(f"secure: the server sees no more than a sum, found {found}")
     if not e.share:
