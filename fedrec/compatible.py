@@ -73,7 +73,7 @@ def newcomers(e: "Experiment") -> None:
             raise UserError(f"newcomers: must join in a round from 1 to {e.rounds - 1}, found {name}={number}")
     if not e.share and not e.agreement.active:
         raise UserError("newcomers: join what is shared, found nothing that is (share is empty)")
-    several = {
+    seen = {
         "a pooled client, which has the data of all": e.pool,
         f"coupling {e.coupling.kind}, whose clients' z_i are made of what each sends": e.coupling.personal,
         "coupling.duals, which remember what each client sent": e.coupling.duals,
@@ -85,7 +85,7 @@ def newcomers(e: "Experiment") -> None:
         "engine batched, which trains all clients as one": e.engine == "batched",
         "stack yes, which trains clients as one": e.stack == "yes",
     }
-    found = first(several)
+    found = first(seen)
     if found:
         raise UserError(f"newcomers: train what is private and send nothing, found {found}")
 

@@ -20,7 +20,7 @@ import pandas as pd
 from clients.recommend import params_of
 from fedrec.data import ClientData, Content
 from fedrec.data.encoder import PACKAGE
-from fedrec.errors import UserError, choose
+from fedrec.errors import choose
 from fedrec.evaluation import evaluate
 from fedrec.experiment import Experiment
 from fedrec.folders import writing
@@ -31,6 +31,7 @@ from simulations.check import check
 from simulations.cli import parse
 from simulations.engines import launch
 from simulations.studies.cold_page import ALL, IDS, KNOWN, METRIC, NEW, TABLES, show, write_page
+from simulations.studies.options import parsed
 
 USUAL = (
     "--method fedper --clients 5 --partition users --engine inline --task rank --metrics ndcg@10 "
@@ -72,9 +73,7 @@ def run(argv: Sequence[str]) -> None:
     parser.add_argument("--first-seed", type=int, default=0, help="the first of the seeds")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
     parser.add_argument("--out", type=Path, default=Path("runs/study-cold"), help="a new folder for the results")
-    options, flags = parser.parse_known_args(argv)
-    if options.seeds < 1 or options.workers < 1:
-        raise UserError(f"seeds, workers: must be at least 1, found {options.seeds}, {options.workers}")
+    options, flags = parsed(parser, argv)
     arms = chosen(options.arms)
     seeds = range(options.first_seed, options.first_seed + options.seeds)
     jobs = [

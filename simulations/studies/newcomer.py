@@ -18,6 +18,7 @@ from fedrec.report.study import write_study
 from simulations.baselines import run_popularity
 from simulations.check import check
 from simulations.studies.methods import POPULARITY, experiment_of, facts, show, summary
+from simulations.studies.options import parsed
 
 # What a platform may do that comes in round R of T; `local` first, with which the others are compared.
 ARMS = {
@@ -45,9 +46,7 @@ def run(argv: Sequence[str]) -> None:
     parser.add_argument("--seeds", type=int, default=5, help="paired seeds: 0, 1, ... share data, start and order")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
     parser.add_argument("--out", type=Path, default=Path("runs/study-newcomer"), help="a new folder for the results")
-    options, flags = parser.parse_known_args(argv)
-    if options.seeds < 1 or options.workers < 1:
-        raise UserError(f"seeds, workers: must be at least 1, found {options.seeds}, {options.workers}")
+    options, flags = parsed(parser, argv)
     jobs = [one for seed in range(options.seeds) for one in arms(options, flags, seed)]
     home = reserve(options.out)
     results = pd.concat(run_all(jobs, home, options.workers))

@@ -24,7 +24,6 @@ from rich.console import Console
 from rich.table import Table
 
 from fedrec.data import pool
-from fedrec.errors import UserError
 from fedrec.evaluation import evaluate
 from fedrec.experiment import Experiment
 from fedrec.folders import publish, reserve
@@ -37,6 +36,7 @@ from simulations.check import check
 from simulations.cli import parse
 from simulations.engines import launch
 from simulations.studies.methods import facts
+from simulations.studies.options import parsed
 
 # A batch of 51 positives with their 204 negatives is one of the authors' 256 rows, and the weight 1/5 makes the sum
 # over a positive and its four negatives their mean over rows.
@@ -97,9 +97,7 @@ def run(argv: Sequence[str]) -> None:
     parser.add_argument("--seeds", type=int, default=3, help="seeds 0, 1, ...")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes, each with one run")
     parser.add_argument("--out", type=Path, default=Path("runs/study-published"), help="a new folder for the results")
-    options, flags = parser.parse_known_args(argv)
-    if options.seeds < 1 or options.workers < 1:
-        raise UserError(f"seeds, workers: must be at least 1, found {options.seeds}, {options.workers}")
+    options, flags = parsed(parser, argv)
     jobs = [
         Job(method, protocol, seed, experiments(line, flags, protocol, seed))
         for seed in range(options.seeds)

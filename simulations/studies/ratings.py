@@ -19,7 +19,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import pandas as pd
 
-from fedrec.errors import UserError, choose
+from fedrec.errors import choose
 from fedrec.experiment import Experiment
 from fedrec.folders import writing
 from fedrec.holdings import clients_data, reader
@@ -29,6 +29,7 @@ from fedrec.scorers import ModelScorer
 from simulations.check import check
 from simulations.cli import parse
 from simulations.engines import launch
+from simulations.studies.options import parsed
 from simulations.studies.ratings_page import show, write_page
 
 OPEN = "inf"  # the same protocol, clip included, without noise
@@ -132,9 +133,7 @@ def run(argv: Sequence[str]) -> None:
     parser.add_argument("--choose", action="store_true", help="choose rounds and steps on the synthetic market instead")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
     parser.add_argument("--out", type=Path, default=Path("runs/study-ratings"), help="a new folder for the results")
-    options, flags = parser.parse_known_args(argv)
-    if options.seeds < 1 or options.workers < 1:
-        raise UserError(f"seeds, workers: must be at least 1, found {options.seeds}, {options.workers}")
+    options, flags = parsed(parser, argv)
     names = [choose("lines", name, LINES) for name in options.lines.split(",")]
     budgets, data = options.epsilon.split(","), MARKET if options.choose else "--dataset ml-100k"
     jobs = [

@@ -13,13 +13,13 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from fedrec.errors import UserError
 from fedrec.experiment import Experiment
 from fedrec.folders import publish, reserve
 from fedrec.metrics import paired
 from fedrec.records import write_csv
 from simulations.check import check
 from simulations.studies.methods import POPULARITY, experiment_of, run_all
+from simulations.studies.options import parsed
 from simulations.studies.published import trained
 
 USUAL = "--clients 5 --partition users --metrics ndcg@10 --engine inline --batch-size 1024 --local-epochs 1 --rounds 10"
@@ -41,9 +41,7 @@ def run(argv: Sequence[str]) -> None:
     parser.add_argument("--seeds", type=int, default=3, help="paired seeds: 0, 1, ... share data, start and order")
     parser.add_argument("--workers", type=int, default=1, help="processes")
     parser.add_argument("--out", type=Path, default=Path("runs/study-sequences"), help="a new folder for the results")
-    options, flags = parser.parse_known_args(argv)
-    if options.seeds < 1 or options.workers < 1:
-        raise UserError(f"seeds, workers: must be at least 1, found {options.seeds}, {options.workers}")
+    options, flags = parsed(parser, argv)
     check(experiment(flags, "sasrec", "federated", SPLITS[1], MODELS["sasrec"][1][0], 0))
     home = reserve(options.out)
     choices = {model: chosen(flags, model) for model in MODELS}

@@ -22,6 +22,7 @@ from simulations.baselines import baseline, single_tasks
 from simulations.check import check
 from simulations.cli import parse
 from simulations.studies.methods import facts
+from simulations.studies.options import parsed
 from simulations.studies.tasks_page import show, summary, write_page
 
 USUAL = [
@@ -103,9 +104,7 @@ def run(argv: Sequence[str]) -> None:
     parser.add_argument("--grid", default=GRID, help="what is tried with --tune: FIELD=VALUE,...;FIELD=VALUE,...")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
     parser.add_argument("--out", type=Path, default=Path("runs/study-tasks"), help="a new folder for the results")
-    options, flags = parser.parse_known_args(argv)
-    if options.seeds < 1 or options.workers < 1:
-        raise UserError(f"seeds, workers: must be at least 1, found {options.seeds}, {options.workers}")
+    options, flags = parsed(parser, argv)
     tuned_on, grid = seeds_of(options.tune, options.seeds), points(options.grid)
     arms = arms_of(options.model.split(","), options.weightings.split(","))
     for job in jobs_of(arms, flags, [0]):
