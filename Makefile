@@ -6,13 +6,17 @@ INSTALLED := .venv/installed
 export FLWR_TELEMETRY_ENABLED := 0
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: run test lint clean
+.PHONY: run test soak lint clean
 
 run: $(INSTALLED)
 	@$(BIN)/python -m simulations.run --clients 5 $(ARGS)
 
 test: $(INSTALLED)
 	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+# What takes longer: kills, damaged files, thousands of message orders. Under 30 minutes alone on 2 cores.
+soak: $(INSTALLED)
+	@$(BIN)/python -m pytest -n 2 --dist load -m soak --soak $(ARGS)
 
 lint: $(INSTALLED)
 	@$(BIN)/ruff check .
