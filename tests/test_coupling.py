@@ -1,6 +1,7 @@
 """Couplings over Flower: what clients and server agree on, what a lost answer leaves behind, what a promise costs."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -236,14 +237,17 @@ def losses(method: str, seed: int, **market: float) -> dict[str, list[float]]:
     return found
 
 
-def test_a_conflicting_platform_is_hurt_by_averaging_but_not_under_the_promise() -> None:
+@pytest.mark.soak
+def test_a_conflicting_platform_is_hurt_by_averaging_but_not_under_the_promise(
+    tries: Callable[[int, int], int],
+) -> None:
     """Music has opposite tastes. Averaging hurts it by more than the margin in most markets, the promise in none.
 
     Averaging is judged in its best round for everybody; a private user vector can absorb part of the conflict, so not
     every market hurts.
     """
-    conflict, margin, hurt = {"similarity": 1.0, "conflicting": 1}, 0.02, 0
-    for seed in range(5):
+    conflict, margin, hurt, seeds = {"similarity": 1.0, "conflicting": 1}, 0.02, 0, tries(1, 5)
+    for seed in range(seeds):
         alone = {name: min(values) for name, values in losses("local", seed, **conflict).items()}
         shared = losses("fedper", seed, **conflict)
         best = min(range(25), key=lambda r: sum(values[r] for values in shared.values()))
@@ -251,7 +255,7 @@ def test_a_conflicting_platform_is_hurt_by_averaging_but_not_under_the_promise()
         e = experiment("no-harm", clients=5, dim=32, rounds=25, seed=seed, market=conflict, budget={"margin": margin})
         budgets = fit(e)[0].budgets
         assert len(budgets) == 5 and all(row["feasible"] for row in budgets), seed
-    assert hurt >= 3
+    assert hurt >= min(seeds, 3)
 
 
 @pytest.mark.parametrize("seed", range(2))
