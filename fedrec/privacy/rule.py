@@ -56,6 +56,11 @@ class Privacy(BaseModel):
         return self.unit in ("interaction", "user")
 
     @property
+    def trusting(self) -> bool:
+        """Whether the server, which sees what clients send, adds the noise."""
+        return self.unit == "client" and self.where == "server"
+
+    @property
     def budgets(self) -> dict[str, float]:
         """The epsilon of every client that is named, and "" for that of all others; infinite without one."""
         return budgets(self.epsilon)
