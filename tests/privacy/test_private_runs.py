@@ -13,6 +13,7 @@ from flwr.app import ArrayRecord
 
 from clients.client import Client
 from clients.secure import source
+from fedrec.aggregation import carrier
 from fedrec.errors import UserError
 from fedrec.experiment import Experiment, build
 from fedrec.holdings import clients_data
@@ -295,6 +296,20 @@ def test_clients_are_drawn_by_poisson_sampling_from_the_secret(tmp_path: Path) -
     assert abs(np.mean(drawn) - 60) < 4 * math.sqrt(42 / 200) and 25 < np.var(drawn) < 65
     one = Release(Books(g, tmp_path / "0", 0))
     assert one.drawn(names, 1) == one.drawn(names, 1) != Release(Books(g, tmp_path / "1", 0)).drawn(names, 1)
+
+
+def test_a_second_mean_of_one_draw_is_not_amplified_again(tmp_path: Path) -> None:
+    # The coins of a round are drawn once. Of two means of the same clients each would tell as much as if all were in.
+    e = private(privacy=CLIENT, participation=0.3)
+    (g,) = guarantees(e).values()
+    like = {"body": torch.zeros(3, 1)}
+    release = Release(Books(g, tmp_path, 0))
+    for value in (1.0, 2.0, 1.0, 2.0):
+        answers = {"a": {"body": torch.full((3, 1), value)}}
+        release.change(1, answers, {"a": like}, {"a": carrier("a", like, {}, {}, 1.0)}, like)
+    release.change(2, {}, {}, {"a": carrier("a", like, {}, {}, 1.0)}, like)
+    entries = Ledger(tmp_path / "privacy" / "server.jsonl").entries
+    assert [(entry.round, entry.event.rate) for entry in entries] == [(1, 0.3), (1, 1.0), (2, 0.3)]
 
 
 def test_a_round_may_pass_without_anybody_drawn(tmp_path: Path) -> None:
