@@ -10,6 +10,7 @@ from fedrec.errors import UserError
 
 Unit = Literal["none", "interaction", "user", "client"]
 NOT_PRIVATE = "NOT PRIVATE"
+UNBOUNDED = "without bound"  # an epsilon of infinity, as it is printed
 
 
 class Privacy(BaseModel):

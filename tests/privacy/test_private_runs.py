@@ -17,12 +17,15 @@ from fedrec.aggregation import carrier
 from fedrec.errors import UserError
 from fedrec.experiment import Experiment, build
 from fedrec.holdings import clients_data
+from fedrec.privacy.account import promise
 from fedrec.privacy.accounting import Event, epsilon
 from fedrec.privacy.books import Books, identity
 from fedrec.privacy.guarantee import SERVER, guarantees
-from fedrec.privacy.ledger import Ledger, OverBudget
+from fedrec.privacy.ledger import Group, Ledger, OverBudget
+from fedrec.privacy.rule import Privacy
 from fedrec.privacy.secret import digest
 from fedrec.records import Row, load_params
+from fedrec.report.facts import facts
 from fedrec.report.tables import read_run
 from fedrec.wire import read_contribution
 from server.faults import ClientFailure
@@ -284,6 +287,50 @@ def test_each_silo_has_the_noise_of_its_own_budget(tmp_path: Path) -> None:
     launch(e, tmp_path)
     spent = {p["who"]: p["spent"] for p in read_run(tmp_path).record["privacy"]["parties"]}
     assert float(spent["films"]) <= 1 < float(spent["news"]) <= 4 and spent["shop"] == "without bound"
+
+
+def test_unlike_budgets_are_told_client_by_client(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [
+        "--weights",
+        "uniform",
+        "--privacy.unit",
+        "user",
+        "--method",
+        "mr-mtl",
+        "--rounds",
+        "1",
+        "--engine",
+        "inline",
+        "--no-compare",
+    ]
+    small = ["--market.users", "40", "--market.items", "60", "--privacy.epsilon", "4;films=1;shop=inf", "--out"]
+    assert main([*arguments, *small, str(tmp_path / "run")]) == 0
+    run = read_run(tmp_path / "run")
+    printed = " ".join(capsys.readouterr().out.split())
+    page = " ".join((tmp_path / "run" / "report.html").read_text().split())
+    for text in (printed, page.replace("&#39;", "'"), run.record["privacy"]["words"]):
+        assert "The promise is not the same for all. For shop: no guarantee for a user (zero-out" in text
+        assert "For films: epsilon 1 at delta 1e-05 for a user," in text
+        assert "For books, music and news: epsilon 4 at delta 1e-05 for a user," in text
+        assert "No guarantee" not in text
+    assert facts(run)["Privacy"] == "epsilon 1 to 4 at delta 1e-05 for a user; no guarantee in shop"
+
+
+def test_one_promise_for_all_is_told_once() -> None:
+    one, two, none = Event(2.0), Event(5.0), Event(0.0)
+    alike = Privacy(unit="client", where="client", noise=2.0)
+    assert told(alike, {"a": one, "b": one}).startswith("Epsilon ")
+    assert told(alike, {"a": one, "b": two}).startswith("Epsilon ")  # earlier runs: the least of it holds for both
+    assert told(alike, {"a": none, "b": none}).startswith("No guarantee for a client")
+    unlike = Privacy(unit="client", where="client", epsilon="9;b=1")
+    many = {**{f"c{k}": one for k in range(20)}, "b": two}
+    assert "For c0, c1, c10, c11, c12 and 15 others: epsilon " in told(unlike, many)
+    assert "For b: epsilon " in told(unlike, many)
+
+
+def told(rule: Privacy, spent: dict[str, Event]) -> str:
+    events = {who: [event] for who, event in spent.items()}
+    return promise(rule, [Group((who,), 0, epsilon(of, rule.delta)) for who, of in events.items()], events)
 
 
 def test_clients_are_drawn_by_poisson_sampling_from_the_secret(tmp_path: Path) -> None:
