@@ -290,21 +290,10 @@ def test_each_silo_has_the_noise_of_its_own_budget(tmp_path: Path) -> None:
 
 
 def test_unlike_budgets_are_told_client_by_client(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = [
-        "--weights",
-        "uniform",
-        "--privacy.unit",
-        "user",
-        "--method",
-        "mr-mtl",
-        "--rounds",
-        "1",
-        "--engine",
-        "inline",
-        "--no-compare",
-    ]
-    small = ["--market.users", "40", "--market.items", "60", "--privacy.epsilon", "4;films=1;shop=inf", "--out"]
-    assert main([*arguments, *small, str(tmp_path / "run")]) == 0
+    arguments = ["--weights", "uniform", "--privacy.unit", "user", "--privacy.epsilon", "4;films=1;shop=inf",
+                 "--method", "mr-mtl", "--rounds", "1", "--engine", "inline", "--no-compare", "--market.users", "40",
+                 "--market.items", "60", "--out", str(tmp_path / "run")]  # fmt: skip
+    assert main(arguments) == 0
     run = read_run(tmp_path / "run")
     printed = " ".join(capsys.readouterr().out.split())
     page = " ".join((tmp_path / "run" / "report.html").read_text().split())
