@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import chdtr, chdtrc, ndtr
+from scipy.special import chdtr, chdtrc, ndtr, stdtr
 
 from fedrec.errors import UserError
 from fedrec.parameters import Params
@@ -209,7 +209,8 @@ def response(found: Evidence, claim: Claim, level: float) -> Finding:
     to reach the clip.
     """
     ratio, error = _responses(found, claim)
-    p = 2 * float(ndtr(-abs(ratio - 1) / error))
+    fewer = min(int(found.canaries.coins.sum()), int((~found.canaries.coins).sum()))
+    p = 2 * float(stdtr(fewer - 1, -abs(ratio - 1) / error))  # Welch's t has at least so many degrees of freedom
     why = " (not clipped as one unit)" if ratio > 1 else " (clipped together with others)"
     return Finding("response", p, f"a unit moves {ratio:.3f} times the clip{why if p < level else ''}", level)
 

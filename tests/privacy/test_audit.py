@@ -12,6 +12,7 @@ import pytest
 import torch
 from dp_accounting import get_epsilon_gaussian
 from scipy.stats import binom, chi2, norm, ttest_ind
+from scipy.stats import t as student
 
 from fedrec.errors import UserError
 from fedrec.parameters import Params
@@ -280,8 +281,9 @@ def test_p_values_are_those_of_their_tests() -> None:
     found = Evidence(movement, along, reach, canaries, ())
     squares = float(np.square(movement["item_bias"][:, ~coins]).sum()) / (4 * sigma**2)
     assert noise(found, claim, 0.1).p == pytest.approx(2 * min(chi2.cdf(squares, 120), chi2.sf(squares, 120)))
-    welch = ttest_ind(found.scores[coins], found.scores[~coins] + 4, equal_var=False).statistic
-    assert response(found, claim, 0.1).p == pytest.approx(2 * norm.sf(abs(welch)), rel=1e-4)
+    welch = ttest_ind(found.scores[coins], found.scores[~coins] + 4, equal_var=False)
+    assert response(found, claim, 0.1).p == pytest.approx(2 * student.sf(abs(welch.statistic), 59), rel=1e-4)
+    assert welch.pvalue < response(found, claim, 0.1).p < 3 * welch.pvalue
     guesses, correct = halved(found.scores, coins)
     mu = gaussian_mu(1.0, 1e-5)
     assert independent_p(guesses, correct, 1.0, 1e-5) == pytest.approx(binom.sf(correct - 1, guesses, norm.cdf(mu / 2)))
