@@ -35,7 +35,7 @@ from fedrec.privacy.audit import (
     response,
     sampling,
 )
-from fedrec.privacy.bounds import gaussian_mu, halved, independent, independent_p
+from fedrec.privacy.bounds import gaussian_mu, halved, independent, independent_p, steinke, steinke_p
 from fedrec.privacy.canaries import Canaries, projected
 from fedrec.privacy.clipping import clipped
 from fedrec.privacy.differential import Mechanism, private_update
@@ -287,9 +287,10 @@ def test_p_values_are_those_of_their_tests() -> None:
     guesses, correct = halved(found.scores, coins)
     mu = gaussian_mu(1.0, 1e-5)
     assert independent_p(guesses, correct, 1.0, 1e-5) == pytest.approx(binom.sf(correct - 1, guesses, norm.cdf(mu / 2)))
-    assert independent(m, guesses, guesses, 1e-5, 0.99).epsilon == pytest.approx(
-        next(e for e in np.linspace(0, 9, 9001) if independent_p(guesses, guesses, e, 1e-5) >= 0.01), abs=2e-3
-    )
+    # A bound is the epsilon at which the p-value is what is left of its confidence.
+    one, two = independent(m, m, 80, 1e-5, 0.99), steinke(m, m, 80, 1e-5, 0.99)
+    assert independent_p(m, 80, one.epsilon, 1e-5) == pytest.approx(0.01, rel=1e-6)
+    assert steinke_p(m, m, 80, two.epsilon, 1e-5) == pytest.approx(0.01, rel=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -244,6 +244,32 @@ def test_a_resumed_run_repeats_its_noise_and_books_nothing_twice(unit: str, tmp_
         assert [entry.inputs for entry in entries[0]] == [entry.inputs for entry in entries[1]]
 
 
+@pytest.mark.parametrize("unit", ["user", "client", "server"])
+def test_a_run_that_is_broken_off_in_its_final_test_ends_or_is_refused_in_words(
+    unit: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    e = private(privacy=UNITS[unit], rounds=3)
+
+    def killed(*_: object) -> None:
+        raise Killed
+
+    for every in (1, 2):
+        with monkeypatch.context() as m, pytest.raises(Killed):
+            m.setattr("server.newcomers.Newcomers.test", killed)
+            launch(e, tmp_path / str(every), every=every)
+    before = {who: Ledger(tmp_path / "1" / "privacy" / f"{who}.jsonl").entries for who in guarantees(e)}
+    launch(e, tmp_path / "1", every=1)  # nothing is trained again
+    assert before == {who: Ledger(tmp_path / "1" / "privacy" / f"{who}.jsonl").entries for who in guarantees(e)}
+    assert set(pd.read_csv(tmp_path / "1" / "clients.csv").query("split == 'test'")["client"]) == {
+        data.name for data in clients_data(e)
+    }
+    if unit == "server":  # which keeps its own secret until the record is written
+        launch(e, tmp_path / "2", every=2)
+        return
+    with pytest.raises(ClientFailure, match="must not go on after its final test"):
+        launch(e, tmp_path / "2", every=2)
+
+
 def test_other_data_gets_other_noise_under_the_same_secret(tmp_path: Path) -> None:
     # What two neighbours would differ in must not be left when the noise is taken away: it is not the same noise.
     e = private(rounds=1, local_epochs=1, optimiser="sgd")
