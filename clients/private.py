@@ -11,7 +11,7 @@ from fedrec.privacy.books import Books
 from fedrec.privacy.central import clipped, noisy
 from fedrec.privacy.guarantee import guarantees
 from fedrec.privacy.secret import digest
-from fedrec.records import add_measured
+from fedrec.records import add_failure, add_measured
 from fedrec.sharing import Broadcast
 
 if TYPE_CHECKING:
@@ -65,7 +65,10 @@ def unsaid(client: "Client", broadcast: Broadcast) -> Iterator[None]:
     except Exception:
         if own is None:
             raise
-        logging.getLogger(__name__).exception("the %s of round %d failed", broadcast.split, broadcast.round)
+        text = f"the {broadcast.split} of round {broadcast.round} failed"
+        logging.getLogger(__name__).exception(text)
+        if client.home is not None:
+            add_failure(client.home, client.data.name, f"{text}; its log says why")
     finally:
         if own is not None and broadcast.split == "test":
             own.secret.forget()

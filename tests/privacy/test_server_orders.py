@@ -25,6 +25,7 @@ from fedrec.parameters import Params
 from fedrec.privacy.encoding import Layout
 from fedrec.privacy.ledger import Ledger
 from fedrec.privacy.secure_sum import Keys, Stage
+from fedrec.records import failures
 from fedrec.sharing import Broadcast, Contribution
 from fedrec.wire import broadcast_record, pack, read_contribution
 from fedrec.wire.secure import (
@@ -452,4 +453,8 @@ def test_a_failed_evaluation_is_not_told_and_the_secret_is_gone(
         reply = asked(grid, node, "evaluate", broadcast_record(Broadcast(1, z, split=split, seen=1)))
         assert isinstance(reply, RecordDict) and not read_contribution(reply).metrics
     assert "user 7 has no items left" in caplog.text
+    name = clients_data(e)[0].name  # the simulation, which sees everything, says it in the report
+    assert failures(tmp_path) == [
+        f"{name}: the {split} of round 1 failed; its log says why" for split in ("validation", "test")
+    ]
     assert not list(tmp_path.rglob("*.secret")) and list(tmp_path.rglob("*.forgotten"))
