@@ -18,7 +18,7 @@ from clients.drift import begin, counted
 from clients.home import parted, with_home
 from clients.memory import Memory
 from clients.newcomer import lesson
-from clients.private import measured, open_loss
+from clients.private import measured, open_loss, unsaid
 from clients.secure import Envelope, answer_in_secret
 from fedrec.channel import keyed
 from fedrec.coordination import double
@@ -85,23 +85,31 @@ def client_app(read: Read) -> ClientApp:
     def evaluation(message: Message, context: Context) -> Message:
         client, memory = open_client(context), Memory(context)
         broadcast = open_broadcast(client, memory, read_broadcast(message.content))
-        final, e = broadcast.split == "test", client.experiment
-        private, home = parted(memory.best if final else memory.private)
-        model = client.channel.join(with_home(broadcast.values, home), private)
-        shared, private = e.sharing().split(personal_model(e.drift, memory.own(final), model))
-        found = client.evaluate(shared, private, "test" if final else "validation")
-        if final and client.home is not None:
-            own = shared if e.personal or client.newcomer else {}
-            save_client(client.home, client.data.name, private, own, found.per_user, about(client, private))
-        if e.privacy.active:
-            measured(client, broadcast, found.metrics)
-            return answer(client, message, {}, {})
-        metrics = {"/".join(key): value for key, value in found.metrics.items()}
-        if e.budget.active and broadcast.split == "validation":
-            metrics[f"{client.data.name}/all/excess"] = excess(client, memory, broadcast.values, e.rounds)
-        return answer(client, message, {}, metrics)
+        if not client.experiment.privacy.active:
+            return answer(client, message, {}, evaluated(client, memory, broadcast))
+        with unsaid(client, broadcast):
+            evaluated(client, memory, broadcast)
+        return answer(client, message, {}, {})
 
     return app
+
+
+def evaluated(client: Client, memory: Memory, broadcast: Broadcast) -> dict[str, float]:
+    """Return what a client measures of what it is sent; after the final test it keeps what is its own."""
+    final, e = broadcast.split == "test", client.experiment
+    private, home = parted(memory.best if final else memory.private)
+    model = client.channel.join(with_home(broadcast.values, home), private)
+    shared, private = e.sharing().split(personal_model(e.drift, memory.own(final), model))
+    found = client.evaluate(shared, private, "test" if final else "validation")
+    if final and client.home is not None:
+        own = shared if e.personal or client.newcomer else {}
+        save_client(client.home, client.data.name, private, own, found.per_user, about(client, private))
+    if e.privacy.active:
+        measured(client, broadcast, found.metrics)
+    metrics = {"/".join(key): value for key, value in found.metrics.items()}
+    if e.budget.active and broadcast.split == "validation":
+        metrics[f"{client.data.name}/all/excess"] = excess(client, memory, broadcast.values, e.rounds)
+    return metrics
 
 
 def trained(

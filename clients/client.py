@@ -1,8 +1,13 @@
 """One client as its own configuration describes it: what it shares, how it trains, how it measures."""
 
+import logging
+import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from secrets import token_hex
+
+import torch
 
 from clients.drift import follow, lockstep
 from clients.newcomer import fitted
@@ -21,7 +26,7 @@ from fedrec.privacy.differential import private_update
 from fedrec.privacy.secret import digest
 from fedrec.scorers import ModelScorer
 from fedrec.seeds import generator
-from fedrec.sharing import Broadcast, ContractError, admit
+from fedrec.sharing import Broadcast, ContractError, admit, admit_round
 from fedrec.tasks import Task
 from fedrec.training import Beside, local_update
 from fedrec.weighting import Weigher
@@ -57,9 +62,18 @@ class Client:
         return self.data.name in self.experiment.arrivals
 
     @cached_property
-    def setting(self) -> tuple[str, str]:
-        """All that decides a round beside its inputs: noise may be made again only where nothing differs."""
-        return self.experiment.model_dump_json(), self.device
+    def setting(self) -> tuple[str, ...]:
+        """All that decides a round beside its inputs: noise may be made again only where nothing differs.
+
+        The same sums are the same to the bit on one kind of processor and under one version alone.
+        """
+        arithmetic = (torch.__version__, torch.backends.cpu.get_cpu_capability())
+        return self.experiment.model_dump_json(), self.device, *arithmetic
+
+    @property
+    def noisy(self) -> bool:
+        """Whether it adds the noise that lets its own answers leave."""
+        return self.experiment.privacy.active and not self.experiment.privacy.trusting
 
     def start(self) -> Params:
         """Return its initial parameters."""
@@ -89,10 +103,13 @@ class Client:
 
     def receive(self, broadcast: Broadcast) -> Broadcast:
         """Return the server's message, admitted against this client's own contract."""
+        admit_round(broadcast.round, self.experiment.rounds)
         if self.newcomer:
             return fitted(self, broadcast)
         if broadcast.rows:
             raise ContractError(f"record rows: must not be sent but to newcomers, found {', '.join(broadcast.rows)}")
+        if self.experiment.coupling.balance and not 0 < broadcast.rho < math.inf:
+            raise ContractError(f"rho: must be above 0 and finite where it adapts, found {broadcast.rho}")
         like, c = self.shared_like(), broadcast.control
         return replace(broadcast, values=admit(broadcast.values, like), control=None if c is None else admit(c, like))
 
@@ -116,7 +133,7 @@ class Client:
             beside = apfl.step if apfl else None
             params, loss = self.update(start, number, anchor, rho, beside, shift, price, weigher)
         if weigher:
-            own = replace(own, weighting=self.finite(weigher.state, number) or None)
+            own = replace(own, weighting=self.finite(weigher.state, number, own.weighting) or None)
         shared, private = self.channel.split(self.experiment.lora.folded(params))
         own = follow(self, broadcast, shared, own, apfl)
         return protected(self, number, shared, broadcast.values), private, loss, own
@@ -154,7 +171,7 @@ class Client:
             pull=pull,
             weigher=weigher,
         )
-        return self.finite(to(params, "cpu"), number), loss
+        return self.finite(to(params, "cpu"), number, start), loss
 
     def released(
         self, start: Params, number: int, anchor: Params, mu: float, shift: Params | None
@@ -165,7 +182,10 @@ class Client:
         """
         e, own = self.experiment, books(self)
         assert own is not None
-        source = own.open(number, digest(*self.setting, number, start, anchor, shift or {}, self.data.train))
+        data = (self.data.train, self.data.validation, self.data.test)
+        # An accelerator never sums twice alike: what it makes again is another answer, and has noise of its own.
+        again = "" if self.device == "cpu" else token_hex()
+        source = own.open(number, digest(*self.setting, again, number, start, anchor, f"{mu!r}", shift or {}, *data))
         params, loss = private_update(
             self.model,
             to(start, self.device),
@@ -180,15 +200,24 @@ class Client:
             anchor=to(anchor, self.device),
             shift=shift and to(shift, self.device),
         )
-        return self.finite(to(params, "cpu"), number), loss
+        params = to(params, "cpu")
+        released = own.guarantee.mechanism.noisy(list(params), e.sharing())
+        kept = self.finite({n: v for n, v in params.items() if n not in released}, number, start)
+        return {**params, **kept, **self.finite({n: params[n] for n in released}, number)}, loss
 
-    def finite(self, params: Params, number: int) -> Params:
-        """Return the parameters; raises UserError if training diverged."""
-        if not all(finite(value) for value in params.values()):
-            raise UserError(
-                f"lr: must be small enough for finite parameters, found {self.experiment.lr} in round {number}"
-            )
-        return params
+    def finite(self, params: Params, number: int, before: Params | None = None) -> Params:
+        """Return the parameters; raises UserError if training diverged.
+
+        Where the client adds the noise, a refusal would tell of its data without any: of what is made of them without
+        noise, that which diverged is as `before`, and only its own log says so.
+        """
+        lost = [name for name, value in params.items() if not finite(value)]
+        text = f"lr: must be small enough for finite parameters, found {self.experiment.lr} in round {number}"
+        if lost and (before is None or not self.noisy):
+            raise UserError(text)
+        if lost:
+            logging.getLogger(__name__).warning("%s: %s is as before", text, ", ".join(lost))
+        return {name: before[name] if before and name in lost else value for name, value in params.items()}
 
     def evaluate(self, shared: Params, private: Params, split: Split) -> Evaluation:
         """Return the metrics of this client's model, or of every member's if it is a pooled one."""

@@ -12,7 +12,7 @@ from clients.client import Client
 from fedrec.coordination import Link, Own
 from fedrec.data.types import Ints
 from fedrec.parameters import Params, to
-from fedrec.sharing import TABLES, Broadcast, ContractError, admit
+from fedrec.sharing import TABLES, Broadcast, ContractError
 from fedrec.stacking import Changed, Cohort, Stack
 from fedrec.wire import pack, unpack
 
@@ -159,9 +159,7 @@ class Crowd:
         for place, broadcast in zip(places, sent, strict=True):
             key = (id(broadcast), *self.sizes[place])
             if key not in known:
-                like = self.clients[place].shared_like()
-                found = [broken(one, like) for one in (broadcast.values, broadcast.control) if one is not None]
-                known[key] = next((text for text in found if text), "")
+                known[key] = broken(self.clients[place], broadcast)
             if known[key]:
                 yield place, known[key]
 
@@ -224,10 +222,10 @@ def exchanged(these: Changed | None, other: Changed | None, places: Sequence[int
     return these.mixed(other, np.array(sorted(places), dtype=np.int64)) if these and other else other
 
 
-def broken(values: Params, like: Params) -> str:
-    """Return what is wrong with tensors that must be like others; nothing if they are."""
+def broken(client: Client, broadcast: Broadcast) -> str:
+    """Return how a message breaks a client's contract; nothing if it does not."""
     try:
-        admit(values, like)
+        client.receive(broadcast)
         return ""
     except ContractError as error:
         return str(error)

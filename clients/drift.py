@@ -57,7 +57,7 @@ def follow(client: "Client", broadcast: Broadcast, x: Params, own: Own, apfl: Ap
     if own.personal is None or drift.personal == "tuned":
         return own
     if apfl:
-        return replace(own, personal=client.finite(to(apfl.v, "cpu"), broadcast.round))
+        return replace(own, personal=client.finite(to(apfl.v, "cpu"), broadcast.round, own.personal))
     return replace(own, personal=client.update(own.personal, broadcast.round, z, drift.weight)[0])
 
 

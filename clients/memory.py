@@ -26,8 +26,14 @@ class Memory:
     context: Context
 
     def begin(self, private: Params, link: Link | None, own: Own = NOTHING) -> None:
-        """Remember the state with which the client joined, as that of round 0."""
+        """Remember the state with which the client joined, as that of round 0.
+
+        One that joins again begins again, but not with the keys of secure sums: no round gets a second pair.
+        """
+        used = self.context.state.config_records.get("secure.last")
         self.context.state.clear()
+        if used is not None:
+            self.context.state["secure.last"] = used
         self._write(0, private, link, own)
 
     def settle(self, seen: int) -> None:
@@ -35,6 +41,8 @@ class Memory:
 
         Raises ContractError if the server has seen neither of the two.
         """
+        if "mark" not in self.context.state:
+            raise ContractError("join: must come before training and evaluation, found a client that has not joined")
         if self.round == seen:
             return
         before = self.context.state.metric_records.get("before.mark")

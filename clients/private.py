@@ -1,6 +1,8 @@
 """The client half of privacy: noisy training or a noisy update, and what is measured without being told."""
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from fedrec.errors import UserError
@@ -9,7 +11,7 @@ from fedrec.privacy.books import Books
 from fedrec.privacy.central import clipped, noisy
 from fedrec.privacy.guarantee import guarantees
 from fedrec.privacy.secret import digest
-from fedrec.records import add_measured
+from fedrec.records import add_failure, add_measured
 from fedrec.sharing import Broadcast
 
 if TYPE_CHECKING:
@@ -43,13 +45,30 @@ def open_loss(client: "Client", loss: float) -> dict[str, float]:
 
 
 def measured(client: "Client", broadcast: Broadcast, metrics: Mapping[Measure, float]) -> None:
-    """Write what a client measured into its own folder, since it may not tell; at the end, forget the secret.
+    """Write what a client measured into its own folder, since it may not tell.
 
     The simulation, who sees everything, gathers these files for the report; nobody that takes part does.
     """
-    if client.home is None:
-        return
-    add_measured(client.home, client.data.name, broadcast.round, broadcast.split, metrics, client.device)
+    if client.home is not None:
+        add_measured(client.home, client.data.name, broadcast.round, broadcast.split, metrics, client.device)
+
+
+@contextmanager
+def unsaid(client: "Client", broadcast: Broadcast) -> Iterator[None]:
+    """Keep what fails in a client that adds noise to its own log: that it failed would tell of its data.
+
+    After the final test, whatever came of it, the client has no secret any more: it trains no further in this run.
+    """
     own = books(client)
-    if own is not None and broadcast.split == "test":
-        own.secret.forget()
+    try:
+        yield
+    except Exception:
+        if own is None:
+            raise
+        text = f"the {broadcast.split} of round {broadcast.round} failed"
+        logging.getLogger(__name__).exception(text)
+        if client.home is not None:
+            add_failure(client.home, client.data.name, f"{text}; its log says why")
+    finally:
+        if own is not None and broadcast.split == "test":
+            own.secret.forget()

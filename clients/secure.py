@@ -27,7 +27,7 @@ from fedrec.privacy.noise import Source
 from fedrec.privacy.secret import digest
 from fedrec.privacy.secure_sum import Member, Terms
 from fedrec.privacy.terms import terms
-from fedrec.sharing import TABLES, Broadcast, ContractError
+from fedrec.sharing import TABLES, Broadcast, ContractError, admit_round
 from fedrec.wire.secure import (
     Sum,
     keys_answer,
@@ -57,6 +57,7 @@ class Session:
         assert isinstance(last, int)
         if number <= last:
             raise ContractError(f"round: must be after {last}, for which there were keys, found {number}")
+        admit_round(number, client.experiment.rounds)
         agreed = terms(client.experiment)
         member = Member.start(client.data.name, number, agreed.threshold, agreed.clients)
         self.state["secure.last"] = ConfigRecord({"round": number})

@@ -99,6 +99,15 @@ def publish(home: Path, out: Path) -> None:
         home.rename(out)
 
 
+def sync_folder(folder: Path) -> None:
+    """Put the names of a folder's new files on the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def store(path: Path, data: bytes) -> None:
     """Write a file that is on the disk when this returns."""
     with path.open("wb") as file:

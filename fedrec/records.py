@@ -129,6 +129,20 @@ def add_measured(
         )
 
 
+def add_failure(home: Path, client: str, text: str) -> None:
+    """Add to `measured/<client>.failed` what a client failed to measure, which the server is not told."""
+    path = home / "measured" / f"{slug(client)}.failed"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(f"{client}: {text}\n")
+
+
+def failures(home: Path) -> list[str]:
+    """Return what all clients failed to measure by themselves."""
+    files = sorted((home / "measured").glob("*.failed"))
+    return [line for path in files for line in path.read_text(encoding="utf-8").splitlines()]
+
+
 def gather_measured(home: Path) -> list[Row]:
     """Return what all clients measured by themselves, by round; of what was measured twice the last."""
     files = sorted((home / "measured").glob("*.csv"))

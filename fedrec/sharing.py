@@ -127,6 +127,13 @@ def admit(received: Mapping[str, torch.Tensor], like: Mapping[str, torch.Tensor]
     return {name: received[name] for name in like}
 
 
+def admit_round(number: int, rounds: int) -> int:
+    """Return the number of a round that a client's own configuration has; raises ContractError for any other."""
+    if not 1 <= number <= rounds:
+        raise ContractError(f"round: must be from 1 to the {rounds} of the run, found {number}")
+    return number
+
+
 def admit_metrics(received: Mapping[str, float], allowed: Iterable[str]) -> dict[str, float]:
     """Return `received` if every name is on the allow-list, else raise ContractError."""
     permitted = allowed if isinstance(allowed, frozenset) else frozenset(allowed)

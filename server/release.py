@@ -1,7 +1,7 @@
 """The server half of client-level privacy: who is drawn, and the noisy mean that is released of what they sent."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fedrec.aggregation import Carrier
 from fedrec.parameters import Params
@@ -42,5 +42,7 @@ class Release:
         inputs = digest(
             "mean", g.rule.model_dump_json(), number, like, *(part for name, x in answers.items() for part in (name, x))
         )
-        source = self.books.open(number, inputs)
+        # The draw of a round is made once: another mean of the same draw is not amplified by it a second time, and with
+        # what the first one told, it is no worse than a mechanism that everybody is in.
+        source = self.books.open(number, inputs, replace(g.event, rate=1.0))
         return noisy_mean(changes, carriers, like, g.event.sigma * g.rule.clip, g.event.rate, source)

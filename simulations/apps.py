@@ -16,7 +16,7 @@ from fedrec.privacy.account import account
 from fedrec.privacy.books import Books
 from fedrec.privacy.guarantee import SERVER, guarantees
 from fedrec.privacy.terms import terms
-from fedrec.records import Record, Row, write_record
+from fedrec.records import Record, Row, failures, write_record
 from server.app import Finish, server_app
 from server.checkpoint import Checkpoints
 from server.plan import Plan
@@ -96,6 +96,7 @@ def finisher(experiment: Experiment, home: Path) -> Finish:
 
     def finish(record: Record) -> None:
         if experiment.privacy.active:
+            record.notes += failures(home)
             record.privacy = account(experiment, home)
             for g in guarantees(experiment).values():  # what could replay the noise
                 Books(g, home, experiment.seed).secret.forget()

@@ -9,16 +9,17 @@ from typing import Any
 
 import pandas as pd
 import torch
-from flwr.app import Error, Message
+from flwr.app import Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 
 from clients.app import client_app
 from fedrec.experiment import Experiment, build
 from fedrec.holdings import clients_data
+from fedrec.parameters import Params
 from fedrec.records import Record, load_params
 from fedrec.sharing import Contribution
-from fedrec.wire import contribution_record, read_broadcast, read_contribution
+from fedrec.wire import contribution_record, pack, read_broadcast, read_contribution
 from server.strategy import Coordinator
 from simulations.apps import plan_of
 from simulations.engines import InlineGrid
@@ -56,6 +57,14 @@ def fit(e: Experiment, home: Path | None = None) -> tuple[Record, SpyGrid]:
     """Run an experiment inline; return its record and the grid with all messages."""
     grid = SpyGrid(client_app(lambda _: (e, home)), len(clients_data(e)))
     return Coordinator(grid, plan_of(e, home)).fit(list(grid.get_node_ids())), grid
+
+
+def first_of(e: Experiment) -> Params:
+    """Return the shared parameters that the first client of an experiment joins with."""
+    grid = InlineGrid(client_app(lambda _: (e, None)), len(clients_data(e)))
+    node = next(iter(grid.get_node_ids()))
+    (reply,) = grid.send_and_receive([Message(RecordDict({"shared": pack({})}), node, "query.join", group_id="0")])
+    return read_contribution(reply.content).values
 
 
 def results(record: Record) -> list[tuple[Any, ...]]:

@@ -1,15 +1,17 @@
 """What a run has promised and spent, as its record and its report say it."""
 
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fedrec.experiment import Experiment
 from fedrec.holdings import clients_data
-from fedrec.privacy.accounting import above, epsilon
+from fedrec.privacy.accounting import Event, above, epsilon, merged
 from fedrec.privacy.books import Books
 from fedrec.privacy.guarantee import guarantees
-from fedrec.privacy.ledger import Group, persons, statement
+from fedrec.privacy.ledger import ZEROED, Group, persons, statement
+from fedrec.privacy.rule import UNBOUNDED, Privacy
 
 BESIDE = (
     "Clients tell the server no loss and no metric: what they measure stays with them, and the simulation, which sees "
@@ -17,6 +19,7 @@ BESIDE = (
     "by looking at them."
 )
 SEEN = " A platform's catalogue is the items that its own data has, which the promise takes for public."
+SAID, NAMED = 8, 6  # promises, and names in one of them, that are told in words
 TRUST = {
     "server": "The server is trusted with every client's update; the promise is about what it sends out.",
     "client": "The noise is added by every client to its own update: no server needs to be trusted.",
@@ -47,11 +50,11 @@ def account(e: Experiment, home: Path) -> dict[str, Any]:
     people = persons(events, users, rule.delta) if users else []
     worst = max(events, key=lambda who: epsilon(events[who], rule.delta))
     spent = [event for who in (people[0].silos if people else (worst,)) for event in events[who]]
-    words = statement(spent, rule.unit, rule.delta, rule.replay)
-    who = f"Whoever is held by {' and '.join(people[0].silos)}: " if people and len(people[0].silos) > 1 else ""
-    trust = TRUST[rule.where] if rule.unit == "client" else "Every silo adds the noise in its own training."
+    groups = people or [Group((who,), 0, epsilon(spent, rule.delta)) for who, spent in events.items()]
+    inside = "Every silo that promises anything adds its noise in its own training."
+    trust = TRUST[rule.where] if rule.unit == "client" else inside
     return {
-        "words": f"{who}{words[0].upper()}{words[1:]}. {trust}",
+        "words": f"{promise(rule, groups, events)} {trust}",
         "unit": rule.unit,
         "neighbours": "zero-out",
         "delta": rule.delta,
@@ -63,6 +66,40 @@ def account(e: Experiment, home: Path) -> dict[str, Any]:
     }
 
 
+def promise(rule: Privacy, groups: Sequence[Group], events: Mapping[str, Sequence[Event]]) -> str:
+    """Return what is promised as sentences: the least of it, or, where budgets differ, what each group has.
+
+    `groups` are the parties whose events add up for somebody, `events` those of every party.
+    """
+    alike: dict[tuple[float, tuple[Event, ...]], list[tuple[str, ...]]] = {}  # what was spent, and by whom
+    for group in groups:
+        spent = merged(event for who in group.silos for event in events[who])
+        alike.setdefault((group.epsilon, spent), []).append(group.silos)
+    said = sorted(alike.items(), reverse=True)
+    differ = len({cost for (cost, _), _ in said}) > 1 and (";" in rule.epsilon or math.isinf(said[0][0][0]))
+    if not differ:
+        ((_, spent), who), *_ = said
+        words = statement(spent, rule.unit, rule.delta, rule.replay)
+        return f"{'' if len(who[0]) < 2 else f'Whoever is held by {_together(who[0])}: '}{words[0].upper()}{words[1:]}."
+    told = [f"For {_names(who)}: {statement(spent, rule.unit, rule.delta, rule.replay)}." for (_, spent), who in said]
+    unit, relation = ZEROED[rule.unit], ZEROED[rule.unit].partition(" (")[0]
+    told = [told[0], *(text.replace(unit, relation) for text in told[1:])]  # what a unit is need be said once
+    more = f" {len(told) - SAID} more are in the table." if len(told) > SAID else ""
+    return f"The promise is not the same for all. {' '.join(told[:SAID])}{more}"
+
+
+def _together(parties: tuple[str, ...]) -> str:
+    return " and ".join(parties)
+
+
+def _names(groups: Sequence[tuple[str, ...]]) -> str:
+    """Return groups as a list of names, a long one cut short."""
+    every = [_together(parties) + " together" * (len(parties) > 1) for parties in sorted(groups)]
+    if len(every) > NAMED:
+        every = [*every[: NAMED - 1], f"{len(every) - NAMED + 1} others"]
+    return " and ".join(part for part in (", ".join(every[:-1]), every[-1]) if part)
+
+
 def as_row(group: Group) -> dict[str, Any]:
     """Return people whom the same silos hold as a row."""
     return {"silos": list(group.silos), "people": group.people, "spent": shown(group.epsilon)}
@@ -70,4 +107,4 @@ def as_row(group: Group) -> dict[str, Any]:
 
 def shown(epsilon: float) -> str:
     """Return an epsilon as it is printed."""
-    return above(epsilon) if math.isfinite(epsilon) else "without bound"
+    return above(epsilon) if math.isfinite(epsilon) else UNBOUNDED

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import chdtr, ndtr
+from scipy.special import chdtr, chdtrc, ndtr, stdtr
 
 from fedrec.errors import UserError
 from fedrec.parameters import Params
@@ -23,15 +23,19 @@ from fedrec.privacy.bounds import (
     f_dp,
     halved,
     independent,
+    independent_p,
     one_shot,
     ranked,
     steinke,
+    steinke_p,
 )
 from fedrec.privacy.canaries import Canaries, moved, projected
 from fedrec.privacy.differential import Mechanism
 from fedrec.privacy.transcript import Transcript
 
 CHECKS = 7  # that share the level
+ALARM = 1e-3  # how often some check of an audit says of an honest mechanism that it is broken
+CHANCE = 0.05  # how often some check of an audit of an honest mechanism is worth a second look
 WEAK = 20.0  # an epsilon beyond which the number of guesses need not be chosen for it
 
 
@@ -77,12 +81,25 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Finding:
-    """The verdict of one check: `broken` says that the property does not hold; false at most once in 1 / `level`."""
+    """The verdict of one check: `p` is how probable it is at most that an honest mechanism looks as far off as this.
+
+    `broken` says that the property does not hold; of an honest mechanism it says so with probability at most `level`.
+    """
 
     check: str
-    broken: bool
+    p: float
     text: str
     level: float
+
+    @property
+    def broken(self) -> bool:
+        """Whether the property does not hold, by the level of the check."""
+        return self.p < self.level or self.p == 0.0
+
+    @property
+    def unusual(self) -> bool:
+        """Whether an audit of an honest mechanism has a check as far off as this with probability `CHANCE` at most."""
+        return self.p < self.level * CHANCE / ALARM
 
 
 def evidence(transcript: Transcript, client: str, canaries: Canaries, along: Params, claim: Claim) -> Evidence:
@@ -121,10 +138,11 @@ def estimate(found: Evidence, claim: Claim) -> Estimate:
     return one_shot(found.scores / length, found.canaries.coins, claim.delta)
 
 
-def audit(found: Evidence, claim: Claim, twin: Transcript | None = None, level: float = 0.05) -> list[Finding]:
+def audit(found: Evidence, claim: Claim, twin: Transcript | None = None, level: float = ALARM) -> list[Finding]:
     """Return the findings of all checks; with a `twin`, two first rounds from the same state, that of fresh noise too.
 
-    `twin` holds the first round of two runs that differ by their noise alone. Raises UserError for a mechanism without
+    `twin` holds the first round of two runs that differ by their noise alone. `level` is shared by all checks, and by
+    several audits if it is parted between them. Raises UserError for a mechanism without
     noise, which claims nothing; `bounds` has what its canaries show.
     """
     if not claim.mechanism.noise:
@@ -141,31 +159,38 @@ def leak(found: Evidence, claim: Claim, level: float) -> Finding:
     alarms = [text for bound in found_bounds if (text := alarm(bound, claim.epsilon))]
     best = max(found_bounds, key=lambda b: b.epsilon)
     calm = f"epsilon is at least {best.epsilon:.2f} ({best.method}); {claim.epsilon:.2f} was accounted"
-    return Finding("leak", bool(alarms), "; ".join(alarms) or calm, level)
+    at = (claim.epsilon, claim.delta)
+    least = min(
+        independent_p(b.guesses, b.correct, *at)
+        if b.method == "Gaussian"
+        else steinke_p(b.canaries, b.guesses, b.correct, *at)
+        for b in found_bounds
+    )
+    return Finding("leak", min(2 * least, 1.0), "; ".join(alarms) or calm, level)
 
 
 def unaccounted(found: Evidence) -> Finding:
     """Check that nothing left the silo but what is noised; this one cannot err."""
     text = f"left without noise: {', '.join(found.loose)}" if found.loose else "only noised parameters left"
-    return Finding("unaccounted", bool(found.loose), text, 0.0)
+    return Finding("unaccounted", 0.0 if found.loose else 1.0, text, 0.0)
 
 
-def _loudness(rows: Reals, claim: Claim) -> tuple[float, float]:
-    """Return (standard deviation over the claimed one, the chance of less) of entries that are noise alone.
+def _loudness(rows: Reals, claim: Claim) -> tuple[float, float, float]:
+    """Return (standard deviation over the claimed one, the chance of less, of more) of entries that are noise alone.
 
     The sum of n squares over their variance is chi-square with n degrees of freedom.
     """
     square, n = float(np.square(rows).sum()) / (claim.steps * claim.mechanism.noise**2), rows.size
-    return math.sqrt(square / n), float(chdtr(n, square))
+    return math.sqrt(square / n), float(chdtr(n, square)), float(chdtrc(n, square))
 
 
 def noise(found: Evidence, claim: Claim, level: float) -> Finding:
     """Check that the rows of canaries that are out move by the claimed noise: each table, neither less nor more."""
-    out, share = ~found.canaries.coins, level / len(found.movement) / 2
+    out = ~found.canaries.coins
     told = {name: _loudness(rows[:, out], claim) for name, rows in found.movement.items()}
-    text = ", ".join(f"{name} {ratio:.3f}" for name, (ratio, _) in told.items())
-    wrong = any(min(tail, 1 - tail) < share for _, tail in told.values())
-    return Finding("noise", wrong, f"noise over the claimed noise: {text}", level)
+    text = ", ".join(f"{name} {ratio:.3f}" for name, (ratio, _, _) in told.items())
+    p = 2 * len(told) * min(min(less, more) for _, less, more in told.values())
+    return Finding("noise", min(p, 1.0), f"noise over the claimed noise: {text}", level)
 
 
 def _responses(found: Evidence, claim: Claim) -> tuple[float, float]:
@@ -184,9 +209,10 @@ def response(found: Evidence, claim: Claim, level: float) -> Finding:
     to reach the clip.
     """
     ratio, error = _responses(found, claim)
-    wrong = 2 * float(ndtr(-abs(ratio - 1) / error)) < level
+    fewer = min(int(found.canaries.coins.sum()), int((~found.canaries.coins).sum()))
+    p = 2 * float(stdtr(fewer - 1, -abs(ratio - 1) / error))  # Welch's t has at least so many degrees of freedom
     why = " (not clipped as one unit)" if ratio > 1 else " (clipped together with others)"
-    return Finding("response", wrong, f"a unit moves {ratio:.3f} times the clip{why if wrong else ''}", level)
+    return Finding("response", p, f"a unit moves {ratio:.3f} times the clip{why if p < level else ''}", level)
 
 
 def repeated(found: Evidence, level: float) -> Finding:
@@ -198,14 +224,14 @@ def repeated(found: Evidence, level: float) -> Finding:
     x = np.concatenate([rows[:, out].reshape(len(rows), -1) for rows in found.movement.values()], axis=1)
     r, n = x.shape
     if r < 2:
-        return Finding("repeated", False, "one round has nothing to repeat", level)
+        return Finding("repeated", 1.0, "one round has nothing to repeat", level)
     square = np.square(x).sum(1)
     cross = (float(np.square(x.sum(0)).sum()) - float(square.sum())) / 2
     std = math.sqrt((float(square.sum()) ** 2 - float(np.square(square).sum())) / 2 / n)
     z = cross / std if std else math.inf
     correlation = cross / (float(square.sum()) * (r - 1) / 2) if std else 1.0
-    wrong = 2 * float(ndtr(-abs(z))) < level
-    return Finding("repeated", wrong, f"rounds' noise has correlation {correlation:.4f}", level)
+    p = 2 * float(ndtr(-abs(z)))
+    return Finding("repeated", p, f"rounds' noise has correlation {correlation:.4f}", level)
 
 
 def count(found: Evidence, claim: Claim, level: float) -> Finding:
@@ -216,11 +242,11 @@ def count(found: Evidence, claim: Claim, level: float) -> Finding:
     """
     out = ~found.canaries.coins
     rows = np.concatenate([rows[:, out].ravel() for rows in found.movement.values()])
-    loud, tail = _loudness(rows, claim)
+    loud, less, more = _loudness(rows, claim)
     ratio, error = _responses(found, claim)
-    wrong = min(tail, 1 - tail) < level / 2 and abs(ratio - loud) < 3 * error < abs(loud - 1)
+    p = 2 * min(less, more) if abs(ratio - loud) < 3 * error < abs(loud - 1) else 1.0
     text = f"noise and response are {loud:.3f} and {ratio:.3f} times what division by {claim.users} users gives"
-    return Finding("count", wrong, text, level)
+    return Finding("count", p, text, level)
 
 
 def sampling(found: Evidence, claim: Claim, level: float) -> Finding:
@@ -231,7 +257,7 @@ def sampling(found: Evidence, claim: Claim, level: float) -> Finding:
     """
     q, coins = claim.mechanism.rate, found.canaries.coins
     if q == 1:
-        return Finding("sampling", False, "everyone is in every step", level)
+        return Finding("sampling", 1.0, "everyone is in every step", level)
     inside, outside = found.along[:, coins].ravel(), found.along[:, ~coins].ravel()
     a = float(inside.mean())
     excess = float(inside.var() - outside.var()) - a * a * (1 - q) / (q * claim.steps)
@@ -240,7 +266,7 @@ def sampling(found: Evidence, claim: Claim, level: float) -> Finding:
     z = excess / math.sqrt(sum(float(p) for p in parts) + slope**2 * float(inside.var()) / len(inside))
     spread = max(float(inside.var() - outside.var()) * claim.steps / a**2, 1e-12)
     text = f"canaries seem to be drawn with probability {1 / (1 + spread):.3f}, accounted {q:.3f}"
-    return Finding("sampling", float(ndtr(z)) < level, text, level)
+    return Finding("sampling", float(ndtr(z)), text, level)
 
 
 def fresh(twin: Transcript, claim: Claim, level: float) -> Finding:
@@ -251,8 +277,8 @@ def fresh(twin: Transcript, claim: Claim, level: float) -> Finding:
     first, second, told = *twin.rounds, {}
     for name, unit in claim.units.items():
         rows = (first.x[name].double() - second.x[name].double()).numpy() / (unit * math.sqrt(2))
-        ratio, tail = _loudness(rows, claim)
-        told[name] = ratio, tail < level / len(claim.lr)
+        ratio, less, _ = _loudness(rows, claim)
+        told[name] = ratio, less
     text = ", ".join(f"{name} {ratio:.3f}" for name, (ratio, _) in told.items())
-    wrong = any(quiet for _, quiet in told.values())
-    return Finding("fresh", wrong, f"noise between two runs over the claimed noise: {text}", level)
+    p = min(len(told) * min(less for _, less in told.values()), 1.0)
+    return Finding("fresh", p, f"noise between two runs over the claimed noise: {text}", level)

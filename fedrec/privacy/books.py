@@ -5,10 +5,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from fedrec.errors import UserError
+from fedrec.privacy.accounting import Event
 from fedrec.privacy.guarantee import Guarantee
 from fedrec.privacy.ledger import Ledger, Note
 from fedrec.privacy.noise import Source
-from fedrec.privacy.secret import Secret
+from fedrec.privacy.secret import Secret, stream
 from fedrec.records import slug
 
 
@@ -37,20 +39,36 @@ class Books:
         """The name of the run in ledgers that it shares with others; it stays when the run is resumed."""
         return identity(self.home / "privacy" / "run")
 
-    def open(self, number: int, inputs: bytes) -> Source:
+    def open(self, number: int, inputs: bytes, twice: Event | None = None) -> Source:
         """Book a round on some inputs before anything of it is sent, and return its random numbers.
 
-        Raises OverBudget if the round would exceed the budget.
+        `twice` is what the round costs if the run has made it already, on other inputs. Raises OverBudget if it would
+        exceed the budget, and UserError when the secret of the run is no more.
         """
         g = self.guarantee
-        self.ledger.book(number, g.event, g.budget, self.run, inputs.hex(), g.overlap)
-        return self.quiet(number, inputs)
+        name, source = self.stream(number, inputs)
+        event = g.event
+        if twice:
+            made = [one for one in self.ledger.entries if (one.run, one.round) == (self.run, number)]
+            event = next((one.event for one in made if one.inputs == name), twice if made else event)
+        self.ledger.book(number, event, g.budget, self.run, name, g.overlap)
+        return source
 
     def quiet(self, number: int, inputs: bytes) -> Source:
-        """Return the random numbers that go with some inputs, for what nobody is told."""
-        if self.guarantee.rule.replay:
-            return Source.replayable(self.seed, "privacy", self.guarantee.who, number)
-        return self.secret.source(inputs)
+        """Return the random numbers that go with some inputs, for what nobody is told; raises as `open` does."""
+        return self.stream(number, inputs)[1]
+
+    def stream(self, number: int, inputs: bytes) -> tuple[str, Source]:
+        """Return the name in the ledger of some inputs under the secret, and the random numbers that go with them."""
+        secret = self.secret
+        if self.guarantee.rule.replay and not secret.marker.exists():
+            return inputs.hex(), Source.replayable(self.seed, "privacy", self.guarantee.who, number)
+        if self.spent() and not secret.path.exists() and not secret.marker.exists():
+            raise UserError(
+                f"privacy: the secret of {self.guarantee.who!r} must be there once rounds are booked, found no "
+                f"{secret.path.name}; start a new run"
+            )
+        return stream(secret.key(), inputs)
 
     def left(self) -> int:
         """Return how many rounds the budget allows a run that has this folder, with those that it has made."""

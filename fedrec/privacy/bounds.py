@@ -88,17 +88,18 @@ def steinke(canaries: int, guesses: int, correct: int, delta: float, confidence:
     The number of guesses r must not depend on the coins; see `best_guesses`.
     """
     _check(canaries, guesses, correct, delta, confidence)
-
-    def p_value(epsilon: float) -> float:
-        q, lower = float(expit(epsilon)), np.arange(correct, dtype=np.float64)
-        tail = betainc(np.maximum(lower, 1), guesses - np.maximum(lower, 1) + 1, q)
-        tail[:1] = 1.0  # f(0)
-        beta = float(betainc(correct, guesses - correct + 1, q)) if correct else 1.0
-        alpha = float(((tail - beta) / (correct - lower)).max()) if correct else 0.0
-        return beta + 2 * canaries * delta * alpha
-
-    epsilon = _largest(lambda e: p_value(e) < 1 - confidence)
+    epsilon = _largest(lambda e: steinke_p(canaries, guesses, correct, e, delta) < 1 - confidence)
     return Bound("one run", epsilon, delta, confidence, canaries, guesses, correct)
+
+
+def steinke_p(canaries: int, guesses: int, correct: int, epsilon: float, delta: float) -> float:
+    """Return how probable so many right guesses are at most if a mechanism is (epsilon, delta)-DP; see `steinke`."""
+    q, lower = float(expit(epsilon)), np.arange(correct, dtype=np.float64)
+    tail = betainc(np.maximum(lower, 1), guesses - np.maximum(lower, 1) + 1, q)
+    tail[:1] = 1.0  # f(0)
+    beta = float(betainc(correct, guesses - correct + 1, q)) if correct else 1.0
+    alpha = float(((tail - beta) / (correct - lower)).max()) if correct else 0.0
+    return beta + 2 * canaries * delta * alpha
 
 
 def f_dp(canaries: int, guesses: int, correct: int, delta: float, confidence: float = 0.95) -> Bound:
@@ -146,6 +147,12 @@ def independent(canaries: int, guesses: int, correct: int, delta: float, confide
     epsilon = gaussian_epsilon(max(2 * float(ndtri(right)), 0.0), delta)
     assumed = "a Gaussian trade-off curve, and canaries that do not meet"
     return Bound("Gaussian", epsilon, delta, confidence, canaries, guesses, correct, assumed)
+
+
+def independent_p(guesses: int, correct: int, epsilon: float, delta: float) -> float:
+    """Return how probable so many right guesses are at most, if mu has this epsilon at delta; see `independent`."""
+    right = float(ndtr(gaussian_mu(epsilon, delta) / 2))
+    return float(betainc(correct, guesses - correct + 1, right)) if correct else 1.0
 
 
 Method = Callable[[int, int, int, float, float], Bound]

@@ -52,7 +52,7 @@ def guarantees(e: Experiment) -> dict[str, Guarantee]:
     rule = e.privacy
     if not rule.active:
         return {}
-    if rule.unit == "client" and rule.where == "server":
+    if rule.trusting:
         return {SERVER: _guarantee(e, SERVER, rate=e.participation, count=1, overlap=1)}
     parts, together = clients_data(e), rule.inside and rule.unit == "user" and ";" not in rule.epsilon
     overlap = most_silos([data.users for data in parts]) if together else 1

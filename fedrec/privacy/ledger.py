@@ -1,7 +1,7 @@
 """What each client has spent: an append-only file that is written before anything is sent.
 
-A round that is repeated after a run was killed is booked again, since its first noisy output may have been seen. What a
-person spends is composed over all silos that hold the person.
+A round that is repeated after a run was killed is booked again unless it is the same to the bit, since its first noisy
+output may have been seen. What a person spends is composed over all silos that hold the person.
 """
 
 import fcntl
@@ -18,6 +18,7 @@ import numpy as np
 
 from fedrec.data.types import Ints
 from fedrec.errors import UserError
+from fedrec.folders import sync_folder
 from fedrec.privacy.accounting import Event, above, accountant, affordable, bound, epsilon, merged
 from fedrec.privacy.rule import NOT_PRIVATE, Unit
 
@@ -96,7 +97,7 @@ class Note:
 
 
 class Entry(NamedTuple):
-    """An event of a round of a run; `inputs` is a digest of all that it was made of, where its noise depends on it."""
+    """An event of a round of a run; `inputs` names its secret and all that it was made of (`secret.stream`)."""
 
     round: int
     event: Event
@@ -151,9 +152,10 @@ class Ledger:
     def book(self, number: int, event: Event, budget: float, run: str = "", inputs: str = "", overlap: int = 1) -> None:
         """Put an event of round `number` on the disk; only then may anything be sent that was made with it.
 
-        With `inputs` the noise is a function of them and of the run's secret: what is booked already is made once more
-        to the bit, which tells nothing new. The budget is that of a person whom `overlap` silos hold, each of which
-        books as much. Raises OverBudget, and writes nothing, if epsilon would exceed the budget.
+        With `inputs`, the name of a secret and of what was made with it, the noise is a function of the two: what is
+        booked already is made once more to the bit, which tells nothing new. The budget is that of a person whom
+        `overlap` silos hold, each of which books as much. Raises OverBudget, and writes nothing, if epsilon would
+        exceed the budget.
         """
         if not isinstance(number, int) or number < 0:
             raise UserError(f"round: must be a whole number of at least 0, found {number!r}")
@@ -177,7 +179,7 @@ class Ledger:
             file.flush()
             os.fsync(file.fileno())
             if not self._found:
-                _sync_folder(self.path.parent)
+                sync_folder(self.path.parent)
             self._refresh(file)
 
     def _afford(self, number: int, event: Event, budget: float, overlap: int) -> None:
@@ -238,15 +240,6 @@ def _entry(record: Mapping[str, Any]) -> Entry:
         if type(event.pop(name)) is not kind:
             raise UserError(f"{name}: must be of type {kind.__name__}, found {record[name]!r}")
     return Entry(record["round"], Event.of(event), record["run"], record["inputs"])
-
-
-def _sync_folder(folder: Path) -> None:
-    """Put the name of a new file on the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 class Group(NamedTuple):

@@ -10,6 +10,7 @@ from fedrec.errors import UserError
 
 Unit = Literal["none", "interaction", "user", "client"]
 NOT_PRIVATE = "NOT PRIVATE"
+UNBOUNDED = "without bound"  # an epsilon of infinity, as it is printed
 
 
 class Privacy(BaseModel):
@@ -54,6 +55,11 @@ class Privacy(BaseModel):
     def inside(self) -> bool:
         """Whether the noise is added in a client's own training."""
         return self.unit in ("interaction", "user")
+
+    @property
+    def trusting(self) -> bool:
+        """Whether the server, which sees what clients send, adds the noise."""
+        return self.unit == "client" and self.where == "server"
 
     @property
     def budgets(self) -> dict[str, float]:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fedrec.data.types import Interactions
 from fedrec.errors import UserError
+from fedrec.folders import store, sync_folder
 from fedrec.privacy.noise import Source
 
 SIZE = 32  # bytes of a secret and of a digest
@@ -30,8 +31,18 @@ class Secret:
 
     path: Path
 
+    @property
+    def marker(self) -> Path:
+        """The file that says for good that the key was removed."""
+        return self.path.with_suffix(".forgotten")
+
     def key(self) -> bytes:
-        """Return the key; the first call makes it. Raises UserError for a file that is not one."""
+        """Return the key; the first call makes it. Raises UserError for a file that is not one, or a forgotten key."""
+        if self.marker.exists():
+            raise UserError(
+                "privacy: a run must not go on after its final test, when its secret is removed for good, found "
+                f"{self.marker.name}; start a new run"
+            )
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with suppress(FileExistsError):
             made = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -44,13 +55,27 @@ class Secret:
             raise UserError(f"privacy: the secret {self.path} must have {SIZE} bytes, found {len(found)}")
         return found
 
-    def source(self, inputs: bytes) -> Source:
-        """Return the random numbers that go with a `digest` of the inputs."""
-        return Source(hashlib.blake2b(inputs, key=self.key(), digest_size=SIZE, person=b"fedrec noise").digest(), True)
-
     def forget(self) -> None:
-        """Remove the key: what was made with it cannot be made again."""
+        """Remove the key for good, which is on the disk before it is gone: what was made with it is never made again.
+
+        A key made anew would be other noise for what was answered already.
+        """
+        self.marker.parent.mkdir(parents=True, exist_ok=True)
+        store(self.marker, b"")
+        sync_folder(self.marker.parent)
         self.path.unlink(missing_ok=True)
+
+
+def stream(key: bytes, inputs: bytes) -> tuple[str, Source]:
+    """Return the random numbers that go with a key and a `digest` of the inputs, and the name of the two in a ledger.
+
+    Other keys, like other inputs, give other numbers and another name; the name tells neither.
+    """
+    name, noise = (
+        hashlib.blake2b(inputs, key=key, digest_size=SIZE, person=person).digest()
+        for person in (b"fedrec entry", b"fedrec noise")
+    )
+    return name.hex(), Source(noise, True)
 
 
 def digest(*parts: Part) -> bytes:

@@ -1,7 +1,7 @@
 """Audits of private training: `python -m simulations.studies auditing --epsilon 4,8`, canaries in a real run."""
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from fedrec.optimisers import Optimiser
 from fedrec.parameters import Params
 from fedrec.privacy.accounting import Event, calibrate
 from fedrec.privacy.accounting import epsilon as accounted
-from fedrec.privacy.audit import Claim, Evidence, audit, bounds, estimate, evidence
+from fedrec.privacy.audit import ALARM, CHANCE, CHECKS, Claim, Evidence, audit, bounds, estimate, evidence
 from fedrec.privacy.canaries import directions, plant
 from fedrec.privacy.differential import Mechanism, private_steps, private_update
 from fedrec.privacy.noise import Source
@@ -35,7 +35,7 @@ MIDDLE = 3.0  # the public score that training starts from: the middle of one to
 SIZE = 8.0  # how far a canary's ratings lie from it: far beyond the clip, whatever the noise does
 TRAVEL = 0.05  # stars that a clipped user moves its items apart in a whole run: little, so that even unclipped runs end
 MODEL, TASKS = Recommender("mf", 8), (parse_task("rating"),)
-BROKEN = "BROKEN"
+BROKEN, AGAIN = "BROKEN", "look again"
 SHARING = Sharing(("item_table", "item_bias"))
 
 
@@ -111,34 +111,60 @@ def run(argv: Sequence[str]) -> None:
     experiment = parse(["--task", "rating", *flags]).experiment
     rows: list[dict[str, str | float]] = []
     with writing(options.out) as home:
-        for epsilon in budgets(options.epsilon):
-            for seed in range(options.seeds):
-                trial = Trial(epsilon, canaries=options.canaries, rate=options.rate, seed=seed)
-                rows += verdicts(experiment, trial)
+        trials = [
+            Trial(epsilon, canaries=options.canaries, rate=options.rate, seed=seed)
+            for epsilon in budgets(options.epsilon)
+            for seed in range(options.seeds)
+        ]
+        for trial in trials:
+            rows += verdicts(experiment, trial, len(trials))
         write_csv(home / "findings.csv", rows)
-    table = Table(*rows[0], box=box.SIMPLE_HEAD)
+    table = Table(*rows[0], box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for row in rows:
         table.add_row(*(f"{value:.2f}" if isinstance(value, float) else str(value) for value in row.values()))
-    Console().print(table)
+    console = Console()
+    console.print(table)
+    for text in meaning({str(row["verdict"]) for row in rows}, len(trials)):
+        console.print(text, highlight=False)
     broken = sorted({str(row["what"]) for row in rows if row["verdict"] == BROKEN})
     if broken:
         raise SystemExit(f"failed: {', '.join(broken)}")
 
 
-def verdicts(experiment: Experiment, trial: Trial) -> list[dict[str, str | float]]:
-    """Return bounds, estimate and findings of one audited run of an experiment's first silo, a row each."""
+def meaning(verdicts: Collection[str], audits: int) -> Iterator[str]:
+    """Yield what verdicts of a study of so many audits mean, in words."""
+    yield (
+        "p: the chance that one check of a known-good build comes out as far off as here. Of studies of a known-good "
+        f"build, with {CHECKS * audits} checks each, one in {1 / ALARM:,.0f} has a p below "
+        f"{ALARM / CHECKS / audits:.1g} somewhere: that is called {BROKEN}."
+    )
+    if AGAIN in verdicts:
+        yield (
+            f"{AGAIN}: one in twenty known-good builds would look like this, with a p below "
+            f"{CHANCE / CHECKS / audits:.1g} somewhere. It is no failure. Audit once more, with more seeds or "
+            "canaries: a property that does not hold shows again."
+        )
+
+
+def verdicts(experiment: Experiment, trial: Trial, audits: int = 1) -> list[dict[str, str | float]]:
+    """Return bounds, estimate and findings of one of some audits of an experiment's first silo, a row each."""
     data, whole = clients_data(experiment)[0], dataset(experiment)
     found, claim, twin = audited(data, len(whole.users), len(whole.items), trial, Source.system())
     about: dict[str, str | float] = {"epsilon": trial.epsilon, "seed": str(trial.seed), "accounted": claim.epsilon}
     rows: list[dict[str, str | float]] = []
     for bound in bounds(found, claim):
         text = f"at confidence {bound.confidence:.0%}; assumes {bound.assumes}"
-        rows.append({**about, "what": f"bound, {bound.method}", "verdict": f"{bound.epsilon:.3f}", "text": text})
+        if bound.epsilon > claim.epsilon:
+            text += f"; above the accounted one, as {1 - bound.confidence:.0%} are by chance: the check leak decides"
+        row = {"what": f"bound, {bound.method}", "verdict": f"{bound.epsilon:.3f}", "p": "", "text": text}
+        rows.append({**about, **row})
     one = estimate(found, claim)
-    rows.append({**about, "what": f"estimate, {one.method}", "verdict": f"{one.epsilon:.3f}", "text": "no bound"})
-    for finding in audit(found, claim, twin) if claim.mechanism.noise else ():
-        verdict = BROKEN if finding.broken else "holds"
-        rows.append({**about, "what": finding.check, "verdict": verdict, "text": finding.text})
+    row = {"what": f"estimate, {one.method}", "verdict": f"{one.epsilon:.3f}", "p": "", "text": "no bound"}
+    rows.append({**about, **row})
+    for finding in audit(found, claim, twin, ALARM / audits) if claim.mechanism.noise else ():
+        verdict = BROKEN if finding.broken else AGAIN if finding.unusual else "holds"
+        row = {"what": finding.check, "verdict": verdict, "p": f"{finding.p:.2g}", "text": finding.text}
+        rows.append({**about, **row})
     return rows
 
 

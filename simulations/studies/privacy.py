@@ -18,7 +18,7 @@ from fedrec.experiment import Experiment
 from fedrec.folders import publish, reserve
 from fedrec.holdings import clients_data, dataset
 from fedrec.privacy.attacks import ATTACKS, violates
-from fedrec.privacy.audit import audit, bounds
+from fedrec.privacy.audit import ALARM, audit, bounds
 from fedrec.privacy.guarantee import guarantees
 from fedrec.privacy.noise import Source
 from fedrec.records import gather_measured
@@ -69,6 +69,7 @@ class Job:
     seed: int
     experiment: Experiment
     canaries: int = 0
+    audits: int = 1  # of the study, which share the level of their checks
 
 
 def run(argv: Sequence[str]) -> None:
@@ -120,7 +121,8 @@ def jobs_of(budgets: Sequence[str], seeds: Sequence[int], canaries: int, flags: 
                 found.append(Job(scene.name, text, seed, experiment_of(scene, text, own)))
             found.append(Job(f"{scene.name} alone", OPEN, seed, experiment_of(scene, OPEN, own)))
         audit_of = experiment_of(SCENES[0], OPEN, own)
-        found += [Job("audit", text, seed, audit_of, canaries) for text in budgets if text != OPEN]
+        noisy = [text for text in budgets if text != OPEN]
+        found += [Job("audit", text, seed, audit_of, canaries, len(noisy) * len(seeds)) for text in noisy]
     return found
 
 
@@ -193,6 +195,7 @@ def audit_rows(job: Job) -> list[dict[str, Any]]:
     found, claim, twin = audited(data, len(whole.users), len(whole.items), trial, Source.system())
     rows: list[dict[str, Any]] = [{"kind": "accounted", "name": "accounted", "value": claim.epsilon}]
     rows += [{"kind": "bound", "name": one.method, "value": one.epsilon} for one in bounds(found, claim)]
-    for one in audit(found, claim, twin):
-        rows.append({"kind": "check", "name": one.check, "value": float(one.broken), "text": one.text})
+    for one in audit(found, claim, twin, ALARM / job.audits):
+        text = f"{one.text} (p {one.p:.2g})"
+        rows.append({"kind": "check", "name": one.check, "value": float(one.broken), "text": text})
     return rows

@@ -11,12 +11,16 @@ import pandas as pd
 import pytest
 import torch
 from dp_accounting import get_epsilon_gaussian
-from scipy.stats import binom, norm
+from scipy.stats import binom, chi2, norm, ttest_ind
+from scipy.stats import t as student
 
 from fedrec.errors import UserError
 from fedrec.parameters import Params
 from fedrec.privacy import differential
 from fedrec.privacy.audit import (
+    ALARM,
+    CHANCE,
+    CHECKS,
     Claim,
     Evidence,
     Finding,
@@ -31,6 +35,7 @@ from fedrec.privacy.audit import (
     response,
     sampling,
 )
+from fedrec.privacy.bounds import gaussian_mu, halved, independent, independent_p, steinke, steinke_p
 from fedrec.privacy.canaries import Canaries, projected
 from fedrec.privacy.clipping import clipped
 from fedrec.privacy.differential import Mechanism, private_update
@@ -147,13 +152,16 @@ def test_drawing_more_often_than_accounted_is_found(divides: str) -> None:
 
 @pytest.mark.parametrize("trial", [SMALL, SAMPLED], ids=["everyone", "sampled"])
 def test_an_honest_mechanism_passes_all_checks_as_often_as_promised(trial: Trial) -> None:
-    failed, above = 0, 0
+    failed, unusual, above = 0, 0, 0
     runs = 40
     for seed in range(runs):
         found, claim, twin = tried(replace(trial, canaries=400, seed=seed))
-        failed += bool(broken(audit(found, claim, twin)))
+        findings = audit(found, claim, twin)
+        failed += bool(broken(findings))
+        unusual += any(one.unusual for one in findings)
         above += any(bound.epsilon > claim.epsilon for bound in bounds(found, claim))
-    assert failed <= binom.ppf(0.999, runs, 0.05)
+    assert failed <= binom.ppf(0.999, runs, ALARM)
+    assert unusual <= binom.ppf(0.999, runs, CHANCE)
     assert above <= binom.ppf(0.999, runs, 0.01)
 
 
@@ -262,6 +270,68 @@ def test_every_check_errs_as_often_as_it_states(q: float) -> None:
     assert all(alarms[name] >= binom.ppf(1e-4, runs, 0.03) for name in exact), alarms
 
 
+def test_p_values_are_those_of_their_tests() -> None:
+    # 60 canaries in, 60 out, one round: sums of squares and means from their definition.
+    rng, sigma, m = np.random.default_rng(1), 2.0, 120
+    claim = Claim(Mechanism("user", 1.0, sigma, 1.0), {"item_bias": 1.0}, 500, 4, 1.0, 1e-5)
+    coins = np.arange(m) % 2 == 0
+    canaries = Canaries(np.arange(m), np.arange(2 * m).reshape(m, 2), coins)
+    movement = {"item_bias": sigma * 2 * rng.standard_normal((1, m, 2, 1))}
+    along, reach = projected(movement, {"item_bias": torch.tensor([[[1.0], [-1.0]]]).expand(m, 2, 1) / 2**0.5})
+    found = Evidence(movement, along, reach, canaries, ())
+    squares = float(np.square(movement["item_bias"][:, ~coins]).sum()) / (4 * sigma**2)
+    assert noise(found, claim, 0.1).p == pytest.approx(2 * min(chi2.cdf(squares, 120), chi2.sf(squares, 120)))
+    welch = ttest_ind(found.scores[coins], found.scores[~coins] + 4, equal_var=False)
+    assert response(found, claim, 0.1).p == pytest.approx(2 * student.sf(abs(welch.statistic), 59), rel=1e-4)
+    assert welch.pvalue < response(found, claim, 0.1).p < 3 * welch.pvalue
+    guesses, correct = halved(found.scores, coins)
+    mu = gaussian_mu(1.0, 1e-5)
+    assert independent_p(guesses, correct, 1.0, 1e-5) == pytest.approx(binom.sf(correct - 1, guesses, norm.cdf(mu / 2)))
+    # A bound is the epsilon at which the p-value is what is left of its confidence.
+    one, two = independent(m, m, 80, 1e-5, 0.99), steinke(m, m, 80, 1e-5, 0.99)
+    assert independent_p(m, 80, one.epsilon, 1e-5) == pytest.approx(0.01, rel=1e-6)
+    assert steinke_p(m, m, 80, two.epsilon, 1e-5) == pytest.approx(0.01, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("p", "verdict", "status", "text"),
+    [
+        (0.2, "holds", 0, "one in 1,000 has a p below 0.0001"),
+        (0.004, "look again", 0, "one in twenty known-good builds would look like this"),
+        (1e-5, "BROKEN", 1, "failed: noise"),
+        (0.0, "BROKEN", 1, "failed: noise"),
+    ],
+)
+def test_a_known_good_build_does_not_look_broken(
+    p: float,
+    verdict: str,
+    status: int,
+    text: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    # A noise of 1.002 times what is claimed, in one table of some checks, is what chance makes of a known-good build.
+    def chance(found: Evidence, claim: Claim, twin: Transcript, level: float) -> list[Finding]:
+        return [Finding("noise", p, "noise over the claimed noise: item_table 1.002", level / CHECKS)]
+
+    monkeypatch.setattr("simulations.studies.auditing.audit", chance)
+    market = ["--market.users", "40", "--market.items", "40", "--clients", "2"]
+    arguments = ["auditing", "--epsilon", "8", "--canaries", "100", "--out", str(tmp_path / "study"), *market]
+    code = 0
+    try:
+        code = main(arguments)
+    except SystemExit as error:
+        code, said = 1, str(error.code)
+        assert said == text
+    told = " ".join(capsys.readouterr().out.split())
+    assert code == status
+    assert status or text in told
+    rows = pd.read_csv(tmp_path / "study" / "findings.csv")
+    assert rows.loc[rows["what"] == "noise", "verdict"].tolist() == [verdict]
+    assert rows.loc[rows["what"] == "noise", "p"].tolist() == [p]
+
+
 def test_two_runs_with_one_noise_are_found_and_unlike_ones_are_not() -> None:
     _, claim, twin = tried(replace(SMALL, canaries=50))
     assert not fresh(twin, claim, 0.01).broken
@@ -275,6 +345,6 @@ def test_the_study_reports_bounds_and_verdicts(tmp_path: Path, capsys: pytest.Ca
     assert main(arguments) == 0
     rows = pd.read_csv(tmp_path / "study" / "findings.csv")
     assert {"bound, Gaussian", "bound, one run", "estimate, one-shot", "leak", "fresh"} <= set(rows["what"])
-    assert set(rows["verdict"][rows["what"].isin(["leak", "noise", "response"])]) == {"holds"}
+    assert set(rows["verdict"][rows["what"].isin(["leak", "noise", "response"])]) <= {"holds", "look again"}
     assert "no bound" in capsys.readouterr().out
     assert main(["auditing", "--epsilon", "0", "--out", str(tmp_path / "none")]) == 2

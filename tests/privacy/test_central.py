@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedrec.aggregation import Carrier, carrier, catalogue
+from fedrec.errors import UserError
 from fedrec.parameters import Params, norm, subtract
 from fedrec.privacy.central import clipped, noisy, noisy_mean
 from fedrec.privacy.noise import Source
-from fedrec.privacy.secret import Secret, digest
+from fedrec.privacy.secret import Secret, digest, stream
 from tests.builders import interactions
 
 CLIP = 0.5
@@ -111,12 +112,21 @@ def test_a_digest_tells_apart_what_differs_anywhere() -> None:
     assert digest(1, a) == digest(1, interactions([(0, 1), (1, 2)]))
 
 
-def test_a_secret_is_made_once_is_its_owners_alone_and_is_forgotten(tmp_path: Path) -> None:
+def test_a_secret_is_made_once_is_its_owners_alone_and_is_forgotten_for_good(tmp_path: Path) -> None:
     secret = Secret(tmp_path / "deep" / "films.secret")
     key = secret.key()
     assert len(key) == 32 and secret.key() == key and secret.path.stat().st_mode & 0o777 == 0o600
-    one, two, other = (secret.source(inputs).bytes(16) for inputs in (b"a", b"a", b"b"))
-    assert one == two != other and secret.source(b"a").private
     secret.forget()
     secret.forget()
-    assert secret.key() != key
+    with pytest.raises(UserError, match=r"must not go on after its final test, .* found films.forgotten"):
+        Secret(secret.path).key()
+    assert not secret.path.exists()
+
+
+def test_noise_and_its_name_are_functions_of_the_key_and_the_inputs(tmp_path: Path) -> None:
+    made = [stream(bytes([key]) * 32, inputs) for key, inputs in ((1, b"a"), (1, b"a"), (1, b"b"), (2, b"a"))]
+    names, noises = [name for name, _ in made], [source.bytes(16) for _, source in made]
+    assert names[0] == names[1] and len(set(names)) == 3
+    assert noises[0] == noises[1] and len(set(noises)) == 3
+    assert made[0][1].private
+    assert not {name[:32] for name in names} & {noise.hex() for noise in noises}

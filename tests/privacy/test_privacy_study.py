@@ -73,7 +73,7 @@ def test_a_broken_promise_and_an_alarm_come_first() -> None:
     found = notes(pd.DataFrame(rows))
     assert len(found) == 3
     assert "breaks the promise of epsilon 1" in found[0] and "noise: quiet" in found[1]
-    assert found[2].startswith("ALARM") and "Gaussian is 1.50" in found[2]
+    assert "bound Gaussian at 99% is 1.50" in found[2] and "in a hundred" in found[2]
     assert notes(pd.DataFrame([{**row, "value": 0.1, "violates": False} if row["kind"] != "accounted" else row
                                for row in rows if row["kind"] != "check"])) == []  # fmt: skip
 

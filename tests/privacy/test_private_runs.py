@@ -13,15 +13,19 @@ from flwr.app import ArrayRecord
 
 from clients.client import Client
 from clients.secure import source
+from fedrec.aggregation import carrier
 from fedrec.errors import UserError
 from fedrec.experiment import Experiment, build
 from fedrec.holdings import clients_data
+from fedrec.privacy.account import promise
 from fedrec.privacy.accounting import Event, epsilon
 from fedrec.privacy.books import Books, identity
 from fedrec.privacy.guarantee import SERVER, guarantees
-from fedrec.privacy.ledger import Ledger, OverBudget
+from fedrec.privacy.ledger import Group, Ledger, OverBudget
+from fedrec.privacy.rule import Privacy
 from fedrec.privacy.secret import digest
 from fedrec.records import Row, load_params
+from fedrec.report.facts import facts
 from fedrec.report.tables import read_run
 from fedrec.wire import read_contribution
 from server.faults import ClientFailure
@@ -240,6 +244,32 @@ def test_a_resumed_run_repeats_its_noise_and_books_nothing_twice(unit: str, tmp_
         assert [entry.inputs for entry in entries[0]] == [entry.inputs for entry in entries[1]]
 
 
+@pytest.mark.parametrize("unit", ["user", "client", "server"])
+def test_a_run_that_is_broken_off_in_its_final_test_ends_or_is_refused_in_words(
+    unit: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    e = private(privacy=UNITS[unit], rounds=3)
+
+    def killed(*_: object) -> None:
+        raise Killed
+
+    for every in (1, 2):
+        with monkeypatch.context() as m, pytest.raises(Killed):
+            m.setattr("server.newcomers.Newcomers.test", killed)
+            launch(e, tmp_path / str(every), every=every)
+    before = {who: Ledger(tmp_path / "1" / "privacy" / f"{who}.jsonl").entries for who in guarantees(e)}
+    launch(e, tmp_path / "1", every=1)  # nothing is trained again
+    assert before == {who: Ledger(tmp_path / "1" / "privacy" / f"{who}.jsonl").entries for who in guarantees(e)}
+    assert set(pd.read_csv(tmp_path / "1" / "clients.csv").query("split == 'test'")["client"]) == {
+        data.name for data in clients_data(e)
+    }
+    if unit == "server":  # which keeps its own secret until the record is written
+        launch(e, tmp_path / "2", every=2)
+        return
+    with pytest.raises(ClientFailure, match="must not go on after its final test"):
+        launch(e, tmp_path / "2", every=2)
+
+
 def test_other_data_gets_other_noise_under_the_same_secret(tmp_path: Path) -> None:
     # What two neighbours would differ in must not be left when the noise is taken away: it is not the same noise.
     e = private(rounds=1, local_epochs=1, optimiser="sgd")
@@ -285,6 +315,39 @@ def test_each_silo_has_the_noise_of_its_own_budget(tmp_path: Path) -> None:
     assert float(spent["films"]) <= 1 < float(spent["news"]) <= 4 and spent["shop"] == "without bound"
 
 
+def test_unlike_budgets_are_told_client_by_client(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--weights", "uniform", "--privacy.unit", "user", "--privacy.epsilon", "4;films=1;shop=inf",
+                 "--method", "mr-mtl", "--rounds", "1", "--engine", "inline", "--no-compare", "--market.users", "40",
+                 "--market.items", "60", "--out", str(tmp_path / "run")]  # fmt: skip
+    assert main(arguments) == 0
+    run = read_run(tmp_path / "run")
+    printed = " ".join(capsys.readouterr().out.split())
+    page = " ".join((tmp_path / "run" / "report.html").read_text().split())
+    for text in (printed, page.replace("&#39;", "'"), run.record["privacy"]["words"]):
+        assert "The promise is not the same for all. For shop: no guarantee for a user (zero-out" in text
+        assert "For films: epsilon 1 at delta 1e-05 for a user," in text
+        assert "For books, music and news: epsilon 4 at delta 1e-05 for a user," in text
+        assert "No guarantee" not in text
+    assert facts(run)["Privacy"] == "epsilon 1 to 4 at delta 1e-05 for a user; no guarantee in shop"
+
+
+def test_one_promise_for_all_is_told_once() -> None:
+    one, two, none = Event(2.0), Event(5.0), Event(0.0)
+    alike = Privacy(unit="client", where="client", noise=2.0)
+    assert told(alike, {"a": one, "b": one}).startswith("Epsilon ")
+    assert told(alike, {"a": one, "b": two}).startswith("Epsilon ")  # earlier runs: the least of it holds for both
+    assert told(alike, {"a": none, "b": none}).startswith("No guarantee for a client")
+    unlike = Privacy(unit="client", where="client", epsilon="9;b=1")
+    many = {**{f"c{k}": one for k in range(20)}, "b": two}
+    assert "For c0, c1, c10, c11, c12 and 15 others: epsilon " in told(unlike, many)
+    assert "For b: epsilon " in told(unlike, many)
+
+
+def told(rule: Privacy, spent: dict[str, Event]) -> str:
+    events = {who: [event] for who, event in spent.items()}
+    return promise(rule, [Group((who,), 0, epsilon(of, rule.delta)) for who, of in events.items()], events)
+
+
 def test_clients_are_drawn_by_poisson_sampling_from_the_secret(tmp_path: Path) -> None:
     e = private(privacy=CLIENT, participation=0.3)
     (g,) = guarantees(e).values()
@@ -295,6 +358,20 @@ def test_clients_are_drawn_by_poisson_sampling_from_the_secret(tmp_path: Path) -
     assert abs(np.mean(drawn) - 60) < 4 * math.sqrt(42 / 200) and 25 < np.var(drawn) < 65
     one = Release(Books(g, tmp_path / "0", 0))
     assert one.drawn(names, 1) == one.drawn(names, 1) != Release(Books(g, tmp_path / "1", 0)).drawn(names, 1)
+
+
+def test_a_second_mean_of_one_draw_is_not_amplified_again(tmp_path: Path) -> None:
+    # The coins of a round are drawn once. Of two means of the same clients each would tell as much as if all were in.
+    e = private(privacy=CLIENT, participation=0.3)
+    (g,) = guarantees(e).values()
+    like = {"body": torch.zeros(3, 1)}
+    release = Release(Books(g, tmp_path, 0))
+    for value in (1.0, 2.0, 1.0, 2.0):
+        answers = {"a": {"body": torch.full((3, 1), value)}}
+        release.change(1, answers, {"a": like}, {"a": carrier("a", like, {}, {}, 1.0)}, like)
+    release.change(2, {}, {}, {"a": carrier("a", like, {}, {}, 1.0)}, like)
+    entries = Ledger(tmp_path / "privacy" / "server.jsonl").entries
+    assert [(entry.round, entry.event.rate) for entry in entries] == [(1, 0.3), (1, 1.0), (2, 0.3)]
 
 
 def test_a_round_may_pass_without_anybody_drawn(tmp_path: Path) -> None:
