@@ -1,9 +1,15 @@
 """Run a study: `python -m simulations.studies methods --seeds 5 --dataset ml-100k --data-dir PATH`."""
 
+if __name__ == "__main__":  # before the imports, which take seconds
+    from simulations.start import prepare
+
+    prepare()
+
 import sys
 from collections.abc import Sequence
 
-from fedrec.errors import UserError, choose
+from fedrec.errors import UserError, choose, one_line
+from simulations.start import ready
 from simulations.studies import (
     auditing,
     cold,
@@ -43,9 +49,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         STUDIES[name](arguments[1:])
         return 0
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
 
 
 if __name__ == "__main__":
+    ready()
     sys.exit(main())
