@@ -314,7 +314,7 @@ def build(values: dict[str, Any]) -> Experiment:
 
 
 def in_range(model: BaseModel, prefix: str = "") -> None:
-    """Raise UserError for a number of a model, or of one in it, that is finite and beyond `LARGEST`, or below `SMALLEST` and not 0.
+    """Raise UserError for a finite number of a model, or of one in it, beyond `LARGEST`, or below `SMALLEST` and not 0.
 
     Such numbers are slips, and would end in an overflow, or an endless run, far from where they were given.
     """

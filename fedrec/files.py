@@ -85,7 +85,7 @@ def _opened(path: Path, file: IO[bytes], thing: str) -> IO[bytes]:
     if name.endswith(".zst"):
         return _zstandard(file, thing)
     if name.endswith(".gz"):
-        return io.BufferedReader(gzip.GzipFile(fileobj=file))  # type: ignore[arg-type]
+        return io.BufferedReader(gzip.GzipFile(fileobj=file))
     if name.endswith(".bz2"):
         return bz2.BZ2File(file)
     return lzma.LZMAFile(file) if name.endswith(".xz") else file
