@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         out = (command.out or fresh(command.experiment)).absolute()
         reserve(out).rmdir()  # before anything is started
         flower(command.experiment, out, command.quiet)
-        close(out, Console(), command.quiet)
+        close(out, Console(markup=False, emoji=False), command.quiet)
     except UserError as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2

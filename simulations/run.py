@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run what the command line asks for; return 0, 2 for a wrong input, 1 for a failed run, 130 after Ctrl-C."""
     try:
         command = parse(sys.argv[1:] if argv is None else argv)
-        return run(command, Console())
+        return run(command, Console(markup=False, emoji=False))
     except UserError as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2

@@ -30,9 +30,9 @@ def table(path: Path, columns: str) -> Dataset:
     `columns` maps roles to the file's columns, for instance `user=user,item=asin,platform=domain,label=click`. Roles:
     user and item (required), rating, time (or timestamp: seconds, a finer unit, or ISO dates), platform, title,
     category (or categories), price (a positive number), brand, and any number of labels, whose values are 0, 1, true or
-    false. The same user key on two platforms is one user. With ratings that reach 4, the label `like` is rating >= 4. A row is a
-    positive where the first label given is true; without labels, every row is. Users, items and platforms are numbered
-    in the order of their keys.
+    false. The same user key on two platforms is one user. With ratings that reach 4, the label `like` is rating >= 4. A
+    row is a positive where the first label given is true; without labels, every row is. Users, items and platforms are
+    numbered in the order of their keys.
 
     Raises UserError, naming column, row (from 1 below the header) and value, for whatever cannot be read.
     """

@@ -39,8 +39,8 @@ def read_vectors(path: Path, keys: Sequence[str]) -> tuple[Floats, tuple[str, ..
 
     A CSV (also packed, see `fedrec.files.unpacked`) or Parquet file has the column `key` and one column of numbers for
     each dimension, in their order; a safetensors file has one tensor [d] for each item, named by its key. An item that
-    the file lacks gets zeros. Raises UserError for a file that cannot be read, a key that is empty or occurs twice, a number that is not
-    finite, vectors of unequal length, and where no item is found at all.
+    the file lacks gets zeros. Raises UserError for a file that cannot be read, a key that is empty or occurs twice, a
+    number that is not finite, vectors of unequal length, and where no item is found at all.
     """
     found, rows = _tensors(path) if path.suffix == ".safetensors" else _table(path)
     index = pd.Index(found).get_indexer(pd.Index(list(keys), dtype="str"))

@@ -24,6 +24,7 @@ from simulations.studies import (
     speed,
     tasks,
 )
+from simulations.studies.options import overview
 
 STUDIES = {
     "auditing": auditing.run,
@@ -42,15 +43,21 @@ STUDIES = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the study that the command line names; return 0, or 2 for a wrong input."""
+    """Run the study that the command line names; return 0, 2 for a wrong input, 130 after Ctrl-C."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] in ([], ["-h"], ["--help"]):
+        print(overview())
+        return 0
     try:
-        name = choose("study", arguments[0] if arguments else "", STUDIES)
+        name = choose("study", arguments[0], STUDIES)
         STUDIES[name](arguments[1:])
         return 0
     except UserError as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":
