@@ -33,6 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
+    except MemoryError:
+        print("failed: the experiment needs more memory than there is", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("stopped: nothing was written", file=sys.stderr)
         return 130

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from fedrec.errors import UserError
 from fedrec.files import PEEKED
 
+LONGEST = 100  # characters of a client's name
+NAMES = f"a name must be printable and have at most {LONGEST} characters"
 KEY = ["platform", "user", "item"]
 
 
@@ -42,6 +44,11 @@ def canonical(frame: pd.DataFrame) -> tuple[pd.DataFrame, tuple[str, ...]]:
     return ordered[~repeated].reset_index(drop=True), (note,)
 
 
+def showable(name: str) -> bool:
+    """Return whether a terminal and an option can show a name, and a file be named after it."""
+    return name.isprintable() and len(name) <= LONGEST
+
+
 def check_header(file: io.BufferedReader, wanted: Sequence[str], name: str) -> None:
     """Raise UserError if the first line of a CSV is longer than a header may be, or names a wanted column twice.
 
@@ -58,6 +65,4 @@ def check_once(found: Sequence[str], wanted: Sequence[str], name: str) -> None:
     """Raise UserError if a file has several columns of a wanted name."""
     for column in wanted:
         if found.count(column) > 1:
-            raise UserError(
-                f"column {column!r} of {name}: must be there once, found {found.count(column)} of that name"
-            )
+            raise UserError(f"column {column!r} of {name}: must be there once, found {found.count(column)} of them")

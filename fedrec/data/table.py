@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from fedrec.data.checks import canonical, check_header, check_once, refuse
+from fedrec.data.checks import NAMES, canonical, check_header, check_once, refuse, showable
 from fedrec.data.types import Dataset, Ints
 from fedrec.errors import UserError, choose
 from fedrec.files import DAMAGED, largest, regular, unpacked
@@ -18,7 +18,6 @@ ALIASES = {"timestamp": "time", "categories": "category"}
 ROLES = ("user", "item", "rating", "time", "platform", "title", "category", "price", "brand", "label")
 RESERVED = ("user", "item", "platform", "time", "rating", "positive", "category", "price", "brand", "behaviour")
 MISSING = ["", "nan", "NaN", "NULL", "null"]
-LONGEST = 100  # characters of a platform's name
 LATEST = 1e11  # seconds, in the year 5138
 UNITS = {"seconds": 1.0, "milliseconds": 1e3, "microseconds": 1e6, "nanoseconds": 1e9}
 BINARY = {"0": False, "1": True, "0.0": False, "1.0": True, "false": False, "true": True}
@@ -166,9 +165,8 @@ def _ids(column: pd.Series) -> tuple[list[str], Ints]:
 
 def _names(column: pd.Series, platforms: list[str], platform: Ints) -> None:
     """Raise UserError for a name of a platform, and so of a client, that no terminal and no option can show."""
-    wrong = np.asarray([not (name.isprintable() and len(name) <= LONGEST) for name in platforms])
-    rule = f"a platform's name must be printable and have at most {LONGEST} characters"
-    refuse(wrong[platform], column, f"{column.name}", rule)
+    wrong = np.asarray([not showable(name) for name in platforms])
+    refuse(wrong[platform], column, f"{column.name}", NAMES)
 
 
 def _ratings(column: pd.Series) -> pd.Series:
