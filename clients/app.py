@@ -37,13 +37,15 @@ Read = Callable[[Context], tuple[Experiment, Path | None]]
 def discreet(message: Message, context: Context, call: Callable[[Message, Context], Message]) -> Message:
     """Answer with an error instead of raising: its text tells a broken contract, but of anything else only the kind.
 
-    An exception's text may quote private data; the traceback stays in the client's own log.
+    Another exception's text may quote private data; with the traceback it stays in the client's own log.
     """
     try:
         return call(message, context)
     except Exception as error:
-        logging.getLogger(__name__).exception("%s failed", message.metadata.message_type)
-        told = str(error) if isinstance(error, ContractError | UserError) else type(error).__name__
+        known = isinstance(error, ContractError | UserError)
+        if not known:
+            logging.getLogger(__name__).exception("%s failed", message.metadata.message_type)
+        told = str(error) if known else type(error).__name__
         return Message(Error(code=ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason=told), reply_to=message)
 
 

@@ -15,7 +15,7 @@ from rich.table import Table
 from fedrec.aggregation import carrier, gather
 from fedrec.data import ClientData, Dataset
 from fedrec.data.types import Floats, Ints
-from fedrec.errors import UserError, choose
+from fedrec.errors import UserError, choose, one_line
 from fedrec.evaluation import mask_of, members
 from fedrec.experiment import Experiment, build
 from fedrec.folding import folded
@@ -143,16 +143,18 @@ def show(console: Console, client: str, user: str, made: Recommendation, data: D
     """Print a ranked list."""
     if made.task is None:
         console.print(
-            f"cold answer: {client} has no user {user!r}; what is most popular in its own training data:",
+            f"cold answer: {one_line(client)} has no user {user!r}; what is most popular in its own training data:",
             soft_wrap=True,
         )
     else:
-        console.print(f"{client} recommends to user {user}, by the task {made.task.name}:", soft_wrap=True)
+        console.print(
+            f"{one_line(client)} recommends to user {one_line(user)}, by the task {made.task.name}:", soft_wrap=True
+        )
     table = Table("rank", "title", "categories", "score" if made.task else "positives")
     titles, categories = data.items["title"].to_numpy(), data.items["categories"].to_numpy()
     for place, (item, score) in enumerate(zip(made.items, made.scores, strict=True), start=1):
         value = f"{score:.4f}" if made.task else f"{score:.0f}"
-        table.add_row(str(place), str(titles[item]), str(categories[item]).replace("|", ", "), value)
+        table.add_row(str(place), one_line(titles[item]), one_line(categories[item]).replace("|", ", "), value)
     console.print(table)
 
 
@@ -173,8 +175,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         made = recommend(options.run, options.client, options.user, options.k)
         data = dataset(experiment_of(options.run))
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
     show(Console(markup=False, emoji=False, highlight=False), options.client, options.user, made, data)
     return 0
 

@@ -4,6 +4,8 @@ import difflib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+LONGEST = 1000  # characters of an error's line
+
 
 class UserError(ValueError):
     """A wrong input: one line that names the thing, the rule and the value found; the command ends with status 2."""
@@ -14,9 +16,15 @@ def choose(thing: str, value: str, valid: Iterable[str]) -> str:
     names = sorted(valid)
     if value in names:
         return value
-    near = difflib.get_close_matches(value, names, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(value[:100], names, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise UserError(f"{thing}: must be one of {', '.join(names)}, found {value!r}{hint}")
+    raise UserError(f"{thing}: must be one of {', '.join(names)}, found {value[:100]!r}{hint}")
+
+
+def one_line(text: object) -> str:
+    """Return a text as one line that is safe to print: what is not printable is a blank, and a long text is cut."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
+    return line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}"
 
 
 @contextmanager

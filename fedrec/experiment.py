@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Annotated, Any, Literal, cast, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from fedrec.agreement import Agreement
 from fedrec.batches import Phase, Recipe
@@ -24,6 +25,9 @@ from fedrec.sharing import SHARINGS, Sharing
 from fedrec.tasks import Task, per_client, tasks_of
 from fedrec.turnout import Turnout, dropouts
 from fedrec.weighting import Weighting
+
+# The bounds of every number of an experiment but the seed; inf only where a field allows it.
+LARGEST, SMALLEST = 1e9, 1e-30
 
 
 class Method(BaseModel):
@@ -108,9 +112,12 @@ class Experiment(Method):
     weighting: Weighting = Field(Weighting(), description="how a client weighs the losses of its tasks")
     model: str = Field("mf", description="one, or one for each client 'mf;shop=mlp': " + ", ".join(get_args(Kind)))
     dim: int | str = Field(32, description="width of the user and item tables, or one for each client: '32;phone=8'")
-    init_std: float = Field(0.1, ge=0, allow_inf_nan=False, description="standard deviation that the tables start with")
-    hidden: tuple[PositiveInt, ...] = Field(
-        (64, 32), min_length=1, description="widths of the mlp; of multi-task bodies the last is the towers'"
+    init_std: float = Field(0.1, ge=0, le=1000, description="standard deviation that the tables start with")
+    hidden: tuple[Annotated[int, Field(ge=1, le=65_536)], ...] = Field(
+        (64, 32),
+        min_length=1,
+        max_length=64,
+        description="widths of the mlp; of multi-task bodies the last is the towers'",
     )
     experts: int = Field(
         4,
@@ -142,7 +149,7 @@ class Experiment(Method):
     lrs: str = Field(
         "", description="modules with a local learning rate of their own, 0: not trained; item_table=10,heads=0"
     )
-    l2: float = Field(0.01, ge=0, allow_inf_nan=False, description="L2 penalty of the rows that a batch touches")
+    l2: float = Field(0.01, ge=0, le=1e6, description="L2 penalty of the rows that a batch touches")
     weights: Literal["examples", "uniform"] = Field("examples", description="weight of a client in the mean")
     patience: int = Field(0, ge=0, description="stop after this many evaluations without a better validation; 0: never")
     eval_every: int = Field(1, ge=1, description="rounds between two validations")
@@ -168,7 +175,9 @@ class Experiment(Method):
         "process",
         description="how the clients run: worker processes, one by one or stacked here, Flower's Ray, a SuperLink",
     )
-    workers: int = Field(0, ge=0, description="process: worker processes; 0: one for each accelerator, or core")
+    workers: int = Field(
+        0, ge=0, le=1024, description="process: worker processes; 0: one for each accelerator, or core"
+    )
     stack: Literal["auto", "yes", "no"] = Field(
         "auto",
         description="process: whether workers stack their clients; auto: from 64 clients on, or on CUDA",
@@ -224,8 +233,8 @@ class Experiment(Method):
             raise UserError(
                 "budget: needs coupling.rho > 0 and coupling.duals, since a multiplier weighs a loss against its tie"
             )
-        if self.clients is not None and self.clients < 1:
-            raise UserError(f"clients: must be at least 1, found {self.clients}")
+        if self.clients is not None and not 1 <= self.clients <= 1_000_000:
+            raise UserError(f"clients: must be at least 1 and at most 1000000, found {str(self.clients)[:40]}")
         dropouts(self.dropout)
         with named("newcomers"):
             arrivals(self.newcomers)
@@ -292,11 +301,31 @@ def build(values: dict[str, Any]) -> Experiment:
     for name in values:
         choose("option", name, Experiment.model_fields)
     try:
-        return Experiment(**values)
+        made = Experiment(**values)
+        in_range(made)
+        return made
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         cause = first.get("ctx", {}).get("error")
         if isinstance(cause, UserError):
             raise UserError(f"{where}: {cause}" if where else str(cause)) from None
-        raise UserError(f"{where}: {first['msg'].lower()}, found {first['input']!r}") from None
+        raise UserError(f"{where}: {first['msg'].lower()}, found {repr(first['input'])[:80]}") from None
+
+
+def in_range(model: BaseModel, prefix: str = "") -> None:
+    """Raise UserError for a finite number of a model, or of one in it, beyond `LARGEST`, or below `SMALLEST` and not 0.
+
+    Such numbers are slips, and would end in an overflow, or an endless run, far from where they were given.
+    """
+    for name in type(model).model_fields:
+        value = getattr(model, name)
+        if isinstance(value, BaseModel):
+            in_range(value, f"{prefix}{name}.")
+        for number in value if isinstance(value, tuple) else (value,):
+            if not isinstance(number, int | float) or f"{prefix}{name}" == "seed" or abs(number) == math.inf:
+                continue
+            if abs(number) > LARGEST:
+                raise UserError(f"{prefix}{name}: must be at most {LARGEST:g}, found {str(number)[:40]}")
+            if 0 < abs(number) < SMALLEST:
+                raise UserError(f"{prefix}{name}: must be 0 or at least {SMALLEST:g}, found {number:.6g}")

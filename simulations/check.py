@@ -1,5 +1,7 @@
 """Checks that an experiment can run, before anything is started or written."""
 
+from importlib.util import find_spec
+
 from clients.device import devices
 from fedrec.channel import Logits, channel_of
 from fedrec.coordination import check as compatible
@@ -20,6 +22,8 @@ Shapes = dict[str, tuple[tuple[int, ...], str]]  # of a shared parameter, and th
 def check(experiment: Experiment) -> None:
     """Raise UserError if the data, the tasks, the sharing or the device do not fit together."""
     devices(experiment.device)
+    if experiment.engine == "ray":
+        require_ray("engine: ray")
     for name in ("data_dir", "columns"):
         if experiment.dataset == "synthetic" and (value := getattr(experiment, name)):
             raise UserError(f"{name}: the dataset 'synthetic' takes none, found {str(value)!r}; give --dataset too")
@@ -41,6 +45,12 @@ def check(experiment: Experiment) -> None:
     if experiment.secure.active:
         check_secure(experiment, clients)
     experiment.robust.check(len(experiment.turnout.drawn(clients, 1)))
+
+
+def require_ray(thing: str) -> None:
+    """Raise UserError if Ray, on which Flower's simulation runtime runs, is not installed."""
+    if find_spec("ray") is None:
+        raise UserError(f"{thing} needs the package ray, found none installed; install fedrec with the extra [ray]")
 
 
 def cohort(experiment: Experiment, clients: list[str]) -> list[str]:

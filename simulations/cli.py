@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
+import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Annotated, Any, NamedTuple, get_args, get_origin
 
 from fedrec.coordination.maps import RULES
 from fedrec.errors import UserError, choose
 from fedrec.experiment import Experiment, build
+from fedrec.files import regular
 from fedrec.folders import CHECKPOINTS, unfinished
 from simulations.methods import METHODS
 from simulations.options import FIELDS, OPTIONS, flag, flatten, parser
@@ -121,6 +124,7 @@ def convert(path: str, given: Given) -> Any:
     value = given.value
     if value == "none" and type(None) in get_args(FIELDS[path].annotation):
         return None
+    check_number(path, given)
     if path == "data_dir" and isinstance(value, str):
         if not value:
             raise UserError(f"{given.where}: must name a file or a folder, found ''")
@@ -128,6 +132,30 @@ def convert(path: str, given: Given) -> Any:
     if path == "coupling.maps" and isinstance(value, str) and value not in RULES:
         return str(Path(value).absolute())
     return value
+
+
+def check_number(path: str, given: Given) -> None:
+    """Raise UserError for a whole number that is not written as one, and a finite one that overflows: both are slips.
+
+    Pydantic would take 2.0 and true for whole numbers, and 1e400 for infinity.
+    """
+    kinds, value = kinds_of(FIELDS[path].annotation), given.value
+    parts = value.split(",") if isinstance(value, str) else value if isinstance(value, list | tuple) else [value]
+    for part in parts:
+        text = str(part).strip()
+        number = re.fullmatch(r"[+-]?(\d[\d_]*\.?\d*|\.\d+)([eE][+-]?\d+)?", text)
+        if int in kinds and not {float, str} & kinds and (isinstance(part, bool | float) or (number and "." in text)):
+            raise UserError(f"{given.where}: must be a whole number, found {text[:80]}")
+        if float in kinds and number and math.isinf(float(text)):
+            raise UserError(f"{given.where}: must be a number that a computer can hold, found {text[:80]}")
+
+
+def kinds_of(annotation: Any) -> set[Any]:
+    """Return the plain types of an annotation: those of its parts, if it has any."""
+    parts = [part for part in get_args(annotation) if part is not Ellipsis]
+    if get_origin(annotation) is Annotated:
+        parts = parts[:1]
+    return set().union(*map(kinds_of, parts)) if parts else {annotation}
 
 
 def located(message: str, where: Mapping[str, str]) -> str:
@@ -141,7 +169,7 @@ def located(message: str, where: Mapping[str, str]) -> str:
 
 def read_config(file: str) -> dict[str, Given]:
     """Return the fields of a JSON or TOML file; those under the key `experiment` if there is one. Raises UserError."""
-    path = Path(file)
+    path = regular(Path(file), "option --config")
     try:
         text = path.read_text(encoding="utf-8-sig")
         content = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 from rich import box
 from rich.table import Table
+from rich.text import Text
 
 from fedrec.report import comparison
 from fedrec.report.findings import warnings
@@ -25,13 +26,13 @@ def table(run_dir: Path) -> Table:
     title = ", ".join(f"{task} {metric}" for task, metric in measures)
     protocol = "".join(rows["protocol"].unique())
     heading = f"Test {title} {protocol}".strip()
-    shown = Table(title=heading, title_justify="left", box=box.SIMPLE_HEAD, padding=0, show_edge=False)
+    shown = Table(title=Text(heading), title_justify="left", box=box.SIMPLE_HEAD, padding=0, show_edge=False)
     for name in ("client", "together", "alone", "difference [95%]", "pooled", "popular", "verdict"):
         shown.add_column(name, no_wrap=name != "client", justify="left" if name in ("client", "verdict") else "right")
     if len(rows) <= MANY:
         for _, row in rows.iterrows():
             label = str(row["client"]) if len(measures) == 1 else f"{row['client']} {row['task']}"
-            shown.add_row(label, *line(row), SHORT.get(str(row["verdict"]), str(row["verdict"])))
+            shown.add_row(Text(label), *line(row), SHORT.get(str(row["verdict"]), str(row["verdict"])))
     names = ["federated", "local", "local_difference", "pooled", "popularity"]
     for task, metric in measures:
         group = rows[(rows["task"] == task) & (rows["metric"] == metric)]
@@ -48,7 +49,7 @@ def table(run_dir: Path) -> Table:
             number(mean["pooled"]),
             number(mean["popularity"]),
         ]
-        shown.add_row(label, *cells, "")
+        shown.add_row(Text(label), *cells, "")
     return shown
 
 
@@ -62,7 +63,7 @@ def several(run_dir: Path) -> Table | None:
     title = f"Against a run for each task. {'All users' if len(every) > 1 else next(iter(every))}: "
     seesaw = sum(found.seesaw for found in every.values())
     title += f"{spoken(together).words}; {seesaw} of {len(every)} clients with a seesaw"
-    shown = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0, show_edge=False)
+    shown = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, padding=0, show_edge=False)
     for name in ("client", "metric", "all tasks", "single task", "difference [95%]", "by the others"):
         shown.add_column(name, no_wrap=name != "client", justify="left" if name in ("client", "metric") else "right")
     table = together if len(rows) > 3 * MANY else pd.concat([rows, together]) if len(every) > 1 else rows
@@ -71,7 +72,7 @@ def several(run_dir: Path) -> Table | None:
         if not math.isnan(row["low"]):
             gain += f" [{signed(row['low'])}, {signed(row['high'])}]"
         cells = [number(row["together"]), number(row["single"]), gain, WORDS.get(row["verdict"], row["verdict"])]
-        shown.add_row(f"{row['client']} {row['task']}", row["metric"], *cells)
+        shown.add_row(Text(f"{row['client']} {row['task']}"), row["metric"], *cells)
     return shown
 
 

@@ -1,5 +1,10 @@
 """A small student of a client's model: `python -m simulations.distil RUN --client silo-1 --dim 5 --kind soft`."""
 
+if __name__ == "__main__":  # before the imports, which take seconds
+    from simulations.start import prepare
+
+    prepare()
+
 import argparse
 import math
 import sys
@@ -18,7 +23,7 @@ from clients.recommend import experiment_of, params_of
 from fedrec.compatible import several
 from fedrec.data import ClientData
 from fedrec.distillation import KINDS, Distillation, learn
-from fedrec.errors import UserError, choose
+from fedrec.errors import UserError, choose, one_line
 from fedrec.evaluation import Evaluation, PerUser, Split
 from fedrec.experiment import Experiment, build
 from fedrec.folders import writing
@@ -33,6 +38,7 @@ from server.scores import selection_scores
 from simulations.baselines import baseline
 from simulations.closing import number, signed
 from simulations.cost import BATCH, Cost, cost
+from simulations.start import ready
 
 ABOUT = "Train small students of the clients' models of a finished run, and measure them beside their teachers."
 TEACHER, STUDENT, ALONE = "teacher", "student", "student alone"
@@ -249,10 +255,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         distil_run(parser().parse_args(argv), Console(markup=False, emoji=False, highlight=False))
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     return 0
 
 
 if __name__ == "__main__":
+    ready()
     sys.exit(main())

@@ -5,6 +5,11 @@ with 0 when the run failed. Here it gets a SuperLink of its own, that installs n
 configuration folder of its own, and its outcome is read from the SuperLink.
 """
 
+if __name__ == "__main__":  # before the imports, which take seconds
+    from simulations.start import prepare
+
+    prepare()
+
 import json
 import sys
 import tempfile
@@ -13,13 +18,14 @@ from pathlib import Path
 
 from rich.console import Console
 
-from fedrec.errors import UserError
+from fedrec.errors import UserError, one_line
 from fedrec.experiment import Experiment
 from fedrec.folders import reserve
-from simulations.check import check, client_count
+from simulations.check import check, client_count, require_ray
 from simulations.cli import parse
 from simulations.processes import answers, free_port, last_line, quiet, started
 from simulations.run import close, fresh
+from simulations.start import ready
 
 ROOT = Path(__file__).parent.parent
 START = 60.0  # seconds within which a SuperLink must answer
@@ -36,17 +42,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         command = parse(sys.argv[1:] if argv is None else argv)
         check(command.experiment)
+        require_ray("flwr run: a simulation")
         if not (ROOT / "pyproject.toml").is_file():
             raise UserError(f"flwr run: must have the project's folder with pyproject.toml, found none in {ROOT}")
         out = (command.out or fresh(command.experiment)).absolute()
         reserve(out).rmdir()  # before anything is started
         flower(command.experiment, out, command.quiet)
-        close(out, Console(), command.quiet)
+        close(out, Console(markup=False, emoji=False), command.quiet)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     except RunFailure as error:
-        print(f"failed: {error}", file=sys.stderr)
+        print(f"failed: {one_line(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
@@ -104,4 +111,5 @@ def failed(listing: str) -> str:
 
 
 if __name__ == "__main__":
+    ready()
     sys.exit(main())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import textwrap
 from collections.abc import Iterator, Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
@@ -63,6 +64,7 @@ OPTIONS = [
     "--quiet",
     "--checkpoint-every",
     "--resume",
+    "--version",
     "--help",
 ]
 
@@ -116,8 +118,17 @@ def parser() -> argparse.ArgumentParser:
     running.add_argument(
         "--resume", metavar="DIR", type=nonempty, help="go on with the run that was broken off and was to become DIR"
     )
+    running.add_argument("--version", action="version", version=version(), help="print the version of fedrec")
     running.add_argument("--quiet", action="store_true", help="print only the result")
     return made
+
+
+def version() -> str:
+    """Return the name and the version of this package."""
+    try:
+        return f"fedrec {metadata.version('fedrec')}"
+    except metadata.PackageNotFoundError:
+        return "fedrec, not installed"
 
 
 def group(path: str) -> str:

@@ -62,7 +62,7 @@ def reporter(console: Console, quiet: bool) -> Iterator[Reporter]:
         return
     columns = (
         SpinnerColumn(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("loss {task.fields[loss]}  validation {task.fields[validation]}"),

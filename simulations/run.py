@@ -1,5 +1,10 @@
 """Run one experiment: `python -m simulations.run --clients 5`."""
 
+if __name__ == "__main__":  # before the imports, which take seconds
+    from simulations.start import prepare
+
+    prepare()
+
 import shutil
 import signal
 import sys
@@ -10,23 +15,27 @@ from types import FrameType
 
 from rich.console import Console
 
-from fedrec.errors import UserError
+from fedrec.errors import UserError, one_line
 from fedrec.experiment import Experiment
 from fedrec.folders import CHECKPOINTS, unfinished, writing
 from fedrec.records import NOT_SINGLE, write_json
 from fedrec.sharing import ContractError
 from simulations.cli import Command, parse
 from simulations.progress import Reporter, reporter
+from simulations.start import ready
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run what the command line asks for; return 0, 2 for a wrong input, 1 for a failed run, 130 after Ctrl-C."""
     try:
         command = parse(sys.argv[1:] if argv is None else argv)
-        return run(command, Console())
+        return run(command, Console(markup=False, emoji=False))
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
+    except MemoryError:
+        print("failed: the experiment needs more memory than there is", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("stopped: nothing was written", file=sys.stderr)
         return 130
@@ -65,7 +74,7 @@ def run(command: Command, console: Console) -> int:
                         failed |= not compared(other, name, home, shown, stopped)
                 write_report(home)
         except (ClientFailure, ContractError, OSError) as error:
-            print(f"failed: {error}{continued(out)}", file=sys.stderr)
+            print(f"failed: {one_line(error)}{continued(out)}", file=sys.stderr)
             return 1
         except KeyboardInterrupt:
             print(f"stopped{continued(out) or ': nothing was written'}", file=sys.stderr)
@@ -117,7 +126,7 @@ def compared(other: Experiment, name: str, home: Path, shown: Reporter, stopped:
             run_baseline(other, folder, shown.round, stopped)
         except (ClientFailure, ContractError, OSError) as raised:
             error = raised
-            print(f"failed: baseline {name}: {error}", file=sys.stderr)
+            print(f"failed: baseline {name}: {one_line(error)}", file=sys.stderr)
     if error or stopped():
         shutil.rmtree(folder, ignore_errors=True)
     return error is None
@@ -163,4 +172,5 @@ def close(out: Path, console: Console, quiet: bool) -> None:
 
 
 if __name__ == "__main__":
+    ready()
     sys.exit(main())

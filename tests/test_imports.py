@@ -8,7 +8,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # A room may import rooms of a lower number, and its own; a longer name wins.
 LAYERS = {
-    "fedrec.errors": 0,
+    "fedrec.errors": -1,
+    "fedrec.files": 0,
     "fedrec.parameters": 0,
     "fedrec.seeds": 0,
     "fedrec.data": 1,

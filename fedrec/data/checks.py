@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import csv
+import io
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,7 +12,10 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from fedrec.errors import UserError
+from fedrec.files import PEEKED
 
+LONGEST = 100  # characters of a client's name
+NAMES = f"a name must be printable and have at most {LONGEST} characters"
 KEY = ["platform", "user", "item"]
 
 
@@ -36,3 +42,27 @@ def canonical(frame: pd.DataFrame) -> tuple[pd.DataFrame, tuple[str, ...]]:
         return ordered, ()
     note = f"{int(repeated.sum())} duplicate (platform, user, item) rows were dropped, the first in time is kept"
     return ordered[~repeated].reset_index(drop=True), (note,)
+
+
+def showable(name: str) -> bool:
+    """Return whether a terminal and an option can show a name, and a file be named after it."""
+    return name.isprintable() and len(name) <= LONGEST
+
+
+def check_header(file: io.BufferedReader, wanted: Sequence[str], name: str) -> None:
+    """Raise UserError if the first line of a CSV is longer than a header may be, or names a wanted column twice.
+
+    The file is left at its beginning. pandas would rename the second column of a name, and read the first in silence.
+    """
+    start = file.peek(PEEKED)
+    line = start.splitlines()[0] if start else b""
+    if len(line) >= PEEKED:
+        raise UserError(f"{name}, line 1: must be a header of less than {PEEKED} bytes, found a longer line")
+    check_once(next(csv.reader([line.decode("utf-8-sig", errors="replace")]), []), wanted, name)
+
+
+def check_once(found: Sequence[str], wanted: Sequence[str], name: str) -> None:
+    """Raise UserError if a file has several columns of a wanted name."""
+    for column in wanted:
+        if found.count(column) > 1:
+            raise UserError(f"column {column!r} of {name}: must be there once, found {found.count(column)} of them")

@@ -18,6 +18,7 @@ import platformdirs
 from fedrec.data.checks import canonical, refuse
 from fedrec.data.types import Dataset
 from fedrec.errors import UserError
+from fedrec.files import regular
 
 URL = "https://files.grouplens.org/datasets/movielens/ml-100k.zip"
 ZIP_MD5 = "0e33842e24a9c977be4e0107933c0723"
@@ -56,6 +57,7 @@ def _md5(content: bytes) -> str:
 
 def _fields(path: Path, separator: str, count: int) -> pd.DataFrame:
     """Return the fields of a headerless file as text, columns 0 to count - 1."""
+    regular(path, "data-dir")
     try:
         lines = path.read_text(encoding="latin-1").split("\n")
     except OSError as error:

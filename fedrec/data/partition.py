@@ -10,6 +10,7 @@ import numpy as np
 
 from fedrec import seeds
 from fedrec.data.attributes import attributes_of
+from fedrec.data.checks import NAMES, refuse, showable
 from fedrec.data.public import informed, volunteers_of, without
 from fedrec.data.split import SUPPORT, TEST, TRAIN, VALIDATION, Split, divide, first_of, new_items, ordered
 from fedrec.data.types import ClientData, Dataset, Interactions, Ints
@@ -112,6 +113,7 @@ def _owners(
     if partition == "one-user":
         chosen = shuffled[:count]
         names = [f"user-{key}" for key in dataset.users["key"].to_numpy()[chosen]]
+        refuse(np.asarray([not showable(name) for name in names], dtype=np.bool_), names, "clients", NAMES, "user")
         sizes = np.ones(count, dtype=np.int64)
     else:
         chosen = shuffled

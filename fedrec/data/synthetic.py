@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from fedrec import seeds
 from fedrec.data.types import Bools, Dataset, Truth
 from fedrec.errors import UserError
+from fedrec.files import largest
 
 Reals = NDArray[np.float64]
 
@@ -41,9 +42,9 @@ class Market(BaseModel):
 
     similarity: float = Field(0.8, ge=0, le=1, description="0: unrelated platforms, 1: clones")
     conflicting: int = Field(0, ge=0, description="number of platforms with opposite tastes")
-    users: int = Field(300, ge=1, description="users of each platform")
-    items: int = Field(600, ge=1, description="items of the catalogue")
-    impressions: int = Field(20, ge=1, description="items that a user meets")
+    users: int = Field(300, ge=1, le=10_000_000, description="users of each platform")
+    items: int = Field(600, ge=1, le=10_000_000, description="items of the catalogue")
+    impressions: int = Field(20, ge=1, le=10_000_000, description="items that a user meets")
 
 
 def synthetic(
@@ -106,6 +107,8 @@ def _check(platforms: int, similarity: float, users: int, items: int, impression
     least = ceil(impressions / 0.8)
     if items < least:
         raise UserError(f"items: must be at least {least} for {impressions} impressions, found {items}")
+    if 8 * users * items > largest():
+        raise UserError(f"users, items: must be at most {largest() // 8} multiplied, found {users} and {items}")
 
 
 def _categorical_taste(category: NDArray[np.int64], rng: np.random.Generator) -> Reals:

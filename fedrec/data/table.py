@@ -2,35 +2,36 @@
 
 from __future__ import annotations
 
-import gzip
 import warnings
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from fedrec.data.checks import canonical, refuse
+from fedrec.data.checks import NAMES, canonical, check_header, check_once, refuse, showable
 from fedrec.data.types import Dataset, Ints
 from fedrec.errors import UserError, choose
+from fedrec.files import DAMAGED, largest, regular, unpacked
 
 ALIASES = {"timestamp": "time", "categories": "category"}
 ROLES = ("user", "item", "rating", "time", "platform", "title", "category", "price", "brand", "label")
 RESERVED = ("user", "item", "platform", "time", "rating", "positive", "category", "price", "brand", "behaviour")
 MISSING = ["", "nan", "NaN", "NULL", "null"]
+LATEST = 1e11  # seconds, in the year 5138
+UNITS = {"seconds": 1.0, "milliseconds": 1e3, "microseconds": 1e6, "nanoseconds": 1e9}
 BINARY = {"0": False, "1": True, "0.0": False, "1.0": True, "false": False, "true": True}
 
 
 def table(path: Path, columns: str) -> Dataset:
-    """Return the interactions of a CSV (also gzipped) or Parquet file.
+    """Return the interactions of a CSV (also packed, see `fedrec.files.unpacked`) or Parquet file.
 
     `columns` maps roles to the file's columns, for instance `user=user,item=asin,platform=domain,label=click`. Roles:
-    user and item (required), rating, time (or timestamp: seconds, or ISO dates), platform, title, category (or
-    categories), price (a positive number), brand, and any number of labels, whose values are 0, 1, true or false. The
-    same user key on two platforms is one user. With ratings that reach 4, the label `like` is rating >= 4. A row is a
-    positive where the first label given is true; without labels, every row is. Users, items and platforms are numbered
-    in the order of their keys.
+    user and item (required), rating, time (or timestamp: seconds, a finer unit, or ISO dates), platform, title,
+    category (or categories), price (a positive number), brand, and any number of labels, whose values are 0, 1, true or
+    false. The same user key on two platforms is one user. With ratings that reach 4, the label `like` is rating >= 4. A
+    row is a positive where the first label given is true; without labels, every row is. Users, items and platforms are
+    numbered in the order of their keys.
 
     Raises UserError, naming column, row (from 1 below the header) and value, for whatever cannot be read.
     """
@@ -43,8 +44,10 @@ def table(path: Path, columns: str) -> Dataset:
     users, user = _ids(given["user"])
     items, item = _ids(given["item"])
     platforms, platform = _ids(given["platform"]) if "platform" in given else (["all"], np.zeros(len(raw), np.int64))
+    if "platform" in given:
+        _names(given["platform"], platforms, platform)
     frame = pd.DataFrame({"user": user, "item": item, "platform": platform})
-    frame["time"] = _times(given["time"]) if "time" in given else 0
+    frame["time"], unit = _times(given["time"]) if "time" in given else (0, ())
     frame["rating"] = _ratings(given["rating"]) if "rating" in given else np.float32("nan")
     frame["positive"] = True
     for label in labels:
@@ -58,7 +61,9 @@ def table(path: Path, columns: str) -> Dataset:
     interactions, notes = canonical(frame)
     catalogue = _items(interactions, items, given)
     people = pd.DataFrame({"key": pd.Series(users, dtype="str")})
-    return Dataset(path.name, interactions.drop(columns="row"), people, catalogue, tuple(platforms), labels, notes)
+    return Dataset(
+        path.name, interactions.drop(columns="row"), people, catalogue, tuple(platforms), labels, (*unit, *notes)
+    )
 
 
 def _roles(columns: str) -> tuple[dict[str, str], tuple[str, ...]]:
@@ -97,12 +102,16 @@ def _csv(path: Path, wanted: list[str]) -> pd.DataFrame:
             # Rows longer than the header mean a shifted column: pandas cuts them where it reads some columns only, and
             # only warns where all rows are long.
             warnings.simplefilter("error", pd.errors.ParserWarning)
-            frame = pd.read_csv(path, dtype="str", index_col=False, keep_default_na=False, na_values=MISSING)
+            with unpacked(path, path.name) as file:
+                check_header(file, wanted, path.name)
+                frame = pd.read_csv(file, dtype="str", index_col=False, keep_default_na=False, na_values=MISSING)
+    except UserError:
+        raise
     except pd.errors.EmptyDataError:
         raise UserError(f"{path.name}: must hold at least one row, found an empty file") from None
     except UnicodeDecodeError:
         raise _not_utf8(path) from None
-    except (OSError, EOFError, ValueError, zlib.error, pd.errors.ParserWarning) as error:
+    except (OSError, ValueError, *DAMAGED, MemoryError, pd.errors.ParserWarning) as error:
         raise _unreadable(path, "a readable CSV file", error) from None
     _choose_columns(wanted, list(frame.columns), path)
     return frame[wanted]
@@ -115,13 +124,20 @@ def _parquet(path: Path, wanted: list[str]) -> pd.DataFrame:
         import pyarrow.parquet as pq  # type: ignore[import-untyped]
     except ImportError:
         raise UserError(f"{path.name}: reading Parquet needs pyarrow, found none installed") from None
+    regular(path, path.name)
     try:
         with pq.ParquetFile(path) as file:
             _choose_columns(wanted, file.schema_arrow.names, path)
+            check_once(file.schema_arrow.names, wanted, path.name)
+            size = sum(file.metadata.row_group(i).total_byte_size for i in range(file.metadata.num_row_groups))
+            if size > largest():
+                raise UserError(
+                    f"{path.name}: must have at most {largest()} bytes unpacked, a quarter of the memory, found {size}"
+                )
             frame: pd.DataFrame = file.read(columns=wanted).to_pandas()
     except UserError:
         raise
-    except (OSError, ValueError, pa.ArrowException) as error:
+    except (OSError, ValueError, MemoryError, pa.ArrowException) as error:
         raise _unreadable(path, "a readable Parquet file", error) from None
     return frame.reset_index(drop=True).astype("str")
 
@@ -131,7 +147,7 @@ def _unreadable(path: Path, rule: str, error: Exception) -> UserError:
 
 
 def _not_utf8(path: Path) -> UserError:
-    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+    with unpacked(path, path.name) as file:
         for number, line in enumerate(file, 1):
             try:
                 line.decode()
@@ -145,6 +161,12 @@ def _ids(column: pd.Series) -> tuple[list[str], Ints]:
     refuse(column.isna().to_numpy(), column, f"{column.name}", "must not be empty")
     codes, keys = pd.factorize(column, sort=True)
     return keys.tolist(), codes.astype(np.int64)
+
+
+def _names(column: pd.Series, platforms: list[str], platform: Ints) -> None:
+    """Raise UserError for a name of a platform, and so of a client, that no terminal and no option can show."""
+    wrong = np.asarray([not showable(name) for name in platforms])
+    refuse(wrong[platform], column, f"{column.name}", NAMES)
 
 
 def _ratings(column: pd.Series) -> pd.Series:
@@ -166,15 +188,26 @@ def _binary(column: pd.Series) -> pd.Series:
     return values.astype(np.bool_)
 
 
-def _times(column: pd.Series) -> pd.Series:
-    """Return whole seconds; a column of numbers is taken as such, another as ISO dates (UTC where no zone is given)."""
+def _times(column: pd.Series) -> tuple[pd.Series, tuple[str, ...]]:
+    """Return whole seconds, and a note where numbers are of another unit; what is no number must be an ISO date.
+
+    Dates without a zone are UTC. Numbers are seconds up to the year 5138; larger ones are taken for the unit in which
+    they lie as near to today, and all must be of it.
+    """
     number = pd.to_numeric(column, errors="coerce").astype(np.float64)
-    if number.notna().any():
-        refuse(~(number.abs() < 2**53).to_numpy(), column, f"{column.name}", "a time must be a number of seconds")
-        return (number // 1).astype(np.int64)
-    date = pd.to_datetime(column, format="ISO8601", utc=True, errors="coerce")
-    refuse(date.isna().to_numpy(), column, f"{column.name}", "a time must be a number of seconds or an ISO date")
-    return pd.Series(date.dt.tz_localize(None).to_numpy().astype("datetime64[s]").astype(np.int64))
+    if not number.notna().any():
+        date = pd.to_datetime(column, format="ISO8601", utc=True, errors="coerce")
+        refuse(date.isna().to_numpy(), column, f"{column.name}", "a time must be a number of seconds or an ISO date")
+        return pd.Series(date.dt.tz_localize(None).to_numpy().astype("datetime64[s]").astype(np.int64)), ()
+    size = number.abs()
+    refuse(~(size < 2**63).to_numpy(), column, f"{column.name}", "a time must be a number of seconds")
+    unit, scale = next((unit, scale) for unit, scale in UNITS.items() if size.max() < LATEST * scale or scale == 1e9)
+    if scale == 1:
+        return (number // 1).astype(np.int64), ()
+    other = ((size > 0) & (size < LATEST * scale / 1000)).to_numpy()
+    refuse(other, column, f"{column.name}", f"a time must be in {unit}, as the largest is")
+    note = f"{column.name}: times are in {unit} and were rounded down to seconds"
+    return (number // scale).astype(np.int64), (note,)
 
 
 def _items(interactions: pd.DataFrame, keys: list[str], given: Mapping[str, pd.Series]) -> pd.DataFrame:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,9 +10,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from fedrec.data.checks import refuse
+from fedrec.data.checks import check_header, refuse
 from fedrec.data.types import Floats
 from fedrec.errors import UserError
+from fedrec.files import DAMAGED, regular, unpacked
 
 LARGEST = 1e30  # squares of larger numbers leave the range of float64 sums that are scaled to float32
 
@@ -37,10 +37,10 @@ def joined(*modalities: NDArray[np.generic]) -> Floats:
 def read_vectors(path: Path, keys: Sequence[str]) -> tuple[Floats, tuple[str, ...]]:
     """Return the vectors of a file [items, d] in the order of the items' `keys`, and notes that count what is missing.
 
-    A CSV (also gzipped) or Parquet file has the column `key` and one column of numbers for each dimension, in their
-    order; a safetensors file has one tensor [d] for each item, named by its key. An item that the file lacks gets
-    zeros. Raises UserError for a file that cannot be read, a key that is empty or occurs twice, a number that is not
-    finite, vectors of unequal length, and where no item is found at all.
+    A CSV (also packed, see `fedrec.files.unpacked`) or Parquet file has the column `key` and one column of numbers for
+    each dimension, in their order; a safetensors file has one tensor [d] for each item, named by its key. An item that
+    the file lacks gets zeros. Raises UserError for a file that cannot be read, a key that is empty or occurs twice, a
+    number that is not finite, vectors of unequal length, and where no item is found at all.
     """
     found, rows = _tensors(path) if path.suffix == ".safetensors" else _table(path)
     index = pd.Index(found).get_indexer(pd.Index(list(keys), dtype="str"))
@@ -84,17 +84,22 @@ def _csv(path: Path) -> pd.DataFrame:
         with warnings.catch_warnings():
             # Rows longer than the header mean a shifted column, of which pandas only warns.
             warnings.simplefilter("error", pd.errors.ParserWarning)
-            return pd.read_csv(path, dtype={"key": "str"}, index_col=False, keep_default_na=False)
-    except (OSError, EOFError, ValueError, zlib.error, pd.errors.ParserWarning) as error:
+            with unpacked(path, path.name) as file:
+                check_header(file, ["key"], path.name)
+                return pd.read_csv(file, dtype={"key": "str"}, index_col=False, keep_default_na=False)
+    except UserError:
+        raise
+    except (OSError, ValueError, *DAMAGED, MemoryError, pd.errors.ParserWarning) as error:
         raise _unreadable(path, "CSV", error) from None
 
 
 def _parquet(path: Path) -> pd.DataFrame:
     import pyarrow as pa  # type: ignore[import-untyped]
 
+    regular(path, path.name)
     try:
         return pd.read_parquet(path)
-    except (OSError, ValueError, pa.ArrowException) as error:
+    except (OSError, ValueError, MemoryError, pa.ArrowException) as error:
         raise _unreadable(path, "Parquet", error) from None
 
 
@@ -103,9 +108,10 @@ def _tensors(path: Path) -> tuple[list[str], Floats]:
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
+    regular(path, path.name)
     try:
         tensors = load_file(path)
-    except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
+    except (OSError, MemoryError, ValueError, TypeError, KeyError, SafetensorError) as error:
         raise _unreadable(path, "safetensors", error) from None
     if not tensors:
         raise UserError(f"{path.name}: must hold at least one tensor, found none")

@@ -1,9 +1,15 @@
 """Run a study: `python -m simulations.studies methods --seeds 5 --dataset ml-100k --data-dir PATH`."""
 
+if __name__ == "__main__":  # before the imports, which take seconds
+    from simulations.start import prepare
+
+    prepare()
+
 import sys
 from collections.abc import Sequence
 
-from fedrec.errors import UserError, choose
+from fedrec.errors import UserError, choose, one_line
+from simulations.start import ready
 from simulations.studies import (
     auditing,
     cold,
@@ -18,6 +24,7 @@ from simulations.studies import (
     speed,
     tasks,
 )
+from simulations.studies.options import overview
 
 STUDIES = {
     "auditing": auditing.run,
@@ -36,16 +43,23 @@ STUDIES = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the study that the command line names; return 0, or 2 for a wrong input."""
+    """Run the study that the command line names; return 0, 2 for a wrong input, 130 after Ctrl-C."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] in ([], ["-h"], ["--help"]):
+        print(overview())
+        return 0
     try:
-        name = choose("study", arguments[0] if arguments else "", STUDIES)
+        name = choose("study", arguments[0], STUDIES)
         STUDIES[name](arguments[1:])
         return 0
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":
+    ready()
     sys.exit(main())

@@ -1,6 +1,5 @@
 """Audits of private training: `python -m simulations.studies auditing --epsilon 4,8`, canaries in a real run."""
 
-import argparse
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +28,7 @@ from fedrec.records import write_csv
 from fedrec.sharing import TABLES, Broadcast, Contribution, Sharing
 from fedrec.tasks import parse_task
 from simulations.cli import parse
+from simulations.studies.options import parser_of
 
 Update = Callable[..., tuple[Params, float]]
 MIDDLE = 3.0  # the public score that training starts from: the middle of one to five stars
@@ -101,7 +101,7 @@ def claimed(trial: Trial, users: int) -> tuple[Mechanism, Claim, Recipe]:
 
 def run(argv: Sequence[str]) -> None:
     """Audit a run of the first silo for every epsilon and seed; exit with status 1 if a check fails."""
-    parser = argparse.ArgumentParser(prog="python -m simulations.studies auditing", allow_abbrev=False)
+    parser = parser_of("auditing")
     parser.add_argument("--epsilon", default="4,8", help="comma-separated budgets of the whole run")
     parser.add_argument("--canaries", type=int, default=5000, help="dummy users, each in by a fair coin")
     parser.add_argument("--rate", type=float, default=1.0, help="fraction of the users that a step draws")
@@ -122,7 +122,7 @@ def run(argv: Sequence[str]) -> None:
     table = Table(*rows[0], box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for row in rows:
         table.add_row(*(f"{value:.2f}" if isinstance(value, float) else str(value) for value in row.values()))
-    console = Console()
+    console = Console(markup=False, emoji=False)
     console.print(table)
     for text in meaning({str(row["verdict"]) for row in rows}, len(trials)):
         console.print(text, highlight=False)

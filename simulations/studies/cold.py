@@ -3,7 +3,6 @@
 Rounds, learning rate and dropout were chosen on the validation of seed 100: `--first-seed 100 --seeds 1 --lr 0.02`.
 """
 
-import argparse
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -31,7 +30,7 @@ from simulations.check import check
 from simulations.cli import parse
 from simulations.engines import launch
 from simulations.studies.cold_page import ALL, IDS, KNOWN, METRIC, NEW, TABLES, show, write_page
-from simulations.studies.options import parsed
+from simulations.studies.options import parsed, parser_of
 
 USUAL = (
     "--method fedper --clients 5 --partition users --engine inline --task rank --metrics ndcg@10 "
@@ -66,7 +65,7 @@ class Job:
 
 def run(argv: Sequence[str]) -> None:
     """Run every arm on both splits with paired seeds; every option of a run may be given too."""
-    parser = argparse.ArgumentParser(prog="python -m simulations.studies cold", allow_abbrev=False)
+    parser = parser_of("cold")
     parser.add_argument("--arms", default="", help=f"arms, joined by ';', ids alone is added [all]: {'; '.join(ARMS)}")
     parser.add_argument("--splits", default=",".join(SPLITS), help="comma-separated splits")
     parser.add_argument("--seeds", type=int, default=5, help="paired seeds; each makes other items new")

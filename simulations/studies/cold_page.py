@@ -77,4 +77,4 @@ def print_part(part: Part) -> None:
         shown.add_column(heading, justify="left" if heading == "arm" else "right", no_wrap=True)
     for row in part.rows:
         shown.add_row(*row.values())
-    Console().print(shown)
+    Console(markup=False, emoji=False).print(shown)

@@ -4,7 +4,6 @@ The clients of a run are the teachers; each trains three students on its own row
 ranking distillation. What is not said on the command line was chosen on validation rows, under seeds from 100 on.
 """
 
-import argparse
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -31,6 +30,7 @@ from simulations.cli import parse
 from simulations.cost import BATCH
 from simulations.distil import ALONE, TEACHER, distilled, students_of
 from simulations.studies.methods import facts
+from simulations.studies.options import parser_of
 
 TEACHERS = (
     "--method fedper --clients 5 --model mf --dim 128 --lr 0.005 --l2 0.01 --batch-size 512 --rounds 14 --patience 4 "
@@ -47,7 +47,7 @@ Job = tuple[Experiment, int]
 
 def run(argv: Sequence[str]) -> None:
     """Train teachers and students under paired seeds, and compare what they cost and what they reach."""
-    parser = argparse.ArgumentParser(prog="python -m simulations.studies distillation", allow_abbrev=False)
+    parser = parser_of("distillation")
     parser.add_argument("--seeds", type=int, default=5, help="paired seeds from --first on")
     parser.add_argument("--first", type=int, default=0, help="the first seed; those from 100 on have been tuned on")
     parser.add_argument("--student-dim", type=int, default=STUDENTS["dim"], help="width of the students' tables")
@@ -162,4 +162,4 @@ def show(rows: Sequence[Row], title: str) -> None:
         table.add_column(name)
     for row in cells:
         table.add_row(*row.values())
-    Console().print(table)
+    Console(markup=False, emoji=False).print(table)

@@ -1,6 +1,5 @@
 """Methods side by side: `python -m simulations.studies methods --methods local,pooled,fedper --seeds 5`."""
 
-import argparse
 import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -24,6 +23,7 @@ from simulations.baselines import baseline, run_popularity
 from simulations.check import check
 from simulations.cli import parse
 from simulations.methods import BODY, METHODS
+from simulations.studies.options import parser_of
 
 POPULARITY = "popularity"
 METHODS_HELP = "comma-separated, each with options of its own after colons; popularity is always added"
@@ -34,7 +34,7 @@ def run(argv: Sequence[str]) -> None:
     # Some robust rules need more clients than there may be, SCAFFOLD needs sgd, and agreement volunteers.
     chosen = [name for name, method in METHODS.items() if not (method.robust.active or method.agreement.active)]
     usual = [name + (":optimiser=sgd:lr=10" if name == "scaffold" else "") for name in chosen]
-    parser = argparse.ArgumentParser(prog="python -m simulations.studies methods", allow_abbrev=False)
+    parser = parser_of("methods")
     parser.add_argument("--methods", default=",".join(usual), help=METHODS_HELP)
     parser.add_argument("--seeds", type=int, default=5, help="paired seeds: 0, 1, ... share data, start and order")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
@@ -155,4 +155,4 @@ def show(rows: Sequence[dict[str, str | float]], title: str) -> None:
         share = f"{row['share_of_pooled']:.3f}" if "share_of_pooled" in row else ""
         measure = f"{row['task']} {row['metric']}"
         table.add_row(measure, str(row["method"]), f"{row['mean']:.4f}", f"{row['sd']:.4f}", gain, share)
-    Console().print(table)
+    Console(markup=False, emoji=False).print(table)

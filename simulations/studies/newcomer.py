@@ -18,7 +18,7 @@ from fedrec.report.study import write_study
 from simulations.baselines import run_popularity
 from simulations.check import check
 from simulations.studies.methods import POPULARITY, experiment_of, facts, show, summary
-from simulations.studies.options import parsed
+from simulations.studies.options import parsed, parser_of
 
 # What a platform may do that comes in round R of T; `local` first, with which the others are compared.
 ARMS = {
@@ -34,11 +34,7 @@ SIZES = {"smallest": min, "largest": max}
 
 def run(argv: Sequence[str]) -> None:
     """Compare, with paired seeds and on the newcomer's test data alone, what a platform that comes late may do."""
-    parser = argparse.ArgumentParser(
-        prog="python -m simulations.studies newcomer",
-        allow_abbrev=False,
-        epilog="; ".join(f"{name}: {text}" for name, text in ARMS.items()),
-    )
+    parser = parser_of("newcomer", "; ".join(f"{name}: {text}" for name, text in ARMS.items()))
     parser.add_argument("--client", default="", help="the newcomer, or smallest, or largest by users [the last one]")
     parser.add_argument("--joins", type=int, default=11, help="R, the round in which it joins")
     parser.add_argument("--federated", default="fedper", help="method of late and beginning, with options after colons")

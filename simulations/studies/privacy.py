@@ -1,6 +1,5 @@
 """Utility, attacks and audits against the budget: `python -m simulations.studies privacy --epsilon 0.5,1,2,4,8,inf`."""
 
-import argparse
 import math
 import os
 from collections.abc import Sequence
@@ -26,6 +25,7 @@ from simulations.baselines import baseline, run_baseline, run_popularity
 from simulations.check import check
 from simulations.cli import parse
 from simulations.studies.auditing import Trial, audited
+from simulations.studies.options import parser_of
 from simulations.studies.privacy_page import show, write_page
 from simulations.witness import case_of, witness
 
@@ -74,7 +74,7 @@ class Job:
 
 def run(argv: Sequence[str]) -> None:
     """Run every scene, and an audit, at every budget; write the results and a page."""
-    parser = argparse.ArgumentParser(prog="python -m simulations.studies privacy", allow_abbrev=False)
+    parser = parser_of("privacy")
     parser.add_argument("--epsilon", default="0.5,1,2,4,8,inf", help="budgets of a whole run; inf: no mechanism")
     parser.add_argument("--seeds", type=int, default=1, help="runs of each: 0, 1, ... share data and start")
     parser.add_argument("--canaries", type=int, default=2000, help="dummy users of an audit")

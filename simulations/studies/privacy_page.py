@@ -155,7 +155,7 @@ def mean_of(table: pd.DataFrame, kind: str, name: str, budgets: Sequence[str], c
 
 def show(results: pd.DataFrame, budgets: Sequence[str]) -> None:
     """Print utility, attacks and bounds against the budget."""
-    console = Console()
+    console = Console(markup=False, emoji=False)
     for scene in (*SCENES, "audit"):
         own = results[(results["scene"] == scene) & (results["kind"] != "check")]
         if not len(own):

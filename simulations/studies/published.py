@@ -4,7 +4,6 @@ PFedRec (dual personalisation, arXiv 2301.08143) with the hyper-parameters of it
 pooled matrix factorisation are chosen here, on validation.
 """
 
-import argparse
 import json
 import math
 import os
@@ -36,7 +35,7 @@ from simulations.check import check
 from simulations.cli import parse
 from simulations.engines import launch
 from simulations.studies.methods import facts
-from simulations.studies.options import parsed
+from simulations.studies.options import parsed, parser_of
 
 # A batch of 51 positives with their 204 negatives is one of the authors' 256 rows, and the weight 1/5 makes the sum
 # over a positive and its four negatives their mean over rows.
@@ -93,7 +92,7 @@ class Outcome:
 
 def run(argv: Sequence[str]) -> None:
     """Run every line of the study under both protocols, and show them side by side."""
-    parser = argparse.ArgumentParser(prog="python -m simulations.studies published", allow_abbrev=False)
+    parser = parser_of("published")
     parser.add_argument("--seeds", type=int, default=3, help="seeds 0, 1, ...")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes, each with one run")
     parser.add_argument("--out", type=Path, default=Path("runs/study-published"), help="a new folder for the results")
@@ -219,4 +218,4 @@ def show(rows: Sequence[dict[str, str | float]], title: str) -> None:
     for method in dict.fromkeys(row["method"] for row in rows):
         line = [cells[method, protocol, metric] for protocol in PROTOCOLS for metric in metrics]
         table.add_row(str(method), *(f"{r['mean']:.3f} ± {r['sd']:.3f}\n{r['warning']}".rstrip() for r in line))
-    Console().print(table)
+    Console(markup=False, emoji=False).print(table)

@@ -6,7 +6,6 @@ by its norm. Rounds and step were chosen on synthetic markets by `python -m simu
 --seeds 2`: `CHOSEN` holds what it printed. The noise comes from a secret that no seed replays: runs of one seed differ.
 """
 
-import argparse
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -29,7 +28,7 @@ from fedrec.scorers import ModelScorer
 from simulations.check import check
 from simulations.cli import parse
 from simulations.engines import launch
-from simulations.studies.options import parsed
+from simulations.studies.options import parsed, parser_of
 from simulations.studies.ratings_page import show, write_page
 
 OPEN = "inf"  # the same protocol, clip included, without noise
@@ -126,7 +125,7 @@ class Job:
 
 def run(argv: Sequence[str]) -> None:
     """Run every line at every budget and seed, or choose their parameters; every option of a run may be given too."""
-    parser = argparse.ArgumentParser(prog="python -m simulations.studies ratings", allow_abbrev=False)
+    parser = parser_of("ratings")
     parser.add_argument("--epsilon", default="1,2,4,8,inf", help="budgets of a whole run; inf: clipped, without noise")
     parser.add_argument("--lines", default=",".join(LINES), help="comma-separated settings")
     parser.add_argument("--seeds", type=int, default=5, help="runs of each; a seed divides the ratings")

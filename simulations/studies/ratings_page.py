@@ -81,4 +81,4 @@ def show(table: pd.DataFrame) -> None:
         shown.add_column(heading, justify="left" if heading == "setting" else "right", no_wrap=True)
     for row in rows:
         shown.add_row(*row.values())
-    Console().print(shown)
+    Console(markup=False, emoji=False).print(shown)

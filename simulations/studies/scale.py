@@ -3,7 +3,6 @@
 Every client is one user of a synthetic market of 3,706 items, with 166 interactions: a million at 6,040 clients.
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
@@ -24,6 +23,7 @@ from simulations.check import check
 from simulations.cli import parse
 from simulations.studies.measure import Measured, measured
 from simulations.studies.methods import facts
+from simulations.studies.options import parser_of
 
 USUAL = (
     "--partition one-user --market.users 6040 --market.items 3706 --market.impressions 166 --task click --model mf "
@@ -50,7 +50,7 @@ class Line(NamedTuple):
 
 def run(argv: Sequence[str]) -> None:
     """Run one experiment with more and more clients; every option of a run may be given too."""
-    parser = argparse.ArgumentParser(prog="python -m simulations.studies scale", allow_abbrev=False)
+    parser = parser_of("scale")
     parser.add_argument("--clients", default="500,1000,2000,4000,6040", help="numbers of clients, comma-separated")
     parser.add_argument("--repeats", type=int, default=1, help="times that every number runs")
     parser.add_argument("--out", type=Path, default=Path("runs/study-scale"), help="a new folder for the results")
@@ -156,6 +156,6 @@ def show(table: Sequence[dict[str, Any]], line: Line) -> None:
         shown.add_column(heading, justify="right")
     for one in rows:
         shown.add_row(*one.values())
-    console = Console()
+    console = Console(markup=False, emoji=False)
     console.print(shown)
     console.print(told(line), highlight=False)

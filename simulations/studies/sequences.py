@@ -3,7 +3,6 @@
 Matrix factorisation beside the two sequence encoders, each alone and federated, on users' last items and on new users.
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from fedrec.metrics import paired
 from fedrec.records import write_csv
 from simulations.check import check
 from simulations.studies.methods import POPULARITY, experiment_of, run_all
-from simulations.studies.options import parsed
+from simulations.studies.options import parsed, parser_of
 from simulations.studies.published import trained
 
 USUAL = "--clients 5 --partition users --metrics ndcg@10 --engine inline --batch-size 1024 --local-epochs 1 --rounds 10"
@@ -37,7 +36,7 @@ WAYS = {"local": "local", "federated": "fedper"}
 
 def run(argv: Sequence[str]) -> None:
     """Choose each model's hyper-parameters by validation, run all on paired seeds, and compare them."""
-    parser = argparse.ArgumentParser(prog="python -m simulations.studies sequences", allow_abbrev=False)
+    parser = parser_of("sequences")
     parser.add_argument("--seeds", type=int, default=3, help="paired seeds: 0, 1, ... share data, start and order")
     parser.add_argument("--workers", type=int, default=1, help="processes")
     parser.add_argument("--out", type=Path, default=Path("runs/study-sequences"), help="a new folder for the results")

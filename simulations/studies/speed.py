@@ -5,12 +5,12 @@ all runners run one after the other, and ratios are between runs of one repeat, 
 slows both. A runner whose result differs from that of `inline` has no ratio, and the study fails.
 """
 
-import argparse
 import math
 import os
 import platform
 from collections.abc import Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_args
 
@@ -27,6 +27,7 @@ from fedrec.report import plots
 from fedrec.report.study import Part, write_measured
 from simulations.check import client_count
 from simulations.cli import parse
+from simulations.studies.options import parser_of
 from simulations.studies.runners import LOOP, REFERENCE, RUNNERS, Result, attempted, compared
 from simulations.studies.workloads import W1, W2, Workload
 
@@ -46,7 +47,7 @@ SLOW = {("W2", "ray"): 2}  # rounds of what takes so long that it runs once
 
 def run(argv: Sequence[str]) -> None:
     """Run every workload with every runner; exit with status 1 if one fails or has another result."""
-    parser = argparse.ArgumentParser(prog="python -m simulations.studies speed", allow_abbrev=False)
+    parser = parser_of("speed")
     parser.add_argument("--workloads", default="W1,W2", help="comma-separated: W1, W2")
     parser.add_argument("--runners", default=",".join(RUNNERS), help="comma-separated; the loop and inline are added")
     parser.add_argument("--repeats", type=int, default=3, help="times that every runner runs")
@@ -107,6 +108,9 @@ def planned(workload: Workload, names: Sequence[str], path: Path, seed: int, not
         engine = runner.flags.split()[1]
         if engine not in get_args(Experiment.model_fields["engine"].annotation):
             notes.append(f"{name} was skipped on {workload.name}: this version has no engine {engine!r}")
+            continue
+        if engine == "ray" and find_spec("ray") is None:
+            notes.append(f"{name} was skipped on {workload.name}: the package ray is not installed (the extra [ray])")
             continue
         rounds = SLOW.get((workload.name, name), workload.rounds)
         options = replace(workload, rounds=rounds).experiment(path)
@@ -176,7 +180,7 @@ def facts(repeats: int, workloads: Sequence[Workload]) -> dict[str, str]:
 
 def show(table: Sequence[dict[str, Any]], notes: Sequence[str]) -> None:
     """Print the summary of every workload."""
-    console = Console()
+    console = Console(markup=False, emoji=False)
     for name in dict.fromkeys(row["workload"] for row in table):
         shown = Table(title=name, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
         rows = [printed(row) for row in table if row["workload"] == name]

@@ -1,6 +1,5 @@
 """Several tasks in one client, together or one by one: `python -m simulations.studies tasks --model mmoe,ple`."""
 
-import argparse
 import itertools
 import os
 import tempfile
@@ -22,7 +21,7 @@ from simulations.baselines import baseline, single_tasks
 from simulations.check import check
 from simulations.cli import parse
 from simulations.studies.methods import facts
-from simulations.studies.options import parsed
+from simulations.studies.options import parsed, parser_of
 from simulations.studies.tasks_page import show, summary, write_page
 
 USUAL = [
@@ -92,7 +91,7 @@ class Job(NamedTuple):
 
 def run(argv: Sequence[str]) -> None:
     """Train the tasks of clients together and one by one, alone and federated, with paired seeds."""
-    parser = argparse.ArgumentParser(prog="python -m simulations.studies tasks", allow_abbrev=False)
+    parser = parser_of("tasks")
     parser.add_argument("--model", default="mmoe", help="comma-separated bodies; every arm is run with each")
     parser.add_argument(
         "--weightings", default="fixed", help="comma-separated, of the arms with all tasks in one model"

@@ -123,7 +123,7 @@ def cells(row: Mapping[str, Any]) -> dict[str, str]:
 
 def show(rows: Rows, seeds: int) -> None:
     """Print a table for the first metric of every task, and the balance of every multi-task arm."""
-    console = Console()
+    console = Console(markup=False, emoji=False)
     console.print(f"{seeds} paired seeds; the mean over clients, 95% intervals over seeds", highlight=False)
     first = {row["task"]: row["metric"] for row in reversed(rows)}
     for task, metric in reversed(first.items()):

@@ -1,0 +1,38 @@
+"""What a command does before its imports, which take seconds; nothing but the standard library is imported here."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def prepare() -> None:
+    """Let Ctrl-C end this process with one line, and nothing in the working folder pass for a module of ours.
+
+    `python -m` looks for modules in the working folder first, and so would the processes that are started here: a
+    `server.py` of the user's would take the place of the package.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # nobody asked to ignore it
+        signal.signal(signal.SIGINT, leave)
+    os.environ["PYTHONSAFEPATH"] = "1"
+    if not sys.flags.safe_path and sys.path and Path(sys.path[0] or ".").resolve() == Path.cwd():
+        if Path.cwd() != ROOT:
+            del sys.path[0]
+        else:  # the packages need not be installed
+            paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+            os.environ["PYTHONPATH"] = os.pathsep.join(paths)
+
+
+def ready() -> None:
+    """Let Ctrl-C raise KeyboardInterrupt again, after the imports."""
+    if signal.getsignal(signal.SIGINT) is leave:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def leave(number: int, frame: FrameType | None) -> None:
+    """End this process, in which nothing has begun."""
+    print("stopped: nothing was written", file=sys.stderr, flush=True)
+    os._exit(130)
