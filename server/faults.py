@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from fedrec.aggregation import Subtotal
 from fedrec.parameters import Params
+from fedrec.proportion import refusals
 from fedrec.sharing import TABLES, ContractError, Contribution
 
 LONGEST = 300  # characters of a fault's text, which a client may have written
@@ -86,6 +87,13 @@ def unlike(replies: Sequence[Contribution]) -> dict[str, str]:
             if form != usual[name]:
                 wrong.setdefault(reply.client, f"{name}: must have {usual[name]}, found {form}")
     return wrong
+
+
+def unheard(replies: Sequence[Contribution]) -> dict[str, str]:
+    """Return, for each client whose first tensors are out of all proportion to the others', what is wrong with them."""
+    nothing: Params = {}
+    first = {reply.client: reply.values for reply in replies}
+    return refusals(first, dict.fromkeys(first, nothing), increments=True) if len(first) > 1 else {}
 
 
 def forms_of(values: Params) -> dict[str, str]:

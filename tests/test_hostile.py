@@ -1,0 +1,171 @@
+"""One client lies: the run ends, and the others' results are to the bit what they are when its answers are lost."""
+
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, Error, RecordDict
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fedrec.records import Record
+from server.faults import LONGEST
+from server.strategy import Coordinator
+from simulations.apps import plan_of
+from tests.helpers import experiment
+from tests.liars import (
+    KINDS,
+    Lie,
+    LyingGrid,
+    archive,
+    entry,
+    header,
+    lies,
+    raw,
+    silence,
+    with_array,
+    with_config,
+    with_metrics,
+    with_records,
+)
+
+LIAR = "shop"
+
+
+def run(method: str, told: Mapping[tuple[str, int], Lie], **fields: Any) -> Record:
+    """Run an experiment in which one client lies; return its record."""
+    if method == "scaffold":
+        fields["optimiser"] = "sgd"
+    e = experiment(method, **{"quorum": 0.0, "market": {"users": 40, "items": 60}, **fields})
+    grid = LyingGrid(e, LIAR, told)
+    return Coordinator(grid, plan_of(e)).fit(list(grid.get_node_ids()))
+
+
+@cache
+def lost(method: str, kind: str) -> Record:
+    """Return the record of the run in which one answer of the liar is lost."""
+    return run(method, {(kind, KINDS[kind]): silence})
+
+
+def honest(record: Record) -> dict[str, Any]:
+    """Return all that is of the honest clients, but for the bytes."""
+    timing = {"seconds", "evaluate_seconds", "bytes_up", "bytes_down"}
+    return {
+        "rounds": [[(k, repr(v)) for k, v in row.items() if k not in timing] for row in record.rounds],
+        "clients": [[(k, repr(v)) for k, v in row.items()] for row in record.clients],
+        "selected": record.selected_round,
+        "shared": {name: value.numpy().tobytes() for name, value in record.shared.items()},
+    }
+
+
+def refused(record: Record) -> list[str]:
+    """Return the texts of the faults; what a client wrote is quoted in them shortly and on one line."""
+    texts = [str(row["text"]) for row in record.faults]
+    assert all(len(text) <= LONGEST and text.isprintable() for text in texts)
+    assert all(len(str(row["client"])) <= 255 for row in record.faults)
+    return texts
+
+
+ENDINGS = [1e13, -1e30, 1e38, 3.4e38, 1e8, -1e10]
+TRAIN: dict[str, Lie] = {
+    **{f"one {value:g}": with_array("item_table", entry(value)) for value in ENDINGS},
+    "0-d": with_array("item_table", lambda _: Array(np.asarray(1.0, np.float32))),
+    "0-d in name only": with_array("item_table", lambda a: raw(a.data, ())),
+    "empty": with_array("item_table", lambda a: Array(np.zeros((0, 4), np.float32))),
+    "archive": with_array("item_table", lambda _: raw(archive())),
+    "far too short": with_array("item_table", lambda _: raw(header("(100000000000,)"))),
+    "device of 10 MB": with_config(device="x" * 10**7),
+    "device in HTML": with_config(device="<img src=x onerror=alert(1)>"),
+    "device as bytes": with_config(device=b"cpu"),
+    "name of 10 MB": with_config(client="shop" * 10**7),
+    "loss 1e308": with_metrics(loss=1e308),
+    "rows": lambda content: RecordDict({**content, "rows": ArrayRecord({"item": Array(np.arange(4))})}),
+    "no content": lambda content: RecordDict(),
+    "error of 10 MB": lambda content: Error(code=0, reason="\x1b[2J<b>" * 10**6),
+    "metrics of another kind": with_records(metrics=ArrayRecord()),
+}
+
+
+@pytest.mark.parametrize("name", list(TRAIN))
+def test_a_lie_in_training_is_refused_and_the_others_do_not_notice(name: str) -> None:
+    made = run("fedper", {("train", 1): TRAIN[name]})
+    assert [(row["round"], row["client"], row["during"]) for row in made.faults] == [(1, LIAR, "train")]
+    assert refused(made)
+    assert honest(made) == honest(lost("fedper", "train"))
+
+
+@pytest.mark.parametrize("method", ["admm", "fednova", "scaffold", "no-harm", "cagrad", "mr-mtl"])
+@pytest.mark.parametrize("value", [1e8, 1e38])
+def test_a_lie_is_refused_whatever_the_method(method: str, value: float) -> None:
+    made = run(method, {("train", 1): with_array("item_table", entry(value))})
+    assert [(row["round"], row["client"]) for row in made.faults] == [(1, LIAR)]
+    assert honest(made) == honest(lost(method, "train"))
+
+
+@pytest.mark.parametrize(("method", "metric"), [("fednova", "steps"), ("admm", "gap")])
+def test_what_is_told_must_be_in_proportion_too(method: str, metric: str) -> None:
+    made = run(method, {("train", 1): with_metrics(**{metric: 2.0**52})})
+    assert metric in refused(made)[0]
+    assert honest(made) == honest(lost(method, "train"))
+
+
+JOIN: dict[str, Lie] = {
+    **{f"one {value:g}": with_array("item_table", entry(value)) for value in ENDINGS},
+    "0-d": with_array("item_table", lambda _: Array(np.asarray(1.0, np.float32))),
+    "rows 0-d": with_array("item", lambda _: Array(np.array(3)), "rows"),
+    "rows too few": with_array("item", lambda a: Array(a.numpy()[1:]), "rows"),
+    "integers": with_array("item_table", lambda a: Array(a.numpy().astype(np.uint16))),
+    "name of 10 MB": with_config(client="7" * 10**7),
+    "name that clears the screen": with_config(client="\x1b[2J"),
+    "examples 2**52": with_metrics(examples=2.0**52),
+    "examples below 0": with_metrics(examples=-1.0),
+}
+
+
+@pytest.mark.parametrize("name", list(JOIN))
+def test_a_lie_at_joining_is_refused_and_the_others_do_not_notice(name: str) -> None:
+    made = run("fedper", {("query.join", 0): JOIN[name]})
+    assert [(row["round"], row["during"]) for row in made.faults] == [(0, "join")]
+    assert refused(made)
+    assert honest(made) == honest(lost("fedper", "query.join"))
+
+
+EVALUATE: dict[str, Lie] = {
+    "beyond 1": with_metrics(**{"shop/rank/ndcg@10": 1.5}),
+    "below 0": with_metrics(**{"shop/rank/ndcg@10": -0.5}),
+    "1e308": with_metrics(**{"shop/rank/logloss": 1e308}),
+    "of another": with_metrics(**{"films/rank/ndcg@10": 0.5}),
+    "a name of 10 MB": with_metrics(**{"x" * 10**7: 0.5}),
+    "tensors": with_records(shared=ArrayRecord({"item_table": Array(np.ones((3, 3)))})),
+}
+
+
+@pytest.mark.parametrize("name", list(EVALUATE))
+def test_a_lie_in_an_evaluation_is_refused(name: str) -> None:
+    made = run("fedper", {("evaluate", 1): EVALUATE[name]})
+    assert [(row["round"], row["client"], row["during"]) for row in made.faults] == [(1, LIAR, "validation")]
+    assert refused(made)
+    assert honest(made) == honest(lost("fedper", "evaluate"))
+
+
+@pytest.mark.soak
+def test_random_lies_end_no_run_and_change_nothing_for_the_others(tries: Callable[[int, int], int]) -> None:
+    """Whatever a client sends: the run ends, and if it was refused, as if it had sent nothing."""
+    counts = {"refused": 0, "admitted": 0}
+
+    @settings(max_examples=tries(25, 500), database=None, suppress_health_check=list(HealthCheck), deadline=None)
+    @given(lies(), st.sampled_from(list(KINDS)), st.sampled_from(["fedper", "admm", "fednova", "no-harm"]))
+    def lie_once(lie: Lie, kind: str, method: str) -> None:
+        made = run(method, {(kind, KINDS[kind]): lie})
+        assert len(made.rounds) == 2
+        refused(made)
+        counts["refused" if made.faults else "admitted"] += 1
+        if made.faults:
+            assert honest(made) == honest(lost(method, kind))
+        for value in made.shared.values():
+            assert bool(value.abs().max() < 1e6)
+
+    lie_once()
+    assert counts["refused"] > counts["admitted"]
