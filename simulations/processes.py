@@ -15,7 +15,7 @@ from pathlib import Path
 
 import httpx
 
-from simulations.sockets import SOCKET, listening, speaking
+from simulations.sockets import SOCKET, listening, ray_token, speaking
 
 MARK = "FEDREC_STARTED_BY"
 
@@ -102,6 +102,7 @@ def quiet(home: Path) -> dict[str, str]:
         "FLWR_INTERNAL_GRPC_CONTROL_API": "0",  # interfaces on ports of their own
         "FLWR_INTERNAL_GRPC_FLEET_API": "0",
         SOCKET: socket_of(home),
+        **ray_token(),
         "NO_PROXY": here,
         "no_proxy": here,
         # Flower starts its other commands by their bare names.

@@ -7,6 +7,7 @@ are not public.
 """
 
 import os
+import secrets
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -60,6 +61,14 @@ def listening(socket: str) -> Iterator[None]:
         yield
     finally:
         vars(uvicorn)["run"] = usual
+
+
+def ray_token() -> dict[str, str]:
+    """Return the environment in which only processes with a token, drawn here, may use the Ray that they start.
+
+    It listens on the address of this machine, where others could let it run code of theirs.
+    """
+    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 
 
 def write_commands(folder: Path, python: str, names: list[str]) -> None:
