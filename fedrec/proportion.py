@@ -5,7 +5,7 @@ What counts is not changed by a bit, and so a round of honest clients is what it
 
 import math
 from collections.abc import Mapping
-from statistics import median_low
+from statistics import median_high
 from typing import TypeVar
 
 from fedrec.parameters import Params, norm, subtract
@@ -24,9 +24,9 @@ def refusals(
 ) -> dict[str, str]:
     """Return, for each client of a cohort whose answer is out of proportion, what is wrong with it.
 
-    The change |x_i - z_i| of an answer x_i to `sent` z_i may be MULTIPLE times the largest of |z_i|, 1, and the lower
+    The change |x_i - z_i| of an answer x_i to `sent` z_i may be MULTIPLE times the largest of |z_i|, 1, and the upper
     median of the changes of the others; of `increments` the change is |x_i|. What clients have `told`, by its name, may
-    be MULTIPLE times the larger of 100 and the lower median of what the others told.
+    be MULTIPLE times the larger of 100 and the upper median of what the others told.
     """
     found: dict[str, str] = {}
     if any(large(answers[name], sent[name], increments) for name in answers):
@@ -63,6 +63,6 @@ def change(answer: Params, sent: Params, increments: bool = False) -> float:
 
 
 def others(values: Mapping[Who, float], name: Who) -> float:
-    """Return the lower median of the values of the others, 0 if there is nobody else."""
+    """Return the upper median of the values of the others, 0 if there is nobody else."""
     rest = [value for other, value in values.items() if other != name]
-    return median_low(rest) if rest else 0.0
+    return median_high(rest) if rest else 0.0

@@ -1,7 +1,7 @@
 """Nodes that host a cohort of clients: one message for all of them, and sums where the server needs no more."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -67,13 +67,17 @@ def each(found: Answers, clients: Sequence[str]) -> Letters:
 
 
 def calls(
-    broadcasts: Mapping[str, Broadcast], nodes: Mapping[str, int], summed: Mapping[str, Carrier]
+    broadcasts: Mapping[str, Broadcast],
+    nodes: Mapping[str, int],
+    summed: Mapping[str, Carrier],
+    told: Iterable[str] = (),
 ) -> dict[int, Call]:
     """Return the call of every node. A client of `summed` is in a chunk if one host has all of the chunk that is sent.
 
     The chunks are those of the mean over all clients, so that the sum of a chunk does not depend on who makes it.
     """
-    chunk, found = chunks(nodes), {node: Call({}) for node in dict.fromkeys(nodes[n] for n in broadcasts)}
+    chunk, names = chunks(nodes), tuple(sorted(told)) if summed else ()
+    found = {node: Call({}, told=names) for node in dict.fromkeys(nodes[n] for n in broadcasts)}
     homes: dict[int, set[int]] = {}
     for name in summed:
         homes.setdefault(chunk[name], set()).add(nodes[name])

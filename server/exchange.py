@@ -86,7 +86,7 @@ class Exchange:
         """
         number, split = next(iter(broadcasts.values())).round, next(iter(broadcasts.values())).split
         sums = {name: who for name, who in summed.items() if name not in lost} if self.hosts else {}
-        asked = calls(broadcasts, self.nodes, sums)
+        asked = calls(broadcasts, self.nodes, sums, metrics)
         down, up = Tally(number, "down"), Tally(number, "up")
         for name, broadcast in broadcasts.items():
             down.add(name, broadcast.values, broadcast.control, {})

@@ -1,20 +1,23 @@
 """Clients that lie: a grid on which the messages of one arrive otherwise, and random lies, at the level of records."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from io import BytesIO
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 from hypothesis import strategies as st
 
 from clients.app import client_app
 from fedrec.experiment import Experiment
 from fedrec.holdings import clients_data
-from fedrec.wire import read_broadcast
+from simulations.engines.host import Host
+from simulations.engines.local import LocalGrid
 from tests.helpers import SpyGrid
 
+NONE: Mapping[tuple[str, int], Any] = {}
 Lie = Callable[[RecordDict], RecordDict | Error | None]  # what arrives of an answer; None: nothing
 KINDS = {"query.join": 0, "train": 1, "evaluate": 1}  # where a liar lies: its message and the round
 
@@ -28,11 +31,54 @@ class LyingGrid(SpyGrid):
         self.node, self.lies = list(self.contexts)[names.index(liar)], lies
 
     def _answer(self, message: Message) -> Message:
-        reply = super()._answer(message)
-        kind = message.metadata.message_type
-        number = read_broadcast(message.content).round if "config" in message.content else 0
-        lie = self.lies.get((kind, number)) if message.metadata.dst_node_id == self.node else None
-        return lied(lie, reply, message) if lie else reply
+        reply, lie = super()._answer(message), self.lies.get(asked(message))
+        return lied(lie, reply, message) if lie and message.metadata.dst_node_id == self.node else reply
+
+
+class HostsGrid(LocalGrid):
+    """A grid of hosts of two clients each, one of whom lies (`lies`), or the first host itself (`wrecks`)."""
+
+    hosts = True
+
+    def __init__(
+        self,
+        e: Experiment,
+        liar: str = "",
+        lies: Mapping[tuple[str, int], Lie] = NONE,
+        wrecks: Mapping[tuple[str, int], Lie] = NONE,
+    ) -> None:
+        super().__init__()
+        names = [data.name for data in clients_data(e)]
+        honest = client_app(lambda _: (e, None))
+
+        def app(message: Message, context: Context) -> Message:
+            reply, lie = honest(message, context), lies.get(asked(message))
+            who = names[int(context.node_config["partition-id"])]
+            return lied(lie, reply, message) if lie and who == liar else reply
+
+        order = sorted(range(len(names)), key=names.__getitem__)  # in which the server sums them
+        parts = [order[start : start + 2] for start in range(0, len(names), 2)]
+        self.each = {2 + k: Host(cast(ClientApp, app), part, len(names)) for k, part in enumerate(parts)}
+        self.wrecks = wrecks
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Return the hosts' node ids."""
+        return list(self.each)
+
+    def _answer(self, message: Message) -> Message:
+        host = self.each[message.metadata.dst_node_id]
+        reply = Message(host.answer(message.metadata.message_type, message.content), reply_to=message)
+        wreck = self.wrecks.get(asked(message)) if message.metadata.dst_node_id == 2 else None
+        return lied(wreck, reply, message) if wreck else reply
+
+
+def asked(message: Message) -> tuple[str, int]:
+    """Return the kind and the round of a message."""
+    config = message.content.config_records.get("config")
+    if config is None:  # to join, or of several clients in a stage of a secure sum
+        parts = [r["round"] for name, r in message.content.config_records.items() if name.endswith("/config")]
+        return message.metadata.message_type, int(cast(int, parts[0])) if parts else 0
+    return message.metadata.message_type, int(cast(int, config["round"]))
 
 
 def lied(lie: Lie, reply: Message, message: Message) -> Message:
@@ -180,3 +226,41 @@ def lies(draw: st.DrawFn) -> Lie:
         silence,
     ]
     return draw(st.sampled_from(choices))
+
+
+LISTS = st.one_of(
+    st.lists(st.integers(-3, 3), max_size=5),
+    st.lists(st.sampled_from([0.0, 1e308, -1.0, 1e9]), max_size=5),
+    st.lists(st.sampled_from(["films", "shop", "news", "books", "x" * 10**6, "\n", ""]), max_size=5),
+    st.lists(st.binary(max_size=40), max_size=5),
+    st.lists(st.booleans(), max_size=5),
+)
+
+
+@st.composite
+def wrecks(draw: st.DrawFn) -> Lie:
+    """Return a change of any field of any message."""
+    place, field = draw(st.integers(0, 50)), draw(st.integers(0, 50))
+    array, value, how = draw(arrays()), draw(VALUES), draw(st.integers(0, 4))
+    word = draw(st.one_of(WORDS, LISTS, NUMBERS))
+    numbers = draw(st.one_of(st.lists(st.integers(-3, 3), max_size=5), NUMBERS))
+
+    def wreck(content: RecordDict) -> RecordDict:
+        records = dict(content)
+        name = sorted(records)[place % len(records)]
+        record = records[name]
+        key = sorted(record)[field % len(record)] if len(record) else ""
+        if how == 0:
+            del records[name]
+        elif how == 1 and key:
+            del record[key]
+        elif isinstance(record, ArrayRecord):
+            usual = entry(value)(record[key]) if key and how == 2 and record[key].numpy().dtype.kind == "f" else array
+            records[name] = ArrayRecord({**record, key or "x": usual})
+        elif isinstance(record, MetricRecord):
+            records[name] = MetricRecord({**record, key or "x": numbers})
+        else:
+            records[name] = ConfigRecord({**record, key or "x": word})
+        return RecordDict(records)
+
+    return wreck

@@ -2,21 +2,25 @@
 
 from collections.abc import Callable, Mapping
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, Error, RecordDict
+from flwr.serverapp import Grid
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from fedrec import aggregation
+from fedrec.experiment import Experiment
 from fedrec.records import Record
-from server.faults import LONGEST
+from server.faults import LONGEST, ClientFailure
 from server.strategy import Coordinator
 from simulations.apps import plan_of
 from tests.helpers import experiment
 from tests.liars import (
     KINDS,
+    HostsGrid,
     Lie,
     LyingGrid,
     archive,
@@ -29,6 +33,7 @@ from tests.liars import (
     with_config,
     with_metrics,
     with_records,
+    wrecks,
 )
 
 LIAR = "shop"
@@ -169,3 +174,87 @@ def test_random_lies_end_no_run_and_change_nothing_for_the_others(tries: Callabl
 
     lie_once()
     assert counts["refused"] > counts["admitted"]
+
+
+@pytest.fixture
+def pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let two clients be a chunk, so that a host of two adds them up."""
+    monkeypatch.setattr(aggregation, "CHUNK", 2)
+
+
+def hosted(grid: Callable[[Experiment], Grid], method: str = "fedper", **fields: Any) -> Coordinator:
+    """Run an experiment of four clients on a grid; return its coordinator."""
+    e = experiment(method, **{"clients": 4, "quorum": 0.0, "market": {"users": 40, "items": 60}, **fields})
+    made = grid(e)
+    coordinator = Coordinator(made, plan_of(e))
+    coordinator.fit(list(made.get_node_ids()))
+    return coordinator
+
+
+@pytest.mark.parametrize(
+    "name", ["one 1e+08", "one 1e+38", "0-d", "archive", "device in HTML", "loss 1e308", "rows", "no content"]
+)
+def test_a_host_refuses_before_it_adds_up_what_the_server_refuses(name: str, pairs: None) -> None:
+    lie = {("train", 1): TRAIN[name]}
+    made = hosted(lambda e: HostsGrid(e, LIAR, lie)).record
+    assert [(row["round"], row["client"]) for row in made.faults] == [(1, LIAR)]
+    assert refused(made)
+    for other in (lie, {("train", 1): silence}):
+        assert honest(made) == honest(hosted(lambda e, told=other: LyingGrid(e, LIAR, told)).record)  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("name", list(JOIN))
+def test_a_host_goes_on_without_a_client_that_lies_at_joining(name: str, pairs: None) -> None:
+    lie = {("query.join", 0): JOIN[name]}
+    made = hosted(lambda e: HostsGrid(e, LIAR, lie)).record
+    assert len(made.faults) == 1 and refused(made)
+    assert honest(made) == honest(hosted(lambda e: LyingGrid(e, LIAR, {("query.join", 0): silence})).record)
+
+
+@pytest.mark.parametrize("value", [1e8, -1e38, float("nan")])
+def test_a_broken_sum_is_refused_as_a_whole_with_all_its_clients_named(value: float, pairs: None) -> None:
+    def wreck(content: RecordDict) -> RecordDict:
+        return cast(RecordDict, with_array("item_table", entry(value), "sum.0")(content))
+
+    made = hosted(lambda e: HostsGrid(e, wrecks={("train", 1): wreck}))
+    first = list(made.carriers)
+    named = [row["client"] for row in made.record.faults]
+    assert len(named) == 2 and {row["kind"] for row in made.record.faults} == {"contract"}
+    assert refused(made.record)
+    drop = "1:" + ",".join(map(str, named))
+    without = hosted(lambda e: HostsGrid(e), dropout=drop)
+    assert first == list(without.carriers)
+    assert honest(made.record) == honest(without.record)
+
+
+@pytest.mark.soak
+def test_random_messages_of_a_host_end_no_run(tries: Callable[[int, int], int], pairs: None) -> None:
+    @settings(max_examples=tries(15, 300), database=None, suppress_health_check=list(HealthCheck), deadline=None)
+    @given(wrecks(), st.sampled_from(list(KINDS)))
+    def wreck_once(wreck: Lie, kind: str) -> None:
+        made = hosted(lambda e: HostsGrid(e, wrecks={(kind, KINDS[kind]): wreck})).record
+        refused(made)
+        assert len(made.rounds) == 2
+
+    wreck_once()
+
+
+STAGES = ["query.join", "train.keys", "train.shares", "train.masked", "train.unmask", "evaluate"]
+
+
+@pytest.mark.soak
+def test_random_messages_in_a_secure_sum_end_it_by_name_or_not_at_all(tries: Callable[[int, int], int]) -> None:
+    @settings(max_examples=tries(15, 300), database=None, suppress_health_check=list(HealthCheck), deadline=None)
+    @given(wrecks(), st.sampled_from(STAGES), st.booleans())
+    def wreck_once(wreck: Lie, stage: str, hosts: bool) -> None:
+        lie = {(stage, int(stage != "query.join")): wreck}
+        try:
+            grid = HostsGrid if hosts else LyingGrid
+            made = hosted(lambda e: grid(e, LIAR, lie), secure={"active": True}).record
+        except ClientFailure as failure:
+            assert str(failure).isprintable() and len(str(failure)) < 2000
+        else:
+            refused(made)
+            assert len(made.rounds) == 2
+
+    wreck_once()

@@ -6,7 +6,7 @@ from typing import Any
 from flwr.app import ConfigRecord, RecordDict
 
 from fedrec.sharing import ContractError
-from fedrec.wire.messages import part, quoted, texts
+from fedrec.wire.messages import part, plain, texts
 from fedrec.wire.secure import strings
 
 
@@ -32,5 +32,5 @@ def unbundled(content: RecordDict) -> tuple[dict[str, RecordDict], dict[str, str
         if slash and place in found:
             found[place][name] = record
         elif key != "clients":
-            raise ContractError(f"record {quoted(key)}: must be of a client of the message")
+            raise ContractError(f"record {plain(key)}: must be of a client of the message")
     return dict(zip(names, found.values(), strict=True)), dict(zip(failed, reasons, strict=True))

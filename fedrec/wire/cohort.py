@@ -27,11 +27,13 @@ ALONE = -1  # the chunk of a client whose own contribution is wanted
 class Call:
     """What the clients of a node are sent, and, for those of whom only the sum is wanted, their chunk and weight p_i.
 
-    The order of `broadcasts` is that of the sums.
+    The order of `broadcasts` is that of the sums. `told` are the metrics that go with an answer that is summed: whoever
+    adds up leaves out a client whose metrics the server would refuse, with all that it had been summed with.
     """
 
     broadcasts: dict[str, Broadcast]
     chunks: dict[str, tuple[int, float]] = field(default_factory=dict)
+    told: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,7 @@ def call_record(call: Call) -> RecordDict:
             "split": first.split,
             "rho": first.rho,
             "client": list(call.broadcasts),
+            "told": list(call.told),
             "keep": [one.keep for one in sent],
             "seen": [one.seen for one in sent],
             "shared": [values.add(one.values) for one in sent],
@@ -142,7 +145,7 @@ def read_call(content: RecordDict) -> Call:
         for name, chunk, weight in zip(names, columns["chunk"], columns["weight"], strict=True)
         if chunk != ALONE
     }
-    return Call(broadcasts, chunks)
+    return Call(broadcasts, chunks, tuple(_strings(config, "told", METRIC)))
 
 
 def answers_record(answers: Answers) -> RecordDict:

@@ -122,6 +122,11 @@ def texts(name: str, value: object) -> list[str]:
     return [str(one)[:TEXT] for one in value]
 
 
+def plain(name: str) -> str:
+    """Return the name of a record, as it may be quoted in an error."""
+    return quoted(name).strip("'")
+
+
 def quoted(value: object) -> str:
     """Return what was found, as it may be quoted in an error: in ASCII, and its beginning only."""
     text = ascii(value) if not isinstance(value, ConfigRecord) else ascii(dict(value))
@@ -132,7 +137,7 @@ def only(record: RecordDict, allowed: set[str]) -> None:
     """Raise ContractError unless the message holds only the allowed records, and the ones that every message has."""
     for name in record:
         if name not in allowed:
-            raise ContractError(f"record {quoted(name)}: must be one of {', '.join(sorted(allowed))}")
+            raise ContractError(f"record {plain(name)}: must be one of {', '.join(sorted(allowed))}")
     needed = {"shared": ArrayRecord, "config": ConfigRecord} | (
         {"metrics": MetricRecord} if "metrics" in allowed else {}
     )

@@ -17,7 +17,17 @@ from fedrec.privacy.secure_sum import Keys, Member, Stage
 from fedrec.privacy.shamir import SHARE
 from fedrec.sharing import BYTES, Broadcast, ContractError, admit_device, admit_name
 from fedrec.wire.arrays import array, numbers
-from fedrec.wire.messages import Entry, broadcast_record, ledger, part, quoted, read_broadcast, read_ids, read_metrics
+from fedrec.wire.messages import (
+    Entry,
+    broadcast_record,
+    ledger,
+    part,
+    plain,
+    quoted,
+    read_broadcast,
+    read_ids,
+    read_metrics,
+)
 
 KINDS: dict[Stage, str] = {
     "keys": "train.keys",
@@ -214,7 +224,7 @@ def _record(**values: Any) -> ConfigRecord:
 def _only(content: RecordDict, *allowed: str) -> None:
     for name in content:
         if name not in allowed:
-            raise ContractError(f"record {quoted(name)}: must be one of {', '.join(sorted(allowed))}")
+            raise ContractError(f"record {plain(name)}: must be one of {', '.join(sorted(allowed))}")
 
 
 def _from(content: RecordDict, client: str, *others: str) -> None:

@@ -13,11 +13,12 @@ from flwr.clientapp import ClientApp
 from fedrec.aggregation import Carrier, Subtotal, admit_start, carrier, catalogue, subtotal, union
 from fedrec.parameters import Params, norm, same
 from fedrec.proportion import change, large, too_far
-from fedrec.sharing import Broadcast, ContractError, Contribution, admit
+from fedrec.sharing import Broadcast, ContractError, Contribution, admit, admit_metrics
 from fedrec.wire import ALONE, Answers, Call, answers_record, broadcast_record, pack, read_call, read_contribution
 from fedrec.wire.bundle import bundled, unbundled
 from fedrec.wire.messages import TEXT
 from fedrec.wire.secure import STAGES
+from server.scores import admit_told
 from simulations.engines.local import RUN_ID, SERVER_NODE, identify
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ class Host:
         rows = union(list(members.values()))
 
         def parts() -> Iterator[tuple[Carrier, Params, Params]]:
-            for reply, z in self.proportionate(self.each(kind, call, names, found), members, found):
+            for reply, z in self.proportionate(call, self.each(kind, call, names, found), members, found):
                 found.contributions.append(replace(reply, values={}))
                 yield members[reply.client], reply.values, z
 
@@ -119,7 +120,11 @@ class Host:
         return [total] if total.clients else []
 
     def proportionate(
-        self, replies: Iterable[tuple[Contribution, Broadcast]], members: Mapping[str, Carrier], found: Answers
+        self,
+        call: Call,
+        replies: Iterable[tuple[Contribution, Broadcast]],
+        members: Mapping[str, Carrier],
+        found: Answers,
     ) -> Iterator[tuple[Contribution, Params]]:
         """Yield the replies that may be added up, in their order, each with what it answers; note the failures.
 
@@ -130,6 +135,10 @@ class Host:
         for reply, broadcast in replies:
             try:
                 reply = replace(reply, values=admit(reply.values, members[reply.client].like))
+                if reply.rows:
+                    raise ContractError("record rows: must be sent to join alone, found it in an answer")
+                admit_metrics(reply.metrics, call.told)
+                admit_told(reply, frozenset(call.told))
             except ContractError as error:
                 found.failed[reply.client] = str(error)
                 continue
