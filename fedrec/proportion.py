@@ -39,13 +39,15 @@ def refusals(
     return found
 
 
-def too_far(changes: Mapping[Who, float], sent: Mapping[Who, float]) -> dict[Who, str]:
+def too_far(
+    changes: Mapping[Who, float], sent: Mapping[Who, float], what: str = "the change of the parameters"
+) -> dict[Who, str]:
     """Return which of a cohort's `changes` are out of proportion, and why; `sent` has |z_i| of those that may be."""
     found: dict[Who, str] = {}
     for name, size in sent.items():
         limit = MULTIPLE * max(size, 1.0, others(changes, name))
         if changes[name] > limit:
-            found[name] = f"the change of the parameters must be at most {limit:.4g} in norm, found {changes[name]:.4g}"
+            found[name] = f"{what} must be at most {limit:.4g} in norm, found {changes[name]:.4g}"
     return found
 
 

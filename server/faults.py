@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from fedrec.aggregation import Subtotal
-from fedrec.parameters import Params
-from fedrec.proportion import refusals
+from fedrec.parameters import Params, norm
+from fedrec.proportion import too_far
 from fedrec.sharing import TABLES, ContractError, Contribution
 
 LONGEST = 300  # characters of a fault's text, which a client may have written
@@ -91,9 +91,8 @@ def unlike(replies: Sequence[Contribution]) -> dict[str, str]:
 
 def unheard(replies: Sequence[Contribution]) -> dict[str, str]:
     """Return, for each client whose first tensors are out of all proportion to the others', what is wrong with them."""
-    nothing: Params = {}
-    first = {reply.client: reply.values for reply in replies}
-    return refusals(first, dict.fromkeys(first, nothing), increments=True) if len(first) > 1 else {}
+    sizes = {reply.client: norm(reply.values) for reply in replies}
+    return too_far(sizes, dict.fromkeys(sizes, 0.0), "the first parameters") if len(sizes) > 1 else {}
 
 
 def forms_of(values: Params) -> dict[str, str]:

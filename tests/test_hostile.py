@@ -1,22 +1,49 @@
 """One client lies: the run ends, and the others' results are to the bit what they are when its answers are lost."""
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from copy import deepcopy
 from functools import cache
 from typing import Any, cast
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, Error, RecordDict
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, RecordDict
 from flwr.serverapp import Grid
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fedrec import aggregation
+from clients.app import client_app
+from clients.stacked import StackedClients
+from fedrec import aggregation, proportion
 from fedrec.experiment import Experiment
+from fedrec.holdings import clients_data
+from fedrec.privacy.encoding import Layout
+from fedrec.privacy.secure_sum import Keys
 from fedrec.records import Record
+from fedrec.sharing import Broadcast, ContractError
+from fedrec.wire import Call, broadcast_record, call_record, read_broadcast, read_call
+from fedrec.wire.bundle import bundled, unbundled
+from fedrec.wire.secure import (
+    SEALED,
+    Masked,
+    masked_call,
+    read_masked,
+    read_roster,
+    read_unmask,
+    roster_call,
+    unmask_call,
+)
+from server import cohorts, faults
 from server.faults import LONGEST, ClientFailure
 from server.strategy import Coordinator
 from simulations.apps import plan_of
+from simulations.engines import InlineGrid
+from simulations.engines.batched import BatchedGrid
+from simulations.engines.host import Host
+from simulations.engines.hosts import StackedHost
+from simulations.engines.slots import in_order
 from tests.helpers import experiment
 from tests.liars import (
     KINDS,
@@ -182,9 +209,9 @@ def pairs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(aggregation, "CHUNK", 2)
 
 
-def hosted(grid: Callable[[Experiment], Grid], method: str = "fedper", **fields: Any) -> Coordinator:
-    """Run an experiment of four clients on a grid; return its coordinator."""
-    e = experiment(method, **{"clients": 4, "quorum": 0.0, "market": {"users": 40, "items": 60}, **fields})
+def hosted(grid: Callable[[Experiment], Grid], e: Experiment | None = None, **fields: Any) -> Coordinator:
+    """Run an experiment, usually of four clients, on a grid; return its coordinator."""
+    e = e or experiment("fedper", **{"clients": 4, "quorum": 0.0, "market": {"users": 40, "items": 60}, **fields})
     made = grid(e)
     coordinator = Coordinator(made, plan_of(e))
     coordinator.fit(list(made.get_node_ids()))
@@ -256,5 +283,56 @@ def test_random_messages_in_a_secure_sum_end_it_by_name_or_not_at_all(tries: Cal
         else:
             refused(made)
             assert len(made.rounds) == 2
+
+    wreck_once()
+
+
+@pytest.mark.parametrize(("method", "multiple"), [("fedper", 0.588), ("scaffold", 1.0)])
+def test_who_adds_up_does_not_decide_who_is_refused(
+    method: str, multiple: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a multiple so small that honest clients are beyond it: the server, a host, and a host that stacks agree."""
+    monkeypatch.setattr(proportion, "MULTIPLE", multiple)
+    monkeypatch.setattr(cohorts, "MULTIPLE", 10.0)
+    monkeypatch.setattr(faults, "too_far", lambda *sizes: {})  # they may join
+    fields = {"quorum": 0.0, "optimiser": "sgd", "lr": 10.0} if method == "scaffold" else {"quorum": 0.0}
+    e = experiment(method, clients=5, **fields)
+    stacks = hosted(lambda e: BatchedGrid(StackedHost(StackedClients(e, clients_data(e), "cpu", None))), e=e).record
+    single = hosted(lambda e: InlineGrid(client_app(lambda _: (e, None)), 5), e=e).record
+    app = client_app(lambda _: (e, None))
+    summed = hosted(lambda e: BatchedGrid(Host(app, in_order(e), 5)), e=e).record
+    found = [[(row["round"], row["client"]) for row in record.faults] for record in (single, summed, stacks)]
+    assert found[0] and found[0] == found[1] == found[2]
+    assert len(found[0]) < 5 * e.rounds
+    assert honest(single) == honest(summed)
+    for name, value in single.shared.items():
+        torch.testing.assert_close(value, stacks.shared[name], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.soak
+def test_random_messages_of_the_server_are_read_or_refused(tries: Callable[[int, int], int]) -> None:
+    """A client refuses what it cannot read with an error of the contract, and nothing else."""
+    z = {"item_table": torch.ones(3, 2), "item_bias": torch.zeros(3, 1)}
+    sent = Broadcast(1, z, True, "test", 0.5, 0, z, {"item": np.arange(3)})
+    asked = Call({"films": sent, "shop": Broadcast(1, z)}, {"films": (0, 1.0)}, ("loss",))
+    shares = [("films", bytes(SEALED))]
+    masked = Masked(Broadcast(1, z), shares, Layout({"item_table": (3, 2)}, {"item_table": np.arange(3)}))
+    messages: list[tuple[RecordDict, Callable[[RecordDict], object]]] = [
+        (broadcast_record(sent), read_broadcast),
+        (call_record(asked), read_call),
+        (masked_call(masked), read_masked),
+        (roster_call(1, {"films": Keys(bytes(32), bytes(32))}), read_roster),
+        (unmask_call(1, ["films"], ["shop"]), read_unmask),
+        (bundled({"films": RecordDict({"config": ConfigRecord({"round": 1})})}, {"shop": "no"}), unbundled),
+    ]
+
+    @settings(max_examples=tries(100, 2000), database=None, suppress_health_check=list(HealthCheck), deadline=None)
+    @given(wrecks(), st.sampled_from(range(len(messages))))
+    def wreck_once(wreck: Lie, which: int) -> None:
+        content, read = messages[which]
+        made = wreck(deepcopy(content))
+        assert isinstance(made, RecordDict)
+        with suppress(ContractError):
+            read(made)
 
     wreck_once()
