@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from io import BytesIO
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -25,8 +26,8 @@ KINDS = {"query.join": 0, "train": 1, "evaluate": 1}  # where a liar lies: its m
 class LyingGrid(SpyGrid):
     """A grid on which what one client sends arrives otherwise: `lies` by (kind of message, round)."""
 
-    def __init__(self, e: Experiment, liar: str, lies: Mapping[tuple[str, int], Lie]) -> None:
-        super().__init__(client_app(lambda _: (e, None)), len(clients_data(e)))
+    def __init__(self, e: Experiment, liar: str, lies: Mapping[tuple[str, int], Lie], home: Path | None = None) -> None:
+        super().__init__(client_app(lambda _: (e, home)), len(clients_data(e)))
         names = [data.name for data in clients_data(e)]
         self.node, self.lies = list(self.contexts)[names.index(liar)], lies
 

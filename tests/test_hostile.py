@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from copy import deepcopy
 from functools import cache
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -66,13 +67,13 @@ from tests.liars import (
 LIAR = "shop"
 
 
-def run(method: str, told: Mapping[tuple[str, int], Lie], **fields: Any) -> Record:
+def run(method: str, told: Mapping[tuple[str, int], Lie], home: Path | None = None, **fields: Any) -> Record:
     """Run an experiment in which one client lies; return its record."""
     if method == "scaffold":
         fields["optimiser"] = "sgd"
     e = experiment(method, **{"quorum": 0.0, "market": {"users": 40, "items": 60}, **fields})
-    grid = LyingGrid(e, LIAR, told)
-    return Coordinator(grid, plan_of(e)).fit(list(grid.get_node_ids()))
+    grid = LyingGrid(e, LIAR, told, home)
+    return Coordinator(grid, plan_of(e, home)).fit(list(grid.get_node_ids()))
 
 
 @cache
@@ -162,6 +163,13 @@ def test_a_lie_at_joining_is_refused_and_the_others_do_not_notice(name: str) -> 
     assert [(row["round"], row["during"]) for row in made.faults] == [(0, "join")]
     assert refused(made)
     assert honest(made) == honest(lost("fedper", "query.join"))
+
+
+def test_a_client_that_says_that_it_has_nearly_all_the_data_is_named() -> None:
+    made = run("fedper", {("query.join", 0): with_metrics(examples=1e9)})
+    assert not made.faults
+    assert [note for note in made.notes if note.startswith("shop says that it has 100% of all training rows")]
+    assert not [note for note in run("fedper", {}).notes if "says that it has" in note]
 
 
 EVALUATE: dict[str, Lie] = {
@@ -336,3 +344,13 @@ def test_random_messages_of_the_server_are_read_or_refused(tries: Callable[[int,
             read(made)
 
     wreck_once()
+
+
+def test_under_noise_for_clients_a_verdict_depends_on_nobody_else(tmp_path: Path) -> None:
+    """There the clip bounds an answer: whether one counts may not tell of the others."""
+    private = {"weights": "uniform", "privacy": {"unit": "client", "noise": 1.0, "replay": True}}
+    lies: list[Lie] = [with_array("item_table", entry(1e11)), with_array("item_table", entry(1e13)), silence]
+    made = [run("fedper", {("train", 1): lie}, tmp_path / str(n), **private) for n, lie in enumerate(lies)]
+    assert [len(record.faults) for record in made] == [0, 1, 1]
+    assert honest(made[1]) == honest(made[2])
+    assert all(float(value.abs().max()) < 1e3 for record in made for value in record.shared.values())

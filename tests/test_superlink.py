@@ -57,9 +57,9 @@ class Begun:
         until(lambda: not marked(self.mark), 30)
         return self.process.returncode, errors
 
-    def ports(self) -> list[str]:
-        """Return the addresses on which any of its processes listens for TCP, in the kernel's notation."""
-        held, found = inodes(self.mark), []
+    def ports(self, command: bytes = b"") -> list[str]:
+        """Return the addresses on which its processes of a command listen for TCP, in the kernel's notation."""
+        held, found = inodes(self.mark, command), []
         for table in ("tcp", "tcp6"):
             rows = [line.split() for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]]
             found += [row[1] for row in rows if row[3] == "0A" and row[9] in held]
@@ -111,10 +111,10 @@ def sockets(mark: str) -> list[Path]:
     return [Path(row[7]) for row in rows if len(row) > 7 and row[6] in held and row[3] == "00010000"]
 
 
-def inodes(mark: str) -> set[str]:
-    """Return the inodes of all sockets that processes with a mark hold."""
+def inodes(mark: str, command: bytes = b"") -> set[str]:
+    """Return the inodes of all sockets that processes with a mark hold, of those that run a command."""
     found = set()
-    for pid in marked(mark):
+    for pid in (pid for pid in marked(mark) if command in command_line(pid)):
         with suppress(OSError):
             links = [str(path.readlink()) for path in Path(f"/proc/{pid}/fd").iterdir()]
             found |= {link[8:-1] for link in links if link.startswith("socket:[")}
@@ -199,6 +199,9 @@ def test_flwr_run_works_offline_tells_a_failure_and_leaves_nothing_behind(tmp_pa
     diverging = ["--lr", "900000", "--optimiser", "sgd", "--rounds", "30", "--task", "rating"]
     good = Begun("flower", "--rounds", "1", "--quiet", "--out", str(out))
     bad = Begun("flower", *diverging, "--quiet", "--out", str(none))  # at the same time: nothing of the two is shared
+    until(lambda: sockets(good.mark))
+    assert [stranger(place) for place in sockets(good.mark)] == ["PermissionError"]
+    assert good.ports(b"flower-superlink") == []
     assert good.end() == (0, "")
     assert_same(inline(tmp_path / "inline", "--rounds", "1"), out)
     status, errors = bad.end()
