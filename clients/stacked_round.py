@@ -14,7 +14,8 @@ from fedrec.aggregation import Subtotal
 from fedrec.batches import Recipe
 from fedrec.coordination import Link, Own
 from fedrec.experiment import Experiment
-from fedrec.parameters import Params, norm, subtract, to
+from fedrec.parameters import LARGEST, Params, finite, norm, subtract, to
+from fedrec.proportion import large, too_far
 from fedrec.sharing import TABLES, Broadcast, Contribution
 from fedrec.stacking import Block, Changed, Part, Stack, Sum, Terms, client, train, trained, write
 from fedrec.wire import Answers, Call
@@ -121,6 +122,7 @@ class Round:
             terms=terms,
         ):
             self.diverged(part)
+            self.disproportionate(part)
             if self.total:
                 self.total.add(crowd.cohort, self.z, part, weight[torch.from_numpy(part.clients)])
             write(self.private, part)
@@ -139,22 +141,41 @@ class Round:
     def diverged(self, part: Part) -> None:
         """Take out the clients of a part whose parameters are not finite."""
         made = [*part.values.items(), *part.personal.items()]
-        if all(bool(value.sum().isfinite()) for _, value in made):
+        if all(finite(value) for _, value in made):
             return
         good = np.ones(len(part.clients), dtype=np.bool_)
         for name, value in made:
-            finite = value.isfinite().reshape(len(value), -1).all(1).cpu().numpy()
-            np.logical_and.at(
-                good, part.touched[TABLES[name]].owner if name in TABLES else np.arange(len(good)), finite
-            )
+            sound = (value.abs() <= LARGEST).reshape(len(value), -1).all(1).cpu().numpy()
+            np.logical_and.at(good, part.touched[TABLES[name]].owner if name in TABLES else np.arange(len(good)), sound)
         lr = self.experiment.lr
         for place in part.clients[~good].tolist():
             found = f"lr: must be small enough for finite parameters, found {lr} in round {self.sent[place].round}"
-            self.failed[place] = found
-            if self.total and self.weight[place]:
-                alone = np.array([place])
-                self.total.start(self.crowd.cohort, self.z, alone, torch.tensor([-self.weight[place]]))
-            self.weight[place] = 0.0
+            self.leave_out(place, found)
+
+    def disproportionate(self, part: Part) -> None:
+        """Take out the clients of a part that would be summed, and whose change is out of all proportion."""
+        shared = {name: part.values[name] for name in self.total.total} if self.total else {}
+        if not large(shared, {}, increments=True):
+            return
+        crowd, squares = self.crowd, torch.zeros(len(part.clients), dtype=torch.float64)
+        for name, value in shared.items():
+            if name in TABLES:
+                owner = torch.from_numpy(part.touched[TABLES[name]].owner)
+                moved = value - self.z.take(name, crowd.cohort, part.clients, part.touched)
+                squares.index_add_(0, owner, moved.double().square().sum(1).cpu())
+            else:
+                moved = value - self.z.at(name, crowd.cohort, part.clients, part.clients)
+                squares += moved.double().square().reshape(len(value), -1).sum(1).cpu()
+        changes = {p: s for p, s in zip(part.clients.tolist(), squares.sqrt().tolist(), strict=True) if self.weight[p]}
+        for place, text in too_far(changes, {p: norm(self.sent[p].values) for p in changes}).items():
+            self.leave_out(place, text)
+
+    def leave_out(self, place: int, text: str) -> None:
+        """Let a client fail, and take it out of the sum that it was to be in."""
+        self.failed[place] = text
+        if self.total and self.weight[place]:
+            self.total.start(self.crowd.cohort, self.z, np.array([place]), torch.tensor([-self.weight[place]]))
+        self.weight[place] = 0.0
 
     def finish(self) -> Answers:
         """Remember what the clients have become, and return what they answer."""

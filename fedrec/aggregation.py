@@ -1,7 +1,7 @@
 """Server operators over the clients' updates: the weighted mean, each row over the clients that carry it."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 import numpy as np
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fedrec.data.types import Ints
 from fedrec.parameters import Params, norm, subtract
-from fedrec.sharing import TABLES, ContractError
+from fedrec.sharing import EXAMPLES, TABLES, ContractError, Contribution, admit_first, admit_metrics, admit_rows
 
 CHUNK = 64
 
@@ -47,6 +47,20 @@ def carrier(client: str, values: Params, rows: dict[str, Ints], server_rows: dic
     # One zero seen under every index: a thousand copies of a table are not kept for their shapes.
     like = {name: value.new_zeros(()).expand(value.shape) for name, value in values.items()}
     return Carrier(client, like, positions, weight, whole)
+
+
+def admit_start(reply: Contribution) -> Contribution:
+    """Return what a client joined with, if its tensors are parameters, its row ids fit them and its examples a number.
+
+    Raises ContractError.
+    """
+    admit_first(reply.values)
+    examples = admit_metrics(reply.metrics, ["examples"]).get("examples", -1.0)
+    if not 0 <= examples <= EXAMPLES:
+        raise ContractError(f"examples: must be a number from 0 to {EXAMPLES:g}, found {examples}")
+    rows = admit_rows(reply.rows)
+    carrier(reply.client, reply.values, rows, rows, 1.0)
+    return replace(reply, rows=rows)
 
 
 def alone(carriers: Sequence[Carrier], rows: dict[str, Ints]) -> list[str]:

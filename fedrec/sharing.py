@@ -4,6 +4,9 @@ What is not named is private. Tables are shared by global row id, so that client
 rows that they have in common.
 """
 
+import math
+import re
+import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -12,7 +15,7 @@ import torch
 
 from fedrec.data.types import Ints
 from fedrec.errors import choose
-from fedrec.parameters import Params, covers, finite
+from fedrec.parameters import LARGEST, Params, covers, finite
 
 # What is keyed by rows, and the key space of the rows: parameters, and the logits on the public probe.
 PARAMETERS = {"item_table": "item", "item_bias": "item", "user_table": "user", "user_bias": "user"}
@@ -33,6 +36,15 @@ SHARINGS = {
     "all-but-heads": (*ITEMS, *BODY, *MIXING, "towers"),
     "all-but-users": (*ITEMS, *BODY, *MIXING, "towers", "heads", "attributes"),
 }
+# What a message may hold beside what a client's contract says of it.
+NAME = 255  # characters of the name of a client or a parameter
+METRIC = 3 * NAME  # of a metric, which may be client/task/metric
+DEVICE = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
+TENSORS = 10_000  # of one message
+DIMENSIONS = 8
+BYTES = 2**32  # of the tensors of one message
+FAR = 1e100  # size of a metric; sums and squares of such are still numbers
+EXAMPLES = 1e12  # training rows that a client may say that it has
 
 
 class ContractError(ValueError):
@@ -118,9 +130,11 @@ def admit(received: Mapping[str, torch.Tensor], like: Mapping[str, torch.Tensor]
         if value.dtype != expected.dtype:
             raise ContractError(f"{name}: must have dtype {expected.dtype}, found {value.dtype}")
         if not finite(value):
-            position = int((~torch.isfinite(value)).reshape(-1).to(torch.uint8).argmax())
-            found = float(value.reshape(-1)[position])
-            raise ContractError(f"{name}: every value must be finite, found {found} at entry {position}")
+            flat = value.reshape(-1)
+            position = int((~(flat.abs() <= LARGEST)).to(torch.uint8).argmax())
+            worst = float(flat[position])
+            rule = f"at most {LARGEST:g} in size" if math.isfinite(worst) else "finite"
+            raise ContractError(f"{name}: every value must be {rule}, found {worst} at entry {position}")
     missing = like.keys() - received.keys()
     if missing:
         raise ContractError(f"{min(missing)}: must be sent, found missing")
@@ -134,12 +148,44 @@ def admit_round(number: int, rounds: int) -> int:
     return number
 
 
+def admit_first(received: Mapping[str, torch.Tensor]) -> Params:
+    """Return the tensors that a client joins with if they are such as parameters can be; raises ContractError."""
+    for name, value in received.items():
+        if value.dtype not in (torch.float32, torch.float64):
+            raise ContractError(f"{name}: must be of float32 or float64, found {value.dtype}")
+    return admit(received, received)
+
+
+def admit_name(what: str, value: object, most: int = NAME) -> str:
+    """Return a name: a text of 1 to `most` characters, none of which moves the cursor; raises ContractError."""
+    if not isinstance(value, str):
+        raise ContractError(f"{what}: must be a text, found {type(value).__name__}")
+    if not 0 < len(value) <= most:
+        raise ContractError(f"{what}: must have 1 to {most} characters, found {len(value)}")
+    if not value.isprintable() and any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in value):
+        raise ContractError(f"{what}: must have no control characters, found {value[:40]!a}")
+    return value
+
+
+def admit_device(value: object) -> str:
+    """Return the name of a device, such as cuda:0; raises ContractError."""
+    if not isinstance(value, str):
+        raise ContractError(f"device: must be a text, found {type(value).__name__}")
+    if not DEVICE.fullmatch(value):
+        found = f"{len(value)} characters" if len(value) > 64 else ascii(value)
+        raise ContractError(f"device: must be 1 to 64 letters, digits, dots, colons and dashes, found {found}")
+    return value
+
+
 def admit_metrics(received: Mapping[str, float], allowed: Iterable[str]) -> dict[str, float]:
     """Return `received` if every name is on the allow-list, else raise ContractError."""
     permitted = allowed if isinstance(allowed, frozenset) else frozenset(allowed)
     for name in received:
         if name not in permitted:
             raise ContractError(f"metric {name}: must be on the allow-list ({', '.join(sorted(permitted))})")
+    for name, value in received.items():
+        if FAR < abs(value) < math.inf:
+            raise ContractError(f"metric {name}: must be at most {FAR:g} in size, found {value}")
     return dict(received)
 
 

@@ -1,13 +1,15 @@
 """Nodes that host a cohort of clients: one message for all of them, and sums where the server needs no more."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from flwr.app import Message, RecordDict
 
 from fedrec.aggregation import Carrier, Subtotal, chunks, union
-from fedrec.parameters import Params
+from fedrec.parameters import Params, norm, subtract
+from fedrec.proportion import MULTIPLE
 from fedrec.sharing import Broadcast, ContractError, Contribution, admit
 from fedrec.wire import Answers, Call, Entry, ledger, pack, read_answers, read_contribution
 from server.faults import Refused
@@ -35,6 +37,8 @@ def opened(
         return Opened(dict.fromkeys(clients, late), [])
     if answer.has_error():
         return Opened(dict.fromkeys(clients, Refused("error", f"failed: {answer.error.reason}")), [])
+    if not answer.has_content():
+        return Opened(dict.fromkeys(clients, Refused("contract", "must have a content, found none")), [])
     try:
         if not cohort:
             return Opened({clients[0]: read_contribution(answer.content)}, [])
@@ -63,13 +67,17 @@ def each(found: Answers, clients: Sequence[str]) -> Letters:
 
 
 def calls(
-    broadcasts: Mapping[str, Broadcast], nodes: Mapping[str, int], summed: Mapping[str, Carrier]
+    broadcasts: Mapping[str, Broadcast],
+    nodes: Mapping[str, int],
+    summed: Mapping[str, Carrier],
+    told: Iterable[str] = (),
 ) -> dict[int, Call]:
     """Return the call of every node. A client of `summed` is in a chunk if one host has all of the chunk that is sent.
 
     The chunks are those of the mean over all clients, so that the sum of a chunk does not depend on who makes it.
     """
-    chunk, found = chunks(nodes), {node: Call({}) for node in dict.fromkeys(nodes[n] for n in broadcasts)}
+    chunk, names = chunks(nodes), tuple(sorted(told)) if summed else ()
+    found = {node: Call({}, told=names) for node in dict.fromkeys(nodes[n] for n in broadcasts)}
     homes: dict[int, set[int]] = {}
     for name in summed:
         homes.setdefault(chunk[name], set()).add(nodes[name])
@@ -82,7 +90,10 @@ def calls(
 
 
 def admit_subtotal(part: Subtotal, call: Call, carriers: Mapping[str, Carrier]) -> Subtotal:
-    """Return a sum if it is of clients of which one was asked, finite, and of their rows; raises ContractError."""
+    """Return a sum if it is of clients of which one was asked, of their rows, and in proportion to what they were sent.
+
+    Raises ContractError.
+    """
     if not part.clients or not call.chunks.keys() >= set(part.clients) or len(set(part.clients)) != len(part.clients):
         raise ContractError(f"sum: must be of clients that may be summed, once, found {', '.join(part.clients[:5])}")
     members = [carriers[name] for name in part.clients]
@@ -95,7 +106,34 @@ def admit_subtotal(part: Subtotal, call: Call, carriers: Mapping[str, Carrier]) 
         name: value.new_empty((len(rows[name]) if name in rows else len(value), *value.shape[1:])).double()
         for name, value in shapes.items()
     }
-    return Subtotal(part.clients, admit(part.values, like), part.gap)
+    values = admit(part.values, like)
+    sent = weighted_sent(part, call, members, rows, like)
+    mass = math.fsum(call.chunks[name][1] for name in part.clients)
+    moved, limit = norm(subtract(values, sent)), MULTIPLE * max(norm(sent), mass)
+    if moved > limit:
+        raise ContractError(
+            f"sum: must change the mean by at most {limit / mass:.4g} in norm, found {moved / mass:.4g}"
+        )
+    return Subtotal(part.clients, values, part.gap)
+
+
+def weighted_sent(
+    part: Subtotal, call: Call, members: Sequence[Carrier], rows: Mapping[str, torch.Tensor], like: Params
+) -> Params:
+    """Return sum_i p_i z_i of what the clients of a sum were sent, on its rows."""
+    found = {name: torch.zeros(value.shape, dtype=torch.float64) for name, value in like.items()}
+    weights: dict[int, tuple[Params, Carrier, float]] = {}  # those who were sent one object are added once
+    for who in members:
+        z, weight = call.broadcasts[who.client].values, call.chunks[who.client][1]
+        before = weights.get(id(z), (z, who, 0.0))[2]
+        weights[id(z)] = (z, who, before + weight)
+    for z, who, weight in weights.values():
+        for name, value in z.items():
+            if name in rows and len(value) < len(found[name]):
+                found[name].index_add_(0, torch.searchsorted(rows[name], who.positions[name]), value.double() * weight)
+            else:
+                found[name] += value.double() * weight
+    return found
 
 
 Form = tuple[tuple[str, torch.Size, torch.dtype], ...]

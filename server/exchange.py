@@ -1,22 +1,28 @@
 """Messages to the clients and their answers: admitted against the contract, counted in the ledger, in one order."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
-from fedrec.aggregation import Carrier, Subtotal, carrier
+from fedrec.aggregation import Carrier, Subtotal, admit_start, chunks
 from fedrec.parameters import Params
 from fedrec.records import Record, natural
-from fedrec.sharing import Broadcast, ContractError, Contribution, admit, admit_metrics, admit_rows
+from fedrec.sharing import Broadcast, ContractError, Contribution, admit, admit_metrics
 from fedrec.wire import Call, Entry, broadcast_record, call_record, contribution_record, ids_record, ledger, pack
 from server.cohorts import Letters, Opened, Tally, admit_subtotal, calls, opened
-from server.faults import Fault, Outcome, Refused, judged, unlike
+from server.faults import Fault, Outcome, Refused, judged, unheard, unlike
 
 TIMEOUT = 24 * 3600.0
 NOBODY: Mapping[str, Carrier] = {}
+Refuse = Callable[[Mapping[str, Contribution]], Mapping[str, str]]  # answers of a cohort -> what is wrong with some
+
+
+def none_refused(answers: Mapping[str, Contribution]) -> Mapping[str, str]:
+    """Find nothing wrong with answers beside one another."""
+    return {}
 
 
 @dataclass
@@ -41,7 +47,7 @@ class Exchange:
             # Taken from the answers: of a thousand tables there is one copy at a time, not two.
             for letter in opened(answers.pop(node, None), [f"node {node}"], self.hosts, joining=True).letters.values():
                 try:
-                    joined.append((node, judged(letter, admitted_start)))
+                    joined.append((node, judged(letter, admit_start)))
                 except Refused as refused:
                     found.faults.append(Fault(0, refused.client or f"node {node}", "join", refused.kind, refused.text))
         # The name itself comes last in the key: "7" and "07" are equal to `natural`, and sums must have one order.
@@ -49,6 +55,7 @@ class Exchange:
         names = Counter(reply.client for _, reply in joined)
         wrong = {name: f"must have a name of its own, found it {n} times" for name, n in names.items() if n > 1}
         wrong |= unlike([reply for _, reply in joined if reply.client not in wrong])
+        wrong |= unheard([reply for _, reply in joined if reply.client not in wrong])
         for node, reply in joined:
             if reply.client in wrong:
                 found.faults.append(Fault(0, reply.client, "join", "contract", wrong[reply.client]))
@@ -68,16 +75,18 @@ class Exchange:
         lost: frozenset[str] = frozenset(),
         deadline: float = 0.0,
         summed: Mapping[str, Carrier] = NOBODY,
+        refuse: Refuse = none_refused,
     ) -> Outcome:
         """Send each client its broadcast; return what became of it, in the clients' order.
 
         A reply counts if it holds exactly the tensors of `like` and metrics of the allow-list, `check` raises no
-        ContractError, it comes within `deadline` seconds (0: within a day), and it is not among the `lost`. Of the
-        clients in `summed` the server needs only the sum: a host may add up what they send.
+        ContractError, it comes within `deadline` seconds (0: within a day), it is not among the `lost`, and `refuse`
+        finds nothing wrong with it beside those of its cohort, the clients that are summed with it. Of the clients in
+        `summed` the server needs only the sum: a host may add up what they send.
         """
         number, split = next(iter(broadcasts.values())).round, next(iter(broadcasts.values())).split
         sums = {name: who for name, who in summed.items() if name not in lost} if self.hosts else {}
-        asked = calls(broadcasts, self.nodes, sums)
+        asked = calls(broadcasts, self.nodes, sums, metrics)
         down, up = Tally(number, "down"), Tally(number, "up")
         for name, broadcast in broadcasts.items():
             down.add(name, broadcast.values, broadcast.control, {})
@@ -93,25 +102,20 @@ class Exchange:
             letters |= one.letters
             found.subtotals.extend(admitted_sums(one, call, sums, letters))
         inside = {name for part in found.subtotals for name in part.clients}
+        letters |= dict.fromkeys(lost & broadcasts.keys(), Refused("dropout", "dropped out, as the run says"))
+        judge = Judge(inside, like, metrics, check)
+        verdicts = {name: judge.answer(name, letters[name]) for name in broadcasts}
+        verdicts |= cohorts_refused(verdicts, self.nodes, refuse)
+        during = split if kind == "evaluate" else kind
         for name, broadcast in broadcasts.items():
-
-            def judge(reply: Contribution, name: str = name) -> Contribution:
-                reply = admitted(reply, name, {} if name in inside else like.get(name, {}), metrics)
-                check(reply)
-                return reply
-
-            if name in lost:
-                letters[name] = Refused("dropout", "dropped out, as the run says")
-            try:
-                reply = judged(letters[name], judge)
+            reply, sent = verdicts[name], letters[name]
+            if isinstance(reply, Contribution):
                 up.add(name, broadcast.values if name in inside else reply.values, None, reply.metrics)
                 found.replies.append(reply)
-            except Refused as refused:
-                during = split if kind == "evaluate" else kind
-                found.faults.append(Fault(number, name, during, refused.kind, refused.text))
-                sent = letters[name]
-                if isinstance(sent, Contribution):
-                    self.record.log([name], [refused_entry(sent, number)])
+                continue
+            found.faults.append(Fault(number, name, during, reply.kind, reply.text))
+            if isinstance(sent, Contribution):
+                self.record.log([name], [refused_entry(sent, number)])
         self.record.tally(up.alike.values())
         return whole_sums(found)
 
@@ -154,20 +158,48 @@ def unowned(metric: str) -> str:
 def admitted(reply: Contribution, name: str, like: Params, metrics: frozenset[str]) -> Contribution:
     """Return a reply with its tensors in the order of `like`; raises ContractError for what it may not hold."""
     if reply.client != name:
-        raise ContractError(f"must answer under its own name, found {reply.client!r}")
+        raise ContractError(f"must answer under its own name, found {reply.client!a}")
+    if reply.rows:
+        raise ContractError("record rows: must be sent to join alone, found it in an answer")
     admit_metrics({unowned(metric): value for metric, value in reply.metrics.items()}, metrics)
     return replace(reply, values=admit(reply.values, like)) if reply.values or like else reply
 
 
-def admitted_start(reply: Contribution) -> Contribution:
-    """Return what a client joined with, if its tensors are finite, its row ids fit them and its examples a number."""
-    admit(reply.values, reply.values)
-    examples = admit_metrics(reply.metrics, ["examples"]).get("examples", -1.0)
-    if not 0 <= examples < 2**53:
-        raise ContractError(f"examples: must be a number from 0, found {examples}")
-    rows = admit_rows(reply.rows)
-    carrier(reply.client, reply.values, rows, rows, 1.0)
-    return replace(reply, rows=rows)
+@dataclass(frozen=True)
+class Judge:
+    """Admits answers: tensors `like` those that a client carries, none `inside` a sum, and what `check` lets pass."""
+
+    inside: Container[str]
+    like: Mapping[str, Params]
+    metrics: frozenset[str]
+    check: Callable[[Contribution], object]
+
+    def answer(self, name: str, letter: Contribution | Refused) -> Contribution | Refused:
+        """Return the answer of a client if it counts, and else why not."""
+
+        def admit_one(reply: Contribution) -> Contribution:
+            reply = admitted(reply, name, {} if name in self.inside else self.like.get(name, {}), self.metrics)
+            self.check(reply)
+            return reply
+
+        try:
+            return judged(letter, admit_one)
+        except Refused as refused:
+            return refused
+
+
+def cohorts_refused(
+    answers: Mapping[str, Contribution | Refused], order: Iterable[str], refuse: Refuse
+) -> dict[str, Refused]:
+    """Return the refusals of answers beside those of their cohorts.
+
+    A cohort is a chunk of the clients in their order, which one host may see too: the verdict is the same whoever sums.
+    """
+    chunk, cohorts = chunks(order), dict[int, dict[str, Contribution]]()
+    for name, reply in answers.items():
+        if isinstance(reply, Contribution) and name in chunk:
+            cohorts.setdefault(chunk[name], {})[name] = reply
+    return {name: Refused("contract", text) for one in cohorts.values() for name, text in refuse(one).items()}
 
 
 def admitted_sums(one: Opened, call: Call, carriers: Mapping[str, Carrier], letters: Letters) -> list[Subtotal]:

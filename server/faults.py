@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from fedrec.aggregation import Subtotal
-from fedrec.parameters import Params
+from fedrec.parameters import Params, norm
+from fedrec.proportion import too_far
 from fedrec.sharing import TABLES, ContractError, Contribution
 
 LONGEST = 300  # characters of a fault's text, which a client may have written
@@ -86,6 +87,12 @@ def unlike(replies: Sequence[Contribution]) -> dict[str, str]:
             if form != usual[name]:
                 wrong.setdefault(reply.client, f"{name}: must have {usual[name]}, found {form}")
     return wrong
+
+
+def unheard(replies: Sequence[Contribution]) -> dict[str, str]:
+    """Return, for each client whose first tensors are out of all proportion to the others', what is wrong with them."""
+    sizes = {reply.client: norm(reply.values) for reply in replies}
+    return too_far(sizes, dict.fromkeys(sizes, 0.0), "the first parameters") if len(sizes) > 1 else {}
 
 
 def forms_of(values: Params) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """The beginning of a run: what every client carries, the tie that they join, and what they start from."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from fedrec.aggregation import alone, carrier, catalogue
@@ -11,6 +11,8 @@ from server.secure import apart
 
 if TYPE_CHECKING:
     from server.strategy import Coordinator
+
+NEARLY_ALL = 0.95  # of the weight of three clients or more
 
 
 def join(c: "Coordinator", nodes: Sequence[int]) -> None:
@@ -23,6 +25,7 @@ def join(c: "Coordinator", nodes: Sequence[int]) -> None:
         c.exchange.nodes[reply.client] = c.exchange.nodes.pop(reply.client)
     c.record.rows = catalogue([reply.rows for reply in joined])
     size = {r.client: 1.0 if c.plan.uniform else max(r.metrics["examples"], 1.0) for r in joined}
+    c.record.notes += heavy(size)
     # Weights of mean 1: a penalty means the same whatever the size of the data.
     unit, plan = math.fsum(size.values()) / len(size), c.plan
     for r in joined:
@@ -46,3 +49,13 @@ def join(c: "Coordinator", nodes: Sequence[int]) -> None:
     tables = alone(list(c.carriers.values()), c.record.rows) if len(joined) > 1 else []
     if tables:
         c.record.notes.append(f"no row of {', '.join(tables)} is carried by two clients: sharing changes nothing")
+
+
+def heavy(size: Mapping[str, float]) -> list[str]:
+    """Return a note on a client that has nearly all the weight: how many rows it has is what it says itself."""
+    name = max(size, key=size.__getitem__)
+    share = size[name] / math.fsum(size.values())
+    if len(size) < 3 or share <= NEARLY_ALL:
+        return []
+    text = "the others hardly count in a mean. With --weights uniform every client counts alike"
+    return [f"{name} says that it has {share:.0%} of all training rows: {text}"]

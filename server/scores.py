@@ -5,13 +5,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from fedrec.aggregation import Carrier
-from fedrec.metrics import higher_is_better
+from fedrec.metrics import POINTWISE, RANKING, higher_is_better
 from fedrec.parameters import Params
 from fedrec.records import Row
 from fedrec.sharing import ContractError, Contribution
 
 OVER_BUDGET = 1e6  # a round that breaks a budget comes after every round that breaks less
 NEAR_ZERO = 0.01  # added to a metric before its logarithm: a hit more of a few users must not outweigh every other task
+FRACTIONS = (*RANKING, "auc", "ap", "accuracy")
 Key = tuple[str, str, str]  # client or pooled member, task, metric
 
 
@@ -107,10 +108,19 @@ def own_metrics(reply: Contribution, pooled: bool) -> dict[Key, float]:
         who, task, metric = ("", *name.rsplit("/", 2))[-3:]
         if who != reply.client and not pooled:
             raise ContractError(f"must send its own metrics, found {name}")
-        if math.isinf(value):
-            raise ContractError(f"metric {name}: must be finite, found {value}")
+        low, high = bounds(metric)
+        if math.isinf(value) or value < low or value > high:
+            raise ContractError(f"metric {name}: must be a number from {low:g} to {high:g}, found {value}")
         found[who, task, metric] = value
     return found
+
+
+def bounds(metric: str) -> tuple[float, float]:
+    """Return what a metric lies between, with room for rounding; it may be NaN."""
+    family = metric.partition("@")[0]
+    if family in FRACTIONS:
+        return -1e-6, 1 + 1e-6
+    return (-1e-6, math.inf) if family in POINTWISE else (-math.inf, math.inf)
 
 
 def selection_scores(metrics: Mapping[Key, float], select: Sequence[str]) -> dict[str, float]:

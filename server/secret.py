@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from fedrec.privacy.encoding import Layout
 from fedrec.privacy.secure_sum import Terms
-from fedrec.sharing import Broadcast, Contribution, admit_metrics
+from fedrec.sharing import Broadcast, ContractError, Contribution, admit_metrics
 from fedrec.wire.secure import Sum
 from server.faults import Outcome
 from server.secure import SecureRound, layout_of, mean_change
@@ -32,4 +32,9 @@ def secret(
     outcome, places, words = one.run(broadcasts, layout, check, lost)
     inside = [carriers[reply.client] for reply in outcome.replies]
     everybody = list(carriers.values()) if duals else None
-    return replace(outcome, change=mean_change(words, places, agreed, inside, everybody, c.z, rows))
+    if words is None:
+        return outcome
+    try:
+        return replace(outcome, change=mean_change(words, places, agreed, inside, everybody, c.z, rows))
+    except ContractError as error:
+        return one.broken(outcome.replies, str(error))

@@ -1,11 +1,13 @@
 """The server's half of a secure sum: four stages of a round, of which all but t clients may be lost at each.
 
 It relays public keys and sealed shares, adds up what the clients send under masks, and takes the masks off the sum. A
-round that fewer than t clients see to its end has no sum, and ends the run.
+round that fewer than t clients see to its end has no sum, and ends the run. Of a sum that no honest clients add up to
+nobody can tell whose part is wrong: the answers of all its clients are refused.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from secrets import token_bytes
 from typing import TypeVar
 
 import numpy as np
@@ -16,12 +18,12 @@ from numpy.typing import NDArray
 from fedrec.aggregation import Carrier
 from fedrec.parameters import Params
 from fedrec.privacy.encoding import Layout
-from fedrec.privacy.masks import Words
+from fedrec.privacy.masks import KEY, Words, agreed
 from fedrec.privacy.secure_sum import Keys, Stage, Terms, unmasked
 from fedrec.privacy.shamir import SHARE
 from fedrec.records import to_row
 from fedrec.sharing import TABLES, Broadcast, ContractError, Contribution
-from fedrec.wire import pack
+from fedrec.wire import Entry, pack
 from fedrec.wire.bundle import bundled, unbundled
 from fedrec.wire.secure import (
     KINDS,
@@ -38,7 +40,7 @@ from fedrec.wire.secure import (
     unmask_call,
 )
 from server.exchange import Exchange
-from server.faults import ClientFailure, Fault, Outcome, Refused
+from server.faults import Fault, Outcome, Refused
 
 T = TypeVar("T")
 NOBODY: frozenset[str] = frozenset()
@@ -67,8 +69,6 @@ class SecureRound:
         """
         self.log(contents, "down")
         letters, found = self.letters(KINDS[stage], contents), dict[str, T]()
-        arrived = {name: one for name, one in letters.items() if not isinstance(one, Refused) and name not in lost}
-        self.log(arrived, "up")
         for name in contents:
             try:
                 if name in lost:
@@ -77,9 +77,12 @@ class SecureRound:
                 if isinstance(letter, Refused):
                     raise letter
                 found[name] = read(letter, name)
-            except (Refused, ContractError) as error:
-                refused = error if isinstance(error, Refused) else Refused("contract", str(error))
+                self.log({name: letter}, "up")
+            except Refused as refused:
                 self.faults.append(Fault(self.number, name, stage, refused.kind, refused.text))
+            except ContractError as error:
+                self.faults.append(Fault(self.number, name, stage, "contract", Refused("contract", str(error)).text))
+                self.exchange.record.log([name], [refused_entry(letters[name], self.number, name)])
         if len(found) < self.terms.threshold:
             self.exchange.record.faults += [to_row(fault) for fault in self.faults]
             left = Outcome([Contribution(name, {}) for name in found], self.faults)
@@ -118,14 +121,20 @@ class SecureRound:
         layout: Callable[[Sequence[str]], Layout],
         check: Callable[[Sum], object],
         lost: frozenset[str] = NOBODY,
-    ) -> tuple[Outcome, Layout, Words]:
+    ) -> tuple[Outcome, Layout, Words | None]:
         """Return what became of a round: who is in the sum, the layout of the vector, and the sum [P + M].
 
         `layout` says what is summed of the clients that have dealt their shares; `check` raises ContractError for
-        metrics that a client may not tell. Raises ClientFailure where there is no sum.
+        metrics that a client may not tell. The sum is None if what its clients give for it does not fit. Raises
+        ClientFailure where too few are left.
         """
         number = self.number
-        keys = self.ask("keys", {name: keys_call(number) for name in broadcasts}, read_keys)
+        taken: set[bytes] = set()
+        keys = self.ask(
+            "keys",
+            {name: keys_call(number) for name in broadcasts},
+            lambda content, name: fresh(read_keys(content, name), taken),
+        )
         call = roster_call(number, keys)
         sealed = self.ask(
             "shares",
@@ -147,12 +156,18 @@ class SecureRound:
             return answer
 
         sums = self.ask("masked", calls, read, lost)
-        words = self.opened(keys, list(sealed), sums)
         replies = [Contribution(one.client, {}, one.metrics, one.device) for one in sums.values()]
-        return Outcome(replies, self.faults), places, words
+        try:
+            return Outcome(replies, self.faults), places, self.opened(keys, list(sealed), sums)
+        except ContractError as error:
+            return self.broken(replies, str(error)), places, None
+
+    def broken(self, replies: Sequence[Contribution], text: str) -> Outcome:
+        """Return the outcome of a round of which the sum is refused, with all who are in it."""
+        return Outcome([], [*self.faults, *(Fault(self.number, r.client, "unmask", "contract", text) for r in replies)])
 
     def opened(self, keys: Mapping[str, Keys], dealt: Sequence[str], sums: Mapping[str, Sum]) -> Words:
-        """Return the sum without its masks; raises ClientFailure if what the clients give for it does not fit."""
+        """Return the sum without its masks; raises ContractError if what the clients give for it does not fit."""
         survivors, dropped = list(sums), [name for name in dealt if name not in sums]
         call = unmask_call(self.number, survivors, dropped)
         shares = self.ask(
@@ -161,10 +176,26 @@ class SecureRound:
         total = np.zeros_like(next(iter(sums.values())).words)
         for one in sums.values():
             total += one.words
-        try:
-            return unmasked(total, self.number, self.terms.threshold, keys, survivors, dropped, shares)
-        except ContractError as error:
-            raise ClientFailure(f"round {self.number}, unmask of the secure sum: {error}") from None
+        return unmasked(total, self.number, self.terms.threshold, keys, survivors, dropped, shares)
+
+
+def fresh(keys: Keys, taken: set[bytes]) -> Keys:
+    """Return a client's keys if they are keys, and its own; raises ContractError.
+
+    For a roster with a key twice, or one that is none, every client would refuse its part in the round.
+    """
+    for key in (keys.mask, keys.seal):
+        agreed(token_bytes(KEY), key)
+        if key in taken:
+            raise ContractError("keys: must be two of its own, found one twice")
+        taken.add(key)
+    return keys
+
+
+def refused_entry(content: RecordDict | Refused, number: int, client: str) -> Entry:
+    """Return the one line of the byte ledger for an answer that was refused, whatever it holds."""
+    arrays = [] if isinstance(content, Refused) else [r for r in content.values() if isinstance(r, ArrayRecord)]
+    return Entry(number, client, "up", "refused", 0, sum(len(one.data) for record in arrays for one in record.values()))
 
 
 def opened(
@@ -176,6 +207,8 @@ def opened(
         return dict.fromkeys(names, late)
     if answer.has_error():
         return dict.fromkeys(names, Refused("error", f"failed: {answer.error.reason}"))
+    if not answer.has_content():
+        return dict.fromkeys(names, Refused("contract", "must have a content, found none"))
     if not hosts:
         return {names[0]: answer.content}
     try:
@@ -239,7 +272,7 @@ def mean_change(
     """Return the mean of x_i - z [server rows], row by row over the survivors that carry it; 0 where nothing is.
 
     With duals the sum is of increments of v_i, and `everybody` counts in the mean: who sent none has moved nothing.
-    Raises ClientFailure for a sum that no answers within the bounds add up to.
+    Raises ContractError for a sum that no answers within the bounds add up to.
     """
     values, mass = layout.take(terms.values(words[: layout.size]), words[layout.size :].astype(np.float64))
     found = {name: torch.zeros(value.shape, dtype=torch.float64) for name, value in z.items()}
@@ -251,7 +284,7 @@ def mean_change(
         if not bool(((held <= mass[name]) & (mass[name] <= held * terms.encoding.weight)).all()) or not bool(
             (total.abs() <= mass[name].reshape(wide) * limit).all()
         ):
-            raise ClientFailure(f"secure sum: {name} must lie within the bounds of its clients, found that it does not")
+            raise ContractError(f"secure sum: {name} must lie within the bounds of its clients, found that it does not")
         over = (count(name, everybody, z)[places] if everybody else mass[name]).reshape(wide)
         before = 0.0 if everybody or terms.noise else z[name][places].double()
         found[name][places] = torch.where(over > 0, total / over.clamp(min=1.0) - before, 0.0)

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from flwr.serverapp import Grid
@@ -10,10 +10,11 @@ from flwr.serverapp import Grid
 from fedrec.aggregation import Carrier, sums
 from fedrec.coordination import Average, Consensus, Control, Residuals, Stepped, Tie, normalised
 from fedrec.parameters import Params
+from fedrec.proportion import refusals
 from fedrec.records import Record, Row, to_row
 from fedrec.sharing import Broadcast, Contribution
 from server.checkpoint import Checkpoints
-from server.exchange import Exchange
+from server.exchange import Exchange, none_refused
 from server.faults import Fault, Outcome
 from server.joining import join
 from server.newcomers import Newcomers
@@ -226,6 +227,7 @@ class Coordinator:
                 lost,
                 0.0 if split == "test" else plan.turnout.deadline,
                 self.carriers if train and self.summed else {},
+                self.beside if train and not plan.release else none_refused,
             )
         replies = self.counted(outcome, len(clients), f"round {number}" if train else f"{split} of round {number}")
         # A client whose answer is missing may not have heard: it is told again, and goes back to that state by itself.
@@ -234,6 +236,20 @@ class Coordinator:
             text = f"{plan.robust.kind} promises nothing under {plan.robust.needed} answers, found {len(replies)}"
             self.record.faults.append(to_row(Fault(number, "", kind, "guarantee", text)))
         return outcome
+
+    def beside(self, answers: Mapping[str, Contribution]) -> Mapping[str, str]:
+        """Return what is wrong with answers to a training round, beside those of the others.
+
+        Where the server adds noise for the clients' privacy this is not asked: the answer of one would decide whether
+        another counts, and the clip is what bounds each.
+        """
+        values = {name: reply.values for name, reply in answers.items() if reply.values}
+        told: dict[str, dict[str, float]] = {
+            what: {name: reply.metrics[what] for name, reply in answers.items()}
+            for what in ("steps", "gap")
+            if what in self.plan.told
+        }
+        return refusals(values, self.parts, self.plan.coupling.duals, told)
 
     def counted(self, outcome: Outcome, asked: int, what: str) -> list[Contribution]:
         """Record the faults and return the replies; raises ClientFailure if they are fewer than the quorum."""

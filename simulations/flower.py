@@ -12,7 +12,6 @@ if __name__ == "__main__":  # before the imports, which take seconds
 
 import json
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -23,13 +22,14 @@ from fedrec.experiment import Experiment
 from fedrec.folders import reserve
 from simulations.check import check, client_count, require_ray
 from simulations.cli import parse
-from simulations.processes import answers, free_port, last_line, quiet, started
+from simulations.processes import answers, last_line, quiet, socket_of, started
 from simulations.run import close, fresh
+from simulations.sockets import NOWHERE, private_folder, write_commands
 from simulations.start import ready
 
 ROOT = Path(__file__).parent.parent
 START = 60.0  # seconds within which a SuperLink must answer
-NAME = "loopback"  # of the connection in Flower's configuration
+NAME = "local"  # of the connection in Flower's configuration
 ENDING = ("-m", "simulations.processes")  # runs a command that ends with this process
 
 
@@ -63,19 +63,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def flower(experiment: Experiment, out: Path, silent: bool) -> None:
     """Run an experiment by Flower's command into `out`; raises RunFailure unless it is there afterwards."""
-    with tempfile.TemporaryDirectory() as name:
-        home, port = Path(name), free_port()
-        environment, log = quiet(home), home / "SuperLink"
-        write_settings(home, f"127.0.0.1:{port}", experiment, out)
-        link = ["flower-superlink", "--insecure", "--simulation", "--host", "127.0.0.1", "--port", str(port)]
+    with private_folder() as home:
+        environment, log, socket = quiet(home), home / "SuperLink", socket_of(home)
+        write_settings(home, experiment, out)
+        write_commands(home / "bin", sys.executable, ["flower-superexec", "flwr-simulation"])
+        link = ["flower-superlink", "--insecure", "--simulation"]
         with started([*ENDING, *link], log, environment) as process:
 
             def alive() -> None:
                 if process.poll() is not None:
                     raise RunFailure(f"SuperLink: must run to the end, found {last_line(log)}")
 
-            if not answers(f"127.0.0.1:{port}", START, alive):
-                raise RunFailure(f"SuperLink: must answer within {START:.0f} s, found nothing on port {port}")
+            if not answers(socket, START, alive):
+                raise RunFailure(f"SuperLink: must answer within {START:.0f} s, found nothing at {socket}")
             nodes = f"num-supernodes={client_count(experiment)} client-resources-num-cpus=1"
             options = ["--run-config", str(home / "run.toml"), "--federation-config", nodes, "--stream"]
             flwr(["run", str(ROOT), NAME, *options], home / "run" if silent else None, environment)
@@ -85,9 +85,9 @@ def flower(experiment: Experiment, out: Path, silent: bool) -> None:
             raise RunFailure(failure or f"no report in {out}")
 
 
-def write_settings(home: Path, address: str, experiment: Experiment, out: Path) -> None:
+def write_settings(home: Path, experiment: Experiment, out: Path) -> None:
     """Write Flower's configuration folder and the run's configuration; a string of JSON is one of TOML too."""
-    connection = f'[superlink]\ndefault = "{NAME}"\n[superlink.{NAME}]\naddress = "{address}"\ninsecure = true\n'
+    connection = f'[superlink]\ndefault = "{NAME}"\n[superlink.{NAME}]\naddress = "{NOWHERE}"\ninsecure = true\n'
     (home / "config.toml").write_text(connection, encoding="utf-8")
     config = {"experiment": experiment.model_dump_json(), "out": str(out)}
     lines = [f"{name} = {json.dumps(value)}\n" for name, value in config.items()]

@@ -4,17 +4,18 @@ import importlib.metadata
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
-from http import HTTPStatus
-from http.client import HTTPConnection, HTTPException
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
+
+import httpx
+
+from simulations.sockets import SOCKET, listening, ray_token, speaking
 
 MARK = "FEDREC_STARTED_BY"
 
@@ -86,7 +87,10 @@ def marked(mark: str) -> list[int]:
 
 
 def quiet(home: Path) -> dict[str, str]:
-    """Return the environment in which Flower tells nobody of a run, asks no proxy, and keeps its files in `home`."""
+    """Return the environment in which Flower tells nobody of a run, asks no proxy, and keeps its files in `home`.
+
+    Its commands use the socket there.
+    """
     here = ",".join(filter(None, [os.environ.get("NO_PROXY") or os.environ.get("no_proxy"), "127.0.0.1"]))
     return {
         "FLWR_TELEMETRY_ENABLED": "0",
@@ -95,33 +99,32 @@ def quiet(home: Path) -> dict[str, str]:
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
         "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
         "FLWR_HOME": str(home),
+        "FLWR_INTERNAL_GRPC_CONTROL_API": "0",  # interfaces on ports of their own
+        "FLWR_INTERNAL_GRPC_FLEET_API": "0",
+        SOCKET: socket_of(home),
+        **ray_token(),
         "NO_PROXY": here,
         "no_proxy": here,
         # Flower starts its other commands by their bare names.
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
+        "PATH": os.pathsep.join([str(home / "bin"), str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
     }
 
 
-def free_port() -> int:
-    """Return a port of the loopback interface that nobody listens on now."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
+def socket_of(home: Path) -> str:
+    """Return where the socket of a run lies."""
+    return str(home / "socket")
 
 
-def answers(address: str, seconds: float, check: Callable[[], None] = lambda: None) -> bool:
-    """Return whether a SuperLink answers at HOST:PORT within so many seconds; raises what `check` raises meanwhile."""
+def answers(socket: str, seconds: float, check: Callable[[], None] = lambda: None) -> bool:
+    """Return whether a SuperLink answers at a socket within so many seconds; raises what `check` raises meanwhile."""
     end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        check()
-        connection = HTTPConnection(address, timeout=1.0)
-        try:
-            connection.request("GET", "/health")
-            return connection.getresponse().status == HTTPStatus.OK
-        except (OSError, HTTPException):
-            time.sleep(0.05)
-        finally:
-            connection.close()
+    with httpx.Client(transport=httpx.HTTPTransport(uds=socket), timeout=1.0) as client:
+        while time.monotonic() < end:
+            check()
+            try:
+                return client.get("http://localhost/health").is_success
+            except httpx.HTTPError:
+                time.sleep(0.05)
     return False
 
 
@@ -135,9 +138,17 @@ def last_line(log: Path) -> str:
 def main(argv: Sequence[str]) -> None:
     """Run an installed command in this process, which ends with its parent."""
     end_with_parent()
+    run_command(argv)
+
+
+def run_command(argv: Sequence[str]) -> None:
+    """Run an installed command in this process, over the socket that the environment names if there is one."""
     sys.argv = list(argv)
     (command,) = importlib.metadata.entry_points(group="console_scripts", name=argv[0])
-    command.load()()
+    with ExitStack() as stack:
+        if socket := os.environ.get(SOCKET):
+            stack.enter_context(listening(socket) if argv[0] == "flower-superlink" else speaking(socket))
+        command.load()()
 
 
 if __name__ == "__main__":

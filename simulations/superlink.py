@@ -1,8 +1,9 @@
-"""The engine `superlink`: a real SuperLink and a SuperNode for each client, processes of their own on the loopback.
+"""The engine `superlink`: a real SuperLink and a SuperNode for each client, processes of their own on this machine.
 
 The SuperLink is Flower's command. The ServerApp runs in this process, as the task of a run that the SuperLink was asked
 for, so that its progress and its errors are those of every engine. It and the SuperNodes speak Flower's Runtime and
-Fleet interfaces over HTTP; without TLS, since nothing leaves the machine.
+Fleet interfaces over HTTP; without TLS, since nothing leaves the machine, and over a Unix socket in a folder that other
+users cannot enter: there is no port.
 
 Flower's own processes for a ServerApp and a ClientApp are not used: they start afresh for every task, and everything in
 them waits up to three seconds between two looks for a message. What stands in for them is here and in `supernode`. It
@@ -12,8 +13,6 @@ needs parts of flwr 1.41 that are not public, which is why the version is pinned
 import hashlib
 import io
 import logging
-import os
-import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
@@ -50,7 +49,8 @@ from flwr.superlink.grid import HttpGrid
 
 from fedrec.experiment import Experiment
 from server.faults import ClientFailure
-from simulations.processes import answers, free_port, last_line, quiet, started
+from simulations.processes import answers, last_line, quiet, socket_of, started
+from simulations.sockets import NOWHERE, private_folder, speaking
 
 START = 60.0  # seconds within which a SuperLink must answer first
 GONE = 10.0  # and later
@@ -72,11 +72,11 @@ out = ""
 """
 
 
-class LoopbackGrid(HttpGrid):
+class SocketGrid(HttpGrid):
     """Flower's grid for a ServerApp process, which looks for replies at once and notices a process that has ended."""
 
-    def __init__(self, address: str, token: str, check: Callable[[], None]) -> None:
-        super().__init__(address, insecure=True, token=token)
+    def __init__(self, token: str, check: Callable[[], None]) -> None:
+        super().__init__(NOWHERE, insecure=True, token=token)
         self._retry_invoker.max_time = GONE
         self.check = check
 
@@ -136,9 +136,9 @@ def run_superlink(server: ServerApp, experiment: Experiment, home: Path, clients
     """
     config: UserConfig = {"experiment": experiment.model_dump_json(), "out": str(home.absolute())}
     logging.getLogger("flwr").setLevel(logging.CRITICAL)
-    with tempfile.TemporaryDirectory() as folder, network(Path(folder), clients) as (address, check):
+    with private_folder() as folder, network(folder, clients) as check:
         try:
-            with task(address, config, check) as (grid, context):
+            with speaking(socket_of(folder)), task(config, check) as (grid, context):
                 server(grid, context)
         except httpx.HTTPError as error:
             check()
@@ -146,18 +146,14 @@ def run_superlink(server: ServerApp, experiment: Experiment, home: Path, clients
 
 
 @contextmanager
-def network(folder: Path, clients: int) -> Iterator[tuple[str, Callable[[], None]]]:
-    """Start a SuperLink and its SuperNodes; yield its address, and what raises ClientFailure if a process has ended.
+def network(folder: Path, clients: int) -> Iterator[Callable[[], None]]:
+    """Start a SuperLink and its SuperNodes on a socket in `folder`; yield what raises ClientFailure if one has ended.
 
     They end with the context.
     """
-    port = free_port()
-    address = f"127.0.0.1:{port}"
-    environment = quiet(folder)
-    os.environ.update({name: environment[name] for name in ("NO_PROXY", "no_proxy")})
+    environment, socket = quiet(folder), socket_of(folder)
     link = ["-m", "simulations.processes", "flower-superlink", "--insecure", "--isolation", "process"]
-    link += ["--host", "127.0.0.1", "--port", str(port)]
-    nodes = ["-m", "simulations.supernode", address, str(clients)]
+    nodes = ["-m", "simulations.supernode", socket, str(clients)]
     with ExitStack() as stack:
         processes = {
             name: stack.enter_context(started(command, folder / name, environment))
@@ -171,22 +167,22 @@ def network(folder: Path, clients: int) -> Iterator[tuple[str, Callable[[], None
                         f"{name}: must run to the end, found status {status}: {last_line(folder / name)}"
                     )
 
-        if not answers(address, START, check):
-            raise ClientFailure(f"SuperLink: must answer within {START:.0f} s, found nothing at {address}")
-        yield address, check
+        if not answers(socket, START, check):
+            raise ClientFailure(f"SuperLink: must answer within {START:.0f} s, found nothing at {socket}")
+        yield check
 
 
 @contextmanager
-def task(address: str, config: UserConfig, check: Callable[[], None]) -> Iterator[tuple[LoopbackGrid, Context]]:
+def task(config: UserConfig, check: Callable[[], None]) -> Iterator[tuple[SocketGrid, Context]]:
     """Ask the SuperLink for a run with a configuration, and take its ServerApp task; tell it how that ended."""
     version = RuntimeVersionHttpInterceptor(component_name="fedrec")
     content = bundle()
     fab = fab_to_proto(Fab(hashlib.sha256(content).hexdigest(), content, {}))
-    with ControlHttpClient.from_server_address(address, True, None, [version]) as control:
+    with ControlHttpClient.from_server_address(NOWHERE, True, None, [version]) as control:
         control.StartRun(StartRunRequest(fab=fab, override_config=user_config_to_proto(config)))
-    with RuntimeHttpClient.from_server_address(address, True, None, [version]) as runtime:
+    with RuntimeHttpClient.from_server_address(NOWHERE, True, None, [version]) as runtime:
         taken = runtime.AcquireTask(AcquireTaskRequest(supported_task_types=[TaskType.SERVER_APP]))
-    grid = LoopbackGrid(address, taken.token, check)
+    grid = SocketGrid(taken.token, check)
     given = grid.runtime.PullTaskInput(PullTaskInputRequest())
     TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = (
         given.task_id,

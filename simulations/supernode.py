@@ -1,4 +1,4 @@
-"""SuperNodes: `python -m simulations.supernode ADDRESS N` runs N of them, each a process of its own.
+"""SuperNodes: `python -m simulations.supernode SOCKET N` runs N of them, each a process of its own.
 
 Flower's `flower-supernode` starts a fresh Python for every message, and looks for one every three seconds. These ones
 keep their ClientApp, its data and its Context in memory. They are forked from one process after its imports, which then
@@ -25,6 +25,7 @@ from flwr.supernode.fleet_http_connection import http_request_response
 from clients.app import client_app
 from fedrec.experiment import Experiment, build
 from simulations.processes import answers, end_with_parent
+from simulations.sockets import NOWHERE, speaking
 
 IDLE = (0.02, 1.0)  # seconds between two looks for a message: from the first, by and by, to the second
 START = 60.0  # seconds within which a SuperLink must answer first
@@ -42,12 +43,12 @@ def take(pull: Callable[[str], bytes], before: Mapping[str, bytes], held: dict[s
     return content
 
 
-def serve(address: str, partition: int, clients: int, app: ClientApp) -> None:
+def serve(partition: int, clients: int, app: ClientApp) -> None:
     """Register at the SuperLink as the node of one partition, and answer its messages until it is gone."""
     wait = IDLE[0]
     context: Context | None = None
     held: dict[str, bytes] = {}  # the last message's parts by the hash of their content: most come again in the next
-    with http_request_response(address, insecure=True, max_wait_time=GONE) as connection:
+    with http_request_response(NOWHERE, insecure=True, max_wait_time=GONE) as connection:
         node, receive, send, get_run, _, pull, push, confirm = connection
         while True:
             received = receive()
@@ -85,16 +86,17 @@ def serve(address: str, partition: int, clients: int, app: ClientApp) -> None:
                 )
 
 
-def main(address: str, clients: int) -> int:
+def main(socket: str, clients: int) -> int:
     """Fork the nodes; when one ends, which none may before the run, say which and return 1."""
     app = client_app(read)
-    answers(address, START)
+    answers(socket, START)
     gc.freeze()  # what the imports left is never collected, so that the pages stay shared
     nodes = {}
     for partition in range(clients):
         if (child := os.fork()) == 0:
             end_with_parent()
-            serve(address, partition, clients, app)
+            with speaking(socket):
+                serve(partition, clients, app)
             return 1
         nodes[child] = partition
     end_with_parent()

@@ -17,6 +17,7 @@ LAYERS = {
     "fedrec.turnout": 1,
     "fedrec.newcomers": 1,
     "fedrec.metrics": 1,
+    "fedrec.proportion": 1,
     "fedrec.sharing": 2,
     "fedrec.tasks": 2,
     "fedrec.models": 2,

@@ -8,6 +8,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pandas as pd
@@ -56,6 +57,14 @@ class Begun:
         until(lambda: not marked(self.mark), 30)
         return self.process.returncode, errors
 
+    def ports(self, command: bytes = b"") -> list[str]:
+        """Return the addresses on which its processes of a command listen for TCP, in the kernel's notation."""
+        held, found = inodes(self.mark, command), []
+        for table in ("tcp", "tcp6"):
+            rows = [line.split() for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]]
+            found += [row[1] for row in rows if row[3] == "0A" and row[9] in held]
+        return found
+
     def nodes(self) -> list[int]:
         """Return the processes that run `simulations.supernode`, the oldest first."""
         return sorted(pid for pid in marked(self.mark) if b"simulations.supernode" in command_line(pid))
@@ -95,6 +104,42 @@ def assert_same(a: Path, b: Path) -> None:
     pd.testing.assert_frame_equal(x, y, check_exact=True)
 
 
+def sockets(mark: str) -> list[Path]:
+    """Return the Unix sockets, by their paths, on which processes with a mark listen."""
+    held = inodes(mark)
+    rows = [line.split() for line in Path("/proc/net/unix").read_text().splitlines()[1:]]
+    return [Path(row[7]) for row in rows if len(row) > 7 and row[6] in held and row[3] == "00010000"]
+
+
+def inodes(mark: str, command: bytes = b"") -> set[str]:
+    """Return the inodes of all sockets that processes with a mark hold, of those that run a command."""
+    found = set()
+    for pid in (pid for pid in marked(mark) if command in command_line(pid)):
+        with suppress(OSError):
+            links = [str(path.readlink()) for path in Path(f"/proc/{pid}/fd").iterdir()]
+            found |= {link[8:-1] for link in links if link.startswith("socket:[")}
+    return found
+
+
+STRANGER = """
+import os, socket, sys
+os.setgid(65534), os.setuid(65534)
+try:
+    socket.socket(socket.AF_UNIX).connect(sys.argv[1])
+except OSError as error:
+    print(type(error).__name__)
+"""
+
+
+def stranger(place: Path) -> str:
+    """Return how another user of this machine fails to connect to a socket; only root can try, others read the mode."""
+    assert place.parent.stat().st_mode & 0o777 == 0o700
+    if os.getuid():
+        return "PermissionError"
+    done = subprocess.run([sys.executable, "-c", STRANGER, str(place)], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
 @needs_proc
 def test_superlink_agrees_with_inline_to_the_bit_and_ends_its_processes(tmp_path: Path) -> None:
     # The dual of consensus ADMM lives in a node's Context.state from round to round.
@@ -102,6 +147,8 @@ def test_superlink_agrees_with_inline_to_the_bit_and_ends_its_processes(tmp_path
     out = tmp_path / "superlink"
     begun = Begun("run", *argv, "--engine", "superlink", "--no-compare", "--quiet", "--out", str(out))
     until(lambda: len(begun.nodes()) == 3)  # the one that they are forked from, and the two
+    (place,) = {str(path) for path in sockets(begun.mark)}
+    assert begun.ports() == [] and stranger(Path(place)) == "PermissionError"
     assert begun.end() == (0, "")
     assert_same(inline(tmp_path / "inline", *argv), out)
 
@@ -152,6 +199,9 @@ def test_flwr_run_works_offline_tells_a_failure_and_leaves_nothing_behind(tmp_pa
     diverging = ["--lr", "900000", "--optimiser", "sgd", "--rounds", "30", "--task", "rating"]
     good = Begun("flower", "--rounds", "1", "--quiet", "--out", str(out))
     bad = Begun("flower", *diverging, "--quiet", "--out", str(none))  # at the same time: nothing of the two is shared
+    until(lambda: sockets(good.mark))
+    assert [stranger(place) for place in sockets(good.mark)] == ["PermissionError"]
+    assert good.ports(b"flower-superlink") == []
     assert good.end() == (0, "")
     assert_same(inline(tmp_path / "inline", "--rounds", "1"), out)
     status, errors = bad.end()

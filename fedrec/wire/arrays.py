@@ -15,7 +15,7 @@ import torch
 from flwr.app import Array, ArrayRecord
 
 from fedrec.parameters import Params
-from fedrec.sharing import ContractError
+from fedrec.sharing import BYTES, DIMENSIONS, TENSORS, ContractError, admit_name
 
 Numbers = np.ndarray[Any, np.dtype[Any]]
 FIXED = 10  # bytes before the text of a header: NumPy's magic, the version, the length of the text
@@ -31,8 +31,18 @@ def pack(params: Mapping[str, torch.Tensor]) -> ArrayRecord:
 
 
 def unpack(record: ArrayRecord) -> Params:
-    """Return the tensors of a record; raises ContractError if one cannot be read without pickle or is no number."""
-    return {name: torch.from_numpy(numeric(name, one)) for name, one in record.items()}
+    """Return the tensors of a record; raises ContractError for too many, or one without pickle that is no numbers."""
+    return {name: torch.from_numpy(one) for name, one in numbers(record, "").items()}
+
+
+def numbers(record: ArrayRecord, what: str) -> dict[str, Numbers]:
+    """Return the arrays of a record, called `what` and their name in a ContractError."""
+    if len(record) > TENSORS:
+        raise ContractError(f"record: must hold at most {TENSORS} arrays, found {len(record)}")
+    size = sum(len(one.data) for one in record.values())
+    if size > BYTES:
+        raise ContractError(f"record: must hold at most {BYTES} bytes, found {size}")
+    return {name: numeric(what + admit_name("parameter", name), one) for name, one in record.items()}
 
 
 def array(value: Numbers) -> Array:
@@ -49,9 +59,17 @@ def numeric(name: str, one: Array) -> Numbers:
             value = one.numpy()
         except Exception as error:  # whatever a header that is not NumPy's own makes it raise
             raise ContractError(f"{name}: must be a NumPy array without objects, found {error}") from None
+    if not isinstance(value, np.ndarray):  # an archive of several, which `one.numpy` opens too
+        raise ContractError(f"{name}: must be one NumPy array, found {type(value).__name__}")
     if value.dtype.kind not in "fiu" or value.dtype.itemsize > 8 or not value.dtype.isnative:
         raise ContractError(f"{name}: must be numeric, found {value.dtype}")
-    return np.asarray(value)
+    if (one.dtype, tuple(one.shape)) != (str(value.dtype), value.shape):
+        raise ContractError(
+            f"{name}: must be {value.dtype} of {list(value.shape)}, as its data say, found another form"
+        )
+    if value.ndim > DIMENSIONS:
+        raise ContractError(f"{name}: must have at most {DIMENSIONS} dimensions, found {value.ndim}")
+    return np.ascontiguousarray(value).reshape(value.shape)
 
 
 def quick(one: Array) -> Numbers | None:

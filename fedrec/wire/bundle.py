@@ -6,7 +6,7 @@ from typing import Any
 from flwr.app import ConfigRecord, RecordDict
 
 from fedrec.sharing import ContractError
-from fedrec.wire.messages import part
+from fedrec.wire.messages import part, plain, texts
 from fedrec.wire.secure import strings
 
 
@@ -23,7 +23,7 @@ def unbundled(content: RecordDict) -> tuple[dict[str, RecordDict], dict[str, str
     """Return the messages by client, and the reasons of those that failed; raises ContractError."""
     about = part(content, "clients", ConfigRecord)
     names = strings("client", about.get("client"))
-    failed, reasons = (strings(name, about.get(name, [])) for name in ("failed", "reason"))
+    failed, reasons = strings("failed", about.get("failed", [])), texts("reason", about.get("reason", []))
     if len({*names, *failed}) < len(names) + len(failed) or len(failed) != len(reasons):
         raise ContractError("clients: must be named once, with a reason for each that failed")
     found = {str(place): RecordDict() for place in range(len(names))}
@@ -32,5 +32,5 @@ def unbundled(content: RecordDict) -> tuple[dict[str, RecordDict], dict[str, str
         if slash and place in found:
             found[place][name] = record
         elif key != "clients":
-            raise ContractError(f"record {key}: must be of a client of the message")
+            raise ContractError(f"record {plain(key)}: must be of a client of the message")
     return dict(zip(names, found.values(), strict=True)), dict(zip(failed, reasons, strict=True))

@@ -14,9 +14,9 @@ from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from fedrec.aggregation import Subtotal
 from fedrec.data.types import Ints
 from fedrec.parameters import Params
-from fedrec.sharing import Broadcast, ContractError, Contribution
+from fedrec.sharing import FAR, METRIC, NAME, Broadcast, ContractError, Contribution, admit_device, admit_name
 from fedrec.wire.arrays import pack, unpack
-from fedrec.wire.messages import ids_record, read_ids
+from fedrec.wire.messages import admit_rho, ids_record, quoted, read_ids, texts
 
 T = TypeVar("T")
 NOTHING: Params = {}
@@ -27,11 +27,13 @@ ALONE = -1  # the chunk of a client whose own contribution is wanted
 class Call:
     """What the clients of a node are sent, and, for those of whom only the sum is wanted, their chunk and weight p_i.
 
-    The order of `broadcasts` is that of the sums.
+    The order of `broadcasts` is that of the sums. `told` are the metrics that go with an answer that is summed: whoever
+    adds up leaves out a client whose metrics the server would refuse, with all that it had been summed with.
     """
 
     broadcasts: dict[str, Broadcast]
     chunks: dict[str, tuple[int, float]] = field(default_factory=dict)
+    told: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,7 @@ def call_record(call: Call) -> RecordDict:
             "split": first.split,
             "rho": first.rho,
             "client": list(call.broadcasts),
+            "told": list(call.told),
             "keep": [one.keep for one in sent],
             "seen": [one.seen for one in sent],
             "shared": [values.add(one.values) for one in sent],
@@ -113,12 +116,16 @@ def read_call(content: RecordDict) -> Call:
     config = _config(content)
     names = _strings(config, "client")
     about_each = ("keep", "seen", "shared", "control", "rows")
-    columns = {n: _column(config, n, len(names)) for n in (*about_each, "chunk", "weight")}
+    columns = {n: _whole(config, n, len(names)) for n in (*about_each, "chunk")}
+    columns["weight"] = _column(config, "weight", len(names))
+    if not all(0 <= weight <= FAR for weight in columns["weight"]):
+        raise ContractError("config weight: must be numbers from 0, found others")
     values, controls = _tensors(content, "shared."), _tensors(content, "control.")
     ids = [read_ids(record) for record in _records(content, "rows.")]
     head = {name: config.get(name) for name in ("round", "split", "rho")}
-    if type(head["round"]) is not int or head["split"] not in ("validation", "test") or type(head["rho"]) is not float:
-        raise ContractError(f"config: must hold round, split and rho, found {head}")
+    if type(head["round"]) is not int or head["split"] not in ("validation", "test"):
+        raise ContractError(f"config: must hold round, split and rho, found {quoted(head)}")
+    admit_rho(head["rho"])
     made: dict[tuple[float, ...], Broadcast] = {}  # equal ones are one object, which need be looked at once
     broadcasts = {}
     for name, *about in zip(names, *(columns[n] for n in about_each), strict=True):
@@ -138,7 +145,7 @@ def read_call(content: RecordDict) -> Call:
         for name, chunk, weight in zip(names, columns["chunk"], columns["weight"], strict=True)
         if chunk != ALONE
     }
-    return Call(broadcasts, chunks)
+    return Call(broadcasts, chunks, tuple(_strings(config, "told", METRIC)))
 
 
 def answers_record(answers: Answers) -> RecordDict:
@@ -180,18 +187,18 @@ def answers_record(answers: Answers) -> RecordDict:
 def read_answers(content: RecordDict) -> Answers:
     """Return what a cohort answered; raises ContractError if the message is malformed."""
     config = _config(content)
-    names, devices = _strings(config, "client"), _strings(config, "device")
+    names, devices = _strings(config, "client"), [admit_device(one) for one in _list(config, "device")]
     columns = {name: _column(config, name, len(names)) for name in ("shared", "rows")}
     if len(devices) != len(names):
         raise ContractError(f"config: must hold a device for each of {len(names)} clients, found {len(devices)}")
-    metrics = _metrics(content, _strings(config, "metric"), len(names))
+    metrics = _metrics(content, _strings(config, "metric", METRIC), len(names))
     values = _tensors(content, "shared.")
     rows = [read_ids(record) for record in _records(content, "rows.")]
     contributions = [
         Contribution(name, _pick(values, shared), metrics[place], devices[place], _pick(rows, row) if row != -1 else {})
         for place, (name, shared, row) in enumerate(zip(names, columns["shared"], columns["rows"], strict=True))
     ]
-    failed, reasons = _strings(config, "failed"), _strings(config, "reason")
+    failed, reasons = _strings(config, "failed"), texts("config reason", config.get("reason"))
     if len(failed) != len(reasons):
         raise ContractError(f"config: must hold a reason for each failed client, found {len(reasons)}")
     return Answers(contributions, _subtotals(content, config), dict(zip(failed, reasons, strict=True)))
@@ -200,12 +207,12 @@ def read_answers(content: RecordDict) -> Answers:
 def _subtotals(content: RecordDict, config: ConfigRecord) -> list[Subtotal]:
     count = config.get("sums")
     if type(count) is not int or count < 0:
-        raise ContractError(f"config: must hold the number of sums, found {count!r}")
+        raise ContractError(f"config: must hold the number of sums, found {quoted(count)}")
     found = []
     for place in range(count):
         about = content.config_records.get(f"of.{place}", ConfigRecord())
         values, gap = content.array_records.get(f"sum.{place}"), about.get("gap")
-        if values is None or type(gap) is not float or not 0 <= gap < float("inf"):
+        if values is None or type(gap) is not float or not 0 <= gap <= FAR:
             raise ContractError(f"sum {place}: must hold tensors and a gap that is finite and not negative")
         found.append(Subtotal(tuple(_strings(about, "client")), unpack(values), gap))
     return found
@@ -218,7 +225,7 @@ def _metrics(content: RecordDict, names: Sequence[str], clients: int) -> list[di
         raise ContractError("metrics: must hold three columns of one length")
     found: list[dict[str, float]] = [{} for _ in range(clients)]
     for place, name, value in zip(*cast("list[list[Any]]", columns), strict=True):
-        if not (0 <= place < clients and 0 <= name < len(names)):
+        if not (type(place) is type(name) is int and 0 <= place < clients and 0 <= name < len(names)):
             raise ContractError(f"metrics: must name a client and a metric of the message, found {place}, {name}")
         found[int(place)][names[int(name)]] = float(value)
     return found
@@ -231,11 +238,15 @@ def _config(content: RecordDict) -> ConfigRecord:
     return config
 
 
-def _strings(config: ConfigRecord, name: str) -> list[str]:
+def _strings(config: ConfigRecord, name: str, most: int = NAME) -> list[str]:
+    return [admit_name(f"config {name}", one, most) for one in _list(config, name)]
+
+
+def _list(config: ConfigRecord, name: str) -> list[Any]:
     found = config.get(name)
-    if not isinstance(found, list) or not all(isinstance(one, str) for one in found):
-        raise ContractError(f"config {name}: must be a list of names, found {type(found).__name__}")
-    return cast("list[str]", found)
+    if not isinstance(found, list):
+        raise ContractError(f"config {name}: must be a list, found {type(found).__name__}")
+    return cast("list[Any]", found)
 
 
 def _column(config: ConfigRecord, name: str, length: int) -> list[float]:
@@ -245,11 +256,18 @@ def _column(config: ConfigRecord, name: str, length: int) -> list[float]:
     return cast("list[float]", found)
 
 
+def _whole(config: ConfigRecord, name: str, length: int) -> list[float]:
+    found = _column(config, name, length)
+    if not all(isinstance(one, int) for one in found):
+        raise ContractError(f"config {name}: must hold whole numbers, found others")
+    return found
+
+
 def _records(content: RecordDict, prefix: str) -> list[ArrayRecord]:
     # Not through `array_records`, which copies and checks the whole message at every access.
     found = {n: one for n, one in content.items() if n.startswith(prefix) and isinstance(one, ArrayRecord)}
     if set(found) != {f"{prefix}{place}" for place in range(len(found))}:
-        raise ContractError(f"record {prefix}: must be numbered from 0, found {sorted(found)}")
+        raise ContractError(f"record {prefix}: must be numbered from 0, found {quoted(sorted(found))}")
     return [found[f"{prefix}{place}"] for place in range(len(found))]
 
 

@@ -3,6 +3,7 @@
 Every list is as long as the round has clients, every key and share has its fixed size: no length depends on data.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -14,9 +15,19 @@ from fedrec.privacy.encoding import Layout
 from fedrec.privacy.masks import KEY, TAG, Words
 from fedrec.privacy.secure_sum import Keys, Member, Stage
 from fedrec.privacy.shamir import SHARE
-from fedrec.sharing import Broadcast, ContractError
-from fedrec.wire.arrays import array, numeric
-from fedrec.wire.messages import Entry, broadcast_record, ledger, part, read_broadcast
+from fedrec.sharing import BYTES, Broadcast, ContractError, admit_device, admit_name
+from fedrec.wire.arrays import array, numbers
+from fedrec.wire.messages import (
+    Entry,
+    broadcast_record,
+    ledger,
+    part,
+    plain,
+    quoted,
+    read_broadcast,
+    read_ids,
+    read_metrics,
+)
 
 KINDS: dict[Stage, str] = {
     "keys": "train.keys",
@@ -59,7 +70,7 @@ def read_number(content: RecordDict, *others: str) -> int:
     config = part(content, "config", ConfigRecord)
     number = config.get("round")
     if len(config) != 1 or type(number) is not int or not 0 < number < 2**63:
-        raise ContractError(f"config: must hold the round alone, found {sorted(config)}")
+        raise ContractError(f"config: must hold the round alone, found {quoted(config)}")
     return number
 
 
@@ -73,7 +84,7 @@ def read_keys(content: RecordDict, client: str) -> Keys:
     _from(content, client, "keys")
     record = part(content, "keys", ConfigRecord)
     if len(record) != 2:
-        raise ContractError(f"keys: must be mask and seal, found {sorted(record)}")
+        raise ContractError(f"keys: must be mask and seal, found {quoted(sorted(record))}")
     return Keys(_bytes("mask", record.get("mask"), KEY), _bytes("seal", record.get("seal"), KEY))
 
 
@@ -123,9 +134,11 @@ def read_masked(content: RecordDict) -> Masked:
     shapes: dict[str, tuple[int, ...]] = {}
     for name, shape in part(content, "layout", ConfigRecord).items():
         if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape):
-            raise ContractError(f"layout {name}: must be a shape, found {type(shape).__name__}")
-        shapes[name] = tuple(cast("list[int]", shape))
-    rows = {name: numeric(f"rows {name}", one) for name, one in part(content, "rows", ArrayRecord).items()}
+            raise ContractError(f"layout {quoted(name)}: must be a shape, found {type(shape).__name__}")
+        shapes[admit_name("layout", name)] = tuple(cast("list[int]", shape))
+    if sum(8 * math.prod(shape) for shape in shapes.values()) > BYTES:
+        raise ContractError(f"layout: must be of at most {BYTES} bytes, found more")
+    rows = read_ids(part(content, "rows", ArrayRecord))
     return Masked(broadcast, list(zip(names, sealed, strict=True)), Layout(dict(sorted(shapes.items())), rows))
 
 
@@ -140,20 +153,14 @@ def read_masked_answer(content: RecordDict, client: str, size: int) -> Sum:
     """Return the masked vector [size] of this client; raises ContractError."""
     _only(content, "config", "masked", "metrics")
     config, record = part(content, "config", ConfigRecord), part(content, "masked", ArrayRecord)
-    device = config.get("device")
-    if config.get("client") != client or not isinstance(device, str) or len(config) != 2:
-        raise ContractError(f"config: must hold the client {client} and its device, found {sorted(config)}")
+    if config.keys() != {"client", "device"} or config["client"] != client:
+        raise ContractError(f"config: must hold the client {client} and its device, found {quoted(config)}")
     if list(record) != ["sum"]:
-        raise ContractError(f"masked: must be one sum, found {sorted(record)}")
-    words = numeric("masked sum", record["sum"])
+        raise ContractError(f"masked: must be one sum, found {quoted(sorted(record))}")
+    words = numbers(record, "masked ")["sum"]
     if words.dtype != np.uint64 or words.shape != (size,):
         raise ContractError(f"masked sum: must be {size} words of 64 bits, found {list(words.shape)} of {words.dtype}")
-    metrics: dict[str, float] = {}
-    for name, value in part(content, "metrics", MetricRecord).items():
-        if isinstance(value, list):
-            raise ContractError(f"metric {name}: must be one number, found {len(value)}")
-        metrics[name] = float(value)
-    return Sum(client, words, metrics, device)
+    return Sum(client, words, read_metrics(content), admit_device(config["device"]))
 
 
 def unmask_call(number: int, survivors: Sequence[str], dropped: Sequence[str]) -> RecordDict:
@@ -166,7 +173,7 @@ def read_unmask(content: RecordDict) -> tuple[int, list[str], list[str]]:
     """Return the round, the survivors and the dropped; raises ContractError."""
     number, record = read_number(content, "peers"), part(content, "peers", ConfigRecord)
     if len(record) != 2:
-        raise ContractError(f"peers: must be survivors and dropped, found {sorted(record)}")
+        raise ContractError(f"peers: must be survivors and dropped, found {quoted(sorted(record))}")
     return number, strings("survivors", record.get("survivors")), strings("dropped", record.get("dropped"))
 
 
@@ -217,21 +224,21 @@ def _record(**values: Any) -> ConfigRecord:
 def _only(content: RecordDict, *allowed: str) -> None:
     for name in content:
         if name not in allowed:
-            raise ContractError(f"record {name}: must be one of {', '.join(sorted(allowed))}")
+            raise ContractError(f"record {plain(name)}: must be one of {', '.join(sorted(allowed))}")
 
 
 def _from(content: RecordDict, client: str, *others: str) -> None:
     _only(content, "config", *others)
     config = part(content, "config", ConfigRecord)
     if dict(config) != {"client": client}:
-        raise ContractError(f"config: must hold the client {client} alone, found {dict(config)}")
+        raise ContractError(f"config: must hold the client {client} alone, found {quoted(config)}")
 
 
 def _table(content: RecordDict, place: str, **sizes: int) -> list[list[Any]]:
     """Return the column of names and those of byte strings of fixed sizes."""
     record = part(content, place, ConfigRecord)
     if set(record) != {"client", *sizes}:
-        raise ContractError(f"{place}: must hold client, {', '.join(sizes)}, found {sorted(record)}")
+        raise ContractError(f"{place}: must hold client, {', '.join(sizes)}, found {quoted(sorted(record))}")
     columns: list[list[Any]] = [strings(f"{place} client", record.get("client"))]
     for name, size in sizes.items():
         column = record.get(name)
@@ -250,6 +257,6 @@ def _bytes(name: str, value: object, size: int) -> bytes:
 
 def strings(name: str, value: object) -> list[str]:
     """Return a list of texts; raises ContractError for anything else."""
-    if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
+    if not isinstance(value, list):
         raise ContractError(f"{name}: must be a list of names, found {type(value).__name__}")
-    return cast("list[str]", value)
+    return [admit_name(name, one) for one in value]

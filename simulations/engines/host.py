@@ -1,6 +1,7 @@
 """A host: one node that runs a cohort of clients, each with a context of its own."""
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
 from typing import TYPE_CHECKING
@@ -9,12 +10,15 @@ import torch
 from flwr.app import ArrayRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedrec.aggregation import Carrier, Subtotal, carrier, catalogue, subtotal, union
-from fedrec.parameters import Params, same
-from fedrec.sharing import Broadcast, ContractError, Contribution, admit
+from fedrec.aggregation import Carrier, Subtotal, admit_start, carrier, catalogue, subtotal, union
+from fedrec.parameters import Params, norm, same
+from fedrec.proportion import change, large, too_far
+from fedrec.sharing import Broadcast, ContractError, Contribution, admit, admit_metrics
 from fedrec.wire import ALONE, Answers, Call, answers_record, broadcast_record, pack, read_call, read_contribution
 from fedrec.wire.bundle import bundled, unbundled
+from fedrec.wire.messages import TEXT
 from fedrec.wire.secure import STAGES
+from server.scores import admit_told
 from simulations.engines.local import RUN_ID, SERVER_NODE, identify
 
 if TYPE_CHECKING:
@@ -52,12 +56,15 @@ class Host:
 
     def join(self, content: RecordDict) -> Answers:
         """Let every client join; equal initial tensors are kept once."""
+        replies = {place: admissible(self.ask("query.join", content, place)) for place in range(len(self.contexts))}
+        names = Counter(reply.client for reply in replies.values() if isinstance(reply, Contribution))
         found: list[Contribution] = []
         failed: dict[str, str] = {}
-        for place, context in enumerate(self.contexts):
-            reply = self.ask("query.join", content, place)
+        for place, reply in replies.items():
+            if isinstance(reply, Contribution) and names[reply.client] > 1:
+                reply = f"must have a name of its own, found it {names[reply.client]} times"
             if isinstance(reply, str):
-                failed[f"partition {context.node_config['partition-id']}"] = reply
+                failed[f"partition {self.contexts[place].node_config['partition-id']}"] = reply
                 continue
             if found and same(found[-1].values, reply.values):
                 reply = replace(reply, values=found[-1].values)
@@ -90,6 +97,8 @@ class Host:
             reply = self.ask(kind, broadcast_record(broadcast, packed[id(broadcast.values)]), self.places[name])
             if isinstance(reply, str):
                 found.failed[name] = reply
+            elif reply.client != name:
+                found.failed[name] = f"must answer under its own name, found {reply.client!a}"
             else:
                 yield reply, broadcast
 
@@ -99,14 +108,9 @@ class Host:
         rows = union(list(members.values()))
 
         def parts() -> Iterator[tuple[Carrier, Params, Params]]:
-            for reply, broadcast in self.each(kind, call, names, found):
-                try:
-                    values = admit(reply.values, members[reply.client].like)
-                except ContractError as error:
-                    found.failed[reply.client] = str(error)
-                    continue
+            for reply, z in self.proportionate(call, self.each(kind, call, names, found), members, found):
                 found.contributions.append(replace(reply, values={}))
-                yield members[reply.client], values, broadcast.values
+                yield members[reply.client], reply.values, z
 
         total = subtotal(parts(), rows)
         if len(total.clients) < len(names):
@@ -114,6 +118,38 @@ class Host:
             rest = {n: v[torch.isin(rows[n], kept[n])] if n in rows else v for n, v in total.values.items()}
             total = replace(total, values=rest)
         return [total] if total.clients else []
+
+    def proportionate(
+        self,
+        call: Call,
+        replies: Iterable[tuple[Contribution, Broadcast]],
+        members: Mapping[str, Carrier],
+        found: Answers,
+    ) -> Iterator[tuple[Contribution, Params]]:
+        """Yield the replies that may be added up, in their order, each with what it answers; note the failures.
+
+        They are added as they come. From the first on that is large they wait for those beside which it is judged.
+        """
+        held: list[tuple[Contribution, Params]] = []
+        changes: dict[str, float] = {}
+        for reply, broadcast in replies:
+            try:
+                reply = replace(reply, values=admit(reply.values, members[reply.client].like))
+                if reply.rows:
+                    raise ContractError("record rows: must be sent to join alone, found it in an answer")
+                admit_metrics(reply.metrics, call.told)
+                admit_told(reply, frozenset(call.told))
+            except ContractError as error:
+                found.failed[reply.client] = str(error)
+                continue
+            changes[reply.client] = change(reply.values, broadcast.values)
+            if held or large(reply.values, broadcast.values):
+                held.append((reply, broadcast.values))
+            else:
+                yield reply, broadcast.values
+        refused = too_far(changes, {reply.client: norm(z) for reply, z in held})
+        found.failed.update(refused)
+        yield from (one for one in held if one[0].client not in refused)
 
     def relay(self, kind: str, content: RecordDict) -> RecordDict:
         """Return what clients answer to a stage of a secure sum, each to a message of its own."""
@@ -133,7 +169,7 @@ class Host:
         try:
             return reply if isinstance(reply, str) else read_contribution(reply)
         except ContractError as error:
-            return type(error).__name__
+            return str(error)
 
     def reply(self, kind: str, content: RecordDict, place: int) -> RecordDict | str:
         """Return what a client answers, or the reason why it does not."""
@@ -141,7 +177,7 @@ class Host:
         message.metadata.__dict__["_message_id"] = str(place)
         try:
             reply = self.app(message, self.contexts[place])
-            return str(reply.error.reason) if reply.has_error() else reply.content
+            return str(reply.error.reason)[:TEXT] if reply.has_error() else reply.content
         except Exception as error:
             return type(error).__name__
 
@@ -158,3 +194,11 @@ class Host:
         for key, record in state.items():
             place, _, name = key.partition("/")
             self.contexts[int(place)].state[name] = record
+
+
+def admissible(reply: Contribution | str) -> Contribution | str:
+    """Return what a client joins with if the others can go on beside it, or the reason why they cannot."""
+    try:
+        return reply if isinstance(reply, str) else admit_start(reply)
+    except ContractError as error:
+        return str(error)

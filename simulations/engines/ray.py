@@ -10,6 +10,8 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
+from simulations.sockets import ray_token
+
 
 def run_ray(server: ServerApp, client: ClientApp, clients: int, gpus: int) -> None:
     """Run an experiment on Flower's simulation runtime: one Ray actor for each core, or for each GPU.
@@ -19,6 +21,8 @@ def run_ray(server: ServerApp, client: ClientApp, clients: int, gpus: int) -> No
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    for name, value in ray_token().items():
+        os.environ.setdefault(name, value)
     logging.getLogger("flwr").setLevel(logging.CRITICAL)
     from flwr.simulation import run_simulation
 

@@ -212,7 +212,7 @@ def test_a_wrong_answer_is_a_fault_of_its_stage(stage: Stage, change: Fault) -> 
     assert [(row["client"], row["during"], row["kind"]) for row in found.faults] == [("silo-2", stage, "contract")]
 
 
-def test_a_sum_that_no_clients_add_up_to_ends_the_run() -> None:
+def test_a_sum_that_no_clients_add_up_to_is_refused_with_all_of_them() -> None:
     def other(content: RecordDict) -> RecordDict:
         words = content.array_records["masked"]["sum"].numpy() + np.uint64(2**40 + 12345)
         return RecordDict({**content, "masked": ArrayRecord({"sum": Array(words)})})

@@ -1,0 +1,70 @@
+"""Answers out of all proportion to those beside them: refused before anything is added up, never scaled.
+
+What counts is not changed by a bit, and so a round of honest clients is what it would be without the rule.
+"""
+
+import math
+from collections.abc import Mapping
+from statistics import median_high
+from typing import TypeVar
+
+from fedrec.parameters import Params, norm, subtract
+
+# How far an answer may be beyond the others. It is to catch what would end the run for everybody, and must never meet
+# an honest client: one with ten thousand times the data of the others, or with the noise of a far smaller epsilon. What
+# moves a mean by less is for a robust rule.
+MULTIPLE = 10_000.0
+Who = TypeVar("Who", str, int)
+Told = Mapping[str, Mapping[str, float]]  # name -> client -> a number that is not negative
+NOTHING: Told = {}
+
+
+def refusals(
+    answers: Mapping[str, Params], sent: Mapping[str, Params], increments: bool = False, told: Told = NOTHING
+) -> dict[str, str]:
+    """Return, for each client of a cohort whose answer is out of proportion, what is wrong with it.
+
+    The change |x_i - z_i| of an answer x_i to `sent` z_i may be MULTIPLE times the largest of |z_i|, 1, and the upper
+    median of the changes of the others; of `increments` the change is |x_i|. What clients have `told`, by its name, may
+    be MULTIPLE times the larger of 100 and the upper median of what the others told.
+    """
+    found: dict[str, str] = {}
+    if any(large(answers[name], sent[name], increments) for name in answers):
+        changes = {name: change(answers[name], sent[name], increments) for name in answers}
+        found |= too_far(changes, {name: norm(sent[name]) for name in answers})
+    for what, values in told.items():
+        for name, value in values.items():
+            if value > 100.0 * MULTIPLE and value > (limit := MULTIPLE * max(100.0, others(values, name))):
+                found.setdefault(name, f"{what}: must be at most {limit:.4g} beside the others, found {value:.4g}")
+    return found
+
+
+def too_far(
+    changes: Mapping[Who, float], sent: Mapping[Who, float], what: str = "the change of the parameters"
+) -> dict[Who, str]:
+    """Return which of a cohort's `changes` are out of proportion, and why; `sent` has |z_i| of those that may be."""
+    found: dict[Who, str] = {}
+    for name, size in sent.items():
+        limit = MULTIPLE * max(size, 1.0, others(changes, name))
+        if changes[name] > limit:
+            found[name] = f"{what} must be at most {limit:.4g} in norm, found {changes[name]:.4g}"
+    return found
+
+
+def large(answer: Params, sent: Params, increments: bool = False) -> bool:
+    """Return whether an answer may be out of proportion: whether it is one, but for what the others changed."""
+    most = math.sqrt(math.fsum(v.numel() * float(v.abs().max()) ** 2 for v in answer.values() if v.numel()))
+    if most <= MULTIPLE - 1:  # then |x_i - z_i| <= |x_i| + |z_i| is within the limit whatever z_i is
+        return False
+    return change(answer, sent, increments) > MULTIPLE * max(norm(sent), 1.0)
+
+
+def change(answer: Params, sent: Params, increments: bool = False) -> float:
+    """Return the norm of what an answer would change."""
+    return norm(answer if increments else subtract(answer, sent))
+
+
+def others(values: Mapping[Who, float], name: Who) -> float:
+    """Return the upper median of the values of the others, 0 if there is nobody else."""
+    rest = [value for other, value in values.items() if other != name]
+    return median_high(rest) if rest else 0.0
