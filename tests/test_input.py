@@ -16,11 +16,12 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
 import fedrec.files
 import simulations.run
 from fedrec.holdings import clients_data, dataset
-from simulations.cli import parse
+from simulations.cli import Command, parse
 from simulations.options import FIELDS, flag
 from simulations.run import main
 
@@ -265,11 +266,12 @@ def test_a_bad_value_of_any_option_is_one_line(data: st.DataObject) -> None:
     class Accepted(BaseException):
         """The run would begin."""
 
-    def begin(*_: object) -> None:
+    def begin(command: Command, console: Console) -> int:
+        simulations.run.checked(command)
         raise Accepted
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(simulations.run, "run", lambda command, console: simulations.run.checked(command) and begin())
+        patch.setattr(simulations.run, "run", begin)
         try:
             status, out, text = told(*small, "--no-compare", *argv)
         except Accepted:
