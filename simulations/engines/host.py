@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import groupby
 from typing import TYPE_CHECKING
 
 import torch
@@ -76,13 +75,14 @@ class Host:
 
     def call(self, kind: str, call: Call) -> Answers:
         """Let clients answer what they were sent; those of a chunk are summed as they come."""
-        found = Answers([])
-        chunk = {name: call.chunks.get(name, (ALONE, 0.0))[0] for name in call.broadcasts}
-        for number, names in groupby(call.broadcasts, chunk.__getitem__):
+        found, members = Answers([]), dict[int, list[str]]()
+        for name in call.broadcasts:  # a chunk has one sum, also where a client of it that is not summed stands between
+            members.setdefault(call.chunks.get(name, (ALONE, 0.0))[0], []).append(name)
+        for number, names in members.items():
             if number == ALONE:
-                found.contributions.extend(reply for reply, _ in self.each(kind, call, list(names), found))
+                found.contributions.extend(reply for reply, _ in self.each(kind, call, names, found))
             else:
-                found.subtotals.extend(self.summed(kind, call, list(names), found))
+                found.subtotals.extend(self.summed(kind, call, names, found))
         return found
 
     def each(
