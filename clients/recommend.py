@@ -18,6 +18,7 @@ from fedrec.data.types import Floats, Ints
 from fedrec.errors import UserError, choose, one_line
 from fedrec.evaluation import mask_of, members
 from fedrec.experiment import Experiment, build
+from fedrec.folders import refuse_unfinished
 from fedrec.folding import folded
 from fedrec.holdings import clients_data, dataset, reader, tasks_for
 from fedrec.parameters import Params
@@ -93,6 +94,7 @@ def experiment_of(home: Path) -> Experiment:
     """Return the experiment of a run; raises UserError if there is no run."""
     if not home.is_dir():
         raise UserError(f"run: must be the folder of a finished run, found {str(home)!r}")
+    refuse_unfinished(home)
     record = read_json(home / "experiment.json")
     if not isinstance(record.get("experiment"), dict):
         raise UserError(f"run: {home / 'experiment.json'} must have the key 'experiment', found none")

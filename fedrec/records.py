@@ -8,17 +8,19 @@ import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from io import SEEK_END, TextIOWrapper
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import pandas as pd
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from fedrec.data.types import Ints
 from fedrec.errors import UserError
 from fedrec.evaluation import PerUser
+from fedrec.folders import make_private, open_private, write_private
 from fedrec.parameters import Params
 
 Row = dict[str, str | int | float]
@@ -37,6 +39,7 @@ class Record:
     shared: Params = field(default_factory=dict)
     rows: dict[str, Ints] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    resumed: list[str] = field(default_factory=list)  # what was lost of a run that was gone on with, and made again
     budgets: list[Row] = field(default_factory=list)
     privacy: dict[str, Any] = field(default_factory=dict)  # what was promised and spent
     faults: list[Row] = field(default_factory=list)  # answers that did not count
@@ -83,8 +86,21 @@ def slug(name: str) -> str:
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON that any reader can parse; raises ValueError for NaN, which JSON does not have."""
-    text = json.dumps(value, indent=2, default=str, allow_nan=False, ensure_ascii=False)
-    path.write_text(text + "\n", encoding="utf-8")
+    path.write_text(json_text(value), encoding="utf-8")
+
+
+def json_text(value: Any) -> str:
+    """Return JSON that any reader can parse; raises ValueError for NaN, which JSON does not have."""
+    return json.dumps(value, indent=2, default=str, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def write_tensors(path: Path, params: Params, private: bool) -> None:
+    """Write tensors as a safetensors file; `private` ones are for its owner alone."""
+    data = save({name: value.contiguous() for name, value in params.items()})
+    if private:
+        write_private(path, data)
+    else:
+        path.write_bytes(data)
 
 
 def versions() -> dict[str, str]:
@@ -100,18 +116,12 @@ def save_client(
 
     `own` is its copy of the shared parameters where a personal coupling or model gives every client another one.
     """
-    for folder in ("model", "users", "about"):
-        (home / folder).mkdir(parents=True, exist_ok=True)
-    save_file(
-        {key: value.contiguous() for key, value in private.items()}, home / "model" / f"client-{slug(name)}.safetensors"
-    )
+    (home / "model").mkdir(parents=True, exist_ok=True)
+    write_tensors(home / "model" / f"client-{slug(name)}.safetensors", private, private=True)
     if own:
-        save_file(
-            {key: value.contiguous() for key, value in own.items()}, home / "model" / f"own-{slug(name)}.safetensors"
-        )
-    write_json(home / "about" / f"{slug(name)}.json", about)
-    if per_user:
-        write_users(home, per_user)
+        write_tensors(home / "model" / f"own-{slug(name)}.safetensors", own, private=True)
+    write_private(home / "about" / f"{slug(name)}.json", json_text(about))
+    write_users(home, per_user)
 
 
 def add_measured(
@@ -119,11 +129,11 @@ def add_measured(
 ) -> None:
     """Add to `measured/<client>.csv` what a client measured and does not tell the server."""
     path = home / "measured" / f"{slug(client)}.csv"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = not path.exists()
-    with path.open("a", encoding="utf-8", newline="") as file:
+    make_private(path.parent)
+    with TextIOWrapper(open_private(path), encoding="utf-8", newline="") as file:
+        file.seek(0, SEEK_END)
         writer = csv.writer(file)
-        writer.writerows([CLIENTS] * new)
+        writer.writerows([CLIENTS] * (not file.tell()))
         writer.writerows(
             [number, who, split, task, metric, value, device] for (who, task, metric), value in metrics.items()
         )
@@ -175,8 +185,7 @@ def write_users(home: Path, per_user: Sequence[PerUser], together: str = "") -> 
             "metric": np.repeat([p.metric for p in parts], sizes),
             "value": np.concatenate([p.values for p in parts]),
         }
-        (home / f"{unit}s").mkdir(parents=True, exist_ok=True)
-        pd.DataFrame(columns).to_csv(home / f"{unit}s" / f"{name}.csv", index=False)
+        write_private(home / f"{unit}s" / f"{name}.csv", pd.DataFrame(columns).to_csv(index=False))
 
 
 def write_record(home: Path, record: Record, experiment: Mapping[str, Any], notes: Sequence[str] = ()) -> None:
@@ -186,11 +195,9 @@ def write_record(home: Path, record: Record, experiment: Mapping[str, Any], note
     write_csv(home / "clients.csv", [*record.clients, *gather_measured(home)], CLIENTS)
     write_csv(home / "ledger.csv", record.ledger, ["round", "client", "direction", "parameter", "rows", "bytes"])
     write_csv(home / "faults.csv", record.faults, ["round", "client", "during", "kind", "text"])
-    save_file(
-        {name: value.contiguous() for name, value in record.shared.items()}, home / "model" / "shared.safetensors"
-    )
+    write_tensors(home / "model" / "shared.safetensors", record.shared, private=False)
     write_json(home / "model" / "rows.json", {space: ids.tolist() for space, ids in record.rows.items()})
-    shared = [{"name": name, "shape": list(value.shape)} for name, value in record.shared.items()]
+    shared = [{"name": name, "shape": list(value.shape)} for name, value in sorted(record.shared.items())]
     about = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((home / "about").glob("*.json"))]
     private = {entry["name"]: entry for one in about for entry in one.pop("private")}
     write_json(
@@ -204,6 +211,7 @@ def write_record(home: Path, record: Record, experiment: Mapping[str, Any], note
             "privacy": record.privacy,
             "selected_round": record.selected_round,
             "stopped": record.stopped,
+            "resumed": record.resumed,
             "seconds": round(record.seconds, 3),
         },
     )

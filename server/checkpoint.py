@@ -1,13 +1,13 @@
 """Checkpoints: what is needed to go on from a round as if nothing had happened.
 
 A folder of checkpoints has one folder for each round, written beside it and renamed: it is there whole or not at all.
-Its manifest has the SHA-256 of every file. Of old rounds only the rows of the record stay.
+Its manifest has the SHA-256 of every file, and it says which run it is of. Of old rounds only the rows of the record
+stay. They are their owner's alone: clients' private state is among them.
 """
 
 import json
-import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 from safetensors.torch import load, save
 
 from fedrec.errors import UserError
-from fedrec.folders import store
+from fedrec.folders import make_private, remove, store
 from fedrec.parameters import Params
 
 KEPT = 2  # checkpoints that can be gone on from
@@ -37,7 +37,8 @@ class Checkpoints:
     """Writes a checkpoint of every `every`-th round below `root`.
 
     `nodes` lets the engine write the clients' private state into a folder and returns the files; `settle` tells it that
-    the folder has its final name, `restore` to go back to it. `found` is what a run is to go on from.
+    the folder has its final name, `restore` to go back to it. `about` says what is run, as JSON can hold it. `found` is
+    what a run is to go on from.
     """
 
     root: Path
@@ -45,6 +46,7 @@ class Checkpoints:
     settle: Callable[[Path], None]
     restore: Callable[[Path], None]
     every: int = 1
+    about: Mapping[str, Any] = field(default_factory=dict)
     found: "Found | None" = None
 
     def due(self, number: int) -> bool:
@@ -55,13 +57,14 @@ class Checkpoints:
         """Write the checkpoint of a round, and thin out those before."""
         final = self.root / f"{snapshot.round:06d}"
         folder = self.root / f".{final.name}"
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
+        remove(folder)
+        make_private(self.root)
+        make_private(folder)
         # A copy: tensors of a model may share memory, which the format does not allow.
         tensors = {name: value.detach().cpu().clone().contiguous() for name, value in snapshot.tensors.items()}
         files = {
             "server.safetensors": save(tensors),
-            "server.json": json.dumps(snapshot.numbers).encode(),
+            "server.json": json.dumps({"about": self.about, "numbers": snapshot.numbers}).encode(),
             RECORD: json.dumps(snapshot.record).encode(),
         }
         manifest = {name: sha256(data).hexdigest() for name, data in files.items()}
@@ -69,6 +72,7 @@ class Checkpoints:
             store(folder / name, data)
         manifest |= {path.name: sha256(path.read_bytes()).hexdigest() for path in self.nodes(folder)}
         store(folder / MANIFEST, json.dumps(manifest).encode())
+        remove(final)  # a damaged one may stand in its place
         folder.rename(final)
         self.settle(final)
         for old in complete(self.root)[:-KEPT]:
@@ -76,13 +80,24 @@ class Checkpoints:
                 if path.name not in (RECORD, MANIFEST):
                     path.unlink()
 
+    def go_on(self, found: "Found") -> None:
+        """Let the engine go back to a checkpoint; those after it are damaged, and what they hold is made again."""
+        self.restore(found.folder)
+        for later in complete(self.root):
+            if int(later.name) > found.snapshot.round:
+                remove(later)
+
 
 @dataclass(frozen=True)
 class Found:
-    """A checkpoint to go on from: its folder, what the server was, all rows of the record, and what was refused."""
+    """A checkpoint to go on from: its folder, what the server was, all rows of the record, what is run.
+
+    `refused` names those after it that are damaged.
+    """
 
     folder: Path
     snapshot: Snapshot
+    about: Mapping[str, Any] = field(default_factory=dict)
     refused: tuple[str, ...] = field(default=())
 
 
@@ -97,24 +112,33 @@ def latest(root: Path) -> Found | None:
         if place < len(folders) - 1 and not (folders[place] / "server.json").exists():
             continue  # thinned out
         try:
-            return Found(folders[place], read(folders[: place + 1]), tuple(refused))
-        except (OSError, ValueError, KeyError) as error:
-            refused.append(f"checkpoint {folders[place].name} is refused: {error}")
+            return replace(read(folders[: place + 1]), refused=tuple(refused))
+        except Exception as error:  # whatever a file may hold
+            refused.append(f"checkpoint {folders[place].name} is refused: {told(error)}")
     if refused:
         raise UserError(f"resume: {root} must hold a whole checkpoint, found none ({'; '.join(refused)})")
     return None
 
 
-def read(folders: Sequence[Path]) -> Snapshot:
-    """Return the snapshot of the last of some folders with the rows of all; raises ValueError for a damaged file."""
-    content = {path.name: checked(path, list(manifest_of(path))) for path in folders[-1:]}[folders[-1].name]
+def read(folders: Sequence[Path]) -> Found:
+    """Return the last of some checkpoints with the rows of all; raises an exception for a damaged file."""
+    last = folders[-1]
+    content = checked(last, list(manifest_of(last)))
     record: dict[str, list[Any]] = {}
     for folder in folders:
         for name, rows in json.loads(checked(folder, [RECORD])[RECORD]).items():
             record.setdefault(name, []).extend(rows)
-    return Snapshot(
-        int(folders[-1].name), load(content["server.safetensors"]), json.loads(content["server.json"]), record
-    )
+    server = json.loads(content["server.json"])
+    snapshot = Snapshot(int(last.name), load(content["server.safetensors"]), server["numbers"], record)
+    return Found(last, snapshot, server["about"])
+
+
+def told(error: Exception) -> str:
+    """Return what is wrong with a file, in one line."""
+    if isinstance(error, OSError):
+        return f"{Path(error.filename or '').name} must be a readable file ({error.strerror})"
+    text = " ".join(str(error).split())
+    return text if isinstance(error, ValueError) else f"must be what was written, found {type(error).__name__}: {text}"
 
 
 def checked(folder: Path, names: Sequence[str]) -> dict[str, bytes]:
@@ -137,4 +161,9 @@ def manifest_of(folder: Path) -> dict[str, str]:
 
 def complete(root: Path) -> list[Path]:
     """Return the folders of checkpoints that were written to the end, oldest first."""
-    return sorted(path for path in root.glob("[0-9]*") if path.is_dir())
+    return sorted((path for path in root.glob("[0-9]*") if path.is_dir() and path.name.isdecimal()), key=number_of)
+
+
+def number_of(folder: Path) -> int:
+    """Return the round of a checkpoint."""
+    return int(folder.name)

@@ -12,7 +12,7 @@ from server.scores import Best, Score
 if TYPE_CHECKING:
     from server.strategy import Coordinator
 
-ROWS = ("rounds", "clients", "traffic", "notes", "faults")
+ROWS = ("rounds", "clients", "traffic", "notes", "resumed", "faults")
 
 
 def take(c: "Coordinator", number: int, since: dict[str, int]) -> Snapshot:
@@ -72,5 +72,8 @@ def best_of(c: "Coordinator", about: dict[str, Any], tensors: Params) -> Best:
 
 
 def under(prefix: str, tensors: Params) -> Params:
-    """Return the tensors whose names begin with a prefix, without it."""
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+    """Return the tensors whose names begin with a prefix, without it, in the order of their names as a mean has them.
+
+    The format has an order of its own.
+    """
+    return {name.removeprefix(prefix): tensors[name] for name in sorted(tensors) if name.startswith(prefix)}

@@ -52,11 +52,11 @@ class Coordinator:
         """Run the rounds, select the best by validation, test it, and return the record."""
         started = time.perf_counter()
         join(self, nodes)
-        number = done = self.resume()
+        number = self.resume()
         started -= self.record.seconds
-        for number in range(done + 1, self.plan.rounds + 1):
-            if number == done + 1 > 1 and self.stopping():  # it had come to its end
-                break
+        ended = number > 0 and self.ending(number)  # it may have come to its end
+        while not ended:
+            number += 1
             row = self.round(number)
             if self.plan.due(number):
                 score = self.validate(number, row)
@@ -68,9 +68,8 @@ class Coordinator:
             self.record.close(row)
             self.on_round(row)
             self.record.seconds = time.perf_counter() - started
-            self.save(number)
-            if self.stopping():
-                break
+            ended = self.ending(number)
+            self.save(number, ended)
         if not self.best.round:  # interrupted before the first validation
             self.best = Best(number, z=self.z, parts=self.parts)
         self.record.shared, self.record.selected_round, self.parts = self.best.z, self.best.round, self.best.parts
@@ -170,9 +169,9 @@ class Coordinator:
             found |= metrics
         return found
 
-    def save(self, number: int) -> None:
-        """Write a checkpoint after a round that is to have one."""
-        if self.checkpoints and self.checkpoints.due(number):
+    def save(self, number: int, last: bool) -> None:
+        """Write a checkpoint after a round that is to have one, and after the last one."""
+        if self.checkpoints and (last or self.checkpoints.due(number)):
             snapshot = take(self, number, self.saved)
             self.checkpoints.save(snapshot)
             self.saved = {name: self.saved.get(name, 0) + len(rows) for name, rows in snapshot.record.items()}
@@ -184,15 +183,16 @@ class Coordinator:
             return 0
         put_back(self, found.snapshot)
         self.saved = {name: len(rows) for name, rows in found.snapshot.record.items()}
-        self.record.notes += found.refused
-        self.checkpoints.restore(found.folder)
+        self.record.resumed += found.refused
+        self.checkpoints.go_on(found)
         return found.snapshot.round
 
-    def stopping(self) -> bool:
-        """Return whether the run is to end before its last round, and note why."""
+    def ending(self, number: int) -> bool:
+        """Return whether a round is the last, and note why if more were asked for."""
         patient = bool(self.plan.patience) and self.stale >= self.plan.patience
-        self.record.stopped = "interrupted" if self.stop() else "patience" if patient else ""
-        return bool(self.record.stopped)
+        last = number >= self.plan.rounds
+        self.record.stopped = "patience" if patient else "interrupted" if self.stop() and not last else ""
+        return last or bool(self.record.stopped)
 
     def send(
         self,

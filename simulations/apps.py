@@ -10,7 +10,7 @@ from flwr.serverapp import ServerApp
 from clients.app import client_app
 from fedrec.errors import UserError
 from fedrec.experiment import Experiment
-from fedrec.folders import reserve
+from fedrec.folders import vacant
 from fedrec.holdings import clients_data, dataset, item_content, tasks_for
 from fedrec.privacy.account import account
 from fedrec.privacy.books import Books
@@ -163,7 +163,7 @@ def read_for_server(context: Context, nodes: int) -> tuple[Plan, Finish]:
     """Check the experiment of a run_config, and return what the ServerApp needs."""
     experiment, out = from_context(context, nodes)
     check(experiment)
-    reserve(out).rmdir()
+    vacant(out)
     return plan_of(experiment, out), report_of(experiment, out)
 
 

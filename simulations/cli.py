@@ -16,7 +16,7 @@ from fedrec.coordination.maps import RULES
 from fedrec.errors import UserError, choose
 from fedrec.experiment import Experiment, build
 from fedrec.files import regular
-from fedrec.folders import CHECKPOINTS, unfinished
+from fedrec.folders import CHECKPOINTS, COMMAND, resumable
 from simulations.methods import METHODS
 from simulations.options import FIELDS, OPTIONS, flag, flatten, parser
 
@@ -32,7 +32,8 @@ class Command:
     quiet: bool = False
     compare: bool = True
     every: int = 0  # rounds between two checkpoints
-    resume: bool = False  # go on with the run that was to become `out`
+    resume: bool = False  # go on with the run in `out`
+    trained: bool = False  # it has all its rounds: only baselines are to be added
 
 
 class Given(NamedTuple):
@@ -56,30 +57,73 @@ def parse(argv: Sequence[str]) -> Command:
         raise UserError(f"option {name}: no such option{nearest(name, OPTIONS)}")
     given = vars(options)
     out, config = given.pop("out", None), given.pop("config", None)
-    quiet, compare = given.pop("quiet", False), given.pop("compare", True)
-    every, broken = given.pop("checkpoint_every", None), given.pop("resume", None)
+    quiet, compare = given.pop("quiet", False), given.pop("compare", None)
+    broken = given.pop("resume", None)
     if broken is not None:
-        others = [flag(name) for name in (*given, *(n for n in ("out", "config") if n in vars(options)))]
+        beside = {"out": out, "config": config}
+        others = [flag(name) for name in (*given, *(name for name, value in beside.items() if value is not None))]
         if others:
             raise UserError(f"option --resume: a run goes on as it was begun, found {', '.join(others)} beside it")
-        return resumed(Path(broken), quiet)
+        return resumed(Path(broken), quiet, compare)
+    every = given.pop("checkpoint_every", None)
     file = read_config(config) if config else {}
     experiment = resolve(file, {path: Given(value, f"option {flag(path)}") for path, value in given.items()})
     if every is None:
         every = 1 if experiment.engine in SAVING else 0
-    return Command(experiment, Path(out) if out else None, quiet, compare, every)
+    return Command(experiment, Path(out) if out else None, quiet, compare is not False, every)
 
 
-def resumed(out: Path, quiet: bool) -> Command:
-    """Return the command of a run that was broken off; raises UserError if there is none."""
-    found = unfinished(out)
+def resumed(out: Path, quiet: bool, compare: bool | None) -> Command:
+    """Return the command that goes on with the run in a folder; raises UserError if there is nothing to go on with.
+
+    `compare` replaces what was asked for then, unless it is None. A run that is complete can be given baselines.
+    """
+    if resumable(out):
+        path = out / CHECKPOINTS / COMMAND
+        about = asked_of(path, "; if it cannot be restored, remove the folder and begin again")
+        every, wanted = about.get("every"), about.get("compare")
+        if type(every) is not int or every < 0 or type(wanted) is not bool:
+            raise UserError(
+                f"option --resume: {path} must have a whole number `every` from 0 and a truth value `compare`, "
+                f"found {every!r} and {wanted!r}"
+            )
+        return Command(experiment_in(about, path), out, quiet, wanted if compare is None else compare, every, True)
+    path = out / "experiment.json"
+    if not path.exists():
+        raise UserError(f"option --resume: must be the folder of a run, found {str(out)!r}")
+    about = asked_of(path)
+    if not compare:
+        early = "; a run that promises privacy and was ended has forgotten its secrets" * (
+            about.get("stopped") == "interrupted" and bool(about.get("privacy"))
+        )
+        raise UserError(
+            f"option --resume: must be a run that has not come to its end, found {str(out)!r} complete{early} "
+            "(baselines that it lacks are added by --compare)"
+        )
+    return Command(experiment_in(about, path), out, quiet, True, 0, True, True)
+
+
+def asked_of(path: Path, else_: str = "") -> dict[str, Any]:
+    """Return the named values of a JSON file of a run that is to be gone on with; raises UserError."""
     try:
-        about = json.loads((found[-1] / CHECKPOINTS / "command.json").read_bytes()) if found else None
-    except (OSError, ValueError) as error:
-        raise UserError(f"option --resume: {found[-1]} must say what was run, found {error}") from None
-    if about is None:
-        raise UserError(f"option --resume: must be the --out of a run that was broken off, found {str(out)!r}")
-    return Command(build(about["experiment"]), out, quiet, about["compare"], about["every"], True)
+        about = json.loads(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"option --resume: {path} must say what was run ({error.strerror}){else_}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"option --resume: {path} must be JSON ({error}){else_}") from None
+    if not isinstance(about, dict):
+        raise UserError(f"option --resume: {path} must hold named values, found {type(about).__name__}{else_}")
+    return about
+
+
+def experiment_in(about: Mapping[str, Any], path: Path) -> Experiment:
+    """Return the experiment of what `asked_of` found; raises UserError."""
+    if not isinstance(about.get("experiment"), dict):
+        raise UserError(f"option --resume: {path} must have an experiment, found {about.get('experiment')!r:.80}")
+    try:
+        return build(about["experiment"])
+    except UserError as error:
+        raise UserError(f"option --resume: {path}: {error}") from None
 
 
 def overrides(run_config: Mapping[str, bool | float | int | str]) -> Experiment:

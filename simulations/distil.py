@@ -16,7 +16,6 @@ from typing import Any, NoReturn
 from rich import box
 from rich.console import Console
 from rich.table import Table
-from safetensors.torch import save_file
 
 from clients.client import Client
 from clients.recommend import experiment_of, params_of
@@ -30,7 +29,7 @@ from fedrec.folders import writing
 from fedrec.holdings import clients_data, tasks_for
 from fedrec.metrics import Paired, paired
 from fedrec.parameters import Params
-from fedrec.records import Row, slug, versions, write_csv, write_json
+from fedrec.records import Row, slug, versions, write_csv, write_json, write_tensors
 from fedrec.scorers import ModelScorer
 from fedrec.tasks import parse_task, per_client
 from fedrec.weighting import Weighting
@@ -166,9 +165,8 @@ def write(home: Path, s: Experiment, about: Mapping[str, Any], found: Mapping[st
     (home / "model").mkdir()
     for client, (_, *students) in found.items():
         for model, stem in zip(students, ("client", "alone"), strict=True):
-            tensors = {name: value.contiguous() for name, value in model.params.items()}
-            save_file(tensors, home / "model" / f"{stem}-{slug(client)}.safetensors")
-    save_file({}, home / "model" / "shared.safetensors")
+            write_tensors(home / "model" / f"{stem}-{slug(client)}.safetensors", model.params, private=True)
+    write_tensors(home / "model" / "shared.safetensors", {}, private=False)
     write_json(home / "model" / "rows.json", {})
     write_json(
         home / "experiment.json",

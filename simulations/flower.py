@@ -19,11 +19,11 @@ from rich.console import Console
 
 from fedrec.errors import UserError, one_line
 from fedrec.experiment import Experiment
-from fedrec.folders import reserve
+from fedrec.folders import numbers, vacant
 from simulations.check import check, client_count, require_ray
 from simulations.cli import parse
 from simulations.processes import answers, last_line, quiet, socket_of, started
-from simulations.run import close, fresh
+from simulations.run import base, close
 from simulations.sockets import NOWHERE, private_folder, write_commands
 from simulations.start import ready
 
@@ -45,8 +45,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         require_ray("flwr run: a simulation")
         if not (ROOT / "pyproject.toml").is_file():
             raise UserError(f"flwr run: must have the project's folder with pyproject.toml, found none in {ROOT}")
-        out = (command.out or fresh(command.experiment)).absolute()
-        reserve(out).rmdir()  # before anything is started
+        if command.resume:
+            raise UserError("option --resume: flwr run makes no checkpoints, so that a run cannot be gone on with")
+        out = (command.out or next(path for path in numbers(base(command.experiment)) if not path.exists())).absolute()
+        vacant(out)  # before anything is started
         flower(command.experiment, out, command.quiet)
         close(out, Console(markup=False, emoji=False), command.quiet)
     except UserError as error:

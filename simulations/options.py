@@ -116,7 +116,10 @@ def parser() -> argparse.ArgumentParser:
         help="rounds between two checkpoints; 0: none [1; 0 for ray and superlink]",
     )
     running.add_argument(
-        "--resume", metavar="DIR", type=nonempty, help="go on with the run that was broken off and was to become DIR"
+        "--resume",
+        metavar="DIR",
+        type=nonempty,
+        help="go on with the run in DIR that was broken off or stopped; with --compare, add the baselines it lacks",
     )
     running.add_argument("--version", action="version", version=version(), help="print the version of fedrec")
     running.add_argument("--quiet", action="store_true", help="print only the result")

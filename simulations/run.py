@@ -5,11 +5,11 @@ if __name__ == "__main__":  # before the imports, which take seconds
 
     prepare()
 
-import shutil
+import json
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import FrameType
 
@@ -17,12 +17,26 @@ from rich.console import Console
 
 from fedrec.errors import UserError, one_line
 from fedrec.experiment import Experiment
-from fedrec.folders import CHECKPOINTS, unfinished, writing
-from fedrec.records import NOT_SINGLE, write_json
+from fedrec.folders import (
+    CHECKPOINTS,
+    COMMAND,
+    held,
+    keep,
+    make_private,
+    remove,
+    reopening,
+    replace,
+    resumable,
+    saved,
+    writing,
+)
+from fedrec.records import NOT_SINGLE, json_text
 from fedrec.sharing import ContractError
 from simulations.cli import Command, parse
 from simulations.progress import Reporter, reporter
 from simulations.start import ready
+
+PARTIAL = ".baseline"  # in the folder of a run: a baseline that is being made
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,47 +55,73 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def remember(command: Command, home: Path) -> None:
-    """Write what `--resume` must know of a run that makes checkpoints."""
-    if command.every and not command.resume:
-        (home / CHECKPOINTS).mkdir()
-        about = {"experiment": command.experiment.model_dump(mode="json"), "compare": command.compare}
-        write_json(home / CHECKPOINTS / "command.json", {**about, "every": command.every})
-
-
-def continued(out: Path) -> str:
-    """Return how to go on with a run that was broken off, if it can be."""
-    return f"; go on from its last checkpoint with --resume {out}" if unfinished(out) else ""
-
-
 def run(command: Command, console: Console) -> int:
     """Check the experiment, run it and its baselines, write the record and the report, and show the closing table."""
     from fedrec.report import write_report
     from server.faults import ClientFailure
 
     others, why = checked(command)
-    out = command.out or fresh(command.experiment)
-    failed = False
+    out, home, failed = command.out, None, False
     with stopping() as stopped:
         try:
-            with writing(out, command.resume) as home:
-                remember(command, home)
+            with folder(command) as home:
+                out = command.out or base(command.experiment).with_name(home.name)
+                if not command.quiet:
+                    console.print(f"run: {out}", highlight=False, markup=False, soft_wrap=True)
                 with reporter(console, command.quiet) as shown:
-                    train(command, home, shown, stopped)
-                    if why:
-                        (home / "baselines" / NOT_SINGLE).write_text(why, encoding="utf-8")
-                    for name, other in others.items():
-                        failed |= not compared(other, name, home, shown, stopped)
-                write_report(home)
+                    if not command.resume:
+                        remember(command, home)
+                    if not command.trained:
+                        train(command, home, shown, stopped)
+                    failed = not baselines(command, others, why, home, shown, stopped)
+                write_report(home, complete=False)
+                if not command.trained:
+                    keep(home, ended_early(home))
         except (ClientFailure, ContractError, OSError) as error:
-            print(f"failed: {one_line(error)}{continued(out)}", file=sys.stderr)
+            print(f"failed: {one_line(error)}{continued(command, out, home)}", file=sys.stderr)
             return 1
         except KeyboardInterrupt:
-            print(f"stopped{continued(out) or ': nothing was written'}", file=sys.stderr)
+            print(f"stopped{continued(command, out, home) or ': nothing was written'}", file=sys.stderr)
             return 130
         interrupted = stopped()
     close(out, console, command.quiet)
     return 130 if interrupted else int(failed)
+
+
+def folder(command: Command) -> AbstractContextManager[Path]:
+    """Return the context of the folder to write in: a new one, that of the run to go on with, or of a complete one."""
+    if command.out is None:
+        return writing(base(command.experiment), numbered=True)
+    if not command.resume:
+        return writing(command.out)
+    return held(command.out.absolute()) if command.trained else reopening(command.out)
+
+
+def base(experiment: Experiment) -> Path:
+    """Return the folder under runs/ that is named after the experiment; a number follows where it is taken."""
+    return Path("runs") / f"{experiment.dataset}-{experiment.method}-seed{experiment.seed}"
+
+
+def remember(command: Command, home: Path) -> None:
+    """Write what `--resume` must know of a run, at its very beginning."""
+    make_private(home / CHECKPOINTS)
+    about = {"experiment": command.experiment.model_dump(mode="json"), "compare": command.compare}
+    replace(home / CHECKPOINTS / COMMAND, json_text({**about, "every": command.every}).encode())
+
+
+def ended_early(home: Path) -> bool:
+    """Return whether a run that was trained can be gone on with: it was stopped, and has what its noise comes from."""
+    record = json.loads((home / "experiment.json").read_text(encoding="utf-8"))
+    return record["stopped"] == "interrupted" and not record["privacy"]
+
+
+def continued(command: Command, out: Path | None, home: Path | None) -> str:
+    """Return how to go on with a run that did not come to its end, if it can be."""
+    if command.trained:
+        return f"; the baselines that the run lacks are added by --resume {out} --compare"
+    if home is None or not resumable(home):
+        return ""
+    return f"; {'go on from its last checkpoint' if saved(home) else 'begin again'} with --resume {out}"
 
 
 def checked(command: Command) -> tuple[dict[str, Experiment], str]:
@@ -93,6 +133,12 @@ def checked(command: Command) -> tuple[dict[str, Experiment], str]:
     if not command.compare:
         return {}, ""
     others, why = comparisons(command.experiment)
+    if command.trained and command.out:
+        others = {name: one for name, one in others.items() if not (command.out / "baselines" / name).exists()}
+        if not others:
+            raise UserError(
+                f"option --resume: must be a run that lacks a baseline, found {str(command.out)!r} with all"
+            )
     for one in others.values():
         check(one)
     return others, why
@@ -107,8 +153,37 @@ def train(command: Command, home: Path, shown: Reporter, stopped: Callable[[], b
     e = command.experiment
     shown.phase(f"{e.method}, {client_count(e)} clients, {e.engine}", e.rounds)
     launch(e, home, shown.round, stopped, lambda text: print(text, file=sys.stderr), command.every)
-    shutil.rmtree(home / "baselines", ignore_errors=True)  # of a run that was broken off
-    run_popularity(e, home / "baselines" / "popularity")
+    if not (home / "baselines" / "popularity").exists():
+        whole(lambda part: run_popularity(e, part), home, "popularity")
+
+
+def baselines(
+    command: Command,
+    others: Mapping[str, Experiment],
+    why: str,
+    home: Path,
+    shown: Reporter,
+    stopped: Callable[[], bool],
+) -> bool:
+    """Train the baselines that a run is to have and lacks; return whether none failed."""
+    if why:
+        (home / "baselines" / NOT_SINGLE).write_text(why, encoding="utf-8")
+    lacking = {name: one for name, one in others.items() if not (home / "baselines" / name).exists()}
+    done = [compared(other, name, home, shown, stopped) for name, other in lacking.items()]
+    remove(home / PARTIAL)  # of one that was killed, and is not wanted now
+    return all(done)
+
+
+def whole(make: Callable[[Path], None], home: Path, name: str) -> None:
+    """Let a baseline be made beside its place, and put it there: it is there whole or not at all."""
+    partial, final = home / PARTIAL, home / "baselines" / name
+    remove(partial)
+    try:
+        make(partial)
+        final.parent.mkdir(parents=True, exist_ok=True)
+        partial.rename(final)
+    finally:
+        remove(partial)
 
 
 def compared(other: Experiment, name: str, home: Path, shown: Reporter, stopped: Callable[[], bool]) -> bool:
@@ -119,24 +194,25 @@ def compared(other: Experiment, name: str, home: Path, shown: Reporter, stopped:
     from server.faults import ClientFailure
     from simulations.baselines import run_baseline
 
-    folder, error = home / "baselines" / name, None
-    if not stopped():
-        shown.phase(f"baseline {name}", other.rounds)
-        try:
-            run_baseline(other, folder, shown.round, stopped)
-        except (ClientFailure, ContractError, OSError) as raised:
-            error = raised
-            print(f"failed: baseline {name}: {one_line(error)}", file=sys.stderr)
-    if error or stopped():
-        shutil.rmtree(folder, ignore_errors=True)
-    return error is None
+    def make(part: Path) -> None:
+        run_baseline(other, part, shown.round, stopped)
+        if stopped():
+            raise Stopped
+
+    try:
+        if not stopped():
+            shown.phase(f"baseline {name}", other.rounds)
+            whole(make, home, name)
+    except Stopped:
+        return True
+    except (ClientFailure, ContractError, OSError) as error:
+        print(f"failed: baseline {name}: {one_line(error)}", file=sys.stderr)
+        return False
+    return True
 
 
-def fresh(experiment: Experiment) -> Path:
-    """Return a folder under runs/ that is not there yet, named after the experiment."""
-    base = f"{experiment.dataset}-{experiment.method}-seed{experiment.seed}"
-    names = (base, *(f"{base}-{i}" for i in range(2, 1_000_000)))
-    return next(path for path in (Path("runs") / name for name in names) if not path.exists())
+class Stopped(Exception):
+    """A baseline that ended early, and says nothing."""
 
 
 @contextmanager

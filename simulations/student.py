@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 
 from clients.recommend import params_of
 from fedrec.channel import LOGITS, public
@@ -20,7 +19,7 @@ from fedrec.holdings import clients_data, dataset, reader
 from fedrec.metrics import paired
 from fedrec.models import Recommender
 from fedrec.parameters import Params
-from fedrec.records import Record, Row, slug, write_csv, write_json
+from fedrec.records import Record, Row, slug, write_csv, write_json, write_tensors
 from fedrec.scorers import ModelScorer
 from simulations.cost import Cost, cost, parameters
 
@@ -37,7 +36,7 @@ def teach(experiment: Experiment, record: Record, home: Path) -> None:
     """
     students = student_of(experiment, record.rows["probe"], record.shared[LOGITS])
     model, params, users, items = students
-    save_file({name: value.contiguous() for name, value in params.items()}, home / "model" / "student.safetensors")
+    write_tensors(home / "model" / "student.safetensors", params, private=False)
     about = {"kind": model.kind, "dim": model.dim, "hidden": model.hidden, "task": experiment.agreement.task}
     write_json(home / "model" / "student.json", {**about, "users": users.tolist(), "items": items.tolist()})
     teachers = [data for data in clients_data(experiment) if data.name not in experiment.arrivals]

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from clients.app import client_app
 from fedrec.experiment import Experiment, build
 from fedrec.holdings import clients_data
 from fedrec.parameters import Params
-from fedrec.records import Record, load_params
+from fedrec.records import Record
 from fedrec.sharing import Contribution
 from fedrec.wire import contribution_record, pack, read_broadcast, read_contribution
 from server.strategy import Coordinator
@@ -145,16 +145,35 @@ def coordinated(e: Experiment, faults: Mapping[tuple[str, str, int], Change]) ->
     return made, grid
 
 
-def same(a: Path, b: Path) -> None:
-    """Assert that two runs have the same results, everything but the clock."""
-    for name in ("clients.csv", "ledger.csv", "users/films.csv", "users/shop.csv"):
-        assert (a / name).read_text() == (b / name).read_text(), name
-    for path in sorted((a / "model").glob("*.safetensors")):
-        mine, other = load_params(path), load_params(b / "model" / path.name)
-        assert mine.keys() == other.keys()
-        assert all(torch.equal(mine[name], other[name]) for name in mine), path.name
-    drop = ["seconds", "evaluate_seconds"]
-    x, y = (pd.read_csv(home / "rounds.csv").drop(columns=drop) for home in (a, b))
-    pd.testing.assert_frame_equal(x, y, check_exact=True)
-    one, two = (json.loads((home / "experiment.json").read_text()) for home in (a, b))
-    assert (one["selected_round"], one["budgets"]) == (two["selected_round"], two["budgets"])
+# What may differ between two runs of one experiment on one machine, by file: times, and what was lost and made again.
+CLOCK = {
+    "rounds.csv": ["seconds", "evaluate_seconds"],
+    "student.csv": ["teacher_ms", "student_ms"],
+    "experiment.json": ["seconds", "resumed"],
+}
+
+
+def same(a: Path, b: Path, but: Sequence[str] = ()) -> None:
+    """Assert that two runs have the same files, to the bit but for `CLOCK` and the report, which shows it.
+
+    `but` names fields of the experiment that may differ.
+    """
+    one, two = ({str(path.relative_to(home)) for path in home.rglob("*") if path.is_file()} for home in (a, b))
+    beside = ("checkpoints/", "report.html", "baselines/")  # these as runs of their own
+    one, two = ({name for name in names if not name.startswith(beside)} for names in (one, two))
+    assert one == two
+    for name in sorted(one):
+        drop = CLOCK.get(Path(name).name, [])
+        if name.endswith(".json") and drop:
+            x, y = (json.loads((home / name).read_text()) for home in (a, b))
+            for record in (x, y):
+                record |= dict.fromkeys(drop)
+                record["experiment"] |= dict.fromkeys(but)
+            assert json.dumps(x) == json.dumps(y)
+        elif drop:
+            x, y = (pd.read_csv(home / name, dtype=str, keep_default_na=False).drop(columns=drop) for home in (a, b))
+            pd.testing.assert_frame_equal(x, y)
+        else:
+            assert (a / name).read_bytes() == (b / name).read_bytes(), name
+    for home in (a / "baselines").glob("*/"):
+        same(home, b / "baselines" / home.name, but)

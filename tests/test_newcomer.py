@@ -262,7 +262,7 @@ def test_worker_processes_give_the_same_result_to_the_bit(tmp_path: Path) -> Non
     processes = tmp_path / "process"
     processes.mkdir()
     launch(late(engine="process", workers=2), processes)
-    same(inline, processes)
+    same(inline, processes, but=("engine", "workers"))
 
 
 def test_a_run_with_its_baselines_its_report_and_its_recommendations(tmp_path: Path) -> None:

@@ -5,11 +5,10 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import active_children
 from pathlib import Path
 from typing import Any
@@ -19,12 +18,13 @@ import torch
 
 from fedrec.errors import UserError
 from fedrec.experiment import Experiment
-from fedrec.folders import CHECKPOINTS, unfinished
+from fedrec.folders import CHECKPOINTS
 from fedrec.records import Row
 from fedrec.seeds import generator
 from server.checkpoint import Checkpoints, Snapshot, latest
 from server.faults import ClientFailure
-from simulations.engines import launch
+from simulations.engines import launch, process
+from simulations.engines.slots import Slot
 from simulations.run import main
 from tests.helpers import experiment, same
 
@@ -36,6 +36,10 @@ def into(home: Path, e: Experiment, **options: Any) -> Path:
     home.mkdir(exist_ok=True)
     launch(e, home, **options)
     return home
+
+
+def checkpoints(out: Path) -> list[Path]:
+    return sorted((out / CHECKPOINTS).glob("[0-9]*"))
 
 
 class Killed(Exception):
@@ -130,7 +134,7 @@ def test_ten_killed_workers_change_nothing(tmp_path: Path, monkeypatch: pytest.M
         home = into(tmp_path / "killed", e, told=told.append, every=1, on_round=lasting(killed, 10))
     assert len(killed) == len(told) == 10
     assert set(told) == {"a worker died (exit code -9) and was started again"}
-    same(whole, home)
+    same(whole, home, but=("engine", "workers"))
 
 
 def lasting(killed: list[int], wanted: int) -> Any:
@@ -153,7 +157,7 @@ def test_without_checkpoints_a_worker_repeats_all_that_it_was_asked(tmp_path: Pa
             (child,) = active_children()
             child.kill()
 
-    same(whole, into(tmp_path / "killed", e, told=told.append, on_round=on_round))
+    same(whole, into(tmp_path / "killed", e, told=told.append, on_round=on_round), but=("engine",))
     assert told == ["a worker died (exit code -9) and was started again"]
 
 
@@ -178,34 +182,6 @@ def arguments(out: Path, *more: str) -> list[str]:
     return [sys.executable, "-m", "simulations.run", *small.split(), "--out", str(out), *more]
 
 
-def test_a_run_that_is_killed_ten_times_comes_to_the_same_end(tmp_path: Path) -> None:
-    quiet = {"cwd": ROOT, "capture_output": True, "text": True, "timeout": 300}
-    subprocess.run([*arguments(tmp_path / "whole"), "--engine", "inline"], check=True, **quiet)  # type: ignore[call-overload]
-    out, rng, kills = tmp_path / "out", generator(1, "kill the run"), 0
-    command, resume = arguments(out, "--engine", "inline"), [sys.executable, "-m", "simulations.run", "--quiet"]
-    while kills < 10:
-        process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
-        began, seen = time.monotonic(), len(checkpoints(out))
-        while process.poll() is None and len(checkpoints(out)) == seen and time.monotonic() - began < 60:
-            time.sleep(0.005)
-        time.sleep(float(rng.uniform(0, 0.1)))
-        kills += process.poll() is None
-        process.kill()
-        process.communicate()
-        assert not out.exists(), f"the run had come to its end before kill {kills + 1}"
-        command = [*resume, "--resume", str(out)] if unfinished(out) else command
-    subprocess.run(command, check=True, **quiet)  # type: ignore[call-overload]
-    a, b = tmp_path / "whole", out
-    for name in ("clients.csv", "ledger.csv"):
-        assert (a / name).read_text() == (b / name).read_text(), name
-    assert not unfinished(out)
-    assert not (out / CHECKPOINTS).exists()
-
-
-def checkpoints(out: Path) -> list[Path]:
-    return [path for home in unfinished(out) for path in (home / CHECKPOINTS).glob("[0-9]*")]
-
-
 def saved(root: Path, rounds: int) -> Checkpoints:
     """Write checkpoints of some rounds."""
     kept = Checkpoints(root, lambda folder: [], lambda folder: None, lambda folder: None)
@@ -215,24 +191,80 @@ def saved(root: Path, rounds: int) -> Checkpoints:
     return kept
 
 
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "cut": lambda path: path.write_bytes(path.read_bytes()[:-5]),
+    "flipped": lambda path: path.write_bytes(path.read_bytes()[:-1] + bytes([path.read_bytes()[-1] ^ 1])),
+    "empty": lambda path: path.write_bytes(b""),
+    "foreign": lambda path: path.write_bytes(b"[" * 100_000),
+    "gone": lambda path: path.unlink(),
+}
+
+
 @pytest.mark.parametrize("name", ["server.safetensors", "server.json", "record.json", "manifest.json"])
-@pytest.mark.parametrize("damage", ["cut", "flipped", "gone"])
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_checkpoint_is_refused_by_name_and_the_one_before_is_used(
     name: str, damage: str, tmp_path: Path
 ) -> None:
     saved(tmp_path, 3)
-    path = tmp_path / "000003" / name
-    content = path.read_bytes()
-    if damage == "gone":
-        path.unlink()
-    else:
-        path.write_bytes(content[:-5] if damage == "cut" else content[:-1] + bytes([content[-1] ^ 1]))
+    DAMAGES[damage](tmp_path / "000003" / name)
     found = latest(tmp_path)
     assert found is not None
     assert found.snapshot.round == 2
     assert found.snapshot.tensors["z"].tolist() == [2.0, 2.0]
     assert found.snapshot.record == {"rounds": [{"round": 1}, {"round": 2}]}
     assert [text.split(":")[0] for text in found.refused] == ["checkpoint 000003 is refused"]
+
+
+@pytest.mark.parametrize("name", ["server.safetensors", "server.json", "record.json", "manifest.json", "nodes.state"])
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_after_a_damaged_checkpoint_the_run_goes_on_and_ends_as_if_nothing_had_been(
+    name: str, damage: str, tmp_path: Path
+) -> None:
+    e = experiment(rounds=4, market={"users": 20, "items": 60, "impressions": 10})
+    whole = into(tmp_path / "whole", e)
+    with pytest.raises(Killed):
+        into(tmp_path / "broken", e, on_round=until(4), every=1)
+    DAMAGES[damage](checkpoints(tmp_path / "broken")[-1] / name)
+    same(whole, into(tmp_path / "broken", e, every=1))
+    assert [path.name for path in checkpoints(tmp_path / "broken")] == ["000001", "000002", "000003", "000004"]
+    (told,) = json.loads((tmp_path / "broken" / "experiment.json").read_text())["resumed"]
+    assert told.startswith("checkpoint 000003 is refused: ")
+    same(whole, into(tmp_path / "broken", e, every=1))  # what was written then is whole
+
+
+def test_a_run_goes_on_with_the_workers_that_it_had_whatever_cores_there_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    e, seen = experiment(rounds=3, engine="process"), []
+    grid = process.ProcessGrid
+
+    def started(slots: Sequence[Slot], *rest: Any) -> process.ProcessGrid:
+        seen.append(slots)
+        if len(seen) > 1:
+            raise Killed
+        return grid(slots, *rest)
+
+    monkeypatch.setattr(process, "ProcessGrid", started)
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    with pytest.raises(Killed):
+        into(tmp_path, e, every=1, on_round=until(2))
+    monkeypatch.setattr("os.cpu_count", lambda: 3)
+    with pytest.raises(Killed):
+        into(tmp_path, e, every=1)
+    assert [len(slots) for slots in seen] == [2, 2] and seen[0] == seen[1]
+
+
+def test_rows_of_a_damaged_checkpoint_are_not_counted_twice(tmp_path: Path) -> None:
+    e = experiment(rounds=5)
+    whole = into(tmp_path / "whole", e)
+    stops = iter([False, False, True])
+    home = into(tmp_path / "broken", e, every=2, stop=lambda: next(stops, False))
+    assert [path.name for path in checkpoints(home)] == ["000002", "000003"]  # the last round is always saved
+    DAMAGES["cut"](home / CHECKPOINTS / "000003" / "server.json")
+    with pytest.raises(Killed):
+        into(home, e, every=2, on_round=until(5))
+    assert [path.name for path in checkpoints(home)] == ["000002", "000004"]
+    same(whole, into(home, e, every=2))
 
 
 def test_a_checkpoint_that_was_not_written_to_its_end_is_none(tmp_path: Path) -> None:
@@ -264,10 +296,14 @@ def test_when_all_checkpoints_are_damaged_the_run_is_refused(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("flags", "text"),
     [
-        (["--resume", "nowhere"], "option --resume: must be the --out of a run that was broken off, found 'nowhere'"),
+        (["--resume", "nowhere"], "option --resume: must be the folder of a run, found 'nowhere'"),
         (
             ["--resume", "x", "--rounds", "3"],
             "option --resume: a run goes on as it was begun, found --rounds beside it",
+        ),
+        (
+            ["--resume", "x", "--checkpoint-every", "3", "--out", "y"],
+            "option --resume: a run goes on as it was begun, found --checkpoint-every, --out beside it",
         ),
         (["--checkpoint-every", "-1"], "option --checkpoint-every: must be a whole number from 0, found '-1'"),
         (["--engine", "ray", "--checkpoint-every", "1"], "checkpoint-every: must be 0 for the engine ray"),

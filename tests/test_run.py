@@ -7,13 +7,14 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterable
 from importlib.metadata import version
 from io import StringIO
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import IO, Any, NamedTuple, NoReturn
 
 import pandas as pd
 import platformdirs
@@ -22,15 +23,16 @@ from rich.console import Console
 
 from clients import recommend
 from clients.client import Client
+from fedrec.errors import UserError
 from fedrec.evaluation import evaluate, members
-from fedrec.experiment import Experiment, build
-from fedrec.folders import reserve, unfinished, writing
+from fedrec.experiment import Experiment
+from fedrec.folders import CHECKPOINTS, claim, unfinished, writing
 from fedrec.holdings import clients_data, dataset, tasks_for
 from fedrec.records import load_params, slug
 from fedrec.scorers import ModelScorer
 from simulations import baselines
 from simulations.progress import reporter
-from simulations.run import fresh, main, stopping
+from simulations.run import main, stopping
 
 ROOT = Path(__file__).parents[1]
 MARKET = ["--market.users", "20", "--market.items", "60", "--market.impressions", "10"]
@@ -206,26 +208,36 @@ def test_without_out_a_run_gets_a_folder_of_its_own(run: Run, tmp_path: Path, mo
     monkeypatch.chdir(tmp_path)
     assert run(*SMALL, "--quiet").out == "report: runs/synthetic-fedper-seed0/report.html\n"
     assert run(*SMALL, "--quiet").out == "report: runs/synthetic-fedper-seed0-2/report.html\n"
-    assert fresh(build({"seed": 0})) == Path("runs/synthetic-fedper-seed0-3")
+    assert run(*SMALL).out.splitlines()[0] == "run: runs/synthetic-fedper-seed0-3"
     assert [path.name for path in tmp_path.iterdir()] == ["runs"]
 
 
-def test_a_folder_that_another_run_took_in_the_meantime_costs_nothing(tmp_path: Path) -> None:
-    with pytest.raises(OSError, match="not empty"), writing(tmp_path / "out") as home:
-        (home / "mine").touch()
-        (tmp_path / "out").mkdir()
-        (tmp_path / "out" / "theirs").touch()
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["theirs"]
-    assert (home / "mine").exists()
+def test_a_folder_has_one_run_and_a_name_that_is_taken_gives_the_next(tmp_path: Path) -> None:
+    with writing(tmp_path / "out", numbered=True) as first, writing(tmp_path / "out", numbered=True) as second:
+        assert [first.name, second.name] == ["out", "out-2"]
+        with pytest.raises(UserError, match=r"out: must be a new or an empty folder, found .* that is not complete"):
+            claim(first)
+        assert unfinished(first) and unfinished(second)
+    assert [list(home.iterdir()) for home in (first, second)] == [[], []]
+
+
+def test_an_empty_folder_is_claimed_by_one_of_two(tmp_path: Path) -> None:
+    claim(tmp_path)
+    with pytest.raises(UserError, match="that is not complete; remove it to begin again"):
+        claim(tmp_path)
 
 
 def test_an_exception_leaves_nothing_of_a_run(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError), writing(tmp_path / "a" / "b") as home:
-        (home / "half").touch()
+    for numbered in (False, True):
+        with pytest.raises(RuntimeError), writing(tmp_path / "a" / "b", numbered) as home:
+            (home / "half").touch()
+            raise RuntimeError
+        assert list(tmp_path.iterdir()) == []
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(RuntimeError), writing(tmp_path / "mine") as home:
+        (home / "half").mkdir()
         raise RuntimeError
-    assert list(tmp_path.iterdir()) == []
-    home = reserve(tmp_path / "a" / "b")
-    assert list(tmp_path.iterdir()) == [home]
+    assert list(tmp_path.iterdir()) == [tmp_path / "mine"] and not list((tmp_path / "mine").iterdir())
 
 
 def test_what_is_no_error_is_told_on_the_terminal_and_in_the_report(run: Run, tmp_path: Path) -> None:
@@ -271,15 +283,14 @@ def test_ratings_that_diverge_name_the_client_the_rate_and_the_round(run: Run, t
     for method in ("fedper", "local"):
         argv = ["--method", method, "--optimiser", "sgd", "--lr", "1e5", "--rounds", "9"]
         ended = run(*SMALL, *argv, "--out", str(tmp_path / "out"))
-        assert (ended.status, ended.out) == (1, "")
+        assert (ended.status, ended.out) == (1, f"run: {tmp_path / 'out'}\n")
         last = ended.err.splitlines()[-1]
         assert re.fullmatch(
             r"failed: round \d: 2 of 3 clients must answer, found 0 \(films, news, shop: failed: "
             r"lr: .*, found 100000.0 in round \d\)(; go on from its last checkpoint with --resume .*)?",
             last,
         )
-        for partial in unfinished(tmp_path / "out"):
-            shutil.rmtree(partial)
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -345,7 +356,10 @@ def session(leader: int) -> list[str]:
     return [line for line in found if line]  # a process that has ended and waits to be collected has none
 
 
-def until(true: Callable[[], object], seconds: float = 60.0) -> None:
+LONG = 300.0  # seconds after which something that is waited for is taken to have failed
+
+
+def until(true: Callable[[], object], seconds: float = LONG) -> None:
     """Wait until `true`."""
     deadline = time.monotonic() + seconds
     while not true():
@@ -354,30 +368,40 @@ def until(true: Callable[[], object], seconds: float = 60.0) -> None:
 
 
 def interrupt(engine: str, presses: int, out: Path) -> Ended:
-    """Begin a long run, press Ctrl-C as a terminal does (for the whole process group), and return how it ended."""
+    """Begin a long run, press Ctrl-C as a terminal does (for the whole process group), and return how it ended.
+
+    What happens is waited for, however long it takes on a machine that has other work.
+    """
     argv = [*MARKET, "--engine", engine, "--clients", "2", "--rounds", "100000", "--dim", "4", "--out", str(out)]
-    begun = subprocess.Popen(
-        [sys.executable, "-m", "simulations.run", *argv],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        until(lambda: list(out.parent.glob(".*.partial")))
-        if engine == "ray":
-            until(lambda: sum("ClientAppActor" in line for line in session(begun.pid)) == min(2, os.cpu_count() or 1))
-        time.sleep(1.0)  # some rounds
-        for _ in range(presses):
-            os.killpg(begun.pid, signal.SIGINT)
-            time.sleep(0.1)
-        output, errors = begun.communicate(timeout=60)
-    finally:
-        begun.kill()
-        begun.communicate()
-    until(lambda: not session(begun.pid), 20)
-    return Ended(begun.returncode, output, errors)
+    with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
+        begun = subprocess.Popen(
+            [sys.executable, "-m", "simulations.run", *argv],
+            cwd=ROOT,
+            stdout=output,
+            stderr=errors,
+            start_new_session=True,
+        )
+
+        def said(file: IO[str]) -> str:
+            file.seek(0)
+            return file.read()
+
+        try:
+            if engine == "ray":
+                actors = min(2, os.cpu_count() or 1)
+                until(lambda: sum("ClientAppActor" in line for line in session(begun.pid)) == actors)
+                time.sleep(1.0)  # some rounds, of which nothing is to be seen
+            else:
+                until(lambda: list((out / CHECKPOINTS).glob("[0-9]*")))
+            for _ in range(presses):
+                os.killpg(begun.pid, signal.SIGINT)
+                until(lambda: "stopping after this round" in said(errors))
+            begun.wait(LONG)
+        finally:
+            begun.kill()
+            begun.wait()
+        until(lambda: not session(begun.pid))
+        return Ended(begun.returncode, said(output), said(errors))
 
 
 needs_proc = pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="lists processes from /proc")
@@ -403,16 +427,19 @@ def test_ctrl_c_keeps_what_was_finished(engine: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("engine", ["inline", "process", "ray"])
 def test_a_second_ctrl_c_stops_at_once_and_leaves_only_what_can_be_gone_on_from(engine: str, tmp_path: Path) -> None:
     ended = interrupt(engine, 2, tmp_path / "out")
-    assert (ended.status, ended.out) == (130, "")
-    kept = unfinished(tmp_path / "out")
+    assert (ended.status, ended.out) == (130, f"run: {tmp_path / 'out'}\n")
+    out = tmp_path / "out"
+    kept = out.exists()
     assert ended.err.splitlines()[1:] == [
         "stopping after this round; press Ctrl-C again to stop at once",
-        f"stopped; go on from its last checkpoint with --resume {tmp_path / 'out'}"
-        if kept
-        else "stopped: nothing was written",
+        f"stopped; go on from its last checkpoint with --resume {out}" if kept else "stopped: nothing was written",
     ]
-    assert list(tmp_path.iterdir()) == kept
-    assert engine != "ray" or not kept
+    assert list(tmp_path.iterdir()) == [out] * kept
+    assert kept == (engine != "ray")
+    if kept:
+        assert unfinished(out)
+        with pytest.raises(UserError, match=r"run: must be complete, found .* unfinished"):
+            experiment_of(out)
 
 
 MIXED = ["--task", "rank;shop=rating,click*0.5", "--model", "mf;shop=mlp"]
@@ -660,7 +687,9 @@ def test_the_command_in_a_process_of_its_own(tmp_path: Path) -> None:
         for more in ([], ["--clients", "0"])
     )
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith("Test rank ndcg@10") and done.stdout.endswith("report.html\n")
+    assert done.stdout.startswith(f"run: {tmp_path / 'out'}\nTest rank ndcg@10") and done.stdout.endswith(
+        "report.html\n"
+    )
     assert "\x1b" not in done.stdout
     assert (wrong.returncode, wrong.stdout) == (2, "")
     assert only_line(Ended(2, wrong.stdout, wrong.stderr)).endswith("option --clients: must be at least 1, found 0")

@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 
 from fedrec.errors import UserError
+from fedrec.folders import write_private
 from fedrec.privacy.accounting import Event
 from fedrec.privacy.guarantee import Guarantee
 from fedrec.privacy.ledger import Ledger, Note
@@ -83,9 +84,8 @@ class Books:
 def identity(path: Path) -> str:
     """Return the random name in a file, which the first call writes whole."""
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
         own = path.with_name(f".{path.name}.{os.getpid()}")
-        own.write_text(os.urandom(8).hex(), encoding="ascii")
+        write_private(own, os.urandom(8).hex())
         try:
             os.link(own, path)  # fails if another process was first
         except FileExistsError:

@@ -4,7 +4,6 @@ A round that is repeated after a run was killed is booked again unless it is the
 output may have been seen. What a person spends is composed over all silos that hold the person.
 """
 
-import fcntl
 import json
 import math
 import os
@@ -18,7 +17,7 @@ import numpy as np
 
 from fedrec.data.types import Ints
 from fedrec.errors import UserError
-from fedrec.folders import sync_folder
+from fedrec.folders import locked, make_private, open_private, sync_folder
 from fedrec.privacy.accounting import Event, above, accountant, affordable, bound, epsilon, merged
 from fedrec.privacy.rule import NOT_PRIVATE, Unit
 
@@ -159,9 +158,8 @@ class Ledger:
         """
         if not isinstance(number, int) or number < 0:
             raise UserError(f"round: must be a whole number of at least 0, found {number!r}")
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("ab+") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+        make_private(self.path.parent)
+        with locked(self.path), open_private(self.path) as file:
             self._refresh(file)
             booked = [entry.event for entry in self._entries if inputs and (entry.run, entry.inputs) == (run, inputs)]
             if booked and booked != [event]:
@@ -200,8 +198,7 @@ class Ledger:
 
     def _load(self) -> None:
         if self._read or self.path.exists():
-            with self.path.open("rb") as file:
-                fcntl.flock(file, fcntl.LOCK_SH)
+            with locked(self.path), self.path.open("rb") as file:
                 self._refresh(file)
 
     def _refresh(self, file: BinaryIO) -> None:

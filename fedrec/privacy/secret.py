@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fedrec.data.types import Interactions
 from fedrec.errors import UserError
-from fedrec.folders import store, sync_folder
+from fedrec.folders import make_private, store, sync_folder
 from fedrec.privacy.noise import Source
 
 SIZE = 32  # bytes of a secret and of a digest
@@ -43,7 +43,7 @@ class Secret:
                 "privacy: a run must not go on after its final test, when its secret is removed for good, found "
                 f"{self.marker.name}; start a new run"
             )
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        make_private(self.path.parent)
         with suppress(FileExistsError):
             made = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             with os.fdopen(made, "wb") as file:

@@ -229,6 +229,8 @@ def _data(run: Run) -> list[Caution]:
     if notes:
         more = f"; and {len(notes) - 20} more notes in experiment.json" if len(notes) > 20 else ""
         out.append(Caution("note", "About the data", "; ".join(notes[:20]) + more))
+    if lost := run.record.get("resumed"):
+        out.append(Caution("note", "Gone on with", "; ".join(map(str, lost))))
     return out
 
 

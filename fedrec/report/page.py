@@ -50,11 +50,11 @@ def size(count: float) -> str:
     return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.3g} {unit}"
 
 
-def write_report(run_dir: Path) -> Path:
-    """Write `report.html` into a run directory and return its path; raises UserError when it is no run directory."""
-    path = run_dir / "report.html"
-    path.write_text(page(read_run(run_dir)), encoding="utf-8")
-    return path
+def write_report(run_dir: Path, complete: bool = True) -> Path:
+    """Write `report.html` into a run directory and return its path; raises UserError as `read_run` does."""
+    path, partial = run_dir / "report.html", run_dir / ".report.html"
+    partial.write_text(page(read_run(run_dir, complete)), encoding="utf-8")
+    return partial.replace(path)
 
 
 def page(run: Run) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from fedrec.errors import UserError
+from fedrec.folders import refuse_unfinished
 from fedrec.metrics import Paired, higher_is_better, paired
 from fedrec.privacy.rule import NOT_PRIVATE
 from fedrec.records import NOT_SINGLE, SINGLE
@@ -124,9 +125,11 @@ def read_results(folder: Path) -> Results:
     )
 
 
-def read_run(run_dir: Path) -> Run:
-    """Return a run directory; raises UserError when it has no `experiment.json`."""
+def read_run(run_dir: Path, complete: bool = True) -> Run:
+    """Return a run directory; raises UserError when it has no `experiment.json`, or, if `complete`, is unfinished."""
     path = run_dir / "experiment.json"
+    if complete:
+        refuse_unfinished(run_dir)
     if not path.exists():
         raise UserError(f"run directory: must hold experiment.json, found none in {run_dir}")
     folders = {name: run_dir / "baselines" / name for name in BASELINES}

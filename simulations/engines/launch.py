@@ -1,15 +1,16 @@
 """Run an experiment with the engine that it names."""
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from fedrec.errors import UserError
 from fedrec.experiment import Experiment
-from fedrec.folders import CHECKPOINTS
+from fedrec.folders import CHECKPOINTS, saved
 from fedrec.holdings import clients_data
 from fedrec.records import Row
-from server.checkpoint import Checkpoints, latest
+from server.checkpoint import Checkpoints, Found, latest
 
 
 def launch(
@@ -23,11 +24,13 @@ def launch(
     """Run an experiment, and write its record into `home`.
 
     `told` gets what the user should know of the engine. With `every` above 0 there is a checkpoint after so many
-    rounds, and the run goes on from the one that `home` may hold.
+    rounds, and the run goes on from the one that `home` may hold. Raises UserError if that is of another run.
     """
     from simulations.apps import apps_for
 
     e, clients = experiment, len(clients_data(experiment))
+    if not every and saved(home):
+        raise UserError("resume: checkpoint-every must be above 0 for a run that has checkpoints, found 0")
     if e.engine in ("inline", "batched", "process"):
         run_here(e, home, clients, on_round, stop, told, every)
     elif every:
@@ -57,14 +60,20 @@ def run_here(
     from simulations.apps import apps_for
     from simulations.engines.batched import BatchedGrid
     from simulations.engines.hosts import hosted
+    from simulations.engines.identity import identity
     from simulations.engines.inline import InlineGrid, run_on
     from simulations.engines.process import ProcessGrid
     from simulations.engines.slots import in_order, slots_of
 
+    about = identity(e) if every else {}
+    found = found_in(home, about) if every else None
     grid: InlineGrid | ProcessGrid | BatchedGrid
     if e.engine == "process":
         settings = {"experiment": e.model_dump(mode="json"), "home": str(home), "frugal": not every}
-        grid = ProcessGrid(slots_of(e, clients), settings, told)
+        # As many workers as before, each with the same clients, whatever cores this machine has.
+        slots = slots_of(e.model_copy(update={"workers": found.about["workers"]}) if found else e, clients)
+        about["workers"] = len(slots)
+        grid = ProcessGrid(slots, settings, told)
     elif e.engine == "batched" and not e.pool:
         grid = BatchedGrid(hosted(e, home, in_order(e), devices(e.device)[0], not every))
     else:
@@ -74,8 +83,18 @@ def run_here(
     gc.set_threshold(100_000, 50, 100)
     try:
         root = home / CHECKPOINTS
-        kept = Checkpoints(root, grid.save, grid.settle, grid.restore, every, latest(root)) if every else None
+        kept = Checkpoints(root, grid.save, grid.settle, grid.restore, every, about, found) if every else None
         run_on(grid, apps_for(e, home, on_round, stop, len(list(grid.get_node_ids())), kept)[0])
     finally:
         gc.set_threshold(*before)
         grid.close()
+
+
+def found_in(home: Path, about: Mapping[str, Any]) -> Found | None:
+    """Return the checkpoint to go on from, if there is one; raises UserError if it is of another run."""
+    from simulations.engines.identity import compare
+
+    found = latest(home / CHECKPOINTS)
+    if found:
+        compare(found.about, about)
+    return found

@@ -6,14 +6,15 @@ answers depend on nothing but state and messages, so that the result of the run 
 
 import gc
 import json
+import os
 import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from threading import current_thread, main_thread
+from threading import Thread, current_thread, main_thread
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -209,6 +210,14 @@ def deaf() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
+def end_with_parent() -> None:
+    """End this worker when the process that holds the run is gone: nothing may write in its folder then."""
+    parent = parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os._exit(1)
+
+
 def serve(pipe: Connection, text: str) -> None:
     """Be a worker: answer requests in their order until the pipe is closed.
 
@@ -216,6 +225,7 @@ def serve(pipe: Connection, text: str) -> None:
     """
     from simulations.engines.hosts import host_of
 
+    Thread(target=end_with_parent, daemon=True).start()
     host = host_of(json.loads(text))
     gc.freeze()  # what the imports left need not be searched for garbage again and again
     while True:

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from fedrec.errors import UserError, choose
 from fedrec.experiment import Experiment
-from fedrec.folders import publish, reserve
+from fedrec.folders import writing
 from fedrec.holdings import clients_data
 from fedrec.metrics import higher_is_better, paired
 from fedrec.records import write_csv
@@ -50,15 +50,14 @@ def run(argv: Sequence[str]) -> None:
     }
     for experiment in runs.values():
         check(experiment)
-    home = reserve(options.out)
-    results = pd.concat(run_all(runs, home, options.workers))
-    results.to_csv(home / "results.csv", index=False)
-    table = summary(results, [*names, POPULARITY])
-    write_csv(home / "summary.csv", table)
-    write_study(
-        home / "report.html", table, options.seeds, facts(runs), next(iter(runs.values())).negatives == "published"
-    )
-    publish(home, options.out)
+    with writing(options.out) as home:
+        results = pd.concat(run_all(runs, home, options.workers))
+        results.to_csv(home / "results.csv", index=False)
+        table = summary(results, [*names, POPULARITY])
+        write_csv(home / "summary.csv", table)
+        write_study(
+            home / "report.html", table, options.seeds, facts(runs), next(iter(runs.values())).negatives == "published"
+        )
     show(table, f"{options.seeds} paired seeds; the mean over clients, 95% intervals over seeds")
     print(f"report: {options.out / 'report.html'}")
 

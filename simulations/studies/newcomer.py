@@ -11,7 +11,7 @@ import pandas as pd
 
 from fedrec.errors import UserError, choose
 from fedrec.experiment import Experiment
-from fedrec.folders import publish, reserve
+from fedrec.folders import writing
 from fedrec.holdings import clients_data
 from fedrec.records import natural, write_csv
 from fedrec.report.study import write_study
@@ -44,17 +44,19 @@ def run(argv: Sequence[str]) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/study-newcomer"), help="a new folder for the results")
     options, flags = parsed(parser, argv)
     jobs = [one for seed in range(options.seeds) for one in arms(options, flags, seed)]
-    home = reserve(options.out)
-    results = pd.concat(run_all(jobs, home, options.workers))
-    results.to_csv(home / "results.csv", index=False)
-    names = list(dict.fromkeys(name for name, *_ in jobs))
-    table = summary(results, names)
-    write_csv(home / "summary.csv", table)
-    about = {"newcomer": ", ".join(dict.fromkeys(who for _, _, who, _ in jobs)), "joins in round": str(options.joins)}
-    about |= facts({(name, seed): e for name, seed, _, e in jobs if name != POPULARITY})
-    about |= {name: text for name, text in ARMS.items() if name in names}
-    write_study(home / "report.html", table, options.seeds, about, jobs[0][-1].negatives == "published")
-    publish(home, options.out)
+    with writing(options.out) as home:
+        results = pd.concat(run_all(jobs, home, options.workers))
+        results.to_csv(home / "results.csv", index=False)
+        names = list(dict.fromkeys(name for name, *_ in jobs))
+        table = summary(results, names)
+        write_csv(home / "summary.csv", table)
+        about = {
+            "newcomer": ", ".join(dict.fromkeys(who for _, _, who, _ in jobs)),
+            "joins in round": str(options.joins),
+        }
+        about |= facts({(name, seed): e for name, seed, _, e in jobs if name != POPULARITY})
+        about |= {name: text for name, text in ARMS.items() if name in names}
+        write_study(home / "report.html", table, options.seeds, about, jobs[0][-1].negatives == "published")
     show(table, f"{options.seeds} paired seeds; the newcomer alone, 95% intervals over seeds")
     for name in names[:-1]:
         print(f"{name}: {ARMS[name]}")

@@ -14,7 +14,7 @@ import pandas as pd
 
 from fedrec.errors import UserError
 from fedrec.experiment import Experiment
-from fedrec.folders import publish, reserve
+from fedrec.folders import writing
 from fedrec.holdings import clients_data, dataset
 from fedrec.privacy.attacks import ATTACKS, violates
 from fedrec.privacy.audit import ALARM, audit, bounds
@@ -90,12 +90,11 @@ def run(argv: Sequence[str]) -> None:
     jobs = jobs_of(budgets, range(options.seeds), options.canaries, flags)
     for job in jobs:
         check(job.experiment)
-    home = reserve(options.out)
-    with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool:
-        results = pd.DataFrame([row for rows in pool.map(run_job, jobs) for row in rows])
-    results.to_csv(home / "results.csv", index=False)
-    write_page(home / "report.html", results, budgets, {job.scene: job.experiment for job in jobs})
-    publish(home, options.out)
+    with writing(options.out) as home:
+        with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool:
+            results = pd.DataFrame([row for rows in pool.map(run_job, jobs) for row in rows])
+        results.to_csv(home / "results.csv", index=False)
+        write_page(home / "report.html", results, budgets, {job.scene: job.experiment for job in jobs})
     show(results, budgets)
     print(f"report: {options.out / 'report.html'}")
 

@@ -25,7 +25,7 @@ from rich.table import Table
 from fedrec.data import pool
 from fedrec.evaluation import evaluate
 from fedrec.experiment import Experiment
-from fedrec.folders import publish, reserve
+from fedrec.folders import writing
 from fedrec.holdings import clients_data, dataset
 from fedrec.records import Record, write_csv
 from fedrec.report.study import write_protocols
@@ -106,15 +106,14 @@ def run(argv: Sequence[str]) -> None:
     for job in jobs:
         for experiment in job.experiments:
             check(experiment)
-    home = reserve(options.out)
-    results = pd.DataFrame(list(run_all(jobs, options.workers)))
-    results.to_csv(home / "results.csv", index=False)
-    rows = summary(results)
-    write_csv(home / "summary.csv", rows)
-    first = jobs[0].experiments[0]
-    same = facts({(job.method, job.seed): job.experiments[0] for job in jobs if job.method.startswith("PFedRec")})
-    write_protocols(home / "report.html", rows, options.seeds, same, first.dataset == "ml-100k")
-    publish(home, options.out)
+    with writing(options.out) as home:
+        results = pd.DataFrame(list(run_all(jobs, options.workers)))
+        results.to_csv(home / "results.csv", index=False)
+        rows = summary(results)
+        write_csv(home / "summary.csv", rows)
+        first = jobs[0].experiments[0]
+        same = facts({(job.method, job.seed): job.experiments[0] for job in jobs if job.method.startswith("PFedRec")})
+        write_protocols(home / "report.html", rows, options.seeds, same, first.dataset == "ml-100k")
     show(rows, f"{options.seeds} seeds: mean over users and seeds, sd over seeds")
     print(f"report: {options.out / 'report.html'}")
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fedrec.experiment import Experiment
-from fedrec.folders import publish, reserve
+from fedrec.folders import writing
 from fedrec.metrics import paired
 from fedrec.records import write_csv
 from simulations.check import check
@@ -42,24 +42,23 @@ def run(argv: Sequence[str]) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/study-sequences"), help="a new folder for the results")
     options, flags = parsed(parser, argv)
     check(experiment(flags, "sasrec", "federated", SPLITS[1], MODELS["sasrec"][1][0], 0))
-    home = reserve(options.out)
-    choices = {model: chosen(flags, model) for model in MODELS}
-    parts = []
-    for split in SPLITS:
-        runs = {
-            (f"{model} {way}", seed): experiment(flags, model, way, split, choices[model], seed)
-            for seed in range(options.seeds)
-            for model in MODELS
-            for way in WAYS
-        }
-        (home / split).mkdir()
-        parts += [found.assign(split=split) for found in run_all(runs, home / split, options.workers)]
-    results = pd.concat(parts)
-    results.to_csv(home / "results.csv", index=False)
-    write_csv(home / "choices.csv", [{"model": model, "options": text} for model, text in choices.items()])
-    rows = summary(results)
-    write_csv(home / "summary.csv", rows)
-    publish(home, options.out)
+    with writing(options.out) as home:
+        choices = {model: chosen(flags, model) for model in MODELS}
+        parts = []
+        for split in SPLITS:
+            runs = {
+                (f"{model} {way}", seed): experiment(flags, model, way, split, choices[model], seed)
+                for seed in range(options.seeds)
+                for model in MODELS
+                for way in WAYS
+            }
+            (home / split).mkdir()
+            parts += [found.assign(split=split) for found in run_all(runs, home / split, options.workers)]
+        results = pd.concat(parts)
+        results.to_csv(home / "results.csv", index=False)
+        write_csv(home / "choices.csv", [{"model": model, "options": text} for model, text in choices.items()])
+        rows = summary(results)
+        write_csv(home / "summary.csv", rows)
     show(rows, f"{options.seeds} paired seeds; NDCG@10, mean over clients, 95% intervals over seeds; chosen: {choices}")
 
 

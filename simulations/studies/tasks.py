@@ -14,7 +14,7 @@ import pandas as pd
 
 from fedrec.errors import UserError
 from fedrec.experiment import Experiment
-from fedrec.folders import publish, reserve
+from fedrec.folders import writing
 from fedrec.holdings import clients_data
 from fedrec.records import write_csv
 from simulations.baselines import baseline, single_tasks
@@ -108,21 +108,20 @@ def run(argv: Sequence[str]) -> None:
     arms = arms_of(options.model.split(","), options.weightings.split(","))
     for job in jobs_of(arms, flags, [0]):
         check(job.experiment)
-    home = reserve(options.out)
-    with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool:
-        if tuned_on:
-            tried = pd.concat(pool.map(run_one, tried_jobs(arms, flags, tuned_on, grid)))
-            write_csv(home / "tuning.csv", chosen_of(tried))
-            arms = tuned(arms, tried)
-        jobs = jobs_of(arms, flags, range(options.seeds))
-        results = pd.concat(pool.map(run_one, jobs))
-    results.to_csv(home / "results.csv", index=False)
-    rows = summary(results)
-    write_csv(home / "summary.csv", rows)
-    told = facts({(job.arm.name + job.task, job.seed): job.experiment for job in jobs})
-    told |= {"tuned": f"on the validation of seeds {options.tune}, {options.grid}"} if tuned_on else {}
-    write_page(home / "report.html", rows, options.seeds, told, {a.name: dict(a.options) for a in arms})
-    publish(home, options.out)
+    with writing(options.out) as home:
+        with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool:
+            if tuned_on:
+                tried = pd.concat(pool.map(run_one, tried_jobs(arms, flags, tuned_on, grid)))
+                write_csv(home / "tuning.csv", chosen_of(tried))
+                arms = tuned(arms, tried)
+            jobs = jobs_of(arms, flags, range(options.seeds))
+            results = pd.concat(pool.map(run_one, jobs))
+        results.to_csv(home / "results.csv", index=False)
+        rows = summary(results)
+        write_csv(home / "summary.csv", rows)
+        told = facts({(job.arm.name + job.task, job.seed): job.experiment for job in jobs})
+        told |= {"tuned": f"on the validation of seeds {options.tune}, {options.grid}"} if tuned_on else {}
+        write_page(home / "report.html", rows, options.seeds, told, {a.name: dict(a.options) for a in arms})
     show(rows, options.seeds)
     print(f"report: {options.out / 'report.html'}")
 

@@ -385,7 +385,7 @@ def test_the_replay_stamp_stands_on_the_terminal_and_in_the_report(
     arguments = ["--rounds", "1", "--weights", "uniform", "--privacy.unit", "user", "--privacy.noise", "1",
                  "--privacy.replay", "--engine", "inline", "--no-compare", "--out", str(tmp_path / "run")]  # fmt: skip
     assert main(arguments) == 0
-    assert "NOT PRIVATE" in capsys.readouterr().out.splitlines()[0]
+    assert "NOT PRIVATE" in capsys.readouterr().out.splitlines()[1]
     page = (tmp_path / "run" / "report.html").read_text()
     assert "NOT PRIVATE" in page.split("</title>")[0] and page.count("NOT PRIVATE") > 5
 

@@ -1,0 +1,61 @@
+"""What a checkpoint is of: the experiment, its data, and what a result depends on beside them."""
+
+from collections.abc import Iterator, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+
+from clients.device import devices
+from fedrec.data import ClientData
+from fedrec.errors import UserError
+from fedrec.experiment import Experiment
+from fedrec.holdings import clients_data
+from fedrec.privacy.secret import Part, digest
+from fedrec.records import versions
+from simulations.options import flatten
+
+MOVABLE = ("data_dir",)  # where the data lies may change: what it holds is compared
+
+
+def identity(e: Experiment) -> dict[str, Any]:
+    """Return what a run can be told from any other by, as JSON can hold it."""
+    parts = [part for data in clients_data(e) for part in parts_of(data)]
+    try:
+        own = version("fedrec")
+    except PackageNotFoundError:  # run from its folder alone
+        own = "unknown"
+    return {
+        "experiment": flatten(e.model_dump(mode="json")),
+        "versions": {**versions(), "fedrec": own},
+        "devices": devices(e.device),
+        "data": digest(*parts).hex(),
+    }
+
+
+def parts_of(data: ClientData) -> Iterator[Part]:
+    """Yield what a client's result is made from."""
+    yield data.name
+    yield {"users": torch.from_numpy(data.users), "items": torch.from_numpy(data.items)}
+    yield from (data.train, data.validation, data.test, data.support)
+    for member in data.members:
+        yield from parts_of(member)
+
+
+def compare(was: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+    """Raise UserError, which names what differs, unless two identities are of the same run."""
+    before, now = flatten(was["experiment"]), found["experiment"]
+    for name in [*now, *(name for name in before if name not in now)]:
+        if name not in MOVABLE and before.get(name) != now.get(name):
+            raise UserError(
+                f"resume: {name} must be {before.get(name)!r} as in the checkpoint, found {now.get(name)!r}"
+            )
+    for name, value in found["versions"].items():
+        if was["versions"].get(name) != value:
+            raise UserError(
+                f"resume: {name} must have version {was['versions'].get(name)} as in the checkpoint, found {value}"
+            )
+    if list(was["devices"]) != list(found["devices"]):
+        raise UserError(f"resume: devices must be {was['devices']} as in the checkpoint, found {found['devices']}")
+    if was["data"] != found["data"]:
+        raise UserError("resume: the data must be what the checkpoint was made from, found other interactions")
