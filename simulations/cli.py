@@ -189,9 +189,9 @@ def check_number(path: str, given: Given) -> None:
         text = str(part).strip()
         number = re.fullmatch(r"[+-]?(\d[\d_]*\.?\d*|\.\d+)([eE][+-]?\d+)?", text)
         if int in kinds and not {float, str} & kinds and (isinstance(part, bool | float) or (number and "." in text)):
-            raise UserError(f"{given.where}: must be a whole number, found {text[:80]}")
+            raise UserError(f"{given.where}: must be a whole number, found {str(part)[:80]!r}")
         if float in kinds and number and math.isinf(float(text)):
-            raise UserError(f"{given.where}: must be a number that a computer can hold, found {text[:80]}")
+            raise UserError(f"{given.where}: must be a number that a computer can hold, found {text[:80]!r}")
 
 
 def kinds_of(annotation: Any) -> set[Any]:

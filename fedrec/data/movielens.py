@@ -57,8 +57,9 @@ def _md5(content: bytes) -> str:
 
 def _fields(path: Path, separator: str, count: int) -> pd.DataFrame:
     """Return the fields of a headerless file as text, columns 0 to count - 1."""
-    regular(path, "data-dir")
     try:
+        if path.exists():
+            regular(path, "data-dir")
         lines = path.read_text(encoding="latin-1").split("\n")
     except OSError as error:
         raise UserError(f"data-dir: {path} must be a readable file, found {error.strerror}") from None

@@ -194,7 +194,7 @@ def test_a_missing_file_or_column_of_parquet_is_refused(tmp_path: Path) -> None:
     for name in ("none.csv", "none.csv.gz", "none.parquet"):
         with pytest.raises(UserError, match=f"{name}: must be a readable"):
             table(tmp_path / name, U)
-    with pytest.raises(UserError, match="must be a readable"):
+    with pytest.raises(UserError, match="must be a regular file, found a folder"):
         table(tmp_path, U)
     pd.DataFrame({"user": ["a"], "item": ["b"]}).to_parquet(tmp_path / "t.parquet")
     with pytest.raises(UserError, match=r"column of t.parquet: .*did you mean 'user'"):
