@@ -24,6 +24,7 @@ from fedrec.parameters import Params
 Row = dict[str, str | int | float]
 SINGLE = "single-task"  # folder, among the baselines, of a run for each task of clients that have several
 NOT_SINGLE = "single-task.txt"  # beside it: why there is none
+NO_STUDENT = "student.txt"  # why an output agreement has no student
 CLIENTS = ["round", "client", "split", "task", "metric", "value", "device"]  # columns of clients.csv
 
 

@@ -234,6 +234,8 @@ def _data(run: Run) -> list[Caution]:
 
 def _student(run: Run) -> list[Caution]:
     """Return how the student of an output agreement does beside the mean of its teachers."""
+    if run.no_student:
+        return [Caution("bad", "The server's student diverged", f"It is neither saved nor tested. {run.no_student}.")]
     if not len(run.student):
         return []
     rows = run.student[run.student["metric"] == run.student["metric"].iloc[0]]

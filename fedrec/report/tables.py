@@ -15,7 +15,7 @@ import pandas as pd
 from fedrec.errors import UserError
 from fedrec.metrics import Paired, higher_is_better, paired
 from fedrec.privacy.rule import NOT_PRIVATE
-from fedrec.records import NOT_SINGLE, SINGLE
+from fedrec.records import NO_STUDENT, NOT_SINGLE, SINGLE
 from fedrec.tasks import ATTRIBUTES
 
 BASELINES = ("local", "pooled", "popularity")
@@ -60,6 +60,7 @@ class Run:
     faults: pd.DataFrame
     singles: dict[str, Results]  # of each task, trained in a run of its own
     not_single: str  # why the tasks were not
+    no_student: str = ""  # why there is none
 
     def option(self, name: str, default: Any = None) -> Any:
         """Return an option of the experiment."""
@@ -141,6 +142,7 @@ def read_run(run_dir: Path) -> Run:
         read_table(run_dir / "faults.csv", FAULTS),
         {path.parent.name: read_results(path.parent) for path in sorted(single.glob("*/clients.csv"))},
         why.read_text("utf-8") if (why := single.with_name(NOT_SINGLE)).exists() else "",
+        why.read_text("utf-8") if (why := run_dir / NO_STUDENT).exists() else "",
     )
 
 

@@ -223,7 +223,7 @@ STUDY = (
 <p class="words">{{ words }}</p>
 {% for m in measures %}
 <section><h2>{{ m.task }}: {{ m.metric | label }}</h2>
-{% if m.figure %}<figure>{{ m.figure }}<figcaption>Each method minus training alone, mean over clients, with its 95% interval over seeds.</figcaption></figure>{% endif %}
+{% if m.figure %}<figure>{{ m.figure }}<figcaption>Each method minus training alone, mean over clients{{ ", with its 95% interval over seeds" if seeds > 1 else " of one seed: no interval" }}.</figcaption></figure>{% endif %}
 <div class="scroll" tabindex="0"><table><thead><tr><th scope="col">Method</th><th scope="col">Mean</th><th scope="col">SD</th><th scope="col">Minus alone</th><th scope="col">Minus pooled</th><th scope="col">Of pooled</th><th scope="col">Worst client</th></tr></thead><tbody>
 {% for r in m.rows %}<tr><th scope="row">{{ r.method }}</th><td class="ours">{{ r.mean | number }}</td><td>{{ r.sd | number }}</td><td>{{ r.local }}</td><td>{{ r.pooled }}</td><td>{{ r.share }}</td><td>{{ r.worst }}</td></tr>
 {% endfor %}
@@ -238,10 +238,10 @@ STUDY = (
 PROTOCOLS = (
     HEAD
     + r"""<body><main>
-<p class="kicker">{{ seeds }} seed{{ "s" if seeds > 1 }}, mean over users, standard deviation over seeds</p>
+<p class="kicker">{{ seeds ~ " seeds, mean over users, standard deviation over seeds" if seeds > 1 else "one seed, mean over users: no standard deviation" }}</p>
 <h1>{{ title }}</h1>
 <p class="words">Under the published protocol, training negatives avoid the held-out items too: whatever is never drawn as a negative must be a positive, so the training data gives the test item away. The same method, with negatives that avoid the training items only, stands beside it. Validation chooses the round.</p>
-{% macro cell(row) %}<td{% if row.protocol == "train" %} class="ours"{% endif %}>{{ row.mean | number }}<small>± {{ row.sd | number }}</small>{% if row.warning %} <strong class="leak">{{ row.warning }}</strong>{% endif %}</td>{% endmacro %}
+{% macro cell(row) %}<td{% if row.protocol == "train" %} class="ours"{% endif %}>{{ row.mean | number }}{% if seeds > 1 %}<small>± {{ row.sd | number }}</small>{% endif %}{% if row.warning %} <strong class="leak">{{ row.warning }}</strong>{% endif %}</td>{% endmacro %}
 <div class="scroll" tabindex="0"><table>
 <thead><tr><th scope="col" rowspan="2">Method</th><th scope="colgroup" colspan="{{ metrics | length }}">Published protocol</th><th scope="colgroup" colspan="{{ metrics | length }}">Leak-free</th><th scope="col" rowspan="2">Seconds a run</th><th scope="col" rowspan="2">Peak MB</th></tr>
 <tr>{% for protocol in ("published", "train") %}{% for m in metrics %}<th scope="col">{{ m | label }}</th>{% endfor %}{% endfor %}</tr></thead><tbody>

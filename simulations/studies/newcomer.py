@@ -14,7 +14,7 @@ from fedrec.experiment import Experiment
 from fedrec.folders import publish, reserve
 from fedrec.holdings import clients_data
 from fedrec.records import natural, write_csv
-from fedrec.report.study import write_study
+from fedrec.report.study import seeded, write_study
 from simulations.baselines import run_popularity
 from simulations.check import check
 from simulations.studies.methods import POPULARITY, experiment_of, facts, show, summary
@@ -55,7 +55,7 @@ def run(argv: Sequence[str]) -> None:
     about |= {name: text for name, text in ARMS.items() if name in names}
     write_study(home / "report.html", table, options.seeds, about, jobs[0][-1].negatives == "published")
     publish(home, options.out)
-    show(table, f"{options.seeds} paired seeds; the newcomer alone, 95% intervals over seeds")
+    show(table, seeded(options.seeds, "the newcomer alone, 95% intervals over seeds"))
     for name in names[:-1]:
         print(f"{name}: {ARMS[name]}")
     print(f"report: {options.out / 'report.html'}")
