@@ -56,10 +56,12 @@ def continued(out: Path) -> str:
 
 def run(command: Command, console: Console) -> int:
     """Check the experiment, run it and its baselines, write the record and the report, and show the closing table."""
-    from fedrec.report import write_report
+    from fedrec.report import write_price, write_report
     from server.faults import ClientFailure
 
     others, why = checked(command)
+    if command.promised and not command.quiet:
+        console.print(f"defaults under a promise: {command.promised}", highlight=False, markup=False)
     out = command.out or fresh(command.experiment)
     failed = False
     with stopping() as stopped:
@@ -72,6 +74,7 @@ def run(command: Command, console: Console) -> int:
                         (home / "baselines" / NOT_SINGLE).write_text(why, encoding="utf-8")
                     for name, other in others.items():
                         failed |= not compared(other, name, home, shown, stopped)
+                write_price(home)
                 write_report(home)
         except (ClientFailure, ContractError, OSError) as error:
             print(f"failed: {one_line(error)}{continued(out)}", file=sys.stderr)

@@ -269,6 +269,9 @@ def _privacy(run: Run) -> list[Caution]:
     if promised["replay"]:
         text = "The noise came from the run's seed, so that whoever knows the seed can take it away again."
         out.append(Caution("bad", NOT_PRIVATE, text))
+    if promised.get("open"):
+        text = "The mechanism ran without noise, to be compared with: it protects nothing."
+        out.append(Caution("bad", NOT_PRIVATE, text))
     if {"local", "pooled"} & run.baselines.keys():
         text = "Alone, pooled and popularity are trained without noise: alone nothing leaves a client."
         out.append(Caution("note", "Baselines", text))

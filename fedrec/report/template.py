@@ -165,13 +165,21 @@ Under each baseline stands together minus that baseline with its 95% interval (p
 <section aria-labelledby="privacy"><h2 id="privacy">What is promised, and what it cost{{ leak() }}</h2>
 <p>{{ privacy.words }}</p>
 <div class="scroll" tabindex="0"><table><caption>Epsilon that each party has spent at delta {{ privacy.delta }}, for one {{ privacy.unit }}</caption><thead><tr><th scope="col">Party</th><th scope="col">Rounds</th><th scope="col">Noisy steps</th><th scope="col">Sampling rate</th><th scope="col">Noise multiplier</th><th scope="col">Clip norm</th><th scope="col">Budget</th><th scope="col">Spent</th></tr></thead><tbody>
-{% for p in privacy.parties[:24] %}<tr><th scope="row">{{ p.who }}</th><td>{{ p.rounds }}</td><td>{{ "{:,}".format(p.steps) }}</td><td>{{ "%.3g" | format(p.rate) }}</td><td>{{ "%.3f" | format(p.noise) }}</td><td>{{ "%.3g" | format(p.clip) }}</td><td>{{ p.budget or "none" }}</td><td class="ours">{{ p.spent }}{{ leak() }}</td></tr>
+{% for p in privacy.parties[:24] %}<tr><th scope="row">{{ p.who }}</th><td>{{ p.rounds }}</td><td>{{ "{:,}".format(p.steps) }}</td><td>{{ "%.3g" | format(p.rate) }}</td><td>{{ "%.3f" | format(p.noise) }}</td><td>{{ p.clip }}</td><td>{{ p.budget or "none" }}</td><td class="ours">{{ p.spent }}{{ leak() }}</td></tr>
 {% endfor %}
 </tbody></table></div>
 {% if privacy.people | length > 1 %}<div class="scroll" tabindex="0"><table><caption>People by the silos that hold them: their guarantee is that of all these silos together</caption><thead><tr><th scope="col">Silos</th><th scope="col">People</th><th scope="col">Epsilon</th></tr></thead><tbody>
 {% for p in privacy.people[:24] %}<tr><th scope="row">{{ p.silos | join(", ") }}</th><td>{{ "{:,}".format(p.people) }}</td><td class="ours">{{ p.spent }}{{ leak() }}</td></tr>
 {% endfor %}
 </tbody></table></div>{% endif %}
+{% if price %}
+<h3>What the promise costs</h3>
+<p class="muted small">From left to right: the same method without a promise; the batches, uniform weights, training and last round that the promise asks for, without clip and noise; with the clip; with the noise, which is the run of this page. Under each step stands what it changed, with its 95% interval: of a client over its users, of the mean over the clients (one seed, Student's t). All but the last are <strong class="leak">NOT PRIVATE</strong>: the simulation trained them for this table, nobody is sent anything of them, and no ledger pays for them.</p>
+<div class="scroll" tabindex="0"><table><thead><tr><th scope="col">Client</th><th scope="col" class="left">Metric</th><th scope="col">Plain<small>not private</small></th><th scope="col">Batches and weights<small>not private</small></th><th scope="col">Clipping<small>not private</small></th><th scope="col">Noise</th></tr></thead><tbody>
+{% for r in price %}<tr><th scope="row">{{ r.client }}</th><td class="left">{{ r.metric | label }}{{ ", lower is better" if not higher_is_better(r.metric) }}</td><td>{{ r.plain | number }}</td><td>{{ r.unclipped | number }}<small>{{ change(r.training, r.training_low, r.training_high) }}</small></td><td>{{ r.clipped | number }}<small>{{ change(r.clipping, r.clipping_low, r.clipping_high) }}</small></td><td class="ours">{{ r.private | number }}{{ leak() }}<small>{{ change(r.noise, r.noise_low, r.noise_high) }}</small></td></tr>
+{% endfor %}
+</tbody></table></div>
+{% endif %}
 <p class="muted small">{{ privacy.beside }}</p>
 </section>
 {% endif %}
