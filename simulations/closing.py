@@ -10,7 +10,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from fedrec.metrics import paired
+from fedrec.metrics import Values, paired
 from fedrec.report import comparison
 from fedrec.report.findings import warnings
 from fedrec.report.several import WORDS, balances, singly, spoken
@@ -58,8 +58,8 @@ def table(run_dir: Path) -> Table:
 
 def between(differences: "pd.Series[float]") -> tuple[float, float]:
     """Return the ends of the 95% interval of the mean difference over clients; NaN below two clients."""
-    values = differences.to_numpy(np.float64)
-    found = paired(values, np.zeros(len(values)))
+    values: Values = np.asarray(differences, np.float64)
+    found = paired(values, np.zeros_like(values))
     return found.low, found.high
 
 

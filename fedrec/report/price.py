@@ -38,7 +38,7 @@ def price(run: Run) -> pd.DataFrame:
     for (task, metric), group in values.groupby(["task", "metric"], sort=False):
         if len(group) < 2:
             continue
-        mean = pd.DataFrame([group.mean()]).assign(client=CLIENTS, task=task, metric=metric)
+        mean = pd.DataFrame([group.mean()]).assign(client=CLIENTS, task=str(task), metric=str(metric))
         for step, (after, before) in STEPS.items():
             fill(mean, step, [paired(group[after].to_numpy(np.float64), group[before].to_numpy(np.float64))])
         parts.append(mean)

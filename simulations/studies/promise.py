@@ -34,9 +34,10 @@ from simulations.studies.tasks import points
 USUAL = "--clients 4 --privacy.unit user --privacy.epsilon 4 --engine inline"
 CHOOSING = 100  # the first seed of a choice; none from here on is reported
 GRID = (
-    "optimiser=sgd;lr=0.5,1,2;l2=0.01,0.03;privacy.clip=1,2;local-epochs=1,2;privacy.rate=1|"
-    "optimiser=sgd;lr=1;l2=0.01;privacy.clip=1,2;privacy.rate=0.2,0.5;local-epochs=1|"
-    "optimiser=adam;lr=0.001,0.003,0.01;l2=0.01;privacy.rate=1,0.2;local-epochs=1,2"
+    "optimiser=sgd;lr=0.5,1,2;l2=0,0.01,0.03;privacy.clip=1,2;local-epochs=1;privacy.rate=1|"
+    "optimiser=sgd;lr=0.5,1;l2=0.01;privacy.clip=1;local-epochs=2;privacy.rate=1|"
+    "optimiser=sgd;lr=0.3,1;l2=0.01;privacy.clip=1;local-epochs=1;privacy.rate=0.2|"
+    "optimiser=adam;lr=0.003,0.01;l2=0.01;privacy.clip=1;local-epochs=1;privacy.rate=1,0.2"
 )
 SAME, PRIVATE = "same training", "private"
 STEPS = {  # what a step of the split is: after, before
@@ -97,10 +98,15 @@ def choices(grid: str, flags: Sequence[str], seeds: int) -> list[Job]:
     """Return the runs of every point of the grids."""
     every = [point for part in grid.split("|") for point in points(part)]
     return [
-        Job(" ".join(point), seed, parse([*flags, *point, "--seed", str(seed)]).experiment)
+        Job(" ".join(point), seed, once(parse([*flags, *point, "--seed", str(seed)]).experiment))
         for seed in range(CHOOSING, CHOOSING + seeds)
         for point in every
     ]
+
+
+def once(e: Experiment) -> Experiment:
+    """Return a run under a promise that is evaluated once, after its last round, which is the one that is kept."""
+    return e.model_copy(update={"eval_every": e.rounds})
 
 
 def arms(flags: Sequence[str], seeds: int) -> list[Job]:
@@ -111,7 +117,7 @@ def arms(flags: Sequence[str], seeds: int) -> list[Job]:
         found = stages(e) | {PRIVATE: e}
         if e.privacy.inside:
             found[SAME] = same_training(e)
-        jobs += [Job(name, seed, one) for name, one in found.items()]
+        jobs += [Job(name, seed, one if name == PLAIN else once(one)) for name, one in found.items()]
     return jobs
 
 
