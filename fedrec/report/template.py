@@ -34,6 +34,7 @@ dl { display: grid; grid-template-columns: max-content 1fr; gap: .3rem 1.4rem; m
 caption { text-align: left; color: var(--muted); padding: 0 0 .5rem; } th, td { padding: .45rem .6rem; text-align: right; vertical-align: top; border-bottom: 1px solid var(--line); white-space: nowrap; }
 thead th { font-weight: 600; color: var(--muted); vertical-align: bottom; } th:first-child, td:first-child, .left { text-align: left; }
 tbody th { font-weight: 600; white-space: normal; overflow-wrap: anywhere; min-width: 7rem; } tr.all > * { border-top: 2px solid var(--line); background: var(--flat-soft); }
+.price small { display: block; white-space: nowrap; font-weight: 400; } .price th small.leak { display: block; width: max-content; font-weight: 700; margin: .2rem 0 0 auto; }
 td small { display: block; white-space: pre-line; color: var(--muted); } td.ours { font-weight: 650; } td .leak { display: block; width: min-content; white-space: normal; line-height: 1.15; text-align: center; margin: .2rem 0 0 auto; } td.left .leak { margin-left: 0; }
 td.left .tag { display: block; max-width: 8.5rem; white-space: normal; }
 tbody th[scope=row] { max-width: 14rem; }
@@ -175,8 +176,9 @@ Under each baseline stands together minus that baseline with its 95% interval (p
 {% if price %}
 <h3>What the promise costs</h3>
 <p class="muted small">From left to right: the same method without a promise; the batches, uniform weights, training and last round that the promise asks for, without clip and noise; with the clip; with the noise, which is the run of this page. Under each step stands what it changed, with its 95% interval: of a client over its users, of the mean over the clients (one seed, Student's t). All but the last are <strong class="leak">NOT PRIVATE</strong>: the simulation trained them for this table, nobody is sent anything of them, and no ledger pays for them.</p>
-<div class="scroll" tabindex="0"><table><thead><tr><th scope="col">Client</th><th scope="col" class="left">Metric</th><th scope="col">Plain<small>not private</small></th><th scope="col">Batches and weights<small>not private</small></th><th scope="col">Clipping<small>not private</small></th><th scope="col">Noise</th></tr></thead><tbody>
-{% for r in price %}<tr><th scope="row">{{ r.client }}</th><td class="left">{{ r.metric | label }}{{ ", lower is better" if not higher_is_better(r.metric) }}</td><td>{{ r.plain | number }}</td><td>{{ r.unclipped | number }}<small>{{ change(r.training, r.training_low, r.training_high) }}</small></td><td>{{ r.clipped | number }}<small>{{ change(r.clipping, r.clipping_low, r.clipping_high) }}</small></td><td class="ours">{{ r.private | number }}{{ leak() }}<small>{{ change(r.noise, r.noise_low, r.noise_high) }}</small></td></tr>
+{% macro step(name) %}<th scope="col">{{ name }}<small class="leak">NOT PRIVATE</small></th>{% endmacro %}
+<div class="scroll" tabindex="0"><table class="price"><thead><tr><th scope="col">Client</th>{{ step("Plain") }}{{ step("Batches, weights") }}{{ step("Clipping") }}<th scope="col">Noise</th></tr></thead><tbody>
+{% for r in price %}<tr><th scope="row">{{ r.client }}<small>{{ r.metric | label }}{{ ", lower is better" if not higher_is_better(r.metric) }}</small></th><td>{{ r.plain | number }}</td><td>{{ r.unclipped | number }}<small>{{ change(r.training, r.training_low, r.training_high) }}</small></td><td>{{ r.clipped | number }}<small>{{ change(r.clipping, r.clipping_low, r.clipping_high) }}</small></td><td class="ours">{{ r.private | number }}{{ leak() }}<small>{{ change(r.noise, r.noise_low, r.noise_high) }}</small></td></tr>
 {% endfor %}
 </tbody></table></div>
 {% endif %}

@@ -18,6 +18,7 @@ from simulations.defaults import DEFAULTS
 from simulations.options import flatten
 from simulations.promises import stages, without_promise
 from simulations.run import main
+from simulations.studies import promise
 from simulations.studies.__main__ import main as studies
 
 SMALL = ["--market.users", "40", "--market.items", "60", "--clients", "3", "--rounds", "2", "--dim", "4"]
@@ -104,9 +105,9 @@ def test_the_cost_of_a_promise_is_parted(unit: str, tmp_path: Path) -> None:
     assert table[[f"{step}_low" for step in steps]].notna().all().all()
     page = (tmp_path / "run" / "report.html").read_text()
     section = re.sub(
-        "<[^>]*>", " ", page[page.index("What the promise costs") : page.index("Mean of the clients</th>")]
+        "<[^>]*>", " ", page[page.index("What the promise costs") : page.index("Mean of the clients<small>")]
     )
-    assert section.count("not private") == 3 and "nan" not in section
+    assert section.count(NOT_PRIVATE) == 4 and "nan" not in section
     # Two rounds of one step for each party, and nothing of the three runs beside it.
     files = sorted((tmp_path / "ledger").glob("*.jsonl"))
     assert [path.stem for path in files] == (["films", "news", "shop"] if unit == "user" else ["server"])
@@ -128,3 +129,24 @@ def test_the_stages_are_the_run_without_clip_or_noise() -> None:
         assert (bare.noise, bare.clip, bare.ledger, bare.epsilon) == (0.0, clip, None, "")
         assert found[name].model_copy(update={"privacy": e.privacy}) == e
     assert stages(found[CLIPPED]) == {} == stages(Experiment())
+
+
+def test_the_study_parts_the_cost_over_seeds_and_chooses_by_validation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(promise, "run_all", lambda jobs, _: map(promise.run_one, jobs))
+    assert studies(["promise", "--seeds", "2", "--out", str(tmp_path / "parts"), *SMALL]) == 0
+    results, rows = (pd.read_csv(tmp_path / "parts" / f"{name}.csv") for name in ("results", "summary"))
+    assert set(results["name"]) == {PLAIN, "same training", UNCLIPPED, CLIPPED, "private"}
+    assert list(rows["step"]) == list(promise.STEPS)
+    means = results.groupby("name")["test"].mean()
+    for row, (after, before) in zip(rows.to_dict("records"), promise.STEPS.values(), strict=True):
+        assert row["change"] == pytest.approx(means[after] - means[before])
+    page = (tmp_path / "parts" / "report.html").read_text()
+    assert NOT_PRIVATE in page and "2 paired seeds" in page and "nan" not in capsys.readouterr().out
+    grid = "lr=0.1,1|lr=0.1;l2=0.5"
+    argv = ["promise", "--choose", "--seeds", "1", "--grid", grid, "--out", str(tmp_path / "choice")]
+    assert studies([*argv, *SMALL]) == 0
+    results, rows = (pd.read_csv(tmp_path / "choice" / f"{name}.csv") for name in ("results", "summary"))
+    assert set(results["seed"]) == {100} and list(rows["validation"]) == sorted(results["validation"], reverse=True)
+    assert set(rows["options"]) == {"--lr 0.1", "--lr 1", "--lr 0.1 --l2 0.5"}
