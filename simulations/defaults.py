@@ -5,22 +5,11 @@ from typing import Any
 
 # Chosen by `python -m simulations.studies promise --choose`, see docs/privacy.md. Noise is added to every coordinate
 # in every step: few steps of plain SGD, which does not make a full step of what is noise alone, bear it best.
+TRAINING = {"weights": "uniform", "optimiser": "sgd", "lr": 1.0, "local_epochs": 1, "l2": 0.03}
 DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "none": {},
-    "interaction": {
-        "weights": "uniform",
-        "optimiser": "sgd",
-        "lr": 1.0,
-        "local_epochs": 1,
-        "l2": 0.0,
-    },
-    "user": {
-        "weights": "uniform",
-        "optimiser": "sgd",
-        "lr": 1.0,
-        "local_epochs": 1,
-        "l2": 0.0,
-    },
+    "interaction": TRAINING,
+    "user": TRAINING,
     "client": {"weights": "uniform"},
 }
 
