@@ -36,7 +36,7 @@ def protected(client: "Client", number: int, x: Params, z: Params) -> Params:
     if rule.unit != "client" or rule.where == "sum" or own is None:
         return x
     source = own.open(number, digest(*client.setting, number, x, z))
-    return noisy(clipped(x, z, rule.clip), z, own.guarantee.event.sigma * rule.clip, source)
+    return noisy(clipped(x, z, rule.clip), z, own.guarantee.std, source)
 
 
 def open_loss(client: "Client", loss: float) -> dict[str, float]:

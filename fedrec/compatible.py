@@ -1,5 +1,6 @@
 """What cannot be combined in one experiment, and why; refused when it is built."""
 
+import math
 from typing import TYPE_CHECKING
 
 from fedrec.errors import UserError
@@ -255,6 +256,8 @@ def as_a_whole(e: "Experiment") -> None:
     where = e.privacy.where
     if where == "sum" and not e.secure.active:
         raise UserError("privacy.where: must have secure sums to add noise in (add --secure.active), found none")
+    if where == "sum" and not math.isfinite(e.privacy.clip):
+        raise UserError("privacy.clip: must be finite in a secure sum, whose numbers have bounds, found inf")
     if where == "server" and e.secure.active:
         raise UserError(
             "privacy.where: must be client or sum under secure sums, in which the server sees no update that it could "

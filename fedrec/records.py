@@ -26,6 +26,10 @@ from fedrec.parameters import Params
 Row = dict[str, str | int | float]
 SINGLE = "single-task"  # folder, among the baselines, of a run for each task of clients that have several
 NOT_SINGLE = "single-task.txt"  # beside it: why there is none
+# Folders, among the baselines, of the runs between one without a promise and that with it, and their table.
+PLAIN, UNCLIPPED, CLIPPED = "plain", "unclipped", "clipped"
+PRICE = "price.csv"
+NO_STUDENT = "student.txt"  # why an output agreement has no student
 CLIENTS = ["round", "client", "split", "task", "metric", "value", "device"]  # columns of clients.csv
 
 

@@ -45,4 +45,4 @@ class Release:
         # The draw of a round is made once: another mean of the same draw is not amplified by it a second time, and with
         # what the first one told, it is no worse than a mechanism that everybody is in.
         source = self.books.open(number, inputs, replace(g.event, rate=1.0))
-        return noisy_mean(changes, carriers, like, g.event.sigma * g.rule.clip, g.event.rate, source)
+        return noisy_mean(changes, carriers, like, g.std, g.event.rate, source)

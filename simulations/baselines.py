@@ -1,7 +1,7 @@
 """What a federated run is compared with.
 
-Every client alone, one model on everyone's data, popularity, and, where a client has several tasks, each of them in a
-run of its own.
+Every client alone, one model on everyone's data, popularity; where a client has several tasks, each of them in a run of
+its own; and under a promise of privacy the runs that part its cost.
 """
 
 from collections.abc import Callable
@@ -18,16 +18,18 @@ from simulations.apps import apps_for
 from simulations.check import check
 from simulations.engines import run_inline
 from simulations.methods import METHODS
+from simulations.promises import stages, without_promise
 
-PRESENT = {"participation": 1.0, "dropout": "0", "deadline": 0.0, "privacy": {}, "secure": {}, "newcomers": ""}
+PRESENT = {"participation": 1.0, "dropout": "0", "deadline": 0.0, "secure": {}, "newcomers": ""}
 
 
 def baseline(experiment: Experiment, method: str) -> Experiment:
     """Return the same experiment under the method `local` or `pooled`; data, model, seed and epochs stay.
 
     Nobody is drawn, no answer is lost, nobody comes later and there is no noise: training alone needs no messages.
+    Nor has it the optimiser that a promise of privacy chose for its noise.
     """
-    fields = {**experiment.model_dump(), **METHODS[method].model_dump(), **PRESENT}
+    fields = {**without_promise(experiment), **METHODS[method].model_dump(), **PRESENT}
     return build(fields)
 
 
@@ -70,7 +72,7 @@ def comparisons(experiment: Experiment) -> tuple[dict[str, Experiment], str]:
     """
     whole = {method: baseline(experiment, method) for method in ("local", "pooled") if method != experiment.method}
     apart, why = single_tasks(experiment)
-    return {**whole, **{f"{SINGLE}/{task}": one for task, one in apart.items()}}, why
+    return {**whole, **stages(experiment), **{f"{SINGLE}/{task}": one for task, one in apart.items()}}, why
 
 
 def run_baseline(

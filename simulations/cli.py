@@ -17,8 +17,9 @@ from fedrec.errors import UserError, choose
 from fedrec.experiment import Experiment, build
 from fedrec.files import regular
 from fedrec.folders import CHECKPOINTS, COMMAND, resumable
+from simulations.defaults import defaults
 from simulations.methods import METHODS
-from simulations.options import FIELDS, OPTIONS, flag, flatten, parser
+from simulations.options import FIELDS, OPTIONS, flag, flatten, nest, parser, shown
 
 SAVING = ("process", "inline", "batched")  # engines that can save the clients' state
 
@@ -34,6 +35,7 @@ class Command:
     every: int = 0  # rounds between two checkpoints
     resume: bool = False  # go on with the run in `out`
     trained: bool = False  # it has all its rounds: only baselines are to be added
+    promised: str = ""  # the options that a promise of privacy set
 
 
 class Given(NamedTuple):
@@ -46,7 +48,8 @@ class Given(NamedTuple):
 def parse(argv: Sequence[str]) -> Command:
     """Return the command that `argv` (without the program's name) gives.
 
-    From low to high: defaults, the method of the --config file, the file's fields, the method flag, the other flags.
+    From low to high: defaults, those under a promise of privacy, the method of the --config file, the file's fields,
+    the method flag, the other flags.
     Raises UserError, and SystemExit(0) after --help.
     """
     options, extra = parser().parse_known_args(argv)
@@ -70,7 +73,9 @@ def parse(argv: Sequence[str]) -> Command:
     experiment = resolve(file, {path: Given(value, f"option {flag(path)}") for path, value in given.items()})
     if every is None:
         every = 1 if experiment.engine in SAVING else 0
-    return Command(experiment, Path(out) if out else None, quiet, compare is not False, every)
+    applied = defaults(experiment.privacy.unit, {*file, *given})
+    promised = " ".join(f"{flag(path)} {shown(value)}" for path, value in applied.items())
+    return Command(experiment, Path(out) if out else None, quiet, compare is not False, every, promised=promised)
 
 
 def resumed(out: Path, quiet: bool, compare: bool | None) -> Command:
@@ -145,7 +150,10 @@ def overrides(run_config: Mapping[str, bool | float | int | str]) -> Experiment:
 
 
 def resolve(*layers: Mapping[str, Given]) -> Experiment:
-    """Return the experiment of the layers; a later one wins, and a layer's method lies just below its other fields."""
+    """Return the experiment of the layers; a later one wins, and a layer's method lies just below its other fields.
+
+    Under a promise of privacy its own defaults lie below them all.
+    """
     values = flatten(Experiment().model_dump())
     for layer in layers:
         if "method" in layer:
@@ -154,6 +162,7 @@ def resolve(*layers: Mapping[str, Given]) -> Experiment:
             values |= flatten(method.model_dump())
         values |= {path: convert(path, given) for path, given in layer.items()}
     where = {path: given.where for layer in layers for path, given in layer.items()}
+    values |= defaults(str(values["privacy.unit"]), where)
     try:
         return build(nest(values))
     except UserError as error:
@@ -237,18 +246,6 @@ def fields(content: Mapping[str, Any], source: str) -> dict[str, Given]:
             raise UserError(f"{source}: {name!r} is no field of an experiment{nearest(path, FIELDS)}")
         values[path] = Given(value, f"{source}: {name}")
     return values
-
-
-def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the nested mappings whose `flatten` is `flat`."""
-    nested: dict[str, Any] = {}
-    for path, value in flat.items():
-        *parents, name = path.split(".")
-        inner = nested
-        for parent in parents:
-            inner = inner.setdefault(parent, {})
-        inner[name] = value
-    return nested
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:

@@ -4,11 +4,13 @@ import math
 import re
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from fedrec.metrics import Values, paired
 from fedrec.report import comparison
 from fedrec.report.findings import warnings
 from fedrec.report.several import WORDS, balances, singly, spoken
@@ -16,10 +18,16 @@ from fedrec.report.tables import compare, read_run
 
 MANY = 20
 SHORT = {"no detectable difference": "unclear"}
+MEANS = "Intervals: a client's over its users or items, a mean's over the clients."
+ONE = "Intervals: over a client's users or items; the mean of one client has none."
 
 
 def table(run_dir: Path) -> Table:
-    """Return the test metric that speaks for each client's task beside its baselines; only means for many clients."""
+    """Return the test metric that speaks for each client's task beside its baselines; only means for many clients.
+
+    A client's interval is over its users (or items). A mean is over the clients that every column has measured, and its
+    interval is that of the mean difference over these clients, by Student's t.
+    """
     rows = comparison(run_dir)
     rows = rows[rows["primary"]]
     measures = list(dict.fromkeys(zip(rows["task"], rows["metric"], strict=True)))
@@ -36,21 +44,23 @@ def table(run_dir: Path) -> Table:
     names = ["federated", "local", "local_difference", "pooled", "popularity"]
     for task, metric in measures:
         group = rows[(rows["task"] == task) & (rows["metric"] == metric)]
-        measured = int(group["federated"].notna().sum())
         if len(group) == 1:
             continue
-        who, mean = f"mean of {measured}", group.loc[group["federated"].notna(), names].mean()
+        there = [name for name in names if group[name].notna().any()]
+        group = group.dropna(subset=there)  # a mean of some must not stand beside one of others
+        who, mean = f"mean of {len(group)}", group[names].mean()
+        mean["local_low"], mean["local_high"] = between(group["local_difference"])
         label = who if len(measures) == 1 else f"{who} {task}"
-        difference = signed(mean["local_difference"])
-        cells = [
-            number(mean["federated"]),
-            number(mean["local"]),
-            difference,
-            number(mean["pooled"]),
-            number(mean["popularity"]),
-        ]
-        shown.add_row(Text(label), *cells, "")
+        shown.add_row(Text(label), *line(mean), "")
+        shown.caption, shown.caption_justify = MEANS if len(group) > 1 else ONE, "left"
     return shown
+
+
+def between(differences: "pd.Series[float]") -> tuple[float, float]:
+    """Return the ends of the 95% interval of the mean difference over clients; NaN below two clients."""
+    values: Values = np.asarray(differences, np.float64)
+    found = paired(values, np.zeros_like(values))
+    return found.low, found.high
 
 
 def several(run_dir: Path) -> Table | None:

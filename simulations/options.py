@@ -15,6 +15,7 @@ from pydantic.fields import FieldInfo
 from fedrec.errors import UserError
 from fedrec.experiment import Experiment, Method
 from fedrec.sharing import SHARINGS
+from simulations.defaults import DEFAULTS
 from simulations.methods import METHODS
 
 # What --help groups together; a method's fields form a group of their own, and the rest is training.
@@ -77,6 +78,18 @@ def flatten(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the nested mappings whose `flatten` is `flat`."""
+    nested: dict[str, Any] = {}
+    for path, value in flat.items():
+        *parents, name = path.split(".")
+        inner = nested
+        for parent in parents:
+            inner = inner.setdefault(parent, {})
+        inner[name] = value
+    return nested
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UserError(message.replace("argument --", "option --", 1))
@@ -88,7 +101,7 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m simulations.run",
         description="Train recommenders that learn together, each with a private part, and report whether it helped.",
         usage="%(prog)s [--FIELD VALUE ...] [--config FILE] [--out DIR] [--no-compare] [--quiet]",
-        epilog=f"{described_methods()}\n\n{described_sharings()}\n\n{EXAMPLES}",
+        epilog=f"{described_methods()}\n\n{described_sharings()}\n\n{described_promises()}\n\n{EXAMPLES}",
         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=30, width=118),
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
@@ -159,6 +172,15 @@ def described_sharings() -> str:
     lines.append("what is of one platform (star: domain) is in none of them:")
     for name, modules in SHARINGS.items():
         lines += textwrap.wrap(f"  {name:<14} {', '.join(modules)}", 118, subsequent_indent=" " * 17)
+    return "\n".join(lines)
+
+
+def described_promises() -> str:
+    """Return a line for every unit of a promise of privacy with the options that it sets where none is given."""
+    lines = ["what --privacy.unit sets of what is not given:"]
+    for unit, fields in DEFAULTS.items():
+        if fields:
+            lines.append(f"  {unit:<11} " + "  ".join(f"{path}={shown(value)}" for path, value in fields.items()))
     return "\n".join(lines)
 
 

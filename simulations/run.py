@@ -57,10 +57,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(command: Command, console: Console) -> int:
     """Check the experiment, run it and its baselines, write the record and the report, and show the closing table."""
-    from fedrec.report import write_report
+    from fedrec.report import write_price, write_report
     from server.faults import ClientFailure
 
     others, why = checked(command)
+    if command.promised and not command.quiet:
+        console.print(f"defaults under a promise: {command.promised}", highlight=False, markup=False)
     out, home, failed = command.out, None, False
     with stopping() as stopped:
         try:
@@ -74,6 +76,7 @@ def run(command: Command, console: Console) -> int:
                     if not command.trained:
                         train(command, home, shown, stopped)
                     failed = not baselines(command, others, why, home, shown, stopped)
+                write_price(home)
                 write_report(home, complete=False)
                 if not command.trained:
                     keep(home, ended_early(home))

@@ -13,13 +13,14 @@ from fedrec.channel import LOGITS, public
 from fedrec.data import ClientData, viewed
 from fedrec.data.types import Ints
 from fedrec.distillation import distil
+from fedrec.errors import UserError
 from fedrec.evaluation import PerUser, evaluate, members
 from fedrec.experiment import Experiment
 from fedrec.holdings import clients_data, dataset, reader
 from fedrec.metrics import paired
 from fedrec.models import Recommender
 from fedrec.parameters import Params
-from fedrec.records import Record, Row, slug, write_csv, write_json, write_tensors
+from fedrec.records import NO_STUDENT, Record, Row, slug, write_csv, write_json, write_tensors
 from fedrec.scorers import ModelScorer
 from simulations.cost import Cost, cost, parameters
 
@@ -33,8 +34,13 @@ def teach(experiment: Experiment, record: Record, home: Path) -> None:
     It knows the volunteers and the items of the probe, and can rank for nobody else. On each client's items it is
     tested beside the client's own model, on what is held out of the volunteers: neither has trained on it. Costs are
     all the parameters of each, and the milliseconds in which it scores those items for one of the volunteers.
+    Of a student that diverged nothing is saved or tested: `student.txt` says so. The run's other results stay.
     """
-    students = student_of(experiment, record.rows["probe"], record.shared[LOGITS])
+    try:
+        students = student_of(experiment, record.rows["probe"], record.shared[LOGITS])
+    except UserError as error:
+        (home / NO_STUDENT).write_text(str(error), encoding="utf-8")
+        return
     model, params, users, items = students
     write_tensors(home / "model" / "student.safetensors", params, private=False)
     about = {"kind": model.kind, "dim": model.dim, "hidden": model.hidden, "task": experiment.agreement.task}

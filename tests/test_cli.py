@@ -10,9 +10,9 @@ from pydantic import BaseModel
 
 from fedrec.errors import UserError
 from fedrec.experiment import Experiment, Method
-from simulations.cli import Command, nest, overrides, parse
+from simulations.cli import Command, overrides, parse
 from simulations.methods import METHODS
-from simulations.options import FIELDS, GROUPS, OPTIONS, flatten, leaves
+from simulations.options import FIELDS, GROUPS, OPTIONS, flatten, leaves, nest
 
 ROOT = Path(__file__).parents[1]
 

@@ -1,5 +1,6 @@
 """Coordination problems of quadratics against a convex solver: couplings, sets, budgets; the adaptive penalty."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -129,3 +130,24 @@ def test_arguments_that_do_not_fit_are_refused() -> None:
         replace(p, budgets=[1.0]).run(1)
     with pytest.raises(UserError, match=r"^weights: must be above 0, found 0"):
         replace(p, p=[1.0, 0.0, 1.0, 1.0]).run(1)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_ends_the_rounds_by_name(bad: float) -> None:
+    """Client 1's loss turns bad in round 3; what is tied to it would follow."""
+    calls = [0]
+
+    def turning(theta: torch.Tensor) -> torch.Tensor:
+        calls[0] += 1
+        return (theta - 1).square().sum() + (
+            bad if calls[0] > 4 else 0.0
+        )  # a round asks twice: after it, and for its line
+
+    losses = [lambda theta: theta.square().sum(), turning]
+    start = [torch.zeros(2, dtype=torch.float64)] * 2
+    with pytest.raises(UserError, match=rf"^losses: must be finite, found {bad} for client 1 in round 3$"):
+        solve(losses, start, Mean(), rho=1.0, rounds=5, local_solver=lambda loss, theta: theta)
+    with pytest.raises(
+        UserError, match=r"^local_solver: must return finite values, found others for client 0 in round 1$"
+    ):
+        solve(losses, start, Mean(), rho=1.0, rounds=5, local_solver=lambda loss, theta: theta * bad)

@@ -626,6 +626,15 @@ def test_the_closing_table_and_the_report_show_every_task_and_baseline(
         assert numbers[place] == f"{value:.4f}".lstrip("0"), method
     shown = " ".join(lines)
     assert all(name in shown for name in ("films rank", "news rank", "shop rating", "shop click", "mean of 2 rank"))
+    tests = [
+        pd.read_csv(f / "clients.csv").query("split == 'test' and metric == 'ndcg@10'")
+        for f in (mixed, mixed / "baselines" / "local")
+    ]
+    first, second = tests[0]["value"].to_numpy() - tests[1]["value"].to_numpy()
+    # Two clients, the mean m = (a + b) / 2 and the t quantile 12.706 of one degree of freedom: m +- 12.706 |a - b| / 2.
+    mean, half = (first + second) / 2, 12.7062 * abs(first - second) / 2
+    band = f"{mean:+.3f} [{mean - half:+.3f}, {mean + half:+.3f}]".replace("0.", ".")
+    assert band in next(line for line in lines if line.startswith("mean of 2")) and "over the clients" in shown
     page = report(mixed)
     assert all(name in page for name in ("RMSE", "AUC", "NDCG@10", "mlp", "heads.click.weight"))
     assert "Not run" not in page

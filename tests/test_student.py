@@ -171,3 +171,16 @@ def test_clients_of_an_agreement_recommend_by_their_own_models(finished: tuple[E
         user = str(dataset(e).users["key"][int(data.users[data.test.user[0]])])
         made = recommend(home, data.name, user, 5)
         assert made.task is not None and len(made.items) == 5 and set(made.items) <= set(data.items)
+
+
+def test_a_student_that_diverged_is_neither_saved_nor_tested(tmp_path: Path) -> None:
+    """Squared errors under plain SGD at a rate that the recommenders' own losses bear."""
+    e = experiment("agreement", volunteers=8, optimiser="sgd", lr=1.0, dim=32, rounds=1)
+    run_inline(*apps_for(e, tmp_path), 3)
+    assert sorted(path.name for path in (tmp_path / "model").glob("student*")) == []
+    assert not (tmp_path / "student.csv").exists()
+    for path in (tmp_path / "model").glob("*.safetensors"):
+        assert all(bool(value.isfinite().all()) for value in load_file(path).values()), path.name
+    assert (pd.read_csv(tmp_path / "clients.csv")["split"] == "test").any()
+    text = write_report(tmp_path).read_text()
+    assert "student diverged" in text and "found 1.0, with which it diverged in pass" in text

@@ -1,5 +1,7 @@
 """Studies, run as a user runs them."""
 
+import math
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -7,6 +9,8 @@ import pytest
 
 from fedrec.errors import UserError
 from fedrec.experiment import Experiment
+from fedrec.report.findings import DASH
+from fedrec.report.study import interval
 from fedrec.report.tables import LEAKING
 from fedrec.sharing import MIXING
 from simulations.studies import published, sequences
@@ -174,3 +178,25 @@ def test_a_wrong_study_ends_with_one_line(arguments: list[str], text: str, capsy
 def test_a_method_of_a_study_must_exist() -> None:
     with pytest.raises(UserError, match="did you mean 'fedper'"):
         experiment_of("fedpr", [])
+
+
+def test_one_seed_has_no_interval_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["methods", "--methods", "local,pooled,fedper", "--seeds", "1", "--workers", "1"]
+    assert main([*arguments, "--out", str(tmp_path / "study"), *SMALL]) == 0
+    shown, page = capsys.readouterr().out, (tmp_path / "study" / "report.html").read_text()
+    text = re.sub(r"<style.*?</style>|<svg.*?</svg>|<[^>]*>", " ", page, flags=re.S)
+    for seen in (shown, text):
+        assert "one seed: no interval" in seen
+        assert not re.search(r"\bnan\b", seen) and "95% interval over" not in seen
+
+
+@pytest.mark.parametrize(
+    ("row", "text"),
+    [
+        ({"gain": 0.01, "gain_low": -0.005, "gain_high": 0.025}, "+.0100 [-.0050, +.0250]".replace(".", "0.")),
+        ({"gain": 0.01, "gain_low": math.nan, "gain_high": math.nan}, "+0.0100"),
+        ({"gain": math.nan, "gain_low": math.nan, "gain_high": math.nan}, DASH),
+    ],
+)
+def test_an_interval_that_is_not_there_is_not_printed(row: dict[str, float], text: str) -> None:
+    assert interval(row, "gain") == text

@@ -1,5 +1,6 @@
 """A coordination problem of one's own: any differentiable losses, without Flower, data or models."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -11,7 +12,7 @@ from fedrec.coordination.halves import Hub, Link, Residuals
 from fedrec.coordination.local import LocalSolver, Loss
 from fedrec.coordination.operators import Operator
 from fedrec.errors import UserError
-from fedrec.parameters import norm, subtract
+from fedrec.parameters import finite, norm, subtract
 from fedrec.turnout import drawn
 
 Exchange = slice | Callable[[Tensor], Tensor]
@@ -129,7 +130,7 @@ def solve(
     fraction `participation` of the clients, drawn by `seed`, takes part: with duals a random coordinate step of
     Douglas-Rachford splitting, which converges for every rho > 0 (arXiv 1404.7536); without, z ties what each client
     sent last. `state` goes on from an earlier solution, to the bit. Everything is float64 on the CPU.
-    Raises UserError if an argument does not fit the others.
+    Raises UserError if an argument does not fit the others, and if a client's loss or variable is not finite.
     """
     clients = _clients(losses, initial, exchange, weights, budgets, budget_step)
     _check(clients, rho, duals)
@@ -146,14 +147,18 @@ def solve(
             anchor = link.anchor(z) if duals else z
             theta[i] = local_solver(client.objective(anchor[X], hub.rho, mu[i]), client.begin(theta[i], z[X]))
             x[i] = client.exchange(theta[i]).detach()
-            mu[i] = client.price(float(client.loss(theta[i])), mu[i])
+            if not finite(theta[i]):
+                raise UserError(
+                    f"local_solver: must return finite values, found others for client {i} in round {number + 1}"
+                )
+            mu[i] = client.price(_loss(clients, i, theta[i], number), mu[i])
             gaps.append(norm(subtract({X: x[i]}, z)) ** 2)
             if duals:
                 increment, links[i] = link.answer({X: x[i]}, z)
                 hub.absorb(str(i), increment)
             else:
                 hub.replace(str(i), {X: x[i]})
-        history.append(_line(clients, theta, mu, hub.step(gaps, balance)))
+        history.append(_line(clients, theta, mu, hub.step(gaps, balance), number))
     return Solution(theta, x, [hub.z[str(i)][X] for i in range(len(x))], links, mu, hub.rho, history)
 
 
@@ -189,8 +194,16 @@ def _joined(clients: list[_Client], initial: Sequence[Tensor], rho: float) -> So
     return Solution(theta, x, x, [Link.start({X: one}, rho) for one in x], [0.0] * len(x), rho, [])
 
 
-def _line(clients: list[_Client], theta: list[Tensor], mu: list[float], found: Residuals) -> Line:
-    f = [float(client.loss(t)) for client, t in zip(clients, theta, strict=True)]
+def _loss(clients: list[_Client], i: int, theta: Tensor, number: int) -> float:
+    """Return f_i(theta); raises UserError if it is not finite, for what is tied to it would not be either."""
+    value = float(clients[i].loss(theta))
+    if not math.isfinite(value):
+        raise UserError(f"losses: must be finite, found {value} for client {i} in round {number + 1}")
+    return value
+
+
+def _line(clients: list[_Client], theta: list[Tensor], mu: list[float], found: Residuals, number: int) -> Line:
+    f = [_loss(clients, i, t, number) for i, t in enumerate(theta)]
     objective = sum(client.weight * value for client, value in zip(clients, f, strict=True))
     violation = max(client.over(value) for client, value in zip(clients, f, strict=True))
     return Line(objective, found.primal, found.dual, violation, tuple(mu), found.rho)

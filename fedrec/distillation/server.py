@@ -3,9 +3,10 @@
 import torch
 from torch import Tensor
 
+from fedrec.errors import UserError
 from fedrec.models import Recommender
 from fedrec.optimisers import Optimiser
-from fedrec.parameters import Params
+from fedrec.parameters import Params, finite
 from fedrec.seeds import generator
 
 
@@ -28,6 +29,7 @@ def distil(
     `user`, `item` [n] are rows of the student's tables and `logits` [n] the consensus z of the teachers, as ensemble
     distillation has it (FedDF, arXiv 2006.07242, eq. 1) with squared errors for scores; plus `l2` times the penalty of
     the rows. Nothing else is known of the teachers or their data. `params` is where the student starts, left unchanged.
+    Raises UserError if it diverged: a pass has a loss, or ends with parameters, that are not finite.
     """
     params = {name: value.detach().clone().requires_grad_(True) for name, value in params.items()}
     names, state, t = sorted(params), optimiser.start(params), 0
@@ -41,4 +43,7 @@ def distil(
             found = torch.autograd.grad(loss, [params[name] for name in names])
             t += 1
             optimiser.step(params, dict(zip(names, found, strict=True)), state, t)
+        if not (finite(loss) and all(finite(value) for value in params.values())):
+            rule = f"lr: must be small enough for a finite student, found {optimiser.lr}, with which it diverged"
+            raise UserError(f"{rule} in pass {epoch + 1} of {epochs}")
     return {name: value.detach() for name, value in params.items()}

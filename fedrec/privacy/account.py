@@ -41,7 +41,7 @@ def account(e: Experiment, home: Path) -> dict[str, Any]:
                 "steps": sum(event.count for event in ledger.events),
                 "rate": g.event.rate,
                 "noise": g.event.sigma,
-                "clip": rule.clip,
+                "clip": f"{rule.clip:.3g}" if math.isfinite(rule.clip) else "none",
                 "budget": "" if math.isinf(g.budget) else f"{g.budget:g}",
                 "spent": shown(epsilon(ledger.events, rule.delta)),
             }
@@ -60,6 +60,7 @@ def account(e: Experiment, home: Path) -> dict[str, Any]:
         "delta": rule.delta,
         "spent": shown(epsilon(spent, rule.delta)),
         "replay": rule.replay,
+        "open": rule.open,
         "beside": BESIDE + SEEN * (e.dataset == "table"),
         "parties": parties,
         "people": [as_row(group) for group in people],

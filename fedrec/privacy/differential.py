@@ -40,8 +40,9 @@ class Mechanism:
     rate: float
 
     def __post_init__(self) -> None:
+        finite = self.clip < math.inf or self.noise == 0
         for name, value, sound, rule in (
-            ("clip", self.clip, 0 < self.clip < math.inf, "positive and finite"),
+            ("clip", self.clip, self.clip > 0 and finite, "positive and, with noise, finite"),
             ("noise", self.noise, 0 <= self.noise < math.inf, "at least 0 and finite"),
             ("rate", self.rate, 0 < self.rate <= 1, "above 0 and at most 1"),
         ):
@@ -148,7 +149,8 @@ def released(sums: Params, mechanism: Mechanism, size: float, source: Source) ->
     """Return (sum + sigma C N(0, I)) / size of the clipped sums."""
     if not sums:
         return {}
-    total = noised(flatten(sums), mechanism.noise * mechanism.clip, source)
+    std = mechanism.noise * mechanism.clip if mechanism.noise else 0.0  # the clip may be infinite
+    total = noised(flatten(sums), std, source)
     return {name: value.to(sums[name].dtype) for name, value in unflatten(total.div_(size), sums).items()}
 
 

@@ -34,6 +34,11 @@ class Guarantee:
     overlap: int = 1
 
     @property
+    def std(self) -> float:
+        """The standard deviation sigma C of the noise; 0 without noise, also where nothing is clipped."""
+        return self.event.sigma * self.rule.clip if self.event.sigma else 0.0
+
+    @property
     def mechanism(self) -> Mechanism:
         """The client's DP-SGD."""
         assert self.rule.unit in ("interaction", "user")

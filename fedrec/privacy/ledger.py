@@ -53,7 +53,7 @@ class Note:
         if self.unit not in ZEROED:
             raise UserError(f"unit: must be interaction, user or client, found {self.unit!r}")
         for name, value, most in (("delta", self.delta, 1.0), ("clip", self.clip, math.inf), ("rate", self.rate, 1.0)):
-            if not isinstance(value, int | float) or not 0 < value <= most or not math.isfinite(value):
+            if not isinstance(value, int | float) or not 0 < value <= most:
                 raise UserError(f"{name}: must be above 0{f' and at most {most:g}' * (most == 1)}, found {value!r}")
 
     def record(self) -> dict[str, Any]:
@@ -64,7 +64,7 @@ class Note:
             "neighbours": "zero-out",
             "sampler": f"Poisson at rate {self.rate!r}" if self.rate < 1 else "none",
             "delta": self.delta,
-            "clip": self.clip,
+            "clip": self.clip if math.isfinite(self.clip) else "none",
             "noise": NOT_PRIVATE if self.replay else "private",
         }
 
@@ -76,7 +76,7 @@ class Note:
             record["client"],
             record["unit"],
             record["delta"],
-            record["clip"],
+            math.inf if record["clip"] == "none" else record["clip"],
             rate=1.0 if sampler == "none" else float(sampler.removeprefix("Poisson at rate ")),
             replay=record["noise"] == NOT_PRIVATE,
         )

@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_serializer, field_validator, model_validator
 
 from fedrec.errors import UserError
 
@@ -29,10 +29,13 @@ class Privacy(BaseModel):
     )
     delta: float = Field(1e-5, gt=0, lt=1, description="delta of the guarantee")
     clip: float = Field(
-        1.0, gt=0, allow_inf_nan=False, description="norm that a unit's gradient or update is clipped to"
+        1.0, gt=0, description="norm that a unit's gradient or update is clipped to; inf: not at all, NOT PRIVATE"
     )
     noise: float | None = Field(
-        None, ge=0, allow_inf_nan=False, description="noise multiplier; without one, what the budget allows"
+        None,
+        ge=0,
+        allow_inf_nan=False,
+        description="noise multiplier; without one, what the budget allows; 0: none, NOT PRIVATE",
     )
     rate: float = Field(
         1.0, gt=0, le=1, description="interaction, user: the fraction of units that a step draws, by Poisson sampling"
@@ -62,6 +65,11 @@ class Privacy(BaseModel):
         return self.unit == "client" and self.where == "server"
 
     @property
+    def open(self) -> bool:
+        """Whether the mechanism runs without noise, so that it protects nothing."""
+        return self.active and self.noise == 0
+
+    @property
     def budgets(self) -> dict[str, float]:
         """The epsilon of every client that is named, and "" for that of all others; infinite without one."""
         return budgets(self.epsilon)
@@ -78,10 +86,16 @@ class Privacy(BaseModel):
             budgets(text)
         return text
 
+    @field_serializer("clip", when_used="json")
+    def _in_json(self, clip: float) -> float | str:
+        return "inf" if math.isinf(clip) else clip  # JSON has no infinity
+
     @model_validator(mode="after")
     def _whole(self) -> "Privacy":
         if self.active and self.noise is None and not self.epsilon:
             raise UserError("needs an epsilon to calibrate the noise to, or a noise multiplier, found neither")
+        if self.active and math.isinf(self.clip) and self.noise != 0:
+            raise UserError(f"clip: must be finite where there is noise, found {self.clip} with noise {self.noise}")
         return self
 
 

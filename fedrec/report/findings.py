@@ -236,6 +236,8 @@ def _data(run: Run) -> list[Caution]:
 
 def _student(run: Run) -> list[Caution]:
     """Return how the student of an output agreement does beside the mean of its teachers."""
+    if run.no_student:
+        return [Caution("bad", "The server's student diverged", f"It is neither saved nor tested. {run.no_student}.")]
     if not len(run.student):
         return []
     rows = run.student[run.student["metric"] == run.student["metric"].iloc[0]]
@@ -268,6 +270,9 @@ def _privacy(run: Run) -> list[Caution]:
     out = [Caution("note", "What is promised", f"{promised['words']} {promised['beside']}")]
     if promised["replay"]:
         text = "The noise came from the run's seed, so that whoever knows the seed can take it away again."
+        out.append(Caution("bad", NOT_PRIVATE, text))
+    if promised.get("open"):
+        text = "The mechanism ran without noise, to be compared with: it protects nothing."
         out.append(Caution("bad", NOT_PRIVATE, text))
     if {"local", "pooled"} & run.baselines.keys():
         text = "Alone, pooled and popularity are trained without noise: alone nothing leaves a client."

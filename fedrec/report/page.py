@@ -13,6 +13,7 @@ from fedrec.metrics import higher_is_better
 from fedrec.report import plots
 from fedrec.report.facts import facts
 from fedrec.report.findings import DASH, MANY, WORST, answer, change, count, headline, label, number, plural, warnings
+from fedrec.report.price import shown as priced
 from fedrec.report.several import WORDS, balances, singly, spoken
 from fedrec.report.tables import BASELINES, Run, compare, counted, read_run
 from fedrec.report.template import PAGE
@@ -80,6 +81,7 @@ def page(run: Run) -> str:
         curves=_curves(run, primary),
         budgets=run.record.get("budgets", []),
         privacy=run.record.get("privacy"),
+        price=priced(run, MANY),
         student=run.student.to_dict("records"),
         traffic=_traffic(run),
         parameters=_parameters(run),

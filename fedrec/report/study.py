@@ -1,5 +1,6 @@
 """The pages of studies: methods side by side with paired seeds, protocols side by side, and measurements."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,11 +11,29 @@ from markupsafe import Markup
 
 from fedrec.metrics import Paired
 from fedrec.report import plots
-from fedrec.report.findings import change, label, number
+from fedrec.report.findings import DASH, change, label, number
 from fedrec.report.tables import LEAKING, verdict
 from fedrec.report.template import MEASURED, PROTOCOLS, STUDY
 
 Summary = Sequence[Mapping[str, str | float]]
+
+
+def seeded(seeds: int, words: str = "95% intervals over seeds") -> str:
+    """Return what the numbers of a study rest on: `5 paired seeds; ` and `words`, or that one seed has no interval."""
+    return f"{seeds} paired seeds; {words}" if seeds > 1 else "one seed: no interval"
+
+
+def interval(row: Mapping[Any, Any], name: str, form: str = "+.4f", ends: tuple[str, str] | None = None) -> str:
+    """Return `+.0100 [+.0050, +.0150]` of a row's columns, without brackets where there is no interval.
+
+    The columns are `name`, and `name_low` and `name_high` or `ends`; a dash stands for what was not measured.
+    """
+    low, high = ends or (f"{name}_low", f"{name}_high")
+    value, *band = (float(row[column]) for column in (name, low, high))
+    if not math.isfinite(value):
+        return DASH
+    text = format(value, form)
+    return text if any(map(math.isnan, band)) else f"{text} [{', '.join(format(one, form) for one in band)}]"
 
 
 def write_study(path: Path, rows: Summary, seeds: int, facts: Mapping[str, str], leaking: bool) -> Path:
@@ -28,7 +47,8 @@ def write_study(path: Path, rows: Summary, seeds: int, facts: Mapping[str, str],
     measures = list(dict.fromkeys((str(row["task"]), str(row["metric"])) for row in rows))
     text = environment.from_string(STUDY).render(
         title=f"{LEAKING + ': ' if leaking else ''}Which way of working together pays?",
-        kicker=f"{seeds} paired seeds",
+        kicker=seeded(seeds, "means over clients and seeds, 95% intervals over seeds"),
+        seeds=seeds,
         words="For a seed, all methods have the same data, start and order; validation chooses the round.",
         measures=[measure(rows, task, metric) for task, metric in measures],
         facts=facts,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from fedrec.errors import UserError
 from fedrec.folders import refuse_unfinished
 from fedrec.metrics import Paired, higher_is_better, paired
 from fedrec.privacy.rule import NOT_PRIVATE
-from fedrec.records import NOT_SINGLE, SINGLE
+from fedrec.records import CLIPPED, NO_STUDENT, NOT_SINGLE, PLAIN, SINGLE, UNCLIPPED
 from fedrec.tasks import ATTRIBUTES
 
 BASELINES = ("local", "pooled", "popularity")
@@ -61,6 +61,8 @@ class Run:
     faults: pd.DataFrame
     singles: dict[str, Results]  # of each task, trained in a run of its own
     not_single: str  # why the tasks were not
+    no_student: str = ""  # why there is none
+    stages: dict[str, Results] = field(default_factory=dict)  # the runs between one without a promise and that with it
 
     def option(self, name: str, default: Any = None) -> Any:
         """Return an option of the experiment."""
@@ -71,9 +73,10 @@ class Run:
         return bool(self.option("negatives") == "published")
 
     def stamp(self) -> str:
-        """Return what must stand beside every number: that the protocol leaks, that the noise can be replayed."""
+        """Return what must stand beside every number: that the protocol leaks, that there is no noise, or no secret."""
         promised = self.record.get("privacy") or {}
-        return ", ".join([LEAKING] * self.leaking() + [NOT_PRIVATE] * bool(promised.get("replay")))
+        bare = bool(promised.get("replay") or promised.get("open"))
+        return ", ".join([LEAKING] * self.leaking() + [NOT_PRIVATE] * bare)
 
     def names(self) -> list[str]:
         """Return the clients in the order of the record."""
@@ -144,6 +147,12 @@ def read_run(run_dir: Path, complete: bool = True) -> Run:
         read_table(run_dir / "faults.csv", FAULTS),
         {path.parent.name: read_results(path.parent) for path in sorted(single.glob("*/clients.csv"))},
         why.read_text("utf-8") if (why := single.with_name(NOT_SINGLE)).exists() else "",
+        why.read_text("utf-8") if (why := run_dir / NO_STUDENT).exists() else "",
+        {
+            name: read_results(folder)
+            for name in (PLAIN, UNCLIPPED, CLIPPED)
+            if ((folder := run_dir / "baselines" / name) / "clients.csv").exists()
+        },
     )
 
 

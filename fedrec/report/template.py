@@ -34,6 +34,7 @@ dl { display: grid; grid-template-columns: max-content 1fr; gap: .3rem 1.4rem; m
 caption { text-align: left; color: var(--muted); padding: 0 0 .5rem; } th, td { padding: .45rem .6rem; text-align: right; vertical-align: top; border-bottom: 1px solid var(--line); white-space: nowrap; }
 thead th { font-weight: 600; color: var(--muted); vertical-align: bottom; } th:first-child, td:first-child, .left { text-align: left; }
 tbody th { font-weight: 600; white-space: normal; overflow-wrap: anywhere; min-width: 7rem; } tr.all > * { border-top: 2px solid var(--line); background: var(--flat-soft); }
+.price small { display: block; white-space: nowrap; font-weight: 400; } .price th small.leak { display: block; width: max-content; font-weight: 700; margin: .2rem 0 0 auto; }
 td small { display: block; white-space: pre-line; color: var(--muted); } td.ours { font-weight: 650; } td .leak { display: block; width: min-content; white-space: normal; line-height: 1.15; text-align: center; margin: .2rem 0 0 auto; } td.left .leak { margin-left: 0; }
 td.left .tag { display: block; max-width: 8.5rem; white-space: normal; }
 tbody th[scope=row] { max-width: 14rem; }
@@ -165,13 +166,22 @@ Under each baseline stands together minus that baseline with its 95% interval (p
 <section aria-labelledby="privacy"><h2 id="privacy">What is promised, and what it cost{{ leak() }}</h2>
 <p>{{ privacy.words }}</p>
 <div class="scroll" tabindex="0"><table><caption>Epsilon that each party has spent at delta {{ privacy.delta }}, for one {{ privacy.unit }}</caption><thead><tr><th scope="col">Party</th><th scope="col">Rounds</th><th scope="col">Noisy steps</th><th scope="col">Sampling rate</th><th scope="col">Noise multiplier</th><th scope="col">Clip norm</th><th scope="col">Budget</th><th scope="col">Spent</th></tr></thead><tbody>
-{% for p in privacy.parties[:24] %}<tr><th scope="row">{{ p.who }}</th><td>{{ p.rounds }}</td><td>{{ "{:,}".format(p.steps) }}</td><td>{{ "%.3g" | format(p.rate) }}</td><td>{{ "%.3f" | format(p.noise) }}</td><td>{{ "%.3g" | format(p.clip) }}</td><td>{{ p.budget or "none" }}</td><td class="ours">{{ p.spent }}{{ leak() }}</td></tr>
+{% for p in privacy.parties[:24] %}<tr><th scope="row">{{ p.who }}</th><td>{{ p.rounds }}</td><td>{{ "{:,}".format(p.steps) }}</td><td>{{ "%.3g" | format(p.rate) }}</td><td>{{ "%.3f" | format(p.noise) }}</td><td>{{ p.clip }}</td><td>{{ p.budget or "none" }}</td><td class="ours">{{ p.spent }}{{ leak() }}</td></tr>
 {% endfor %}
 </tbody></table></div>
 {% if privacy.people | length > 1 %}<div class="scroll" tabindex="0"><table><caption>People by the silos that hold them: their guarantee is that of all these silos together</caption><thead><tr><th scope="col">Silos</th><th scope="col">People</th><th scope="col">Epsilon</th></tr></thead><tbody>
 {% for p in privacy.people[:24] %}<tr><th scope="row">{{ p.silos | join(", ") }}</th><td>{{ "{:,}".format(p.people) }}</td><td class="ours">{{ p.spent }}{{ leak() }}</td></tr>
 {% endfor %}
 </tbody></table></div>{% endif %}
+{% if price %}
+<h3>What the promise costs</h3>
+<p class="muted small">From left to right: the same method without a promise; the batches, uniform weights, training and last round that the promise asks for, without clip and noise; with the clip; with the noise, which is the run of this page. Under each step stands what it changed, with its 95% interval: of a client over its users, of the mean over the clients (one seed, Student's t). All but the last are <strong class="leak">NOT PRIVATE</strong>: the simulation trained them for this table, nobody is sent anything of them, and no ledger pays for them.</p>
+{% macro step(name) %}<th scope="col">{{ name }}<small class="leak">NOT PRIVATE</small></th>{% endmacro %}
+<div class="scroll" tabindex="0"><table class="price"><thead><tr><th scope="col">Client</th>{{ step("Plain") }}{{ step("Batches, weights") }}{{ step("Clipping") }}<th scope="col">Noise</th></tr></thead><tbody>
+{% for r in price %}<tr><th scope="row">{{ r.client }}<small>{{ r.metric | label }}{{ ", lower is better" if not higher_is_better(r.metric) }}</small></th><td>{{ r.plain | number }}</td><td>{{ r.unclipped | number }}<small>{{ change(r.training, r.training_low, r.training_high) }}</small></td><td>{{ r.clipped | number }}<small>{{ change(r.clipping, r.clipping_low, r.clipping_high) }}</small></td><td class="ours">{{ r.private | number }}{{ leak() }}<small>{{ change(r.noise, r.noise_low, r.noise_high) }}</small></td></tr>
+{% endfor %}
+</tbody></table></div>
+{% endif %}
 <p class="muted small">{{ privacy.beside }}</p>
 </section>
 {% endif %}
@@ -223,7 +233,7 @@ STUDY = (
 <p class="words">{{ words }}</p>
 {% for m in measures %}
 <section><h2>{{ m.task }}: {{ m.metric | label }}</h2>
-{% if m.figure %}<figure>{{ m.figure }}<figcaption>Each method minus training alone, mean over clients, with its 95% interval over seeds.</figcaption></figure>{% endif %}
+{% if m.figure %}<figure>{{ m.figure }}<figcaption>Each method minus training alone, mean over clients{{ ", with its 95% interval over seeds" if seeds > 1 else " of one seed: no interval" }}.</figcaption></figure>{% endif %}
 <div class="scroll" tabindex="0"><table><thead><tr><th scope="col">Method</th><th scope="col">Mean</th><th scope="col">SD</th><th scope="col">Minus alone</th><th scope="col">Minus pooled</th><th scope="col">Of pooled</th><th scope="col">Worst client</th></tr></thead><tbody>
 {% for r in m.rows %}<tr><th scope="row">{{ r.method }}</th><td class="ours">{{ r.mean | number }}</td><td>{{ r.sd | number }}</td><td>{{ r.local }}</td><td>{{ r.pooled }}</td><td>{{ r.share }}</td><td>{{ r.worst }}</td></tr>
 {% endfor %}
@@ -238,10 +248,10 @@ STUDY = (
 PROTOCOLS = (
     HEAD
     + r"""<body><main>
-<p class="kicker">{{ seeds }} seed{{ "s" if seeds > 1 }}, mean over users, standard deviation over seeds</p>
+<p class="kicker">{{ seeds ~ " seeds, mean over users, standard deviation over seeds" if seeds > 1 else "one seed, mean over users: no standard deviation" }}</p>
 <h1>{{ title }}</h1>
 <p class="words">Under the published protocol, training negatives avoid the held-out items too: whatever is never drawn as a negative must be a positive, so the training data gives the test item away. The same method, with negatives that avoid the training items only, stands beside it. Validation chooses the round.</p>
-{% macro cell(row) %}<td{% if row.protocol == "train" %} class="ours"{% endif %}>{{ row.mean | number }}<small>± {{ row.sd | number }}</small>{% if row.warning %} <strong class="leak">{{ row.warning }}</strong>{% endif %}</td>{% endmacro %}
+{% macro cell(row) %}<td{% if row.protocol == "train" %} class="ours"{% endif %}>{{ row.mean | number }}{% if seeds > 1 %}<small>± {{ row.sd | number }}</small>{% endif %}{% if row.warning %} <strong class="leak">{{ row.warning }}</strong>{% endif %}</td>{% endmacro %}
 <div class="scroll" tabindex="0"><table>
 <thead><tr><th scope="col" rowspan="2">Method</th><th scope="colgroup" colspan="{{ metrics | length }}">Published protocol</th><th scope="colgroup" colspan="{{ metrics | length }}">Leak-free</th><th scope="col" rowspan="2">Seconds a run</th><th scope="col" rowspan="2">Peak MB</th></tr>
 <tr>{% for protocol in ("published", "train") %}{% for m in metrics %}<th scope="col">{{ m | label }}</th>{% endfor %}{% endfor %}</tr></thead><tbody>

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from fedrec.experiment import Experiment
 from fedrec.report.findings import number
-from fedrec.report.study import Part, write_measured
+from fedrec.report.study import Part, interval, seeded, write_measured
 from simulations.studies.methods import facts
 
 METRIC, IDS = "ndcg@10", "ids alone"
@@ -39,7 +39,7 @@ def write_page(path: Path, table: pd.DataFrame, seeds: int, used: Sequence[Exper
     """Write the page; `table` has a row for each measure and arm."""
     title = "What is a text worth for an item that nobody has met?"
     same = facts({("", number): e for number, e in enumerate(used)})
-    write_measured(path, title, WORDS, f"{seeds} paired seeds", parts(table), NOTES, same)
+    write_measured(path, title, WORDS, seeded(seeds), parts(table), NOTES, same)
 
 
 def parts(table: pd.DataFrame) -> list[Part]:
@@ -55,9 +55,7 @@ def cells(table: pd.DataFrame, measure: str) -> list[dict[str, str]]:
             "arm": str(row["arm"]),
             METRIC.upper(): number(row["mean"], 4),
             "sd": number(row["sd"], 4),
-            "minus ids alone [95%]": ""
-            if row["arm"] == IDS
-            else f"{row['minus_ids']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]",
+            "minus ids alone [95%]": "" if row["arm"] == IDS else interval(row, "minus_ids", "+.3f", ("low", "high")),
             "validation": "" if np.isnan(row["validation"]) else number(row["validation"], 4),
         }
         for row in table[table["measure"] == measure].to_dict("records")

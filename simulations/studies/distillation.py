@@ -24,7 +24,8 @@ from fedrec.folders import writing
 from fedrec.holdings import clients_data
 from fedrec.metrics import Paired, paired
 from fedrec.records import Row, write_csv
-from fedrec.report.study import Part, write_measured
+from fedrec.report.findings import number
+from fedrec.report.study import Part, interval, seeded, write_measured
 from simulations.check import check
 from simulations.cli import parse
 from simulations.cost import BATCH
@@ -68,7 +69,7 @@ def run(argv: Sequence[str]) -> None:
         write_csv(home / "summary.csv", rows)
         metric = runs[options.first].metrics[0]
         write_page(home / "report.html", rows, metric, options.seeds, facts({("", k): e for k, e in runs.items()}))
-    show(rows, f"{metric}, {options.seeds} paired seeds; the mean over clients, 95% intervals over seeds")
+    show(rows, f"{metric}, the mean over clients; {seeded(options.seeds)}")
     print(f"report: {options.out / 'report.html'}")
 
 
@@ -129,8 +130,7 @@ def ends(name: str, found: Paired) -> Row:
 
 def texts(row: Row, metric: str) -> dict[str, str]:
     """Return a row of the summary as it is printed, by heading."""
-    share = f"{row['share']:.1%} [{row['share_low']:.1%}, {row['share_high']:.1%}]"
-    gain = f"{row['minus_alone']:+.4f} [{row['minus_alone_low']:+.4f}, {row['minus_alone_high']:+.4f}]"
+    share, gain = interval(row, "share", ".1%"), interval(row, "minus_alone")
     return {
         "Model": str(row["model"]),
         "Parameters": f"{row['parameters']:,.0f}",
@@ -138,7 +138,7 @@ def texts(row: Row, metric: str) -> dict[str, str]:
         "ms": f"{row['one_ms']:.3f}",
         f"ms for {BATCH}": f"{row['batch_ms']:.2f}",
         metric: f"{row['mean']:.4f}",
-        "sd": f"{row['sd']:.4f}",
+        "sd": number(float(row["sd"]), 4),
         "Share of teacher [95%]": "" if row["model"] == TEACHER else share,
         "Minus alone [95%]": "" if row["model"] == ALONE else gain,
     }
@@ -151,7 +151,15 @@ def write_page(path: Path, rows: Sequence[Row], metric: str, seeds: int, about: 
     part = Part("Teachers and students", times, None, [texts(row, metric) for row in rows])
     notes = [f"{name}: {rule}" for name, rule in RULES.items() if rule]
     title = "What does a small student keep of its teacher?"
-    write_measured(path, title, words, f"{seeds} paired seeds", [part], notes, {**about, "students": str(STUDENTS)})
+    write_measured(
+        path,
+        title,
+        words,
+        seeded(seeds, "means over clients and seeds, 95% intervals over seeds"),
+        [part],
+        notes,
+        {**about, "students": str(STUDENTS)},
+    )
 
 
 def show(rows: Sequence[Row], title: str) -> None:

@@ -18,7 +18,8 @@ from fedrec.folders import writing
 from fedrec.holdings import clients_data
 from fedrec.metrics import higher_is_better, paired
 from fedrec.records import write_csv
-from fedrec.report.study import write_study
+from fedrec.report.findings import number
+from fedrec.report.study import interval, seeded, write_study
 from simulations.baselines import baseline, run_popularity
 from simulations.check import check
 from simulations.cli import parse
@@ -58,7 +59,7 @@ def run(argv: Sequence[str]) -> None:
         write_study(
             home / "report.html", table, options.seeds, facts(runs), next(iter(runs.values())).negatives == "published"
         )
-    show(table, f"{options.seeds} paired seeds; the mean over clients, 95% intervals over seeds")
+    show(table, seeded(options.seeds, "the mean over clients, 95% intervals over seeds"))
     print(f"report: {options.out / 'report.html'}")
 
 
@@ -148,10 +149,8 @@ def show(rows: Sequence[dict[str, str | float]], title: str) -> None:
     for name in ("metric", "method", "mean", "sd", "minus local [95%]", "of pooled"):
         table.add_column(name, no_wrap=True)
     for row in rows:
-        gain = ""
-        if "minus_local" in row:
-            gain = f"{row['minus_local']:+.3f} [{row['minus_local_low']:+.3f}, {row['minus_local_high']:+.3f}]"
+        gain = interval(row, "minus_local", "+.3f") if "minus_local" in row else ""
         share = f"{row['share_of_pooled']:.3f}" if "share_of_pooled" in row else ""
         measure = f"{row['task']} {row['metric']}"
-        table.add_row(measure, str(row["method"]), f"{row['mean']:.4f}", f"{row['sd']:.4f}", gain, share)
+        table.add_row(measure, str(row["method"]), f"{row['mean']:.4f}", number(float(row["sd"]), 4), gain, share)
     Console(markup=False, emoji=False).print(table)

@@ -14,7 +14,7 @@ from fedrec.experiment import Experiment
 from fedrec.folders import writing
 from fedrec.holdings import clients_data
 from fedrec.records import natural, write_csv
-from fedrec.report.study import write_study
+from fedrec.report.study import seeded, write_study
 from simulations.baselines import run_popularity
 from simulations.check import check
 from simulations.studies.methods import POPULARITY, experiment_of, facts, show, summary
@@ -57,7 +57,7 @@ def run(argv: Sequence[str]) -> None:
         about |= facts({(name, seed): e for name, seed, _, e in jobs if name != POPULARITY})
         about |= {name: text for name, text in ARMS.items() if name in names}
         write_study(home / "report.html", table, options.seeds, about, jobs[0][-1].negatives == "published")
-    show(table, f"{options.seeds} paired seeds; the newcomer alone, 95% intervals over seeds")
+    show(table, seeded(options.seeds, "the newcomer alone, 95% intervals over seeds"))
     for name in names[:-1]:
         print(f"{name}: {ARMS[name]}")
     print(f"report: {options.out / 'report.html'}")

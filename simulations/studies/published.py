@@ -8,7 +8,7 @@ import json
 import math
 import os
 import resource
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -114,7 +114,8 @@ def run(argv: Sequence[str]) -> None:
         first = jobs[0].experiments[0]
         same = facts({(job.method, job.seed): job.experiments[0] for job in jobs if job.method.startswith("PFedRec")})
         write_protocols(home / "report.html", rows, options.seeds, same, first.dataset == "ml-100k")
-    show(rows, f"{options.seeds} seeds: mean over users and seeds, sd over seeds")
+    several = f"{options.seeds} seeds: mean over users and seeds, sd over seeds"
+    show(rows, several if options.seeds > 1 else "one seed: mean over users, no standard deviation")
     print(f"report: {options.out / 'report.html'}")
 
 
@@ -205,6 +206,12 @@ def summary(results: pd.DataFrame) -> list[dict[str, str | float]]:
     return rows
 
 
+def spread(row: Mapping[str, str | float]) -> str:
+    """Return `0.719 ± 0.004`, without the deviation where there is none."""
+    sd = float(row["sd"])
+    return f"{row['mean']:.3f}" + ("" if math.isnan(sd) else f" ± {sd:.3f}")
+
+
 def show(rows: Sequence[dict[str, str | float]], title: str) -> None:
     """Print both protocols side by side."""
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
@@ -216,5 +223,5 @@ def show(rows: Sequence[dict[str, str | float]], title: str) -> None:
     cells = {(row["method"], row["protocol"], row["metric"]): row for row in rows}
     for method in dict.fromkeys(row["method"] for row in rows):
         line = [cells[method, protocol, metric] for protocol in PROTOCOLS for metric in metrics]
-        table.add_row(str(method), *(f"{r['mean']:.3f} ± {r['sd']:.3f}\n{r['warning']}".rstrip() for r in line))
+        table.add_row(str(method), *(f"{spread(r)}\n{r['warning']}".rstrip() for r in line))
     Console(markup=False, emoji=False).print(table)

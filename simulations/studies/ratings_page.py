@@ -42,7 +42,13 @@ def write_page(path: Path, table: pd.DataFrame, words: Mapping[str, str], used: 
     seeds = int(table["seeds"].max())
     same = facts({(name, 0): e for name, e in used.items()})
     write_measured(
-        path, "How well are ratings predicted under privacy?", WORDS, f"{seeds} seeds", parts, [CHOSEN], same
+        path,
+        "How well are ratings predicted under privacy?",
+        WORDS,
+        f"{seeds} seeds" if seeds > 1 else "one seed: no standard deviation",
+        parts,
+        [CHOSEN],
+        same,
     )
 
 

@@ -16,6 +16,8 @@ from fedrec.experiment import Experiment
 from fedrec.folders import writing
 from fedrec.metrics import paired
 from fedrec.records import write_csv
+from fedrec.report.findings import number
+from fedrec.report.study import interval, seeded
 from simulations.check import check
 from simulations.studies.methods import POPULARITY, experiment_of, run_all
 from simulations.studies.options import parsed, parser_of
@@ -59,7 +61,8 @@ def run(argv: Sequence[str]) -> None:
         write_csv(home / "choices.csv", [{"model": model, "options": text} for model, text in choices.items()])
         rows = summary(results)
         write_csv(home / "summary.csv", rows)
-    show(rows, f"{options.seeds} paired seeds; NDCG@10, mean over clients, 95% intervals over seeds; chosen: {choices}")
+    words = seeded(options.seeds, "95% intervals over seeds")
+    show(rows, f"NDCG@10, mean over clients; {words}; chosen: {choices}")
 
 
 def experiment(flags: Sequence[str], model: str, way: str, split: str, choice: str, seed: int) -> Experiment:
@@ -104,9 +107,6 @@ def show(rows: Sequence[dict[str, str | float]], title: str) -> None:
     for name in ("split", "method", "mean", "sd", "minus alone", "minus mf", "minus popularity"):
         table.add_column(name, no_wrap=True)
     for row in rows:
-        gaps = [
-            f"{row[name]:+.4f} [{row[f'{name}_low']:+.4f}, {row[f'{name}_high']:+.4f}]" if name in row else ""
-            for name in ("gain", "minus_mf", "minus_popularity")
-        ]
-        table.add_row(str(row["split"]), str(row["method"]), f"{row['mean']:.4f}", f"{row['sd']:.4f}", *gaps)
+        gaps = [interval(row, name) if name in row else "" for name in ("gain", "minus_mf", "minus_popularity")]
+        table.add_row(str(row["split"]), str(row["method"]), f"{row['mean']:.4f}", number(float(row["sd"]), 4), *gaps)
     Console(width=160).print(table)

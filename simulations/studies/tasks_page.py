@@ -14,7 +14,7 @@ from fedrec.metrics import Paired, higher_is_better, paired
 from fedrec.report import plots
 from fedrec.report.findings import change, label, number
 from fedrec.report.several import WORDS, Balance, balance
-from fedrec.report.study import Part, write_measured
+from fedrec.report.study import Part, seeded, write_measured
 from fedrec.report.tables import verdict
 
 Rows = Sequence[Mapping[str, Any]]
@@ -83,7 +83,7 @@ def write_page(
         "What do several tasks in one model gain or lose?",
         f"Against the same body federated for each task by itself: {words}. A seesaw is a task that loses while "
         "another gains, each by an interval that excludes 0.",
-        f"{seeds} paired seeds; mean over clients, 95% Student-t intervals over seeds",
+        seeded(seeds, "mean over clients, 95% Student-t intervals over seeds"),
         [part(rows, *measure) for measure in measures],
         notes,
         {**facts, **tuned},
@@ -124,7 +124,7 @@ def cells(row: Mapping[str, Any]) -> dict[str, str]:
 def show(rows: Rows, seeds: int) -> None:
     """Print a table for the first metric of every task, and the balance of every multi-task arm."""
     console = Console(markup=False, emoji=False)
-    console.print(f"{seeds} paired seeds; the mean over clients, 95% intervals over seeds", highlight=False)
+    console.print(seeded(seeds, "the mean over clients, 95% intervals over seeds"), highlight=False)
     first = {row["task"]: row["metric"] for row in reversed(rows)}
     for task, metric in reversed(first.items()):
         title = f"{task}: {label(metric)}"

@@ -1,0 +1,19 @@
+"""What a promise of privacy sets where the user gives nothing."""
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+# Chosen by `python -m simulations.studies promise --choose`, see docs/privacy.md. Noise is added to every coordinate
+# in every step: few steps of plain SGD, which does not make a full step of what is noise alone, bear it best.
+TRAINING = {"weights": "uniform", "optimiser": "sgd", "lr": 1.0, "local_epochs": 1, "l2": 0.03}
+DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+    "none": {},
+    "interaction": TRAINING,
+    "user": TRAINING,
+    "client": {"weights": "uniform"},
+}
+
+
+def defaults(unit: str, given: Collection[str]) -> dict[str, Any]:
+    """Return the fields that a promise to a `unit` sets, by dotted path, but for those that are given."""
+    return {path: value for path, value in DEFAULTS.get(unit, {}).items() if path not in given}
