@@ -413,6 +413,19 @@ def test_another_penalty_is_another_input_with_noise_of_its_own(tmp_path: Path) 
     assert len(Ledger(tmp_path / "privacy" / f"{data.name}.jsonl").entries) == 2
 
 
+def test_what_an_accelerator_makes_again_has_noise_of_its_own(tmp_path: Path) -> None:
+    # Its sums differ in their last bits, in rows that somebody touched alone: under one noise that would show them.
+    e = experiment(**{**SMALL, "privacy": WHERE["user"]})
+    data, z, found = clients_data(e)[0], first_of(e), []
+    for device in ("cpu", "cpu", "cpu:0", "cpu:0"):  # the last is the same processor by another name
+        client, memory = Client(e, data, device, tmp_path), Memory(Context(1, 1, {}, RecordDict(), {}))
+        memory.begin(client.first()[1], None)
+        found.append(trained(client, memory, Broadcast(1, z))[0]["item_table"])
+    assert torch.equal(found[0], found[1])
+    assert len({tuple(one.reshape(-1).tolist()) for one in found}) == 3
+    assert len(Ledger(tmp_path / "privacy" / f"{data.name}.jsonl").entries) == 3
+
+
 @pytest.mark.parametrize("optimiser", ["sgd", "adam"])
 @pytest.mark.parametrize("unit", [*WHERE, "sum"])
 def test_whether_training_diverged_is_not_told(unit: str, optimiser: str, tmp_path: Path) -> None:
