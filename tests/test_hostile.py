@@ -195,7 +195,7 @@ def test_random_lies_end_no_run_and_change_nothing_for_the_others(tries: Callabl
     """Whatever a client sends: the run ends, and if it was refused, as if it had sent nothing."""
     counts = {"refused": 0, "admitted": 0}
 
-    @settings(max_examples=tries(25, 500), database=None, suppress_health_check=list(HealthCheck), deadline=None)
+    @settings(max_examples=tries(15, 500), database=None, suppress_health_check=list(HealthCheck), deadline=None)
     @given(lies(), st.sampled_from(list(KINDS)), st.sampled_from(["fedper", "admm", "fednova", "no-harm"]))
     def lie_once(lie: Lie, kind: str, method: str) -> None:
         made = run(method, {(kind, KINDS[kind]): lie})
@@ -238,7 +238,7 @@ def test_a_host_refuses_before_it_adds_up_what_the_server_refuses(name: str, pai
         assert honest(made) == honest(hosted(lambda e, told=other: LyingGrid(e, LIAR, told)).record)  # type: ignore[misc]
 
 
-@pytest.mark.parametrize("name", list(JOIN))
+@pytest.mark.parametrize("name", ["one 1e+38", "0-d", "rows too few", "name of 10 MB", "examples 2**52"])
 def test_a_host_goes_on_without_a_client_that_lies_at_joining(name: str, pairs: None) -> None:
     lie = {("query.join", 0): JOIN[name]}
     made = hosted(lambda e: HostsGrid(e, LIAR, lie)).record
@@ -264,7 +264,7 @@ def test_a_broken_sum_is_refused_as_a_whole_with_all_its_clients_named(value: fl
 
 @pytest.mark.soak
 def test_random_messages_of_a_host_end_no_run(tries: Callable[[int, int], int], pairs: None) -> None:
-    @settings(max_examples=tries(15, 300), database=None, suppress_health_check=list(HealthCheck), deadline=None)
+    @settings(max_examples=tries(10, 300), database=None, suppress_health_check=list(HealthCheck), deadline=None)
     @given(wrecks(), st.sampled_from(list(KINDS)))
     def wreck_once(wreck: Lie, kind: str) -> None:
         made = hosted(lambda e: HostsGrid(e, wrecks={(kind, KINDS[kind]): wreck})).record
@@ -279,7 +279,7 @@ STAGES = ["query.join", "train.keys", "train.shares", "train.masked", "train.unm
 
 @pytest.mark.soak
 def test_random_messages_in_a_secure_sum_end_it_by_name_or_not_at_all(tries: Callable[[int, int], int]) -> None:
-    @settings(max_examples=tries(15, 300), database=None, suppress_health_check=list(HealthCheck), deadline=None)
+    @settings(max_examples=tries(10, 300), database=None, suppress_health_check=list(HealthCheck), deadline=None)
     @given(wrecks(), st.sampled_from(STAGES), st.booleans())
     def wreck_once(wreck: Lie, stage: str, hosts: bool) -> None:
         lie = {(stage, int(stage != "query.join")): wreck}

@@ -200,7 +200,7 @@ def test_flwr_run_works_offline_tells_a_failure_and_leaves_nothing_behind(tmp_pa
     good = Begun("flower", "--rounds", "1", "--quiet", "--out", str(out))
     bad = Begun("flower", *diverging, "--quiet", "--out", str(none))  # at the same time: nothing of the two is shared
     until(lambda: sockets(good.mark))
-    assert [stranger(place) for place in sockets(good.mark)] == ["PermissionError"]
+    assert {stranger(place) for place in sockets(good.mark) if place.name == "socket"} == {"PermissionError"}
     assert good.ports(b"flower-superlink") == []
     assert good.end() == (0, "")
     assert_same(inline(tmp_path / "inline", "--rounds", "1"), out)
