@@ -234,12 +234,15 @@ def test_a_run_that_cannot_be_written_is_refused_before_it_begins(tmp_path: Path
 
 
 @pytest.mark.parametrize("engine", ["inline", "batched"])
-def test_a_diverging_learning_rate_is_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str], engine: str) -> None:
+def test_a_diverging_learning_rate_is_one_line(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, engine: str
+) -> None:
     small = ["--market.users", "40", "--market.items", "60", "--clients", "2", "--workers", "1"]
     argv = [*SMALL, *small, "--optimiser", "sgd", "--lr", "1e5", "--rounds", "3", "--out", str(tmp_path / "out")]
     assert main([*argv, "--engine", engine]) == 1
     text = capfd.readouterr().err
     assert text.count("\n") == 1 and "lr: must be small enough for finite parameters, found 100000.0" in text, text
+    assert not caplog.records, "a log without a handler goes to the terminal"
 
 
 def test_a_run_without_enough_memory_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
