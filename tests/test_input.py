@@ -241,7 +241,9 @@ def test_a_diverging_learning_rate_is_one_line(
     argv = [*SMALL, *small, "--optimiser", "sgd", "--lr", "1e5", "--rounds", "3", "--out", str(tmp_path / "out")]
     assert main([*argv, "--engine", engine]) == 1
     text = capfd.readouterr().err
-    assert text.count("\n") == 1 and "lr: must be small enough for finite parameters, found 100000.0" in text, text
+    assert text.count("\n") == 1 and text.startswith("failed: round "), text
+    if engine == "inline":  # the server may refuse a sum of stacked clients before they overflow
+        assert "lr: must be small enough for finite parameters, found 100000.0" in text
     assert not caplog.records, "a log without a handler goes to the terminal"
 
 
