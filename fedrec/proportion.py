@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from statistics import median_high
 from typing import TypeVar
 
+from torch import Tensor
+
 from fedrec.parameters import Params, norm, subtract
 
 # How far an answer may be beyond the others. It is to catch what would end the run for everybody, and must never meet
@@ -53,10 +55,16 @@ def too_far(
 
 def large(answer: Params, sent: Params, increments: bool = False) -> bool:
     """Return whether an answer may be out of proportion: whether it is one, but for what the others changed."""
-    most = math.sqrt(math.fsum(v.numel() * float(v.abs().max()) ** 2 for v in answer.values() if v.numel()))
+    most = math.sqrt(math.fsum(v.numel() * largest(v) ** 2 for v in answer.values() if v.numel()))
     if most <= MULTIPLE - 1:  # then |x_i - z_i| <= |x_i| + |z_i| is within the limit whatever z_i is
         return False
     return change(answer, sent, increments) > MULTIPLE * max(norm(sent), 1.0)
+
+
+def largest(value: Tensor) -> float:
+    """Return the largest entry in size."""
+    low, high = value.aminmax()
+    return max(-low.item(), high.item())
 
 
 def change(answer: Params, sent: Params, increments: bool = False) -> float:
