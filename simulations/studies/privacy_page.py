@@ -20,7 +20,7 @@ from simulations.studies.privacy_numbers import LEVEL, RULE, Leak, asked, gains,
 OPEN = "inf"
 WORDS = (
     "Every setting was trained at every budget and attacked with all that its server saw, and a run with canaries was "
-    "audited. At the budget inf there is no mechanism at all. Attacks that also use what a client keeps to itself "
+    "audited. At the budget inf there is no mechanism at all, neither noise nor clipping. Attacks that also use what a client keeps to itself "
     "(insiders) are no test of the promise, which covers what leaves a client."
 )
 NUMBERS = ["No", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine", "Ten", "Eleven", "Twelve"]
@@ -56,7 +56,7 @@ def seeded(results: pd.DataFrame) -> str:
     seeds = results["seed"].nunique()
     if seeds == 1:
         return "One seed: no intervals over seeds, so no claim that one way is better; run with --seeds 3 or more"
-    return f"{seeds} seeds, which differ in data, start and noise; 95% intervals"
+    return f"{seeds} seeds, which differ in the draw of the data or its split, in start and noise; 95% intervals"
 
 
 def notes(results: pd.DataFrame) -> list[str]:
