@@ -20,8 +20,8 @@ from simulations.studies.privacy_numbers import LEVEL, RULE, Leak, asked, gains,
 OPEN = "inf"
 WORDS = (
     "Every setting was trained at every budget and attacked with all that its server saw, and a run with canaries was "
-    "audited. At the budget inf there is no mechanism at all, neither noise nor clipping. Attacks that also use what a client keeps to itself "
-    "(insiders) are no test of the promise, which covers what leaves a client."
+    "audited. At the budget inf there is no mechanism at all, neither noise nor clipping. Attacks that also use what a "
+    "client keeps to itself (insiders) are no test of the promise, which covers what leaves a client."
 )
 NUMBERS = ["No", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine", "Ten", "Eleven", "Twelve"]
 
