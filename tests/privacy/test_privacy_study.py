@@ -55,12 +55,27 @@ def test_the_study_runs_every_setting_at_every_budget(tmp_path: Path, capsys: py
 
 def test_silos_stay_silos_and_one_user_clients_may_be_left_out(tmp_path: Path) -> None:
     out = tmp_path / "study"
-    arguments = ["privacy", "--epsilon", "inf", "--workers", "1", "--one-user", "0", "--out", str(out), *SMALL]
+    arguments = ["privacy", "--epsilon", "inf", "--workers", "1", "--out", str(out), *SMALL, "--one-user", "0"]
     assert main([*arguments, "--clients", "7", "--partition", "users", "--seeds", "2"]) == 0
     page = (out / "report.html").read_text()
     assert "Seven silos: utility" in page and "one for each user" not in page and "noise in its" not in page
     assert "over 2 paired seeds" in page and "2 seeds" in page
     assert set(pd.read_csv(out / "results.csv")["scene"]) == {"clients", "clients alone"}
+
+
+def test_a_table_of_platforms_is_attacked_with_what_it_has(tmp_path: Path) -> None:
+    # Users on two of three platforms each, without attributes or ratings.
+    rows = [
+        f"u{u},i{(u * 7 + n * 3) % 30},{'abc'[(u + n) % 3]},{n}" for u in range(30) for n in range(0, 12, 1 + u % 2)
+    ]
+    (path := tmp_path / "t.csv").write_text("u,i,p,t\n" + "\n".join(rows))
+    arguments = ["privacy", "--epsilon", "inf", "--seeds", "1", "--one-user", "0", "--workers", "1", "--rounds", "1"]
+    arguments += ["--dataset", "table", "--data-dir", str(path), "--columns", "user=u,item=i,platform=p,time=t"]
+    assert main([*arguments, "--task", "rank", "--dim", "4", "--out", str(tmp_path / "study")]) == 0
+    page = (tmp_path / "study" / "report.html").read_text()
+    assert "Three platforms: utility" in page and "a, b, c" in page and "table, t.csv: 30 users" in page
+    names = pd.read_csv(tmp_path / "study" / "results.csv").query("kind == 'attack'")["name"]
+    assert "leaning" in set(names) and not names.str.contains("gender|occupation").any()
 
 
 @pytest.mark.parametrize(
