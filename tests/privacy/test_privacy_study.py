@@ -49,7 +49,7 @@ def test_the_study_runs_every_setting_at_every_budget(tmp_path: Path, capsys: py
         assert word in page, word
     for word in ("Rounds", "Seeds", "synthetic: 160 users", "One seed: no intervals over seeds"):
         assert word in page, word
-    assert "silo" not in page and "Five" not in page
+    assert "silos" not in page and "Five" not in page
     assert attacks.loc[attacks["scene"] == "one-user", "groups"].ge(LEAST).all()
 
 
