@@ -32,7 +32,7 @@ def table(path: Path, columns: str) -> Dataset:
     false. The same user key on two platforms is one user. The rows of a (platform, user, item) are one interaction: it
     has a label that any of them has, the last time, and the last rating. It is a positive if it has the first label
     given; without labels every interaction is, a mere view too. With ratings that reach 4, the label `like` is
-    rating >= 4. Users, items and platforms are numbered in the order of their keys; the order of the rows moves nothing.
+    rating >= 4. Users, items and platforms are numbered in the order of their keys, whatever the order of the rows.
 
     Raises UserError, naming column, row (from 1 below the header) and value, for whatever cannot be read.
     """

@@ -170,8 +170,8 @@ def audit_part(audits: pd.DataFrame, budgets: Sequence[str]) -> Part:
     words = (
         "Dummy users, each in by a fair coin, in a real run of the first client: what the released parameters tell of "
         f"the coins bounds epsilon from below. {len(checks)} checks of single properties were made, "
-        f"{int(checks['value'].sum())} failed, as some check or attack does in at most one study of a known-good build in "
-        f"{1 / ALARM:,.0f}. A bound at 99% is above the accounted epsilon once in a hundred; the check "
+        f"{int(checks['value'].sum())} failed, as some check or attack does in at most one study of a known-good build "
+        f"in {1 / ALARM:,.0f}. A bound at 99% is above the accounted epsilon once in a hundred; the check "
         "leak is stricter."
     )
     return Part(
