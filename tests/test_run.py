@@ -240,6 +240,20 @@ def test_an_exception_leaves_nothing_of_a_run(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [tmp_path / "mine"] and not list((tmp_path / "mine").iterdir())
 
 
+def test_a_view_and_then_a_purchase_is_a_purchase(run: Run, tmp_path: Path) -> None:
+    # 40 views of 20 users, every second of which is followed by a purchase of the same item.
+    views = [f"u{n % 20},i{n % 7},{n},0" for n in range(40)]
+    path = tmp_path / "log.csv"
+    path.write_text("u,i,t,buy\n" + "\n".join([*views, *(f"{row[:-1]}1" for row in views[::2])]))
+    flags = f"--dataset table --data-dir {path} --clients 2 --no-compare --rounds 1 --engine inline".split()
+    out = tmp_path / "out"
+    ended = run(*flags, "--columns", "user=u,item=i,time=t,label=buy", "--out", str(out))
+    assert (ended.status, ended.err) == (0, "")
+    said = "buy: 20 rows, 20 interactions; no label: 40 rows, 20 interactions"
+    record = json.loads((out / "experiment.json").read_text())
+    assert said in " ".join(ended.out.split()) and said in report(out) and said in record["data"]["notes"][0]
+
+
 def test_what_is_no_error_is_told_on_the_terminal_and_in_the_report(run: Run, tmp_path: Path) -> None:
     odd = ["lone,i1,films,5,1", "u1,i3,books,4,1", "a,i1,tiny,3,1", "b,i2,tiny,3,1"]
     odd += [f"one{u},i{i},one,5,1" for u in range(3) for i in range(5)]
@@ -250,7 +264,7 @@ def test_what_is_no_error_is_told_on_the_terminal_and_in_the_report(run: Run, tm
     assert (ended.status, ended.err) == (0, "")
     shown = " ".join(ended.out.split())
     for said in (
-        "2 duplicate (platform, user, item) rows were dropped, the first in time is kept",
+        "repeats of a (platform, user, item) are merged, with every label that any of them has",
         "films: 1 user with fewer than two positives is kept for training only",
         "tiny: 2 users with a single interaction are kept for training only",
         "Nothing is held out, so nothing is measured, for tiny.",

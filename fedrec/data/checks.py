@@ -11,6 +11,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from fedrec.data.repeats import merged, told
+from fedrec.data.types import Interactions
 from fedrec.errors import UserError
 from fedrec.files import PEEKED
 
@@ -32,16 +34,30 @@ def refuse(bad: NDArray[np.bool_], values: Any, thing: str, rule: str, unit: str
 
 
 def canonical(frame: pd.DataFrame) -> tuple[pd.DataFrame, tuple[str, ...]]:
-    """Sort interactions by (platform, user, time, item), keep the first in time of every (platform, user, item).
+    """Merge the rows of every (platform, user, item) (`repeats.merged`); sort by (platform, user, time, item).
 
-    Duplicates at the same time: the first row read is kept. Returns the frame and a note that counts what was dropped.
+    `frame` has the columns of `Dataset.interactions`; all that are bool but `positive` are labels. Returns the frame,
+    which does not depend on the order of the rows, and a note that counts what was merged into what.
     """
-    ordered = frame.sort_values(["platform", "user", "time", "item"], ignore_index=True)
-    repeated = ordered.duplicated(KEY).to_numpy()
-    if not repeated.any():
-        return ordered, ()
-    note = f"{int(repeated.sum())} duplicate (platform, user, item) rows were dropped, the first in time is kept"
-    return ordered[~repeated].reset_index(drop=True), (note,)
+    labels = [name for name in frame.columns if frame[name].dtype == np.bool_ and name != "positive"]
+    order = ["platform", "user", "time", "item"]
+    if not frame.duplicated(KEY).any():
+        return frame.sort_values(order, ignore_index=True), ()
+    keys = frame.groupby(KEY, sort=True).ngroup().to_numpy().astype(np.int64)
+    before = Interactions(
+        user=frame["user"].to_numpy(),
+        item=frame["item"].to_numpy(),
+        time=frame["time"].to_numpy(),
+        rating=frame["rating"].to_numpy(),
+        positive=frame["positive"].to_numpy(),
+        labels={name: frame[name].to_numpy() for name in labels},
+    )
+    after = merged(before, keys)
+    platform = frame["platform"].to_numpy()[np.unique(keys, return_index=True)[1]]
+    columns = {"user": after.user, "item": after.item, "platform": platform}
+    columns |= {"time": after.time, "rating": after.rating, "positive": after.positive, **after.labels}
+    found = pd.DataFrame(columns)[list(frame.columns)]
+    return found.sort_values(order, ignore_index=True), (told(before, after),)
 
 
 def showable(name: str) -> bool:

@@ -46,6 +46,7 @@ def movielens(data_dir: Path | None) -> Dataset:
         refuse(index < 0, data[name].tolist(), f"{folder / 'u.data'}", f"{name} must be one of {file}", "line")
         data[name] = index.astype(np.int64)
     interactions, notes = canonical(data)
+    interactions["like"] = interactions["rating"] >= 4
     if _md5((folder / "u.data").read_bytes()) != RATINGS_MD5:
         notes = ("u.data is not GroupLens' original file (its MD5 differs)", *notes)
     return Dataset("ml-100k", interactions, users, items, ("ml-100k",), ("like",), notes)
@@ -93,7 +94,6 @@ def _ratings(folder: Path) -> pd.DataFrame:
             "time": _whole(path, raw[3], "time must be whole seconds", 0, 2**53),
             "rating": rating,
             "positive": True,
-            "like": rating >= 4,
         }
     )
 

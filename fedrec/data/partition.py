@@ -12,7 +12,8 @@ from fedrec import seeds
 from fedrec.data.attributes import attributes_of
 from fedrec.data.checks import NAMES, refuse, showable
 from fedrec.data.public import informed, volunteers_of, without
-from fedrec.data.split import SUPPORT, TEST, TRAIN, VALIDATION, Split, divide, first_of, new_items, ordered
+from fedrec.data.repeats import merged
+from fedrec.data.split import SUPPORT, TEST, TRAIN, VALIDATION, Split, divide, new_items, ordered
 from fedrec.data.types import ClientData, Dataset, Interactions, Ints
 from fedrec.errors import UserError, choose
 
@@ -36,10 +37,10 @@ def federation(
     `platform`: one client per platform, with the catalogue that the platform carries. `users`: users in `clients` silos
     (default 5), of equal size (+-1) or of proportions drawn from Dirichlet(`skew`) with at least one user each;
     `one-user`: one client per user, only `clients` of them if given. Both with the whole catalogue, and with a user's
-    interactions of all platforms. `auto`: `platform` if there are several, else `users`. `fractions`: validation and
-    test, for all splits but `leave-one-out`, and of items for tasks about them. `volunteers` users belong to nobody:
-    their training rows are public, every client has those of its items, and what is held out of them is `public_data`
-    alone.
+    interactions of all platforms, those of one item merged. `auto`: `platform` if there are several, else `users`.
+    `fractions`: validation and test, for all splits but `leave-one-out`, and of items for tasks about them.
+    `volunteers` users belong to nobody: their training rows are public, every client has those of its items, and what
+    is held out of them is `public_data` alone.
 
     Raises UserError for a number of clients, a skew or fractions out of range, and for a temporal split without times.
     """
@@ -163,10 +164,12 @@ def _client(
     notes: tuple[str, ...] = ()
     rows = ordered(rows, seed)
     # A silo holds a user's interactions of all platforms: the same item twice would be both trained on and tested.
-    first = first_of(rows.user * (int(items[-1]) + 1 if len(items) else 1) + rows.item)
-    if not first.all():
-        notes += (f"{int((~first).sum())} interactions that repeat a user's item of another platform were dropped",)
-        rows = rows.take(first)
+    once = merged(rows, rows.user * (int(items[-1]) + 1 if len(items) else 1) + rows.item)
+    if len(once) < len(rows):
+        notes += (
+            f"{len(rows) - len(once)} interactions were merged with the same user's and item's of another platform",
+        )
+        rows = ordered(once, seed)
     part, counted = divide(rows, split, fractions, seed)
     notes += counted
     if not rows.positive[part == TEST].any():

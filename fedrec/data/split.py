@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedrec import seeds
+from fedrec.data.repeats import merged
 from fedrec.data.types import Attributes, Bools, ClientData, Interactions, Ints
 
 Split = Literal["leave-one-out", "temporal", "random", "new-items", "new-users"]
@@ -127,8 +128,8 @@ def _positives(rows: Interactions) -> tuple[Ints, Ints, Ints]:
 def pool(clients: Sequence[ClientData]) -> ClientData:
     """Return one client `pooled` over the union of users and of items: the data of the pooled upper bound.
 
-    The same global id on two clients is one user. A (user, item) that two clients hold in training is kept once, the
-    first in time; one that any client holds out is not trained on. `members` are the clients.
+    The same global id on two clients is one user. A (user, item) that two clients hold in training is one row, merged
+    (`repeats.merged`); one that any client holds out is not trained on. `members` are the clients.
     """
     users = np.unique(np.concatenate([client.users for client in clients]))
     items = np.unique(np.concatenate([client.items for client in clients]))
@@ -146,18 +147,22 @@ def pool(clients: Sequence[ClientData]) -> ClientData:
         return rows.user * len(items) + rows.item
 
     train, validation, test = gather("train"), gather("validation"), gather("test")
-    train = train.take(np.lexsort((train.item, train.time, train.user)))
-    kept = train.take(first_of(pair(train)) & ~np.isin(pair(train), np.concatenate([pair(validation), pair(test)])))
-    dropped = len(train) - len(kept)
-    note = f"{dropped} training interactions that repeat a user's item of another client were dropped"
+    kept = train.take(~np.isin(pair(train), np.concatenate([pair(validation), pair(test)])))
+    once = merged(kept, pair(kept))
+    once = once.take(np.lexsort((once.item, once.time, once.user)))
+    dropped, repeats, notes = len(train) - len(kept), len(kept) - len(once), []
+    if dropped:
+        notes.append(f"{dropped} training interactions that another client holds out were dropped")
+    if repeats:
+        notes.append(f"{repeats} training interactions were merged with the same user's and item's of another client")
     return ClientData(
         "pooled",
         users,
         items,
-        kept,
+        once,
         validation,
         test,
-        notes=(note,) if dropped else (),
+        notes=tuple(notes),
         members=tuple(clients),
         attributes=_of_all(clients),
         new=_new_to_all(clients, items),
@@ -187,13 +192,6 @@ def _new_to_all(clients: Sequence[ClientData], items: Ints) -> tuple[Bools, Bool
             return None
         masks[:, np.searchsorted(items, client.items)] |= client.new
     return masks[0], masks[1]
-
-
-def first_of(keys: Ints) -> Bools:
-    """Return a mask [n] that is true where a key occurs for the first time."""
-    mask = np.zeros(len(keys), dtype=np.bool_)
-    mask[np.unique(keys, return_index=True)[1]] = True
-    return mask
 
 
 def concatenate(parts: Sequence[Interactions]) -> Interactions:

@@ -29,9 +29,10 @@ def table(path: Path, columns: str) -> Dataset:
     `columns` maps roles to the file's columns, for instance `user=user,item=asin,platform=domain,label=click`. Roles:
     user and item (required), rating, time (or timestamp: seconds, a finer unit, or ISO dates), platform, title,
     category (or categories), price (a positive number), brand, and any number of labels, whose values are 0, 1, true or
-    false. The same user key on two platforms is one user. With ratings that reach 4, the label `like` is rating >= 4. A
-    row is a positive where the first label given is true; without labels, every row is. Users, items and platforms are
-    numbered in the order of their keys.
+    false. The same user key on two platforms is one user. The rows of a (platform, user, item) are one interaction: it
+    has a label that any of them has, the last time, and the last rating. It is a positive if it has the first label
+    given; without labels every interaction is, a mere view too. With ratings that reach 4, the label `like` is
+    rating >= 4. Users, items and platforms are numbered in the order of their keys, whatever the order of the rows.
 
     Raises UserError, naming column, row (from 1 below the header) and value, for whatever cannot be read.
     """
@@ -54,16 +55,13 @@ def table(path: Path, columns: str) -> Dataset:
         frame[label] = _binary(raw[label].rename(f"{path.name}, column {label!r}"))
     if labels:
         frame["positive"] = frame[labels[0]]
-    if frame["rating"].max() >= 4 and "like" not in labels:
-        frame["like"] = frame["rating"] >= 4
-        labels = (*labels, "like")
-    frame["row"] = np.arange(len(raw))
     interactions, notes = canonical(frame)
-    catalogue = _items(interactions, items, given)
+    if frame["rating"].max() >= 4 and "like" not in labels:
+        interactions["like"] = interactions["rating"] >= 4
+        labels = (*labels, "like")
+    catalogue = _items(frame, items, given)
     people = pd.DataFrame({"key": pd.Series(users, dtype="str")})
-    return Dataset(
-        path.name, interactions.drop(columns="row"), people, catalogue, tuple(platforms), labels, (*unit, *notes)
-    )
+    return Dataset(path.name, interactions, people, catalogue, tuple(platforms), labels, (*unit, *notes))
 
 
 def _roles(columns: str) -> tuple[dict[str, str], tuple[str, ...]]:
@@ -210,10 +208,11 @@ def _times(column: pd.Series) -> tuple[pd.Series, tuple[str, ...]]:
     return (number // scale).astype(np.int64), (note,)
 
 
-def _items(interactions: pd.DataFrame, keys: list[str], given: Mapping[str, pd.Series]) -> pd.DataFrame:
+def _items(rows: pd.DataFrame, keys: list[str], given: Mapping[str, pd.Series]) -> pd.DataFrame:
     """Return the catalogue: of every item the first title, categories, price and brand that are not empty.
 
-    Without one the title is the key, the categories are "", as is the brand if there are any, and the price is NaN.
+    The first is by platform, user and time of the rows, then by itself. Without one the title is the key, the
+    categories are "", as is the brand if there are any, and the price is NaN.
     """
     items = pd.DataFrame({"key": pd.Series(keys, dtype="str")})
     nothing = pd.Series([""] * len(items), dtype="str")
@@ -222,8 +221,9 @@ def _items(interactions: pd.DataFrame, keys: list[str], given: Mapping[str, pd.S
         items["brand"] = nothing
 
     def first(column: pd.Series) -> pd.Series:
-        found = column.take(interactions["row"].to_numpy()).set_axis(interactions["item"].to_numpy()).dropna()
-        return found[~found.index.duplicated()].reindex(items.index)
+        found = rows[["item", "platform", "user", "time"]].assign(value=column).dropna()
+        found = found.sort_values(["platform", "user", "time", "value"]).drop_duplicates("item")
+        return found.set_index("item")["value"].reindex(items.index)
 
     for role, column in (("title", "title"), ("category", "categories"), ("brand", "brand")):
         if role in given:

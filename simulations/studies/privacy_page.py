@@ -1,43 +1,62 @@
 """The page and the terminal table of the privacy study."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from fedrec.experiment import Experiment
 from fedrec.metrics import higher_is_better
 from fedrec.privacy.audit import ALARM
-from fedrec.report.findings import DASH, label, number
+from fedrec.report.findings import DASH, change, label, number
 from fedrec.report.study import Part, write_measured
 from fedrec.report.tradeoff import Panel, Series, tradeoff
-from simulations.studies.methods import facts
+from simulations.studies.privacy_numbers import LEVEL, RULE, Leak, asked, gains, leak, worth
 
 OPEN = "inf"
 WORDS = (
     "Every setting was trained at every budget and attacked with all that its server saw, and a run with canaries was "
-    "audited. At the budget inf there is no mechanism at all. Attacks that also use what a client keeps to itself "
-    "(insiders) are no test of the promise, which covers what leaves a client."
+    "audited. At the budget inf there is no mechanism at all, neither noise nor clipping. Attacks that also use what a "
+    "client keeps to itself (insiders) are no test of the promise, which covers what leaves a client."
 )
-SCENES = {
-    "silos": "Five silos, each adding user-level noise in its own training",
-    "one-user": "One client for each user, each adding noise to its own update",
-}
+NUMBERS = ["No", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine", "Ten", "Eleven", "Twelve"]
 
 
-def write_page(path: Path, results: pd.DataFrame, budgets: Sequence[str], used: Mapping[str, Experiment]) -> None:
+class Setting(NamedTuple):
+    """A scene as the page names it."""
+
+    title: str  # such as `Four platforms, each adding user-level noise in its own training`
+    who: str
+    rounds: int
+
+
+def counted(number: int) -> str:
+    """Return a number as a sentence begins with it."""
+    return NUMBERS[number] if number < len(NUMBERS) else f"{number:,}"
+
+
+def write_page(
+    path: Path, results: pd.DataFrame, budgets: Sequence[str], scenes: Mapping[str, Setting], about: Mapping[str, str]
+) -> None:
     """Write the page of the study."""
-    parts = [part for name in SCENES for part in scene_parts(results, budgets, name)]
+    parts = [part for name, one in scenes.items() for part in scene_parts(results, budgets, name, one.title)]
     audits = results[results["scene"] == "audit"]
     if len(audits):
         parts.append(audit_part(audits, [text for text in budgets if text != OPEN]))
-    seeds = results["seed"].nunique()
-    same = facts({(name, 0): e for name, e in used.items()})
     title = "What does privacy cost, and does it hold?"
-    write_measured(path, title, WORDS, f"{seeds} seed{'s' * (seeds > 1)}", parts, notes(results), same)
+    write_measured(path, title, WORDS, seeded(results), parts, notes(results), about)
+
+
+def seeded(results: pd.DataFrame) -> str:
+    """Return how many seeds there were, and what that means for the intervals."""
+    seeds = results["seed"].nunique()
+    if seeds == 1:
+        return "One seed: no intervals over seeds, so no claim that one way is better; run with --seeds 3 or more"
+    return f"{seeds} seeds, which differ in the draw of the data or its split, in start and noise; 95% intervals"
 
 
 def notes(results: pd.DataFrame) -> list[str]:
@@ -46,7 +65,10 @@ def notes(results: pd.DataFrame) -> list[str]:
     attacks = results[results["kind"] == "attack"]
     broken = attacks[attacks["violates"].eq(True)] if len(attacks) else attacks
     for row in broken.itertuples():
-        found.append(f"The attack {row.name} on {row.scene} breaks the promise of epsilon {row.epsilon}.")
+        found.append(
+            f"The attack {row.name} on {row.scene} breaks the promise of epsilon {row.epsilon}, by a test that does so "
+            "once in a thousand studies whose promises hold."
+        )
     for row in results[(results["kind"] == "check") & (results["value"] > 0)].itertuples():
         found.append(f"The audit at epsilon {row.epsilon} says that a property does not hold: {row.name}: {row.text}")
     for (epsilon, seed), run in results[results["scene"] == "audit"].groupby(["epsilon", "seed"]):
@@ -59,69 +81,79 @@ def notes(results: pd.DataFrame) -> list[str]:
     return found
 
 
-def scene_parts(results: pd.DataFrame, budgets: Sequence[str], scene: str) -> list[Part]:
+def scene_parts(results: pd.DataFrame, budgets: Sequence[str], scene: str, title: str) -> list[Part]:
     """Return the sections of a scene: utility and, if any attack fits what is shared, attacks against the budget."""
     own, alone = results[results["scene"] == scene], results[results["scene"] == f"{scene} alone"]
     names = list(dict.fromkeys(own.loc[own["kind"] == "utility", "name"]))
-    panels, rows = [], []
-    words = "Mean over the clients' test rows. local: every client alone, from which nothing leaves."
+    panels, rows, tests = [], [], len(names) * len(budgets)
+    words = "Mean over the clients of a metric of each on its test rows. local: every client alone, nothing leaves it."
     for name in names:
         metric = name.split()[-1]
         value = mean_of(own, "utility", name, budgets)
         levels = [(kind, float(alone.loc[(alone["kind"] == kind) & (alone["name"] == name), "value"].mean()))
                   for kind in ("local", "popularity")]  # fmt: skip
         way = "higher" if higher_is_better(metric) else "lower"
-        words += f" {worth(metric, value, levels[0][1], budgets)}"
+        words += f" {worth(metric, gains(own, alone, name, budgets, 1 - LEVEL / tests), budgets, tests)}"
         panels.append(Panel(f"{label(metric)}, {way} is better", label(metric), [Series("together", value)], levels))
         rows.append({"metric": name, **{f"epsilon {b}": number(v, 4) for b, v in zip(budgets, value, strict=True)}}
                     | {kind: number(level, 4) for kind, level in levels})  # fmt: skip
-    utility = Part(f"{SCENES[scene]}: utility", words, tradeoff(panels, budgets, f"{scene}-utility", words), rows)
+        gained = zip(budgets, gains(own, alone, name, budgets), strict=True)
+        less = {f"epsilon {b}": change(one.mean, one.low, one.high) for b, one in gained}
+        rows.append({"metric": f"{name} minus local", **less, "local": "", "popularity": ""})
+    utility = Part(f"{title}: utility", words, tradeoff(panels, budgets, f"{scene}-utility", words), rows)
     attacks = own[own["kind"] == "attack"]
-    return [utility, attack_part(attacks, budgets, scene)] if len(attacks) else [utility]
+    return [utility, attack_part(attacks, budgets, scene, title)] if len(attacks) else [utility]
 
 
-def worth(metric: str, value: Sequence[float], alone: float, budgets: Sequence[str]) -> str:
-    """Return in words at which budgets taking part beats training alone, by the mean over the clients."""
-    sign = 1 if higher_is_better(metric) else -1
-    better = [text for text, one in zip(budgets, value, strict=True) if sign * (one - alone) > 0]
-    where = f"at epsilon {', '.join(better)} only" if 0 < len(better) < len(budgets) else "at every budget"
-    return f"Together beats alone ({label(metric)} {number(alone, 4)}) {where if better else 'at no budget'}."
-
-
-def attack_part(attacks: pd.DataFrame, budgets: Sequence[str], scene: str) -> Part:
-    """Return the section of a scene's attacks: AUC against the budget, and a table with the bands."""
+def attack_part(attacks: pd.DataFrame, budgets: Sequence[str], scene: str, title: str) -> Part:
+    """Return the section of a scene's attacks: AUC against the budget, and a table with the intervals."""
     names = list(dict.fromkeys(attacks["name"]))
     outside = [name for name in names if bool(attacks.loc[attacks["name"] == name, "released"].iloc[0])]
+    found, tests = leaks(attacks, budgets), len(names) * len(budgets)
     panels = []
-    for title, group in (("from what was released", outside), ("insiders", [n for n in names if n not in outside])):
+    for heading, group in (("from what was released", outside), ("insiders", [n for n in names if n not in outside])):
         series = [
-            Series(name, *(mean_of(attacks, "attack", name, budgets, column) for column in ("value", "low", "high")))
+            Series(
+                name, *([getattr(found[name, b], part, math.nan) for b in budgets] for part in ("auc", "low", "high"))
+            )
             for name in group
+            if any(found[name, text] for text in budgets)
         ]
         if series:
-            panels.append(Panel(title, "AUC", series, [("chance", 0.5)]))
+            panels.append(Panel(heading, "AUC", series, [("chance", 0.5)]))
     rows = []
     for name in names:
         row = {"attack": name if name in outside or "insider" in name else f"{name} (insider)"}
         for text in budgets:
             part = attacks[(attacks["name"] == name) & (attacks["epsilon"] == text)]
-            row[f"epsilon {text}"] = cell(part)
+            row[f"epsilon {text}"] = cell(found[name, text], part)
         rows.append(row)
+    over = "the wider of those over targets and over seeds" if attacks["seed"].nunique() > 1 else "over the targets"
     words = (
-        "AUC with its 95% band (1/2 is chance), then the true positive rate at 1% false positives. A star: the band "
-        "does not contain 1/2, as one band in twenty does by chance."
+        f"AUC with its 95% interval, {over} (1/2 is chance), then the true positive rate at 1% false positives. A "
+        f"star: it differs from chance, corrected for the {tests} cells of this table. No star does not mean that "
+        f"nothing leaks: the interval says how much might. {RULE}"
     )
-    figure = tradeoff(panels, budgets, f"{scene}-attacks", words, 3.6)
-    return Part(f"{SCENES[scene]}: attacks", words, figure, rows)
+    figure = tradeoff(panels, budgets, f"{scene}-attacks", words, 3.6) if panels else None
+    return Part(f"{title}: attacks", words, figure, rows)
 
 
-def cell(part: pd.DataFrame) -> str:
-    """Return an attack's result at a budget as it is printed, the mean over the seeds."""
-    if not len(part):
-        return DASH
-    auc, low, high, tpr = (float(part[name].mean()) for name in ("value", "low", "high", "tpr"))
-    star = "" if low <= 0.5 <= high else "*"
-    return f"{number(auc, 2)}{star} [{number(low, 2)}, {number(high, 2)}] {number(tpr, 2)}"
+def leaks(attacks: pd.DataFrame, budgets: Sequence[str]) -> dict[tuple[str, str], Leak | None]:
+    """Return what every attack shows at every budget; the cells of the table are tested together."""
+    names = list(dict.fromkeys(attacks["name"]))
+    return {
+        (name, text): leak(attacks[(attacks["name"] == name) & (attacks["epsilon"] == text)], len(names) * len(budgets))
+        for name in names
+        for text in budgets
+    }
+
+
+def cell(found: Leak | None, part: pd.DataFrame) -> str:
+    """Return an attack's result at a budget as it is printed."""
+    if found is None:
+        return f"too few ({asked(part)})" if len(part) else DASH
+    ends = f"[{number(found.low, 2)}, {number(found.high, 2)}]"
+    return f"{number(found.auc, 2)}{'*' * found.star} {ends} {number(found.tpr, 2)}"
 
 
 def audit_part(audits: pd.DataFrame, budgets: Sequence[str]) -> Part:
@@ -136,10 +168,10 @@ def audit_part(audits: pd.DataFrame, budgets: Sequence[str]) -> Part:
     ]
     checks = audits[audits["kind"] == "check"]
     words = (
-        "Dummy users, each in by a fair coin, in a real run of the first silo: what the released parameters tell of "
+        "Dummy users, each in by a fair coin, in a real run of the first client: what the released parameters tell of "
         f"the coins bounds epsilon from below. {len(checks)} checks of single properties were made, "
-        f"{int(checks['value'].sum())} failed, as some check does in one study of a known-good build in "
-        f"{1 / ALARM:,.0f}. A bound at 99% is above the accounted epsilon once in a hundred; the check "
+        f"{int(checks['value'].sum())} failed, as some check or attack does in at most one study of a known-good build "
+        f"in {1 / ALARM:,.0f}. A bound at 99% is above the accounted epsilon once in a hundred; the check "
         "leak is stricter."
     )
     return Part(
@@ -153,31 +185,32 @@ def mean_of(table: pd.DataFrame, kind: str, name: str, budgets: Sequence[str], c
     return [float(part.loc[part["epsilon"] == text, column].mean()) for text in budgets]
 
 
-def show(results: pd.DataFrame, budgets: Sequence[str]) -> None:
+def show(results: pd.DataFrame, budgets: Sequence[str], scenes: Mapping[str, Setting]) -> None:
     """Print utility, attacks and bounds against the budget."""
     console = Console(markup=False, emoji=False)
-    for scene in (*SCENES, "audit"):
+    console.print(seeded(results), highlight=False)
+    for scene, title in (*((name, one.title) for name, one in scenes.items()), ("audit", "Audit")):
         own = results[(results["scene"] == scene) & (results["kind"] != "check")]
         if not len(own):
             continue
-        table = Table(title=SCENES.get(scene, "Audit"), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-        for heading in (scene, *(f"eps {text}" for text in budgets)):
+        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        for heading in ("", *(f"eps {text}" for text in budgets)):
             table.add_column(heading, no_wrap=True)
+        found = leaks(own[own["kind"] == "attack"], budgets)
         for kind, name in dict.fromkeys(zip(own["kind"], own["name"], strict=True)):
-            part = own[(own["kind"] == kind) & (own["name"] == name)]
-            cells = [short(kind, part[part["epsilon"] == text]) for text in budgets]
+            cells = [short(own[(own["kind"] == kind) & (own["name"] == name)], text, found) for text in budgets]
             table.add_row(name, *cells)
         console.print(table)
     for note in notes(results):
-        console.print(note, highlight=False)
+        console.print(note, highlight=False, markup=False)
 
 
-def short(kind: str, part: pd.DataFrame) -> str:
-    """Return a value as the terminal shows it: an AUC with a star where its band does not contain 1/2."""
+def short(rows: pd.DataFrame, budget: str, found: Mapping[tuple[str, str], Leak | None]) -> str:
+    """Return a value as the terminal shows it: an AUC with a star where it beats chance."""
+    kind, part = rows["kind"].iloc[0], rows[rows["epsilon"] == budget]
     if not len(part):
         return "-"
-    value = float(part["value"].mean())
     if kind != "attack":
-        return number(value, 3 if kind == "utility" else 2)
-    low, high = float(part["low"].mean()), float(part["high"].mean())
-    return number(value, 2) + ("" if low <= 0.5 <= high else "*")
+        return number(float(part["value"].mean()), 3 if kind == "utility" else 2)
+    one = found[str(rows["name"].iloc[0]), budget]
+    return f"{number(one.auc, 2)}{'*' * one.star}" if one else "few"

@@ -29,6 +29,7 @@ from simulations.check import check
 from simulations.cli import parse
 from simulations.engines import launch
 from simulations.studies.options import parsed, parser_of
+from simulations.studies.privacy_page import counted
 from simulations.studies.ratings_page import show, write_page
 
 OPEN = "inf"  # the same protocol, clip included, without noise
@@ -66,19 +67,19 @@ class Line:
 GRID = tuple(Choice(rounds, travel / rounds) for rounds in (10, 20) for travel in TRAVEL)
 LINES = {
     "users": Line(
-        "One client for each user; the server adds noise to the sum of all",
+        "{count} clients, one for each user; the server adds noise to the sum of all",
         f"{PRIVATE} --partition one-user --engine batched --privacy.unit client --lrs {FIXED},item_bias=100 "
         "--rounds {rounds} --descent.lr {step}",
         GRID,
     ),
     "silos": Line(
-        "Five silos; each adds noise in its own training",
+        "{count} silos; each adds noise in its own training",
         f"{PRIVATE} --partition users --clients 5 --engine inline --privacy.unit user "
         f"--lrs {FIXED},item_bias={{step}} --rounds {{rounds}}",
         GRID,
     ),
     "silos alone": Line(
-        "Five silos that share nothing",
+        "{count} silos that share nothing",
         "--method local --partition users --clients 5 --engine inline --optimiser adam --local-epochs 1 "
         "--rounds {rounds} --lr {step}",
         tuple(Choice(rounds, 0.01) for rounds in (5, 10, 20, 40)),
@@ -152,8 +153,10 @@ def run(argv: Sequence[str]) -> None:
         if options.choose:
             table = best(table)
         else:
-            words = {name: LINES[name].words for name in names}
-            write_page(home / "report.html", table, words, {job.line: job.experiment for job in jobs})
+            used = {job.line: job.experiment for job in jobs}
+            counts = {name: counted(len(clients_data(e))) for name, e in used.items()}
+            words = {name: LINES[name].words.format(count=counts[name]) for name in names}
+            write_page(home / "report.html", table, words, used)
     show(table)
     print(f"results: {options.out}")
 

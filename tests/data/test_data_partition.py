@@ -214,12 +214,13 @@ def test_one_user_clients_are_named_by_key_and_the_first_n_stay_the_same() -> No
     assert [client.name for client in some] == [client.name for client in all_users[:2]]
 
 
-def test_a_silo_keeps_an_item_once_that_a_user_met_on_two_platforms() -> None:
-    data = dataset([(0, 0, 1, 1, True), (1, 0, 1, 9, True), (1, 0, 2, 5, True)], 2)
+def test_a_silo_merges_an_item_that_a_user_met_on_two_platforms() -> None:
+    # Seen on one platform at 1, bought on the other at 9: one positive at 9, so it is the user's last and tests.
+    data = dataset([(0, 0, 1, 1, False), (1, 0, 1, 9, True), (1, 0, 2, 5, True)], 2)
     (client,) = federation(data, clients=1, partition="users")
-    assert facts(client, "train") == [(0, 1, 1, True, False)]
-    assert facts(client, "test") == [(0, 2, 5, True, True)]
-    assert client.notes == ("1 interactions that repeat a user's item of another platform were dropped",)
+    assert facts(client, "train") == [(0, 2, 5, True, True)]
+    assert facts(client, "test") == [(0, 1, 9, True, False)]
+    assert client.notes == ("1 interactions were merged with the same user's and item's of another platform",)
 
 
 @pytest.mark.parametrize(
@@ -261,12 +262,16 @@ def test_a_pool_holds_what_its_members_hold(rows: Rows, split: Split) -> None:
 
 
 def test_a_pool_merges_users_and_trains_on_nothing_that_is_held_out() -> None:
-    # User 0 is on both platforms. Item 1 is trained on by both, at 3 and at 1; item 2 is trained on by a, tested by b.
-    a = [(0, 0, 1, 3, True), (0, 0, 2, 4, True), (0, 0, 5, 6, True), (0, 0, 6, 7, True)]
-    b = [(1, 0, 1, 1, True), (1, 0, 7, 2, True), (1, 0, 8, 8, True), (1, 0, 2, 9, True)]
+    # User 0 is on both platforms. Item 1 is seen on a at 1 and bought on b at 3: one positive at 3. Item 2 is in a's
+    # training and in b's test.
+    a = [(0, 0, 1, 1, False), (0, 0, 2, 4, True), (0, 0, 5, 6, True), (0, 0, 6, 7, True)]
+    b = [(1, 0, 1, 3, True), (1, 0, 7, 2, True), (1, 0, 8, 8, True), (1, 0, 2, 9, True)]
     clients = federation(dataset(a + b, 2), clients=2)
     pooled = pool(clients)
     assert pooled.users.tolist() == [0]
-    assert [(item, time) for _, item, time, *_ in facts(pooled, "train")] == [(1, 1), (7, 2)]
+    assert [(item, time, good) for _, item, time, good, _ in facts(pooled, "train")] == [(7, 2, True), (1, 3, True)]
     assert sorted(item for _, item, *_ in facts(pooled, "test")) == [2, 6]
-    assert pooled.notes == ("2 training interactions that repeat a user's item of another client were dropped",)
+    assert pooled.notes == (
+        "1 training interactions that another client holds out were dropped",
+        "1 training interactions were merged with the same user's and item's of another client",
+    )

@@ -7,12 +7,15 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from fedrec.data import Market, load, table
+from fedrec.data import Dataset, Market, load, table
 from fedrec.errors import UserError
 
 GOOD = "who,what,stars,when,where,name,genre,click,buy\n" + "\n".join(
@@ -109,23 +112,90 @@ def test_times_are_numbers_or_iso_dates(write: Write) -> None:
     assert seconds("1970-01-02", "1970-01-01T00:00:05Z", "1970-01-02 01:00:00+01:00") == [86400, 5, 86400]
 
 
-def test_duplicates_keep_the_first_in_time_and_are_counted(write: Write) -> None:
-    data = table(write("u,i,t,r\na,x,9,1\na,x,3,2\na,x,5,4\nb,x,1,5"), "user=u,item=i,time=t,rating=r")
-    assert data.interactions["time"].tolist() == [3, 1]
+def test_a_view_and_a_purchase_are_a_purchase_and_are_counted(write: Write) -> None:
+    # Of a's item x: seen at 3, bought at 5, seen again at 9. b only saw it.
+    log = "u,i,t,seen,buy\na,x,9,1,0\na,x,3,1,0\na,x,5,0,1\nb,x,1,1,0\nb,y,1,0,0\nb,y,2,0,0"
+    data = table(write(log), "user=u,item=i,time=t,label=buy,label=seen")
+    kept = data.interactions[["user", "item", "time", "positive", "buy", "seen"]]
+    assert kept.to_dict("split")["data"] == [
+        [0, 0, 9, True, True, True],
+        [1, 0, 1, False, False, True],
+        [1, 1, 2, False, False, False],
+    ]
+    (note,) = data.notes
+    assert note.startswith("6 rows are 3 interactions") and "last time" in note and "rating" not in note
+    assert "buy: 1 rows, 1 interactions; seen: 3 rows, 2 interactions; no label: 2 rows, 1 interactions" in note
+
+
+def test_a_purchase_log_keeps_its_purchases(write: Write) -> None:
+    log = [f"u{n % 50},i{n},{n},0" for n in range(400)] + [f"u{n % 50},i{n},{n + 1000},1" for n in range(0, 400, 2)]
+    data = table(write("u,i,t,buy\n" + "\n".join(log)), "user=u,item=i,time=t,label=buy")
+    assert (len(data.interactions), int(data.interactions["positive"].sum())) == (400, 200)
+    assert "buy: 200 rows, 200 interactions; no label: 400 rows, 200 interactions" in data.notes[0]
+
+
+def test_without_a_label_a_view_is_a_positive(write: Write) -> None:
+    data = table(write("u,i,t\na,x,9\na,x,3\nb,x,1"), "user=u,item=i,time=t")
+    assert data.interactions["positive"].all() and data.interactions["time"].tolist() == [9, 1]
+
+
+def test_of_repeated_ratings_the_last_counts_also_for_like(write: Write) -> None:
+    data = table(write("u,i,t,r\na,x,9,2\na,x,3,5\nb,x,1,5"), "user=u,item=i,time=t,rating=r")
     assert data.interactions["rating"].tolist() == [2, 5]
-    assert data.notes == ("2 duplicate (platform, user, item) rows were dropped, the first in time is kept",)
+    assert data.interactions["like"].tolist() == [False, True]
+    # At one time, or without times, neither row is the last: (1 + 2) / 2.
+    data = table(write("u,i,r\na,x,1\na,x,2\na,y,5"), "user=u,item=i,rating=r")
+    assert data.interactions["rating"].tolist() == [1.5, 5]
 
 
-def test_duplicates_at_the_same_time_keep_the_first_row(write: Write) -> None:
-    data = table(write("u,i,r\na,y,1\na,x,2\na,x,1\na,x,5"), "user=u,item=i,rating=r")
-    assert data.interactions["rating"].tolist() == [2, 1]
+ROWS = st.lists(
+    st.tuples(
+        st.sampled_from("ab"),
+        st.sampled_from("xyz"),
+        st.sampled_from(("p", "q")),
+        st.integers(0, 2),
+        st.sampled_from(("1", "2.5", "4.1", "5")),
+        st.sampled_from("01"),
+        st.sampled_from("01"),
+        st.sampled_from(("", "T", "S")),
+        st.sampled_from(("", "3", "20")),
+    ),
+    min_size=1,
+    max_size=25,
+)
 
 
-def test_the_order_of_the_rows_does_not_matter(write: Write) -> None:
-    header, *lines = GOOD.split("\n")
-    a, b = (table(write("\n".join([header, *rows])), ALL) for rows in (lines, lines[::-1]))
-    pd.testing.assert_frame_equal(a.interactions, b.interactions)
-    pd.testing.assert_frame_equal(a.items, b.items)
+@settings(max_examples=25)
+@given(rows=ROWS, timed=st.booleans(), chance=st.randoms(use_true_random=False))
+def test_the_order_of_the_rows_does_not_matter(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[object, ...]], timed: bool, chance: Random
+) -> None:
+    path = tmp_path_factory.mktemp("order") / "t.csv"
+    columns = "user=u,item=i,platform=p,rating=r,label=buy,label=seen,title=n,price=c" + ",time=t" * timed
+
+    def read(lines: list[tuple[object, ...]]) -> Dataset:
+        path.write_text("u,i,p,t,r,buy,seen,n,c\n" + "\n".join(",".join(map(str, line)) for line in lines))
+        return table(path, columns)
+
+    a = read(rows)
+    chance.shuffle(shuffled := list(rows))
+    b = read(shuffled)
+    pd.testing.assert_frame_equal(a.interactions, b.interactions, check_exact=True)
+    pd.testing.assert_frame_equal(a.items, b.items, check_exact=True)
+    assert a.notes == b.notes
+    # The rule, written down once more: any label, the last time, the mean of the ratings at the last time.
+    groups: dict[tuple[str, ...], list[tuple[object, ...]]] = {}
+    for row in rows:
+        groups.setdefault((str(row[2]), str(row[0]), str(row[1])), []).append(row)
+    assert len(a.interactions) == len(groups)
+    names = {name: sorted({key[place] for key in groups}) for place, name in enumerate("pui")}
+    for one in a.interactions.to_dict("records"):
+        group = groups[names["p"][one["platform"]], names["u"][one["user"]], names["i"][one["item"]]]
+        last = max(int(str(row[3])) for row in group) if timed else 0
+        ratings = [float(str(row[4])) for row in group if not timed or row[3] == last]
+        assert one["time"] == last and one["rating"] == pytest.approx(np.mean(ratings))
+        assert one["buy"] == one["positive"] == any(row[5] == "1" for row in group)
+        assert one["seen"] == any(row[6] == "1" for row in group)
 
 
 def test_ids_stay_text(write: Write) -> None:

@@ -138,6 +138,23 @@ def test_the_study_runs_every_line_at_every_budget(tmp_path: Path, capsys: pytes
 
 
 @pytest.mark.usefixtures("here")
+def test_the_page_names_the_clients_of_the_run(tmp_path: Path) -> None:
+    arguments = [
+        "ratings",
+        "--lines",
+        "silos alone",
+        "--seeds",
+        "1",
+        "--clients",
+        "3",
+        "--out",
+        str(tmp_path / "study"),
+    ]
+    assert main([*arguments, *SMALL]) == 0
+    assert "Three silos that share nothing" in (tmp_path / "study" / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.usefixtures("here")
 def test_choosing_shows_the_best_of_the_grid(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["ratings", "--choose", "--lines", "silos alone", "--seeds", "1", "--out", str(tmp_path / "study")]
     assert main([*arguments, *SMALL[2:]]) == 0

@@ -15,7 +15,10 @@ Values = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Result:
-    """AUC and TPR at a bound of the FPR, each with its confidence band, and the whole ROC (fpr, tpr: [thresholds])."""
+    """AUC and TPR at a bound of the FPR, each with its confidence band, and the whole ROC (fpr, tpr: [thresholds]).
+
+    `members` and `others` count the targets, `groups` those that vary by themselves.
+    """
 
     auc: float
     auc_low: float
@@ -27,6 +30,7 @@ class Result:
     tpr: Values
     members: int
     others: int
+    groups: int
 
     @property
     def chance(self) -> bool:
@@ -53,12 +57,13 @@ def judge(
     if np.isnan(scores).any():
         raise ValueError(f"scores: must be numbers, found NaN at {int(np.isnan(scores).argmax())}")
     fpr, tpr = roc(scores, truth)
-    value, error = auc(scores, truth, np.arange(len(scores)) if groups is None else groups)
+    each = np.arange(len(scores)) if groups is None else groups
+    value, error = auc(scores, truth, each)
     width = NormalDist().inv_cdf((1 + confidence) / 2) * error
     reached = float(tpr[fpr <= at].max())
     low, high = clopper_pearson(np.asarray([round(reached * members)]), members, 1 - confidence)
     band = (max(value - width, 0.0), min(value + width, 1.0))
-    return Result(value, *band, reached, float(low[0]), float(high[0]), fpr, tpr, members, others)
+    return Result(value, *band, reached, float(low[0]), float(high[0]), fpr, tpr, members, others, len(np.unique(each)))
 
 
 def roc(scores: Values, truth: Bools) -> tuple[Values, Values]:

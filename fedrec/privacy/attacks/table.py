@@ -67,11 +67,14 @@ class Attack:
     ask: Callable[[Case], Question]
     released: bool = True
     reads: tuple[str, ...] = ("item_table",)  # of what is shared
+    about: str = ""  # an attribute of users, if it is after one
 
     def fits(self, case: Case) -> bool:
-        """Return whether it is for the clients, the one task and the shared tables of a run."""
+        """Return whether it is for the clients, the one task, the shared tables and the known attributes of a run."""
         e, client = case.experiment, case.parts[0].name
         (task, *others), alone = e.tasks(client), e.partition == "one-user"
+        if self.about and self.about not in case.users:
+            return False
         if e.sequence.active:  # an adversary fits rows of users, and there are none
             return False
         shared = e.sharing().split(e.recommender(client).shapes(1, 1, [task.name]))[0]
@@ -226,7 +229,16 @@ ATTACKS: tuple[Attack, ...] = (
         lambda case: _throughout(case, _users),
     ),
     *(
-        Attack(f"{name} from {what}", "attribute", clients, BOTH, run, partial(ask, name=name), released=released)
+        Attack(
+            f"{name} from {what}",
+            "attribute",
+            clients,
+            BOTH,
+            run,
+            partial(ask, name=name),
+            released=released,
+            about=name,
+        )
         for what, clients, run, ask, released in SOURCES
         for name in ("gender", "age", "occupation")
     ),
