@@ -21,7 +21,7 @@ from clients.secure import Envelope, source
 from fedrec.aggregation import carrier, catalogue
 from fedrec.experiment import Experiment
 from fedrec.holdings import clients_data
-from fedrec.parameters import Params
+from fedrec.parameters import LARGEST, Params
 from fedrec.privacy.encoding import Layout
 from fedrec.privacy.ledger import Ledger
 from fedrec.privacy.secure_sum import Keys, Stage
@@ -50,6 +50,7 @@ NUMBERS = st.sampled_from([1, 1, 1, 1, 2, 2, 2, 3, 3, 4, 0, -5, 2**62])
 SEEN = st.sampled_from(["last", "last", "last", "last", "before", "before", 0, 3, -1, 2**62])
 Z = st.sampled_from(["start", "start", "last", "other", "huge"])
 ROUNDS = 3
+HUGE = 0.99 * LARGEST  # which a client still takes
 LARGE = 100.0  # far above any noise here; beyond it, what was sent is so large that float32 has no place for the noise
 # Items that nobody rates show the noise alone: ratings move no others.
 SMALL: dict[str, Any] = {
@@ -202,7 +203,7 @@ class Server(RuleBasedStateMachine):
         if z == "other":
             return {name: value + 0.25 for name, value in self.start.items()}
         if z == "huge":
-            return {name: torch.full_like(value, 1e38) for name, value in self.start.items()}
+            return {name: torch.full_like(value, HUGE) for name, value in self.start.items()}
         return self.start if z == "start" else self.last
 
     def noise(self, told: Params, z: Params) -> np.ndarray[Any, Any]:
@@ -299,7 +300,7 @@ class Summing(RuleBasedStateMachine):
         dealt = self.sealed.get(number, {})
         if stage == "unmask":
             return unmask_call(number, list(dealt), [])
-        values = {n: torch.full_like(v, 1e38) if z == "huge" else v for n, v in self.z.items()}
+        values = {n: torch.full_like(v, HUGE) if z == "huge" else v for n, v in self.z.items()}
         theirs = [(peer, shares[name]) for peer, shares in dealt.items() if peer != name and name in shares]
         return masked_call(Masked(Broadcast(number, values), theirs, self.layout))
 
@@ -435,7 +436,7 @@ def test_whether_training_diverged_is_not_told(unit: str, optimiser: str, tmp_pa
                       "secure": {"active": unit == "sum"}})  # fmt: skip
     data = clients_data(e)[0]
     z = {name: value.clone() for name, value in first_of(e).items()}
-    z["item_table"][int(data.train.item[0])] = 1e38
+    z["item_table"][int(data.train.item[0])] = HUGE
     sent, client = Broadcast(1, z), Client(e, data, "cpu", tmp_path)
     memory = Memory(Context(1, 1, {}, RecordDict(), {}))
     memory.begin(client.first()[1], None)
