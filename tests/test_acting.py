@@ -213,7 +213,7 @@ def outcome(e: Experiment, folder: Path) -> Mapping[str, str]:
         name = path.relative_to(home).as_posix()
         if path.suffix == ".csv":
             table = pd.read_csv(path)
-            timed = [column for column in table if "seconds" in column or column.endswith("_ms")]
+            timed = [column for column in map(str, table) if "seconds" in column or column.endswith("_ms")]
             found[name] = table.drop(columns=timed).to_csv(index=False)
         elif name == "experiment.json":
             promised = json.loads(path.read_text()).get("privacy") or {}
