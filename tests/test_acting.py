@@ -18,12 +18,12 @@ from fedrec.holdings import clients_data
 from simulations.apps import apps_for, plan_of
 from simulations.baselines import baseline, comparisons, run_popularity, single_task
 from simulations.check import check
-from simulations.cli import arm, heeded, nest, parse
+from simulations.cli import arm, heeded, parse
 from simulations.engines import run_inline
 from simulations.engines.hosts import stacked
 from simulations.engines.slots import slots_of
 from simulations.methods import METHODS, usual
-from simulations.options import FIELDS, flag, flatten
+from simulations.options import FIELDS, flag, flatten, nest
 from simulations.run import main
 
 Flat = dict[str, Any]
