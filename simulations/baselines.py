@@ -7,6 +7,7 @@ its own; and under a promise of privacy the runs that part its cost.
 from collections.abc import Callable
 from pathlib import Path
 
+from fedrec.acting import acting
 from fedrec.errors import UserError
 from fedrec.evaluation import PerUser, evaluate
 from fedrec.experiment import Experiment, build
@@ -17,7 +18,7 @@ from fedrec.tasks import parse_task, per_client
 from simulations.apps import apps_for
 from simulations.check import check
 from simulations.engines import run_inline
-from simulations.methods import METHODS
+from simulations.methods import METHODS, usual
 from simulations.promises import stages, without_promise
 
 PRESENT = {"participation": 1.0, "dropout": "0", "deadline": 0.0, "secure": {}, "newcomers": ""}
@@ -27,10 +28,10 @@ def baseline(experiment: Experiment, method: str) -> Experiment:
     """Return the same experiment under the method `local` or `pooled`; data, model, seed and epochs stay.
 
     Nobody is drawn, no answer is lost, nobody comes later and there is no noise: training alone needs no messages.
-    Nor has it the optimiser that a promise of privacy chose for its noise.
+    Nor has it the optimiser that a promise of privacy chose for its noise. What cannot act in it is at its default.
     """
-    fields = {**without_promise(experiment), **METHODS[method].model_dump(), **PRESENT}
-    return build(fields)
+    made = build({**without_promise(experiment), **METHODS[method].model_dump(), **PRESENT})
+    return acting(made, usual(made))
 
 
 def single_task(experiment: Experiment, task: str) -> Experiment:
@@ -46,7 +47,8 @@ def single_task(experiment: Experiment, task: str) -> Experiment:
         names = {parse_task(one).name: one.partition("*")[0].strip() for one in text.split(",")}
         chosen = names.get(task, next(iter(names.values())))
         parts.append(chosen if client == "*" else f"{client}={chosen}")
-    return build({**experiment.model_dump(), "task": ";".join(parts), "deadline": 0.0})
+    made = build({**experiment.model_dump(), "task": ";".join(parts), "deadline": 0.0})
+    return acting(made, usual(made))
 
 
 def single_tasks(experiment: Experiment) -> tuple[dict[str, Experiment], str]:

@@ -3,6 +3,7 @@
 from importlib.util import find_spec
 
 from clients.device import devices
+from fedrec.acting import refuse
 from fedrec.channel import Logits, channel_of
 from fedrec.coordination import check as compatible
 from fedrec.data import ClientData
@@ -15,6 +16,7 @@ from fedrec.records import natural
 from fedrec.sharing import MODULES
 from fedrec.tasks import per_client
 from simulations.engines.hosts import stacked
+from simulations.methods import usual
 
 Shapes = dict[str, tuple[tuple[int, ...], str]]  # of a shared parameter, and the first client that has it
 
@@ -24,9 +26,7 @@ def check(experiment: Experiment) -> None:
     devices(experiment.device)
     if experiment.engine == "ray":
         require_ray("engine: ray")
-    for name in ("data_dir", "columns"):
-        if experiment.dataset == "synthetic" and (value := getattr(experiment, name)):
-            raise UserError(f"{name}: the dataset 'synthetic' takes none, found {str(value)!r}; give --dataset too")
+    refuse(experiment, usual(experiment))
     parts = clients_data(experiment)
     check_names(experiment, parts)
     for name in experiment.privacy.budgets.keys() - {""}:

@@ -12,13 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, get_args, get_origin
 
+from fedrec.acting import RULES as NEEDS
+from fedrec.acting import acting, acts, refuse
 from fedrec.coordination.maps import RULES
 from fedrec.errors import UserError, choose
 from fedrec.experiment import Experiment, build
 from fedrec.files import regular
 from fedrec.folders import CHECKPOINTS, COMMAND, resumable
 from simulations.defaults import defaults
-from simulations.methods import METHODS
+from simulations.methods import METHODS, usual
 from simulations.options import FIELDS, OPTIONS, flag, flatten, nest, parser, shown
 
 SAVING = ("process", "inline", "batched")  # engines that can save the clients' state
@@ -45,19 +47,19 @@ class Given(NamedTuple):
     where: str
 
 
-def parse(argv: Sequence[str]) -> Command:
+def parse(argv: Sequence[str], strict: bool = True) -> Command:
     """Return the command that `argv` (without the program's name) gives.
 
     From low to high: defaults, those under a promise of privacy, the method of the --config file, the file's fields,
-    the method flag, the other flags.
-    Raises UserError, and SystemExit(0) after --help.
+    the method flag, the other flags. What cannot act in the experiment is refused, or set back to its default where
+    that is not `strict`. Raises UserError, and SystemExit(0) after --help.
     """
     options, extra = parser().parse_known_args(argv)
     if extra:
         name = extra[0].partition("=")[0]
         if not name.startswith("-"):
             raise UserError(f"argument {name!r}: a value must follow its option, as in --rounds 20")
-        raise UserError(f"option {name}: no such option{nearest(name, OPTIONS)}")
+        raise UserError(f"option {name}: no such option{nearest(name, OPTIONS)}{needed(name)}")
     given = vars(options)
     out, config = given.pop("out", None), given.pop("config", None)
     quiet, compare = given.pop("quiet", False), given.pop("compare", None)
@@ -70,7 +72,8 @@ def parse(argv: Sequence[str]) -> Command:
         return resumed(Path(broken), quiet, compare)
     every = given.pop("checkpoint_every", None)
     file = read_config(config) if config else {}
-    experiment = resolve(file, {path: Given(value, f"option {flag(path)}") for path, value in given.items()})
+    flags = {path: Given(value, f"option {flag(path)}") for path, value in given.items()}
+    experiment = resolve(file, flags, strict=strict)
     if every is None:
         every = 1 if experiment.engine in SAVING else 0
     applied = defaults(experiment.privacy.unit, {*file, *given})
@@ -149,7 +152,25 @@ def overrides(run_config: Mapping[str, bool | float | int | str]) -> Experiment:
     return build(content)
 
 
-def resolve(*layers: Mapping[str, Given]) -> Experiment:
+def arm(argv: Sequence[str]) -> Experiment:
+    """Return one experiment of a study: of options that hold for all of its experiments, some cannot act in each.
+
+    `heeded` says whether they act in any.
+    """
+    return parse(argv, strict=False).experiment
+
+
+def heeded(argv: Sequence[str], experiments: Iterable[Experiment]) -> None:
+    """Raise UserError for an option among a study's that can act in none of its experiments."""
+    arms, initial = list(experiments), flatten(Experiment().model_dump())
+    given = vars(parser().parse_known_args(argv)[0])
+    for path, value in given.items():
+        silent = path in NEEDS and not any(acts(e, path) for e in arms)
+        if silent and shown(value) != shown(initial[path]):
+            raise UserError(f"option {flag(path)}: acts only with {NEEDS[path].needs}, found {value}")
+
+
+def resolve(*layers: Mapping[str, Given], strict: bool = True) -> Experiment:
     """Return the experiment of the layers; a later one wins, and a layer's method lies just below its other fields.
 
     Under a promise of privacy its own defaults lie below them all.
@@ -164,7 +185,11 @@ def resolve(*layers: Mapping[str, Given]) -> Experiment:
     where = {path: given.where for layer in layers for path, given in layer.items()}
     values |= defaults(str(values["privacy.unit"]), where)
     try:
-        return build(nest(values))
+        experiment = build(nest(values))
+        if not strict:
+            return acting(experiment, usual(experiment))
+        refuse(experiment, usual(experiment))
+        return experiment
     except UserError as error:
         raise UserError(located(str(error), where)) from None
 
@@ -251,5 +276,12 @@ def fields(content: Mapping[str, Any], source: str) -> dict[str, Given]:
 def nearest(name: str, valid: Iterable[str]) -> str:
     """Return the hint for a wrong name: the nearest valid one, if any is near."""
     by_stem = {one.lstrip("-"): one for one in valid}
-    near = difflib.get_close_matches(name.lstrip("-"), by_stem, n=1)
+    leaf = [one for one in by_stem if one.rpartition(".")[2] == name.lstrip("-")]  # --epsilon for --privacy.epsilon
+    near = leaf if len(leaf) == 1 else difflib.get_close_matches(name.lstrip("-"), by_stem, n=1)
     return f"; did you mean {by_stem[near[0]]}?" if near else "; see --help"
+
+
+def needed(name: str) -> str:
+    """Return what makes the option that a wrong one is nearest to act, where it would not act by itself."""
+    near = next((path for path in NEEDS if nearest(name, OPTIONS) == f"; did you mean {flag(path)}?"), "")
+    return f" It acts only with {NEEDS[near].needs}" if near and not acts(Experiment(), near) else ""

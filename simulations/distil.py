@@ -19,6 +19,7 @@ from rich.table import Table
 
 from clients.client import Client
 from clients.recommend import experiment_of, params_of
+from fedrec.acting import RULES, acting, inert
 from fedrec.compatible import several
 from fedrec.data import ClientData
 from fedrec.distillation import KINDS, Distillation, learn
@@ -37,6 +38,7 @@ from server.scores import selection_scores
 from simulations.baselines import baseline
 from simulations.closing import number, signed
 from simulations.cost import BATCH, Cost, cost
+from simulations.methods import usual
 from simulations.start import ready
 
 ABOUT = "Train small students of the clients' models of a finished run, and measure them beside their teachers."
@@ -110,6 +112,9 @@ def students_of(e: Experiment, wanted: Mapping[str, Any], tasks: Sequence[str]) 
     """
     alone = baseline(e, "pooled" if e.pool else "local").model_dump()
     made = build({**alone, "weighting": Weighting().model_dump(), **wanted, "task": only(e.task, tasks)})
+    for name in set(wanted) & set(inert(made, usual(made))):
+        raise UserError(f"{name}: acts only with {RULES[name].needs}, found {wanted[name]}")
+    made = acting(made, usual(made))
     if found := several(made):
         raise UserError(
             f"task: must have one score for a user and an item to be taught (add --task rank), found {found}"

@@ -2,7 +2,7 @@
 
 from fedrec.agreement import Agreement
 from fedrec.coordination import BudgetRule, Coupling, Descent, Drift
-from fedrec.experiment import Method
+from fedrec.experiment import Experiment, Method
 from fedrec.robust import Robust
 from fedrec.sharing import SHARINGS
 
@@ -51,3 +51,8 @@ METHODS: dict[str, Method] = {
         Method(method="clipped", share=BODY, robust=Robust(kind="clip")),
     )
 }
+
+
+def usual(experiment: Experiment) -> Method:
+    """Return the method that an experiment names: what its values say is no option that somebody gave."""
+    return METHODS.get(experiment.method, Method())

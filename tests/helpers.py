@@ -14,6 +14,7 @@ from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 
 from clients.app import client_app
+from fedrec.acting import acting
 from fedrec.experiment import Experiment, build
 from fedrec.holdings import clients_data
 from fedrec.parameters import Params
@@ -23,13 +24,14 @@ from fedrec.wire import contribution_record, pack, read_broadcast, read_contribu
 from server.strategy import Coordinator
 from simulations.apps import plan_of
 from simulations.engines import InlineGrid
-from simulations.methods import METHODS
+from simulations.methods import METHODS, usual
 
 
 def experiment(method: str = "fedper", **fields: Any) -> Experiment:
-    """Return a small experiment on the synthetic market."""
+    """Return a small experiment on the synthetic market; what cannot act in it is at its default."""
     small = {"clients": 3, "rounds": 2, "dim": 4, "engine": "inline", "hidden": (8, 4)}
-    return build({**METHODS[method].model_dump(), **small, **fields})
+    made = build({**METHODS[method].model_dump(), **small, **fields})
+    return acting(made, usual(made))
 
 
 class SpyGrid(InlineGrid):

@@ -8,10 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
+from fedrec.acting import acting
 from fedrec.errors import UserError
 from fedrec.experiment import Experiment, Method
 from simulations.cli import Command, overrides, parse
-from simulations.methods import METHODS
+from simulations.methods import METHODS, usual
 from simulations.options import FIELDS, GROUPS, OPTIONS, flatten, leaves, nest
 
 ROOT = Path(__file__).parents[1]
@@ -47,7 +48,7 @@ def test_every_field_is_a_flag_and_every_name_in_a_group_is_a_field() -> None:
 
 
 def test_values_are_read_by_the_type_of_the_field() -> None:
-    flags = "--clients 3 --hidden 8,4 --candidates 99 --metrics mrr,hr@5 --skew 0.5 --lr 1e-3"
+    flags = "--clients 3 --model mlp --hidden 8,4 --candidates 99 --metrics mrr,hr@5 --skew 0.5 --lr 1e-3"
     made = parse(flags.split()).experiment
     assert (made.clients, made.hidden, made.candidates) == (3, (8, 4), 99)
     assert (made.metrics, made.skew, made.lr) == (("mrr", "hr@5"), 0.5, 0.001)
@@ -67,9 +68,12 @@ def test_the_last_of_a_repeated_flag_counts() -> None:
 def test_a_relative_data_dir_becomes_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     here = tmp_path / "ml-100k"
-    assert parse(["--data-dir", "ml-100k"]).experiment.data_dir == here
-    assert parse(["--config", write(tmp_path, "c.toml", 'data_dir = "ml-100k"')]).experiment.data_dir == here
-    assert overrides({"data-dir": "ml-100k"}).data_dir == here
+    assert parse(["--dataset", "ml-100k", "--data-dir", "ml-100k"]).experiment.data_dir == here
+    assert (
+        parse(["--config", write(tmp_path, "c.toml", 'dataset = "ml-100k"\ndata_dir = "ml-100k"')]).experiment.data_dir
+        == here
+    )
+    assert overrides({"dataset": "ml-100k", "data-dir": "ml-100k"}).data_dir == here
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -109,6 +113,8 @@ def test_a_method_on_the_command_line_leaves_nothing_of_the_saved_one(tmp_path: 
             "lr": st.floats(min_value=1e-30, max_value=1e5),
             "clients": st.none() | st.integers(1, 1000),
             "candidates": st.just("full") | st.integers(1, 10_000),
+            "dataset": st.just("table"),
+            "split": st.just("random"),
             "fractions": st.just((0.25, 0.5)),
             "share": st.lists(st.sampled_from(["item_table", "body", "heads.rank"]), unique=True).map(tuple),
             "columns": st.text(st.characters(codec="utf-8", exclude_characters="\0")),
@@ -121,6 +127,7 @@ def test_a_saved_experiment_repeats_the_experiment(
     tmp_path_factory: pytest.TempPathFactory, values: dict[str, Any]
 ) -> None:
     experiment = Experiment(**values)
+    experiment = acting(experiment, usual(experiment))
     dumped = experiment.model_dump(mode="json")
     config = write(tmp_path_factory.getbasetemp(), "saved.json", {"experiment": dumped, "versions": {"python": "3"}})
     assert parse(["--config", config]).experiment == experiment

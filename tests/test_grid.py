@@ -8,6 +8,7 @@ from typing import Any, get_args
 
 import pytest
 
+from fedrec.acting import acting
 from fedrec.errors import UserError
 from fedrec.experiment import Experiment, build
 from fedrec.models import Kind
@@ -15,7 +16,7 @@ from fedrec.parameters import covers
 from fedrec.sharing import SHARINGS
 from fedrec.wire import read_contribution
 from simulations.check import check
-from simulations.methods import METHODS
+from simulations.methods import METHODS, usual
 from tests.grid import Row, pairs, pairwise_rows
 from tests.helpers import fit
 
@@ -82,6 +83,7 @@ def fields_of(row: Row) -> dict[str, Any]:
 def made(row: Row) -> Experiment:
     """Return the checked experiment of a row; raises UserError if it is refused."""
     e = build(fields_of(row))
+    e = acting(e, usual(e))
     check(e)
     return e
 

@@ -44,6 +44,7 @@ LAYERS = {
     "fedrec.coordination": 5,
     "fedrec.agreement": 0,
     "fedrec.compatible": 6,
+    "fedrec.acting": 6,
     "fedrec.distillation": 6,
     "fedrec.channel": 6,
     "fedrec.stacking": 5,

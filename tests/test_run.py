@@ -115,8 +115,14 @@ WRONG = {
         ".*no.csv: must be a readable CSV.*",
     ),
     "missing folder": ("--dataset ml-100k --data-dir nowhere", "data-dir: .*u.data must be a readable file, found .*"),
-    "file without --dataset": ("--data-dir sales.csv", "data_dir: the dataset 'synthetic' takes none, found .*"),
-    "columns without --dataset": ("--columns user=u", "columns: the dataset 'synthetic' takes none, found 'user=u'.*"),
+    "file without --dataset": (
+        "--data-dir sales.csv",
+        r"option --data-dir: acts only with data of a file or a folder \(add --dataset table\), found .*",
+    ),
+    "columns without --dataset": (
+        "--columns user=u",
+        r"option --columns: acts only with a table \(add --dataset table\), found user=u",
+    ),
     "impressions": ("--market.impressions 600", "items: must be at least 750 for 600 impressions, found 60"),
     "temporal split": ("--split tempral", "option --split: .*found 'tempral'"),
 }
@@ -678,7 +684,8 @@ def test_a_live_display_only_on_a_terminal_that_is_not_ci(monkeypatch: pytest.Mo
 @pytest.mark.parametrize("method", ["local", "pooled"])
 def test_a_baseline_runs_by_itself_as_it_does_beside_a_run(method: str, mixed: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    argv = ["--method", method, "--hidden", "8,4", "--rounds", "3", "--quiet", "--out", str(out)]
+    layers = ["--hidden", "8,4"] if method == "local" else []  # the pooled model is everybody's, mf
+    argv = ["--method", method, *layers, "--rounds", "3", "--quiet", "--out", str(out)]
     assert main([*SMALL, *MIXED, *argv]) == 0
     assert (out / "clients.csv").read_text() == (mixed / "baselines" / method / "clients.csv").read_text()
     ledger = pd.read_csv(out / "ledger.csv")

@@ -302,8 +302,9 @@ def test_what_the_last_item_determines_encoders_learn_and_matrix_factorisation_c
 
 def words(kind: str, method: str, engine: str, *more: str) -> list[str]:
     text = f"--sequence.kind {kind} --sequence.history 5 --method {method} --engine {engine} --clients 2 --rounds 2"
-    same_for_all = "--local-epochs 1 --dim 4 --device cpu --workers 2 --no-compare --quiet"
-    return [*text.split(), *same_for_all.split(), *more]
+    same_for_all = "--local-epochs 1 --dim 4 --device cpu --no-compare --quiet"
+    workers = ["--workers", "2"] if engine == "process" and method != "pooled" else []
+    return [*text.split(), *same_for_all.split(), *workers, *more]
 
 
 @pytest.mark.parametrize(("kind", "method"), [("gru4rec", "admm"), ("sasrec", "pooled")])

@@ -27,7 +27,7 @@ from fedrec.privacy.transcript import Transcript
 from fedrec.records import write_csv
 from fedrec.sharing import TABLES, Broadcast, Contribution, Sharing
 from fedrec.tasks import parse_task
-from simulations.cli import parse
+from simulations.cli import arm, heeded
 from simulations.studies.options import parser_of
 
 Update = Callable[..., tuple[Params, float]]
@@ -108,7 +108,8 @@ def run(argv: Sequence[str]) -> None:
     parser.add_argument("--seeds", type=int, default=1, help="runs of each")
     parser.add_argument("--out", type=Path, default=Path("runs/study-auditing"), help="a new folder for the results")
     options, flags = parser.parse_known_args(argv)
-    experiment = parse(["--task", "rating", *flags]).experiment
+    experiment = arm(["--task", "rating", *flags])
+    heeded(flags, [experiment])
     rows: list[dict[str, str | float]] = []
     with writing(options.out) as home:
         trials = [

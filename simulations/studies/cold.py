@@ -27,7 +27,8 @@ from fedrec.holdings import clients_data, item_content, reader
 from fedrec.metrics import paired, parse_metric
 from fedrec.scorers import ModelScorer, PopularityScorer, Scorer
 from simulations.check import check
-from simulations.cli import parse
+from simulations.cli import arm as arm_of
+from simulations.cli import heeded
 from simulations.engines import launch
 from simulations.studies.cold_page import ALL, IDS, KNOWN, METRIC, NEW, TABLES, show, write_page
 from simulations.studies.options import parsed, parser_of
@@ -81,6 +82,7 @@ def run(argv: Sequence[str]) -> None:
         for arm in [POPULARITY, *arms]
         for seed in seeds
     ]
+    heeded(flags, [job.experiment for job in jobs])
     for job in jobs[:: len(seeds)]:  # one seed of each; and the texts are encoded once, before there are many processes
         check(job.experiment)
     with writing(options.out) as home:
@@ -109,9 +111,7 @@ def encoder() -> bool:
 
 def experiment_of(arm: str, split: str, seed: int, flags: Sequence[str]) -> Experiment:
     """Return the experiment of an arm; what `flags` say holds for all arms."""
-    return parse(
-        [*USUAL.split(), *SPLITS[split].split(), *ARMS.get(arm, "").split(), *flags, "--seed", str(seed)]
-    ).experiment
+    return arm_of([*USUAL.split(), *SPLITS[split].split(), *ARMS.get(arm, "").split(), *flags, "--seed", str(seed)])
 
 
 def run_all(jobs: Sequence[Job], workers: int) -> Iterator[dict[str, str | float]]:

@@ -27,7 +27,7 @@ from fedrec.records import Row, write_csv
 from fedrec.report.findings import number
 from fedrec.report.study import Part, interval, seeded, write_measured
 from simulations.check import check
-from simulations.cli import parse
+from simulations.cli import arm, heeded
 from simulations.cost import BATCH
 from simulations.distil import ALONE, TEACHER, distilled, students_of
 from simulations.studies.methods import facts
@@ -59,7 +59,8 @@ def run(argv: Sequence[str]) -> None:
         found = f"{options.seeds}, {options.workers}, {options.first}"
         raise UserError(f"seeds, workers, first: must be at least 1, 1 and 0, found {found}")
     seeds = range(options.first, options.first + options.seeds)
-    runs = {seed: parse([*TEACHERS.split(), *flags, "--seed", str(seed)]).experiment for seed in seeds}
+    runs = {seed: arm([*TEACHERS.split(), *flags, "--seed", str(seed)]) for seed in seeds}
+    heeded(flags, runs.values())
     for experiment in runs.values():
         check(experiment)
     with writing(options.out) as home:

@@ -22,7 +22,7 @@ from fedrec.report.findings import number
 from fedrec.report.study import interval, seeded, write_study
 from simulations.baselines import baseline, run_popularity
 from simulations.check import check
-from simulations.cli import parse
+from simulations.cli import arm, heeded
 from simulations.methods import BODY, METHODS
 from simulations.studies.options import parser_of
 
@@ -49,6 +49,7 @@ def run(argv: Sequence[str]) -> None:
         for seed in range(options.seeds)
         for name in names
     }
+    heeded(flags, runs.values())
     for experiment in runs.values():
         check(experiment)
     with writing(options.out) as home:
@@ -71,7 +72,9 @@ def experiment_of(text: str, flags: Sequence[str]) -> Experiment:
     """
     name, *own = text.split(":")
     choose("methods", name, METHODS)
-    e = parse([*flags, "--method", name, *(f"--{one}" for one in own)]).experiment
+    options = [f"--{one}" for one in own]
+    e = arm([*flags, "--method", name, *options])
+    heeded(options, [e])
     if name in ("local", "pooled"):
         return baseline(e, name)
     rest = tuple(module for module in METHODS[name].share if module not in (*BODY, *e.share))

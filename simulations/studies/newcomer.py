@@ -17,6 +17,7 @@ from fedrec.records import natural, write_csv
 from fedrec.report.study import seeded, write_study
 from simulations.baselines import run_popularity
 from simulations.check import check
+from simulations.cli import heeded
 from simulations.studies.methods import POPULARITY, experiment_of, facts, show, summary
 from simulations.studies.options import parsed, parser_of
 
@@ -44,6 +45,7 @@ def run(argv: Sequence[str]) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/study-newcomer"), help="a new folder for the results")
     options, flags = parsed(parser, argv)
     jobs = [one for seed in range(options.seeds) for one in arms(options, flags, seed)]
+    heeded(flags, [experiment for *_, experiment in jobs])
     with writing(options.out) as home:
         results = pd.concat(run_all(jobs, home, options.workers))
         results.to_csv(home / "results.csv", index=False)

@@ -28,7 +28,7 @@ from fedrec.records import gather_measured
 from fedrec.report.findings import listing, plural
 from simulations.baselines import baseline, run_baseline, run_popularity
 from simulations.check import check
-from simulations.cli import parse
+from simulations.cli import arm, heeded
 from simulations.studies.auditing import Trial, audited
 from simulations.studies.methods import facts
 from simulations.studies.options import parsed, parser_of
@@ -106,6 +106,7 @@ def run(argv: Sequence[str]) -> None:
             raise UserError(f"option --{name}: the study sets it itself; {OWN[name]}")
     budgets = [budget(text) for text in options.epsilon.split(",")]
     jobs = jobs_of(budgets, range(options.seeds), options.canaries, flags, people_of(options.one_user, flags))
+    heeded(flags, [job.experiment for job in jobs])
     for job in jobs:
         check(job.experiment)
         if job.scene == CLIENTS and len(clients_data(job.experiment)) < 2:
@@ -168,7 +169,7 @@ def jobs_of(
 def experiment_of(scene: Scene, text: str, flags: Sequence[str], people: int | None = None) -> Experiment:
     """Return the experiment of a scene at a budget; that of one-user clients has so many `people` (None: all)."""
     noisy = [] if text == OPEN else [*scene.noisy.split(), "--privacy.epsilon", text]
-    e = parse([*scene.usual.split(), *noisy, *flags]).experiment
+    e = arm([*scene.usual.split(), *noisy, *flags])
     if e.partition == "one-user":
         raise UserError("option --partition: one-user clients are a scene of their own; give --one-user")
     if scene.name != ONE_USER:

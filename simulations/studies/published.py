@@ -32,7 +32,7 @@ from fedrec.report.study import write_protocols
 from fedrec.report.tables import LEAKING
 from fedrec.scorers import PopularityScorer
 from simulations.check import check
-from simulations.cli import parse
+from simulations.cli import arm, heeded
 from simulations.engines import launch
 from simulations.studies.methods import facts
 from simulations.studies.options import parsed, parser_of
@@ -103,6 +103,7 @@ def run(argv: Sequence[str]) -> None:
         for protocol in PROTOCOLS
         for method, line in LINES.items()
     ]
+    heeded(flags, [one for job in jobs for one in job.experiments])
     for job in jobs:
         for experiment in job.experiments:
             check(experiment)
@@ -123,9 +124,9 @@ def experiments(line: Line, flags: Sequence[str], protocol: str, seed: int) -> t
     """Return the experiments of a line: the published settings, the line's own, the command line's, what is fixed."""
     fixed = [*line.fixed.split(), "--negatives", protocol, "--seed", str(seed)]
     usual = [*PUBLISHED.split(), *flags, *fixed]
-    rate = ["--lrs", f"item_table={parse(usual).experiment.lr * len(dataset(parse(usual).experiment).items) * ETA!r}"]
+    rate = ["--lrs", f"item_table={arm(usual).lr * len(dataset(arm(usual)).items) * ETA!r}"]
     given = [*PUBLISHED.split(), *rate, *line.defaults.split(), *flags, *fixed]
-    return tuple(parse([*given, *choice.split()]).experiment for choice in line.grid)
+    return tuple(arm([*given, *choice.split()]) for choice in line.grid)
 
 
 def run_all(jobs: Sequence[Job], workers: int) -> Iterable[dict[str, str | float]]:

@@ -26,7 +26,7 @@ from fedrec.metrics import rmse
 from fedrec.records import load_params, slug
 from fedrec.scorers import ModelScorer
 from simulations.check import check
-from simulations.cli import parse
+from simulations.cli import arm, heeded
 from simulations.engines import launch
 from simulations.studies.options import parsed, parser_of
 from simulations.studies.privacy_page import counted
@@ -143,6 +143,7 @@ def run(argv: Sequence[str]) -> None:
         for choice in (LINES[name].grid if options.choose else [chosen(name, epsilon)])
         for seed in range(options.seeds)
     ]
+    heeded(flags, [job.experiment for job in jobs])
     for job in jobs:
         check(job.experiment)
     with writing(options.out) as home:
@@ -170,9 +171,9 @@ def experiment_of(line: str, epsilon: str, choice: Choice, flags: Sequence[str],
     """Return the experiment of a line at a budget; it is evaluated once, after its last round."""
     options = LINES[line].options.format(rounds=choice.rounds, step=repr(choice.step))
     budget = [] if epsilon == NONE else ["--privacy.epsilon", epsilon]
-    return parse(
+    return arm(
         [*USUAL.split(), *options.split(), *budget, *flags, "--seed", str(seed), "--eval-every", str(choice.rounds)]
-    ).experiment
+    )
 
 
 def run_all(jobs: Sequence[Job], workers: int) -> Iterator[dict[str, str | float]]:

@@ -20,7 +20,7 @@ from fedrec.records import write_csv
 from fedrec.report import plots
 from fedrec.report.study import Part, write_measured
 from simulations.check import check
-from simulations.cli import parse
+from simulations.cli import arm, heeded
 from simulations.studies.measure import Measured, measured
 from simulations.studies.methods import facts
 from simulations.studies.options import parser_of
@@ -73,7 +73,8 @@ def experiment(clients: str, flags: Sequence[str]) -> Experiment:
     """Return the experiment with so many clients; its engine is `batched` where there is one and none is given."""
     known = get_args(Experiment.model_fields["engine"].annotation)
     engine = ["--engine", "batched" if "batched" in known else "process"]
-    e = parse([*USUAL.split(), *engine, *flags, "--clients", clients]).experiment
+    e = arm([*USUAL.split(), *engine, *flags, "--clients", clients])
+    heeded(flags, [e])
     e = e.model_copy(update={"eval_every": e.rounds})
     if e.rounds < 2:
         raise UserError(f"rounds: must be at least 2, since the first is not counted, found {e.rounds}")

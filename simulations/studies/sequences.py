@@ -19,6 +19,7 @@ from fedrec.records import write_csv
 from fedrec.report.findings import number
 from fedrec.report.study import interval, seeded
 from simulations.check import check
+from simulations.cli import heeded
 from simulations.studies.methods import POPULARITY, experiment_of, run_all
 from simulations.studies.options import parsed, parser_of
 from simulations.studies.published import trained
@@ -44,6 +45,13 @@ def run(argv: Sequence[str]) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/study-sequences"), help="a new folder for the results")
     options, flags = parsed(parser, argv)
     check(experiment(flags, "sasrec", "federated", SPLITS[1], MODELS["sasrec"][1][0], 0))
+    every = [
+        experiment(flags, model, way, split, points[0], 0)
+        for model, (_, points) in MODELS.items()
+        for way in WAYS
+        for split in SPLITS
+    ]
+    heeded(flags, every)
     with writing(options.out) as home:
         choices = {model: chosen(flags, model) for model in MODELS}
         parts = []

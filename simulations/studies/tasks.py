@@ -19,7 +19,8 @@ from fedrec.holdings import clients_data
 from fedrec.records import write_csv
 from simulations.baselines import baseline, single_tasks
 from simulations.check import check
-from simulations.cli import parse
+from simulations.cli import arm as arm_of
+from simulations.cli import heeded
 from simulations.studies.methods import facts
 from simulations.studies.options import parsed, parser_of
 from simulations.studies.tasks_page import show, summary, write_page
@@ -66,7 +67,7 @@ class Arm:
         fixed = ["--model", self.body, "--weighting.kind", self.weighting, "--seed", str(seed)]
 
         def made(task: str) -> Experiment:
-            e = parse([*USUAL, *flags, *fixed, *own.get(task, ())]).experiment
+            e = arm_of([*USUAL, *flags, *fixed, *own.get(task, ())])
             return e if self.federated else baseline(e, "local")
 
         if not self.single:
@@ -106,7 +107,9 @@ def run(argv: Sequence[str]) -> None:
     options, flags = parsed(parser, argv)
     tuned_on, grid = seeds_of(options.tune, options.seeds), points(options.grid)
     arms = arms_of(options.model.split(","), options.weightings.split(","))
-    for job in jobs_of(arms, flags, [0]):
+    first = jobs_of(arms, flags, [0])
+    heeded(flags, [job.experiment for job in first])
+    for job in first:
         check(job.experiment)
     with writing(options.out) as home:
         with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool:

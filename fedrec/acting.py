@@ -1,0 +1,270 @@
+"""Which fields of an experiment can act in it, as one table; a value that cannot act is refused, never ignored."""
+
+from collections.abc import Callable, Iterator
+from functools import reduce
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from fedrec.coordination.maps import RULES as NAMED_MAPS
+from fedrec.errors import UserError
+from fedrec.models.bodies import BODIES
+from fedrec.tasks import Task, per_client, tasks_of
+
+if TYPE_CHECKING:
+    from fedrec.experiment import Experiment, Method
+
+
+class Rule(NamedTuple):
+    """When a field acts, and the words that say what would make it act."""
+
+    acts: Callable[["Experiment"], bool]
+    needs: str
+
+
+def tied(e: "Experiment") -> bool:
+    """Return whether the clients exchange anything: parameters, or logits."""
+    return bool(e.share) or e.agreement.active
+
+
+def tasks(e: "Experiment") -> list[tuple[Task, ...]]:
+    """Return the tasks of every client that is named and of all others; a pooled client has them all."""
+    found = [tasks_of(e.task, client) for client in per_client(e.task)]
+    return [tuple({task.name: task for part in found for task in part}.values())] if e.pool else found
+
+
+def ranks(e: "Experiment") -> bool:
+    """Return whether some client ranks."""
+    return any(task.kind == "rank" for part in tasks(e) for task in part)
+
+
+def kinds(e: "Experiment") -> set[str]:
+    """Return the models that clients may have."""
+    models = per_client(e.model)
+    return {models.get("*", "mf")} if e.pool else {*models.values(), models.get("*", "mf")}
+
+
+def layered(e: "Experiment") -> bool:
+    """Return whether some model, or the student, has layers."""
+    return bool(kinds(e) & {"mlp", *BODIES}) or (e.agreement.active and e.agreement.student == "mlp")
+
+
+def folds(e: "Experiment") -> bool:
+    """Return whether new users have rows of a table that can be learnt."""
+    return e.split == "new-users" and kinds(e) != {"item"} and not e.sequence.active
+
+
+def batched(e: "Experiment") -> bool:
+    """Return whether anything is trained in batches: noisy steps for users draw users."""
+    return e.privacy.unit != "user" or e.drift.personal == "ditto" or (bool(e.fold_in) and folds(e))
+
+
+def promised(e: "Experiment") -> bool:
+    """Return whether a margin can promise anybody anything that no given limit does."""
+    return not any("=" not in part for part in e.budget.limits.split(";") if part)
+
+
+def chunked(e: "Experiment") -> bool:
+    """Return whether the probe may have more logits than a step, with the batch given or the usual one."""
+    usual = type(e.agreement)().batch
+    return e.agreement.active and e.agreement.items * e.volunteers > min(e.agreement.batch, usual)
+
+
+SHARED = Rule(tied, "something that is shared (add --share shared-body)")
+PARAMETERS = Rule(lambda e: bool(e.share), "shared parameters (add --share shared-body)")
+RANK = Rule(ranks, "a task that ranks (add --task rank)")
+TASKS = Rule(lambda e: any(len(part) > 1 for part in tasks(e)), "several tasks in a client (add --task rank,click)")
+AGREEMENT = Rule(lambda e: e.agreement.active, "agreement.items (add --method agreement --volunteers 60)")
+BUDGET = Rule(lambda e: e.budget.active, "a loss budget (add --budget.margin 0.02)")
+MARKET = Rule(lambda e: e.dataset == "synthetic", "the synthetic market (add --dataset synthetic)")
+CONTENT = Rule(lambda e: e.content.active, "content (add --content.kind hashed)")
+SEQUENCE = Rule(lambda e: e.sequence.active, "a sequence encoder (add --sequence.kind sasrec)")
+SASREC = Rule(lambda e: e.sequence.kind == "sasrec", "sequence.kind sasrec (add --sequence.kind sasrec)")
+LORA = Rule(lambda e: e.lora.active, "an adapter (add --lora.rank 8 --content.kind minilm)")
+PRIVATE = Rule(lambda e: e.privacy.active, "privacy.unit (add --privacy.unit user)")
+SECURE = Rule(lambda e: e.secure.active, "secure sums (add --secure.active)")
+MANY = Rule(lambda e: not e.pool, "more than the one pooled client (take another --method)")
+
+
+def coupled(*names: str) -> Rule:
+    """Return the rule of what acts with some kinds of coupling alone."""
+    return Rule(
+        lambda e: tied(e) and e.coupling.kind in names,
+        f"coupling.kind {' or '.join(names)} (add --coupling.kind {names[0]})",
+    )
+
+
+def robust(*names: str) -> Rule:
+    """Return the rule of what acts with some robust rules alone."""
+    return Rule(
+        lambda e: tied(e) and e.robust.kind in names,
+        f"robust.kind {' or '.join(names)} (add --robust.kind {names[0]})",
+    )
+
+
+def aggregated(name: str) -> Rule:
+    """Return the rule of what acts with one aggregator of pseudo-gradients alone."""
+    return Rule(
+        lambda e: bool(e.share) and e.descent.aggregator == name,
+        f"descent.aggregator {name} (add --descent.aggregator {name})",
+    )
+
+
+# Fields that act in every experiment, if only when a client fails (quorum).
+ANYWHERE = (
+    "method share phases pool clients dataset partition volunteers split task model dim init_std content.kind "
+    "content.vectors sequence.kind rounds local_epochs optimiser lr lrs l2 patience eval_every dropout quorum "
+    "newcomers agreement.items lora.rank privacy.unit secure.active seed engine device"
+)
+ALWAYS = frozenset(ANYWHERE.split())
+RULES: dict[str, Rule] = {
+    "coupling.kind": SHARED,
+    "coupling.rho": SHARED,
+    "coupling.duals": SHARED,
+    "coupling.balance": Rule(
+        lambda e: tied(e) and not e.coupling.plain,
+        "a coupling that remembers: duals, a set, or a kind other than mean (add --coupling.duals)",
+    ),
+    "coupling.strength": coupled("mean-regularised", "graph"),
+    "coupling.groups": coupled("clusters"),
+    "coupling.edges": coupled("graph"),
+    "coupling.mixing": coupled("mixture"),
+    "coupling.maps": coupled("linear"),
+    "coupling.width": Rule(
+        lambda e: tied(e) and e.coupling.kind == "linear" and e.coupling.maps in NAMED_MAPS,
+        "coupling.kind linear, and maps that are no file (add --coupling.kind linear)",
+    ),
+    "coupling.total": coupled("sum"),
+    "coupling.radius": SHARED,
+    "coupling.bound": SHARED,
+    "budget.margin": Rule(promised, "a client that budget.limits gives no limit (name the clients: films=0.4)"),
+    "budget.limits": SHARED,
+    "budget.step": BUDGET,
+    "descent.aggregator": PARAMETERS,
+    "descent.eps": aggregated("fedmgda"),
+    "descent.c": aggregated("cagrad"),
+    "descent.optimiser": PARAMETERS,
+    "descent.lr": PARAMETERS,
+    "drift.correction": PARAMETERS,
+    "drift.normalise": PARAMETERS,
+    "drift.personal": PARAMETERS,
+    "drift.weight": Rule(
+        lambda e: bool(e.share) and e.drift.personal in ("ditto", "apfl"),
+        "drift.personal ditto or apfl (add --drift.personal ditto)",
+    ),
+    "agreement.task": AGREEMENT,
+    "agreement.scale": AGREEMENT,
+    "agreement.batch": Rule(chunked, "a probe of more logits, agreement.items times volunteers"),
+    "agreement.student": AGREEMENT,
+    "agreement.epochs": AGREEMENT,
+    "robust.kind": SHARED,
+    "robust.beta": robust("trimmed-mean"),
+    "robust.f": robust("krum", "multi-krum"),
+    "robust.m": robust("multi-krum"),
+    "robust.norm": robust("clip"),
+    "data_dir": Rule(lambda e: e.dataset != "synthetic", "data of a file or a folder (add --dataset table)"),
+    "columns": Rule(lambda e: e.dataset == "table", "a table (add --dataset table)"),
+    "market.similarity": MARKET,
+    "market.conflicting": MARKET,
+    "market.users": MARKET,
+    "market.items": MARKET,
+    "market.impressions": MARKET,
+    "skew": Rule(lambda e: e.partition in ("auto", "users"), "silos of users (add --partition users)"),
+    "fractions": Rule(lambda e: e.split != "leave-one-out", "another split (add --split random)"),
+    "fold_in": Rule(folds, "new users who have a row of a table (add --split new-users)"),
+    "negatives": RANK,
+    "num_negatives": RANK,
+    "candidates": RANK,
+    "metrics": RANK,
+    "weighting.kind": TASKS,
+    "weighting.aggregator": Rule(
+        lambda e: TASKS.acts(e) and e.weighting.kind == "aggregator",
+        "weighting.kind aggregator (add --weighting.kind aggregator)",
+    ),
+    "hidden": Rule(layered, "a model with layers (add --model mlp)"),
+    "experts": Rule(
+        lambda e: bool(kinds(e) & {"mmoe", "ple", "task-embedding"}),
+        "model mmoe, ple or task-embedding (add --model mmoe)",
+    ),
+    "calibration": Rule(lambda e: "aitm" in kinds(e), "model aitm (add --model aitm --task click,buy)"),
+    "content.dim": Rule(lambda e: e.content.kind == "hashed", "content.kind hashed (add --content.kind hashed)"),
+    "content.dropout": CONTENT,
+    "sequence.history": SEQUENCE,
+    "sequence.blocks": SASREC,
+    "sequence.heads": SASREC,
+    "lora.form": LORA,
+    "lora.alpha": LORA,
+    "batch_size": Rule(batched, "steps on rows, for privacy.unit user draws users (take privacy.rate)"),
+    "weights": MANY,
+    "participation": MANY,
+    "deadline": Rule(
+        lambda e: e.engine != "batched", "an engine whose clients answer one by one (add --engine process)"
+    ),
+    "privacy.epsilon": PRIVATE,
+    "privacy.delta": PRIVATE,
+    "privacy.clip": PRIVATE,
+    "privacy.noise": PRIVATE,
+    "privacy.rate": PRIVATE,
+    "privacy.where": PRIVATE,
+    "privacy.ledger": PRIVATE,
+    "privacy.replay": PRIVATE,
+    "secure.threshold": SECURE,
+    "secure.bound": SECURE,
+    "secure.carriers": SECURE,
+    "workers": Rule(
+        lambda e: e.engine == "process" and not e.pool, "several clients in processes (add --engine process)"
+    ),
+    "stack": Rule(
+        lambda e: e.engine == "process" and not e.pool, "several clients in processes (add --engine process)"
+    ),
+}
+
+
+def value_of(e: Any, path: str) -> Any:
+    """Return the value of a field by its dotted path."""
+    return reduce(getattr, path.split("."), e)
+
+
+def acts(e: "Experiment", path: str) -> bool:
+    """Return whether a field, whatever its value, can act in an experiment."""
+    return path in ALWAYS or RULES[path].acts(e)
+
+
+def inert(e: "Experiment", method: "Method") -> Iterator[str]:
+    """Yield the paths of the fields that differ from their default, or from the method's value, and cannot act."""
+    defaults = type(e)()
+    for path, rule in RULES.items():
+        usual = method if path.partition(".")[0] in type(method).model_fields else defaults
+        # What the method sets may stay as it was, and be at the default: nobody has asked for anything.
+        if value_of(e, path) not in (value_of(usual, path), value_of(defaults, path)) and not rule.acts(e):
+            yield path
+
+
+def refuse(e: "Experiment", method: "Method") -> None:
+    """Raise UserError for the first value that cannot act; the values of its `method` count as defaults."""
+    for path in inert(e, method):
+        raise UserError(f"{path}: acts only with {RULES[path].needs}, found {shown(value_of(e, path))}")
+
+
+def acting(e: "Experiment", method: "Method") -> "Experiment":
+    """Return the experiment with what cannot act in it set back to its default: the same run, told by what acts.
+
+    For what is derived of another experiment, whose values it inherits.
+    """
+    while True:
+        paths = list(inert(e, method))
+        if not paths:
+            return e
+        for path in paths:
+            e = reset(e, path)
+
+
+def reset(e: "Experiment", path: str) -> "Experiment":
+    """Return the experiment with one field at its default."""
+    value, (top, _, inner) = value_of(type(e)(), path), path.partition(".")
+    if inner:
+        value = getattr(e, top).model_copy(update={inner: value})
+    return e.model_copy(update={top: value})
+
+
+def shown(value: object) -> str:
+    """Return a value as it is written on the command line."""
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
