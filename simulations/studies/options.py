@@ -14,6 +14,7 @@ WORDS = {
     "methods": "methods side by side, against training alone",
     "newcomer": "a platform that joins late",
     "privacy": "utility, attacks and audits against the budget",
+    "promise": "what a promise of privacy costs: batches, clipping, noise",
     "published": "PFedRec under its authors' protocol, and under ours",
     "ratings": "RMSE of ratings under user-level privacy",
     "scale": "seconds a round with more and more clients",

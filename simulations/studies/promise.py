@@ -28,7 +28,7 @@ from simulations.check import check
 from simulations.cli import parse
 from simulations.promises import stages, without_promise
 from simulations.studies.methods import facts
-from simulations.studies.options import parsed
+from simulations.studies.options import parsed, parser_of
 from simulations.studies.tasks import points
 
 USUAL = "--clients 4 --privacy.unit user --privacy.epsilon 4 --engine inline"
@@ -65,7 +65,7 @@ class Job(NamedTuple):
 
 def run(argv: Sequence[str]) -> None:
     """Measure what a promise costs with paired seeds, or choose what it sets; every option of a run may be given."""
-    parser = argparse.ArgumentParser(prog="python -m simulations.studies promise", allow_abbrev=False)
+    parser = parser_of("promise")
     parser.add_argument("--seeds", type=int, default=10, help="paired seeds, from 0 on; those of a choice from 100 on")
     parser.add_argument("--choose", action="store_true", help="choose what a promise sets, by validation")
     parser.add_argument("--grid", default=GRID, help="of a choice: FIELD=VALUE,... joined by ';', grids by '|'")
