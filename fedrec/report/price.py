@@ -62,7 +62,7 @@ def shown(run: Run, most: int) -> list[dict[str, Any]]:
 
 
 def write_price(run_dir: Path) -> None:
-    """Write `price.csv` into a run directory, see `price`, if the stages of a promise were trained beside the run."""
-    table = price(read_run(run_dir))
+    """Write `price.csv`, see `price`, into the folder of a run, finished or not, that has the stages beside it."""
+    table = price(read_run(run_dir, complete=False))
     if len(table):
         write_csv(run_dir / PRICE, table.to_dict("records"), COLUMNS)  # type: ignore[arg-type]
