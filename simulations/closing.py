@@ -10,12 +10,14 @@ from rich.table import Table
 from rich.text import Text
 
 from fedrec.report import comparison
-from fedrec.report.findings import warnings
+from fedrec.report.findings import corrected, stands, unpopular, warnings
 from fedrec.report.several import WORDS, balances, singly, spoken
+from fedrec.report.standing import standings
 from fedrec.report.tables import compare, read_run
+from fedrec.report.verdicts import UNCLEAR
 
 MANY = 20
-SHORT = {"no detectable difference": "unclear"}
+SHORT = {"no detectable difference": "unclear", UNCLEAR: "unclear (Holm)"}
 
 
 def table(run_dir: Path) -> Table:
@@ -74,6 +76,16 @@ def several(run_dir: Path) -> Table | None:
         cells = [number(row["together"]), number(row["single"]), gain, WORDS.get(row["verdict"], row["verdict"])]
         shown.add_row(Text(f"{row['client']} {row['task']}"), row["metric"], *cells)
     return shown
+
+
+def answers(run_dir: Path) -> list[str]:
+    """Return where the run stands among its baselines, the strongest by name, and what the verdicts stand for."""
+    run = read_run(run_dir)
+    table = compare(run)
+    primary, found = table[table["primary"]], standings(run)
+    lines = [f"{one.headline}." for one in found if one.headline]
+    lines += [stands(one, bool(run.record.get("privacy"))) for one in found]
+    return [line for line in (*lines, unpopular(primary), corrected(primary)) if line]
 
 
 def notes(run_dir: Path) -> list[str]:

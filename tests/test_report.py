@@ -32,7 +32,7 @@ def write_results(folder: Path, clients: Mapping[str, Mapping[tuple[str, str], A
     rows, seen = [], []
     for client, values in clients.items():
         for (task, metric), value in values.items():
-            mean = float(np.mean(value))
+            mean = float(np.sqrt(np.mean(np.square(value))) if metric == "rmse" else np.mean(value))
             for r in range(1, rounds + 1):
                 rows.append(
                     [r, client, "validation", task, metric, mean * (1 - 0.8 ** (r + 1)) if r < 9 else mean * 0.86]
