@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from fedrec.metrics import Paired, Values, paired, student
 from fedrec.seeds import generator
 
 RESAMPLES = 1000
-BLOCK = 4_000_000  # resampled users held in memory at a time
+BLOCK = 1_000_000  # resampled users held in memory at a time
 
 
 @dataclass(frozen=True)
@@ -77,9 +78,8 @@ def difference(metric: str, sides: Sequence[Side]) -> Paired:
     n, units = min(len(side.unit) for side in sides), len(np.unique(np.concatenate([side.unit for side in sides])))
     if n < 2:
         return Paired(ours - theirs, math.nan, math.nan, n)
-    drawn = resampled(metric, sides)
-    drawn = drawn[np.isfinite(drawn)]
-    error = float(drawn.std()) * math.sqrt(n / (n - 1))
+    gaps = resampled(metric, sides)
+    error = float(gaps[np.isfinite(gaps)].std()) * math.sqrt(n / (n - 1))
     return student(ours - theirs, error, units, max(1.0, min(side.effective for side in sides) - 1))
 
 
@@ -90,12 +90,17 @@ def resampled(metric: str, sides: Sequence[Side]) -> Values:
     for place, side in enumerate(sides):
         for column, values in enumerate((*side.pair, np.ones(len(side.unit)))):
             columns[side.unit, 3 * place + column] = side.weight * squared(metric, values)
-    rng, found = generator(0, "bootstrap", units), []
-    block = max(1, BLOCK // units)
+    block, found = max(1, BLOCK // units), []
     for start in range(0, RESAMPLES, block):
-        draws = min(block, RESAMPLES - start)
-        who = rng.integers(units, size=(draws, units)) + units * np.arange(draws)[:, None]
-        times = np.bincount(who.ravel(), minlength=draws * units).reshape(draws, units)
-        sums = (times @ columns).reshape(draws, len(sides), 3)
-        found.append((whole(metric, sums[..., 0], sums[..., 2]) - whole(metric, sums[..., 1], sums[..., 2])).sum(1))
+        sums = drawn_times(units, start, min(block, RESAMPLES - start)) @ columns
+        ours, theirs, weight = (sums[:, column::3] for column in range(3))
+        found.append((whole(metric, ours, weight) - whole(metric, theirs, weight)).sum(1))
     return np.concatenate(found)
+
+
+@lru_cache(maxsize=8)
+def drawn_times(units: int, start: int, draws: int) -> Values:
+    """Return how often each of the users is drawn [draws, units]; the same for all comparisons of so many users."""
+    who = generator(0, "bootstrap", units, start).integers(units, size=(draws, units))
+    flat = (who + units * np.arange(draws)[:, None]).ravel()
+    return np.bincount(flat, minlength=draws * units).reshape(draws, units).astype(np.float64)

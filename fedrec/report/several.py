@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
+from fedrec.metrics import NEGATIVES
 from fedrec.report.tables import CLIENTS, KEY, METRICS, USERS, Results, Run, as_one, differences
 from fedrec.report.verdicts import UNCLEAR, families, verdicts
 
@@ -69,8 +70,9 @@ def singly(run: Run, together: bool = False) -> pd.DataFrame:
     ]
     names = [*KEY, "together", "single", "difference", "low", "high", "users"]
     table = pd.DataFrame(rows, columns=names)
+    primary = {task: run.primary(str(task)) for task in table["task"].unique()}
     speaks = {
-        (client, task): _speaking(run.primary(str(task)), part)
+        (client, task): _speaking(primary[task], part)
         for (client, task), part in table.groupby(["client", "task"], sort=False)
     }
     marks = [speaks[c, t] == m for c, t, m in zip(table["client"], table["task"], table["metric"], strict=True)]
@@ -114,6 +116,7 @@ def _joined(singles: dict[str, Results]) -> Results:
 
 
 def _only(results: Results, keys: list[tuple[str, str, str]]) -> Results:
-    """Return the results of some (client, task, metric)."""
+    """Return the results of some (client, task, metric); of an AUC both sides."""
+    keys = keys + [(client, task, NEGATIVES) for client, task, metric in keys if metric == "auc"]
     kept = [t[pd.MultiIndex.from_frame(t[KEY]).isin(keys)] for t in (results.clients, results.users)]
     return Results(kept[0], kept[1])

@@ -173,6 +173,9 @@ def differences(federated: Results, baseline: Results) -> dict[tuple[str, str, s
     key = ["user", *KEY]
     both = [r.users[r.users["split"] == "test"].drop_duplicates(key) for r in (federated, baseline)]
     pairs = both[0][[*key, "value", "weight"]].merge(both[1][[*key, "value"]], on=key).dropna()
+    sizes: dict[Any, int] = pairs.groupby(KEY, sort=False).size().to_dict()
+    out |= {at: replace(out[at], n=1) for at, size in sizes.items() if size == 1 and at in out}
+    pairs = pairs[pairs.groupby(KEY, sort=False)["user"].transform("size") > 1]
     groups: dict[Any, pd.DataFrame] = dict(iter(pairs.groupby(KEY, sort=False)))
     for at, rows in groups.items():
         metric, second = at[2], groups.get((*at[:2], NEGATIVES))
