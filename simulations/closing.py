@@ -28,6 +28,8 @@ def table(run_dir: Path) -> Table:
     title = ", ".join(f"{task} {metric}" for task, metric in measures)
     protocol = "".join(rows["protocol"].unique())
     heading = f"Test {title} {protocol}".strip()
+    if read_run(run_dir).record.get("privacy") and rows["popularity"].notna().any():
+        heading += "; popular is not private"
     shown = Table(title=Text(heading), title_justify="left", box=box.SIMPLE_HEAD, padding=0, show_edge=False)
     for name in ("client", "together", "alone", "difference [95%]", "pooled", "popular", "verdict"):
         shown.add_column(name, no_wrap=name != "client", justify="left" if name in ("client", "verdict") else "right")

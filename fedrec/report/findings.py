@@ -163,7 +163,7 @@ def stands(standing: Standing, private: bool) -> str:
         text += f" {WORDS[popular].capitalize()} is better than together too: "
         text += f"{number(standing.baselines[popular], 4)} ({against(popular)})."
     if "pooled" in standing.baselines and not standing.ahead("pooled") and standing.gaps["pooled"].mean:
-        text += f" Pooled, {number(standing.baselines['pooled'], 4)}, is worse than together: it is worth what its "
+        text += f" Pooled, {number(standing.baselines['pooled'], 4)}, is no better than together: it is worth what its "
         text += "model is worth, and is no upper bound."
     if private and "popularity" in standing.baselines:
         text += " Popularity counts the rows of all clients as they are: it is not private."
