@@ -10,9 +10,9 @@ from rich.table import Table
 from rich.text import Text
 
 from fedrec.report import comparison
-from fedrec.report.findings import corrected, stands, unpopular, warnings
+from fedrec.report.findings import warnings
 from fedrec.report.several import WORDS, balances, singly, spoken
-from fedrec.report.standing import standings
+from fedrec.report.standing import corrected, standings, stands, unpopular
 from fedrec.report.tables import compare, read_run
 from fedrec.report.verdicts import UNCLEAR
 

@@ -107,7 +107,9 @@ def test_what_is_compared_is_what_both_runs_measured_of_clients_with_several_tas
     assert list(ours.index) == list(alone.index)
     expected = paired(ours.to_numpy(), alone.to_numpy())
     one = losses[(losses["client"] == "films") & (losses["task"] == "buy")].iloc[0]
-    assert (one["difference"], one["low"], one["high"], one["users"]) == pytest.approx(tuple(vars(expected).values())[:4])
+    assert (one["difference"], one["low"], one["high"], one["users"]) == pytest.approx(
+        tuple(vars(expected).values())[:4]
+    )
     assert list(table["speaks"]) == list(table["metric"] == "auc")
     assert table["low"].notna().all()
 

@@ -13,7 +13,6 @@ from fedrec.newcomers import arrivals
 from fedrec.privacy.rule import NOT_PRIVATE
 from fedrec.records import SINGLE
 from fedrec.report.several import balances, singly, spoken
-from fedrec.report.standing import WORDS, Standing, below_popularity
 from fedrec.report.tables import LEAKING, Run, counted
 from fedrec.report.verdicts import UNCLEAR
 
@@ -140,46 +139,6 @@ def answer(rows: pd.DataFrame) -> str:
     joined = ", ".join(parts[:-1]) + (", and " if len(parts) > 2 else " and " if len(parts) > 1 else "") + parts[-1]
     rest = f"; {counts['']:,} could not be compared" if "" in counts else ""
     return f"Of {plural(len(rows), 'client')}, working together {joined}{rest}."
-
-
-def stands(standing: Standing, private: bool) -> str:
-    """Return the strongest baseline with its number, and which others are not what they seem; "" without any.
-
-    `private`: whether the run made a promise, which popularity does not keep.
-    """
-    name = standing.strongest
-    if name is None:
-        return ""
-
-    def against(baseline: str) -> str:
-        gap = standing.gaps[baseline]
-        return change(gap.mean, gap.low, gap.high)
-
-    better = "higher" if higher_is_better(standing.metric) else "lower"
-    text = f"{standing.who}, {label(standing.metric)} ({better} is better): {number(standing.ours, 4)} together; the "
-    text += f"strongest baseline is {WORDS[name]}, {number(standing.baselines[name], 4)} ({against(name)} against it)."
-    popular = standing.popular
-    if popular and popular != name:
-        text += f" {WORDS[popular].capitalize()} is better than together too: "
-        text += f"{number(standing.baselines[popular], 4)} ({against(popular)})."
-    if "pooled" in standing.baselines and not standing.ahead("pooled") and standing.gaps["pooled"].mean:
-        text += f" Pooled, {number(standing.baselines['pooled'], 4)}, is no better than together: it is worth what its "
-        text += "model is worth, and is no upper bound."
-    if private and "popularity" in standing.baselines:
-        text += " Popularity counts the rows of all clients as they are: it is not private."
-    return text
-
-
-def unpopular(primary: pd.DataFrame) -> str:
-    """Return which clients were helped against training alone and are still below popularity; "" without any."""
-    helped = below_popularity(primary).get("helped", [])
-    return f"Helped against training alone, but still below popularity: {listing(helped)}." if helped else ""
-
-
-def corrected(primary: pd.DataFrame) -> str:
-    """Return what the verdicts are corrected for; "" without an interval."""
-    tests = int(primary["local_p"].notna().sum())
-    return f"Verdicts: 5% over all {tests} of them together (Holm); intervals: 95% each." if tests else ""
 
 
 def _losses(primary: pd.DataFrame) -> list[Caution]:

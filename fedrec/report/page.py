@@ -18,18 +18,15 @@ from fedrec.report.findings import (
     WORST,
     answer,
     change,
-    corrected,
     count,
     headline,
     label,
     number,
     plural,
-    stands,
-    unpopular,
     warnings,
 )
 from fedrec.report.several import WORDS, balances, singly, spoken
-from fedrec.report.standing import Standing, standings
+from fedrec.report.standing import Standing, corrected, standings, stands, unpopular
 from fedrec.report.tables import BASELINES, Run, compare, counted, read_run
 from fedrec.report.template import PAGE
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from fedrec.metrics import Paired, higher_is_better
+from fedrec.report.findings import change, label, listing, number
 from fedrec.report.tables import Run, as_one, compare, differences
 from fedrec.tasks import ATTRIBUTES
 
@@ -90,8 +91,43 @@ def _own(run: Run, single: bool) -> dict[tuple[str, str], tuple[float, Paired]]:
     return {key[1:]: (values[key], gap) for key, gap in differences(ours, own).items() if key in values}
 
 
-def below_popularity(primary: pd.DataFrame) -> dict[str, list[str]]:
-    """Return the clients whose federated value is worse than popularity, by their verdict against training alone."""
+def stands(standing: Standing, private: bool) -> str:
+    """Return the strongest baseline with its number, and which others are not what they seem; "" without any.
+
+    `private`: whether the run made a promise, which popularity does not keep.
+    """
+    name = standing.strongest
+    if name is None:
+        return ""
+
+    def against(baseline: str) -> str:
+        gap = standing.gaps[baseline]
+        return change(gap.mean, gap.low, gap.high)
+
+    better = "higher" if higher_is_better(standing.metric) else "lower"
+    text = f"{standing.who}, {label(standing.metric)} ({better} is better): {number(standing.ours, 4)} together; the "
+    text += f"strongest baseline is {WORDS[name]}, {number(standing.baselines[name], 4)} ({against(name)} against it)."
+    popular = standing.popular
+    if popular and popular != name:
+        text += f" {WORDS[popular].capitalize()} is better than together too: "
+        text += f"{number(standing.baselines[popular], 4)} ({against(popular)})."
+    if "pooled" in standing.baselines and not standing.ahead("pooled") and standing.gaps["pooled"].mean:
+        text += f" Pooled, {number(standing.baselines['pooled'], 4)}, is no better than together: it is worth what its "
+        text += "model is worth, and is no upper bound."
+    if private and "popularity" in standing.baselines:
+        text += " Popularity counts the rows of all clients as they are: it is not private."
+    return text
+
+
+def unpopular(primary: pd.DataFrame) -> str:
+    """Return which clients were helped against training alone and are still below popularity; "" without any."""
     sign = primary["metric"].map(lambda metric: 1 if higher_is_better(metric) else -1)
-    below = primary[sign * primary["federated"] < sign * primary["popularity"]]
-    return {str(v): list(dict.fromkeys(rows["client"])) for v, rows in below.groupby("verdict", sort=False)}
+    below = (primary["verdict"] == "helped") & (sign * primary["federated"] < sign * primary["popularity"])
+    helped = list(dict.fromkeys(primary.loc[below, "client"]))
+    return f"Helped against training alone, but still below popularity: {listing(helped)}." if helped else ""
+
+
+def corrected(primary: pd.DataFrame) -> str:
+    """Return what the verdicts are corrected for; "" without an interval."""
+    tests = int(primary["local_p"].notna().sum())
+    return f"Verdicts: 5% over all {tests} of them together (Holm); intervals: 95% each." if tests else ""
