@@ -163,7 +163,8 @@ def test_without_an_effect_hardly_anybody_is_called_helped_or_hurt(
 def no_effect(metric: str, rng: np.random.Generator) -> list[Side]:
     """Return the values of two models of equal worth for 40 users."""
     if metric == "ndcg@10":
-        return [side(*(rng.beta(0.3, 3, 40) * (rng.random(40) < 0.3) for _ in range(2)), np.ones(40))]
+        ours, theirs = (rng.beta(0.3, 3, 40) * (rng.random(40) < 0.3) for _ in range(2))
+        return [side(ours, theirs, np.ones(40))]
     rows = rng.integers(1, 12, 40)
     user = np.repeat(np.arange(40), rows)
     if metric == "auc":
@@ -172,4 +173,5 @@ def no_effect(metric: str, rng: np.random.Generator) -> list[Side]:
         return by_user(user, label, [lean + rng.normal(0, 1, len(user)) for _ in range(2)])
     level = rng.gamma(2, 0.3, 40)
     values = [np.bincount(user, rng.gamma(1, level[user])) / rows for _ in range(2)]
-    return [side(*((np.sqrt(v) if metric == "rmse" else v) for v in values), rows)]
+    ours, theirs = ((np.sqrt(v) if metric == "rmse" else v) for v in values)
+    return [side(ours, theirs, rows)]

@@ -6,6 +6,7 @@ import re
 from html import unescape
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -95,7 +96,7 @@ def test_every_difference_is_that_of_the_numbers_beside_it(ran: Path) -> None:
 
 
 def test_the_values_by_user_make_up_the_values_of_clients_csv(ran: Path) -> None:
-    whole = comparison(ran).set_index(["client", "task", "metric"])["federated"]
+    whole: Any = comparison(ran).set_index(["client", "task", "metric"])["federated"]
     users = pd.concat(pd.read_csv(path) for path in (ran / "users").glob("*.csv"))
     for (client, task, metric), rows in users.groupby(["client", "task", "metric"]):
         v, w = rows["value"].to_numpy(), rows["weight"].to_numpy()
