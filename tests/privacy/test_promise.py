@@ -155,7 +155,7 @@ def test_the_study_parts_the_cost_over_seeds_and_chooses_by_validation(
 
 @pytest.mark.parametrize("market", [("--market.users", "80", "--market.items", "120", "--rounds", "10"), ()])
 @pytest.mark.soak
-def test_without_clip_and_noise_the_private_path_is_as_good_as_the_plain_one(
+def test_without_clip_and_noise_the_private_path_is_no_worse_than_the_plain_one(
     market: tuple[str, ...], tries: Callable[[int, int], int]
 ) -> None:
     """The mean over paired seeds. With one step for each pass, at the rate 1, it is .87 in the small market."""
