@@ -36,7 +36,8 @@ from simulations.run import main, stopping
 
 ROOT = Path(__file__).parents[1]
 MARKET = ["--market.users", "20", "--market.items", "60", "--market.impressions", "10"]
-SMALL = [*MARKET, *["--engine", "inline", "--clients", "3", "--rounds", "2", "--dim", "4"]]
+SIZE = ["--engine", "inline", "--clients", "3", "--rounds", "2", "--dim", "4"]
+SMALL = [*MARKET, *SIZE]
 COLUMNS = "user=user,item=item,platform=shop"
 
 
@@ -131,7 +132,7 @@ WRONG = {
 @pytest.mark.parametrize("name", WRONG)
 def test_a_wrong_experiment_is_refused_in_one_line_and_leaves_nothing(name: str, run: Run, tmp_path: Path) -> None:
     argv, message = WRONG[name]
-    small = SMALL[len(MARKET) :] if argv.startswith("--dataset") else SMALL  # what acts on the synthetic market alone
+    small = [*(() if "--dataset" in argv else MARKET), *SIZE]
     found = only_line(run(*small, *argv.split(), "--out", str(tmp_path / "deep" / "out")))
     assert re.fullmatch(message, found), found
     assert list(tmp_path.iterdir()) == []
