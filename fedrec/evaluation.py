@@ -1,7 +1,7 @@
 """Evaluation of one client: full ranking or sampled candidates, and the pointwise metrics of its other tasks."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -10,7 +10,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedrec.data.types import Bools, ClientData, Floats, Interactions, Ints
-from fedrec.metrics import Values, auc, average_precision, log_loss, macro_auc, ranking_metrics, ranks, rmse
+from fedrec.metrics import (
+    NEGATIVES,
+    Values,
+    auc,
+    average_precision,
+    log_loss,
+    macro_auc,
+    placements,
+    ranking_metrics,
+    ranks,
+    rmse,
+)
 from fedrec.parameters import Params
 from fedrec.scorers import Scorer
 from fedrec.seeds import generator
@@ -25,7 +36,9 @@ CHUNK = 512  # users scored at a time, to bound memory
 class PerUser:
     """The values [n] of one metric for the users [n] (global ids) that have held-out data.
 
-    Of a task about items, `items` is set, and `users` are the held-out items.
+    The client's metric is their mean by `weights` [n], of rmse the root of the mean of their squares: one for each user
+    in ranking, else the user's number of rows. An AUC is the mean of `auc`, the placements of each user's positives,
+    and of `NEGATIVES`, see `placements`. Of a task about items, `items` is set, and `users` are the held-out items.
     """
 
     client: str
@@ -34,6 +47,7 @@ class PerUser:
     users: Ints
     values: Values
     items: bool = False
+    weights: Ints | None = None  # None: 1 each
 
 
 @dataclass(frozen=True)
@@ -59,8 +73,8 @@ def evaluate(
     rank: the held-out positives are ranked among the catalogue without the user's other known positives (training; for
     the test also validation; of a new user the support), or among `candidates` items drawn from those that the user has
     never met; where items are new (`ClientData.new`), both among those that are new at this split. rating: rmse.
-    binary: auc and logloss over all rows; behaviour: accuracy and logloss. Per-user values are the ranking metrics and
-    each user's rmse, accuracy and logloss. Tasks about items: `about_items` over the items of the split that the client
+    binary: auc and logloss over all rows; behaviour: accuracy and logloss, over all rows too. Per-user values are what
+    these are the means of, see `PerUser`. Tasks about items: `about_items` over the items of the split that the client
     carries.
     """
 
@@ -91,38 +105,59 @@ def assemble(
         if task.attribute:
             about = data.attributes
             item = np.flatnonzero((about.validation if split == "validation" else about.test) & about.known(task.name))
-            whole, each = about_items(
+            whole, values = about_items(
                 task, scorer.attribute(task.name, item), about.values[task.name][item], about.deviation
             )
             found.update({(data.name, task.name, name): value for name, value in whole.items()})
             per_user += [
-                PerUser(data.name, task.name, name, data.items[item], value, items=True) for name, value in each.items()
+                PerUser(data.name, task.name, name, data.items[item], value, items=True)
+                for name, value in values.items()
             ]
             continue
         rows = held.take(task.rows(held))
         score, target = scorer.score(task.name, rows.user, rows.item), task.target(rows)
         whole, each = pointwise(task, score, target, rows.user)
         found.update({(data.name, task.name, name): value for name, value in whole.items()})
-        users = np.unique(rows.user)
-        per_user += [PerUser(data.name, task.name, name, data.users[users], value) for name, value in each.items()]
+        per_user += [
+            PerUser(data.name, task.name, name, data.users[part.users], part.values, weights=part.rows)
+            for name, part in each.items()
+        ]
     return Evaluation(found, tuple(per_user))
 
 
-def pointwise(task: Task, score: Floats, target: Floats, user: Ints) -> tuple[dict[str, float], dict[str, Values]]:
-    """Return a task's metrics over all rows, and per user in the order of ascending users."""
-    _, index = np.unique(user, return_inverse=True)
-    count = np.bincount(index)
+@dataclass(frozen=True)
+class ByUser:
+    """Means over each user's rows: local users [n], ascending, their means [n], and their numbers of rows [n]."""
+
+    users: Ints
+    values: Values
+    rows: Ints
+
+    @staticmethod
+    def of(user: Ints, value: Values) -> "ByUser":
+        """Take the means of the `value` [rows] of rows of `user` [rows]."""
+        users, index, rows = np.unique(user, return_inverse=True, return_counts=True)
+        return ByUser(users, np.bincount(index, value) / rows, rows)
+
+
+def pointwise(task: Task, score: Floats, target: Floats, user: Ints) -> tuple[dict[str, float], dict[str, ByUser]]:
+    """Return a task's metrics over all rows, and what each user adds to them, see `PerUser`."""
     if task.kind == "rating":
-        squares = np.square(score.astype(np.float64) - target)
-        return {"rmse": rmse(score, target)}, {"rmse": np.sqrt(np.bincount(index, squares) / count)}
+        squares = ByUser.of(user, np.square(score.astype(np.float64) - target))
+        return {"rmse": rmse(score, target)}, {"rmse": replace(squares, values=np.sqrt(squares.values))}
     if task.classes:
         right, nats = of_classes(score, target)
         found = {"accuracy": right, "logloss": nats}
-        return means(found), {name: np.bincount(index, value) / count for name, value in found.items()}
+        return means(found), {name: ByUser.of(user, value) for name, value in found.items()}
     label = target > 0.5
     nats = np.logaddexp(0, np.where(label, -score, score).astype(np.float64))
-    whole = {"auc": auc(score, label), "logloss": log_loss(score, label)}
-    return whole, {"logloss": np.bincount(index, nats) / count}
+    whole, place = {"auc": auc(score, label), "logloss": log_loss(score, label)}, placements(score, label)
+    kept = ~np.isnan(place)
+    sides = {"auc": label & kept, NEGATIVES: ~label & kept}
+    return whole, {
+        **{name: ByUser.of(user[side], place[side]) for name, side in sides.items()},
+        "logloss": ByUser.of(user, nats),
+    }
 
 
 def about_items(
@@ -144,7 +179,7 @@ def about_items(
         whole, each = {}, {"accuracy": right, "logloss": nats}
     else:
         error = deviation * np.abs(s - y)[:, 0]
-        whole, each = {"rmse": rmse(error, np.zeros_like(error))}, {"mae": error}
+        return {"rmse": rmse(error, np.zeros_like(error)), **means({"mae": error})}, {"rmse": error, "mae": error}
     return {**whole, **means(each)}, each
 
 

@@ -27,6 +27,7 @@ CUT = ("hr", "ndcg", "recall")  # written with their cut-off: hr@10
 RANKING = (*CUT, "mrr")
 POINTWISE = ("auc", "ap", "accuracy", "logloss", "mae", "rmse")
 LOWER_IS_BETTER = ("logloss", "mae", "rmse", "loss")
+NEGATIVES = "auc-negatives"  # beside `auc` among the values by user: the placements of a user's negatives
 
 
 def parse_metric(name: str) -> tuple[str, int | None]:
@@ -138,6 +139,23 @@ def auc(score: NDArray[np.floating], label: NDArray[np.bool_]) -> float:
     return float(above / (positives * negatives))
 
 
+def placements(score: NDArray[np.floating], label: NDArray[np.bool_]) -> Values:
+    """Return of each row [n] the share of the other class that it stands on the right side of, ties counted half.
+
+    Its mean over the positives is `auc`, and so is its mean over the negatives (Hanley and Hajian-Tilaki 1997). NaN
+    with one class only, or with a NaN score.
+    """
+    score, label = np.asarray(score, np.float64), np.asarray(label, np.bool_)
+    positives = int(label.sum())
+    if not 0 < positives < len(label) or np.isnan(score).any():
+        return np.full(len(label), math.nan)
+    _, group = np.unique(score, return_inverse=True)
+    ups, downs = (np.bincount(group[mask], minlength=group.max() + 1) for mask in (label, ~label))
+    below = (np.cumsum(downs) - downs / 2) / (len(label) - positives)
+    above = (positives - np.cumsum(ups) + ups / 2) / positives
+    return np.where(label, below[group], above[group])
+
+
 def macro_auc(score: NDArray[np.floating], label: NDArray[np.bool_]) -> float:
     """Return the mean of `auc` over the columns [n, C] that have both classes; NaN without one."""
     found = [auc(score[:, c], label[:, c]) for c in range(label.shape[1]) if 0 < label[:, c].sum() < len(label)]
@@ -174,12 +192,16 @@ def rmse(prediction: NDArray[np.floating], target: NDArray[np.floating]) -> floa
 
 @dataclass(frozen=True)
 class Paired:
-    """The mean of n paired differences and its two-sided Student-t confidence interval."""
+    """A difference of n pairs, its two-sided Student-t confidence interval, and the p-value of no difference.
+
+    `p` is below 0.05 where a 95% interval excludes 0, and nowhere else, but for differences that are all alike.
+    """
 
     mean: float
     low: float
     high: float
     n: int
+    p: float = math.nan
 
 
 def paired(a: Values, b: Values, confidence: float = 0.95) -> Paired:
@@ -197,13 +219,37 @@ def paired(a: Values, b: Values, confidence: float = 0.95) -> Paired:
     n = len(difference)
     if n < 2:
         return Paired(float(difference[0]) if n else math.nan, math.nan, math.nan, n)
-    mean = float(difference.mean())
-    margin = t_quantile((1 + confidence) / 2, n - 1) * float(difference.std(ddof=1)) / math.sqrt(n)
-    return Paired(mean, mean - margin, mean + margin, n)
+    mean, error = float(difference.mean()), float(difference.std(ddof=1)) / math.sqrt(n)
+    return student(mean, error, n, n - 1, confidence)
+
+
+def student(mean: float, error: float, n: int, df: float, confidence: float = 0.95) -> Paired:
+    """Return a difference of n pairs with its interval and p-value, given its standard error with `df` degrees.
+
+    Where all pairs differ alike there is no spread to judge by; p is then that of the sign test, 2^(1 - n).
+    """
+    from scipy.special import stdtr  # it loads slowly, and training does without
+
+    if error <= 1e-12 * abs(mean):
+        return Paired(mean, mean, mean, n, 2.0 ** (1 - n) if mean else 1.0)
+    margin = t_quantile((1 + confidence) / 2, df) * error
+    return Paired(mean, mean - margin, mean + margin, n, 2 * float(stdtr(df, -abs(mean) / error)))
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """Return the p-values of one family corrected for their number (Holm 1979); a NaN stays and does not count.
+
+    The chance that any true null hypothesis has a corrected value below a level is at most that level.
+    """
+    values = np.asarray(p, np.float64)
+    order = np.argsort(values, kind="stable")[: int((~np.isnan(values)).sum())]
+    found = np.full(len(values), math.nan)
+    found[order] = np.minimum(np.maximum.accumulate(values[order] * np.arange(len(order), 0, -1)), 1)
+    return [float(one) for one in found]
 
 
 @cache
-def t_quantile(p: float, df: int) -> float:
+def t_quantile(p: float, df: float) -> float:
     """Return the quantile of Student's t distribution at 1/2 <= p < 1 with `df` degrees of freedom.
 
     With t = sqrt(df) tan(phi), P(0 < T < t) = c sqrt(df) int_0^phi cos^{df-1}, c = Gamma((df+1)/2) / (sqrt(df pi)

@@ -25,6 +25,7 @@ from fedrec.parameters import Params
 
 Row = dict[str, str | int | float]
 SINGLE = "single-task"  # folder, among the baselines, of a run for each task of clients that have several
+OWN = "own"  # folder of popularity among each client's own rows, in that of popularity among all clients'
 NOT_SINGLE = "single-task.txt"  # beside it: why there is none
 # Folders, among the baselines, of the runs between one without a promise and that with it, and their table.
 PLAIN, UNCLIPPED, CLIPPED = "plain", "unclipped", "clipped"
@@ -171,7 +172,7 @@ def gather_measured(home: Path) -> list[Row]:
 
 
 def write_users(home: Path, per_user: Sequence[PerUser], together: str = "") -> None:
-    """Write `users/<client>.csv`: the test metrics of every user, for paired differences.
+    """Write `users/<client>.csv`: the test metrics of every user with their weights, for paired differences.
 
     Those of tasks about items go to `items/<client>.csv`, by item. Of many clients `together` names the one file that
     has all of them.
@@ -188,6 +189,9 @@ def write_users(home: Path, per_user: Sequence[PerUser], together: str = "") -> 
             "task": np.repeat([p.task for p in parts], sizes),
             "metric": np.repeat([p.metric for p in parts], sizes),
             "value": np.concatenate([p.values for p in parts]),
+            "weight": np.concatenate(
+                [np.ones(len(p.users), np.int64) if p.weights is None else p.weights for p in parts]
+            ),
         }
         write_private(home / f"{unit}s" / f"{name}.csv", pd.DataFrame(columns).to_csv(index=False))
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fedrec.data.types import Attributes, Floats, Interactions, Ints
+from fedrec.metrics import Values
 from fedrec.models import Recommender
 from fedrec.parameters import Params
 from fedrec.tasks import NOTHING, Task
@@ -69,11 +70,40 @@ class ModelScorer:
 
 
 @dataclass(frozen=True)
+class Tally:
+    """What training rows say of every item, by task: their number [items], and the sum of their targets [items, C]."""
+
+    count: dict[str, Values]
+    total: dict[str, Values]
+
+    @staticmethod
+    def of(tasks: Sequence[Task], parts: Sequence[tuple[Interactions, Ints]], items: int) -> "Tally":
+        """Add up the rows of `parts`, each with the places [n] of its rows' items among `items`."""
+        found = Tally({}, {})
+        for task in tasks:
+            if task.attribute:
+                continue
+            count, total = np.zeros(items), np.zeros((items, task.classes or 1))
+            for rows, item in parts:
+                mask = task.rows(rows)
+                place, target = item[mask], task.target(rows)[mask].astype(np.float64).reshape(-1, task.classes or 1)
+                count += np.bincount(place, minlength=items)
+                total += np.stack([np.bincount(place, column, items) for column in target.T], 1)
+            found.count[task.name], found.total[task.name] = count, total
+        return found
+
+    def take(self, items: Ints) -> "Tally":
+        """Return what is said of some items."""
+        count, total = ({name: value[items] for name, value in one.items()} for one in (self.count, self.total))
+        return Tally(count, total)
+
+
+@dataclass(frozen=True)
 class PopularityScorer:
     """The non-personal baseline: an item's count of positives, its mean rating, or the logit of its label's rate.
 
-    Means are shrunk to the client's own mean by `prior` rows, so that an unseen item gets that mean. Of an attribute it
-    says of every item what is usual among the training items (`Task.usual`).
+    Means are shrunk to the mean over all items by `prior` rows, so that an unseen item gets that mean. Of an attribute
+    it says of every item what is usual among the training items (`Task.usual`).
     """
 
     tables: dict[str, Floats]  # task -> [items], [items, C] with several classes, or [C] of an attribute
@@ -83,28 +113,29 @@ class PopularityScorer:
         tasks: Sequence[Task], train: Interactions, items: int, prior: float = 5.0, about: Attributes = NOTHING
     ) -> "PopularityScorer":
         """Count over the training data of one client with `items` items, of which `about` is known."""
+        return PopularityScorer.of(tasks, Tally.of(tasks, [(train, train.item)], items), prior, about)
+
+    @staticmethod
+    def of(tasks: Sequence[Task], tally: Tally, prior: float = 5.0, about: Attributes = NOTHING) -> "PopularityScorer":
+        """Return what follows from counts over training data."""
         tables: dict[str, Floats] = {}
         for task in tasks:
             if task.attribute:
                 tables[task.name] = task.usual(about)
                 continue
-            mask = task.rows(train)
-            target, item = task.target(train)[mask].astype(np.float64), train.item[mask]
-            count = np.bincount(item, minlength=items).astype(np.float64)
-            if task.classes:
-                seen = np.stack([np.bincount(item, column, items) for column in target.T], 1)
-                shares = (seen + prior * target.mean(0)) / (count + prior)[:, None] if len(target) else seen
-                tables[task.name] = np.log(np.maximum(shares, 1e-4)).astype(np.float32)
-                continue
+            count, total = tally.count[task.name], tally.total[task.name]
             if task.kind == "rank":
                 tables[task.name] = count.astype(np.float32)
                 continue
-            mean = target.mean() if len(target) else 0.0
-            value = (np.bincount(item, target, items) + prior * mean) / (count + prior)
+            usual = total.sum(0) / max(count.sum(), 1)
+            value = (total + prior * usual) / (count + prior)[:, None]
+            if task.classes:
+                tables[task.name] = np.log(np.maximum(value, 1e-4)).astype(np.float32)
+                continue
             if task.kind == "binary":
                 clipped = np.clip(value, 1e-4, 1 - 1e-4)
                 value = np.log(clipped / (1 - clipped))
-            tables[task.name] = value.astype(np.float32)
+            tables[task.name] = value[:, 0].astype(np.float32)
         return PopularityScorer(tables)
 
     def score_all(self, task: str, user: Ints) -> Tensor:

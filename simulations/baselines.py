@@ -4,16 +4,20 @@ Every client alone, one model on everyone's data, popularity; where a client has
 its own; and under a promise of privacy the runs that part its cost.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from fedrec.acting import acting
+from fedrec.channel import public
+from fedrec.data import ClientData
 from fedrec.errors import UserError
 from fedrec.evaluation import PerUser, evaluate
 from fedrec.experiment import Experiment, build
 from fedrec.holdings import clients_data, tasks_for
-from fedrec.records import SINGLE, Record, Row, write_csv, write_users
-from fedrec.scorers import PopularityScorer
+from fedrec.records import OWN, SINGLE, Record, Row, write_csv, write_users
+from fedrec.scorers import PopularityScorer, Tally
 from fedrec.tasks import parse_task, per_client
 from simulations.apps import apps_for
 from simulations.check import check
@@ -89,13 +93,42 @@ def run_baseline(
 
 
 def run_popularity(experiment: Experiment, home: Path) -> None:
-    """Write how the non-personal baseline of every client's own training data does on its test data."""
+    """Write how the non-personal baseline does on every client's test data: popularity among all clients.
+
+    It counts the training rows of all clients, over the items of the client's own catalogue. The simulation does so for
+    the report alone: nothing of it is sent to anybody, and it is not private. `OWN` beside it has the popularity among
+    the client's own rows, which is the stronger one where tastes differ.
+    """
     home.mkdir(parents=True)
+    parts = clients_data(baseline(experiment, "local"))
+    tasks = {task.name: task for part in parts for task in tasks_for(experiment, part)}
+    items = 1 + max(int(part.items.max(initial=-1)) for part in parts)
+    rows = [(part.train, part.items[part.train.item]) for part in parts]
+    if experiment.volunteers:  # their rows stand in those of every client, and count once
+        volunteers = public(experiment)
+        others = [~np.isin(part.users[part.train.user], volunteers.users) for part in parts]
+        rows = [(train.take(kept), item[kept]) for (train, item), kept in zip(rows, others, strict=True)]
+        rows.append((volunteers.train, volunteers.items[volunteers.train.item]))
+        items = max(items, 1 + int(volunteers.items.max(initial=-1)))
+    every = Tally.of(list(tasks.values()), rows, items)
+    measure_popularity(experiment, parts, home, lambda part: every.take(part.items))
+    if len(parts) > 1:
+        own = list(tasks.values())
+        measure_popularity(
+            experiment, parts, home / OWN, lambda part: Tally.of(own, [(part.train, part.train.item)], len(part.items))
+        )
+
+
+def measure_popularity(
+    experiment: Experiment, parts: Sequence[ClientData], home: Path, tally: Callable[[ClientData], Tally]
+) -> None:
+    """Write how what the `tally` of each client says of its items does on its test data."""
+    home.mkdir(exist_ok=True)
     record, every = Record(), list[PerUser]()
-    for data in clients_data(baseline(experiment, "local")):
+    for data in parts:
         tasks = experiment.tasks(data.name)
         found = evaluate(
-            PopularityScorer.fit(tasks, data.train, len(data.items), about=data.attributes),
+            PopularityScorer.of(tasks, tally(data), about=data.attributes),
             data,
             tasks,
             "test",

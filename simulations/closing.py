@@ -14,10 +14,12 @@ from fedrec.metrics import Values, paired
 from fedrec.report import comparison
 from fedrec.report.findings import warnings
 from fedrec.report.several import WORDS, balances, singly, spoken
+from fedrec.report.standing import corrected, standings, stands, unpopular
 from fedrec.report.tables import compare, read_run
+from fedrec.report.verdicts import UNCLEAR
 
 MANY = 20
-SHORT = {"no detectable difference": "unclear"}
+SHORT = {"no detectable difference": "unclear", UNCLEAR: "unclear (Holm)"}
 MEANS = "Intervals: a client's over its users or items, a mean's over the clients."
 ONE = "Intervals: over a client's users or items; the mean of one client has none."
 
@@ -34,6 +36,8 @@ def table(run_dir: Path) -> Table:
     title = ", ".join(f"{task} {metric}" for task, metric in measures)
     protocol = "".join(rows["protocol"].unique())
     heading = f"Test {title} {protocol}".strip()
+    if read_run(run_dir).record.get("privacy") and rows["popularity"].notna().any():
+        heading += "; popular is not private"
     shown = Table(title=Text(heading), title_justify="left", box=box.SIMPLE_HEAD, padding=0, show_edge=False)
     for name in ("client", "together", "alone", "difference [95%]", "pooled", "popular", "verdict"):
         shown.add_column(name, no_wrap=name != "client", justify="left" if name in ("client", "verdict") else "right")
@@ -84,6 +88,16 @@ def several(run_dir: Path) -> Table | None:
         cells = [number(row["together"]), number(row["single"]), gain, WORDS.get(row["verdict"], row["verdict"])]
         shown.add_row(Text(f"{row['client']} {row['task']}"), row["metric"], *cells)
     return shown
+
+
+def answers(run_dir: Path) -> list[str]:
+    """Return where the run stands among its baselines, the strongest by name, and what the verdicts stand for."""
+    run = read_run(run_dir)
+    table = compare(run)
+    primary, found = table[table["primary"]], standings(run)
+    lines = [f"{one.headline}." for one in found if one.headline]
+    lines += [stands(one, bool(run.record.get("privacy"))) for one in found]
+    return [line for line in (*lines, unpopular(primary), corrected(primary)) if line]
 
 
 def notes(run_dir: Path) -> list[str]:

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy as np
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -22,13 +23,14 @@ from clients.recommend import experiment_of, params_of
 from fedrec.acting import RULES, acting, inert
 from fedrec.compatible import several
 from fedrec.data import ClientData
+from fedrec.differences import Side, difference
 from fedrec.distillation import KINDS, Distillation, learn
 from fedrec.errors import UserError, choose, one_line
 from fedrec.evaluation import Evaluation, PerUser, Split
 from fedrec.experiment import Experiment, build
 from fedrec.folders import writing
 from fedrec.holdings import clients_data, tasks_for
-from fedrec.metrics import Paired, paired
+from fedrec.metrics import NEGATIVES, Paired
 from fedrec.parameters import Params
 from fedrec.records import Row, slug, versions, write_csv, write_json, write_tensors
 from fedrec.scorers import ModelScorer
@@ -149,20 +151,32 @@ def metric_rows(models: Sequence[Model]) -> Iterator[Row]:
         row: Row = dict(zip(("client", "task", "metric"), key, strict=True))
         row |= {"teacher": teacher.test.metrics[key], "student": value, "alone": alone.test.metrics[key]}
         for name, other in zip(OTHERS, (teacher, alone), strict=True):
-            gap = gap_of(users_of(student, key), users_of(other, key))
+            gap = gap_of(student, other, key)
             ends = {f"minus_{name}_low": gap.low, f"minus_{name}_high": gap.high}
             row |= {"users": gap.n, f"minus_{name}": gap.mean, **ends}
         yield row
 
 
-def users_of(model: Model, key: tuple[str, str, str]) -> PerUser | None:
-    """Return the values by user of a metric, if it has any."""
-    return next((one for one in model.test.per_user if (one.client, one.task, one.metric) == key), None)
+def gap_of(ours: Model, theirs: Model, key: tuple[str, str, str]) -> Paired:
+    """Return the difference of two models' test values, with an interval over users where there are values by user."""
+    parts = [sides_of(model, key) for model in (ours, theirs)]
+    if not parts[0] or len(parts[0]) != len(parts[1]):
+        return Paired(ours.test.metrics[key] - theirs.test.metrics[key], math.nan, math.nan, 0)
+    places = np.split(
+        np.unique(np.concatenate([p.users for p in parts[0]]), return_inverse=True)[1], [len(parts[0][0].users)]
+    )
+    sides = [
+        Side(place, a.values, b.values, np.ones(len(place)) if a.weights is None else a.weights.astype(np.float64))
+        for place, a, b in zip(places, *parts, strict=False)
+    ]
+    return difference(key[2], sides)
 
 
-def gap_of(ours: PerUser | None, theirs: PerUser | None) -> Paired:
-    """Return the paired difference of a metric over its users."""
-    return paired(ours.values, theirs.values) if ours and theirs else Paired(math.nan, math.nan, math.nan, 0)
+def sides_of(model: Model, key: tuple[str, str, str]) -> list[PerUser]:
+    """Return the values by user that a metric is made of, see `PerUser`; both sides of an AUC, or none."""
+    wanted = [key, *([(*key[:2], NEGATIVES)] if key[2] == "auc" else [])]
+    by = {(one.client, one.task, one.metric): one for one in model.test.per_user}
+    return [by[one] for one in wanted] if all(one in by for one in wanted) else []
 
 
 def write(home: Path, s: Experiment, about: Mapping[str, Any], found: Mapping[str, Sequence[Model]]) -> None:

@@ -239,10 +239,12 @@ def stopping() -> Iterator[Callable[[], bool]]:
 
 def close(out: Path, console: Console, quiet: bool) -> None:
     """Show the closing tables, what the reader must know beside it, and where the report is."""
-    from simulations.closing import notes, several, table
+    from simulations.closing import answers, notes, several, table
 
     if not quiet:
         console.print(table(out))
+        for answer in answers(out):
+            console.print(answer, highlight=False, markup=False)
         if (tasks := several(out)) is not None:
             console.print(tasks)
         for note in notes(out):

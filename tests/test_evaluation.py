@@ -14,6 +14,7 @@ from fedrec import evaluation
 from fedrec.data import ClientData, Interactions, federation, pool, synthetic
 from fedrec.data.types import Floats, Ints
 from fedrec.evaluation import Evaluation, Split, evaluate, mask_of, members, rank_users, sample_candidates
+from fedrec.metrics import NEGATIVES
 from fedrec.models import Recommender
 from fedrec.scorers import ModelScorer, PopularityScorer
 from fedrec.seeds import generator
@@ -191,6 +192,7 @@ def test_rating_by_hand() -> None:
     (each,) = found.per_user
     assert (each.task, each.metric, each.users.tolist()) == ("rating", "rmse", [0, 2])
     assert each.values.tolist() == pytest.approx([math.sqrt(20 / 2), 1])
+    assert each.weights is not None and each.weights.tolist() == [2, 1]
 
 
 def test_a_label_by_hand() -> None:
@@ -199,9 +201,14 @@ def test_a_label_by_hand() -> None:
     loss = [math.log1p(math.exp(z)) for z in (-1.0, 1.0, -2.0, 0.0)]
     assert found.metrics["films", "click", "auc"] == pytest.approx(0.5)
     assert found.metrics["films", "click", "logloss"] == pytest.approx(sum(loss) / 4)
-    (each,) = found.per_user
-    assert each.metric == "logloss" and each.users.tolist() == [0, 2]
-    assert each.values.tolist() == pytest.approx([(loss[0] + loss[1]) / 2, (loss[2] + loss[3]) / 2])
+    each = {part.metric: part for part in found.per_user}
+    assert each["logloss"].users.tolist() == [0, 2]
+    assert each["logloss"].values.tolist() == pytest.approx([(loss[0] + loss[1]) / 2, (loss[2] + loss[3]) / 2])
+    # The only negative, of user 0, stands below the positive of logit 2, beside that of 1, above that of 0.
+    assert each["auc"].users.tolist() == [0, 2] and each["auc"].weights is not None
+    assert each["auc"].weights.tolist() == [1, 2]
+    assert each["auc"].values.tolist() == [1 / 2, (1 + 0) / 2]
+    assert (each[NEGATIVES].users.tolist(), each[NEGATIVES].values.tolist()) == ([0], [1 / 2])
 
 
 def test_labels_of_one_class_have_no_auc_but_a_loss() -> None:

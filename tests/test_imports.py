@@ -18,6 +18,7 @@ LAYERS = {
     "fedrec.newcomers": 1,
     "fedrec.metrics": 1,
     "fedrec.proportion": 1,
+    "fedrec.differences": 2,
     "fedrec.sharing": 2,
     "fedrec.tasks": 2,
     "fedrec.models": 2,

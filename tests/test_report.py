@@ -7,20 +7,25 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from html.parser import HTMLParser
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from rich.console import Console
 
 from fedrec.errors import UserError
-from fedrec.metrics import paired
+from fedrec.metrics import holm, paired
 from fedrec.report import comparison, write_report
 from fedrec.report.findings import answer, change, listing, number
 from fedrec.report.page import size
 from fedrec.report.tables import EVERYONE, compare, read_run
+from fedrec.report.verdicts import UNCLEAR
 from fedrec.seeds import generator
+from simulations.closing import answers
+from simulations.closing import table as closing
 
 GAINS = {"films": 0.06, "books": 0.03, "music": -0.06, "games": 0.0}  # mean of a user's ndcg@10, together minus alone
 LEAK = "LEAKING PROTOCOL"
@@ -32,7 +37,7 @@ def write_results(folder: Path, clients: Mapping[str, Mapping[tuple[str, str], A
     rows, seen = [], []
     for client, values in clients.items():
         for (task, metric), value in values.items():
-            mean = float(np.mean(value))
+            mean = float(np.sqrt(np.mean(np.square(value))) if metric == "rmse" else np.mean(value))
             for r in range(1, rounds + 1):
                 rows.append(
                     [r, client, "validation", task, metric, mean * (1 - 0.8 ** (r + 1)) if r < 9 else mean * 0.86]
@@ -54,16 +59,20 @@ def write_run(
     rounds: int = 12,
     baselines: Sequence[str] = ("local", "pooled", "popularity"),
     record: dict[str, Any] | None = None,
+    popular: float = -0.04,
     **options: Any,
 ) -> Path:
-    """Write a run directory as a run does; `gains` are the planted differences of the clients against local."""
+    """Write a run directory as a run does; `gains` are the planted differences of the clients against local.
+
+    `popular` is that of popularity.
+    """
     random = generator(0, "report", len(gains))
     alone = {name: random.beta(0.4, 3.5, users) for name in gains}
     ndcg = {
         "": {name: alone[name] + gain + random.normal(0, 0.05, users) * (users > 1) for name, gain in gains.items()},
         "local": alone,
         "pooled": {name: alone[name] + 0.05 + random.normal(0, 0.05, users) for name in gains},
-        "popularity": {name: alone[name] - 0.04 + random.normal(0, 0.05, users) for name in gains},
+        "popularity": {name: alone[name] + popular + random.normal(0, 0.05, users) for name in gains},
     }
     error = {"": 0.91, "local": 0.94, "pooled": 0.9, "popularity": 1.02}
     for kind, values in ndcg.items():
@@ -195,6 +204,89 @@ def test_per_user_errors_are_judged_by_their_sign(tmp_path: Path) -> None:
         (folder / "new" / "clients.csv").replace(folder / "clients.csv")
     assert comparison(run)["verdict"].tolist() == ["helped", "hurt"]
     assert "Taking part helped a RMSE .80" in read(run).text
+
+
+def test_a_federation_below_popularity_has_the_headline_that_it_deserves(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", {"films": 0.06, "books": 0.03}, popular=0.2)
+    everyone: Any = compare(read_run(run), together=True).set_index("metric").loc["ndcg@10"]
+    page, ours, popular = read(run).text, everyone["federated"], everyone["popularity"]
+    gap = change(*(everyone[f"popularity_{end}"] for end in ("difference", "low", "high")))
+    headline = "Working together does worse than recommending what is popular (task rank)"
+    sentence = (
+        f"All users, NDCG@10 (higher is better): {number(ours, 4)} together; the strongest baseline is popularity, "
+    )
+    sentence += f"{number(popular, 4)} ({gap} against it)."
+    assert page.index(headline) < page.index(sentence) < page.index("Of 2 clients, working together helped 2.")
+    assert "Helped against training alone, but still below popularity: films, books." in page
+    assert "films against training alone, but it stays below popularity (" in page
+    told = answers(run)
+    assert told[0] == f"{headline}."
+    assert sentence in told
+    assert "Helped against training alone, but still below popularity: films, books." in told
+
+
+def test_popularity_that_may_be_as_good_is_no_better_and_no_worse(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", {"films": 0.05, "books": 0.05}, popular=0.051)
+    shown = compare(read_run(run), together=True).set_index("metric").loc["ndcg@10"]
+    assert shown["popularity_low"] < shown["popularity_difference"] < 0 < shown["popularity_high"]
+    assert "Working together is not shown to do better than recommending what is popular" in read(run).text
+
+
+def test_the_strongest_baseline_is_named_first_and_pooled_is_worth_what_its_model_is(tmp_path: Path) -> None:
+    page = read(write_run(tmp_path / "run", GAINS)).text
+    assert "Did working together help each of them?" in page and "Working together" not in page
+    assert "together; the strongest baseline is pooled, " in page
+    page = read(write_run(tmp_path / "above", {"films": 0.12, "books": 0.12})).text
+    assert "is no better than together: it is worth what its model is worth" in page
+
+
+def test_popularity_among_the_clients_own_rows_is_named_where_it_is_the_stronger(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", {"films": 0.06, "books": 0.03})
+    copy = write_run(tmp_path / "other", {"films": 0.06, "books": 0.03}, popular=0.3) / "baselines" / "popularity"
+    copy.rename(run / "baselines" / "popularity" / "own")
+    page = read(run).text
+    assert "the strongest baseline is popularity among each client's own rows, " in page
+    assert "Working together does worse than recommending what is popular" in page
+
+
+def test_under_a_promise_popularity_is_said_not_to_be_private(tmp_path: Path) -> None:
+    promised = {"words": "Epsilon 2.", "beside": "", "replay": False, "delta": 1e-5, "spent": "2", "unit": "user"}
+    whole = {"privacy": {**promised, "parties": [], "people": []}}
+    run = write_run(tmp_path / "run", GAINS, record=whole)
+    page = read(run).text
+    assert "sent to nobody, and it is not private" in page
+    assert "Popularity counts the rows of all clients as they are: it is not private." in page
+    assert any(
+        "Popularity counts the rows of all clients as they are: it is not private." in one for one in answers(run)
+    )
+    console = Console(file=StringIO(), width=80)
+    console.print(closing(run))
+    assert "popular is not private" in console.file.getvalue()  # type: ignore[attr-defined]
+    assert "not private" not in read(write_run(tmp_path / "plain", GAINS)).text
+
+
+def test_verdicts_are_corrected_for_their_number_and_say_so(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "many", {f"silo-{i}": 0.0065 for i in range(8)}, users=200)
+    rows = comparison(run).query("metric == 'ndcg@10'").set_index("client")
+    corrected = holm(rows["local_p"].tolist())
+    for (_, row), p in zip(rows.iterrows(), corrected, strict=True):
+        excludes = row["local_low"] > 0 or row["local_high"] < 0
+        assert row["verdict"] == ("no detectable difference" if not excludes else "helped" if p < 0.05 else UNCLEAR)
+    assert UNCLEAR in set(rows["verdict"])
+    assert "Verdicts: 5% over all 8 of them together (Holm); intervals: 95% each." in read(run).text
+    assert "Verdicts: 5% over all 8 of them together (Holm); intervals: 95% each." in answers(run)
+    assert "after Holm: its interval excludes 0, but not once corrected for the other verdicts" in read(run).text
+
+
+def test_values_by_user_that_do_not_make_up_the_number_shown_give_no_interval(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", GAINS)
+    table = pd.read_csv(run / "clients.csv")
+    films = (table["client"] == "films") & (table["split"] == "test") & (table["metric"] == "ndcg@10")
+    table.loc[films, "value"] += 0.01
+    table.to_csv(run / "clients.csv", index=False)
+    row = comparison(run).query("client == 'films' and metric == 'ndcg@10'").iloc[0]
+    assert row["local_difference"] == pytest.approx(row["federated"] - row["local"])
+    assert math.isnan(row["local_low"]) and row["verdict"] == "better"
 
 
 def test_all_users_are_paired_within_their_client(tmp_path: Path) -> None:

@@ -14,7 +14,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from fedrec.metrics import paired
 from fedrec.report import write_report
 from fedrec.report.findings import warnings
 from fedrec.report.several import Balance, balance, balances, singly, spoken
@@ -101,23 +100,30 @@ def test_what_is_compared_is_what_both_runs_measured_of_clients_with_several_tas
         assert row["single"] == run.singles[row["task"]].test()[key]
     losses = table[table["metric"] == "logloss"]
     ours, alone = (
-        r.users.query("client == 'films' and task == 'buy' and metric == 'logloss'").set_index("user")["value"]
+        r.users.query("client == 'films' and task == 'buy' and metric == 'logloss'").set_index("user")
         for r in (run.federated, run.singles["buy"])
     )
     assert list(ours.index) == list(alone.index)
-    expected = paired(ours.to_numpy(), alone.to_numpy())
     one = losses[(losses["client"] == "films") & (losses["task"] == "buy")].iloc[0]
-    assert (one["difference"], one["low"], one["high"], one["users"]) == pytest.approx(tuple(vars(expected).values()))
-    assert list(table["speaks"]) == list(table["metric"] == "logloss")  # AUC has no value for each user
+    gap = (ours["weight"] * (ours["value"] - alone["value"])).sum() / ours["weight"].sum()  # the mean over rows
+    assert one["difference"] == pytest.approx(gap) == pytest.approx(one["together"] - one["single"])
+    assert one["low"] < one["difference"] < one["high"] and one["users"] == len(ours)
+    assert list(table["speaks"]) == list(table["metric"] == "auc")
+    assert table["low"].notna().all()
 
 
 USERS = 40
 
 
+def whole(metric: str, value: Any) -> float:
+    """Return the test value of a client whose users have these, with one row each."""
+    return float(np.sqrt(np.mean(np.square(value))) if metric == "rmse" else np.mean(value))
+
+
 def results(folder: Path, values: Mapping[tuple[str, str, str], Any]) -> None:
     """Write test values: a number for each user, or one of the client."""
     (folder / "users").mkdir(parents=True)
-    rows = [[1, *key[:1], "test", *key[1:], float(np.mean(value))] for key, value in values.items()]
+    rows = [[1, *key[:1], "test", *key[1:], whole(key[2], value)] for key, value in values.items()]
     pd.DataFrame(rows, columns=["round", "client", "split", "task", "metric", "value"]).to_csv(
         folder / "clients.csv", index=False
     )
@@ -172,7 +178,8 @@ def test_a_task_that_loses_while_another_gains_is_flagged_by_the_direction_of_it
     shown = console.file.getvalue()
     assert "1 of 1 clients with a seesaw" in shown
     lines = {line.split()[1]: line.split() for line in shown.splitlines() if line.startswith("films ")}
-    assert lines["rating"][2:5] == ["rmse", ".6000", ".5000"] and lines["rating"][-1] == "lost"
+    # Over all rows: the root of .6^2 and the mean square of the spread, .0035.
+    assert lines["rating"][2:5] == ["rmse", ".6029", ".5000"] and lines["rating"][-1] == "lost"
     assert lines["buy"][2] == "logloss" and lines["buy"][-1] == "unclear"
 
 

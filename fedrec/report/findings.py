@@ -14,6 +14,7 @@ from fedrec.privacy.rule import NOT_PRIVATE
 from fedrec.records import SINGLE
 from fedrec.report.several import balances, singly, spoken
 from fedrec.report.tables import LEAKING, Run, counted
+from fedrec.report.verdicts import UNCLEAR
 
 MINUS, DASH = "\N{MINUS SIGN}", "\N{EN DASH}"
 MANY = 24  # clients: above this they are counted and drawn as a distribution
@@ -22,6 +23,11 @@ LEADS = {
     "helped": ("good", "Taking part helped", ""),
     "hurt": ("bad", "Taking part hurt", ""),
     "no detectable difference": ("flat", "No detectable difference for", ""),
+    UNCLEAR: (
+        "flat",
+        "Unclear for",
+        "after Holm: its interval excludes 0, but not once corrected for the other verdicts",
+    ),
     "better": ("flat", "", "did better together (point estimate, no interval)"),
     "worse": ("flat", "", "did worse together (point estimate, no interval)"),
     "equal": ("flat", "", "did as well together as alone (point estimate, no interval)"),
@@ -101,6 +107,9 @@ def listing(names: Iterable[str], most: int = WORST) -> str:
 def headline(row: Any) -> Headline:
     """Return the answer for one row of `comparison`."""
     tone, before, after = LEADS[row.verdict]
+    good = 1 if higher_is_better(row.metric) else -1
+    if row.verdict == "helped" and good * row.federated < good * row.popularity:
+        tone, after = "care", f"against training alone, but it stays below popularity ({number(row.popularity)})"
     numbers = f"{label(row.metric)} {number(row.federated)}"
     if row.verdict:
         difference = change(row.local_difference, row.local_low, row.local_high)
@@ -119,6 +128,7 @@ def answer(rows: pd.DataFrame) -> str:
         "helped": "helped {}",
         "hurt": "hurt {}",
         "no detectable difference": "made no detectable difference to {}",
+        UNCLEAR: "is unclear for {} after Holm",
         "better": "left {} better off by a point estimate",
         "worse": "left {} worse off by a point estimate",
         "equal": "left {} as they were",
@@ -135,18 +145,20 @@ def _losses(primary: pd.DataFrame) -> list[Caution]:
     out = []
     lost = primary[primary["verdict"] == "hurt"]
     for row in lost.head(WORST).itertuples():
-        text = f"{headline(row).numbers}; the interval lies on the worse side of 0."
+        text = f"{headline(row).numbers}; the interval lies on the worse side of 0, corrected for all verdicts too."
         out.append(Caution("bad", f"{row.client} lost by taking part", text, True))
     if len(lost) > WORST:
         out.append(Caution("bad", f"{len(lost)} clients lost by taking part", listing(lost["client"]), True))
     sign = primary["metric"].map(lambda metric: 1 if higher_is_better(metric) else -1)
-    below = primary[(sign * primary["local_difference"] < 0) & (primary["verdict"] == "no detectable difference")]
+    below = primary[
+        (sign * primary["local_difference"] < 0) & primary["verdict"].isin(["no detectable difference", UNCLEAR])
+    ]
     if len(below):
-        text = "The point estimate lies on the worse side of 0 and the interval covers 0: "
+        text = "The point estimate lies on the worse side of 0, and no verdict at a level of 5% over all clients: "
         out.append(Caution("care", "No detectable gain", f"{text}{listing(below['client'])}.", True))
     worse = primary[primary["verdict"] == "worse"]
     if len(worse):
-        text = "There is no interval (fewer than two users or items with a value, or a metric of the whole client): "
+        text = "There is no interval (fewer than two users or items with a value): "
         out.append(Caution("care", "Below alone, without an interval", f"{text}{listing(worse['client'])}.", True))
     return out
 
@@ -195,12 +207,12 @@ def _tasks(run: Run) -> list[Caution]:
     text = f"All users: {whole.words}. " if len(every) > 1 else ""
     out = []
     if seesaw or whole.seesaw:
-        text += "A task lost against a run of its own while another gained, by intervals that exclude 0, in: "
+        text += "A task lost against a run of its own while another gained, at 5% over all verdicts (Holm), in: "
         out.append(Caution("bad", "Seesaw between tasks", f"{text}{listing(seesaw) or 'no client by itself'}.", True))
     elif whole.lost:
         out.append(Caution("bad", "A task lost by the others", text or f"{whole.words}.", True))
     if losing:
-        text = "Against a run of its own, by an interval that excludes 0: "
+        text = "Against a run of its own, at 5% over all verdicts (Holm): "
         out.append(Caution("care", "Clients with a task that lost by the others", f"{text}{listing(losing)}.", True))
     return out
 
@@ -275,7 +287,8 @@ def _privacy(run: Run) -> list[Caution]:
         text = "The mechanism ran without noise, to be compared with: it protects nothing."
         out.append(Caution("bad", NOT_PRIVATE, text))
     if {"local", "pooled"} & run.baselines.keys():
-        text = "Alone, pooled and popularity are trained without noise: alone nothing leaves a client."
+        text = "Alone, pooled and popularity are without noise: alone nothing leaves a client, popularity counts the "
+        text += "rows of all clients, in the simulation and for this report; it is not private, and sent to nobody."
         out.append(Caution("note", "Baselines", text))
     return out
 

@@ -15,6 +15,7 @@ from fedrec.report.facts import facts
 from fedrec.report.findings import DASH, MANY, WORST, answer, change, count, headline, label, number, plural, warnings
 from fedrec.report.price import shown as priced
 from fedrec.report.several import WORDS, balances, singly, spoken
+from fedrec.report.standing import Standing, corrected, standings, stands, unpopular
 from fedrec.report.tables import BASELINES, Run, compare, counted, read_run
 from fedrec.report.template import PAGE
 
@@ -62,6 +63,7 @@ def page(run: Run) -> str:
     """Return the HTML of a run."""
     table, together = compare(run), compare(run, together=True)
     primary = table[table["primary"]]
+    standing = standings(run, together)
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -73,7 +75,11 @@ def page(run: Run) -> str:
         option=run.option,
         facts=facts(run),
         many=len(run.names()) > MANY,
-        answers=[_answer(run, i, rows, together) for i, (_, rows) in enumerate(primary.groupby("task", sort=False))],
+        headlines=[s.headline for s in standing if s.headline],
+        corrected=corrected(primary),
+        answers=[
+            _answer(run, i, rows, together, standing) for i, (_, rows) in enumerate(primary.groupby("task", sort=False))
+        ],
         warnings=warnings(run, primary),
         tables=[_comparison(rows, together) for _, rows in table.groupby(["task", "metric"], sort=False)],
         baselines=run.baselines,
@@ -89,13 +95,16 @@ def page(run: Run) -> str:
     )
 
 
-def _answer(run: Run, place: int, rows: pd.DataFrame, together: pd.DataFrame) -> dict[str, Any]:
+def _answer(
+    run: Run, place: int, rows: pd.DataFrame, together: pd.DataFrame, standing: list[Standing]
+) -> dict[str, Any]:
     """Return the answer for one task: the words, a headline for each client, and the picture of the differences."""
     task, metric = rows["task"].iloc[0], rows["metric"].iloc[0]
     everyone = together[(together["task"] == task) & (together["metric"] == metric)]
+    first = [stands(one, bool(run.record.get("privacy"))) for one in standing if one.task == task]
     return {
         "task": task,
-        "words": answer(rows),
+        "words": " ".join(text for text in (*first, answer(rows), unpopular(rows)) if text),
         "headlines": [] if len(run.names()) > MANY else [headline(row) for row in rows.itertuples()],
         "everyone": headline(next(everyone.itertuples())) if len(rows) > 1 else None,
         "figure": _differences(run, f"differences{place}", rows[rows["verdict"] != ""]),
@@ -118,7 +127,7 @@ def _differences(run: Run, name: str, rows: pd.DataFrame) -> Figure | None:
     each = "; ".join(f"{h.name}: {h.numbers}" for h in map(headline, rows.itertuples()))
     picture = plots.forest(rows, name, words, f"{words}. {each}")
     if rows["local_low"].notna().any():
-        return Figure(picture, f"Mean difference over each client's {counted(task)}s, with its 95% interval.")
+        return Figure(picture, f"Each client's difference, with its 95% interval over its {counted(task)}s.")
     return Figure(picture, "Bare difference of two numbers, without an interval.")
 
 

@@ -8,7 +8,9 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from fedrec.report.tables import CLIENTS, KEY, METRICS, USERS, Results, Run, as_one, differences, verdict
+from fedrec.metrics import NEGATIVES
+from fedrec.report.tables import CLIENTS, KEY, METRICS, USERS, Results, Run, as_one, differences
+from fedrec.report.verdicts import UNCLEAR, families, verdicts
 
 WORDS = {"helped": "gained", "hurt": "lost", "no detectable difference": "unclear", "": "not measured"}
 
@@ -18,7 +20,7 @@ class Balance(NamedTuple):
 
     gained: tuple[str, ...] = ()
     lost: tuple[str, ...] = ()
-    unclear: tuple[str, ...] = ()  # the interval covers 0
+    unclear: tuple[str, ...] = ()  # the interval covers 0, or does so corrected for the number of verdicts
     open: tuple[str, ...] = ()  # no interval, or no value
 
     @property
@@ -37,10 +39,11 @@ class Balance(NamedTuple):
         )
 
 
-def balance(verdicts: Iterable[tuple[str, str]]) -> Balance:
-    """Return the balance of (task, verdict of its interval), see `tables.verdict`."""
+def balance(judged: Iterable[tuple[str, str]]) -> Balance:
+    """Return the balance of (task, verdict), see `verdicts.verdict`."""
     places: dict[str, list[str]] = {"helped": [], "hurt": [], "no detectable difference": [], "": []}
-    for task, found in verdicts:
+    for task, found in judged:
+        found = "no detectable difference" if found == UNCLEAR else found
         places[found if found in places else ""].append(task)
     return Balance(*(tuple(tasks) for tasks in places.values()))
 
@@ -48,10 +51,10 @@ def balance(verdicts: Iterable[tuple[str, str]]) -> Balance:
 def singly(run: Run, together: bool = False) -> pd.DataFrame:
     """Return a row for each client with several tasks, task and metric; `together` takes all users as one client.
 
-    Columns: `client`, `task`, `metric`; `together` and `single`, the test values; `difference` of the two, paired over
-    users with its 95% interval `low`, `high`, NaN where a metric has no value for each user; `users`, the pairs;
-    `verdict` of the interval; `speaks`, for the one row of each client and task that the balance goes by: the task's
-    primary metric or, where that has no interval (AUC), the first that has one.
+    Columns: `client`, `task`, `metric`; `together` and `single`, the test values; `difference` of the two with its 95%
+    interval `low`, `high` over users, NaN where a metric has no value for each user; `users`, the pairs; `verdict`,
+    corrected for the number of rows that speak; `speaks`, for the one row of each client and task that the balance goes
+    by: the task's primary metric or, where that has no interval, the first that has one.
     """
     ours, single = run.federated, _joined(run.singles)
     tests = [results.test().dropna() for results in (ours, single)]
@@ -61,21 +64,23 @@ def singly(run: Run, together: bool = False) -> pd.DataFrame:
     if together:
         ours, single = as_one(ours), as_one(single)
     values, alone, apart = ours.test(), single.test(), differences(ours, single)
+    found = [apart[key] for key in values.index]
     rows = [
-        [*key, values[key], alone[key], d.mean, d.low, d.high, d.n, verdict(key[2], d)]
-        for key in values.index
-        for d in (apart[key],)
+        [*key, values[key], alone[key], d.mean, d.low, d.high, d.n] for key, d in zip(values.index, found, strict=True)
     ]
-    names = [*KEY, "together", "single", "difference", "low", "high", "users", "verdict"]
+    names = [*KEY, "together", "single", "difference", "low", "high", "users"]
     table = pd.DataFrame(rows, columns=names)
+    primary = {task: run.primary(str(task)) for task in table["task"].unique()}
     speaks = {
-        (client, task): _speaking(run.primary(str(task)), part)
+        (client, task): _speaking(primary[task], part)
         for (client, task), part in table.groupby(["client", "task"], sort=False)
     }
     marks = [speaks[c, t] == m for c, t, m in zip(table["client"], table["task"], table["metric"], strict=True)]
     table["speaks"] = pd.Series(marks, dtype=bool)
+    judged = verdicts(table["metric"], found, families(table, "speaks"))
+    table["verdict"] = pd.Series(judged, dtype=object)
     if together:
-        table["client"] = table["client"].where(table["users"] > 0, CLIENTS)
+        table["client"] = table["client"].where((table["users"] > 0) & (table["metric"] != "auc"), CLIENTS)
     return table
 
 
@@ -101,11 +106,17 @@ def _joined(singles: dict[str, Results]) -> Results:
     """Return the results of every task in the run that was for it."""
     clients = [r.clients[r.clients["task"] == task] for task, r in singles.items()]
     users = [r.users[r.users["task"] == task] for task, r in singles.items()]
-    found = (([part for part in parts if len(part)], names) for parts, names in ((clients, METRICS), (users, USERS)))
-    return Results(*(pd.concat(parts) if parts else pd.DataFrame(columns=names) for parts, names in found))
+    found = (
+        ([part for part in parts if len(part)], names)
+        for parts, names in ((clients, METRICS), (users, [*USERS, "weight"]))
+    )
+    return Results(
+        *(pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=names) for parts, names in found)
+    )
 
 
 def _only(results: Results, keys: list[tuple[str, str, str]]) -> Results:
-    """Return the results of some (client, task, metric)."""
+    """Return the results of some (client, task, metric); of an AUC both sides."""
+    keys = keys + [(client, task, NEGATIVES) for client, task, metric in keys if metric == "auc"]
     kept = [t[pd.MultiIndex.from_frame(t[KEY]).isin(keys)] for t in (results.clients, results.users)]
     return Results(kept[0], kept[1])

@@ -12,7 +12,7 @@ from markupsafe import Markup
 from fedrec.metrics import Paired
 from fedrec.report import plots
 from fedrec.report.findings import DASH, change, label, number
-from fedrec.report.tables import LEAKING, verdict
+from fedrec.report.tables import LEAKING
 from fedrec.report.template import MEASURED, PROTOCOLS, STUDY
 
 Summary = Sequence[Mapping[str, str | float]]
@@ -40,7 +40,8 @@ def write_study(path: Path, rows: Summary, seeds: int, facts: Mapping[str, str],
     """Write the comparison page of a methods study.
 
     `rows` has a line for each task, metric and method: `mean`, `sd`, `minus_local` and `minus_pooled` with `_low` and
-    `_high`, `share_of_pooled`, `worst` (the client that gains least against training alone, mean over seeds).
+    `_high`, `verdict` against local, `share_of_pooled`, `worst` (the client that gains least against training alone,
+    mean over seeds).
     """
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     environment.filters |= {"number": number, "label": label}
@@ -49,7 +50,9 @@ def write_study(path: Path, rows: Summary, seeds: int, facts: Mapping[str, str],
         title=f"{LEAKING + ': ' if leaking else ''}Which way of working together pays?",
         kicker=seeded(seeds, "means over clients and seeds, 95% intervals over seeds"),
         seeds=seeds,
-        words="For a seed, all methods have the same data, start and order; validation chooses the round.",
+        words="For a seed, all methods have the same data, start and order; validation chooses the round. "
+        "Popularity is what the training rows of all clients say of each item: counted for this page, sent to nobody, "
+        "not private.",
         measures=[measure(rows, task, metric) for task, metric in measures],
         facts=facts,
     )
@@ -67,7 +70,7 @@ def measure(rows: Summary, task: str, metric: str) -> dict[str, Any]:
                 "local_difference": row["minus_local"],
                 "local_low": row["minus_local_low"],
                 "local_high": row["minus_local_high"],
-                "verdict": verdict(metric, paired_of(row, "local")),
+                "verdict": row["verdict"],
             }
             for row in own
             if "minus_local" in row
@@ -99,6 +102,7 @@ def cells(row: Mapping[str, str | float]) -> dict[str, Any]:
         "sd": float(row["sd"]),
         "local": differences.get("local", ""),
         "pooled": differences.get("pooled", ""),
+        "verdict": row.get("verdict", ""),
         "share": "" if share is None else f"{float(share):.0%}",
         "worst": "" if worst is None else change(float(worst)),
     }

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Hashable
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from fedrec.differences import Side, difference, squared, whole
 from fedrec.errors import UserError
 from fedrec.folders import refuse_unfinished
-from fedrec.metrics import Paired, higher_is_better, paired
+from fedrec.metrics import NEGATIVES, Paired, higher_is_better
 from fedrec.privacy.rule import NOT_PRIVATE
-from fedrec.records import CLIPPED, NO_STUDENT, NOT_SINGLE, PLAIN, SINGLE, UNCLIPPED
+from fedrec.records import CLIPPED, NO_STUDENT, NOT_SINGLE, OWN, PLAIN, SINGLE, UNCLIPPED
+from fedrec.report.verdicts import families, verdicts
 from fedrec.tasks import ATTRIBUTES
 
 BASELINES = ("local", "pooled", "popularity")
@@ -36,7 +38,8 @@ FAULTS = ["round", "client", "during", "kind", "text"]
 class Results:
     """The values of one training: `clients` by round, client, split, task and metric; `users` by user of the test.
 
-    Of a task about items, `users` has the held-out items in the column `user`.
+    `users` has the values and weights of which the test's are the means, see `fedrec.evaluation.PerUser`. Of a task
+    about items, it has the held-out items in the column `user`.
     """
 
     clients: pd.DataFrame
@@ -55,6 +58,7 @@ class Run:
     record: dict[str, Any]
     federated: Results
     baselines: dict[str, Results]
+    own: Results | None  # popularity among each client's own rows
     rounds: pd.DataFrame
     ledger: pd.DataFrame
     student: pd.DataFrame
@@ -99,7 +103,18 @@ def read_table(path: Path, columns: list[str]) -> pd.DataFrame:
     if not path.exists() or not path.stat().st_size:
         return pd.DataFrame(columns=columns)
     names = ("client", "user", "item", "split", "task", "metric", "direction", "parameter", "device", "during", "kind")
-    numbers = ("round", "value", "rows", "bytes", "seconds", "train_loss", "bytes_up", "bytes_down", *STUDENT[3:])
+    numbers = (
+        "round",
+        "value",
+        "weight",
+        "rows",
+        "bytes",
+        "seconds",
+        "train_loss",
+        "bytes_up",
+        "bytes_down",
+        *STUDENT[3:],
+    )
     types: dict[Any, Any] = dict.fromkeys((*names, "text"), str)
     missing = {name: ["", "nan", "NaN"] for name in numbers}
     table = pd.read_csv(path, dtype=types, keep_default_na=False, na_values=missing)
@@ -122,9 +137,10 @@ def read_results(folder: Path) -> Results:
     columns = ["item" if column == "user" else column for column in USERS]
     items = [read_table(path, columns) for path in sorted((folder / "items").glob("*.csv"))]
     users += [table.rename(columns={"item": "user"}) for table in items]
-    users = [table for table in users if len(table)]
+    users = [table if "weight" in table else table.assign(weight=1.0) for table in users if len(table)]
     return Results(
-        read_table(folder / "clients.csv", METRICS), pd.concat(users) if users else pd.DataFrame(columns=USERS)
+        read_table(folder / "clients.csv", METRICS),
+        pd.concat(users, ignore_index=True) if users else pd.DataFrame(columns=[*USERS, "weight"]),
     )
 
 
@@ -136,11 +152,12 @@ def read_run(run_dir: Path, complete: bool = True) -> Run:
     if not path.exists():
         raise UserError(f"run directory: must hold experiment.json, found none in {run_dir}")
     folders = {name: run_dir / "baselines" / name for name in BASELINES}
-    single = run_dir / "baselines" / SINGLE
+    single, own = run_dir / "baselines" / SINGLE, folders["popularity"] / OWN
     return Run(
         json.loads(path.read_text("utf-8")),
         read_results(run_dir),
         {name: read_results(folder) for name, folder in folders.items() if (folder / "clients.csv").exists()},
+        read_results(own) if (own / "clients.csv").exists() else None,
         read_table(run_dir / "rounds.csv", ["round"]),
         read_table(run_dir / "ledger.csv", LEDGER),
         read_table(run_dir / "student.csv", STUDENT),
@@ -156,29 +173,41 @@ def read_run(run_dir: Path, complete: bool = True) -> Run:
     )
 
 
-def verdict(metric: str, difference: Paired) -> str:
-    """Return helped, hurt, no detectable difference; without an interval better, worse, equal; "" without a value."""
-    sign = 1 if higher_is_better(metric) else -1
-    low, high = sorted((sign * difference.low, sign * difference.high))
-    if math.isnan(difference.mean):
-        return ""
-    if math.isnan(low):
-        return "equal" if difference.mean == 0 else "better" if sign * difference.mean > 0 else "worse"
-    return "helped" if low > 0 else "hurt" if high < 0 else "no detectable difference"
+def differences(federated: Results, baseline: Results) -> dict[tuple[str, str, str], Paired]:
+    """Return federated minus baseline: the difference of the test values, with an interval over users.
 
-
-def differences(federated: Results, baseline: Results) -> dict[Hashable, Paired]:
-    """Return federated minus baseline: paired over users where both have them, else the bare difference (n = 0)."""
+    Without an interval (n = 0) where there are no values by user whose means the test values are, in both.
+    """
     ours, theirs = federated.test(), baseline.test()
-    out = {key: Paired(value, math.nan, math.nan, 0) for key, value in (ours - theirs.reindex(ours.index)).items()}
+    theirs = theirs.reindex(ours.index)
+    bare: dict[Any, float] = (ours - theirs).to_dict()
+    out = {key: Paired(value, math.nan, math.nan, 0) for key, value in bare.items()}
     key = ["user", *KEY]
-    both = [r.users[r.users["split"] == "test"].drop_duplicates(key)[[*key, "value"]] for r in (federated, baseline)]
-    pairs = both[0].merge(both[1], on=key)
-    for group, rows in pairs.groupby(KEY, sort=False):
-        result = paired(rows["value_x"].to_numpy(np.float64), rows["value_y"].to_numpy(np.float64))
-        if result.n:
-            out[group] = result
+    both = [r.users[r.users["split"] == "test"].drop_duplicates(key) for r in (federated, baseline)]
+    pairs = both[0][[*key, "value", "weight"]].merge(both[1][[*key, "value"]], on=key).dropna()
+    sizes: dict[Any, int] = pairs.groupby(KEY, sort=False).size().to_dict()
+    out |= {at: replace(out[at], n=1) for at, size in sizes.items() if size == 1 and at in out}
+    pairs = pairs[pairs.groupby(KEY, sort=False)["user"].transform("size") > 1]
+    groups: dict[Any, pd.DataFrame] = dict(iter(pairs.groupby(KEY, sort=False)))
+    for at, rows in groups.items():
+        metric, second = at[2], groups.get((*at[:2], NEGATIVES))
+        if at not in out or (metric == "auc" and second is None):
+            continue
+        sides = _sides([rows] if metric != "auc" or second is None else [rows, second])
+        shown = float(ours[at]), float(theirs[at])
+        if all(np.allclose(side.means(metric), shown, 1e-6, 1e-9) for side in sides):
+            out[at] = replace(difference(metric, sides), mean=shown[0] - shown[1])
     return out
+
+
+def _sides(parts: Sequence[pd.DataFrame]) -> list[Side]:
+    """Return pairs of users' values as the sides of a metric; a user has one place in all of them."""
+    places = np.split(pd.factorize(np.concatenate([part["user"] for part in parts]))[0], [len(parts[0])])
+    columns = ("value_x", "value_y", "weight")
+    return [
+        Side(place, *(part[column].to_numpy(np.float64) for column in columns))
+        for place, part in zip(places, parts, strict=False)
+    ]
 
 
 def _table(federated: Results, baselines: dict[str, Results]) -> pd.DataFrame:
@@ -194,9 +223,8 @@ def _table(federated: Results, baselines: dict[str, Results]) -> pd.DataFrame:
         table[f"{name}_difference"] = [d.mean for d in each]
         table[f"{name}_low"] = [d.low for d in each]
         table[f"{name}_high"] = [d.high for d in each]
+        table[f"{name}_p"] = [d.p for d in each]
         table[f"{name}_users"] = [d.n for d in each]
-        if name == "local":
-            table["verdict"] = [verdict(key[2], d) for key, d in zip(table.index, each, strict=True)]
     higher = table.index.get_level_values("metric").map(higher_is_better).to_numpy(bool)
     ours, pooled = table["federated"], table["pooled"]
     table["pooled_share"] = np.where(higher, ours / pooled.where(pooled != 0), pooled / ours.where(ours != 0))
@@ -206,20 +234,39 @@ def _table(federated: Results, baselines: dict[str, Results]) -> pd.DataFrame:
 def as_one(results: Results) -> Results:
     """Return the results of all users as one client's: means over users, or over clients where there are none.
 
-    An item that several clients carry is one: its values are as little independent as the item is, so that it counts
-    with their mean.
+    RMSE, log loss and accuracy are over all rows of all users. An AUC is the mean over clients: scores of different
+    heads are not compared. An item that several clients carry is one: its values are as little independent as the item
+    is, so that it counts with their mean.
     """
-    about = results.users["task"].isin(list(ATTRIBUTES))
     users = results.users.assign(client=EVERYONE, user=results.users["client"] + "\0" + results.users["user"])
-    items = results.users[about].assign(client=EVERYONE)
-    if len(items):
-        items = items.groupby(["user", "split", *KEY], sort=False)["value"].mean().reset_index()
+    curve = users["metric"].isin(["auc", NEGATIVES])
+    each = [results.users[name] for name in ("split", *KEY)]
+    users["weight"] = users["weight"].where(~curve, users["weight"] / users["weight"].groupby(each).transform("sum"))
+    users["sum"] = users["weight"] * _squared(users)
+    about = results.users["task"].isin(list(ATTRIBUTES))
+    if about.any():
+        items = users[about].assign(user=results.users["user"])
+        items = items.groupby(["user", "split", *KEY], sort=False)[["sum", "weight"]].mean().reset_index()
         users = pd.concat([users[~about], items])
+        users["value"] = _whole(users)
     key = ["split", *KEY]
     clients = results.clients[results.clients["split"] == "test"].drop_duplicates(KEY, keep="last")
     means = clients.assign(client=EVERYONE).groupby(key, sort=False)["value"].mean()
-    means.update(users.groupby(key, sort=False)["value"].mean())
+    sums = users.dropna(subset="value").groupby(key, sort=False)[["sum", "weight"]].sum().reset_index()
+    sums["value"] = _whole(sums)
+    means.update(sums.set_index(key)["value"])
     return Results(means.reset_index(), users)
+
+
+def _squared(users: pd.DataFrame) -> pd.Series:
+    """Return what the metrics of a table of values by user average."""
+    return users["value"].where(users["metric"] != "rmse", squared("rmse", users["value"].to_numpy(np.float64)))
+
+
+def _whole(sums: pd.DataFrame) -> pd.Series:
+    """Return the metrics of a table of weighted sums of what they average, and of the weights."""
+    total, weight = (sums[name].to_numpy(np.float64) for name in ("sum", "weight"))
+    return (sums["sum"] / sums["weight"]).where(sums["metric"] != "rmse", whole("rmse", total, weight))
 
 
 def _without(results: Results, keys: set[Any]) -> Results:
@@ -242,11 +289,14 @@ def compare(run: Run, together: bool = False) -> pd.DataFrame:
     table = _table(federated, baselines)
     if together:
         everyone = table["task"].map(lambda task: ITEMS if counted(task) == "item" else EVERYONE)
-        table["client"] = everyone.where(table["users"] > 0, CLIENTS)
+        table["client"] = everyone.where((table["users"] > 0) & (table["metric"] != "auc"), CLIENTS)
     tasks = list(dict.fromkeys(run.federated.clients["task"]))
     primary = {task: run.primary(task) for task in tasks}
     speaks = [primary[task] == metric for task, metric in zip(table["task"], table["metric"], strict=True)]
     table["primary"] = np.array(speaks, dtype=bool)
+    ends = [f"local_{end}" for end in ("difference", "low", "high", "users", "p")]
+    found = [Paired(*row) for row in table[ends].itertuples(index=False)]
+    table["verdict"] = verdicts(table["metric"], found, families(table, "primary"))
     table["protocol"] = run.stamp()
     metrics = list(dict.fromkeys([*run.option("metrics", ()), *table["metric"]]))
     place = {name: rank for rank, name in enumerate(run.names())}
@@ -260,8 +310,9 @@ def comparison(run_dir: Path) -> pd.DataFrame:
 
     Columns: `client`, `task`, `metric`, `federated`, `users` (with a per-user value; items for tasks about items); for
     each baseline b of local, pooled and popularity `b` (NaN: not run), `b_difference` = federated - b, its 95% interval
-    `b_low`, `b_high` and `b_users`, the number of pairs (0: the bare difference of two numbers, without an interval);
-    `verdict` against local; `pooled_share`, the part of pooled that is reached; `primary`, the metric that speaks
+    `b_low`, `b_high`, the p-value `b_p` and `b_users`, the number of pairs (0: the bare difference of two numbers,
+    without an interval); `verdict` against local, corrected for the number of primary rows, of another metric for the
+    number of clients; `pooled_share`, the part of pooled that is reached; `primary`, the metric that speaks
     for its task; `protocol`, what must stand beside every number, "LEAKING PROTOCOL" or "NOT PRIVATE",
     or "". Raises UserError when it is no run directory.
     """

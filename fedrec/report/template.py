@@ -75,7 +75,7 @@ code { font-family: ui-monospace, "SF Mono", Menlo, Consolas, monospace; font-si
 
 <header>
 <p class="kicker">{{ option("method", "run") }} on {{ option("dataset", "data") }}, {{ plural(clients | length, "client") }}, seed {{ option("seed", "?") }}</p>
-<h1>Did working together help each of them?</h1>
+<h1>{{ headlines | join("; ") or "Did working together help each of them?" }}{% if headlines %}{{ leak() }}{% endif %}</h1>
 </header>
 
 {% for a in answers %}
@@ -117,8 +117,10 @@ code { font-family: ui-monospace, "SF Mono", Menlo, Consolas, monospace; font-si
 
 <section aria-labelledby="comparison"><h2 id="comparison">Together, alone, pooled, popularity</h2>
 <p class="muted small">Together: the federated run. Alone: each client trained on its own data only. Pooled: one model on everyone's data, which no client would have.
-Under each baseline stands together minus that baseline with its 95% interval (paired over the client's users, or of a task about items over the held-out items that it carries, Student's t; one seed, and not corrected for the number of clients);
-“point only” is the bare difference of two numbers, without an interval.</p>
+Popularity: what all clients' training rows say of the items in the client's catalogue; the simulation counts it for this report alone, it is sent to nobody{{ ", and it is not private" if privacy }}.
+Under each baseline stands together minus that baseline, the difference of the two numbers shown, with its 95% interval over the client's users, or of a task about items over the held-out items that it carries (one seed).
+A ranking metric is the mean over users (paired Student's t); RMSE, log loss, accuracy and AUC are over all test rows of all users, an AUC of all clients the mean over clients (users resampled with all their rows).
+“Point only” is the bare difference of two numbers, without an interval. {{ corrected }} In the other tables verdicts are corrected for the number of clients. “Unclear after Holm”: the interval excludes 0, but no longer when corrected.</p>
 {% for t in tables if t.primary %}{{ comparison(t) }}{% endfor %}
 {% for t in tables if not t.primary %}<details><summary>{{ t.metric | label }}, task {{ t.task }}</summary>{{ comparison(t) }}</details>{% endfor %}
 </section>
@@ -127,7 +129,7 @@ Under each baseline stands together minus that baseline with its 95% interval (p
 <section aria-labelledby="several"><h2 id="several">Several tasks in one client{{ leak() }}</h2>
 <p>{{ several.words }}</p>
 {% if several.rows %}
-<p class="muted small">Each task of a client was also trained in a run of its own: the same method, model, data and seed, and its own choice of the round. The interval is paired over users (one seed, and not corrected for the number of clients and tasks). A seesaw is a task that lost while another gained. Where a metric has no interval, as AUC, another one of the task speaks; it is marked.</p>
+<p class="muted small">Each task of a client was also trained in a run of its own: the same method, model, data and seed, and its own choice of the round. The interval is over users (one seed); the verdicts that speak, which are marked, are corrected for their number, clients and tasks (Holm at 5%), the others for the number of clients. A seesaw is a task that lost while another gained. Where a metric has no interval, another one of the task speaks.</p>
 {% if several.cut %}<p>{{ "{:,}".format(several.seesaws) }} of {{ "{:,}".format(several.cut) }} clients have a seesaw by themselves; shown are all users.</p>{% endif %}
 <div class="scroll" tabindex="0"><table><thead><tr><th scope="col">Client</th><th scope="col" class="left">Task</th><th scope="col" class="left">Metric</th><th scope="col">All tasks</th><th scope="col">Single task</th><th scope="col">Difference</th><th scope="col">Users</th><th scope="col" class="left">By the others</th></tr></thead><tbody>
 {% for r in several.rows %}<tr><th scope="row">{{ r.client }}</th><td class="left">{{ r.task }}</td><td class="left">{{ r.metric | label }}{{ ", lower is better" if not higher_is_better(r.metric) }}</td><td class="ours">{{ r.together | number }}{{ leak() }}</td><td>{{ r.single | number }}{{ leak() }}</td><td>{{ change(r.difference, r.low, r.high) }}</td><td>{{ "{:,}".format(r.users) if r.users else "–" }}</td><td class="left"><span class="tag {{ {"gained": "up", "lost": "down"}[r.verdict] | default("") if r.speaks }}">{{ r.verdict }}{{ " *" if r.speaks }}</span></td></tr>
@@ -233,11 +235,12 @@ STUDY = (
 <p class="words">{{ words }}</p>
 {% for m in measures %}
 <section><h2>{{ m.task }}: {{ m.metric | label }}</h2>
-{% if m.figure %}<figure>{{ m.figure }}<figcaption>Each method minus training alone, mean over clients{{ ", with its 95% interval over seeds" if seeds > 1 else " of one seed: no interval" }}.</figcaption></figure>{% endif %}
-<div class="scroll" tabindex="0"><table><thead><tr><th scope="col">Method</th><th scope="col">Mean</th><th scope="col">SD</th><th scope="col">Minus alone</th><th scope="col">Minus pooled</th><th scope="col">Of pooled</th><th scope="col">Worst client</th></tr></thead><tbody>
-{% for r in m.rows %}<tr><th scope="row">{{ r.method }}</th><td class="ours">{{ r.mean | number }}</td><td>{{ r.sd | number }}</td><td>{{ r.local }}</td><td>{{ r.pooled }}</td><td>{{ r.share }}</td><td>{{ r.worst }}</td></tr>
+{% if m.figure %}<figure>{{ m.figure }}<figcaption>Each method minus training alone, mean over clients{{ ", with its 95% interval over seeds; coloured by its verdict" if seeds > 1 else " of one seed: no interval" }}.</figcaption></figure>{% endif %}
+<div class="scroll" tabindex="0"><table><thead><tr><th scope="col">Method</th><th scope="col">Mean</th><th scope="col">SD</th><th scope="col">Minus alone</th><th scope="col" class="left">Verdict</th><th scope="col">Minus pooled</th><th scope="col">Of pooled</th><th scope="col">Worst client</th></tr></thead><tbody>
+{% for r in m.rows %}<tr><th scope="row">{{ r.method }}</th><td class="ours">{{ r.mean | number }}</td><td>{{ r.sd | number }}</td><td>{{ r.local }}</td><td class="left">{{ r.verdict }}</td><td>{{ r.pooled }}</td><td>{{ r.share }}</td><td>{{ r.worst }}</td></tr>
 {% endfor %}
 </tbody></table></div>
+<p class="muted small">Verdicts against training alone: 5% over all methods of the table together (Holm). “Unclear after Holm”: the interval excludes 0, but no longer when corrected.</p>
 </section>
 {% endfor %}
 <section><h2>What was run</h2><dl>{% for key, value in facts.items() %}<dt>{{ key }}</dt><dd>{{ value }}</dd>{% endfor %}</dl></section>

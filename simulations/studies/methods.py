@@ -1,6 +1,7 @@
 """Methods side by side: `python -m simulations.studies methods --methods local,pooled,fedper --seeds 5`."""
 
 import os
+import re
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -16,13 +17,15 @@ from fedrec.errors import UserError, choose
 from fedrec.experiment import Experiment
 from fedrec.folders import writing
 from fedrec.holdings import clients_data
-from fedrec.metrics import higher_is_better, paired
+from fedrec.metrics import Paired, higher_is_better, paired
 from fedrec.records import write_csv
 from fedrec.report.findings import number
 from fedrec.report.study import interval, seeded, write_study
+from fedrec.report.verdicts import verdicts
 from simulations.baselines import baseline, run_popularity
 from simulations.check import check
 from simulations.cli import arm, heeded
+from simulations.closing import SHORT
 from simulations.methods import BODY, METHODS
 from simulations.studies.options import parser_of
 
@@ -117,11 +120,13 @@ def summary(results: pd.DataFrame, names: Sequence[str]) -> list[dict[str, str |
     """Return a row for each method, task and metric.
 
     It holds the mean over clients and seeds, its paired difference to `local` and to `pooled` with a Student-t interval
-    over seeds, and the share of `pooled` that it reaches.
+    over seeds, the verdict against `local`, corrected for the number of methods, and the share of `pooled` that it
+    reaches.
     """
     means = results.groupby(["task", "metric", "method", "seed"])["value"].mean()
     rows: list[dict[str, str | float]] = []
     for task, metric in dict.fromkeys(zip(results["task"], results["metric"], strict=True)):
+        gains: dict[str, Paired] = {}
         by_method = {name: means.loc[task, metric, name].sort_index().to_numpy(np.float64) for name in names}
         for name, values in by_method.items():
             row: dict[str, str | float] = {"task": task, "metric": metric, "method": name, "mean": float(values.mean())}
@@ -129,12 +134,17 @@ def summary(results: pd.DataFrame, names: Sequence[str]) -> list[dict[str, str |
             for other in ("local", "pooled"):
                 if other in by_method and other != name:
                     p = paired(values, by_method[other])
+                    gains |= {name: p} if other == "local" else {}
                     row |= {f"minus_{other}": p.mean, f"minus_{other}_low": p.low, f"minus_{other}_high": p.high}
             if "local" in by_method and name != "local":
                 row["worst"] = worst_client(results, task, metric, name)
             if "pooled" in by_method:
                 row["share_of_pooled"] = float(values.mean() / by_method["pooled"].mean())
             rows.append(row)
+        words = dict(zip(gains, verdicts([metric] * len(gains), [*gains.values()], [0] * len(gains)), strict=True))
+        for row in rows[-len(by_method) :]:
+            if (name := str(row["method"])) in words:
+                row["verdict"] = words[name]
     return rows
 
 
@@ -148,12 +158,18 @@ def worst_client(results: pd.DataFrame, task: str, metric: str, method: str) -> 
 
 def show(rows: Sequence[dict[str, str | float]], title: str) -> None:
     """Print a summary as a table."""
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for name in ("metric", "method", "mean", "sd", "minus local [95%]", "of pooled"):
-        table.add_column(name, no_wrap=True)
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0, show_edge=False)
+    for name in ("metric", "method", "mean", "sd", "minus local [95%]", "verdict", "share"):
+        table.add_column(name, no_wrap=name != "method", overflow="fold")
     for row in rows:
         gain = interval(row, "minus_local", "+.3f") if "minus_local" in row else ""
-        share = f"{row['share_of_pooled']:.3f}" if "share_of_pooled" in row else ""
+        gain = re.sub(r"(?<=[+-])0(?=\.)", "", gain)  # so that a row fits into 80 columns
+        share = f"{row['share_of_pooled']:.2f}" if "share_of_pooled" in row else ""
         measure = f"{row['task']} {row['metric']}"
-        table.add_row(measure, str(row["method"]), f"{row['mean']:.4f}", number(float(row["sd"]), 4), gain, share)
-    Console(markup=False, emoji=False).print(table)
+        word = str(row.get("verdict", ""))
+        cells = (number(float(row["mean"]), 4), number(float(row["sd"]), 4), gain, SHORT.get(word, word), share)
+        table.add_row(measure, str(row["method"]), *cells)
+    console = Console(markup=False, emoji=False)
+    console.print(table)
+    if any(np.isfinite(float(row.get("minus_local_low", "nan"))) for row in rows):
+        console.print("Verdicts: 5% over all methods together (Holm); share: of pooled.", highlight=False)

@@ -1,0 +1,133 @@
+"""Where a federation stands among its baselines: the strongest of them by name, and whether popularity does better."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from fedrec.metrics import Paired, higher_is_better
+from fedrec.report.findings import change, label, listing, number
+from fedrec.report.tables import Run, as_one, compare, differences
+from fedrec.tasks import ATTRIBUTES
+
+OWN = "own popularity"
+WORDS = {
+    "local": "training alone",
+    "pooled": "pooled",
+    "popularity": "popularity",
+    OWN: "popularity among each client's own rows",
+}
+TRIVIAL = ("popularity", OWN)
+
+
+class Standing(NamedTuple):
+    """The test values of a run and its baselines for one task, of all users or of the one client there is."""
+
+    who: str
+    task: str
+    metric: str
+    ours: float
+    baselines: dict[str, float]  # only those that were measured
+    gaps: dict[str, Paired]  # ours minus each
+    several: bool  # whether there are other tasks
+
+    def ahead(self, name: str) -> bool:
+        """Tell whether a baseline is better than the federation."""
+        sign = 1 if higher_is_better(self.metric) else -1
+        return sign * self.baselines[name] > sign * self.ours
+
+    @property
+    def strongest(self) -> str | None:
+        """The baseline with the best value."""
+        sign = 1 if higher_is_better(self.metric) else -1
+        return max(self.baselines, key=lambda name: sign * self.baselines[name], default=None)
+
+    @property
+    def popular(self) -> str | None:
+        """The better kind of popularity, if it is better than the federation."""
+        sign = 1 if higher_is_better(self.metric) else -1
+        found = [name for name in TRIVIAL if name in self.baselines and self.ahead(name)]
+        return max(found, key=lambda name: sign * self.baselines[name], default=None)
+
+    @property
+    def headline(self) -> str:
+        """What a reader must see first where popularity does better; empty where it does not."""
+        if self.popular is None:
+            return ""
+        gap = self.gaps[self.popular]
+        usual = {"rank": "recommending what is popular", "rating": "each item's mean rating"}
+        what = usual.get(self.task, "what is usual of items" if self.task in ATTRIBUTES else "each item's usual label")
+        end = f" (task {self.task})" if self.several else ""
+        if gap.low <= 0 <= gap.high:
+            return f"Working together is not shown to do better than {what}{end}"
+        return f"Working together does worse than {what}{end}"
+
+
+def standings(run: Run, together: pd.DataFrame | None = None) -> list[Standing]:
+    """Return where the run stands in each task's primary metric; `together` is `compare(run, together=True)`."""
+    single = len(run.names()) == 1
+    table = compare(run) if single else compare(run, together=True) if together is None else together
+    own = _own(run, single)
+    rows = table[table["primary"] & table["federated"].notna()]
+    found = []
+    for row in rows.to_dict("records"):
+        names = [name for name in ("local", "pooled", "popularity") if row[name] == row[name]]
+        ends = ("difference", "low", "high", "users", "p")
+        gaps = {name: Paired(*(row[f"{name}_{end}"] for end in ends)) for name in names}
+        values = {name: float(row[name]) for name in names}
+        if (at := (row["task"], row["metric"])) in own:
+            values[OWN], gaps[OWN] = own[at]
+        found.append(Standing(row["client"], row["task"], row["metric"], row["federated"], values, gaps, len(rows) > 1))
+    return found
+
+
+def _own(run: Run, single: bool) -> dict[tuple[str, str], tuple[float, Paired]]:
+    """Return the value of popularity among the clients' own rows by task and metric, and the gap to it."""
+    if run.own is None:
+        return {}
+    ours, own = ((r if single else as_one(r)) for r in (run.federated, run.own))
+    values: dict[Any, float] = own.test().dropna().to_dict()
+    return {key[1:]: (values[key], gap) for key, gap in differences(ours, own).items() if key in values}
+
+
+def stands(standing: Standing, private: bool) -> str:
+    """Return the strongest baseline with its number, and which others are not what they seem; "" without any.
+
+    `private`: whether the run made a promise, which popularity does not keep.
+    """
+    name = standing.strongest
+    if name is None:
+        return ""
+
+    def against(baseline: str) -> str:
+        gap = standing.gaps[baseline]
+        return change(gap.mean, gap.low, gap.high)
+
+    better = "higher" if higher_is_better(standing.metric) else "lower"
+    text = f"{standing.who}, {label(standing.metric)} ({better} is better): {number(standing.ours, 4)} together; the "
+    text += f"strongest baseline is {WORDS[name]}, {number(standing.baselines[name], 4)} ({against(name)} against it)."
+    popular = standing.popular
+    if popular and popular != name:
+        text += f" {WORDS[popular].capitalize()} is better than together too: "
+        text += f"{number(standing.baselines[popular], 4)} ({against(popular)})."
+    if "pooled" in standing.baselines and not standing.ahead("pooled") and standing.gaps["pooled"].mean:
+        text += f" Pooled, {number(standing.baselines['pooled'], 4)}, is no better than together: it is worth what its "
+        text += "model is worth, and is no upper bound."
+    if private and "popularity" in standing.baselines:
+        text += " Popularity counts the rows of all clients as they are: it is not private."
+    return text
+
+
+def unpopular(primary: pd.DataFrame) -> str:
+    """Return which clients were helped against training alone and are still below popularity; "" without any."""
+    sign = primary["metric"].map(lambda metric: 1 if higher_is_better(metric) else -1)
+    below = (primary["verdict"] == "helped") & (sign * primary["federated"] < sign * primary["popularity"])
+    helped = list(dict.fromkeys(primary.loc[below, "client"]))
+    return f"Helped against training alone, but still below popularity: {listing(helped)}." if helped else ""
+
+
+def corrected(primary: pd.DataFrame) -> str:
+    """Return what the verdicts are corrected for; "" without an interval."""
+    tests = int(primary["local_p"].notna().sum())
+    return f"Verdicts: 5% over all {tests} of them together (Holm); intervals: 95% each." if tests else ""

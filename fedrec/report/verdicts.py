@@ -1,0 +1,43 @@
+"""What is said of differences: helped, hurt or neither, corrected for the number of times that it is said."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Iterable, Sequence
+
+import pandas as pd
+
+from fedrec.metrics import Paired, higher_is_better, holm
+
+LEVEL = 0.05  # of the verdicts, corrected for their number
+UNCLEAR = "unclear after Holm"  # the interval excludes 0, but no longer once corrected for the number of verdicts
+
+
+def verdict(metric: str, difference: Paired, corrected: float) -> str:
+    """Return helped, hurt or no detectable difference at a level of 5%, given the p-value `corrected` for their number.
+
+    `UNCLEAR` where the interval excludes 0 and the corrected p-value does not; without an interval better, worse,
+    equal; "" without a value.
+    """
+    sign = 1 if higher_is_better(metric) else -1
+    low, high = sorted((sign * difference.low, sign * difference.high))
+    if math.isnan(difference.mean):
+        return ""
+    if math.isnan(low):
+        return "equal" if difference.mean == 0 else "better" if sign * difference.mean > 0 else "worse"
+    if low <= 0 <= high:
+        return "no detectable difference"
+    return UNCLEAR if corrected >= LEVEL else "helped" if low > 0 else "hurt"
+
+
+def verdicts(metrics: Iterable[str], found: Sequence[Paired], families: Iterable[Hashable]) -> list[str]:
+    """Return the verdict of every difference, corrected within its family (Holm), see `verdict`."""
+    corrected = pd.Series([d.p for d in found], dtype=float)
+    corrected = corrected.groupby(pd.Index(list(families)), sort=False).transform(lambda p: holm(p.tolist()))
+    return [verdict(m, d, p) for m, d, p in zip(metrics, found, corrected, strict=True)]
+
+
+def families(table: pd.DataFrame, speaks: str) -> list[Hashable]:
+    """Return the family of each row's verdict: all rows that `speaks` marks, and of the others a task's metric each."""
+    rows = zip(table[speaks], table["task"], table["metric"], strict=True)
+    return ["" if marked else f"{task}/{metric}" for marked, task, metric in rows]
