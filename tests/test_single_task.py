@@ -178,7 +178,8 @@ def test_a_task_that_loses_while_another_gains_is_flagged_by_the_direction_of_it
     shown = console.file.getvalue()
     assert "1 of 1 clients with a seesaw" in shown
     lines = {line.split()[1]: line.split() for line in shown.splitlines() if line.startswith("films ")}
-    assert lines["rating"][2:5] == ["rmse", ".6000", ".5000"] and lines["rating"][-1] == "lost"
+    # Over all rows: the root of .6^2 and the mean square of the spread, .0035.
+    assert lines["rating"][2:5] == ["rmse", ".6029", ".5000"] and lines["rating"][-1] == "lost"
     assert lines["buy"][2] == "logloss" and lines["buy"][-1] == "unclear"
 
 

@@ -1,6 +1,7 @@
 """Methods side by side: `python -m simulations.studies methods --methods local,pooled,fedper --seeds 5`."""
 
 import os
+import re
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -157,16 +158,18 @@ def worst_client(results: pd.DataFrame, task: str, metric: str, method: str) -> 
 
 def show(rows: Sequence[dict[str, str | float]], title: str) -> None:
     """Print a summary as a table."""
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for name in ("metric", "method", "mean", "sd", "minus local [95%]", "verdict", "of pooled"):
-        table.add_column(name, no_wrap=True)
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0, show_edge=False)
+    for name in ("metric", "method", "mean", "sd", "minus local [95%]", "verdict", "share"):
+        table.add_column(name, no_wrap=name != "method", overflow="fold")
     for row in rows:
         gain = interval(row, "minus_local", "+.3f") if "minus_local" in row else ""
-        share = f"{row['share_of_pooled']:.3f}" if "share_of_pooled" in row else ""
+        gain = re.sub(r"(?<=[+-])0(?=\.)", "", gain)  # so that a row fits into 80 columns
+        share = f"{row['share_of_pooled']:.2f}" if "share_of_pooled" in row else ""
         measure = f"{row['task']} {row['metric']}"
         word = str(row.get("verdict", ""))
-        cells = (f"{row['mean']:.4f}", number(float(row["sd"]), 4), gain, SHORT.get(word, word), share)
+        cells = (number(float(row["mean"]), 4), number(float(row["sd"]), 4), gain, SHORT.get(word, word), share)
         table.add_row(measure, str(row["method"]), *cells)
     console = Console(markup=False, emoji=False)
     console.print(table)
-    console.print("Verdicts: 5% over all methods together (Holm); intervals: 95% each.", highlight=False)
+    if any(np.isfinite(float(row.get("minus_local_low", "nan"))) for row in rows):
+        console.print("Verdicts: 5% over all methods together (Holm); share: of pooled.", highlight=False)
