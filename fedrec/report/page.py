@@ -127,7 +127,7 @@ def _differences(run: Run, name: str, rows: pd.DataFrame) -> Figure | None:
     each = "; ".join(f"{h.name}: {h.numbers}" for h in map(headline, rows.itertuples()))
     picture = plots.forest(rows, name, words, f"{words}. {each}")
     if rows["local_low"].notna().any():
-        return Figure(picture, f"Each client's difference, with its 95% interval over its {counted(task)}s.")
+        return Figure(picture, f"The difference over each client's {counted(task)}s, with its 95% interval.")
     return Figure(picture, "Bare difference of two numbers, without an interval.")
 
 
