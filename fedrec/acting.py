@@ -36,6 +36,11 @@ def ranks(e: "Experiment") -> bool:
     return any(task.kind == "rank" for part in tasks(e) for task in part)
 
 
+def about_items(e: "Experiment") -> bool:
+    """Return whether some client has a task about items, which are parted once for all splits."""
+    return any(task.attribute for part in tasks(e) for task in part)
+
+
 def kinds(e: "Experiment") -> set[str]:
     """Return the models that clients may have."""
     models = per_client(e.model)
@@ -168,7 +173,10 @@ RULES: dict[str, Rule] = {
     "market.items": MARKET,
     "market.impressions": MARKET,
     "skew": Rule(lambda e: e.partition in ("auto", "users"), "silos of users (add --partition users)"),
-    "fractions": Rule(lambda e: e.split != "leave-one-out", "another split (add --split random)"),
+    "fractions": Rule(
+        lambda e: e.split != "leave-one-out" or about_items(e),
+        "another split (add --split random), or a task about items (add --task rank,category)",
+    ),
     "fold_in": Rule(folds, "new users who have a row of a table (add --split new-users)"),
     "negatives": RANK,
     "num_negatives": RANK,

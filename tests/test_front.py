@@ -62,7 +62,8 @@ def test_modules_of_the_users_shadow_nothing_and_warnings_of_other_packages_are_
 @pytest.mark.parametrize("engine", ["inline", "process", "superlink"])
 def test_modules_of_the_users_shadow_nothing(tmp_path: Path, tries: Callable[[int, int], int], engine: str) -> None:
     tries(0, 1)
-    argv = ["-m", "simulations.command", "run", *SMALL, "--engine", engine, "--out", "out"]
+    small = SMALL if engine == "process" else SMALL[:-2]  # no other engine has workers
+    argv = ["-m", "simulations.command", "run", *small, "--engine", engine, "--out", "out"]
     assert ran(hostile(tmp_path / "mine"), *argv) == (0, "report: out/report.html\n", "")
 
 
@@ -91,7 +92,7 @@ def test_without_ray_its_engine_is_refused_with_the_name_of_the_extra(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    assert main([*SMALL, "--engine", "ray", "--out", str(tmp_path / "out")]) == 2
+    assert main([*SMALL[:-2], "--engine", "ray", "--out", str(tmp_path / "out")]) == 2
     text = capsys.readouterr().err
     assert text == (
         "error: engine: ray needs the package ray, found none installed; install fedrec with the extra [ray]\n"
@@ -180,7 +181,7 @@ def test_what_the_pages_tell_to_type_is_a_command(page: str, argv: list[str], tm
         left = [one for place, one in enumerate(rest[1:], 1) if place not in own and place - 1 not in own]
         switches = [one for one in rest if one in ("--choose",)]
         if not switches:
-            parse(left)
+            parse(left, strict=False)  # a study has data of its own
 
 
 BEFORE = {"--secure.active": ["--weights", "uniform", "--partition", "one-user", "--privacy.epsilon", "2"]}

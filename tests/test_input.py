@@ -237,7 +237,7 @@ def test_a_run_that_cannot_be_written_is_refused_before_it_begins(tmp_path: Path
 def test_a_diverging_learning_rate_is_one_line(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, engine: str
 ) -> None:
-    small = ["--market.users", "40", "--market.items", "60", "--clients", "2", "--workers", "1"]
+    small = ["--market.users", "40", "--market.items", "60", "--clients", "2"]
     argv = [*SMALL, *small, "--optimiser", "sgd", "--lr", "1e5", "--rounds", "3", "--out", str(tmp_path / "out")]
     assert main([*argv, "--engine", engine]) == 1
     text = capfd.readouterr().err

@@ -409,4 +409,5 @@ def test_what_a_weighting_cannot_go_with_is_refused(fields: dict[str, Any], text
 
 def test_stacked_training_is_refused_with_its_reason() -> None:
     assert refused(experiment("fedper")) == ""
-    assert refused(experiment("fedper", weighting={"kind": "gls"})).startswith("weighting gls, which needs losses")
+    several = experiment("fedper", weighting={"kind": "gls"}, task="rank,click")
+    assert refused(several).startswith("weighting gls, which needs losses")
