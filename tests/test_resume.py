@@ -125,14 +125,18 @@ def killer(seed: int, kills: int, pause: float) -> Iterator[list[int]]:
         thread.join()
 
 
-def test_ten_killed_workers_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.soak
+def test_ten_killed_workers_change_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tries: Callable[[int, int], int]
+) -> None:
+    kills = tries(3, 10)
     monkeypatch.setattr("simulations.engines.process.LIVES", 1000)  # a slow start may be killed again and again
     e = experiment("admm", rounds=60, task=TASKS, engine="process", workers=2)
     whole = into(tmp_path / "whole", e.model_copy(update={"engine": "inline"}))
     told: list[str] = []
-    with killer(0, 10, 3.0) as killed:
-        home = into(tmp_path / "killed", e, told=told.append, every=1, on_round=lasting(killed, 10))
-    assert len(killed) == len(told) == 10
+    with killer(0, kills, 3.0) as killed:
+        home = into(tmp_path / "killed", e, told=told.append, every=1, on_round=lasting(killed, kills))
+    assert len(killed) == len(told) == kills
     assert set(told) == {"a worker died (exit code -9) and was started again"}
     same(whole, home, but=("engine", "workers"))
 
