@@ -62,6 +62,20 @@ def batched(e: "Experiment") -> bool:
     return e.privacy.unit != "user" or e.drift.personal == "ditto" or (bool(e.fold_in) and folds(e))
 
 
+def phased(e: "Experiment") -> bool:
+    """Return whether the phases are other than one pass over all: what is not shared is private, if nothing is."""
+    return bool(e.share) or e.phases[0] == "shared" or any(phase != "shared" for phase in e.phases[1:])
+
+
+def avoids(e: "Experiment") -> bool:
+    """Return whether what is held out can be a negative: of a user who is trained, or whose row is folded in.
+
+    The negatives of a protected interaction come from the whole catalogue.
+    """
+    drawn = e.privacy.unit != "interaction" or e.drift.personal == "ditto"
+    return ranks(e) and ((drawn and e.split != "new-users") or (bool(e.fold_in) and folds(e)))
+
+
 def promised(e: "Experiment") -> bool:
     """Return whether a margin can promise anybody anything that no given limit does."""
     return not any("=" not in part for part in e.budget.limits.split(";") if part)
@@ -115,12 +129,13 @@ def aggregated(name: str) -> Rule:
 
 # Fields that act in every experiment, if only when a client fails (quorum).
 ANYWHERE = (
-    "method share phases pool clients dataset partition volunteers split task model dim init_std content.kind "
+    "method share pool clients dataset partition volunteers split task model dim init_std content.kind "
     "content.vectors sequence.kind rounds local_epochs optimiser lr lrs l2 patience eval_every dropout quorum "
     "newcomers agreement.items lora.rank privacy.unit secure.active seed engine device"
 )
 ALWAYS = frozenset(ANYWHERE.split())
 RULES: dict[str, Rule] = {
+    "phases": Rule(phased, "something that is shared (add --share shared-body)"),
     "coupling.kind": SHARED,
     "coupling.rho": SHARED,
     "coupling.duals": SHARED,
@@ -178,7 +193,7 @@ RULES: dict[str, Rule] = {
         "another split (add --split random), or a task about items (add --task rank,category)",
     ),
     "fold_in": Rule(folds, "new users who have a row of a table (add --split new-users)"),
-    "negatives": RANK,
+    "negatives": Rule(avoids, "a task that ranks, for users with held-out items (add --split leave-one-out)"),
     "num_negatives": RANK,
     "candidates": RANK,
     "metrics": RANK,

@@ -83,7 +83,8 @@ def compared(
         for one in student:
             yield row_of(one, len(one.values), math.nan, float(one.values.mean()), costs=(None, cost_s))
         return
-    teacher, cost_t = scores(e, reader(e, data, "test"), replace(data, members=(view,)), params_of(home, e, data))
+    model = reader(e, replace(data, items=view.items), "test")  # which reads the content of what is asked alone
+    teacher, cost_t = scores(e, model, replace(data, members=(view,)), params_of(home, e, data))
     for ours, theirs in zip(student, teacher, strict=True):
         gap, values = paired(ours.values, theirs.values), (float(theirs.values.mean()), float(ours.values.mean()))
         yield row_of(ours, gap.n, *values, (gap.low, gap.high), (cost_t, cost_s))

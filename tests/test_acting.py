@@ -28,7 +28,7 @@ from simulations.run import main
 
 Flat = dict[str, Any]
 SMALL: Flat = {"market.users": 12, "market.items": 30, "market.impressions": 12, "clients": 3, "rounds": 2}
-SMALL |= {"local_epochs": 1, "dim": 4, "engine": "inline", "seed": 1}
+SMALL |= {"local_epochs": 1, "dim": 4, "engine": "inline", "seed": 1, "batch_size": 20}
 AGREED: Flat = {"method": "agreement", "volunteers": 6, "agreement.items": 8, "agreement.epochs": 2}
 USER: Flat = {"weights": "uniform", "privacy.unit": "user", "privacy.noise": 1.0, "privacy.replay": True}
 SETS = {"coupling.kind": "clusters", "coupling.groups": "films,shop", "coupling.rho": 0.1}
@@ -69,7 +69,7 @@ BASES: dict[str, Flat] = {
     "hashed": {"content.kind": "hashed", "content.dim": 8},
     "gru4rec": {"sequence.kind": "gru4rec"},
     "sasrec": {"sequence.kind": "sasrec"},
-    "silos": {"partition": "users"},
+    "silos": {"partition": "users", "market.users": 60},
 }
 # Another value of every field; of some it takes other fields too, or more than one to have one that is taken.
 CHANGES: dict[str, list[Any]] = {
@@ -151,7 +151,7 @@ CHANGES: dict[str, list[Any]] = {
     "metrics": [("ndcg@3",)],
     "rounds": [1],
     "local_epochs": [2],
-    "batch_size": [16],
+    "batch_size": [9],
     "optimiser": ["adagrad"],
     "lr": [0.05],
     "lrs": ["item_table=0.05"],
@@ -213,8 +213,12 @@ def outcome(e: Experiment, folder: Path) -> Mapping[str, str]:
         name = path.relative_to(home).as_posix()
         if path.suffix == ".csv":
             table = pd.read_csv(path)
-            timed = [column for column in map(str, table) if "seconds" in column or column.endswith("_ms")]
-            found[name] = table.drop(columns=timed).to_csv(index=False)
+            # `rho` is the option itself; where it is adapted, other numbers follow.
+            timed = [name for name in map(str, table) if "seconds" in name or name.endswith("_ms") or name == "rho"]
+            size = [one for one in map(str, table) if one.startswith("bytes")]
+            found[name], found[f"size of {name}"] = (
+                one.to_csv(index=False) for one in (table.drop(columns=[*timed, *size]), table[size])
+            )
         elif name == "experiment.json":
             promised = json.loads(path.read_text()).get("privacy") or {}
             found[name] = repr([promised.get(key) for key in ("parties", "people", "spent")])
@@ -236,7 +240,7 @@ def changed(path: str, base: str, folder: Path) -> Iterator[Experiment]:
         if path == "content.vectors":
             change[path] = vectors(folder)
         if path == "privacy.ledger":
-            change[path] = folder / "ledger"
+            change[path] = folder / f"ledger {base}"
         if path == "drift.correction":
             change["optimiser"] = BASES[base].get("optimiser", "adam")
         if path == "privacy.unit":
@@ -276,11 +280,23 @@ def before(path: str, base: str, folder: Path) -> Experiment:
     return experiment(base, **(table_of(folder) if path in ("data_dir", "columns") else {}))
 
 
+def effects(found: Mapping[str, str]) -> dict[str, str]:
+    """Return an outcome without what the server is told and how many bytes were sent."""
+    sizes = ("plan", "ledger.csv")
+    return {name: text for name, text in found.items() if name not in sizes and not name.startswith("size of ")}
+
+
 def fault(path: str, base: str, e: Experiment, folder: Path) -> str:
     """Return what is wrong with a changed field: ignored without a word, or refused although it acts; or nothing."""
     refused = path in inert(e, usual(e))
     old = before(path, base, folder)
-    same = outcome(e, folder) == outcome(old, folder)
+    try:
+        new, old_one = dict(outcome(e, folder)), dict(outcome(old, folder))
+    except UserError as error:  # it does not fit, either
+        return "" if refused else f"{path}: ends {base}: {error}"
+    if refused:  # more bytes alone are no effect
+        new, old_one = effects(new), effects(old_one)
+    same = new == old_one
     if same and not refused and e != old:
         return f"{path}: is ignored in {base}"
     return f"{path}: is refused in {base}, where it acts" if refused and not same else ""

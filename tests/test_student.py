@@ -71,6 +71,15 @@ def test_the_student_is_trained_from_logits_alone(monkeypatch: pytest.MonkeyPatc
     assert params["user_table"].shape == (60, 8)
 
 
+def test_teachers_that_read_content_are_compared_on_what_the_student_knows(tmp_path: Path) -> None:
+    """A client's own items are more than those of the public pairs: of each its own content is read."""
+    e = agreement(rounds=1, volunteers=6, agreement={"items": 8, "epochs": 1}, content={"kind": "hashed", "dim": 8})
+    run_inline(*apps_for(e, tmp_path), len(clients_data(e)))
+    table = pd.read_csv(tmp_path / "student.csv")
+    assert set(table["client"]) == {"films", "shop", "news"}
+    assert np.isfinite(table[["teacher", "student"]]).all(axis=None)
+
+
 def test_a_view_holds_the_volunteers_rows_among_some_items_and_no_others() -> None:
     e = agreement()
     known = public(e)
