@@ -3,8 +3,9 @@
 from collections.abc import Collection, Mapping
 from typing import Any
 
-# Chosen by `python -m simulations.studies promise --choose`, see docs/privacy.md. Noise is added to every coordinate
-# in every step: few steps of plain SGD, which does not make a full step of what is noise alone, bear it best.
+# Chosen by validation on parts of the grid of `python -m simulations.studies promise --choose`, which docs/privacy.md
+# names. Noise is added to every coordinate in every step: few steps of plain SGD, which does not make a full step of
+# what is noise alone, bear it best.
 TRAINING = {"weights": "uniform", "optimiser": "sgd", "lr": 1.0, "local_epochs": 1, "l2": 0.03}
 DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "none": {},
