@@ -39,6 +39,7 @@ SHARINGS = {
 # What a message may hold beside what a client's contract says of it.
 NAME = 255  # characters of the name of a client or a parameter
 METRIC = 3 * NAME  # of a metric, which may be client/task/metric
+PARAMETER = re.compile(r"[\w.-]{1,255}")
 DEVICE = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 TENSORS = 10_000  # of one message
 DIMENSIONS = 8
@@ -151,6 +152,8 @@ def admit_round(number: int, rounds: int) -> int:
 def admit_first(received: Mapping[str, torch.Tensor]) -> Params:
     """Return the tensors that a client joins with if they are such as parameters can be; raises ContractError."""
     for name, value in received.items():
+        if not PARAMETER.fullmatch(name):
+            raise ContractError(f"{name!a:.80}: a parameter must be named by letters, digits, dots and dashes")
         if value.dtype not in (torch.float32, torch.float64):
             raise ContractError(f"{name}: must be of float32 or float64, found {value.dtype}")
     return admit(received, received)

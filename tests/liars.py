@@ -105,6 +105,14 @@ def with_array(name: str, change: Callable[[Array], Array], place: str = "shared
     return lie
 
 
+def with_new(name: str) -> Lie:
+    """Return the lie with one more parameter, of one zero."""
+    more = Array(np.zeros(1, np.float32))
+    return lambda content: RecordDict(
+        {**content, "shared": ArrayRecord({**content.array_records["shared"], name: more})}
+    )
+
+
 def entry(value: float) -> Callable[[Array], Array]:
     """Return a change of one entry."""
 

@@ -104,7 +104,7 @@ def test_without_ray_its_engine_is_refused_with_the_name_of_the_extra(
 @pytest.mark.soak
 def test_the_rest_works_without_ray(tmp_path: Path, tries: Callable[[int, int], int]) -> None:
     tries(0, 1)
-    code = f"import sys; sys.modules['ray'] = None; from simulations.run import main; sys.exit(main({SMALL!r}))"
+    code = f"import sys; sys.modules['ray'] = None; from simulations.run import main; sys.exit(main({SMALL[:-2]!r}))"
     status, out, text = ran(tmp_path, "-c", code.replace("main([", "main(['--engine', 'inline', '--out', 'out', "))
     assert (status, text, out) == (0, "", "report: out/report.html\n")
 

@@ -107,7 +107,8 @@ def killed(commands: Commands, argv: Sequence[str], out: Path, moments: Sequence
             break
         if resumable(out):
             command = ["--resume", str(out), "--quiet"]
-        elif (out / "report.html").exists():  # it was complete when it was killed
+        elif (out / "report.html").exists():  # it was complete when it was killed, but perhaps for the last removal
+            shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
             break
     return kills
 

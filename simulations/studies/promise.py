@@ -35,9 +35,10 @@ USUAL = "--clients 4 --privacy.unit user --privacy.epsilon 4 --engine inline"
 CHOOSING = 100  # the first seed of a choice; none from here on is reported
 GRID = (
     "optimiser=sgd;lr=0.5,1,2,4;l2=0,0.01,0.03,0.1;privacy.clip=1,2;local-epochs=1;privacy.rate=1|"
-    "optimiser=sgd;lr=0.5,1;l2=0.01;privacy.clip=1;local-epochs=2;privacy.rate=1|"
-    "optimiser=sgd;lr=0.2,0.3,0.5;l2=0.01,0.03;privacy.clip=1;local-epochs=1;privacy.rate=0.2|"
-    "optimiser=adam;lr=0.003,0.01;l2=0.01;privacy.clip=1;local-epochs=1;privacy.rate=1,0.2"
+    "optimiser=sgd;lr=1;l2=0.03;privacy.clip=1;local-epochs=2,3;privacy.rate=1|"
+    "optimiser=sgd;lr=1,3;l2=0.03,0.06;privacy.clip=0.1,0.3;rounds=20,60|"
+    "optimiser=sgd;lr=0.3,0.5;l2=0.01,0.03;privacy.clip=1;local-epochs=1;privacy.rate=0.2|"
+    "optimiser=adam;lr=0.01,0.03;l2=0.03,0.1;rounds=20,60;privacy.clip=1;local-epochs=1"
 )
 SAME, PRIVATE = "same training", "private"
 STEPS = {  # what a step of the split is: after, before
@@ -49,9 +50,8 @@ STEPS = {  # what a step of the split is: after, before
 }
 WORDS = (
     "NOT PRIVATE but for the last: plain is the same method without a promise; same training is the private path "
-    "without clip and noise under plain's own optimiser, at the rate that draws plain's batch and for twice its passes "
-    "(in one a user is drawn once, where plain has its rows in several batches); unclipped has all that the promise "
-    "sets, without clip and noise; clipped adds the clip, and private the noise."
+    "without clip and noise under plain's own optimiser and number of passes, at the rate that draws plain's batch; "
+    "unclipped has all that the promise sets, without clip and noise; clipped adds the clip, and private the noise."
 )
 
 
@@ -123,11 +123,11 @@ def arms(flags: Sequence[str], seeds: int) -> list[Job]:
 
 
 def same_training(e: Experiment) -> Experiment:
-    """Return the private path without clip and noise, trained as the run without a promise is.
+    """Return the private path without clip and noise, trained as the run without a promise is, with as many passes.
 
     Its rate draws on average as many rows as that run's batch has; which looks at the data, and is no setting for a
-    promise. It makes twice the passes: in one a user is drawn once, where in a plain one its rows lie in several
-    batches, each of which moves the user's own row.
+    promise. In a pass a user is drawn once, where in a plain one its rows lie in several batches, each of which moves
+    the user's own row.
     """
     rows = np.mean(
         [
@@ -136,7 +136,7 @@ def same_training(e: Experiment) -> Experiment:
         ]
     )
     plain = build(without_promise(e))
-    fields = {**plain.model_dump(), "weights": "uniform", "patience": 0, "local_epochs": 2 * plain.local_epochs}
+    fields = {**plain.model_dump(), "weights": "uniform", "patience": 0}
     rate = min(1.0, plain.batch_size / float(rows))
     bare = {"unit": e.privacy.unit, "noise": 0.0, "clip": float("inf"), "rate": rate}
     return build({**fields, "privacy": bare})

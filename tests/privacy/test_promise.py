@@ -158,8 +158,11 @@ def test_the_study_parts_the_cost_over_seeds_and_chooses_by_validation(
 def test_without_clip_and_noise_the_private_path_is_no_worse_than_the_plain_one(
     market: tuple[str, ...], tries: Callable[[int, int], int]
 ) -> None:
-    """The mean over paired seeds. With one step for each pass, at the rate 1, it is .87 in the small market."""
-    jobs = promise.arms([*promise.USUAL.split(), *market], tries(2 if market else 0, 3))
+    """Means over paired seeds lie within 5%. With one step for each pass, at the rate 1, it is .87 in the small market.
+
+    As a step moves a user's own row once where a plain batch's rows of that user move it in each, it need not be equal.
+    """
+    jobs = promise.arms([*promise.USUAL.split(), *market], tries(2, 3) if market else tries(0, 10))
     rows = pd.DataFrame(promise.run_one(job) for job in jobs if job.name in (PLAIN, promise.SAME))
     means = rows.groupby("name")["test"].mean()
-    assert means[promise.SAME] >= 0.95 * means[PLAIN]
+    assert means[promise.SAME] == pytest.approx(means[PLAIN], rel=0.05)
