@@ -87,6 +87,24 @@ def chunked(e: "Experiment") -> bool:
     return e.agreement.active and e.agreement.items * e.volunteers > min(e.agreement.batch, usual)
 
 
+def parts(e: "Experiment", path: str) -> dict[str, str]:
+    """Return the values that a field has for single clients."""
+    return {client: value for client, value in per_client(str(value_of(e, path))).items() if client != "*"}
+
+
+def validations(e: "Experiment") -> int:
+    """Return how often a run is validated that nothing ends early."""
+    return -(-e.rounds // e.eval_every)
+
+
+def parted(path: str) -> Rule:
+    """Return the rule of the values of a field that have a part for a client, which a pooled one has not."""
+    return Rule(
+        lambda e: not (e.pool and parts(e, path)),
+        "more than the one pooled client, for the part of a client (take another --method, or one value for all)",
+    )
+
+
 SHARED = Rule(tied, "something that is shared (add --share shared-body)")
 PARAMETERS = Rule(lambda e: bool(e.share), "shared parameters (add --share shared-body)")
 RANK = Rule(ranks, "a task that ranks (add --task rank)")
@@ -127,6 +145,14 @@ def aggregated(name: str) -> Rule:
     )
 
 
+PARTED = ("model", "dim")  # fields that may have a part for each client
+# Fields of which some values cannot act, where others can; the default always does.
+VALUES: dict[str, Rule] = {path: parted(path) for path in PARTED} | {
+    "patience": Rule(
+        lambda e: not e.patience or e.patience < validations(e),
+        "more validations than it waits for (take more --rounds, or a smaller --eval-every)",
+    )
+}
 # Fields that act in every experiment, if only when a client fails (quorum).
 ANYWHERE = (
     "method share pool clients dataset partition volunteers split task model dim init_std content.kind "
@@ -252,8 +278,9 @@ def acts(e: "Experiment", path: str) -> bool:
 
 
 def inert(e: "Experiment", method: "Method") -> Iterator[str]:
-    """Yield the paths of the fields that differ from their default, or from the method's value, and cannot act."""
+    """Yield the paths of the fields that cannot act, and differ from their default or from the method's value."""
     defaults = type(e)()
+    yield from (path for path, rule in VALUES.items() if not rule.acts(e))
     for path, rule in RULES.items():
         usual = method if path.partition(".")[0] in type(method).model_fields else defaults
         # What the method sets may stay as it was, and be at the default: nobody has asked for anything.
@@ -264,7 +291,12 @@ def inert(e: "Experiment", method: "Method") -> Iterator[str]:
 def refuse(e: "Experiment", method: "Method") -> None:
     """Raise UserError for the first value that cannot act; the values of its `method` count as defaults."""
     for path in inert(e, method):
-        raise UserError(f"{path}: acts only with {RULES[path].needs}, found {shown(value_of(e, path))}")
+        raise UserError(f"{path}: acts only with {needs(path)}, found {shown(value_of(e, path))}")
+
+
+def needs(path: str) -> str:
+    """Return the words that say what would make a field, or a value of it that cannot, act."""
+    return (VALUES | RULES)[path].needs
 
 
 def acting(e: "Experiment", method: "Method") -> "Experiment":
@@ -281,8 +313,10 @@ def acting(e: "Experiment", method: "Method") -> "Experiment":
 
 
 def reset(e: "Experiment", path: str) -> "Experiment":
-    """Return the experiment with one field at its default."""
+    """Return the experiment with one field at its default; of parts for clients that of all others remains."""
     value, (top, _, inner) = value_of(type(e)(), path), path.partition(".")
+    if path in PARTED:
+        value = type(value)(per_client(str(value_of(e, path))).get("*", value))
     if inner:
         value = getattr(e, top).model_copy(update={inner: value})
     return e.model_copy(update={top: value})

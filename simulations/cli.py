@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple, get_args, get_origin
 
 from fedrec.acting import RULES as NEEDS
-from fedrec.acting import acting, acts, refuse
+from fedrec.acting import VALUES, acting, acts, needs, refuse
 from fedrec.coordination.maps import RULES
 from fedrec.errors import UserError, choose
 from fedrec.experiment import Experiment, build
@@ -165,9 +165,12 @@ def heeded(argv: Sequence[str], experiments: Iterable[Experiment]) -> None:
     arms, initial = list(experiments), flatten(Experiment().model_dump())
     given = vars(parser().parse_known_args(argv)[0])
     for path, value in given.items():
-        silent = path in NEEDS and not any(acts(e, path) for e in arms)
-        if silent and shown(value) != shown(initial[path]):
-            raise UserError(f"option {flag(path)}: acts only with {NEEDS[path].needs}, found {value}")
+        silent = path in NEEDS and not any(acts(e, path) for e in arms) and shown(value) != shown(initial[path])
+        if path in VALUES:  # an experiment in which it cannot act has another
+            asked = {path: getattr(build({path: value}), path)}
+            silent = not any(VALUES[path].acts(e.model_copy(update=asked)) for e in arms)
+        if silent:
+            raise UserError(f"option {flag(path)}: acts only with {needs(path)}, found {value}")
 
 
 def resolve(*layers: Mapping[str, Given], strict: bool = True) -> Experiment:
@@ -203,7 +206,7 @@ def convert(path: str, given: Given) -> Any:
     if value == "none" and type(None) in get_args(FIELDS[path].annotation):
         return None
     check_number(path, given)
-    if path == "data_dir" and isinstance(value, str):
+    if Path in kinds_of(FIELDS[path].annotation) and isinstance(value, str):
         if not value:
             raise UserError(f"{given.where}: must name a file or a folder, found ''")
         return Path(value).absolute()

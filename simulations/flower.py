@@ -22,6 +22,7 @@ from fedrec.experiment import Experiment
 from fedrec.folders import numbers, vacant
 from simulations.check import check, client_count, require_ray
 from simulations.cli import parse
+from simulations.options import flag, parser
 from simulations.processes import answers, last_line, quiet, socket_of, started
 from simulations.run import base, close
 from simulations.sockets import NOWHERE, private_folder, write_commands
@@ -30,6 +31,7 @@ from simulations.start import ready
 ROOT = Path(__file__).parent.parent
 START = 60.0  # seconds within which a SuperLink must answer
 NAME = "local"  # of the connection in Flower's configuration
+RUNNING = ("engine", "workers", "stack")  # fields of how the clients run
 ENDING = ("-m", "simulations.processes")  # runs a command that ends with this process
 
 
@@ -40,13 +42,15 @@ class RunFailure(RuntimeError):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run what the command line asks for; return 0, 2 for a wrong input, 1 for a failed run, 130 after Ctrl-C."""
     try:
-        command = parse(sys.argv[1:] if argv is None else argv)
+        given = sys.argv[1:] if argv is None else argv
+        command = parse(given)
+        if command.resume:
+            raise UserError("option --resume: flwr run makes no checkpoints, so that a run cannot be gone on with")
+        heeded(given, command.experiment)
         check(command.experiment)
         require_ray("flwr run: a simulation")
         if not (ROOT / "pyproject.toml").is_file():
             raise UserError(f"flwr run: must have the project's folder with pyproject.toml, found none in {ROOT}")
-        if command.resume:
-            raise UserError("option --resume: flwr run makes no checkpoints, so that a run cannot be gone on with")
         out = (command.out or next(path for path in numbers(base(command.experiment)) if not path.exists())).absolute()
         vacant(out)  # before anything is started
         flower(command.experiment, out, command.quiet)
@@ -63,6 +67,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def heeded(argv: Sequence[str], experiment: Experiment) -> None:
+    """Raise UserError for an option of `simulations.run` that `flwr run` does not use; `argv` or a file gave it."""
+    given, usual = vars(parser().parse_known_args(argv)[0]), Experiment()
+    asked = {name: getattr(experiment, name) for name in RUNNING if getattr(experiment, name) != getattr(usual, name)}
+    asked |= {name: given[name] for name in ("compare", "checkpoint_every") if given.get(name)}
+    for name, value in asked.items():
+        raise UserError(
+            f"option {flag(name)}: acts only with simulations.run, for Flower runs the clients, found {value}"
+        )
+
+
 def flower(experiment: Experiment, out: Path, silent: bool) -> None:
     """Run an experiment by Flower's command into `out`; raises RunFailure unless it is there afterwards."""
     with private_folder() as home:
@@ -70,7 +85,7 @@ def flower(experiment: Experiment, out: Path, silent: bool) -> None:
         write_settings(home, experiment, out)
         write_commands(home / "bin", sys.executable, ["flower-superexec", "flwr-simulation"])
         link = ["flower-superlink", "--insecure", "--simulation"]
-        with started([*ENDING, *link], log, environment) as process:
+        with started([*ENDING, *link], log, environment, home) as process:  # its Ray looks for modules where it works
 
             def alive() -> None:
                 if process.poll() is not None:

@@ -38,12 +38,12 @@ def end_with_parent() -> None:
 
 @contextmanager
 def started(
-    command: Sequence[str], log: Path | None, environment: Mapping[str, str]
+    command: Sequence[str], log: Path | None, environment: Mapping[str, str], folder: Path | None = None
 ) -> Iterator["subprocess.Popen[bytes]"]:
     """Run a Python command, for instance `-m module`, that calls `end_with_parent`; at the end kill all it started.
 
     It has a session of its own, so that a Ctrl-C on the terminal reaches this process alone, which may want to end its
-    round first. What it prints goes to the file `log`, if there is one.
+    round first. What it prints goes to the file `log`, if there is one. It works in `folder`, or where this one does.
     """
     mark = uuid.uuid4().hex
     with log.open("wb") if log else nullcontext() as out:
@@ -52,6 +52,7 @@ def started(
             stdin=subprocess.PIPE,
             stdout=out,
             stderr=out,
+            cwd=folder,
             env={**os.environ, **environment, MARK: mark},
             start_new_session=True,
         )

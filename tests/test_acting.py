@@ -15,6 +15,7 @@ from fedrec.acting import ALWAYS, RULES, acting, acts, inert, refuse
 from fedrec.errors import UserError
 from fedrec.experiment import Experiment, build
 from fedrec.holdings import clients_data
+from simulations import flower
 from simulations.apps import apps_for, plan_of
 from simulations.baselines import baseline, comparisons, run_popularity, single_task
 from simulations.check import check
@@ -402,6 +403,10 @@ def test_an_adapter_acts_with_a_rank_alone() -> None:
         ("--weighting.aggregator mgda", "option --weighting.aggregator: acts only with weighting.kind aggregator"),
         ("--content.dropout 0.3", "option --content.dropout: acts only with content"),
         ("--dataset ml-100k --market.users 9", "option --market.users: acts only with the synthetic market"),
+        ("--method pooled --model mf;shop=mlp", "option --model: acts only with more than the one pooled client"),
+        ("--method pooled --dim 8;shop=4", "option --dim: acts only with more than the one pooled client"),
+        ("--rounds 3 --patience 3", "option --patience: acts only with more validations than it waits for"),
+        ("--rounds 9 --eval-every 4 --patience 3", "option --patience: acts only with more validations"),
         ("--epsilon 2", "option --epsilon: no such option; did you mean --privacy.epsilon? It acts only with"),
     ],
 )  # fmt: skip
@@ -417,6 +422,41 @@ def test_an_option_that_cannot_act_is_refused_in_one_line(
 def test_what_is_at_its_default_or_set_by_the_method_is_no_option() -> None:
     assert parse(["--privacy.delta", "1e-5", "--experts", "4", "--market.users", "300"]).experiment == Experiment()
     assert parse(["--method", "ditto", "--drift.personal", "none"]).experiment.drift.personal == "none"
+
+
+@pytest.mark.parametrize("name", ["--engine inline", "--workers 2", "--stack yes", "--compare", "--checkpoint-every 2"])
+def test_an_option_that_flwr_run_does_not_use_is_refused_in_one_line(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert flower.main([*name.split(), "--out", str(tmp_path / "out")]) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith(f"error: option {name.split()[0]}: acts only with simulations.run"), shown
+    assert shown.count("\n") == 1
+
+
+def test_patience_can_act_up_to_one_less_than_there_are_validations(tmp_path: Path) -> None:
+    """The first validation is the best so far, and none is better where nothing is learnt."""
+    ended = []
+    for patience in (1, 2, 3):
+        e, home = experiment("usual", rounds=3, patience=patience, lr=1e-12), tmp_path / str(patience)
+        run_inline(*apps_for(e, home), len(clients_data(e)))
+        ended.append(json.loads((home / "experiment.json").read_text())["stopped"])
+        assert ("patience" in inert(e, usual(e))) == (not ended[-1])
+    assert ended == ["patience", "patience", ""]
+
+
+def test_few_rounds_are_none_too_few_for_the_usual_patience() -> None:
+    assert parse(["--rounds", "1"]).experiment.patience == 0
+    assert parse(["--rounds", "9", "--eval-every", "4", "--patience", "2"]).experiment.patience == 2
+
+
+def test_what_is_pooled_has_the_value_of_all_other_clients(tmp_path: Path) -> None:
+    e = experiment("usual", model="mlp;shop=mf", dim="4;news=3", patience=1)
+    assert [(one.model, one.dim, one.patience) for one in (baseline(e, "pooled"), baseline(e, "local"))] == [
+        ("mlp", 4, 1),
+        ("mlp;shop=mf", "4;news=3", 1),
+    ]
+    assert baseline(experiment("usual", model="films=mlp;shop=mlp;news=mlp"), "pooled").model == "mf"
 
 
 def test_a_file_is_named_whose_field_cannot_act_any_more(tmp_path: Path) -> None:
@@ -451,6 +491,18 @@ def test_a_study_refuses_an_option_that_acts_in_none_of_its_experiments() -> Non
     assert [e.coupling.strength for e in arms] == [1e-4, 0.5]
     heeded(flags, arms)
     with pytest.raises(UserError, match=r"^option --coupling\.strength: acts only with"):
+        heeded(flags, arms[:1])
+
+
+@pytest.mark.parametrize(
+    ("flags", "least"),
+    [(["--model", "mf;shop=mlp"], ["--method", "pooled"]), (["--patience", "3"], ["--rounds", "3"])],
+)
+def test_a_study_refuses_a_value_that_acts_in_none_of_its_experiments(flags: list[str], least: list[str]) -> None:
+    arms = [arm([*flags, *more]) for more in (least, [])]
+    heeded(flags, arms)
+    refuse(arms[0], usual(arms[0]))
+    with pytest.raises(UserError, match=f"^option {flags[0]}: acts only with more "):
         heeded(flags, arms[:1])
 
 

@@ -59,12 +59,30 @@ def test_modules_of_the_users_shadow_nothing_and_warnings_of_other_packages_are_
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("engine", ["inline", "process", "superlink"])
+@pytest.mark.parametrize("engine", ["inline", "process", "superlink", "ray"])
 def test_modules_of_the_users_shadow_nothing(tmp_path: Path, tries: Callable[[int, int], int], engine: str) -> None:
     tries(0, 1)
     small = SMALL if engine == "process" else SMALL[:-2]  # no other engine has workers
     argv = ["-m", "simulations.command", "run", *small, "--engine", engine, "--out", "out"]
     assert ran(hostile(tmp_path / "mine"), *argv) == (0, "report: out/report.html\n", "")
+
+
+@pytest.mark.soak
+def test_modules_of_the_users_shadow_nothing_of_flwr_run(tmp_path: Path, tries: Callable[[int, int], int]) -> None:
+    tries(0, 1)
+    argv = ["-m", "simulations.command", "flower", *SMALL[:-2], "--out", "out"]
+    folder = hostile(tmp_path / "mine")
+    assert ran(folder, *argv) == (0, f"report: {folder / 'out' / 'report.html'}\n", "")
+
+
+def test_paths_of_the_command_line_count_from_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes that are started may work elsewhere."""
+    monkeypatch.chdir(tmp_path)
+    argv = ["--dataset", "table", "--data-dir", "t.csv", "--content.vectors", "v.csv", "--privacy.unit", "client"]
+    e = parse([*argv, "--privacy.epsilon", "9", "--privacy.ledger", "books"]).experiment
+    assert (e.data_dir, e.content.vectors, e.privacy.ledger) == tuple(
+        tmp_path / name for name in ("t.csv", "v.csv", "books")
+    )
 
 
 def test_ctrl_c_during_the_imports_is_one_line(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 import threading
 from collections.abc import Iterable
 from typing import Any, cast
@@ -26,16 +27,14 @@ def run_ray(server: ServerApp, client: ClientApp, clients: int, gpus: int) -> No
     logging.getLogger("flwr").setLevel(logging.CRITICAL)
     from flwr.simulation import run_simulation
 
-    cores = os.cpu_count() or 1
-    config = {
-        "init_args": {"num_cpus": min(cores, clients), "logging_level": logging.CRITICAL, "log_to_driver": False},
-        "client_resources": {"num_cpus": 1, "num_gpus": gpus / max(1, min(cores, clients)) if gpus else 0.0},
-    }
+    cores = min(os.cpu_count() or 1, clients)
+    config = {"client_resources": {"num_cpus": 1, "num_gpus": gpus / max(1, cores) if gpus else 0.0}}
     failure: list[BaseException] = []
     leave = threading.Event()
 
     def simulate() -> None:
         try:
+            begin(cores)
             run_simulation(keeping(server, failure, leave), client, clients, backend_config=cast(Any, config))
         except BaseException as error:
             failure.append(error)
@@ -43,6 +42,25 @@ def run_ray(server: ServerApp, client: ClientApp, clients: int, gpus: int) -> No
     watch(threading.Thread(target=simulate), leave)
     if failure:
         raise failure[0]
+
+
+def begin(cores: int) -> None:
+    """Start a Ray of so many cores, which Flower finds and ends, and whose workers look for modules where we do.
+
+    Of a Ray that Flower starts they look in the working folder first, where a `clients.py` of the user's would take the
+    place of the package. A job that says to be of a client of Ray's, for which Ray does not know that folder, does not.
+    """
+    import ray
+    from ray.job_config import JobConfig
+
+    paths = os.pathsep.join(filter(None, sys.path))
+    ray.init(
+        num_cpus=cores,
+        include_dashboard=False,
+        logging_level=logging.CRITICAL,
+        log_to_driver=False,
+        job_config=JobConfig(runtime_env={"env_vars": {"PYTHONPATH": paths}}, _client_job=True),
+    )
 
 
 def watch(simulation: threading.Thread, leave: threading.Event) -> None:
