@@ -428,7 +428,8 @@ def test_what_is_at_its_default_or_set_by_the_method_is_no_option() -> None:
 def test_an_option_that_flwr_run_does_not_use_is_refused_in_one_line(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert flower.main([*name.split(), "--out", str(tmp_path / "out")]) == 2
+    few = ["--market.users", "20", "--market.items", "40", "--clients", "2", "--rounds", "1", "--dim", "4"]
+    assert flower.main([*few, *name.split(), "--out", str(tmp_path / "out")]) == 2
     shown = capsys.readouterr().err
     assert shown.startswith(f"error: option {name.split()[0]}: acts only with simulations.run"), shown
     assert shown.count("\n") == 1
