@@ -16,7 +16,6 @@ from clients.private import measured
 from clients.stacked_round import Remembered, Round
 from fedrec.aggregation import catalogue
 from fedrec.channel import keyed
-from fedrec.compatible import several
 from fedrec.data import ClientData
 from fedrec.experiment import Experiment
 from fedrec.holdings import tasks_for
@@ -24,8 +23,7 @@ from fedrec.parameters import Params, same, to
 from fedrec.personal import personal_model
 from fedrec.records import save_client, slug, write_users
 from fedrec.sharing import Broadcast, Contribution
-from fedrec.stacking import HANDWRITTEN, Changed, Stack, client, evaluate_many, groups, stack
-from fedrec.tasks import per_client
+from fedrec.stacking import Changed, Stack, client, evaluate_many, groups, stack
 from fedrec.wire import Answers, Call
 
 
@@ -198,25 +196,3 @@ def merge(found: Answers, more: Answers) -> None:
     found.contributions.extend(more.contributions)
     found.subtotals.extend(more.subtotals)
     found.failed.update(more.failed)
-
-
-def refused(experiment: Experiment) -> str:
-    """Return why an experiment cannot be stacked; nothing if it can."""
-    e = experiment
-    unknown = sorted(set(per_client(e.model).values()) - set(HANDWRITTEN))
-    heads = several(e)
-    reasons = {
-        f"the model {', '.join(unknown)}, whose gradients are not written by hand,": bool(unknown),
-        "item content, whose adapter has no gradients written by hand,": e.content.active,
-        f"the task {heads}, whose gradients are not written by hand,": bool(heads),
-        f"the sequence encoder {e.sequence.kind}, whose gradients are not written by hand,": e.sequence.active,
-        "the split new-users, whose rows are trained when they are asked,": e.split == "new-users",
-        "agreement on logits": e.agreement.active,
-        "linear maps": e.coupling.kind == "linear",
-        "a pooled client": e.pool,
-        "secure sums": e.secure.active,
-        "newcomers": bool(e.newcomers),
-        f"weighting {e.weighting.kind}, which needs losses and gradients of single tasks": e.weighting.active,
-        "noise inside a client": e.privacy.inside or (e.privacy.active and e.privacy.where != "server"),
-    }
-    return next((text for text, holds in reasons.items() if holds), "")

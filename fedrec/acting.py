@@ -1,73 +1,71 @@
 """Which fields of an experiment can act in it, as one table; a value that cannot act is refused, never ignored."""
 
 from collections.abc import Callable, Iterator
-from functools import reduce
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import NamedTuple
 
 from fedrec.coordination.maps import RULES as NAMED_MAPS
 from fedrec.errors import UserError
+from fedrec.experiment import Experiment, Method
 from fedrec.models.bodies import BODIES
+from fedrec.needs import shown, value_of
 from fedrec.tasks import Task, per_client, tasks_of
-
-if TYPE_CHECKING:
-    from fedrec.experiment import Experiment, Method
 
 
 class Rule(NamedTuple):
     """When a field acts, and the words that say what would make it act."""
 
-    acts: Callable[["Experiment"], bool]
+    acts: Callable[[Experiment], bool]
     needs: str
 
 
-def tied(e: "Experiment") -> bool:
+def tied(e: Experiment) -> bool:
     """Return whether the clients exchange anything: parameters, or logits."""
     return bool(e.share) or e.agreement.active
 
 
-def tasks(e: "Experiment") -> list[tuple[Task, ...]]:
+def tasks(e: Experiment) -> list[tuple[Task, ...]]:
     """Return the tasks of every client that is named and of all others; a pooled client has them all."""
     found = [tasks_of(e.task, client) for client in per_client(e.task)]
     return [tuple({task.name: task for part in found for task in part}.values())] if e.pool else found
 
 
-def ranks(e: "Experiment") -> bool:
+def ranks(e: Experiment) -> bool:
     """Return whether some client ranks."""
     return any(task.kind == "rank" for part in tasks(e) for task in part)
 
 
-def about_items(e: "Experiment") -> bool:
+def about_items(e: Experiment) -> bool:
     """Return whether some client has a task about items, which are parted once for all splits."""
     return any(task.attribute for part in tasks(e) for task in part)
 
 
-def kinds(e: "Experiment") -> set[str]:
+def kinds(e: Experiment) -> set[str]:
     """Return the models that clients may have."""
     models = per_client(e.model)
     return {models.get("*", "mf")} if e.pool else {*models.values(), models.get("*", "mf")}
 
 
-def layered(e: "Experiment") -> bool:
+def layered(e: Experiment) -> bool:
     """Return whether some model, or the student, has layers."""
     return bool(kinds(e) & {"mlp", *BODIES}) or (e.agreement.active and e.agreement.student == "mlp")
 
 
-def folds(e: "Experiment") -> bool:
+def folds(e: Experiment) -> bool:
     """Return whether new users have rows of a table that can be learnt."""
     return e.split == "new-users" and kinds(e) != {"item"} and not e.sequence.active
 
 
-def batched(e: "Experiment") -> bool:
+def batched(e: Experiment) -> bool:
     """Return whether anything is trained in batches: noisy steps for users draw users."""
     return e.privacy.unit != "user" or e.drift.personal == "ditto" or (bool(e.fold_in) and folds(e))
 
 
-def phased(e: "Experiment") -> bool:
+def phased(e: Experiment) -> bool:
     """Return whether the phases are other than one pass over all: what is not shared is private, if nothing is."""
     return bool(e.share) or e.phases[0] == "shared" or any(phase != "shared" for phase in e.phases[1:])
 
 
-def avoids(e: "Experiment") -> bool:
+def avoids(e: Experiment) -> bool:
     """Return whether what is held out can be a negative: of a user who is trained, or whose row is folded in.
 
     The negatives of a protected interaction come from the whole catalogue.
@@ -76,23 +74,23 @@ def avoids(e: "Experiment") -> bool:
     return ranks(e) and ((drawn and e.split != "new-users") or (bool(e.fold_in) and folds(e)))
 
 
-def promised(e: "Experiment") -> bool:
+def promised(e: Experiment) -> bool:
     """Return whether a margin can promise anybody anything that no given limit does."""
     return not any("=" not in part for part in e.budget.limits.split(";") if part)
 
 
-def chunked(e: "Experiment") -> bool:
+def chunked(e: Experiment) -> bool:
     """Return whether the probe may have more logits than a step, with the batch given or the usual one."""
     usual = type(e.agreement)().batch
     return e.agreement.active and e.agreement.items * e.volunteers > min(e.agreement.batch, usual)
 
 
-def parts(e: "Experiment", path: str) -> dict[str, str]:
+def parts(e: Experiment, path: str) -> dict[str, str]:
     """Return the values that a field has for single clients."""
     return {client: value for client, value in per_client(str(value_of(e, path))).items() if client != "*"}
 
 
-def validations(e: "Experiment") -> int:
+def validations(e: Experiment) -> int:
     """Return how often a run is validated that nothing ends early."""
     return -(-e.rounds // e.eval_every)
 
@@ -267,17 +265,12 @@ RULES: dict[str, Rule] = {
 }
 
 
-def value_of(e: Any, path: str) -> Any:
-    """Return the value of a field by its dotted path."""
-    return reduce(getattr, path.split("."), e)
-
-
-def acts(e: "Experiment", path: str) -> bool:
+def acts(e: Experiment, path: str) -> bool:
     """Return whether a field, whatever its value, can act in an experiment."""
     return path in ALWAYS or RULES[path].acts(e)
 
 
-def inert(e: "Experiment", method: "Method") -> Iterator[str]:
+def inert(e: Experiment, method: Method) -> Iterator[str]:
     """Yield the paths of the fields that cannot act, and differ from their default or from the method's value."""
     defaults = type(e)()
     yield from (path for path, rule in VALUES.items() if not rule.acts(e))
@@ -288,7 +281,7 @@ def inert(e: "Experiment", method: "Method") -> Iterator[str]:
             yield path
 
 
-def refuse(e: "Experiment", method: "Method") -> None:
+def refuse(e: Experiment, method: Method) -> None:
     """Raise UserError for the first value that cannot act; the values of its `method` count as defaults."""
     for path in inert(e, method):
         raise UserError(f"{path}: acts only with {needs(path)}, found {shown(value_of(e, path))}")
@@ -299,7 +292,7 @@ def needs(path: str) -> str:
     return (VALUES | RULES)[path].needs
 
 
-def acting(e: "Experiment", method: "Method") -> "Experiment":
+def acting(e: Experiment, method: Method) -> Experiment:
     """Return the experiment with what cannot act in it set back to its default: the same run, told by what acts.
 
     For what is derived of another experiment, whose values it inherits.
@@ -312,7 +305,7 @@ def acting(e: "Experiment", method: "Method") -> "Experiment":
             e = reset(e, path)
 
 
-def reset(e: "Experiment", path: str) -> "Experiment":
+def reset(e: Experiment, path: str) -> Experiment:
     """Return the experiment with one field at its default; of parts for clients that of all others remains."""
     value, (top, _, inner) = value_of(type(e)(), path), path.partition(".")
     if path in PARTED:
@@ -320,8 +313,3 @@ def reset(e: "Experiment", path: str) -> "Experiment":
     if inner:
         value = getattr(e, top).model_copy(update={inner: value})
     return e.model_copy(update={top: value})
-
-
-def shown(value: object) -> str:
-    """Return a value as it is written on the command line."""
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)

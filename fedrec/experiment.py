@@ -10,7 +10,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from fedrec.agreement import Agreement
 from fedrec.batches import Phase, Recipe
-from fedrec.compatible import compatible
 from fedrec.coordination import BudgetRule, Coupling, Descent, Drift
 from fedrec.data import DATASETS, Content, Market
 from fedrec.errors import UserError, choose, named
@@ -18,6 +17,7 @@ from fedrec.metrics import RANKING, parse_metric
 from fedrec.models import Kind, Lora, Recommender, UserSequence
 from fedrec.newcomers import arrivals
 from fedrec.optimisers import Optimiser, rates
+from fedrec.parts import check_parts
 from fedrec.privacy.rule import Privacy
 from fedrec.privacy.secure_sum import SecureSum
 from fedrec.robust import Robust
@@ -229,17 +229,12 @@ class Experiment(Method):
             raise UserError(
                 f"fractions: validation and test must be positive and sum to less than 1, found {low}, {high}"
             )
-        if self.budget.active and not (self.coupling.duals and self.coupling.rho):
-            raise UserError(
-                "budget: needs coupling.rho > 0 and coupling.duals, since a multiplier weighs a loss against its tie"
-            )
         if self.clients is not None and not 1 <= self.clients <= 1_000_000:
             raise UserError(f"clients: must be at least 1 and at most 1000000, found {str(self.clients)[:40]}")
         dropouts(self.dropout)
         with named("newcomers"):
-            arrivals(self.newcomers)
-        self.drift.check(self.coupling, self.robust, self.optimiser, self.phases, self.lrs)
-        compatible(self)
+            arrivals(self.newcomers, self.rounds)
+        check_parts(self)
         return self
 
     @property

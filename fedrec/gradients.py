@@ -16,7 +16,6 @@ from fedrec.errors import UserError, choose
 
 Method = Literal["mean", "pcgrad", "mgda", "fedmgda", "cagrad", "imtlg", "upgrad"]
 Kind = Literal["sgd", "momentum", "adam", "yogi", "adagrad"]
-SEES: dict[Method, Literal["sum", "gram"]] = {m: "sum" if m == "mean" else "gram" for m in get_args(Method)}
 Floats = npt.NDArray[np.float64]
 State = tuple[Tensor, ...]
 

@@ -38,14 +38,6 @@ class Robust(BaseModel):
         return self.kind != "none"
 
     @property
-    def sees(self) -> Literal["sum", "rows"]:
-        """What the server must see: every client's update, also to clip it to a norm that is fixed.
-
-        Clients could clip by themselves, and then the sum would do. But the clients are whom the rule does not trust.
-        """
-        return "rows" if self.active else "sum"
-
-    @property
     def needed(self) -> int:
         """How many updates the rule's guarantee takes: 2 f + 3 for Krum (arXiv 1703.02757, Proposition 4.2)."""
         return 2 * self.f + 3 if self.kind in ("krum", "multi-krum") else 0

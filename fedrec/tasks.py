@@ -199,6 +199,12 @@ def tasks_of(text: str, client: str) -> tuple[Task, ...]:
     return tasks
 
 
+def several(text: str) -> str:
+    """Return the tasks with a head of several scores that some client has, joined by commas; "" without one."""
+    every = [task for client in per_client(text) for task in tasks_of(text, client)]
+    return ",".join(sorted({task.name for task in every if task.attribute or task.classes}))
+
+
 def base_tensor(values: Floats | Bools, device: str) -> Tensor:
     """Return a float32 tensor of `values` on `device`."""
     return torch.from_numpy(values.astype(np.float32)).to(device)

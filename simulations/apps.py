@@ -149,7 +149,7 @@ def report_of(experiment: Experiment, home: Path) -> Finish:
     write = finisher(experiment, home)
 
     def finish(record: Record) -> None:
-        from fedrec.report import write_report
+        from fedrec.report.page import write_report
         from simulations.baselines import run_popularity
 
         write(record)

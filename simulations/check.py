@@ -5,7 +5,6 @@ from importlib.util import find_spec
 from clients.device import devices
 from fedrec.acting import refuse
 from fedrec.channel import Logits, channel_of
-from fedrec.coordination import check as compatible
 from fedrec.data import ClientData
 from fedrec.errors import UserError, choose
 from fedrec.experiment import Experiment
@@ -37,7 +36,6 @@ def check(experiment: Experiment) -> None:
     experiment.sharing().check(names)
     check_rates(experiment, names)
     stacked(experiment)
-    compatible(experiment.coupling, experiment.descent, experiment.robust)
     present = cohort(experiment, [data.name for data in parts])
     clients = sorted(present, key=lambda name: (natural(name), name))
     experiment.coupling.operator(clients)

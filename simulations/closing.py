@@ -11,11 +11,10 @@ from rich.table import Table
 from rich.text import Text
 
 from fedrec.metrics import Values, paired
-from fedrec.report import comparison
 from fedrec.report.findings import warnings
 from fedrec.report.several import WORDS, balances, singly, spoken
 from fedrec.report.standing import corrected, standings, stands, unpopular
-from fedrec.report.tables import compare, read_run
+from fedrec.report.tables import compare, comparison, read_run
 from fedrec.report.verdicts import UNCLEAR
 
 MANY = 20

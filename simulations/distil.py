@@ -21,7 +21,6 @@ from rich.table import Table
 from clients.client import Client
 from clients.recommend import experiment_of, params_of
 from fedrec.acting import RULES, acting, inert
-from fedrec.compatible import several
 from fedrec.data import ClientData
 from fedrec.differences import Side, difference
 from fedrec.distillation import KINDS, Distillation, learn
@@ -34,7 +33,7 @@ from fedrec.metrics import NEGATIVES, Paired
 from fedrec.parameters import Params
 from fedrec.records import Row, slug, versions, write_csv, write_json, write_tensors
 from fedrec.scorers import ModelScorer
-from fedrec.tasks import parse_task, per_client
+from fedrec.tasks import parse_task, per_client, several
 from fedrec.weighting import Weighting
 from server.scores import selection_scores
 from simulations.baselines import baseline
@@ -117,7 +116,7 @@ def students_of(e: Experiment, wanted: Mapping[str, Any], tasks: Sequence[str]) 
     for name in set(wanted) & set(inert(made, usual(made))):
         raise UserError(f"{name}: acts only with {RULES[name].needs}, found {wanted[name]}")
     made = acting(made, usual(made))
-    if found := several(made):
+    if found := several(made.task):
         raise UserError(
             f"task: must have one score for a user and an item to be taught (add --task rank), found {found}"
         )

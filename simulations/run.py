@@ -57,7 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(command: Command, console: Console) -> int:
     """Check the experiment, run it and its baselines, write the record and the report, and show the closing table."""
-    from fedrec.report import write_price, write_report
+    from fedrec.report.page import write_report
+    from fedrec.report.price import write_price
     from server.faults import ClientFailure
 
     others, why = checked(command)

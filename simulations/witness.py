@@ -12,7 +12,7 @@ from clients.memory import Memory
 from fedrec.experiment import Experiment
 from fedrec.holdings import clients_data, dataset, tasks_for
 from fedrec.parameters import Params
-from fedrec.privacy.attacks import Case
+from fedrec.privacy.attacks.table import Case
 from fedrec.privacy.attacks.targets import used
 from fedrec.privacy.transcript import Transcript
 from fedrec.records import Record

@@ -22,7 +22,7 @@ NEEDS: dict[str, dict[str, Any]] = {
     "multi-krum": {"clients": 5},
     "pfedrec": {"model": "item", "optimiser": "sgd", "lrs": "item_table=1,heads=0.1"},
 }
-REFUSED = {"agreement": "agreement on logits"}
+REFUSED = {"agreement": "agreement.items"}
 STACKED = [name for name in METHODS if name not in REFUSED and name != "pooled"]
 ONE_USER: dict[str, Any] = {
     "partition": "one-user",
@@ -125,5 +125,5 @@ def test_a_client_that_diverges_is_left_out_of_the_sum(tmp_path: Path) -> None:
 @pytest.mark.parametrize("method", REFUSED)
 def test_what_cannot_be_stacked_is_refused_with_the_reason(method: str) -> None:
     fields: dict[str, Any] = {"volunteers": 10} if method == "agreement" else {}
-    with pytest.raises(UserError, match=f"engine: .*{REFUSED[method]}.* cannot be stacked"):
+    with pytest.raises(UserError, match=f"^engine: batched needs .* found {REFUSED[method]} .*; take --engine process"):
         check(experiment(method, engine="batched", **fields))

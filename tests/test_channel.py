@@ -374,18 +374,42 @@ def test_one_tie_of_rows_is_the_tie_of_each_row() -> None:
 @pytest.mark.parametrize(
     ("method", "fields", "text"),
     [
-        ("agreement", {}, r"agreement: needs public users to agree on \(add --volunteers 60\), found volunteers 0"),
+        ("agreement", {}, r"agreement.items: 100 needs public users, .* \(add --volunteers 60\), found volunteers 0"),
         (
             "agreement",
             {"volunteers": 5, "share": "body"},
-            "agreement: shares logits only, never parameters, found body",
+            "agreement.items: .* needs messages of logits alone, .* found share body",
         ),
-        ("agreement", {"volunteers": 5, "pool": True}, "shares logits only, never parameters, found pool"),
-        ("agreement", {"volunteers": 5, "coupling": {}}, "coupling.rho: must be above 0 for output agreement"),
-        ("agreement", {"volunteers": 5, "phases": "private,shared"}, "phases: must be the one phase all for output"),
-        ("agreement", {"volunteers": 5, "drift": {"personal": "ditto"}}, "drift: must be none for .*found ditto"),
-        ("agreement", {"volunteers": 5, "drift": {"normalise": True}}, "drift: must be none for .*found fednova"),
-        ("agreement", {"volunteers": 5, "descent": {"aggregator": "mgda"}}, "descent: steps along .*found mgda"),
+        (
+            "agreement",
+            {"volunteers": 5, "pool": True},
+            "agreement.items: .* needs something that clients exchange, .* found pool",
+        ),
+        (
+            "agreement",
+            {"volunteers": 5, "coupling": {}},
+            "agreement.items: .* needs a proximal tie, .*, found coupling.rho 0",
+        ),
+        (
+            "agreement",
+            {"volunteers": 5, "phases": "private,shared"},
+            "agreement.items: .* needs the one phase all, .*, found phases private,shared",
+        ),
+        (
+            "agreement",
+            {"volunteers": 5, "drift": {"personal": "ditto"}},
+            "drift.personal: ditto needs clients that start from the server.*found agreement.items",
+        ),
+        (
+            "agreement",
+            {"volunteers": 5, "drift": {"normalise": True}},
+            "drift.normalise: True needs clients that start .*found agreement.items",
+        ),
+        (
+            "agreement",
+            {"volunteers": 5, "descent": {"aggregator": "mgda"}},
+            "descent: mgda with sgd needs clients that start .*found agreement.items",
+        ),
         (
             "agreement",
             {"volunteers": 5, "task": "rank;shop=rating"},
@@ -398,8 +422,16 @@ def test_one_tie_of_rows_is_the_tie_of_each_row() -> None:
             {"volunteers": 5, "task": "rating", "agreement": {"items": 5, "task": "rating"}},
             "agreement.scale: must be raw for a task that does not rank, found standard",
         ),
-        ("fedper", {"coupling": {"kind": "linear", "rho": 1.0}}, "share: must be item_table or user_table for linear"),
-        ("fedper", {"share": "item_table", "coupling": {"kind": "linear"}}, "coupling.rho: must be above 0 for linear"),
+        (
+            "fedper",
+            {"coupling": {"kind": "linear", "rho": 1.0}},
+            "coupling.kind: linear needs item_table or user_table to be shared, and nothing else",
+        ),
+        (
+            "fedper",
+            {"share": "item_table", "coupling": {"kind": "linear"}},
+            "coupling.kind: linear needs a proximal tie",
+        ),
         (
             "fedper",
             {"share": "item_table", "dim": "4;shop=3", "coupling": {"kind": "linear", "rho": 1.0, "width": 4}},

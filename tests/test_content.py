@@ -19,7 +19,7 @@ from fedrec.models import Kind, Recommender, Side
 from fedrec.models.content import kept
 from fedrec.optimisers import Optimiser
 from fedrec.parameters import Params
-from fedrec.privacy.attacks import Case
+from fedrec.privacy.attacks.table import Case
 from fedrec.sharing import Sharing
 from fedrec.tasks import parse_task
 from fedrec.training import local_update

@@ -196,7 +196,7 @@ def test_a_price_pulls_clients_towards_their_budgets() -> None:
         ({"coupling": {"radius": 1.0, "bound": 1.0}}, "may have a radius or a bound, found both"),
         (
             {"coupling": {"rho": 1.0, "duals": True}, "descent": {"aggregator": "mgda"}},
-            "descent: aggregators and server",
+            "coupling.duals: True needs answers that are increments.*found descent mgda with sgd",
         ),
     ],
 )
@@ -206,7 +206,10 @@ def test_a_coupling_that_cannot_hold_is_refused_before_anything_runs(fields: dic
 
 
 def test_a_budget_without_duals_is_refused() -> None:
-    with pytest.raises(UserError, match=r"budget: needs coupling.rho > 0 and coupling.duals"):
+    with pytest.raises(
+        UserError,
+        match=r"budget.margin: 0.1 needs a proximal tie.*\(add --coupling.rho 1e-4\), found coupling.rho 0",
+    ):
         experiment("fedper", budget={"margin": 0.1})
 
 

@@ -17,9 +17,9 @@ from fedrec.data import pool
 from fedrec.evaluation import evaluate
 from fedrec.experiment import Experiment, build
 from fedrec.holdings import clients_data
-from fedrec.report import comparison, write_report
 from fedrec.report.findings import number
-from fedrec.report.tables import CLIENTS, EVERYONE, compare, read_run
+from fedrec.report.page import write_report
+from fedrec.report.tables import CLIENTS, EVERYONE, compare, comparison, read_run
 from fedrec.scorers import PopularityScorer
 from simulations.baselines import baseline, run_popularity
 from simulations.closing import several, table

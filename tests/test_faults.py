@@ -350,7 +350,7 @@ def test_what_a_client_writes_is_one_printable_line() -> None:
 
 
 def test_faults_are_in_the_record_the_report_and_the_closing_lines(tmp_path: Path) -> None:
-    from fedrec.report import write_report
+    from fedrec.report.page import write_report
 
     e = experiment("fedper", rounds=2, dropout="1:news")
     grid = FaultyGrid(e, {("shop", "train", 2): FAULTS["nan"], ("films", "evaluate", 2): FAULTS["raised"]}, tmp_path)

@@ -18,7 +18,7 @@ from torchjd.aggregation import CAGradWeighting, IMTLGWeighting, MGDAWeighting, 
 from torchjd.linalg import QuadprogProjector
 
 from fedrec.errors import UserError
-from fedrec.gradients import SEES, Method, ServerOptimiser, combine, weights_of
+from fedrec.gradients import Method, ServerOptimiser, combine, weights_of
 from fedrec.seeds import generator
 
 METHODS: tuple[Method, ...] = get_args(Method)
@@ -311,10 +311,6 @@ def test_awkward_gradients(case: str, method: Method) -> None:
         assert method == "pcgrad" or torch.allclose(d, ratio * mine, atol=1e-9)
     if method == "mgda":
         assert bool((g @ d >= d @ d - 1e-9 * lengths * lengths.min()).all())
-
-
-def test_only_the_mean_is_content_with_a_sum() -> None:
-    assert {m for m, seen in SEES.items() if seen == "sum"} == {"mean"} and set(SEES) == set(METHODS)
 
 
 @pytest.mark.parametrize(

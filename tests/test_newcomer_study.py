@@ -59,7 +59,7 @@ def test_the_newcomer_of_a_study_may_be_named_by_its_size() -> None:
         (["--joins", "20"], "joins: must be a round from 2 to 19, found 20"),
         (["--client", "new"], "client: must be one of books, films, "),
         (["--seeds", "0"], "seeds, workers: must be at least 1, found 0"),
-        (["--federated", "admm"], "newcomers: train what is private and send nothing, found coupling.duals"),
+        (["--federated", "admm"], "but newcomers send nothing, found newcomers shop="),
     ],
 )
 def test_a_wrong_study_ends_with_one_line(arguments: list[str], text: str, capsys: pytest.CaptureFixture[str]) -> None:

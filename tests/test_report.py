@@ -18,10 +18,9 @@ from rich.console import Console
 
 from fedrec.errors import UserError
 from fedrec.metrics import holm, paired
-from fedrec.report import comparison, write_report
 from fedrec.report.findings import answer, change, listing, number
-from fedrec.report.page import size
-from fedrec.report.tables import EVERYONE, compare, read_run
+from fedrec.report.page import size, write_report
+from fedrec.report.tables import EVERYONE, compare, comparison, read_run
 from fedrec.report.verdicts import UNCLEAR
 from fedrec.seeds import generator
 from simulations.closing import answers

@@ -11,16 +11,17 @@ import torch
 from torch import Tensor
 
 from clients.recommend import experiment_of, recommend
-from clients.stacked import refused
 from fedrec.batches import Recipe, batches
 from fedrec.data import ClientData, excluded
 from fedrec.data.split import concatenate
 from fedrec.errors import UserError
 from fedrec.evaluation import evaluate
+from fedrec.experiment import build
 from fedrec.holdings import clients_data, dataset, reader
 from fedrec.models import Kind, Recommender, Side, UserSequence
 from fedrec.optimisers import Optimiser
 from fedrec.parameters import Params, covers
+from fedrec.parts import stacking_refusal
 from fedrec.records import Row
 from fedrec.scorers import ModelScorer
 from fedrec.seeds import generator
@@ -398,17 +399,20 @@ def test_a_run_that_was_broken_off_goes_on_to_the_same_end(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("fields", "text"),
     [
-        ({"model": "mf;shop=item"}, "model: must have a user side for the sequence encoder sasrec .*, found item"),
-        ({"dim": "4;shop=6"}, "sequence.heads: must divide dim, which they share, found 4 heads and dim 6"),
-        ({"engine": "batched"}, "sequence.kind: must be none for engine batched, .*, found sasrec"),
-        ({"stack": "yes"}, "sequence.kind: must be none for stack yes"),
+        (
+            {"model": "mf;shop=item"},
+            r"sequence.kind: sasrec needs a user side, but .* \(add --model mf\), found model item",
+        ),
+        ({"dim": "4;shop=6"}, "sequence.kind: sasrec needs a width that its heads divide .*, found dim 6"),
+        ({"engine": "batched"}, "engine: batched needs gradients .* found sequence.kind sasrec"),
+        ({"engine": "process", "stack": "yes"}, "engine: process with stack yes needs .* found sequence.kind sasrec"),
         (
             {"weights": "uniform", "privacy": {"epsilon": "4", "unit": "user"}},
-            r"sequence.kind: must be none for noise inside a client \(privacy.unit user\)",
+            r"privacy.unit: user needs gradients by unit.*, found sequence.kind sasrec",
         ),
         (
             {"share": (), "agreement": {"items": 5}, "volunteers": 9, "coupling": {"rho": 0.1}},
-            "sequence.kind: must be none for agreement on logits",
+            "agreement.items: 5 needs a score of any user and item.*, found sequence.kind sasrec",
         ),
         ({"sequence": {"kind": "bert4rec"}}, "sequence.kind: input should be 'none', 'gru4rec' or 'sasrec'"),
         ({"sequence": {"kind": "sasrec", "history": 0}}, "sequence.history: .* greater than or equal to 1"),
@@ -420,4 +424,13 @@ def test_what_knows_no_histories_is_refused_with_the_reason(fields: dict[str, An
 
 
 def test_stacked_clients_know_no_encoders() -> None:
-    assert "the sequence encoder gru4rec" in refused(experiment(sequence={"kind": "gru4rec"}))
+    assert stacking_refusal(experiment(sequence={"kind": "gru4rec"})).endswith("found sequence.kind gru4rec")
+
+
+def test_one_pooled_client_is_nothing_to_stack_whatever_its_users_are_read_from(tmp_path: Path) -> None:
+    e = experiment("pooled", sequence={"kind": "gru4rec", "history": 4}, rounds=1, local_epochs=1)
+    for engine in ("inline", "batched"):
+        (tmp_path / engine).mkdir()
+        launch(e.model_copy(update={"engine": engine}), tmp_path / engine)
+    same(tmp_path / "inline", tmp_path / "batched", but=["engine"])
+    check(build({**e.model_dump(), "engine": "batched"}))

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from fedrec.records import SINGLE
-from fedrec.report import write_report
 from fedrec.report.findings import warnings
+from fedrec.report.page import write_report
 from fedrec.report.several import Balance, balance, balances, singly, spoken
 from fedrec.report.tables import CLIENTS, EVERYONE, compare, read_run
 from server.scores import NEAR_ZERO, selection_scores
@@ -48,8 +48,8 @@ def test_a_run_of_clients_with_one_task_each_is_compared_with_no_run_for_each_ta
 @pytest.mark.parametrize(
     ("fields", "why"),
     [
-        ({"model": "esmm", "task": "click,buy"}, "must have click and buy for esmm"),
-        ({"model": "aitm", "task": "click,buy"}, "must have two or more of "),
+        ({"model": "esmm", "task": "click,buy"}, "model: esmm needs the tasks click and buy"),
+        ({"model": "aitm", "task": "click,buy"}, "model: aitm needs two or more of the tasks"),
         ({"method": "agreement", "task": "rank,click", "volunteers": 5}, "every client must have the task rank"),
         (
             {"task": "rank,click", "privacy": {"unit": "user", "epsilon": "8"}, "weights": "uniform"},
@@ -206,8 +206,10 @@ def test_why_there_is_no_comparison_stands_in_the_report_and_on_the_terminal(tmp
     out = tmp_path / "out"
     argv = ["--task", "click,buy", "--model", "esmm", "--hidden", "4", "--rounds", "1", "--quiet", "--out", str(out)]
     assert main([*TINY.split(), *argv]) == 0
-    reason = "task: must have click and buy for esmm, which is P(click) P(buy | click), found click"
-    assert f"Not compared: {reason}." in (out / "report.html").read_text().replace("&#34;", '"')
+    reason = "P(click) P(buy | click), but one is missing, found task click"
+    assert f"Not compared: model: esmm needs the tasks click and buy, of which it learns {reason}." in (
+        out / "report.html"
+    ).read_text().replace("&#34;", '"')
     assert [note for note in notes(out) if reason in note] and several(out) is None
 
 

@@ -19,7 +19,7 @@ from fedrec.holdings import clients_data, dataset
 from fedrec.models import Recommender
 from fedrec.optimisers import Optimiser
 from fedrec.records import write_record
-from fedrec.report import write_report
+from fedrec.report.page import write_report
 from fedrec.wire import read_broadcast, read_contribution
 from simulations import student as module
 from simulations.apps import apps_for

@@ -132,7 +132,10 @@ def test_a_grid_is_every_combination() -> None:
         (lambda: seeds_of("100,x", 5), "tune: must be whole numbers"),
         (lambda: seeds_of("4,100", 5), "tune: must be seeds that are not reported, from 5 on, found 4"),
         (lambda: points("lr"), "grid: must be FIELD=VALUE"),
-        (lambda: arms_of(["esmm"], ["fixed"])[0].experiments(["--task", "click,buy"], 0), "must have click and buy"),
+        (
+            lambda: arms_of(["esmm"], ["fixed"])[0].experiments(["--task", "click,buy"], 0),
+            "needs the tasks click and buy",
+        ),
         (lambda: arms_of(["ple"], ["fixed"])[0].experiments(["--task", "buy"], 0), "found no client with two"),
     ],
 )

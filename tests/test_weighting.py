@@ -15,7 +15,6 @@ from torch import Tensor
 
 from clients.app import client_app
 from clients.memory import Memory
-from clients.stacked import refused
 from fedrec.batches import Recipe
 from fedrec.coordination import Own
 from fedrec.errors import UserError
@@ -25,6 +24,7 @@ from fedrec.holdings import clients_data
 from fedrec.models import Recommender
 from fedrec.optimisers import Optimiser
 from fedrec.parameters import Params
+from fedrec.parts import stacking_refusal
 from fedrec.seeds import generator
 from fedrec.sharing import Sharing
 from fedrec.tasks import parse_task
@@ -393,11 +393,17 @@ def test_the_state_goes_back_with_a_lost_contribution_and_on_from_round_to_round
 @pytest.mark.parametrize(
     ("fields", "text"),
     [
-        ({"drift": {"personal": "ditto", "weight": 0.1}}, r"weighting.kind: must be fixed .* found dwa with ditto"),
-        ({"drift": {"personal": "apfl", "weight": 0.5}}, r"weighting.kind: must be fixed .* found dwa with apfl"),
+        (
+            {"drift": {"personal": "ditto", "weight": 0.1}},
+            r"weighting.kind: dwa needs clients that train one model, .* found drift.personal ditto",
+        ),
+        (
+            {"drift": {"personal": "apfl", "weight": 0.5}},
+            r"weighting.kind: dwa needs clients that train one model, .* found drift.personal apfl",
+        ),
         (
             {"privacy": {"unit": "user", "epsilon": "8"}, "weights": "uniform"},
-            r"weighting.kind: must be fixed with noise inside a silo.* found dwa",
+            r"weighting.kind: dwa needs the losses of single tasks.* found privacy.unit user",
         ),
     ],
 )
@@ -408,6 +414,6 @@ def test_what_a_weighting_cannot_go_with_is_refused(fields: dict[str, Any], text
 
 
 def test_stacked_training_is_refused_with_its_reason() -> None:
-    assert refused(experiment("fedper")) == ""
+    assert stacking_refusal(experiment("fedper")) == ""
     several = experiment("fedper", weighting={"kind": "gls"}, task="rank,click")
-    assert refused(several).startswith("weighting gls, which needs losses")
+    assert stacking_refusal(several).startswith("weighting.kind: gls needs the losses of single tasks")

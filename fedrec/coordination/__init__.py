@@ -19,7 +19,7 @@ from fedrec.coordination.operators import (
 from fedrec.coordination.rule import BudgetRule
 from fedrec.coordination.sets import Ball, Box, Within
 from fedrec.coordination.solve import Line, Solution, solve
-from fedrec.coordination.ties import Average, Consensus, Tie, check, tie_of
+from fedrec.coordination.ties import Average, Consensus, Tie, tie_of
 
 __all__ = [
     "Average",
@@ -49,7 +49,6 @@ __all__ = [
     "SumTo",
     "Tie",
     "Within",
-    "check",
     "control_change",
     "double",
     "gradient_steps",

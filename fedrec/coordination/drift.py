@@ -1,7 +1,7 @@
 """Drift correction: what is done about clients whose local optima lie apart, or that make unequal numbers of steps."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -9,10 +9,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from fedrec.aggregation import Carrier, gather, mean
-from fedrec.coordination.coupling import Coupling
 from fedrec.errors import UserError
 from fedrec.parameters import Params, add, subtract
-from fedrec.robust import Robust
 from fedrec.sharing import ContractError
 
 
@@ -43,26 +41,6 @@ class Drift(BaseModel):
         if self.personal == "apfl" and not 0 < self.weight <= 1:
             raise UserError(f"drift.weight: must be above 0 and at most 1 for apfl, found {self.weight}")
         return self
-
-    def check(self, coupling: Coupling, robust: Robust, optimiser: str, phases: Sequence[str], lrs: str = "") -> None:
-        """Raise UserError if a correction does not fit the other parts of the method."""
-        if self.counted and coupling.duals:
-            raise UserError("drift: must be without duals for FedNova and SCAFFOLD, found coupling.duals")
-        if self.counted and robust.active:
-            raise UserError(
-                "robust: must be without FedNova and SCAFFOLD, which believe what a client says of its steps, found "
-                f"{robust.kind}"
-            )
-        if self.correction != "scaffold":
-            return
-        if optimiser != "sgd":
-            raise UserError(f"optimiser: must be sgd for SCAFFOLD (add --optimiser sgd --lr 10), found {optimiser}")
-        if lrs:
-            raise UserError(f"lrs: must be empty for SCAFFOLD, whose control variates know one rate, found {lrs!r}")
-        if tuple(phases) != ("all",):
-            raise UserError(f"phases: must be the one phase all for SCAFFOLD, found {','.join(phases)}")
-        if not coupling.plain:
-            raise UserError(f"coupling: must be the plain mean for SCAFFOLD, found {coupling.kind}")
 
 
 @dataclass(frozen=True)

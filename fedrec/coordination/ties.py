@@ -12,7 +12,6 @@ from fedrec.aggregation import Carrier, Subtotal, gather, mean, mean_of, sums
 from fedrec.coordination.coupling import Coupling
 from fedrec.coordination.descent import Descent, Stepped
 from fedrec.coordination.halves import Hub, Residuals, double
-from fedrec.errors import UserError
 from fedrec.parameters import Params, norm, subtract
 from fedrec.robust import Robust
 
@@ -184,25 +183,6 @@ def spread(parts: Mapping[str, Params]) -> Iterator[tuple[str, Tensor]]:
             yield f"{place}/{name}", value
 
 
-def check(coupling: Coupling, descent: Descent, robust: Robust) -> None:
-    """Raise UserError if two rules are asked for that both say what becomes of the clients' answers."""
-    if robust.active and not coupling.plain:
-        raise UserError(
-            f"robust: must be without duals, sets and personal couplings, which need every answer as it is, "
-            f"found coupling {coupling.kind}{' with duals' if coupling.duals else ''}"
-        )
-    if robust.active and descent.aggregator != "mean":
-        raise UserError(
-            f"descent.aggregator: must be mean under a robust rule, which combines the updates itself, found "
-            f"{descent.aggregator}"
-        )
-    if not coupling.plain and not descent.plain:
-        raise UserError(
-            f"descent: aggregators and server optimisers step from a mean without duals or sets, found coupling "
-            f"{coupling.kind}{' with duals' if coupling.duals else ''}"
-        )
-
-
 def tie_of(
     coupling: Coupling,
     descent: Descent,
@@ -217,7 +197,6 @@ def tie_of(
     `summed` says that the server gets sums alone, also of increments.
     """
     operator = coupling.operator(list(carriers))
-    check(coupling, descent, robust)
     if coupling.plain:
         z = mean([(carriers[name], value) for name, value in values.items()])
         if descent.plain and not robust.active:

@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_serializer, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_serializer, field_validator, model_validator
 
 from fedrec.errors import UserError
 
@@ -42,6 +42,7 @@ class Privacy(BaseModel):
     )
     where: Literal["server", "client", "sum"] = Field(
         "server",
+        validate_default=True,
         description="client: who adds the noise: the server, every client by itself, or all of them in a secure sum",
     )
     ledger: Path | None = Field(
@@ -85,6 +86,25 @@ class Privacy(BaseModel):
         if isinstance(text, str):
             budgets(text)
         return text
+
+    @field_validator("rate")
+    @classmethod
+    def _inside(cls, rate: float, info: ValidationInfo) -> float:
+        if info.data.get("unit") == "client" and rate != 1:
+            raise UserError(f"is for units inside a client, whole ones are drawn with participation, found {rate}")
+        return rate
+
+    @field_validator("where")
+    @classmethod
+    def _of_updates(cls, where: str, info: ValidationInfo) -> str:
+        unit, epsilon, clip = (info.data.get(name) for name in ("unit", "epsilon", "clip"))
+        if unit in ("interaction", "user") and where != "server":
+            raise UserError(f"is for the unit client, found {where} for {unit}")
+        if unit == "client" and where != "client" and ";" in (epsilon or ""):
+            raise UserError(f"must be client for more than one epsilon, found {where} with {epsilon!r}")
+        if unit == "client" and where == "sum" and clip == math.inf:
+            raise UserError("must not be sum without a finite clip, since its numbers have bounds, found clip inf")
+        return where
 
     @field_serializer("clip", when_used="json")
     def _in_json(self, clip: float) -> float | str:

@@ -8,10 +8,11 @@ from flwr.app import RecordDict
 
 from clients.app import client_app
 from clients.device import devices
-from clients.stacked import StackedClients, refused
+from clients.stacked import StackedClients
 from fedrec.errors import UserError
 from fedrec.experiment import Experiment, build
 from fedrec.holdings import clients_data
+from fedrec.parts import asked_to_stack, stacking_refusal
 from fedrec.wire import answers_record, read_call
 from simulations.engines.host import Host
 from simulations.engines.local import identify
@@ -73,9 +74,8 @@ def hosted(
 
 def stacked(experiment: Experiment) -> bool:
     """Return whether clients train as one program; raises UserError if that is asked for and cannot be."""
-    e, reason = experiment, refused(experiment)
-    wanted = not e.pool and (e.engine == "batched" or e.stack == "yes")  # one pooled client is nothing to stack
+    e, wanted, reason = experiment, asked_to_stack(experiment), stacking_refusal(experiment)
     if wanted and reason:
-        raise UserError(f"engine: {reason} cannot be stacked; take --engine process --stack no")
+        raise UserError(f"{reason}; take --engine process --stack no")
     many = len(clients_data(e)) >= MANY or devices(e.device) != ["cpu"]
-    return wanted or (e.engine == "process" and e.stack == "auto" and many and not reason)
+    return bool(wanted) or (e.engine == "process" and e.stack == "auto" and many and not (e.pool or reason))

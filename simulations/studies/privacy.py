@@ -20,7 +20,8 @@ from fedrec.errors import UserError
 from fedrec.experiment import Experiment, build
 from fedrec.folders import writing
 from fedrec.holdings import clients_data, dataset
-from fedrec.privacy.attacks import ATTACKS, Attack, violates
+from fedrec.privacy.attacks.scores import violates
+from fedrec.privacy.attacks.table import ATTACKS, Attack
 from fedrec.privacy.audit import ALARM, audit, bounds
 from fedrec.privacy.guarantee import guarantees
 from fedrec.privacy.noise import Source

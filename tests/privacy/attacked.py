@@ -12,7 +12,7 @@ import torch
 from fedrec.data import Market
 from fedrec.experiment import Experiment, build
 from fedrec.parameters import Params
-from fedrec.privacy.attacks import ATTACKS, Attack, Case
+from fedrec.privacy.attacks.table import ATTACKS, Attack, Case
 from fedrec.privacy.transcript import Transcript
 from fedrec.seeds import derive
 from simulations.methods import METHODS

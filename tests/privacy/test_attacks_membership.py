@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 
 from fedrec.experiment import Experiment, build
-from fedrec.privacy.attacks import violates
 from fedrec.privacy.attacks.membership import leanings, user_leanings
-from fedrec.privacy.attacks.scores import judge
+from fedrec.privacy.attacks.scores import judge, violates
 from fedrec.privacy.attacks.targets import interactions, pool_of, users
 from simulations.witness import case_of, witness
 from tests.privacy.attacked import ATTACK, SILOS, attacked, market, movies, real

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 import fedrec.privacy.attacks as package
-from fedrec.privacy.attacks import ATTACKS, Attack
 from fedrec.privacy.attacks.scores import judge
+from fedrec.privacy.attacks.table import ATTACKS, Attack
 from tests.privacy.attacked import SILOS, STEP, USERS, attacked, market, noise, noised
 
 # What an adversary may be declared to know. `attributes` are of the users in `known`, `records` are asked about.

@@ -8,7 +8,7 @@ import pytest
 
 from fedrec.errors import UserError
 from fedrec.metrics import Paired
-from fedrec.privacy.attacks import ATTACKS
+from fedrec.privacy.attacks.table import ATTACKS
 from fedrec.privacy.audit import ALARM
 from simulations.studies.__main__ import main
 from simulations.studies.privacy import SCENES, budget, experiment_of, jobs_of

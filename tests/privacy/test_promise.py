@@ -51,7 +51,9 @@ def test_a_promise_sets_what_is_not_given(unit: str, tmp_path: Path) -> None:
 
 
 def test_python_has_no_hidden_defaults() -> None:
-    with pytest.raises(UserError, match="weights: must be uniform under privacy"):
+    with pytest.raises(
+        UserError, match=r"privacy.unit: user needs weights that tell nothing .*\(add --weights uniform\)"
+    ):
         build({"privacy": {"unit": "user", "epsilon": "4"}})
     e = build({"privacy": {"unit": "user", "epsilon": "4"}, "weights": "uniform"})
     assert e == Experiment().model_copy(update={"weights": "uniform", "privacy": e.privacy})

@@ -26,6 +26,7 @@ from server.strategy import Coordinator
 from simulations.apps import plan_of
 from simulations.check import check
 from simulations.engines import launch
+from simulations.engines.hosts import stacked
 from tests.helpers import SpyGrid, experiment, fit, results
 
 SECURE = {"active": True}
@@ -304,24 +305,36 @@ def test_two_secure_runs_have_one_result_to_the_bit_whatever_the_masks() -> None
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "clusters": ({"coupling": {"kind": "clusters", "groups": "silo-1,silo-2"}}, "coupling clusters"),
-    "mr-mtl": ({"coupling": {"kind": "mean-regularised", "rho": 1e-4}}, "coupling mean-regularised"),
-    "radius": ({"coupling": {"radius": 1.0}}, "coupling.radius"),
-    "balance": ({"coupling": {"rho": 1e-4, "duals": True, "balance": True}}, "coupling.balance"),
-    "median": ({"robust": {"kind": "median"}}, "robust median"),
-    "clip": ({"robust": {"kind": "clip"}}, "robust clip"),
-    "mgda": ({"descent": {"aggregator": "mgda"}}, "descent.aggregator mgda"),
-    "fednova": ({"drift": {"normalise": True}}, "FedNova"),
-    "scaffold": ({"drift": {"correction": "scaffold"}, "optimiser": "sgd"}, "SCAFFOLD"),
-    "pooled": ({"pool": True}, "a pooled client"),
+    "clusters": (
+        {"coupling": {"kind": "clusters", "groups": "silo-1,silo-2"}},
+        "coupling.kind: clusters needs a server that remembers",
+    ),
+    "mr-mtl": (
+        {"coupling": {"kind": "mean-regularised", "rho": 1e-4}},
+        "coupling.kind: mean-regularised needs a server that remembers",
+    ),
+    "radius": ({"coupling": {"radius": 1.0}}, "coupling.radius: .* no more than a sum"),
+    "balance": ({"coupling": {"rho": 1e-4, "duals": True, "balance": True}}, "coupling.balance: .* no more than a sum"),
+    "median": ({"robust": {"kind": "median"}}, "robust.kind: median needs every client's answer by itself"),
+    "clip": ({"robust": {"kind": "clip"}}, "robust.kind: clip needs every client's answer by itself"),
+    "mgda": ({"descent": {"aggregator": "mgda"}}, "descent.aggregator: mgda needs the inner products"),
+    "fednova": ({"drift": {"normalise": True}}, "drift.normalise: .* no more than a sum"),
+    "scaffold": (
+        {"drift": {"correction": "scaffold"}, "optimiser": "sgd"},
+        "drift.correction: scaffold .* no more than a sum",
+    ),
+    "pooled": ({"pool": True}, "secure.active: .* found pool True"),
     "agreement": (
         {"agreement": {"items": 10}, "share": (), "coupling": {"rho": 1e-4}, "volunteers": 5},
-        "agreement on logits",
+        "agreement.items: 10 needs every client's answer by itself",
     ),
     "batched": ({"engine": "batched"}, "engine batched"),
-    "stack": ({"engine": "process", "stack": "yes"}, "stack yes"),
-    "nothing": ({"share": ()}, "found nothing that is"),
-    "weighted duals": ({"coupling": {"rho": 1e-4, "duals": True}}, "weights: must be uniform"),
+    "stack": ({"engine": "process", "stack": "yes"}, "found engine process with stack yes"),
+    "nothing": ({"share": ()}, "secure.active: .* found share nothing"),
+    "weighted duals": (
+        {"coupling": {"rho": 1e-4, "duals": True}},
+        "coupling.duals: .* fixed weights .add --weights uniform",
+    ),
 }
 
 
@@ -329,7 +342,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 def test_what_needs_more_than_the_sum_is_refused_with_the_reason(what: str) -> None:
     fields, text = REFUSED[what]
     with pytest.raises(UserError, match=text):
-        secure(**fields)
+        stacked(secure(**fields))
 
 
 @pytest.mark.parametrize(
@@ -348,7 +361,9 @@ def test_terms_that_cannot_hold_are_refused_before_anything_is_started(fields: d
 
 
 def test_noise_in_a_sum_needs_a_secure_one() -> None:
-    with pytest.raises(UserError, match="must have secure sums to add noise in"):
+    with pytest.raises(
+        UserError, match=r"privacy.where: sum needs secure sums to add noise in.*\(add --secure.active\)"
+    ):
         silo(weights="uniform", privacy={"unit": "client", "where": "sum", "noise": 1.0})
 
 

@@ -1,0 +1,135 @@
+"""What a part of an experiment needs of the others, and takes away from them: a need that nothing gives is refused.
+
+Everything is given that no part takes away. A wrong value in a part's own field is its own validator's business.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from enum import StrEnum
+from functools import reduce
+from typing import Any, NamedTuple
+
+
+class Can(StrEnum):
+    """What a part may need: a capability, in the words of a refusal."""
+
+    # What the server has of the clients.
+    ROWS = "every client's answer by itself"
+    GRAM = "the inner products of the clients' answers"
+    STEPS = "counts of steps, or control variates, beside the answers"
+    RESIDUALS = "every client's distance to what it was sent"
+    MEMORY = "a server that remembers what every client sent last"
+    INCREMENTS = "answers that are increments, which add up over the rounds"
+    VALIDATION = "what is measured on held-out rows, told to the server"
+    # What travels, and of whom.
+    EXCHANGE = "something that clients exchange"
+    PARAMETERS = "parameters that travel as they are"
+    LOGITS = "messages of logits alone"
+    TABLES = "item_table or user_table to be shared, and nothing else"
+    MEANS = "shared parts of the adapter whose mean means something"
+    LISTENERS = "clients that learn and send nothing"
+    PUBLIC_WEIGHTS = "weights that tell nothing of the data"
+    PUBLIC_USERS = "public users"
+    HIDDEN_USERS = "users of whom nobody is public"
+    SECURE_SUMS = "secure sums to add noise in"
+    # How a client trains.
+    COMMON_START = "clients that start from the server's parameters"
+    TIE = "a proximal tie, coupling.rho above 0"
+    DUALS = "duals, beside which a loss has its price"
+    ONE_PHASE = "the one phase all"
+    ONE_RATE = "steps of SGD at one rate"
+    UNPULLED = "a shared delta that nothing pulls at in training"
+    ONE_MODEL = "clients that train one model"
+    LOCKSTEP = "a second model that steps with the first"
+    LOSSES = "the losses of single tasks as they are"
+    UNIT_GRADIENTS = "gradients by unit, or by client"
+    ALONE = "clients that each train by themselves"
+    UNSEEN = "clients whose answers nobody else sees"
+    # What a recommender reads, and what is asked of it.
+    TWO_WIDTHS = "two widths or more, the last for the towers"
+    EVEN_WIDTH = "a width that its heads divide among them"
+    CLICK_AND_BUY = "the tasks click and buy, of which it learns P(click) P(buy | click)"
+    BEHAVIOURS = "two or more of the tasks view, click, like and buy, each of which tells the next"
+    USER_SIDE = "a user side"
+    ENCODER = "the sentence encoder alone"
+    STILL = "no rate for what its form does not train"
+    UNTOLD = "answers that nothing which is read tells"
+    PAIR_SCORES = "a score of any user and item"
+    HISTORIES = "rows whose items others read in their histories"
+    KNOWN_USERS = "users who are trained before a loss is asked of them"
+
+
+# What is missing for the implementation alone, as is most of what tells clients of one program from others.
+UNBUILT = frozenset({Can.UNIT_GRADIENTS, Can.ONE_MODEL, Can.PAIR_SCORES, Can.LOGITS})
+NOTHING = (None, False, 0, "", "none", "mean", "fixed", (), ("all",))  # values of a field whose part is not there
+
+
+Here = tuple[object, ...] | Callable[[Any], str]  # values of a field, or a function that returns what is found
+
+
+class Part(NamedTuple):
+    """A part of an experiment: what it needs of the others, or what it takes from them and why.
+
+    It is there where the value at the dotted path `field` is one of `here`, or without these is not one of NOTHING; or
+    where a function of the experiment returns what is found.
+    """
+
+    field: str
+    here: Here
+    needs: tuple[Can, ...] = ()
+    takes: tuple[Can, ...] = ()
+    why: str = ""
+
+    def found(self, e: Any) -> str:
+        """Return what is found of it in an experiment, as on the command line; nothing where it is not there."""
+        if callable(self.here):
+            return self.here(e)
+        value = value_of(e, self.field)
+        return shown(value) if (value in self.here if self.here else value not in NOTHING) else ""
+
+
+def needs(field: str, *cans: Can, here: Here = ()) -> Part:
+    """Return a part that needs something."""
+    return Part(field, here, needs=cans)
+
+
+def takes(field: str, *cans: Can, why: str, here: Here = ()) -> Part:
+    """Return a part that takes something from the others, and why."""
+    return Part(field, here, takes=cans, why=why)
+
+
+class Conflict(NamedTuple):
+    """A capability that one part needs and another takes away."""
+
+    one: Part
+    can: Can
+    other: Part
+
+    @property
+    def unbuilt(self) -> bool:
+        """Whether it rests on the implementation alone, and not on mathematics or privacy."""
+        return self.can in UNBUILT or ("engine" in (self.one.field, self.other.field) and self.can != Can.UNSEEN)
+
+    def text(self, e: Any) -> str:
+        """Return the refusal: the part and its need, why that is not there, and the other part."""
+        one, other = (part.found(e) or value_of(e, part.field) for part in (self.one, self.other))
+        why = self.other.why + " (not built)" * self.unbuilt
+        return f"{self.one.field}: {one} needs {self.can}, but {why}, found {self.other.field} {other}"
+
+
+def conflicts(ones: Iterable[Part], others: Iterable[Part]) -> Iterator[Conflict]:
+    """Yield what some parts need and others take away."""
+    for one in ones:
+        for can in one.needs:
+            yield from (
+                Conflict(one, can, other) for other in others if can in other.takes and other.field != one.field
+            )
+
+
+def value_of(e: Any, path: str) -> Any:
+    """Return the value of a field by its dotted path."""
+    return reduce(getattr, path.split("."), e)
+
+
+def shown(value: object) -> str:
+    """Return a value as it is written on the command line."""
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -1,0 +1,229 @@
+"""The parts of an experiment: what each needs of the others and takes away from them, as one table."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from fedrec.errors import UserError
+from fedrec.models.bodies import BODIES
+from fedrec.models.lora import FORMS
+from fedrec.models.transfer import CHAIN
+from fedrec.needs import Can, Conflict, conflicts, needs, shown, takes
+from fedrec.optimisers import rates
+from fedrec.parameters import covers
+from fedrec.stacking import HANDWRITTEN
+from fedrec.tasks import per_client, several, tasks_of
+
+
+def models(*kinds: str) -> Callable[[Any], str]:
+    """Return the condition that clients have some of these models."""
+    return lambda e: ",".join(kind for kind in kinds if kind in per_client(e.model).values())
+
+
+def other_models(e: Any) -> str:
+    """Return the models that clients have of which no gradients are written by hand."""
+    return ",".join(sorted(set(per_client(e.model).values()) - set(HANDWRITTEN)))
+
+
+def missing_tasks(e: Any, model: str, chained: tuple[str, ...]) -> str:
+    """Return the tasks of the first client that has a model, and fewer than two of some tasks."""
+    kinds, tasks = per_client(e.model), per_client(e.task)
+    for client in sorted({*kinds, *tasks}):
+        if kinds.get(client, kinds.get("*")) == model and {client, "*"} & tasks.keys():
+            names = [task.name for task in tasks_of(e.task, client)]
+            if len(set(names) & set(chained)) < 2:
+                return ",".join(names) + ("" if client == "*" else f" of {client}")
+    return ""
+
+
+def odd_width(e: Any) -> str:
+    """Return the first width that the heads of attention do not divide."""
+    widths = per_client(str(e.dim)).values()
+    return next((width for width in widths if e.sequence.kind == "sasrec" and int(width) % e.sequence.heads), "")
+
+
+def item_content(e: Any) -> str:
+    """Return what describes items."""
+    more = f" with {e.content.vectors.name}" if e.content.vectors else ""
+    return f"{e.content.kind}{more}" if e.content.active else ""
+
+
+def other_content(e: Any) -> str:
+    """Return what describes items other than the sentence encoder alone."""
+    return "" if item_content(e) == "minilm" else item_content(e) or "none"
+
+
+def foreign_part(e: Any) -> str:
+    """Return the first part of the adapter that is shared against its form."""
+    fit = ("lora", *FORMS[e.lora.form].shared) if e.lora.active else e.share
+    return next((module for module in e.share if covers(("lora",), module) and module not in fit), "")
+
+
+def frozen_part(e: Any) -> str:
+    """Return the first part of the adapter with a rate, which its form does not train."""
+    frozen = FORMS[e.lora.form].frozen if e.lora.active else ()
+    return next((module for module, _ in rates(e.lrs) if module in frozen), "")
+
+
+def other_than_tables(e: Any) -> str:
+    """Return what is shared that is not all rows of tables."""
+    return "" if e.share and {"item_table", "user_table"} >= set(e.share) else ",".join(e.share) or "nothing"
+
+
+def noise_at(*where: str) -> Callable[[Any], str]:
+    """Return the condition that noise is added to the updates of whole clients at one of some places."""
+    return lambda e: e.privacy.where * (e.privacy.unit == "client" and e.privacy.where in where)
+
+
+def changing_weights(e: Any) -> str:
+    """Return the weights of a secure sum that change with who answers."""
+    return f"with weights {e.weights}" if e.secure.active and e.weights != "uniform" else ""
+
+
+def server_step(e: Any) -> str:
+    """Return how the server steps, where that is not to the mean."""
+    return "" if e.descent.plain else f"{e.descent.aggregator} with {e.descent.optimiser}"
+
+
+def no_exchange(e: Any) -> str:
+    """Return that nothing is exchanged."""
+    return "" if e.share or e.agreement.active else "nothing"
+
+
+def only_width(e: Any) -> str:
+    """Return the width of layers that are one."""
+    return shown(e.hidden) * (len(e.hidden) < 2)
+
+
+def asked_to_stack(e: Any) -> str:
+    """Return what asks to train clients as one program; one pooled client is nothing to stack."""
+    return "" if e.pool else "batched" if e.engine == "batched" else f"{e.engine} with stack yes" * (e.stack == "yes")
+
+
+BY_HAND = "none are written by hand for it"
+ONE_ROUND = "the server steps along what it makes of one round's answers"
+ONE_MEAN = "what is released of whole clients is one noisy mean with fixed weights"
+AGREES = (Can.PUBLIC_USERS, Can.LOGITS, Can.EXCHANGE, Can.TIE, Can.ONE_PHASE, Can.KNOWN_USERS, Can.PAIR_SCORES)
+PRICED = (Can.TIE, Can.DUALS, Can.VALIDATION, Can.KNOWN_USERS)
+TWO, INSIDE = ("ditto", "apfl"), ("interaction", "user")
+PARTS = (
+    # Recommenders, their tasks, and what they read.
+    takes("model", Can.USER_SIDE, why="item has none (add --model mf)", here=models("item")),
+    takes("model", Can.UNIT_GRADIENTS, why=BY_HAND, here=other_models),
+    needs("model", Can.TWO_WIDTHS, here=models(*(kind for kind in BODIES if BODIES[kind].widths > 1))),
+    takes("hidden", Can.TWO_WIDTHS, why="there is one (add --hidden 64,32)", here=only_width),
+    needs("model", Can.CLICK_AND_BUY, here=models("esmm")),
+    takes("task", Can.CLICK_AND_BUY, why="one is missing", here=lambda e: missing_tasks(e, "esmm", ("click", "buy"))),
+    needs("model", Can.BEHAVIOURS, here=models("aitm")),
+    takes("task", Can.BEHAVIOURS, why="there are fewer", here=lambda e: missing_tasks(e, "aitm", CHAIN)),
+    needs("task", Can.UNTOLD, here=lambda e: "category" * ("category" in several(e.task))),
+    takes("task", Can.UNIT_GRADIENTS, why=BY_HAND, here=lambda e: several(e.task)),
+    needs("weighting.kind", Can.ONE_MODEL, Can.LOSSES),
+    takes("content.kind", Can.UNTOLD, why="items' texts tell categories"),
+    takes("content.kind", Can.UNIT_GRADIENTS, why=BY_HAND, here=item_content),
+    takes("content.kind", Can.ENCODER, why="it is what is adapted (add --content.kind minilm)", here=other_content),
+    needs("lora.rank", Can.ENCODER, Can.MEANS, Can.STILL),
+    needs("lora.form", Can.UNPULLED, here=lambda e: e.lora.form * (e.lora.active and e.lora.form == "exact")),
+    takes("share", Can.MEANS, why="means of A and of B are none of B A (add --share lora)", here=foreign_part),
+    takes("lrs", Can.STILL, why="it has one", here=frozen_part),
+    needs("sequence.kind", Can.USER_SIDE, Can.EVEN_WIDTH, Can.HISTORIES),
+    takes("sequence.kind", Can.UNIT_GRADIENTS, why=BY_HAND),
+    takes("sequence.kind", Can.PAIR_SCORES, why="public pairs, and the student, have no histories"),
+    takes("dim", Can.EVEN_WIDTH, why="one leaves a remainder", here=odd_width),
+    takes("split", Can.KNOWN_USERS, why="new users have no row before they are tested", here=("new-users",)),
+    # What is exchanged.
+    takes("pool", Can.EXCHANGE, why="one client has the data of all"),
+    takes("share", Can.EXCHANGE, why="it is empty (add --share shared-body)", here=no_exchange),
+    takes("share", Can.LOGITS, why="parameters would travel beside them"),
+    takes("share", Can.TABLES, why="maps act on rows (add --share item_table)", here=other_than_tables),
+    needs("agreement.items", *AGREES, Can.ROWS),
+    takes("agreement.items", Can.COMMON_START, Can.PARAMETERS, why="logits travel, and clients keep their own"),
+    takes("volunteers", Can.PUBLIC_USERS, why="there are none (add --volunteers 60)", here=(0,)),
+    takes("volunteers", Can.HIDDEN_USERS, why="volunteers gave up what is protected"),
+    needs("newcomers", Can.EXCHANGE, Can.LISTENERS, Can.ALONE),
+    takes("newcomers", Can.MEMORY, Can.INCREMENTS, why="newcomers send nothing"),
+    # What the server makes of the answers.
+    needs("coupling.kind", Can.MEMORY),
+    needs("coupling.kind", Can.TABLES, Can.TIE, Can.ONE_PHASE, here=("linear",)),
+    takes("coupling.kind", Can.COMMON_START, Can.PARAMETERS, why="clients keep their own rows", here=("linear",)),
+    needs("coupling.radius", Can.MEMORY),
+    needs("coupling.bound", Can.MEMORY),
+    needs("coupling.balance", Can.RESIDUALS),
+    needs("coupling.duals", Can.INCREMENTS),
+    takes("coupling.duals", Can.DUALS, why="there are none (add --coupling.duals)", here=(False,)),
+    takes("coupling.rho", Can.TIE, why="nothing else ties a client (add --coupling.rho 1e-4)", here=(0,)),
+    takes("coupling.rho", Can.UNPULLED, why="the delta is made when training is over"),
+    needs("budget.margin", *PRICED, here=lambda e: shown(e.budget.margin) * (e.budget.margin is not None)),
+    needs("budget.limits", *PRICED),
+    needs("descent", Can.COMMON_START, here=server_step),
+    takes("descent", Can.MEMORY, Can.INCREMENTS, why=ONE_ROUND, here=server_step),
+    needs("descent.aggregator", Can.GRAM),
+    needs("robust.kind", Can.ROWS),
+    takes("robust.kind", Can.MEMORY, Can.INCREMENTS, why=ONE_ROUND),
+    takes("robust.kind", Can.GRAM, why="the rule combines the answers itself"),
+    takes("robust.kind", Can.STEPS, why="the rule believes nothing that a client says of its steps"),
+    # How a client trains.
+    takes("phases", Can.ONE_PHASE, why="phases part what is trained (add --phases all)"),
+    takes("optimiser", Can.ONE_RATE, why="its rates differ (add --optimiser sgd --lr 10)", here=("adam", "adagrad")),
+    takes("lrs", Can.ONE_RATE, why="modules have rates of their own"),
+    needs("drift.correction", Can.COMMON_START, Can.ONE_RATE, Can.ONE_PHASE, Can.STEPS),
+    takes("drift.correction", Can.MEMORY, Can.INCREMENTS, why=ONE_ROUND),
+    takes("drift.correction", Can.UNPULLED, why="control variates count steps, of which it makes none"),
+    takes("drift.correction", Can.LISTENERS, why="control variates are made of every client's part"),
+    needs("drift.normalise", Can.COMMON_START, Can.STEPS),
+    takes("drift.normalise", Can.INCREMENTS, why="changes of parameters are scaled to their steps"),
+    needs("drift.personal", Can.COMMON_START),
+    takes("drift.personal", Can.LISTENERS, why="a copy of what is shared is trained"),
+    takes("drift.personal", Can.ONE_MODEL, why="the second one's losses need weights of their own", here=TWO),
+    takes("drift.personal", Can.UNPULLED, why="the delta is made when training is over", here=TWO),
+    needs("drift.personal", Can.LOCKSTEP, here=("apfl",)),
+    # What is protected.
+    takes("weights", Can.PUBLIC_WEIGHTS, why="they are made of the data (add --weights uniform)", here=("examples",)),
+    needs("patience", Can.VALIDATION),
+    needs("privacy.unit", Can.PUBLIC_WEIGHTS, Can.EXCHANGE, Can.PARAMETERS, Can.HIDDEN_USERS),
+    takes("privacy.unit", Can.VALIDATION, why="no noise covers it"),
+    takes("privacy.unit", Can.LISTENERS, why="the promise is for the clients of every round"),
+    needs("privacy.unit", Can.UNIT_GRADIENTS, Can.ALONE, here=INSIDE),
+    takes("privacy.unit", Can.LOSSES, why="noise on gradients covers no weights that are made of losses", here=INSIDE),
+    takes("privacy.unit", Can.LOCKSTEP, why="noisy steps draw their own units", here=INSIDE),
+    takes("privacy.unit", Can.HISTORIES, why="then no bound on a row's gradient holds", here=("interaction",)),
+    needs("privacy.where", Can.ALONE, here=noise_at("client", "sum")),
+    takes("privacy.where", Can.STEPS, Can.INCREMENTS, why="noise is on one update", here=noise_at("client")),
+    takes("privacy.where", Can.ROWS, Can.GRAM, Can.STEPS, why=ONE_MEAN, here=noise_at("server", "sum")),
+    takes("privacy.where", Can.MEMORY, Can.INCREMENTS, why=ONE_MEAN, here=noise_at("server", "sum")),
+    needs("privacy.where", Can.ROWS, here=noise_at("server")),
+    needs("privacy.where", Can.SECURE_SUMS, here=noise_at("sum")),
+    needs("secure.active", Can.EXCHANGE, Can.UNSEEN),
+    takes("secure.active", Can.ROWS, Can.GRAM, Can.STEPS, why="the server sees no more than a sum"),
+    takes("secure.active", Can.RESIDUALS, Can.MEMORY, why="the server sees no more than a sum"),
+    takes("secure.active", Can.LISTENERS, why="the terms of a sum are for all clients of the run"),
+    takes(
+        "secure.active",
+        Can.INCREMENTS,
+        why="they add up under fixed weights (add --weights uniform)",
+        here=changing_weights,
+    ),
+    takes("secure.active", Can.SECURE_SUMS, why="there are none (add --secure.active)", here=(False,)),
+)
+STACKED = (
+    needs("engine", Can.UNIT_GRADIENTS, Can.PARAMETERS, Can.KNOWN_USERS, here=asked_to_stack),
+    takes("engine", Can.ALONE, Can.UNSEEN, Can.LOSSES, why="clients are trained as one program", here=asked_to_stack),
+)
+
+
+def conflicts_of(e: Any) -> Iterator[Conflict]:
+    """Yield what parts of an experiment need and others take away."""
+    here = [part for part in PARTS if part.found(e)]
+    return conflicts(here, here)
+
+
+def check_parts(e: Any) -> None:
+    """Raise UserError for the first need of a part of an experiment that another takes away."""
+    for conflict in conflicts_of(e):
+        raise UserError(conflict.text(e))
+
+
+def stacking_refusal(e: Any) -> str:
+    """Return why the clients of an experiment cannot be trained as one program; nothing if they can."""
+    here = [part for part in PARTS if part.found(e)]
+    every = (*conflicts(STACKED, here), *conflicts(here, STACKED))
+    return every[0].text(e) if every else ""
