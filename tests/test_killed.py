@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedrec.folders import CHECKPOINTS, COMMAND, resumable, unfinished
+from fedrec.folders import CHECKPOINTS, COMMAND, LOCK, resumable, unfinished
 from fedrec.seeds import generator
 from server.strategy import Coordinator
 from simulations.run import main
@@ -107,8 +107,9 @@ def killed(commands: Commands, argv: Sequence[str], out: Path, moments: Sequence
             break
         if resumable(out):
             command = ["--resume", str(out), "--quiet"]
-        elif (out / "report.html").exists():  # it was complete when it was killed, but perhaps for the last removal
+        elif (out / "report.html").exists():  # it was complete when it was killed, but perhaps for the last removals
             shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
+            (out / LOCK).unlink(missing_ok=True)
             break
     return kills
 

@@ -164,7 +164,7 @@ def test_without_clip_and_noise_the_private_path_is_no_worse_than_the_plain_one(
 
     As a step moves a user's own row once where a plain batch's rows of that user move it in each, it need not be equal.
     """
-    jobs = promise.arms([*promise.USUAL.split(), *market], tries(2, 3) if market else tries(0, 10))
+    jobs = promise.arms([*promise.USUAL.split(), *market], tries(6, 6) if market else tries(0, 10))
     rows = pd.DataFrame(promise.run_one(job) for job in jobs if job.name in (PLAIN, promise.SAME))
     means = rows.groupby("name")["test"].mean()
     assert means[promise.SAME] == pytest.approx(means[PLAIN], rel=0.05)
