@@ -81,12 +81,28 @@ def test_a_real_pool_keeps_the_order_too(tmp_path: Path) -> None:
     pd.testing.assert_frame_equal(here, there)
 
 
+@pytest.mark.parametrize("fresh", [False, True])
+def test_a_pool_has_one_thread_a_process_and_one_run_where_that_is_asked(
+    fresh: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[object, ...]] = []
+
+    class Told(Here):
+        def __init__(self, workers: int, *args: Any, **more: Any) -> None:
+            super().__init__(workers)
+            asked.append((workers, args[0].get_start_method(), more["initializer"], more["max_tasks_per_child"]))
+
+    monkeypatch.setattr(harness, "ProcessPoolExecutor", Told)
+    carry_out(replace(TOY, fresh=fresh), 3, tmp_path, [])
+    assert asked == [(3, "spawn", harness.use_one_thread, 1 if fresh else None)]
+
+
 def test_what_cannot_be_run_leaves_nothing(tmp_path: Path) -> None:
     for argv, text in (
         (["--seeds", "0"], "seeds: must be at least 1, found 0"),
         (["--seeds", "x"], "option --seeds: invalid int value: 'x'"),
         (["--device", "cuda:99"], "device"),  # of the check of every experiment
-        (["--coupling.graph", "ring"], "option --coupling"),  # acts in none of them
+        (["--sequence.history", "3"], "option --sequence.history: acts only with"),  # in none of them
     ):
         with pytest.raises(UserError, match=text):
             conduct(TOY, [*argv, "--out", str(tmp_path / "out")])
