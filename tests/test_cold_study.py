@@ -14,8 +14,8 @@ from fedrec.holdings import clients_data, item_content
 from fedrec.scorers import Scorer
 from fedrec.seeds import generator
 from simulations.studies.__main__ import main
-from simulations.studies.cold import ARMS, baselines, chance, chosen, experiment_of, liked, measured
-from simulations.studies.cold_page import IDS, NEW, parts
+from simulations.studies.cold import ARMS, IDS, NEW, baselines, chance, chosen, experiment_of, liked, measured, parts
+from simulations.studies.tables import records
 
 MARKET = ["--market.users", "60", "--market.items", "150", "--market.impressions", "40"]
 SMALL = [*MARKET, "--rounds", "2", "--dim", "4", "--clients", "2", "--fractions", "0.1,0.2"]
@@ -84,7 +84,7 @@ def test_the_study_pairs_every_arm_with_ids_alone(tmp_path: Path) -> None:
     flags = ["--seeds", "2", "--workers", "1", "--arms", "hashed words; hashed words, ids hidden", "--out", str(out)]
     assert main(["cold", *flags, *SMALL]) == 0
     results, table = pd.read_csv(out / "results.csv"), pd.read_csv(out / "summary.csv")
-    assert len(parts(table)) == 3
+    assert len(parts(records(table))) == 3
     for row in table.to_dict("records"):
         mine = results[(results["measure"] == row["measure"])].pivot_table(index="seed", columns="arm", values="value")
         assert row["mean"] == pytest.approx(mine[row["arm"]].mean())

@@ -33,10 +33,10 @@ from fedrec.training import local_update, penalties
 from simulations import distil
 from simulations.apps import apps_for
 from simulations.engines import run_inline
-from simulations.studies import distillation as study
+from simulations.studies import harness
 from simulations.studies.__main__ import main as studies
 from tests.builders import client, interactions
-from tests.helpers import experiment
+from tests.helpers import Here, experiment
 
 BPR, BCE = Task("rank", "rank", "bpr"), Task("rank", "rank", "bce")
 LIKE, RATING = Task("like", "binary", "bce", 0.5), Task("rating", "rating", "mse", 2.0)
@@ -386,7 +386,7 @@ def test_a_task_that_some_clients_lack_is_not_taught_to_them() -> None:
 def test_the_study_compares_students_with_their_teacher_and_with_the_student_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(study, "run_all", lambda jobs, _: [row for job in jobs for row in study.run_one(job)])
+    monkeypatch.setattr(harness, "ProcessPoolExecutor", Here)
     tiny = ["--market.users", "50", "--market.items", "40", "--clients", "2", "--rounds", "1"]
     assert studies(["distillation", "--seeds", "2", "--out", str(tmp_path / "out"), *tiny]) == 0
     results, rows = (pd.read_csv(tmp_path / "out" / f"{name}.csv") for name in ("results", "summary"))
@@ -403,4 +403,4 @@ def test_the_study_compares_students_with_their_teacher_and_with_the_student_alo
 
 def test_the_study_refuses_no_seed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert studies(["distillation", "--seeds", "0", "--out", str(tmp_path / "out")]) == 2
-    assert capsys.readouterr().err.startswith("error: seeds, workers, first: must be at least 1, 1 and 0")
+    assert capsys.readouterr().err.startswith("error: seeds, workers: must be at least 1, found 0")

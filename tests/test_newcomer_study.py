@@ -10,6 +10,7 @@ from simulations.apps import apps_for
 from simulations.engines import run_inline
 from simulations.studies import newcomer
 from simulations.studies.__main__ import main
+from simulations.studies.harness import Run
 from simulations.studies.methods import experiment_of
 from simulations.studies.newcomer import ARMS
 
@@ -32,7 +33,8 @@ def test_the_newcomer_study_compares_one_client_with_itself(tmp_path: Path) -> N
 
 def test_who_is_alone_in_the_newcomer_study_is_what_it_is_in_a_run_of_everybody_alone(tmp_path: Path) -> None:
     e = experiment_of("local", [*SMALL, "--clients", "3", "--engine", "inline"])
-    found = newcomer.run_one(("local", 0, "shop", e), tmp_path / "alone").set_index("metric")["value"]
+    run = Run({"method": "local", "seed": 0, "client": "shop"}, e)
+    found = pd.DataFrame(newcomer.measure(run, tmp_path / "alone")).set_index("metric")["value"]
     every = pd.read_csv(tmp_path / "alone" / "clients.csv")
     assert set(every["client"]) == {"shop"}
     (tmp_path / "all").mkdir()

@@ -13,9 +13,10 @@ from fedrec.report.findings import DASH
 from fedrec.report.study import interval
 from fedrec.report.tables import LEAKING
 from fedrec.sharing import MIXING
-from simulations.studies import published, sequences
+from simulations.studies import harness, published, sequences
 from simulations.studies.__main__ import main
 from simulations.studies.methods import experiment_of
+from tests.helpers import Here
 
 SMALL = ["--market.users", "40", "--market.items", "40", "--rounds", "2", "--dim", "4", "--clients", "2"]
 
@@ -89,7 +90,7 @@ TINY = [
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Run the jobs of a study in this process: to start one for each costs seconds."""
-    monkeypatch.setattr(published, "run_all", lambda jobs, _: [row for job in jobs for row in published.run_one(job)])
+    monkeypatch.setattr(harness, "ProcessPoolExecutor", Here)
 
 
 @pytest.mark.usefixtures("here")
@@ -134,25 +135,24 @@ def test_the_published_study_has_the_published_settings() -> None:
     assert all((e.pool, e.model, e.lrs, e.drift.personal) == (True, "mf", "", "none") for e in pooled)
 
 
-def test_what_validation_likes_best_is_tested(monkeypatch: pytest.MonkeyPatch) -> None:
-    line = published.LINES["pooled matrix factorisation"]
-    job = published.Job("pooled matrix factorisation", "train", 0, published.experiments(line, TINY, "train", 0))
+def test_what_validation_likes_best_is_tested(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    run = published.run_of("pooled matrix factorisation", "train", 0, TINY)
 
     def trained(experiment: Experiment, options: str) -> published.Outcome:
         validation = {0.003: float("nan"), 0.01: experiment.l2}[experiment.lr]
         return published.Outcome({"hr@10": 1 - experiment.l2}, validation, options=options)
 
     monkeypatch.setattr(published, "trained", trained)
-    (row,) = published.run_one(job)
+    (row,) = published.measure(run, tmp_path / "run")
     assert (row["value"], row["validation"], row["options"]) == (0.97, 0.03, "--lr 0.01 --l2 0.03")
 
 
-def test_a_job_of_the_published_study_has_a_process_of_its_own() -> None:
-    line = published.LINES[published.POPULARITY]
-    job = published.Job(published.POPULARITY, "train", 0, published.experiments(line, TINY, "train", 0))
-    there, here = (pd.DataFrame(list(rows)) for rows in (published.run_all([job], 1), published.run_one(job)))
+def test_a_run_of_the_published_study_has_a_process_of_its_own(tmp_path: Path) -> None:
+    run = published.run_of(published.POPULARITY, "train", 0, TINY)
+    here = pd.DataFrame(published.measure(run, tmp_path / "run"))
+    there = harness.carry_out(published.STUDY, 1, tmp_path, [run])
     pd.testing.assert_frame_equal(there.drop(columns="megabytes"), here.drop(columns="megabytes"))
-    assert (there["megabytes"] > 50).all()
+    assert (there["megabytes"] > 50).all() and published.STUDY.fresh
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,7 @@
 """The study of several tasks: its arms, what tunes them, and what is said of them."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
@@ -10,30 +9,15 @@ import pytest
 from fedrec.errors import UserError
 from fedrec.metrics import paired
 from simulations.baselines import baseline, single_task
-from simulations.studies import tasks
+from simulations.studies import harness
 from simulations.studies.__main__ import main
-from simulations.studies.tasks import EVERY, Arm, arms_of, points, seeds_of, tuned
+from simulations.studies.tables import points
+from simulations.studies.tasks import EVERY, Arm, arms_of, seeds_of, tuned
 from simulations.studies.tasks_page import balances, summary
+from tests.helpers import Here
 
 TINY = "--market.users 20 --market.items 40 --market.impressions 10 --clients 2 --rounds 1 --dim 4 --hidden 6,4"
 SMALL = [*TINY.split(), "--experts", "2", "--engine", "inline"]
-
-
-class Here:
-    """A pool without processes: to start one costs seconds."""
-
-    def __init__(self, workers: int, mp_context: Any) -> None:
-        self.workers = workers
-
-    def __enter__(self) -> "Here":
-        return self
-
-    def __exit__(self, *args: object) -> None:
-        pass
-
-    def map(self, function: Callable[[Any], Any], jobs: Iterable[Any]) -> list[Any]:
-        """Return what a function makes of every job."""
-        return [function(job) for job in jobs]
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +25,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a tiny study that was tuned, of clients with two tasks and one with another."""
     out = tmp_path_factory.mktemp("study") / "out"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tasks, "ProcessPoolExecutor", Here)
+        patch.setattr(harness, "ProcessPoolExecutor", Here)
         argv = ["--seeds", "2", "--tune", "7", "--grid", "lr=0.01,0.1", "--task", "click,buy;shop=rating"]
         assert main(["tasks", *argv, *SMALL, "--clients", "3", "--out", str(out)]) == 0
     return out

@@ -6,7 +6,8 @@ if __name__ == "__main__":  # before the imports, which take seconds
     prepare()
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from fedrec.errors import UserError, choose, one_line
 from simulations.start import ready
@@ -25,22 +26,16 @@ from simulations.studies import (
     speed,
     tasks,
 )
+from simulations.studies.harness import conduct
 from simulations.studies.options import overview
 
-STUDIES = {
-    "auditing": auditing.run,
-    "cold": cold.run,
-    "distillation": distillation.run,
-    "methods": methods.run,
-    "newcomer": newcomer.run,
-    "privacy": privacy.run,
-    "promise": promise.run,
-    "published": published.run,
-    "ratings": ratings.run,
-    "scale": scale.run,
-    "sequences": sequences.run,
+COMPARED = (
+    *(auditing, cold, distillation, methods, newcomer, privacy),
+    *(promise, published, ratings, scale, sequences, tasks),
+)
+STUDIES: dict[str, Callable[[Sequence[str]], None]] = {
+    **{module.STUDY.name: partial(conduct, module.STUDY) for module in COMPARED},
     "speed": speed.run,
-    "tasks": tasks.run,
 }
 
 

@@ -1,18 +1,15 @@
 """Audits of private training: `python -m simulations.studies auditing --epsilon 4,8`, canaries in a real run."""
 
+from argparse import Namespace
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
+import pandas as pd
 
 from fedrec.batches import Recipe
 from fedrec.data import ClientData
 from fedrec.errors import UserError
-from fedrec.experiment import Experiment
-from fedrec.folders import writing
 from fedrec.holdings import clients_data, dataset
 from fedrec.models import Recommender
 from fedrec.optimisers import Optimiser
@@ -24,11 +21,12 @@ from fedrec.privacy.canaries import directions, plant
 from fedrec.privacy.differential import Mechanism, private_steps, private_update
 from fedrec.privacy.noise import Source
 from fedrec.privacy.transcript import Transcript
-from fedrec.records import write_csv
+from fedrec.report.study import Part
 from fedrec.sharing import TABLES, Broadcast, Contribution, Sharing
 from fedrec.tasks import parse_task
-from simulations.cli import arm, heeded
-from simulations.studies.options import parser_of
+from simulations.cli import arm
+from simulations.studies.harness import Findings, Rows, Run, Study
+from simulations.studies.tables import Row, records
 
 Update = Callable[..., tuple[Params, float]]
 MIDDLE = 3.0  # the public score that training starts from: the middle of one to five stars
@@ -37,6 +35,12 @@ TRAVEL = 0.05  # stars that a clipped user moves its items apart in a whole run:
 MODEL, TASKS = Recommender("mf", 8), (parse_task("rating"),)
 BROKEN, AGAIN = "BROKEN", "look again"
 SHARING = Sharing(("item_table", "item_bias"))
+OPTIONS = {
+    "epsilon": ("4,8", "comma-separated budgets of the whole run"),
+    "canaries": (5000, "dummy users, each in by a fair coin"),
+    "rate": (1.0, "fraction of the users that a step draws"),
+    "seeds": (1, "runs of each"),
+}
 
 
 @dataclass(frozen=True)
@@ -99,37 +103,21 @@ def claimed(trial: Trial, users: int) -> tuple[Mechanism, Claim, Recipe]:
     return mechanism, claim, Recipe(1, 1, Optimiser("sgd", lr), ("shared",))
 
 
-def run(argv: Sequence[str]) -> None:
-    """Audit a run of the first silo for every epsilon and seed; exit with status 1 if a check fails."""
-    parser = parser_of("auditing")
-    parser.add_argument("--epsilon", default="4,8", help="comma-separated budgets of the whole run")
-    parser.add_argument("--canaries", type=int, default=5000, help="dummy users, each in by a fair coin")
-    parser.add_argument("--rate", type=float, default=1.0, help="fraction of the users that a step draws")
-    parser.add_argument("--seeds", type=int, default=1, help="runs of each")
-    parser.add_argument("--out", type=Path, default=Path("runs/study-auditing"), help="a new folder for the results")
-    options, flags = parser.parse_known_args(argv)
-    experiment = arm(["--task", "rating", *flags])
-    heeded(flags, [experiment])
-    rows: list[dict[str, str | float]] = []
-    with writing(options.out) as home:
-        trials = [
-            Trial(epsilon, canaries=options.canaries, rate=options.rate, seed=seed)
-            for epsilon in budgets(options.epsilon)
-            for seed in range(options.seeds)
-        ]
-        for trial in trials:
-            rows += verdicts(experiment, trial, len(trials))
-        write_csv(home / "findings.csv", rows)
-    table = Table(*rows[0], box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for row in rows:
-        table.add_row(*(f"{value:.2f}" if isinstance(value, float) else str(value) for value in row.values()))
-    console = Console(markup=False, emoji=False)
-    console.print(table)
-    for text in meaning({str(row["verdict"]) for row in rows}, len(trials)):
-        console.print(text, highlight=False)
-    broken = sorted({str(row["what"]) for row in rows if row["verdict"] == BROKEN})
-    if broken:
-        raise SystemExit(f"failed: {', '.join(broken)}")
+def plan(options: Namespace) -> list[Run]:
+    """Return an audit of a run of the first silo for every epsilon and seed."""
+    e = arm(["--task", "rating", *options.flags])
+    budgets = [(epsilon, seed) for epsilon in budgets_of(options.epsilon) for seed in range(options.seeds)]
+    trials = [Trial(epsilon, canaries=options.canaries, rate=options.rate, seed=seed) for epsilon, seed in budgets]
+    return [Run({"audits": len(trials)}, e, about=trial) for trial in trials]
+
+
+def findings(results: pd.DataFrame, runs: Sequence[Run], options: Namespace) -> Findings:
+    """Return what the audits show; the study fails if a check does."""
+    rows = records(results)
+    shown = [{str(k): f"{v:.2f}" if isinstance(v, float) else str(v) for k, v in row.items()} for row in rows]
+    told = list(meaning(set(results["verdict"]), len(runs)))
+    broken = sorted(set(results.loc[results["verdict"] == BROKEN, "what"]))
+    return Findings([Part("", shown)], notes=told, failed=", ".join(broken))
 
 
 def meaning(verdicts: Collection[str], audits: int) -> Iterator[str]:
@@ -147,12 +135,13 @@ def meaning(verdicts: Collection[str], audits: int) -> Iterator[str]:
         )
 
 
-def verdicts(experiment: Experiment, trial: Trial, audits: int = 1) -> list[dict[str, str | float]]:
+def measure(run: Run, home: Path) -> Rows:
     """Return bounds, estimate and findings of one of some audits of an experiment's first silo, a row each."""
-    data, whole = clients_data(experiment)[0], dataset(experiment)
+    trial, audits = run.about, run.labels["audits"]
+    data, whole = clients_data(run.experiment)[0], dataset(run.experiment)
     found, claim, twin = audited(data, len(whole.users), len(whole.items), trial, Source.system())
-    about: dict[str, str | float] = {"epsilon": trial.epsilon, "seed": str(trial.seed), "accounted": claim.epsilon}
-    rows: list[dict[str, str | float]] = []
+    about: Row = {"epsilon": trial.epsilon, "seed": str(trial.seed), "accounted": claim.epsilon}
+    rows: list[Row] = []
     for bound in bounds(found, claim):
         text = f"at confidence {bound.confidence:.0%}; assumes {bound.assumes}"
         if bound.epsilon > claim.epsilon:
@@ -169,7 +158,7 @@ def verdicts(experiment: Experiment, trial: Trial, audits: int = 1) -> list[dict
     return rows
 
 
-def budgets(text: str) -> list[float]:
+def budgets_of(text: str) -> list[float]:
     """Return the budgets of a text like `4,8,inf`; raises UserError for one that is not a positive number."""
     try:
         found = [float(part) for part in text.split(",")]
@@ -178,3 +167,6 @@ def budgets(text: str) -> list[float]:
     if not all(epsilon > 0 for epsilon in found):
         raise UserError(f"epsilon: must be positive numbers joined by commas, found {text!r}")
     return found
+
+
+STUDY = Study("auditing", OPTIONS, plan, measure, findings, results="findings.csv")

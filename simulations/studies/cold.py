@@ -3,14 +3,12 @@
 Rounds, learning rate and dropout were chosen on the validation of seed 100: `--first-seed 100 --seeds 1 --lr 0.02`.
 """
 
-import os
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+import math
+from argparse import Namespace
+from collections.abc import Sequence
+from dataclasses import replace
 from importlib.util import find_spec
-from multiprocessing import get_context
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from time import process_time
 
 import numpy as np
@@ -22,20 +20,39 @@ from fedrec.data.encoder import PACKAGE
 from fedrec.errors import choose
 from fedrec.evaluation import evaluate
 from fedrec.experiment import Experiment
-from fedrec.folders import writing
 from fedrec.holdings import clients_data, item_content, reader
 from fedrec.metrics import paired, parse_metric
+from fedrec.report.findings import number
+from fedrec.report.study import Page, Part, interval, seeded
 from fedrec.scorers import ModelScorer, PopularityScorer, Scorer
-from simulations.check import check
 from simulations.cli import arm as arm_of
-from simulations.cli import heeded
 from simulations.engines import launch
-from simulations.studies.cold_page import ALL, IDS, KNOWN, METRIC, NEW, TABLES, show, write_page
-from simulations.studies.options import parsed, parser_of
+from simulations.studies.harness import Findings, Rows, Run, Study, facts
+from simulations.studies.options import WORKERS
+from simulations.studies.tables import Row, by_arm, spread
 
 USUAL = (
     "--method fedper --clients 5 --partition users --engine inline --task rank --metrics ndcg@10 "
     "--local-epochs 1 --batch-size 1024"
+)
+METRIC, IDS = "ndcg@10", "ids alone"
+NEW, ALL, KNOWN = "new among new", "new among all", "known among all"
+TABLES = {
+    NEW: "New items, ranked among one another",
+    ALL: "New items, ranked among the whole catalogue",
+    KNOWN: "Known items: the last item of every user is held out, and ranked among the whole catalogue",
+}
+WORDS = (
+    "An item that is new is in no row of training, and no negative either: a model would learn that nobody likes it. "
+    "What is known of it is its title and its categories. Mean and standard deviation over the seeds, each of which "
+    "makes other items new; intervals are of the paired differences to ids alone, at 95%."
+)
+NOTES = (
+    "Ids alone and popularity know nothing of a new item. Where popularity is 0 it is so by the rule that a tie counts "
+    "against the item: chance is what they are to be compared with.",
+    "Words, or sentences, that are liked are no model of users: a ridge regression of how often items were met, by all "
+    "silos together, on the same vectors. What is above it is personal.",
+    "Rounds, learning rate and dropout were chosen on the validation of seed 100, the round of a run on its own.",
 )
 SPLITS = {
     "new-items": "--split new-items --rounds 4 --lr 0.01",
@@ -52,49 +69,23 @@ ARMS = {
 }
 POPULARITY, CHANCE = "popularity", "chance"
 LIKED = {"words that are liked": "hashed", "sentences that are liked": "minilm"}
+OPTIONS = {
+    "arms": ("", f"arms, joined by ';', ids alone is added [all]: {'; '.join(ARMS)}"),
+    "splits": (",".join(SPLITS), "comma-separated splits"),
+    "seeds": (5, "paired seeds; each makes other items new"),
+    "first-seed": (0, "the first of the seeds"),
+    "workers": WORKERS,
+}
 
 
-@dataclass(frozen=True)
-class Job:
-    """One run of the study; `arm` POPULARITY stands for what is compared with and not trained."""
-
-    arm: str
-    split: str
-    seed: int
-    experiment: Experiment
-
-
-def run(argv: Sequence[str]) -> None:
-    """Run every arm on both splits with paired seeds; every option of a run may be given too."""
-    parser = parser_of("cold")
-    parser.add_argument("--arms", default="", help=f"arms, joined by ';', ids alone is added [all]: {'; '.join(ARMS)}")
-    parser.add_argument("--splits", default=",".join(SPLITS), help="comma-separated splits")
-    parser.add_argument("--seeds", type=int, default=5, help="paired seeds; each makes other items new")
-    parser.add_argument("--first-seed", type=int, default=0, help="the first of the seeds")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
-    parser.add_argument("--out", type=Path, default=Path("runs/study-cold"), help="a new folder for the results")
-    options, flags = parsed(parser, argv)
-    arms = chosen(options.arms)
-    seeds = range(options.first_seed, options.first_seed + options.seeds)
-    jobs = [
-        Job(arm, choose("splits", split, SPLITS), seed, experiment_of(arm, split, seed, flags))
-        for split in options.splits.split(",")
-        for arm in [POPULARITY, *arms]
-        for seed in seeds
+def plan(options: Namespace) -> list[Run]:
+    """Return a run for each split, arm and seed; POPULARITY stands for what is compared with and not trained."""
+    return [
+        Run({"arm": arm, "split": split, "seed": seed}, experiment_of(arm, split, seed, options.flags))
+        for split in [choose("splits", name, SPLITS) for name in options.splits.split(",")]
+        for arm in [POPULARITY, *chosen(options.arms)]
+        for seed in range(options.first_seed, options.first_seed + options.seeds)
     ]
-    heeded(flags, [job.experiment for job in jobs])
-    for job in jobs[:: len(seeds)]:  # one seed of each; and the texts are encoded once, before there are many processes
-        check(job.experiment)
-    with writing(options.out) as home:
-        results = pd.DataFrame(run_all(jobs, options.workers))
-        results.to_csv(home / "results.csv", index=False)
-        table = summary(results)
-        table.to_csv(home / "summary.csv", index=False)
-        write_page(home / "report.html", table, len(seeds), [job.experiment for job in jobs])
-    show(table)
-    each = results[~results["arm"].isin([*LIKED, CHANCE])].drop_duplicates(["arm", "split", "seed"])
-    print(f"{each['seconds'].sum():.0f} s of processors")
-    print(f"report: {options.out / 'report.html'}")
 
 
 def chosen(text: str) -> list[str]:
@@ -114,29 +105,19 @@ def experiment_of(arm: str, split: str, seed: int, flags: Sequence[str]) -> Expe
     return arm_of([*USUAL.split(), *SPLITS[split].split(), *ARMS.get(arm, "").split(), *flags, "--seed", str(seed)])
 
 
-def run_all(jobs: Sequence[Job], workers: int) -> Iterator[dict[str, str | float]]:
-    """Run every job in a pool of processes; yield its rows of results."""
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        for rows in pool.map(run_one, jobs):
-            yield from rows
-
-
-def run_one(job: Job) -> list[dict[str, str | float]]:
-    """Run one job in this process; return a row for each measure, with the best validation of the run."""
-    import torch
-
-    torch.set_num_threads(1)
+def measure(run: Run, home: Path) -> Rows:
+    """Return a row for each measure of a run, with its best validation."""
     began, validation = process_time(), float("nan")
-    if job.arm == POPULARITY:
-        found = baselines(job.experiment)
+    if run.labels["arm"] == POPULARITY:
+        found = baselines(run.experiment)
     else:
-        with TemporaryDirectory() as folder:
-            launch(job.experiment, Path(folder))
-            rows = pd.read_csv(Path(folder) / "clients.csv")
-            held = rows[rows["split"] == "validation"].groupby("round")["value"].mean()
-            validation = float(held.max())
-            found = {(job.arm, name): value for name, value in tested(job.experiment, Path(folder)).items()}
-    about: dict[str, str | float] = {"split": job.split, "seed": job.seed, "validation": validation}
+        home.mkdir()
+        launch(run.experiment, home)
+        rows = pd.read_csv(home / "clients.csv")
+        held = rows[rows["split"] == "validation"].groupby("round")["value"].mean()
+        validation = float(held.max())
+        found = {(run.labels["arm"], name): value for name, value in tested(run.experiment, home).items()}
+    about = {"split": run.labels["split"], "seed": run.labels["seed"], "validation": validation}
     seconds = process_time() - began
     return [{"arm": a, "measure": m, "value": v, **about, "seconds": seconds} for (a, m), v in found.items()]
 
@@ -213,18 +194,43 @@ def chance(data: ClientData) -> float:
     return float((m / n * d[min(k, n)] / d[np.minimum(k, m)]).mean())
 
 
-def summary(results: pd.DataFrame) -> pd.DataFrame:
+def findings(results: pd.DataFrame, runs: Sequence[Run], options: Namespace) -> Findings:
+    """Return what every arm reaches, and its page."""
+    rows = summary(results)
+    title = "What is a text worth for an item that nobody has met?"
+    page = Page(title, WORDS, seeded(options.seeds), parts(rows), facts(runs), NOTES)
+    each = results[~results["arm"].isin([*LIKED, CHANCE])].drop_duplicates(["arm", "split", "seed"])
+    return Findings(page.parts, rows, page.write, page.kicker, [f"{each['seconds'].sum():.0f} s of processors"])
+
+
+def summary(results: pd.DataFrame) -> list[Row]:
     """Return a row for each measure and arm: mean, sd, the best validation's mean, and the difference to ids alone."""
-    rows = []
-    for measure in [name for name in TABLES if name in set(results["measure"])]:
-        values = results[results["measure"] == measure].pivot_table(
-            index="seed", columns="arm", values="value", sort=False
-        )
-        held = results[results["measure"] == measure].groupby("arm")["validation"].mean()
-        for arm in map(str, values):
-            mine = values[arm].to_numpy(np.float64)
-            gap = paired(mine, values[IDS].to_numpy(np.float64))
-            sd = float(mine.std(ddof=1)) if len(mine) > 1 else float("nan")
-            rows.append((measure, arm, len(mine), mine.mean(), sd, float(held.loc[arm]), gap.mean, gap.low, gap.high))
-    names = ("measure", "arm", "seeds", "mean", "sd", "validation", "minus_ids", "low", "high")
-    return pd.DataFrame(rows, columns=list(names))
+    rows: list[Row] = []
+    for name in TABLES:
+        own = results[results["measure"] == name]
+        values, held = by_arm(own, "arm"), own.groupby("arm")["validation"].mean()
+        for arm, mine in values.items():
+            gap = paired(mine, values[IDS])
+            row = {"measure": name, "arm": arm, "seeds": len(mine), **spread(mine), "validation": float(held.loc[arm])}
+            rows.append({**row, "minus_ids": gap.mean, "low": gap.low, "high": gap.high})
+    return rows
+
+
+def parts(rows: Sequence[Row]) -> list[Part]:
+    """Return the tables of the measures that there are."""
+    found = [Part(words, [texts(row) for row in rows if row["measure"] == name]) for name, words in TABLES.items()]
+    return [part for part in found if part.rows]
+
+
+def texts(row: Row) -> dict[str, str]:
+    """Return a row as it is printed, by heading."""
+    return {
+        "arm": row["arm"],
+        METRIC.upper(): number(row["mean"], 4),
+        "sd": number(row["sd"], 4),
+        "minus ids alone [95%]": "" if row["arm"] == IDS else interval(row, "minus_ids", "+.3f", ("low", "high")),
+        "validation": "" if math.isnan(row["validation"]) else number(row["validation"], 4),
+    }
+
+
+STUDY = Study("cold", OPTIONS, plan, measure, findings)

@@ -1,12 +1,15 @@
 """What the command lines of studies have in common."""
 
-import argparse
+import os
 import textwrap
-from collections.abc import Sequence
-from typing import NoReturn
+from argparse import SUPPRESS, Action, ArgumentParser, HelpFormatter, Namespace
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
 
 from fedrec.errors import UserError
 
+Options = Mapping[str, tuple[Any, str]]  # by name: the default, or the type of one that has none, and what it is
 WORDS = {
     "auditing": "canaries: does a run keep the epsilon that it promises?",
     "cold": "items that nobody has met: what content is worth",
@@ -22,32 +25,24 @@ WORDS = {
     "speed": "seconds a round of every engine",
     "tasks": "several tasks in one model, against each alone",
 }
+SEEDS = "paired seeds: 0, 1, ... share data, start and order"
+WORKERS = (os.cpu_count() or 1, "processes")
 REST = "Every option of a run may be given too, see python -m simulations.run --help."
 FIXED = ("speed",)  # whose experiments are fixed
+COUNTS = (("seeds", "workers"), ("repeats",), ("canaries",))  # checked together
 
 
-class _Parser(argparse.ArgumentParser):
+class _Parser(ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UserError(message.replace("argument --", "option --", 1))
 
 
-def parser_of(name: str, more: str = "") -> argparse.ArgumentParser:
-    """Return the parser of a study's command line; `more` is said below its options."""
-    return _Parser(
-        prog=f"python -m simulations.studies {name}",
-        description=WORDS[name],
-        epilog=" ".join(filter(None, [more, "" if name in FIXED else REST])),
-        formatter_class=_Help,
-        allow_abbrev=False,
-    )
-
-
-class _Help(argparse.HelpFormatter):
+class _Help(HelpFormatter):
     """Says the default of every option that has one, where its help does not."""
 
-    def _get_help_string(self, action: argparse.Action) -> str:
+    def _get_help_string(self, action: Action) -> str:
         text = action.help or ""
-        if action.default in (None, "", argparse.SUPPRESS, False) or text.endswith("]"):
+        if action.default in (None, "", SUPPRESS, False) or text.endswith("]"):
             return text
         return f"{text} [%(default)s]"
 
@@ -60,12 +55,30 @@ def overview() -> str:
     return "\n".join([usage, "", *lines, "", *textwrap.wrap(end, 79)])
 
 
-def parsed(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Return a study's own options, among them `seeds` and `workers`, and the options of a run that are left.
+def parsed(name: str, own: Options, argv: Sequence[str], more: str = "") -> Namespace:
+    """Return the options of a study, `out` among them, and as `flags` what is left: those of a run.
 
-    Raises UserError for numbers of seeds or workers below 1.
+    `more` is said below them in --help. Raises UserError for a wrong value and for a count below 1.
     """
+    parser = _Parser(
+        prog=f"python -m simulations.studies {name}",
+        description=WORDS[name],
+        epilog=" ".join(filter(None, [more, "" if name in FIXED else REST])),
+        formatter_class=_Help,
+        allow_abbrev=False,
+    )
+    out = (Path(f"runs/study-{name}"), "a new folder for the results")
+    for option, (default, words) in {**own, "out": out}.items():
+        if default is False:
+            parser.add_argument(f"--{option}", action="store_true", help=words)
+        elif isinstance(default, type):
+            parser.add_argument(f"--{option}", type=default, help=words)
+        else:
+            parser.add_argument(f"--{option}", type=type(default), default=default, help=words)
     options, flags = parser.parse_known_args(argv)
-    if options.seeds < 1 or options.workers < 1:
-        raise UserError(f"seeds, workers: must be at least 1, found {options.seeds}, {options.workers}")
-    return options, flags
+    for counts in COUNTS:
+        found = {count: getattr(options, count) for count in counts if count in options}
+        if min(found.values(), default=1) < 1:
+            values = ", ".join(map(str, found.values()))
+            raise UserError(f"{', '.join(found)}: must be at least 1, found {values}")
+    return Namespace(**vars(options), flags=flags)

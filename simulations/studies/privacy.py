@@ -5,20 +5,16 @@ client for each user.
 """
 
 import math
-import os
+from argparse import Namespace
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
+from typing import NamedTuple
 
 import pandas as pd
 
 from fedrec.errors import UserError
 from fedrec.experiment import Experiment, build
-from fedrec.folders import writing
 from fedrec.holdings import clients_data, dataset
 from fedrec.privacy.attacks.scores import violates
 from fedrec.privacy.attacks.table import ATTACKS, Attack
@@ -28,13 +24,13 @@ from fedrec.privacy.noise import Source
 from fedrec.records import gather_measured
 from fedrec.report.findings import listing, plural
 from simulations.baselines import baseline, run_baseline, run_popularity
-from simulations.check import check
-from simulations.cli import arm, heeded
+from simulations.cli import arm
 from simulations.studies.auditing import Trial, audited
-from simulations.studies.methods import facts
-from simulations.studies.options import parsed, parser_of
+from simulations.studies.harness import Findings, Rows, Run, Study, facts
+from simulations.studies.options import WORKERS
 from simulations.studies.privacy_numbers import LEAST
-from simulations.studies.privacy_page import Setting, counted, show, write_page
+from simulations.studies.privacy_page import Setting, brief, counted, page
+from simulations.studies.tables import Row
 from simulations.witness import case_of, witness
 
 OPEN = "inf"  # no mechanism at all
@@ -46,6 +42,13 @@ OWN = {  # options of a run that the study gives itself
     "privacy.epsilon": "give --epsilon",
     "privacy.noise": "give --epsilon",
     **dict.fromkeys(("compare", "no-compare", "quiet", "checkpoint-every", "resume"), "it is for a single run"),
+}
+OPTIONS = {
+    "epsilon": ("0.5,1,2,4,8,inf", "budgets of a whole run; inf: no mechanism"),
+    "seeds": (3, "runs of each: 0, 1, ...; one seed gives no intervals"),
+    "one-user": (int, f"one-user clients; 0: no such scene [at most {PEOPLE}]"),
+    "canaries": (2000, "dummy users of an audit"),
+    "workers": WORKERS,
 }
 
 
@@ -77,50 +80,33 @@ SCENES = (
 )
 
 
-@dataclass(frozen=True)
-class Job:
-    """One run of the study: a scene, an audit (scene "audit"), or what a scene's runs are compared with ("alone")."""
+class Tests(NamedTuple):
+    """How a promise is tested: by so many canaries in an audit, and by how many tests of promises in the whole study.
 
-    scene: str
-    budget: str
-    seed: int
-    experiment: Experiment
-    canaries: int = 0
-    tests: int = 1  # of promises, by attacks and audits of the whole study, which share its `ALARM`
+    All of them, by attacks and audits, share its `ALARM`.
+    """
+
+    canaries: int
+    promises: int
 
 
-def run(argv: Sequence[str]) -> None:
-    """Run every scene, and an audit, at every budget; write the results and a page."""
-    parser = parser_of("privacy")
-    parser.add_argument("--epsilon", default="0.5,1,2,4,8,inf", help="budgets of a whole run; inf: no mechanism")
-    parser.add_argument("--seeds", type=int, default=3, help="runs of each: 0, 1, ...; one seed gives no intervals")
-    parser.add_argument("--one-user", type=int, help=f"one-user clients; 0: no such scene [at most {PEOPLE}]")
-    parser.add_argument("--canaries", type=int, default=2000, help="dummy users of an audit")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
-    parser.add_argument("--out", type=Path, default=Path("runs/study-privacy"), help="a new folder for the results")
-    options, flags = parsed(parser, argv)
-    if options.canaries < 1:
-        raise UserError(f"canaries: must be at least 1, found {options.canaries}")
-    for flag in flags:
+def plan(options: Namespace) -> list[Run]:
+    """Return the runs of every scene, and an audit, at every budget and seed; raises UserError for what is refused."""
+    for flag in options.flags:
         name = flag.removeprefix("--").partition("=")[0]
         if flag.startswith("--") and name in OWN:
             raise UserError(f"option --{name}: the study sets it itself; {OWN[name]}")
-    budgets = [budget(text) for text in options.epsilon.split(",")]
-    jobs = jobs_of(budgets, range(options.seeds), options.canaries, flags, people_of(options.one_user, flags))
-    heeded(flags, [job.experiment for job in jobs])
-    for job in jobs:
-        check(job.experiment)
-        if job.scene == CLIENTS and len(clients_data(job.experiment)) < 2:
+    budgets, people = budgets_of(options), people_of(options.one_user, options.flags)
+    found = runs_of(budgets, range(options.seeds), options.canaries, options.flags, people)
+    for run in found:
+        if run.labels["scene"] == CLIENTS and len(clients_data(run.experiment)) < 2:
             raise UserError("clients: must be at least 2 to learn together, found 1")
-    noisy = sorted(jobs, key=lambda job: job.experiment.privacy.active)  # which name a scene if there are any
-    scenes = {job.scene: setting(job.experiment) for job in noisy if job.scene in (CLIENTS, ONE_USER)}
-    with writing(options.out) as home:
-        with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool:
-            results = pd.DataFrame([row for rows in pool.map(run_job, jobs) for row in rows])
-        results.to_csv(home / "results.csv", index=False)
-        write_page(home / "report.html", results, budgets, scenes, about(jobs, scenes, budgets))
-    show(results, budgets, scenes)
-    print(f"report: {options.out / 'report.html'}")
+    return found
+
+
+def budgets_of(options: Namespace) -> list[str]:
+    """Return the budgets of a study; raises UserError as `budget` does."""
+    return [budget(text) for text in options.epsilon.split(",")]
 
 
 def budget(text: str) -> str:
@@ -146,24 +132,24 @@ def people_of(given: int | None, flags: Sequence[str]) -> int:
     return found
 
 
-def jobs_of(
+def runs_of(
     budgets: Sequence[str], seeds: Sequence[int], canaries: int, flags: Sequence[str], people: int
-) -> list[Job]:
-    """Return the runs of the study, the longest first."""
-    found: list[Job] = []
+) -> list[Run]:
+    """Return the runs of the study: a scene, what its runs are compared with ("alone"), and an audit ("audit")."""
+    found: list[Run] = []
     scenes = [scene for scene in SCENES if people or scene.name != ONE_USER]
     noisy = [text for text in budgets if text != OPEN]
     kinds = {CLIENTS: "silos", ONE_USER: "one-user"}
     covering = [a for scene in scenes for a in ATTACKS if a.clients == kinds[scene.name] and covered(a)]
-    tests = (len(covering) + 1) * len(noisy) * len(seeds)  # and an audit
+    tests = Tests(canaries, max(1, (len(covering) + 1) * len(noisy) * len(seeds)))  # and an audit
     for seed in seeds:
         own = [*flags, "--seed", str(seed), "--engine", "inline"]
+        named = []
         for scene in scenes:
-            for text in budgets:
-                found.append(Job(scene.name, text, seed, experiment_of(scene, text, own, people), tests=max(tests, 1)))
-            found.append(Job(f"{scene.name} alone", OPEN, seed, experiment_of(scene, OPEN, own, people)))
-        audit_of = experiment_of(SCENES[0], OPEN, own)
-        found += [Job("audit", text, seed, audit_of, canaries, tests) for text in noisy]
+            budgeted = [*((scene.name, text) for text in budgets), (f"{scene.name} alone", OPEN)]
+            named += [(name, text, experiment_of(scene, text, own, people)) for name, text in budgeted]
+        named += [("audit", text, experiment_of(SCENES[0], OPEN, own)) for text in noisy]
+        found += [Run({"scene": name, "epsilon": text, "seed": seed}, e, about=tests) for name, text, e in named]
     return found
 
 
@@ -203,44 +189,49 @@ def setting(experiment: Experiment) -> Setting:
     return Setting(clients + noise * rule.active, who, experiment.rounds)
 
 
-def about(jobs: Sequence[Job], scenes: Mapping[str, Setting], budgets: Sequence[str]) -> dict[str, str]:
+def about(runs: Sequence[Run], scenes: Mapping[str, Setting], budgets: Sequence[str]) -> dict[str, str]:
     """Return what was run, in words."""
-    first = next(job.experiment for job in jobs if job.scene == CLIENTS)
-    canaries = max(job.canaries for job in jobs)
+    first = next(run.experiment for run in runs if run.labels["scene"] == CLIENTS)
+    audits = any(run.labels["scene"] == "audit" for run in runs)
     source = f", {first.data_dir.name}" if first.data_dir else ""
-    same = facts({(job.scene, job.seed): job.experiment for job in jobs})
+    same = facts(runs)
+    who = clients_data(first)[0].name
     return {
         "Data": f"{first.dataset}{source}: {plural(len(dataset(first).users), 'user')}",
         "Clients": "; ".join(f"{name}: {one.who}" for name, one in scenes.items()),
         "Rounds": "; ".join(f"{name}: {one.rounds}" for name, one in scenes.items()),
-        "Seeds": ", ".join(str(seed) for seed in dict.fromkeys(job.seed for job in jobs)),
+        "Seeds": ", ".join(dict.fromkeys(str(run.labels["seed"]) for run in runs)),
         "Budgets": ", ".join(budgets),
-        "Audit": f"{canaries:,} canaries in a run of {clients_data(first)[0].name}" if canaries else "none",
+        "Audit": f"{runs[0].about.canaries:,} canaries in a run of {who}" if audits else "none",
         **{name: text for name, text in same.items() if name not in ("dataset", "data_dir", "clients", "rounds")},
     }
 
 
-def run_job(job: Job) -> list[dict[str, Any]]:
-    """Run one job in this process; return its rows: kind, name, value, low, high, and what a row's kind adds."""
-    import torch
-
-    torch.set_num_threads(1)
-    with TemporaryDirectory() as folder:
-        if job.scene == "audit":
-            rows = audit_rows(job)
-        elif job.scene.endswith(" alone"):
-            rows = reference_rows(job, Path(folder))
-        else:
-            rows = attack_rows(job, Path(folder))
-    return [{"scene": job.scene, "epsilon": job.budget, "seed": job.seed, **row} for row in rows]
+def findings(results: pd.DataFrame, runs: Sequence[Run], options: Namespace) -> Findings:
+    """Return utility, attacks and audits against the budget."""
+    noisy = sorted(runs, key=lambda run: run.experiment.privacy.active)  # which name a scene if there are any
+    last = {run.labels["scene"]: run.experiment for run in noisy}
+    scenes = {name: setting(e) for name, e in last.items() if name in (CLIENTS, ONE_USER)}
+    budgets = budgets_of(options)
+    shown = page(results, budgets, scenes, about(runs, scenes, budgets))
+    return Findings([brief(part) for part in shown.parts], (), shown.write, shown.kicker, shown.notes)
 
 
-def attack_rows(job: Job, home: Path) -> list[dict[str, Any]]:
+def measure(run: Run, home: Path) -> Rows:
+    """Return the rows of a run: kind, name, value, low, high, and what a row's kind adds."""
+    scene = run.labels["scene"]
+    rows = audit_rows if scene == "audit" else reference_rows if scene.endswith(" alone") else attack_rows
+    return [{**run.labels, **row} for row in rows(run, home)]
+
+
+def attack_rows(run: Run, home: Path) -> list[Row]:
     """Return the utility of a run, and what every attack makes of what its server saw."""
-    e = job.experiment
+    e = run.experiment
+    home.mkdir()
     seen = witness(e, home)
-    rows = utility_rows([*seen.record.clients, *gather_measured(home)])
-    case, promised = case_of(e, seen, job.seed), max((g.budget for g in guarantees(e).values()), default=math.inf)
+    rows = utility_rows(pd.DataFrame([*seen.record.clients, *gather_measured(home)]))
+    case = case_of(e, seen, run.labels["seed"])
+    promised = max((g.budget for g in guarantees(e).values()), default=math.inf)
     for attack in ATTACKS:
         if not attack.fits(case):
             continue
@@ -251,38 +242,41 @@ def attack_rows(job: Job, home: Path) -> list[dict[str, Any]]:
         row = {"kind": "attack", "name": attack.name, "value": found.auc, "low": found.auc_low, "high": found.auc_high}
         row |= {"tpr": found.tpr_at, "tpr_low": found.tpr_low, "tpr_high": found.tpr_high, "unit": attack.unit}
         row |= {"members": found.members, "others": found.others, "groups": found.groups}
-        broken = covered(attack) and violates(found, promised, e.privacy.delta, 1 - ALARM / job.tests)
+        level = 1 - ALARM / run.about.promises
+        broken = covered(attack) and violates(found, promised, e.privacy.delta, level)
         rows.append({**row, "released": attack.released, "chance": found.chance, "violates": broken})
     return rows
 
 
-def reference_rows(job: Job, home: Path) -> list[dict[str, Any]]:
+def reference_rows(run: Run, home: Path) -> list[Row]:
     """Return how the clients do alone, and by what is popular among their own users."""
     rows = []
-    run_baseline(baseline(job.experiment, "local"), home / "local")
-    run_popularity(job.experiment, home / "popularity")
+    run_baseline(baseline(run.experiment, "local"), home / "local")
+    run_popularity(run.experiment, home / "popularity")
     for name in ("local", "popularity"):
-        table = pd.read_csv(home / name / "clients.csv").to_dict("records")
-        rows += [{**row, "kind": name} for row in utility_rows(table)]
+        rows += [{**row, "kind": name} for row in utility_rows(pd.read_csv(home / name / "clients.csv"))]
     return rows
 
 
-def utility_rows(rows: Sequence[Any]) -> list[dict[str, Any]]:
+def utility_rows(table: pd.DataFrame) -> list[Row]:
     """Return the mean over the clients of each test metric."""
-    table = pd.DataFrame(rows)
     table = table[table["split"] == "test"]
     means = table["value"].groupby(table["task"] + " " + table["metric"], sort=False).mean()
     return [{"kind": "utility", "name": name, "value": float(value)} for name, value in means.items()]
 
 
-def audit_rows(job: Job) -> list[dict[str, Any]]:
+def audit_rows(run: Run, home: Path) -> list[Row]:
     """Return the lower bounds of epsilon that canaries in a real run of the first client give, and the checks."""
-    data, whole = clients_data(job.experiment)[0], dataset(job.experiment)
-    trial = Trial(float(job.budget), delta=job.experiment.privacy.delta, canaries=job.canaries, seed=job.seed)
+    e, tests = run.experiment, run.about
+    data, whole = clients_data(e)[0], dataset(e)
+    trial = Trial(float(run.labels["epsilon"]), e.privacy.delta, tests.canaries, seed=run.labels["seed"])
     found, claim, twin = audited(data, len(whole.users), len(whole.items), trial, Source.system())
-    rows: list[dict[str, Any]] = [{"kind": "accounted", "name": "accounted", "value": claim.epsilon}]
+    rows: list[Row] = [{"kind": "accounted", "name": "accounted", "value": claim.epsilon}]
     rows += [{"kind": "bound", "name": one.method, "value": one.epsilon} for one in bounds(found, claim)]
-    for one in audit(found, claim, twin, ALARM / job.tests):
+    for one in audit(found, claim, twin, ALARM / tests.promises):
         text = f"{one.text} (p {one.p:.2g})"
         rows.append({"kind": "check", "name": one.check, "value": float(one.broken), "text": text})
     return rows
+
+
+STUDY = Study("privacy", OPTIONS, plan, measure, findings)

@@ -1,21 +1,17 @@
-"""The page and the terminal table of the privacy study."""
+"""The page of the privacy study."""
 
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
 from fedrec.metrics import higher_is_better
 from fedrec.privacy.audit import ALARM
 from fedrec.report.findings import DASH, change, label, number
-from fedrec.report.study import Part, write_measured
+from fedrec.report.study import Page, Part
 from fedrec.report.tradeoff import Panel, Series, tradeoff
-from simulations.studies.privacy_numbers import LEVEL, RULE, Leak, asked, gains, leak, worth
+from simulations.studies.privacy_numbers import LEVEL, RULE, Leak, asked, gains, leak, values, worth
 
 OPEN = "inf"
 WORDS = (
@@ -39,16 +35,15 @@ def counted(number: int) -> str:
     return NUMBERS[number] if number < len(NUMBERS) else f"{number:,}"
 
 
-def write_page(
-    path: Path, results: pd.DataFrame, budgets: Sequence[str], scenes: Mapping[str, Setting], about: Mapping[str, str]
-) -> None:
-    """Write the page of the study."""
+def page(
+    results: pd.DataFrame, budgets: Sequence[str], scenes: Mapping[str, Setting], about: Mapping[str, str]
+) -> Page:
+    """Return the page of the study."""
     parts = [part for name, one in scenes.items() for part in scene_parts(results, budgets, name, one.title)]
     audits = results[results["scene"] == "audit"]
     if len(audits):
         parts.append(audit_part(audits, [text for text in budgets if text != OPEN]))
-    title = "What does privacy cost, and does it hold?"
-    write_measured(path, title, WORDS, seeded(results), parts, notes(results), about)
+    return Page("What does privacy cost, and does it hold?", WORDS, seeded(results), parts, about, notes(results))
 
 
 def seeded(results: pd.DataFrame) -> str:
@@ -90,8 +85,7 @@ def scene_parts(results: pd.DataFrame, budgets: Sequence[str], scene: str, title
     for name in names:
         metric = name.split()[-1]
         value = mean_of(own, "utility", name, budgets)
-        levels = [(kind, float(alone.loc[(alone["kind"] == kind) & (alone["name"] == name), "value"].mean()))
-                  for kind in ("local", "popularity")]  # fmt: skip
+        levels = [(kind, mean_of(alone, kind, name, [OPEN])[0]) for kind in ("local", "popularity")]
         way = "higher" if higher_is_better(metric) else "lower"
         words += f" {worth(metric, gains(own, alone, name, budgets, 1 - LEVEL / tests), budgets, tests)}"
         panels.append(Panel(f"{label(metric)}, {way} is better", label(metric), [Series("together", value)], levels))
@@ -100,7 +94,7 @@ def scene_parts(results: pd.DataFrame, budgets: Sequence[str], scene: str, title
         gained = zip(budgets, gains(own, alone, name, budgets), strict=True)
         less = {f"epsilon {b}": change(one.mean, one.low, one.high) for b, one in gained}
         rows.append({"metric": f"{name} minus local", **less, "local": "", "popularity": ""})
-    utility = Part(f"{title}: utility", words, tradeoff(panels, budgets, f"{scene}-utility", words), rows)
+    utility = Part(f"{title}: utility", rows, words, tradeoff(panels, budgets, f"{scene}-utility", words))
     attacks = own[own["kind"] == "attack"]
     return [utility, attack_part(attacks, budgets, scene, title)] if len(attacks) else [utility]
 
@@ -135,7 +129,7 @@ def attack_part(attacks: pd.DataFrame, budgets: Sequence[str], scene: str, title
         f"nothing leaks: the interval says how much might. {RULE}"
     )
     figure = tradeoff(panels, budgets, f"{scene}-attacks", words, 3.6) if panels else None
-    return Part(f"{title}: attacks", words, figure, rows)
+    return Part(f"{title}: attacks", rows, words, figure)
 
 
 def leaks(attacks: pd.DataFrame, budgets: Sequence[str]) -> dict[tuple[str, str], Leak | None]:
@@ -174,43 +168,16 @@ def audit_part(audits: pd.DataFrame, budgets: Sequence[str]) -> Part:
         f"in {1 / ALARM:,.0f}. A bound at 99% is above the accounted epsilon once in a hundred; the check "
         "leak is stricter."
     )
-    return Part(
-        "Audit", words, tradeoff([Panel("epsilon from below", "epsilon", series)], budgets, "audit", words), rows
-    )
+    panel = Panel("epsilon from below", "epsilon", series)
+    return Part("Audit", rows, words, tradeoff([panel], budgets, "audit", words))
 
 
-def mean_of(table: pd.DataFrame, kind: str, name: str, budgets: Sequence[str], column: str = "value") -> list[float]:
+def mean_of(table: pd.DataFrame, kind: str, name: str, budgets: Sequence[str]) -> list[float]:
     """Return the mean over the seeds at every budget; NaN where there is none."""
-    part = table[(table["kind"] == kind) & (table["name"] == name)]
-    return [float(part.loc[part["epsilon"] == text, column].mean()) for text in budgets]
+    return [float(values(table, kind, name, text).mean()) for text in budgets]
 
 
-def show(results: pd.DataFrame, budgets: Sequence[str], scenes: Mapping[str, Setting]) -> None:
-    """Print utility, attacks and bounds against the budget."""
-    console = Console(markup=False, emoji=False)
-    console.print(seeded(results), highlight=False)
-    for scene, title in (*((name, one.title) for name, one in scenes.items()), ("audit", "Audit")):
-        own = results[(results["scene"] == scene) & (results["kind"] != "check")]
-        if not len(own):
-            continue
-        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-        for heading in ("", *(f"eps {text}" for text in budgets)):
-            table.add_column(heading, no_wrap=True)
-        found = leaks(own[own["kind"] == "attack"], budgets)
-        for kind, name in dict.fromkeys(zip(own["kind"], own["name"], strict=True)):
-            cells = [short(own[(own["kind"] == kind) & (own["name"] == name)], text, found) for text in budgets]
-            table.add_row(name, *cells)
-        console.print(table)
-    for note in notes(results):
-        console.print(note, highlight=False, markup=False)
-
-
-def short(rows: pd.DataFrame, budget: str, found: Mapping[tuple[str, str], Leak | None]) -> str:
-    """Return a value as the terminal shows it: an AUC with a star where it beats chance."""
-    kind, part = rows["kind"].iloc[0], rows[rows["epsilon"] == budget]
-    if not len(part):
-        return "-"
-    if kind != "attack":
-        return number(float(part["value"].mean()), 3 if kind == "utility" else 2)
-    one = found[str(rows["name"].iloc[0]), budget]
-    return f"{number(one.auc, 2)}{'*' * one.star}" if one else "few"
+def brief(part: Part) -> Part:
+    """Return a section for the terminal: without the intervals."""
+    short = [{name: text.partition(" [")[0] for name, text in row.items()} for row in part.rows]
+    return Part(part.title, [{name.replace("epsilon", "eps"): text for name, text in row.items()} for row in short])

@@ -6,36 +6,29 @@ pooled matrix factorisation are chosen here, on validation.
 
 import json
 import math
-import os
 import resource
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from argparse import Namespace
+from collections.abc import Sequence
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
-import numpy as np
 import pandas as pd
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
 from fedrec.data import pool
 from fedrec.evaluation import evaluate
 from fedrec.experiment import Experiment
-from fedrec.folders import writing
 from fedrec.holdings import clients_data, dataset
-from fedrec.records import Record, write_csv
-from fedrec.report.study import write_protocols
+from fedrec.records import Record
+from fedrec.report.study import Part, write_protocols
 from fedrec.report.tables import LEAKING
 from fedrec.scorers import PopularityScorer
-from simulations.check import check
-from simulations.cli import arm, heeded
+from simulations.cli import arm
 from simulations.engines import launch
-from simulations.studies.methods import facts
-from simulations.studies.options import parsed, parser_of
+from simulations.studies.harness import Findings, Rows, Run, Study, facts
+from simulations.studies.options import WORKERS
+from simulations.studies.tables import Row, spread
 
 # A batch of 51 positives with their 204 negatives is one of the authors' 256 rows, and the weight 1/5 makes the sum
 # over a positive and its four negatives their mean over rows.
@@ -49,6 +42,7 @@ GRID = tuple(f"--lr {lr} --l2 {l2}" for lr in (0.003, 0.01) for l2 in (0.003, 0.
 ETA = 80  # the item table's rate is 0.1 x items x ETA: lr_eta of the authors' code
 PROTOCOLS = ("published", "train")
 POPULARITY = "popularity of all users"
+OPTIONS = {"seeds": (3, "seeds 0, 1, ..."), "workers": (WORKERS[0], "processes, each with one run")}
 
 
 class Line(NamedTuple):
@@ -70,16 +64,6 @@ LINES = {
 
 
 @dataclass(frozen=True)
-class Job:
-    """One line under one protocol and seed, and the experiments among which validation chooses."""
-
-    method: str
-    protocol: str
-    seed: int
-    experiments: tuple[Experiment, ...]
-
-
-@dataclass(frozen=True)
 class Outcome:
     """What came of an experiment: the mean over users of each test metric, and its cost."""
 
@@ -90,34 +74,16 @@ class Outcome:
     options: str = ""
 
 
-def run(argv: Sequence[str]) -> None:
-    """Run every line of the study under both protocols, and show them side by side."""
-    parser = parser_of("published")
-    parser.add_argument("--seeds", type=int, default=3, help="seeds 0, 1, ...")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes, each with one run")
-    parser.add_argument("--out", type=Path, default=Path("runs/study-published"), help="a new folder for the results")
-    options, flags = parsed(parser, argv)
-    jobs = [
-        Job(method, protocol, seed, experiments(line, flags, protocol, seed))
-        for seed in range(options.seeds)
-        for protocol in PROTOCOLS
-        for method, line in LINES.items()
-    ]
-    heeded(flags, [one for job in jobs for one in job.experiments])
-    for job in jobs:
-        for experiment in job.experiments:
-            check(experiment)
-    with writing(options.out) as home:
-        results = pd.DataFrame(list(run_all(jobs, options.workers)))
-        results.to_csv(home / "results.csv", index=False)
-        rows = summary(results)
-        write_csv(home / "summary.csv", rows)
-        first = jobs[0].experiments[0]
-        same = facts({(job.method, job.seed): job.experiments[0] for job in jobs if job.method.startswith("PFedRec")})
-        write_protocols(home / "report.html", rows, options.seeds, same, first.dataset == "ml-100k")
-    several = f"{options.seeds} seeds: mean over users and seeds, sd over seeds"
-    show(rows, several if options.seeds > 1 else "one seed: mean over users, no standard deviation")
-    print(f"report: {options.out / 'report.html'}")
+def plan(options: Namespace) -> list[Run]:
+    """Return a run for each seed, protocol and line, and the experiments among which validation chooses."""
+    return [run_of(method, protocol, seed, options.flags)
+            for seed in range(options.seeds) for protocol in PROTOCOLS for method in LINES]  # fmt: skip
+
+
+def run_of(method: str, protocol: str, seed: int, flags: Sequence[str]) -> Run:
+    """Return the run of a line."""
+    first, *others = experiments(LINES[method], flags, protocol, seed)
+    return Run({"protocol": protocol, "method": method, "seed": seed}, first, tuple(others))
 
 
 def experiments(line: Line, flags: Sequence[str], protocol: str, seed: int) -> tuple[Experiment, ...]:
@@ -129,27 +95,22 @@ def experiments(line: Line, flags: Sequence[str], protocol: str, seed: int) -> t
     return tuple(arm([*given, *choice.split()]) for choice in line.grid)
 
 
-def run_all(jobs: Sequence[Job], workers: int) -> Iterable[dict[str, str | float]]:
-    """Run every job in a process of its own, so that its memory is its own; yield a row for each of its metrics."""
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), max_tasks_per_child=1) as processes:
-        for rows in processes.map(run_one, jobs):
-            yield from rows
-
-
-def run_one(job: Job) -> list[dict[str, str | float]]:
-    """Run a job's experiments in this process, and return the test of the one with the best validation."""
-    if job.method == POPULARITY:
-        best = popularity(job.experiments[0])
+def measure(run: Run, home: Path) -> Rows:
+    """Return a row for each test metric of the run's experiment with the best validation, and what it took."""
+    method = run.labels["method"]
+    if method == POPULARITY:
+        best = popularity(run.experiment)
     else:
-        found = [trained(e, choice) for e, choice in zip(job.experiments, LINES[job.method].grid, strict=True)]
+        choices = zip((run.experiment, *run.others), LINES[method].grid, strict=True)
+        found = [trained(e, choice) for e, choice in choices]
         best = max(found, key=lambda one: -math.inf if math.isnan(one.validation) else one.validation)
     # The process and the largest of those that its engine has started.
     whose = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
     megabytes = sum(resource.getrusage(who).ru_maxrss for who in whose) / 1024
-    about: dict[str, str | float] = {"protocol": job.protocol, "method": job.method, "seed": job.seed}
     cost = {"validation": best.validation, "round": best.round, "seconds": best.seconds, "megabytes": megabytes}
     return [
-        {**about, "metric": name, "value": value, **cost, "options": best.options} for name, value in best.test.items()
+        {**run.labels, "metric": name, "value": value, **cost, "options": best.options}
+        for name, value in best.test.items()
     ]
 
 
@@ -186,43 +147,40 @@ def popularity(experiment: Experiment) -> Outcome:
     return Outcome(means(pd.DataFrame(record.clients)))
 
 
-def summary(results: pd.DataFrame) -> list[dict[str, str | float]]:
+def findings(results: pd.DataFrame, runs: Sequence[Run], options: Namespace) -> Findings:
+    """Return what every line reaches under both protocols, and the page that shows them side by side."""
+    rows, seeds = summary(results), options.seeds
+    known = runs[0].experiment.dataset == "ml-100k"
+    same = facts(run for run in runs if run.labels["method"].startswith("PFedRec"))
+    several = f"{seeds} seeds: mean over users and seeds, sd over seeds"
+    return Findings(
+        [Part("", [line(rows, method) for method in dict.fromkeys(row["method"] for row in rows)])],
+        rows,
+        lambda path: write_protocols(path, rows, seeds, same, known),
+        several if seeds > 1 else "one seed: mean over users, no standard deviation",
+    )
+
+
+def summary(results: pd.DataFrame) -> list[Row]:
     """Return a row for each line, metric and protocol: mean and sd over seeds, and the mean and highest cost."""
-    rows: list[dict[str, str | float]] = []
+    rows: list[Row] = []
     for (method, metric, protocol), own in results.groupby(["method", "metric", "protocol"], sort=False):
-        values = own["value"].to_numpy(np.float64)
-        leaking = LEAKING if protocol == "published" and method != POPULARITY else ""
-        rows.append(
-            {
-                "method": str(method),
-                "metric": str(metric),
-                "protocol": str(protocol),
-                "mean": float(values.mean()),
-                "sd": float(values.std(ddof=1)) if len(values) > 1 else math.nan,
-                "warning": leaking,
-                "seconds": float(own["seconds"].mean()),
-                "megabytes": float(own["megabytes"].max()),
-            }
-        )
+        row: Row = {"method": method, "metric": metric, "protocol": protocol, **spread(own["value"].to_numpy())}
+        row["warning"] = LEAKING if protocol == "published" and method != POPULARITY else ""
+        rows.append(row | {"seconds": float(own["seconds"].mean()), "megabytes": float(own["megabytes"].max())})
     return rows
 
 
-def spread(row: Mapping[str, str | float]) -> str:
-    """Return `0.719 ± 0.004`, without the deviation where there is none."""
-    sd = float(row["sd"])
-    return f"{row['mean']:.3f}" + ("" if math.isnan(sd) else f" ± {sd:.3f}")
-
-
-def show(rows: Sequence[dict[str, str | float]], title: str) -> None:
-    """Print both protocols side by side."""
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    metrics = list(dict.fromkeys(str(row["metric"]) for row in rows))
-    table.add_column("method")
+def line(rows: Sequence[Row], method: str) -> dict[str, str]:
+    """Return a line under both protocols as it is printed: `0.719 ± 0.004`, without the deviation if there is none."""
+    found = {"method": method}
     for protocol in PROTOCOLS:
-        for metric in metrics:
-            table.add_column(f"{'published' if protocol == 'published' else 'leak-free'} {metric}", justify="right")
-    cells = {(row["method"], row["protocol"], row["metric"]): row for row in rows}
-    for method in dict.fromkeys(row["method"] for row in rows):
-        line = [cells[method, protocol, metric] for protocol in PROTOCOLS for metric in metrics]
-        table.add_row(str(method), *(f"{spread(r)}\n{r['warning']}".rstrip() for r in line))
-    Console(markup=False, emoji=False).print(table)
+        name = "published" if protocol == "published" else "leak-free"
+        for row in rows:
+            if (row["method"], row["protocol"]) == (method, protocol):
+                sd = "" if math.isnan(row["sd"]) else f" ± {row['sd']:.3f}"
+                found[f"{name} {row['metric']}"] = f"{row['mean']:.3f}{sd}\n{row['warning']}".rstrip()
+    return found
+
+
+STUDY = Study("published", OPTIONS, plan, measure, findings, fresh=True)

@@ -3,27 +3,22 @@
 Every client is one user of a synthetic market of 3,706 items, with 166 interactions: a million at 6,040 clients.
 """
 
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import NamedTuple, get_args
 
 import numpy as np
 import pandas as pd
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
 from fedrec.errors import UserError
 from fedrec.experiment import Experiment
-from fedrec.folders import writing
-from fedrec.records import write_csv
 from fedrec.report import plots
-from fedrec.report.study import Part, write_measured
-from simulations.check import check
+from fedrec.report.study import Page, Part
 from simulations.cli import arm, heeded
+from simulations.studies.harness import Findings, Rows, Run, Study, facts
 from simulations.studies.measure import Measured, measured
-from simulations.studies.methods import facts
-from simulations.studies.options import parser_of
+from simulations.studies.tables import Row, records
 
 USUAL = (
     "--partition one-user --market.users 6040 --market.items 3706 --market.impressions 166 --task click --model mf "
@@ -33,6 +28,10 @@ WORDS = (
     "Seconds a round are training, messages and aggregation, the median of the rounds after the first; evaluation is "
     "apart. Interactions are the training rows of all clients. Memory is the sum of the peaks of all processes."
 )
+OPTIONS = {
+    "clients": ("500,1000,2000,4000,6040", "numbers of clients, comma-separated"),
+    "repeats": (1, "times that every number runs"),
+}
 
 
 class Line(NamedTuple):
@@ -48,25 +47,10 @@ class Line(NamedTuple):
     ratio: float
 
 
-def run(argv: Sequence[str]) -> None:
-    """Run one experiment with more and more clients; every option of a run may be given too."""
-    parser = parser_of("scale")
-    parser.add_argument("--clients", default="500,1000,2000,4000,6040", help="numbers of clients, comma-separated")
-    parser.add_argument("--repeats", type=int, default=1, help="times that every number runs")
-    parser.add_argument("--out", type=Path, default=Path("runs/study-scale"), help="a new folder for the results")
-    options, flags = parser.parse_known_args(argv)
-    if options.repeats < 1:
-        raise UserError(f"repeats: must be at least 1, found {options.repeats}")
-    experiments = [experiment(text, flags) for text in options.clients.split(",")]
-    with writing(options.out) as home:
-        rows = [row(e, repeat) for repeat in range(options.repeats) for e in experiments]
-        write_csv(home / "results.csv", rows)
-        table = summary(pd.DataFrame(rows))
-        line = straight([one["interactions"] for one in table], [one["seconds"] for one in table])
-        write_csv(home / "summary.csv", table)
-        write_page(home / "report.html", table, line, facts({(str(e.clients), 0): e for e in experiments}))
-    show(table, line)
-    print(f"report: {options.out / 'report.html'}")
+def plan(options: Namespace) -> list[Run]:
+    """Return a run for each repeat and number of clients."""
+    experiments = [experiment(text, options.flags) for text in options.clients.split(",")]
+    return [Run({"clients": e.clients, "repeat": repeat}, e) for repeat in range(options.repeats) for e in experiments]
 
 
 def experiment(clients: str, flags: Sequence[str]) -> Experiment:
@@ -75,38 +59,38 @@ def experiment(clients: str, flags: Sequence[str]) -> Experiment:
     engine = ["--engine", "batched" if "batched" in known else "process"]
     e = arm([*USUAL.split(), *engine, *flags, "--clients", clients])
     heeded(flags, [e])
-    e = e.model_copy(update={"eval_every": e.rounds})
     if e.rounds < 2:
         raise UserError(f"rounds: must be at least 2, since the first is not counted, found {e.rounds}")
-    check(e)
-    return e
+    return e.model_copy(update={"eval_every": e.rounds})
 
 
-def row(e: Experiment, repeat: int) -> dict[str, Any]:
+def measure(run: Run, home: Path) -> Rows:
     """Run an experiment in a process of its own; return what it took."""
 
-    def read(home: Path, took: Measured) -> dict[str, Any]:
+    def read(home: Path, took: Measured) -> Row:
         rounds = pd.read_csv(home / "rounds.csv")
-        seconds = float(rounds["seconds"][1:].median())
-        sent = float((rounds["bytes_down"] + rounds["bytes_up"])[:-1].median())
         return {
-            "clients": e.clients,
+            "clients": run.labels["clients"],
             "interactions": took.rows,
-            "repeat": repeat,
-            "seconds": seconds,
+            "repeat": run.labels["repeat"],
+            "seconds": float(rounds["seconds"][1:].median()),
             "startup": took.startup,
             "megabytes": took.megabytes,
-            "bytes": sent,
+            "bytes": float((rounds["bytes_down"] + rounds["bytes_up"])[:-1].median()),
         }
 
-    found: dict[str, Any] = measured(e.model_dump(mode="json"), False, read)
-    return found
+    return [measured(run.experiment.model_dump(mode="json"), False, read)]
 
 
-def summary(results: pd.DataFrame) -> list[dict[str, Any]]:
-    """Return a row for each number of clients, ascending: the medians over the repeats."""
-    middle = results.drop(columns="repeat").groupby("clients", sort=True).median().reset_index()
-    return [{str(name): value for name, value in one.items()} for one in middle.to_dict("records")]
+def findings(results: pd.DataFrame, runs: Sequence[Run], options: Namespace) -> Findings:
+    """Return the medians over the repeats for each number of clients, ascending, and the line through them."""
+    rows = records(results.drop(columns="repeat").groupby("clients", sort=True).median().reset_index())
+    x, y = [row["interactions"] for row in rows], [row["seconds"] for row in rows]
+    line, same = straight(x, y), facts(runs)
+    figure = plots.fit(x, y, line.slope, line.at, "scale", ("interactions", "seconds a round"))
+    part = Part("Time against interactions", [texts(row) for row in rows], told(line), figure)
+    page = Page("How far does it scale?", WORDS, f"engine {same.get('engine', 'process')}", [part], same)
+    return Findings(page.parts, rows, page.write, notes=[told(line)])
 
 
 def straight(interactions: Sequence[float], seconds: Sequence[float]) -> Line:
@@ -120,7 +104,7 @@ def straight(interactions: Sequence[float], seconds: Sequence[float]) -> Line:
     return Line(float(slope), float(at), squared, float((y[-1] / x[-1]) / (y[0] / x[0])))
 
 
-def printed(one: dict[str, Any]) -> dict[str, str]:
+def texts(one: Row) -> dict[str, str]:
     """Return a row of the summary as it is printed, by heading."""
     return {
         "clients": f"{one['clients']:,.0f}",
@@ -141,22 +125,4 @@ def told(line: Line) -> str:
     )
 
 
-def write_page(path: Path, table: Sequence[dict[str, Any]], line: Line, same: dict[str, str]) -> None:
-    """Write the page of the study."""
-    x, y = [one["interactions"] for one in table], [one["seconds"] for one in table]
-    figure = plots.fit(x, y, line.slope, line.at, "scale", ("interactions", "seconds a round"))
-    part = Part("Time against interactions", told(line), figure, [printed(one) for one in table])
-    write_measured(path, "How far does it scale?", WORDS, f"engine {same.get('engine', 'process')}", [part], [], same)
-
-
-def show(table: Sequence[dict[str, Any]], line: Line) -> None:
-    """Print the summary and the fit."""
-    shown = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    rows = [printed(one) for one in table]
-    for heading in rows[0]:
-        shown.add_column(heading, justify="right")
-    for one in rows:
-        shown.add_row(*one.values())
-    console = Console(markup=False, emoji=False)
-    console.print(shown)
-    console.print(told(line), highlight=False)
+STUDY = Study("scale", OPTIONS, plan, measure, findings)

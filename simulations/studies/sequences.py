@@ -3,26 +3,23 @@
 Matrix factorisation beside the two sequence encoders, each alone and federated, on users' last items and on new users.
 """
 
-from collections.abc import Sequence
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
 from fedrec.experiment import Experiment
-from fedrec.folders import writing
 from fedrec.metrics import paired
 from fedrec.records import write_csv
 from fedrec.report.findings import number
-from fedrec.report.study import interval, seeded
-from simulations.check import check
-from simulations.cli import heeded
-from simulations.studies.methods import POPULARITY, experiment_of, run_all
-from simulations.studies.options import parsed, parser_of
+from fedrec.report.study import Part, interval, seeded
+from simulations.studies.harness import Carry, Findings, Run, Study
+from simulations.studies.methods import POPULARITY, experiment_of, measure
+from simulations.studies.options import SEEDS, WORKERS
 from simulations.studies.published import trained
+from simulations.studies.tables import Row, by_arm, ends, spread
 
 USUAL = "--clients 5 --partition users --metrics ndcg@10 --engine inline --batch-size 1024 --local-epochs 1 --rounds 10"
 # What each is, and its choices; one is taken by the validation of a federated run on a seed of its own.
@@ -35,48 +32,41 @@ HISTORY = "--sequence.history 10"
 CHOOSING = 1000  # the seed of the choice, none of those that are reported
 SPLITS = ("leave-one-out", "new-users")
 WAYS = {"local": "local", "federated": "fedper"}
+GAPS = {"gain": "minus alone", "minus_mf": "minus mf", "minus_popularity": "minus popularity"}
+OPTIONS = {"seeds": (3, SEEDS), "workers": (1, WORKERS[1])}
 
 
-def run(argv: Sequence[str]) -> None:
-    """Choose each model's hyper-parameters by validation, run all on paired seeds, and compare them."""
-    parser = parser_of("sequences")
-    parser.add_argument("--seeds", type=int, default=3, help="paired seeds: 0, 1, ... share data, start and order")
-    parser.add_argument("--workers", type=int, default=1, help="processes")
-    parser.add_argument("--out", type=Path, default=Path("runs/study-sequences"), help="a new folder for the results")
-    options, flags = parsed(parser, argv)
-    check(experiment(flags, "sasrec", "federated", SPLITS[1], MODELS["sasrec"][1][0], 0))
-    every = [
-        experiment(flags, model, way, split, points[0], 0)
-        for model, (_, points) in MODELS.items()
-        for way in WAYS
-        for split in SPLITS
-    ]
-    heeded(flags, every)
-    with writing(options.out) as home:
-        choices = {model: chosen(flags, model) for model in MODELS}
-        parts = []
-        for split in SPLITS:
-            runs = {
-                (f"{model} {way}", seed): experiment(flags, model, way, split, choices[model], seed)
-                for seed in range(options.seeds)
-                for model in MODELS
-                for way in WAYS
-            }
-            (home / split).mkdir()
-            parts += [found.assign(split=split) for found in run_all(runs, home / split, options.workers)]
-        results = pd.concat(parts)
-        results.to_csv(home / "results.csv", index=False)
-        write_csv(home / "choices.csv", [{"model": model, "options": text} for model, text in choices.items()])
-        rows = summary(results)
-        write_csv(home / "summary.csv", rows)
-    words = seeded(options.seeds, "95% intervals over seeds")
-    show(rows, f"NDCG@10, mean over clients; {words}; chosen: {choices}")
+def plan(options: Namespace, choices: Mapping[str, str] | None = None) -> list[Run]:
+    """Return the runs of every split, seed and line, each model with its choice or the first that it has."""
+    choices = choices or {model: points[0] for model, (_, points) in MODELS.items()}
+    found = []
+    for split in SPLITS:
+        experiments = {
+            (f"{model} {way}", seed): experiment(options.flags, model, way, split, choices[model], seed)
+            for seed in range(options.seeds)
+            for model in MODELS
+            for way in WAYS
+        }
+        first = next(iter(experiments))[0]
+        experiments |= {(POPULARITY, seed): experiments[first, seed] for seed in range(options.seeds)}
+        found += [
+            Run({"method": line, "seed": seed, "split": split}, e, about=choices, folder=f"{split}/{line}-{seed}")
+            for (line, seed), e in experiments.items()
+        ]
+    return found
 
 
 def experiment(flags: Sequence[str], model: str, way: str, split: str, choice: str, seed: int) -> Experiment:
     """Return the experiment of a line; the command line's own flags win over the usual ones, and a choice over both."""
     given = [*USUAL.split(), *HISTORY.split(), *MODELS[model][0].split(), *flags, *choice.split()]
     return experiment_of(WAYS[way], [*given, "--split", split, "--seed", str(seed)])
+
+
+def refine(runs: list[Run], options: Namespace, carry: Carry, home: Path) -> list[Run]:
+    """Return the runs with each model's choice by validation."""
+    choices = {model: chosen(options.flags, model) for model in MODELS}
+    write_csv(home / "choices.csv", [{"model": model, "options": text} for model, text in choices.items()])
+    return plan(options, choices)
 
 
 def chosen(flags: Sequence[str], model: str) -> str:
@@ -86,35 +76,38 @@ def chosen(flags: Sequence[str], model: str) -> str:
     return choices[int(np.nanargmax(found))]
 
 
-def summary(results: pd.DataFrame) -> list[dict[str, str | float]]:
+def findings(results: pd.DataFrame, runs: Sequence[Run], options: Namespace) -> Findings:
+    """Return what every line reaches on both splits."""
+    rows = summary(results)
+    words = seeded(options.seeds, "95% intervals over seeds")
+    heading = f"NDCG@10, mean over clients; {words}; chosen: {runs[0].about}"
+    return Findings([Part("", [texts(row) for row in rows])], rows, heading=heading)
+
+
+def summary(results: pd.DataFrame) -> list[Row]:
     """Return a row for each split and line: mean and sd over seeds, and its differences with intervals.
 
     `gain` is federated minus alone; `minus_mf` that to matrix factorisation, and `minus_popularity` that to popularity,
     each of the same way of training.
     """
-    rows: list[dict[str, str | float]] = []
+    rows: list[Row] = []
     for split, part in results.groupby("split", sort=False):
-        by_line = part.groupby(["method", "seed"])["value"].mean()
-        values = {line: by_line.loc[line].sort_index().to_numpy(np.float64) for line in dict.fromkeys(part["method"])}
+        values = by_arm(part, "method")
         for line, mine in values.items():
             model, _, way = line.partition(" ")
-            row: dict[str, str | float] = {"split": str(split), "method": line, "mean": float(mine.mean())}
-            row["sd"] = float(mine.std(ddof=1)) if len(mine) > 1 else float("nan")
-            others = {"gain": f"{model} local", "minus_mf": f"mf {way}", "minus_popularity": POPULARITY}
-            for name, other in others.items():
+            row = {"split": str(split), "method": line, **spread(mine)}
+            for name, other in zip(GAPS, (f"{model} local", f"mf {way}", POPULARITY), strict=True):
                 if other in values and other != line and model != POPULARITY:
-                    gap = paired(mine, values[other])
-                    row |= {name: gap.mean, f"{name}_low": gap.low, f"{name}_high": gap.high}
+                    row |= ends(name, paired(mine, values[other]))
             rows.append(row)
     return rows
 
 
-def show(rows: Sequence[dict[str, str | float]], title: str) -> None:
-    """Print a summary as a table."""
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for name in ("split", "method", "mean", "sd", "minus alone", "minus mf", "minus popularity"):
-        table.add_column(name, no_wrap=True)
-    for row in rows:
-        gaps = [interval(row, name) if name in row else "" for name in ("gain", "minus_mf", "minus_popularity")]
-        table.add_row(str(row["split"]), str(row["method"]), f"{row['mean']:.4f}", number(float(row["sd"]), 4), *gaps)
-    Console(width=160).print(table)
+def texts(row: Row) -> dict[str, str]:
+    """Return a row of the summary as it is printed, by heading."""
+    gaps = {words: interval(row, name) if name in row else "" for name, words in GAPS.items()}
+    known = {"split": row["split"], "method": row["method"]}
+    return {**known, "mean": f"{row['mean']:.4f}", "sd": number(row["sd"], 4), **gaps}
+
+
+STUDY = Study("sequences", OPTIONS, plan, measure, findings, refine)

@@ -12,23 +12,22 @@ from collections.abc import Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import pandas as pd
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
 from fedrec.errors import UserError, choose
 from fedrec.experiment import Experiment
 from fedrec.folders import writing
 from fedrec.records import versions, write_csv
 from fedrec.report import plots
-from fedrec.report.study import Part, write_measured
+from fedrec.report.study import Page, Part
 from simulations.check import client_count
 from simulations.cli import parse
-from simulations.studies.options import parser_of
+from simulations.studies.harness import Findings, show, write
+from simulations.studies.options import parsed
 from simulations.studies.runners import LOOP, REFERENCE, RUNNERS, Result, attempted, compared
+from simulations.studies.tables import Row
 from simulations.studies.workloads import W1, W2, Workload
 
 KNOWN = {workload.name: workload for workload in (W1, W2)}
@@ -42,24 +41,22 @@ WORDS = (
     "the last round where it must be none, after the first where sums are made in another order (the loop, clients "
     "that are stacked). process-1 and process-2 have so many workers; one-by-one is process-1 without stacking."
 )
+OPTIONS = {
+    "workloads": ("W1,W2", "comma-separated: W1, W2"),
+    "runners": (",".join(RUNNERS), "comma-separated; the loop and inline are added"),
+    "repeats": (3, "times that every runner runs"),
+    "seed": (0, "of the data and of everything else"),
+}
 SLOW = {("W2", "ray"): 2}  # rounds of what takes so long that it runs once
 
 
 def run(argv: Sequence[str]) -> None:
     """Run every workload with every runner; exit with status 1 if one fails or has another result."""
-    parser = parser_of("speed")
-    parser.add_argument("--workloads", default="W1,W2", help="comma-separated: W1, W2")
-    parser.add_argument("--runners", default=",".join(RUNNERS), help="comma-separated; the loop and inline are added")
-    parser.add_argument("--repeats", type=int, default=3, help="times that every runner runs")
-    parser.add_argument("--seed", type=int, default=0, help="of the data and of everything else")
-    parser.add_argument("--out", type=Path, default=Path("runs/study-speed"), help="a new folder for the results")
-    options, extra = parser.parse_known_args(argv)
-    if extra:
-        raise UserError(f"option {extra[0]}: no such option of the study; its workloads are fixed")
+    options = parsed("speed", OPTIONS, argv)
+    if options.flags:
+        raise UserError(f"option {options.flags[0]}: no such option of the study; its workloads are fixed")
     workloads = [KNOWN[choose("workloads", name, KNOWN)] for name in options.workloads.split(",")]
     chosen = [choose("runners", name, RUNNERS) for name in options.runners.split(",")]
-    if options.repeats < 1:
-        raise UserError(f"repeats: must be at least 1, found {options.repeats}")
     wrong = study(workloads, chosen, options.repeats, options.seed, options.out)
     if wrong:
         raise SystemExit(f"failed: {'; '.join(wrong)}")
@@ -67,7 +64,7 @@ def run(argv: Sequence[str]) -> None:
 
 def study(workloads: Sequence[Workload], chosen: Sequence[str], repeats: int, seed: int, out: Path) -> list[str]:
     """Measure workloads into the folder `out`; return what is wrong with the runs, in words."""
-    rows: list[dict[str, Any]] = []
+    rows: list[Row] = []
     wrong: list[str] = []
     notes: list[str] = []
     with writing(out) as home:
@@ -82,14 +79,14 @@ def study(workloads: Sequence[Workload], chosen: Sequence[str], repeats: int, se
         bad = [row for row in table if not row["agrees"]]
         wrong += [f"{r['workload']} {r['runner']}: {WRONG}, by {r['difference']:.3g}, {r['strayed']:.3g}" for r in bad]
         write_csv(home / "results.csv", rows)
-        write_csv(home / "summary.csv", table)
-        write_page(home / "report.html", table, [*wrong, *notes], facts(repeats, workloads))
-    show(table, notes)
-    print(f"report: {out / 'report.html'}")
+        page = page_of(table, [*wrong, *notes], facts(repeats, workloads))
+        found = Findings(page.parts, table, page.write, notes=notes)
+        write(home, found)
+    show(out, found)
     return wrong
 
 
-def runs(workload: Workload, plan: dict[str, Experiment], repeats: int, wrong: list[str]) -> list[dict[str, Any]]:
+def runs(workload: Workload, plan: dict[str, Experiment], repeats: int, wrong: list[str]) -> list[Row]:
     """Return a row of results for every run of a workload; `wrong` gets the runs that fail."""
     early = {name: e for name, e in plan.items() if name == REFERENCE or not RUNNERS[name].exact}
     first = attempted({n: e.model_copy(update={"rounds": 1, "eval_every": 1}) for n, e in early.items()}, 0, wrong)
@@ -124,7 +121,7 @@ def planned(workload: Workload, names: Sequence[str], path: Path, seed: int, not
     return found
 
 
-def summary(results: pd.DataFrame) -> list[dict[str, Any]]:
+def summary(results: pd.DataFrame) -> list[Row]:
     """Return a row for each workload and runner: medians over the repeats, the largest difference."""
     rows = []
     for (workload, runner), own in results.groupby(["workload", "runner"], sort=False):
@@ -144,7 +141,7 @@ def summary(results: pd.DataFrame) -> list[dict[str, Any]]:
     return rows
 
 
-def printed(row: dict[str, Any]) -> dict[str, str]:
+def texts(row: Row) -> dict[str, str]:
     """Return a row of the summary as it is printed, by heading."""
     travelled = row["bytes_down"] + row["bytes_up"]
     return {
@@ -158,8 +155,8 @@ def printed(row: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def write_page(path: Path, table: Sequence[dict[str, Any]], notes: Sequence[str], told: dict[str, str]) -> None:
-    """Write the page of the study."""
+def page_of(table: Sequence[Row], notes: Sequence[str], told: dict[str, str]) -> Page:
+    """Return the page of the study."""
     parts = []
     for name, words in {row["workload"]: KNOWN[row["workload"]].words for row in table}.items():
         own = [row for row in table if row["workload"] == name]
@@ -167,8 +164,8 @@ def write_page(path: Path, table: Sequence[dict[str, Any]], notes: Sequence[str]
         label = f"times as fast as the sequential loop, {name}"
         runners, times = [str(row["runner"]) for row in right], [row["times"] for row in right]
         figure = plots.bars(runners, times, name, label, f"{label}: {dict(zip(runners, times, strict=True))}")
-        parts.append(Part(name, words, figure, [printed(row) for row in own]))
-    write_measured(path, "How fast is a round?", WORDS, told["machine"], parts, notes, told)
+        parts.append(Part(name, [texts(row) for row in own], words, figure))
+    return Page("How fast is a round?", WORDS, told["machine"], parts, told, notes)
 
 
 def facts(repeats: int, workloads: Sequence[Workload]) -> dict[str, str]:
@@ -176,18 +173,3 @@ def facts(repeats: int, workloads: Sequence[Workload]) -> dict[str, str]:
     machine = f"{platform.machine()}, {os.cpu_count()} CPUs, {platform.system()}"
     settings = {workload.name: workload.flags for workload in workloads}
     return {"machine": machine, "repeats": str(repeats), **settings, "versions": str(versions())}
-
-
-def show(table: Sequence[dict[str, Any]], notes: Sequence[str]) -> None:
-    """Print the summary of every workload."""
-    console = Console(markup=False, emoji=False)
-    for name in dict.fromkeys(row["workload"] for row in table):
-        shown = Table(title=name, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-        rows = [printed(row) for row in table if row["workload"] == name]
-        for heading in rows[0]:
-            shown.add_column(heading, justify="left" if heading == "runner" else "right")
-        for row in rows:
-            shown.add_row(*row.values())
-        console.print(shown)
-    for note in notes:
-        console.print(note, highlight=False, markup=False)

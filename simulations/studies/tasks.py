@@ -1,44 +1,33 @@
 """Several tasks in one client, together or one by one: `python -m simulations.studies tasks --model mmoe,ple`."""
 
-import itertools
-import os
-import tempfile
+from argparse import Namespace
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
-from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import pandas as pd
 
 from fedrec.errors import UserError
 from fedrec.experiment import Experiment
-from fedrec.folders import writing
-from fedrec.holdings import clients_data
 from fedrec.records import write_csv
-from simulations.baselines import baseline, single_tasks
-from simulations.check import check
+from simulations.baselines import baseline, run_baseline, single_tasks
 from simulations.cli import arm as arm_of
-from simulations.cli import heeded
-from simulations.studies.methods import facts
-from simulations.studies.options import parsed, parser_of
-from simulations.studies.tasks_page import show, summary, write_page
+from simulations.studies.harness import Carry, Findings, Rows, Run, Study, facts
+from simulations.studies.options import SEEDS, WORKERS
+from simulations.studies.tables import Row, points, records
+from simulations.studies.tasks_page import notes, page, summary, tables
 
-USUAL = [
-    "--task",
-    "click,buy,rating",
-    "--split",
-    "random",
-    "--fractions",
-    "0.2,0.2",
-    "--rounds",
-    "30",
-    "--patience",
-    "3",
-]
+USUAL = "--task click,buy,rating --split random --fractions 0.2,0.2 --rounds 30 --patience 3"
 GRID = "lr=0.001,0.003,0.01;l2=0.01,0.1,1"
 EVERY = ""  # in the place of a task: all of them in one model
+OPTIONS = {
+    "model": ("mmoe", "comma-separated bodies; every arm is run with each"),
+    "weightings": ("fixed", "comma-separated, of the arms with all tasks in one model"),
+    "seeds": (5, SEEDS),
+    "tune": ("", "comma-separated other seeds, whose validation chooses every arm's grid point"),
+    "grid": (GRID, "what is tried with --tune: FIELD=VALUE,...;FIELD=VALUE,..."),
+    "workers": WORKERS,
+}
 
 
 @dataclass(frozen=True)
@@ -67,7 +56,7 @@ class Arm:
         fixed = ["--model", self.body, "--weighting.kind", self.weighting, "--seed", str(seed)]
 
         def made(task: str) -> Experiment:
-            e = arm_of([*USUAL, *flags, *fixed, *own.get(task, ())])
+            e = arm_of([*USUAL.split(), *flags, *fixed, *own.get(task, ())])
             return e if self.federated else baseline(e, "local")
 
         if not self.single:
@@ -80,53 +69,24 @@ class Arm:
         return {task: single_tasks(made(task))[0][task] for task in found}
 
 
-class Job(NamedTuple):
-    """A run: its arm, its task or `EVERY`, its seed, and the options that are tried."""
-
-    arm: Arm
-    task: str
-    seed: int
-    experiment: Experiment
-    options: tuple[str, ...] = ()
-
-
-def run(argv: Sequence[str]) -> None:
-    """Train the tasks of clients together and one by one, alone and federated, with paired seeds."""
-    parser = parser_of("tasks")
-    parser.add_argument("--model", default="mmoe", help="comma-separated bodies; every arm is run with each")
-    parser.add_argument(
-        "--weightings", default="fixed", help="comma-separated, of the arms with all tasks in one model"
-    )
-    parser.add_argument("--seeds", type=int, default=5, help="paired seeds: 0, 1, ... share data, start and order")
-    parser.add_argument(
-        "--tune", default="", help="comma-separated other seeds, whose validation chooses every arm's grid point"
-    )
-    parser.add_argument("--grid", default=GRID, help="what is tried with --tune: FIELD=VALUE,...;FIELD=VALUE,...")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
-    parser.add_argument("--out", type=Path, default=Path("runs/study-tasks"), help="a new folder for the results")
-    options, flags = parsed(parser, argv)
-    tuned_on, grid = seeds_of(options.tune, options.seeds), points(options.grid)
+def plan(options: Namespace) -> list[Run]:
+    """Return the runs of every arm, one seed after the other; raises UserError for what cannot be tuned."""
+    seeds_of(options.tune, options.seeds)
+    points(options.grid)
     arms = arms_of(options.model.split(","), options.weightings.split(","))
-    first = jobs_of(arms, flags, [0])
-    heeded(flags, [job.experiment for job in first])
-    for job in first:
-        check(job.experiment)
-    with writing(options.out) as home:
-        with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool:
-            if tuned_on:
-                tried = pd.concat(pool.map(run_one, tried_jobs(arms, flags, tuned_on, grid)))
-                write_csv(home / "tuning.csv", chosen_of(tried))
-                arms = tuned(arms, tried)
-            jobs = jobs_of(arms, flags, range(options.seeds))
-            results = pd.concat(pool.map(run_one, jobs))
-        results.to_csv(home / "results.csv", index=False)
-        rows = summary(results)
-        write_csv(home / "summary.csv", rows)
-        told = facts({(job.arm.name + job.task, job.seed): job.experiment for job in jobs})
-        told |= {"tuned": f"on the validation of seeds {options.tune}, {options.grid}"} if tuned_on else {}
-        write_page(home / "report.html", rows, options.seeds, told, {a.name: dict(a.options) for a in arms})
-    show(rows, options.seeds)
-    print(f"report: {options.out / 'report.html'}")
+    return runs_of(arms, options.flags, range(options.seeds))
+
+
+def refine(runs: list[Run], options: Namespace, carry: Carry, home: Path) -> list[Run]:
+    """Return the runs of every arm with what was chosen for it on the seeds to tune on, if there are any."""
+    if not options.tune:
+        return runs
+    arms, seeds = list(dict.fromkeys(run.about for run in runs)), seeds_of(options.tune, options.seeds)
+    tried = carry(
+        [run for point in points(options.grid) for run in runs_of(arms, [*options.flags, *point], seeds, point)]
+    )
+    write_csv(home / "tuning.csv", chosen_of(tried))
+    return runs_of(tuned(arms, tried), options.flags, range(options.seeds))
 
 
 def arms_of(bodies: Sequence[str], weightings: Sequence[str]) -> list[Arm]:
@@ -151,55 +111,45 @@ def seeds_of(text: str, reported: int) -> list[int]:
     return found
 
 
-def points(grid: str) -> list[tuple[str, ...]]:
-    """Return the flags of every point of a grid such as `lr=0.001,0.01;l2=0.1`; raises UserError."""
-    axes = []
-    for part in grid.split(";"):
-        field, equals, values = part.partition("=")
-        if not (field and equals and values):
-            raise UserError(f"grid: must be FIELD=VALUE,... parts joined by ';', found {part!r}")
-        axes.append([(f"--{field}", value) for value in values.split(",")])
-    return [tuple(itertools.chain(*point)) for point in itertools.product(*axes)]
-
-
-def jobs_of(arms: Sequence[Arm], flags: Sequence[str], seeds: Iterable[int]) -> list[Job]:
+def runs_of(arms: Sequence[Arm], flags: Sequence[str], seeds: Iterable[int], tried: Sequence[str] = ()) -> list[Run]:
     """Return the runs of arms, one seed after the other, so that a process reads its data once."""
     return [
-        Job(arm, task, seed, e) for seed in seeds for arm in arms for task, e in arm.experiments(flags, seed).items()
-    ]
+        Run(
+            {"arm": arm.name, "body": arm.body, "federated": arm.federated, "single": arm.single, "part": task,
+             "seed": seed, "options": " ".join(tried)},
+            e,
+            about=arm,
+        )
+        for seed in seeds for arm in arms for task, e in arm.experiments(flags, seed).items()
+    ]  # fmt: skip
 
 
-def tried_jobs(
-    arms: Sequence[Arm], flags: Sequence[str], seeds: Sequence[int], grid: Sequence[tuple[str, ...]]
-) -> list[Job]:
-    """Return the runs of every arm at every point of the grid."""
-    return [job._replace(options=point) for point in grid for job in jobs_of(arms, [*flags, *point], seeds)]
+def measure(run: Run, home: Path) -> Rows:
+    """Return the test rows of clients with several tasks, with the run's validation."""
+    run_baseline(run.experiment, home)
+    rows, rounds = pd.read_csv(home / "clients.csv"), pd.read_csv(home / "rounds.csv")
+    rows = rows[(rows["split"] == "test") & ((rows["task"] == run.labels["part"]) | (run.labels["part"] == EVERY))]
+    took = {"validation": rounds["validation"].max(), "rounds": len(rounds), "seconds": rounds["seconds"].sum()}
+    return records(rows.drop(columns=["split", "device"]).assign(**run.labels, **took))
 
 
-def run_one(job: Job) -> pd.DataFrame:
-    """Run one experiment in this process; return its test rows of clients with several tasks, and its validation."""
-    from simulations.apps import apps_for
-    from simulations.engines import run_inline
-
-    with tempfile.TemporaryDirectory() as folder:
-        home = Path(folder)
-        run_inline(*apps_for(job.experiment, home), len(clients_data(job.experiment)))
-        rows, rounds = pd.read_csv(home / "clients.csv"), pd.read_csv(home / "rounds.csv")
-    rows = rows[(rows["split"] == "test") & ((rows["task"] == job.task) | (job.task == EVERY))]
-    about: dict[str, Any] = {
-        "arm": job.arm.name, "body": job.arm.body, "federated": job.arm.federated, "single": job.arm.single,
-        "part": job.task, "seed": job.seed, "options": " ".join(job.options),
-        "validation": rounds["validation"].max(), "rounds": len(rounds), "seconds": rounds["seconds"].sum(),
-    }  # fmt: skip
-    return rows.drop(columns=["split", "device"]).assign(**about)
+def findings(results: pd.DataFrame, runs: Sequence[Run], options: Namespace) -> Findings:
+    """Return what every arm gains against the single-task ones, and its page."""
+    rows, told = summary(results), facts(runs)
+    if options.tune:
+        told["tuned"] = f"on the validation of seeds {options.tune}, {options.grid}"
+    for arm in dict.fromkeys(run.about for run in runs):
+        told |= {f"{arm.name}{', ' + task if task else ''}": " ".join(found) for task, found in arm.options}
+    shown = page(rows, options.seeds, told)
+    return Findings(tables(rows), rows, shown.write, shown.kicker, notes(rows))
 
 
-def chosen_of(tried: pd.DataFrame) -> list[dict[str, Any]]:
+def chosen_of(tried: pd.DataFrame) -> list[Row]:
     """Return every arm and task with the options tried and their mean validation over seeds, the best first."""
     keys = ["arm", "part", "options"]
     means = tried.drop_duplicates([*keys, "seed"]).groupby(keys, sort=False)["validation"].mean().reset_index()
     ordered = means.sort_values(["arm", "part", "validation"], ascending=[True, True, False], kind="stable")
-    return ordered.to_dict("records")  # type: ignore[return-value]
+    return records(ordered)
 
 
 def tuned(arms: Sequence[Arm], tried: pd.DataFrame) -> list[Arm]:
@@ -208,3 +158,6 @@ def tuned(arms: Sequence[Arm], tried: pd.DataFrame) -> list[Arm]:
     for row in chosen_of(tried):
         best.setdefault(row["arm"], {}).setdefault(row["part"], tuple(row["options"].split()))
     return [replace(arm, options=tuple(best[arm.name].items())) for arm in arms]
+
+
+STUDY = Study("tasks", OPTIONS, plan, measure, findings, refine)

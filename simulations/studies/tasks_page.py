@@ -1,23 +1,18 @@
 """What the study of several tasks shows: every arm against the single-task ones, and the seesaw."""
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
 from fedrec.metrics import Paired, higher_is_better, paired
-from fedrec.report import plots
 from fedrec.report.findings import change, label, number
 from fedrec.report.several import WORDS, Balance, balance
-from fedrec.report.study import Part, seeded, write_measured
+from fedrec.report.study import Page, Part, forest, seeded
 from fedrec.report.verdicts import verdicts
+from simulations.studies.tables import Row, by_arm, ends, measures, spread
 
-Rows = Sequence[Mapping[str, Any]]
+Rows = Sequence[Row]
 AGAINST = {"local": "local single-task", "federated": "federated single-task"}
 
 
@@ -30,30 +25,18 @@ def summary(results: pd.DataFrame) -> list[dict[str, Any]]:
     client counts where both arms have measured the task.
     """
     several = results.groupby("client")["task"].transform("nunique") > 1
-    results = results[several]
-    means = results.groupby(["task", "metric", "arm", "seed"])["value"].mean().reset_index()
-    by = {key: part["value"].to_numpy(np.float64) for key, part in means.groupby(["task", "metric", "arm"])}
-    arms = results.drop_duplicates("arm").set_index("arm")
-    rows: list[dict[str, Any]] = []
-    gaps: dict[str, list[tuple[dict[str, Any], Paired]]] = {key: [] for key in AGAINST}
-    for task, metric in dict.fromkeys(zip(results["task"], results["metric"], strict=True)):
-        for name, arm in arms.to_dict("index").items():
-            values = by[task, metric, name]
-            row: dict[str, Any] = {
-                "task": task,
-                "metric": metric,
-                "arm": name,
-                "multi": not arm["single"],
-                "mean": values.mean(),
-            }
-            row["sd"] = values.std(ddof=1) if len(values) > 1 else float("nan")
+    rows: list[Row] = []
+    gaps: dict[str, list[tuple[Row, Paired]]] = {key: [] for key in AGAINST}
+    for (task, metric), own in measures(results[several]):
+        values, arms = by_arm(own, "arm"), own.drop_duplicates("arm").set_index("arm").to_dict("index")
+        for name, mine in values.items():
+            row = {"task": task, "metric": metric, "arm": name, "multi": not arms[name]["single"], **spread(mine)}
             for key, single in AGAINST.items():
-                other = f"{single} {arm['body']}"
-                if name == other:
-                    continue
-                p = paired(values, by[task, metric, other])
-                row |= {f"minus_{key}": p.mean, f"minus_{key}_low": p.low, f"minus_{key}_high": p.high}
-                gaps[key].append((row, p))
+                other = f"{single} {arms[name]['body']}"
+                if name != other:
+                    p = paired(mine, values[other])
+                    row |= ends(f"minus_{key}", p)
+                    gaps[key].append((row, p))
             rows.append(row)
     speaks = {row["task"]: row["metric"] for row in reversed(rows)}
     for key, found in gaps.items():
@@ -76,15 +59,8 @@ def balances(rows: Rows, key: str) -> dict[str, Balance]:
     return {arm: balance(found.items()) for arm, found in judged.items()}
 
 
-def write_page(
-    path: Path, rows: Rows, seeds: int, facts: Mapping[str, str], chosen: Mapping[str, Mapping[str, Sequence[str]]]
-) -> None:
-    """Write the page; `chosen` are the options that tuning found for each arm and task."""
-    tuned = {
-        f"{arm}{', ' + task if task else ''}": " ".join(found)
-        for arm, own in chosen.items()
-        for task, found in own.items()
-    }
+def page(rows: Rows, seeds: int, facts: dict[str, str]) -> Page:
+    """Return the page."""
     notes = [
         f"{arm}, against {AGAINST[key]}: {found.words}."
         for key in ("federated", "local")
@@ -93,41 +69,32 @@ def write_page(
     ]
     words = "; ".join(f"{arm}: {found.words}" for arm, found in balances(rows, "federated").items())
     measures = list(dict.fromkeys((row["task"], row["metric"]) for row in rows))
-    write_measured(
-        path,
+    return Page(
         "What do several tasks in one model gain or lose?",
         f"Against the same body federated for each task by itself: {words}. A seesaw is a task that loses while "
         "another gains, at 5% over all arms and tasks together (Holm).",
         seeded(seeds, "mean over clients, 95% Student-t intervals over seeds"),
         [part(rows, *measure) for measure in measures],
+        facts,
         notes,
-        {**facts, **tuned},
     )
 
 
 def part(rows: Rows, task: str, metric: str) -> Part:
     """Return the table and the figure of one metric."""
     own = [row for row in rows if (row["task"], row["metric"]) == (task, metric)]
-    multi = [row for row in own if row["multi"]]
-    compared = pd.DataFrame(
-        [
-            {
-                "client": row["arm"],
-                "local_difference": row["minus_federated"],
-                "local_low": row["minus_federated_low"],
-                "local_high": row["minus_federated_high"],
-                "verdict": {"gained": "helped", "lost": "hurt"}.get(row["against_federated"], ""),
-            }
-            for row in multi
-        ]
-    )
-    axis = f"{label(metric)} minus federated single-task"
+    told = {"gained": "helped", "lost": "hurt"}
+    gains = [
+        (row["arm"], *difference(row, "federated"), told.get(row["against_federated"], ""))
+        for row in own
+        if row["multi"]
+    ]
+    figure = forest(gains, f"{task}-{metric}", f"{label(metric)} minus federated single-task")
     better = "more" if higher_is_better(metric) else "less"
-    figure = plots.forest(compared, f"{task}-{metric}", axis, axis)
-    return Part(f"{task}: {label(metric)}", f"{better.capitalize()} is better.", figure, [cells(row) for row in own])
+    return Part(f"{task}: {label(metric)}", [texts(row) for row in own], f"{better.capitalize()} is better.", figure)
 
 
-def cells(row: Mapping[str, Any]) -> dict[str, str]:
+def texts(row: Row) -> dict[str, str]:
     """Return a row as it is printed."""
     found = {"Arm": row["arm"], "Mean": number(row["mean"], 4), "SD": number(row["sd"], 4)}
     for key, name in AGAINST.items():
@@ -136,27 +103,31 @@ def cells(row: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
-def show(rows: Rows, seeds: int) -> None:
-    """Print a table for the first metric of every task, and the balance of every multi-task arm."""
-    console = Console(markup=False, emoji=False)
-    console.print(seeded(seeds, "the mean over clients, 95% intervals over seeds"), highlight=False)
+def tables(rows: Rows) -> list[Part]:
+    """Return a short table for the first metric of every task."""
     first = {row["task"]: row["metric"] for row in reversed(rows)}
-    for task, metric in reversed(first.items()):
-        title = f"{task}: {label(metric)}"
-        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
-        for name in ("arm", "mean", "minus local single", "minus fed. single"):
-            table.add_column(name, no_wrap=True, justify="left" if name == "arm" else "right")
-        for row in rows:
-            if (row["task"], row["metric"]) == (task, metric):
-                gains = [change(*difference(row, key)) if f"minus_{key}" in row else "" for key in AGAINST]
-                table.add_row(short(row["arm"]), f"{row['mean']:.4f}", *gains)
-        console.print(table)
-    for key, single in AGAINST.items():
-        for arm, found in balances(rows, key).items():
-            console.print(f"{short(arm)}, against {single}: {found.words}", highlight=False, markup=False)
+    return [
+        Part(f"{task}: {label(metric)}", [
+            {"arm": short(row["arm"]), "mean": f"{row['mean']:.4f}"} | {
+                f"minus {short(single)}": change(*difference(row, key)) if f"minus_{key}" in row else ""
+                for key, single in AGAINST.items()
+            }
+            for row in rows if (row["task"], row["metric"]) == (task, metric)
+        ])
+        for task, metric in reversed(first.items())
+    ]  # fmt: skip
 
 
-def difference(row: Mapping[str, Any], key: str) -> tuple[float, float, float]:
+def notes(rows: Rows) -> list[str]:
+    """Return the balance of every multi-task arm in words."""
+    return [
+        f"{short(arm)}, against {single}: {found.words}"
+        for key, single in AGAINST.items()
+        for arm, found in balances(rows, key).items()
+    ]
+
+
+def difference(row: Row, key: str) -> tuple[float, float, float]:
     """Return a row's difference to a single-task arm with its interval."""
     return row[f"minus_{key}"], row[f"minus_{key}_low"], row[f"minus_{key}_high"]
 

@@ -11,7 +11,7 @@ from fedrec.metrics import Paired
 from fedrec.privacy.attacks.table import ATTACKS
 from fedrec.privacy.audit import ALARM
 from simulations.studies.__main__ import main
-from simulations.studies.privacy import SCENES, budget, experiment_of, jobs_of
+from simulations.studies.privacy import SCENES, budget, experiment_of, runs_of
 from simulations.studies.privacy_numbers import LEAST, leak, worth
 from simulations.studies.privacy_page import notes
 
@@ -154,12 +154,12 @@ def test_only_a_budget_brings_a_promise() -> None:
         unprotected, promised = (experiment_of(scene, text, ["--engine", "inline"]) for text in ("inf", "2"))
         assert not unprotected.privacy.active
         assert promised.privacy.active and promised.privacy.budgets == {"": 2.0}
-    jobs = jobs_of(["1", "inf"], range(2), 10, [], 30)
-    assert len(jobs) == 2 * (2 * 3 + 1)
-    assert {job.experiment.clients for job in jobs if job.scene == "one-user"} == {30}
+    runs = runs_of(["1", "inf"], range(2), 10, [], 30)
+    assert len(runs) == 2 * (2 * 3 + 1)
+    assert {run.experiment.clients for run in runs if run.labels["scene"] == "one-user"} == {30}
     # All tests of promises share one level: at one budget and two seeds, as many as attacks and an audit, twice.
     covering = [one for one in ATTACKS if one.released and one.unit != "attribute"]
-    assert {job.tests for job in jobs if "alone" not in job.scene} == {2 * (len(covering) + 1)} and ALARM < 0.01
+    assert {run.about.promises for run in runs} == {2 * (len(covering) + 1)} and ALARM < 0.01
 
 
 def test_a_broken_promise_and_an_alarm_come_first() -> None:

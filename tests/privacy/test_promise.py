@@ -19,8 +19,9 @@ from simulations.defaults import DEFAULTS
 from simulations.options import flatten
 from simulations.promises import stages, without_promise
 from simulations.run import main
-from simulations.studies import promise
+from simulations.studies import harness, promise
 from simulations.studies.__main__ import main as studies
+from tests.helpers import Here
 
 SMALL = ["--market.users", "40", "--market.items", "60", "--clients", "3", "--rounds", "2", "--dim", "4"]
 SMALL += ["--engine", "inline"]
@@ -137,7 +138,7 @@ def test_the_stages_are_the_run_without_clip_or_noise() -> None:
 def test_the_study_parts_the_cost_over_seeds_and_chooses_by_validation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(promise, "run_all", lambda jobs, _: map(promise.run_one, jobs))
+    monkeypatch.setattr(harness, "ProcessPoolExecutor", Here)
     assert studies(["promise", "--seeds", "2", "--out", str(tmp_path / "parts"), *SMALL]) == 0
     results, rows = (pd.read_csv(tmp_path / "parts" / f"{name}.csv") for name in ("results", "summary"))
     assert set(results["name"]) == {PLAIN, "same training", UNCLIPPED, CLIPPED, "private"}
@@ -158,13 +159,14 @@ def test_the_study_parts_the_cost_over_seeds_and_chooses_by_validation(
 @pytest.mark.parametrize("market", [("--market.users", "80", "--market.items", "120", "--rounds", "10"), ()])
 @pytest.mark.soak
 def test_without_clip_and_noise_the_private_path_is_no_worse_than_the_plain_one(
-    market: tuple[str, ...], tries: Callable[[int, int], int]
+    market: tuple[str, ...], tries: Callable[[int, int], int], tmp_path: Path
 ) -> None:
     """Means over paired seeds lie within 5%. With one step for each pass, at the rate 1, it is .87 in the small market.
 
     As a step moves a user's own row once where a plain batch's rows of that user move it in each, it need not be equal.
     """
-    jobs = promise.arms([*promise.USUAL.split(), *market], tries(6, 6) if market else tries(0, 10))
-    rows = pd.DataFrame(promise.run_one(job) for job in jobs if job.name in (PLAIN, promise.SAME))
+    every = promise.arms([*promise.USUAL.split(), *market], tries(6, 6) if market else tries(0, 10))
+    runs = [run for run in every if run.labels["name"] in (PLAIN, promise.SAME)]
+    rows = harness.carry_out(promise.STUDY, 0, tmp_path, runs)
     means = rows.groupby("name")["test"].mean()
     assert means[promise.SAME] == pytest.approx(means[PLAIN], rel=0.05)

@@ -1,13 +1,11 @@
 """The ratings study on small synthetic markets: what one round is, what is promised, and what is measured."""
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 
 from fedrec.errors import UserError
 from fedrec.experiment import Experiment
@@ -16,9 +14,10 @@ from fedrec.privacy.accounting import epsilon
 from fedrec.privacy.guarantee import guarantees
 from fedrec.records import load_params
 from simulations.engines import launch
-from simulations.studies import ratings
+from simulations.studies import harness, ratings
 from simulations.studies.__main__ import main
 from simulations.studies.ratings import CHOSEN, LINES, NONE, Choice, best, errors, experiment_of
+from tests.helpers import Here
 
 SMALL = ["--dataset", "synthetic", "--market.users", "25", "--market.items", "60", "--market.impressions", "30"]
 PRIVATE = [name for name, line in LINES.items() if line.private]
@@ -108,12 +107,9 @@ def test_the_best_choice_has_the_least_error_at_its_budget() -> None:
 
 
 @pytest.fixture
-def here(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Run the jobs of the study in this process: to start one for each costs seconds."""
-    threads = torch.get_num_threads()
-    monkeypatch.setattr(ratings, "run_all", lambda jobs, _: [ratings.run_one(job) for job in jobs])
-    yield
-    torch.set_num_threads(threads)
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run the runs of the study in this process: to start one for each costs seconds."""
+    monkeypatch.setattr(harness, "ProcessPoolExecutor", Here)
 
 
 @pytest.mark.usefixtures("here")

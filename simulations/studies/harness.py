@@ -1,0 +1,155 @@
+"""One way to compare: what is run, in a pool of processes, and what comes of it, in a folder and on the terminal.
+
+A study is a value: the options of its command line, its runs, what is measured of one, and what all of them show.
+"""
+
+from argparse import Namespace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pandas as pd
+
+from fedrec.experiment import Experiment
+from fedrec.folders import writing
+from fedrec.records import write_csv
+from fedrec.report.study import Part
+from simulations.check import check
+from simulations.cli import heeded
+from simulations.studies.options import Options, parsed
+from simulations.studies.tables import Row, print_all
+
+Rows = list[Row]
+PAGE = "report.html"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a study: the labels that tell it from the others, and what is run.
+
+    `others` are experiments beside the first, for a measure that chooses among them; `about` is what else it must know.
+    What is run stays in the study's folder under the name `folder`, if there is one.
+    """
+
+    labels: Mapping[str, Any]
+    experiment: Experiment
+    others: tuple[Experiment, ...] = ()
+    about: Any = None
+    folder: str = ""
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What the runs of a study show: rows of its summary, what writes its page, and what the terminal shows.
+
+    `failed` says what is wrong; the study then ends with status 1.
+    """
+
+    tables: Sequence[Part]
+    summary: Sequence[Row] = ()
+    page: Callable[[Path], object] | None = None
+    heading: str = ""
+    notes: Sequence[str] = ()
+    failed: str = ""
+
+
+Carry = Callable[[Sequence[Run]], pd.DataFrame]  # carries runs out, and returns the rows that were measured
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is compared, and how.
+
+    `plan` returns the runs that the options ask for, in order, and `refine`, by runs of its own, those in their place.
+    `measure` returns the rows of one; the folder that it gets for it is not there yet. It must be a function of a
+    module where there is an option `workers`: it runs in a pool then. `findings` says what all rows show.
+    """
+
+    name: str
+    options: Options
+    plan: Callable[[Namespace], list[Run]]
+    measure: Callable[[Run, Path], Rows]
+    findings: Callable[[pd.DataFrame, Sequence[Run], Namespace], Findings]
+    refine: Callable[[list[Run], Namespace, Carry, Path], list[Run]] | None = None
+    more: str = ""  # said below the options in --help
+    fresh: bool = False  # whether every run has a process of its own
+    results: str = "results.csv"
+
+
+def conduct(study: Study, argv: Sequence[str]) -> None:
+    """Conduct a study; raises UserError before anything runs, and SystemExit if it has failed."""
+    options = parsed(study.name, study.options, argv, study.more)
+    runs = study.plan(options)
+    every = [e for run in runs for e in (run.experiment, *run.others)]
+    heeded(options.flags, every)
+    for experiment in every:
+        check(experiment)
+    with writing(options.out) as home:
+        carry = partial(carry_out, study, getattr(options, "workers", 0), home)
+        if study.refine:
+            runs = study.refine(runs, options, carry, home)
+        results = carry(runs)
+        results.to_csv(home / study.results, index=False)
+        found = study.findings(results, runs, options)
+        write(home, found)
+    show(options.out, found)
+
+
+def write(home: Path, found: Findings) -> None:
+    """Write the summary and the page of a study into its folder."""
+    if found.summary:
+        write_csv(home / "summary.csv", found.summary)
+    if found.page:
+        found.page(home / PAGE)
+
+
+def show(out: Path, found: Findings) -> None:
+    """Print what a study shows; raises SystemExit if it has failed."""
+    print_all(found.heading, found.tables, found.notes)
+    print(f"report: {out / PAGE}" if found.page else f"results: {out}")
+    if found.failed:
+        raise SystemExit(f"failed: {found.failed}")
+
+
+def carry_out(study: Study, workers: int, home: Path, runs: Sequence[Run]) -> pd.DataFrame:
+    """Carry out runs in so many processes, or (0) in this one; return their rows in the order of the runs."""
+    one = partial(perform, study.measure, home)
+    if not workers:
+        return frame_of(map(one, runs))
+    tasks = 1 if study.fresh else None
+    spawn = get_context("spawn")
+    with ProcessPoolExecutor(workers, spawn, initializer=use_one_thread, max_tasks_per_child=tasks) as pool:
+        return frame_of(pool.map(one, runs))
+
+
+def frame_of(parts: Iterable[Rows]) -> pd.DataFrame:
+    """Return the rows of all runs in one frame."""
+    return pd.DataFrame([row for rows in parts for row in rows])
+
+
+def perform(measure: Callable[[Run, Path], Rows], home: Path, run: Run) -> Rows:
+    """Carry out one run in this process; return its rows."""
+    if run.folder:
+        return measure(run, home / run.folder)
+    with TemporaryDirectory() as folder:
+        return measure(run, Path(folder) / "run")
+
+
+def use_one_thread() -> None:
+    """Let this process have one thread: there is a process for each processor."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def facts(runs: Iterable[Run]) -> dict[str, str]:
+    """Return the fields in which the experiments of runs agree and that are not at their defaults."""
+    dumps = [run.experiment.model_dump(mode="json") for run in runs]
+    usual = Experiment().model_dump(mode="json")
+    same = {name for name in usual if all(dump[name] == dumps[0][name] for dump in dumps)}
+    return {name: str(dumps[0][name]) for name in usual if name in same and dumps[0][name] != usual[name]}
