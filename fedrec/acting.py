@@ -3,12 +3,13 @@
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+from fedrec.components import per_client
 from fedrec.coordination.maps import RULES as NAMED_MAPS
 from fedrec.errors import UserError
 from fedrec.experiment import Experiment, Method
 from fedrec.models.bodies import BODIES
 from fedrec.needs import shown, value_of
-from fedrec.tasks import Task, per_client, tasks_of
+from fedrec.tasks import Task, tasks_of
 
 
 class Rule(NamedTuple):

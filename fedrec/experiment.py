@@ -6,15 +6,16 @@ import math
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer, field_validator, model_validator
 
 from fedrec.agreement import Agreement
 from fedrec.batches import Phase, Recipe
+from fedrec.components import choose_part, make, per_client, read, shown, written
 from fedrec.coordination import BudgetRule, Coupling, Descent, Drift
 from fedrec.data import DATASETS, Content, Market
 from fedrec.errors import UserError, choose, named
-from fedrec.metrics import RANKING, parse_metric
-from fedrec.models import Kind, Lora, Recommender, UserSequence
+from fedrec.metrics import RANKING, as_part, parse_metric
+from fedrec.models import Kind, Lora, ModuleRecommender, Recommender, UserSequence
 from fedrec.newcomers import arrivals
 from fedrec.optimisers import Optimiser, rates
 from fedrec.parts import check_parts
@@ -22,7 +23,7 @@ from fedrec.privacy.rule import Privacy
 from fedrec.privacy.secure_sum import SecureSum
 from fedrec.robust import Robust
 from fedrec.sharing import SHARINGS, Sharing
-from fedrec.tasks import Task, per_client, tasks_of
+from fedrec.tasks import Task, tasks_of
 from fedrec.turnout import Turnout, dropouts
 from fedrec.weighting import Weighting
 
@@ -184,6 +185,20 @@ class Experiment(Method):
     )
     device: str = Field("auto", description="auto, cpu, cuda, or a list for the clients to take turns: cuda:0,cuda:1")
 
+    @field_validator("dataset", "model", mode="before")
+    @classmethod
+    def _part(cls, value: Any) -> Any:
+        return written(value)
+
+    @field_serializer("dataset", "model", when_used="json")
+    def _shown(self, value: str) -> Any:
+        return shown(value)
+
+    @field_validator("metrics", mode="before")
+    @classmethod
+    def _parts(cls, value: Any) -> Any:
+        return tuple(map(measure, value)) if isinstance(value, list | tuple) else value
+
     @field_validator("phases", "metrics", "hidden", "fractions", mode="before")
     @classmethod
     def _comma_separated(cls, value: Any) -> Any:
@@ -208,13 +223,12 @@ class Experiment(Method):
 
     @model_validator(mode="after")
     def _consistent(self) -> Experiment:
-        choose("dataset", self.dataset, DATASETS)
+        choose_part("dataset", self.dataset, DATASETS)
         for name in self.metrics:
-            family, _ = parse_metric(name)
-            choose("metrics", family, RANKING)
+            choose_part("metrics", parse_metric(name)[0], RANKING)
         with named("model"):
             for kind in per_client(self.model).values():
-                choose("one of the models", kind, get_args(Kind))
+                choose_part("one of the models", kind, get_args(Kind))
         with named("lrs"):
             rates(self.lrs)
         with named("dim"):
@@ -260,6 +274,14 @@ class Experiment(Method):
         """The round in which a client joins, if it is a newcomer."""
         return arrivals(self.newcomers)
 
+    @property
+    def own_parts(self) -> list[tuple[str, str]]:
+        """The parts of the user's own, as (field, text), each once."""
+        texts = [("dataset", self.dataset), *(("model", text) for text in per_client(self.model).values())]
+        texts += [("descent.aggregator", self.descent.aggregator), ("coupling.kind", self.coupling.kind)]
+        texts += [("metrics", as_part(name)) for name in self.metrics if ":" in name]
+        return [one for one in dict.fromkeys(texts) if read(one[1]).own]
+
     def recipe(self) -> Recipe:
         """Return how every client trains in one round."""
         return Recipe(
@@ -288,7 +310,20 @@ class Experiment(Method):
         kinds, widths = per_client(self.model), per_client(str(self.dim))
         kind, width = kinds.get(client, kinds.get("*", "mf")), widths.get(client, widths.get("*", "32"))
         shape = (int(width), self.hidden, self.init_std, self.experts, self.calibration)
+        if read(kind).own:
+            return ModuleRecommender("mlp", *shape, module=make("model", kind))
         return Recommender(cast(Kind, kind), *shape, sequence=self.sequence)
+
+
+def measure(value: Any) -> Any:
+    """Return the name of a metric that is given as a component or its mapping: its only field is a cut-off k."""
+    text = written(value)
+    if not isinstance(text, str):
+        return text
+    part = read(text)
+    if set(part.fields) - {"k"}:
+        raise UserError(f"metrics: {part.use} may have the field k alone, found {', '.join(part.fields)}")
+    return f"{part.use}@{part.fields['k']}" if part.fields else part.use
 
 
 def build(values: dict[str, Any]) -> Experiment:

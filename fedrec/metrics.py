@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedrec.components import Part, make
 from fedrec.errors import UserError, choose
 
 Values = NDArray[np.float64]
@@ -36,16 +37,40 @@ def parse_metric(name: str) -> tuple[str, int | None]:
     Raises UserError for an unknown family, a cut-off that is missing or below 1, or one where none belongs.
     """
     family, at, cut = name.partition("@")
+    if ":" in family:
+        return family, cut_of(name, cut) if at else None
     choose(f"metric {name!r}", family, (*RANKING, *POINTWISE))
     if family not in CUT:
         if at:
             raise UserError(f"metric {name!r}: {family} takes no cut-off, found '@{cut}'; did you mean {family!r}?")
         return family, None
+    return family, cut_of(name, cut)
+
+
+def cut_of(name: str, cut: str) -> int:
+    """Return the cut-off of a metric; raises UserError if it is none."""
     if not re.fullmatch("[1-9][0-9]*", cut, re.ASCII):
+        family, at, _ = name.partition("@")
         found = repr(cut) if at else "none"
         rule = "the cut-off must be a whole number of at least 1"
         raise UserError(f"metric {name!r}: {rule}, found {found}; did you mean '{family}@10'?")
-    return family, int(cut)
+    return int(cut)
+
+
+def as_part(name: str) -> str:
+    """Return the text of the component that a metric of the user's own is."""
+    family, k = parse_metric(name)
+    return str(Part(family, {} if k is None else {"k": k}))
+
+
+def own(name: str, ranks_per_user: Sequence[Ranks]) -> Values:
+    """Return the values [users] of a metric of the user's own, of the ranks of each user who has any.
+
+    It is a component with `value(ranks)`, ranks ascending int64 [m], larger is better; `NAME@K` sets its field `k`.
+    """
+    metric = make("metrics", as_part(name))
+    found = [float(metric.value(np.sort(ranks))) if len(ranks) else math.nan for ranks in ranks_per_user]
+    return np.array(found, dtype=np.float64)
 
 
 def higher_is_better(name: str) -> bool:
@@ -109,6 +134,8 @@ def ranking_metrics(ranks_per_user: Sequence[Ranks], metrics: Sequence[str]) -> 
 
     def value(name: str) -> Values:
         family, k = parse_metric(name)
+        if ":" in family:
+            return own(name, ranks_per_user)
         choose(f"metric {name!r}", family, RANKING)
         if k is None:
             return 1 / first

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from fedrec.components import per_client
 from fedrec.errors import UserError
 from fedrec.models.bodies import BODIES
 from fedrec.models.lora import FORMS
@@ -11,7 +12,7 @@ from fedrec.needs import Can, Conflict, conflicts, needs, shown, takes
 from fedrec.optimisers import rates
 from fedrec.parameters import covers
 from fedrec.stacking import HANDWRITTEN
-from fedrec.tasks import per_client, several, tasks_of
+from fedrec.tasks import several, tasks_of
 
 
 def models(*kinds: str) -> Callable[[Any], str]:

@@ -196,8 +196,17 @@ def write_users(home: Path, per_user: Sequence[PerUser], together: str = "") -> 
         write_private(home / f"{unit}s" / f"{name}.csv", pd.DataFrame(columns).to_csv(index=False))
 
 
-def write_record(home: Path, record: Record, experiment: Mapping[str, Any], notes: Sequence[str] = ()) -> None:
-    """Write the server's part of a run directory; `notes` say what cleaning did to the data as a whole."""
+def write_record(
+    home: Path,
+    record: Record,
+    experiment: Mapping[str, Any],
+    notes: Sequence[str] = (),
+    components: Sequence[Mapping[str, str]] = (),
+) -> None:
+    """Write the server's part of a run directory.
+
+    `notes` say what cleaning did to the data as a whole, `components` where parts of the user's own came from.
+    """
     (home / "model").mkdir(parents=True, exist_ok=True)
     write_csv(home / "rounds.csv", record.rounds)
     write_csv(home / "clients.csv", [*record.clients, *gather_measured(home)], CLIENTS)
@@ -212,6 +221,7 @@ def write_record(home: Path, record: Record, experiment: Mapping[str, Any], note
         home / "experiment.json",
         {
             "experiment": experiment,
+            "components": list(components),
             "versions": versions(),
             "data": {"notes": [*notes, *record.notes], "clients": sorted(about, key=lambda one: natural(one["name"]))},
             "parameters": {"shared": shared, "private": sorted(private.values(), key=lambda p: str(p["name"]))},

@@ -39,6 +39,11 @@ class ModelScorer:
     model: Recommender
     params: Params
 
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next(iter(self.params.values())).device
+
     @cached_property
     def ready(self) -> Recommender:
         """The model that has read the content of the catalogue."""
@@ -48,24 +53,21 @@ class ModelScorer:
     @torch.no_grad()
     def score_all(self, task: str, user: Ints) -> Tensor:
         """See Scorer."""
-        device = self.params["item_table"].device
-        return self.ready.score_all(self.params, task, torch.from_numpy(user).to(device)).cpu()
+        return self.ready.score_all(self.params, task, torch.from_numpy(user).to(self.device)).cpu()
 
     @torch.no_grad()
     def score(self, task: str, user: Ints, item: Ints) -> Floats:
         """See Scorer."""
-        device = self.params["item_table"].device
-        features = self.ready.features(
-            self.params, torch.from_numpy(user).to(device), torch.from_numpy(item).to(device)
-        )
+        users, items = torch.from_numpy(user).to(self.device), torch.from_numpy(item).to(self.device)
+        features = self.ready.features(self.params, users, items)
         scores: Floats = self.model.head(self.params, task, features).cpu().numpy()
         return scores
 
     @torch.no_grad()
     def attribute(self, task: str, item: Ints) -> Floats:
         """See Scorer."""
-        device = self.params["item_table"].device
-        found: Floats = self.ready.attribute(self.params, task, torch.from_numpy(item).to(device)).cpu().numpy()
+        items = torch.from_numpy(item).to(self.device)
+        found: Floats = self.ready.attribute(self.params, task, items).cpu().numpy()
         return found
 
 

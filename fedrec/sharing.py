@@ -7,7 +7,7 @@ rows that they have in common.
 import math
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,7 +19,25 @@ from fedrec.parameters import LARGEST, Params, covers, finite
 
 # What is keyed by rows, and the key space of the rows: parameters, and the logits on the public probe.
 PARAMETERS = {"item_table": "item", "item_bias": "item", "user_table": "user", "user_bias": "user"}
-TABLES = {**PARAMETERS, "logits": "probe"}
+
+
+class Tables(Mapping[str, str]):
+    """The key space of the rows of every table by name; a part of a table's path, `item_table.NAME`, is a table too."""
+
+    def __init__(self, spaces: Mapping[str, str]) -> None:
+        self.spaces = dict(spaces)
+
+    def __getitem__(self, name: str) -> str:
+        return self.spaces[name.partition(".")[0]]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.spaces)
+
+    def __len__(self) -> int:
+        return len(self.spaces)
+
+
+TABLES = Tables({**PARAMETERS, "logits": "probe"})
 # What a recommender may have: matrix factorisation has no body and an MLP no biases, adapters and lora need content, a
 # sequence encoder takes the place of what is of users, and only multi-task bodies have the rest. The heads of tasks
 # about items are `attributes`.

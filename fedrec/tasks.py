@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from fedrec.components import per_client
 from fedrec.data.types import Attributes, Bools, Floats, Interactions
 from fedrec.errors import UserError, choose
 
@@ -171,20 +172,6 @@ def parse_task(text: str) -> Task:
     if name in ATTRIBUTES:
         return Task(name, *ATTRIBUTES[name], weight)
     return Task(name, "binary", "bce", weight)
-
-
-def per_client(text: str) -> dict[str, str]:
-    """Return `{client: value, "*": default}` of a text like `rank;shop=click,buy*2`; `rank` is the default here."""
-    parts: dict[str, str] = {}
-    for part in text.split(";"):
-        client, equals, value = part.partition("=")
-        key, value = (client.strip(), value.strip()) if equals else ("*", client.strip())
-        if not (key and value):
-            raise UserError(f"{text!r}: must be VALUE or CLIENT=VALUE parts joined by ';', found an empty part")
-        if key in parts:
-            raise UserError(f"{text!r}: every client may be named once, found {key!r} twice")
-        parts[key] = value
-    return parts
 
 
 def tasks_of(text: str, client: str) -> tuple[Task, ...]:

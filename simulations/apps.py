@@ -8,6 +8,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
 from clients.app import client_app
+from fedrec.components import origins
 from fedrec.errors import UserError
 from fedrec.experiment import Experiment
 from fedrec.folders import vacant
@@ -103,7 +104,7 @@ def finisher(experiment: Experiment, home: Path) -> Finish:
             if len(record.rounds) < experiment.rounds:
                 record.stopped = record.stopped or "budget"
         notes = (*dataset(experiment).notes, *item_content(experiment)[1])
-        write_record(home, record, experiment.model_dump(mode="json"), notes)
+        write_record(home, record, experiment.model_dump(mode="json"), notes, origins(experiment.own_parts))
         if experiment.agreement.active:
             teach(experiment, record, home)
 

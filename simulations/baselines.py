@@ -11,6 +11,7 @@ import numpy as np
 
 from fedrec.acting import acting
 from fedrec.channel import public
+from fedrec.components import per_client
 from fedrec.data import ClientData
 from fedrec.errors import UserError
 from fedrec.evaluation import PerUser, evaluate
@@ -18,7 +19,7 @@ from fedrec.experiment import Experiment, build
 from fedrec.holdings import clients_data, tasks_for
 from fedrec.records import OWN, SINGLE, Record, Row, write_csv, write_users
 from fedrec.scorers import PopularityScorer, Tally
-from fedrec.tasks import parse_task, per_client
+from fedrec.tasks import parse_task
 from simulations.apps import apps_for
 from simulations.check import check
 from simulations.engines import run_inline

@@ -5,6 +5,7 @@ from importlib.util import find_spec
 from clients.device import devices
 from fedrec.acting import refuse
 from fedrec.channel import Logits, channel_of
+from fedrec.components import make, per_client, portable
 from fedrec.data import ClientData
 from fedrec.errors import UserError, choose
 from fedrec.experiment import Experiment
@@ -13,7 +14,6 @@ from fedrec.parameters import covers
 from fedrec.privacy.terms import terms
 from fedrec.records import natural
 from fedrec.sharing import MODULES
-from fedrec.tasks import per_client
 from simulations.engines.hosts import stacked
 from simulations.methods import usual
 
@@ -25,6 +25,7 @@ def check(experiment: Experiment) -> None:
     devices(experiment.device)
     if experiment.engine == "ray":
         require_ray("engine: ray")
+    check_components(experiment)
     refuse(experiment, usual(experiment))
     parts = clients_data(experiment)
     check_names(experiment, parts)
@@ -43,6 +44,13 @@ def check(experiment: Experiment) -> None:
     if experiment.secure.active:
         check_secure(experiment, clients)
     experiment.robust.check(len(experiment.turnout.drawn(clients, 1)))
+
+
+def check_components(experiment: Experiment) -> None:
+    """Raise UserError for a part of the user's own that cannot be made here, or not where it will be needed."""
+    for field, text in experiment.own_parts:
+        portable(field, text, experiment.engine)
+        make(field, text)
 
 
 def require_ray(thing: str) -> None:

@@ -14,6 +14,7 @@ from typing import Annotated, Any, NamedTuple, get_args, get_origin
 
 from fedrec.acting import RULES as NEEDS
 from fedrec.acting import VALUES, acting, acts, needs, refuse
+from fedrec.components import ALIASES, SEAMS, changed, per_client, read, with_fields
 from fedrec.coordination.maps import RULES
 from fedrec.errors import UserError, choose
 from fedrec.experiment import Experiment, build
@@ -38,6 +39,7 @@ class Command:
     resume: bool = False  # go on with the run in `out`
     trained: bool = False  # it has all its rounds: only baselines are to be added
     promised: str = ""  # the options that a promise of privacy set
+    notes: tuple[str, ...] = ()  # what else must be said of it
 
 
 class Given(NamedTuple):
@@ -55,12 +57,13 @@ def parse(argv: Sequence[str], strict: bool = True) -> Command:
     that is not `strict`. Raises UserError, and SystemExit(0) after --help.
     """
     options, extra = parser().parse_known_args(argv)
+    parts, extra = fields_of_parts(extra)
     if extra:
         name = extra[0].partition("=")[0]
         if not name.startswith("-"):
             raise UserError(f"argument {name!r}: a value must follow its option, as in --rounds 20")
         raise UserError(f"option {name}: no such option{nearest(name, OPTIONS)}{needed(name)}")
-    given = vars(options)
+    given = vars(options) | parts
     out, config = given.pop("out", None), given.pop("config", None)
     quiet, compare = given.pop("quiet", False), given.pop("compare", None)
     broken = given.pop("resume", None)
@@ -71,14 +74,39 @@ def parse(argv: Sequence[str], strict: bool = True) -> Command:
             raise UserError(f"option --resume: a run goes on as it was begun, found {', '.join(others)} beside it")
         return resumed(Path(broken), quiet, compare)
     every = given.pop("checkpoint_every", None)
-    file = read_config(config) if config else {}
+    file, recorded = read_config(config) if config else ({}, [])
     flags = {path: Given(value, f"option {flag(path)}") for path, value in given.items()}
     experiment = resolve(file, flags, strict=strict)
     if every is None:
         every = 1 if experiment.engine in SAVING else 0
     applied = defaults(experiment.privacy.unit, {*file, *given})
     promised = " ".join(f"{flag(path)} {shown(value)}" for path, value in applied.items())
-    return Command(experiment, Path(out) if out else None, quiet, compare is not False, every, promised=promised)
+    notes = tuple(changed(experiment.own_parts, recorded)) if recorded else ()
+    return Command(
+        experiment, Path(out) if out else None, quiet, compare is not False, every, promised=promised, notes=notes
+    )
+
+
+def fields_of_parts(extra: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """Return the options that give a field of a part of its own, `--model.width 64`, by path, and all the others."""
+    found: dict[str, str] = {}
+    others: list[str] = []
+    tokens = iter(extra)
+    for token in tokens:
+        name, equals, value = token.partition("=")
+        path = name.removeprefix("--").replace("-", "_")
+        if not (name.startswith("--") and seam_of(path)):
+            others.append(token)
+            continue
+        if not equals and (value := next(tokens, "")) == "":
+            raise UserError(f"option {name}: a value must follow, found none")
+        found[path] = value
+    return found, others
+
+
+def seam_of(path: str) -> str:
+    """Return the field whose part a path is a field of, as `model` for `model.width`; "" if it is of none."""
+    return next((seam for seam in SEAMS if path.startswith(f"{seam}.") and path not in FIELDS), "")
 
 
 def resumed(out: Path, quiet: bool, compare: bool | None) -> Command:
@@ -184,7 +212,10 @@ def resolve(*layers: Mapping[str, Given], strict: bool = True) -> Experiment:
             method = METHODS[choose(layer["method"].where, str(layer["method"].value), METHODS)]
             # The fields that it leaves at their defaults count too: nothing of the method that it replaces may remain.
             values |= flatten(method.model_dump())
+        for seam in SEAMS.keys() & layer.keys():  # another part: the fields of the one before are not its own
+            values = {path: value for path, value in values.items() if seam_of(path) != seam}
         values |= {path: convert(path, given) for path, given in layer.items()}
+    values = assembled(values)
     where = {path: given.where for layer in layers for path, given in layer.items()}
     values |= defaults(str(values["privacy.unit"]), where)
     try:
@@ -197,12 +228,34 @@ def resolve(*layers: Mapping[str, Given], strict: bool = True) -> Experiment:
         raise UserError(located(str(error), where)) from None
 
 
+def assembled(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values with the fields of parts where they belong: in the part's text, or in a field of ours.
+
+    Raises UserError for a field that a part of ours does not have.
+    """
+    found = {path: value for path, value in values.items() if not seam_of(path)}
+    for path, value in values.items():
+        seam = seam_of(path)
+        if not seam:
+            continue
+        name = path.removeprefix(f"{seam}.")
+        for client, text in per_client(str(found[seam])).items():
+            use = read(text).use
+            if ":" not in use and per_client(str(value)).keys() & {client, "*"}:
+                aliases = ALIASES.get(seam, {}).get(use, {})
+                found[aliases[choose(path.rpartition(".")[0] + f": field of {use}", name, aliases)]] = value
+        found[seam] = with_fields(str(found[seam]), {name: value})
+    return found
+
+
 def convert(path: str, given: Given) -> Any:
     """Return a value as `build` takes it: `none` is None where that is allowed, and a path is made absolute.
 
     A client may run in a process with another working directory.
     """
     value = given.value
+    if path not in FIELDS:
+        return value
     if value == "none" and type(None) in get_args(FIELDS[path].annotation):
         return None
     check_number(path, given)
@@ -248,8 +301,11 @@ def located(message: str, where: Mapping[str, str]) -> str:
     return f"{where[path]}{colon}{rest}" if path in where else message
 
 
-def read_config(file: str) -> dict[str, Given]:
-    """Return the fields of a JSON or TOML file; those under the key `experiment` if there is one. Raises UserError."""
+def read_config(file: str) -> tuple[dict[str, Given], list[Any]]:
+    """Return the fields of a JSON or TOML file, and where the parts of a user's own came from.
+
+    Of a record they are those under the key `experiment`. Raises UserError.
+    """
     path = regular(Path(file), "option --config")
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -259,18 +315,23 @@ def read_config(file: str) -> dict[str, Given]:
     except (ValueError, RecursionError) as error:
         kind = "TOML" if path.suffix == ".toml" else "JSON"
         raise UserError(f"option --config: {file} must be {kind} in UTF-8 ({error})") from None
+    recorded = content.get("components") if isinstance(content, dict) and "experiment" in content else None
     content = content.get("experiment", content) if isinstance(content, dict) else content
     if not isinstance(content, dict):
         raise UserError(f"option --config: {file} must hold named fields, found {type(content).__name__}")
-    return fields(content, file)
+    return fields(content, file), recorded if isinstance(recorded, list) else []
 
 
 def fields(content: Mapping[str, Any], source: str) -> dict[str, Given]:
     """Return the content by dotted path with "_" for "-"; raises UserError for a name that is no field."""
     values: dict[str, Given] = {}
     for name, value in flatten(content).items():
-        path = name.replace("-", "_")
-        if path not in FIELDS:
+        path = (
+            name.replace("-", "_").removesuffix(".use")
+            if name.removesuffix(".use") in SEAMS
+            else name.replace("-", "_")
+        )
+        if path not in FIELDS and not seam_of(path):
             raise UserError(f"{source}: {name!r} is no field of an experiment{nearest(path, FIELDS)}")
         values[path] = Given(value, f"{source}: {name}")
     return values

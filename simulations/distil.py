@@ -21,6 +21,7 @@ from rich.table import Table
 from clients.client import Client
 from clients.recommend import experiment_of, params_of
 from fedrec.acting import RULES, acting, inert
+from fedrec.components import per_client
 from fedrec.data import ClientData
 from fedrec.differences import Side, difference
 from fedrec.distillation import KINDS, Distillation, learn
@@ -33,7 +34,7 @@ from fedrec.metrics import NEGATIVES, Paired
 from fedrec.parameters import Params
 from fedrec.records import Row, slug, versions, write_csv, write_json, write_tensors
 from fedrec.scorers import ModelScorer
-from fedrec.tasks import parse_task, per_client, several
+from fedrec.tasks import parse_task, several
 from fedrec.weighting import Weighting
 from server.scores import selection_scores
 from simulations.baselines import baseline

@@ -64,6 +64,8 @@ def run(command: Command, console: Console) -> int:
     others, why = checked(command)
     if command.promised and not command.quiet:
         console.print(f"defaults under a promise: {command.promised}", highlight=False, markup=False)
+    for note in command.notes:
+        print(f"note: {note}", file=sys.stderr)
     out, home, failed = command.out, None, False
     with stopping() as stopped:
         try:

@@ -10,7 +10,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # A room may import rooms of a lower number, and its own; a longer name wins.
 LAYERS = {
-    "fedrec.errors": -1,
+    "fedrec.errors": -2,
+    "fedrec.components": -1,
     "fedrec.needs": 0,
     "fedrec.files": 0,
     "fedrec.parameters": 0,

@@ -9,8 +9,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
+from fedrec.components import per_client
 from fedrec.errors import UserError
-from fedrec.tasks import Task, parse_task, per_client, task_loss, tasks_of
+from fedrec.tasks import Task, parse_task, task_loss, tasks_of
 from tests.builders import interactions
 
 RANK, RANK_BCE, RATING, CLICK = (parse_task(name) for name in ("rank", "rank-bce", "rating", "click"))

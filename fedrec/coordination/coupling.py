@@ -2,13 +2,15 @@
 
 from collections.abc import Sequence
 from itertools import combinations
-from typing import Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_serializer, field_validator
 
+from fedrec.components import choose_part, make, read, shown, written
 from fedrec.coordination.maps import server_maps
 from fedrec.coordination.operators import (
     Clusters,
+    Constraint,
     Graph,
     LinearTie,
     Mean,
@@ -20,15 +22,15 @@ from fedrec.coordination.operators import (
 from fedrec.coordination.sets import Ball, Box, Within
 from fedrec.errors import UserError, choose
 
+KINDS = ("mean", "clusters", "mean-regularised", "graph", "mixture", "sum", "linear")
+
 
 class Coupling(BaseModel):
     """How the shared parameters of the clients are tied; `operator` gives the numerics."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    kind: Literal["mean", "clusters", "mean-regularised", "graph", "mixture", "sum", "linear"] = Field(
-        "mean", description="the server operator"
-    )
+    kind: str = Field("mean", description="the server operator: " + ", ".join(KINDS))
     rho: float = Field(0.0, ge=0, allow_inf_nan=False, description="proximal weight of the tie, beside the mean loss")
     duals: bool = Field(False, description="keep scaled duals at the clients (ADMM)")
     balance: bool = Field(False, description="adapt rho to the residuals")
@@ -43,6 +45,16 @@ class Coupling(BaseModel):
     total: float = Field(0.0, allow_inf_nan=False, description="sum: what the clients' parameters add up to")
     radius: float | None = Field(None, gt=0, allow_inf_nan=False, description="bound of the norm of each z")
     bound: float | None = Field(None, gt=0, allow_inf_nan=False, description="bound of every coordinate of z")
+
+    @field_validator("kind", mode="before")
+    @classmethod
+    def _part(cls, value: Any) -> Any:
+        value = written(value)
+        return choose_part("one of the operators", value, KINDS) if isinstance(value, str) else value
+
+    @field_serializer("kind", when_used="json")
+    def _shown(self, value: str) -> Any:
+        return shown(value)
 
     @property
     def personal(self) -> bool:
@@ -69,6 +81,8 @@ class Coupling(BaseModel):
             inner = SumTo(self.total)
         elif self.kind == "linear":
             inner = LinearTie(server_maps(self.maps, self.width, clients))
+        elif read(self.kind).own:
+            inner = Constraint(make("coupling.kind", self.kind), read(self.kind).use, tuple(clients))
         if self.kind in ("mean-regularised", "graph", "linear") and not self.rho:
             raise UserError(f"coupling.rho: must be above 0 for {self.kind}, found 0")
         if (self.duals or self.balance) and not self.rho:

@@ -2,13 +2,16 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any, cast, get_args
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_serializer, field_validator
 from torch import Tensor
 
 from fedrec.aggregation import Carrier, gather
+from fedrec.components import choose_part, make, read, shown, written
 from fedrec.coordination.halves import Residuals, double
+from fedrec.errors import UserError
 from fedrec.gradients import Kind, Method, ServerOptimiser, State, combine, weights_of
 from fedrec.parameters import Params, flatten, norm, subtract, unflatten
 from fedrec.robust import Robust, aggregate
@@ -20,13 +23,23 @@ class Descent(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    aggregator: Method = Field("mean", description="weights of the pseudo-gradients")
+    aggregator: str = Field("mean", description="weights of the pseudo-gradients: " + ", ".join(get_args(Method)))
     eps: float = Field(
         1.0, ge=0, allow_inf_nan=False, description="fedmgda: how far the weights may leave the clients' own"
     )
     c: float = Field(0.5, ge=0, allow_inf_nan=False, description="cagrad: radius of the ball around the mean")
     optimiser: Kind = Field("sgd", description="server optimiser (FedOpt)")
     lr: float = Field(1.0, gt=0, allow_inf_nan=False, description="server learning rate")
+
+    @field_validator("aggregator", mode="before")
+    @classmethod
+    def _part(cls, value: Any) -> Any:
+        value = written(value)
+        return choose_part("one of the aggregators", value, get_args(Method)) if isinstance(value, str) else value
+
+    @field_serializer("aggregator", when_used="json")
+    def _shown(self, value: str) -> Any:
+        return shown(value)
 
     @property
     def plain(self) -> bool:
@@ -75,13 +88,28 @@ class Stepped:
         if self.robust.active:
             d = aggregate(g, preference, self.robust, carries)
         else:
-            e, order = self.descent, generator(self.seed, "pcgrad", self.rounds)
-            w = weights_of(g @ g.T, e.aggregator, preference, eps=e.eps, c=e.c, order=order)
-            d = combine(g, w, carries)
+            d = self.combined(g, preference, carries)
         self.step(d)
         primal = float(g.square().sum()) ** 0.5
         moved = sum(norm(subtract(self.part(name), before[name])) ** 2 for name in answers) ** 0.5
         return Residuals(primal, self.rho * moved, self.rho)
+
+    def combined(self, g: Tensor, p: Tensor, carries: Tensor | None) -> Tensor:
+        """Return the direction d [P] that the aggregator makes of G [K, P] and the weights p [K].
+
+        One of the user's own is a component with `combine(g, p, carries)`; `carries` [K, P] is None where all carry
+        all. Raises UserError for what is no direction.
+        """
+        e, part = self.descent, read(self.descent.aggregator)
+        if not part.own:
+            order = generator(self.seed, "pcgrad", self.rounds)
+            w = weights_of(g @ g.T, cast(Method, e.aggregator), p, eps=e.eps, c=e.c, order=order)
+            return combine(g, w, carries)
+        d = make("descent.aggregator", e.aggregator).combine(g, p, carries)
+        if not isinstance(d, Tensor) or d.shape != g.shape[1:] or not bool(d.isfinite().all()):
+            found = list(d.shape) if isinstance(d, Tensor) else type(d).__name__
+            raise UserError(f"descent.aggregator: {part.use} must return {g.shape[1]} finite numbers, found {found}")
+        return d.double()
 
     def step(self, d: Tensor) -> None:
         """Let the server optimiser step along d [P]."""

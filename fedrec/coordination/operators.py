@@ -11,6 +11,8 @@ from typing import ClassVar, Literal, Protocol
 import torch
 from torch import Tensor
 
+from fedrec.errors import UserError
+
 Sees = Literal["sum", "gram", "rows"]
 Vectors = list[Tensor]  # one vector [d_i] in float64 for each client
 
@@ -184,6 +186,35 @@ class SumTo:
     def restrict(self, members: Sequence[int]) -> "SumTo":
         """See Operator."""
         return self
+
+
+class Projects(Protocol):
+    """A constraint of the user's own."""
+
+    def project(self, v: Vectors, p: Tensor, rho: float, clients: tuple[str, ...]) -> Vectors:
+        """Return the z_i for the v_i of clients by name, their weights p [n] and the penalty rho."""
+        ...
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """A constraint of the user's own, over the clients that carry a block; raises UserError for what are no z_i."""
+
+    projects: Projects
+    name: str
+    clients: tuple[str, ...]
+    sees: ClassVar[Sees] = "rows"
+
+    def __call__(self, v: Vectors, p: Tensor, rho: float) -> Vectors:
+        """See Operator."""
+        z = list(self.projects.project([one.clone() for one in v], p, rho, self.clients))
+        if [one.shape for one in z] != [one.shape for one in v] or not all(bool(one.isfinite().all()) for one in z):
+            raise UserError(f"coupling.kind: {self.name} must return a finite z_i for each v_i, in its shape")
+        return [one.double() for one in z]
+
+    def restrict(self, members: Sequence[int]) -> "Constraint":
+        """See Operator."""
+        return Constraint(self.projects, self.name, tuple(self.clients[i] for i in members))
 
 
 def mean_of(v: Vectors, p: Tensor) -> Tensor:

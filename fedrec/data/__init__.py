@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pandas as pd
+
+from fedrec.components import choose_part, make, read
 from fedrec.data.content import Content, content_vectors
 from fedrec.data.history import Histories, before, latest
 from fedrec.data.movielens import movielens
@@ -12,9 +15,9 @@ from fedrec.data.partition import Partition, federation, public_data
 from fedrec.data.public import probe_of, viewed
 from fedrec.data.split import Split, pool
 from fedrec.data.synthetic import Market, synthetic
-from fedrec.data.table import table
+from fedrec.data.table import from_frame, table
 from fedrec.data.types import ClientData, Dataset, Interactions, Truth
-from fedrec.errors import UserError, choose
+from fedrec.errors import UserError
 
 __all__ = [
     "DATASETS",
@@ -33,6 +36,7 @@ __all__ = [
     "content_vectors",
     "excluded",
     "federation",
+    "from_frame",
     "latest",
     "load",
     "movielens",
@@ -58,9 +62,18 @@ def load(
 ) -> Dataset:
     """Return the dataset of a name: `synthetic` with so many `platforms` of a `market`, `ml-100k`, or `table`.
 
-    `table` needs `data_dir` (the file) and `columns`; `ml-100k` reads `data_dir` if given. Raises UserError.
+    A source of one's own is given by path: a component with `load()`, which returns a Dataset, or a DataFrame that is
+    read by `columns`. `table` needs `data_dir` (the file) and `columns`; `ml-100k` reads `data_dir` if given. Raises
+    UserError.
     """
-    choose("dataset", name, DATASETS)
+    choose_part("dataset", name, DATASETS)
+    if read(name).own:
+        found = make("dataset", name).load()
+        found = from_frame(found, columns, read(name).use) if isinstance(found, pd.DataFrame) else found
+        if not isinstance(found, Dataset):
+            kind = type(found).__name__
+            raise UserError(f"dataset: {read(name).use} must load a Dataset or a DataFrame, found {kind}")
+        return found
     if name == "synthetic":
         return synthetic(platforms=platforms, seed=seed, **market.model_dump())
     if name == "ml-100k":

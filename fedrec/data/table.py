@@ -36,12 +36,34 @@ def table(path: Path, columns: str) -> Dataset:
 
     Raises UserError, naming column, row (from 1 below the header) and value, for whatever cannot be read.
     """
-    roles, labels = _roles(columns)
-    wanted = list(dict.fromkeys([*roles.values(), *labels]))
+    wanted = wanted_of(*_roles(columns))
     raw = _parquet(path, wanted) if path.suffix in (".parquet", ".pq") else _csv(path, wanted)
+    return of_text(raw, path.name, columns)
+
+
+def from_frame(frame: pd.DataFrame, columns: str = "", name: str = "frame") -> Dataset:
+    """Return the interactions of a DataFrame, read as `table` reads a file of it.
+
+    Without `columns` every column that is called like a role has it. Raises UserError.
+    """
+    columns = columns or ",".join(f"{role}={role}" for role in ROLES if role in frame.columns and role != "label")
+    wanted = wanted_of(*_roles(columns))
+    for column in wanted:
+        choose(f"column of {name}", column, map(str, frame.columns))
+    return of_text(frame[wanted].reset_index(drop=True).astype("str"), name, columns)
+
+
+def wanted_of(roles: Mapping[str, str], labels: tuple[str, ...]) -> list[str]:
+    """Return the columns that are read."""
+    return list(dict.fromkeys([*roles.values(), *labels]))
+
+
+def of_text(raw: pd.DataFrame, name: str, columns: str) -> Dataset:
+    """Return the interactions of columns of text, see `table`; `name` is what errors call them."""
+    roles, labels = _roles(columns)
     if raw.empty:
-        raise UserError(f"{path.name}: must hold at least one row, found an empty table")
-    given = {role: raw[column].rename(f"{path.name}, column {column!r}") for role, column in roles.items()}
+        raise UserError(f"{name}: must hold at least one row, found an empty table")
+    given = {role: raw[column].rename(f"{name}, column {column!r}") for role, column in roles.items()}
     users, user = _ids(given["user"])
     items, item = _ids(given["item"])
     platforms, platform = _ids(given["platform"]) if "platform" in given else (["all"], np.zeros(len(raw), np.int64))
@@ -52,7 +74,7 @@ def table(path: Path, columns: str) -> Dataset:
     frame["rating"] = _ratings(given["rating"]) if "rating" in given else np.float32("nan")
     frame["positive"] = True
     for label in labels:
-        frame[label] = _binary(raw[label].rename(f"{path.name}, column {label!r}"))
+        frame[label] = _binary(raw[label].rename(f"{name}, column {label!r}"))
     if labels:
         frame["positive"] = frame[labels[0]]
     interactions, notes = canonical(frame)
@@ -61,7 +83,7 @@ def table(path: Path, columns: str) -> Dataset:
         labels = (*labels, "like")
     catalogue = _items(frame, items, given)
     people = pd.DataFrame({"key": pd.Series(users, dtype="str")})
-    return Dataset(path.name, interactions, people, catalogue, tuple(platforms), labels, (*unit, *notes))
+    return Dataset(name, interactions, people, catalogue, tuple(platforms), labels, (*unit, *notes))
 
 
 def _roles(columns: str) -> tuple[dict[str, str], tuple[str, ...]]:

@@ -1,9 +1,23 @@
 """Recommenders as pure functions of named parameters: tables, a body that is shared, one head per task."""
 
 from fedrec.models.lora import Adapted, Lora
+from fedrec.models.module import Meta, Module, ModuleRecommender
 from fedrec.models.recommender import Kind, Recommender
 from fedrec.models.sequences import UserSequence
 from fedrec.models.side import Side
 from fedrec.models.tables import BLOCK, table_block, table_rows
 
-__all__ = ["BLOCK", "Adapted", "Kind", "Lora", "Recommender", "Side", "UserSequence", "table_block", "table_rows"]
+__all__ = [
+    "BLOCK",
+    "Adapted",
+    "Kind",
+    "Lora",
+    "Meta",
+    "Module",
+    "ModuleRecommender",
+    "Recommender",
+    "Side",
+    "UserSequence",
+    "table_block",
+    "table_rows",
+]

@@ -1,0 +1,325 @@
+"""Components: a part of an experiment by name or by path, with fields of its own, and the value that it stands for.
+
+A part is written `NAME`, `MODULE:CLASS`, or with fields `MODULE:CLASS{"width": 64}`; as JSON that is {"use":
+"MODULE:CLASS", "width": 64}. The text is what an experiment holds, what is recorded, and what any process rebuilds.
+"""
+
+import dataclasses
+import hashlib
+import importlib
+import json
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
+from importlib import metadata
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple, get_origin, get_type_hints
+
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from fedrec.errors import UserError, choose
+
+PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
+
+
+class Seam(NamedTuple):
+    """A place in an experiment that a part of the user's own can take: what it is called, and what it must have."""
+
+    name: str
+    methods: tuple[str, ...]
+
+
+# By the field that holds the part.
+SEAMS = {
+    "dataset": Seam("source", ("load",)),
+    "model": Seam("recommender", ("network",)),
+    "metrics": Seam("metric", ("value",)),
+    "descent.aggregator": Seam("aggregator", ("combine",)),
+    "coupling.kind": Seam("constraint", ("project",)),
+}
+# Fields of the package's own parts that are fields of the experiment: what `--model.width 64` stands for.
+WIDE = {"width": "dim", "std": "init_std"}
+LAYERED = {**WIDE, "hidden": "hidden"}
+ALIASES: dict[str, dict[str, dict[str, str]]] = {
+    "dataset": {
+        "synthetic": {
+            name: f"market.{name}" for name in ("users", "items", "impressions", "similarity", "conflicting")
+        },
+        "ml-100k": {"path": "data_dir"},
+        "table": {"path": "data_dir", "columns": "columns"},
+    },
+    "model": {
+        **dict.fromkeys(("mf", "item"), WIDE),
+        **dict.fromkeys(("mlp", "shared-bottom", "cross-stitch", "mtan", "esmm", "star"), LAYERED),
+        **{name: {**LAYERED, "experts": "experts"} for name in ("mmoe", "ple", "task-embedding")},
+        "aitm": {**LAYERED, "calibration": "calibration"},
+    },
+    "descent.aggregator": {"fedmgda": {"eps": "descent.eps"}, "cagrad": {"c": "descent.c"}},
+    "coupling.kind": {
+        "clusters": {"groups": "coupling.groups"},
+        "mean-regularised": {"strength": "coupling.strength"},
+        "graph": {"strength": "coupling.strength", "edges": "coupling.edges"},
+        "mixture": {"mixing": "coupling.mixing"},
+        "linear": {"maps": "coupling.maps", "width": "coupling.width"},
+        "sum": {"total": "coupling.total"},
+    },
+}
+
+
+class Part(NamedTuple):
+    """What a text stands for: a name or a path, and the fields that are given."""
+
+    use: str
+    fields: dict[str, Any]
+
+    @property
+    def own(self) -> bool:
+        """Whether it is given by path."""
+        return ":" in self.use
+
+    def __str__(self) -> str:
+        return self.use + (json.dumps(self.fields, sort_keys=True) if self.fields else "")
+
+
+def per_client(text: str) -> dict[str, str]:
+    """Return `{client: value, "*": default}` of a text like `rank;shop=click,buy*2`; `rank` is the default here."""
+    parts: dict[str, str] = {}
+    for part in divided(text):
+        head, brace, fields = part.partition("{")
+        client, equals, value = head.partition("=")
+        key, value = (client, value) if equals else ("*", client)
+        key, value = key.strip(), (value + brace + fields).strip()
+        if not (key and value):
+            raise UserError(f"{text!r}: must be VALUE or CLIENT=VALUE parts joined by ';', found an empty part")
+        if key in parts:
+            raise UserError(f"{text!r}: every client may be named once, found {key!r} twice")
+        parts[key] = value
+    return parts
+
+
+def divided(text: str) -> Iterator[str]:
+    """Yield the parts of a text between ';', but for those inside the fields of a part, which are JSON."""
+    start = place = 0
+    while place < len(text):
+        if text[place] == "{":
+            try:
+                _, place = json.JSONDecoder().raw_decode(text, place)
+            except ValueError:
+                place += 1
+            continue
+        if text[place] == ";":
+            yield text[start:place]
+            start = place + 1
+        place += 1
+    yield text[start:]
+
+
+def read(text: str) -> Part:
+    """Return the part that a text stands for; raises UserError where its fields are no JSON object."""
+    use, brace, rest = text.partition("{")
+    try:
+        fields = json.loads(brace + rest) if brace else {}
+    except ValueError as error:
+        raise UserError(f"{use}: its fields must be JSON ({error}), found {(brace + rest)[:80]!r}") from None
+    return Part(use.strip(), fields)
+
+
+def written(value: Any) -> Any:
+    """Return the text of a part that is given as a text, a mapping {"use": ...}, a component, or its class.
+
+    Anything else is returned as it is. Raises UserError for a component that no text stands for.
+    """
+    if isinstance(value, Mapping) and "use" in value:
+        fields = {str(name): one for name, one in value.items() if name != "use"}
+        return with_fields(str(value["use"]), fields)
+    kind = value if isinstance(value, type) else type(value)
+    if not (dataclasses.is_dataclass(kind) or issubclass(kind, BaseModel)):
+        return value
+    if "<locals>" in kind.__qualname__ or "." in kind.__qualname__:
+        raise UserError(
+            f"{kind.__qualname__}: a component must be a class of a module, which other processes can import, found "
+            f"one inside another name of {kind.__module__}; define it at the top of a module"
+        )
+    return str(Part(f"{kind.__module__}:{kind.__qualname__}", {} if isinstance(value, type) else fields_of(value)))
+
+
+def fields_of(value: Any) -> dict[str, Any]:
+    """Return the fields of a component that are not at their defaults, as JSON has them."""
+    names = [field.name for field in dataclasses.fields(value)] if dataclasses.is_dataclass(value) else []
+    names = names or list(type(value).model_fields)
+    found = {name: getattr(value, name) for name in names}
+    usual = {name: default for name, default in defaults_of(type(value)).items() if name in found}
+    given = {name: one for name, one in found.items() if name not in usual or one != usual[name]}
+    try:
+        plain: dict[str, Any] = json.loads(json.dumps(given))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{type(value).__qualname__}: its fields must be values of JSON, found {error}") from None
+    return plain
+
+
+def defaults_of(kind: type[Any]) -> dict[str, Any]:
+    """Return the defaults of a component's fields."""
+    if dataclasses.is_dataclass(kind):
+        known = [field for field in dataclasses.fields(kind) if field.default is not dataclasses.MISSING]
+        return {field.name: field.default for field in known}
+    return {name: info.default for name, info in kind.model_fields.items() if not info.is_required()}
+
+
+def with_fields(text: str, fields: Mapping[str, Any]) -> str:
+    """Return a text, of one part or of one for each client, with fields beside those that it has.
+
+    A field may be given for each client too: `64;shop=8`.
+    """
+    if not fields:
+        return text
+    parts, found = per_client(text), []
+    chosen = {name: divided_value(one) if len(parts) > 1 else {"*": one} for name, one in fields.items()}
+    for client, one in parts.items():
+        part = read(one)
+        if not part.own:
+            found.append(one if client == "*" else f"{client}={one}")
+            continue
+        mine = {name: values[key] for name, values in chosen.items() for key in ("*", client) if key in values}
+        whole = Part(part.use, {**part.fields, **mine})
+        found.append(str(whole) if client == "*" else f"{client}={whole}")
+    return ";".join(found)
+
+
+def divided_value(value: Any) -> dict[str, Any]:
+    """Return the value of a field by client, "*" for all others."""
+    return dict(per_client(value)) if isinstance(value, str) and value else {"*": value}
+
+
+def shown(text: str) -> Any:
+    """Return a part as JSON has it: the text, or with fields {"use": ...}; one for each client stays a text."""
+    if "{" not in text or len(list(divided(text))) > 1:
+        return text
+    part = read(text)
+    return {"use": part.use, **part.fields}
+
+
+def choose_part(field: str, text: str, ours: Any) -> str:
+    """Return the text of a part if it is by path, or one of `ours`; raises UserError with the nearest valid name.
+
+    Nothing is imported.
+    """
+    part = read(text)
+    if not part.own:
+        choose(field, part.use, ours)
+        if part.fields:
+            raise UserError(f"{field}: {part.use} has no fields in the text, found {part.fields}")
+    elif not PATH.fullmatch(part.use):
+        raise UserError(f"{field}: must be a name or MODULE:CLASS, found {part.use[:100]!r}")
+    return text
+
+
+@lru_cache(maxsize=64)
+def make(field: str, text: str) -> Any:
+    """Return the component that a text given by path stands for, imported and with its fields checked.
+
+    Nothing but a class of the right kind is ever called. Raises UserError.
+    """
+    part = read(text)
+    kind = find(field, part.use)
+    hints, usual = get_type_hints(kind), defaults_of(kind)
+    names = [one.name for one in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else [*kind.model_fields]
+    for name in part.fields:
+        choose(f"{field}: field of {part.use}", name, names)
+    values = {}
+    for name, value in part.fields.items():
+        if isinstance(value, str) and get_origin(hints[name]) is tuple:
+            value = value.split(",") if value else ()
+        try:
+            values[name] = TypeAdapter(hints[name]).validate_python(value)
+        except ValidationError as error:
+            rule = error.errors()[0]["msg"].lower()
+            raise UserError(f"{field}.{name}: {rule}, found {repr(value)[:80]}") from None
+    lacking = [name for name in names if name not in values and name not in usual and not optional(kind, name)]
+    if lacking:
+        raise UserError(f"{field}.{lacking[0]}: must be given for {part.use}, found nothing")
+    try:
+        return kind(**values)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{field}: {part.use}: {error}") from None
+
+
+def optional(kind: type[Any], name: str) -> bool:
+    """Return whether a field of a dataclass makes its own default."""
+    if not dataclasses.is_dataclass(kind):
+        return False
+    return any(one.name == name and one.default_factory is not dataclasses.MISSING for one in dataclasses.fields(kind))
+
+
+def find(field: str, use: str) -> type[Any]:
+    """Return the class that a path names, if it is a component that may stand in a field; raises UserError."""
+    seam, (module_name, _, name) = SEAMS[field], use.partition(":")
+    kind = getattr(module_of(field, use, module_name), name, None)
+    if kind is None:
+        raise UserError(f"{field}: {module_name} must have the class {name}, found none")
+    if not (isinstance(kind, type) and is_frozen(kind)):
+        raise UserError(
+            f"{field}: {use} must be a component, a frozen dataclass or a frozen pydantic model, found {kind!r:.80}"
+        )
+    for method in seam.methods:
+        if not callable(getattr(kind, method, None)):
+            raise UserError(f"{field}: {use} must have the method {method} of a {seam.name}, found none")
+    return kind
+
+
+def is_frozen(kind: type[Any]) -> bool:
+    """Return whether a class is a frozen dataclass or a frozen pydantic model."""
+    if dataclasses.is_dataclass(kind):
+        return bool(vars(kind)["__dataclass_params__"].frozen) if "__dataclass_params__" in vars(kind) else False
+    return issubclass(kind, BaseModel) and bool(kind.model_config.get("frozen"))
+
+
+def module_of(field: str, use: str, name: str) -> ModuleType:
+    """Return a module by name; raises UserError if it cannot be imported."""
+    try:
+        return sys.modules[name] if name == "__main__" else importlib.import_module(name)
+    except Exception as error:
+        raise UserError(
+            f"{field}: {use} must be importable, found {type(error).__name__}: {error} "
+            "(its module must lie in the folder of the command, or be installed)"
+        ) from None
+
+
+def portable(field: str, text: str, engine: str) -> None:
+    """Raise UserError for a component that another process cannot rebuild: one of `__main__`, as in a notebook."""
+    if engine not in ("inline", "batched") and text.startswith("__main__:"):
+        raise UserError(
+            f"{field}: {read(text).use} must be importable by the processes of the engine {engine}, found a class of "
+            "the program that was started; move it to a module, or add --engine inline"
+        )
+
+
+def origins(parts: Iterable[tuple[str, str]]) -> list[dict[str, str]]:
+    """Return the `origin` of parts given as (field, text), each once."""
+    return [origin(use) for use in dict.fromkeys(read(text).use for _, text in parts)]
+
+
+def changed(parts: Iterable[tuple[str, str]], recorded: Sequence[Any]) -> list[str]:
+    """Return what to tell of parts that are not what was recorded; they are imported."""
+    before = {one.get("use"): one for one in recorded if isinstance(one, Mapping)}
+    notes = []
+    for field, text in parts:
+        make(field, text)
+        use = read(text).use
+        if use in before and before[use] != origin(use):
+            notes.append(f"{field}: {use} is another one than when this was recorded")
+    return notes
+
+
+def origin(use: str) -> dict[str, str]:
+    """Return where a component came from: its distribution and version, or the SHA-256 of its module's file."""
+    name = use.partition(":")[0]
+    top = name.partition(".")[0]
+    found = metadata.packages_distributions().get(top)
+    if found:
+        return {"use": use, "distribution": found[0], "version": metadata.version(found[0])}
+    file = getattr(sys.modules.get(name), "__file__", None)
+    if file is None or not Path(file).is_file():
+        return {"use": use, "sha256": "", "file": "none: it was typed into the program"}
+    return {"use": use, "sha256": hashlib.sha256(Path(file).read_bytes()).hexdigest()}

@@ -1,0 +1,119 @@
+"""Parts of a user's own, as docs/extending.md has them."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from fedrec.models import Meta, Module
+
+
+class Towers(nn.Module):
+    """h(u, i) = ReLU(W [p_u, q_i] + b)."""
+
+    def __init__(self, users: int, items: int, width: int) -> None:
+        super().__init__()
+        self.user, self.item = nn.Embedding(users, width), nn.Embedding(items, width)
+        self.mix = nn.Linear(2 * width, width)
+
+    def forward(self, user: Tensor, item: Tensor) -> Tensor:
+        """Return h [B, width]."""
+        h: Tensor = self.mix(torch.cat([self.user(user), self.item(item)], 1))
+        return h.relu()
+
+
+@dataclass(frozen=True)
+class TwoTower(Module):
+    """A recommender."""
+
+    tables = {"user.weight": "user", "item.weight": "item"}  # noqa: RUF012
+    width: int = 8
+
+    def network(self, meta: Meta) -> nn.Module:
+        """See Module."""
+        return Towers(meta.users, meta.items, self.width)
+
+
+class Product(nn.Module):
+    """h(u, i) = [p_u * q_i, b_u, b_i], which is mf's."""
+
+    def __init__(self, users: int, items: int, width: int) -> None:
+        super().__init__()
+        self.p, self.q = nn.Embedding(users, width), nn.Embedding(items, width)
+
+    def forward(self, user: Tensor, item: Tensor) -> Tensor:
+        """Return h [B, width]."""
+        h: Tensor = self.p(user) * self.q(item)
+        return h
+
+
+@dataclass(frozen=True)
+class Factors(Module):
+    """Matrix factorisation without biases."""
+
+    tables = {"p.weight": "user", "q.weight": "item"}  # noqa: RUF012
+    width: int = 4
+
+    def network(self, meta: Meta) -> nn.Module:
+        """See Module."""
+        return Product(meta.users, meta.items, self.width)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A data source: `users` x `items` on two platforms, every third pair is an interaction."""
+
+    users: int = 12
+    items: int = 20
+
+    def load(self) -> pd.DataFrame:
+        """Return a row for each interaction."""
+        pairs = [(u, i) for u in range(self.users) for i in range(self.items) if (u * 7 + i * 5) % 3 == 0]
+        frame = pd.DataFrame(pairs, columns=["user", "item"])
+        return frame.assign(platform=np.where(frame.user % 2, "odd", "even"), time=range(len(frame)))
+
+
+@dataclass(frozen=True)
+class Precision:
+    """A metric: the share of relevant items among the first k."""
+
+    k: int = 5
+
+    def value(self, ranks: np.ndarray) -> float:
+        """Return the value for the ranks of a user's relevant items."""
+        return float((ranks <= self.k).sum()) / self.k
+
+
+@dataclass(frozen=True)
+class Powered:
+    """An aggregator: weights p_i^power, so that 1 is the mean of all rows that are carried by all."""
+
+    power: float = 1.0
+
+    def combine(self, g: Tensor, p: Tensor, carries: Tensor | None) -> Tensor:
+        """Return d [P] of the pseudo-gradients G [K, P]."""
+        w = p.pow(self.power)[:, None].expand_as(g)
+        w = w if carries is None else w * carries
+        return (w * g).sum(0) / w.sum(0).clamp(min=1e-300)
+
+
+@dataclass(frozen=True)
+class Shrunk:
+    """A constraint: every z_i is the mean of the v_i, in the ball of a radius."""
+
+    radius: float = 1e9
+
+    def project(self, v: list[Tensor], p: Tensor, rho: float, clients: tuple[str, ...]) -> list[Tensor]:
+        """Return the z_i."""
+        z = (p[:, None] * torch.stack(v)).sum(0) / p.sum()
+        return [z * min(1.0, self.radius / max(float(z.norm()), 1e-300))] * len(v)
+
+
+@dataclass
+class Thawed:
+    """No component: its values may change."""
+
+    def load(self) -> None:
+        """Load nothing."""

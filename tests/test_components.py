@@ -1,0 +1,254 @@
+"""Parts of a user's own: written down, rebuilt anywhere, refused where they cannot be, recorded as what they are."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedrec.components import Part, divided, make, per_client, read, shown, with_fields, written
+from fedrec.errors import UserError
+from fedrec.experiment import Experiment, build
+from fedrec.models import ModuleRecommender, Recommender
+from simulations.cli import parse
+from simulations.run import main
+from tests.own_parts import Factors, Grid, Precision, TwoTower
+
+USUAL = ["--clients", "3", "--rounds", "2", "--no-compare", "--quiet", "--metrics", "ndcg@10,hr@10"]
+SMALL = [*USUAL, "--market.users", "30", "--market.items", "40", "--market.impressions", "30"]
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(), lambda one: st.lists(one) | st.dictionaries(st.text(), one)
+)
+
+
+def trained(out: Path, *options: str) -> dict[str, Any]:
+    """Run, and return the record."""
+    small = USUAL if "--dataset" in options else SMALL
+    assert main([*small, "--out", str(out), *options]) == 0
+    found: dict[str, Any] = json.loads((out / "experiment.json").read_text())
+    return found
+
+
+def refused(*options: str) -> str:
+    """Return what is said of options that are refused."""
+    with pytest.raises(UserError) as error:
+        parse([*SMALL, *options])
+    return str(error.value)
+
+
+@given(st.dictionaries(st.from_regex(r"[a-z]{1,5}", fullmatch=True), JSON, max_size=3))
+def test_a_part_is_read_as_it_was_written(fields: dict[str, Any]) -> None:
+    part = Part("a.b:C", fields)
+    assert read(str(part)) == part
+    assert build({"model": {"use": "a.b:C", **fields}}).model == str(part)
+    assert per_client(f"mf;shop={part}") == {"*": "mf", "shop": str(part)}
+    assert list(divided(f"{part};{part}")) == [str(part)] * 2
+
+
+def test_the_ways_to_write_a_part_down_are_one_value() -> None:
+    text = 'tests.own_parts:TwoTower{"width": 6}'
+    command = parse([*SMALL, "--model", "tests.own_parts:TwoTower", "--model.width", "6"]).experiment
+    assert make("model", command.model) == TwoTower(width=6)
+    for given_as in (text, {"use": "tests.own_parts:TwoTower", "width": 6}, TwoTower(width=6)):
+        e = build({"model": given_as})
+        assert e.model == text
+        record = e.model_dump(mode="json")
+        assert record["model"] == {"use": "tests.own_parts:TwoTower", "width": 6}
+        assert build(json.loads(json.dumps(record))) == e
+    assert build({"model": TwoTower}).model == build({"model": TwoTower()}).model == "tests.own_parts:TwoTower"
+    assert build({"metrics": [Precision(k=3), "mrr"]}).metrics == ("tests.own_parts:Precision@3", "mrr")
+
+
+def test_fields_go_to_the_clients_that_have_the_part() -> None:
+    e = parse(
+        [
+            *SMALL,
+            "--model",
+            "mf;shop-1=tests.own_parts:TwoTower",
+            "--model.width",
+            "16;shop-1=4",
+            "--share",
+            "embeddings",
+        ]
+    ).experiment
+    assert e.dim == "16;shop-1=4"
+    assert read(per_client(e.model)["shop-1"]).fields == {"width": "4"}
+    assert e.recommender("shop-1").shapes(2, 3, ["rank"])["item_table.item.weight"].shape == (3, 4)
+    assert with_fields("mf;a=m:C;b=m:C", {"x": "1;b=2"}) == 'mf;a=m:C{"x": "1"};b=m:C{"x": "2"}'
+
+
+def test_fields_of_our_own_parts_are_the_old_options() -> None:
+    new = parse([*SMALL, "--model", "mlp", "--model.width", "8", "--model.hidden", "6,4"]).experiment
+    assert new == parse([*SMALL, "--model", "mlp", "--dim", "8", "--hidden", "6,4"]).experiment
+    new = parse([*SMALL, "--method", "graph", "--coupling.kind.strength", "0.5"]).experiment
+    assert new.coupling.strength == 0.5
+    assert build({"model": "mf"}) == Experiment()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--model", "tests.own_parts:TwoTowers"], "tests.own_parts must have the class TwoTowers"),
+        (["--model", "tests.own_part:TwoTower"], "must be importable, found ModuleNotFoundError"),
+        (["--model", "os:system"], "must be a component, a frozen dataclass or a frozen pydantic model"),
+        (["--coupling.kind", "tests.own_parts:Thawed"], "must be a component"),
+        (["--model", "tests.own_parts:Grid"], "must have the method network of a recommender"),
+        (["--model", "tests.own_parts:TwoTower", "--model.widht", "3"], "did you mean 'width'"),
+        (["--model", "tests.own_parts:TwoTower", "--model.width", "many"], "model.width"),
+        (["--model", "mlp", "--model.widht", "3"], "did you mean 'width'"),
+        (["--model", "mlpp"], "did you mean 'mlp'"),
+        (["--model", "a b:C"], "must be a name or MODULE:CLASS"),
+        (["--descent.aggregator", "meen"], "did you mean 'mean'"),
+        (["--coupling.kind", "graf"], "did you mean 'graph'"),
+    ],
+)
+def test_what_is_no_part_is_refused_by_name(
+    options: list[str], words: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert main([*SMALL, "--out", str(tmp_path / "run"), "--engine", "inline", *options]) == 2
+    told = capsys.readouterr().err
+    assert words in told and told.count("\n") == 1
+
+
+def test_a_part_that_another_process_cannot_rebuild_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    lines = Path("tests/own_parts.py").read_text()
+    call = f"import sys\nfrom simulations.run import main\nsys.exit(main({SMALL!r} + sys.argv[1:]))"
+    program.write_text(f"{lines}\nif __name__ == '__main__':\n    " + call.replace("\n", "\n    "))
+    model = ["--model", "__main__:TwoTower", "--out", str(tmp_path / "run")]
+
+    def run(engine: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, str(program), *model, "--engine", engine]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    told = run("process")
+    assert told.returncode == 2
+    assert "move it to a module, or add --engine inline" in told.stderr
+    assert not (tmp_path / "run").exists()
+    done = run("inline")
+    assert done.returncode == 0, done.stderr
+
+    class Inside(TwoTower):
+        """A class that no other process can name."""
+
+    with pytest.raises(UserError, match="define it at the top of a module"):
+        written(Inside())
+
+
+@pytest.mark.parametrize(
+    ("options", "field", "value"),
+    [
+        (["--model", "tests.own_parts:TwoTower", "--model.width", "4"], "model", "tests.own_parts:TwoTower"),
+        (["--dataset", "tests.own_parts:Grid", "--dataset.users", "14"], "dataset", "tests.own_parts:Grid"),
+        (["--metrics", "ndcg@10,tests.own_parts:Precision@3"], "metrics", "tests.own_parts:Precision@3"),
+        (
+            ["--descent.aggregator", "tests.own_parts:Powered", "--descent.aggregator.power", "9"],
+            "descent",
+            "tests.own_parts:Powered",
+        ),
+        (
+            ["--coupling.kind", "tests.own_parts:Shrunk", "--coupling.kind.radius", "2", "--coupling.rho", "0.001"],
+            "coupling",
+            "tests.own_parts:Shrunk",
+        ),
+    ],
+)
+def test_a_part_is_used_by_every_process_recorded_and_repeated(
+    options: list[str], field: str, value: str, tmp_path: Path
+) -> None:
+    if field == "dataset":
+        options = [*options, "--clients", "2"]
+    record = trained(tmp_path / "inline", *options, "--engine", "inline")
+    assert value in json.dumps(record["experiment"][field])
+    trained(tmp_path / "process", *options, "--engine", "process", "--workers", "2")
+    again = ["--config", str(tmp_path / "inline" / "experiment.json"), "--no-compare", "--quiet"]
+    assert main([*again, "--out", str(tmp_path / "again")]) == 0
+    plain = [*SMALL, *(["--clients", "2"] if field == "dataset" else [])]
+    assert main([*plain, "--engine", "inline", "--out", str(tmp_path / "plain")]) == 0
+    files = {
+        name: (tmp_path / name / "clients.csv").read_text().replace("process", "inline")
+        for name in ("inline", "process", "again", "plain")
+    }
+    assert files["inline"] == files["process"] == files["again"]
+    assert files["inline"] != files["plain"]
+    (part,) = record["components"]
+    assert part["use"] == value.partition("@")[0] and len(part["sha256"]) == 64
+
+
+def test_a_part_that_has_changed_since_it_was_recorded_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained(tmp_path / "one", "--metrics", "ndcg@10,tests.own_parts:Precision@3", "--engine", "inline")
+    path = tmp_path / "one" / "experiment.json"
+    record = json.loads(path.read_text())
+    record["components"][0]["sha256"] = "0" * 64
+    path.write_text(json.dumps(record))
+    command = parse(["--config", str(path)])
+    assert any("tests.own_parts:Precision" in note and "another" in note for note in command.notes)
+
+
+def test_a_module_that_computes_mf_is_mf() -> None:
+    """h = p * q is mf without biases: the same losses and gradients, to rounding, for the same numbers."""
+    from fedrec.batches import Batch
+    from fedrec.tasks import parse_task
+    from fedrec.training import batch_loss
+
+    own = ModuleRecommender("mlp", 4, module=Factors())
+    mf = Recommender("mf", 4)
+    users, items = torch.arange(5).numpy(), torch.arange(7).numpy()
+    params = own.init(0, users, items, {"rank": 0.0, "rating": 3.0})
+    assert {name for name in params if name.startswith(("user_table", "item_table"))} == {
+        "user_table.p.weight",
+        "item_table.q.weight",
+    }
+    same = {"user_table": params["user_table.p.weight"], "item_table": params["item_table.q.weight"]}
+    same |= {"user_bias": torch.zeros(5, 1), "item_bias": torch.zeros(7, 1)}
+    for task in ("rank", "rating"):
+        w = torch.cat([params[f"heads.{task}.weight"], torch.ones(2)])
+        same |= {f"heads.{task}.weight": w, f"heads.{task}.bias": params[f"heads.{task}.bias"]}
+    tasks = tuple(map(parse_task, ("rank", "rating")))
+    ones = torch.ones(3)
+    batch = Batch(
+        torch.tensor([0, 1, 4]),
+        torch.tensor([2, 6, 2]),
+        torch.tensor([[0, 1], [3, 3], [5, 4]]),
+        {"rank": (ones, ones), "rating": (ones, torch.tensor([1.0, 5.0, 3.0]))},
+    )
+    losses = [float(batch_loss(model, one, tasks, batch, 0.1)) for model, one in ((own, params), (mf, same))]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    scores = [model.score_all(one, "rank", torch.tensor([3, 0])) for model, one in ((own, params), (mf, same))]
+    torch.testing.assert_close(*scores)
+
+
+def test_rows_of_a_table_start_alike_wherever_they_lie() -> None:
+    own = ModuleRecommender("mlp", 4, module=TwoTower())
+    few = own.init(3, torch.arange(2).numpy(), torch.tensor([5, 70]).numpy(), {"rank": 0.0})
+    many = own.init(3, torch.arange(9).numpy(), torch.arange(100).numpy(), {"rank": 0.0})
+    assert torch.equal(few["item_table.item.weight"], many["item_table.item.weight"][[5, 70]])
+    assert torch.equal(few["body.mix.weight"], many["body.mix.weight"])
+    assert {name: v.shape for name, v in few.items()} == {
+        name: v.shape for name, v in own.shapes(2, 2, ["rank"]).items()
+    }
+
+
+def test_a_frame_is_read_as_its_file(tmp_path: Path) -> None:
+    from fedrec.data import from_frame, table
+
+    frame = Grid().load()
+    frame.to_csv(tmp_path / "grid.csv", index=False)
+    columns = "user=user,item=item,platform=platform,time=time"
+    one, two = from_frame(frame, columns), table(tmp_path / "grid.csv", columns)
+    pd.testing.assert_frame_equal(one.interactions, two.interactions)
+    pd.testing.assert_frame_equal(one.items, two.items)
+
+
+def test_one_part_for_all_is_shown_as_fields_and_others_as_text() -> None:
+    assert shown("mf") == "mf"
+    assert shown('m:C{"x": 1}') == {"use": "m:C", "x": 1}
+    assert shown('mf;shop=m:C{"x": 1}') == 'mf;shop=m:C{"x": 1}'
