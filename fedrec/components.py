@@ -10,7 +10,7 @@ import importlib
 import json
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
@@ -293,6 +293,14 @@ def portable(field: str, text: str, engine: str) -> None:
             f"{field}: {read(text).use} must be importable by the processes of the engine {engine}, found a class of "
             "the program that was started; move it to a module, or add --engine inline"
         )
+
+
+def permit(parts: Iterable[tuple[str, str]], allowed: Collection[str]) -> None:
+    """Raise UserError for a part, given as (field, text), that a node's own configuration does not allow."""
+    for field, text in parts:
+        if read(text).use not in allowed:
+            found = ", ".join(sorted(allowed)) or "none"
+            raise UserError(f"{field}: {read(text).use} must be among the components of this node, found {found}")
 
 
 def origins(parts: Iterable[tuple[str, str]]) -> list[dict[str, str]]:

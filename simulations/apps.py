@@ -8,7 +8,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
 from clients.app import client_app
-from fedrec.components import origins
+from fedrec.components import origins, permit
 from fedrec.errors import UserError
 from fedrec.experiment import Experiment
 from fedrec.folders import vacant
@@ -169,8 +169,13 @@ def read_for_server(context: Context, nodes: int) -> tuple[Plan, Finish]:
 
 
 def read_for_client(context: Context) -> tuple[Experiment, Path]:
-    """Return the experiment of a client's run_config, and the folder that it keeps its files in."""
-    return from_context(context, int(context.node_config["num-partitions"]))
+    """Return the experiment of a client's run_config, and the folder that it keeps its files in.
+
+    Parts by path are imported if the node's own configuration names them, separated by blanks: components.
+    """
+    found = from_context(context, int(context.node_config["num-partitions"]))
+    permit(found[0].own_parts, str(context.node_config.get("components", "")).split())
+    return found
 
 
 server = server_app(lambda context: from_context(context, 0)[0].clients or None, read_for_server)

@@ -18,12 +18,15 @@ def prepare() -> None:
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # nobody asked to ignore it
         signal.signal(signal.SIGINT, leave)
     os.environ["PYTHONSAFEPATH"] = "1"
+    here = str(Path.cwd())
     if not sys.flags.safe_path and sys.path and Path(sys.path[0] or ".").resolve() == Path.cwd():
         if Path.cwd() != ROOT:
             del sys.path[0]
         else:  # the packages need not be installed
             paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
             os.environ["PYTHONPATH"] = os.pathsep.join(paths)
+    if here not in sys.path:  # parts of the user's own are found there, after all that is installed
+        sys.path.append(here)
 
 
 def ready() -> None:

@@ -47,6 +47,7 @@ from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.grid import HttpGrid
 
+from fedrec.components import read
 from fedrec.experiment import Experiment
 from server.faults import ClientFailure
 from simulations.processes import answers, last_line, quiet, socket_of, started
@@ -136,7 +137,8 @@ def run_superlink(server: ServerApp, experiment: Experiment, home: Path, clients
     """
     config: UserConfig = {"experiment": experiment.model_dump_json(), "out": str(home.absolute())}
     logging.getLogger("flwr").setLevel(logging.CRITICAL)
-    with private_folder() as folder, network(folder, clients) as check:
+    parts = dict.fromkeys(read(text).use for _, text in experiment.own_parts)
+    with private_folder() as folder, network(folder, clients, parts) as check:
         try:
             with speaking(socket_of(folder)), task(config, check) as (grid, context):
                 server(grid, context)
@@ -146,14 +148,14 @@ def run_superlink(server: ServerApp, experiment: Experiment, home: Path, clients
 
 
 @contextmanager
-def network(folder: Path, clients: int) -> Iterator[Callable[[], None]]:
+def network(folder: Path, clients: int, parts: Iterable[str] = ()) -> Iterator[Callable[[], None]]:
     """Start a SuperLink and its SuperNodes on a socket in `folder`; yield what raises ClientFailure if one has ended.
 
-    They end with the context.
+    They end with the context. The nodes may import the `parts` of the user's own, by path.
     """
     environment, socket = quiet(folder), socket_of(folder)
     link = ["-m", "simulations.processes", "flower-superlink", "--insecure", "--isolation", "process"]
-    nodes = ["-m", "simulations.supernode", socket, str(clients)]
+    nodes = ["-m", "simulations.supernode", socket, str(clients), str(Path.cwd()), *parts]
     with ExitStack() as stack:
         processes = {
             name: stack.enter_context(started(command, folder / name, environment))

@@ -1,4 +1,4 @@
-"""SuperNodes: `python -m simulations.supernode SOCKET N` runs N of them, each a process of its own.
+"""SuperNodes: `python -m simulations.supernode SOCKET N FOLDER PART ...` runs N of them, each a process of its own.
 
 Flower's `flower-supernode` starts a fresh Python for every message, and looks for one every three seconds. These ones
 keep their ClientApp, its data and its Context in memory. They are forked from one process after its imports, which then
@@ -10,7 +10,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from flwr.supernode.fleet_http_connection import http_request_response
 
 from clients.app import client_app
+from fedrec.components import permit
 from fedrec.experiment import Experiment, build
 from simulations.processes import answers, end_with_parent
 from simulations.sockets import NOWHERE, speaking
@@ -32,9 +33,14 @@ START = 60.0  # seconds within which a SuperLink must answer first
 GONE = 10.0  # and later
 
 
-def read(context: Context) -> tuple[Experiment, Path]:
-    """Return the experiment of a run_config, and the folder that a client keeps its files in."""
-    return build(json.loads(str(context.run_config["experiment"]))), Path(str(context.run_config["out"]))
+def read(context: Context, allowed: Collection[str] = ()) -> tuple[Experiment, Path]:
+    """Return the experiment of a run_config, and the folder that a client keeps its files in.
+
+    Raises UserError for a part by path that is not `allowed` to this node.
+    """
+    experiment = build(json.loads(str(context.run_config["experiment"])))
+    permit(experiment.own_parts, allowed)
+    return experiment, Path(str(context.run_config["out"]))
 
 
 def take(pull: Callable[[str], bytes], before: Mapping[str, bytes], held: dict[str, bytes], name: str) -> bytes:
@@ -86,9 +92,13 @@ def serve(partition: int, clients: int, app: ClientApp) -> None:
                 )
 
 
-def main(socket: str, clients: int) -> int:
-    """Fork the nodes; when one ends, which none may before the run, say which and return 1."""
-    app = client_app(read)
+def main(socket: str, clients: int, folder: str = "", *allowed: str) -> int:
+    """Fork the nodes; when one ends, which none may before the run, say which and return 1.
+
+    Parts of an experiment that are given by path are imported if they are `allowed`, also from a `folder`.
+    """
+    sys.path += [folder] if folder else []
+    app = client_app(partial(read, allowed=allowed))
     answers(socket, START)
     gc.freeze()  # what the imports left is never collected, so that the pages stay shared
     nodes = {}
@@ -106,4 +116,4 @@ def main(socket: str, clients: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], int(sys.argv[2])))
+    sys.exit(main(sys.argv[1], int(sys.argv[2]), *sys.argv[3:]))
