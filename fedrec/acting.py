@@ -46,6 +46,11 @@ def kinds(e: Experiment) -> set[str]:
     return {models.get("*", "mf")} if e.pool else {*models.values(), models.get("*", "mf")}
 
 
+def ours(e: Experiment) -> bool:
+    """Return whether some model, or the student, is one of the package's own."""
+    return any(":" not in kind for kind in kinds(e)) or e.agreement.active
+
+
 def layered(e: Experiment) -> bool:
     """Return whether some model, or the student, has layers."""
     return bool(kinds(e) & {"mlp", *BODIES}) or (e.agreement.active and e.agreement.student == "mlp")
@@ -154,7 +159,7 @@ VALUES: dict[str, Rule] = {path: parted(path) for path in PARTED} | {
 }
 # Fields that act in every experiment, if only when a client fails (quorum).
 ANYWHERE = (
-    "method share pool clients dataset partition volunteers split task model dim init_std content.kind "
+    "method share pool clients dataset partition volunteers split task model content.kind "
     "content.vectors sequence.kind rounds local_epochs optimiser lr lrs l2 patience eval_every dropout quorum "
     "newcomers agreement.items lora.rank privacy.unit secure.active seed engine device"
 )
@@ -205,8 +210,10 @@ RULES: dict[str, Rule] = {
     "robust.f": robust("krum", "multi-krum"),
     "robust.m": robust("multi-krum"),
     "robust.norm": robust("clip"),
-    "data_dir": Rule(lambda e: e.dataset != "synthetic", "data of a file or a folder (add --dataset table)"),
-    "columns": Rule(lambda e: e.dataset == "table", "a table (add --dataset table)"),
+    "data_dir": Rule(lambda e: e.dataset in ("ml-100k", "table"), "data of a file or a folder (add --dataset table)"),
+    "columns": Rule(lambda e: e.dataset == "table" or ":" in e.dataset, "a table (add --dataset table)"),
+    "dim": Rule(ours, "a model of ours (add --model mf); the fields of another are --model.FIELD"),
+    "init_std": Rule(ours, "a model of ours (add --model mf); the fields of another are --model.FIELD"),
     "market.similarity": MARKET,
     "market.conflicting": MARKET,
     "market.users": MARKET,

@@ -60,11 +60,12 @@ def run(command: Command, console: Console) -> int:
     from fedrec.report.page import write_report
     from fedrec.report.price import write_price
     from server.faults import ClientFailure
+    from simulations.engines.hosts import apart
 
     others, why = checked(command)
     if command.promised and not command.quiet:
         console.print(f"defaults under a promise: {command.promised}", highlight=False, markup=False)
-    for note in command.notes:
+    for note in (*command.notes, *filter(None, [apart(command.experiment)])):
         print(f"note: {note}", file=sys.stderr)
     out, home, failed = command.out, None, False
     with stopping() as stopped:

@@ -327,8 +327,9 @@ def test_tasks_about_items_are_not_stacked() -> None:
     assert len(clients_data(many)) >= MANY
     assert not stacked(many)
     assert stacked(many.model_copy(update={"task": "rank"}))
-    with pytest.raises(UserError, match=r"^engine: batched needs .* found task brand; take --engine process"):
-        stacked(e.model_copy(update={"engine": "batched"}))
+    assert not stacked(e.model_copy(update={"engine": "batched"}))
+    with pytest.raises(UserError, match=r"^engine: process with stack yes needs .* found task brand; take --stack no"):
+        stacked(e.model_copy(update={"engine": "process", "stack": "yes"}))
 
 
 def test_an_attribute_that_the_data_does_not_have(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The engine `batched`: what clients become as one program is what they become one after the other."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from fedrec.errors import UserError
 from fedrec.records import load_params
 from simulations.check import check
 from simulations.engines import launch
+from simulations.engines.hosts import apart
 from simulations.methods import METHODS
 from tests.helpers import experiment
 
@@ -123,7 +125,13 @@ def test_a_client_that_diverges_is_left_out_of_the_sum(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("method", REFUSED)
-def test_what_cannot_be_stacked_is_refused_with_the_reason(method: str) -> None:
-    fields: dict[str, Any] = {"volunteers": 10} if method == "agreement" else {}
-    with pytest.raises(UserError, match=f"^engine: batched needs .* found {REFUSED[method]} .*; take --engine process"):
-        check(experiment(method, engine="batched", **fields))
+def test_what_cannot_be_stacked_is_trained_one_client_at_a_time_and_says_so(method: str, tmp_path: Path) -> None:
+    fields: dict[str, Any] = {"volunteers": 10, "rounds": 1, "task": "rank"} if method == "agreement" else {"rounds": 1}
+    e = experiment(method, engine="batched", **fields)
+    assert re.match(
+        f"engine: batched needs .* found {REFUSED[method]} .*; its clients are trained one at a time", apart(e)
+    )
+    with pytest.raises(UserError, match=f"^engine: .* found {REFUSED[method]} .*; take --stack no"):
+        check(e.model_copy(update={"engine": "process", "stack": "yes"}))
+    inline, batched = (into(tmp_path / engine, method, **fields, engine=engine) for engine in ("inline", "batched"))
+    near(inline, batched, 0.0)

@@ -73,9 +73,15 @@ def hosted(
 
 
 def stacked(experiment: Experiment) -> bool:
-    """Return whether clients train as one program; raises UserError if that is asked for and cannot be."""
+    """Return whether clients train as one program; raises UserError if --stack asks for it and it cannot be."""
     e, wanted, reason = experiment, asked_to_stack(experiment), stacking_refusal(experiment)
-    if wanted and reason:
-        raise UserError(f"{reason}; take --engine process --stack no")
+    if wanted and reason and e.stack == "yes":
+        raise UserError(f"{reason}; take --stack no")
     many = len(clients_data(e)) >= MANY or devices(e.device) != ["cpu"]
-    return bool(wanted) or (e.engine == "process" and e.stack == "auto" and many and not (e.pool or reason))
+    return not (e.pool or reason) and (bool(wanted) or (e.engine == "process" and e.stack == "auto" and many))
+
+
+def apart(experiment: Experiment) -> str:
+    """Return what is to be said of clients that train one at a time though they are asked to as one program."""
+    reason = stacking_refusal(experiment) if experiment.engine == "batched" else ""
+    return f"{reason}; its clients are trained one at a time" if reason else ""

@@ -1,0 +1,69 @@
+"""docs/extending.md: its files and commands work as they stand, under every engine, and are recorded."""
+
+import json
+import re
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from simulations.run import main
+
+TEXT = (Path(__file__).parent.parent / "docs" / "extending.md").read_text(encoding="utf-8")
+FILES = dict(re.findall(r"```python\n# (\w+\.py)\n(.*?)```", TEXT, re.DOTALL))
+COMMANDS = [shlex.split(line)[2:] for line in re.findall(r"```\n(fedrec run .*)\n```", TEXT)][1:]
+SMALL = ["--clients", "3", "--rounds", "2", "--no-compare", "--quiet"]
+MARKET = ["--market.users", "24", "--market.items", "30", "--market.impressions", "20"]
+LINES = {"recommender": 15, "data source": 10, "metric": 8, "aggregator": 10, "constraint": 10}
+HERE = ("inline", "process", "batched")
+
+
+def argued(command: list[str], engine: str, out: Path) -> list[str]:
+    """Return the arguments of a small run of a command of the text."""
+    small = [*SMALL, *MARKET]
+    if "--dataset" in command:
+        small = ["--clients", "2", *SMALL[2:]]
+    return [*small, *command, "--engine", engine, "--out", str(out)]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a folder with the files, in which the commands are given; their modules are forgotten afterwards."""
+    for name, text in FILES.items():
+        (tmp_path / name).write_text(text)
+        monkeypatch.delitem(sys.modules, name.removesuffix(".py"), raising=False)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+    return tmp_path
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("command", COMMANDS, ids=[command[1].partition(":")[0] for command in COMMANDS])
+def test_a_part_of_ones_own_runs_under_every_engine(
+    command: list[str], folder: Path, tries: Callable[[int, int], int]
+) -> None:
+    engines = [*HERE, "ray", "superlink"][: tries(3, 5)]
+    found = {}
+    for engine in engines:
+        assert main(argued(command, engine, folder / engine)) == 0
+        found[engine] = (folder / engine / "clients.csv").read_text()
+        record = json.loads((folder / engine / "experiment.json").read_text())
+        assert [part["use"] for part in record["components"]] == [
+            one.partition("@")[0] for one in command[1].split(",") if ":" in one
+        ]
+        assert all(len(part["sha256"]) == 64 for part in record["components"])
+    assert len({found[engine] for engine in engines if engine != "batched"}) == 1
+    assert (
+        main(["--config", str(folder / "inline" / "experiment.json"), *SMALL[4:], "--out", str(folder / "again")]) == 0
+    )
+    assert (folder / "again" / "clients.csv").read_text() == found["inline"]
+
+
+def test_the_text_has_an_example_of_every_seam_within_its_lines() -> None:
+    titles = dict(re.findall(r"\n## An? ([\w ]+)\n.*?```python\n# \w+\.py\n(.*?)```", TEXT, re.DOTALL))
+    assert titles.keys() == LINES.keys() and len(COMMANDS) == len(LINES)
+    for title, code in titles.items():
+        body = [line for line in code.splitlines() if line.strip() and not line.startswith(("import", "from"))]
+        assert len(body) <= LINES[title], title
