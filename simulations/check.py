@@ -2,6 +2,8 @@
 
 from importlib.util import find_spec
 
+from pydantic import BaseModel
+
 from clients.device import devices
 from fedrec.acting import refuse
 from fedrec.channel import Logits, channel_of
@@ -48,9 +50,25 @@ def check(experiment: Experiment) -> None:
 
 def check_components(experiment: Experiment) -> None:
     """Raise UserError for a part of the user's own that cannot be made here, or not where it will be needed."""
+    told_whole(experiment, Experiment)
     for field, text in experiment.own_parts:
         portable(field, text, experiment.engine)
         make(field, text)
+
+
+def told_whole(value: BaseModel, kind: type[BaseModel], field: str = "experiment") -> None:
+    """Raise UserError for a value that its record does not tell: one of a subclass, whose code another would not run.
+
+    A worker process, and whoever repeats the run, has the record alone.
+    """
+    if type(value) is not kind:
+        raise UserError(
+            f"{field}: must be of the class {kind.__name__} itself, since its record says nothing of another, found "
+            f"{type(value).__qualname__}; give a part of your own by path, as in docs/extending.md"
+        )
+    for name, info in kind.model_fields.items():
+        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+            told_whole(getattr(value, name), info.annotation, name)
 
 
 def require_ray(thing: str) -> None:

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedrec.components import Part, divided, make, per_client, read, shown, with_fields, written
+from fedrec.coordination import Coupling, MeanRegularised, Operator
 from fedrec.errors import UserError
 from fedrec.experiment import Experiment, build
 from fedrec.models import ModuleRecommender, Recommender
+from simulations.check import check
 from simulations.cli import parse
 from simulations.run import main
 from tests.own_parts import Factors, Grid, Precision, TwoTower
@@ -139,6 +142,35 @@ def test_a_part_that_another_process_cannot_rebuild_is_refused_before_anything_r
 
     with pytest.raises(UserError, match="define it at the top of a module"):
         written(Inside())
+
+
+class Deeper(Experiment):
+    """An experiment whose record lies: `mf` is not what it trains."""
+
+    def recommender(self, client: str) -> Recommender:
+        """See Experiment."""
+        return Recommender("mf", 2)
+
+
+class Halved(Coupling):
+    """A coupling whose record lies."""
+
+    def operator(self, clients: Sequence[str]) -> Operator:
+        """See Coupling."""
+        return MeanRegularised(1e9)
+
+
+@pytest.mark.parametrize("engine", ["inline", "process", "batched"])
+@pytest.mark.parametrize(
+    ("e", "words"),
+    [
+        (Deeper(), "experiment: must be of the class Experiment itself"),
+        (Experiment(coupling=Halved(rho=0.1)), "coupling: must be of the class Coupling itself"),
+    ],
+)
+def test_a_record_that_would_lie_is_refused_before_anything_runs(e: Experiment, words: str, engine: str) -> None:
+    with pytest.raises(UserError, match=words):
+        check(e.model_copy(update={"engine": engine}))
 
 
 @pytest.mark.parametrize(
