@@ -78,8 +78,8 @@ KNOWN: dict[Can, Case] = {
     Can.UNIT_GRADIENTS: Case(
         {**USER, "model": "mmoe"}, {**USER, "model": "mlp"}, "not built: kernels for three models"
     ),
-    Can.ALONE: Case({**LATE, "engine": "batched"}, LATE, "not built: the stack begins with all"),
-    Can.UNSEEN: Case({**SECURE, "engine": "batched"}, SECURE, "one program would see what is to be secret"),
+    Can.ALONE: Case({**LATE, "stack": "yes"}, LATE, "not built: the stack begins with all"),
+    Can.UNSEEN: Case({**SECURE, "stack": "yes"}, SECURE, "one program would see what is to be secret"),
     Can.TWO_WIDTHS: Case({"model": "ple", "hidden": "8"}, {"model": "esmm", "hidden": "8", "task": "click,buy"}, ""),
     Can.EVEN_WIDTH: Case(
         {"sequence.kind": "sasrec", "sequence.heads": 4, "dim": 6},
@@ -153,8 +153,8 @@ MORE: list[tuple[Can, Flat]] = [
     (Can.LISTENERS, {**LATE, "method": "pfedrec"}),
     (Can.LISTENERS, {**LATE, **USER}),
     (Can.LISTENERS, {**LATE, **SECURE}),
-    (Can.ALONE, {**USER, "engine": "batched"}),
-    (Can.ALONE, {**AT_CLIENT, "engine": "batched"}),
+    (Can.ALONE, {**USER, "stack": "yes"}),
+    (Can.ALONE, {**AT_CLIENT, "stack": "yes"}),
 ]
 
 
