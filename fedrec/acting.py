@@ -292,12 +292,13 @@ def inert(e: Experiment, method: Method) -> Iterator[str]:
 def refuse(e: Experiment, method: Method) -> None:
     """Raise UserError for the first value that cannot act; the values of its `method` count as defaults."""
     for path in inert(e, method):
-        raise UserError(f"{path}: acts only with {needs(path)}, found {shown(value_of(e, path))}")
+        raise UserError(f"{path}: acts only with {needs(e, path)}, found {shown(value_of(e, path))}")
 
 
-def needs(path: str) -> str:
-    """Return the words that say what would make a field, or a value of it that cannot, act."""
-    return (VALUES | RULES)[path].needs
+def needs(e: Experiment, path: str) -> str:
+    """Return the words that say what would make a field of an experiment, or a value of it that cannot, act."""
+    value = VALUES.get(path)
+    return (value if value and not value.acts(e) else RULES[path]).needs
 
 
 def acting(e: Experiment, method: Method) -> Experiment:
@@ -317,7 +318,8 @@ def reset(e: Experiment, path: str) -> Experiment:
     """Return the experiment with one field at its default; of parts for clients that of all others remains."""
     value, (top, _, inner) = value_of(type(e)(), path), path.partition(".")
     if path in PARTED:
-        value = type(value)(per_client(str(value_of(e, path))).get("*", value))
+        others = type(value)(per_client(str(value_of(e, path))).get("*", value))
+        value = others if others != value_of(e, path) else value
     if inner:
         value = getattr(e, top).model_copy(update={inner: value})
     return e.model_copy(update={top: value})

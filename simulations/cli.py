@@ -194,11 +194,13 @@ def heeded(argv: Sequence[str], experiments: Iterable[Experiment]) -> None:
     given = vars(parser().parse_known_args(argv)[0])
     for path, value in given.items():
         silent = path in NEEDS and not any(acts(e, path) for e in arms) and shown(value) != shown(initial[path])
+        asked = arms
         if path in VALUES:  # an experiment in which it cannot act has another
-            asked = {path: getattr(build({path: value}), path)}
-            silent = not any(VALUES[path].acts(e.model_copy(update=asked)) for e in arms)
+            given_value = getattr(build({path: value}), path)
+            asked = [e.model_copy(update={path: given_value}) for e in arms]
+            silent = silent or not any(VALUES[path].acts(e) for e in asked)
         if silent:
-            raise UserError(f"option {flag(path)}: acts only with {needs(path)}, found {value}")
+            raise UserError(f"option {flag(path)}: acts only with {needs(asked[0], path)}, found {value}")
 
 
 def resolve(*layers: Mapping[str, Given], strict: bool = True) -> Experiment:

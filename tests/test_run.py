@@ -687,7 +687,8 @@ def test_a_live_display_only_on_a_terminal_that_is_not_ci(monkeypatch: pytest.Mo
 def test_a_baseline_runs_by_itself_as_it_does_beside_a_run(method: str, mixed: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     layers = ["--hidden", "8,4"] if method == "local" else []  # the pooled model is everybody's, mf
-    argv = ["--method", method, *layers, "--rounds", "3", "--quiet", "--out", str(out)]
+    model = ["--model", "mf"] if method == "pooled" else []
+    argv = ["--method", method, *model, *layers, "--rounds", "3", "--quiet", "--out", str(out)]
     assert main([*SMALL, *MIXED, *argv]) == 0
     assert (out / "clients.csv").read_text() == (mixed / "baselines" / method / "clients.csv").read_text()
     ledger = pd.read_csv(out / "ledger.csv")
