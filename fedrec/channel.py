@@ -96,7 +96,7 @@ class Logits(Mapped):
 
     def logits(self, params: Params, part: slice | Tensor) -> Tensor:
         """Return the scaled logits at some entries; they must be all entries of the users that they are of."""
-        device, user, item = params["item_table"].device, self.user[part], self.item[part]
+        device, user, item = next(iter(params.values())).device, self.user[part], self.item[part]
         score = self.model.head(params, self.task, self.model.features(params, user.to(device), item.to(device)))
         if self.scale == "raw":
             return score

@@ -52,6 +52,7 @@ class Can(StrEnum):
     USER_SIDE = "a user side"
     ENCODER = "the sentence encoder alone"
     STILL = "no rate for what its form does not train"
+    READS_ITEMS = "an item side that reads more than ids"
     UNTOLD = "answers that nothing which is read tells"
     PAIR_SCORES = "a score of any user and item"
     HISTORIES = "rows whose items others read in their histories"

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from fedrec.components import per_client
+from fedrec.components import per_client, read
 from fedrec.errors import UserError
 from fedrec.models.bodies import BODIES
 from fedrec.models.lora import FORMS
@@ -23,6 +23,17 @@ def models(*kinds: str) -> Callable[[Any], str]:
 def other_models(e: Any) -> str:
     """Return the models that clients have of which no gradients are written by hand."""
     return ",".join(sorted(set(per_client(e.model).values()) - set(HANDWRITTEN)))
+
+
+def own_models(e: Any) -> str:
+    """Return the models of a user's own."""
+    return ",".join(sorted(text for text in per_client(e.model).values() if read(text).own))
+
+
+def about_items(e: Any) -> str:
+    """Return the tasks about items."""
+    names = [task.name for client in per_client(e.task) for task in tasks_of(e.task, client) if task.attribute]
+    return ",".join(dict.fromkeys(names))
 
 
 def missing_tasks(e: Any, model: str, chained: tuple[str, ...]) -> str:
@@ -110,12 +121,15 @@ PARTS = (
     # Recommenders, their tasks, and what they read.
     takes("model", Can.USER_SIDE, why="item has none (add --model mf)", here=models("item")),
     takes("model", Can.UNIT_GRADIENTS, why=BY_HAND, here=other_models),
+    takes("model", Can.READS_ITEMS, Can.USER_SIDE, why="a module of one's own reads the ids alone", here=own_models),
     needs("model", Can.TWO_WIDTHS, here=models(*(kind for kind in BODIES if BODIES[kind].widths > 1))),
     takes("hidden", Can.TWO_WIDTHS, why="there is one (add --hidden 64,32)", here=only_width),
     needs("model", Can.CLICK_AND_BUY, here=models("esmm")),
     takes("task", Can.CLICK_AND_BUY, why="one is missing", here=lambda e: missing_tasks(e, "esmm", ("click", "buy"))),
     needs("model", Can.BEHAVIOURS, here=models("aitm")),
     takes("task", Can.BEHAVIOURS, why="there are fewer", here=lambda e: missing_tasks(e, "aitm", CHAIN)),
+    needs("task", Can.READS_ITEMS, here=about_items),
+    needs("content.kind", Can.READS_ITEMS),
     needs("task", Can.UNTOLD, here=lambda e: "category" * ("category" in several(e.task))),
     takes("task", Can.UNIT_GRADIENTS, why=BY_HAND, here=lambda e: several(e.task)),
     needs("weighting.kind", Can.ONE_MODEL, Can.LOSSES),

@@ -24,6 +24,7 @@ SGD: Flat = {"method": "scaffold", "optimiser": "sgd"}
 AGREED: Flat = {"method": "agreement", "volunteers": 6}
 LINEAR: Flat = {"coupling.kind": "linear", "coupling.rho": 0.1, "share": "item_table"}
 LORA: Flat = {"content.kind": "minilm", "lora.rank": 4}
+OWN: Flat = {"model": "tests.own_parts:TwoTower"}
 GRU: Flat = {"sequence.kind": "gru4rec"}
 DWA: Flat = {"weighting.kind": "dwa", "task": "rank,click"}
 LATE: Flat = {"newcomers": "news=3"}
@@ -95,6 +96,7 @@ KNOWN: dict[Can, Case] = {
         {"model": "aitm", "task": "buy"}, {"model": "aitm", "task": "view,buy"}, "a link has two ends"
     ),
     Can.USER_SIDE: Case({**GRU, "model": "item"}, {**GRU, "model": "mf"}, "h(q_i) reads no user"),
+    Can.READS_ITEMS: Case({**OWN, "content.kind": "hashed"}, {**OWN, "task": "rank,click"}, "its forward takes ids"),
     Can.ENCODER: Case({**LORA, "content.kind": "hashed"}, LORA, "counts of words have no W to adapt"),
     Can.STILL: Case({**LORA, "lrs": "lora.A=0.1"}, {**LORA, "lrs": "lora.B=0.1"}, "mean(B_i) A for one A"),
     Can.UNTOLD: Case(
@@ -117,6 +119,8 @@ EXACT: Flat = {**LORA, "lora.form": "exact"}
 AT_CLIENT: Flat = {**CLIENT, "privacy.where": "client"}
 # The same capabilities between other parts.
 MORE: list[tuple[Can, Flat]] = [
+    (Can.READS_ITEMS, {**OWN, "task": "rank,price"}),
+    (Can.USER_SIDE, {**OWN, **GRU}),
     (Can.EXCHANGE, {**AGREED, "pool": True}),
     (Can.EXCHANGE, {**LATE, "method": "local"}),
     (Can.TIE, {**AGREED, "coupling.rho": 0.0}),
