@@ -1,14 +1,12 @@
 """What a client tells of itself in its own folder."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from clients.client import Client
 from fedrec.parameters import Params
 
-if TYPE_CHECKING:
-    from clients.client import Client
 
-
-def about(client: "Client", private: Params) -> dict[str, Any]:
+def about(client: Client, private: Params) -> dict[str, Any]:
     """Return a description of the client's data for the report; it stays in the client's own folder."""
     data, parts = client.data, client.data.members or (client.data,)
     return {

@@ -19,6 +19,7 @@ from clients.home import parted, with_home
 from clients.memory import Memory
 from clients.newcomer import lesson
 from clients.private import measured, open_loss, unsaid
+from clients.round import first, measure, receive, train
 from clients.secure import Envelope, answer_in_secret
 from fedrec.channel import keyed
 from fedrec.coordination import double
@@ -66,7 +67,7 @@ def client_app(read: Read) -> ClientApp:
     @app.query("join")
     def join(message: Message, context: Context) -> Message:
         client = open_client(context)
-        shared, private = client.first()
+        shared, private = first(client)
         Memory(context).begin(private, client.link(shared), begin(client))
         rows = keyed(shared, client.data, client.channel)
         examples = 1.0 if client.experiment.silent else float(len(client.data.train))
@@ -102,7 +103,7 @@ def evaluated(client: Client, memory: Memory, broadcast: Broadcast) -> dict[str,
     private, home = parted(memory.best if final else memory.private)
     model = client.channel.join(with_home(broadcast.values, home), private)
     shared, private = e.sharing().split(personal_model(e.drift, memory.own(final), model))
-    found = client.evaluate(shared, private, "test" if final else "validation")
+    found = measure(client, shared, private, "test" if final else "validation")
     if final and client.home is not None:
         own = shared if e.personal or client.newcomer else {}
         save_client(client.home, client.data.name, private, own, found.per_user, about(client, private))
@@ -125,13 +126,13 @@ def trained(
     z, coupling = with_home(broadcast.values, home), client.experiment.coupling
     broadcast = replace(broadcast, values=z)
     if not coupling.duals:
-        shared, private, loss, own = client.train(broadcast, private, z, coupling.rho, memory.own())
+        shared, private, loss, own = train(client, broadcast, private, z, coupling.rho, memory.own())
         kept = envelope.at_home(shared) if envelope else {}
         memory.trained(broadcast.round, {**private, **kept}, None, own)
         return shared, z, {**open_loss(client, loss), **counted(client)}
     link = memory.link.rescaled(broadcast.rho if coupling.balance else coupling.rho)
     mu, told = priced(client, memory, broadcast)
-    x, private, loss, own = client.train(broadcast, private, link.anchor(z), link.rho, memory.own(), mu)
+    x, private, loss, own = train(client, broadcast, private, link.anchor(z), link.rho, memory.own(), mu)
     increment, link = link.answer(x, z)
     if envelope:  # what the sum does not take stays owed
         owed = subtract(envelope.travelled(increment), double(increment))
@@ -143,7 +144,7 @@ def trained(
 
 def open_broadcast(client: Client, memory: Memory, sent: Broadcast) -> Broadcast:
     """Return the server's message after the memory has followed it: a lost contribution undone, the best state kept."""
-    broadcast = client.receive(sent)
+    broadcast = receive(client, sent)
     memory.settle(broadcast.seen)
     if broadcast.keep:
         memory.keep()

@@ -1,14 +1,12 @@
 """A client's loss budget: what it is promised, by how much it is missed, and the price of keeping it."""
 
 import math
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
+from clients.client import Client
 from fedrec.parameters import Params, to
 from fedrec.sharing import Broadcast, Sharing
 from fedrec.training import held_out_loss, local_update
-
-if TYPE_CHECKING:
-    from clients.client import Client
 
 
 class Remembers(Protocol):
@@ -27,7 +25,7 @@ class Remembers(Protocol):
     limits: list[float]
 
 
-def priced(client: "Client", memory: Remembers, broadcast: Broadcast) -> tuple[float, dict[str, float]]:
+def priced(client: Client, memory: Remembers, broadcast: Broadcast) -> tuple[float, dict[str, float]]:
     """Return the multiplier mu_i for a round's training and what is told of it; 0 and nothing without a budget."""
     rule = client.experiment.budget
     if not rule.active:
@@ -38,7 +36,7 @@ def priced(client: "Client", memory: Remembers, broadcast: Broadcast) -> tuple[f
     return mu, {"excess": over, "mu": mu}
 
 
-def excess(client: "Client", memory: Remembers, z: Params, number: int) -> float:
+def excess(client: Client, memory: Remembers, z: Params, number: int) -> float:
     """Return by how much the held-out loss at z_i is above the budget of a round; NaN without a budget."""
     limits = memory.limits
     if not limits:
@@ -52,7 +50,7 @@ def excess(client: "Client", memory: Remembers, z: Params, number: int) -> float
     return held_out(client, params) - limit
 
 
-def alone(client: "Client") -> list[float]:
+def alone(client: Client) -> list[float]:
     """Return the lowest held-out loss that a client has reached after each round of training alone."""
     e, params, found = client.experiment, to(client.start(), client.device), [math.inf]
     weigher = client.weigher()
@@ -73,7 +71,7 @@ def alone(client: "Client") -> list[float]:
     return found[1:]
 
 
-def held_out(client: "Client", params: Params) -> float:
+def held_out(client: Client, params: Params) -> float:
     """Return the loss of a client's validation rows."""
     e = client.experiment
     return held_out_loss(client.model, params, client.data, client.tasks, e.recipe(), seed=e.seed)

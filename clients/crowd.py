@@ -9,6 +9,7 @@ import torch
 from flwr.app import ArrayRecord, MetricRecord, RecordDict
 
 from clients.client import Client
+from clients.round import receive
 from fedrec.coordination import Link, Own
 from fedrec.data.types import Ints
 from fedrec.parameters import Params, to
@@ -225,7 +226,7 @@ def exchanged(these: Changed | None, other: Changed | None, places: Sequence[int
 def broken(client: Client, broadcast: Broadcast) -> str:
     """Return how a message breaks a client's contract; nothing if it does not."""
     try:
-        client.receive(broadcast)
+        receive(client, broadcast)
         return ""
     except ContractError as error:
         return str(error)

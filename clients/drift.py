@@ -1,10 +1,11 @@
 """A client's side of drift correction: what it trains and remembers beside the shared model."""
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 
+from clients.client import Client
+from clients.local import require_finite, update
 from fedrec.coordination import Own, control_change
 from fedrec.parameters import Params, add, to
 from fedrec.personal import Apfl
@@ -12,11 +13,8 @@ from fedrec.privacy.guarantee import steps_of
 from fedrec.sharing import Broadcast
 from fedrec.training import steps
 
-if TYPE_CHECKING:
-    from clients.client import Client
 
-
-def begin(client: "Client") -> Own:
+def begin(client: Client) -> Own:
     """Return what a client remembers when it joins: its start as personal model, c_i = 0, and its first weighting."""
     drift = client.experiment.drift
     personal = client.start() if drift.personal != "none" else None
@@ -29,7 +27,7 @@ def begin(client: "Client") -> Own:
     return Own(personal, control, client.experiment.weighting.start(len(client.tasks)) or None)
 
 
-def counted(client: "Client") -> dict[str, float]:
+def counted(client: Client) -> dict[str, float]:
     """Return the metric that tells the server the number of local steps, if the method needs it."""
     e = client.experiment
     if not e.drift.counted:
@@ -39,7 +37,7 @@ def counted(client: "Client") -> dict[str, float]:
     return {"steps": float(steps(client.data, client.tasks, e.recipe()))}
 
 
-def lockstep(client: "Client", own: Own) -> Apfl | None:
+def lockstep(client: Client, own: Own) -> Apfl | None:
     """Return the personal half that is trained in lockstep with the shared model, if the method has one."""
     e = client.experiment
     if e.drift.personal != "apfl" or own.personal is None:
@@ -47,7 +45,7 @@ def lockstep(client: "Client", own: Own) -> Apfl | None:
     return Apfl.start(e.drift.weight, e.recipe(), client.model, client.tasks, to(own.personal, client.device))
 
 
-def follow(client: "Client", broadcast: Broadcast, x: Params, own: Own, apfl: Apfl | None) -> Own:
+def follow(client: Client, broadcast: Broadcast, x: Params, own: Own, apfl: Apfl | None) -> Own:
     """Return what a client remembers after a round in which it trained the shared model to `x`.
 
     That is c_i+, and APFL's v, `x` itself if tuned, or Ditto's copy, trained on f_i + lambda/2 |v - z|^2 with the
@@ -57,11 +55,11 @@ def follow(client: "Client", broadcast: Broadcast, x: Params, own: Own, apfl: Ap
     if own.personal is None or drift.personal == "tuned":
         return own
     if apfl:
-        return replace(own, personal=client.finite(to(apfl.v, "cpu"), broadcast.round, own.personal))
-    return replace(own, personal=client.update(own.personal, broadcast.round, z, drift.weight)[0])
+        return replace(own, personal=require_finite(client, to(apfl.v, "cpu"), broadcast.round, own.personal))
+    return replace(own, personal=update(client, own.personal, broadcast.round, z, drift.weight)[0])
 
 
-def followed(client: "Client", broadcast: Broadcast, x: Params, own: Own) -> Own:
+def followed(client: Client, broadcast: Broadcast, x: Params, own: Own) -> Own:
     """Return what a client remembers after training to `x` that needs no training of its own: c_i+, and x if tuned."""
     if own.control is not None and broadcast.control is not None:
         change = control_change(broadcast.control, broadcast.values, x, counted(client)["steps"], client.experiment.lr)

@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from clients.client import Client
 from clients.home import Lacking, at_home, parted, with_home
+from clients.local import require_finite
 from clients.memory import Memory
 from fedrec.channel import LOGITS, Logits, Pull, keyed, whatever_the_batch
 from fedrec.data.types import Ints
@@ -17,11 +18,8 @@ from fedrec.seeds import generator
 from fedrec.sharing import TABLES, Broadcast, ContractError, admit, admit_rows
 from fedrec.training import local_update
 
-if TYPE_CHECKING:
-    from clients.client import Client
 
-
-def fitted(client: "Client", sent: Broadcast) -> Broadcast:
+def fitted(client: Client, sent: Broadcast) -> Broadcast:
     """Return a message with tables of all the client's rows, zero where the federation has none.
 
     Raises ContractError for what the client does not share, and for rows that it does not carry.
@@ -37,7 +35,7 @@ def fitted(client: "Client", sent: Broadcast) -> Broadcast:
     return replace(sent, values=values)
 
 
-def known(client: "Client", rows: Mapping[str, Ints]) -> dict[str, Tensor]:
+def known(client: Client, rows: Mapping[str, Ints]) -> dict[str, Tensor]:
     """Return, for each of a client's shared tables, the ascending local rows [n] that the federation has too."""
     like, sent, found = client.shared_like(), admit_rows(rows), dict[str, Tensor]()
     for space, ids in keyed(like, client.data, client.channel).items():
@@ -48,7 +46,7 @@ def known(client: "Client", rows: Mapping[str, Ints]) -> dict[str, Tensor]:
     return found
 
 
-def lacking(client: "Client", broadcast: Broadcast) -> Lacking:
+def lacking(client: Client, broadcast: Broadcast) -> Lacking:
     """Return the shared parameters, or the local rows of one, that the federation does not have."""
     places, found = known(client, broadcast.rows), dict[str, Tensor | None]()
     for name, value in client.shared_like().items():
@@ -59,7 +57,7 @@ def lacking(client: "Client", broadcast: Broadcast) -> Lacking:
     return found
 
 
-def lesson(client: "Client", memory: Memory, broadcast: Broadcast) -> dict[str, float]:
+def lesson(client: Client, memory: Memory, broadcast: Broadcast) -> dict[str, float]:
     """Train a round on what the federation has, which stays as it is, and return the loss, all that is told of it.
 
     What is trained is the private part, and what the federation does not have of the shared one. A client that
@@ -85,9 +83,9 @@ def lesson(client: "Client", memory: Memory, broadcast: Broadcast) -> dict[str, 
         weigher=weigher,
         own=to({name: mask(shared[name], rows) for name, rows in rest.items()}, client.device),
     )
-    shared, private = client.channel.split(client.finite(to(params, "cpu"), number))
+    shared, private = client.channel.split(require_finite(client, to(params, "cpu"), number))
     if weigher:
-        own = replace(own, weighting=client.finite(weigher.state, number) or None)
+        own = replace(own, weighting=require_finite(client, weigher.state, number) or None)
     memory.trained(number, {**private, **at_home(shared, rest)}, None, own)
     return {"loss": loss}
 
@@ -97,7 +95,7 @@ def mask(value: Tensor, rows: Tensor | None) -> Tensor:
     return torch.ones_like(value) if rows is None else torch.zeros_like(value).index_fill(0, rows, 1.0)
 
 
-def taught(client: "Client", broadcast: Broadcast) -> Pull | None:
+def taught(client: Client, broadcast: Broadcast) -> Pull | None:
     """Return the pull to the consensus logits that there are; None for a client that shares parameters."""
     channel, e = client.channel, client.experiment
     if not isinstance(channel, Logits):

@@ -3,8 +3,8 @@
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
+from clients.client import Client
 from fedrec.errors import UserError
 from fedrec.parameters import Params
 from fedrec.privacy.books import Books
@@ -14,13 +14,10 @@ from fedrec.privacy.secret import digest
 from fedrec.records import add_failure, add_measured
 from fedrec.sharing import Broadcast
 
-if TYPE_CHECKING:
-    from clients.client import Client
-
 Measure = tuple[str, str, str]  # client, task, metric
 
 
-def books(client: "Client") -> Books | None:
+def books(client: Client) -> Books | None:
     """Return a client's books; None if it adds no noise."""
     guarantee = guarantees(client.experiment).get(client.data.name)
     if guarantee is None:
@@ -30,7 +27,7 @@ def books(client: "Client") -> Books | None:
     return Books(guarantee, client.home, client.experiment.seed)
 
 
-def protected(client: "Client", number: int, x: Params, z: Params) -> Params:
+def protected(client: Client, number: int, x: Params, z: Params) -> Params:
     """Return what a client sends in the place of x: z + clip(x - z) + noise, if it adds noise to its own update."""
     rule, own = client.experiment.privacy, books(client)
     if rule.unit != "client" or rule.where == "sum" or own is None:
@@ -39,12 +36,12 @@ def protected(client: "Client", number: int, x: Params, z: Params) -> Params:
     return noisy(clipped(x, z, rule.clip), z, own.guarantee.std, source)
 
 
-def open_loss(client: "Client", loss: float) -> dict[str, float]:
+def open_loss(client: Client, loss: float) -> dict[str, float]:
     """Return the training loss as a client tells it: not at all under a promise of privacy, which it would break."""
     return {} if client.experiment.privacy.active else {"loss": loss}
 
 
-def measured(client: "Client", broadcast: Broadcast, metrics: Mapping[Measure, float]) -> None:
+def measured(client: Client, broadcast: Broadcast, metrics: Mapping[Measure, float]) -> None:
     """Write what a client measured into its own folder, since it may not tell.
 
     The simulation, who sees everything, gathers these files for the report; nobody that takes part does.
@@ -54,7 +51,7 @@ def measured(client: "Client", broadcast: Broadcast, metrics: Mapping[Measure, f
 
 
 @contextmanager
-def unsaid(client: "Client", broadcast: Broadcast) -> Iterator[None]:
+def unsaid(client: Client, broadcast: Broadcast) -> Iterator[None]:
     """Keep what fails in a client that adds noise to its own log: that it failed would tell of its data.
 
     After the final test, whatever came of it, the client has no secret any more: it trains no further in this run.

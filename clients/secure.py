@@ -7,13 +7,13 @@ keys fit nothing, still leaves the state behind that the server counts on; what 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from secrets import token_hex
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
+from clients.client import Client
 from clients.home import at_home
 from clients.memory import Memory
 from clients.private import books
@@ -41,9 +41,6 @@ from fedrec.wire.secure import (
     shares_answer,
 )
 
-if TYPE_CHECKING:
-    from clients.client import Client
-
 
 @dataclass(frozen=True)
 class Session:
@@ -51,7 +48,7 @@ class Session:
 
     state: RecordDict
 
-    def start(self, client: "Client", number: int) -> Member:
+    def start(self, client: Client, number: int) -> Member:
         """Draw the keys of a round; raises ContractError for one that is not after all rounds before."""
         last = self.state.config_records.get("secure.last", ConfigRecord({"round": 0}))["round"]
         assert isinstance(last, int)
@@ -91,7 +88,7 @@ class Envelope:
     weight: int
 
     @staticmethod
-    def of(client: "Client", layout: Layout) -> "Envelope":
+    def of(client: Client, layout: Layout) -> "Envelope":
         """Return a client's envelope; raises ContractError if its tensors do not fit the layout."""
         like = client.shared_like()
         ids = keyed(like, client.data, client.channel)
@@ -120,7 +117,7 @@ class Envelope:
         return at_home(shared, {n: rows if n in TABLES else None for n, rows in outside.items() if len(rows)})
 
 
-def source(client: "Client", number: int, x: Params, z: Params) -> Source | None:
+def source(client: Client, number: int, x: Params, z: Params) -> Source | None:
     """Return the random numbers of a client that adds noise to a sum, after it has booked the round; else None.
 
     A round that is repeated gets other noise and is booked again: its sum may be over other clients, and of two sums
@@ -132,16 +129,16 @@ def source(client: "Client", number: int, x: Params, z: Params) -> Source | None
     return own.open(number, digest(*client.setting, number, x, z, token_hex()))
 
 
-Train = Callable[["Client", Memory, Broadcast, Envelope], tuple[Params, Params, dict[str, float]]]
+Train = Callable[[Client, Memory, Broadcast, Envelope], tuple[Params, Params, dict[str, float]]]
 
 
-def answer_in_secret(app: ClientApp, open_client: Callable[[Context], "Client"], train: Train) -> None:
+def answer_in_secret(app: ClientApp, open_client: Callable[[Context], Client], train: Train) -> None:
     """Let a ClientApp answer the stages of secure sums; `train` returns (values, z, metrics) after a round's training.
 
     Every answer of a client that sums nothing in secret is a ContractError.
     """
 
-    def opened(context: Context) -> tuple["Client", Session]:
+    def opened(context: Context) -> tuple[Client, Session]:
         client = open_client(context)
         if not client.experiment.secure.active:
             raise ContractError("secure: must be active in the client's own configuration, found it is not")

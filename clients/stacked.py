@@ -13,6 +13,7 @@ from clients.client import Client
 from clients.crowd import NOTHING, Crowd, Kept
 from clients.drift import begin
 from clients.private import measured
+from clients.round import first as begin_with
 from clients.stacked_round import Remembered, Round
 from fedrec.aggregation import catalogue
 from fedrec.channel import keyed
@@ -53,7 +54,7 @@ class StackedClients:
         e, private = self.experiment, []
         found: list[Contribution] = []
         for one in self.clients:
-            shared, own = one.first()
+            shared, own = begin_with(one)
             if found and same(found[-1].values, shared):
                 shared = found[-1].values
             private.append(own)

@@ -2,20 +2,18 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from fedrec.aggregation import alone, carrier, catalogue
 from fedrec.coordination import Control, tie_of
 from fedrec.errors import UserError
+from server.newcomers import welcome
 from server.secure import apart
-
-if TYPE_CHECKING:
-    from server.strategy import Coordinator
+from server.state import State
 
 NEARLY_ALL = 0.95  # of the weight of three clients or more
 
 
-def join(c: "Coordinator", nodes: Sequence[int]) -> None:
+def join(c: State, nodes: Sequence[int]) -> None:
     """Learn what every client carries; Z starts as the mean of what they bring."""
     outcome = c.exchange.join(nodes)
     everybody = c.counted(outcome, len(nodes), "joining")
@@ -45,7 +43,7 @@ def join(c: "Coordinator", nodes: Sequence[int]) -> None:
     if c.plan.drift.correction == "scaffold":
         c.control = Control(c.carriers, c.plan.lr)
     c.seen = dict.fromkeys(c.carriers, 0)
-    c.newcomers.join(c, late)
+    welcome(c, late)
     tables = alone(list(c.carriers.values()), c.record.rows) if len(joined) > 1 else []
     if tables:
         c.record.notes.append(f"no row of {', '.join(tables)} is carried by two clients: sharing changes nothing")

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from fedrec.privacy.encoding import Layout
 from fedrec.privacy.secure_sum import Terms
@@ -10,14 +9,10 @@ from fedrec.sharing import Broadcast, ContractError, Contribution, admit_metrics
 from fedrec.wire.secure import Sum
 from server.faults import Outcome
 from server.secure import SecureRound, layout_of, mean_change
-
-if TYPE_CHECKING:
-    from server.strategy import Coordinator
+from server.state import State
 
 
-def secret(
-    c: "Coordinator", agreed: Terms, number: int, broadcasts: dict[str, Broadcast], lost: frozenset[str]
-) -> Outcome:
+def secret(c: State, agreed: Terms, number: int, broadcasts: dict[str, Broadcast], lost: frozenset[str]) -> Outcome:
     """Return what became of a round whose answers are summed in secret: the mean change, and who is in it."""
     duals, carriers, rows = c.plan.coupling.duals, c.carriers, c.record.rows
     one = SecureRound(c.exchange, agreed, number, c.plan.turnout.deadline)

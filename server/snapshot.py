@@ -1,21 +1,19 @@
-"""A Coordinator's state between two rounds, as tensors, numbers and new rows of the record, and back."""
+"""The server's state between two rounds, as tensors, numbers and new rows of the record, and back."""
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fedrec.aggregation import gather
 from fedrec.parameters import Params
 from fedrec.sharing import ContractError
 from server.checkpoint import Snapshot
 from server.scores import Best, Score
-
-if TYPE_CHECKING:
-    from server.strategy import Coordinator
+from server.state import State
 
 ROWS = ("rounds", "clients", "traffic", "notes", "resumed", "faults")
 
 
-def take(c: "Coordinator", number: int, since: dict[str, int]) -> Snapshot:
+def take(c: State, number: int, since: dict[str, int]) -> Snapshot:
     """Return the state after a round; of the record the rows that are new, `since` the counts of the last snapshot."""
     tensors = {f"tie/{name}": value for name, value in c.tie.state().items()}
     tensors |= {f"best/{name}": value for name, value in c.best.z.items()}
@@ -40,8 +38,8 @@ def take(c: "Coordinator", number: int, since: dict[str, int]) -> Snapshot:
     return Snapshot(number, tensors, numbers, record)
 
 
-def put_back(c: "Coordinator", snapshot: Snapshot) -> None:
-    """Bring a Coordinator whose clients have joined to a snapshot; raises ContractError if they are others."""
+def put_back(c: State, snapshot: Snapshot) -> None:
+    """Bring a state whose clients have joined to a snapshot; raises ContractError if they are others."""
     numbers = snapshot.numbers
     if numbers["clients"] != list(c.carriers):
         raise ContractError(f"clients: must be those of the checkpoint, found {len(c.carriers)} that have joined")
@@ -61,7 +59,7 @@ def put_back(c: "Coordinator", snapshot: Snapshot) -> None:
     c.record.seconds = numbers["seconds"]
 
 
-def best_of(c: "Coordinator", about: dict[str, Any], tensors: Params) -> Best:
+def best_of(c: State, about: dict[str, Any], tensors: Params) -> Best:
     """Return the best round; what every client was sent is a part of its z, unless the coupling is personal."""
     z = under("best/", tensors)
     if not about["round"]:

@@ -3,50 +3,32 @@
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from flwr.serverapp import Grid
-
-from fedrec.aggregation import Carrier, sums
-from fedrec.coordination import Average, Consensus, Control, Residuals, Stepped, Tie, normalised
+from fedrec.aggregation import sums
+from fedrec.coordination import Average, Consensus, Residuals, Stepped, normalised
 from fedrec.parameters import Params
 from fedrec.proportion import refusals
 from fedrec.records import Record, Row, to_row
 from fedrec.sharing import Broadcast, Contribution
 from server.checkpoint import Checkpoints
-from server.exchange import Exchange, none_refused
+from server.exchange import none_refused
 from server.faults import Fault, Outcome
 from server.joining import join
-from server.newcomers import Newcomers
-from server.plan import Plan
-from server.scores import Best, Key, Score, Scores, average, own_metrics, weighted
+from server.newcomers import assess, follow
+from server.scores import Best, Key, Score, average, own_metrics, weighted
 from server.secret import secret
 from server.snapshot import put_back, take
+from server.state import State
 
 
 @dataclass
-class Coordinator:
+class Coordinator(State):
     """Coordinates clients over a grid: each trains on its part of Z, and the tie makes a new Z of what they send."""
 
-    grid: Grid
-    plan: Plan
     on_round: Callable[[Row], None] = lambda row: None
     stop: Callable[[], bool] = lambda: False
     checkpoints: Checkpoints | None = None
-    record: Record = field(default_factory=Record)
-    carriers: dict[str, Carrier] = field(default_factory=dict)
-    seen: dict[str, int] = field(default_factory=dict)  # round of each client's last contribution
-    tie: Tie = field(init=False)  # holds Z from the joining on
-    improved: set[str] = field(default_factory=set)  # clients that have not yet been told to keep their best state
-
-    def __post_init__(self) -> None:
-        self.exchange = Exchange(self.grid, self.record, bool(getattr(self.grid, "hosts", False)))
-        self.parts: dict[str, Params] = {}  # what each client is sent: its z_i
-        self.prices: dict[str, float] = {}  # mu_i of the clients with a budget, from their last training
-        self.scores, self.best, self.stale = Scores(), Best(), 0
-        self.saved: dict[str, int] = {}  # rows of the record in the checkpoints
-        self.control: Control | None = None
-        self.newcomers = Newcomers(self.plan.newcomers)
 
     def fit(self, nodes: Sequence[int]) -> Record:
         """Run the rounds, select the best by validation, test it, and return the record."""
@@ -64,7 +46,7 @@ class Coordinator:
                 if self.plan.silent or score.beats(self.best.score):
                     self.best, self.stale = Best(number, score, self.z, self.parts, dict(self.prices)), 0
                     self.improved = set(self.carriers)
-            self.newcomers.follow(self, number)
+            follow(self, number)
             self.record.close(row)
             self.on_round(row)
             self.record.seconds = time.perf_counter() - started
@@ -75,7 +57,7 @@ class Coordinator:
         self.record.shared, self.record.selected_round, self.parts = self.best.z, self.best.round, self.best.parts
         self.record.budgets = self.best.budgets()
         self.evaluated(self.best.round, "test")
-        self.newcomers.test(self)
+        assess(self)
         self.record.seconds = time.perf_counter() - started
         return self.record
 
@@ -251,19 +233,8 @@ class Coordinator:
         }
         return refusals(values, self.parts, self.plan.coupling.duals, told)
 
-    def counted(self, outcome: Outcome, asked: int, what: str) -> list[Contribution]:
-        """Record the faults and return the replies; raises ClientFailure if they are fewer than the quorum."""
-        self.record.faults += [to_row(fault) for fault in outcome.faults]
-        outcome.require(max(self.plan.turnout.needed(asked), what == "joining"), what)
-        return outcome.replies
-
     @property
     def summed(self) -> bool:
         """Whether a round needs no more than sums of what the clients send."""
         plain = isinstance(self.tie, Average) and not self.control and not self.plan.drift.normalise
         return plain and not self.plan.release
-
-    @property
-    def z(self) -> Params:
-        """The server's parameters."""
-        return self.tie.whole()

@@ -20,6 +20,7 @@ from rich.table import Table
 
 from clients.client import Client
 from clients.recommend import experiment_of, params_of
+from clients.round import measure
 from fedrec.acting import RULES, acting, inert
 from fedrec.components import per_client
 from fedrec.data import ClientData
@@ -96,7 +97,7 @@ def measured(name: str, client: Client, params: Params, number: int, task: str) 
 
 def evaluated(client: Client, params: Params, split: Split) -> Evaluation:
     """Return the metrics of a client's own model."""
-    return client.evaluate(*client.experiment.sharing().split(params), split)
+    return measure(client, *client.experiment.sharing().split(params), split)
 
 
 def validated(client: Client, params: Params) -> float:

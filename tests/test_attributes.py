@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from torchmetrics.classification import MulticlassAccuracy, MultilabelAUROC, MultilabelAveragePrecision
 
 from clients.client import Client
+from clients.local import update
 from clients.recommend import recommend
 from fedrec.batches import Recipe, batches
 from fedrec.data import ClientData, pool
@@ -167,11 +168,11 @@ def test_what_is_held_out_does_not_move_the_training() -> None:
     about = client.data.attributes
     changed = {name: np.where(about.train[:, None], value, 1 - value) for name, value in about.values.items()}
     other = Client(client.experiment, with_attributes(client.data, values=changed), "cpu", None)
-    a, b = (one.update(one.start(), 1, {}, 0.0)[0] for one in (client, other))
+    a, b = (update(one, one.start(), 1, {}, 0.0)[0] for one in (client, other))
     assert all(torch.equal(a[name], b[name]) for name in a)
     changed = {name: np.where(about.train[:, None], 1 - value, value) for name, value in about.values.items()}
     other = Client(client.experiment, with_attributes(client.data, values=changed), "cpu", None)
-    b = other.update(other.start(), 1, {}, 0.0)[0]
+    b = update(other, other.start(), 1, {}, 0.0)[0]
     assert not torch.equal(a["item_table"], b["item_table"])
 
 
@@ -189,7 +190,7 @@ def test_an_item_without_the_attribute_is_masked_out() -> None:
     unknown[::3] = True
     values = {name: np.where(unknown[:, None], np.float32("nan"), value) for name, value in about.values.items()}
     other = Client(client.experiment, with_attributes(client.data, values=values), "cpu", None)
-    params, loss = other.update(other.start(), 1, {}, 0.0)
+    params, loss = update(other, other.start(), 1, {}, 0.0)
     assert np.isfinite(loss)
     found = evaluate(
         ModelScorer(other.model, params), other.data, other.tasks, "test", metrics=("hr@10",), candidates="full", seed=0
@@ -243,7 +244,7 @@ def test_heads_start_with_what_is_usual_and_so_does_popularity() -> None:
 def test_training_on_an_attribute_learns_it_with_every_model(model: str) -> None:
     client = started(small("category", model=model, lr=0.05, local_epochs=20, l2=0.0))
     start = client.start()
-    params, _ = client.update(start, 1, {}, 0.0)
+    params, _ = update(client, start, 1, {}, 0.0)
     assert params.keys() == client.model.shapes(1, 1, ["category"]).keys()
     before, after = (log_loss_of(client, one) for one in (start, params))
     assert after < 0.8 * before
@@ -279,7 +280,7 @@ def test_loss_weighting_weighs_tasks_about_items_too(kind: str, model: str) -> N
     client = started(small("rank,category,price", model=model, weighting={"kind": kind}))
     weigher = client.weigher()
     assert weigher is not None
-    params, loss = client.update(client.start(), 1, {}, 0.0, weigher=weigher)
+    params, loss = update(client, client.start(), 1, {}, 0.0, weigher=weigher)
     assert np.isfinite(loss)
     assert bool(params["attributes.category.weight"].any())
     if kind == "gradnorm":  # the gradients of all tasks are seen, in the item table: every weight moves
@@ -432,7 +433,7 @@ def test_every_model_has_three_scores_for_behaviour_and_learns_them(model: str) 
     } | {name: value.shape for name, value in client.channel.split(start)[1].items()}
     assert start["heads.behaviour.bias"].shape == (3,)
     assert start["heads.click.bias"].shape == (1,)
-    params, _ = client.update(start, 1, {}, 0.0)
+    params, _ = update(client, start, 1, {}, 0.0)
     rows = client.data.train
     target = BEHAVIOUR.target(rows)
 

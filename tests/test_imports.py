@@ -66,10 +66,6 @@ LAYERS = {
     "simulations": 13,
 }
 # The modules of a room that know each other, where functions of one file take the `self` of another.
-CIRCLES = {
-    *("clients.client", "clients.drift", "clients.newcomer", "clients.private"),
-    *("server.joining", "server.newcomers", "server.secret", "server.snapshot", "server.strategy"),
-}
 FILES = sorted(p for room in ("fedrec", "clients", "server", "simulations") for p in (ROOT / room).rglob("*.py"))
 
 
@@ -133,13 +129,7 @@ def reached(start: str) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize(
-    "module",
-    [
-        pytest.param(name, marks=pytest.mark.xfail(strict=True) if name in CIRCLES else ())
-        for name in map(module_of, FILES)
-    ],
-)
+@pytest.mark.parametrize("module", list(map(module_of, FILES)))
 def test_no_module_imports_itself_by_way_of_others(module: str) -> None:
     assert module not in reached(module)
 

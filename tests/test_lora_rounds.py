@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from clients.client import Client
+from clients.local import update
 from fedrec.batches import Batch
 from fedrec.data.encoder import PACKAGE
 from fedrec.errors import UserError
@@ -51,14 +52,13 @@ def adapted(form: str, method: str = "fedper", **fields: Any) -> Experiment:
 def trained(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[int, str], Params]:
     """What every client's training of a round ends with, before anything is folded or sent."""
     kept: dict[tuple[int, str], Params] = {}
-    original = Client.update
 
-    def spy(self: Client, start: Params, number: int, *rest: Any, **more: Any) -> tuple[Params, float]:
-        found = original(self, start, number, *rest, **more)
-        kept[number, self.data.name] = found[0]
+    def spy(client: Client, start: Params, number: int, *rest: Any, **more: Any) -> tuple[Params, float]:
+        found = update(client, start, number, *rest, **more)
+        kept[number, client.data.name] = found[0]
         return found
 
-    monkeypatch.setattr(Client, "update", spy)
+    monkeypatch.setattr("clients.round.update", spy)
     return kept
 
 

@@ -18,6 +18,7 @@ from clients.client import Client
 from clients.home import HOME
 from clients.memory import Memory
 from clients.recommend import params_of
+from clients.round import receive
 from fedrec.aggregation import CHUNK
 from fedrec.channel import LOGITS, Logits, channel_of
 from fedrec.coordination import Coupling
@@ -343,9 +344,9 @@ def test_a_client_takes_no_rows_that_are_not_its_own(client: str, change: dict[s
     good = {"item_table": torch.ones(1, 4), "item_bias": torch.ones(1, 1)}
     sent = Broadcast(1, good, rows={"item": data.items[:1]})
     if client == NEW:
-        assert torch.equal(one.receive(sent).values["item_table"][0], torch.ones(4))
+        assert torch.equal(receive(one, sent).values["item_table"][0], torch.ones(4))
     with pytest.raises(ContractError, match=text):
-        one.receive(replace(sent, **change))
+        receive(one, replace(sent, **change))
 
 
 @given(st.dictionaries(st.text(st.characters(exclude_characters=";"), min_size=1), st.integers(1, 99), max_size=4))
@@ -374,7 +375,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "ditto": ({"method": "ditto"}, "newcomers: .* found drift.personal ditto"),
     "secure": ({"secure": {"active": True}}, "newcomers: .* found secure.active"),
     "privacy": ({"privacy": {"epsilon": "5", "unit": "user"}, "weights": "uniform"}, "newcomers: .* found privacy"),
-    "batched": ({"engine": "batched"}, "newcomers: .* found engine batched"),
+    "stacked": ({"engine": "process", "stack": "yes"}, "newcomers: .* found engine process with stack yes"),
     "stack": ({"engine": "process", "stack": "yes"}, "newcomers: .* found engine process with stack yes"),
     "dropout": ({"dropout": "3:news"}, "dropout: "),
 }

@@ -23,6 +23,7 @@ from rich.console import Console
 
 from clients import recommend
 from clients.client import Client
+from clients.round import train
 from fedrec.errors import UserError
 from fedrec.evaluation import evaluate, members
 from fedrec.experiment import Experiment
@@ -586,15 +587,14 @@ def test_a_stop_between_two_validations_keeps_the_private_part_of_the_best_round
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trained: list[int] = []
-    real = Client.train
 
-    def counted(self: Client, broadcast: Any, *rest: Any) -> Any:
+    def counted(client: Client, broadcast: Any, *rest: Any) -> Any:
         trained.append(broadcast.round)
         if trained == [1, 1, 1, 2, 2, 2, 3]:
             signal.raise_signal(signal.SIGINT)
-        return real(self, broadcast, *rest)
+        return train(client, broadcast, *rest)
 
-    monkeypatch.setattr(Client, "train", counted)
+    monkeypatch.setattr("clients.app.train", counted)
     out = tmp_path / "out"
     assert main([*SMALL, "--rounds", "9", "--eval-every", "2", "--quiet", "--out", str(out)]) == 130
     record = json.loads((out / "experiment.json").read_text())

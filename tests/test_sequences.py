@@ -404,7 +404,6 @@ def test_a_run_that_was_broken_off_goes_on_to_the_same_end(tmp_path: Path) -> No
             r"sequence.kind: sasrec needs a user side, but .* \(add --model mf\), found model item",
         ),
         ({"dim": "4;shop=6"}, "sequence.kind: sasrec needs a width that its heads divide .*, found dim 6"),
-        ({"engine": "batched"}, "engine: batched needs gradients .* found sequence.kind sasrec"),
         ({"engine": "process", "stack": "yes"}, "engine: process with stack yes needs .* found sequence.kind sasrec"),
         (
             {"weights": "uniform", "privacy": {"epsilon": "4", "unit": "user"}},

@@ -3,13 +3,13 @@
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 from flwr.app import ArrayRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedrec.aggregation import Carrier, Subtotal, admit_start, carrier, catalogue, subtotal, union
+from fedrec.data.types import Ints
 from fedrec.parameters import Params, norm, same
 from fedrec.proportion import change, large, too_far
 from fedrec.sharing import Broadcast, ContractError, Contribution, admit, admit_metrics
@@ -19,9 +19,6 @@ from fedrec.wire.messages import TEXT
 from fedrec.wire.secure import STAGES
 from server.scores import admit_told
 from simulations.engines.local import RUN_ID, SERVER_NODE, identify
-
-if TYPE_CHECKING:
-    from fedrec.data.types import Ints
 
 
 class Host:

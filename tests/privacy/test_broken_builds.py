@@ -15,6 +15,7 @@ from flwr.app import Context, RecordDict
 from clients.app import trained
 from clients.client import Client
 from clients.memory import Memory
+from clients.round import first
 from fedrec.data import ClientData
 from fedrec.experiment import Experiment
 from fedrec.holdings import clients_data
@@ -40,7 +41,7 @@ def private(method: str = "fedper", **privacy: Any) -> Experiment:
 def answer(e: Experiment, data: ClientData, home: Path, secret: bytes = b"") -> tuple[Params, dict[str, float]]:
     """Return what a client with some data answers in round 1, and what it tells beside it."""
     client, memory = Client(e, data, "cpu", home), Memory(Context(1, 1, {}, RecordDict(), {}))
-    memory.begin(client.first()[1], None)
+    memory.begin(first(client)[1], None)
     if secret:
         (home / "privacy").mkdir(parents=True)
         (home / "privacy" / f"{data.name}.secret").write_bytes(secret)

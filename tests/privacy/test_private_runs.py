@@ -181,7 +181,7 @@ def test_what_a_promise_does_not_cover_is_refused_with_the_reason(name: str) -> 
 
 
 def test_stacked_training_inside_a_silo_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--engine", "batched", "--privacy.unit", "user", "--privacy.noise", "1", "--weights", "uniform"]) == 2
+    assert main(["--stack", "yes", "--privacy.unit", "user", "--privacy.noise", "1", "--weights", "uniform"]) == 2
     assert "needs clients that each train by themselves" in capsys.readouterr().err
 
 

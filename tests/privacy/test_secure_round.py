@@ -328,7 +328,6 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"agreement": {"items": 10}, "share": (), "coupling": {"rho": 1e-4}, "volunteers": 5},
         "agreement.items: 10 needs every client's answer by itself",
     ),
-    "batched": ({"engine": "batched"}, "engine batched"),
     "stack": ({"engine": "process", "stack": "yes"}, "found engine process with stack yes"),
     "nothing": ({"share": ()}, "secure.active: .* found share nothing"),
     "weighted duals": (

@@ -17,6 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from clients.app import client_app, trained
 from clients.client import Client
 from clients.memory import Memory
+from clients.round import first
 from clients.secure import Envelope, source
 from fedrec.aggregation import carrier, catalogue
 from fedrec.experiment import Experiment
@@ -420,7 +421,7 @@ def test_what_an_accelerator_makes_again_has_noise_of_its_own(tmp_path: Path) ->
     data, z, found = clients_data(e)[0], first_of(e), []
     for device in ("cpu", "cpu", "cpu:0", "cpu:0"):  # the last is the same processor by another name
         client, memory = Client(e, data, device, tmp_path), Memory(Context(1, 1, {}, RecordDict(), {}))
-        memory.begin(client.first()[1], None)
+        memory.begin(first(client)[1], None)
         found.append(trained(client, memory, Broadcast(1, z))[0]["item_table"])
     assert torch.equal(found[0], found[1])
     assert len({tuple(one.reshape(-1).tolist()) for one in found}) == 3
@@ -439,7 +440,7 @@ def test_whether_training_diverged_is_not_told(unit: str, optimiser: str, tmp_pa
     z["item_table"][int(data.train.item[0])] = HUGE
     sent, client = Broadcast(1, z), Client(e, data, "cpu", tmp_path)
     memory = Memory(Context(1, 1, {}, RecordDict(), {}))
-    memory.begin(client.first()[1], None)
+    memory.begin(first(client)[1], None)
     envelope = Envelope.of(client, Layout({n: tuple(v.shape) for n, v in z.items()}, {
         n: np.asarray(data.items) for n in z})) if unit == "sum" else None  # fmt: skip
     values, start, told = trained(client, memory, sent, envelope)

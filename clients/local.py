@@ -1,0 +1,100 @@
+"""What a client trains in a round: its model, with or without the noise that lets it leave."""
+
+import logging
+from dataclasses import replace
+from secrets import token_hex
+
+from clients.client import Client
+from clients.private import books
+from fedrec.channel import Mapped, whatever_the_batch
+from fedrec.errors import UserError
+from fedrec.parameters import Params, finite, to
+from fedrec.privacy.differential import private_update
+from fedrec.privacy.secret import digest
+from fedrec.seeds import generator
+from fedrec.training import Beside, local_update
+from fedrec.weighting import Weigher
+
+
+def update(
+    client: Client,
+    start: Params,
+    number: int,
+    anchor: Params,
+    mu: float,
+    beside: Beside | None = None,
+    shift: Params | None = None,
+    price: float = 0.0,
+    weigher: Weigher | None = None,
+) -> tuple[Params, float]:
+    """Return the parameters after the local training of a round, and the loss; raises UserError if it diverged."""
+    e, anchor = client.experiment, to(anchor, client.device)
+    pull = None
+    if mu and isinstance(client.channel, Mapped):
+        tie = client.channel.pull(anchor, mu, generator(e.seed, "pull", client.data.name, number))
+        pull = whatever_the_batch(tie)
+    params, loss = local_update(
+        client.model,
+        to(start, client.device),
+        client.data,
+        client.tasks,
+        replace(e.recipe(), mu=0.0 if pull else mu),
+        e.sharing(),
+        seed=e.seed,
+        scope=(client.data.name, number),
+        anchor=None if pull else anchor,
+        weight=1.0 + price,
+        beside=beside,
+        shift=shift and to(shift, client.device),
+        pull=pull,
+        weigher=weigher,
+    )
+    return require_finite(client, to(params, "cpu"), number, start), loss
+
+
+def released(
+    client: Client, start: Params, number: int, anchor: Params, mu: float, shift: Params | None
+) -> tuple[Params, float]:
+    """Return what `update` does, trained with the noise that lets the shared parameters leave.
+
+    Raises OverBudget, before any training, if the round would exceed what was promised.
+    """
+    e, own = client.experiment, books(client)
+    assert own is not None
+    data = (client.data.train, client.data.validation, client.data.test)
+    # An accelerator never sums twice alike: what it makes again is another answer, and has noise of its own.
+    again = "" if client.device == "cpu" else token_hex()
+    source = own.open(number, digest(*client.setting, again, number, start, anchor, f"{mu!r}", shift or {}, *data))
+    params, loss = private_update(
+        client.model,
+        to(start, client.device),
+        client.data,
+        client.tasks,
+        replace(e.recipe(), mu=mu),
+        e.sharing(),
+        own.guarantee.mechanism,
+        source,
+        seed=e.seed,
+        scope=(client.data.name, number),
+        anchor=to(anchor, client.device),
+        shift=shift and to(shift, client.device),
+    )
+    params = to(params, "cpu")
+    released = own.guarantee.mechanism.noisy(list(params), e.sharing())
+    kept = require_finite(client, {n: v for n, v in params.items() if n not in released}, number, start)
+    return {**params, **kept, **require_finite(client, {n: params[n] for n in released}, number)}, loss
+
+
+def require_finite(client: Client, params: Params, number: int, before: Params | None = None) -> Params:
+    """Return the parameters; raises UserError if training diverged.
+
+    Where the client adds the noise, a refusal would tell of its data without any: of what is made of them without
+    noise, that which diverged is as `before`, and only its own log says so.
+    """
+    lost = [name for name, value in params.items() if not finite(value)]
+    text = f"lr: must be small enough for finite parameters, found {client.experiment.lr} in round {number}"
+    if lost and (before is None or not client.noisy):
+        raise UserError(text)
+    if lost:
+        logging.getLogger(__name__).warning("%s: %s is as before", text, ", ".join(lost))
+    return {name: before[name] if before and name in lost else value for name, value in params.items()}
