@@ -14,10 +14,12 @@ from rich.table import Table
 
 from fedrec.aggregation import carrier, gather
 from fedrec.data import ClientData, Dataset
+from fedrec.data.frame import FRAME
 from fedrec.data.types import Floats, Ints
 from fedrec.errors import UserError, choose, one_line
 from fedrec.evaluation import mask_of, members
 from fedrec.experiment import Experiment, build
+from fedrec.files import sha256_of
 from fedrec.folders import refuse_unfinished
 from fedrec.folding import folded
 from fedrec.holdings import clients_data, dataset, reader, tasks_for
@@ -51,11 +53,7 @@ def recommend(home: Path, client: str, user: str, k: int) -> Recommendation:
     if k < 1:
         raise UserError(f"k: must be at least 1, found {k}")
     experiment = experiment_of(home)
-    parts = clients_data(experiment)
-    holders = {data.name: part for part in parts for data in (part, *part.members)}
-    holder = holders[choose("client", client, holders)]
-    params = params_of(home, experiment, holder)
-    data, params = next((found for found in members(holder, params) if found[0].name == client), (holder, params))
+    data, params = held_by(home, experiment, client)
     row = local_row(dataset(experiment), data, user)
     if row is None:
         count = np.bincount(data.train.item[data.train.positive], minlength=len(data.items)).astype(np.float32)
@@ -66,6 +64,14 @@ def recommend(home: Path, client: str, user: str, k: int) -> Recommendation:
     scores: Floats = ModelScorer(reader(experiment, data, "test"), params).score_all(task.name, users)[0].numpy()
     known = mask_of(data.known("test"), users, len(data.items))[0]
     return top(data, np.where(known, -np.inf, scores), k, task)
+
+
+def held_by(home: Path, experiment: Experiment, client: str) -> tuple[ClientData, Params]:
+    """Return the data and the parameters of a client of a run, or of a member of the pooled one; raises UserError."""
+    holders = {data.name: part for part in clients_data(experiment) for data in (part, *part.members)}
+    holder = holders[choose("client", client, holders)]
+    params = params_of(home, experiment, holder)
+    return next((found for found in members(holder, params) if found[0].name == client), (holder, params))
 
 
 def ranking(tasks: Sequence[Task], client: str) -> Task:
@@ -98,7 +104,15 @@ def experiment_of(home: Path) -> Experiment:
     record = read_json(home / "experiment.json")
     if not isinstance(record.get("experiment"), dict):
         raise UserError(f"run: {home / 'experiment.json'} must have the key 'experiment', found none")
-    return build(record["experiment"])
+    return moved(build(record["experiment"]), home)
+
+
+def moved(experiment: Experiment, home: Path) -> Experiment:
+    """Return the experiment of a run whose folder may have been moved since, with the data that lie in that folder."""
+    if experiment.data_dir is None or experiment.data_dir.name != FRAME or experiment.data_dir.exists():
+        return experiment
+    run = home.absolute().parents[1] if home.absolute().parent.name == "baselines" else home.absolute()
+    return experiment.model_copy(update={"data_dir": run / FRAME})
 
 
 def params_of(home: Path, experiment: Experiment, data: ClientData) -> Params:
@@ -107,6 +121,9 @@ def params_of(home: Path, experiment: Experiment, data: ClientData) -> Params:
     Under a personal coupling or with a personal model it has a copy of its own of what is shared. Raises UserError if
     files are missing or do not fit the data, which may have changed since the run.
     """
+    known = read_json(home / "experiment.json").get("data", {}).get("sha256", "")
+    if known and known != sha256_of(experiment.data_dir):
+        raise UserError(f"run: {home} must have the data that it was trained on, found others in {experiment.data_dir}")
     shared = load_params(home / "model" / "shared.safetensors")
     private = load_params(home / "model" / f"client-{slug(data.name)}.safetensors")
     server_rows = {space: table_of(ids) for space, ids in read_json(home / "model" / "rows.json").items()}

@@ -11,6 +11,10 @@ class UserError(ValueError):
     """A wrong input: one line that names the thing, the rule and the value found; the command ends with status 2."""
 
 
+class RunFailure(RuntimeError):
+    """A run, or a baseline of one, that did not come to its end; one line says why, and how to go on if that can be."""
+
+
 def choose(thing: str, value: str, valid: Iterable[str]) -> str:
     """Return `value` if it is one of `valid`, else raise a UserError that offers the nearest valid name."""
     names = sorted(valid)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import hashlib
 import io
 import lzma
 import os
@@ -58,6 +59,14 @@ def memory() -> int:
 def largest() -> int:
     """Return the bytes that an input file may have, unpacked: a quarter of `memory`, since a table of it takes more."""
     return memory() // 4
+
+
+def sha256_of(path: Path | None) -> str:
+    """Return the SHA-256 of a file in hexadecimal digits; "" for a folder, or where there is none."""
+    if path is None or not path.is_file():
+        return ""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager

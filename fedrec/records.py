@@ -202,10 +202,12 @@ def write_record(
     experiment: Mapping[str, Any],
     notes: Sequence[str] = (),
     components: Sequence[Mapping[str, str]] = (),
+    sha256: str = "",
 ) -> None:
     """Write the server's part of a run directory.
 
-    `notes` say what cleaning did to the data as a whole, `components` where parts of the user's own came from.
+    `notes` say what cleaning did to the data as a whole, `components` where parts of the user's own came from, `sha256`
+    is that of the file that the data are in, if it is one.
     """
     (home / "model").mkdir(parents=True, exist_ok=True)
     write_csv(home / "rounds.csv", record.rounds)
@@ -223,7 +225,11 @@ def write_record(
             "experiment": experiment,
             "components": list(components),
             "versions": versions(),
-            "data": {"notes": [*notes, *record.notes], "clients": sorted(about, key=lambda one: natural(one["name"]))},
+            "data": {
+                "notes": [*notes, *record.notes],
+                "sha256": sha256,
+                "clients": sorted(about, key=lambda one: natural(one["name"])),
+            },
             "parameters": {"shared": shared, "private": sorted(private.values(), key=lambda p: str(p["name"]))},
             "budgets": record.budgets,
             "privacy": record.privacy,

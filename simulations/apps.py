@@ -11,6 +11,7 @@ from clients.app import client_app
 from fedrec.components import origins, permit
 from fedrec.errors import UserError
 from fedrec.experiment import Experiment
+from fedrec.files import sha256_of
 from fedrec.folders import vacant
 from fedrec.holdings import clients_data, dataset, item_content, tasks_for
 from fedrec.privacy.account import account
@@ -104,7 +105,14 @@ def finisher(experiment: Experiment, home: Path) -> Finish:
             if len(record.rounds) < experiment.rounds:
                 record.stopped = record.stopped or "budget"
         notes = (*dataset(experiment).notes, *item_content(experiment)[1])
-        write_record(home, record, experiment.model_dump(mode="json"), notes, origins(experiment.own_parts))
+        write_record(
+            home,
+            record,
+            experiment.model_dump(mode="json"),
+            notes,
+            origins(experiment.own_parts),
+            sha256_of(experiment.data_dir),
+        )
         if experiment.agreement.active:
             teach(experiment, record, home)
 

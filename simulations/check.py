@@ -1,6 +1,7 @@
 """Checks that an experiment can run, before anything is started or written."""
 
 from importlib.util import find_spec
+from multiprocessing import current_process
 
 from pydantic import BaseModel
 
@@ -27,6 +28,8 @@ def check(experiment: Experiment) -> None:
     devices(experiment.device)
     if experiment.engine == "ray":
         require_ray("engine: ray")
+    if experiment.engine == "process" and current_process().daemon:
+        raise UserError("engine: process needs a process that may start others, found a daemon; take inline or batched")
     check_components(experiment)
     refuse(experiment, usual(experiment))
     parts = clients_data(experiment)

@@ -8,7 +8,7 @@ import math
 import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, get_args, get_origin
 
@@ -76,15 +76,26 @@ def parse(argv: Sequence[str], strict: bool = True) -> Command:
     every = given.pop("checkpoint_every", None)
     file, recorded = read_config(config) if config else ({}, [])
     flags = {path: Given(value, f"option {flag(path)}") for path, value in given.items()}
-    experiment = resolve(file, flags, strict=strict)
+    command = asked(file, flags, Path(out) if out else None, quiet, compare is not False, every, strict)
+    return replace(command, notes=tuple(changed(command.experiment.own_parts, recorded))) if recorded else command
+
+
+def asked(
+    file: Mapping[str, Given],
+    given: Mapping[str, Given],
+    out: Path | None,
+    quiet: bool,
+    compare: bool,
+    every: int | None,
+    strict: bool = True,
+) -> Command:
+    """Return the command to run the experiment of two layers, see `resolve`; `every` is None for the usual."""
+    experiment = resolve(file, given, strict=strict)
     if every is None:
         every = 1 if experiment.engine in SAVING else 0
     applied = defaults(experiment.privacy.unit, {*file, *given})
     promised = " ".join(f"{flag(path)} {shown(value)}" for path, value in applied.items())
-    notes = tuple(changed(experiment.own_parts, recorded)) if recorded else ()
-    return Command(
-        experiment, Path(out) if out else None, quiet, compare is not False, every, promised=promised, notes=notes
-    )
+    return Command(experiment, out, quiet, compare, every, promised=promised)
 
 
 def fields_of_parts(extra: Sequence[str]) -> tuple[dict[str, str], list[str]]:
@@ -190,9 +201,14 @@ def arm(argv: Sequence[str]) -> Experiment:
 
 def heeded(argv: Sequence[str], experiments: Iterable[Experiment]) -> None:
     """Raise UserError for an option among a study's that can act in none of its experiments."""
-    arms, initial = list(experiments), flatten(Experiment().model_dump())
     given = vars(parser().parse_known_args(argv)[0])
-    for path, value in given.items():
+    heard({path: Given(value, f"option {flag(path)}") for path, value in given.items()}, experiments)
+
+
+def heard(given: Mapping[str, Given], experiments: Iterable[Experiment]) -> None:
+    """Raise UserError for a value that can act in none of the experiments it is given to."""
+    arms, initial = list(experiments), flatten(Experiment().model_dump())
+    for path, (value, where) in given.items():
         silent = path in NEEDS and not any(acts(e, path) for e in arms) and shown(value) != shown(initial[path])
         asked = arms
         if path in VALUES:  # an experiment in which it cannot act has another
@@ -200,7 +216,7 @@ def heeded(argv: Sequence[str], experiments: Iterable[Experiment]) -> None:
             asked = [e.model_copy(update={path: given_value}) for e in arms]
             silent = silent or not any(VALUES[path].acts(e) for e in asked)
         if silent:
-            raise UserError(f"option {flag(path)}: acts only with {needs(asked[0], path)}, found {value}")
+            raise UserError(f"{where}: acts only with {needs(asked[0], path)}, found {value}")
 
 
 def resolve(*layers: Mapping[str, Given], strict: bool = True) -> Experiment:
@@ -261,10 +277,10 @@ def convert(path: str, given: Given) -> Any:
     if value == "none" and type(None) in get_args(FIELDS[path].annotation):
         return None
     check_number(path, given)
-    if Path in kinds_of(FIELDS[path].annotation) and isinstance(value, str):
-        if not value:
+    if Path in kinds_of(FIELDS[path].annotation) and isinstance(value, str | Path):
+        if not str(value):
             raise UserError(f"{given.where}: must name a file or a folder, found ''")
-        return Path(value).absolute()
+        return Path(value).expanduser().absolute()
     if path == "coupling.maps" and isinstance(value, str) and value not in RULES:
         return str(Path(value).absolute())
     return value

@@ -15,7 +15,7 @@ from fedrec.report.findings import warnings
 from fedrec.report.several import WORDS, balances, singly, spoken
 from fedrec.report.standing import corrected, standings, stands, unpopular
 from fedrec.report.tables import compare, comparison, read_run
-from fedrec.report.verdicts import UNCLEAR
+from fedrec.report.verdicts import UNCLEAR, labels
 
 MANY = 20
 MEANS = "Intervals: a client's over its users or items, a mean's over the clients."
@@ -41,8 +41,7 @@ def table(run_dir: Path) -> Table:
     for name in ("client", "together", "alone", "difference [95%]", "pooled", "popular", "verdict"):
         shown.add_column(name, no_wrap=name != "client", justify="left" if name in ("client", "verdict") else "right")
     if len(rows) <= MANY:
-        for _, row in rows.iterrows():
-            label = str(row["client"]) if len(measures) == 1 else f"{row['client']} {row['task']}"
+        for label, (_, row) in zip(labels(rows), rows.iterrows(), strict=True):
             shown.add_row(Text(label), *line(row), SHORT.get(str(row["verdict"]), str(row["verdict"])))
     names = ["federated", "local", "local_difference", "pooled", "popularity"]
     for task, metric in measures:

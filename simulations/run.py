@@ -5,17 +5,19 @@ if __name__ == "__main__":  # before the imports, which take seconds
 
     prepare()
 
+import dataclasses
 import json
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from threading import current_thread, main_thread
 from types import FrameType
 
 from rich.console import Console
 
-from fedrec.errors import UserError, one_line
+from fedrec.errors import RunFailure, UserError, one_line
 from fedrec.experiment import Experiment
 from fedrec.folders import (
     CHECKPOINTS,
@@ -37,6 +39,25 @@ from simulations.progress import Reporter, reporter
 from simulations.start import ready
 
 PARTIAL = ".baseline"  # in the folder of a run: a baseline that is being made
+NOTHING = ": nothing was written"
+
+Told = Callable[[str], None]
+Way = Callable[[Path, bool], str]
+Write = Callable[[Path], Experiment]
+
+
+@dataclasses.dataclass(frozen=True)
+class Ended:
+    """What became of a run that has its record: its folder, and what is to be said of each baseline that failed."""
+
+    out: Path
+    interrupted: bool
+    failures: tuple[str, ...]
+
+
+def complain(text: str) -> None:
+    """Say what the user should know of a run that goes on."""
+    print(text, file=sys.stderr)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,48 +72,72 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("failed: the experiment needs more memory than there is", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("stopped: nothing was written", file=sys.stderr)
+        print(f"stopped{NOTHING}", file=sys.stderr)
         return 130
 
 
 def run(command: Command, console: Console) -> int:
-    """Check the experiment, run it and its baselines, write the record and the report, and show the closing table."""
+    """Do what a command asks for, show the closing table, and return the status, see `main`."""
+    try:
+        ended = perform(command, console, complain, flags)
+    except RunFailure as error:
+        print(f"failed: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt as error:
+        print(str(error) or f"stopped{NOTHING}", file=sys.stderr)
+        return 130
+    close(ended.out, console, command.quiet)
+    return 130 if ended.interrupted else int(bool(ended.failures))
+
+
+def perform(command: Command, console: Console, told: Told, way: Way, write: Write | None = None) -> Ended:
+    """Check the experiment, run it and its baselines, and write the record and the report.
+
+    `told` gets what the user should know of a run that goes on, `way` says how to go on with one that does not. `write`
+    puts data into the folder of the run, and returns the experiment that reads them. Raises UserError before any work,
+    RunFailure, and KeyboardInterrupt after a second Ctrl-C: what they say is what `run` prints.
+    """
     from fedrec.report.page import write_report
     from fedrec.report.price import write_price
     from server.faults import ClientFailure
-    from simulations.engines.hosts import apart
 
-    others, why = checked(command)
-    if command.promised and not command.quiet:
-        console.print(f"defaults under a promise: {command.promised}", highlight=False, markup=False)
-    for note in (*command.notes, *filter(None, [apart(command.experiment)])):
-        print(f"note: {note}", file=sys.stderr)
-    out, home, failed = command.out, None, False
-    with stopping() as stopped:
+    others, why = ({}, "") if write else checked(command)
+    out, home = command.out, None
+    with stopping(told) as stopped:
         try:
             with folder(command) as home:
                 out = command.out or base(command.experiment).with_name(home.name)
-                if not command.quiet:
-                    console.print(f"run: {out}", highlight=False, markup=False, soft_wrap=True)
+                if write:
+                    command = dataclasses.replace(command, experiment=write(home))
+                    others, why = checked(command)
+                say(command, out, console, told)
                 with reporter(console, command.quiet) as shown:
                     if not command.resume:
                         remember(command, home)
                     if not command.trained:
-                        train(command, home, shown, stopped)
-                    failed = not baselines(command, others, why, home, shown, stopped)
+                        train(command, home, shown, stopped, told)
+                    failures = baselines(others, why, home, shown, stopped, told)
                 write_price(home)
                 write_report(home, complete=False)
                 if not command.trained:
                     keep(home, ended_early(home))
         except (ClientFailure, ContractError, OSError) as error:
-            print(f"failed: {one_line(error)}{continued(command, out, home)}", file=sys.stderr)
-            return 1
+            raise RunFailure(f"{one_line(error)}{continued(command, out, home, way)}") from error
         except KeyboardInterrupt:
-            print(f"stopped{continued(command, out, home) or ': nothing was written'}", file=sys.stderr)
-            return 130
-        interrupted = stopped()
-    close(out, console, command.quiet)
-    return 130 if interrupted else int(failed)
+            raise KeyboardInterrupt(f"stopped{continued(command, out, home, way) or NOTHING}") from None
+        return Ended(out, stopped(), failures)
+
+
+def say(command: Command, out: Path, console: Console, told: Told) -> None:
+    """Say, before anything is run, what a promise of privacy sets, what else is to be known, and where the run is."""
+    from simulations.engines.hosts import apart
+
+    if command.promised and not command.quiet:
+        console.print(f"defaults under a promise: {command.promised}", highlight=False, markup=False)
+    for note in (*command.notes, *filter(None, [apart(command.experiment)])):
+        told(f"note: {note}")
+    if not command.quiet:
+        console.print(f"run: {out}", highlight=False, markup=False, soft_wrap=True)
 
 
 def folder(command: Command) -> AbstractContextManager[Path]:
@@ -122,13 +167,18 @@ def ended_early(home: Path) -> bool:
     return record["stopped"] == "interrupted" and not record["privacy"]
 
 
-def continued(command: Command, out: Path | None, home: Path | None) -> str:
+def continued(command: Command, out: Path | None, home: Path | None, way: Way) -> str:
     """Return how to go on with a run that did not come to its end, if it can be."""
-    if command.trained:
-        return f"; the baselines that the run lacks are added by --resume {out} --compare"
-    if home is None or not resumable(home):
+    if out and command.trained:
+        return f"; the baselines that the run lacks are added by {way(out, True)}"
+    if out is None or home is None or not resumable(home):
         return ""
-    return f"; {'go on from its last checkpoint' if saved(home) else 'begin again'} with --resume {out}"
+    return f"; {'go on from its last checkpoint' if saved(home) else 'begin again'} with {way(out, False)}"
+
+
+def flags(out: Path, compare: bool) -> str:
+    """Return the options that go on with the run in a folder, or give it the baselines that it lacks."""
+    return f"--resume {out}{' --compare' * compare}"
 
 
 def checked(command: Command) -> tuple[dict[str, Experiment], str]:
@@ -151,7 +201,7 @@ def checked(command: Command) -> tuple[dict[str, Experiment], str]:
     return others, why
 
 
-def train(command: Command, home: Path, shown: Reporter, stopped: Callable[[], bool]) -> None:
+def train(command: Command, home: Path, shown: Reporter, stopped: Callable[[], bool], told: Told) -> None:
     """Train the experiment with its engine, and measure popularity, into `home`."""
     from simulations.baselines import run_popularity
     from simulations.check import client_count
@@ -159,26 +209,30 @@ def train(command: Command, home: Path, shown: Reporter, stopped: Callable[[], b
 
     e = command.experiment
     shown.phase(f"{e.method}, {client_count(e)} clients, {e.engine}", e.rounds)
-    launch(e, home, shown.round, stopped, lambda text: print(text, file=sys.stderr), command.every)
+    launch(e, home, shown.round, stopped, told, command.every)
     if not (home / "baselines" / "popularity").exists():
         whole(lambda part: run_popularity(e, part), home, "popularity")
 
 
 def baselines(
-    command: Command,
     others: Mapping[str, Experiment],
     why: str,
     home: Path,
     shown: Reporter,
     stopped: Callable[[], bool],
-) -> bool:
-    """Train the baselines that a run is to have and lacks; return whether none failed."""
+    told: Told,
+) -> tuple[str, ...]:
+    """Train the baselines that a run is to have and lacks; return what is to be said of those that failed."""
     if why:
         (home / "baselines" / NOT_SINGLE).write_text(why, encoding="utf-8")
     lacking = {name: one for name, one in others.items() if not (home / "baselines" / name).exists()}
-    done = [compared(other, name, home, shown, stopped) for name, other in lacking.items()]
+    failures = []
+    for name, other in lacking.items():
+        if text := compared(other, name, home, shown, stopped):
+            failures.append(f"baseline {name}: {text}")
+            told(f"failed: {failures[-1]}")
     remove(home / PARTIAL)  # of one that was killed, and is not wanted now
-    return all(done)
+    return tuple(failures)
 
 
 def whole(make: Callable[[Path], None], home: Path, name: str) -> None:
@@ -193,8 +247,8 @@ def whole(make: Callable[[Path], None], home: Path, name: str) -> None:
         remove(partial)
 
 
-def compared(other: Experiment, name: str, home: Path, shown: Reporter, stopped: Callable[[], bool]) -> bool:
-    """Train a baseline into `home`; return whether it did not fail.
+def compared(other: Experiment, name: str, home: Path, shown: Reporter, stopped: Callable[[], bool]) -> str:
+    """Train a baseline into `home`; return why it failed, or "".
 
     A baseline that fails or is stopped leaves nothing, and takes nothing from the run that it is for.
     """
@@ -211,11 +265,10 @@ def compared(other: Experiment, name: str, home: Path, shown: Reporter, stopped:
             shown.phase(f"baseline {name}", other.rounds)
             whole(make, home, name)
     except Stopped:
-        return True
+        return ""
     except (ClientFailure, ContractError, OSError) as error:
-        print(f"failed: baseline {name}: {one_line(error)}", file=sys.stderr)
-        return False
-    return True
+        return one_line(error)
+    return ""
 
 
 class Stopped(Exception):
@@ -223,16 +276,22 @@ class Stopped(Exception):
 
 
 @contextmanager
-def stopping() -> Iterator[Callable[[], bool]]:
-    """Yield a function that tells whether Ctrl-C was pressed: the first lets the round finish, the second stops."""
+def stopping(told: Told = complain) -> Iterator[Callable[[], bool]]:
+    """Yield a function that tells whether Ctrl-C was pressed: the first lets the round finish, the second stops.
+
+    Ctrl-C reaches the main thread alone, and so does nothing to a run in another one.
+    """
     pressed: list[int] = []
+    if current_thread() is not main_thread():
+        yield lambda: False
+        return
 
     def press(number: int, frame: FrameType | None) -> None:
         pressed.append(number)
         if len(pressed) == 2:  # only once: the clean-up must not be stopped
             raise KeyboardInterrupt
         if len(pressed) == 1:
-            print("\nstopping after this round; press Ctrl-C again to stop at once", file=sys.stderr)
+            told("\nstopping after this round; press Ctrl-C again to stop at once")
 
     before = signal.signal(signal.SIGINT, press)
     try:

@@ -67,7 +67,7 @@ def server_maps(rule: str, width: int, clients: Sequence[str]) -> tuple[Tensor, 
 
 
 def _tensor(file: str, name: str) -> Tensor | None:
-    value = _read(file).get(name)
+    value = read_maps(file).get(name)
     if value is None:
         return None
     if value.dim() != 2 or not value.is_floating_point() or not bool(value.isfinite().all()):
@@ -79,7 +79,8 @@ def _tensor(file: str, name: str) -> Tensor | None:
 
 
 @functools.lru_cache(maxsize=2)
-def _read(file: str) -> dict[str, Tensor]:
+def read_maps(file: str) -> dict[str, Tensor]:
+    """Return the tensors of a safetensors file, kept for the process; raises UserError."""
     if not Path(file).is_file():
         raise UserError(f"coupling.maps: must be {', '.join(RULES)} or a safetensors file, found {file!r}")
     try:

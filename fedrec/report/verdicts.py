@@ -41,3 +41,9 @@ def families(table: pd.DataFrame, speaks: str) -> list[Hashable]:
     """Return the family of each row's verdict: all rows that `speaks` marks, and of the others a task's metric each."""
     rows = zip(table[speaks], table["task"], table["metric"], strict=True)
     return ["" if marked else f"{task}/{metric}" for marked, task, metric in rows]
+
+
+def labels(table: pd.DataFrame) -> list[str]:
+    """Return what each row of a table is called: by its client, and its task where the table has several measures."""
+    several = len(table[["task", "metric"]].drop_duplicates()) > 1
+    return [f"{c} {t}" if several else str(c) for c, t in zip(table["client"], table["task"], strict=True)]

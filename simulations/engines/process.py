@@ -8,6 +8,7 @@ import gc
 import json
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from threading import Thread, current_thread, main_thread
 from time import monotonic
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from flwr.app import Message, RecordDict
@@ -68,7 +70,7 @@ class ProcessGrid(LocalGrid):
         ours, theirs = context.Pipe()
         text = json.dumps({**self.settings, "partitions": slot.partitions, "device": slot.device})
         process = context.Process(target=serve, args=(theirs, text), daemon=True)
-        with deaf():
+        with deaf(), nameless():
             process.start()
         theirs.close()
         return process, ours
@@ -208,6 +210,20 @@ def deaf() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def nameless() -> Iterator[None]:
+    """Let a process that is started here not import the program of this one, of which a worker needs nothing.
+
+    Otherwise a script without `if __name__ == "__main__"` would begin its run again in every worker.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def end_with_parent() -> None:

@@ -14,10 +14,11 @@ from fedrec.metrics import Paired, higher_is_better, paired
 from fedrec.report.findings import number
 from fedrec.report.study import Part, interval, seeded, write_study
 from fedrec.report.verdicts import verdicts
+from fedrec.sharing import SHARINGS
 from simulations.baselines import baseline, run_baseline, run_popularity
 from simulations.cli import arm, heeded
 from simulations.closing import SHORT
-from simulations.methods import BODY, METHODS
+from simulations.methods import METHODS
 from simulations.studies.harness import Findings, Rows, Run, Study, facts
 from simulations.studies.options import SEEDS, WORKERS
 from simulations.studies.tables import Row, by_arm, ends, measures, records, spread
@@ -65,7 +66,7 @@ def experiment_of(text: str, flags: Sequence[str]) -> Experiment:
     heeded(options, [e])
     if name in ("local", "pooled"):
         return baseline(e, name)
-    rest = tuple(module for module in METHODS[name].share if module not in (*BODY, *e.share))
+    rest = tuple(module for module in METHODS[name].share if module not in (*SHARINGS["shared-body"], *e.share))
     return e.model_copy(update={"share": (*e.share, *rest)}) if rest else e
 
 

@@ -1,0 +1,225 @@
+"""The Python interface, which `fedrec` offers by name: run an experiment, open a run, set runs side by side."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from pydantic import BaseModel
+from rich.console import Console
+
+from fedrec.data.frame import FRAME, columns_text, write_frame
+from fedrec.errors import RunFailure, UserError
+from fedrec.experiment import Experiment, Method
+from fedrec.folders import resumable
+from fedrec.report.beside import side_by_side
+from simulations import cli
+from simulations.baselines import baseline
+from simulations.check import check
+from simulations.cli import Command, Given
+from simulations.methods import METHODS
+from simulations.options import flatten
+from simulations.run import Write, close, perform
+from simulations.runs import Run, forget, load_run
+
+__all__ = ["Run", "compare", "load_run", "resume", "run"]
+
+PathLike = str | os.PathLike[str]
+Columns = str | Mapping[str, str | Iterable[str]]
+Arm = Run | os.PathLike[str] | str | Mapping[str, Any]
+# What must be the same for a difference user by user: who is tested, on which rows, among which items.
+TESTED = (
+    *("clients", "dataset", "columns", "market", "partition", "skew", "volunteers"),
+    *("split", "fractions", "candidates", "seed"),
+)
+
+
+def run(
+    experiment: Experiment | None = None,
+    *,
+    out: PathLike | None = None,
+    compare: bool = True,
+    quiet: bool = True,
+    checkpoint_every: int | None = None,
+    data: pd.DataFrame | None = None,
+    columns: Columns = "",
+    **fields: Any,
+) -> Run:
+    """Run an experiment and its baselines; return the run.
+
+    `fields` are those of Experiment, and lie upon `experiment` as options lie upon a --config file: from low to high
+    defaults, those under a promise of privacy, the method, the other fields. A nested field is a mapping, a value of
+    its type, or goes by its dotted name: `privacy={"unit": "user"}`, `**{"privacy.unit": "user"}`. What cannot act is
+    refused.
+
+    `data` is a table of interactions, and `columns` says which role a column has; these columns are written into the
+    folder of the run, for its owner alone. The other arguments are the options of these names; `quiet=False` shows what
+    the command shows.
+
+    Raises UserError before any work, RunFailure if the run or a baseline failed, and KeyboardInterrupt after Ctrl-C, of
+    which the first lets the round finish and the second does not. Both say how to go on, where that can be.
+    """
+    layers = given(experiment.model_dump() if experiment else {}), of_table(given(fields), data, columns)
+    command = cli.asked(*layers, folder(out), quiet, compare, frequency(checkpoint_every))
+    return finished(command, data)
+
+
+def resume(path: PathLike, *, compare: bool | None = None, quiet: bool = True) -> Run:
+    """Go on with a run that was stopped or broken off, or (`compare=True`) add the baselines that a whole one lacks.
+
+    Raises as `run` does.
+    """
+    return finished(cli.resumed(Path(path).expanduser(), quiet, compare))
+
+
+def compare(
+    arms: Sequence[Arm] | Mapping[str, Arm],
+    *,
+    out: PathLike | None = None,
+    quiet: bool = True,
+    data: pd.DataFrame | None = None,
+    columns: Columns = "",
+    all_metrics: bool = False,
+    **fields: Any,
+) -> pd.DataFrame:
+    """Return runs on the same data side by side, and how each differs from the first, see `side_by_side`.
+
+    An arm is a run, its path, the name of a method, or a mapping of fields. The latter two are run here, with `fields`
+    in common and without baselines of their own (`local` and `pooled` are methods too), each into a folder in `out`. A
+    mapping of arms names them. `attrs["runs"]` of the table has the paths. Raises as `run` does, and UserError for runs
+    that are not tested on the same rows.
+    """
+    named = {name: opened(arm) for name, arm in (arms if isinstance(arms, Mapping) else by_name(arms)).items()}
+    done = {name: arm for name, arm in named.items() if isinstance(arm, Run)}
+    common = of_table(given(fields), data, columns)
+    made = {name: arm_of(common, given(arm)) for name, arm in named.items() if not isinstance(arm, Run)}
+    if common and not made:
+        raise UserError(f"{next(iter(common))}: acts only with a method to run, found runs alone")
+    cli.heard(common, made.values())
+    require_same({name: done[name].experiment if name in done else made[name] for name in named})
+    for one in made.values() if data is None else ():
+        check(one)
+    asked = {n: Command(e, folder(out, n), quiet, False, int(e.engine in cli.SAVING)) for n, e in made.items()}
+    runs = {name: done[name] if name in done else finished(asked[name], data) for name in named}
+    table = side_by_side({name: one.read for name, one in runs.items()})
+    table = table if all_metrics else table[table["primary"]].reset_index(drop=True)
+    table.attrs["runs"] = {name: str(one.path) for name, one in runs.items()}
+    return table
+
+
+def opened(arm: Arm) -> Run | Mapping[str, Any]:
+    """Return the run that is meant, or the fields of one that is to be run; raises UserError for no run's folder."""
+    if isinstance(arm, str) and (arm in METHODS or not Path(arm).is_dir()):
+        return {"method": arm}
+    return arm if isinstance(arm, Run | Mapping) else load_run(arm)
+
+
+def by_name(arms: Sequence[Arm]) -> dict[str, Arm]:
+    """Return arms by the names that they have: a method's, or that of a run's folder; raises UserError."""
+    named: dict[str, Arm] = {}
+    for arm in arms:
+        if isinstance(arm, Mapping):
+            raise UserError(f"compare: fields must have a name, as in {{'wide': {dict(arm)}}}, found them in a list")
+        name = (arm.path if isinstance(arm, Run) else Path(arm)).name
+        if name in named:
+            raise UserError(f"compare: each run must have a name of its own, found {name!r} twice; give a mapping")
+        named[name] = arm
+    return named
+
+
+def arm_of(common: Mapping[str, Given], own: Mapping[str, Given]) -> Experiment:
+    """Return the experiment of one arm, in which some of the fields that are common to all need not act."""
+    made = cli.resolve({**common, **own}, strict=False)
+    cli.heard(own, [made])
+    return baseline(made, made.method) if made.method in ("local", "pooled") else made
+
+
+def require_same(experiments: Mapping[str, Experiment]) -> None:
+    """Raise UserError unless there are two experiments, or more, and all are tested on the same rows."""
+    if len(experiments) < 2:
+        raise UserError(f"compare: must have at least two, found {len(experiments)}")
+    (first, one), *others = experiments.items()
+    for (name, other), field in product(others, TESTED):
+        if (x := getattr(one, field)) != (y := getattr(other, field)):
+            raise UserError(f"compare: {field} must be the same in all, found {x!r} in {first} and {y!r} in {name}")
+
+
+def finished(command: Command, data: pd.DataFrame | None = None) -> Run:
+    """Do what a command asks for, on `data` if there are any; return its run. Raises as `run` does."""
+    forget()
+    console = Console(markup=False, emoji=False)
+    tell = logging.getLogger("fedrec").warning
+    write = None if data is None else writing(command.experiment, data)
+    ended = perform(command, console, lambda text: tell("%s", text.strip()), calls, write)
+    if not command.quiet:
+        close(ended.out, console, quiet=False)
+    if ended.interrupted:
+        way = f"; go on with {calls(ended.out, False)}" * resumable(ended.out)
+        raise KeyboardInterrupt(f"stopped; what was finished is in {ended.out}{way}")
+    if ended.failures:
+        raise RunFailure(f"{'; '.join(ended.failures)}; the run itself is whole, and {calls(ended.out, True)} adds it")
+    return load_run(ended.out)
+
+
+def calls(out: Path, compare: bool) -> str:
+    """Return the call that goes on with the run in a folder, or gives it the baselines that it lacks."""
+    return f"fedrec.resume({str(out)!r}{', compare=True' * compare})"
+
+
+def writing(experiment: Experiment, data: pd.DataFrame) -> Write:
+    """Return what writes data into the folder of a run, and returns the experiment that reads them."""
+
+    def write(home: Path) -> Experiment:
+        write_frame(data, experiment.columns, home / FRAME)
+        return experiment.model_copy(update={"data_dir": home / FRAME})
+
+    return write
+
+
+def given(values: Mapping[str, Any]) -> dict[str, Given]:
+    """Return fields of an experiment by dotted path; raises UserError for a name that is none."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Method) and name == "method":  # its other fields lie below all that is given
+            flat = flatten(plain(value)) | flat
+        else:
+            flat |= flatten({name: plain(value)}) if value != {} else {}
+    return {path: Given(one.value, path) for path, one in cli.fields(flat, "run").items()}
+
+
+def plain(value: Any) -> Any:
+    """Return a value of a field as a file would hold it: of a nested one what was set, of NumPy's a number."""
+    if isinstance(value, BaseModel):
+        return plain(value.model_dump(exclude_unset=True))
+    if isinstance(value, Mapping):
+        return {name: plain(one) for name, one in value.items()}
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def of_table(values: dict[str, Given], data: pd.DataFrame | None, columns: Columns) -> dict[str, Given]:
+    """Return the fields with the columns of a table, and those that say that `data` are one."""
+    text = columns if isinstance(columns, str) else columns_text(columns)
+    values = values | given({"columns": text} if text else {})
+    if data is None:
+        return values
+    for name in sorted({"dataset", "data_dir"} & values.keys()):
+        raise UserError(f"{name}: must not be given beside data, found {values[name].value}")
+    return values | given({"dataset": "table", "data_dir": Path(FRAME)})
+
+
+def frequency(every: int | None) -> int | None:
+    """Return the rounds between two checkpoints; raises UserError."""
+    if every is not None and (type(every) is not int or every < 0):
+        raise UserError(f"checkpoint_every: must be a whole number from 0, found {every!r}")
+    return every
+
+
+def folder(out: PathLike | None, *names: str) -> Path | None:
+    """Return the folder that is asked for, if one is."""
+    return None if out is None else Path(out, *names).expanduser()
