@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from simulations.api import Run, compare, load_run, resume, run
-
     from fedrec.errors import RunFailure, UserError
     from fedrec.experiment import Experiment, Method
+    from simulations.api import Run, compare, load_run, resume, run
     from simulations.methods import METHODS
 
 __all__ = ["METHODS", "Experiment", "Method", "Run", "RunFailure", "UserError", "compare", "load_run", "resume", "run"]
@@ -27,14 +26,16 @@ _PLACES = {
 _ROOMS = ("clients", "server", "simulations")
 
 
-def __getattr__(name: str) -> Any:
-    """Import what a public name stands for."""
-    place = next((place for place, names in _PLACES.items() if name in names), None)
-    if place is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    _refuse_hidden()
-    globals()[name] = value = getattr(import_module(place), name)
-    return value
+if not TYPE_CHECKING:  # where it is a wrong name that is an error
+
+    def __getattr__(name: str) -> Any:
+        """Import what a public name stands for."""
+        place = next((place for place, names in _PLACES.items() if name in names), None)
+        if place is None:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        _refuse_hidden()
+        globals()[name] = value = getattr(import_module(place), name)
+        return value
 
 
 def __dir__() -> list[str]:

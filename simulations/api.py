@@ -55,7 +55,7 @@ def run(
 
     `fields` are those of Experiment, and lie upon `experiment` as options lie upon a --config file: from low to high
     defaults, those under a promise of privacy, the method, the other fields. A nested field is a mapping, a value of
-    its type, or goes by its dotted name: `privacy={"unit": "user"}`, `**{"privacy.unit": "user"}`. What cannot act is
+    its type, or goes by its dotted name: `coupling={"rho": 0.1}`, `**{"coupling.rho": 0.1}`. What cannot act is
     refused.
 
     `data` is a table of interactions, and `columns` says which role a column has; these columns are written into the
