@@ -38,8 +38,10 @@ from fedrec.folders import unfinished
 from fedrec.holdings import clients_data, dataset
 from fedrec.metrics import holm, paired
 from fedrec.privacy.rule import Privacy
+from fedrec.report import tables
+from fedrec.report.beside import side_by_side
 from fedrec.report.findings import LEADS
-from fedrec.report.verdicts import verdict
+from fedrec.report.verdicts import UNCLEAR, verdict
 from fedrec.scorers import ModelScorer
 from server.faults import ClientFailure
 from simulations import api, baselines, check, cli, closing, engines
@@ -564,6 +566,30 @@ def test_a_difference_of_two_methods_is_over_the_same_users(beside: pd.DataFrame
     assert list(everybody["metric"]) == ["ndcg@10", "hr@10"] and list(everybody["primary"]) == [True, False]
     mine = both.xs("ndcg@10", level="metric")
     assert everybody["fedrep_difference"].iloc[0] == pytest.approx(float((mine["a"] - mine["b"]).mean()))
+
+
+def read_of(shift: float) -> tables.Run:
+    """Return a run of two clients of ten users each, who have 0.5 + 0.01 (shift + 1), or (shift - 1), by turns."""
+    values = 0.5 + 0.01 * (shift + np.resize([1.0, -1.0], 10) * (shift > 0))
+    about = {"split": "test", "task": "rank", "metric": "ndcg@10"}
+    each = [{"client": c, "user": str(u), **about, "value": v, "weight": 1} for c in "ab" for u, v in enumerate(values)]
+    means = [{"round": 1, "client": c, **about, "value": float(values.mean())} for c in "ab"]
+    nothing = pd.DataFrame(columns=["client"])
+    results = tables.Results(pd.DataFrame(means), pd.DataFrame(each))
+    return tables.Run({"experiment": {}}, results, {}, None, nothing, nothing, nothing, nothing, {}, "")
+
+
+def test_verdicts_side_by_side_are_corrected_for_all_clients_and_runs() -> None:
+    # The mean of ten differences shift +- 1 has t = 3 shift, since their variance is 10/9: p = .02 is at t = 2.821 with
+    # nine degrees of freedom. One verdict, or two, would be "helped" (.02, .04); Holm makes .08 of four.
+    shift = 2.8214 / 3
+    table = side_by_side({"first": read_of(0.0), "x": read_of(shift), "y": read_of(shift)})
+    clients = table[table["client"].isin(["a", "b"])]
+    assert clients["x_p"].tolist() == pytest.approx([0.02, 0.02], rel=1e-3)
+    assert (clients["x_low"] > 0).all()
+    assert [*clients["x_verdict"], *clients["y_verdict"]] == [UNCLEAR] * 4
+    two = side_by_side({"first": read_of(0.0), "x": read_of(shift)})
+    assert two["x_verdict"].tolist()[:2] == ["helped", "helped"]
 
 
 def test_runs_and_fields_are_arms_too(run: fedrec.Run, beside: pd.DataFrame, tmp_path: Path) -> None:
