@@ -188,18 +188,18 @@ def given(values: Mapping[str, Any]) -> dict[str, Given]:
     for name, value in values.items():
         if isinstance(value, Method) and name == "method":  # its other fields lie below all that is given
             flat = flatten(plain(value)) | flat
-        else:
-            flat |= flatten({name: plain(value)}) if value != {} else {}
+        elif (one := plain(value)) != {}:
+            flat |= flatten({name: one})
     return {path: Given(one.value, path) for path, one in cli.fields(flat, "run").items()}
 
 
 def plain(value: Any) -> Any:
-    """Return a value of a field as a file would hold it: of a nested one what was set, of NumPy's a number."""
+    """Return a value of a field as a file would hold it: of a nested one what was set, of NumPy's numbers."""
     if isinstance(value, BaseModel):
         return plain(value.model_dump(exclude_unset=True))
     if isinstance(value, Mapping):
         return {name: plain(one) for name, one in value.items()}
-    return value.item() if isinstance(value, np.generic) else value
+    return value.tolist() if isinstance(value, np.generic | np.ndarray) else value
 
 
 def of_table(values: dict[str, Given], data: pd.DataFrame | None, columns: Columns) -> dict[str, Given]:

@@ -1,7 +1,6 @@
 """The Python interface: what `import fedrec` offers, that it is the command's own run, and what it says of a run."""
 
 import ast
-import contextlib
 import functools
 import importlib
 import inspect
@@ -14,7 +13,7 @@ import stat
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
 from types import SimpleNamespace
@@ -193,8 +192,14 @@ def test_fields_are_layered_as_options_are() -> None:
             "--privacy.unit user --privacy.epsilon 2.5 --lr 0.5",
         ),
         ({"privacy": Privacy(unit="user", noise=3.0)}, "--privacy.unit user --privacy.noise 3"),
-        ({"seed": np.int64(3), "lr": np.float32(0.5), "clients": None, "privacy": {}}, "--seed 3 --lr 0.5"),
-        ({"metrics": ["mrr", "hr@5"], "hidden": (8, 4), "model": "mlp"}, "--metrics mrr,hr@5 --hidden 8,4 --model mlp"),
+        (
+            {"seed": np.int64(3), "lr": np.float32(0.5), "clients": None, "privacy": {}, "coupling": Coupling()},
+            "--seed 3 --lr 0.5",
+        ),
+        (
+            {"metrics": ["mrr", "hr@5"], "hidden": np.array([8, 4]), "model": "mlp"},
+            "--metrics mrr,hr@5 --hidden 8,4 --model mlp",
+        ),
         ({"dataset": "ml-100k", "data_dir": Path("here")}, "--dataset ml-100k --data-dir here"),
         ({"dataset": "ml-100k", "data_dir": "~/here"}, f"--dataset ml-100k --data-dir {Path.home() / 'here'}"),
     ]
@@ -676,19 +681,17 @@ def test_the_page_about_the_interface_does_what_it_says(
 
 def test_what_the_readme_calls_is_there() -> None:
     (block,) = blocks("README.md")
-    calls = [node for node in ast.walk(ast.parse(block)) if isinstance(node, ast.Call)]
+    places = {"fedrec": fedrec, "run": fedrec.Run}
     seen = set()
-    for call in calls:
-        if isinstance(call.func, ast.Attribute) and isinstance(call.func.value, ast.Name):
-            owner = {"fedrec": fedrec, "run": fedrec.Run}.get(call.func.value.id)
-            if owner is not None:
-                target = getattr(owner, call.func.attr)
-                own = inspect.signature(target).parameters
-                given = {one.arg: one.value for one in call.keywords if one.arg}
-                assert given.keys() <= own.keys() | FIELDS.keys()
-                seen.add(call.func.attr)
-            if owner is fedrec and "dataset" in given:
-                fields: Mapping[str, Any] = {k: ast.literal_eval(v) for k, v in given.items() if k in FIELDS}
-                with contextlib.suppress(StopIteration):
-                    cli.resolve({}, api.given(fields))
-    assert {"run", "load_run", "compare", "summary", "recommend"} <= seen
+    for call in ast.walk(ast.parse(block)):
+        if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute)):
+            continue
+        name = call.func.attr
+        own = inspect.signature(getattr(places[ast.unparse(call.func.value)], name)).parameters
+        given = {one.arg: ast.literal_eval(one.value) for one in call.keywords if one.arg}
+        if fields := {field: value for field, value in given.items() if field in FIELDS}:
+            assert name in ("run", "compare")
+            cli.resolve(api.given(fields))
+        assert given.keys() - fields.keys() <= own.keys()
+        seen.add(name)
+    assert seen == {"run", "summary", "recommend", "model", "load_run", "compare"}

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from threading import Thread, current_thread, main_thread
+from threading import Lock, Thread, current_thread, main_thread
 from time import monotonic
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -31,6 +31,7 @@ from simulations.engines.storing import packed, unpacked
 if TYPE_CHECKING:
     from multiprocessing.process import BaseProcess
 
+NAMELESS = Lock()  # runs in several threads start their workers one after the other
 LIVES = 5  # a message at which a worker dies so often is given up
 
 
@@ -218,12 +219,13 @@ def nameless() -> Iterator[None]:
 
     Otherwise a script without `if __name__ == "__main__"` would begin its run again in every worker.
     """
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
+    with NAMELESS:
+        main = sys.modules["__main__"]
+        sys.modules["__main__"] = ModuleType("__main__")
+        try:
+            yield
+        finally:
+            sys.modules["__main__"] = main
 
 
 def end_with_parent() -> None:
