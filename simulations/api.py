@@ -66,7 +66,7 @@ def run(
     which the first lets the round finish and the second does not. Both say how to go on, where that can be.
     """
     layers = given(experiment.model_dump() if experiment else {}), of_table(given(fields), data, columns)
-    command = cli.asked(*layers, folder(out), quiet, compare, frequency(checkpoint_every))
+    command = cli.command_of(*layers, folder(out), quiet, compare, frequency(checkpoint_every))
     return finished(command, data)
 
 
@@ -105,8 +105,8 @@ def compare(
     require_same({name: done[name].experiment if name in done else made[name] for name in named})
     for one in made.values() if data is None else ():
         check(one)
-    asked = {n: Command(e, folder(out, n), quiet, False, int(e.engine in cli.SAVING)) for n, e in made.items()}
-    runs = {name: done[name] if name in done else finished(asked[name], data) for name in named}
+    commands = {n: Command(e, folder(out, n), quiet, False, int(e.engine in cli.SAVING)) for n, e in made.items()}
+    runs = {name: done[name] if name in done else finished(commands[name], data) for name in named}
     table = side_by_side({name: one.read for name, one in runs.items()})
     table = table if all_metrics else table[table["primary"]].reset_index(drop=True)
     table.attrs["runs"] = {name: str(one.path) for name, one in runs.items()}

@@ -76,11 +76,11 @@ def parse(argv: Sequence[str], strict: bool = True) -> Command:
     every = given.pop("checkpoint_every", None)
     file, recorded = read_config(config) if config else ({}, [])
     flags = {path: Given(value, f"option {flag(path)}") for path, value in given.items()}
-    command = asked(file, flags, Path(out) if out else None, quiet, compare is not False, every, strict)
+    command = command_of(file, flags, Path(out) if out else None, quiet, compare is not False, every, strict)
     return replace(command, notes=tuple(changed(command.experiment.own_parts, recorded))) if recorded else command
 
 
-def asked(
+def command_of(
     file: Mapping[str, Given],
     given: Mapping[str, Given],
     out: Path | None,
