@@ -147,8 +147,8 @@ def written(value: Any) -> Any:
 
 def fields_of(value: Any) -> dict[str, Any]:
     """Return the fields of a component that are not at their defaults, as JSON has them."""
-    names = [field.name for field in dataclasses.fields(value)] if dataclasses.is_dataclass(value) else []
-    names = names or list(type(value).model_fields)
+    whole = dataclasses.is_dataclass(value)
+    names = [field.name for field in dataclasses.fields(value)] if whole else list(type(value).model_fields)
     found = {name: getattr(value, name) for name in names}
     usual = {name: default for name, default in defaults_of(type(value)).items() if name in found}
     given = {name: one for name, one in found.items() if name not in usual or one != usual[name]}

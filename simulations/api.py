@@ -14,6 +14,7 @@ import pandas as pd
 from pydantic import BaseModel
 from rich.console import Console
 
+from fedrec.components import SEAMS, written
 from fedrec.data.frame import FRAME, columns_text, write_frame
 from fedrec.errors import RunFailure, UserError
 from fedrec.experiment import Experiment, Method
@@ -21,7 +22,7 @@ from fedrec.folders import resumable
 from fedrec.report.beside import side_by_side
 from simulations import cli
 from simulations.baselines import baseline
-from simulations.check import check
+from simulations.check import check, told_whole
 from simulations.cli import Command, Given
 from simulations.methods import METHODS
 from simulations.options import flatten
@@ -65,8 +66,10 @@ def run(
     Raises UserError before any work, RunFailure if the run or a baseline failed, and KeyboardInterrupt after Ctrl-C, of
     which the first lets the round finish and the second does not. Both say how to go on, where that can be.
     """
-    layers = given(experiment.model_dump() if experiment else {}), of_table(given(fields), data, columns)
-    command = cli.command_of(*layers, folder(out), quiet, compare, frequency(checkpoint_every))
+    base = given(whole(experiment) if experiment else {})
+    command = cli.command_of(
+        base, of_table(given(fields), data, columns), folder(out), quiet, compare, frequency(checkpoint_every)
+    )
     return finished(command, data)
 
 
@@ -182,23 +185,38 @@ def writing(experiment: Experiment, data: pd.DataFrame) -> Write:
     return write
 
 
+def whole(experiment: Experiment) -> dict[str, Any]:
+    """Return the fields of an experiment; raises UserError for one of a subclass, of which they would not be all."""
+    told_whole(experiment, Experiment)
+    return experiment.model_dump()
+
+
 def given(values: Mapping[str, Any]) -> dict[str, Given]:
     """Return fields of an experiment by dotted path; raises UserError for a name that is none."""
     flat: dict[str, Any] = {}
     for name, value in values.items():
-        if isinstance(value, Method) and name == "method":  # its other fields lie below all that is given
-            flat = flatten(plain(value)) | flat
-        elif (one := plain(value)) != {}:
+        one = plain(name, value)
+        if name == "method" and isinstance(one, Mapping):  # its other fields lie below all that is given
+            flat = flatten(one) | flat
+        elif one != {}:
             flat |= flatten({name: one})
     return {path: Given(one.value, path) for path, one in cli.fields(flat, "run").items()}
 
 
-def plain(value: Any) -> Any:
-    """Return a value of a field as a file would hold it: of a nested one what was set, of NumPy's numbers."""
+def plain(path: str, value: Any) -> Any:
+    """Return the value of a field as a record would have it: of a nested one what was set, of a component its text.
+
+    Raises UserError for a nested value of another class than the field's, of which a record would say nothing.
+    """
+    if path in SEAMS:
+        return [written(one) for one in value] if isinstance(value, list | tuple) else written(value)
     if isinstance(value, BaseModel):
-        return plain(value.model_dump(exclude_unset=True))
+        kind = Method if path == "method" else getattr(Experiment.model_fields.get(path), "annotation", None)
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            told_whole(value, kind, path)
+        return plain(path, value.model_dump(exclude_unset=True))
     if isinstance(value, Mapping):
-        return {name: plain(one) for name, one in value.items()}
+        return {name: plain(f"{path}.{name}", one) for name, one in value.items()}
     return value.tolist() if isinstance(value, np.generic | np.ndarray) else value
 
 

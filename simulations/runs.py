@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from clients import recommend
-from fedrec import channel, holdings
+from fedrec import channel, components, holdings
 from fedrec.coordination import maps
 from fedrec.experiment import Experiment
 from fedrec.holdings import dataset, reader
@@ -33,8 +33,9 @@ SUMMARY = {
     "verdict": "verdict",
     "protocol": "protocol",
 }
-# Functions that keep what they made of files, by the names of these.
+# Functions that keep what they made of files, or of classes, by the names of these.
 KEPT = (
+    components.make,
     *(holdings.read_dataset, holdings.clients_data, holdings.item_content, maps.read_maps),
     *(channel.public, channel.probe, terms.terms, guarantee.guarantees),
 )
@@ -123,6 +124,6 @@ def load_run(path: str | os.PathLike[str]) -> Run:
 
 
 def forget() -> None:
-    """Drop what this process keeps of what it has read: a file of the same name may hold other data by now."""
+    """Drop what this process keeps of what it has read: what has the same name may be another by now."""
     for kept in KEPT:
         kept.cache_clear()

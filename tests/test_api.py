@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from types import SimpleNamespace
@@ -49,6 +50,7 @@ from simulations.options import FIELDS
 from simulations.run import main
 from simulations.runs import KEPT
 from tests.helpers import same
+from tests.own_parts import Precision, TwoTower
 
 ROOT = Path(__file__).parents[1]
 MARKET = {"users": 30, "items": 60, "impressions": 10}
@@ -200,15 +202,55 @@ def test_fields_are_layered_as_options_are() -> None:
             {"metrics": ["mrr", "hr@5"], "hidden": np.array([8, 4]), "model": "mlp"},
             "--metrics mrr,hr@5 --hidden 8,4 --model mlp",
         ),
+        ({"metrics": [Precision(k=3), "mrr"]}, "--metrics tests.own_parts:Precision@3,mrr"),
         ({"dataset": "ml-100k", "data_dir": Path("here")}, "--dataset ml-100k --data-dir here"),
         ({"dataset": "ml-100k", "data_dir": "~/here"}, f"--dataset ml-100k --data-dir {Path.home() / 'here'}"),
     ]
     for fields, flags in pairs:
         assert read(**fields) == parse(flags.split()).experiment, flags
+    for part in (TwoTower(width=6), {"use": "tests.own_parts:TwoTower", "width": 6}):
+        assert read(model=part).model == 'tests.own_parts:TwoTower{"width": 6}'
+    assert read(**{"model": TwoTower, "model.width": 6}).model == 'tests.own_parts:TwoTower{"width": 6}'
     saved = read(method="fedprox", coupling={"rho": 0.5}, rounds=7)
     assert read(saved) == saved
     assert read(saved, rounds=9) == read(method="fedprox", coupling={"rho": 0.5}, rounds=9)
     assert read(saved, method="fedper") == read(rounds=7)  # nothing of the method that is replaced remains
+
+
+class OtherExperiment(Experiment):
+    """A class of which a record says nothing."""
+
+
+class OtherCoupling(Coupling):
+    """A class of which a record says nothing."""
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ((OtherExperiment(), {}), "experiment: must be of the class Experiment itself, .* found OtherExperiment; .*"),
+        ((None, {"coupling": OtherCoupling(rho=1.0)}), "coupling: must be of the class Coupling .* OtherCoupling; .*"),
+        ((None, {"privacy": Coupling()}), "privacy: must be of the class Privacy itself, .* found Coupling; .*"),
+    ],
+)
+def test_what_a_record_would_not_tell_is_refused(given: tuple[Any, dict[str, Any]], message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        fedrec.run(given[0], **given[1])
+    assert re.fullmatch(message, str(caught.value)), caught.value
+
+
+def test_a_class_that_was_written_again_is_the_new_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # As in a notebook, whose cell is run a second time.
+    for value in (0.25, 0.75):
+        cell = f"@dataclass(frozen=True)\nclass Flat:\n    def value(self, ranks):\n        return {value}\n"
+        names: dict[str, Any] = {"__name__": "__main__", "dataclass": dataclass}
+        exec(cell, names)
+        monkeypatch.setattr(sys.modules["__main__"], "Flat", names["Flat"], raising=False)
+        made = fedrec.run(metrics=[names["Flat"]()], out=tmp_path / str(value), compare=False, **SMALL)
+        assert set(made.clients.query("split == 'test'")["value"]) == {value}
+    assert made.experiment.metrics == ("__main__:Flat",)
+    with pytest.raises(UserError, match="must be importable by the processes of the engine process"):
+        fedrec.run(metrics=[names["Flat"]()], **(SMALL | {"engine": "process"}))
 
 
 def test_an_argument_of_run_is_no_field() -> None:
@@ -407,7 +449,7 @@ def test_all_that_is_kept_of_files_is_dropped_before_a_run() -> None:
         f"{one.__module__}.{one.__name__}"
         for package in (fedrec, clients)
         for one in kept(package)
-        if {"Experiment", "Path", "file"}
+        if {"Experiment", "Path", "file", "text"}
         & {str(word) for p in inspect.signature(one).parameters.values() for word in (*re.findall(r"\w+", str(p)),)}
     }
     assert by_file == {f"{one.__module__}.{one.__wrapped__.__name__}" for one in KEPT} and len(by_file) > 6
