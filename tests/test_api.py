@@ -210,7 +210,8 @@ def test_fields_are_layered_as_options_are() -> None:
         assert read(**fields) == parse(flags.split()).experiment, flags
     for part in (TwoTower(width=6), {"use": "tests.own_parts:TwoTower", "width": 6}):
         assert read(model=part).model == 'tests.own_parts:TwoTower{"width": 6}'
-    assert read(**{"model": TwoTower, "model.width": 6}).model == 'tests.own_parts:TwoTower{"width": 6}'
+    apart: dict[str, Any] = {"model": TwoTower, "model.width": 6}
+    assert read(**apart).model == 'tests.own_parts:TwoTower{"width": 6}'
     saved = read(method="fedprox", coupling={"rho": 0.5}, rounds=7)
     assert read(saved) == saved
     assert read(saved, rounds=9) == read(method="fedprox", coupling={"rho": 0.5}, rounds=9)
