@@ -29,6 +29,7 @@ import clients
 import fedrec
 from clients import recommend
 from clients.client import Client
+from clients.round import train
 from fedrec.coordination import Coupling
 from fedrec.data.frame import FRAME
 from fedrec.errors import UserError
@@ -496,15 +497,14 @@ def test_a_baseline_that_fails_raises_and_can_be_added(
 def pressing(patch: pytest.MonkeyPatch, *at: int) -> None:
     """Let Ctrl-C be pressed when clients begin to train for these times."""
     trained: list[int] = []
-    real = Client.train
 
-    def train(self: Client, broadcast: Any, *rest: Any) -> Any:
+    def counted(client: Client, broadcast: Any, *rest: Any) -> Any:
         trained.append(broadcast.round)
         if len(trained) in at:
             signal.raise_signal(signal.SIGINT)
-        return real(self, broadcast, *rest)
+        return train(client, broadcast, *rest)
 
-    patch.setattr(Client, "train", train)
+    patch.setattr("clients.app.train", counted)
 
 
 def test_ctrl_c_raises_after_the_round_and_the_run_goes_on_to_the_same_bits(
