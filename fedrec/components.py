@@ -159,6 +159,14 @@ def fields_of(value: Any) -> dict[str, Any]:
     return plain
 
 
+def fields_known(kind: type[Any]) -> list[tuple[str, str, str]]:
+    """Return (name, type, default) of every field of a component's class, as they are shown."""
+    usual, hints = defaults_of(kind), get_type_hints(kind)
+    names = [one.name for one in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else [*kind.model_fields]
+    types = {name: getattr(hints[name], "__name__", str(hints[name])) for name in names}
+    return [(name, types[name], str(usual.get(name, "needed"))) for name in names]
+
+
 def defaults_of(kind: type[Any]) -> dict[str, Any]:
     """Return the defaults of a component's fields."""
     if dataclasses.is_dataclass(kind):

@@ -22,7 +22,7 @@ from fedrec.files import regular
 from fedrec.folders import CHECKPOINTS, COMMAND, resumable
 from simulations.defaults import defaults
 from simulations.methods import METHODS, usual
-from simulations.options import FIELDS, OPTIONS, flag, flatten, nest, parser, shown
+from simulations.options import FIELDS, OPTIONS, flag, flatten, help_of, nest, parser, shown
 
 SAVING = ("process", "inline", "batched")  # engines that can save the clients' state
 
@@ -64,6 +64,9 @@ def parse(argv: Sequence[str], strict: bool = True) -> Command:
             raise UserError(f"argument {name!r}: a value must follow its option, as in --rounds 20")
         raise UserError(f"option {name}: no such option{nearest(name, OPTIONS)}{needed(name)}")
     given = vars(options) | parts
+    if "help" in given:
+        print(help_of(given.pop("help"), given))
+        raise SystemExit(0)
     out, config = given.pop("out", None), given.pop("config", None)
     quiet, compare = given.pop("quiet", False), given.pop("compare", None)
     broken = given.pop("resume", None)

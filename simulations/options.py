@@ -12,10 +12,12 @@ from typing import Any, Literal, NoReturn, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from fedrec.errors import UserError
+from fedrec.components import ALIASES, SEAMS, fields_known, find, per_client, read
+from fedrec.errors import UserError, choose
 from fedrec.experiment import Experiment, Method
 from fedrec.sharing import SHARINGS
 from simulations.defaults import DEFAULTS
+from simulations.help import TOPICS, first_page
 from simulations.methods import METHODS
 
 # What --help groups together; a method's fields form a group of their own, and the rest is training.
@@ -105,7 +107,9 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=30, width=118),
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
+        add_help=False,
     )
+    made.add_argument("-h", "--help", nargs="?", const="", metavar="TOPIC", help="the first page, or more of a topic")
     groups = {name: made.add_argument_group(name) for name in GROUPS}
     defaults = flatten(Experiment().model_dump())
     for path, info in FIELDS.items():
@@ -137,6 +141,45 @@ def parser() -> argparse.ArgumentParser:
     running.add_argument("--version", action="version", version=version(), help="print the version of fedrec")
     running.add_argument("--quiet", action="store_true", help="print only the result")
     return made
+
+
+def help_of(topic: str, given: Mapping[str, Any]) -> str:
+    """Return a page of --help: the first one, that of a topic, or of the parts that are named beside it.
+
+    Raises UserError for a topic that there is not.
+    """
+    parts = [described_part(path, str(given[path])) for path in SEAMS if path in given]
+    if not topic and parts:
+        return "\n\n".join(parts)
+    if not topic:
+        return first_page(list(METHODS))
+    choose("option --help", topic, TOPICS)
+    if topic in ("methods", "sharings"):
+        return described_methods() if topic == "methods" else described_sharings()
+    whole = parser().format_help()
+    if topic == "all":
+        return whole.rstrip("\n")
+    title = topic.replace("-", " ")
+    return next(part for part in whole.split("\n\n") if part.startswith(f"{title}:"))
+
+
+def described_part(path: str, text: str) -> str:
+    """Return a line for every field of the parts that a text names, ours or the user's own; raises UserError."""
+    lines = []
+    for one in dict.fromkeys(per_client(text).values()):
+        use = read(one).use
+        kind = find(path, use) if ":" in use else None
+        lines.append(f"{path} {use}: {(kind.__doc__ or '').strip().splitlines()[0] if kind and kind.__doc__ else ''}")
+        if kind:
+            known = fields_known(kind)
+            lines += [f"  {flag(path)}.{name:<16} {hint} [{default}]" for name, hint, default in known]
+            continue
+        defaults, aliases = flatten(Experiment().model_dump()), ALIASES.get(path, {}).get(use, {})
+        for name, field in aliases.items():
+            words = f"{FIELDS[field].description}; the same as {flag(field)} [{shown(defaults[field])}]"
+            lines += textwrap.wrap(words, 79, initial_indent=f"  {flag(path)}.{name:<12} ", subsequent_indent=" " * 20)
+        lines += [] if aliases else ["  has no fields of its own"]
+    return "\n".join(line.rstrip(": ") if line.endswith(": ") else line for line in lines)
 
 
 def version() -> str:

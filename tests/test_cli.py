@@ -12,8 +12,9 @@ from fedrec.acting import acting
 from fedrec.errors import UserError
 from fedrec.experiment import Experiment, Method
 from simulations.cli import Command, overrides, parse
+from simulations.help import MOST, TOPICS
 from simulations.methods import METHODS, usual
-from simulations.options import FIELDS, GROUPS, OPTIONS, flatten, leaves, nest
+from simulations.options import FIELDS, GROUPS, OPTIONS, flatten, leaves, nest, shown
 
 ROOT = Path(__file__).parents[1]
 
@@ -263,11 +264,51 @@ def test_an_error_names_the_flag_rather_than_the_file(tmp_path: Path) -> None:
     assert refusal("--config", config, "--rounds", "0").startswith("option --rounds: ")
 
 
-def test_help_names_every_flag_with_its_true_default(capsys: pytest.CaptureFixture[str]) -> None:
+def helped(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    """Return what is printed for help."""
     with pytest.raises(SystemExit) as stopped:
-        parse(["--help"])
+        parse(argv)
     assert stopped.value.code == 0
-    shown = " ".join(capsys.readouterr().out.split())
+    return capsys.readouterr().out
+
+
+def test_the_first_page_of_help_is_short_and_true(capsys: pytest.CaptureFixture[str]) -> None:
+    page = helped(capsys, "--help")
+    assert page == helped(capsys, "-h") and len(page.splitlines()) <= 60
+    assert max(map(len, page.splitlines())) < 80
+    defaults = flatten(Experiment().model_dump())
+    for group in MOST.values():
+        for name, (_, default) in group.items():
+            option = name.split()[0]
+            assert option in OPTIONS
+            path = option.removeprefix("--").replace("-", "_")
+            if default:
+                assert default == shown(defaults[path])
+    assert all(name in page for name in (*METHODS, *TOPICS))
+
+
+@pytest.mark.parametrize("topic", TOPICS)
+def test_a_topic_of_help_has_what_it_is_about(topic: str, capsys: pytest.CaptureFixture[str]) -> None:
+    page = helped(capsys, "--help", topic)
+    known = {"taking-part": "--quorum", "methods": "fedrep", "sharings": "shared-body", "all": "--lora.rank"}
+    known |= {"data": "--skew", "method": "--coupling.rho", "training": "--lr ", "running": "--workers"}
+    known |= {"privacy": "--secure.bound", "evaluation": "--candidates"}
+    assert known[topic] in page
+    assert topic in ("all", "privacy") or "--secure.bound" not in page
+
+
+def test_help_beside_a_part_tells_its_fields(capsys: pytest.CaptureFixture[str]) -> None:
+    page = helped(capsys, "--model", "mmoe;shop=tests.own_parts:TwoTower", "--help")
+    assert "--model.experts" in page and "the same as --experts [4]" in " ".join(page.split())
+    assert "--model.width            int [8]" in page
+    assert refusal("--model", "tests.own_parts:Tower", "--help").startswith(
+        "model: tests.own_parts must have the class"
+    )
+    assert "did you mean 'privacy'" in refusal("--help", "privaci")
+
+
+def test_help_names_every_flag_with_its_true_default(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = " ".join(helped(capsys, "--help", "all").split())
     defaults = flatten(Experiment().model_dump())
     for path, info in FIELDS.items():
         assert f"--{path.replace('_', '-')} " in shown.replace(",", " ")
