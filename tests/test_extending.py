@@ -67,3 +67,14 @@ def test_the_text_has_an_example_of_every_seam_within_its_lines() -> None:
     for title, code in titles.items():
         body = [line for line in code.splitlines() if line.strip() and not line.startswith(("import", "from"))]
         assert len(body) <= LINES[title], title
+
+
+@pytest.mark.parametrize("page", ["architecture", "glossary"])
+def test_what_a_page_points_to_is_there(page: str) -> None:
+    root = Path(__file__).parent.parent
+    text = (root / "docs" / f"{page}.md").read_text(encoding="utf-8")
+    paths = re.findall(r"`((?:fedrec|clients|server|simulations|tests)/[\w/]+(?:\.py)?)`", text)
+    assert len(paths) >= 20 and [path for path in paths if not (root / path).exists()] == []
+    for path, name in re.findall(r"`((?:clients|server|fedrec)/[\w/]+\.py)` `([\w.]+)`", text):
+        assert re.search(rf"\b{name.rpartition('.')[2]}\b", (root / path).read_text(encoding="utf-8")), (path, name)
+    assert len(re.findall(r"^\d+\. ", text, re.MULTILINE)) <= 12
