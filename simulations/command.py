@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from simulations.start import prepare, ready
+from simulations.start import help_at_once, prepare, ready
 
 COMMANDS = {
     "run": ("simulations.run", "train recommenders that learn together, and report whether it helped"),
@@ -29,6 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name not in COMMANDS:
         print(f"error: command: must be one of {', '.join(COMMANDS)}, found {name[:100]!r}", file=sys.stderr)
         return 2
+    if name == "run":
+        help_at_once(rest)
     command = import_module(COMMANDS[name][0]).main
     if argv is None:
         ready()

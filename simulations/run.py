@@ -1,9 +1,10 @@
 """Run one experiment: `python -m simulations.run --clients 5`."""
 
 if __name__ == "__main__":  # before the imports, which take seconds
-    from simulations.start import prepare
+    from simulations.start import help_at_once, prepare
 
     prepare()
+    help_at_once()
 
 import dataclasses
 import json

@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -27,6 +28,16 @@ def prepare() -> None:
             os.environ["PYTHONPATH"] = os.pathsep.join(paths)
     if here not in sys.path:  # parts of the user's own are found there, after all that is installed
         sys.path.append(here)
+
+
+def help_at_once(argv: Sequence[str] | None = None) -> None:
+    """Print the first page of --help and leave, if that is all that is asked for."""
+    if list(sys.argv[1:] if argv is None else argv) in (["--help"], ["-h"]):
+        from simulations.help import first_page
+        from simulations.methods import METHODS
+
+        print(first_page(list(METHODS)))
+        sys.exit(0)
 
 
 def ready() -> None:

@@ -145,6 +145,14 @@ def test_the_command_names_its_commands_and_its_version(capsys: pytest.CaptureFi
         assert capsys.readouterr().out.startswith("usage: ")
 
 
+@pytest.mark.parametrize("command", [["-m", "simulations.run"], ["-m", "simulations.command", "run"]])
+def test_the_first_page_of_help_waits_for_no_import(command: list[str], tmp_path: Path) -> None:
+    status, out, text = ran(tmp_path, "-X", "importtime", *command, "--help")
+    assert status == 0 and out.startswith("usage: fedrec run")
+    heavy = ("torch", "flwr", "numpy", "pandas", "pydantic", "rich")
+    assert [line for line in text.splitlines() if line.rpartition("|")[2].strip() in heavy] == []
+
+
 @pytest.mark.parametrize("study", ["", *STUDIES])
 def test_studies_help_in_80_columns(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], study: str
