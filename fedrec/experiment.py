@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast, get_args
 
@@ -14,6 +15,7 @@ from fedrec.components import choose_part, make, per_client, read, shown, writte
 from fedrec.coordination import BudgetRule, Coupling, Descent, Drift
 from fedrec.data import DATASETS, Content, Market
 from fedrec.errors import UserError, choose, named
+from fedrec.methods import TABLE
 from fedrec.metrics import RANKING, as_part, parse_metric
 from fedrec.models import Kind, Lora, ModuleRecommender, Recommender, UserSequence
 from fedrec.newcomers import arrivals
@@ -221,6 +223,18 @@ class Experiment(Method):
             raise UserError(f"must be full or at least 1, found {value}")
         return value
 
+    @model_validator(mode="before")
+    @classmethod
+    def _of_the_method(cls, values: Any) -> Any:
+        """Take what is not given from the method that is named: its name alone would be a lie."""
+        if not isinstance(values, Mapping) or not isinstance(values.get("method"), str):
+            return values
+        fields = TABLE[choose("method", values["method"], TABLE)]
+        given = {
+            name: {**fields[name], **one} if nested(fields.get(name), one) else one for name, one in values.items()
+        }
+        return {**fields, **given}
+
     @model_validator(mode="after")
     def _consistent(self) -> Experiment:
         choose_part("dataset", self.dataset, DATASETS)
@@ -313,6 +327,11 @@ class Experiment(Method):
         if read(kind).own:
             return ModuleRecommender("mlp", *shape, module=make("model", kind))
         return Recommender(cast(Kind, kind), *shape, sequence=self.sequence)
+
+
+def nested(a: Any, b: Any) -> bool:
+    """Return whether both are fields of a part."""
+    return isinstance(a, Mapping) and isinstance(b, Mapping)
 
 
 def measure(value: Any) -> Any:

@@ -19,6 +19,7 @@ LAYERS = {
     "fedrec.components": -1,
     "fedrec.needs": 0,
     "fedrec.files": 0,
+    "fedrec.methods": 0,
     "fedrec.parameters": 0,
     "fedrec.seeds": 0,
     "fedrec.data": 1,

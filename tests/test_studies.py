@@ -165,7 +165,7 @@ def test_a_run_of_the_published_study_has_a_process_of_its_own(tmp_path: Path) -
         (["published", "--out", "never", "--lrs", "item_table=x", *TINY], "option --lrs: must be MODULE=RATE"),
         (["methods", "--seeds", "0"], "seeds, workers: must be at least 1, found 0"),
         (["methods", "--methods", "fedper:lrr=1"], "option --lrr: no such option"),
-        (["methods", "--methods", "scaffold"], "optimiser: must be sgd for SCAFFOLD"),
+        (["methods", "--methods", "scaffold"], "drift.correction: scaffold needs steps of SGD at one rate"),
     ],
 )
 def test_a_wrong_study_ends_with_one_line(arguments: list[str], text: str, capsys: pytest.CaptureFixture[str]) -> None:
