@@ -230,10 +230,8 @@ class Experiment(Method):
         if not isinstance(values, Mapping) or not isinstance(values.get("method"), str):
             return values
         fields = TABLE[choose("method", values["method"], TABLE)]
-        given = {
-            name: {**fields[name], **one} if nested(fields.get(name), one) else one for name, one in values.items()
-        }
-        return {**fields, **given}
+        both = {name: {**fields[name], **one} for name, one in values.items() if nested(fields.get(name), one)}
+        return {**fields, **values, **both}
 
     @model_validator(mode="after")
     def _consistent(self) -> Experiment:

@@ -148,12 +148,12 @@ def test_a_part_that_another_process_cannot_rebuild_is_refused_before_anything_r
 def test_a_method_is_what_it_is_called() -> None:
     """Its name alone is the method, and no other name is one."""
     for name, method in METHODS.items():
-        fields = {} if name != "scaffold" else {"optimiser": "sgd"}
+        fields: dict[str, Any] = {} if name != "scaffold" else {"optimiser": "sgd"}
         fields |= {"volunteers": 9} if name == "agreement" else {}
         for e in (Experiment(method=name, **fields), build({"method": name, **fields})):
             assert {key: getattr(e, key) for key in type(method).model_fields} == dict(method)
     assert Experiment(method="admm", coupling={"rho": 0.5}).coupling == Coupling(rho=0.5, duals=True)
-    with pytest.raises(UserError, match="method: must be one of .* did you mean 'fedrep'"):
+    with pytest.raises(UserError, match=r"method: must be one of .* did you mean 'fedrep'"):
         build({"method": "fedrap"})
     with pytest.raises(ValueError, match="method: must be one of"):
         Experiment(method="nonsense")
