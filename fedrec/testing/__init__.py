@@ -1,0 +1,17 @@
+"""Contract suites for parts of a user's own: inherit one in a test, and give it the part.
+
+    class TestTwoTower(RecommenderContract):
+        component = TwoTower(width=4)
+
+What the package's own parts are held to is the same (`tests/test_contracts.py`).
+"""
+
+from fedrec.testing.contracts import (
+    AggregatorContract,
+    ConstraintContract,
+    MetricContract,
+    RecommenderContract,
+    SourceContract,
+)
+
+__all__ = ["AggregatorContract", "ConstraintContract", "MetricContract", "RecommenderContract", "SourceContract"]

@@ -1,0 +1,243 @@
+"""What every part of a kind must satisfy, as tests to inherit."""
+
+from typing import Any, ClassVar
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from fedrec.batches import Batch
+from fedrec.components import make, written
+from fedrec.coordination.operators import Constraint, Operator, Vectors
+from fedrec.data import Dataset, from_frame
+from fedrec.metrics import Ranks
+from fedrec.models import Module, ModuleRecommender, Recommender
+from fedrec.parameters import Params
+from fedrec.seeds import generator
+from fedrec.sharing import MODULES, TABLES
+from fedrec.tasks import Task, parse_task
+from fedrec.training import batch_loss
+
+USERS, ITEMS = 5, 7
+
+
+class Rebuilt:
+    """What every part that is given by path must satisfy."""
+
+    component: ClassVar[Any]
+    field: ClassVar[str]
+
+    def test_another_process_can_rebuild_it(self) -> None:
+        """The text that stands for it makes an equal one."""
+        text = written(self.component)
+        if isinstance(text, str) and ":" in text:
+            assert make(self.field, text) == self.component
+
+
+class RecommenderContract(Rebuilt):
+    """A recommender: a `Module`, or a `Recommender` itself, for some `tasks`."""
+
+    field = "model"
+    tasks: ClassVar[tuple[str, ...]] = ("rank", "rating")
+
+    @property
+    def model(self) -> Recommender:
+        """The recommender that is tested."""
+        found = self.component
+        return ModuleRecommender("mlp", 4, module=found) if isinstance(found, Module) else found
+
+    @property
+    def parsed(self) -> tuple[Task, ...]:
+        """Its tasks."""
+        return tuple(map(parse_task, self.tasks))
+
+    def started(self, users: list[int], items: list[int]) -> Params:
+        """Return its initial parameters for global ids."""
+        offsets = {task.name: 0.0 for task in self.parsed}
+        return self.model.init(3, np.array(users, np.int64), np.array(items, np.int64), offsets)
+
+    def test_what_it_starts_with_has_the_shapes_that_it_tells(self) -> None:
+        """Names, shapes and types, and a row for each id in every table."""
+        params = self.started(list(range(USERS)), list(range(ITEMS)))
+        told = self.model.shapes(USERS, ITEMS, [task.name for task in self.parsed])
+        assert {n: (v.shape, v.dtype) for n, v in params.items()} == {n: (v.shape, v.dtype) for n, v in told.items()}
+        assert list(params) == sorted(params)
+        for name, value in params.items():
+            assert name.partition(".")[0] in MODULES
+            assert bool(value.isfinite().all())
+            if name in TABLES:
+                assert len(value) == {"user": USERS, "item": ITEMS}[TABLES[name]]
+
+    def test_a_row_starts_alike_wherever_its_id_stands(self) -> None:
+        """And dense parameters depend on no number of users or items."""
+        few, many = self.started([1], [2, 70]), self.started([0, 1, 2], list(range(80)))
+        rows = {"user": [1], "item": [2, 70]}
+        for name, value in few.items():
+            assert torch.equal(value, many[name][rows[TABLES[name]]] if name in TABLES else many[name]), name
+
+    def test_all_scores_are_those_of_the_pairs(self) -> None:
+        """`score_all` is `features` and `head` of every pair."""
+        params, user = self.started(list(range(USERS)), list(range(ITEMS))), torch.tensor([3, 0])
+        users, items = user.repeat_interleave(ITEMS), torch.arange(ITEMS).repeat(2)
+        for task in self.parsed:
+            pairs = self.model.head(params, task.name, self.model.features(params, users, items))
+            torch.testing.assert_close(self.model.score_all(params, task.name, user), pairs.view(2, ITEMS))
+
+    def test_a_step_moves_only_the_rows_that_it_touches(self) -> None:
+        """The loss is a number with finite gradients, 0 in the rows of tables that no row of the batch names."""
+        params = {n: v.requires_grad_() for n, v in self.started(list(range(USERS)), list(range(ITEMS))).items()}
+        ones = torch.ones(3)
+        targets = {
+            task.name: (ones, ones if task.kind == "rank" else torch.tensor([1.0, 0.0, 1.0])) for task in self.parsed
+        }
+        batch = Batch(torch.tensor([0, 2, 2]), torch.tensor([1, 1, 4]), torch.tensor([[0], [5], [0]]), targets)
+        loss = batch_loss(self.model, dict(params), self.parsed, batch, 0.01)
+        found = torch.autograd.grad(loss, list(params.values()), allow_unused=True)
+        grads = {n: torch.zeros_like(v) if g is None else g for (n, v), g in zip(params.items(), found, strict=True)}
+        assert all(bool(grad.isfinite().all()) for grad in grads.values())
+        touched = {"user": {0, 2}, "item": {0, 1, 4, 5}}
+        for name, grad in grads.items():
+            if name in TABLES:
+                assert set(grad.flatten(1).abs().sum(1).nonzero().flatten().tolist()) <= touched[TABLES[name]], name
+        assert any(bool(grad.abs().sum() > 0) for grad in grads.values())
+
+
+class SourceContract(Rebuilt):
+    """A data source: `load()` returns a Dataset, or a DataFrame that is read by `columns`."""
+
+    field = "dataset"
+    columns: ClassVar[str] = ""
+
+    def loaded(self) -> Dataset:
+        """Return the dataset."""
+        found = self.component.load()
+        return from_frame(found, self.columns) if isinstance(found, pd.DataFrame) else found
+
+    def test_it_loads_the_same_twice(self) -> None:
+        """Every process reads it by itself."""
+        one, two = self.loaded(), self.loaded()
+        pd.testing.assert_frame_equal(one.interactions, two.interactions)
+        pd.testing.assert_frame_equal(one.items, two.items)
+        assert one.platforms == two.platforms and one.labels == two.labels
+
+    def test_its_rows_are_such_as_the_package_reads(self) -> None:
+        """See `fedrec.data.Dataset`."""
+        data = self.loaded()
+        rows = data.interactions
+        assert len(rows) > 0
+        for column, among in (("user", data.users), ("item", data.items), ("platform", data.platforms)):
+            assert rows[column].between(0, len(among) - 1).all(), column
+        assert not rows.duplicated(["platform", "user", "item"]).any()
+        assert data.users["key"].is_unique and data.items["key"].is_unique
+        assert rows["positive"].dtype == bool and all(rows[label].dtype == bool for label in data.labels)
+
+
+class MetricContract(Rebuilt):
+    """A metric: `value(ranks)` of a user's relevant items, larger is better."""
+
+    field = "metrics"
+
+    def value(self, *ranks: int) -> float:
+        """Return the metric of some ranks."""
+        found: Ranks = np.array(sorted(ranks), dtype=np.int64)
+        return float(self.component.value(found))
+
+    def test_it_is_a_number_for_any_ranks(self) -> None:
+        """Also for one that is far away, and for many."""
+        for ranks in ([1], [10**6], [1, 2, 3], list(range(1, 200))):
+            assert np.isfinite(self.value(*ranks))
+
+    def test_a_better_rank_is_no_worse(self) -> None:
+        """Moving one relevant item up never lowers it."""
+        rng = generator(0, "contract")
+        for _ in range(50):
+            ranks = sorted(rng.choice(np.arange(2, 40), 4, replace=False).tolist())
+            for place, rank in enumerate(ranks):
+                if rank - 1 not in ranks:
+                    better = [*ranks[:place], rank - 1, *ranks[place + 1 :]]
+                    assert self.value(*better) >= self.value(*ranks) - 1e-12
+
+
+class AggregatorContract(Rebuilt):
+    """An aggregator: `combine(g, p, carries)` returns one direction."""
+
+    field = "descent.aggregator"
+
+    def combined(self, g: Tensor, p: Tensor, carries: Tensor | None = None) -> Tensor:
+        """Return the direction."""
+        found: Tensor = self.component.combine(g, p, carries)
+        return found
+
+    def test_it_returns_a_finite_number_for_every_entry(self) -> None:
+        """For one client and for several, for gradients of 0, and where some carry not all."""
+        rng = torch.Generator().manual_seed(0)
+        for k in (1, 2, 5):
+            g, p = torch.randn(k, 6, generator=rng, dtype=torch.float64), torch.arange(1.0, k + 1, dtype=torch.float64)
+            carries = torch.ones(k, 6, dtype=torch.bool)
+            carries[0, 0] = False
+            for one in (self.combined(g, p), self.combined(0 * g, p), self.combined(g * carries, p, carries)):
+                assert one.shape == (6,) and bool(one.isfinite().all())
+
+    def test_clients_that_agree_are_not_led_the_other_way(self) -> None:
+        """Where all send one gradient, the direction has no negative product with it."""
+        g = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
+        assert float(self.combined(g.repeat(3, 1), torch.ones(3, dtype=torch.float64)) @ g) >= 0
+
+    def test_it_changes_nothing_that_it_is_given(self) -> None:
+        """It is a function."""
+        g, p = (
+            torch.randn(3, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64),
+            torch.ones(3).double(),
+        )
+        before = g.clone()
+        first = self.combined(g, p)
+        assert torch.equal(g, before) and torch.equal(self.combined(g, p), first)
+
+
+class ConstraintContract(Rebuilt):
+    """A constraint: `project(v, p, rho, clients)`, or an `Operator`; `width` numbers for each of three clients."""
+
+    field = "coupling.kind"
+    width: ClassVar[int] = 4
+    projection: ClassVar[bool] = True  # whether it is a projection on a set, and no penalty
+
+    def tied(self, v: Vectors, p: Tensor) -> Vectors:
+        """Return the z_i."""
+        names = tuple("abc"[: len(v)])
+        made: Operator = (
+            Constraint(self.component, "own", names) if hasattr(self.component, "project") else self.component
+        )
+        return made([one.clone() for one in v], p, 1.0)
+
+    def drawn(self) -> tuple[Vectors, Tensor]:
+        """Return some v_i and weights."""
+        rng = torch.Generator().manual_seed(2)
+        v = [torch.randn(self.width, generator=rng, dtype=torch.float64) for _ in range(3)]
+        return v, torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64)
+
+    def test_every_client_gets_a_z_of_its_own_shape(self) -> None:
+        """Finite, and the same for the same v_i."""
+        v, p = self.drawn()
+        z = self.tied(v, p)
+        assert [one.shape for one in z] == [one.shape for one in v]
+        assert all(bool(one.isfinite().all()) for one in z)
+        assert all(torch.equal(a, b) for a, b in zip(z, self.tied(v, p), strict=True))
+
+    def test_what_satisfies_it_stays(self) -> None:
+        """A projection is idempotent."""
+        if self.projection:
+            v, p = self.drawn()
+            z = self.tied(v, p)
+            for a, b in zip(z, self.tied(z, p), strict=True):
+                torch.testing.assert_close(a, b)
+
+    def test_nearer_points_are_brought_nearer(self) -> None:
+        """A proximal map is nonexpansive in the metric sum_i p_i |z_i|^2."""
+        v, p = self.drawn()
+        w = [one + 0.3 * place for place, one in enumerate(v)]
+        apart = [
+            sum(p[i] * (a[i] - b[i]).square().sum() for i in range(3))
+            for a, b in ((v, w), (self.tied(v, p), self.tied(w, p)))
+        ]
+        assert apart[1] <= apart[0] * (1 + 1e-9)

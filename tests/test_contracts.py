@@ -1,0 +1,140 @@
+"""The contract suites of `fedrec.testing` over what the package has itself, and over parts of a user's own."""
+
+from dataclasses import dataclass
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from fedrec.coordination.operators import Clusters, Graph, Mean, MeanRegularised, Mixture, SumTo
+from fedrec.coordination.sets import Ball, Box, Within
+from fedrec.data.synthetic import synthetic
+from fedrec.gradients import Method, combine, weights_of
+from fedrec.metrics import RANKING, ranking_metrics
+from fedrec.models import Kind, Recommender
+from fedrec.seeds import generator
+from fedrec.testing import (
+    AggregatorContract,
+    ConstraintContract,
+    MetricContract,
+    RecommenderContract,
+    SourceContract,
+)
+from tests.own_parts import Factors, Grid, Powered, Precision, Shrunk, TwoTower
+
+TASKS = {"esmm": ("click", "buy"), "aitm": ("click", "buy")}
+OPERATORS: dict[str, tuple[Any, bool]] = {
+    "mean": (Mean(), True),
+    "clusters": (Clusters((0, 0, 1)), True),
+    "mean-regularised": (MeanRegularised(0.5), False),
+    "graph": (Graph(3, ((0, 1), (1, 2)), 0.5), False),
+    "mixture": (Mixture(((1.0, 0.0), (0.5, 0.5), (0.0, 1.0))), True),
+    "sum": (SumTo(1.0), True),
+    "ball": (Within(Mean(), Ball(0.1)), True),
+    "box": (Within(Mean(), Box(0.1)), True),
+}
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """A metric of ours."""
+
+    name: str
+
+    def value(self, ranks: Any) -> float:
+        """See MetricContract."""
+        return float(ranking_metrics([ranks], [self.name])[self.name][0])
+
+
+@dataclass(frozen=True)
+class Ours:
+    """An aggregator of ours."""
+
+    name: Method
+
+    def combine(self, g: Tensor, p: Tensor, carries: Tensor | None) -> Tensor:
+        """See AggregatorContract."""
+        return combine(g, weights_of(g @ g.T, self.name, p, order=generator(0, "order")), carries)
+
+
+@dataclass(frozen=True)
+class Market:
+    """A source of ours."""
+
+    def load(self) -> Any:
+        """See SourceContract."""
+        return synthetic(platforms=2, users=20, items=30, impressions=8, seed=0)
+
+
+def suite(base: type, name: str, **fields: Any) -> type:
+    """Return a suite as a class of tests."""
+    return type(f"Test{name.title().replace('-', '')}{base.__name__}", (base,), fields)
+
+
+MADE = [
+    *(
+        suite(
+            RecommenderContract,
+            kind,
+            component=Recommender(kind, 4, (6, 3), experts=2),
+            tasks=TASKS.get(kind, ("rank", "rating")),
+        )
+        for kind in get_args(Kind)
+    ),
+    suite(RecommenderContract, "TwoTower", component=TwoTower(width=4)),
+    suite(RecommenderContract, "Factors", component=Factors()),
+    suite(SourceContract, "Grid", component=Grid()),
+    suite(SourceContract, "Market", component=Market()),
+    *(suite(MetricContract, name, component=Ranking(name if name == "mrr" else f"{name}@5")) for name in RANKING),
+    suite(MetricContract, "Precision", component=Precision()),
+    *(suite(AggregatorContract, name, component=Ours(name)) for name in get_args(Method)),
+    suite(AggregatorContract, "Powered", component=Powered(2.0)),
+    *(suite(ConstraintContract, name, component=one, projection=sharp) for name, (one, sharp) in OPERATORS.items()),
+    suite(ConstraintContract, "Shrunk", component=Shrunk(0.1)),
+]
+globals().update({one.__name__: one for one in MADE})
+
+
+class Spread:
+    """Constraints that are none."""
+
+    def project(self, v: list[Tensor], p: Tensor, rho: float, clients: tuple[str, ...]) -> list[Tensor]:
+        """Drive the v_i apart."""
+        return [2 * one for one in v]
+
+
+class Backwards:
+    """A metric and an aggregator that are none."""
+
+    def value(self, ranks: Any) -> float:
+        """Return more for worse ranks."""
+        return float(np.mean(ranks))
+
+    def combine(self, g: Tensor, p: Tensor, carries: Tensor | None) -> Tensor:
+        """Return the other way."""
+        return -g.sum(0)
+
+
+class Forgetful(Recommender):
+    """A recommender whose scores of all are not those of the pairs."""
+
+    def score_all(self, params: Any, task: str, user: Tensor) -> Tensor:
+        """Return other scores."""
+        return torch.zeros(len(user), len(params["item_table"]))
+
+
+@pytest.mark.parametrize(
+    ("base", "component", "test"),
+    [
+        (ConstraintContract, Spread(), "test_nearer_points_are_brought_nearer"),
+        (ConstraintContract, Spread(), "test_what_satisfies_it_stays"),
+        (MetricContract, Backwards(), "test_a_better_rank_is_no_worse"),
+        (AggregatorContract, Backwards(), "test_clients_that_agree_are_not_led_the_other_way"),
+        (RecommenderContract, Forgetful("mf", 4), "test_all_scores_are_those_of_the_pairs"),
+    ],
+)
+def test_a_part_that_breaks_its_contract_is_seen(base: type, component: Any, test: str) -> None:
+    with pytest.raises(AssertionError):
+        getattr(suite(base, "Broken", component=component)(), test)()
