@@ -55,6 +55,13 @@ class Client:
         arithmetic = (torch.__version__, torch.backends.cpu.get_cpu_capability())
         return self.experiment.model_dump_json(), self.device, *arithmetic
 
+    @cached_property
+    def told(self) -> Params:
+        """What files tell of its items beside their ids, of which its gradients are made too."""
+        content, values = self.model.side.content, self.data.attributes.values
+        found = {} if content is None else {"content": content}
+        return found | {task.name: torch.from_numpy(values[task.name]) for task in self.tasks if task.attribute}
+
     @property
     def noisy(self) -> bool:
         """Whether it adds the noise that lets its own answers leave."""

@@ -64,7 +64,9 @@ def released(
     data = (client.data.train, client.data.validation, client.data.test)
     # An accelerator never sums twice alike: what it makes again is another answer, and has noise of its own.
     again = "" if client.device == "cpu" else token_hex()
-    source = own.open(number, digest(*client.setting, again, number, start, anchor, f"{mu!r}", shift or {}, *data))
+    told = [client.told] if client.told else []
+    inputs = digest(*client.setting, again, number, start, anchor, f"{mu!r}", shift or {}, *data, *told)
+    source = own.open(number, inputs)
     params, loss = private_update(
         client.model,
         to(start, client.device),

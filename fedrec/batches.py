@@ -37,7 +37,8 @@ class Batch:
     """One minibatch on a device: rows [B], sampled items [B, m] (None without a rank task), per task (mask, target).
 
     `history` [B, L] is what the row's user had liked before the row, for a model that reads it; `keep` [B, 1 + m] is 0
-    where the id of the row's item, or of its m-th sampled one, is hidden from the model.
+    where the id of the row's item, or of its m-th sampled one, is hidden from the model; `share` [B] is what a row
+    counts in a mean over rows, 0 for padding, which no task's mask has either; None: 1 / B.
     """
 
     user: Tensor
@@ -46,6 +47,7 @@ class Batch:
     labels: dict[str, tuple[Tensor, Tensor]]
     history: Tensor | None = None
     keep: Tensor | None = None
+    share: Tensor | None = None
 
 
 def batches(

@@ -58,12 +58,18 @@ def representations(model: Recommender, params: Params, batch: Batch) -> tuple[T
 def penalties(model: Recommender, params: Params, batch: Batch, l2: float) -> list[Tensor]:
     """Return l2 times the mean penalty of the batch's rows and of its sampled items, if any; last the calibrator's."""
     items = [batch.item] if batch.negative is None else [batch.item, batch.negative[:, 0]]
-    found = [l2 * model.penalty(params, batch.user, item).mean() for item in items] if l2 else []
+    found = [l2 * mean(model.penalty(params, batch.user, item), batch) for item in items] if l2 else []
     if model.calibrated:
         p = None if batch.history is None else model.users(params, batch.user, batch.history)
         keep = None if batch.keep is None else batch.keep[:, 0]
-        found.append(model.calibrator(params, model.features(params, batch.user, batch.item, p, keep)))
+        features = model.features(params, batch.user, batch.item, p, keep)
+        found.append(model.calibration * mean(model.calibrator(params, features), batch))
     return found
+
+
+def mean(values: Tensor, batch: Batch) -> Tensor:
+    """Return the mean of a value of every row [B], of padding none."""
+    return values.mean() if batch.share is None else (values * batch.share).sum()
 
 
 def total(parts: Sequence[Tensor]) -> Tensor:

@@ -232,12 +232,12 @@ class Recommender:
         return self.kind == "aitm" and self.calibration > 0
 
     def calibrator(self, params: Params, features: Tensor) -> Tensor:
-        """Return `calibration` times the mean of what later behaviours exceed earlier ones by, for features [B, width].
+        """Return what later behaviours exceed earlier ones by [B], for features [B, width].
 
         Behavioural expectation calibrator (arXiv 2105.08489, sec. 3), for parameters of two or more such tasks.
         """
         logits = [self.head(params, task, features) for task in chain(ordered(params))]
-        return self.calibration * excess(logits).mean()
+        return excess(logits)
 
     def _rows(self, params: Params, table: str, item: Tensor | None = None, keep: Tensor | None = None) -> Tensor:
         """Return the rows of a table of items, all or [B], with what their content says."""

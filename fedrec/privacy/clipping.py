@@ -1,77 +1,16 @@
-"""Per-unit gradients and their clipped sum: one unit moves it by at most the clip."""
+"""The clipped sum of gradients by unit: one unit moves it by at most the clip."""
 
 from __future__ import annotations
-
-from collections.abc import Collection
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from fedrec.models import Recommender
 from fedrec.parameters import Params
+from fedrec.privacy.gradients import Gradients
 from fedrec.privacy.units import Batch
 from fedrec.sharing import TABLES
-from fedrec.stacking.gradients import loss_and_gradients
-from fedrec.tasks import Task
 
 SLACK = 1 - 2.0**-18  # what float32 may add to a norm
-
-
-@dataclass(frozen=True)
-class Gradients:
-    """The gradients of `batch_loss` on each of U units' rows.
-
-    Those of the item tables are by pairs of a unit and an item that it or its negatives name, every pair once, beside
-    padding, which is 0.
-    """
-
-    loss: Tensor  # [U]
-    dense: Params  # [U, ...]; of a user table the row of the unit's user, [U, d]
-    pairs: Params  # item tables [P, d]
-    unit: Tensor  # [P]
-    item: Tensor  # [P]
-
-    def norms(self, names: Collection[str]) -> Tensor:
-        """Return the Euclidean norms [U] of the gradients of `names` together, in float64."""
-        square = self.loss.new_zeros(len(self.loss), dtype=torch.float64)
-        for name in names:
-            if name in self.dense:
-                square += self.dense[name].flatten(1).square().sum(1).double()
-            else:
-                square.index_add_(0, self.unit, self.pairs[name].square().sum(1).double())
-        return square.sqrt_()
-
-
-def unit_gradients(
-    model: Recommender, params: Params, tasks: tuple[Task, ...], batch: Batch, l2: float, names: Collection[str]
-) -> Gradients:
-    """Return the gradients of a batch of units with respect to `names`."""
-    k, owner = len(batch.owner), batch.owner
-    user = batch.user[owner]  # a block has one user, and so reads and moves one row
-    view = {
-        name: value.index_select(0, user) if TABLES.get(name) == "user" else value.expand(k, *value.shape)
-        for name, value in params.items()
-        if TABLES.get(name) != "item"
-    }
-    tables = {name: value for name, value in params.items() if name not in view}
-    loss, found = loss_and_gradients(model, view | tables, tasks, batch.step, l2, None, names)
-
-    def by_unit(values: Tensor) -> Tensor:
-        if k == len(batch.user):
-            return values  # every unit has one block
-        return values.new_zeros((len(batch.user), *values.shape[1:])).index_add_(0, owner, values)
-
-    dense = {name: by_unit(value) for name, value in found.items() if name not in tables}
-    pairs = {name: value for name, value in found.items() if name in tables}
-    item = batch.step.item.reshape(k, -1)
-    unit, item = owner.repeat_interleave(item.shape[1]), item.reshape(-1)
-    if not batch.distinct:
-        rows = len(params["item_table"])
-        key, pair = torch.unique(unit * rows + item, return_inverse=True)
-        unit, item = key // rows, key % rows
-        pairs = {n: v.new_zeros((len(key), v.shape[1])).index_add_(0, pair, v) for n, v in pairs.items()}
-    return Gradients(by_unit(loss), dense, pairs, unit, item)
 
 
 def clipped(gradients: Gradients, batch: Batch, weight: Tensor, clip: float, into: Params, own: Params) -> None:

@@ -10,20 +10,23 @@ import torch
 from torch import Tensor
 
 from fedrec.batches import Recipe
-from fedrec.data import ClientData
+from fedrec.data import ClientData, before
 from fedrec.errors import UserError
 from fedrec.models import Recommender
 from fedrec.parameters import Params, clone, flatten, unflatten
-from fedrec.privacy.clipping import clipped, unit_gradients
+from fedrec.privacy.clipping import clipped
+from fedrec.privacy.gradients import unit_gradients
 from fedrec.privacy.noise import Source, noised
 from fedrec.privacy.units import Units
 from fedrec.seeds import derive
 from fedrec.sharing import TABLES, Sharing
+from fedrec.stacking.gradients import handwritten
 from fedrec.tasks import Task
 from fedrec.training import trainable
 
 CELLS = 2**15  # cells of a part of a step
 DENSE = 2**22  # entries of a part's gradients of the body and the heads
+OUTPUTS = 2**22  # entries of what a part's layers put out, in float64, where autograd keeps all of them
 
 
 @dataclass(frozen=True)
@@ -116,8 +119,10 @@ def private_update(
     """
     params = clone(params)
     # Streams of their own: how many coins there are is private, and must not move the noise.
-    units, coins = Units.of(data, tasks, recipe, mechanism.unit), source.spawn()
+    past = before(data, model.sequence.history, seed) if model.sequence.active else None
+    units, coins = Units.of(data, tasks, recipe, mechanism.unit, past), source.spawn()
     size = mechanism.rate * len(data.users) if mechanism.unit == "user" else float(recipe.batch_size)
+    room = parts(params, str(params["item_table"].device), handwritten(model, tasks))
     losses: list[Tensor] = []
     for number, phase in enumerate(recipe.phases):
         names = trainable(params, tasks, sharing, phase, recipe.optimiser)
@@ -130,7 +135,7 @@ def private_update(
             grads = {name: torch.zeros_like(params[name]) for name in moved}
             into = {name: grads[name] for name in noisy}
             own = {name: grads[name] for name in names if name not in into}
-            for batch in units.batches(chosen, negatives, cells(params), str(params["item_table"].device)):
+            for batch in units.batches(chosen, negatives, *room):
                 found = unit_gradients(model, params, tasks, batch, recipe.l2, names)
                 weight = batch.rows if mechanism.unit == "user" else torch.ones_like(batch.rows)
                 clipped(found, batch, weight, mechanism.clip, into, own)
@@ -154,7 +159,14 @@ def released(sums: Params, mechanism: Mechanism, size: float, source: Source) ->
     return {name: value.to(sums[name].dtype) for name, value in unflatten(total.div_(size), sums).items()}
 
 
-def cells(params: Params) -> int:
-    """Return how many cells a part of a step may have, so that the gradients of its body and heads fit in memory."""
-    dense = sum(value.numel() for name, value in params.items() if name not in TABLES)
-    return max(1, min(CELLS, DENSE // max(dense, 1)))
+def parts(params: Params, device: str, by_hand: bool) -> tuple[int, str, int]:
+    """Return what bounds the parts of a step, so that it fits in memory.
+
+    They are those of `Units.batches`: cells, the device, and how many units where they are padded to one length.
+    """
+    dense = {name: value.numel() for name, value in params.items() if name not in TABLES}
+    most = DENSE // max(1, sum(dense.values()))
+    if by_hand:
+        return max(1, min(CELLS, most)), device, 0
+    width = sum(size for name, size in dense.items() if name.endswith("bias"))  # a bias for every output of a layer
+    return min(CELLS // 2, OUTPUTS // max(1, width)), device, max(1, most // 2)  # float64 takes twice the room

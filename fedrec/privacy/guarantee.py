@@ -10,7 +10,7 @@ import numpy as np
 from fedrec.data import ClientData
 from fedrec.data.types import Ints
 from fedrec.experiment import Experiment
-from fedrec.holdings import clients_data, tasks_for
+from fedrec.holdings import clients_data, reader, tasks_for
 from fedrec.privacy.accounting import Event, Kind, affordable, calibrate
 from fedrec.privacy.differential import Mechanism, private_steps
 from fedrec.privacy.rule import Privacy
@@ -70,7 +70,7 @@ def steps_of(e: Experiment, data: ClientData) -> int:
         return 1
     unit = cast("Literal['interaction', 'user']", e.privacy.unit)
     public = Mechanism(unit, e.privacy.clip, 0.0, e.privacy.rate)  # the noise does not matter for its steps
-    return private_steps(e.recommender(data.name), tasks_for(e, data), e.recipe(), e.sharing(), public)
+    return private_steps(reader(e, data, "train"), tasks_for(e, data), e.recipe(), e.sharing(), public)
 
 
 def _guarantee(e: Experiment, who: str, rate: float, count: int, overlap: int) -> Guarantee:

@@ -11,9 +11,10 @@ import torch
 from numpy.typing import NDArray
 
 from fedrec.batches import Recipe
-from fedrec.data import ClientData, Negatives, excluded
+from fedrec.data import ClientData, Histories, Negatives, excluded
 from fedrec.data.split import chance
 from fedrec.data.types import Floats, Ints
+from fedrec.seeds import derive
 from fedrec.stacking.cohort import edges
 from fedrec.stacking.draws import ranges
 from fedrec.stacking.gradients import Step
@@ -31,6 +32,19 @@ class Batch:
     distinct: bool  # whether no unit names an item twice
     user: torch.Tensor  # [U] every unit's user
     rows: torch.Tensor  # [U] how many rows a unit has
+    history: torch.Tensor | None = None  # [k, L, H] what a row's user had liked before it
+    keep: torch.Tensor | None = None  # [k, 1 + m, L] 0 where the id of an item is hidden
+
+    def places(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return every unit's cells [U, R], of the k L of all blocks, and which are rows (1, or 0 for padding).
+
+        R is the number of rows of the longest unit; padding repeats the last row of its own.
+        """
+        unit = torch.arange(len(self.rows), device=self.rows.device)
+        row = torch.arange(int(self.rows.max()), device=self.rows.device)
+        first = torch.searchsorted(self.owner, unit) * self.step.share.shape[1]
+        last = self.rows[:, None] - 1
+        return first[:, None] + torch.minimum(row, last), (row <= last).to(self.step.share.dtype)
 
 
 @dataclass(frozen=True)
@@ -52,17 +66,31 @@ class Units:
     taken: Negatives | None  # what they avoid; None: nothing
     items: int
     distinct: bool  # whether no unit has two rows of an item
+    past: Histories | None  # [b L] of every cell
+    hidden: float  # probability that the id of an item is hidden
 
     @staticmethod
-    def of(data: ClientData, tasks: tuple[Task, ...], recipe: Recipe, unit: Literal["interaction", "user"]) -> Units:
+    def of(
+        data: ClientData,
+        tasks: tuple[Task, ...],
+        recipe: Recipe,
+        unit: Literal["interaction", "user"],
+        past: Histories | None = None,
+    ) -> Units:
         """Return a silo's units: its users, with or without training rows, or the rows that a task learns from.
 
         A user's negatives avoid its own positives, as in plain training. An interaction's come from the whole
-        catalogue: avoiding the user's other positives would make its gradient depend on other units.
+        catalogue: avoiding the user's other positives would make its gradient depend on other units. So would what
+        users had liked before their rows, `past`, for a model that reads it: raises ValueError for interactions.
         """
-        train = data.train.take(np.logical_or.reduce([task.rows(data.train) for task in tasks]))
+        if past and unit != "user":
+            raise ValueError("past: must be none for interactions, which are read in the histories of others")
+        about = data.attributes
+        used = np.flatnonzero(np.logical_or.reduce([task.rows(data.train, about) for task in tasks]))
         if unit == "user":
-            train = train.take(np.argsort(train.user, kind="stable"))
+            used = used[np.argsort(data.train.user[used], kind="stable")]
+        train = data.train.take(used)
+        if unit == "user":
             owner, size = np.arange(len(data.users)), np.bincount(train.user, minlength=len(data.users))
         else:
             owner, size = train.user, np.ones(len(train), np.int64)
@@ -83,24 +111,41 @@ class Units:
             train.user[index],
             train.item[index],
             scale(np.ones(len(train), np.bool_)),
-            {t.name: (scale(t.rows(train)), t.target(train).astype(np.float32)[index]) for t in tasks},
+            {t.name: (scale(t.rows(train, about)), t.target(train, about).astype(np.float32)[index]) for t in tasks},
             recipe.num_negatives if rank else 0,
             excluded(data, recipe.negatives) if rank and unit == "user" else None,
             len(data.items),
             bool(np.diff(np.sort(number * len(data.items) + train.item)).all()),
+            past.at(used[index.reshape(-1)]) if past else None,
+            recipe.hidden,
         )
 
-    def batches(self, chosen: Ints, seed: int, cells: int, device: str) -> Iterator[Batch]:
+    def batches(self, chosen: Ints, seed: int, cells: int, device: str, most: int = 0) -> Iterator[Batch]:
         """Yield the units `chosen` that have rows in parts of about `cells` cells, with their negatives.
+
+        With `most` above 0 a part has no more units than that, and `cells` counts what pads them to the longest one.
 
         A negative is a function of the seed, the user, the item and its number: what the other units hold does not
         move it.
         """
         chosen = chosen[self.rows[chosen] > 0]
+        for units in self.alike(chosen, cells, most) if most else self.in_order(chosen, cells):
+            yield self.batch(units, seed, device)
+
+    def in_order(self, chosen: Ints, cells: int) -> Iterator[Ints]:
+        """Yield parts of units of about `cells` cells of their blocks."""
         width = self.user.shape[1] * (1 + self.sampled)
         part = (np.cumsum(np.diff(self.edge)[chosen]) - 1) * width // cells
-        for units in np.split(chosen, np.flatnonzero(np.diff(part)) + 1) if len(chosen) else ():
-            yield self.batch(units, seed, device)
+        yield from np.split(chosen, np.flatnonzero(np.diff(part)) + 1) if len(chosen) else ()
+
+    def alike(self, chosen: Ints, cells: int, most: int) -> Iterator[Ints]:
+        """Yield parts of at most `most` units, the longest first, of at most `cells` cells, or of one unit."""
+        chosen = chosen[np.argsort(-self.rows[chosen], kind="stable")]
+        width = 1 + self.sampled + (self.past.length if self.past else 0)
+        while len(chosen):
+            count = max(1, min(most, cells // (int(self.rows[chosen[0]]) * width)))
+            yield chosen[:count]
+            chosen = chosen[count:]
 
     def batch(self, chosen: Ints, seed: int, device: str) -> Batch:
         """Return the units `chosen`, which all have rows, with the negatives of a seed."""
@@ -120,13 +165,26 @@ class Units:
             {name: (placed(scale[block]), placed(target[block])) for name, (scale, target) in self.labels.items()},
         )
         owner = np.repeat(np.arange(len(chosen)), counts)
+        history = None
+        if self.past:
+            cell = block[:, None] * self.user.shape[1] + np.arange(self.user.shape[1])
+            history = placed(self.past.take(cell.reshape(-1)).reshape(*cell.shape, -1))
         return Batch(
             step,
             placed(owner),
             self.distinct and not self.sampled,
             placed(self.owner[chosen]),
             placed(self.rows[chosen]),
+            history,
+            placed(self.kept(user, item, seed)) if self.hidden else None,
         )
+
+    def kept(self, user: Ints, item: Ints, seed: int) -> Floats:
+        """Return 0 where the id of an item [k, 1 + m, L] of users [k, L] is hidden, else 1, each on its own."""
+        cell = item[:, :1] * item.shape[1] + np.arange(item.shape[1])[:, None]
+        who = np.broadcast_to(user[:, None], cell.shape).reshape(-1)
+        u = chance(who, cell.reshape(-1), derive(seed, "hidden"))
+        return (u >= self.hidden).astype(np.float32).reshape(cell.shape)
 
     def negatives(self, user: Ints, item: Ints, seed: int) -> Ints:
         """Return the negatives [k, m, L] of users [k, L] and their items [k, 1, L]."""

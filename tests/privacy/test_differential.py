@@ -19,8 +19,9 @@ from fedrec.errors import UserError
 from fedrec.models import Recommender
 from fedrec.optimisers import Optimiser
 from fedrec.parameters import Params, same, subtract
-from fedrec.privacy.clipping import clipped, unit_gradients
+from fedrec.privacy.clipping import clipped
 from fedrec.privacy.differential import Mechanism, private_steps, private_update
+from fedrec.privacy.gradients import unit_gradients
 from fedrec.privacy.noise import Source
 from fedrec.privacy.units import Batch as UnitBatch
 from fedrec.privacy.units import Units
