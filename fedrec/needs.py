@@ -41,7 +41,8 @@ class Can(StrEnum):
     ONE_MODEL = "clients that train one model"
     LOCKSTEP = "a second model that steps with the first"
     LOSSES = "the losses of single tasks as they are"
-    UNIT_GRADIENTS = "gradients by unit, or by client"
+    UNIT_GRADIENTS = "gradients by unit"
+    CLIENT_GRADIENTS = "gradients by client, all in one step"
     ALONE = "clients that each train by themselves"
     UNSEEN = "clients whose answers nobody else sees"
     # What a recommender reads, and what is asked of it.
@@ -60,7 +61,7 @@ class Can(StrEnum):
 
 
 # What is missing for the implementation alone, as is most of what tells clients of one program from others.
-UNBUILT = frozenset({Can.UNIT_GRADIENTS, Can.ONE_MODEL, Can.PAIR_SCORES, Can.LOGITS})
+UNBUILT = frozenset({Can.UNIT_GRADIENTS, Can.CLIENT_GRADIENTS, Can.ONE_MODEL, Can.PAIR_SCORES, Can.LOGITS})
 NOTHING = (None, False, 0, "", "none", "mean", "fixed", (), ("all",))  # values of a field whose part is not there
 
 

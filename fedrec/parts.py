@@ -120,7 +120,8 @@ TWO, INSIDE = ("ditto", "apfl"), ("interaction", "user")
 PARTS = (
     # Recommenders, their tasks, and what they read.
     takes("model", Can.USER_SIDE, why="item has none (add --model mf)", here=models("item")),
-    takes("model", Can.UNIT_GRADIENTS, why=BY_HAND, here=other_models),
+    takes("model", Can.CLIENT_GRADIENTS, why=BY_HAND, here=other_models),
+    takes("model", Can.UNIT_GRADIENTS, why="a module of one's own may read rows that no unit names", here=own_models),
     takes("model", Can.READS_ITEMS, Can.USER_SIDE, why="a module of one's own reads the ids alone", here=own_models),
     needs("model", Can.TWO_WIDTHS, here=models(*(kind for kind in BODIES if BODIES[kind].widths > 1))),
     takes("hidden", Can.TWO_WIDTHS, why="there is one (add --hidden 64,32)", here=only_width),
@@ -131,17 +132,18 @@ PARTS = (
     needs("task", Can.READS_ITEMS, here=about_items),
     needs("content.kind", Can.READS_ITEMS),
     needs("task", Can.UNTOLD, here=lambda e: "category" * ("category" in several(e.task))),
-    takes("task", Can.UNIT_GRADIENTS, why=BY_HAND, here=lambda e: several(e.task)),
+    takes("task", Can.CLIENT_GRADIENTS, why=BY_HAND, here=lambda e: several(e.task)),
     needs("weighting.kind", Can.ONE_MODEL, Can.LOSSES),
     takes("content.kind", Can.UNTOLD, why="items' texts tell categories"),
-    takes("content.kind", Can.UNIT_GRADIENTS, why=BY_HAND, here=item_content),
+    takes("content.kind", Can.CLIENT_GRADIENTS, why=BY_HAND, here=item_content),
     takes("content.kind", Can.ENCODER, why="it is what is adapted (add --content.kind minilm)", here=other_content),
+    takes("lora.rank", Can.UNIT_GRADIENTS, why="the encoder reads a text once for all units that name it"),
     needs("lora.rank", Can.ENCODER, Can.MEANS, Can.STILL),
     needs("lora.form", Can.UNPULLED, here=lambda e: e.lora.form * (e.lora.active and e.lora.form == "exact")),
     takes("share", Can.MEANS, why="means of A and of B are none of B A (add --share lora)", here=foreign_part),
     takes("lrs", Can.STILL, why="it has one", here=frozen_part),
     needs("sequence.kind", Can.USER_SIDE, Can.EVEN_WIDTH, Can.HISTORIES),
-    takes("sequence.kind", Can.UNIT_GRADIENTS, why=BY_HAND),
+    takes("sequence.kind", Can.CLIENT_GRADIENTS, why=BY_HAND),
     takes("sequence.kind", Can.PAIR_SCORES, why="public pairs, and the student, have no histories"),
     takes("dim", Can.EVEN_WIDTH, why="one leaves a remainder", here=odd_width),
     takes("split", Can.KNOWN_USERS, why="new users have no row before they are tested", here=("new-users",)),
@@ -220,7 +222,7 @@ PARTS = (
     takes("secure.active", Can.SECURE_SUMS, why="there are none (add --secure.active)", here=(False,)),
 )
 STACKED = (
-    needs("engine", Can.UNIT_GRADIENTS, Can.PARAMETERS, Can.KNOWN_USERS, here=asked_to_stack),
+    needs("engine", Can.CLIENT_GRADIENTS, Can.PARAMETERS, Can.KNOWN_USERS, here=asked_to_stack),
     takes("engine", Can.ALONE, Can.UNSEEN, Can.LOSSES, why="clients are trained as one program", here=asked_to_stack),
 )
 

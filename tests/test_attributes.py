@@ -307,10 +307,6 @@ def test_every_method_evaluates_tasks_about_items(method: str) -> None:
             r"^task: category needs answers .*, but items' texts tell categories, found content.kind hashed",
         ),
         (
-            {"privacy": {"unit": "user", "epsilon": "8"}, "weights": "uniform"},
-            r"^privacy.unit: user needs gradients by unit.* \(not built\), found task category,price",
-        ),
-        (
             {"method": "agreement", "volunteers": 5, "agreement": {"items": 5, "task": "category"}},
             r"^agreement.task: must have one score for a user and an item, found category",
         ),

@@ -417,10 +417,6 @@ def test_worker_processes_give_the_result_of_one_process_to_the_bit(
         ({"share": "domains"}, "share: must be one of .*domain.*, found 'domains'; did you mean 'domain'"),
         ({"model": "moe"}, "model: one of the models: must be one of .*mmoe.*, found 'moe'; did you mean 'mmoe'"),
         ({"model": "mmoe", "experts": 0}, "experts: .* greater than or equal to 1"),
-        (
-            {"model": "mf;shop=ple", "weights": "uniform", "privacy": {"epsilon": "4", "unit": "user"}},
-            "privacy.unit: user needs gradients by unit.*, found model ple",
-        ),
         ({"share": "gate"}, "share: must be one of .*gates.*, found 'gate'; did you mean 'gates'"),
     ],
 )

@@ -201,9 +201,6 @@ def test_content_composes_and_only_the_adapter_and_rows_are_sent(method: str, mo
 
 REFUSED: dict[str, Callable[[], Any]] = {
     "engine: .*found content.kind hashed": lambda: stacked(experiment(content=HASHED, engine="process", stack="yes")),
-    "privacy.unit: .*found content.kind hashed": lambda: experiment(
-        content=HASHED, weights="uniform", privacy={"unit": "user", "epsilon": 8}, phases=("private", "shared")
-    ),
     "attacks": lambda: Case(experiment(content=HASHED), [], {}, dataset(experiment()).users, np.ones(5)),
     "dim": lambda: experiment(content={"kind": "hashed", "dim": 0}),
     "dropout": lambda: experiment(content={"kind": "hashed", "dropout": 1.0}),

@@ -210,7 +210,7 @@ REFUSED: dict[str, Callable[[], Any]] = {
     "found drift.correction scaffold": lambda: adapted("exact", "scaffold", optimiser="sgd", lrs=""),
     "found drift.personal ditto": lambda: adapted("exact", "ditto"),
     "found drift.personal apfl": lambda: adapted("exact", "apfl"),
-    "privacy.unit: user needs gradients by unit.* found content.kind minilm": lambda: adapted(
+    "privacy.unit: user needs gradients by unit.* found lora.rank": lambda: adapted(
         "exact", weights="uniform", phases=("private", "shared"), privacy={"unit": "user", "epsilon": 8}
     ),
 }

@@ -77,7 +77,10 @@ KNOWN: dict[Can, Case] = {
     Can.LOCKSTEP: Case({**USER, "method": "apfl"}, {**USER, "method": "ditto"}, "a step of both on the units drawn"),
     Can.LOSSES: Case({**USER, **DWA}, {**CLIENT, **DWA}, "weights made of losses are made of rows"),
     Can.UNIT_GRADIENTS: Case(
-        {**USER, "model": "mmoe"}, {**USER, "model": "mlp"}, "not built: kernels for three models"
+        {**USER, **LORA}, {**USER, "content.kind": "minilm"}, "not built: a pass of the encoder for every unit"
+    ),
+    Can.CLIENT_GRADIENTS: Case(
+        {"model": "mmoe", "stack": "yes"}, {"model": "mlp", "stack": "yes"}, "not built: kernels for three models"
     ),
     Can.ALONE: Case({**LATE, "stack": "yes"}, LATE, "not built: the stack begins with all"),
     Can.UNSEEN: Case({**SECURE, "stack": "yes"}, SECURE, "one program would see what is to be secret"),
@@ -120,6 +123,7 @@ AT_CLIENT: Flat = {**CLIENT, "privacy.where": "client"}
 # The same capabilities between other parts.
 MORE: list[tuple[Can, Flat]] = [
     (Can.READS_ITEMS, {**OWN, "task": "rank,price"}),
+    (Can.UNIT_GRADIENTS, {**USER, **OWN}),
     (Can.USER_SIDE, {**OWN, **GRU}),
     (Can.EXCHANGE, {**AGREED, "pool": True}),
     (Can.EXCHANGE, {**LATE, "method": "local"}),

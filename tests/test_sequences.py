@@ -406,8 +406,8 @@ def test_a_run_that_was_broken_off_goes_on_to_the_same_end(tmp_path: Path) -> No
         ({"dim": "4;shop=6"}, "sequence.kind: sasrec needs a width that its heads divide .*, found dim 6"),
         ({"engine": "process", "stack": "yes"}, "engine: process with stack yes needs .* found sequence.kind sasrec"),
         (
-            {"weights": "uniform", "privacy": {"epsilon": "4", "unit": "user"}},
-            r"privacy.unit: user needs gradients by unit.*, found sequence.kind sasrec",
+            {"weights": "uniform", "privacy": {"epsilon": "4", "unit": "interaction", "rate": 0.5}},
+            r"sequence.kind: sasrec needs rows whose items others read .*, found privacy.unit interaction",
         ),
         (
             {"share": (), "agreement": {"items": 5}, "volunteers": 9, "coupling": {"rho": 0.1}},

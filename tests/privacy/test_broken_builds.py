@@ -18,8 +18,9 @@ from clients.memory import Memory
 from clients.round import first
 from fedrec.data import ClientData
 from fedrec.experiment import Experiment
-from fedrec.holdings import clients_data
+from fedrec.holdings import clients_data, item_content
 from fedrec.parameters import Params
+from fedrec.privacy.guarantee import guarantees
 from fedrec.privacy.masks import Words, pair_mask, public, seal, self_mask
 from fedrec.privacy.noise import Source
 from fedrec.privacy.secure_sum import Member
@@ -55,6 +56,34 @@ def without(data: ClientData, user: int) -> ClientData:
 
 
 @pytest.mark.parametrize(
+    ("fields", "steps"),
+    [
+        ({"content": {"kind": "hashed", "dim": 4}, "share": "adapter"}, 2),
+        ({"task": "price,rank", "share": "attributes", "lrs": "heads=0"}, 2),
+        ({"model": "shared-bottom", "task": "rank,behaviour", "share": "body"}, 2),
+        ({"share": "item_table", "lrs": "heads=0,item_bias=0"}, 1),
+    ],
+    ids=["adapter", "attributes", "body", "own rows alone"],
+)
+def test_as_many_noisy_steps_are_booked_as_are_made(
+    fields: dict[str, Any], steps: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Broken build: steps are counted for a model without what it reads. A phase of the adapter alone is then free."""
+    drawn: list[tuple[int, ...]] = []
+    normal = Source.normal
+
+    def counted(self: Source, *shape: int) -> torch.Tensor:
+        drawn.append(shape)
+        return normal(self, *shape)
+
+    monkeypatch.setattr(Source, "normal", counted)
+    fields = {**SMALL, "phases": ("private", "shared"), **fields}
+    e = experiment("fedper", **fields, privacy={"unit": "user", "noise": 1.0})
+    answer(e, clients_data(e)[0], tmp_path)
+    assert len(drawn) == guarantees(e)[clients_data(e)[0].name].event.count == steps
+
+
+@pytest.mark.parametrize(
     "privacy",
     [
         {"unit": "user", "noise": 1.0},
@@ -80,6 +109,31 @@ def test_neighbours_have_unlike_noise_under_one_secret(privacy: dict[str, Any], 
     # Two independent samples of n numbers: a correlation of 1 / sqrt(n), at most 5 of them.
     found = np.corrcoef(moved["one"], moved["other"])[0, 1]
     assert abs(found) < 5 / len(moved["one"]) ** 0.5
+
+
+@pytest.mark.parametrize("told", ["content", "price"])
+def test_what_else_is_told_of_items_has_unlike_noise_under_one_secret(
+    told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Broken build: a file of vectors, or of prices, is changed, and the noise of before hides other gradients."""
+    fields = {"task": "rating,price"} if told == "price" else {"content": {"kind": "hashed", "dim": 4}}
+    e = experiment("fedper", **{**SMALL, **fields}, privacy={"unit": "user", "noise": 1.0})
+    data, z, moved = clients_data(e)[0], first_of(e)["item_table"], {}
+    still = torch.from_numpy(np.setdiff1d(np.arange(len(data.items)), data.train.item))
+    swapped = np.intersect1d(data.train.item, np.flatnonzero(data.attributes.train))[:2]
+    for name, factor in (("one", 1.0), ("same", 1.0), ("other", 2.0)):
+        about, vectors = data.attributes, item_content(e)[0]
+        if told == "price":
+            price = about.values["price"].copy()
+            price[swapped] = price[swapped[::-1]] if name == "other" else price[swapped]  # of one mean, as heads start
+            about = replace(about, values={**about.values, "price": price})
+        else:
+            assert vectors is not None
+            monkeypatch.setattr("fedrec.holdings.item_content", lambda _, v=vectors * factor: (v, ()))
+        mine = answer(e, replace(data, attributes=about), tmp_path / name, bytes(range(32)))[0]["item_table"]
+        moved[name] = (mine - z)[still].double().reshape(-1)
+    assert torch.equal(moved["one"], moved["same"]) and len(moved["one"]) > 500
+    assert abs(np.corrcoef(moved["one"], moved["other"])[0, 1]) < 5 / len(moved["one"]) ** 0.5
 
 
 @pytest.mark.parametrize("unit", ["user", "interaction"])
