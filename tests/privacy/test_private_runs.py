@@ -266,7 +266,7 @@ def test_a_run_that_is_broken_off_in_its_final_test_is_tested_again_and_trains_n
         raise Killed
 
     with monkeypatch.context() as m, pytest.raises(Killed):
-        m.setattr("server.newcomers.Newcomers.test", killed)
+        m.setattr("server.strategy.assess", killed)
         launch(e, tmp_path, every=2)  # the last round has a checkpoint all the same
     before = {who: Ledger(tmp_path / "privacy" / f"{who}.jsonl").entries for who in guarantees(e)}
     launch(e, tmp_path, every=2)
