@@ -387,7 +387,7 @@ def test_one_tie_of_rows_is_the_tie_of_each_row() -> None:
         ),
         (
             "agreement",
-            {"volunteers": 5, "coupling": {}},
+            {"volunteers": 5, "coupling": {"rho": 0.0}},
             "agreement.items: .* needs a proximal tie, .*, found coupling.rho 0",
         ),
         (

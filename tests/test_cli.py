@@ -109,7 +109,7 @@ def test_a_method_on_the_command_line_leaves_nothing_of_the_saved_one(tmp_path: 
     st.fixed_dictionaries(
         {},
         optional={
-            "method": st.sampled_from(sorted(METHODS)),
+            "method": st.sampled_from(sorted({*METHODS} - {"agreement", "scaffold"})),  # these need more than a name
             "rounds": st.integers(1, 1_000_000),
             "lr": st.floats(min_value=1e-30, max_value=1e5),
             "clients": st.none() | st.integers(1, 1000),

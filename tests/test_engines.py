@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -68,11 +69,17 @@ def test_inline_and_ray_agree_to_the_bit(tmp_path: Path) -> None:
     same(a, b, but=("engine",))
 
 
-def test_a_client_that_fails_is_named(tmp_path: Path) -> None:
+@pytest.mark.soak
+@pytest.mark.parametrize("engine", ["inline", "ray"])
+def test_a_client_that_fails_is_named(engine: str, tmp_path: Path, tries: Callable[[int, int], int]) -> None:
+    tries(int(engine == "inline"), 1)
     wrong = experiment(task="rank,nosuchlabel")
-    with pytest.raises(ClientFailure, match=r"^joining: 2 of 3 .*found 0 \(node \d+.*: failed: task: .*'nosuchlabel'"):
-        run_into(tmp_path / "inline", wrong)
-    printed = ray_into(tmp_path / "ray", wrong)
+    if engine == "inline":
+        with pytest.raises(ClientFailure) as failure:
+            run_into(tmp_path / "inline", wrong)
+        printed = f"ClientFailure {failure.value}"
+    else:
+        printed = ray_into(tmp_path / "ray", wrong)
     assert re.match(r"^ClientFailure joining: 2 of 3 .*found 0 \(node \d+.*: failed: task: .*'nosuchlabel'", printed)
     assert not list(tmp_path.glob("*/experiment.json"))
 

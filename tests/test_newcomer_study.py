@@ -1,5 +1,6 @@
 """The study of a platform that joins late: every arm on the newcomer's own test data, the same for a seed."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -17,7 +18,9 @@ from simulations.studies.newcomer import ARMS
 SMALL = ["--market.users", "40", "--market.items", "40", "--rounds", "2", "--dim", "4"]
 
 
-def test_the_newcomer_study_compares_one_client_with_itself(tmp_path: Path) -> None:
+@pytest.mark.soak
+def test_the_newcomer_study_compares_one_client_with_itself(tmp_path: Path, tries: Callable[[int, int], int]) -> None:
+    tries(0, 1)
     arguments = ["newcomer", "--joins", "3", "--seeds", "2", "--workers", "1", "--out", str(tmp_path / "study")]
     assert main([*arguments, *SMALL, "--rounds", "4", "--clients", "3", "--volunteers", "10"]) == 0
     results = pd.read_csv(tmp_path / "study" / "results.csv")

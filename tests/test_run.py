@@ -447,8 +447,12 @@ def test_ctrl_c_keeps_what_was_finished(engine: str, tmp_path: Path) -> None:
 
 
 @needs_proc
+@pytest.mark.soak
 @pytest.mark.parametrize("engine", ["inline", "process", "ray"])
-def test_a_second_ctrl_c_stops_at_once_and_leaves_only_what_can_be_gone_on_from(engine: str, tmp_path: Path) -> None:
+def test_a_second_ctrl_c_stops_at_once_and_leaves_only_what_can_be_gone_on_from(
+    engine: str, tmp_path: Path, tries: Callable[[int, int], int]
+) -> None:
+    tries(int(engine != "ray"), 1)
     ended = interrupt(engine, 2, tmp_path / "out")
     assert (ended.status, ended.out) == (130, f"run: {tmp_path / 'out'}\n")
     out = tmp_path / "out"

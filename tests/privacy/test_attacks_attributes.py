@@ -1,3 +1,5 @@
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -75,6 +77,8 @@ def test_gender_and_age_are_told_by_item_sets_of_movielens_users() -> None:
 
 
 @real
-def test_gender_is_told_by_vectors_of_movielens_users() -> None:
+@pytest.mark.soak
+def test_gender_is_told_by_vectors_of_movielens_users(tries: Callable[[int, int], int]) -> None:
+    tries(0, 1)
     seen, case = attacked(movies(partition="users", clients=5, task="rank", rounds=10))
     assert ATTACK["gender from user vectors"].result(seen.transcript, case).auc >= 0.70
