@@ -194,7 +194,10 @@ def test_a_lie_in_an_evaluation_is_refused(name: str) -> None:
 
 @pytest.mark.soak
 def test_random_lies_end_no_run_and_change_nothing_for_the_others(tries: Callable[[int, int], int]) -> None:
-    """Whatever a client sends: the run ends, and if it was refused, as if it had sent nothing."""
+    """Whatever a client sends: the run ends, and if it was refused, as if it had sent nothing.
+
+    One that joins under another name is refused later: a client that has joined and is never heard of.
+    """
     counts = {"refused": 0, "admitted": 0}
 
     @settings(max_examples=tries(15, 500), database=None, suppress_health_check=list(HealthCheck), deadline=None)
@@ -204,7 +207,7 @@ def test_random_lies_end_no_run_and_change_nothing_for_the_others(tries: Callabl
         assert len(made.rounds) == 2
         refused(made)
         counts["refused" if made.faults else "admitted"] += 1
-        if made.faults:
+        if made.faults and (kind != "query.join" or made.faults[0]["during"] == "join"):
             assert honest(made) == honest(lost(method, kind))
         for value in made.shared.values():
             assert bool(value.abs().max() < 1e6)
