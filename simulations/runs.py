@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pandas as pd
 
+import fedrec.channel as channel
+import fedrec.components as components
+import fedrec.holdings as holdings
 from clients import recommend
-from fedrec import channel, components, holdings
 from fedrec.coordination import maps
 from fedrec.experiment import Experiment
 from fedrec.holdings import dataset, reader

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from fedrec import seeds
+import fedrec.seeds as seeds
 from fedrec.data.split import chance
 from fedrec.data.text import multi_hot
 from fedrec.data.types import Attributes, Bools, Dataset, Floats, Ints

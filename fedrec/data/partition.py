@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from fedrec import seeds
+import fedrec.seeds as seeds
 from fedrec.data.attributes import attributes_of
 from fedrec.data.checks import NAMES, refuse, showable
 from fedrec.data.public import informed, volunteers_of, without

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from fedrec import seeds
+import fedrec.seeds as seeds
 from fedrec.data.split import concatenate
 from fedrec.data.types import ClientData, Dataset, Interactions, Ints
 from fedrec.errors import UserError

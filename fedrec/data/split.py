@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from fedrec import seeds
+import fedrec.seeds as seeds
 from fedrec.data.repeats import merged
 from fedrec.data.types import Attributes, Bools, ClientData, Interactions, Ints
 

@@ -9,7 +9,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from fedrec import seeds
+import fedrec.seeds as seeds
 from fedrec.data.types import Bools, Dataset, Truth
 from fedrec.errors import UserError
 from fedrec.files import largest
