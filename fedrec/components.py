@@ -147,10 +147,8 @@ def written(value: Any) -> Any:
 
 def fields_of(value: Any) -> dict[str, Any]:
     """Return the fields of a component that are not at their defaults, as JSON has them."""
-    whole = dataclasses.is_dataclass(value)
-    names = [field.name for field in dataclasses.fields(value)] if whole else list(type(value).model_fields)
-    found = {name: getattr(value, name) for name in names}
-    usual = {name: default for name, default in defaults_of(type(value)).items() if name in found}
+    found = {name: getattr(value, name) for name in names_of(type(value))}
+    usual = defaults_of(type(value))
     given = {name: one for name, one in found.items() if name not in usual or one != usual[name]}
     try:
         plain: dict[str, Any] = json.loads(json.dumps(given))
@@ -162,17 +160,27 @@ def fields_of(value: Any) -> dict[str, Any]:
 def fields_known(kind: type[Any]) -> list[tuple[str, str, str]]:
     """Return (name, type, default) of every field of a component's class, as they are shown."""
     usual, hints = defaults_of(kind), get_type_hints(kind)
-    names = [one.name for one in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else [*kind.model_fields]
-    types = {name: getattr(hints[name], "__name__", str(hints[name])) for name in names}
-    return [(name, types[name], str(usual.get(name, "needed"))) for name in names]
+    types = {name: getattr(hints[name], "__name__", str(hints[name])) for name in names_of(kind)}
+    return [(name, shown_as, str(usual.get(name, "needed"))) for name, shown_as in types.items()]
+
+
+def names_of(kind: type[Any]) -> list[str]:
+    """Return the names of a component's fields."""
+    return [one.name for one in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else [*kind.model_fields]
 
 
 def defaults_of(kind: type[Any]) -> dict[str, Any]:
-    """Return the defaults of a component's fields."""
-    if dataclasses.is_dataclass(kind):
-        known = [field for field in dataclasses.fields(kind) if field.default is not dataclasses.MISSING]
-        return {field.name: field.default for field in known}
-    return {name: info.default for name, info in kind.model_fields.items() if not info.is_required()}
+    """Return the defaults of a component's fields; a field that must be given has none."""
+    if not dataclasses.is_dataclass(kind):
+        infos = kind.model_fields.items()
+        return {name: info.get_default(call_default_factory=True) for name, info in infos if not info.is_required()}
+    found = {}
+    for one in dataclasses.fields(kind):
+        if one.default is not dataclasses.MISSING:
+            found[one.name] = one.default
+        elif one.default_factory is not dataclasses.MISSING:
+            found[one.name] = one.default_factory()
+    return found
 
 
 def with_fields(text: str, fields: Mapping[str, Any]) -> str:
@@ -232,7 +240,7 @@ def make(field: str, text: str) -> Any:
     part = read(text)
     kind = find(field, part.use)
     hints, usual = get_type_hints(kind), defaults_of(kind)
-    names = [one.name for one in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else [*kind.model_fields]
+    names = names_of(kind)
     for name in part.fields:
         choose(f"{field}: field of {part.use}", name, names)
     values = {}
@@ -244,20 +252,13 @@ def make(field: str, text: str) -> Any:
         except ValidationError as error:
             rule = error.errors()[0]["msg"].lower()
             raise UserError(f"{field}.{name}: {rule}, found {repr(value)[:80]}") from None
-    lacking = [name for name in names if name not in values and name not in usual and not optional(kind, name)]
+    lacking = [name for name in names if name not in values and name not in usual]
     if lacking:
         raise UserError(f"{field}.{lacking[0]}: must be given for {part.use}, found nothing")
     try:
         return kind(**values)
     except (TypeError, ValueError) as error:
         raise UserError(f"{field}: {part.use}: {error}") from None
-
-
-def optional(kind: type[Any], name: str) -> bool:
-    """Return whether a field of a dataclass makes its own default."""
-    if not dataclasses.is_dataclass(kind):
-        return False
-    return any(one.name == name and one.default_factory is not dataclasses.MISSING for one in dataclasses.fields(kind))
 
 
 def find(field: str, use: str) -> type[Any]:

@@ -119,8 +119,12 @@ def fields_of_parts(extra: Sequence[str]) -> tuple[dict[str, str], list[str]]:
 
 
 def seam_of(path: str) -> str:
-    """Return the field whose part a path is a field of, as `model` for `model.width`; "" if it is of none."""
-    return next((seam for seam in SEAMS if path.startswith(f"{seam}.") and path not in FIELDS), "")
+    """Return the field whose part a path is a field of, as `model` for `model.width`; "" if it is of none.
+
+    Metrics are several, and carry their one field themselves: `NAME@K`.
+    """
+    seams = SEAMS.keys() - {"metrics"}
+    return next((seam for seam in seams if path.startswith(f"{seam}.") and path not in FIELDS), "")
 
 
 def resumed(out: Path, quiet: bool, compare: bool | None) -> Command:
@@ -347,11 +351,8 @@ def fields(content: Mapping[str, Any], source: str) -> dict[str, Given]:
     """Return the content by dotted path with "_" for "-"; raises UserError for a name that is no field."""
     values: dict[str, Given] = {}
     for name, value in flatten(content).items():
-        path = (
-            name.replace("-", "_").removesuffix(".use")
-            if name.removesuffix(".use") in SEAMS
-            else name.replace("-", "_")
-        )
+        path = name.replace("-", "_")
+        path = path.removesuffix(".use") if path.removesuffix(".use") in SEAMS else path
         if path not in FIELDS and not seam_of(path):
             raise UserError(f"{source}: {name!r} is no field of an experiment{nearest(path, FIELDS)}")
         values[path] = Given(value, f"{source}: {name}")

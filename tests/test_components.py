@@ -107,6 +107,7 @@ def test_fields_of_our_own_parts_are_the_old_options() -> None:
         (["--model", "tests.own_parts:TwoTower", "--model.width", "many"], "model.width"),
         (["--model", "mlp", "--model.widht", "3"], "did you mean 'width'"),
         (["--model", "mlpp"], "did you mean 'mlp'"),
+        (["--metrics.k", "3"], "option --metrics.k: no such option; did you mean --metrics?"),
         (["--model", "a b:C"], "must be a name or MODULE:CLASS"),
         (["--descent.aggregator", "meen"], "did you mean 'mean'"),
         (["--coupling.kind", "graf"], "did you mean 'graph'"),
