@@ -15,9 +15,9 @@ from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple, get_origin, get_type_hints
+from typing import Annotated, Any, NamedTuple, get_origin, get_type_hints
 
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, BeforeValidator, PlainSerializer, TypeAdapter, ValidationError
 
 from fedrec.errors import UserError, choose
 
@@ -214,6 +214,10 @@ def shown(text: str) -> Any:
         return text
     part = read(text)
     return {"use": part.use, **part.fields}
+
+
+# A field that holds a part: its text, whatever it is given as, and in JSON what `shown` says.
+PartText = Annotated[str, BeforeValidator(written), PlainSerializer(shown, when_used="json")]
 
 
 def choose_part(field: str, text: str, ours: Any) -> str:

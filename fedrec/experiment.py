@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from fedrec.agreement import Agreement
 from fedrec.batches import Phase, Recipe
-from fedrec.components import choose_part, make, per_client, read, shown, written
+from fedrec.components import PartText, choose_part, make, per_client, read, written
 from fedrec.coordination import BudgetRule, Coupling, Descent, Drift
 from fedrec.data import DATASETS, Content, Market
 from fedrec.errors import UserError, choose, named
@@ -65,7 +65,7 @@ class Experiment(Method):
     """A method applied to data: everything that decides the result of a run, and nothing else."""
 
     clients: int | None = Field(None, description="number of clients; 5, or one for each platform of the data")
-    dataset: str = Field("synthetic", description="synthetic, ml-100k or table")
+    dataset: PartText = Field("synthetic", description="synthetic, ml-100k or table")
     data_dir: Path | None = Field(None, description="folder of ml-100k, or the CSV/Parquet file of a table")
     columns: str = Field(
         "",
@@ -113,7 +113,7 @@ class Experiment(Method):
         "items category, brand, price; 'rank,like*0.5;shop=buy'",
     )
     weighting: Weighting = Field(Weighting(), description="how a client weighs the losses of its tasks")
-    model: str = Field("mf", description="one, or one for each client 'mf;shop=mlp': " + ", ".join(get_args(Kind)))
+    model: PartText = Field("mf", description="one, or one for each client 'mf;shop=mlp': " + ", ".join(get_args(Kind)))
     dim: int | str = Field(32, description="width of the user and item tables, or one for each client: '32;phone=8'")
     init_std: float = Field(0.1, ge=0, le=1000, description="standard deviation that the tables start with")
     hidden: tuple[Annotated[int, Field(ge=1, le=65_536)], ...] = Field(
@@ -186,15 +186,6 @@ class Experiment(Method):
         description="process: whether workers stack their clients; auto: from 64 clients on, or on CUDA",
     )
     device: str = Field("auto", description="auto, cpu, cuda, or a list for the clients to take turns: cuda:0,cuda:1")
-
-    @field_validator("dataset", "model", mode="before")
-    @classmethod
-    def _part(cls, value: Any) -> Any:
-        return written(value)
-
-    @field_serializer("dataset", "model", when_used="json")
-    def _shown(self, value: str) -> Any:
-        return shown(value)
 
     @field_validator("metrics", mode="before")
     @classmethod

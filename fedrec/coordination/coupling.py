@@ -2,11 +2,10 @@
 
 from collections.abc import Sequence
 from itertools import combinations
-from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_serializer, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from fedrec.components import choose_part, make, read, shown, written
+from fedrec.components import PartText, choose_part, make, read
 from fedrec.coordination.maps import server_maps
 from fedrec.coordination.operators import (
     Clusters,
@@ -30,7 +29,7 @@ class Coupling(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    kind: str = Field("mean", description="the server operator: " + ", ".join(KINDS))
+    kind: PartText = Field("mean", description="the server operator: " + ", ".join(KINDS))
     rho: float = Field(0.0, ge=0, allow_inf_nan=False, description="proximal weight of the tie, beside the mean loss")
     duals: bool = Field(False, description="keep scaled duals at the clients (ADMM)")
     balance: bool = Field(False, description="adapt rho to the residuals")
@@ -46,15 +45,10 @@ class Coupling(BaseModel):
     radius: float | None = Field(None, gt=0, allow_inf_nan=False, description="bound of the norm of each z")
     bound: float | None = Field(None, gt=0, allow_inf_nan=False, description="bound of every coordinate of z")
 
-    @field_validator("kind", mode="before")
+    @field_validator("kind")
     @classmethod
-    def _part(cls, value: Any) -> Any:
-        value = written(value)
-        return choose_part("one of the operators", value, KINDS) if isinstance(value, str) else value
-
-    @field_serializer("kind", when_used="json")
-    def _shown(self, value: str) -> Any:
-        return shown(value)
+    def _operator(cls, value: str) -> str:
+        return choose_part("one of the operators", value, KINDS)
 
     @property
     def personal(self) -> bool:

@@ -2,14 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, cast, get_args
+from typing import cast, get_args
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, field_serializer, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import Tensor
 
 from fedrec.aggregation import Carrier, gather
-from fedrec.components import choose_part, make, read, shown, written
+from fedrec.components import PartText, choose_part, make, read
 from fedrec.coordination.halves import Residuals, double
 from fedrec.errors import UserError
 from fedrec.gradients import Kind, Method, ServerOptimiser, State, combine, weights_of
@@ -23,7 +23,7 @@ class Descent(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    aggregator: str = Field("mean", description="weights of the pseudo-gradients: " + ", ".join(get_args(Method)))
+    aggregator: PartText = Field("mean", description="weights of the pseudo-gradients: " + ", ".join(get_args(Method)))
     eps: float = Field(
         1.0, ge=0, allow_inf_nan=False, description="fedmgda: how far the weights may leave the clients' own"
     )
@@ -31,15 +31,10 @@ class Descent(BaseModel):
     optimiser: Kind = Field("sgd", description="server optimiser (FedOpt)")
     lr: float = Field(1.0, gt=0, allow_inf_nan=False, description="server learning rate")
 
-    @field_validator("aggregator", mode="before")
+    @field_validator("aggregator")
     @classmethod
-    def _part(cls, value: Any) -> Any:
-        value = written(value)
-        return choose_part("one of the aggregators", value, get_args(Method)) if isinstance(value, str) else value
-
-    @field_serializer("aggregator", when_used="json")
-    def _shown(self, value: str) -> Any:
-        return shown(value)
+    def _aggregator(cls, value: str) -> str:
+        return choose_part("one of the aggregators", value, get_args(Method))
 
     @property
     def plain(self) -> bool:
