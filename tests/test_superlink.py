@@ -66,8 +66,9 @@ class Begun:
         return found
 
     def nodes(self) -> list[int]:
-        """Return the processes that run `simulations.supernode`, the oldest first."""
-        return sorted(pid for pid in marked(self.mark) if b"simulations.supernode" in command_line(pid))
+        """Return the processes that run `simulations.supernode`: first the one that forked the others."""
+        found = [pid for pid in marked(self.mark) if b"simulations.supernode" in command_line(pid)]
+        return sorted(found, key=lambda pid: parent(pid) in found)
 
 
 def command_line(pid: int) -> bytes:
@@ -76,6 +77,14 @@ def command_line(pid: int) -> bytes:
         return Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
         return b""
+
+
+def parent(pid: int) -> int:
+    """Return the process that a process is the child of, 0 if it is gone."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return 0
 
 
 def until(true: Callable[[], object], seconds: float = 60.0) -> None:
