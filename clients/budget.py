@@ -6,7 +6,7 @@ from typing import Protocol
 from clients.client import Client
 from fedrec.parameters import Params, to
 from fedrec.sharing import Broadcast, Sharing
-from fedrec.training import held_out_loss, local_update
+from fedrec.training.local import held_out_loss, local_update
 
 
 class Remembers(Protocol):

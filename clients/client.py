@@ -14,6 +14,8 @@ from fedrec.holdings import reader, tasks_for
 from fedrec.models import Recommender
 from fedrec.parameters import Params
 from fedrec.tasks import Task
+from fedrec.training.cohort import Cohort
+from fedrec.training.local import single
 from fedrec.weighting import Weigher
 
 
@@ -35,6 +37,11 @@ class Client:
     def model(self) -> Recommender:
         """The recommender of this client."""
         return reader(self.experiment, self.data, "train")
+
+    @cached_property
+    def cohort(self) -> Cohort:
+        """The client as a cohort of its own."""
+        return single(self.model, self.data, self.tasks, self.experiment.recipe(), self.experiment.seed)
 
     @cached_property
     def channel(self) -> Channel:

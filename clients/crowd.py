@@ -14,7 +14,9 @@ from fedrec.coordination import Link, Own
 from fedrec.data.types import Ints
 from fedrec.parameters import Params, to
 from fedrec.sharing import TABLES, Broadcast, ContractError
-from fedrec.stacking import Changed, Cohort, Stack
+from fedrec.training.changed import Changed
+from fedrec.training.cohort import Cohort
+from fedrec.training.stacks import Stack
 from fedrec.wire import pack, unpack
 
 NOTHING = Own()

@@ -5,13 +5,12 @@ from dataclasses import replace
 import torch
 
 from clients.client import Client
-from clients.local import require_finite, update
+from clients.local import update
 from fedrec.coordination import Own, control_change
-from fedrec.parameters import Params, add, to
-from fedrec.personal import Apfl
+from fedrec.parameters import Params, add
 from fedrec.privacy.guarantee import steps_of
 from fedrec.sharing import Broadcast
-from fedrec.training import steps
+from fedrec.training.losses import steps
 
 
 def begin(client: Client) -> Own:
@@ -37,15 +36,7 @@ def counted(client: Client) -> dict[str, float]:
     return {"steps": float(steps(client.data, client.tasks, e.recipe()))}
 
 
-def lockstep(client: Client, own: Own) -> Apfl | None:
-    """Return the personal half that is trained in lockstep with the shared model, if the method has one."""
-    e = client.experiment
-    if e.drift.personal != "apfl" or own.personal is None:
-        return None
-    return Apfl.start(e.drift.weight, e.recipe(), client.model, client.tasks, to(own.personal, client.device))
-
-
-def follow(client: Client, broadcast: Broadcast, x: Params, own: Own, apfl: Apfl | None) -> Own:
+def follow(client: Client, broadcast: Broadcast, x: Params, own: Own, v: Params) -> Own:
     """Return what a client remembers after a round in which it trained the shared model to `x`.
 
     That is c_i+, and APFL's v, `x` itself if tuned, or Ditto's copy, trained on f_i + lambda/2 |v - z|^2 with the
@@ -54,9 +45,9 @@ def follow(client: Client, broadcast: Broadcast, x: Params, own: Own, apfl: Apfl
     drift, z, own = client.experiment.drift, broadcast.values, followed(client, broadcast, x, own)
     if own.personal is None or drift.personal == "tuned":
         return own
-    if apfl:
-        return replace(own, personal=require_finite(client, to(apfl.v, "cpu"), broadcast.round, own.personal))
-    return replace(own, personal=update(client, own.personal, broadcast.round, z, drift.weight)[0])
+    if drift.personal == "apfl":
+        return replace(own, personal=v)
+    return replace(own, personal=update(client, own.personal, broadcast.round, z, drift.weight).params)
 
 
 def followed(client: Client, broadcast: Broadcast, x: Params, own: Own) -> Own:

@@ -4,6 +4,8 @@ import logging
 from dataclasses import replace
 from secrets import token_hex
 
+import torch
+
 from clients.client import Client
 from clients.private import books
 from fedrec.channel import Mapped, whatever_the_batch
@@ -12,7 +14,9 @@ from fedrec.parameters import Params, finite, to
 from fedrec.privacy.differential import private_update
 from fedrec.privacy.secret import digest
 from fedrec.seeds import generator
-from fedrec.training import Beside, local_update
+from fedrec.training.local import Trained, update_one
+from fedrec.training.results import stack
+from fedrec.training.stacks import Terms
 from fedrec.weighting import Weigher
 
 
@@ -22,34 +26,33 @@ def update(
     number: int,
     anchor: Params,
     mu: float,
-    beside: Beside | None = None,
     shift: Params | None = None,
     price: float = 0.0,
     weigher: Weigher | None = None,
-) -> tuple[Params, float]:
-    """Return the parameters after the local training of a round, and the loss; raises UserError if it diverged."""
-    e, anchor = client.experiment, to(anchor, client.device)
-    pull = None
+    personal: Params | None = None,
+) -> Trained:
+    """Return what a client makes of the local training of a round; raises UserError if it diverged.
+
+    `personal` is what it trains in lockstep.
+    """
+    e, start = client.experiment, to(start, client.device)
+    pull, here = None, {name: start[name] if value is start.get(name) else value for name, value in anchor.items()}
     if mu and isinstance(client.channel, Mapped):
-        tie = client.channel.pull(anchor, mu, generator(e.seed, "pull", client.data.name, number))
+        tie = client.channel.pull(to(anchor, client.device), mu, generator(e.seed, "pull", client.data.name, number))
         pull = whatever_the_batch(tie)
-    params, loss = local_update(
-        client.model,
-        to(start, client.device),
-        client.data,
-        client.tasks,
-        replace(e.recipe(), mu=0.0 if pull else mu),
-        e.sharing(),
-        seed=e.seed,
-        scope=(client.data.name, number),
-        anchor=None if pull else anchor,
-        weight=1.0 + price,
-        beside=beside,
-        shift=shift and to(shift, client.device),
-        pull=pull,
-        weigher=weigher,
+    terms = Terms(
+        stack([to(here, client.device)]) if anchor and mu and not pull else None,
+        stack([to(shift, client.device)]) if shift else None,
+        torch.tensor([1.0 + price]) if price else None,
+        stack([to(personal, client.device)]) if personal else None,
+        e.drift.weight,
+        pull,
+        weigher,
     )
-    return require_finite(client, to(params, "cpu"), number, start), loss
+    scope, recipe = (client.data.name, number), replace(e.recipe(), mu=0.0 if pull else mu)
+    one = update_one(client.cohort, start, recipe, e.sharing(), seed=e.seed, scope=scope, terms=terms)
+    v = require_finite(client, to(one.personal, "cpu"), number, personal)
+    return Trained(require_finite(client, to(one.params, "cpu"), number, start), one.loss, v)
 
 
 def released(

@@ -16,7 +16,7 @@ from fedrec.data.types import Ints
 from fedrec.parameters import Params, to
 from fedrec.seeds import generator
 from fedrec.sharing import TABLES, Broadcast, ContractError, admit, admit_rows
-from fedrec.training import local_update
+from fedrec.training.local import local_update
 
 
 def fitted(client: Client, sent: Broadcast) -> Broadcast:

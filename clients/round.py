@@ -4,7 +4,7 @@ import math
 from dataclasses import replace
 
 from clients.client import Client
-from clients.drift import follow, lockstep
+from clients.drift import follow
 from clients.local import released, require_finite, update
 from clients.newcomer import fitted
 from clients.private import protected
@@ -22,7 +22,7 @@ def first(client: Client) -> tuple[Params, Params]:
     start = client.start()  # nobody knows anything yet, and standardised noise is as loud as knowledge
     if client.newcomer or not client.experiment.agreement.active:
         return client.channel.split(start)
-    return client.channel.split(update(client, start, 0, {}, 0.0, weigher=client.weigher())[0])
+    return client.channel.split(update(client, start, 0, {}, 0.0, weigher=client.weigher()).params)
 
 
 def receive(client: Client, broadcast: Broadcast) -> Broadcast:
@@ -47,16 +47,16 @@ def train(
     """
     number = broadcast.round
     start = client.channel.join(broadcast.values, private)
-    apfl, shift, weigher = lockstep(client, own), own.shift(broadcast.control), client.weigher(own.weighting)
+    shift, weigher, v = own.shift(broadcast.control), client.weigher(own.weighting), Params()
     if client.experiment.privacy.inside:
         params, loss = released(client, start, number, anchor, rho, shift)
     else:
-        beside = apfl.step if apfl else None
-        params, loss = update(client, start, number, anchor, rho, beside, shift, price, weigher)
+        personal = own.personal if client.experiment.drift.personal == "apfl" else None
+        params, loss, v = update(client, start, number, anchor, rho, shift, price, weigher, personal)
     if weigher:
         own = replace(own, weighting=require_finite(client, weigher.state, number, own.weighting) or None)
     shared, private = client.channel.split(client.experiment.lora.folded(params))
-    own = follow(client, broadcast, shared, own, apfl)
+    own = follow(client, broadcast, shared, own, v)
     return protected(client, number, shared, broadcast.values), private, loss, own
 
 

@@ -24,7 +24,11 @@ from fedrec.parameters import Params, same, to
 from fedrec.personal import personal_model
 from fedrec.records import save_client, slug, write_users
 from fedrec.sharing import Broadcast, Contribution
-from fedrec.stacking import Changed, Stack, client, evaluate_many, groups, stack
+from fedrec.training.changed import Changed
+from fedrec.training.cohort import groups
+from fedrec.training.evaluation import evaluate_many
+from fedrec.training.results import client, stack
+from fedrec.training.stacks import Stack
 from fedrec.wire import Answers, Call
 
 

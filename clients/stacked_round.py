@@ -11,13 +11,16 @@ from clients.crowd import NOTHING, Crowd, Kept
 from clients.drift import counted, followed
 from clients.private import open_loss
 from fedrec.aggregation import Subtotal
-from fedrec.batches import Recipe
 from fedrec.coordination import Link, Own
 from fedrec.experiment import Experiment
 from fedrec.parameters import LARGEST, Params, finite, norm, subtract, to
 from fedrec.proportion import large, too_far
 from fedrec.sharing import TABLES, Broadcast, Contribution
-from fedrec.stacking import Block, Changed, Part, Stack, Sum, Terms, client, train, trained, write
+from fedrec.training.changed import Block, Changed
+from fedrec.training.recipe import Recipe
+from fedrec.training.results import Sum, client, trained, write
+from fedrec.training.stacks import Part, Stack, Terms
+from fedrec.training.update import train
 from fedrec.wire import Answers, Call
 
 

@@ -10,7 +10,6 @@ from typing import Annotated, Any, Literal, cast, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from fedrec.agreement import Agreement
-from fedrec.batches import Phase, Recipe
 from fedrec.components import PartText, choose_part, make, per_client, read, written
 from fedrec.coordination import BudgetRule, Coupling, Descent, Drift
 from fedrec.data import DATASETS, Content, Market
@@ -26,6 +25,7 @@ from fedrec.privacy.secure_sum import SecureSum
 from fedrec.robust import Robust
 from fedrec.sharing import SHARINGS, Sharing
 from fedrec.tasks import Task, tasks_of
+from fedrec.training.recipe import Phase, Recipe
 from fedrec.turnout import Turnout, dropouts
 from fedrec.weighting import Weighting
 

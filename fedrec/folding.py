@@ -12,7 +12,7 @@ from fedrec.experiment import Experiment
 from fedrec.holdings import reader
 from fedrec.parameters import Params
 from fedrec.sharing import Sharing
-from fedrec.training import local_update
+from fedrec.training.local import local_update
 
 OF_USERS = ("user_table", "user_bias")
 

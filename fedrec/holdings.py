@@ -58,7 +58,7 @@ def tasks_for(experiment: Experiment, data: ClientData) -> tuple[Task, ...]:
 def reader(experiment: Experiment, data: ClientData, split: Literal["train", "validation", "test"]) -> Recommender:
     """Return the model of a client with what it reads of the client's data when the rows of a split are asked.
 
-    The history of a training row is its own (`fedrec.batches`); of a validation row it is what the user liked
+    The history of a training row is its own (`fedrec.training.recipe`); of a validation row it is what the user liked
     in training, of a test row also in validation.
     """
     model, vectors = experiment.recommender(data.name), item_content(experiment)[0]

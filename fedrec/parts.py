@@ -11,8 +11,8 @@ from fedrec.models.transfer import CHAIN
 from fedrec.needs import Can, Conflict, conflicts, needs, shown, takes
 from fedrec.optimisers import rates
 from fedrec.parameters import covers
-from fedrec.stacking import HANDWRITTEN
 from fedrec.tasks import several, tasks_of
+from fedrec.training.kernels import HANDWRITTEN
 
 
 def models(*kinds: str) -> Callable[[Any], str]:

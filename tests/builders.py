@@ -1,10 +1,21 @@
 """Interactions and clients written by hand."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
+import torch
 
 from fedrec.data import ClientData, Interactions
+from fedrec.models import Recommender
+from fedrec.sharing import Sharing
+from fedrec.tasks import Task
+from fedrec.training.draws import draw
+from fedrec.training.local import EMPTY, ONE, single
+from fedrec.training.recipe import Batch, Recipe
+from fedrec.training.results import stack
+from fedrec.training.stacks import NOTHING
+from fedrec.training.update import Chunk
 
 
 def interactions(
@@ -45,3 +56,24 @@ def client(
         nothing if validation is None else validation,
         nothing if test is None else test,
     )
+
+
+def batches(
+    data: ClientData,
+    tasks: tuple[Task, ...],
+    recipe: Recipe,
+    rng: np.random.Generator,
+    *,
+    model: Recommender | None = None,
+    seed: int = 0,
+) -> Iterator[Batch]:
+    """Yield the minibatches of one epoch of a client, drawn from `rng`, for a model that reads whole tables."""
+    model = model or Recommender("item", 1)
+    one, once = single(model, data, tasks, recipe, seed), replace(recipe, epochs=1)
+    if not one.sizes[0]:
+        return
+    params = stack([{"item_table": torch.zeros(len(data.items), 1)}])
+    chunk = Chunk(one, ONE, params, EMPTY, once, Sharing(()), False, NOTHING, None)
+    drawn = draw(one, ONE, once, lambda client, epoch: rng)
+    for step in chunk.schedule(drawn, chunk.touched([]), 1):
+        yield step.batch

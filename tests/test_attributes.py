@@ -13,7 +13,6 @@ from torchmetrics.classification import MulticlassAccuracy, MultilabelAUROC, Mul
 from clients.client import Client
 from clients.local import update
 from clients.recommend import recommend
-from fedrec.batches import Recipe, batches
 from fedrec.data import ClientData, pool
 from fedrec.data.types import Floats
 from fedrec.errors import UserError
@@ -30,12 +29,14 @@ from fedrec.report.tables import CLIENTS, EVERYONE, ITEMS, compare, read_run
 from fedrec.scorers import ModelScorer, PopularityScorer
 from fedrec.sharing import SHARINGS, Sharing
 from fedrec.tasks import parse_task, task_loss
-from fedrec.training import batch_loss, held_out_loss, trainable
+from fedrec.training.local import held_out_loss
+from fedrec.training.losses import batch_loss, trainable
+from fedrec.training.recipe import Recipe
 from simulations.check import check
 from simulations.distil import students_of
 from simulations.engines.hosts import MANY, stacked
 from simulations.run import main
-from tests.builders import interactions
+from tests.builders import batches, interactions
 from tests.helpers import experiment, fit
 
 CATEGORY, BRAND, PRICE, RANK, BEHAVIOUR = map(parse_task, ("category", "brand", "price", "rank", "behaviour"))
@@ -152,14 +153,14 @@ def test_a_client_knows_the_attributes_of_its_own_items() -> None:
 def test_batches_learn_from_training_items_alone() -> None:
     data = clients_data(small("category"))[0]
     seen = set()
-    for batch in batches(data, (RANK, CATEGORY), RECIPE, np.random.default_rng(0), "cpu"):
+    for batch in batches(data, (RANK, CATEGORY), RECIPE, np.random.default_rng(0)):
         mask, target = batch.labels["category"]
         item = batch.item.numpy()
         np.testing.assert_array_equal(mask.numpy() > 0, data.attributes.train[item])
         np.testing.assert_array_equal(target.numpy(), data.attributes.values["category"][item])
         seen |= set(item[mask.numpy() > 0].tolist())
     assert seen
-    for batch in batches(data, (CATEGORY,), RECIPE, np.random.default_rng(0), "cpu"):
+    for batch in batches(data, (CATEGORY,), RECIPE, np.random.default_rng(0)):
         assert data.attributes.train[batch.item.numpy()].all()
 
 
@@ -203,7 +204,7 @@ def test_an_item_without_the_attribute_is_masked_out() -> None:
 def test_the_loss_of_a_batch_is_that_of_its_training_items() -> None:
     client = started(small("category"))
     params = {name: torch.randn_like(value) for name, value in client.start().items()}
-    batch = next(iter(batches(client.data, client.tasks, RECIPE, np.random.default_rng(0), "cpu")))
+    batch = next(iter(batches(client.data, client.tasks, RECIPE, np.random.default_rng(0))))
     q = params["item_table"][batch.item]
     logit = q @ params["attributes.category.weight"].T + params["attributes.category.bias"]
     target = torch.from_numpy(client.data.attributes.values["category"])[batch.item]

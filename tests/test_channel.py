@@ -12,7 +12,6 @@ from torch import Tensor
 
 from clients.client import Client
 from clients.memory import Memory
-from fedrec.batches import batches
 from fedrec.channel import Linear, Logits, Mapped, channel_of, probe, public
 from fedrec.coordination import LinearTie, gradient_steps, solve
 from fedrec.coordination.maps import client_map
@@ -24,8 +23,9 @@ from fedrec.models import Recommender
 from fedrec.parameters import Params, flatten, unflatten
 from fedrec.seeds import generator
 from fedrec.sharing import Sharing
-from fedrec.training import batch_loss
+from fedrec.training.losses import batch_loss
 from simulations.check import check
+from tests.builders import batches
 from tests.helpers import experiment, fit, results
 from tests.test_coupling import joined
 from tests.test_messages import content_bytes
@@ -172,7 +172,7 @@ def losses_of(e: Experiment) -> tuple[list[Any], list[Params], list[Client]]:
     clients.sort(key=lambda client: client.data.name)
     for client in clients:
         start = client.start()
-        (batch,) = batches(client.data, client.tasks, e.recipe(), generator(0, "any"), "cpu")
+        (batch,) = batches(client.data, client.tasks, e.recipe(), generator(0, "any"))
 
         def loss(theta: Tensor, client: Client = client, start: Params = start, batch: Any = batch) -> Tensor:
             params = unflatten(theta, start)

@@ -243,9 +243,9 @@ def test_a_part_that_has_changed_since_it_was_recorded_is_told(
 
 def test_a_module_that_computes_mf_is_mf() -> None:
     """h = p * q is mf without biases: the same losses and gradients, to rounding, for the same numbers."""
-    from fedrec.batches import Batch
     from fedrec.tasks import parse_task
-    from fedrec.training import batch_loss
+    from fedrec.training.losses import batch_loss
+    from fedrec.training.recipe import Batch
 
     own = ModuleRecommender("mlp", 4, module=Factors())
     mf = Recommender("mf", 4)

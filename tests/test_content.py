@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from clients.recommend import recommend
-from fedrec.batches import Recipe, batches
 from fedrec.data.content import Content, content_vectors
 from fedrec.data.text import TextFeatures, item_vectors
 from fedrec.errors import UserError
@@ -22,12 +21,13 @@ from fedrec.parameters import Params
 from fedrec.privacy.attacks.table import Case
 from fedrec.sharing import Sharing
 from fedrec.tasks import parse_task
-from fedrec.training import local_update
+from fedrec.training.local import local_update
+from fedrec.training.recipe import Recipe
 from fedrec.wire import read_contribution
 from simulations.apps import apps_for
 from simulations.engines import run_inline
 from simulations.engines.hosts import stacked
-from tests.builders import client, interactions
+from tests.builders import batches, client, interactions
 from tests.helpers import experiment, fit
 
 TASKS = ("click", "buy")
@@ -133,7 +133,7 @@ def test_batches_hide_ids_only_if_told_and_draw_nothing_else_anew() -> None:
 
     def drawn(hidden: float) -> list[Any]:
         recipe = Recipe(1, 2, Optimiser("sgd", 1.0), num_negatives=2, hidden=hidden)
-        return list(batches(data, tasks, recipe, np.random.default_rng(0), "cpu"))
+        return list(batches(data, tasks, recipe, np.random.default_rng(0)))
 
     plain, hiding = drawn(0.0), drawn(0.5)
     assert [batch.keep for batch in plain] == [None, None]

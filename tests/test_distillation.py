@@ -15,7 +15,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from clients.recommend import main as ask
-from fedrec.batches import Batch, Recipe, batches
 from fedrec.data import ClientData
 from fedrec.distillation import Distillation, learn, lesson, recommendations, softened
 from fedrec.errors import UserError
@@ -29,13 +28,15 @@ from fedrec.scorers import ModelScorer
 from fedrec.seeds import generator
 from fedrec.sharing import Sharing
 from fedrec.tasks import Task, parse_task
-from fedrec.training import local_update, penalties
+from fedrec.training.local import local_update
+from fedrec.training.losses import penalties
+from fedrec.training.recipe import Batch, Recipe
 from simulations import distil
 from simulations.apps import apps_for
 from simulations.engines import run_inline
 from simulations.studies import harness
 from simulations.studies.__main__ import main as studies
-from tests.builders import client, interactions
+from tests.builders import batches, client, interactions
 from tests.helpers import Here, experiment
 
 BPR, BCE = Task("rank", "rank", "bpr"), Task("rank", "rank", "bce")
@@ -66,7 +67,7 @@ def model_of(dim: int, seed: int, tasks: tuple[Task, ...]) -> ModelScorer:
 
 
 def first_batch(tasks: tuple[Task, ...]) -> Batch:
-    return next(batches(DATA, tasks, RECIPE, generator(0, "batch"), "cpu"))
+    return next(batches(DATA, tasks, RECIPE, generator(0, "batch")))
 
 
 def gradient(z: Tensor, v: Tensor, task: Task, temperature: float) -> Tensor:

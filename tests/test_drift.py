@@ -13,7 +13,6 @@ from clients.app import client_app
 from clients.memory import Memory
 from clients.recommend import params_of
 from fedrec.aggregation import Carrier, mean
-from fedrec.batches import Recipe, batches
 from fedrec.coordination import Control, Drift, Own, control_change, normalised
 from fedrec.errors import UserError
 from fedrec.evaluation import evaluate
@@ -27,13 +26,15 @@ from fedrec.scorers import ModelScorer
 from fedrec.seeds import generator
 from fedrec.sharing import Broadcast, ContractError, Contribution
 from fedrec.tasks import tasks_of
-from fedrec.training import batch_loss, local_update, steps
+from fedrec.training.local import local_update
+from fedrec.training.losses import batch_loss, steps
+from fedrec.training.recipe import Recipe
 from fedrec.wire import broadcast_record, ledger, read_broadcast, read_contribution
 from server.joining import join
 from server.scores import admit_told
 from server.strategy import Coordinator
 from simulations.apps import plan_of
-from tests.builders import client, interactions
+from tests.builders import batches, client, interactions
 from tests.helpers import SpyGrid, experiment, fit, results
 from tests.test_messages import content_bytes
 
@@ -97,7 +98,7 @@ def test_one_step_of_apfl_by_hand(alpha: float) -> None:
     v, w = ({name: torch.randn(value.shape, generator=rng) for name, value in shapes.items()} for _ in range(2))
     before = clone(v)
     apfl = Apfl.start(alpha, Recipe(1, 8, Optimiser("sgd", lr)), model, tasks, v)
-    (batch,) = batches(data, tasks, Recipe(1, 8, Optimiser("sgd", lr)), generator(0, "t"), "cpu")
+    (batch,) = batches(data, tasks, Recipe(1, 8, Optimiser("sgd", lr)), generator(0, "t"))
     apfl.step(w, list(v), batch, 1)
     assert equal(v, before)
     mixed = {name: alpha * v[name] + (1 - alpha) * w[name] for name in v}

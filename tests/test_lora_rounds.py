@@ -11,7 +11,6 @@ import torch
 
 from clients.client import Client
 from clients.local import update
-from fedrec.batches import Batch
 from fedrec.data.encoder import PACKAGE
 from fedrec.errors import UserError
 from fedrec.experiment import Experiment
@@ -19,7 +18,8 @@ from fedrec.holdings import clients_data, reader, tasks_for
 from fedrec.models.lora import DELTA, FORMS, A, B
 from fedrec.parameters import Params
 from fedrec.scorers import ModelScorer
-from fedrec.training import task_losses
+from fedrec.training.losses import task_losses
+from fedrec.training.recipe import Batch
 from fedrec.wire import read_broadcast, read_contribution
 from tests.helpers import SpyGrid, experiment, fit, same
 from tests.test_resume import Killed, into, until

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.func import grad, vmap
 
-from fedrec.batches import Batch
 from fedrec.models import BLOCK, Kind, Recommender, table_rows
 from fedrec.parameters import Params
 from fedrec.tasks import parse_task
-from fedrec.training import batch_loss
+from fedrec.training.losses import batch_loss
+from fedrec.training.recipe import Batch
 
 KINDS: list[Kind] = ["mf", "mlp", "item"]
 IDS = st.sets(st.integers(0, 5 * BLOCK), min_size=1, max_size=30).map(lambda ids: np.array(sorted(ids)))

@@ -29,7 +29,7 @@ from fedrec.newcomers import arrivals
 from fedrec.parameters import Params, norm, subtract
 from fedrec.records import Record, load_params, table_of, write_record
 from fedrec.sharing import Broadcast, ContractError
-from fedrec.training import local_update
+from fedrec.training.local import local_update
 from fedrec.wire import (
     Call,
     broadcast_record,

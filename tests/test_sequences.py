@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from clients.recommend import experiment_of, recommend
-from fedrec.batches import Recipe, batches
 from fedrec.data import ClientData, excluded
 from fedrec.data.split import concatenate
 from fedrec.errors import UserError
@@ -27,11 +26,13 @@ from fedrec.scorers import ModelScorer
 from fedrec.seeds import generator
 from fedrec.sharing import MODULES, SHARINGS, Sharing
 from fedrec.tasks import parse_task
-from fedrec.training import held_out_loss, local_update, task_losses
+from fedrec.training.local import held_out_loss, local_update
+from fedrec.training.losses import task_losses
+from fedrec.training.recipe import Recipe
 from simulations.check import check
 from simulations.engines import launch
 from simulations.run import main
-from tests.builders import client, interactions
+from tests.builders import batches, client, interactions
 from tests.helpers import experiment, fit, same
 
 GRU, SAS = UserSequence(kind="gru4rec", history=4), UserSequence(kind="sasrec", history=4, blocks=2, heads=2)

@@ -12,7 +12,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedrec.batches import Batch, Recipe
 from fedrec.data import ClientData, Interactions
 from fedrec.data.types import Ints
 from fedrec.evaluation import Split, evaluate
@@ -23,26 +22,18 @@ from fedrec.personal import Apfl
 from fedrec.scorers import ModelScorer
 from fedrec.seeds import generator
 from fedrec.sharing import TABLES, Sharing
-from fedrec.stacking import (
-    Cohort,
-    Part,
-    Stack,
-    Sum,
-    Terms,
-    client,
-    evaluate_many,
-    groups,
-    held_out_many,
-    stack,
-    train,
-    trained,
-    write,
-)
-from fedrec.stacking.gradients import Step, loss_and_gradients
-from fedrec.stacking.schedule import Grid
-from fedrec.stacking.update import CELLS, DRAWS, ROWS, cuts
 from fedrec.tasks import Task, parse_task
-from fedrec.training import batch_loss, held_out_loss, local_update
+from fedrec.training.cohort import Cohort, groups
+from fedrec.training.evaluation import evaluate_many
+from fedrec.training.held_out import held_out_many
+from fedrec.training.kernels import loss_and_gradients
+from fedrec.training.local import held_out_loss, local_update
+from fedrec.training.losses import batch_loss
+from fedrec.training.recipe import Batch, Recipe
+from fedrec.training.results import Sum, client, stack, trained, write
+from fedrec.training.stacks import Part, Stack, Terms
+from fedrec.training.step import Grid, Step
+from fedrec.training.update import CELLS, DRAWS, ROWS, cuts, train
 from tests.builders import interactions
 
 ITEMS = 12
@@ -403,7 +394,7 @@ def test_many_users_are_ranked_in_chunks(monkeypatch: pytest.MonkeyPatch) -> Non
     c = case(ADAM, ragged=True, sizes=(9, 20, 30), users=(3, 8, 4))
     options: dict[str, Any] = {"metrics": ("ndcg@3",), "candidates": 4, "seed": 5}
     whole = evaluate_many(c.cohort, c.shared, c.private, "test", **options)
-    monkeypatch.setattr("fedrec.stacking.evaluation.CHUNK", 2)
+    monkeypatch.setattr("fedrec.training.evaluation.CHUNK", 2)
     for a, b in zip(whole, evaluate_many(c.cohort, c.shared, c.private, "test", **options), strict=True):
         assert a.metrics == b.metrics
 

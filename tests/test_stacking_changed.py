@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from fedrec.batches import Recipe
 from fedrec.evaluation import evaluate
 from fedrec.optimisers import Optimiser
 from fedrec.parameters import Params
 from fedrec.scorers import ModelScorer
-from fedrec.stacking import Block, Changed, Stack, client, evaluate_many, trained
+from fedrec.training.changed import Block, Changed
+from fedrec.training.evaluation import evaluate_many
+from fedrec.training.recipe import Recipe
+from fedrec.training.results import client, trained
+from fedrec.training.stacks import Stack
 from tests.test_stacking import ADAM, ITEMS, Case, case
 
 

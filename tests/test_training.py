@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from fedrec.batches import Batch, Phase, Recipe, batches
 from fedrec.data import ClientData, federation, synthetic
 from fedrec.evaluation import evaluate
 from fedrec.metrics import paired
@@ -22,8 +21,10 @@ from fedrec.scorers import ModelScorer
 from fedrec.seeds import generator
 from fedrec.sharing import Sharing
 from fedrec.tasks import Task, parse_task
-from fedrec.training import batch_loss, local_update
-from tests.builders import client, interactions
+from fedrec.training.local import local_update
+from fedrec.training.losses import batch_loss
+from fedrec.training.recipe import Batch, Phase, Recipe
+from tests.builders import batches, client, interactions
 
 Kind = Literal["mf", "mlp"]
 USERS, ITEMS = 6, 9
@@ -72,7 +73,7 @@ def same(a: Params, b: Params) -> bool:
 @given(st.integers(0, 100), st.integers(1, 40), st.integers(1, 3))
 def test_an_epoch_meets_every_row_of_its_tasks_once(seed: int, size: int, m: int) -> None:
     data, recipe = small(seed), Recipe(1, size, SGD, num_negatives=m)
-    found = list(batches(data, (RANK, RATING), recipe, generator(seed), "cpu"))
+    found = list(batches(data, (RANK, RATING), recipe, generator(seed)))
     train = data.train
     used = train.take(train.positive | np.isfinite(train.rating))
     met = [pair for b in found for pair in zip(b.user.tolist(), b.item.tolist(), strict=True)]
@@ -89,7 +90,7 @@ def test_an_epoch_meets_every_row_of_its_tasks_once(seed: int, size: int, m: int
 
 
 def test_without_a_rank_task_no_item_is_sampled() -> None:
-    assert all(b.negative is None for b in batches(small(), (CLICK,), Recipe(1, 8, SGD), generator(0), "cpu"))
+    assert all(b.negative is None for b in batches(small(), (CLICK,), Recipe(1, 8, SGD), generator(0)))
 
 
 def plain_loss(params: Params, batch: Batch, tasks: tuple[Task, ...], l2: float) -> Tensor:
@@ -163,7 +164,7 @@ def test_training_is_that_of_a_plain_loop_with_torch(
     )
     losses = []
     for epoch in range(3):
-        for batch in batches(data, tasks, recipe, generator(4, "train", "films", 1, 0, epoch), "cpu"):
+        for batch in batches(data, tasks, recipe, generator(4, "train", "films", 1, 0, epoch)):
             value = plain_loss(leaves, batch, tasks, 0.02)
             tie = torch.stack([(leaves[name] - anchor[name]).square().sum() for name in anchor]).sum()
             optimiser.zero_grad()
@@ -341,7 +342,7 @@ def held_out_draws(data: ClientData, protocol: Literal["train", "published"], ep
     drawn: list[tuple[int, int]] = []
     for epoch in range(epochs):
         recipe = Recipe(1, 64, SGD, negatives=protocol, num_negatives=4)
-        for batch in batches(data, (RANK,), recipe, generator(0, "leak", epoch), "cpu"):
+        for batch in batches(data, (RANK,), recipe, generator(0, "leak", epoch)):
             assert batch.negative is not None
             drawn += zip(batch.user.repeat_interleave(4).tolist(), batch.negative.reshape(-1).tolist(), strict=True)
     assert not train.intersection(drawn)

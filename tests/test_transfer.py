@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedrec.batches import Batch, Recipe, batches
 from fedrec.models import Recommender
 from fedrec.models.bodies import SPREAD
 from fedrec.models.layers import mlp
@@ -16,8 +15,10 @@ from fedrec.optimisers import Optimiser
 from fedrec.parameters import Params, covers
 from fedrec.sharing import SHARINGS, Sharing
 from fedrec.tasks import parse_task
-from fedrec.training import batch_loss, held_out_loss, local_update
-from tests.builders import client, interactions
+from fedrec.training.local import held_out_loss, local_update
+from fedrec.training.losses import batch_loss
+from fedrec.training.recipe import Batch, Recipe
+from tests.builders import batches, client, interactions
 from tests.helpers import experiment, fit
 from tests.test_bodies import ITEM, OFFSETS, USER, column, noisy, pairs, relu_layer, topped
 
@@ -140,7 +141,7 @@ def test_training_follows_the_calibrator_and_the_held_out_loss_is_without_it() -
         params = noisy(model, tasks=["click", "buy"])
         losses.add(held_out_loss(model, params, data, tasks, recipe, seed=0))
         params, _ = local_update(model, params, data, tasks, recipe, Sharing(()), seed=0, scope=("c", 1))
-        whole = next(batches(data, tasks, Recipe(1, 28, recipe.optimiser), np.random.default_rng(0), "cpu"))
+        whole = next(batches(data, tasks, Recipe(1, 28, recipe.optimiser), np.random.default_rng(0)))
         logits = [pairs(model, params, task, whole.user, whole.item) for task in ("click", "buy")]
         left[weight] = float(excess(logits).mean())
     assert left[20.0] < 0.1 < 0.5 < left[0.0]

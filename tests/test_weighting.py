@@ -15,7 +15,6 @@ from torch import Tensor
 
 from clients.app import client_app
 from clients.memory import Memory
-from fedrec.batches import Recipe
 from fedrec.coordination import Own
 from fedrec.errors import UserError
 from fedrec.experiment import Experiment
@@ -28,7 +27,8 @@ from fedrec.parts import stacking_refusal
 from fedrec.seeds import generator
 from fedrec.sharing import Sharing
 from fedrec.tasks import parse_task
-from fedrec.training import local_update
+from fedrec.training.local import local_update
+from fedrec.training.recipe import Recipe
 from fedrec.weighting import Weigher, Weighting, balanced, drawn, dynamic, geometric, variances_gradient
 from server.strategy import Coordinator
 from simulations.apps import plan_of

@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from fedrec.batches import Recipe
 from fedrec.data import ClientData
 from fedrec.distillation.lessons import Distillation, lesson
 from fedrec.errors import UserError
@@ -13,7 +12,8 @@ from fedrec.parameters import Params, finite
 from fedrec.scorers import ModelScorer
 from fedrec.sharing import Sharing
 from fedrec.tasks import Task
-from fedrec.training import local_update
+from fedrec.training.local import local_update
+from fedrec.training.recipe import Recipe
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fedrec.batches import Batch
 from fedrec.data import ClientData
 from fedrec.errors import UserError
 from fedrec.evaluation import CHUNK
@@ -17,7 +16,8 @@ from fedrec.models import Recommender
 from fedrec.parameters import Params
 from fedrec.scorers import ModelScorer
 from fedrec.tasks import Task
-from fedrec.training import penalties, representations, total
+from fedrec.training.losses import penalties, representations, total
+from fedrec.training.recipe import Batch
 
 Kind = Literal["soft", "ranking"]
 KINDS: tuple[Kind, ...] = get_args(Kind)

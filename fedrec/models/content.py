@@ -1,7 +1,6 @@
 """The item tower over content: what the id of an item adds to what its content says of it."""
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from fedrec.data.types import Floats
@@ -45,6 +44,6 @@ def described(
     return own + spoken(params, table, content, item)
 
 
-def kept(rows: int, width: int, dropout: float, rng: np.random.Generator) -> Tensor:
+def kept(rows: int, width: int, dropout: float, rng: np.random.Generator) -> Floats:
     """Return keep [rows, width] (float32): 0 with the probability `dropout`, each on its own, else 1."""
-    return torch.from_numpy((rng.random((rows, width)) >= dropout).astype(np.float32))
+    return (rng.random((rows, width)) >= dropout).astype(np.float32)

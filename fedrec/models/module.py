@@ -89,6 +89,11 @@ class ModuleRecommender(Recommender):
         return {name: found[name] for name in sorted(found)}
 
     @property
+    def gathers(self) -> bool:
+        """See Recommender; nobody knows what a module reads."""
+        return False
+
+    @property
     def tabled(self) -> bool:
         """See Recommender."""
         return "user" in self.module.tables.values()

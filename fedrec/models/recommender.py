@@ -145,6 +145,11 @@ class Recommender:
         return {name: params[name] for name in sorted(params)}
 
     @property
+    def gathers(self) -> bool:
+        """Whether it reads the rows of tables that a batch names, and no others."""
+        return self.side.encoder is None
+
+    @property
     def tabled(self) -> bool:
         """Whether every user has a row of a table."""
         return self.kind != "item" and not self.sequence.active

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedrec.batches import Recipe
 from fedrec.data import ClientData, before
 from fedrec.errors import UserError
 from fedrec.models import Recommender
@@ -20,9 +19,10 @@ from fedrec.privacy.noise import Source, noised
 from fedrec.privacy.units import Units
 from fedrec.seeds import derive
 from fedrec.sharing import TABLES, Sharing
-from fedrec.stacking.gradients import handwritten
 from fedrec.tasks import Task
-from fedrec.training import trainable
+from fedrec.training.kernels import handwritten
+from fedrec.training.losses import trainable
+from fedrec.training.recipe import Recipe
 
 CELLS = 2**15  # cells of a part of a step
 DENSE = 2**22  # entries of a part's gradients of the body and the heads

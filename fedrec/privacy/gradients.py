@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 from torch.func import grad_and_value, vmap
 
-from fedrec.batches import Batch
 from fedrec.models import Recommender
 from fedrec.parameters import Params
 from fedrec.privacy.units import Batch as UnitBatch
 from fedrec.sharing import TABLES
-from fedrec.stacking.gradients import handwritten, loss_and_gradients
 from fedrec.tasks import Task
-from fedrec.training import batch_loss
+from fedrec.training.kernels import handwritten, loss_and_gradients
+from fedrec.training.losses import batch_loss
+from fedrec.training.recipe import Batch
 
 
 @dataclass(frozen=True)

@@ -10,15 +10,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fedrec.batches import Recipe
 from fedrec.data import ClientData, Histories, Negatives, excluded
 from fedrec.data.split import chance
 from fedrec.data.types import Floats, Ints
 from fedrec.seeds import derive
-from fedrec.stacking.cohort import edges
-from fedrec.stacking.draws import ranges
-from fedrec.stacking.gradients import Step
 from fedrec.tasks import Task
+from fedrec.training.recipe import Recipe
+from fedrec.training.rows import edges, ranges
+from fedrec.training.step import Step
 
 LENGTH = 16  # rows of a user's block: few of them are padding, and a block is worth a product of matrices
 

@@ -7,7 +7,6 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from fedrec.batches import Batch
 from fedrec.components import SEAMS, make, written
 from fedrec.coordination.operators import Constraint, Operator, Vectors
 from fedrec.data import Dataset, from_frame
@@ -17,7 +16,8 @@ from fedrec.parameters import Params
 from fedrec.seeds import generator
 from fedrec.sharing import MODULES, TABLES
 from fedrec.tasks import Task, parse_task
-from fedrec.training import batch_loss
+from fedrec.training.losses import batch_loss
+from fedrec.training.recipe import Batch
 
 USERS, ITEMS = 5, 7
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pandas as pd
 
-from fedrec.batches import Recipe
 from fedrec.data import ClientData
 from fedrec.errors import UserError
 from fedrec.holdings import clients_data, dataset
@@ -24,6 +23,7 @@ from fedrec.privacy.transcript import Transcript
 from fedrec.report.study import Part
 from fedrec.sharing import TABLES, Broadcast, Contribution, Sharing
 from fedrec.tasks import parse_task
+from fedrec.training.recipe import Recipe
 from simulations.cli import arm
 from simulations.studies.harness import Findings, Rows, Run, Study
 from simulations.studies.tables import Row, records

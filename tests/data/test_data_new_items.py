@@ -20,7 +20,7 @@ from fedrec.experiment import Experiment
 from fedrec.holdings import clients_data
 from fedrec.scorers import PopularityScorer
 from fedrec.tasks import parse_task
-from fedrec.training import local_update
+from fedrec.training.local import local_update
 from simulations.engines import launch
 from tests.builders import client, interactions
 from tests.helpers import experiment, fit

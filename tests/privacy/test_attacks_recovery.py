@@ -9,7 +9,7 @@ from fedrec.privacy.attacks.ratings import fitting, recovered_ratings
 from fedrec.privacy.attacks.recovery import item_scores, item_set
 from fedrec.privacy.attacks.targets import catalogue
 from fedrec.privacy.transcript import Exchanged
-from fedrec.training import local_update
+from fedrec.training.local import local_update
 from tests.privacy.attacked import ATTACK, STEP, USERS, attacked, market, movies, real
 
 

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 
-from fedrec.batches import Recipe, batches
 from fedrec.data import ClientData
 from fedrec.errors import UserError
 from fedrec.models import Recommender
@@ -16,7 +15,9 @@ from fedrec.privacy.noise import Source
 from fedrec.privacy.transcript import Transcript
 from fedrec.sharing import Broadcast, Contribution, Sharing
 from fedrec.tasks import parse_task
-from fedrec.training import batch_loss
+from fedrec.training.losses import batch_loss
+from fedrec.training.recipe import Recipe
+from tests.builders import batches
 from tests.privacy.trials import silo
 
 MIDDLE, M = 3.0, 60
@@ -79,7 +80,7 @@ def test_a_canary_is_silent_in_what_all_items_share() -> None:
     rows = np.flatnonzero(whole.train.user == len(data.users) + np.flatnonzero(canaries.coins)[0])
     one = ClientData("one", whole.users, whole.items, whole.train.take(rows), data.validation, data.test)
     params = {name: value.requires_grad_(True) for name, value in start(whole).items()}
-    (batch,) = batches(one, TASKS, Recipe(1, 9, Optimiser("sgd", 1.0)), np.random.default_rng(0), "cpu")
+    (batch,) = batches(one, TASKS, Recipe(1, 9, Optimiser("sgd", 1.0)), np.random.default_rng(0))
     batch_loss(MODEL, params, TASKS, batch, 0.0).backward()  # type: ignore[no-untyped-call]
     grad = {name: value.grad for name, value in params.items()}
     loud = float(grad["item_bias"].norm())  # type: ignore[union-attr]

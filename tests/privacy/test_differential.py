@@ -12,7 +12,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedrec.batches import Batch, Phase, Recipe
 from fedrec.data import ClientData
 from fedrec.data.types import Ints
 from fedrec.errors import UserError
@@ -28,7 +27,9 @@ from fedrec.privacy.units import Units
 from fedrec.seeds import generator
 from fedrec.sharing import TABLES, Sharing
 from fedrec.tasks import Task, parse_task
-from fedrec.training import batch_loss, local_update, steps
+from fedrec.training.local import local_update
+from fedrec.training.losses import batch_loss, steps
+from fedrec.training.recipe import Batch, Phase, Recipe
 from tests.builders import client, interactions
 
 Unit = Literal["interaction", "user"]

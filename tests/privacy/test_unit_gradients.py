@@ -11,7 +11,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedrec.batches import Batch, Recipe
 from fedrec.data import ClientData, before
 from fedrec.data.types import Attributes
 from fedrec.models import Kind, Recommender, Side, UserSequence
@@ -24,9 +23,10 @@ from fedrec.privacy.units import Batch as UnitBatch
 from fedrec.privacy.units import Units
 from fedrec.seeds import generator
 from fedrec.sharing import TABLES
-from fedrec.stacking.gradients import handwritten
 from fedrec.tasks import Task, parse_task
-from fedrec.training import batch_loss
+from fedrec.training.kernels import handwritten
+from fedrec.training.losses import batch_loss
+from fedrec.training.recipe import Batch, Recipe
 from tests.builders import client, interactions
 
 Unit = Literal["interaction", "user"]

@@ -13,7 +13,7 @@ from fedrec.privacy.attacks.recovery import STILL, moved
 from fedrec.privacy.attacks.scores import Values
 from fedrec.privacy.transcript import Exchanged, Transcript
 from fedrec.seeds import generator
-from fedrec.training import trainable
+from fedrec.training.losses import trainable
 
 
 def imia(

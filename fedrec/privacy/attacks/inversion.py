@@ -7,7 +7,6 @@ gradient of an item's row is a combination of the vectors of the few users in th
 import numpy as np
 from numpy.typing import NDArray
 
-from fedrec.batches import Recipe
 from fedrec.data.types import Ints
 from fedrec.experiment import Experiment
 from fedrec.privacy.attacks.ratings import SCALE, fitting
@@ -15,6 +14,7 @@ from fedrec.privacy.attacks.recovery import STILL, moved
 from fedrec.privacy.attacks.scores import Values
 from fedrec.privacy.attacks.targets import Records
 from fedrec.privacy.transcript import Exchanged, Transcript
+from fedrec.training.recipe import Recipe
 
 TERMS = 8  # users of one item in a batch that are looked for; d = 32 equations tell about so many of a thousand
 

@@ -12,7 +12,7 @@ from fedrec.privacy.attacks.scores import Values
 from fedrec.privacy.attacks.targets import Records
 from fedrec.privacy.transcript import Exchanged, Transcript
 from fedrec.seeds import generator
-from fedrec.training import local_update
+from fedrec.training.local import local_update
 
 
 def likelihood_ratios(

@@ -4,13 +4,13 @@ import math
 
 import numpy as np
 
-from fedrec.batches import Recipe
 from fedrec.data.types import Ints
 from fedrec.experiment import Experiment
 from fedrec.privacy.attacks.recovery import STILL, moved
 from fedrec.privacy.attacks.scores import Values
 from fedrec.privacy.attacks.targets import Records
 from fedrec.privacy.transcript import Exchanged, Transcript
+from fedrec.training.recipe import Recipe
 
 SCALE = np.arange(1.0, 6.0)
 

@@ -12,8 +12,12 @@ from torch import Tensor
 from fedrec.data.types import Ints
 from fedrec.parameters import Params
 from fedrec.sharing import TABLES
-from fedrec.stacking.cohort import Cohort
-from fedrec.stacking.draws import Touched
+from fedrec.training.cohort import Cohort
+from fedrec.training.recipe import Batch
+from fedrec.training.rows import Touched
+from fedrec.weighting import Weigher
+
+Pull = Callable[[Params, Batch], Tensor]  # a differentiable term beside the loss
 
 
 @dataclass(frozen=True)
@@ -68,13 +72,24 @@ class Part:
 
 @dataclass(frozen=True)
 class Terms:
-    """What a client's objective has beside its loss, for every client of a cohort; see `local_update`."""
+    """What a client's objective has beside its loss, for every client of a cohort; see `local_update`.
+
+    The last three are of the only client of a cohort, whose gradients are made by autograd on whole tables.
+    """
 
     anchor: Stack | None = None
     shift: Stack | None = None
     weight: Tensor | None = None  # [chosen]
     personal: Stack | None = None  # all parameters of each client: APFL's v, trained beside them
     alpha: float = 0.0
+    pull: Pull | None = None
+    weigher: Weigher | None = None
+    masks: Mapping[str, Tensor] | None = None  # of shared parameters, which the phase private trains where it is 1
+
+    @property
+    def alone(self) -> bool:
+        """Whether they are of one client alone."""
+        return bool(self.pull or self.weigher or self.masks)
 
 
 NOTHING = Terms()

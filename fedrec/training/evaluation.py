@@ -18,10 +18,11 @@ from fedrec.parameters import Params
 from fedrec.scorers import ModelScorer
 from fedrec.seeds import generator
 from fedrec.sharing import TABLES
-from fedrec.stacking.changed import Block, Changed
-from fedrec.stacking.cohort import Cohort, edges, owners
-from fedrec.stacking.results import client, on
-from fedrec.stacking.stacks import Stack
+from fedrec.training.changed import Block, Changed
+from fedrec.training.cohort import Cohort, owners
+from fedrec.training.results import client, on
+from fedrec.training.rows import edges
+from fedrec.training.stacks import Stack
 
 ITEMS = ("item_table", "item_bias")
 Ranked = tuple[Ints, dict[str, Values]]

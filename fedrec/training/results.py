@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,8 +12,9 @@ from torch import Tensor
 from fedrec.data.types import Ints
 from fedrec.parameters import Params
 from fedrec.sharing import TABLES
-from fedrec.stacking.cohort import Cohort, edges
-from fedrec.stacking.stacks import Part, Stack, server_rows
+from fedrec.training.cohort import Cohort
+from fedrec.training.rows import edges
+from fedrec.training.stacks import Part, Stack, server_rows
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ def write(stack: Stack, part: Part) -> None:
         value.index_copy_(0, on(index, value), part.values[name])
 
 
-def stack(params: Sequence[Params]) -> Stack:
+def stack(params: Sequence[Mapping[str, Tensor]]) -> Stack:
     """Return the parameters of all clients of a cohort, in its order, as one stack."""
     join = {name: torch.cat if name in TABLES else torch.stack for name in params[0]}
     return Stack({name: join[name]([one[name] for one in params]) for name in params[0]})

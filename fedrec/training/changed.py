@@ -13,10 +13,10 @@ from torch import Tensor
 from fedrec.data.types import Ints
 from fedrec.parameters import Params
 from fedrec.sharing import TABLES
-from fedrec.stacking.cohort import Cohort, edges
-from fedrec.stacking.draws import ranges
-from fedrec.stacking.results import client, on
-from fedrec.stacking.stacks import Part, Stack
+from fedrec.training.cohort import Cohort
+from fedrec.training.results import client, on
+from fedrec.training.rows import edges, ranges
+from fedrec.training.stacks import Part, Stack
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,7 @@ Shapes: k clients, L rows each (padded), m sampled items for a row, N = (1 + m) 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection
 
 import torch
 from torch import Tensor
@@ -14,8 +13,8 @@ from torch.nn import functional as F
 
 from fedrec.models import Recommender
 from fedrec.parameters import Params
-from fedrec.sharing import TABLES
 from fedrec.tasks import Task
+from fedrec.training.step import Step
 
 HANDWRITTEN = ("mf", "mlp", "item")  # the models whose gradients are here
 
@@ -24,19 +23,6 @@ def handwritten(model: Recommender, tasks: tuple[Task, ...]) -> bool:
     """Return whether `loss_and_gradients` knows a model, with what it reads, and its tasks."""
     plain = type(model) is Recommender and model.side.content is None and not model.sequence.active
     return plain and model.kind in HANDWRITTEN and not any(task.attribute or task.classes for task in tasks)
-
-
-@dataclass(frozen=True)
-class Step:
-    """One minibatch of each of k clients; sampled items lie behind the rows' own.
-
-    `user` is None where the model has no users, or every client has one, whose row is then the client's number.
-    """
-
-    user: Tensor | None  # [k, 1 + m, L] rows of the stacked user table
-    item: Tensor  # [k, 1 + m, L] rows of the stacked item table
-    share: Tensor  # [k, L] 1 / (rows of the batch), 0 for padding
-    labels: dict[str, tuple[Tensor, Tensor]]  # task -> (1 / (rows of the task), 0 for others; target) [k, L]
 
 
 def loss_and_gradients(
@@ -190,25 +176,3 @@ def _penalty(rows: Params, found: Params, step: Step, l2: float, weight: Tensor 
         total = total + (c * value.square()).sum((1, 2))
         found[name] = found[name] + (2 * c if weight is None else 2 * weight[:, None, None] * c) * value
     return total
-
-
-def scatter(
-    step: Step, view: Params, grads: Params, into: Mapping[str, Tensor | None], rate: Callable[[str], float]
-) -> list[tuple[Tensor, Tensor]]:
-    """Add up the gradients of tables by row, in `into`, and return what of it was filled: (table, rows).
-
-    Where a table has None, its rows make their SGD step of its `rate` at once and leave `grads`.
-    """
-    filled = []
-    for name, buffer in into.items():
-        rows = step.user if TABLES[name] == "user" else step.item
-        if rows is None:
-            continue
-        index = rows.reshape(-1)
-        if buffer is None:
-            # Scaled first: index_add_ with a factor is five times as slow.
-            view[name].index_add_(0, index, grads.pop(name).mul_(-rate(name)))
-            continue
-        grads[name] = buffer.index_add_(0, index, grads[name])
-        filled.append((buffer, index))
-    return filled

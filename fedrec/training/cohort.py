@@ -8,13 +8,12 @@ from typing import Literal
 
 import numpy as np
 
-from fedrec.data import ClientData, Interactions, Negatives
+from fedrec.data import ClientData, Histories, Interactions, Negatives, before, latest
 from fedrec.data.split import concatenate
-from fedrec.data.types import Bools, Floats, Ints
+from fedrec.data.types import Attributes, Bools, Floats, Ints
 from fedrec.models import Recommender
 from fedrec.tasks import Task
-
-Space = Literal["user", "item"]
+from fedrec.training.rows import edges
 
 
 @dataclass(frozen=True)
@@ -34,10 +33,12 @@ class Cohort:
     server: Mapping[str, Ints | None]
     user: Ints  # [N] flat row
     item: Ints  # [N] flat row
-    labels: Mapping[str, tuple[Floats, Floats]]  # task -> (mask [N], target [N])
+    labels: Mapping[str, tuple[Bools, Floats]]  # task -> (mask [N], target [N], or [N, C] of several scores)
     taken: Negatives | None  # over flat users and local items; None without a rank task
     bound: Ints  # [N] from how many items a negative of the row is drawn
     crowded: Bools  # [N] whether the row's user has met the whole catalogue
+    past: Histories | None  # of the training rows, flat items; None for a model that reads none
+    models: tuple[Recommender, ...]  # like `model`, each with what it reads of its client's items
 
     def __len__(self) -> int:
         return len(self.members)
@@ -55,47 +56,81 @@ def groups(
     tasks: Sequence[tuple[Task, ...]],
     negatives: Literal["train", "published"],
     catalogue: Mapping[str, Ints],
+    *,
+    seed: int = 0,
+    apart: bool = False,
 ) -> list[Cohort]:
     """Return the clients in cohorts of one model and one list of tasks; numbers of users, items and rows may differ.
 
-    `catalogue` has the ascending global ids of the server's rows for every key space that is shared.
+    `catalogue` has the ascending global ids of the server's rows for every key space that is shared. A client whose
+    model can be differentiated alone only is a cohort by itself; all are if they are to stay `apart`.
     """
-    found: dict[tuple[Recommender, tuple[Task, ...]], list[int]] = {}
+    found: dict[object, list[int]] = {}
     for position, key in enumerate(zip(models, tasks, strict=True)):
-        found.setdefault(key, []).append(position)
-    return [cohort(datas, members, *key, negatives, catalogue) for key, members in found.items()]
+        found.setdefault(position if apart or not key[0].gathers else key, []).append(position)
+    made = []
+    for members in found.values():
+        mine, theirs = [datas[m] for m in members], [models[m] for m in members]
+        one = cohort(mine, theirs, tasks[members[0]], negatives, catalogue, seed)
+        made.append(replace(one, members=tuple(members[i] for i in one.members)))
+    return made
 
 
 def cohort(
     datas: Sequence[ClientData],
-    members: Sequence[int],
-    model: Recommender,
+    models: Sequence[Recommender],
     tasks: tuple[Task, ...],
     negatives: Literal["train", "published"],
     catalogue: Mapping[str, Ints],
+    seed: int,
 ) -> Cohort:
-    """Return `members` of `datas` as one cohort; see `groups`."""
-    whole = concatenate([datas[m].train for m in members])
-    used = np.logical_or.reduce([task.rows(whole) for task in tasks])
-    sizes = np.bincount(owners([datas[m].train for m in members])[used], minlength=len(members))
-    ordered = [int(members[i]) for i in np.argsort(-sizes, kind="stable")]
-    mine = [datas[m] for m in ordered]
+    """Return some clients as one cohort; see `groups`."""
+    sizes = np.array([int(used(tasks, data.train, data.attributes).sum()) for data in datas])
+    order = np.argsort(-sizes, kind="stable")
+    mine = [datas[i] for i in order]
     starts = {
         "user": edges(np.array([len(data.users) for data in mine])),
         "item": edges(np.array([len(data.items) for data in mine])),
     }
     taken = avoided(mine, starts["user"], negatives) if any(task.kind == "rank" for task in tasks) else None
     server = {space: server_rows(mine, space, catalogue.get(space)) for space in ("user", "item")}
-    empty = np.zeros(0, np.int64)
-    bare = Cohort(tuple(ordered), tuple(mine), model, tasks, starts, server, empty, empty, {}, taken, empty, empty > 0)
-    return learning(bare, [data.train for data in mine])
+    none, sequence = np.zeros(0, np.int64), models[0].sequence
+    bare = Cohort(
+        tuple(order.tolist()),
+        tuple(mine),
+        models[0],
+        tasks,
+        starts,
+        server,
+        user=none,
+        item=none,
+        labels={},
+        taken=taken,
+        bound=none,
+        crowded=none > 0,
+        past=None,
+        models=tuple(models[i] for i in order),
+    )
+    pasts = [before(data, sequence.history, seed) for data in mine] if sequence.active else []
+    return learning(bare, [data.train for data in mine], [data.attributes for data in mine], pasts)
 
 
-def learning(cohort: Cohort, parts: Sequence[Interactions]) -> Cohort:
-    """Return the cohort with the rows of `parts`, one for each client, as those to train on."""
-    whole, who = concatenate(parts), owners(parts)
-    used = np.logical_or.reduce([task.rows(whole) for task in cohort.tasks])
-    rows, who = whole.take(used), who[used]
+def used(tasks: Sequence[Task], rows: Interactions, about: Attributes) -> Bools:
+    """Return which rows some task learns from."""
+    found: Bools = np.logical_or.reduce([task.rows(rows, about) for task in tasks])
+    return found
+
+
+def learning(
+    cohort: Cohort, parts: Sequence[Interactions], abouts: Sequence[Attributes], pasts: Sequence[Histories]
+) -> Cohort:
+    """Return the cohort with the rows of `parts`, one for each client, as those to train on.
+
+    `abouts` is what is known of each client's items, `pasts` what was liked before each of its rows.
+    """
+    masks = [used(cohort.tasks, part, about) for part, about in zip(parts, abouts, strict=True)]
+    kept = [part.take(mask) for part, mask in zip(parts, masks, strict=True)]
+    rows, who = concatenate(kept), owners(kept)
     user = cohort.starts["user"][who] + rows.user
     bound, full = cohort.bound[:0], cohort.crowded[:0]
     if cohort.taken is not None:
@@ -103,25 +138,55 @@ def learning(cohort: Cohort, parts: Sequence[Interactions]) -> Cohort:
         bound = items - cohort.taken.known(user)
         full = bound <= 0
         bound = np.where(full, items, bound)
+    labels = {}
+    for task in cohort.tasks:
+        each = list(zip(kept, abouts, strict=True))
+        target = [task.target(part, about) for part, about in each]
+        labels[task.name] = (
+            np.concatenate([task.rows(part, about) for part, about in each]),
+            np.concatenate(target).astype(np.float32),
+        )
+    seen = [past.at(np.flatnonzero(mask)) for past, mask in zip(pasts, masks, strict=False)]
     return replace(
         cohort,
         starts={**cohort.starts, "train": edges(np.bincount(who, minlength=len(parts)))},
         user=user,
         item=cohort.starts["item"][who] + rows.item,
-        labels={t.name: (t.rows(rows).astype(np.float32), t.target(rows).astype(np.float32)) for t in cohort.tasks},
+        labels=labels,
         bound=bound,
         crowded=full,
+        past=joined(seen, cohort.starts["item"]),
     )
+
+
+def held_out(cohort: Cohort, seed: int) -> Cohort:
+    """Return the cohort with its validation rows as those to train on.
+
+    Of a task about items they are those whose item is in validation too.
+    """
+    datas, sequence = cohort.datas, cohort.model.sequence
+    abouts = [replace(data.attributes, train=data.attributes.validation) for data in datas]
+    known = [latest(d, d.known("validation"), sequence.history, seed) for d in datas] if sequence.active else []
+    pasts = [past.at(data.validation.user) for past, data in zip(known, datas, strict=True)] if known else []
+    return learning(cohort, [data.validation for data in datas], abouts, pasts)
+
+
+def joined(pasts: Sequence[Histories], starts: Ints) -> Histories | None:
+    """Return the histories of clients end to end, of flat items; None of nobody."""
+    if not pasts:
+        return None
+    flat = [np.where(p.liked < 0, -1, p.liked + start) for p, start in zip(pasts, starts, strict=False)]
+    edge = edges(np.array([len(one) for one in flat]))
+    start, end = (
+        np.concatenate([rows + at for rows, at in zip(column, edge, strict=False)])
+        for column in ([p.start for p in pasts], [p.end for p in pasts])
+    )
+    return Histories(np.concatenate(flat), start, end, pasts[0].length)
 
 
 def len_of(datas: Sequence[ClientData]) -> Ints:
     """Return the catalogue sizes [n]."""
     return np.array([len(data.items) for data in datas], dtype=np.int64)
-
-
-def edges(counts: Ints) -> Ints:
-    """Return [0, c_0, c_0 + c_1, ...]."""
-    return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
 
 
 def owners(parts: Sequence[Interactions]) -> Ints:

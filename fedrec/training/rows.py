@@ -1,0 +1,54 @@
+"""Flat rows: ranges of clients that are laid end to end, and the rows of a table that a chunk of them touches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from fedrec.data.types import Bools, Ints
+
+
+def edges(counts: Ints) -> Ints:
+    """Return [0, c_0, c_0 + c_1, ...]."""
+    return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+
+
+def ranges(starts: Ints, counts: Ints) -> Ints:
+    """Return starts_0, starts_0 + 1, ... (counts_0 of them), starts_1, ... ."""
+    edge = edges(counts)
+    found: Ints = np.arange(edge[-1]) + np.repeat(starts - edge[:-1], counts)
+    return found
+
+
+@dataclass(frozen=True)
+class Touched:
+    """The rows of a table that a chunk of clients stacks: ascending, client by client."""
+
+    flat: Ints  # [R] flat rows of the cohort
+    owner: Ints  # [R] position of the client in the chunk
+    edge: Ints  # [k + 1] the first stacked row of every client
+    shift: Ints  # [k] from a flat row to a row of the chunk's whole tables
+    place: Ints  # from there to the stacked row
+
+    @staticmethod
+    def of(starts: Ints, clients: Ints, named: Sequence[tuple[Ints, Ints]] | None) -> Touched:
+        """Return the rows named by (flat rows, position of their client) pairs; all rows of the clients with None."""
+        counts = starts[clients + 1] - starts[clients]
+        edge = edges(counts)
+        shift = edge[:-1] - starts[clients]
+        mark: Bools = np.full(edge[-1], named is None)
+        for flat, owner in named or ():
+            mark[flat + shift[owner]] = True
+        rows = np.flatnonzero(mark)
+        place = np.empty(edge[-1], np.int64)
+        place[rows] = np.arange(len(rows))
+        bounds = np.searchsorted(rows, edge)
+        owner = np.repeat(np.arange(len(clients)), np.diff(bounds))
+        return Touched(rows - shift[owner], owner, bounds, shift, place)
+
+    def find(self, flat: Ints, owner: Ints) -> Ints:
+        """Return the stacked rows of flat rows of the clients `owner`."""
+        found: Ints = self.place[flat + self.shift[owner]]
+        return found
