@@ -1,53 +1,41 @@
 """A client's loss budget: what it is promised, by how much it is missed, and the price of keeping it."""
 
 import math
-from typing import Protocol
+from dataclasses import replace
 
 from clients.client import Client
+from clients.state import State
 from fedrec.parameters import Params, to
 from fedrec.sharing import Broadcast, Sharing
 from fedrec.training.local import held_out_loss, local_update
 
 
-class Remembers(Protocol):
-    """What a budget needs of a client's memory."""
+def priced(client: Client, state: State, broadcast: Broadcast) -> tuple[State, float, dict[str, float]]:
+    """Return the state, the multiplier mu_i for a round's training, and what is told of it.
 
-    @property
-    def private(self) -> Params:
-        """The private parameters as the last training left them."""
-        ...
-
-    @property
-    def mu(self) -> float:
-        """The multiplier of the client's budget."""
-        ...
-
-    limits: list[float]
-
-
-def priced(client: Client, memory: Remembers, broadcast: Broadcast) -> tuple[float, dict[str, float]]:
-    """Return the multiplier mu_i for a round's training and what is told of it; 0 and nothing without a budget."""
+    Without a budget that is 0 and nothing.
+    """
     rule = client.experiment.budget
     if not rule.active:
-        return 0.0, {}
-    # Round 1 starts from parameters that nobody has trained: there is no loss to be judged yet.
-    over = excess(client, memory, broadcast.values, broadcast.round - 1) if broadcast.round > 1 else math.nan
-    mu = 0.0 if math.isnan(over) else rule.multiplier(memory.mu, over)
-    return mu, {"excess": over, "mu": mu}
+        return state, 0.0, {}
+    over = math.nan  # round 1 starts from parameters that nobody has trained: there is no loss to be judged yet
+    if broadcast.round > 1:
+        state, over = excess(client, state, broadcast.values, broadcast.round - 1)
+    mu = 0.0 if math.isnan(over) else rule.multiplier(state.now.mu, over)
+    return state, mu, {"excess": over, "mu": mu}
 
 
-def excess(client: Client, memory: Remembers, z: Params, number: int) -> float:
-    """Return by how much the held-out loss at z_i is above the budget of a round; NaN without a budget."""
-    limits = memory.limits
-    if not limits:
+def excess(client: Client, state: State, z: Params, number: int) -> tuple[State, float]:
+    """Return the state, and by how much the held-out loss at z_i is above the budget of a round; NaN without one."""
+    if not state.limits:
         rule, name = client.experiment.budget, client.data.name
         needed = rule.margin is not None and rule.given(name) is None
-        limits = memory.limits = rule.budgets(name, alone(client) if needed else [math.inf])
-    limit = limits[min(number, len(limits)) - 1]
+        state = replace(state, limits=tuple(rule.budgets(name, alone(client) if needed else [math.inf])))
+    limit = state.limits[min(number, len(state.limits)) - 1]
     if math.isinf(limit):
-        return math.nan
-    params = client.channel.join(to(z, client.device), to(memory.private, client.device))
-    return held_out(client, params) - limit
+        return state, math.nan
+    params = client.channel.join(to(z, client.device), to(state.now.private, client.device))
+    return state, held_out(client, params) - limit
 
 
 def alone(client: Client) -> list[float]:

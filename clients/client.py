@@ -1,10 +1,12 @@
 """One client as its own configuration describes it: what it shares, how it trains, how it measures."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from fedrec.channel import Channel, channel_of
 from fedrec.coordination import Link
@@ -81,12 +83,13 @@ class Client:
         offsets = {task.name: task.prior if private else task.start(self.data.train) for task in tasks}
         return self.model.init(self.experiment.seed, self.data.users, self.data.items, offsets)
 
-    def weigher(self, state: Params | None = None) -> Weigher | None:
+    def weigher(self, state: Mapping[str, Tensor] | None = None) -> Weigher | None:
         """Return its loss weighting in a state, else in the first one; None with fixed weights."""
         rule = self.experiment.weighting
-        start = state or rule.start(len(self.tasks))
+        start = dict(state or rule.start(len(self.tasks)))
         return Weigher(rule, self.experiment.recipe().optimiser, start) if rule.active else None
 
+    @cached_property
     def shared_like(self) -> Params:
         """Return the names, shapes and dtypes of what it shares, without data."""
         names = [task.name for task in self.tasks]

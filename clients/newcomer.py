@@ -9,14 +9,15 @@ from torch import Tensor
 
 from clients.client import Client
 from clients.home import Lacking, at_home, parted, with_home
-from clients.local import require_finite
-from clients.memory import Memory
+from clients.state import Kept
+from clients.training import require_finite
 from fedrec.channel import LOGITS, Logits, Pull, keyed, whatever_the_batch
 from fedrec.data.types import Ints
 from fedrec.parameters import Params, to
 from fedrec.seeds import generator
 from fedrec.sharing import TABLES, Broadcast, ContractError, admit, admit_rows
-from fedrec.training.local import local_update
+from fedrec.training.local import update_one
+from fedrec.training.stacks import Terms
 
 
 def fitted(client: Client, sent: Broadcast) -> Broadcast:
@@ -24,7 +25,7 @@ def fitted(client: Client, sent: Broadcast) -> Broadcast:
 
     Raises ContractError for what the client does not share, and for rows that it does not carry.
     """
-    like, places = client.shared_like(), known(client, sent.rows)
+    like, places = client.shared_like, known(client, sent.rows)
     part = {name: like[name] for name in like if name in sent.values}
     for name in part.keys() & places.keys():
         part[name] = like[name].new_empty((len(places[name]), *like[name].shape[1:]))
@@ -37,7 +38,7 @@ def fitted(client: Client, sent: Broadcast) -> Broadcast:
 
 def known(client: Client, rows: Mapping[str, Ints]) -> dict[str, Tensor]:
     """Return, for each of a client's shared tables, the ascending local rows [n] that the federation has too."""
-    like, sent, found = client.shared_like(), admit_rows(rows), dict[str, Tensor]()
+    like, sent, found = client.shared_like, admit_rows(rows), dict[str, Tensor]()
     for space, ids in keyed(like, client.data, client.channel).items():
         theirs = sent.get(space, ids[:0])
         if not np.isin(theirs, ids).all():
@@ -49,7 +50,7 @@ def known(client: Client, rows: Mapping[str, Ints]) -> dict[str, Tensor]:
 def lacking(client: Client, broadcast: Broadcast) -> Lacking:
     """Return the shared parameters, or the local rows of one, that the federation does not have."""
     places, found = known(client, broadcast.rows), dict[str, Tensor | None]()
-    for name, value in client.shared_like().items():
+    for name, value in client.shared_like.items():
         if name not in broadcast.values:
             found[name] = None
         elif name in places and len(places[name]) < len(value):
@@ -57,37 +58,33 @@ def lacking(client: Client, broadcast: Broadcast) -> Lacking:
     return found
 
 
-def lesson(client: Client, memory: Memory, broadcast: Broadcast) -> dict[str, float]:
-    """Train a round on what the federation has, which stays as it is, and return the loss, all that is told of it.
+def lesson(client: Client, now: Kept, broadcast: Broadcast) -> tuple[Kept, float]:
+    """Return what a client remembers after a round on what the federation has, which stays as it is, and the loss.
 
     What is trained is the private part, and what the federation does not have of the shared one. A client that
     exchanges logits trains all of its parameters, and is pulled to the consensus of the others.
     """
-    e, own, number = client.experiment, memory.own(), broadcast.round
-    private, home = parted(memory.private)
+    e, own, number = client.experiment, now.own, broadcast.round
+    private, home = parted(now.private)
     pull, rest = taught(client, broadcast), lacking(client, broadcast)
     if pull:
         rest = {}  # logits that nobody else has are not parameters
     shared = with_home(broadcast.values, home or at_home(client.channel.split(client.start())[0], rest))
     weigher = client.weigher(own.weighting)
-    params, loss = local_update(
-        client.model,
+    masks = to({name: mask(shared[name], rows) for name, rows in rest.items()}, client.device)
+    params, loss, _ = update_one(
+        client.cohort,
         to(client.channel.join(shared, private), client.device),
-        client.data,
-        client.tasks,
         replace(e.recipe(), phases=("private",)),
         e.sharing(),
         seed=e.seed,
         scope=(client.data.name, number),
-        pull=pull and whatever_the_batch(pull),
-        weigher=weigher,
-        own=to({name: mask(shared[name], rows) for name, rows in rest.items()}, client.device),
+        terms=Terms(pull=pull and whatever_the_batch(pull), weigher=weigher, masks=masks),
     )
     shared, private = client.channel.split(require_finite(client, to(params, "cpu"), number))
     if weigher:
         own = replace(own, weighting=require_finite(client, weigher.state, number) or None)
-    memory.trained(number, {**private, **at_home(shared, rest)}, None, own)
-    return {"loss": loss}
+    return Kept(number, {**private, **at_home(shared, rest)}, None, own), loss
 
 
 def mask(value: Tensor, rows: Tensor | None) -> Tensor:

@@ -1,28 +1,65 @@
-"""A client's round: what it joins with, what it takes of the server's message, trains, and measures."""
+"""A client's round as functions of its state: what it begins with, what its training makes, and how it ends.
+
+`begin` and `finish` are of one client. Between them its training runs alone (`clients.training`), or as a part of a
+program that trains many (`clients.cohort`).
+"""
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 
+import torch
+from torch import Tensor
+
+from clients.about import about
+from clients.budget import excess, priced
 from clients.client import Client
-from clients.drift import follow
-from clients.local import released, require_finite, update
-from clients.newcomer import fitted
-from clients.private import protected
-from fedrec.coordination import Own
+from clients.home import parted, with_home
+from clients.newcomer import fitted, lesson
+from clients.private import measured, open_loss, protected
+from clients.secure import Envelope
+from clients.state import Kept, State
+from clients.training import Made, Start, train, train_alone
+from fedrec.channel import keyed
+from fedrec.coordination import Own, control_change, double
 from fedrec.evaluation import Evaluation, Split, evaluate, held_out, members
 from fedrec.folding import folded
 from fedrec.holdings import reader
-from fedrec.parameters import Params, to
+from fedrec.parameters import Params, add, norm, subtract, to
+from fedrec.personal import personal_model
+from fedrec.privacy.guarantee import steps_of
+from fedrec.records import save_client
 from fedrec.scorers import ModelScorer
-from fedrec.sharing import Broadcast, ContractError, admit, admit_round
+from fedrec.sharing import Broadcast, ContractError, Contribution, admit, admit_round
+from fedrec.training.losses import steps
 
 
-def first(client: Client) -> tuple[Params, Params]:
-    """Return (shared, private) as it joins; whoever agrees on logits trains alone first, as in FedMD."""
-    start = client.start()  # nobody knows anything yet, and standardised noise is as loud as knowledge
-    if client.newcomer or not client.experiment.agreement.active:
-        return client.channel.split(start)
-    return client.channel.split(update(client, start, 0, {}, 0.0, weigher=client.weigher()).params)
+def join(client: Client) -> tuple[State, Contribution]:
+    """Return the state in which a client joins, and what it joins with.
+
+    Whoever agrees on logits trains alone first, as in FedMD: nobody knows anything yet, and standardised noise is as
+    loud as knowledge.
+    """
+    e, start = client.experiment, client.start()
+    if e.agreement.active and not client.newcomer:
+        start = train_alone(client, start)
+    shared, private = client.channel.split(start)
+    examples = 1.0 if e.silent else float(len(client.data.train))
+    rows = keyed(shared, client.data, client.channel)
+    reply = Contribution(client.data.name, shared, {"examples": examples}, client.device, rows)
+    return State(Kept(0, private, client.link(shared), first(client))), reply
+
+
+def first(client: Client) -> Own:
+    """Return what is a client's own when it joins: its start as personal model, c_i = 0, and its first weighting."""
+    drift, personal, control = client.experiment.drift, None, None
+    if drift.personal != "none":
+        start = client.start()
+        personal = client.experiment.sharing().split(start)[0] if drift.personal == "tuned" else start
+    if drift.correction == "scaffold":
+        like = client.shared_like
+        control = {name: torch.zeros(value.shape, dtype=torch.float64) for name, value in like.items()}
+    return Own(personal, control, client.experiment.weighting.start(len(client.tasks)) or None)
 
 
 def receive(client: Client, broadcast: Broadcast) -> Broadcast:
@@ -34,30 +71,115 @@ def receive(client: Client, broadcast: Broadcast) -> Broadcast:
         raise ContractError(f"record rows: must not be sent but to newcomers, found {', '.join(broadcast.rows)}")
     if client.experiment.coupling.balance and not 0 < broadcast.rho < math.inf:
         raise ContractError(f"rho: must be above 0 and finite where it adapts, found {broadcast.rho}")
-    like, c = client.shared_like(), broadcast.control
+    like, c = client.shared_like, broadcast.control
     return replace(broadcast, values=admit(broadcast.values, like), control=None if c is None else admit(c, like))
 
 
-def train(
-    client: Client, broadcast: Broadcast, private: Params, anchor: Params, rho: float, own: Own, price: float = 0.0
-) -> tuple[Params, Params, float, Own]:
-    """Return (shared, private, loss, own) after the local training of a round; raises UserError if it diverged.
+def followed(state: State, broadcast: Broadcast) -> State:
+    """Return the state after it has followed the server: a lost contribution undone, the best round kept."""
+    state = state.settled(broadcast.seen)
+    return replace(state, kept=state.now) if broadcast.keep else state
 
-    It starts from the broadcast and minimises (1 + price) f_i + rho/2 |x_i - anchor|^2.
+
+def begin(client: Client, state: State, broadcast: Broadcast) -> tuple[State, Start]:
+    """Return the state and the start of a round's training, for a message that was received and followed."""
+    (private, home), coupling, own = parted(state.now.private), client.experiment.coupling, state.now.own
+    z, link = with_home(broadcast.values, home), state.now.link
+    shift, rho, anchor = own.shift(broadcast.control), coupling.rho, z
+    if link is None:
+        return state, Start(broadcast, z, private, own, link, rho, anchor, shift)
+    link = link.rescaled(broadcast.rho if coupling.balance else rho)
+    state, mu, told = priced(client, state, broadcast)
+    return state, Start(broadcast, z, private, own, link, link.rho, link.anchor(z), shift, mu, told)
+
+
+def finish(
+    client: Client, state: State, start: Start, made: Made, envelope: Envelope | None = None
+) -> tuple[State, Contribution]:
+    """Return the state after a round and what the client answers, in an envelope if that is to be summed in secret.
+
+    Without an x in what was `made` it is part of a sum, and its metrics are the answer.
     """
-    number = broadcast.round
-    start = client.channel.join(broadcast.values, private)
-    shift, weigher, v = own.shift(broadcast.control), client.weigher(own.weighting), Params()
-    if client.experiment.privacy.inside:
-        params, loss = released(client, start, number, anchor, rho, shift)
-    else:
-        personal = own.personal if client.experiment.drift.personal == "apfl" else None
-        params, loss, v = update(client, start, number, anchor, rho, shift, price, weigher, personal)
-    if weigher:
-        own = replace(own, weighting=require_finite(client, weigher.state, number, own.weighting) or None)
-    shared, private = client.channel.split(client.experiment.lora.folded(params))
-    own = follow(client, broadcast, shared, own, v)
-    return protected(client, number, shared, broadcast.values), private, loss, own
+    number, metrics, values = start.sent.round, open_loss(client, made.loss), Params()
+    own, private, link = made.own, made.private, start.link
+    if made.x is not None:
+        own = after(client, start, made.x, own)
+        x = protected(client, number, dict(made.x), start.z)
+        if link is None:
+            values = x
+            private = {**private, **(envelope.at_home(x) if envelope else {})}
+        else:
+            values, link = link.answer(x, start.z)
+            if envelope:  # what the sum does not take stays owed
+                owed = subtract(envelope.travelled(values), double(values))
+                link = replace(link, sent=add(link.sent, owed))
+            else:
+                metrics["gap"] = norm(subtract(x, start.z)) ** 2
+    metrics |= start.told if link else counted(client)
+    reply = Contribution(client.data.name, values, metrics, client.device)
+    return state.trained(Kept(number, private, link, own, start.mu)), reply
+
+
+def after(client: Client, start: Start, x: Mapping[str, Tensor], own: Own) -> Own:
+    """Return what is a client's own after training to `x`: c_i+ under SCAFFOLD, and x itself if it is tuned."""
+    if own.control is not None and start.sent.control is not None:
+        count = counted(client)["steps"]
+        change = control_change(start.sent.control, start.z, dict(x), count, client.experiment.lr)
+        own = replace(own, control=add(own.control, change))
+    return replace(own, personal=x) if client.experiment.drift.personal == "tuned" else own
+
+
+def counted(client: Client) -> dict[str, float]:
+    """Return the metric that tells the server the number of local steps, if the method needs it."""
+    e = client.experiment
+    if not e.drift.counted:
+        return {}
+    if e.privacy.inside:  # the number of interactions is nobody's business
+        return {"steps": float(steps_of(e, client.data))}
+    return {"steps": float(steps(client.data, client.tasks, e.recipe()))}
+
+
+def trained(
+    client: Client, state: State, sent: Broadcast, envelope: Envelope | None = None
+) -> tuple[State, Contribution, Params]:
+    """Return the state after a round's training, what the client answers, and the z that it started from."""
+    broadcast = receive(client, sent)
+    state = followed(state, broadcast)
+    if client.newcomer:
+        kept, loss = lesson(client, state.now, broadcast)
+        return state.trained(kept), Contribution(client.data.name, {}, {"loss": loss}, client.device), {}
+    state, start = begin(client, state, broadcast)
+    state, reply = finish(client, state, start, train(client, start), envelope)
+    return state, reply, start.z
+
+
+def evaluated(client: Client, state: State, broadcast: Broadcast) -> tuple[State, Contribution]:
+    """Return the state, and what a client tells of how it measures a message that was received and followed.
+
+    After the final test it keeps what is its own.
+    """
+    final, e = broadcast.split == "test", client.experiment
+    kept = state.best if final else state.now
+    private, home = parted(kept.private)
+    model = client.channel.join(with_home(broadcast.values, home), private)
+    shared, private = e.sharing().split(personal_model(e.drift, kept.own, model))
+    found = measure(client, shared, private, "test" if final else "validation")
+    if final and client.home is not None:
+        mine = shared if e.personal or client.newcomer else {}
+        save_client(client.home, client.data.name, private, mine, found.per_user, about(client, private))
+    return told(client, state, broadcast, found)
+
+
+def told(client: Client, state: State, broadcast: Broadcast, found: Evaluation) -> tuple[State, Contribution]:
+    """Return the state, and what a client tells of what it `found`; under a promise of privacy nothing."""
+    metrics = {"/".join(key): value for key, value in found.metrics.items()}
+    if client.experiment.privacy.active:
+        measured(client, broadcast, found.metrics)
+        metrics = {}
+    elif client.experiment.budget.active and broadcast.split == "validation":
+        state, over = excess(client, state, broadcast.values, client.experiment.rounds)
+        metrics[f"{client.data.name}/all/excess"] = over
+    return state, Contribution(client.data.name, {}, metrics, client.device)
 
 
 def measure(client: Client, shared: Params, private: Params, split: Split) -> Evaluation:

@@ -15,8 +15,8 @@ from flwr.clientapp import ClientApp
 
 from clients.client import Client
 from clients.home import at_home
-from clients.memory import Memory
 from clients.private import books
+from clients.state import State, load, save
 from fedrec.channel import keyed
 from fedrec.coordination import double
 from fedrec.data.types import Ints
@@ -27,7 +27,7 @@ from fedrec.privacy.noise import Source
 from fedrec.privacy.secret import digest
 from fedrec.privacy.secure_sum import Member, Terms
 from fedrec.privacy.terms import terms
-from fedrec.sharing import TABLES, Broadcast, ContractError, admit_round
+from fedrec.sharing import TABLES, Broadcast, ContractError, Contribution, admit_round
 from fedrec.wire.secure import (
     Sum,
     keys_answer,
@@ -90,7 +90,7 @@ class Envelope:
     @staticmethod
     def of(client: Client, layout: Layout) -> "Envelope":
         """Return a client's envelope; raises ContractError if its tensors do not fit the layout."""
-        like = client.shared_like()
+        like = client.shared_like
         ids = keyed(like, client.data, client.channel)
         layout.check(like, ids)
         uniform = client.experiment.weights == "uniform"
@@ -129,11 +129,11 @@ def source(client: Client, number: int, x: Params, z: Params) -> Source | None:
     return own.open(number, digest(*client.setting, number, x, z, token_hex()))
 
 
-Train = Callable[[Client, Memory, Broadcast, Envelope], tuple[Params, Params, dict[str, float]]]
+Train = Callable[[Client, State, Broadcast, Envelope], tuple[State, Contribution, Params]]
 
 
 def answer_in_secret(app: ClientApp, open_client: Callable[[Context], Client], train: Train) -> None:
-    """Let a ClientApp answer the stages of secure sums; `train` returns (values, z, metrics) after a round's training.
+    """Let a ClientApp answer the stages of secure sums; `train` is `clients.round.trained`.
 
     Every answer of a client that sums nothing in secret is a ContractError.
     """
@@ -162,11 +162,12 @@ def answer_in_secret(app: ClientApp, open_client: Callable[[Context], Client], t
         client, session = opened(context)
         asked = read_masked(message.content)
         envelope = Envelope.of(client, asked.layout)
-        values, z, metrics = train(client, Memory(context), asked.broadcast, envelope)
-        words = envelope.words(values, z, source(client, asked.broadcast.round, values, z))
+        state, reply, z = train(client, load(context), asked.broadcast, envelope)
+        save(context, state)
+        words = envelope.words(reply.values, z, source(client, asked.broadcast.round, reply.values, z))
         member, total = session.member.mask(asked.broadcast.round, asked.sealed, words)
         session.keep(member)
-        return Message(masked_answer(Sum(client.data.name, total, metrics, client.device)), reply_to=message)
+        return Message(masked_answer(Sum(client.data.name, total, reply.metrics, client.device)), reply_to=message)
 
     @app.train("unmask")
     def unmask(message: Message, context: Context) -> Message:

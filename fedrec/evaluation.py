@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedrec.data.split import concatenate
 from fedrec.data.types import Bools, ClientData, Floats, Interactions, Ints
 from fedrec.metrics import (
     NEGATIVES,
@@ -27,8 +28,10 @@ from fedrec.scorers import Scorer
 from fedrec.seeds import generator
 from fedrec.sharing import TABLES
 from fedrec.tasks import Task
+from fedrec.training.rows import edges
 
 Split = Literal["validation", "test"]
+Ranked = tuple[Ints, dict[str, Values]]
 CHUNK = 512  # users scored at a time, to bound memory
 
 
@@ -78,7 +81,7 @@ def evaluate(
     carries.
     """
 
-    def rank(task: str) -> tuple[Ints, dict[str, Values]]:
+    def rank(task: str) -> Ranked:
         return rank_users(scorer, task, data, split, metrics, candidates, seed)
 
     return assemble(scorer, data, tasks, split, rank)
@@ -89,7 +92,7 @@ def assemble(
     data: ClientData,
     tasks: Sequence[Task],
     split: Split,
-    rank: Callable[[str], tuple[Ints, dict[str, Values]]],
+    rank: Callable[[str], Ranked],
 ) -> Evaluation:
     """Return `evaluate`'s result, given what `rank_users` returns for every rank task."""
     held = held_out(data, split)
@@ -203,23 +206,94 @@ def rank_users(
     metrics: Sequence[str],
     candidates: Literal["full"] | int,
     seed: int,
-) -> tuple[Ints, dict[str, Values]]:
+) -> Ranked:
     """Return the local users with a held-out positive, ascending, and each one's ranking metrics."""
+
+    def scores(users: Ints, owner: Ints, width: int) -> Tensor:
+        return scorer.score_all(task, users)
+
+    (found,) = rank_many([data], scores, split, metrics, candidates, seed, np.zeros(1, np.int64))
+    return found
+
+
+def rank_many(
+    datas: Sequence[ClientData],
+    scores: Callable[[Ints, Ints, int], Tensor],
+    split: Split,
+    metrics: Sequence[str],
+    candidates: Literal["full"] | int,
+    seed: int,
+    chosen: Ints,
+) -> list[Ranked]:
+    """Return what `rank_users` returns for the clients `chosen` (ascending positions) of those that hold `datas`.
+
+    Users of all clients are numbered end to end. `scores(users, owner, width)` are the scores [B, width] of the
+    catalogues for users [B] of the clients `owner`; behind a catalogue's end a score is anything.
+    """
+    first, items = edges(np.array([len(data.users) for data in datas])), np.array([len(data.items) for data in datas])
+    train, validation, test, support = (
+        Columns.of([getattr(data, name) for data in datas], first)
+        for name in ("train", "validation", "test", "support")
+    )
+    held, known = (validation, [train, support]) if split == "validation" else (test, [train, validation, support])
+    users = np.unique(held.rows.user[held.rows.positive])
+    owner = np.searchsorted(first, users, side="right") - 1
+    asked = np.isin(owner, chosen)
+    users, owner = users[asked], owner[asked]
+    keys = candidate_keys(datas, owner, split, seed) if candidates != "full" else None
     found: list[Ints] = []
-    held = held_out(data, split)
-    users = np.unique(held.user[held.positive])
-    rng = generator(seed, "candidates", data.name, split)
-    closed = ~data.offered(split)
     for start in range(0, len(users), CHUNK):
-        part = users[start : start + CHUNK]
-        relevant = mask_of([held], part, len(data.items))
-        excluded = mask_of(data.known(split), part, len(data.items)) | closed
-        if candidates != "full":
-            met = mask_of([*data.known("test"), data.test], part, len(data.items)) | closed
-            excluded = ~sample_candidates(met, candidates, rng)
-        scores = scorer.score_all(task, part)
-        found += ranks(scores, torch.from_numpy(relevant), torch.from_numpy(excluded))
-    return users, ranking_metrics(found, metrics)
+        part, who = users[start : start + CHUNK], owner[start : start + CHUNK]
+        width = int(items[who].max())
+        closed = ~offered([datas[position] for position in who], split, width)
+        relevant = held.mask(part, who, width)
+        excluded = closed | np.logical_or.reduce([column.mask(part, who, width) for column in known])
+        if candidates != "full" and keys is not None:
+            met = [column.mask(part, who, width) for column in (train, validation, test, support)]
+            drawn = np.stack([np.pad(next(keys), (0, width - items[p]), constant_values=2.0) for p in who])
+            excluded = ~smallest(drawn, np.logical_or.reduce([closed, *met]), candidates) | closed
+        found += ranks(scores(part, who, width), torch.from_numpy(relevant), torch.from_numpy(excluded))
+    values = ranking_metrics(found, metrics)
+    bounds = zip(chosen, *(np.searchsorted(users, first[chosen + last]) for last in (0, 1)), strict=True)
+    return [(users[a:b] - first[c], {name: value[a:b] for name, value in values.items()}) for c, a, b in bounds]
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Rows of all clients end to end: users numbered end to end, local items."""
+
+    rows: Interactions
+    edge: Ints  # [clients + 1] the first row of every client
+
+    @staticmethod
+    def of(parts: Sequence[Interactions], first: Ints) -> "Columns":
+        """Lay the rows of clients end to end, whose first users are `first`."""
+        rows, sizes = concatenate(parts), [len(part) for part in parts]
+        return Columns(replace(rows, user=rows.user + np.repeat(first[:-1], sizes)), edges(np.array(sizes)))
+
+    def mask(self, users: Ints, owner: Ints, width: int) -> Bools:
+        """Return `mask_of` these rows for ascending `users` of the clients `owner`."""
+        near = self.rows.take(np.arange(self.edge[owner[0]], self.edge[owner[-1] + 1]))
+        return mask_of([near], users, width)
+
+
+def candidate_keys(datas: Sequence[ClientData], owner: Ints, split: Split, seed: int) -> Iterator[Values]:
+    """Yield, for every user, the keys [items] of which the smallest are its candidates."""
+    last, rng = -1, generator(seed)
+    for position in owner.tolist():
+        if position != last:
+            last, rng = position, generator(seed, "candidates", datas[position].name, split)
+        yield rng.random(len(datas[position].items))
+
+
+def offered(datas: Sequence[ClientData], split: Split, width: int) -> Bools:
+    """Return the mask [B, width] of what clients offer at a split, false behind their catalogues."""
+    sizes = np.array([len(data.items) for data in datas])
+    mask: Bools = np.arange(width) < sizes[:, None]
+    for row, data in enumerate(datas):
+        if data.new is not None:
+            mask[row, : sizes[row]] = data.offered(split)
+    return mask
 
 
 def held_out(data: ClientData, split: Split) -> Interactions:
@@ -236,11 +310,6 @@ def mask_of(parts: Sequence[Interactions], users: Ints, items: int) -> Bools:
         here[here] = users[row[here]] == part.user[here]
         mask[row[here], part.item[here]] = True
     return mask
-
-
-def sample_candidates(met: Bools, count: int, rng: np.random.Generator) -> Bools:
-    """Return a mask like `met` with `count` items per row, without replacement, outside `met` (all if fewer)."""
-    return smallest(rng.random(met.shape), met, count)
 
 
 def smallest(keys: Values, met: Bools, count: int) -> Bools:

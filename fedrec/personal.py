@@ -30,4 +30,4 @@ def personal_model(drift: Drift, own: Own, model: Params) -> Params:
         return model
     if drift.personal == "tuned":
         return {**model, **own.personal}
-    return own.personal if drift.personal == "ditto" else mix(drift.weight, own.personal, model)
+    return dict(own.personal) if drift.personal == "ditto" else mix(drift.weight, own.personal, model)

@@ -30,6 +30,9 @@ class Tables(Mapping[str, str]):
     def __getitem__(self, name: str) -> str:
         return self.spaces[name.partition(".")[0]]
 
+    def __contains__(self, name: object) -> bool:
+        return str(name).partition(".")[0] in self.spaces  # Mapping's own raises and catches
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.spaces)
 

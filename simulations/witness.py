@@ -8,7 +8,7 @@ from flwr.app import ArrayRecord, Message
 from flwr.clientapp import ClientApp
 
 from clients.app import client_app
-from clients.memory import Memory
+from clients.state import load
 from fedrec.experiment import Experiment
 from fedrec.holdings import clients_data, dataset, tasks_for
 from fedrec.parameters import Params
@@ -65,7 +65,7 @@ class WitnessGrid(InlineGrid):
 
     def private(self, client: str) -> Params:
         """Return what a client kept to itself after its last training."""
-        return Memory(self.contexts[self.nodes[client]]).private
+        return load(self.contexts[self.nodes[client]]).now.private
 
 
 def witness(experiment: Experiment, home: Path | None = None) -> Witnessed:

@@ -7,11 +7,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from clients.local import update
 from torch.nn import functional as F
 from torchmetrics.classification import MulticlassAccuracy, MultilabelAUROC, MultilabelAveragePrecision
 
 from clients.client import Client
-from clients.local import update
 from clients.recommend import recommend
 from fedrec.data import ClientData, pool
 from fedrec.data.types import Floats
@@ -426,7 +426,7 @@ def test_every_model_has_three_scores_for_behaviour_and_learns_them(model: str) 
     client = started(small("click,buy,behaviour", model=model, lr=0.05, local_epochs=10, l2=0.0))
     start = client.start()
     assert {name: value.shape for name, value in start.items()} == {
-        name: value.shape for name, value in client.shared_like().items()
+        name: value.shape for name, value in client.shared_like.items()
     } | {name: value.shape for name, value in client.channel.split(start)[1].items()}
     assert start["heads.behaviour.bias"].shape == (3,)
     assert start["heads.click.bias"].shape == (1,)

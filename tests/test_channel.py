@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from clients.memory import Memory
 from flwr.app import Message
 from safetensors.torch import save_file
 from torch import Tensor
 
 from clients.client import Client
-from clients.memory import Memory
 from fedrec.channel import Linear, Logits, Mapped, channel_of, probe, public
 from fedrec.coordination import LinearTie, gradient_steps, solve
 from fedrec.coordination.maps import client_map

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from clients.memory import Memory
 from flwr.app import ArrayRecord, Context, Message, RecordDict
 
 from clients.app import client_app
-from clients.memory import Memory
 from clients.recommend import params_of
 from fedrec.aggregation import Carrier, mean
 from fedrec.coordination import Control, Drift, Own, control_change, normalised

@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor
 
 from fedrec.aggregation import Carrier, gather, mean
 from fedrec.errors import UserError
@@ -50,9 +51,9 @@ class Own:
     Its personal model, its control variate c_i, and the state of its loss weighting.
     """
 
-    personal: Params | None = None
-    control: Params | None = None  # float64
-    weighting: Params | None = None  # float64
+    personal: Mapping[str, Tensor] | None = None
+    control: Mapping[str, Tensor] | None = None  # float64
+    weighting: Mapping[str, Tensor] | None = None  # float64
 
     def shift(self, c: Params | None) -> Params | None:
         """Return c - c_i, what SCAFFOLD adds to a local gradient; None without it.

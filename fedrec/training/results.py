@@ -13,6 +13,7 @@ from fedrec.data.types import Ints
 from fedrec.parameters import Params
 from fedrec.sharing import TABLES
 from fedrec.training.cohort import Cohort
+from fedrec.training.moved import Moved
 from fedrec.training.rows import edges
 from fedrec.training.stacks import Part, Stack, server_rows
 
@@ -107,9 +108,37 @@ def write(stack: Stack, part: Part) -> None:
 
 
 def stack(params: Sequence[Mapping[str, Tensor]]) -> Stack:
-    """Return the parameters of all clients of a cohort, in its order, as one stack."""
+    """Return the parameters of all clients of a cohort, in its order, as one stack; of one client they are its own."""
+    if len(params) == 1:
+        return Stack({name: value if name in TABLES else value[None] for name, value in params[0].items()})
     join = {name: torch.cat if name in TABLES else torch.stack for name in params[0]}
     return Stack({name: join[name]([one[name] for one in params]) for name in params[0]})
+
+
+def spread(cohort: Cohort, parts: Mapping[int, Mapping[str, Tensor]]) -> Stack:
+    """Return a stack of the parameters of some clients by position, zero for the others; all have the same names."""
+    first, sizes = next(iter(parts.values())), {space: np.diff(cohort.starts[space]) for space in ("user", "item")}
+    made = dict(parts)
+    for place in range(len(cohort)) if len(parts) < len(cohort) else ():
+        if place not in made:
+            made[place] = {
+                name: value.new_zeros(()).expand(sizes[TABLES[name]][place], *value.shape[1:])
+                if name in TABLES
+                else torch.zeros_like(value)
+                for name, value in first.items()
+            }
+    return stack([made[place] for place in range(len(cohort))])
+
+
+def pieces(cohort: Cohort, stack: Stack) -> list[Params]:
+    """Return every client's part of a stack of each; they share its memory."""
+    split = {
+        name: torch.split(value, np.diff(cohort.starts[TABLES[name]]).tolist()) if name in TABLES else value.unbind(0)
+        for name, value in stack.values.items()
+    }
+    if not split:
+        return [{} for _ in range(len(cohort))]
+    return [dict(zip(split, values, strict=True)) for values in zip(*split.values(), strict=True)]
 
 
 def client(cohort: Cohort, stack: Stack, position: int) -> Params:
@@ -141,3 +170,13 @@ def trained(cohort: Cohort, before: Stack, part: Part, j: int) -> Params:
         rows = touched.flat[start:stop] - cohort.starts[TABLES[name]][part.clients[j]]
         value.index_copy_(0, on(rows, value), part.values[name][start:stop])
     return found
+
+
+def moved(cohort: Cohort, base: Params, part: Part, j: int) -> Moved:
+    """Return the parameters of client `part.clients[j]` that were `base`, its own rows; they share a part's memory."""
+    client, rows, at = int(part.clients[j]), dict[str, Tensor](), dict[str, slice]()
+    for space in {TABLES[name] for name in base if name in TABLES}:
+        at[space] = slice(*part.touched[space].edge[j : j + 2].tolist())
+        local = part.touched[space].flat[at[space]] - cohort.starts[space][client]
+        rows[space] = on(local, next(iter(base.values())))
+    return Moved(base, rows, {n: part.values[n][at[TABLES[n]] if n in TABLES else j] for n in base})

@@ -7,8 +7,8 @@ from typing import Any, Protocol
 from flwr.app import RecordDict
 
 from clients.app import client_app
+from clients.cohort import Node
 from clients.device import devices
-from clients.stacked import StackedClients
 from fedrec.errors import UserError
 from fedrec.experiment import Experiment, build
 from fedrec.holdings import clients_data
@@ -39,7 +39,7 @@ class Answering(Protocol):
 class StackedHost:
     """Runs its clients as few programs."""
 
-    def __init__(self, clients: StackedClients) -> None:
+    def __init__(self, clients: Node) -> None:
         identify()
         self.clients, self.state, self.restore = clients, clients.state, clients.restore
 
@@ -54,20 +54,17 @@ class StackedHost:
 def host_of(settings: Mapping[str, Any]) -> Answering:
     """Return the host of some partitions of an experiment.
 
-    `settings`: experiment (its JSON), home (where clients write their files), partitions, device ("": as they like),
-    frugal.
+    `settings`: experiment (its JSON), home (where clients write their files), partitions, device ("": as they like).
     """
     experiment, home = build(settings["experiment"]), Path(settings["home"])
-    return hosted(experiment, home, settings["partitions"], settings["device"], settings["frugal"])
+    return hosted(experiment, home, settings["partitions"], settings["device"])
 
 
-def hosted(
-    experiment: Experiment, home: Path | None, partitions: list[int], device: str, frugal: bool = False
-) -> Answering:
-    """Return the host of some partitions, stacked if they are; `frugal` without checkpoints."""
+def hosted(experiment: Experiment, home: Path | None, partitions: list[int], device: str) -> Answering:
+    """Return the host of some partitions, stacked if they are."""
     parts = clients_data(experiment)
     if stacked(experiment):
-        return StackedHost(StackedClients(experiment, [parts[i] for i in partitions], device or "cpu", home, frugal))
+        return StackedHost(Node(experiment, [parts[i] for i in partitions], device or "cpu", home))
     app = client_app(lambda _: (experiment, home))
     return Host(app, partitions, len(parts), device)
 

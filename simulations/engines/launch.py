@@ -69,13 +69,13 @@ def run_here(
     found = found_in(home, about) if every else None
     grid: InlineGrid | ProcessGrid | BatchedGrid
     if e.engine == "process":
-        settings = {"experiment": e.model_dump(mode="json"), "home": str(home), "frugal": not every}
+        settings = {"experiment": e.model_dump(mode="json"), "home": str(home)}
         # As many workers as before, each with the same clients, whatever cores this machine has.
         slots = slots_of(e.model_copy(update={"workers": found.about["workers"]}) if found else e, clients)
         about["workers"] = len(slots)
         grid = ProcessGrid(slots, settings, told)
     elif e.engine == "batched" and not e.pool:
-        grid = BatchedGrid(hosted(e, home, in_order(e), devices(e.device)[0], not every))
+        grid = BatchedGrid(hosted(e, home, in_order(e), devices(e.device)[0]))
     else:
         grid = InlineGrid(apps_for(e, home)[1], clients)
     # A round of thousands of clients makes thousands of small objects, which the collector would walk again and again.

@@ -1,0 +1,156 @@
+"""What a client trains in a round: its model, with or without the noise that lets it leave, and what is its own."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from secrets import token_hex
+
+import torch
+from torch import Tensor
+
+from clients.client import Client
+from clients.private import books
+from fedrec.channel import Mapped, whatever_the_batch
+from fedrec.coordination import Link, Own
+from fedrec.errors import UserError
+from fedrec.parameters import Params, finite, to
+from fedrec.privacy.differential import private_update
+from fedrec.privacy.secret import digest
+from fedrec.seeds import generator
+from fedrec.sharing import Broadcast
+from fedrec.training.local import Trained, update_one
+from fedrec.training.results import stack
+from fedrec.training.stacks import NOTHING, Terms
+from fedrec.weighting import Weigher
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where the training of a round starts, and what it minimises: (1 + mu) f_i + rho/2 |x_i - anchor|^2."""
+
+    sent: Broadcast
+    z: Params  # what was sent, with what the client keeps of it at home
+    private: Params
+    own: Own
+    link: Link | None
+    rho: float
+    anchor: Params
+    shift: Params | None  # added to the gradients
+    mu: float = 0.0
+    told: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Made:
+    """What the training of a round made of a client."""
+
+    loss: float
+    private: Params
+    own: Own
+    x: Mapping[str, Tensor] | None = None  # its shared parameters, where they are asked for
+
+
+def train(client: Client, start: Start) -> Made:
+    """Return what a client makes of a round by itself; raises UserError if it diverged.
+
+    Ditto's copy is trained on f_i + lambda/2 |v - z|^2 with the batches of the shared model (arXiv 2012.04221, Alg. 1,
+    line 7).
+    """
+    e, own, number = client.experiment, start.own, start.sent.round
+    before = client.channel.join(start.z, start.private)
+    weigher = client.weigher(own.weighting)
+    if e.privacy.inside:
+        params, loss = released(client, before, start)
+    else:
+        params, loss, v = update(client, before, number, terms(client, before, start, weigher), start.rho)
+        own = replace(own, personal=require_finite(client, v, number, own.personal)) if v else own
+    if weigher:
+        own = replace(own, weighting=require_finite(client, weigher.state, number, start.own.weighting) or None)
+    x, private = client.channel.split(e.lora.folded(params))
+    if e.drift.personal == "ditto":
+        anchor = Terms(stack([to(start.z, client.device)]))
+        own = replace(own, personal=update(client, dict(own.personal or {}), number, anchor, e.drift.weight).params)
+    return Made(loss, private, own, x)
+
+
+def terms(client: Client, before: Params, start: Start, weigher: Weigher | None) -> Terms:
+    """Return what a client minimises beside its loss, which from `before` on."""
+    e, device = client.experiment, client.device
+    pull, apfl = None, e.drift.personal == "apfl"
+    if start.rho and isinstance(client.channel, Mapped):
+        rng = generator(e.seed, "pull", client.data.name, start.sent.round)
+        pull = whatever_the_batch(client.channel.pull(to(start.anchor, device), start.rho, rng))
+    return Terms(
+        stack([to(start.anchor, device)]) if start.rho and not pull else None,
+        stack([to(start.shift, device)]) if start.shift else None,
+        torch.tensor([1.0 + start.mu]) if start.mu else None,
+        stack([to(start.own.personal, device)]) if apfl and start.own.personal else None,
+        e.drift.weight,
+        pull,
+        weigher,
+    )
+
+
+def train_alone(client: Client, start: Params) -> Params:
+    """Return what a client that nothing ties makes of its start in a first round."""
+    return update(client, start, 0, Terms(weigher=client.weigher()), 0.0).params
+
+
+def update(client: Client, before: Params, number: int, terms: Terms = NOTHING, mu: float = 0.0) -> Trained:
+    """Return what the local training of a round makes of parameters; raises UserError if it diverged."""
+    e, recipe = client.experiment, replace(client.experiment.recipe(), mu=mu if terms.anchor else 0.0)
+    scope = (client.data.name, number)
+    made = update_one(
+        client.cohort, to(before, client.device), recipe, e.sharing(), seed=e.seed, scope=scope, terms=terms
+    )
+    params = require_finite(client, to(made.params, "cpu"), number, before)
+    return Trained(params, made.loss, to(made.personal, "cpu"))
+
+
+def released(client: Client, before: Params, start: Start) -> tuple[Params, float]:
+    """Return what `update` makes, trained with the noise that lets the shared parameters leave.
+
+    Raises OverBudget, before any training, if the round would exceed what was promised.
+    """
+    e, own = client.experiment, books(client)
+    assert own is not None
+    number, mu, shift = start.sent.round, start.rho, start.shift
+    data = (client.data.train, client.data.validation, client.data.test)
+    # An accelerator never sums twice alike: what it makes again is another answer, and has noise of its own.
+    again = "" if client.device == "cpu" else token_hex()
+    told = [client.told] if client.told else []
+    inputs = digest(*client.setting, again, number, before, start.anchor, f"{mu!r}", shift or {}, *data, *told)
+    source = own.open(number, inputs)
+    params, loss = private_update(
+        client.model,
+        to(before, client.device),
+        client.data,
+        client.tasks,
+        replace(e.recipe(), mu=mu),
+        e.sharing(),
+        own.guarantee.mechanism,
+        source,
+        seed=e.seed,
+        scope=(client.data.name, number),
+        anchor=to(start.anchor, client.device),
+        shift=shift and to(shift, client.device),
+    )
+    params = to(params, "cpu")
+    released = own.guarantee.mechanism.noisy(list(params), e.sharing())
+    kept = require_finite(client, {n: v for n, v in params.items() if n not in released}, number, before)
+    return {**params, **kept, **require_finite(client, {n: params[n] for n in released}, number)}, loss
+
+
+def require_finite(client: Client, params: Params, number: int, before: Mapping[str, Tensor] | None = None) -> Params:
+    """Return the parameters; raises UserError if training diverged.
+
+    Where the client adds the noise, a refusal would tell of its data without any: of what is made of them without
+    noise, that which diverged is as `before`, and only its own log says so.
+    """
+    lost = [name for name, value in params.items() if not finite(value)]
+    text = f"lr: must be small enough for finite parameters, found {client.experiment.lr} in round {number}"
+    if lost and (before is None or not client.noisy):
+        raise UserError(text)
+    if lost:
+        logging.getLogger(__name__).warning("%s: %s is as before", text, ", ".join(lost))
+    return {name: before[name] if before and name in lost else value for name, value in params.items()}
