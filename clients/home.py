@@ -28,6 +28,8 @@ def parted(private: Params) -> tuple[Params, Params]:
 
 def with_home(z: Params, home: Params) -> Params:
     """Return what a client starts from: the server's values, and its own where it shares nothing."""
+    if not home:
+        return z  # itself: what many clients start from is then one for all
     found = dict(z)
     for name in (key.removeprefix(HOME) for key in home if not key.endswith(ROWS)):
         value, rows = home[f"{HOME}{name}"], home.get(f"{HOME}{name}{ROWS}")

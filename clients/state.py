@@ -216,7 +216,7 @@ def apart(record: Any, about: Any, bases: Sequence[Params]) -> list[Mapping[str,
     found: list[Params] = [{} for _ in of]
     for key, (places, sizes) in rows.items():
         for place, value in zip(places, torch.split(arrays[key], sizes), strict=True):
-            found[place][key.split(":")[0]] = value
+            found[place][key.rpartition(":")[0]] = value
     return [
         None if none[place] else mine if of[place] < 0 else Moved.read(bases[of[place]], mine)
         for place, mine in enumerate(found)

@@ -8,10 +8,13 @@ import torch
 
 from fedrec.data import ClientData, Interactions
 from fedrec.models import Recommender
+from fedrec.parameters import Params, clone
+from fedrec.seeds import generator
 from fedrec.sharing import Sharing
 from fedrec.tasks import Task
 from fedrec.training.draws import draw
 from fedrec.training.local import EMPTY, ONE, single
+from fedrec.training.losses import batch_loss, trainable
 from fedrec.training.recipe import Batch, Recipe
 from fedrec.training.results import stack
 from fedrec.training.stacks import NOTHING
@@ -77,3 +80,57 @@ def batches(
     drawn = draw(one, ONE, once, lambda client, epoch: rng)
     for step in chunk.schedule(drawn, chunk.touched([]), 1):
         yield step.batch
+
+
+def by_autograd(
+    model: Recommender,
+    params: Params,
+    data: ClientData,
+    tasks: tuple[Task, ...],
+    recipe: Recipe,
+    sharing: Sharing,
+    *,
+    seed: int,
+    scope: tuple[str | int, ...],
+    anchor: Params | None = None,
+    weight: float = 1.0,
+    shift: Params | None = None,
+    v: Params | None = None,
+    alpha: float = 0.0,
+) -> tuple[Params, float, Params]:
+    """Return what `local_update` does and APFL's v, step by step by autograd on `batch_loss`: a reference."""
+    params, v, losses = clone(params), clone(v or {}), []
+    for number, phase in enumerate(recipe.phases):
+        names = trainable(params, tasks, sharing, phase, recipe.optimiser)
+        names += [name for name in shift or {} if name not in names]
+        state, other = (recipe.optimiser.start({n: one[n] for n in names}) for one in (params, v or params))
+        t = 0
+        for epoch in range(recipe.epochs if names else 0):
+            rng = generator(seed, "train", *scope, number, epoch)
+            for batch in batches(data, tasks, recipe, rng, model=model, seed=seed):
+                t += 1
+                if v:
+                    mixed = {name: alpha * v[name] + (1 - alpha) * value for name, value in params.items()}
+                    _, grads = slope(model, mixed, tasks, batch, recipe.l2, names)
+                    recipe.optimiser.step(v, {name: alpha * g for name, g in grads.items()}, other, t)
+                loss, grads = slope(model, params, tasks, batch, recipe.l2, names)
+                for name in names:
+                    grads[name] = weight * grads[name]
+                    if recipe.mu and anchor and name in anchor:
+                        grads[name] = grads[name] + recipe.mu * (params[name] - anchor[name])
+                    if shift and name in shift:
+                        grads[name] = grads[name] + shift[name]
+                recipe.optimiser.step(params, grads, state, t)
+                losses.append(loss)
+    return params, float(np.mean(losses)) if losses else float("nan"), v
+
+
+def slope(
+    model: Recommender, params: Params, tasks: tuple[Task, ...], batch: Batch, l2: float, names: Sequence[str]
+) -> tuple[float, Params]:
+    """Return `batch_loss` and its gradient in `names`."""
+    leaves = {name: value.detach().requires_grad_(name in names) for name, value in params.items()}
+    loss = batch_loss(model, leaves, tasks, batch, l2)
+    found = torch.autograd.grad(loss, [leaves[name] for name in names], allow_unused=True)
+    grads = {n: torch.zeros_like(params[n]) if g is None else g for n, g in zip(names, found, strict=True)}
+    return float(loss.detach()), grads

@@ -1,4 +1,4 @@
-"""Many clients as one program: each of them is trained as `local_update` trains it alone."""
+"""Many clients as one program: each of them is trained as autograd trains it alone."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ from fedrec.data import ClientData, Interactions
 from fedrec.data.types import Ints
 from fedrec.evaluation import Split, evaluate
 from fedrec.models import Recommender
+from fedrec.models.bodies import BODIES
+from fedrec.models.sequences import UserSequence
+from fedrec.models.side import Side
 from fedrec.optimisers import Optimiser
 from fedrec.parameters import Params, norm, subtract
-from fedrec.personal import Apfl
 from fedrec.scorers import ModelScorer
 from fedrec.seeds import generator
 from fedrec.sharing import TABLES, Sharing
@@ -27,14 +29,14 @@ from fedrec.training.cohort import Cohort, groups
 from fedrec.training.evaluation import evaluate_many
 from fedrec.training.held_out import held_out_many
 from fedrec.training.kernels import loss_and_gradients
-from fedrec.training.local import held_out_loss, local_update
+from fedrec.training.local import held_out_loss
 from fedrec.training.losses import batch_loss
 from fedrec.training.recipe import Batch, Recipe
 from fedrec.training.results import Sum, client, stack, trained, write
 from fedrec.training.stacks import Part, Stack, Terms
 from fedrec.training.step import Grid, Step
 from fedrec.training.update import CELLS, DRAWS, ROWS, cuts, train
-from tests.builders import interactions
+from tests.builders import by_autograd, interactions
 
 ITEMS = 12
 TASKS = {
@@ -42,6 +44,7 @@ TASKS = {
     "rank-bce": ("rank-bce*0.5",),
     "rating": ("rating",),
     "click": ("click",),
+    "two": ("click", "buy*0.5"),
     "three": ("rank", "rating*0.5", "click*2"),
 }
 SHARES = (("item_table", "item_bias", "body"), ("item_table", "item_bias", "body", "heads"), (), ("user_table", "body"))
@@ -56,7 +59,7 @@ def small(name: str, rows: int, users: int, items: Ints, seed: int) -> ClientDat
         pairs = [divmod(int(x), len(items)) for x in chosen]
         rating = np.where(rng.random(len(pairs)) < 0.6, rng.integers(1, 6, len(pairs)), np.nan)
         positive, click = rng.random(len(pairs)) < 0.7, rng.random(len(pairs)) < 0.5
-        return interactions(pairs, rating.tolist(), positive.tolist(), click=click.tolist())
+        return interactions(pairs, rating.tolist(), positive.tolist(), click=click.tolist(), buy=(click[::-1]).tolist())
 
     first = int(rng.integers(0, 50))
     return ClientData(name, np.arange(first, first + users), items, part(rows), part(4), part(4))
@@ -120,9 +123,12 @@ def case(
     shifted: bool = False,
     weighted: bool = False,
     seed: int = 0,
+    model: Recommender | None = None,
+    content: bool = False,
 ) -> Case:
     rng = torch.Generator().manual_seed(seed)
-    model, chosen, sharing = Recommender(kind, 3, (4, 3)), tuple(map(parse_task, TASKS[tasks])), Sharing(share)  # type: ignore[arg-type]
+    model = model or Recommender(kind, 3, (4, 3))  # type: ignore[arg-type]
+    chosen, sharing = tuple(map(parse_task, TASKS[tasks])), Sharing(share)
     drawn = generator(seed, "catalogues")
     carried = [
         np.sort(drawn.permutation(ITEMS)[: int(drawn.integers(6, ITEMS))]) if ragged else np.arange(ITEMS)
@@ -131,7 +137,12 @@ def case(
     datas = [small(f"c{i}", n, u, own, seed) for i, (n, u, own) in enumerate(zip(sizes, users, carried, strict=True))]
     everyone = np.unique(np.concatenate([data.users for data in datas]))
     rows = {"item": np.arange(ITEMS), "user": everyone}
-    (cohort,) = groups(datas, [model] * len(datas), [chosen] * len(datas), recipe.negatives, rows)
+    models = [model] * len(datas)
+    if content:
+        vectors = torch.randn(ITEMS, 5, generator=rng)
+        models = [replace(model, side=Side(content=vectors[torch.from_numpy(data.items)])) for data in datas]
+        model = replace(model, side=Side(content=vectors))
+    (cohort,) = groups(datas, models, [chosen] * len(datas), recipe.negatives, rows, seed=seed)
 
     def noise(like: Params) -> Params:
         return {n: v + 0.3 * torch.randn(v.shape, generator=rng) for n, v in like.items()}
@@ -139,7 +150,8 @@ def case(
     whole = noise(model.init(seed, everyone, np.arange(ITEMS), {task.name: 0.5 for task in chosen}))
     z = sharing.split(whole)[0]
     common = [client(cohort, Stack(z, each=False), c) for c in range(len(cohort))]
-    like = [model.init(seed, data.users, data.items, {t.name: 0.5 for t in chosen}) for data in cohort.datas]
+    offsets: dict[str, Any] = {task.name: 0.5 for task in chosen}
+    like = [one.init(seed, d.users, d.items, offsets) for one, d in zip(cohort.models, cohort.datas, strict=True)]
     private = [noise(sharing.split(one)[1]) for one in like]
     if each:
         common = [noise(one) for one in common]
@@ -150,8 +162,8 @@ def case(
     anchor = shared if anchored == "start" else anchors and stack(anchors)
     starts = [sharing.join(a, b) for a, b in zip(common, private, strict=True)]
     reference = [
-        local_update(
-            model,
+        by_autograd(
+            cohort.models[c],
             starts[c],
             data,
             chosen,
@@ -162,7 +174,7 @@ def case(
             anchor=anchors[c] if anchors else None,
             weight=float(weight[c]),
             shift=shifts[c] if shifts else None,
-        )
+        )[:2]
         for c, data in enumerate(cohort.datas)
     ]
     terms = Terms(anchor or None, stack(shifts) if shifts else None, weight if weighted else None)
@@ -191,7 +203,7 @@ def check(c: Case, parts: list[Part]) -> None:
 
 @settings(deadline=None, max_examples=40)
 @given(st.data())
-def test_every_client_ends_where_its_own_local_update_does(data: st.DataObject) -> None:
+def test_every_client_ends_where_autograd_takes_it_alone(data: st.DataObject) -> None:
     def pick(*values: Any) -> Any:
         return data.draw(st.sampled_from(values))
 
@@ -227,6 +239,26 @@ def test_every_client_ends_where_its_own_local_update_does(data: st.DataObject) 
         seed=data.draw(st.integers(0, 1000)),
     )
     check(c, c.parts(chunk=pick(None, 1, 2)))
+
+
+@pytest.mark.parametrize("kind", [*BODIES, "gru4rec", "sasrec", "content", "described"])
+@pytest.mark.parametrize("ragged", [False, True])
+def test_models_without_a_kernel_are_stacked_by_the_rows_that_they_gather(kind: str, ragged: bool) -> None:
+    tasks = "two" if kind in BODIES else "rank-bce"
+    recipe = Recipe(2, 5, Optimiser("sgd", 0.1), num_negatives=2, l2=0.01, hidden=0.4 * (kind == "described"))
+    model = Recommender(kind, 4, (4, 3)) if kind in BODIES else Recommender("mlp", 4, (4, 3))  # type: ignore[arg-type]
+    if kind in ("gru4rec", "sasrec"):
+        model = replace(model, sequence=UserSequence(kind=kind, history=4))  # type: ignore[arg-type]
+    c = case(recipe, tasks=tasks, ragged=ragged, model=model, content=kind in ("content", "described"))
+    check(c, c.parts())
+    check(c, c.parts(chunk=2))
+    chosen = np.arange(len(c.cohort))
+    found = held_out_many(c.cohort, c.shared, c.private, recipe, seed=5, chosen=chosen)
+    alone = [
+        held_out_loss(c.cohort.models[p], c.starts[p], c.cohort.datas[p], c.cohort.tasks, recipe, seed=5)
+        for p in chosen.tolist()
+    ]
+    assert found == pytest.approx(alone, abs=1e-5, nan_ok=True)
 
 
 @pytest.mark.parametrize("tasks", list(TASKS))
@@ -394,7 +426,7 @@ def test_many_users_are_ranked_in_chunks(monkeypatch: pytest.MonkeyPatch) -> Non
     c = case(ADAM, ragged=True, sizes=(9, 20, 30), users=(3, 8, 4))
     options: dict[str, Any] = {"metrics": ("ndcg@3",), "candidates": 4, "seed": 5}
     whole = evaluate_many(c.cohort, c.shared, c.private, "test", **options)
-    monkeypatch.setattr("fedrec.training.evaluation.CHUNK", 2)
+    monkeypatch.setattr("fedrec.evaluation.CHUNK", 2)
     for a, b in zip(whole, evaluate_many(c.cohort, c.shared, c.private, "test", **options), strict=True):
         assert a.metrics == b.metrics
 
@@ -466,11 +498,10 @@ def test_a_personal_half_is_trained_in_lockstep(kind: str, optimiser: Any, phase
     for part in found:
         for j, position in enumerate(part.clients.tolist()):
             data, tasks = c.cohort.datas[position], c.cohort.tasks
-            half = Apfl.start(0.3, recipe, c.cohort.model, tasks, starts[position])
-            scope: Any = {"seed": c.seed, "scope": (data.name, 3)}
-            local_update(c.cohort.model, c.starts[position], data, tasks, recipe, c.sharing, beside=half.step, **scope)
+            scope: Any = {"seed": c.seed, "scope": (data.name, 3), "v": starts[position], "alpha": 0.3}
+            *_, v = by_autograd(c.cohort.model, c.starts[position], data, tasks, recipe, c.sharing, **scope)
             mine = trained(c.cohort, stack(starts), replace(part, values=part.personal), j)
-            same(mine, half.v, skip=False)
+            same(mine, v, skip=False)
             moved = max(moved, norm(subtract(mine, starts[position])))
     assert moved > 1e-2
 
@@ -486,5 +517,5 @@ def test_in_double_precision_many_steps_agree_far_below_the_rounding_of_single(o
     for position, (params, _) in found.items():
         data, start = c.cohort.datas[position], {n: v.double() for n, v in c.starts[position].items()}
         scope: Any = {"seed": c.seed, "scope": (data.name, 3)}
-        expected, _ = local_update(c.cohort.model, start, data, c.cohort.tasks, recipe, c.sharing, **scope)
+        expected, *_ = by_autograd(c.cohort.model, start, data, c.cohort.tasks, recipe, c.sharing, **scope)
         assert all(torch.allclose(params[n], expected[n], atol=1e-10, rtol=1e-10) for n in expected)

@@ -29,14 +29,15 @@ def evaluate_many(
     metrics: Sequence[str],
     candidates: Literal["full"] | int,
     seed: int,
-    chosen: Ints,
+    chosen: Ints | None = None,
     readers: Readers | None = None,
 ) -> list[Evaluation]:
-    """Return what `evaluate` returns for the clients `chosen` (ascending positions in the cohort).
+    """Return what `evaluate` returns for the clients `chosen` (ascending positions in the cohort; None: all of them).
 
     `readers` say what a client asks where that is not its model with these parameters. A score may differ in its last
     bit from that of a client scored alone.
     """
+    chosen = np.arange(len(cohort)) if chosen is None else chosen
 
     def stacked(position: int) -> ModelScorer:
         params = {**client(cohort, shared, position), **client(cohort, private, position)}

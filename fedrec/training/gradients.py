@@ -55,14 +55,13 @@ def gradients(
         mine = replace(model, side=replace(model.side, content=rows))
         return batch_loss(mine, {**held, **moved}, tasks, Batch(**{**places, **columns}), l2)
 
-    axes = (0, 0, None if rows is None else 0, 0)
-    if not names:
-        return vmap(loss_of, axes)({}, view, rows, columns), {}, {}
-    moved, held = ({n: v for n, v in view.items() if (n in names) == wanted} for wanted in (True, False))
-    found, loss = vmap(grad_and_value(loss_of), axes)(moved, held, rows, columns)
+    wanted = set(names) or set(list(view)[:1])  # without any gradient a GRU has no rule for a batch of weights
+    moved, held = ({n: v for n, v in view.items() if (n in wanted) == here} for here in (True, False))
+    each = vmap(grad_and_value(loss_of), in_dims=(0, 0, None if rows is None else 0, 0))
+    found, loss = each(moved, held, rows, columns)
     if weight is not None:
         found = {n: v * weight.view(-1, *[1] * (v.dim() - 1)) for n, v in found.items()}
-    grads = {n: v.flatten(0, 1) if n in TABLES else v for n, v in found.items()}
+    grads = {n: v.flatten(0, 1) if n in TABLES else v for n, v in found.items() if n in names}
     return loss.detach(), grads, {"user": None if step.user is None else flat(user), "item": flat(item)}
 
 
