@@ -25,9 +25,10 @@ from fedrec.personal import personal_model
 from fedrec.proportion import large, too_far
 from fedrec.records import save_client, slug, write_users
 from fedrec.scorers import ModelScorer
-from fedrec.sharing import TABLES, Broadcast, ContractError
+from fedrec.sharing import TABLES, Broadcast, ContractError, Contribution
 from fedrec.training.cohort import Cohort, groups
 from fedrec.training.evaluation import evaluate_many
+from fedrec.training.moved import Moved
 from fedrec.training.results import Sum, moved, pieces, spread, trained, whole, write
 from fedrec.training.stacks import Part, Stack, Terms
 from fedrec.training.update import train
@@ -49,6 +50,8 @@ class Node:
         for reply in replies[1:]:
             before = found[-1].values
             found.append(replace(reply, values=before) if same(before, reply.values) else reply)
+        if self.clients[0].experiment.drift.personal == "tuned":
+            states = tuple(unmoved(*pair) for pair in zip(states, found, strict=True))
         e, rows = self.clients[0].experiment, catalogue([reply.rows for reply in found])
         datas, models, tasks = zip(*((one.data, one.model, one.tasks) for one in self.clients), strict=True)
         cohorts = groups(datas, models, tasks, e.negatives, rows, seed=e.seed)
@@ -86,6 +89,12 @@ class Node:
         states = read_states(state, self.clients[0].device)
         for program in self.programs:
             program.states, states = states[: len(program.states)], states[len(program.states) :]
+
+
+def unmoved(state: State, reply: Contribution) -> State:
+    """Return the state of a client that joins whose tuned copy is what it joins with, which all may share."""
+    own = replace(state.now.own, personal=Moved.start(reply.values))
+    return replace(state, now=replace(state.now, own=own))
 
 
 @dataclass
@@ -229,7 +238,8 @@ class Training:
         held = {place: state.now.private for place, state in enumerate(self.program.states)}
         before = spread(cohort, held)
         private = Stack({name: value.clone() for name, value in before.values.items()})
-        keeps = e.drift.correction != "none" or e.drift.personal == "tuned"
+        tuned = e.drift.personal == "tuned"
+        keeps = e.drift.correction != "none" or tuned
         losses = dict.fromkeys(starts, float("nan"))
         x: dict[int, Mapping[str, Tensor]] = {}
         v: dict[int, Params] = {}
@@ -250,7 +260,7 @@ class Training:
                     v[place] = to(trained(cohort, terms.personal, replace(part, values=part.personal), j), "cpu")
                 if self.weight[place] and not keeps:
                     continue
-                if e.drift.personal == "tuned" and self.clients[place].device == "cpu":
+                if tuned and self.clients[place].device == "cpu":
                     x[place] = moved(cohort, starts[place].z, part, j)
                 else:
                     x[place] = to(trained(cohort, self.z, part, j), "cpu")
@@ -258,9 +268,9 @@ class Training:
         made = {}
         for place, start in starts.items():
             if place not in failed:
-                asked = keeps or not self.weight[place]
+                asked, still = keeps or not self.weight[place], Moved.start(start.z) if tuned else start.z
                 mine = replace(start.own, personal=v.get(place, start.own.personal)) if v else start.own
-                made[place] = Made(losses[place], own[place], mine, x.get(place, start.z) if asked else None)
+                made[place] = Made(losses[place], own[place], mine, x.get(place, still) if asked else None)
         return self.copies(made) if e.drift.personal == "ditto" else made
 
     def parts(self, places: Sequence[int], shared: Stack, private: Stack, mu: float, terms: Terms) -> Iterator[Part]:

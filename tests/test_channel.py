@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from clients.memory import Memory
 from flwr.app import Message
 from safetensors.torch import save_file
 from torch import Tensor
 
 from clients.client import Client
+from clients.state import load
 from fedrec.channel import Linear, Logits, Mapped, channel_of, probe, public
 from fedrec.coordination import LinearTie, gradient_steps, solve
 from fedrec.coordination.maps import client_map
@@ -51,13 +51,13 @@ def test_only_logits_travel(coupling: dict[str, Any]) -> None:
     e = agreement(coupling=coupling)
     record, grid = fit(e)
     sizes = {data.name: len(logits_of(e, data).ids) for data in clients_data(e)}
-    private = [value for c in grid.contexts.values() for value in Memory(c).private.values()]
+    private = [value for c in grid.contexts.values() for value in load(c).now.private.values()]
     trained = [value.numpy().tobytes() for value in private if value.numel() > 2]
     assert len(trained) > 10
     for message in [*grid.sent, *grid.received]:
         blob = content_bytes(message)
         assert not any(data in blob for data in trained)
-        assert all(name.encode() not in blob for c in grid.contexts.values() for name in Memory(c).private)
+        assert all(name.encode() not in blob for c in grid.contexts.values() for name in load(c).now.private)
         shared = message.content.array_records["shared"]
         assert set(shared) <= {"logits"}
         assert set(message.content.array_records) <= {"shared", "rows"}
@@ -281,7 +281,7 @@ def test_an_agreement_brings_logits_together_and_leaves_parameters_apart() -> No
     loose, stiff = (agreement(rounds=6, coupling={"rho": rho}) for rho in (1e-8, 1e-2))
     (a, _), (b, grid) = fit(loose), fit(stiff)
     assert float(b.rounds[-1]["primal_residual"]) < 0.5 * float(a.rounds[-1]["primal_residual"])
-    shapes = [Memory(context).private["item_table"].shape[1] for context in grid.contexts.values()]
+    shapes = [load(context).now.private["item_table"].shape[1] for context in grid.contexts.values()]
     assert sorted(shapes) == [3, 4, 4]
     assert results(b) == results(fit(stiff)[0])
 
@@ -319,7 +319,7 @@ def test_under_the_identity_the_first_columns_are_what_is_tied() -> None:
     made, grid = joined(e)
     for name, part in made.parts.items():
         assert part["item_table"].shape[1] == 2, name
-    starts = [Memory(c).private["item_table"] for c in grid.contexts.values()]
+    starts = [load(c).now.private["item_table"] for c in grid.contexts.values()]
     assert sorted(one.shape[1] for one in starts) == [2, 3, 4]
     for x, start in zip([m for m in grid.received if m.metadata.message_type == "query.join"], starts, strict=True):
         from fedrec.wire import unpack

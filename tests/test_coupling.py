@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from flwr.app import Message
+from flwr.app import Context, Message
 
 from clients.budget import held_out
 from clients.client import Client
-from clients.memory import Memory
-from fedrec.coordination import BudgetRule, Coupling, Descent
+from clients.state import load
+from fedrec.coordination import BudgetRule, Coupling, Descent, Link
 from fedrec.errors import UserError
 from fedrec.experiment import Experiment
 from fedrec.holdings import clients_data
@@ -25,6 +25,13 @@ from simulations.methods import METHODS
 from tests.helpers import SpyGrid, experiment, fit, results
 
 NAMES = ("films", "shop", "news")
+
+
+def link_of(context: Context) -> Link:
+    """Return a client's tie."""
+    link = load(context).now.link
+    assert link is not None
+    return link
 
 
 def joined(e: Experiment) -> tuple[Coordinator, SpyGrid]:
@@ -56,7 +63,7 @@ def test_server_and_clients_agree_on_what_was_sent() -> None:
     for number in range(1, 5):
         made.round(number)
     for context, name in zip(grid.contexts.values(), [data.name for data in clients_data(e)], strict=True):
-        link = Memory(context).link
+        link = link_of(context)
         held = made.tie.hub.values[name]  # type: ignore[attr-defined]
         assert all(torch.allclose(link.sent[n], held[n], atol=1e-6) for n in held)
         assert norm(link.dual) > 0
@@ -70,7 +77,7 @@ def test_the_sum_of_the_duals_follows_from_z_alone() -> None:
     for number in (1, 2, 3):
         z = made.z
         made.round(number)
-        duals = [Memory(context).link.dual for context in grid.contexts.values()]
+        duals = [link_of(context).dual for context in grid.contexts.values()]
         for name, before in total.items():
             after = torch.stack([dual[name] for dual in duals]).sum(0)
             expected = (before + len(duals) * (made.z[name].double() - z[name].double())) / 2
@@ -90,12 +97,12 @@ def test_an_answer_that_is_lost_is_undone(method: str) -> None:
     message = last_to(grid, "train")
     context = grid.contexts[message.metadata.dst_node_id]
     number = read_broadcast(message.content).round
-    before = Memory(context).private
-    assert Memory(context).round == number
+    before = load(context).now.private
+    assert load(context).now.round == number
     again = grid.app(message, context)  # `seen` says that the server never got the answer to this round
     assert not again.has_error()
-    assert Memory(context).round == number
-    assert all(torch.equal(before[name], value) for name, value in Memory(context).private.items())
+    assert load(context).now.round == number
+    assert all(torch.equal(before[name], value) for name, value in load(context).now.private.items())
     first = next(m for m in reversed(grid.received) if m.metadata.reply_to_message_id == message.metadata.message_id)
     assert first.content.array_records["shared"].object_id == again.content.array_records["shared"].object_id
 
@@ -151,7 +158,7 @@ def test_rho_adapts_and_travels_and_keeps_the_dual() -> None:
         b.round: b.rho for b in (read_broadcast(m.content) for m in grid.sent if m.metadata.message_type == "train")
     }
     assert [sent[number] for number in range(1, 7)] == rhos
-    assert {Memory(context).link.rho for context in grid.contexts.values()} == {rhos[-1]}
+    assert {link_of(context).rho for context in grid.contexts.values()} == {rhos[-1]}
 
 
 def test_plain_averaging_is_the_descent_with_mean_and_unit_step() -> None:
@@ -235,7 +242,7 @@ def losses(method: str, seed: int, **market: float) -> dict[str, list[float]]:
     for number in range(1, 26):
         made.round(number)
         for context, data in zip(grid.contexts.values(), clients_data(e), strict=True):
-            params = e.sharing().join(made.parts[data.name], Memory(context).private)
+            params = e.sharing().join(made.parts[data.name], load(context).now.private)
             found[data.name].append(held_out(Client(e, data, "cpu", None), params))
     return found
 

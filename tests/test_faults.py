@@ -14,7 +14,7 @@ import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from clients.memory import Memory
+from clients.state import Kept, State, load, save
 from fedrec.coordination import Coupling, Descent, Link
 from fedrec.parameters import norm, subtract
 from fedrec.records import write_record
@@ -50,7 +50,7 @@ def states(grid: InlineGrid) -> list[dict[str, bytes]]:
     """Return what every client remembers, but for what it would need to go back."""
     return [
         {
-            name: repr([(k, getattr(v, "data", v)) for k, v in record.items()]).encode()
+            name: repr([(k, getattr(v, "data", v)) for k, v in record.items() if k != "before"]).encode()
             for name, record in context.state.items()
             if not name.startswith("before.")
         }
@@ -132,36 +132,36 @@ def test_the_ledger_counts_what_arrived_also_where_it_was_refused() -> None:
 
 
 def quadratic_app(p: Problem, size: int) -> ClientApp:
-    """Return clients that solve their own quadratic exactly, with the memory and the link of the real ones."""
+    """Return clients that solve their own quadratic exactly, with the state and the link of the real ones."""
     app = ClientApp()
 
-    def rule(message: Message, context: Context) -> tuple[int, Memory]:
-        return int(context.node_config["partition-id"]), Memory(context)
+    def index(context: Context) -> int:
+        return int(context.node_config["partition-id"])
 
     @app.query("join")
     def join(message: Message, context: Context) -> Message:
-        i, memory = rule(message, context)
+        i = index(context)
         x = {"x": torch.zeros(size, dtype=torch.float64)}
-        memory.begin({}, Link.start(x, p.rho))
+        save(context, State(Kept(0, {}, Link.start(x, p.rho))))
         return Message(contribution_record(Contribution(f"c{i}", x, {"examples": p.p[i]})), reply_to=message)
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
-        i, memory = rule(message, context)
-        broadcast = read_broadcast(message.content)
-        memory.settle(broadcast.seen)
-        z, link = broadcast.values, memory.link
+        i, broadcast = index(context), read_broadcast(message.content)
+        state = load(context).settled(broadcast.seen)
+        z, link = broadcast.values, state.now.link
+        assert link is not None
         h, c = p.losses[i].hessian, p.losses[i].centre
         system = h + p.rho * torch.eye(size, dtype=torch.float64)
         x = {"x": torch.linalg.solve(system, h @ c + p.rho * link.anchor(z)["x"])}
         increment, link = link.answer(x, z)
-        memory.trained(broadcast.round, {}, link)
+        save(context, state.trained(Kept(broadcast.round, {}, link)))
         told = {"loss": 0.0, "gap": norm(subtract(x, z)) ** 2}
         return Message(contribution_record(Contribution(f"c{i}", increment, told)), reply_to=message)
 
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
-        i, _ = rule(message, context)
+        i = index(context)
         return Message(contribution_record(Contribution(f"c{i}", {}, {f"c{i}/x/score": 0.0})), reply_to=message)
 
     return app
@@ -282,7 +282,7 @@ def test_the_best_state_is_kept_though_the_message_that_says_so_gets_no_answer(h
     two = coordinated(e.model_copy(update={"rounds": 2}), {})
     three = coordinated(e.model_copy(update={"quorum": 0.0}), faults)
     selected = three[0].record.selected_round
-    private = [[Memory(c).best for c in grid.contexts.values()] for _, grid in (two, three)]
+    private = [[load(c).best.private for c in grid.contexts.values()] for _, grid in (two, three)]
     for a, b in list(zip(*private, strict=True))[:2]:
         assert all(torch.equal(a[name], b[name]) for name in a)
     assert selected in (2, 3) and two[0].record.selected_round == 2

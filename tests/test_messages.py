@@ -7,7 +7,7 @@ import pytest
 import torch
 from flwr.app import Message, MetricRecord
 
-from clients.memory import Memory
+from clients.state import load
 from fedrec.experiment import Experiment
 from fedrec.holdings import clients_data
 from fedrec.sharing import Contribution
@@ -47,9 +47,8 @@ def test_no_private_tensor_is_in_any_message(e: Experiment) -> None:
         def _answer(self, message: Message) -> Message:
             context = self.contexts[message.metadata.dst_node_id]
             reply = super()._answer(message)
-            snapshots.extend(
-                (name, value.numpy().tobytes()) for name, value in Memory(context).private.items() if value.numel() > 2
-            )
+            private = load(context).now.private
+            snapshots.extend((name, value.numpy().tobytes()) for name, value in private.items() if value.numel() > 2)
             return reply
 
     from clients.app import client_app
@@ -98,7 +97,7 @@ def test_permuting_a_private_head_leaves_the_next_message_unchanged() -> None:
     e = experiment("fedper")
     _, grid = fit(e)
     context = next(iter(grid.contexts.values()))
-    private = Memory(context).private
+    private = load(context).now.private
     shared = {"item_table": torch.arange(8.0).reshape(4, 2)}
 
     def message(head: torch.Tensor) -> str:
@@ -137,9 +136,9 @@ def test_an_error_of_a_client_does_not_quote_private_data(tmp_path: Path, caplog
     _, grid = fit(e)
     before = next(m for m in reversed(grid.sent) if m.metadata.message_type == "evaluate")
     context = grid.contexts[before.metadata.dst_node_id]
-    context.state["private"] = MetricRecord({"secret": 41.5})
+    context.state["now.private"] = MetricRecord({"secret": 41.5})
     reply = grid.app(before, context)
     assert reply.has_error()
     assert "41.5" not in str(reply.error.reason) and "secret" not in str(reply.error.reason)
-    assert reply.error.reason == "KeyError"
+    assert reply.error.reason == "AttributeError"
     assert math.isfinite(reply.error.code)

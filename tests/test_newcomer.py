@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from clients.app import client_app
 from clients.client import Client
 from clients.home import HOME
-from clients.memory import Memory
 from clients.recommend import params_of
 from clients.round import receive
+from clients.state import load
 from fedrec.aggregation import CHUNK
 from fedrec.channel import LOGITS, Logits, channel_of
 from fedrec.coordination import Coupling
@@ -66,6 +66,12 @@ def contexts(grid: SpyGrid) -> dict[str, Context]:
     return found
 
 
+def private(context: Context, best: bool = False) -> Params:
+    """Return a client's private parameters: the present ones, or those of the best round."""
+    state = load(context)
+    return (state.best if best else state.now).private
+
+
 def without(e: Experiment, *names: str) -> tuple[Record, SpyGrid]:
     """Run an experiment with everybody but some clients, who are not there at all."""
     e = e.model_copy(update={"newcomers": ""})
@@ -111,9 +117,9 @@ def test_for_the_others_it_is_as_if_a_newcomer_were_not_there(method: str) -> No
     mine, theirs = contexts(grid), contexts(other)
     assert mine.keys() == {*theirs, NEW}
     for name, context in theirs.items():
-        for kind in ("private", "best"):
-            a, b = (getattr(Memory(one), kind) for one in (mine[name], context))
-            assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a), f"{name}: {kind}"
+        for best in (False, True):
+            a, b = (private(one, best) for one in (mine[name], context))
+            assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a), f"{name}: {best}"
     tests = [row for row in found.clients if row["client"] == NEW and row["split"] == "test"]
     assert len(tests) >= 2 and all(math.isfinite(float(row["value"])) for row in tests)
     assert not found.faults or method == "fedrep"
@@ -171,7 +177,7 @@ def test_what_it_shares_is_the_federations_and_what_nobody_else_carries_it_train
     for name in ("item_table", "item_bias"):
         assert torch.equal(mine[name][common], record.shared[name][places]), name
         assert (mine[name][~common] != start[name][~common]).any(1).all(), f"{name}: rows of its own must be trained"
-        assert torch.equal(mine[name][~common], Memory(contexts(grid)[NEW]).best[f"{HOME}{name}"])
+        assert torch.equal(mine[name][~common], private(contexts(grid)[NEW], best=True)[f"{HOME}{name}"])
     assert 0 < common.sum() < len(common)
     # Nobody else has its head, which is shared by name: it is its own as well.
     assert {name for name in mine if name.startswith("heads")} == {"heads.click.weight", "heads.click.bias"}
@@ -289,7 +295,7 @@ def test_consensus_logits_teach_a_newcomer_where_others_answer_too() -> None:
         common = np.isin(channel.ids, record.rows["probe"])
         assert 0 < common.sum() < len(common)
         z = record.shared[LOGITS][torch.from_numpy(np.searchsorted(record.rows["probe"], channel.ids[common]))]
-        x = channel.split(Memory(contexts(grid)[NEW]).private)[0][LOGITS]
+        x = channel.split(private(contexts(grid)[NEW]))[0][LOGITS]
         return float((x[torch.from_numpy(common)] - z).square().mean())
 
     assert gap(1e-2) < 0.5 * gap(1e-9)

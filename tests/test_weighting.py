@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from clients.app import client_app
-from clients.memory import Memory
+from clients.state import Kept, State, load, save
 from fedrec.coordination import Own
 from fedrec.errors import UserError
 from fedrec.experiment import Experiment
@@ -313,7 +313,7 @@ def trained(e: Experiment) -> tuple[SpyGrid, list[Params]]:
     class Watching(SpyGrid):
         def _answer(self, message: Message) -> Message:
             reply = super()._answer(message)
-            states.append(Memory(self.contexts[message.metadata.dst_node_id]).own().weighting or {})
+            states.append(dict(load(self.contexts[message.metadata.dst_node_id]).now.own.weighting or {}))
             return reply
 
     grid = Watching(client_app(lambda _: (e, None)), len(clients_data(e)))
@@ -379,11 +379,10 @@ def test_a_run_that_is_broken_off_ends_as_if_it_had_not_been(kind: str, tmp_path
 
 
 def test_the_state_goes_back_with_a_lost_contribution_and_on_from_round_to_round() -> None:
-    memory = Memory(Context(run_id=1, node_id=2, node_config={}, state=RecordDict(), run_config={}))
-    memory.begin({}, None, Own(weighting={"weights": vector(1, 1)}))
-    memory.trained(1, {}, None, Own(weighting={"weights": vector(0.5, 1.5)}))
-    memory.settle(0)
-    found = memory.own().weighting
+    context = Context(run_id=1, node_id=2, node_config={}, state=RecordDict(), run_config={})
+    start, later = (Own(weighting={"weights": weights}) for weights in (vector(1, 1), vector(0.5, 1.5)))
+    save(context, State(Kept(0, {}, own=start)).trained(Kept(1, {}, own=later)))
+    found = load(context).settled(0).now.own.weighting
     assert found is not None
     assert found["weights"].tolist() == [1, 1]
     _, states = trained(experiment("fedper", rounds=3, task="rank,click", weighting={"kind": "gradnorm"}))

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from fedrec.parameters import Params
@@ -32,6 +33,12 @@ class Moved(Mapping[str, Tensor]):
     def __len__(self) -> int:
         """Return how many parameters there are."""
         return len(self.changed)
+
+    @staticmethod
+    def start(base: Params) -> "Moved":
+        """Return what is `base` as it is."""
+        rows = {TABLES[name]: torch.zeros(0, dtype=torch.int64) for name in base if name in TABLES}
+        return Moved(base, rows, {name: value[:0] if name in TABLES else value for name, value in base.items()})
 
     def tensors(self) -> Params:
         """Return all but the base as named tensors, of which `read` makes it again."""
