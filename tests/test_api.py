@@ -29,7 +29,7 @@ import clients
 import fedrec
 from clients import recommend
 from clients.client import Client
-from clients.round import train
+from clients.training import Made, Start, train
 from fedrec.coordination import Coupling
 from fedrec.data.frame import FRAME
 from fedrec.errors import UserError
@@ -498,13 +498,13 @@ def pressing(patch: pytest.MonkeyPatch, *at: int) -> None:
     """Let Ctrl-C be pressed when clients begin to train for these times."""
     trained: list[int] = []
 
-    def counted(client: Client, broadcast: Any, *rest: Any) -> Any:
-        trained.append(broadcast.round)
+    def counted(client: Client, start: Start) -> Made:
+        trained.append(start.sent.round)
         if len(trained) in at:
             signal.raise_signal(signal.SIGINT)
-        return train(client, broadcast, *rest)
+        return train(client, start)
 
-    patch.setattr("clients.app.train", counted)
+    patch.setattr("clients.round.train", counted)
 
 
 def test_ctrl_c_raises_after_the_round_and_the_run_goes_on_to_the_same_bits(

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from clients.app import client_app
-from clients.stacked import StackedClients
+from clients.cohort import Node
 from fedrec import aggregation, proportion
 from fedrec.experiment import Experiment
 from fedrec.holdings import clients_data
@@ -310,7 +310,7 @@ def test_who_adds_up_does_not_decide_who_is_refused(
     monkeypatch.setattr(faults, "too_far", lambda *sizes: {})  # they may join
     fields = {"quorum": 0.0, "optimiser": "sgd", "lr": 10.0} if method == "scaffold" else {"quorum": 0.0}
     e = experiment(method, clients=5, **fields)
-    stacks = hosted(lambda e: BatchedGrid(StackedHost(StackedClients(e, clients_data(e), "cpu", None))), e=e).record
+    stacks = hosted(lambda e: BatchedGrid(StackedHost(Node(e, clients_data(e), "cpu", None))), e=e).record
     single = hosted(lambda e: InlineGrid(client_app(lambda _: (e, None)), 5), e=e).record
     app = client_app(lambda _: (e, None))
     summed = hosted(lambda e: BatchedGrid(Host(app, in_order(e), 5)), e=e).record

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from clients.client import Client
-from clients.local import update
+from clients.training import update
 from fedrec.data.encoder import PACKAGE
 from fedrec.errors import UserError
 from fedrec.experiment import Experiment
@@ -18,6 +18,7 @@ from fedrec.holdings import clients_data, reader, tasks_for
 from fedrec.models.lora import DELTA, FORMS, A, B
 from fedrec.parameters import Params
 from fedrec.scorers import ModelScorer
+from fedrec.training.local import Trained
 from fedrec.training.losses import task_losses
 from fedrec.training.recipe import Batch
 from fedrec.wire import read_broadcast, read_contribution
@@ -53,12 +54,12 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[int, str], Params]:
     """What every client's training of a round ends with, before anything is folded or sent."""
     kept: dict[tuple[int, str], Params] = {}
 
-    def spy(client: Client, start: Params, number: int, *rest: Any, **more: Any) -> tuple[Params, float]:
-        found = update(client, start, number, *rest, **more)
-        kept[number, client.data.name] = found[0]
+    def spy(client: Client, before: Params, number: int, *rest: Any) -> Trained:
+        found = update(client, before, number, *rest)
+        kept[number, client.data.name] = found.params
         return found
 
-    monkeypatch.setattr("clients.round.update", spy)
+    monkeypatch.setattr("clients.training.update", spy)
     return kept
 
 

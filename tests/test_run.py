@@ -23,7 +23,7 @@ from rich.console import Console
 
 from clients import recommend
 from clients.client import Client
-from clients.round import train
+from clients.training import Made, Start, train
 from fedrec.errors import UserError
 from fedrec.evaluation import evaluate, members
 from fedrec.experiment import Experiment
@@ -593,13 +593,13 @@ def test_a_stop_between_two_validations_keeps_the_private_part_of_the_best_round
 ) -> None:
     trained: list[int] = []
 
-    def counted(client: Client, broadcast: Any, *rest: Any) -> Any:
-        trained.append(broadcast.round)
+    def counted(client: Client, start: Start) -> Made:
+        trained.append(start.sent.round)
         if trained == [1, 1, 1, 2, 2, 2, 3]:
             signal.raise_signal(signal.SIGINT)
-        return train(client, broadcast, *rest)
+        return train(client, start)
 
-    monkeypatch.setattr("clients.app.train", counted)
+    monkeypatch.setattr("clients.round.train", counted)
     out = tmp_path / "out"
     assert main([*SMALL, "--rounds", "9", "--eval-every", "2", "--quiet", "--out", str(out)]) == 130
     record = json.loads((out / "experiment.json").read_text())

@@ -10,12 +10,9 @@ import numpy as np
 import pytest
 import torch
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
-from flwr.app import Context, RecordDict
 
-from clients.app import trained
 from clients.client import Client
-from clients.memory import Memory
-from clients.round import first
+from clients.round import join, trained
 from fedrec.data import ClientData
 from fedrec.experiment import Experiment
 from fedrec.holdings import clients_data, item_content
@@ -41,13 +38,13 @@ def private(method: str = "fedper", **privacy: Any) -> Experiment:
 
 def answer(e: Experiment, data: ClientData, home: Path, secret: bytes = b"") -> tuple[Params, dict[str, float]]:
     """Return what a client with some data answers in round 1, and what it tells beside it."""
-    client, memory = Client(e, data, "cpu", home), Memory(Context(1, 1, {}, RecordDict(), {}))
-    memory.begin(first(client)[1], None)
+    client = Client(e, data, "cpu", home)
+    state, _ = join(client)
     if secret:
         (home / "privacy").mkdir(parents=True)
         (home / "privacy" / f"{data.name}.secret").write_bytes(secret)
-    values, _, told = trained(client, memory, Broadcast(1, first_of(e)))
-    return values, told
+    _, reply, _ = trained(client, state, Broadcast(1, first_of(e)))
+    return reply.values, reply.metrics
 
 
 def without(data: ClientData, user: int) -> ClientData:

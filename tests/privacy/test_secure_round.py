@@ -12,8 +12,8 @@ from flwr.common.constant import ErrorCode
 
 from clients.app import client_app
 from clients.home import HOME
-from clients.memory import Memory
 from clients.secure import Session
+from clients.state import load
 from fedrec.errors import UserError
 from fedrec.experiment import Experiment
 from fedrec.holdings import clients_data
@@ -147,8 +147,8 @@ def test_two_of_five_lost_after_the_sum_are_in_it() -> None:
     assert results(found)[:3] != [] and [row["during"] for row in found.faults] == ["unmask", "unmask"]
     plain, other = fit(silo())
     close(plain, found)
-    marks = [context.state.metric_records["mark"]["round"] for context in grid.contexts.values()]
-    assert marks == [context.state.metric_records["mark"]["round"] for context in other.contexts.values()] == [3] * 5
+    rounds = [[load(context).now.round for context in one.contexts.values()] for one in (grid, other)]
+    assert rounds == [[3] * 5, [3] * 5]
 
 
 @pytest.mark.parametrize("stage", ["keys", "shares", "masked", "unmask"])
@@ -478,7 +478,7 @@ def test_rows_of_one_client_alone_do_not_leave_it_and_its_results_are_those_of_t
     assert validated[0].keys() == validated[1].keys() and len(validated[0]) > 20
     assert all(validated[1][key] == pytest.approx(value, abs=1e-6) for key, value in validated[0].items())
     assert float((plain.shared["item_table"] - hidden[0].shared["item_table"])[common].abs().max()) <= STEP
-    kept = Memory(next(iter(hidden[1].contexts.values()))).private
+    kept = load(next(iter(hidden[1].contexts.values()))).now.private
     assert np.array_equal(carried[0][kept[f"{HOME}item_table/rows"]], np.setdiff1d(carried[0], common))
 
 
@@ -542,7 +542,7 @@ def test_a_round_that_is_repeated_after_a_crash_leaves_the_state_that_the_server
             assert reply.has_error()
     for node, context in grid.contexts.items():
         state = again.contexts[node].state
-        for name in ("private", "dual", "sent", "before.private", "kept.private"):
+        for name in ("now.private", "now.dual", "now.sent", "before.private", "kept.private"):
             assert arrays(RecordDict({"": context.state[name]})).keys() == arrays(RecordDict({"": state[name]})).keys()
             for key, value in arrays(RecordDict({"": context.state[name]})).items():
                 assert np.array_equal(value, arrays(RecordDict({"": state[name]}))[key]), name

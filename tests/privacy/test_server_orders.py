@@ -9,15 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.app import ConfigRecord, Message, RecordDict
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
-from clients.app import client_app, trained
+from clients.app import client_app
 from clients.client import Client
-from clients.memory import Memory
-from clients.round import first
+from clients.round import join, trained
 from clients.secure import Envelope, source
 from fedrec.aggregation import carrier, catalogue
 from fedrec.experiment import Experiment
@@ -420,9 +419,8 @@ def test_what_an_accelerator_makes_again_has_noise_of_its_own(tmp_path: Path) ->
     e = experiment(**{**SMALL, "privacy": WHERE["user"]})
     data, z, found = clients_data(e)[0], first_of(e), []
     for device in ("cpu", "cpu", "cpu:0", "cpu:0"):  # the last is the same processor by another name
-        client, memory = Client(e, data, device, tmp_path), Memory(Context(1, 1, {}, RecordDict(), {}))
-        memory.begin(first(client)[1], None)
-        found.append(trained(client, memory, Broadcast(1, z))[0]["item_table"])
+        client = Client(e, data, device, tmp_path)
+        found.append(trained(client, join(client)[0], Broadcast(1, z))[1].values["item_table"])
     assert torch.equal(found[0], found[1])
     assert len({tuple(one.reshape(-1).tolist()) for one in found}) == 3
     assert len(Ledger(tmp_path / "privacy" / f"{data.name}.jsonl").entries) == 3
@@ -439,15 +437,13 @@ def test_whether_training_diverged_is_not_told(unit: str, optimiser: str, tmp_pa
     z = {name: value.clone() for name, value in first_of(e).items()}
     z["item_table"][int(data.train.item[0])] = HUGE
     sent, client = Broadcast(1, z), Client(e, data, "cpu", tmp_path)
-    memory = Memory(Context(1, 1, {}, RecordDict(), {}))
-    memory.begin(first(client)[1], None)
     envelope = Envelope.of(client, Layout({n: tuple(v.shape) for n, v in z.items()}, {
         n: np.asarray(data.items) for n in z})) if unit == "sum" else None  # fmt: skip
-    values, start, told = trained(client, memory, sent, envelope)
-    assert not told and all(bool(value.isfinite().all()) for value in values.values())
-    assert all(bool(value.isfinite().all()) for value in memory.private.values())
+    state, reply, start = trained(client, join(client)[0], sent, envelope)
+    assert not reply.metrics and all(bool(value.isfinite().all()) for value in reply.values.values())
+    assert all(bool(value.isfinite().all()) for value in state.now.private.values())
     if envelope:
-        words = envelope.words(values, start, source(client, 1, values, start))
+        words = envelope.words(reply.values, start, source(client, 1, reply.values, start))
         assert len(words) == envelope.layout.size + envelope.layout.masses
 
 
