@@ -6,12 +6,13 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from fedrec.data import ClientData, Interactions
+from fedrec.data import ClientData, Interactions, before
 from fedrec.models import Recommender
 from fedrec.parameters import Params, clone
 from fedrec.seeds import generator
 from fedrec.sharing import Sharing
 from fedrec.tasks import Task
+from fedrec.training.cohort import learning
 from fedrec.training.draws import draw
 from fedrec.training.local import EMPTY, ONE, single
 from fedrec.training.losses import batch_loss, trainable
@@ -69,10 +70,20 @@ def batches(
     *,
     model: Recommender | None = None,
     seed: int = 0,
+    avoided: ClientData | None = None,
 ) -> Iterator[Batch]:
-    """Yield the minibatches of one epoch of a client, drawn from `rng`, for a model that reads whole tables."""
+    """Yield the minibatches of one epoch of a client, drawn from `rng`, for a model that reads whole tables.
+
+    Negatives are drawn from outside the training positives of `avoided`, if that is another.
+    """
     model = model or Recommender("item", 1)
-    one, once = single(model, data, tasks, recipe, seed), replace(recipe, epochs=1)
+    one, once = single(model, avoided or data, tasks, recipe, seed), replace(recipe, epochs=1)
+    one = learning(
+        one,
+        [data.train],
+        [data.attributes],
+        [before(data, model.sequence.history, seed)] if model.sequence.active else [],
+    )
     if not one.sizes[0]:
         return
     params = stack([{"item_table": torch.zeros(len(data.items), 1)}])

@@ -7,12 +7,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from clients.local import update
 from torch.nn import functional as F
 from torchmetrics.classification import MulticlassAccuracy, MultilabelAUROC, MultilabelAveragePrecision
 
 from clients.client import Client
 from clients.recommend import recommend
+from clients.training import update
 from fedrec.data import ClientData, pool
 from fedrec.data.types import Floats
 from fedrec.errors import UserError
@@ -32,6 +32,7 @@ from fedrec.tasks import parse_task, task_loss
 from fedrec.training.local import held_out_loss
 from fedrec.training.losses import batch_loss, trainable
 from fedrec.training.recipe import Recipe
+from fedrec.training.stacks import Terms
 from simulations.check import check
 from simulations.distil import students_of
 from simulations.engines.hosts import MANY, stacked
@@ -169,11 +170,11 @@ def test_what_is_held_out_does_not_move_the_training() -> None:
     about = client.data.attributes
     changed = {name: np.where(about.train[:, None], value, 1 - value) for name, value in about.values.items()}
     other = Client(client.experiment, with_attributes(client.data, values=changed), "cpu", None)
-    a, b = (update(one, one.start(), 1, {}, 0.0)[0] for one in (client, other))
+    a, b = (update(one, one.start(), 1).params for one in (client, other))
     assert all(torch.equal(a[name], b[name]) for name in a)
     changed = {name: np.where(about.train[:, None], 1 - value, value) for name, value in about.values.items()}
     other = Client(client.experiment, with_attributes(client.data, values=changed), "cpu", None)
-    b = update(other, other.start(), 1, {}, 0.0)[0]
+    b = update(other, other.start(), 1).params
     assert not torch.equal(a["item_table"], b["item_table"])
 
 
@@ -191,7 +192,7 @@ def test_an_item_without_the_attribute_is_masked_out() -> None:
     unknown[::3] = True
     values = {name: np.where(unknown[:, None], np.float32("nan"), value) for name, value in about.values.items()}
     other = Client(client.experiment, with_attributes(client.data, values=values), "cpu", None)
-    params, loss = update(other, other.start(), 1, {}, 0.0)
+    params, loss, _ = update(other, other.start(), 1)
     assert np.isfinite(loss)
     found = evaluate(
         ModelScorer(other.model, params), other.data, other.tasks, "test", metrics=("hr@10",), candidates="full", seed=0
@@ -245,7 +246,7 @@ def test_heads_start_with_what_is_usual_and_so_does_popularity() -> None:
 def test_training_on_an_attribute_learns_it_with_every_model(model: str) -> None:
     client = started(small("category", model=model, lr=0.05, local_epochs=20, l2=0.0))
     start = client.start()
-    params, _ = update(client, start, 1, {}, 0.0)
+    params = update(client, start, 1).params
     assert params.keys() == client.model.shapes(1, 1, ["category"]).keys()
     before, after = (log_loss_of(client, one) for one in (start, params))
     assert after < 0.8 * before
@@ -281,7 +282,7 @@ def test_loss_weighting_weighs_tasks_about_items_too(kind: str, model: str) -> N
     client = started(small("rank,category,price", model=model, weighting={"kind": kind}))
     weigher = client.weigher()
     assert weigher is not None
-    params, loss = update(client, client.start(), 1, {}, 0.0, weigher=weigher)
+    params, loss, _ = update(client, client.start(), 1, Terms(weigher=weigher))
     assert np.isfinite(loss)
     assert bool(params["attributes.category.weight"].any())
     if kind == "gradnorm":  # the gradients of all tasks are seen, in the item table: every weight moves
@@ -430,7 +431,7 @@ def test_every_model_has_three_scores_for_behaviour_and_learns_them(model: str) 
     } | {name: value.shape for name, value in client.channel.split(start)[1].items()}
     assert start["heads.behaviour.bias"].shape == (3,)
     assert start["heads.click.bias"].shape == (1,)
-    params, _ = update(client, start, 1, {}, 0.0)
+    params = update(client, start, 1).params
     rows = client.data.train
     target = BEHAVIOUR.target(rows)
 

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from clients.memory import Memory
-from flwr.app import ArrayRecord, Context, Message, RecordDict
+from flwr.app import ArrayRecord, Message
 
 from clients.app import client_app
 from clients.recommend import params_of
+from clients.state import Kept, State, load
 from fedrec.aggregation import Carrier, mean
 from fedrec.coordination import Control, Drift, Own, control_change, normalised
 from fedrec.errors import UserError
@@ -20,15 +20,18 @@ from fedrec.holdings import clients_data
 from fedrec.models import Recommender
 from fedrec.optimisers import Optimiser
 from fedrec.parameters import Params, add, clone, norm, subtract
-from fedrec.personal import Apfl, mix
+from fedrec.personal import mix
 from fedrec.records import write_record
 from fedrec.scorers import ModelScorer
 from fedrec.seeds import generator
-from fedrec.sharing import Broadcast, ContractError, Contribution
+from fedrec.sharing import Broadcast, ContractError, Contribution, Sharing
 from fedrec.tasks import tasks_of
-from fedrec.training.local import local_update
+from fedrec.training.learner import Learner
+from fedrec.training.local import local_update, single, update_one
 from fedrec.training.losses import batch_loss, steps
 from fedrec.training.recipe import Recipe
+from fedrec.training.results import stack
+from fedrec.training.stacks import Terms
 from fedrec.wire import broadcast_record, ledger, read_broadcast, read_contribution
 from server.joining import join
 from server.scores import admit_told
@@ -41,13 +44,13 @@ from tests.test_messages import content_bytes
 
 def personal(grid: SpyGrid) -> list[Params]:
     """Return every client's personal parameters after the last round."""
-    found = [Memory(context).own().personal for context in grid.contexts.values()]
+    found = [dict(load(context).now.own.personal or {}) for context in grid.contexts.values()]
     return [one for one in found if one is not None]
 
 
 def local(grid: SpyGrid) -> list[Params]:
     """Return every client's private parameters after the last round."""
-    return [Memory(context).private for context in grid.contexts.values()]
+    return [load(context).now.private for context in grid.contexts.values()]
 
 
 def trained(method: str, **fields: Any) -> SpyGrid:
@@ -97,9 +100,11 @@ def test_one_step_of_apfl_by_hand(alpha: float) -> None:
     shapes = model.shapes(2, 2, ["rating"])
     v, w = ({name: torch.randn(value.shape, generator=rng) for name, value in shapes.items()} for _ in range(2))
     before = clone(v)
-    apfl = Apfl.start(alpha, Recipe(1, 8, Optimiser("sgd", lr)), model, tasks, v)
-    (batch,) = batches(data, tasks, Recipe(1, 8, Optimiser("sgd", lr)), generator(0, "t"))
-    apfl.step(w, list(v), batch, 1)
+    recipe = Recipe(1, 8, Optimiser("sgd", lr))
+    (batch,) = batches(data, tasks, recipe, generator(0, "t"))
+    half = Terms(personal=stack([v]), alpha=alpha)
+    one = single(model, data, tasks, recipe, 0)
+    after_step = update_one(one, w, recipe, Sharing(()), seed=0, scope=("t",), terms=half).personal
     assert equal(v, before)
     mixed = {name: alpha * v[name] + (1 - alpha) * w[name] for name in v}
     eps, name = 1e-3, "item_table"
@@ -112,9 +117,9 @@ def test_one_step_of_apfl_by_hand(alpha: float) -> None:
 
     slope = (f(eps) - f(-eps)) / (2 * eps)
     assert abs(slope) > 1e-3
-    assert float(apfl.v[name][0, 0] - v[name][0, 0]) == pytest.approx(-lr * alpha * slope, rel=1e-3)
-    assert torch.equal(apfl.v[name][1], v[name][1])  # an item that the batch does not touch
-    after = mix(alpha, apfl.v, w)[name][0, 0] - mixed[name][0, 0]
+    assert float(after_step[name][0, 0] - v[name][0, 0]) == pytest.approx(-lr * alpha * slope, rel=1e-3)
+    assert torch.equal(after_step[name][1], v[name][1])  # an item that the batch does not touch
+    after = mix(alpha, after_step, w)[name][0, 0] - mixed[name][0, 0]
     assert float(after) == pytest.approx(-lr * alpha**2 * slope, rel=1e-3)
 
 
@@ -125,7 +130,7 @@ def test_a_personal_model_leaves_the_shared_one_alone_and_never_travels(method: 
     class Watching(SpyGrid):
         def _answer(self, message: Message) -> Message:
             reply = super()._answer(message)
-            mine = Memory(self.contexts[message.metadata.dst_node_id]).own().personal
+            mine = load(self.contexts[message.metadata.dst_node_id]).now.own.personal
             assert mine is not None
             if message.metadata.message_type == "train":
                 seen.extend(value.numpy().tobytes() for value in mine.values() if value.numel() > 2)
@@ -149,10 +154,9 @@ def test_a_client_recommends_with_the_personal_model_that_was_tested(method: str
     write_record(tmp_path, with_files, e.model_dump(mode="json"), [])
     z = last_broadcasts(grid, "evaluate")
     for i, (data, context) in enumerate(zip(clients_data(e), grid.contexts.values(), strict=True)):
-        memory = Memory(context)
-        v = memory.own(best=True).personal
-        assert v is not None
-        shared = {**z[i], **memory.best}
+        best = load(context).best
+        v = dict(best.own.personal or {})
+        shared = {**z[i], **best.private}
         expected = v if method == "ditto" else {name: 0.5 * v[name] + 0.5 * shared[name] for name in v}
         assert equal(params_of(tmp_path, e, data), {name: expected[name] for name in params_of(tmp_path, e, data)})
         assert not equal(expected, shared)
@@ -184,9 +188,8 @@ def test_the_tuned_copy_is_evaluated_with_the_private_head_of_the_same_round(tmp
     record, grid = fit(e, tmp_path)
     write_record(tmp_path, record, e.model_dump(mode="json"), [])
     for data, context in zip(clients_data(e), grid.contexts.values(), strict=True):
-        memory = Memory(context)
-        params = params_of(tmp_path, e, data)
-        assert equal(params, {**(memory.own(best=True).personal or {}), **memory.best})
+        best, params = load(context).best, params_of(tmp_path, e, data)
+        assert equal(params, {**(best.own.personal or {}), **best.private})
         model, tasks = e.recommender(data.name), e.tasks(data.name)
         found = evaluate(ModelScorer(model, params), data, tasks, "test", metrics=e.metrics, candidates="full", seed=0)
         told = {(r["task"], r["metric"]): r["value"] for r in record.clients if r["client"] == data.name
@@ -204,16 +207,13 @@ def test_before_any_training_the_tuned_copy_is_the_start() -> None:
 
 
 def test_a_lost_round_takes_the_personal_model_back() -> None:
-    memory = Memory(Context(run_id=1, node_id=2, node_config={}, state=RecordDict(), run_config={}))
-    memory.begin({}, None, Own({"v": torch.tensor([0.0])}))
-    memory.trained(1, {}, None, Own({"v": torch.tensor([1.0])}))
-    memory.keep()
-    memory.trained(2, {}, None, Own({"v": torch.tensor([2.0])}))
-    memory.settle(1)
-    assert memory.own().personal == {"v": torch.tensor([1.0])}
-    memory.trained(3, {}, None, Own({"v": torch.tensor([3.0])}))
-    assert memory.own().personal == {"v": torch.tensor([3.0])}
-    assert memory.own(best=True).personal == {"v": torch.tensor([1.0])}
+    made = [Kept(number, {}, None, Own({"v": torch.tensor([float(number)])})) for number in range(4)]
+    state = State(made[0]).trained(made[1])
+    state = replace(state, kept=state.now).trained(made[2]).settled(1)
+    assert state.now.own.personal == {"v": torch.tensor([1.0])}
+    state = state.trained(made[3])
+    assert state.now.own.personal == {"v": torch.tensor([3.0])}
+    assert state.best.own.personal == {"v": torch.tensor([1.0])}
 
 
 @pytest.mark.parametrize("weight", [0.0, 1.5])
@@ -254,17 +254,21 @@ def test_fednova_end_to_end_is_fedavg_where_steps_are_equal_and_not_where_they_d
 @pytest.mark.parametrize("batch_size", [7, 64, 10**6])
 @pytest.mark.parametrize(("phases", "shared"), [(("all",), 1), (("private", "shared"), 1), (("all", "shared"), 2)])
 def test_steps_are_those_that_training_makes_on_what_is_shared(
-    batch_size: int, phases: tuple[Any, ...], shared: int
+    batch_size: int, phases: tuple[Any, ...], shared: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     e = experiment("fednova", phases=phases, batch_size=batch_size)
     data = clients_data(e)[0]
     tasks, numbers = e.tasks(data.name), []
     model = e.recommender(data.name)
     start = model.init(0, data.users, data.items, {task.name: 0.0 for task in tasks})
-    local_update(
-        model, start, data, tasks, e.recipe(), e.sharing(), seed=0, scope=("a",),
-        beside=lambda params, names, batch, t: numbers.append("item_table" in names),
-    )  # fmt: skip
+    step = Learner.step
+
+    def counted(self: Learner, *args: Any) -> None:
+        numbers.append("item_table" in self.names)
+        step(self, *args)
+
+    monkeypatch.setattr(Learner, "step", counted)
+    local_update(model, start, data, tasks, e.recipe(), e.sharing(), seed=0, scope=("a",))
     assert steps(data, tasks, e.recipe()) == sum(numbers)
     assert sum(numbers) >= shared * e.local_epochs
 
@@ -332,7 +336,7 @@ def minimise(
             own[name] = Own(control=add(control, control_change(c, z, answers[name], k, lr)))
         server.update(answers, dict.fromkeys(answers, z), dict.fromkeys(answers, float(k)))
         z = mean([(who[name], x) for name, x in answers.items()], dtype=torch.float64)
-    held = [(who[name], one.control) for name, one in own.items() if one.control is not None]
+    held = [(who[name], dict(one.control)) for name, one in own.items() if one.control is not None]
     assert not scaffold or torch.allclose(mean(held, dtype=torch.float64)["x"], server.c["x"], atol=1e-9)
     return z["x"]
 
@@ -388,10 +392,10 @@ def test_scaffold_end_to_end_keeps_c_the_mean_of_the_clients_and_sends_nothing_m
     held = [
         (coordinator.carriers[names[node]], control)
         for node, context in grid.contexts.items()
-        if (control := Memory(context).own().control) is not None
+        if (control := load(context).now.own.control) is not None
     ]
     assert len(held) == 3 and coordinator.control is not None
-    total = mean(held, dtype=torch.float64)
+    total = mean([(who, dict(one)) for who, one in held], dtype=torch.float64)
     assert all(torch.allclose(total[n], coordinator.control.c[n], atol=1e-9) for n in total)
     assert norm(total) > 1e-3
     for message in grid.received:
@@ -418,13 +422,13 @@ def test_a_lost_contribution_is_undone(method: str) -> None:
     for context in grid.contexts.values():
         name = context.node_id
         train = [m for m in grid.sent if m.metadata.message_type == "train" and m.metadata.dst_node_id == name][-1]
-        after = Memory(context).own()
+        after = load(context).now.own
         assert not grid.app(train, context).has_error()  # the server has seen round 1 only, and sends the same again
-        again = Memory(context).own()
+        again = load(context).now.own
         for one, other in ((after.personal, again.personal), (after.control, again.control)):
             assert (one is None) == (other is None)
-            assert one is None or other is None or equal(one, other)
-    assert e.rounds == Memory(next(iter(grid.contexts.values()))).round
+            assert one is None or other is None or equal(dict(one), dict(other))
+    assert e.rounds == load(next(iter(grid.contexts.values()))).now.round
 
 
 @pytest.mark.parametrize(

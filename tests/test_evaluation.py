@@ -13,7 +13,7 @@ from torch import Tensor
 from fedrec import evaluation
 from fedrec.data import ClientData, Interactions, federation, pool, synthetic
 from fedrec.data.types import Floats, Ints
-from fedrec.evaluation import Evaluation, Split, evaluate, mask_of, members, rank_users, sample_candidates
+from fedrec.evaluation import Evaluation, Split, evaluate, mask_of, members, rank_users, smallest
 from fedrec.metrics import NEGATIVES
 from fedrec.models import Recommender
 from fedrec.scorers import ModelScorer, PopularityScorer
@@ -117,7 +117,7 @@ def test_sampled_candidates_are_distinct_and_never_met(
     items: int, users: int, density: float, count: int, seed: int
 ) -> None:
     met = generator(seed, "met").random((users, items)) < density
-    chosen = sample_candidates(met, count, generator(seed, "candidates"))
+    chosen = smallest(generator(seed, "candidates").random(met.shape), met, count)
     assert not (chosen & met).any()
     assert chosen.sum(1).tolist() == np.minimum(count, (~met).sum(1)).tolist()
 
@@ -125,7 +125,7 @@ def test_sampled_candidates_are_distinct_and_never_met(
 def test_sampled_candidates_are_uniform() -> None:
     met = np.zeros((20_000, 6), np.bool_)
     met[:, 2] = True
-    rate = sample_candidates(met, 2, generator(0)).mean(0)
+    rate = smallest(generator(0).random(met.shape), met, 2).mean(0)
     assert rate[2] == 0
     assert rate[[0, 1, 3, 4, 5]] == pytest.approx(2 / 5, abs=5 * math.sqrt(0.24 / 20_000))
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from clients.recommend import experiment_of, recommend
-from fedrec.data import ClientData, excluded
+from fedrec.data import ClientData
 from fedrec.data.split import concatenate
 from fedrec.errors import UserError
 from fedrec.evaluation import evaluate
@@ -28,7 +28,7 @@ from fedrec.sharing import MODULES, SHARINGS, Sharing
 from fedrec.tasks import parse_task
 from fedrec.training.local import held_out_loss, local_update
 from fedrec.training.losses import task_losses
-from fedrec.training.recipe import Recipe
+from fedrec.training.recipe import Batch, Recipe
 from simulations.check import check
 from simulations.engines import launch
 from simulations.run import main
@@ -228,11 +228,13 @@ def test_a_batch_has_the_history_of_its_rows_and_its_users_are_read_once(monkeyp
 
     monkeypatch.setattr(Recommender, "users", counted)
 
-    def look(params: Params, names: list[str], batch: Any, t: int) -> None:
+    def look(params: Params, batch: Batch) -> Tensor:
+        assert batch.history is not None
         for user, item, history in zip(batch.user.tolist(), batch.item.tolist(), batch.history.tolist(), strict=True):
             seen[user, item] = history
+        return torch.zeros(())
 
-    local_update(model, noisy(model), data, (RANK, RATING), RECIPE, Sharing(()), seed=0, scope=("x",), beside=look)
+    local_update(model, noisy(model), data, (RANK, RATING), RECIPE, Sharing(()), seed=0, scope=("x",), pull=look)
     x = -1
     assert seen == {
         (0, 5): [x, x, x, x], (0, 3): [x, x, x, 5], (0, 1): [x, x, 5, 3],
@@ -247,7 +249,7 @@ def test_the_held_out_loss_reads_what_was_liked_in_training_and_the_test_is_read
     loss = held_out_loss(model, params, data, (RANK,), RECIPE, seed=0)
     bound = replace(model, side=Side(history=torch.tensor([[-1, 5, 3, 1], [-1, -1, 2, 4], [-1, -1, -1, 0]])))
     held, rng = replace(data, train=data.validation), generator(0, "held out", data.name)
-    (batch,) = batches(held, (RANK,), RECIPE, rng, "cpu", excluded(data, "train"))
+    (batch,) = batches(held, (RANK,), RECIPE, rng, avoided=data)
     with torch.no_grad():
         assert loss == pytest.approx(float(task_losses(bound, params, (RANK,), batch)[0]), rel=1e-5)
     other = replace(data, test=interactions([(0, 4), (2, 3)]))

@@ -20,7 +20,7 @@ class Learner:
     params: Params
     names: Sequence[str]
     optimiser: Optimiser
-    moved: Collection[str]  # what moves by more than its gradient
+    moved: Collection[str] | None  # what moves by more than its gradient; None: take all for such
     view: Params = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -51,7 +51,7 @@ class Learner:
             index = at.get(TABLES[name])
             if index is None:
                 continue
-            if self.optimiser.kind == "sgd" and name not in self.moved:
+            if self.optimiser.kind == "sgd" and self.moved is not None and name not in self.moved:
                 # Scaled first: index_add_ with a factor is five times as slow.
                 self.view[name].index_add_(0, index, grads.pop(name).mul_(-self.optimiser.rate(name)))
                 continue

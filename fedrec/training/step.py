@@ -23,7 +23,7 @@ from fedrec.training.rows import Touched, edges, ranges
 class Step:
     """One minibatch of each of k clients; sampled items lie behind the rows' own.
 
-    `user` is None where the model has no users, or every client has one, whose row is then the client's number.
+    `user` is None where every client has one user, whose row is then the client's number.
     """
 
     user: Tensor | None  # [k, 1 + m, L] rows of the stacked user table

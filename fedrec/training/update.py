@@ -211,7 +211,7 @@ class Chunk:
         """Return the steps of drawn rows."""
         cohort, device, users = self.cohort, self.device, touched["user"]
         grid = Grid.of(cohort.sizes[self.clients], epochs, self.recipe.batch_size)
-        alone = not cohort.model.tabled or bool((np.diff(users.edge) == 1).all())
+        alone = bool((np.diff(users.edge) == 1).all())
         at = torch.from_numpy(grid.index)
 
         def placed(values: Ints | Floats) -> Tensor:
@@ -248,8 +248,9 @@ class Chunk:
         recipe, terms, content = self.recipe, self.terms, self.content(touched)
         anchor = {n: v for n, v in self.fixed(terms.anchor if recipe.mu else None, touched).items() if n in names}
         shift = self.fixed(terms.shift, touched)
-        w = Learner(params, names, recipe.optimiser, {*anchor, *shift})
-        v = Learner(personal, names, recipe.optimiser, ()) if personal else None
+        one = len(self.clients) == 1  # whose sums are those of a term of 0 beside them, too
+        w = Learner(params, names, recipe.optimiser, None if one else {*anchor, *shift})
+        v = Learner(personal, names, recipe.optimiser, None if one else ()) if personal else None
         t, k = 0, 0
         for schedule in plans:
             for step in schedule:
