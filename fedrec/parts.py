@@ -12,17 +12,11 @@ from fedrec.needs import Can, Conflict, conflicts, needs, shown, takes
 from fedrec.optimisers import rates
 from fedrec.parameters import covers
 from fedrec.tasks import several, tasks_of
-from fedrec.training.kernels import HANDWRITTEN
 
 
 def models(*kinds: str) -> Callable[[Any], str]:
     """Return the condition that clients have some of these models."""
     return lambda e: ",".join(kind for kind in kinds if kind in per_client(e.model).values())
-
-
-def other_models(e: Any) -> str:
-    """Return the models that clients have of which no gradients are written by hand."""
-    return ",".join(sorted(set(per_client(e.model).values()) - set(HANDWRITTEN)))
 
 
 def own_models(e: Any) -> str:
@@ -111,7 +105,6 @@ def asked_to_stack(e: Any) -> str:
     return "" if e.pool else "batched" if e.engine == "batched" else f"{e.engine} with stack yes" * (e.stack == "yes")
 
 
-BY_HAND = "none are written by hand for it"
 ONE_ROUND = "the server steps along what it makes of one round's answers"
 ONE_MEAN = "what is released of whole clients is one noisy mean with fixed weights"
 AGREES = (Can.PUBLIC_USERS, Can.LOGITS, Can.EXCHANGE, Can.TIE, Can.ONE_PHASE, Can.KNOWN_USERS, Can.PAIR_SCORES)
@@ -120,7 +113,7 @@ TWO, INSIDE = ("ditto", "apfl"), ("interaction", "user")
 PARTS = (
     # Recommenders, their tasks, and what they read.
     takes("model", Can.USER_SIDE, why="item has none (add --model mf)", here=models("item")),
-    takes("model", Can.CLIENT_GRADIENTS, why=BY_HAND, here=other_models),
+    takes("model", Can.CLIENT_GRADIENTS, why="a module of one's own may read other rows", here=own_models),
     takes("model", Can.UNIT_GRADIENTS, why="a module of one's own may read rows that no unit names", here=own_models),
     takes("model", Can.READS_ITEMS, Can.USER_SIDE, why="a module of one's own reads the ids alone", here=own_models),
     needs("model", Can.TWO_WIDTHS, here=models(*(kind for kind in BODIES if BODIES[kind].widths > 1))),
@@ -132,18 +125,16 @@ PARTS = (
     needs("task", Can.READS_ITEMS, here=about_items),
     needs("content.kind", Can.READS_ITEMS),
     needs("task", Can.UNTOLD, here=lambda e: "category" * ("category" in several(e.task))),
-    takes("task", Can.CLIENT_GRADIENTS, why=BY_HAND, here=lambda e: several(e.task)),
     needs("weighting.kind", Can.ONE_MODEL, Can.LOSSES),
     takes("content.kind", Can.UNTOLD, why="items' texts tell categories"),
-    takes("content.kind", Can.CLIENT_GRADIENTS, why=BY_HAND, here=item_content),
     takes("content.kind", Can.ENCODER, why="it is what is adapted (add --content.kind minilm)", here=other_content),
     takes("lora.rank", Can.UNIT_GRADIENTS, why="the encoder reads a text once for all units that name it"),
+    takes("lora.rank", Can.CLIENT_GRADIENTS, why="the encoder reads a text once for all rows that name it"),
     needs("lora.rank", Can.ENCODER, Can.MEANS, Can.STILL),
     needs("lora.form", Can.UNPULLED, here=lambda e: e.lora.form * (e.lora.active and e.lora.form == "exact")),
     takes("share", Can.MEANS, why="means of A and of B are none of B A (add --share lora)", here=foreign_part),
     takes("lrs", Can.STILL, why="it has one", here=frozen_part),
     needs("sequence.kind", Can.USER_SIDE, Can.EVEN_WIDTH, Can.HISTORIES),
-    takes("sequence.kind", Can.CLIENT_GRADIENTS, why=BY_HAND),
     takes("sequence.kind", Can.PAIR_SCORES, why="public pairs, and the student, have no histories"),
     takes("dim", Can.EVEN_WIDTH, why="one leaves a remainder", here=odd_width),
     takes("split", Can.KNOWN_USERS, why="new users have no row before they are tested", here=("new-users",)),

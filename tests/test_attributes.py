@@ -23,7 +23,6 @@ from fedrec.metrics import average_precision, macro_auc
 from fedrec.models import Kind
 from fedrec.optimisers import Optimiser
 from fedrec.parameters import Params
-from fedrec.parts import stacking_refusal
 from fedrec.report.page import write_report
 from fedrec.report.tables import CLIENTS, EVERYONE, ITEMS, compare, read_run
 from fedrec.scorers import ModelScorer, PopularityScorer
@@ -319,16 +318,11 @@ def test_what_cannot_be_combined_is_refused(fields: dict[str, Any], error: str) 
         small("rank,category,price", **fields)
 
 
-def test_tasks_about_items_are_not_stacked() -> None:
-    e = small("rank;shop=rank,brand")
-    assert stacking_refusal(e).endswith("found task brand")
+def test_tasks_about_items_are_stacked() -> None:
     many = small("rank,category", engine="process", partition="one-user", clients=64, market={"users": 70})
     assert len(clients_data(many)) >= MANY
-    assert not stacked(many)
-    assert stacked(many.model_copy(update={"task": "rank"}))
-    assert not stacked(e.model_copy(update={"engine": "batched"}))
-    with pytest.raises(UserError, match=r"^engine: process with stack yes needs .* found task brand; take --stack no"):
-        stacked(e.model_copy(update={"engine": "process", "stack": "yes"}))
+    assert stacked(many)
+    assert stacked(small("rank;shop=rank,brand", engine="batched"))
 
 
 def test_an_attribute_that_the_data_does_not_have(tmp_path: Path) -> None:
@@ -460,7 +454,6 @@ def test_behaviour_is_federated_measured_by_user_and_not_recommended_by(tmp_path
     assert set(users["user"]) == set(data.users[np.unique(data.test.user)])
     with pytest.raises(UserError, match=r"^task: films must have one that orders items for a user, found behaviour"):
         recommend(out, "films", dataset(e).users["key"][data.users[0]], 3)
-    assert stacking_refusal(e).endswith("found task behaviour")
 
 
 def test_under_privacy_behaviour_starts_with_no_knowledge_of_the_data() -> None:

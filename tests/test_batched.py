@@ -79,8 +79,23 @@ def test_every_method_gives_what_inline_gives(method: str, tmp_path: Path) -> No
         {**ONE_USER, "participation": 0.5, "share": ("item_table", "body"), "model": "mlp"},
         {**ONE_USER, "coupling": {"rho": 1e-3, "duals": True}},
         {**ONE_USER, "candidates": 9},
+        {
+            "model": "ple",
+            "task": "rank-bce,click,buy",
+            "hidden": (6, 4, 4),
+            "experts": 2,
+            "optimiser": "sgd",
+            "lr": 0.3,
+        },
+        {"sequence": {"kind": "sasrec", "history": 4}, "optimiser": "sgd", "lr": 0.3},
+        {"content": {"kind": "hashed", "dim": 8}, "split": "new-items", "optimiser": "sgd", "lr": 0.3},
+        {**ONE_USER, "task": "rank-bce,category", "optimiser": "sgd", "lr": 0.3},
+        {**ONE_USER, "task": "behaviour", "model": "mlp", "optimiser": "sgd", "lr": 0.3},
     ],
-    ids=["unlike", "turnout", "prox", "clusters", "wide", "one-user", "one-user-mlp", "one-user-admm", "candidates"],
+    ids=[
+        *("unlike", "turnout", "prox", "clusters", "wide", "one-user", "one-user-mlp", "one-user-admm", "candidates"),
+        *("body", "sequence", "content", "about-items", "classes"),
+    ],
 )
 def test_whatever_is_shared_and_whoever_takes_part(fields: dict[str, Any], tmp_path: Path) -> None:
     a = into(tmp_path / "inline", "fedper", **fields)

@@ -26,7 +26,6 @@ from fedrec.training.recipe import Recipe
 from fedrec.wire import read_contribution
 from simulations.apps import apps_for
 from simulations.engines import run_inline
-from simulations.engines.hosts import stacked
 from tests.builders import batches, client, interactions
 from tests.helpers import experiment, fit
 
@@ -200,7 +199,6 @@ def test_content_composes_and_only_the_adapter_and_rows_are_sent(method: str, mo
 
 
 REFUSED: dict[str, Callable[[], Any]] = {
-    "engine: .*found content.kind hashed": lambda: stacked(experiment(content=HASHED, engine="process", stack="yes")),
     "attacks": lambda: Case(experiment(content=HASHED), [], {}, dataset(experiment()).users, np.ones(5)),
     "dim": lambda: experiment(content={"kind": "hashed", "dim": 0}),
     "dropout": lambda: experiment(content={"kind": "hashed", "dropout": 1.0}),

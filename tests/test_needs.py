@@ -80,7 +80,9 @@ KNOWN: dict[Can, Case] = {
         {**USER, **LORA}, {**USER, "content.kind": "minilm"}, "not built: a pass of the encoder for every unit"
     ),
     Can.CLIENT_GRADIENTS: Case(
-        {"model": "mmoe", "stack": "yes"}, {"model": "mlp", "stack": "yes"}, "not built: kernels for three models"
+        {**LORA, "stack": "yes"},
+        {"content.kind": "minilm", "stack": "yes"},
+        "not built: a pass of the encoder for every client",
     ),
     Can.ALONE: Case({**LATE, "stack": "yes"}, LATE, "not built: the stack begins with all"),
     Can.UNSEEN: Case({**SECURE, "stack": "yes"}, SECURE, "one program would see what is to be secret"),

@@ -20,7 +20,6 @@ from fedrec.holdings import clients_data, dataset, reader
 from fedrec.models import Kind, Recommender, Side, UserSequence
 from fedrec.optimisers import Optimiser
 from fedrec.parameters import Params, covers
-from fedrec.parts import stacking_refusal
 from fedrec.records import Row
 from fedrec.scorers import ModelScorer
 from fedrec.seeds import generator
@@ -407,7 +406,6 @@ def test_a_run_that_was_broken_off_goes_on_to_the_same_end(tmp_path: Path) -> No
             r"sequence.kind: sasrec needs a user side, but .* \(add --model mf\), found model item",
         ),
         ({"dim": "4;shop=6"}, "sequence.kind: sasrec needs a width that its heads divide .*, found dim 6"),
-        ({"engine": "process", "stack": "yes"}, "engine: process with stack yes needs .* found sequence.kind sasrec"),
         (
             {"weights": "uniform", "privacy": {"epsilon": "4", "unit": "interaction", "rate": 0.5}},
             r"sequence.kind: sasrec needs rows whose items others read .*, found privacy.unit interaction",
@@ -423,10 +421,6 @@ def test_a_run_that_was_broken_off_goes_on_to_the_same_end(tmp_path: Path) -> No
 def test_what_knows_no_histories_is_refused_with_the_reason(fields: dict[str, Any], text: str) -> None:
     with pytest.raises(UserError, match=text):
         check(experiment(**{"sequence": {"kind": "sasrec", "heads": 4}, **fields}))
-
-
-def test_stacked_clients_know_no_encoders() -> None:
-    assert stacking_refusal(experiment(sequence={"kind": "gru4rec"})).endswith("found sequence.kind gru4rec")
 
 
 def test_one_pooled_client_is_nothing_to_stack_whatever_its_users_are_read_from(tmp_path: Path) -> None:

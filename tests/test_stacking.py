@@ -248,7 +248,7 @@ def test_models_without_a_kernel_are_stacked_by_the_rows_that_they_gather(kind: 
     recipe = Recipe(2, 5, Optimiser("sgd", 0.1), num_negatives=2, l2=0.01, hidden=0.4 * (kind == "described"))
     model = Recommender(kind, 4, (4, 3)) if kind in BODIES else Recommender("mlp", 4, (4, 3))  # type: ignore[arg-type]
     if kind in ("gru4rec", "sasrec"):
-        model = replace(model, sequence=UserSequence(kind=kind, history=4))  # type: ignore[arg-type]
+        model = replace(model, sequence=UserSequence(kind=kind, history=4))
     c = case(recipe, tasks=tasks, ragged=ragged, model=model, content=kind in ("content", "described"))
     check(c, c.parts())
     check(c, c.parts(chunk=2))
