@@ -1,7 +1,5 @@
 """Input files: regular ones alone, and what is packed is unpacked up to a stated size."""
 
-from __future__ import annotations
-
 import bz2
 import gzip
 import hashlib

@@ -4,8 +4,6 @@ Conventions: a tie counts against the relevant item, so a constant scorer never 
 relevant item has NaN, stays out of every mean and is counted; an empty input has NaN.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Data: sources, who holds what, train/validation/test, and training negatives."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pandas as pd

@@ -1,7 +1,5 @@
 """The public attributes of a catalogue, and which of its items the tasks about them learn from."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np
@@ -47,7 +45,7 @@ def indicators(lists: Sequence[Sequence[str]]) -> Floats:
     return np.where(some[:, None], multi_hot(lists, MOST), np.float32("nan"))
 
 
-def standardised(price: pd.Series[float], train: Bools) -> tuple[Floats, float]:
+def standardised(price: "pd.Series[float]", train: Bools) -> tuple[Floats, float]:
     """Return the standardised logarithms of prices [items, 1], NaN where there is none, and their standard deviation.
 
     Mean and deviation are those of the training items.

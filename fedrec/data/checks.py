@@ -1,7 +1,5 @@
 """What every source of data does: refuse a bad value by its place, and bring interactions into the common order."""
 
-from __future__ import annotations
-
 import csv
 import io
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """What is publicly known of every item before anybody has met it, as one vector: its text, and tables of vectors."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Literal
 

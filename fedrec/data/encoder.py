@@ -1,7 +1,5 @@
 """The sentence encoder all-MiniLM-L6-v2 in plain torch, from the weights of an installed package; never a download."""
 
-from __future__ import annotations
-
 import hashlib
 import importlib.util
 import json

@@ -1,7 +1,5 @@
 """A table of interactions that a program holds in memory, as a file that whoever trains on it can read."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 

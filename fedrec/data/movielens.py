@@ -1,7 +1,5 @@
 """MovieLens 100K in GroupLens' own layout, from a directory or downloaded once into the user's cache."""
 
-from __future__ import annotations
-
 import hashlib
 import http.client
 import io

@@ -1,7 +1,5 @@
 """Who holds which interactions: by platform, users in silos, or one client per user."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from math import isfinite
 from typing import Literal, get_args

@@ -1,7 +1,5 @@
 """Volunteers: users whose interactions are public, and the public probe of (user, item) pairs drawn around them."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Rows that say the same thing again: a view and then a purchase, an item that is rated twice, become one."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from fedrec.data.types import Floats, Interactions, Ints

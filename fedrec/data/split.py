@@ -1,7 +1,5 @@
 """Train, validation and test of one client, and clients pooled into one."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from math import ceil

@@ -1,7 +1,5 @@
 """A market of platforms with planted structure: how alike the platforms are is known and can be turned."""
 
-from __future__ import annotations
-
 from math import ceil
 
 import numpy as np

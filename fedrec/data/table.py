@@ -1,7 +1,5 @@
 """Any CSV or Parquet table of interactions, its columns mapped to roles."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Mapping
 from pathlib import Path

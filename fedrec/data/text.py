@@ -1,7 +1,5 @@
 """What an item's title and categories say, as one vector per item: hashed words, or a pretrained sentence encoder."""
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import math

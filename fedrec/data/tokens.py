@@ -1,7 +1,5 @@
 """What the last layer of the sentence encoder reads of every token, computed once: all below it is frozen."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -43,15 +41,15 @@ class Tokens:
     a: Tensor | None = None
     projected: Tensor | None = None
 
-    def of(self, items: Ints) -> Tokens:
+    def of(self, items: Ints) -> "Tokens":
         """Return the same for some of the items, in this order; nothing large is copied."""
         return self.replaced(text=self.text[torch.from_numpy(items)])
 
-    def to(self, device: str) -> Tokens:
+    def to(self, device: str) -> "Tokens":
         """Return the same on a device."""
         return self.replaced(**{name: value.to(device) for name, value in vars(self).items() if value is not None})
 
-    def replaced(self, **changes: Tensor) -> Tokens:
+    def replaced(self, **changes: Tensor) -> "Tokens":
         """Return the same with other tensors."""
         return Tokens(**{**vars(self), **changes})
 

@@ -1,7 +1,5 @@
 """What the other rooms see of data: a dataset of all platforms, and the part that one client holds."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -66,12 +64,12 @@ class Interactions:
         return len(self.user)
 
     @staticmethod
-    def empty() -> Interactions:
+    def empty() -> "Interactions":
         """Return no interactions, without labels."""
         none = np.zeros(0, np.int64)
         return Interactions(none, none, none, np.zeros(0, np.float32), np.zeros(0, np.bool_))
 
-    def take(self, index: Ints | Bools) -> Interactions:
+    def take(self, index: Ints | Bools) -> "Interactions":
         """Return the rows that `index` (positions, or a mask of length n) selects."""
         return Interactions(
             self.user[index],
@@ -102,7 +100,7 @@ class Attributes:
     test: Bools = field(default_factory=_none)
     deviation: float = 1.0
 
-    def take(self, index: Ints) -> Attributes:
+    def take(self, index: Ints) -> "Attributes":
         """Return what is known of the items at some positions."""
         values = {name: value[index] for name, value in self.values.items()}
         parts = (self.train[index], self.validation[index], self.test[index])
@@ -131,7 +129,7 @@ class ClientData:
     validation: Interactions
     test: Interactions
     notes: tuple[str, ...] = ()
-    members: tuple[ClientData, ...] = ()
+    members: tuple["ClientData", ...] = ()
     attributes: Attributes = field(default_factory=Attributes)
     new: tuple[Bools, Bools] | None = None
     support: Interactions = field(default_factory=lambda: Interactions.empty())

@@ -1,7 +1,5 @@
 """Vectors of items from a file, such as those of images, and several modalities joined to one vector per item."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Sequence
 from pathlib import Path

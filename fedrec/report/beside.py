@@ -1,7 +1,5 @@
 """Runs side by side: what each measured for every client, and how each differs from the first."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """What was run, in words."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

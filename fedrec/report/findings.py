@@ -1,7 +1,5 @@
 """What a reader must know of a run, in words: an answer for each client, and the warnings."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable
 from typing import Any, NamedTuple

@@ -1,7 +1,5 @@
 """What a promise of privacy costs each client, in parts: other batches and weights, clipping, noise."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """What a client's tasks do to each other: all of them together against each of them in a run of its own."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """Where a federation stands among its baselines: the strongest of them by name, and whether popularity does better."""
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 import pandas as pd

@@ -1,7 +1,5 @@
 """A run directory as tables: the comparison of every client with its baselines."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Sequence

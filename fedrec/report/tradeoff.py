@@ -1,7 +1,5 @@
 """Figures of what is paid for privacy: numbers against the budget epsilon, with their bands."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """What is said of differences: helped, hurt or neither, corrected for the number of times that it is said."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Hashable, Iterable, Sequence
 

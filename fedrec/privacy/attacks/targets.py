@@ -1,7 +1,5 @@
 """What attacks are asked about, and, apart from it, the truth."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -26,11 +24,11 @@ class Records:
     def __len__(self) -> int:
         return len(self.user)
 
-    def take(self, index: Ints | Bools) -> Records:
+    def take(self, index: Ints | Bools) -> "Records":
         """Return the records that `index` (positions, or a mask [n]) selects."""
         return Records(self.client, self.of[index], self.user[index], self.item[index], self.rating[index])
 
-    def unrated(self) -> Records:
+    def unrated(self) -> "Records":
         """Return the records without their ratings, for an attack that is to find those."""
         return replace(self, rating=np.full(len(self), np.nan, np.float32))
 
