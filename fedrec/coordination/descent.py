@@ -8,9 +8,9 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import Tensor
 
-from fedrec.aggregation import Carrier, gather
+from fedrec.aggregation import Carrier
 from fedrec.components import PartText, choose_part, make, read
-from fedrec.coordination.halves import Residuals, double
+from fedrec.coordination.halves import Held, Residuals, double
 from fedrec.errors import UserError
 from fedrec.gradients import Kind, Method, ServerOptimiser, State, combine, weights_of
 from fedrec.parameters import Params, flatten, norm, subtract, unflatten
@@ -43,17 +43,14 @@ class Descent(BaseModel):
 
 
 @dataclass
-class Stepped:
+class Stepped(Held):
     """The tie of collaborative gradient descent: z - step(sum_i w_i g_i), each row over the clients that carry it.
 
     Under a robust rule the step is along what it makes of the g_i instead.
     """
 
     descent: Descent
-    rho: float
     seed: int
-    carriers: dict[str, Carrier]
-    z: Params
     robust: Robust = field(default_factory=Robust)
     rounds: int = 0
     _state: State = field(init=False)
@@ -61,14 +58,6 @@ class Stepped:
     def __post_init__(self) -> None:
         self.optimiser = ServerOptimiser(self.descent.optimiser, self.descent.lr)
         self._state = self.optimiser.start(flatten(self.z))
-
-    def part(self, client: str) -> Params:
-        """See Tie."""
-        return gather(self.z, self.carriers[client])
-
-    def whole(self) -> Params:
-        """See Tie."""
-        return self.z
 
     def update(self, answers: Mapping[str, Params], gaps: Mapping[str, float]) -> Residuals:
         """See Tie."""

@@ -69,31 +69,86 @@ class Residuals:
 
 
 @dataclass
-class Hub:
-    """The server half: it remembers V (of consensus only the sum) and ties it.
+class Held:
+    """A tie whose Z is one set of parameters, of which a client is sent its part; `Tie` says what its methods do."""
 
-    `values` are the v_i that the clients joined with. Every client has a weight p_i in its carrier.
+    rho: float
+    carriers: dict[str, Carrier]
+    z: Params
+
+    def part(self, client: str) -> Params:
+        """See Tie."""
+        return gather(self.z, self.carriers[client])
+
+    def whole(self) -> Params:
+        """See Tie."""
+        return self.z
+
+    def state(self) -> Params:
+        """See Tie."""
+        return self.z
+
+    def restore(self, state: Params) -> None:
+        """See Tie."""
+        self.z = state
+
+
+@dataclass
+class Hub:
+    """The server half, a Tie: it remembers V and ties it by an operator.
+
+    `values` are the v_i that the clients joined with. Every client has a weight p_i in its carrier. With `duals` the
+    answers are increments of v_i = x_i + u_i; with `balance` rho adapts, see `step`.
     """
 
     operator: Operator
     rho: float
     carriers: dict[str, Carrier]
     values: dict[str, Params]
+    duals: bool = True
+    balance: bool = False
     z: dict[str, Params] = field(init=False)
 
     def __post_init__(self) -> None:
         self.values = {name: double(value) for name, value in self.values.items()}
         self.z = self.tied()
 
-    def absorb(self, client: str, increment: Params) -> None:
-        """Add a client's increment to its v_i."""
-        self.values[client] = add(self.values[client], double(increment))
+    def part(self, client: str) -> Params:
+        """See Tie."""
+        return {name: value.to(self.carriers[client].like[name].dtype) for name, value in self.z[client].items()}
 
-    def replace(self, client: str, value: Params) -> None:
-        """Take a client's v_i as sent, for couplings without duals."""
-        self.values[client] = double(value)
+    def whole(self) -> Params:
+        """See Tie."""
+        return mean([(who, self.z[name]) for name, who in self.carriers.items()])
 
-    def step(self, squared_gaps: Sequence[float], balance: bool = False) -> Residuals:
+    def update(self, answers: Mapping[str, Params], gaps: Mapping[str, float]) -> Residuals:
+        """See Tie."""
+        if not self.duals:
+            gaps = {name: norm(subtract(x, self.part(name))) ** 2 for name, x in answers.items()}
+        for name, sent in answers.items():
+            self.absorb(name, sent)
+        return self.step(list(gaps.values()))
+
+    def state(self) -> Params:
+        """See Tie; the tensors of all clients are under KIND/PLACE/NAME, with the client's place in their order."""
+        found = {"rho": torch.tensor(self.rho, dtype=torch.float64)}
+        for kind, parts in (("v", self.values), ("z", self.z)):
+            for place, part in enumerate(parts.values()):
+                found |= {f"{kind}/{place}/{name}": value for name, value in part.items()}
+        return found
+
+    def restore(self, state: Params) -> None:
+        """See Tie."""
+        self.rho = float(state["rho"])
+        for kind, parts in (("v", self.values), ("z", self.z)):
+            for place, (name, value) in enumerate(parts.items()):
+                parts[name] = {key: state[f"{kind}/{place}/{key}"] for key in value}
+
+    def absorb(self, client: str, sent: Params) -> None:
+        """Add a client's increment to its v_i; without duals what was sent is v_i."""
+        self.values[client] = add(self.values[client], double(sent)) if self.duals else double(sent)
+
+    def step(self, squared_gaps: Sequence[float]) -> Residuals:
         """Tie V anew; `squared_gaps` are the |x_i - z_i|^2 of the clients that answered.
 
         With `balance`, rho doubles when the relative primal residual |X - Z| / |Z| exceeds ten times the relative dual
@@ -103,7 +158,7 @@ class Hub:
         before, self.z = self.z, self.tied()
         primal, moved = math.sqrt(math.fsum(squared_gaps)), distance(self.z, before)
         found = Residuals(primal, self.rho * moved, self.rho)
-        if balance:
+        if self.balance:
             zero = {name: {n: torch.zeros_like(t) for n, t in z.items()} for name, z in self.z.items()}
             tension, size = distance(self.values, self.z), distance(self.z, zero)
             if primal <= SETTLED * size and moved <= SETTLED * tension:

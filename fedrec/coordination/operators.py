@@ -1,29 +1,23 @@
 """Server operators: Z = prox_{h/rho}(V), or the projection of V on a constraint, over the clients that carry a block.
 
 An operator takes the clients' v_i as vectors and their weights p, and returns the z_i. With weights, the metric is
-sum_i p_i |z_i - v_i|^2. `sees` says what it must see of the clients: their weighted sum alone, or every row of V.
+sum_i p_i |z_i - v_i|^2.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from fedrec.errors import UserError
 
-Sees = Literal["sum", "gram", "rows"]
 Vectors = list[Tensor]  # one vector [d_i] in float64 for each client
 
 
 class Operator(Protocol):
     """Ties the clients' blocks together."""
-
-    @property
-    def sees(self) -> Sees:
-        """What it must see of the clients."""
-        ...
 
     def __call__(self, v: Vectors, p: Tensor, rho: float) -> Vectors:
         """Return the z_i for the v_i, weights p [n] and the penalty rho."""
@@ -31,31 +25,24 @@ class Operator(Protocol):
 
     def restrict(self, members: Sequence[int]) -> "Operator":
         """Return the operator for a block that only some of the clients carry, given their positions."""
-        ...
+        return self
 
 
 @dataclass(frozen=True)
-class Mean:
+class Mean(Operator):
     """Consensus: z_i = sum_k p_k v_k / sum_k p_k."""
-
-    sees: ClassVar[Sees] = "sum"
 
     def __call__(self, v: Vectors, p: Tensor, rho: float) -> Vectors:
         """See Operator."""
         z = mean_of(v, p)
         return [z for _ in v]
 
-    def restrict(self, members: Sequence[int]) -> "Mean":
-        """See Operator."""
-        return self
-
 
 @dataclass(frozen=True)
-class Clusters:
+class Clusters(Operator):
     """Consensus inside each cluster; `groups[i]` is the cluster of client i."""
 
     groups: tuple[int, ...]
-    sees: ClassVar[Sees] = "rows"
 
     def __call__(self, v: Vectors, p: Tensor, rho: float) -> Vectors:
         """See Operator."""
@@ -71,27 +58,22 @@ class Clusters:
 
 
 @dataclass(frozen=True)
-class MeanRegularised:
+class MeanRegularised(Operator):
     """h(Z) = strength/2 sum_i p_i |z_i - z_mean|^2 (MR-MTL, arXiv 2206.07902): pull towards the mean, no consensus.
 
     z_i = v_mean + rho / (rho + strength) (v_i - v_mean).
     """
 
     strength: float
-    sees: ClassVar[Sees] = "rows"
 
     def __call__(self, v: Vectors, p: Tensor, rho: float) -> Vectors:
         """See Operator."""
         centre, kept = mean_of(v, p), rho / (rho + self.strength)
         return [centre + kept * (one - centre) for one in v]
 
-    def restrict(self, members: Sequence[int]) -> "MeanRegularised":
-        """See Operator."""
-        return self
-
 
 @dataclass(frozen=True)
-class Graph:
+class Graph(Operator):
     """h(Z) = strength/2 sum_{(i,k) in edges} |z_i - z_k|^2 = strength/2 tr(Z' Lap Z) (as MOCHA, arXiv 1705.10467).
 
     Z = (rho P + strength Lap)^-1 rho P V with P = diag(p). A block that some clients do not carry keeps the edges
@@ -101,7 +83,6 @@ class Graph:
     clients: int
     edges: tuple[tuple[int, int], ...]
     strength: float
-    sees: ClassVar[Sees] = "rows"
 
     def laplacian(self) -> Tensor:
         """Return Lap [n, n]."""
@@ -126,14 +107,13 @@ class Graph:
 
 
 @dataclass(frozen=True)
-class Mixture:
+class Mixture(Operator):
     """A linear tie coordinate by coordinate: z_i = sum_k b_ik y_k, every client a fixed mixture of prototypes y_k.
 
     Z = B (B' P B)^+ B' P V, the projection on the range of B [n, prototypes].
     """
 
     mixing: tuple[tuple[float, ...], ...]
-    sees: ClassVar[Sees] = "rows"
 
     def __call__(self, v: Vectors, p: Tensor, rho: float) -> Vectors:
         """See Operator."""
@@ -147,7 +127,7 @@ class Mixture:
 
 
 @dataclass(frozen=True)
-class LinearTie:
+class LinearTie(Operator):
     """x_i = A_i theta_i = B_i y for matrices B_i [d_i, m]: the vectors may differ in length.
 
     Stacked, Z = B (B' P B)^+ B' P V. The maps A_i are the clients' exchanges (`solve`, `fedrec.channel`). A v_i of
@@ -155,7 +135,6 @@ class LinearTie:
     """
 
     maps: tuple[Tensor, ...]
-    sees: ClassVar[Sees] = "rows"
 
     def __call__(self, v: Vectors, p: Tensor, rho: float) -> Vectors:
         """See Operator."""
@@ -172,20 +151,15 @@ class LinearTie:
 
 
 @dataclass(frozen=True)
-class SumTo:
+class SumTo(Operator):
     """sum_i z_i = total (a shared resource): z_i = v_i - (sum_k v_k - total) / (p_i sum_k 1/p_k)."""
 
     total: float | Tensor = 0.0
-    sees: ClassVar[Sees] = "rows"
 
     def __call__(self, v: Vectors, p: Tensor, rho: float) -> Vectors:
         """See Operator."""
         excess, share = torch.stack(v).sum(0) - self.total, (1 / p) / (1 / p).sum()
         return [one - part * excess for one, part in zip(v, share, strict=True)]
-
-    def restrict(self, members: Sequence[int]) -> "SumTo":
-        """See Operator."""
-        return self
 
 
 class Projects(Protocol):
@@ -197,13 +171,12 @@ class Projects(Protocol):
 
 
 @dataclass(frozen=True)
-class Constraint:
+class Constraint(Operator):
     """A constraint of the user's own, over the clients that carry a block; raises UserError for what are no z_i."""
 
     projects: Projects
     name: str
     clients: tuple[str, ...]
-    sees: ClassVar[Sees] = "rows"
 
     def __call__(self, v: Vectors, p: Tensor, rho: float) -> Vectors:
         """See Operator."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fedrec.coordination.operators import Clusters, Mean, Operator, Sees, Vectors
+from fedrec.coordination.operators import Clusters, Mean, Operator, Vectors
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ ConvexSet = Ball | Box
 
 
 @dataclass(frozen=True)
-class Within:
+class Within(Operator):
     """An operator composed with a convex set: every z_i also lies in `convex`.
 
     Consensus projects its mean, which is exact. Else the two proximal maps alternate with Dykstra's corrections, which
@@ -47,11 +47,6 @@ class Within:
     convex: ConvexSet
     iterations: int = 10_000
     tolerance: float = 1e-12
-
-    @property
-    def sees(self) -> Sees:
-        """See Operator."""
-        return self.inner.sees
 
     def __call__(self, v: Vectors, p: Tensor, rho: float) -> Vectors:
         """See Operator."""

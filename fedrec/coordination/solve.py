@@ -137,7 +137,8 @@ def solve(
     now = _joined(clients, initial, rho) if state is None else state
     theta, x, links, mu, history = list(now.theta), list(now.x), list(now.links), list(now.mu), list(now.history)
     carriers = {str(i): Carrier(str(i), {X: x[i]}, {}, client.weight) for i, client in enumerate(clients)}
-    hub = Hub(coupling, now.rho, carriers, {str(i): {X: links[i].sent[X] if duals else x[i]} for i in range(len(x))})
+    values = {str(i): {X: links[i].sent[X] if duals else x[i]} for i in range(len(x))}
+    hub = Hub(coupling, now.rho, carriers, values, duals, balance)
     if state is not None:
         hub.z = {str(i): {X: z} for i, z in enumerate(state.z)}  # as it was tied, before rho adapted
     for number in range(len(history), len(history) + rounds):
@@ -153,12 +154,11 @@ def solve(
                 )
             mu[i] = client.price(_loss(clients, i, theta[i], number), mu[i])
             gaps.append(norm(subtract({X: x[i]}, z)) ** 2)
+            sent = {X: x[i]}
             if duals:
-                increment, links[i] = link.answer({X: x[i]}, z)
-                hub.absorb(str(i), increment)
-            else:
-                hub.replace(str(i), {X: x[i]})
-        history.append(_line(clients, theta, mu, hub.step(gaps, balance), number))
+                sent, links[i] = link.answer(sent, z)
+            hub.absorb(str(i), sent)
+        history.append(_line(clients, theta, mu, hub.step(gaps), number))
     return Solution(theta, x, [hub.z[str(i)][X] for i in range(len(x))], links, mu, hub.rho, history)
 
 
