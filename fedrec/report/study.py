@@ -111,6 +111,12 @@ def write_protocols(path: Path, rows: Summary, seeds: int, facts: Mapping[str, s
         path,
         PROTOCOLS,
         title="What a published number is worth without its leak",
+        kicker=f"{seeds} seeds, mean over users, standard deviation over seeds"
+        if seeds > 1
+        else "one seed, mean over users: no standard deviation",
+        words="Under the published protocol, training negatives avoid the held-out items too: whatever is never drawn "
+        "as a negative must be a positive, so the training data gives the test item away. The same method, with "
+        "negatives that avoid the training items only, stands beside it. Validation chooses the round.",
         seeds=seeds,
         leaking=LEAKING,
         metrics=list(dict.fromkeys(row["metric"] for row in rows)),
