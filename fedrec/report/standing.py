@@ -6,7 +6,7 @@ import pandas as pd
 
 from fedrec.metrics import Paired, higher_is_better
 from fedrec.report.findings import change, label, listing, number
-from fedrec.report.tables import Run, as_one, compare, differences
+from fedrec.report.tables import BASELINES, Run, as_one, compare, differences, paired_in
 from fedrec.tasks import ATTRIBUTES
 
 OWN = "own popularity"
@@ -68,12 +68,11 @@ def standings(run: Run, together: pd.DataFrame | None = None) -> list[Standing]:
     table = compare(run) if single else compare(run, together=True) if together is None else together
     own = _own(run, single)
     rows = table[table["primary"] & table["federated"].notna()]
+    apart = {name: paired_in(rows, name) for name in BASELINES}
     found = []
-    for row in rows.to_dict("records"):
-        names = [name for name in ("local", "pooled", "popularity") if row[name] == row[name]]
-        ends = ("difference", "low", "high", "users", "p")
-        gaps = {name: Paired(*(row[f"{name}_{end}"] for end in ends)) for name in names}
-        values = {name: float(row[name]) for name in names}
+    for place, row in enumerate(rows.to_dict("records")):
+        values = {name: float(row[name]) for name in BASELINES if row[name] == row[name]}
+        gaps = {name: apart[name][place] for name in values}
         if (at := (row["task"], row["metric"])) in own:
             values[OWN], gaps[OWN] = own[at]
         found.append(Standing(row["client"], row["task"], row["metric"], row["federated"], values, gaps, len(rows) > 1))

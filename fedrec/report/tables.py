@@ -29,6 +29,7 @@ USERS = ["client", "user", "split", "task", "metric", "value"]
 COSTS = ["teacher_parameters", "student_parameters", "teacher_ms", "student_ms"]
 STUDENT = ["client", "task", "metric", "users", "teacher", "student", "low", "high", *COSTS]
 LEDGER = ["round", "client", "direction", "parameter", "rows", "bytes"]
+ENDS = ("difference", "low", "high", "users", "p")  # columns of a `Paired`, in the order of its fields
 FAULTS = ["round", "client", "during", "kind", "text"]
 
 
@@ -101,20 +102,9 @@ def read_table(path: Path, columns: list[str]) -> pd.DataFrame:
     if not path.exists() or not path.stat().st_size:
         return pd.DataFrame(columns=columns)
     names = ("client", "user", "item", "split", "task", "metric", "direction", "parameter", "device", "during", "kind")
-    numbers = (
-        "round",
-        "value",
-        "weight",
-        "rows",
-        "bytes",
-        "seconds",
-        "train_loss",
-        "bytes_up",
-        "bytes_down",
-        *STUDENT[3:],
-    )
+    counts = ("round", "value", "weight", "rows", "bytes", "seconds", "train_loss", "bytes_up", "bytes_down")
     types: dict[Any, Any] = dict.fromkeys((*names, "text"), str)
-    missing = {name: ["", "nan", "NaN"] for name in numbers}
+    missing = {name: ["", "nan", "NaN"] for name in (*counts, *STUDENT[3:])}
     table = pd.read_csv(path, dtype=types, keep_default_na=False, na_values=missing)
     for column in columns:
         if column not in table:
@@ -218,15 +208,17 @@ def _table(federated: Results, baselines: dict[str, Results]) -> pd.DataFrame:
         table[name] = found.test().reindex(table.index) if found else math.nan
         apart = differences(federated, found) if found else {}
         each = [apart.get(key, Paired(math.nan, math.nan, math.nan, 0)) for key in table.index]
-        table[f"{name}_difference"] = [d.mean for d in each]
-        table[f"{name}_low"] = [d.low for d in each]
-        table[f"{name}_high"] = [d.high for d in each]
-        table[f"{name}_p"] = [d.p for d in each]
-        table[f"{name}_users"] = [d.n for d in each]
+        for end, part in (("difference", "mean"), ("low", "low"), ("high", "high"), ("p", "p"), ("users", "n")):
+            table[f"{name}_{end}"] = [getattr(gap, part) for gap in each]
     higher = table.index.get_level_values("metric").map(higher_is_better).to_numpy(bool)
     ours, pooled = table["federated"], table["pooled"]
     table["pooled_share"] = np.where(higher, ours / pooled.where(pooled != 0), pooled / ours.where(ours != 0))
     return table.reset_index()
+
+
+def paired_in(table: pd.DataFrame, baseline: str) -> list[Paired]:
+    """Return the differences to a baseline in the rows of a `comparison`."""
+    return [Paired(*row) for row in table[[f"{baseline}_{end}" for end in ENDS]].itertuples(index=False)]
 
 
 def as_one(results: Results) -> Results:
@@ -240,7 +232,8 @@ def as_one(results: Results) -> Results:
     curve = users["metric"].isin(["auc", NEGATIVES])
     each = [results.users[name] for name in ("split", *KEY)]
     users["weight"] = users["weight"].where(~curve, users["weight"] / users["weight"].groupby(each).transform("sum"))
-    users["sum"] = users["weight"] * _squared(users)
+    root = users["metric"] == "rmse"
+    users["sum"] = users["weight"] * users["value"].where(~root, squared("rmse", users["value"].to_numpy(np.float64)))
     about = results.users["task"].isin(list(ATTRIBUTES))
     if about.any():
         items = users[about].assign(user=results.users["user"])
@@ -254,11 +247,6 @@ def as_one(results: Results) -> Results:
     sums["value"] = _whole(sums)
     means.update(sums.set_index(key)["value"])
     return Results(means.reset_index(), users)
-
-
-def _squared(users: pd.DataFrame) -> pd.Series:
-    """Return what the metrics of a table of values by user average."""
-    return users["value"].where(users["metric"] != "rmse", squared("rmse", users["value"].to_numpy(np.float64)))
 
 
 def _whole(sums: pd.DataFrame) -> pd.Series:
@@ -289,12 +277,8 @@ def compare(run: Run, together: bool = False) -> pd.DataFrame:
         everyone = table["task"].map(lambda task: ITEMS if counted(task) == "item" else EVERYONE)
         table["client"] = everyone.where((table["users"] > 0) & (table["metric"] != "auc"), CLIENTS)
     tasks = list(dict.fromkeys(run.federated.clients["task"]))
-    primary = {task: run.primary(task) for task in tasks}
-    speaks = [primary[task] == metric for task, metric in zip(table["task"], table["metric"], strict=True)]
-    table["primary"] = np.array(speaks, dtype=bool)
-    ends = [f"local_{end}" for end in ("difference", "low", "high", "users", "p")]
-    found = [Paired(*row) for row in table[ends].itertuples(index=False)]
-    table["verdict"] = verdicts(table["metric"], found, families(table, "primary"))
+    table["primary"] = table["metric"] == table["task"].map({task: run.primary(task) for task in tasks})
+    table["verdict"] = verdicts(table["metric"], paired_in(table, "local"), families(table, "primary"))
     table["protocol"] = run.stamp()
     metrics = list(dict.fromkeys([*run.option("metrics", ()), *table["metric"]]))
     place = {name: rank for rank, name in enumerate(run.names())}

@@ -6,9 +6,8 @@ from typing import NamedTuple
 import matplotlib as mpl
 from markupsafe import Markup
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
-from fedrec.report.plots import ALONE, BAD, FLAT, GOOD, INK, MUTED, OURS, STYLE, WIDTH, number, svg
+from fedrec.report.plots import ALONE, BAD, FLAT, GOOD, INK, MUTED, OURS, STYLE, number, subplots, svg
 
 COLOURS = (OURS, ALONE, GOOD, BAD, FLAT, INK)
 MARKS = "osD^vPX*"
@@ -35,8 +34,7 @@ class Panel(NamedTuple):
 def tradeoff(panels: Sequence[Panel], budgets: Sequence[str], name: str, alt: str, height: float = 3.2) -> Markup:
     """Return panels side by side over the same budgets, which are evenly spaced in their order."""
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, height), layout="constrained")
-        every = figure.subplots(1, len(panels), squeeze=False)
+        figure, every = subplots(1, len(panels), height)
         for axes, panel in zip(every.flat, panels, strict=True):
             _panel(axes, panel, budgets)
         return svg(figure, name, alt)
@@ -53,13 +51,9 @@ def _panel(axes: Axes, panel: Panel, budgets: Sequence[str]) -> None:
         axes.axhline(level, color=MUTED, linewidth=1, linestyle="--")
         axes.annotate(label, (0, level), color=MUTED, fontsize=8, xytext=(2, 3), textcoords="offset points")
     axes.set_title(panel.title)
-    axes.set_xticks(x, [_symbol(one) for one in budgets])
+    axes.set_xticks(x, ["\N{INFINITY}" if one == "inf" else one for one in budgets])
     axes.set_xlabel("epsilon")
     axes.set_ylabel(panel.label)
     axes.yaxis.set_major_formatter(number)
     if len(panel.series) > 1:
         axes.legend(loc="best", labelcolor=MUTED, handlelength=1.4, fontsize=8)
-
-
-def _symbol(budget: str) -> str:
-    return "\N{INFINITY}" if budget == "inf" else budget
