@@ -2,7 +2,10 @@
 
 import csv
 import io
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +15,7 @@ from numpy.typing import NDArray
 from fedrec.data.repeats import merged, told
 from fedrec.data.types import Interactions
 from fedrec.errors import UserError
-from fedrec.files import PEEKED
+from fedrec.files import PEEKED, unpacked
 
 LONGEST = 100  # characters of a client's name
 NAMES = f"a name must be printable and have at most {LONGEST} characters"
@@ -42,14 +45,7 @@ def canonical(frame: pd.DataFrame) -> tuple[pd.DataFrame, tuple[str, ...]]:
     if not frame.duplicated(KEY).any():
         return frame.sort_values(order, ignore_index=True), ()
     keys = frame.groupby(KEY, sort=True).ngroup().to_numpy().astype(np.int64)
-    before = Interactions(
-        user=frame["user"].to_numpy(),
-        item=frame["item"].to_numpy(),
-        time=frame["time"].to_numpy(),
-        rating=frame["rating"].to_numpy(),
-        positive=frame["positive"].to_numpy(),
-        labels={name: frame[name].to_numpy() for name in labels},
-    )
+    before = Interactions.of(frame, labels)
     after = merged(before, keys)
     platform = frame["platform"].to_numpy()[np.unique(keys, return_index=True)[1]]
     columns = {"user": after.user, "item": after.item, "platform": platform}
@@ -61,6 +57,30 @@ def canonical(frame: pd.DataFrame) -> tuple[pd.DataFrame, tuple[str, ...]]:
 def showable(name: str) -> bool:
     """Return whether a terminal and an option can show a name, and a file be named after it."""
     return name.isprintable() and len(name) <= LONGEST
+
+
+@contextmanager
+def reading(path: Path, form: str) -> Iterator[None]:
+    """Raise UserError for whatever a file that is damaged, or of another form, makes its reader raise."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{path}: must be a readable {form} file, found {reason}") from None
+
+
+def read_csv(path: Path, wanted: Sequence[str], **options: Any) -> pd.DataFrame:
+    """Return a CSV (also packed, see `fedrec.files.unpacked`) with at least the wanted columns, each of them once."""
+    with warnings.catch_warnings():
+        # Rows longer than the header mean a shifted column: pandas cuts them where it reads some columns only, and
+        # only warns where all rows are long.
+        warnings.simplefilter("error", pd.errors.ParserWarning)
+        with unpacked(path, path.name) as file:
+            check_header(file, wanted, path.name)
+            frame: pd.DataFrame = pd.read_csv(file, index_col=False, keep_default_na=False, **options)
+            return frame
 
 
 def check_header(file: io.BufferedReader, wanted: Sequence[str], name: str) -> None:

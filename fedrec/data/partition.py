@@ -51,7 +51,7 @@ def federation(
         raise UserError("split: 'temporal' needs times, found none in the data")
     private = without(dataset, volunteers_of(dataset, volunteers, seed)) if volunteers else dataset
     names, owner = _owners(private, clients, partition, skew, seed)
-    rows = _interactions(private)
+    rows = Interactions.of(private.interactions, private.labels)
     order = np.argsort(owner, kind="stable")
     bounds = np.searchsorted(owner[order], np.arange(len(names) + 1))
     whole, known = np.arange(len(dataset.items)), attributes_of(dataset, fractions, seed)
@@ -77,7 +77,7 @@ def public_data(
 ) -> ClientData:
     """Return the public users' interactions of all platforms, split as a client's, over the whole catalogue."""
     chosen = volunteers_of(dataset, volunteers, seed)
-    rows = _interactions(dataset)
+    rows = Interactions.of(dataset.interactions, dataset.labels)
     items = np.arange(len(dataset.items))
     return _client("volunteers", rows.take(np.isin(rows.user, chosen)), items, split, fractions, seed)
 
@@ -121,19 +121,6 @@ def _owners(
     owner = np.full(len(dataset.users), -1)
     owner[chosen] = np.repeat(np.arange(count), sizes)
     return names, owner[frame["user"].to_numpy()]
-
-
-def _interactions(dataset: Dataset) -> Interactions:
-    """Return all interactions, with global ids."""
-    frame = dataset.interactions
-    return Interactions(
-        user=frame["user"].to_numpy(),
-        item=frame["item"].to_numpy(),
-        time=frame["time"].to_numpy(),
-        rating=frame["rating"].to_numpy(),
-        positive=frame["positive"].to_numpy(),
-        labels={name: frame[name].to_numpy() for name in dataset.labels},
-    )
 
 
 def _sizes(users: int, silos: int, skew: float | None, seed: int) -> Ints:

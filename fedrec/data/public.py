@@ -6,7 +6,7 @@ import numpy as np
 
 import fedrec.seeds as seeds
 from fedrec.data.split import concatenate
-from fedrec.data.types import ClientData, Dataset, Interactions, Ints
+from fedrec.data.types import Attributes, ClientData, Dataset, Ints
 from fedrec.errors import UserError
 
 
@@ -39,35 +39,19 @@ def informed(client: ClientData, public: ClientData) -> ClientData:
         user=np.searchsorted(users, public.users[rows.user]),
         item=np.searchsorted(client.items, public.items[rows.item]),
     )
-    own = np.searchsorted(users, client.users)
-    parts = (client.train, client.validation, client.test, client.support)
-    train, validation, test, support = (replace(part, user=own[part.user]) for part in parts)
+    own = client.among(users, client.items)
     note = f"{len(public.users)} of the users are public volunteers, with {len(added)} training rows; never tested here"
-    return replace(
-        client,
-        users=users,
-        train=concatenate([train, added]),
-        validation=validation,
-        test=test,
-        support=support,
-        notes=(*client.notes, note),
-    )
+    return replace(own, train=concatenate([own.train, added]), notes=(*client.notes, note))
 
 
 def viewed(public: ClientData, name: str, items: Ints) -> ClientData:
     """Return the public users' split interactions among `items` (global ids, ascending), under a client's name."""
-
-    def among(rows: Interactions) -> Interactions:
-        kept = rows.take(np.isin(public.items[rows.item], items))
-        return replace(kept, item=np.searchsorted(items, public.items[kept.item]))
-
-    parts = (public.train, public.validation, public.test, public.support)
-    train, validation, test, support = (among(rows) for rows in parts)
-    new = None
-    if public.new is not None:
+    found = public.mapped(lambda rows: rows.take(np.isin(public.items[rows.item], items))).among(public.users, items)
+    new = public.new
+    if new is not None:
         here = np.searchsorted(public.items, items)
-        new = public.new[0][here], public.new[1][here]
-    return ClientData(name, public.users, items, train, validation, test, new=new, support=support)
+        new = new[0][here], new[1][here]
+    return replace(found, name=name, notes=(), members=(), attributes=Attributes(), new=new)
 
 
 def probe_of(public: ClientData, each: int, seed: int) -> Ints:
