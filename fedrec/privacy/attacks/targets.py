@@ -1,6 +1,6 @@
 """What attacks are asked about, and, apart from it, the truth."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -27,6 +27,12 @@ class Records:
     def take(self, index: Ints | Bools) -> "Records":
         """Return the records that `index` (positions, or a mask [n]) selects."""
         return Records(self.client, self.of[index], self.user[index], self.item[index], self.rating[index])
+
+    def by_client(self) -> Iterator[tuple[str, Ints, "Records"]]:
+        """Yield every client that has records, their places, and the records."""
+        for number in np.unique(self.of):
+            rows = np.flatnonzero(self.of == number)
+            yield self.client[number], rows, self.take(rows)
 
     def unrated(self) -> "Records":
         """Return the records without their ratings, for an attack that is to find those."""
