@@ -1,7 +1,7 @@
 """Messages to the clients and their answers: admitted against the contract, counted in the ledger, in one order."""
 
 from collections import Counter
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from flwr.app import Message, RecordDict
@@ -103,8 +103,8 @@ class Exchange:
             found.subtotals.extend(admitted_sums(one, call, sums, letters))
         inside = {name for part in found.subtotals for name in part.clients}
         letters |= dict.fromkeys(lost & broadcasts.keys(), Refused("dropout", "dropped out, as the run says"))
-        judge = Judge(inside, like, metrics, check)
-        verdicts = {name: judge.answer(name, letters[name]) for name in broadcasts}
+        mine = {name: {} if name in inside else like.get(name, {}) for name in broadcasts}
+        verdicts = {name: verdict(letters[name], name, mine[name], metrics, check) for name in broadcasts}
         verdicts |= cohorts_refused(verdicts, self.nodes, refuse)
         during = split if kind == "evaluate" else kind
         for name, broadcast in broadcasts.items():
@@ -165,27 +165,24 @@ def admitted(reply: Contribution, name: str, like: Params, metrics: frozenset[st
     return replace(reply, values=admit(reply.values, like)) if reply.values or like else reply
 
 
-@dataclass(frozen=True)
-class Judge:
-    """Admits answers: tensors `like` those that a client carries, none `inside` a sum, and what `check` lets pass."""
+def verdict(
+    letter: Contribution | Refused,
+    name: str,
+    like: Params,
+    metrics: frozenset[str],
+    check: Callable[[Contribution], object],
+) -> Contribution | Refused:
+    """Return the answer of a client if it counts, and else why not; see `Exchange.send`."""
 
-    inside: Container[str]
-    like: Mapping[str, Params]
-    metrics: frozenset[str]
-    check: Callable[[Contribution], object]
+    def admit_one(reply: Contribution) -> Contribution:
+        reply = admitted(reply, name, like, metrics)
+        check(reply)
+        return reply
 
-    def answer(self, name: str, letter: Contribution | Refused) -> Contribution | Refused:
-        """Return the answer of a client if it counts, and else why not."""
-
-        def admit_one(reply: Contribution) -> Contribution:
-            reply = admitted(reply, name, {} if name in self.inside else self.like.get(name, {}), self.metrics)
-            self.check(reply)
-            return reply
-
-        try:
-            return judged(letter, admit_one)
-        except Refused as refused:
-            return refused
+    try:
+        return judged(letter, admit_one)
+    except Refused as refused:
+        return refused
 
 
 def cohorts_refused(

@@ -15,7 +15,7 @@ import torch
 from flwr.app import ArrayRecord, Message, RecordDict
 from numpy.typing import NDArray
 
-from fedrec.aggregation import Carrier
+from fedrec.aggregation import Carrier, carried
 from fedrec.parameters import Params
 from fedrec.privacy.encoding import Layout
 from fedrec.privacy.masks import KEY, Words, agreed
@@ -40,7 +40,7 @@ from fedrec.wire.secure import (
     unmask_call,
 )
 from server.exchange import Exchange
-from server.faults import Fault, Outcome, Refused
+from server.faults import Fault, Outcome, Refused, content_of
 
 T = TypeVar("T")
 NOBODY: frozenset[str] = frozenset()
@@ -202,17 +202,13 @@ def opened(
     answer: Message | None, names: Sequence[str], hosts: bool, deadline: float
 ) -> dict[str, RecordDict | Refused]:
     """Return the letters of the clients of a node; what is missing or cannot be read is a refusal of each of them."""
-    if answer is None:
-        late = Refused("silence", f"did not answer within {deadline:g} s" if deadline else "did not answer")
-        return dict.fromkeys(names, late)
-    if answer.has_error():
-        return dict.fromkeys(names, Refused("error", f"failed: {answer.error.reason}"))
-    if not answer.has_content():
-        return dict.fromkeys(names, Refused("contract", "must have a content, found none"))
-    if not hosts:
-        return {names[0]: answer.content}
     try:
-        contents, failed = unbundled(answer.content)
+        content = content_of(answer, deadline)
+        if not hosts:
+            return {names[0]: content}
+        contents, failed = unbundled(content)
+    except Refused as refused:
+        return dict.fromkeys(names, refused)
     except ContractError as error:
         return dict.fromkeys(names, Refused("contract", str(error)))
     silent = Refused("silence", "did not answer")
@@ -230,7 +226,7 @@ def layout_of(carriers: Sequence[Carrier], rows: Mapping[str, NDArray[np.int64]]
     shapes: dict[str, tuple[int, ...]] = {}
     ids = {}
     for name in sorted(z):
-        held = count(name, carriers, z)
+        held = carried(name, carriers, z)
         inside = (held >= least).numpy()
         if name in TABLES:
             ids[name] = rows[TABLES[name]][inside]
@@ -244,19 +240,10 @@ def apart(carriers: Mapping[str, Carrier], z: Params, terms: Terms) -> list[str]
     """Return a note for every tensor of which too few clients carry some, which therefore stay at home."""
     found = []
     for name in z:
-        few = int((count(name, list(carriers.values()), z) < terms.carriers).sum())
+        few = int((carried(name, carriers.values(), z) < terms.carriers).sum())
         if few:
             what = f"{few} rows of {name}" if name in TABLES else name
             found.append(f"secure sums: {what} stay at home, carried by fewer than {terms.carriers} clients")
-    return found
-
-
-def count(name: str, carriers: Sequence[Carrier], z: Params) -> torch.Tensor:
-    """Return how many of the clients carry each row [rows] of a table, or any other tensor [1]."""
-    found = torch.zeros(len(z[name]) if name in TABLES else 1, dtype=torch.float64)
-    for who in carriers:
-        if name in who.like:
-            found[who.positions[name] if name in who.positions else slice(None)] += 1
     return found
 
 
@@ -278,14 +265,14 @@ def mean_change(
     found = {name: torch.zeros(value.shape, dtype=torch.float64) for name, value in z.items()}
     for name, total in values.items():
         places = torch.from_numpy(np.isin(rows[TABLES[name]], layout.rows[name])) if name in TABLES else slice(None)
-        held = count(name, survivors, z)[places]
+        held = carried(name, survivors, z)[places]
         wide = [-1, *[1] * (total.dim() - 1)]
         limit = np.inf if terms.noise else terms.encoding.bound * (1 + 1e-9)
         if not bool(((held <= mass[name]) & (mass[name] <= held * terms.encoding.weight)).all()) or not bool(
             (total.abs() <= mass[name].reshape(wide) * limit).all()
         ):
             raise ContractError(f"secure sum: {name} must lie within the bounds of its clients, found that it does not")
-        over = (count(name, everybody, z)[places] if everybody else mass[name]).reshape(wide)
+        over = (carried(name, everybody, z)[places] if everybody else mass[name]).reshape(wide)
         before = 0.0 if everybody or terms.noise else z[name][places].double()
         found[name][places] = torch.where(over > 0, total / over.clamp(min=1.0) - before, 0.0)
     return found
