@@ -16,7 +16,6 @@ from torch import Tensor
 from fedrec.batches import Recipe
 from fedrec.data.types import Ints
 from fedrec.experiment import Experiment
-from fedrec.privacy.attacks.membership import each
 from fedrec.privacy.attacks.scores import Values
 from fedrec.privacy.attacks.targets import Records
 from fedrec.privacy.transcript import Exchanged, Transcript
@@ -69,4 +68,4 @@ def membership(transcript: Transcript, records: Records, *, experiment: Experime
             found[rows] = share[part.user[rows]]
         return found
 
-    return each(transcript, records, score)
+    return records.scored(transcript, score)

@@ -8,7 +8,6 @@ from torch import Tensor
 from fedrec.batches import Recipe
 from fedrec.data.types import Ints
 from fedrec.experiment import Experiment
-from fedrec.privacy.attacks.membership import each
 from fedrec.privacy.attacks.recovery import STILL, moved
 from fedrec.privacy.attacks.scores import Values
 from fedrec.privacy.attacks.targets import Records
@@ -62,7 +61,7 @@ def rating_scores(transcript: Transcript, records: Records, *, experiment: Exper
         table[rated] = rating
         return np.asarray(table[item.numpy()])
 
-    return each(transcript, records, score)
+    return records.scored(transcript, score)
 
 
 def fitting(known: Values, prior: Values | None) -> float:
