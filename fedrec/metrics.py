@@ -74,6 +74,11 @@ def higher_is_better(name: str) -> bool:
     return name not in LOWER_IS_BETTER
 
 
+def sign(name: str) -> int:
+    """Return 1 for a metric (or `loss`) of which more is better, else -1."""
+    return 1 if higher_is_better(name) else -1
+
+
 def ranks(scores: Tensor, relevant: Tensor, excluded: Tensor) -> list[Ranks]:
     """Return, for each row, the 1-based ranks of its relevant items in column order.
 

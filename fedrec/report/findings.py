@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from fedrec.metrics import higher_is_better
+from fedrec.metrics import higher_is_better, sign
 from fedrec.newcomers import arrivals
 from fedrec.privacy.rule import NOT_PRIVATE
 from fedrec.records import SINGLE
@@ -105,7 +105,7 @@ def listing(names: Iterable[str], most: int = WORST) -> str:
 def headline(row: Any) -> Headline:
     """Return the answer for one row of `comparison`."""
     tone, before, after = LEADS[row.verdict]
-    good = 1 if higher_is_better(row.metric) else -1
+    good = sign(row.metric)
     if row.verdict == "helped" and good * row.federated < good * row.popularity:
         tone, after = "care", f"against training alone, but it stays below popularity ({number(row.popularity)})"
     numbers = f"{label(row.metric)} {number(row.federated)}"
@@ -147,17 +147,15 @@ def _losses(primary: pd.DataFrame) -> list[Caution]:
         out.append(Caution("bad", f"{row.client} lost by taking part", text, True))
     if len(lost) > WORST:
         out.append(Caution("bad", f"{len(lost)} clients lost by taking part", listing(lost["client"]), True))
-    sign = primary["metric"].map(lambda metric: 1 if higher_is_better(metric) else -1)
-    below = primary[
-        (sign * primary["local_difference"] < 0) & primary["verdict"].isin(["no detectable difference", UNCLEAR])
-    ]
+    worse = primary["metric"].map(sign) * primary["local_difference"] < 0
+    below = primary[worse & primary["verdict"].isin(["no detectable difference", UNCLEAR])]
     if len(below):
         text = "The point estimate lies on the worse side of 0, and no verdict at a level of 5% over all clients: "
         out.append(Caution("care", "No detectable gain", f"{text}{listing(below['client'])}.", True))
-    worse = primary[primary["verdict"] == "worse"]
-    if len(worse):
+    bare = primary[primary["verdict"] == "worse"]
+    if len(bare):
         text = "There is no interval (fewer than two users or items with a value): "
-        out.append(Caution("care", "Below alone, without an interval", f"{text}{listing(worse['client'])}.", True))
+        out.append(Caution("care", "Below alone, without an interval", f"{text}{listing(bare['client'])}.", True))
     return out
 
 

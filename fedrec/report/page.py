@@ -7,7 +7,7 @@ import jinja2
 import pandas as pd
 from markupsafe import Markup
 
-from fedrec.metrics import higher_is_better
+from fedrec.metrics import higher_is_better, sign
 from fedrec.report import plots
 from fedrec.report.facts import facts
 from fedrec.report.findings import DASH, MANY, WORST, answer, change, count, headline, label, number, plural, warnings
@@ -119,8 +119,7 @@ def _differences(run: Run, name: str, rows: pd.DataFrame) -> Figure | None:
         f"{label(metric)} together minus alone ({'higher' if higher_is_better(metric) else 'lower'} is better){flag}"
     )
     if len(run.names()) > MANY:
-        good = 1 if higher_is_better(metric) else -1
-        picture = plots.distribution(rows["local_difference"], good, name, words, f"{words}. {answer(rows)}")
+        picture = plots.distribution(rows["local_difference"], sign(metric), name, words, f"{words}. {answer(rows)}")
         return Figure(picture, "How many clients differ by how much.")
     each = "; ".join(f"{h.name}: {h.numbers}" for h in map(headline, rows.itertuples()))
     picture = plots.forest(rows, name, words, f"{words}. {each}")
@@ -222,12 +221,9 @@ def _traffic(run: Run) -> dict[str, Any] | None:
         "figure": Figure(
             plots.traffic(scaled, unit, "traffic", alt), "Sent to the server (up) and to the clients (down)."
         ),
-        "totals": {"up": up, "down": down, "total": up + down},
-        "rounds": {"up": up / rounds, "down": down / rounds, "total": (up + down) / rounds},
-        "client": {
-            "up": up / rounds / clients,
-            "down": down / rounds / clients,
-            "total": (up + down) / rounds / clients,
+        "rows": {
+            name: [total / parts for total in (up, down, up + down)]
+            for name, parts in (("Whole run", 1), ("A round", rounds), ("A client in a round", rounds * clients))
         },
     }
 

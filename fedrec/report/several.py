@@ -7,7 +7,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from fedrec.metrics import NEGATIVES
-from fedrec.report.tables import CLIENTS, KEY, METRICS, USERS, Results, Run, as_one, differences
+from fedrec.report.tables import CLIENTS, KEY, METRICS, USERS, Results, Run, as_one, differences, joined
 from fedrec.report.verdicts import UNCLEAR, families, verdicts
 
 WORDS = {"helped": "gained", "hurt": "lost", "no detectable difference": "unclear", "": "not measured"}
@@ -102,19 +102,14 @@ def balances(table: pd.DataFrame) -> dict[str, Balance]:
 
 def _joined(singles: dict[str, Results]) -> Results:
     """Return the results of every task in the run that was for it."""
-    clients = [r.clients[r.clients["task"] == task] for task, r in singles.items()]
-    users = [r.users[r.users["task"] == task] for task, r in singles.items()]
-    found = (
-        ([part for part in parts if len(part)], names)
-        for parts, names in ((clients, METRICS), (users, [*USERS, "weight"]))
-    )
+    every = [results.where(lambda table, task=task: table["task"] == task) for task, results in singles.items()]  # type: ignore[misc]
     return Results(
-        *(pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=names) for parts, names in found)
+        joined([results.clients for results in every], METRICS),
+        joined([results.users for results in every], [*USERS, "weight"]),
     )
 
 
 def _only(results: Results, keys: list[tuple[str, str, str]]) -> Results:
     """Return the results of some (client, task, metric); of an AUC both sides."""
     keys = keys + [(client, task, NEGATIVES) for client, task, metric in keys if metric == "auc"]
-    kept = [t[pd.MultiIndex.from_frame(t[KEY]).isin(keys)] for t in (results.clients, results.users)]
-    return Results(kept[0], kept[1])
+    return results.where(lambda table: pd.MultiIndex.from_frame(table[KEY]).isin(keys))

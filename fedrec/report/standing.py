@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from fedrec.metrics import Paired, higher_is_better
+from fedrec.metrics import Paired, higher_is_better, sign
 from fedrec.report.findings import change, label, listing, number
 from fedrec.report.tables import BASELINES, Run, as_one, compare, differences, paired_in
 from fedrec.tasks import ATTRIBUTES
@@ -32,21 +32,21 @@ class Standing(NamedTuple):
 
     def ahead(self, name: str) -> bool:
         """Tell whether a baseline is better than the federation."""
-        sign = 1 if higher_is_better(self.metric) else -1
-        return sign * self.baselines[name] > sign * self.ours
+        return self._good(self.baselines[name]) > self._good(self.ours)
+
+    def _good(self, value: float) -> float:
+        return sign(self.metric) * value
 
     @property
     def strongest(self) -> str | None:
         """The baseline with the best value."""
-        sign = 1 if higher_is_better(self.metric) else -1
-        return max(self.baselines, key=lambda name: sign * self.baselines[name], default=None)
+        return max(self.baselines, key=lambda name: self._good(self.baselines[name]), default=None)
 
     @property
     def popular(self) -> str | None:
         """The better kind of popularity, if it is better than the federation."""
-        sign = 1 if higher_is_better(self.metric) else -1
         found = [name for name in TRIVIAL if name in self.baselines and self.ahead(name)]
-        return max(found, key=lambda name: sign * self.baselines[name], default=None)
+        return max(found, key=lambda name: self._good(self.baselines[name]), default=None)
 
     @property
     def headline(self) -> str:
@@ -118,8 +118,8 @@ def stands(standing: Standing, private: bool) -> str:
 
 def unpopular(primary: pd.DataFrame) -> str:
     """Return which clients were helped against training alone and are still below popularity; "" without any."""
-    sign = primary["metric"].map(lambda metric: 1 if higher_is_better(metric) else -1)
-    below = (primary["verdict"] == "helped") & (sign * primary["federated"] < sign * primary["popularity"])
+    way = primary["metric"].map(sign)
+    below = (primary["verdict"] == "helped") & (way * primary["federated"] < way * primary["popularity"])
     helped = list(dict.fromkeys(primary.loc[below, "client"]))
     return f"Helped against training alone, but still below popularity: {listing(helped)}." if helped else ""
 

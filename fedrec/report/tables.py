@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from fedrec.errors import UserError
 from fedrec.folders import refuse_unfinished
 from fedrec.metrics import NEGATIVES, Paired, higher_is_better
 from fedrec.privacy.rule import NOT_PRIVATE
-from fedrec.records import CLIPPED, NO_STUDENT, NOT_SINGLE, OWN, PLAIN, SINGLE, UNCLIPPED
+from fedrec.records import CLIPPED, FAULTS, LEDGER, NO_STUDENT, NOT_SINGLE, OWN, PLAIN, SINGLE, UNCLIPPED
 from fedrec.report.verdicts import families, verdicts
 from fedrec.tasks import ATTRIBUTES
 
@@ -28,9 +28,7 @@ METRICS = ["round", *KEY, "split", "value"]
 USERS = ["client", "user", "split", "task", "metric", "value"]
 COSTS = ["teacher_parameters", "student_parameters", "teacher_ms", "student_ms"]
 STUDENT = ["client", "task", "metric", "users", "teacher", "student", "low", "high", *COSTS]
-LEDGER = ["round", "client", "direction", "parameter", "rows", "bytes"]
 ENDS = ("difference", "low", "high", "users", "p")  # columns of a `Paired`, in the order of its fields
-FAULTS = ["round", "client", "during", "kind", "text"]
 
 
 @dataclass(frozen=True)
@@ -43,6 +41,10 @@ class Results:
 
     clients: pd.DataFrame
     users: pd.DataFrame
+
+    def where(self, holds: Callable[[pd.DataFrame], Any]) -> "Results":
+        """Return the rows for which something holds, which gives a mask [rows] of either table."""
+        return Results(self.clients[holds(self.clients)], self.users[holds(self.users)])
 
     def test(self) -> pd.Series:
         """Return the test values, indexed by client, task and metric, in the order of the file."""
@@ -125,11 +127,14 @@ def read_results(folder: Path) -> Results:
     columns = ["item" if column == "user" else column for column in USERS]
     items = [read_table(path, columns) for path in sorted((folder / "items").glob("*.csv"))]
     users += [table.rename(columns={"item": "user"}) for table in items]
-    users = [table if "weight" in table else table.assign(weight=1.0) for table in users if len(table)]
-    return Results(
-        read_table(folder / "clients.csv", METRICS),
-        pd.concat(users, ignore_index=True) if users else pd.DataFrame(columns=[*USERS, "weight"]),
-    )
+    users = [table if "weight" in table else table.assign(weight=1.0) for table in users]
+    return Results(read_table(folder / "clients.csv", METRICS), joined(users, [*USERS, "weight"]))
+
+
+def joined(tables: Sequence[pd.DataFrame], columns: list[str]) -> pd.DataFrame:
+    """Return the rows of all tables; one without a row has the columns alone."""
+    some = [table for table in tables if len(table)]
+    return pd.concat(some, ignore_index=True) if some else pd.DataFrame(columns=columns)
 
 
 def read_run(run_dir: Path, complete: bool = True) -> Run:
@@ -255,22 +260,19 @@ def _whole(sums: pd.DataFrame) -> pd.Series:
     return (sums["sum"] / sums["weight"]).where(sums["metric"] != "rmse", whole("rmse", total, weight))
 
 
-def _without(results: Results, keys: set[Any]) -> Results:
-    """Return the results without some of (client, task, metric)."""
-    kept = [t[~pd.MultiIndex.from_frame(t[KEY]).isin(list(keys))] for t in (results.clients, results.users)]
-    return Results(kept[0], kept[1]) if keys else results
-
-
 def compare(run: Run, together: bool = False) -> pd.DataFrame:
     """Return `comparison` of a run that was read; `together` takes all users as one client."""
     federated, baselines = run.federated, run.baselines
     if together:
         # Of a client whose test is missing nothing counts: a mean over the others must not stand beside one over all.
         test = federated.test()
-        gone = set(test[test.isna()].index) - {
-            key for b in baselines.values() for key in b.test()[b.test().isna()].index
-        }
-        baselines = {name: as_one(_without(b, gone)) for name, b in baselines.items()}
+        known = {key for b in baselines.values() for key in b.test()[b.test().isna()].index}
+        if gone := list(set(test[test.isna()].index) - known):
+            baselines = {
+                name: b.where(lambda table: ~pd.MultiIndex.from_frame(table[KEY]).isin(gone))
+                for name, b in baselines.items()
+            }
+        baselines = {name: as_one(b) for name, b in baselines.items()}
         federated = as_one(federated)
     table = _table(federated, baselines)
     if together:

@@ -205,7 +205,7 @@ A ranking metric is the mean over users (paired Student's t); RMSE, log loss, ac
 {% if traffic %}
 <section aria-labelledby="traffic"><h2 id="traffic">What travelled</h2>
 {% call table("Bytes|Up|Down|Both") %}
-{% for name, row in (("Whole run", traffic.totals), ("A round", traffic.rounds), ("A client in a round", traffic.client)) %}<tr><th scope="row">{{ name }}</th><td>{{ row.up | size }}</td><td>{{ row.down | size }}</td><td>{{ row.total | size }}</td></tr>
+{% for name, bytes in traffic.rows.items() %}<tr><th scope="row">{{ name }}</th>{% for count in bytes %}<td>{{ count | size }}</td>{% endfor %}</tr>
 {% endfor %}
 {% endcall %}
 {{ picture(traffic.figure) }}
