@@ -161,9 +161,6 @@ def manifest_of(folder: Path) -> dict[str, str]:
 
 def complete(root: Path) -> list[Path]:
     """Return the folders of checkpoints that were written to the end, oldest first."""
-    return sorted((path for path in root.glob("[0-9]*") if path.is_dir() and path.name.isdecimal()), key=number_of)
-
-
-def number_of(folder: Path) -> int:
-    """Return the round of a checkpoint."""
-    return int(folder.name)
+    return sorted(
+        (path for path in root.glob("[0-9]*") if path.is_dir() and path.name.isdecimal()), key=lambda one: int(one.name)
+    )

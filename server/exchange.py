@@ -149,19 +149,14 @@ def joinings(replies: Sequence[Contribution]) -> Iterable[tuple[list[str], list[
     return alike.values()
 
 
-def unowned(metric: str) -> str:
-    """Return the task/metric of client/task/metric, and any other name as it is."""
-    parts = metric.rsplit("/", 2)
-    return "/".join(parts[1:]) if len(parts) == 3 else metric
-
-
 def admitted(reply: Contribution, name: str, like: Params, metrics: frozenset[str]) -> Contribution:
     """Return a reply with its tensors in the order of `like`; raises ContractError for what it may not hold."""
     if reply.client != name:
         raise ContractError(f"must answer under its own name, found {reply.client!a}")
     if reply.rows:
         raise ContractError("record rows: must be sent to join alone, found it in an answer")
-    admit_metrics({unowned(metric): value for metric, value in reply.metrics.items()}, metrics)
+    # The task/metric of client/task/metric, and any other name as it is.
+    admit_metrics({"/".join(metric.rsplit("/", 2)[-2:]): value for metric, value in reply.metrics.items()}, metrics)
     return replace(reply, values=admit(reply.values, like)) if reply.values or like else reply
 
 

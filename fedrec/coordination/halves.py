@@ -216,7 +216,7 @@ def _patterns(
     """Return, for each set of clients that carry the same rows of a parameter, its members and their local rows."""
     if name not in TABLES:
         return [(holders, [None] * len(holders))]
-    size = 1 + max(_last(carriers[i], name) for i in holders)
+    size = 1 + max(int(carriers[i].positions[name].max()) if len(carriers[i].positions[name]) else -1 for i in holders)
     local = np.full((len(holders), size), -1, dtype=np.int64)
     for k, i in enumerate(holders):
         where = carriers[i].positions[name].numpy()
@@ -229,10 +229,6 @@ def _patterns(
         if len(inside):
             found.append(([holders[k] for k in inside], [torch.from_numpy(local[k, rows]) for k in inside]))
     return found
-
-
-def _last(who: Carrier, name: str) -> int:
-    return int(who.positions[name].max()) if len(who.positions[name]) else -1
 
 
 def _same_rows(a: Carrier, b: Carrier) -> bool:

@@ -57,7 +57,11 @@ def federation(
     whole, known = np.arange(len(dataset.items)), attributes_of(dataset, fractions, seed)
     federated = []
     for i, name in enumerate(names):
-        items = _carried(dataset, i) if partition == "platform" else whole
+        column, items = f"carried_{name}", whole
+        if partition == "platform" and column in dataset.items:
+            items = np.flatnonzero(dataset.items[column].to_numpy())
+        elif partition == "platform":  # what it has seen
+            items = np.unique(dataset.interactions["item"].to_numpy()[dataset.interactions["platform"].to_numpy() == i])
         client = _client(name, rows.take(order[bounds[i] : bounds[i + 1]]), items, split, fractions, seed)
         # Thousands of clients with the whole catalogue have one copy of it.
         federated.append(replace(client, attributes=known if items is whole else known.take(items)))
@@ -132,15 +136,6 @@ def _sizes(users: int, silos: int, skew: float | None, seed: int) -> Ints:
     missing = users - silos - int(extra.sum())
     extra[np.argsort(extra - share, kind="stable")[:missing]] += 1
     return extra + 1
-
-
-def _carried(dataset: Dataset, platform: int) -> Ints:
-    """Return a platform's catalogue: the items' column `carried_NAME` if there, else the items it has seen."""
-    column = f"carried_{dataset.platforms[platform]}"
-    if column in dataset.items:
-        return np.flatnonzero(dataset.items[column].to_numpy())
-    frame = dataset.interactions
-    return np.unique(frame["item"].to_numpy()[frame["platform"].to_numpy() == platform])
 
 
 def _client(

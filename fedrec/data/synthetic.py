@@ -117,20 +117,15 @@ def _categorical_taste(category: NDArray[np.int64], rng: np.random.Generator) ->
     return np.asarray(np.sqrt(0.5) * mean + np.sqrt(0.5) * rng.standard_normal(mean.shape))
 
 
-def _zipf(score: Reals) -> Reals:
-    """Return log popularity -ZIPF log(rank), rank 1 for the highest score."""
-    rank = np.empty(len(score))
-    rank[np.argsort(-score, kind="stable")] = np.arange(1, len(score) + 1)
-    return np.asarray(-ZIPF * np.log(rank))
-
-
 def _platform(
     platform: int, blend: Reals, mean: Reals, users: int, impressions: int, rng: np.random.Generator
 ) -> tuple[pd.DataFrame, Reals, Reals, Reals, Bools]:
     """Return a platform's interactions, user and item tastes, log popularity and carried items."""
     items = len(blend)
     user_taste = mean + rng.standard_normal((users, TASTES))
-    item_taste, popularity = blend[:, :TASTES], _zipf(blend[:, TASTES])
+    item_taste, rank = blend[:, :TASTES], np.empty(items)
+    rank[np.argsort(-blend[:, TASTES], kind="stable")] = np.arange(1, items + 1)
+    popularity = np.asarray(-ZIPF * np.log(rank))
     carried = np.zeros(items, dtype=np.bool_)
     carried[rng.permutation(items)[: ceil(rng.uniform(0.8, 1.0) * items)]] = True
     item, liking = _shown(user_taste, item_taste, popularity, np.flatnonzero(carried), impressions, rng)

@@ -8,7 +8,6 @@ from typing import Literal, cast
 import numpy as np
 
 from fedrec.data import ClientData
-from fedrec.data.types import Ints
 from fedrec.experiment import Experiment
 from fedrec.holdings import clients_data, reader, tasks_for
 from fedrec.privacy.accounting import Event, Kind, affordable, calibrate
@@ -60,7 +59,8 @@ def guarantees(e: Experiment) -> dict[str, Guarantee]:
     if rule.trusting:
         return {SERVER: _guarantee(e, SERVER, rate=e.participation, count=1, overlap=1)}
     parts, together = clients_data(e), rule.inside and rule.unit == "user" and ";" not in rule.epsilon
-    overlap = most_silos([data.users for data in parts]) if together else 1
+    holders = np.unique(np.concatenate([data.users for data in parts]), return_counts=True)[1]
+    overlap = int(holders.max(initial=1)) if together else 1  # how many silos hold the same person, the most of anybody
     return {data.name: _guarantee(e, data.name, rule.rate, steps_of(e, data), overlap) for data in parts}
 
 
@@ -80,9 +80,3 @@ def _guarantee(e: Experiment, who: str, rate: float, count: int, overlap: int) -
     if noise is None:
         noise = calibrate(budget, rule.delta, rate, count * e.rounds * overlap, kind=kind)
     return Guarantee(who, rule, Event(noise, rate, count, kind), e.rounds, budget, overlap)
-
-
-def most_silos(users: list[Ints]) -> int:
-    """Return how many silos hold the same person, the most of anybody; `users` are the global ids of every silo."""
-    everyone = np.concatenate(users) if users else np.zeros(0, np.int64)
-    return int(np.unique(everyone, return_counts=True)[1].max(initial=1))

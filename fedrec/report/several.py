@@ -1,6 +1,5 @@
 """What a client's tasks do to each other: all of them together against each of them in a run of its own."""
 
-import math
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -69,24 +68,16 @@ def singly(run: Run, together: bool = False) -> pd.DataFrame:
     names = [*KEY, "together", "single", "difference", "low", "high", "users"]
     table = pd.DataFrame(rows, columns=names)
     primary = {task: run.primary(str(task)) for task in table["task"].unique()}
-    speaks = {
-        (client, task): _speaking(primary[task], part)
-        for (client, task), part in table.groupby(["client", "task"], sort=False)
-    }
-    marks = [speaks[c, t] == m for c, t, m in zip(table["client"], table["task"], table["metric"], strict=True)]
-    table["speaks"] = pd.Series(marks, dtype=bool)
+    table["speaks"] = False
+    for (_, task), part in table.groupby(["client", "task"], sort=False):
+        open_to = part if part["low"].isna().all() else part[part["low"].notna()]
+        first = open_to[open_to["metric"] == primary[str(task)]]
+        table.loc[(first if len(first) else open_to).index[:1], "speaks"] = True
     judged = verdicts(table["metric"], found, families(table, "speaks"))
     table["verdict"] = pd.Series(judged, dtype=object)
     if together:
         table["client"] = table["client"].where((table["users"] > 0) & (table["metric"] != "auc"), CLIENTS)
     return table
-
-
-def _speaking(primary: str | None, rows: pd.DataFrame) -> str:
-    """Return the metric that speaks for a task, see `singly`."""
-    clear = [m for m, low in zip(rows["metric"], rows["low"], strict=True) if not math.isnan(low)]
-    found = [*rows["metric"]]
-    return primary if primary in (clear or found) and primary is not None else (clear or found)[0]
 
 
 def spoken(table: pd.DataFrame) -> Balance:

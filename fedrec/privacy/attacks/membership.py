@@ -20,7 +20,6 @@ from fedrec.parameters import Params
 from fedrec.privacy.attacks.scores import Values
 from fedrec.privacy.attacks.targets import Records
 from fedrec.privacy.transcript import Transcript
-from fedrec.tasks import Task
 
 MEAN = 3.5  # of ratings, as the public may guess it
 
@@ -50,7 +49,7 @@ def insider_losses(
             if task.kind == "rank":
                 return _ranked(lambda u: model.score_all(params, task.name, u), user, item)
             s = model.head(params, task.name, model.features(params, user, item))
-            return _pointwise(task, s, part)
+            return np.asarray(-((s.double().numpy() - part.rating) ** 2))
 
     return records.scored(transcript, score)
 
@@ -156,10 +155,6 @@ def steps(z: Params, part: Records, item: Tensor, items: Ints, client: str, expe
     loss = (s - torch.from_numpy(part.rating)).square() if task.kind == "rating" else -s
     values = torch.autograd.grad(loss.sum(), [params[name] for name in rows])
     return {name: -g for name, g in zip(rows, values, strict=True)}
-
-
-def _pointwise(task: Task, s: Tensor, part: Records) -> Values:
-    return np.asarray(-((s.double().numpy() - part.rating) ** 2))
 
 
 def _ranked(score_all: Callable[[Tensor], Tensor], user: Tensor, item: Tensor) -> Values:
