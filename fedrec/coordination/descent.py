@@ -60,7 +60,7 @@ class Stepped(Held):
         self._state = self.optimiser.start(flatten(self.z))
 
     def update(self, answers: Mapping[str, Params], gaps: Mapping[str, float]) -> Residuals:
-        """See Tie."""
+        """See Held."""
         self.rounds += 1
         before = {name: self.part(name) for name in answers}
         found = [
@@ -106,12 +106,12 @@ class Stepped(Held):
         self.step(-flatten(change))
 
     def state(self) -> Params:
-        """See Tie."""
+        """See Held."""
         kept = {f"optimiser/{place}": value for place, value in enumerate(self._state)}
         return {"rounds": torch.tensor(self.rounds), **kept, **{f"z/{name}": value for name, value in self.z.items()}}
 
     def restore(self, state: Params) -> None:
-        """See Tie."""
+        """See Held."""
         self.rounds, self.z = int(state["rounds"]), {name: state[f"z/{name}"] for name in self.z}
         self._state = tuple(state[f"optimiser/{place}"] for place in range(len(self._state)))
 

@@ -70,32 +70,36 @@ class Residuals:
 
 @dataclass
 class Held:
-    """A tie whose Z is one set of parameters, of which a client is sent its part; `Tie` says what its methods do."""
+    """A tie whose Z is one set of parameters, of which a client is sent its part; `rho` is the present penalty."""
 
     rho: float
     carriers: dict[str, Carrier]
     z: Params
 
     def part(self, client: str) -> Params:
-        """See Tie."""
+        """Return a client's z_i, in the dtypes that travel."""
         return gather(self.z, self.carriers[client])
 
     def whole(self) -> Params:
-        """See Tie."""
+        """Return the server's parameters: Z itself, or the mean of personal z_i."""
         return self.z
 
+    def update(self, answers: Mapping[str, Params], gaps: Mapping[str, float]) -> Residuals:
+        """Take what the clients of a round sent, and their |x_i - z_i|^2 where they told it; tie anew."""
+        raise TypeError("tie: must be moved by what was summed, found answers")
+
     def state(self) -> Params:
-        """See Tie."""
+        """Return everything that it remembers, as named tensors."""
         return self.z
 
     def restore(self, state: Params) -> None:
-        """See Tie."""
+        """Go back to a `state`."""
         self.z = state
 
 
 @dataclass
 class Hub:
-    """The server half, a Tie: it remembers V and ties it by an operator.
+    """The server half: it remembers V and ties it by an operator.
 
     `values` are the v_i that the clients joined with. Every client has a weight p_i in its carrier. With `duals` the
     answers are increments of v_i = x_i + u_i; with `balance` rho adapts, see `step`.
@@ -114,15 +118,15 @@ class Hub:
         self.z = self.tied()
 
     def part(self, client: str) -> Params:
-        """See Tie."""
+        """See Held."""
         return {name: value.to(self.carriers[client].like[name].dtype) for name, value in self.z[client].items()}
 
     def whole(self) -> Params:
-        """See Tie."""
+        """See Held."""
         return mean([(who, self.z[name]) for name, who in self.carriers.items()])
 
     def update(self, answers: Mapping[str, Params], gaps: Mapping[str, float]) -> Residuals:
-        """See Tie."""
+        """See Held."""
         if not self.duals:
             gaps = {name: norm(subtract(x, self.part(name))) ** 2 for name, x in answers.items()}
         for name, sent in answers.items():
@@ -130,7 +134,7 @@ class Hub:
         return self.step(list(gaps.values()))
 
     def state(self) -> Params:
-        """See Tie; the tensors of all clients are under KIND/PLACE/NAME, with the client's place in their order."""
+        """See Held; the tensors of all clients are under KIND/PLACE/NAME, with the client's place in their order."""
         found = {"rho": torch.tensor(self.rho, dtype=torch.float64)}
         for kind, parts in (("v", self.values), ("z", self.z)):
             for place, part in enumerate(parts.values()):
@@ -138,7 +142,7 @@ class Hub:
         return found
 
     def restore(self, state: Params) -> None:
-        """See Tie."""
+        """See Held."""
         self.rho = float(state["rho"])
         for kind, parts in (("v", self.values), ("z", self.z)):
             for place, (name, value) in enumerate(parts.items()):

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Protocol
 
 from fedrec.aggregation import Carrier, Subtotal, gather, mean, mean_of, sums
 from fedrec.coordination.coupling import Coupling
@@ -11,41 +10,14 @@ from fedrec.coordination.halves import Held, Hub, Residuals, double
 from fedrec.parameters import Params
 from fedrec.robust import Robust
 
-
-class Tie(Protocol):
-    """Holds Z."""
-
-    @property
-    def rho(self) -> float:
-        """The present penalty."""
-        ...
-
-    def part(self, client: str) -> Params:
-        """Return a client's z_i, in the dtypes that travel."""
-        ...
-
-    def whole(self) -> Params:
-        """Return the server's parameters: Z itself, or the mean of personal z_i."""
-        ...
-
-    def update(self, answers: Mapping[str, Params], gaps: Mapping[str, float]) -> Residuals:
-        """Take what the clients of a round sent, and their |x_i - z_i|^2 where they told it; tie anew."""
-        ...
-
-    def state(self) -> Params:
-        """Return everything that it remembers, as named tensors."""
-        ...
-
-    def restore(self, state: Params) -> None:
-        """Go back to a `state`."""
-        ...
+Tie = Held | Hub  # what holds Z on the server
 
 
 class Average(Held):
     """The weighted mean over the clients of the round; nothing of earlier rounds is remembered."""
 
     def update(self, answers: Mapping[str, Params], gaps: Mapping[str, float]) -> Residuals:
-        """See Tie."""
+        """See Held."""
         return self.add(sums(answers, {name: self.part(name) for name in answers}, self.carriers))
 
     def add(self, parts: Sequence[Subtotal]) -> Residuals:
@@ -77,17 +49,13 @@ class Consensus(Held):
     """
 
     def part(self, client: str) -> Params:
-        """See Tie."""
+        """See Held."""
         like = self.carriers[client].like
         return {name: value.to(like[name].dtype) for name, value in gather(self.z, self.carriers[client]).items()}
 
     def whole(self) -> Params:
-        """See Tie."""
+        """See Held."""
         return {name: value.float() for name, value in self.z.items()}
-
-    def update(self, answers: Mapping[str, Params], gaps: Mapping[str, float]) -> Residuals:
-        """See Tie."""
-        raise TypeError("consensus: must be moved by what was summed, found answers")
 
     def move(self, change: Params) -> None:
         """Take the mean increment of a round that was made elsewhere."""
