@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 from torch import Tensor
 
 from fedrec.errors import UserError
@@ -30,14 +30,12 @@ class Budget:
         return (pushed.square() - mu**2) / (2 * self.step)
 
 
-class BudgetRule(BaseModel):
+class BudgetRule(BaseModel, frozen=True, extra="forbid"):
     """f_i(z_i) <= b_i for the loss on held-out validation rows, with a multiplier mu_i that the client keeps.
 
     With `margin`, b_i is the lowest loss that the client reaches alone, plus the margin: no negative transfer. With
     `limits`, b_i is given. The multiplier counts in units of the client's own weight: it minimises (1 + mu_i) f_i.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     margin: float | None = Field(
         None, ge=0, allow_inf_nan=False, description="no negative transfer: own local validation loss plus this"

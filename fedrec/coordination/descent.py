@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import cast, get_args
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, Field, field_validator
 from torch import Tensor
 
 from fedrec.aggregation import Carrier
@@ -18,10 +18,8 @@ from fedrec.robust import Robust, aggregate
 from fedrec.seeds import generator
 
 
-class Descent(BaseModel):
+class Descent(BaseModel, frozen=True, extra="forbid"):
     """How the server makes a step of the clients' pseudo-gradients g_i = z - x_i; the defaults are FedAvg."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     aggregator: PartText = Field("mean", description="weights of the pseudo-gradients: " + ", ".join(get_args(Method)))
     eps: float = Field(

@@ -3,17 +3,15 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from fedrec.data.text import TextFeatures, item_vectors
 from fedrec.data.types import Dataset, Floats
 from fedrec.data.vectors import joined, read_vectors
 
 
-class Content(BaseModel):
+class Content(BaseModel, frozen=True, extra="forbid"):
     """What describes an item beside its id, and how often its id is hidden in training."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["none", "hashed", "minilm"] = Field(
         "none", description="the text of items (title, categories): none, hashed words, or a pretrained encoder"

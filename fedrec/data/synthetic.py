@@ -5,7 +5,7 @@ from math import ceil
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 import fedrec.seeds as seeds
 from fedrec.data.types import Bools, Dataset, Truth
@@ -33,10 +33,8 @@ NOUNS = (
 )
 
 
-class Market(BaseModel):
+class Market(BaseModel, frozen=True, extra="forbid"):
     """The size and the structure of a synthetic market; see `synthetic`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     similarity: float = Field(0.8, ge=0, le=1, description="0: unrelated platforms, 1: clones")
     conflicting: int = Field(0, ge=0, description="number of platforms with opposite tastes")

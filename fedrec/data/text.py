@@ -10,16 +10,14 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from fedrec.data.types import Dataset, Floats
 from fedrec.data.vectors import joined, unit_rows
 
 
-class TextFeatures(BaseModel):
+class TextFeatures(BaseModel, frozen=True, extra="forbid"):
     """Which vectors `item_vectors` makes of the items' texts."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["hashed", "minilm"] = Field("hashed", description="hashed words, or a pretrained sentence encoder")
     dim: int = Field(256, ge=1, description="hashed: dimensions of the words; those of the categories come on top")
