@@ -40,10 +40,8 @@ def _last(rows: Interactions, group: Ints, count: int) -> Floats:
 
 def told(before: Interactions, after: Interactions) -> str:
     """Return how many rows of which label were merged into how many interactions."""
-    text = (
-        f"{len(before):,} rows are {len(after):,} interactions: repeats of a (platform, user, item) are merged, with "
-    )
-    text += "every label that any of them has"
+    text = f"{len(before):,} rows are {len(after):,} interactions: repeats of a (platform, user, item) are merged, "
+    text += "with every label that any of them has"
     text += ", the last time" * bool(before.time.any())
     text += ", the last rating" * bool(np.isfinite(before.rating).any())
     parts = [(name, before.labels[name], after.labels[name]) for name in before.labels]

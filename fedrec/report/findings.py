@@ -74,6 +74,15 @@ def count(x: float) -> str:
     return DASH if math.isnan(x) else f"{x:,.0f}"
 
 
+def size(count: float) -> str:
+    """Return a number of bytes in the unit that reads best."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000 or unit == "GB":
+            break
+        count /= 1000
+    return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.3g} {unit}"
+
+
 def change(mean: float, low: float = math.nan, high: float = math.nan) -> str:
     """Return `+.018 [+.009, +.027]`, with as many decimals as keep the sign of every nonzero part visible."""
     parts = [x for x in (mean, low, high) if math.isfinite(x)]
@@ -164,8 +173,6 @@ def _protocol(run: Run) -> list[Caution]:
     if run.leaking():
         text = (
             "Training negatives avoided the held-out items too (negatives = published), which tells the model what the "
-        )
-        text += (
             "test items are. The numbers reproduce a published protocol; they do not measure recommendation quality."
         )
         out.append(Caution("bad", LEAKING, text))
@@ -253,9 +260,8 @@ def _student(run: Run) -> list[Caution]:
     text = f"{metric} {number(rows['student'].mean())} against {number(rows['teacher'].mean())}, the mean of its "
     text += f"{plural(len(rows), 'teacher')}, on what is held out of {plural(users, 'public volunteer')}. It was "
     text += "trained on their consensus logits alone, and can rank for volunteers only: it knows no other user. It has "
-    text += (
-        f"{count(rows['student_parameters'].max())} parameters, they have {count(rows['teacher_parameters'].mean())}."
-    )
+    mine, theirs = count(rows["student_parameters"].max()), count(rows["teacher_parameters"].mean())
+    text += f"{mine} parameters, they have {theirs}."
     return [Caution("note", "The server's student", text)]
 
 

@@ -1,6 +1,22 @@
 # ruff: noqa: E501
 """The page's Jinja template; a Python module, because a Flower app bundle carries no other kind of file for it."""
 
+import jinja2
+
+from fedrec.metrics import higher_is_better
+from fedrec.report.findings import change, count, label, number, plural, size
+
+
+def rendered(template: str, **values: object) -> str:
+    """Return a page of a template."""
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"number": number, "size": size, "label": label, "count": count}
+    environment.globals |= {"change": change, "higher_is_better": higher_is_better, "plural": plural}
+    return environment.from_string(template).render(**values)
+
+
 PAGE = r"""<!doctype html>
 <html lang="en">
 <head>
