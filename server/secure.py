@@ -6,7 +6,7 @@ nobody can tell whose part is wrong: the answers of all its clients are refused.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from secrets import token_bytes
 from typing import TypeVar
 
@@ -22,7 +22,7 @@ from fedrec.privacy.masks import KEY, Words, agreed
 from fedrec.privacy.secure_sum import Keys, Stage, Terms, unmasked
 from fedrec.privacy.shamir import SHARE
 from fedrec.records import to_row
-from fedrec.sharing import TABLES, Broadcast, ContractError, Contribution
+from fedrec.sharing import TABLES, Broadcast, ContractError, Contribution, admit_metrics
 from fedrec.wire import Entry, pack
 from fedrec.wire.bundle import bundled, unbundled
 from fedrec.wire.secure import (
@@ -41,6 +41,7 @@ from fedrec.wire.secure import (
 )
 from server.exchange import Exchange
 from server.faults import Fault, Outcome, Refused, content_of
+from server.state import State
 
 T = TypeVar("T")
 NOBODY: frozenset[str] = frozenset()
@@ -276,3 +277,26 @@ def mean_change(
         before = 0.0 if everybody or terms.noise else z[name][places].double()
         found[name][places] = torch.where(over > 0, total / over.clamp(min=1.0) - before, 0.0)
     return found
+
+
+def secret(c: State, agreed: Terms, number: int, broadcasts: dict[str, Broadcast], lost: frozenset[str]) -> Outcome:
+    """Return what became of a round whose answers are summed in secret: the mean change, and who is in it."""
+    duals, carriers, rows = c.plan.coupling.duals, c.carriers, c.record.rows
+    one = SecureRound(c.exchange, agreed, number, c.plan.turnout.deadline)
+
+    def layout(names: Sequence[str]) -> Layout:
+        return layout_of([carriers[name] for name in names], rows, c.z, agreed.carriers)
+
+    def check(answer: Sum) -> None:
+        admit_metrics(answer.metrics, c.plan.told)
+        c.plan.check(Contribution(answer.client, {}, answer.metrics, answer.device), True)
+
+    outcome, places, words = one.run(broadcasts, layout, check, lost)
+    inside = [carriers[reply.client] for reply in outcome.replies]
+    everybody = list(carriers.values()) if duals else None
+    if words is None:
+        return outcome
+    try:
+        return replace(outcome, change=mean_change(words, places, agreed, inside, everybody, c.z, rows))
+    except ContractError as error:
+        return one.broken(outcome.replies, str(error))

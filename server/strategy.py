@@ -17,7 +17,7 @@ from server.faults import Fault, Outcome
 from server.joining import join
 from server.newcomers import assess, follow
 from server.scores import Best, Key, Score, average, own_metrics, weighted
-from server.secret import secret
+from server.secure import secret
 from server.snapshot import put_back, take
 from server.state import State
 

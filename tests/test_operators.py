@@ -24,7 +24,7 @@ from fedrec.coordination import (
     Within,
     tie,
 )
-from fedrec.coordination.sets import ConvexSet
+from fedrec.coordination.operators import ConvexSet
 from fedrec.parameters import Params
 from fedrec.seeds import generator
 from tests.quadratics import OPERATORS, Array, apart, claim, cp, minimise

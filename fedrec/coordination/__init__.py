@@ -5,8 +5,9 @@ from fedrec.coordination.coupling import Coupling
 from fedrec.coordination.descent import Descent, Stepped
 from fedrec.coordination.drift import Control, Drift, Own, control_change, normalised
 from fedrec.coordination.halves import Hub, Link, Residuals, double, tie
-from fedrec.coordination.local import gradient_steps, newton
 from fedrec.coordination.operators import (
+    Ball,
+    Box,
     Clusters,
     Graph,
     LinearTie,
@@ -15,9 +16,9 @@ from fedrec.coordination.operators import (
     Mixture,
     Operator,
     SumTo,
+    Within,
 )
-from fedrec.coordination.sets import Ball, Box, Within
-from fedrec.coordination.solve import Solution, solve
+from fedrec.coordination.solve import Solution, gradient_steps, newton, solve
 from fedrec.coordination.ties import Average, Consensus, Tie, tie_of
 
 __all__ = [

@@ -8,6 +8,8 @@ from pydantic import BaseModel, Field, field_validator
 from fedrec.components import PartText, choose_part, make, read
 from fedrec.coordination.maps import server_maps
 from fedrec.coordination.operators import (
+    Ball,
+    Box,
     Clusters,
     Constraint,
     Graph,
@@ -17,8 +19,8 @@ from fedrec.coordination.operators import (
     Mixture,
     Operator,
     SumTo,
+    Within,
 )
-from fedrec.coordination.sets import Ball, Box, Within
 from fedrec.errors import UserError, choose
 
 KINDS = ("mean", "clusters", "mean-regularised", "graph", "mixture", "sum", "linear")

@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 
 from fedrec.aggregation import Carrier, gather, mean
-from fedrec.coordination.operators import Mean, Operator, Vectors
-from fedrec.coordination.sets import Within, proximal_point
+from fedrec.coordination.operators import Mean, Operator, Vectors, Within, proximal_point
 from fedrec.parameters import Params, add, flatten, norm, subtract, unflatten
 from fedrec.sharing import TABLES
 

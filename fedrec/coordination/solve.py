@@ -4,16 +4,70 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from fedrec.aggregation import Carrier
 from fedrec.coordination.budget import Budget
 from fedrec.coordination.halves import Hub, Link, Residuals
-from fedrec.coordination.local import LocalSolver, Loss
 from fedrec.coordination.operators import Operator
 from fedrec.errors import UserError
 from fedrec.parameters import finite, norm, subtract
 from fedrec.turnout import drawn
+
+Loss = Callable[[Tensor], Tensor]
+LocalSolver = Callable[[Loss, Tensor], Tensor]  # (objective, start) -> approximate minimiser
+
+
+def gradient_steps(steps: int, lr: float) -> LocalSolver:
+    """Return a local solver of so many gradient steps of size `lr`."""
+
+    def run(objective: Loss, start: Tensor) -> Tensor:
+        theta = start.detach()
+        for _ in range(steps):
+            leaf = theta.clone().requires_grad_(True)
+            (g,) = torch.autograd.grad(objective(leaf), leaf)
+            theta = theta - lr * g
+        return theta
+
+    return run
+
+
+def newton(steps: int = 50, tolerance: float = 1e-12) -> LocalSolver:
+    """Return a local solver by Newton's method with backtracking, for strongly convex objectives.
+
+    It stops when a step is below `tolerance` relative to theta, or the gradient below `tolerance` of the first: after
+    one step for a quadratic.
+    """
+
+    def run(objective: Loss, start: Tensor) -> Tensor:
+        theta, first = start.detach(), 0.0
+        for _ in range(steps):
+            leaf = theta.clone().requires_grad_(True)
+            value = objective(leaf)
+            (g,) = torch.autograd.grad(value, leaf, create_graph=True)
+            size = float(g.detach().norm())
+            if size <= tolerance * first:
+                break
+            first = first or size
+            identity = torch.eye(len(theta), dtype=theta.dtype)
+            (hessian,) = torch.autograd.grad(g, leaf, identity, is_grads_batched=True)
+            step = torch.linalg.solve(hessian, g.detach())
+            theta = theta - _length(objective, theta, step, float(value.detach()), float(g.detach() @ step)) * step
+            if float(step.norm()) <= tolerance * (1 + float(theta.norm())):
+                break
+        return theta
+
+    return run
+
+
+def _length(objective: Loss, theta: Tensor, step: Tensor, value: float, slope: float) -> float:
+    """Return the first of 1, 1/2, 1/4, ... that decreases the objective (Armijo), where rounding can tell."""
+    t = 1.0
+    while t > 1e-10 and float(objective(theta - t * step)) > value - 1e-4 * t * slope + 1e-14 * (1 + abs(value)):
+        t /= 2
+    return t
+
 
 Exchange = slice | Callable[[Tensor], Tensor]
 X = "x"  # the one parameter of `solve`: what a client exchanges

@@ -1,4 +1,4 @@
-"""What an experiment promises: the noise of every client, and what one of its rounds costs."""
+"""What an experiment promises: the noise of every client, what a round costs, and the terms of its secure sums."""
 
 import functools
 from collections.abc import Iterable
@@ -12,7 +12,10 @@ from fedrec.experiment import Experiment
 from fedrec.holdings import clients_data, reader, tasks_for
 from fedrec.privacy.accounting import Event, Kind, affordable, calibrate
 from fedrec.privacy.differential import Mechanism, private_steps
+from fedrec.privacy.discrete import Distributed
+from fedrec.privacy.encoding import Encoding
 from fedrec.privacy.rule import Privacy
+from fedrec.privacy.secure_sum import Terms
 
 SERVER = "server"
 
@@ -80,3 +83,17 @@ def _guarantee(e: Experiment, who: str, rate: float, count: int, overlap: int) -
     if noise is None:
         noise = calibrate(budget, rule.delta, rate, count * e.rounds * overlap, kind=kind)
     return Guarantee(who, rule, Event(noise, rate, count, kind), e.rounds, budget, overlap)
+
+
+@functools.lru_cache(maxsize=2)
+def terms(experiment: Experiment) -> Terms:
+    """Return the terms of an experiment's secure sums; raises UserError where they cannot hold."""
+    e = experiment
+    clients = len(e.turnout.drawn([data.name for data in clients_data(e)], 1))
+    threshold = e.secure.needed(clients)
+    encoding = Encoding(e.secure.bound, clients, 1) if e.weights == "uniform" else Encoding(e.secure.bound, clients)
+    noise = None
+    if e.privacy.unit == "client" and e.privacy.where == "sum":
+        sigma = min(guarantee.event.sigma for guarantee in guarantees(e).values())
+        noise = Distributed(e.privacy.clip, sigma, threshold)
+    return Terms(clients, threshold, e.secure.carriers, encoding, noise)

@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from fedrec.metrics import higher_is_better, sign
-from fedrec.newcomers import arrivals
 from fedrec.privacy.rule import NOT_PRIVATE
 from fedrec.records import SINGLE
 from fedrec.report.several import balances, singly, spoken
 from fedrec.report.tables import LEAKING, Run, counted
 from fedrec.report.verdicts import UNCLEAR
+from fedrec.turnout import arrivals
 
 MINUS, DASH = "\N{MINUS SIGN}", "\N{EN DASH}"
 MANY = 24  # clients: above this they are counted and drawn as a distribution
