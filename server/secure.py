@@ -6,7 +6,7 @@ nobody can tell whose part is wrong: the answers of all its clients are refused.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from secrets import token_bytes
 from typing import TypeVar
 
@@ -115,53 +115,6 @@ class SecureRound:
         """Add messages to the byte ledger."""
         for name, content in contents.items():
             self.exchange.record.log([name], secure_ledger(content, self.number, name, direction))
-
-    def run(
-        self,
-        broadcasts: Mapping[str, Broadcast],
-        layout: Callable[[Sequence[str]], Layout],
-        check: Callable[[Sum], object],
-        lost: frozenset[str] = NOBODY,
-    ) -> tuple[Outcome, Layout, Words | None]:
-        """Return what became of a round: who is in the sum, the layout of the vector, and the sum [P + M].
-
-        `layout` says what is summed of the clients that have dealt their shares; `check` raises ContractError for
-        metrics that a client may not tell. The sum is None if what its clients give for it does not fit. Raises
-        ClientFailure where too few are left.
-        """
-        number = self.number
-        taken: set[bytes] = set()
-        keys = self.ask(
-            "keys",
-            {name: keys_call(number) for name in broadcasts},
-            lambda content, name: fresh(read_keys(content, name), taken),
-        )
-        call = roster_call(number, keys)
-        sealed = self.ask(
-            "shares",
-            dict.fromkeys(keys, call),
-            lambda content, name: read_shares(content, name, SEALED, [one for one in keys if one != name]),
-        )
-        places = layout(list(sealed))
-        packed: dict[int, ArrayRecord] = {}  # what many clients are sent alike
-        calls: dict[str, RecordDict] = {}
-        for name in sealed:
-            broadcast = broadcasts[name]
-            values = packed.setdefault(id(broadcast.values), pack(broadcast.values))
-            theirs = [(peer, shares[name]) for peer, shares in sealed.items() if peer != name]
-            calls[name] = masked_call(Masked(broadcast, theirs, places), values)
-
-        def read(content: RecordDict, name: str) -> Sum:
-            answer = read_masked_answer(content, name, places.size + places.masses)
-            check(answer)
-            return answer
-
-        sums = self.ask("masked", calls, read, lost)
-        replies = [Contribution(one.client, {}, one.metrics, one.device) for one in sums.values()]
-        try:
-            return Outcome(replies, self.faults), places, self.opened(keys, list(sealed), sums)
-        except ContractError as error:
-            return self.broken(replies, str(error)), places, None
 
     def broken(self, replies: Sequence[Contribution], text: str) -> Outcome:
         """Return the outcome of a round of which the sum is refused, with all who are in it."""
@@ -279,24 +232,46 @@ def mean_change(
     return found
 
 
-def secret(c: State, agreed: Terms, number: int, broadcasts: dict[str, Broadcast], lost: frozenset[str]) -> Outcome:
-    """Return what became of a round whose answers are summed in secret: the mean change, and who is in it."""
-    duals, carriers, rows = c.plan.coupling.duals, c.carriers, c.record.rows
-    one = SecureRound(c.exchange, agreed, number, c.plan.turnout.deadline)
+def secret(c: State, terms: Terms, number: int, broadcasts: Mapping[str, Broadcast], lost: frozenset[str]) -> Outcome:
+    """Return what became of a round whose answers are summed in secret: the mean change, and who is in it.
 
-    def layout(names: Sequence[str]) -> Layout:
-        return layout_of([carriers[name] for name in names], rows, c.z, agreed.carriers)
+    Where what the clients of the sum give for it does not fit, all of them are refused. Raises ClientFailure where too
+    few are left.
+    """
+    one, taken = SecureRound(c.exchange, terms, number, c.plan.turnout.deadline), set[bytes]()
+    keys = one.ask(
+        "keys",
+        {name: keys_call(number) for name in broadcasts},
+        lambda content, name: fresh(read_keys(content, name), taken),
+    )
+    call = roster_call(number, keys)
+    sealed = one.ask(
+        "shares",
+        dict.fromkeys(keys, call),
+        lambda content, name: read_shares(content, name, SEALED, [peer for peer in keys if peer != name]),
+    )
+    places = layout_of([c.carriers[name] for name in sealed], c.record.rows, c.z, terms.carriers)
+    packed: dict[int, ArrayRecord] = {}  # what many clients are sent alike
+    calls: dict[str, RecordDict] = {}
+    for name in sealed:
+        broadcast = broadcasts[name]
+        values = packed.setdefault(id(broadcast.values), pack(broadcast.values))
+        theirs = [(peer, shares[name]) for peer, shares in sealed.items() if peer != name]
+        calls[name] = masked_call(Masked(broadcast, theirs, places), values)
 
-    def check(answer: Sum) -> None:
+    def read(content: RecordDict, name: str) -> Sum:
+        answer = read_masked_answer(content, name, places.size + places.masses)
         admit_metrics(answer.metrics, c.plan.told)
         c.plan.check(Contribution(answer.client, {}, answer.metrics, answer.device), True)
+        return answer
 
-    outcome, places, words = one.run(broadcasts, layout, check, lost)
-    inside = [carriers[reply.client] for reply in outcome.replies]
-    everybody = list(carriers.values()) if duals else None
-    if words is None:
-        return outcome
+    sums = one.ask("masked", calls, read, lost)
+    replies = [Contribution(answer.client, {}, answer.metrics, answer.device) for answer in sums.values()]
+    inside = [c.carriers[reply.client] for reply in replies]
+    everybody = list(c.carriers.values()) if c.plan.coupling.duals else None
     try:
-        return replace(outcome, change=mean_change(words, places, agreed, inside, everybody, c.z, rows))
+        words = one.opened(keys, list(sealed), sums)
+        change = mean_change(words, places, terms, inside, everybody, c.z, c.record.rows)
     except ContractError as error:
-        return one.broken(outcome.replies, str(error))
+        return one.broken(replies, str(error))
+    return Outcome(replies, one.faults, change=change)
