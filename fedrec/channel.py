@@ -43,7 +43,11 @@ class Mapped(ABC):
 
     def pull(self, anchor: Params, rho: float, rng: np.random.Generator) -> Pull:
         """Return rho/2 |x(theta) - anchor|^2, a sum over all entries of x, as a function of theta."""
-        return lambda params: rho / 2 * sum_of_squares(self.x(params), anchor)
+
+        def value(params: Params) -> Tensor:
+            return rho / 2 * torch.stack([(v - anchor[n]).square().sum() for n, v in self.x(params).items()]).sum()
+
+        return value
 
 
 Channel = Sharing | Mapped  # turns parameters into what is sent, and what is received into where a client starts
@@ -123,11 +127,6 @@ class Logits(Mapped):
 def whatever_the_batch(pull: Pull) -> Callable[[Params, object], Tensor]:
     """Return a pull as a term of `local_update`, which is given the batch of the step too."""
     return lambda params, batch: pull(params)
-
-
-def sum_of_squares(x: Params, anchor: Params) -> Tensor:
-    """Return |x - anchor|^2 over all entries."""
-    return torch.stack([(value - anchor[name]).square().sum() for name, value in x.items()]).sum()
 
 
 def keyed(shared: Mapping[str, Tensor], data: ClientData, channel: Channel) -> dict[str, Ints]:

@@ -1,7 +1,6 @@
 """The server's state between two rounds, as tensors, numbers and new rows of the record, and back."""
 
 from dataclasses import asdict
-from typing import Any
 
 from fedrec.aggregation import gather
 from fedrec.parameters import Params
@@ -51,22 +50,17 @@ def put_back(c: State, snapshot: Snapshot) -> None:
     c.improved = set(c.improved)
     c.scores.last = Score(**numbers["last"])
     c.scores.keys = {name: tuple(tuple(key) for key in keys) for name, keys in numbers["keys"].items()}
-    c.best = best_of(c, numbers["best"], snapshot.tensors)
+    about, z = numbers["best"], under("best/", snapshot.tensors)
+    if about["round"]:
+        # What every client was sent is a part of z, unless the coupling is personal.
+        own = {name: under(f"part/{place}/", snapshot.tensors) for place, name in enumerate(c.carriers)}
+        parts = own if c.plan.coupling.personal else {name: gather(z, who) for name, who in c.carriers.items()}
+        c.best = Best(about["round"], Score(**about["score"]), z, parts, about["prices"])
     c.newcomers.restore(numbers["newcomers"])
     for name in ROWS:
         setattr(c.record, name, snapshot.record[name])
     c.record.traffic = [(tuple(names), rows) for names, rows in c.record.traffic]
     c.record.seconds = numbers["seconds"]
-
-
-def best_of(c: State, about: dict[str, Any], tensors: Params) -> Best:
-    """Return the best round; what every client was sent is a part of its z, unless the coupling is personal."""
-    z = under("best/", tensors)
-    if not about["round"]:
-        return Best()
-    own = {name: under(f"part/{place}/", tensors) for place, name in enumerate(c.carriers)}
-    parts = own if c.plan.coupling.personal else {name: gather(z, who) for name, who in c.carriers.items()}
-    return Best(about["round"], Score(**about["score"]), z, parts, about["prices"])
 
 
 def under(prefix: str, tensors: Params) -> Params:

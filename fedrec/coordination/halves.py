@@ -180,7 +180,12 @@ class Hub:
 def tie(operator: Operator, carriers: Sequence[Carrier], v: Sequence[Params], rho: float) -> list[Params]:
     """Return every client's z_i for its v_i; each row of a table is tied over the clients that carry it."""
     if isinstance(operator, Within):
-        same = all(_same_rows(carriers[0], who) for who in carriers)
+        first = carriers[0]
+        same = all(
+            who.like.keys() == first.like.keys()
+            and all(torch.equal(first.positions[name], who.positions[name]) for name in first.positions)
+            for who in carriers
+        )
         flat: Vectors = proximal_point(
             lambda w: [
                 flatten(one)
@@ -232,13 +237,6 @@ def _patterns(
         if len(inside):
             found.append(([holders[k] for k in inside], [torch.from_numpy(local[k, rows]) for k in inside]))
     return found
-
-
-def _same_rows(a: Carrier, b: Carrier) -> bool:
-    """Return whether two clients carry the same parameters and rows."""
-    return a.like.keys() == b.like.keys() and all(
-        name in b.positions and torch.equal(a.positions[name], b.positions[name]) for name in a.positions
-    )
 
 
 def distance(a: Mapping[str, Params], b: Mapping[str, Params]) -> float:

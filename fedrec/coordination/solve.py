@@ -53,20 +53,16 @@ def newton(steps: int = 50, tolerance: float = 1e-12) -> LocalSolver:
             identity = torch.eye(len(theta), dtype=theta.dtype)
             (hessian,) = torch.autograd.grad(g, leaf, identity, is_grads_batched=True)
             step = torch.linalg.solve(hessian, g.detach())
-            theta = theta - _length(objective, theta, step, float(value.detach()), float(g.detach() @ step)) * step
+            t, before, slope = 1.0, float(value.detach()), float(g.detach() @ step)
+            slack = 1e-14 * (1 + abs(before))  # where rounding can tell
+            while t > 1e-10 and float(objective(theta - t * step)) > before - 1e-4 * t * slope + slack:  # Armijo
+                t /= 2
+            theta = theta - t * step
             if float(step.norm()) <= tolerance * (1 + float(theta.norm())):
                 break
         return theta
 
     return run
-
-
-def _length(objective: Loss, theta: Tensor, step: Tensor, value: float, slope: float) -> float:
-    """Return the first of 1, 1/2, 1/4, ... that decreases the objective (Armijo), where rounding can tell."""
-    t = 1.0
-    while t > 1e-10 and float(objective(theta - t * step)) > value - 1e-4 * t * slope + 1e-14 * (1 + abs(value)):
-        t /= 2
-    return t
 
 
 Exchange = slice | Callable[[Tensor], Tensor]
@@ -187,7 +183,8 @@ def solve(
     Raises UserError if an argument does not fit the others, and if a client's loss or variable is not finite.
     """
     clients = _clients(losses, initial, exchange, weights, budgets, budget_step)
-    _check(clients, rho, duals)
+    if not rho > 0 and (duals or any(not isinstance(client.part, slice) for client in clients)):
+        raise UserError(f"rho: must be above 0 with duals or a map as exchange, found {rho}")
     now = _joined(clients, initial, rho) if state is None else state
     theta, x, links, mu, history = list(now.theta), list(now.x), list(now.links), list(now.mu), list(now.history)
     carriers = {str(i): Carrier(str(i), {X: x[i]}, {}, client.weight) for i, client in enumerate(clients)}
@@ -235,11 +232,6 @@ def _clients(
         raise UserError(f"weights: must be above 0, found {min(p)}")
     budget = [None if limit is None else Budget(limit, step) for limit in limits]
     return [_Client(*one) for one in zip(losses, parts, p, budget, strict=True)]
-
-
-def _check(clients: list[_Client], rho: float, duals: bool) -> None:
-    if not rho > 0 and (duals or any(not isinstance(client.part, slice) for client in clients)):
-        raise UserError(f"rho: must be above 0 with duals or a map as exchange, found {rho}")
 
 
 def _joined(clients: list[_Client], initial: Sequence[Tensor], rho: float) -> Solution:

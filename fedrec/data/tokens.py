@@ -68,12 +68,7 @@ def centred(s: Tensor) -> tuple[Tensor, Tensor]:
 
 def item_tokens(dataset: Dataset) -> Tokens:
     """Return the tokens of what `item_vectors` encodes of every item of a dataset, kept for the process."""
-    return _item_tokens(sentences(dataset.items["title"].tolist(), dataset.items["categories"].tolist()))
-
-
-@functools.lru_cache(maxsize=2)
-def _item_tokens(texts: tuple[str, ...]) -> Tokens:
-    return sentence_tokens(texts)
+    return _kept(sentences(dataset.items["title"].tolist(), dataset.items["categories"].tolist()))
 
 
 def sentence_tokens(texts: Sequence[str]) -> Tokens:
@@ -94,6 +89,9 @@ def sentence_tokens(texts: Sequence[str]) -> Tokens:
     text = torch.tensor([place[text] for text in texts], dtype=torch.int64)
     start = torch.from_numpy(np.concatenate([[0], np.cumsum(length)]).astype(np.int64))
     return _tokens(model, torch.from_numpy(y), start, text)
+
+
+_kept = functools.lru_cache(maxsize=2)(sentence_tokens)
 
 
 def _tokens(model: Encoder, y: Tensor, start: Tensor, text: Tensor) -> Tokens:

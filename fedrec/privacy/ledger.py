@@ -103,6 +103,15 @@ class Entry(NamedTuple):
     run: str = ""
     inputs: str = ""
 
+    @staticmethod
+    def of(record: Mapping[str, Any]) -> "Entry":
+        """Return the entry of a line."""
+        event = dict(record)
+        for name, kind in (("round", int), ("run", str), ("inputs", str)):
+            if type(event.pop(name)) is not kind:
+                raise UserError(f"{name}: must be of type {kind.__name__}, found {record[name]!r}")
+        return Entry(record["round"], Event.of(event), record["run"], record["inputs"])
+
 
 class Ledger:
     """The events that one client has booked in a file: a line of JSON for the note, and one for each event.
@@ -214,7 +223,7 @@ class Ledger:
             if self._asked:
                 found.admit(self._asked, self.path)
             self._found = found
-        self._entries += [self._parsed(line, _entry) for line in lines]
+        self._entries += [self._parsed(line, Entry.of) for line in lines]
         if data:
             self._read, self._whole = size, data.endswith(b"\n")
 
@@ -228,15 +237,6 @@ class Ledger:
                 f"{line[:80].decode(errors='replace')!r} ({error}); put the event in its place if anything may have "
                 "been sent, or take the line away if certainly nothing was"
             ) from None
-
-
-def _entry(record: Mapping[str, Any]) -> Entry:
-    """Return the entry of a line."""
-    event = dict(record)
-    for name, kind in (("round", int), ("run", str), ("inputs", str)):
-        if type(event.pop(name)) is not kind:
-            raise UserError(f"{name}: must be of type {kind.__name__}, found {record[name]!r}")
-    return Entry(record["round"], Event.of(event), record["run"], record["inputs"])
 
 
 class Group(NamedTuple):

@@ -66,7 +66,11 @@ def standings(run: Run, together: pd.DataFrame | None = None) -> list[Standing]:
     """Return where the run stands in each task's primary metric; `together` is `compare(run, together=True)`."""
     single = len(run.names()) == 1
     table = compare(run) if single else compare(run, together=True) if together is None else together
-    own = _own(run, single)
+    own: dict[tuple[str, str], tuple[float, Paired]] = {}  # popularity among own rows, by task and metric
+    if run.own:
+        ours, theirs = ((r if single else as_one(r)) for r in (run.federated, run.own))
+        worth: dict[Any, float] = theirs.test().dropna().to_dict()
+        own = {key[1:]: (worth[key], gap) for key, gap in differences(ours, theirs).items() if key in worth}
     rows = table[table["primary"] & table["federated"].notna()]
     apart = {name: paired_in(rows, name) for name in BASELINES}
     found = []
@@ -77,15 +81,6 @@ def standings(run: Run, together: pd.DataFrame | None = None) -> list[Standing]:
             values[OWN], gaps[OWN] = own[at]
         found.append(Standing(row["client"], row["task"], row["metric"], row["federated"], values, gaps, len(rows) > 1))
     return found
-
-
-def _own(run: Run, single: bool) -> dict[tuple[str, str], tuple[float, Paired]]:
-    """Return the value of popularity among the clients' own rows by task and metric, and the gap to it."""
-    if run.own is None:
-        return {}
-    ours, own = ((r if single else as_one(r)) for r in (run.federated, run.own))
-    values: dict[Any, float] = own.test().dropna().to_dict()
-    return {key[1:]: (values[key], gap) for key, gap in differences(ours, own).items() if key in values}
 
 
 def stands(standing: Standing, private: bool) -> str:
