@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
@@ -46,10 +47,11 @@ class Exchange:
         for node in nodes:
             # Taken from the answers: of a thousand tables there is one copy at a time, not two.
             for letter in opened(answers.pop(node, None), [f"node {node}"], self.hosts, joining=True).letters.values():
-                try:
-                    joined.append((node, judged(letter, admit_start)))
-                except Refused as refused:
-                    found.faults.append(Fault(0, refused.client or f"node {node}", "join", refused.kind, refused.text))
+                reply = judged(letter, admit_start)
+                if isinstance(reply, Contribution):
+                    joined.append((node, reply))
+                else:
+                    found.faults.append(Fault(0, reply.client or f"node {node}", "join", reply.kind, reply.text))
         # The name itself comes last in the key: "7" and "07" are equal to `natural`, and sums must have one order.
         joined.sort(key=lambda one: (natural(one[1].client), one[1].client))
         names = Counter(reply.client for _, reply in joined)
@@ -103,8 +105,11 @@ class Exchange:
             found.subtotals.extend(admitted_sums(one, call, sums, letters))
         inside = {name for part in found.subtotals for name in part.clients}
         letters |= dict.fromkeys(lost & broadcasts.keys(), Refused("dropout", "dropped out, as the run says"))
-        mine = {name: {} if name in inside else like.get(name, {}) for name in broadcasts}
-        verdicts = {name: verdict(letters[name], name, mine[name], metrics, check) for name in broadcasts}
+        verdicts = {}
+        for name in broadcasts:
+            mine = {} if name in inside else like.get(name, {})
+            admit_one = partial(admitted, name=name, like=mine, metrics=metrics, check=check)
+            verdicts[name] = judged(letters[name], admit_one)
         verdicts |= cohorts_refused(verdicts, self.nodes, refuse)
         during = split if kind == "evaluate" else kind
         for name, broadcast in broadcasts.items():
@@ -149,7 +154,9 @@ def joinings(replies: Sequence[Contribution]) -> Iterable[tuple[list[str], list[
     return alike.values()
 
 
-def admitted(reply: Contribution, name: str, like: Params, metrics: frozenset[str]) -> Contribution:
+def admitted(
+    reply: Contribution, name: str, like: Params, metrics: frozenset[str], check: Callable[[Contribution], object]
+) -> Contribution:
     """Return a reply with its tensors in the order of `like`; raises ContractError for what it may not hold."""
     if reply.client != name:
         raise ContractError(f"must answer under its own name, found {reply.client!a}")
@@ -157,27 +164,9 @@ def admitted(reply: Contribution, name: str, like: Params, metrics: frozenset[st
         raise ContractError("record rows: must be sent to join alone, found it in an answer")
     # The task/metric of client/task/metric, and any other name as it is.
     admit_metrics({"/".join(metric.rsplit("/", 2)[-2:]): value for metric, value in reply.metrics.items()}, metrics)
-    return replace(reply, values=admit(reply.values, like)) if reply.values or like else reply
-
-
-def verdict(
-    letter: Contribution | Refused,
-    name: str,
-    like: Params,
-    metrics: frozenset[str],
-    check: Callable[[Contribution], object],
-) -> Contribution | Refused:
-    """Return the answer of a client if it counts, and else why not; see `Exchange.send`."""
-
-    def admit_one(reply: Contribution) -> Contribution:
-        reply = admitted(reply, name, like, metrics)
-        check(reply)
-        return reply
-
-    try:
-        return judged(letter, admit_one)
-    except Refused as refused:
-        return refused
+    reply = replace(reply, values=admit(reply.values, like)) if reply.values or like else reply
+    check(reply)
+    return reply
 
 
 def cohorts_refused(

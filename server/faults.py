@@ -54,14 +54,14 @@ class Outcome:
             raise ClientFailure(f"{what}: {needed} of {total} clients must answer, found {len(self.replies)} ({told})")
 
 
-def judged(letter: "Contribution | Refused", judge: Callable[[Contribution], Contribution]) -> Contribution:
-    """Return what came from a client, if `judge` admits it; raises Refused with the kind and the text of the fault."""
+def judged(letter: "Contribution | Refused", judge: Callable[[Contribution], Contribution]) -> "Contribution | Refused":
+    """Return what came from a client, if `judge` admits it, and else why not."""
     if isinstance(letter, Refused):
-        raise letter
+        return letter
     try:
         return judge(letter)
     except ContractError as error:
-        raise Refused("contract", str(error), letter.client) from None
+        return Refused("contract", str(error), letter.client)
 
 
 class Refused(Exception):
