@@ -216,17 +216,12 @@ def server_shapes(carriers: Sequence[Carrier], previous: Params | None) -> dict[
     shapes = {name: tuple(value.shape) for name, value in (previous or {}).items()}
     for who in carriers:
         for name, value in who.like.items():
-            rows = int(who.positions[name].max()) + 1 if name in who.positions and len(value) else 0
-            if name in TABLES:
-                rows = max(rows, shapes[name][0] if name in shapes else 0)
-                mine = (rows, *value.shape[1:])
-                if name in shapes and shapes[name][1:] != mine[1:]:
-                    raise ContractError(
-                        f"{name}: must have width {shapes[name][1:]}, found {mine[1:]} from {who.client}"
-                    )
-                shapes[name] = mine
-            elif shapes.setdefault(name, tuple(value.shape)) != tuple(value.shape):
-                raise ContractError(
-                    f"{name}: must have shape {shapes[name]}, found {tuple(value.shape)} from {who.client}"
-                )
+            mine, table = tuple(value.shape), name in TABLES
+            if table:
+                rows = int(who.positions[name].max()) + 1 if name in who.positions and len(value) else 0
+                mine = (max(rows, shapes[name][0] if name in shapes else 0), *mine[1:])
+            if name in shapes and shapes[name][table:] != mine[table:]:
+                rule = f"must have {'width' if table else 'shape'} {shapes[name][table:]}"
+                raise ContractError(f"{name}: {rule}, found {mine[table:]} from {who.client}")
+            shapes[name] = mine
     return shapes

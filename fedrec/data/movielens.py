@@ -54,8 +54,8 @@ def _md5(content: bytes) -> str:
     return hashlib.md5(content, usedforsecurity=False).hexdigest()
 
 
-def _fields(path: Path, separator: str, count: int) -> pd.DataFrame:
-    """Return the fields of a headerless file as text, columns 0 to count - 1."""
+def _fields(path: Path, separator: str, count: int, unique: str = "") -> pd.DataFrame:
+    """Return the fields of a headerless file as text, columns 0 to count - 1; what is `unique` stands in the first."""
     try:
         if path.exists():
             regular(path, "data-dir")
@@ -69,7 +69,10 @@ def _fields(path: Path, separator: str, count: int) -> pd.DataFrame:
     rows = [line.removesuffix("\r").split(separator) for line in lines]
     wrong = np.asarray([len(row) != count for row in rows])
     refuse(wrong, lines, f"{path}", f"must have {count} fields", "line")
-    return pd.DataFrame(rows, columns=range(count), dtype="str")
+    found = pd.DataFrame(rows, columns=range(count), dtype="str")
+    if unique:
+        refuse(found[0].duplicated().to_numpy(), found[0].tolist(), f"{path}", f"{unique} must occur once", "line")
+    return found
 
 
 def _whole(path: Path, text: pd.Series, rule: str, lowest: int, highest: int) -> pd.Series:
@@ -98,17 +101,14 @@ def _ratings(folder: Path) -> pd.DataFrame:
 
 def _users(folder: Path) -> pd.DataFrame:
     path = folder / "u.user"
-    raw = _fields(path, "|", 5)
-    refuse(raw[0].duplicated().to_numpy(), raw[0].tolist(), f"{path}", "a user must occur once", "line")
+    raw = _fields(path, "|", 5, "a user")
     age = _whole(path, raw[1], "age must be whole years", 0, 150)
     return pd.DataFrame({"key": raw[0], "age": age, "gender": raw[2], "occupation": raw[3], "zip": raw[4]})
 
 
 def _items(folder: Path) -> pd.DataFrame:
-    path = folder / "u.item"
     names = GENRES.split("|")
-    raw = _fields(path, "|", 5 + len(names))
-    refuse(raw[0].duplicated().to_numpy(), raw[0].tolist(), f"{path}", "an item must occur once", "line")
+    raw = _fields(folder / "u.item", "|", 5 + len(names), "an item")
     flags = (raw.iloc[:, 5:] == "1").to_numpy()
     genres = ["|".join(name for name, flag in zip(names, row, strict=True) if flag) for row in flags]
     return pd.DataFrame({"key": raw[0], "title": raw[1], "categories": pd.Series(genres, dtype="str")})
