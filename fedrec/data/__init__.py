@@ -5,15 +5,14 @@ from pathlib import Path
 import pandas as pd
 
 from fedrec.components import choose_part, make, read
-from fedrec.data.content import Content, content_vectors
 from fedrec.data.history import Histories, before, latest
 from fedrec.data.movielens import movielens
 from fedrec.data.negatives import Negatives, excluded
-from fedrec.data.partition import federation, public_data
-from fedrec.data.public import probe_of, viewed
+from fedrec.data.partition import federation, probe_of, public_data, viewed
 from fedrec.data.split import pool
 from fedrec.data.synthetic import Market, synthetic
 from fedrec.data.table import from_frame, table
+from fedrec.data.text import Content, content_vectors
 from fedrec.data.types import ClientData, Dataset, Interactions
 from fedrec.errors import UserError
 
