@@ -84,20 +84,15 @@ class Graph(Operator):
     edges: tuple[tuple[int, int], ...]
     strength: float
 
-    def laplacian(self) -> Tensor:
-        """Return Lap [n, n]."""
-        lap = torch.zeros(self.clients, self.clients, dtype=torch.float64)
+    def __call__(self, v: Vectors, p: Tensor, rho: float) -> Vectors:
+        """See Operator."""
+        lap, weights = torch.zeros(self.clients, self.clients, dtype=torch.float64), torch.diag(rho * p)
         for i, k in self.edges:
             lap[i, i] += 1
             lap[k, k] += 1
             lap[i, k] -= 1
             lap[k, i] -= 1
-        return lap
-
-    def __call__(self, v: Vectors, p: Tensor, rho: float) -> Vectors:
-        """See Operator."""
-        weights = torch.diag(rho * p)
-        return list(torch.linalg.solve(weights + self.strength * self.laplacian(), weights @ torch.stack(v)))
+        return list(torch.linalg.solve(weights + self.strength * lap, weights @ torch.stack(v)))
 
     def restrict(self, members: Sequence[int]) -> "Graph":
         """See Operator."""

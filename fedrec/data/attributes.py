@@ -1,7 +1,5 @@
 """The public attributes of a catalogue, and which of its items the tasks about them learn from."""
 
-from collections.abc import Sequence
-
 import numpy as np
 import pandas as pd
 
@@ -30,19 +28,15 @@ def attributes_of(dataset: Dataset, fractions: tuple[float, float], seed: int) -
     has = {"category": [list(filter(None, text.split("|"))) for text in items["categories"]]}
     if "brand" in items:
         has["brand"] = [list(filter(None, [text])) for text in items["brand"]]
-    values = {name: found for name, lists in has.items() if (found := indicators(lists)).shape[1]}
+    values: dict[str, Floats] = {}
+    for name, lists in has.items():
+        if 0 < len({one for names in lists for one in names}) <= MOST:
+            some = np.array([bool(names) for names in lists], dtype=np.bool_)
+            values[name] = np.where(some[:, None], multi_hot(lists, MOST), np.float32("nan"))
     deviation = 1.0
     if "price" in items and items["price"].notna().any():
         values["price"], deviation = standardised(items["price"], train)
     return Attributes(values, train, ~train & (u >= test), u < test, deviation)
-
-
-def indicators(lists: Sequence[Sequence[str]]) -> Floats:
-    """Return `multi_hot` of the names that items have [items, names], NaN for none; [items, 0] of too many names."""
-    if len({name for names in lists for name in names}) > MOST:
-        return np.zeros((len(lists), 0), dtype=np.float32)
-    some = np.array([bool(names) for names in lists], dtype=np.bool_)
-    return np.where(some[:, None], multi_hot(lists, MOST), np.float32("nan"))
 
 
 def standardised(price: "pd.Series[float]", train: Bools) -> tuple[Floats, float]:

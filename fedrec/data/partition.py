@@ -8,8 +8,7 @@ import numpy as np
 
 import fedrec.seeds as seeds
 from fedrec.data.attributes import attributes_of
-from fedrec.data.checks import NAMES, refuse, showable
-from fedrec.data.repeats import merged
+from fedrec.data.checks import NAMES, merged, refuse, showable
 from fedrec.data.split import SUPPORT, TEST, TRAIN, VALIDATION, Split, concatenate, divide, new_items, ordered
 from fedrec.data.types import Attributes, ClientData, Dataset, Interactions, Ints
 from fedrec.errors import UserError, choose

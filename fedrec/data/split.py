@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import fedrec.seeds as seeds
-from fedrec.data.repeats import merged
+from fedrec.data.checks import merged
 from fedrec.data.types import COLUMNS, Attributes, Bools, ClientData, Interactions, Ints
 
 Split = Literal["leave-one-out", "temporal", "random", "new-items", "new-users"]
@@ -141,6 +141,10 @@ def pool(clients: Sequence[ClientData]) -> ClientData:
     kept = train.take(~np.isin(pair(train), np.concatenate([pair(validation), pair(test)])))
     once = merged(kept, pair(kept))
     once = once.take(np.lexsort((once.item, once.time, once.user)))
+    masks = np.zeros((2, len(items)), dtype=np.bool_)  # of what is new at the validation, and at the test
+    for client in clients:
+        if client.new is not None:
+            masks[:, np.searchsorted(items, client.items)] |= client.new
     dropped, repeats, notes = len(train) - len(kept), len(kept) - len(once), []
     if dropped:
         notes.append(f"{dropped} training interactions that another client holds out were dropped")
@@ -156,7 +160,7 @@ def pool(clients: Sequence[ClientData]) -> ClientData:
         notes=tuple(notes),
         members=tuple(clients),
         attributes=_of_all(clients),
-        new=_new_to_all(clients, items),
+        new=None if any(client.new is None for client in clients) else (masks[0], masks[1]),
         support=concatenate([client.support for client in placed]),
     )
 
@@ -173,16 +177,6 @@ def _of_all(clients: Sequence[ClientData]) -> Attributes:
         every[0].deviation,
     )
     return joined.take(index) if len(joined.train) else joined
-
-
-def _new_to_all(clients: Sequence[ClientData], items: Ints) -> tuple[Bools, Bools] | None:
-    """Return the masks over `items`, the union of the clients', of what is new to them."""
-    masks = np.zeros((2, len(items)), dtype=np.bool_)
-    for client in clients:
-        if client.new is None:
-            return None
-        masks[:, np.searchsorted(items, client.items)] |= client.new
-    return masks[0], masks[1]
 
 
 def concatenate(parts: Sequence[Interactions]) -> Interactions:

@@ -186,21 +186,15 @@ def differences(federated: Results, baseline: Results) -> dict[tuple[str, str, s
         metric, second = at[2], groups.get((*at[:2], NEGATIVES))
         if at not in out or (metric == "auc" and second is None):
             continue
-        sides = _sides([rows] if metric != "auc" or second is None else [rows, second])
+        parts = [rows] if metric != "auc" or second is None else [rows, second]
+        # A user has one place in all of them.
+        places = np.split(pd.factorize(np.concatenate([part["user"] for part in parts]))[0], [len(rows)])
+        columns = [[part[name].to_numpy(np.float64) for name in ("value_x", "value_y", "weight")] for part in parts]
+        sides = [Side(place, *column) for place, column in zip(places, columns, strict=False)]
         shown = float(ours[at]), float(theirs[at])
         if all(np.allclose(side.means(metric), shown, 1e-6, 1e-9) for side in sides):
             out[at] = replace(difference(metric, sides), mean=shown[0] - shown[1])
     return out
-
-
-def _sides(parts: Sequence[pd.DataFrame]) -> list[Side]:
-    """Return pairs of users' values as the sides of a metric; a user has one place in all of them."""
-    places = np.split(pd.factorize(np.concatenate([part["user"] for part in parts]))[0], [len(parts[0])])
-    columns = ("value_x", "value_y", "weight")
-    return [
-        Side(place, *(part[column].to_numpy(np.float64) for column in columns))
-        for place, part in zip(places, parts, strict=False)
-    ]
 
 
 def _table(federated: Results, baselines: dict[str, Results]) -> pd.DataFrame:
