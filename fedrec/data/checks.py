@@ -1,4 +1,4 @@
-"""What every source of data does: refuse a bad value by its place, merge what is said again, and bring rows in order."""
+"""What every source of data does: refuse a bad value by its place, merge what is said again, bring rows in order."""
 
 import csv
 import io
