@@ -64,7 +64,14 @@ class Exchange:
                 continue
             self.nodes[reply.client] = node
             found.replies.append(reply)
-        self.record.tally(joinings(found.replies))
+        alike: dict[object, tuple[list[str], list[Entry]]] = {}  # by the form of what clients joined with
+        for reply in found.replies:
+            sizes = tuple((space, len(ids)) for space, ids in reply.rows.items())
+            form = (tuple((name, value.shape, value.dtype) for name, value in reply.values.items()), sizes)
+            if form not in alike:
+                alike[form] = ([], ledger(contribution_record(reply), 0, reply.client, "up"))
+            alike[form][0].append(reply.client)
+        self.record.tally(alike.values())
         return found
 
     def send(
@@ -140,18 +147,6 @@ class Exchange:
         """Send messages and return every node's reply that came within `deadline` seconds (0: within a day)."""
         replies = self.grid.send_and_receive(messages, timeout=deadline or TIMEOUT)
         return {reply.metadata.src_node_id: reply for reply in replies}
-
-
-def joinings(replies: Sequence[Contribution]) -> Iterable[tuple[list[str], list[Entry]]]:
-    """Return the ledger's entries of what clients joined with, once for clients whose messages have one form."""
-    alike: dict[object, tuple[list[str], list[Entry]]] = {}
-    for reply in replies:
-        sizes = tuple((space, len(ids)) for space, ids in reply.rows.items())
-        form = (tuple((name, value.shape, value.dtype) for name, value in reply.values.items()), sizes)
-        if form not in alike:
-            alike[form] = ([], ledger(contribution_record(reply), 0, reply.client, "up"))
-        alike[form][0].append(reply.client)
-    return alike.values()
 
 
 def admitted(

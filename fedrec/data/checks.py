@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from fedrec.data.types import Floats, Interactions, Ints
+from fedrec.data.types import Interactions, Ints
 from fedrec.errors import UserError
 from fedrec.files import PEEKED, unpacked
 
@@ -112,26 +112,21 @@ def merged(rows: Interactions, keys: Ints) -> Interactions:
     rows, (_, start, group) = rows.take(order), np.unique(keys[order], return_index=True, return_inverse=True)
     if len(start) == len(rows):
         return rows
-    return Interactions(
-        rows.user[start],
-        rows.item[start],
-        np.maximum.reduceat(rows.time, start),
-        _last(rows, group, len(start)),
-        np.logical_or.reduceat(rows.positive, start),
-        {name: np.logical_or.reduceat(label, start) for name, label in rows.labels.items()},
-    )
-
-
-def _last(rows: Interactions, group: Ints, count: int) -> Floats:
-    """Return the last rating of each of `count` groups, NaN where a group has none."""
-    rated = np.flatnonzero(~np.isnan(rows.rating))
+    count, rated = len(start), np.flatnonzero(~np.isnan(rows.rating))
     latest = np.full(count, np.iinfo(np.int64).min)
     np.maximum.at(latest, group[rated], rows.time[rated])
     last = rated[rows.time[rated] == latest[group[rated]]]
     last = last[np.argsort(rows.rating[last], kind="stable")]  # the order of a sum moves its last bit
     number = np.bincount(group[last], minlength=count)
     total = np.bincount(group[last], weights=rows.rating[last], minlength=count)
-    return np.where(number > 0, total / np.maximum(number, 1), np.nan).astype(np.float32)
+    return Interactions(
+        rows.user[start],
+        rows.item[start],
+        np.maximum.reduceat(rows.time, start),
+        np.where(number > 0, total / np.maximum(number, 1), np.nan).astype(np.float32),
+        np.logical_or.reduceat(rows.positive, start),
+        {name: np.logical_or.reduceat(label, start) for name, label in rows.labels.items()},
+    )
 
 
 def told(before: Interactions, after: Interactions) -> str:

@@ -126,23 +126,19 @@ def _cached() -> Path:
             content = reply.read()
         if _md5(content) != ZIP_MD5:
             raise UserError(f"ml-100k: the download's MD5 must be {ZIP_MD5}, found {_md5(content)}; {help_}")
-        _unpack(content, cache, folder)
+        # The expected files, all of them or none.
+        cache.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(dir=cache))
+        try:
+            with zipfile.ZipFile(io.BytesIO(content)) as archive:
+                for name in FILES:
+                    (partial / name).write_bytes(archive.read(f"ml-100k/{name}"))
+            # What stands there lacks a file, or another process has just finished: either way ours is complete.
+            shutil.rmtree(folder, ignore_errors=True)
+            partial.replace(folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
     except (OSError, http.client.HTTPException) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"ml-100k: must be in the cache or be downloaded, found {reason}; {help_}") from None
     return folder
-
-
-def _unpack(content: bytes, cache: Path, folder: Path) -> None:
-    """Write the expected files of the archive to `folder`, all of them or none."""
-    cache.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(dir=cache))
-    try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            for name in FILES:
-                (partial / name).write_bytes(archive.read(f"ml-100k/{name}"))
-        # What stands there lacks a file, or another process has just finished: either way ours is complete.
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.replace(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)

@@ -88,23 +88,19 @@ def sentence_tokens(texts: Sequence[str]) -> Tokens:
     place = {text: row for row, text in enumerate(distinct)}
     text = torch.tensor([place[text] for text in texts], dtype=torch.int64)
     start = torch.from_numpy(np.concatenate([[0], np.cumsum(length)]).astype(np.int64))
-    return _tokens(model, torch.from_numpy(y), start, text)
-
-
-_kept = functools.lru_cache(maxsize=2)(sentence_tokens)
-
-
-def _tokens(model: Encoder, y: Tensor, start: Tensor, text: Tensor) -> Tokens:
     parts = []
     with torch.no_grad(), encoder.one_thread():
-        for part in torch.split(y, CHUNK):
+        for part in torch.split(torch.from_numpy(y), CHUNK):
             h, s = model.last(part)
             parts.append((h, *centred(s)))
     weight, bias = (model.weights[f"{NORMS[1]}.{kind}"] for kind in ("weight", "bias"))
-    if not parts:
-        return Tokens(y.new_zeros(0, 4 * WIDTH), y, y.new_zeros(0), start, text, weight, bias)
+    if not distinct:
+        return Tokens(torch.zeros(0, 4 * WIDTH), torch.zeros(0, WIDTH), torch.zeros(0), start, text, weight, bias)
     h, s, square = (torch.cat(column) for column in zip(*parts, strict=True))
     return Tokens(h, s, square, start, text, weight, bias)
+
+
+_kept = functools.lru_cache(maxsize=2)(sentence_tokens)
 
 
 def _attended(model: Encoder, texts: Sequence[str]) -> tuple[Floats, Ints]:

@@ -264,21 +264,15 @@ def persons(events: Mapping[str, Iterable[Event]], members: Mapping[str, Ints], 
     own = {silo: merged(events[silo]) for silo in members}
     groups = Counter(map(tuple, holders.values()))
     spent = {silos: merged(event for silo in silos for event in own[silo]) for silos in groups}
-    costs = _costs(set(spent.values()), delta)
+    bounds = {known: bound(known, delta) for known in set(spent.values())}
+    costs, most = dict[tuple[Event, ...], float](), -math.inf
+    for known in sorted(bounds, key=lambda known: -bounds[known]):
+        # What is bounded by the largest so far cannot exceed it.
+        quick = len(costs) >= EXACT and bounds[known] <= most
+        costs[known] = bounds[known] if quick else epsilon(known, delta)
+        most = max(most, costs[known])
     found = [Group(silos, people, costs[spent[silos]]) for silos, people in groups.items()]
     return sorted(found, key=lambda group: (-group.epsilon, group.silos))
-
-
-def _costs(compositions: set[tuple[Event, ...]], delta: float) -> dict[tuple[Event, ...], float]:
-    """Return the epsilon of every composition: exact for the largest, and for at least `EXACT` of them."""
-    bounds = {known: bound(known, delta) for known in compositions}
-    found: dict[tuple[Event, ...], float] = {}
-    most = -math.inf
-    for known in sorted(compositions, key=lambda known: -bounds[known]):
-        # What is bounded by the largest so far cannot exceed it.
-        found[known] = bounds[known] if len(found) >= EXACT and bounds[known] <= most else epsilon(known, delta)
-        most = max(most, found[known])
-    return found
 
 
 def statement(events: Iterable[Event], unit: Unit, delta: float, replay: bool = False) -> str:
