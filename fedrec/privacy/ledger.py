@@ -153,10 +153,6 @@ class Ledger:
         """The event of every entry in the file."""
         return [entry.event for entry in self.entries]
 
-    def spent(self) -> float:
-        """Return the epsilon of all that was booked."""
-        return epsilon(self.events, self.note.delta)
-
     def book(self, number: int, event: Event, budget: float, run: str = "", inputs: str = "", overlap: int = 1) -> None:
         """Put an event of round `number` on the disk; only then may anything be sent that was made with it.
 
