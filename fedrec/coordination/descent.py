@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, cast, get_args
+from typing import cast, get_args
 
 import torch
-from pydantic import AfterValidator, BaseModel, Field
+from pydantic import BaseModel, Field, field_validator
 from torch import Tensor
 
 from fedrec.aggregation import Carrier
@@ -21,15 +21,18 @@ from fedrec.seeds import generator
 class Descent(BaseModel, frozen=True, extra="forbid"):
     """How the server makes a step of the clients' pseudo-gradients g_i = z - x_i; the defaults are FedAvg."""
 
-    aggregator: Annotated[
-        PartText, AfterValidator(lambda text: choose_part("one of the aggregators", text, get_args(Method)))
-    ] = Field("mean", description="weights of the pseudo-gradients: " + ", ".join(get_args(Method)))
+    aggregator: PartText = Field("mean", description="weights of the pseudo-gradients: " + ", ".join(get_args(Method)))
     eps: float = Field(
         1.0, ge=0, allow_inf_nan=False, description="fedmgda: how far the weights may leave the clients' own"
     )
     c: float = Field(0.5, ge=0, allow_inf_nan=False, description="cagrad: radius of the ball around the mean")
     optimiser: Kind = Field("sgd", description="server optimiser (FedOpt)")
     lr: float = Field(1.0, gt=0, allow_inf_nan=False, description="server learning rate")
+
+    @field_validator("aggregator")
+    @classmethod
+    def _aggregator(cls, value: str) -> str:
+        return choose_part("one of the aggregators", value, get_args(Method))
 
     @property
     def plain(self) -> bool:
