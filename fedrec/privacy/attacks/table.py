@@ -184,7 +184,7 @@ SOURCES: tuple[Source, ...] = (
 BOTH: Tasks = ("rank", "rating")
 INSIDE: tuple[Literal["interaction"], Literal["silos"], Tasks] = ("interaction", "silos", BOTH)
 FACTORISED = ("item_table", "item_bias")
-LEANING = partial(_interactions, names=("experiment",))
+_leaning = partial(_interactions, names=("experiment",))
 INSIDER = partial(_interactions, names=("experiment", "held"))
 INVERSION = partial(_interactions, names=("experiment", "population"))
 ATTACKS: tuple[Attack, ...] = (
@@ -193,8 +193,8 @@ ATTACKS: tuple[Attack, ...] = (
     Attack("ratings", "attribute", "one-user", ("rating",), ratings.rating_scores, _ratings, reads=FACTORISED),
     Attack("loss, insider", *INSIDE, membership.insider_losses, INSIDER, released=False),
     Attack("loss, fitted user", *INSIDE, membership.fitted_losses, _fitted),
-    Attack("leaning", *INSIDE, membership.leanings, LEANING),
-    Attack("leaning, all rounds", *INSIDE, membership.leanings, partial(_throughout, ask=LEANING)),
+    Attack("leaning", *INSIDE, membership.leanings, _leaning),
+    Attack("leaning, all rounds", *INSIDE, membership.leanings, partial(_throughout, ask=_leaning)),
     Attack("likelihood ratio (LiRA)", *INSIDE, lira.likelihood_ratios, _lira),
     Attack("inversion", "interaction", "silos", ("rating",), inversion.membership, INVERSION, reads=FACTORISED),
     Attack("user leaning", "user", "silos", BOTH, membership.user_leanings, _users),
