@@ -14,7 +14,7 @@ from rich.table import Table
 
 from fedrec.aggregation import carrier, gather
 from fedrec.data import ClientData, Dataset
-from fedrec.data.frame import FRAME
+from fedrec.data.table import FRAME
 from fedrec.data.types import Floats, Ints
 from fedrec.errors import UserError, choose, one_line
 from fedrec.evaluation import mask_of, members

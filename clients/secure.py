@@ -22,11 +22,11 @@ from fedrec.coordination import double
 from fedrec.data.types import Ints
 from fedrec.parameters import Params, subtract
 from fedrec.privacy.encoding import Layout
+from fedrec.privacy.guarantee import terms
 from fedrec.privacy.masks import Words
 from fedrec.privacy.noise import Source
 from fedrec.privacy.secret import digest
 from fedrec.privacy.secure_sum import Member, Terms
-from fedrec.privacy.terms import terms
 from fedrec.sharing import TABLES, Broadcast, ContractError, Contribution, admit_round
 from fedrec.wire.secure import (
     Sum,

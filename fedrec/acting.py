@@ -122,31 +122,22 @@ SASREC = Rule(lambda e: e.sequence.kind == "sasrec", "sequence.kind sasrec (add 
 LORA = Rule(lambda e: e.lora.active, "an adapter (add --lora.rank 8 --content.kind minilm)")
 PRIVATE = Rule(lambda e: e.privacy.active, "privacy.unit (add --privacy.unit user)")
 SECURE = Rule(lambda e: e.secure.active, "secure sums (add --secure.active)")
+PROCESSES = Rule(lambda e: e.engine == "process" and not e.pool, "several clients in processes (add --engine process)")
 MANY = Rule(lambda e: not e.pool, "more than the one pooled client (take another --method)")
 
 
-def coupled(*names: str) -> Rule:
-    """Return the rule of what acts with some kinds of coupling alone."""
+def chosen(field: str, *names: str) -> Rule:
+    """Return the rule of what acts with some values of a field alone, where something is exchanged for it to act on."""
+    exchanges = PARAMETERS.acts if field.startswith("descent") else tied
     return Rule(
-        lambda e: tied(e) and e.coupling.kind in names,
-        f"coupling.kind {' or '.join(names)} (add --coupling.kind {names[0]})",
+        lambda e: exchanges(e) and value_of(e, field) in names,
+        f"{field} {' or '.join(names)} (add --{field} {names[0]})",
     )
 
 
-def robust(*names: str) -> Rule:
-    """Return the rule of what acts with some robust rules alone."""
-    return Rule(
-        lambda e: tied(e) and e.robust.kind in names,
-        f"robust.kind {' or '.join(names)} (add --robust.kind {names[0]})",
-    )
-
-
-def aggregated(name: str) -> Rule:
-    """Return the rule of what acts with one aggregator of pseudo-gradients alone."""
-    return Rule(
-        lambda e: bool(e.share) and e.descent.aggregator == name,
-        f"descent.aggregator {name} (add --descent.aggregator {name})",
-    )
+def each(paths: str, rule: Rule) -> dict[str, Rule]:
+    """Return one rule for several fields."""
+    return dict.fromkeys(paths.split(), rule)
 
 
 PARTED = ("model", "dim")  # fields that may have a part for each client
@@ -166,59 +157,46 @@ ANYWHERE = (
 ALWAYS = frozenset(ANYWHERE.split())
 RULES: dict[str, Rule] = {
     "phases": Rule(phased, "something that is shared (add --share shared-body)"),
-    "coupling.kind": SHARED,
-    "coupling.rho": SHARED,
-    "coupling.duals": SHARED,
+    **each("coupling.kind coupling.rho coupling.duals", SHARED),
     "coupling.balance": Rule(
         lambda e: tied(e) and not e.coupling.plain,
         "a coupling that remembers: duals, a set, or a kind other than mean (add --coupling.duals)",
     ),
-    "coupling.strength": coupled("mean-regularised", "graph"),
-    "coupling.groups": coupled("clusters"),
-    "coupling.edges": coupled("graph"),
-    "coupling.mixing": coupled("mixture"),
-    "coupling.maps": coupled("linear"),
+    "coupling.strength": chosen("coupling.kind", "mean-regularised", "graph"),
+    "coupling.groups": chosen("coupling.kind", "clusters"),
+    "coupling.edges": chosen("coupling.kind", "graph"),
+    "coupling.mixing": chosen("coupling.kind", "mixture"),
+    "coupling.maps": chosen("coupling.kind", "linear"),
     "coupling.width": Rule(
         lambda e: tied(e) and e.coupling.kind == "linear" and e.coupling.maps in NAMED_MAPS,
         "coupling.kind linear, and maps that are no file (add --coupling.kind linear)",
     ),
-    "coupling.total": coupled("sum"),
-    "coupling.radius": SHARED,
-    "coupling.bound": SHARED,
+    "coupling.total": chosen("coupling.kind", "sum"),
+    **each("coupling.radius coupling.bound", SHARED),
     "budget.margin": Rule(promised, "a client that budget.limits gives no limit (name the clients: films=0.4)"),
     "budget.limits": SHARED,
     "budget.step": BUDGET,
     "descent.aggregator": PARAMETERS,
-    "descent.eps": aggregated("fedmgda"),
-    "descent.c": aggregated("cagrad"),
-    "descent.optimiser": PARAMETERS,
-    "descent.lr": PARAMETERS,
-    "drift.correction": PARAMETERS,
-    "drift.normalise": PARAMETERS,
-    "drift.personal": PARAMETERS,
+    "descent.eps": chosen("descent.aggregator", "fedmgda"),
+    "descent.c": chosen("descent.aggregator", "cagrad"),
+    **each("descent.optimiser descent.lr", PARAMETERS),
+    **each("drift.correction drift.normalise drift.personal", PARAMETERS),
     "drift.weight": Rule(
         lambda e: bool(e.share) and e.drift.personal in ("ditto", "apfl"),
         "drift.personal ditto or apfl (add --drift.personal ditto)",
     ),
-    "agreement.task": AGREEMENT,
-    "agreement.scale": AGREEMENT,
+    **each("agreement.task agreement.scale", AGREEMENT),
     "agreement.batch": Rule(chunked, "a probe of more logits, agreement.items times volunteers"),
-    "agreement.student": AGREEMENT,
-    "agreement.epochs": AGREEMENT,
+    **each("agreement.student agreement.epochs", AGREEMENT),
     "robust.kind": SHARED,
-    "robust.beta": robust("trimmed-mean"),
-    "robust.f": robust("krum", "multi-krum"),
-    "robust.m": robust("multi-krum"),
-    "robust.norm": robust("clip"),
+    "robust.beta": chosen("robust.kind", "trimmed-mean"),
+    "robust.f": chosen("robust.kind", "krum", "multi-krum"),
+    "robust.m": chosen("robust.kind", "multi-krum"),
+    "robust.norm": chosen("robust.kind", "clip"),
     "data_dir": Rule(lambda e: e.dataset in ("ml-100k", "table"), "data of a file or a folder (add --dataset table)"),
     "columns": Rule(lambda e: e.dataset == "table" or ":" in e.dataset, "a table (add --dataset table)"),
-    "dim": Rule(ours, "a model of ours (add --model mf); the fields of another are --model.FIELD"),
-    "init_std": Rule(ours, "a model of ours (add --model mf); the fields of another are --model.FIELD"),
-    "market.similarity": MARKET,
-    "market.conflicting": MARKET,
-    "market.users": MARKET,
-    "market.items": MARKET,
-    "market.impressions": MARKET,
+    **each("dim init_std", Rule(ours, "a model of ours (add --model mf); the fields of another are --model.FIELD")),
+    **each("market.similarity market.conflicting market.users market.items market.impressions", MARKET),
     "skew": Rule(lambda e: e.partition in ("auto", "users"), "silos of users (add --partition users)"),
     "fractions": Rule(
         lambda e: e.split != "leave-one-out" or about_items(e),
@@ -226,9 +204,7 @@ RULES: dict[str, Rule] = {
     ),
     "fold_in": Rule(folds, "new users who have a row of a table (add --split new-users)"),
     "negatives": Rule(avoids, "a task that ranks, for users with held-out items (add --split leave-one-out)"),
-    "num_negatives": RANK,
-    "candidates": RANK,
-    "metrics": RANK,
+    **each("num_negatives candidates metrics", RANK),
     "weighting.kind": TASKS,
     "weighting.aggregator": Rule(
         lambda e: TASKS.acts(e) and e.weighting.kind == "aggregator",
@@ -243,33 +219,17 @@ RULES: dict[str, Rule] = {
     "content.dim": Rule(lambda e: e.content.kind == "hashed", "content.kind hashed (add --content.kind hashed)"),
     "content.dropout": CONTENT,
     "sequence.history": SEQUENCE,
-    "sequence.blocks": SASREC,
-    "sequence.heads": SASREC,
-    "lora.form": LORA,
-    "lora.alpha": LORA,
+    **each("sequence.blocks sequence.heads", SASREC),
+    **each("lora.form lora.alpha", LORA),
     "batch_size": Rule(batched, "steps on rows, for privacy.unit user draws users (take privacy.rate)"),
-    "weights": MANY,
-    "participation": MANY,
+    **each("weights participation", MANY),
     "deadline": Rule(
         lambda e: e.engine != "batched", "an engine whose clients answer one by one (add --engine process)"
     ),
-    "privacy.epsilon": PRIVATE,
-    "privacy.delta": PRIVATE,
-    "privacy.clip": PRIVATE,
-    "privacy.noise": PRIVATE,
-    "privacy.rate": PRIVATE,
-    "privacy.where": PRIVATE,
-    "privacy.ledger": PRIVATE,
-    "privacy.replay": PRIVATE,
-    "secure.threshold": SECURE,
-    "secure.bound": SECURE,
-    "secure.carriers": SECURE,
-    "workers": Rule(
-        lambda e: e.engine == "process" and not e.pool, "several clients in processes (add --engine process)"
-    ),
-    "stack": Rule(
-        lambda e: e.engine == "process" and not e.pool, "several clients in processes (add --engine process)"
-    ),
+    **each("privacy.epsilon privacy.delta privacy.clip privacy.noise", PRIVATE),
+    **each("privacy.rate privacy.where privacy.ledger privacy.replay", PRIVATE),
+    **each("secure.threshold secure.bound secure.carriers", SECURE),
+    **each("workers stack", PROCESSES),
 }
 
 

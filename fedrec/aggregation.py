@@ -1,8 +1,9 @@
 """Server operators over the clients' updates: the weighted mean, each row over the clients that carry it."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
 from itertools import groupby
+from types import EllipsisType
 
 import numpy as np
 import torch
@@ -24,6 +25,10 @@ class Carrier:
     positions: dict[str, Tensor]  # table name -> [rows] index into the server's table
     weight: float  # p_i, before it is normalised over the carriers of a row
     whole: frozenset[str] = frozenset()  # tables of which it carries every row of the server
+
+    def at(self, name: str) -> Tensor | EllipsisType:
+        """Return where a tensor of its own lies in the server's, as an index."""
+        return self.positions.get(name, ...)
 
 
 def catalogue(rows: Sequence[dict[str, Ints]]) -> dict[str, Ints]:
@@ -65,14 +70,16 @@ def admit_start(reply: Contribution) -> Contribution:
 
 def alone(carriers: Sequence[Carrier], rows: dict[str, Ints]) -> list[str]:
     """Return the shared tables of which no row is carried by two clients, so that sharing them changes nothing."""
-    found = []
-    for name in sorted({name for who in carriers for name in who.positions}):
-        count = np.zeros(len(rows[TABLES[name]]), dtype=np.int64)
-        for who in carriers:
-            if name in who.positions:
-                count[who.positions[name].numpy()] += 1
-        if count.max(initial=0) < 2:
-            found.append(name)
+    tables = {name: rows[TABLES[name]] for who in carriers for name in who.positions}
+    return [name for name in sorted(tables) if not bool((carried(name, carriers, tables) > 1).any())]
+
+
+def carried(name: str, carriers: Iterable[Carrier], server: Mapping[str, Sized]) -> Tensor:
+    """Return how many of the clients carry each row [rows] of a table of the server, or any other tensor [1]."""
+    found = torch.zeros(len(server[name]) if name in TABLES else 1, dtype=torch.float64)
+    for who in carriers:
+        if name in who.like:
+            found[who.at(name)] += 1
     return found
 
 
@@ -107,20 +114,12 @@ def mean(
             if name not in total:
                 total[name] = torch.zeros(sizes[name], dtype=torch.float64)
                 mass[name] = torch.zeros(sizes[name][0] if name in TABLES else (), dtype=torch.float64)
-            scaled = who.weight * value.to("cpu", torch.float64)
-            if name in who.positions:
-                total[name].index_add_(0, who.positions[name], scaled)
-                mass[name].index_add_(
-                    0, who.positions[name], torch.full((len(value),), who.weight, dtype=torch.float64)
-                )
-            else:
-                total[name] += scaled
-                mass[name] += who.weight
+            total[name][who.at(name)] += who.weight * value.to("cpu", torch.float64)
+            mass[name][who.at(name)] += who.weight
     result = dict(previous or {})
     for name, numerator in total.items():
-        m = mass[name].reshape(-1, *[1] * (numerator.dim() - 1)) if name in TABLES else mass[name]
-        before = result[name].double() if name in result else torch.zeros_like(numerator)
-        result[name] = torch.where(m > 0, numerator / m.clamp(min=1e-300), before).to(dtype)
+        before = result[name] if name in result else torch.zeros_like(numerator)
+        result[name] = divided(numerator, mass[name], before).to(dtype)
     return {name: result[name] for name in sorted(result)}
 
 
@@ -201,14 +200,15 @@ def mean_of(parts: Sequence[Subtotal], carriers: Mapping[str, Carrier], previous
             for who in holders:
                 if name in who.positions and name not in who.whole:
                     mass[name][who.positions[name]] += who.weight
-    result = {**previous, **{name: divided(value, mass[name], previous[name]) for name, value in total.items()}}
+    made = {n: divided(value, mass[n], previous[n]).to(previous[n].dtype) for n, value in total.items()}
+    result = {**previous, **made}
     return {name: result[name] for name in sorted(result)}
 
 
 def divided(numerator: Tensor, mass: Tensor, previous: Tensor) -> Tensor:
-    """Return numerator / mass row by row in the dtype of `previous`, which stays where the mass is 0."""
+    """Return numerator / mass row by row in float64; `previous` stays where the mass is 0."""
     m = mass.reshape(-1, *[1] * (numerator.dim() - 1)) if mass.dim() else mass
-    return torch.where(m > 0, numerator / m.clamp(min=1e-300), previous.double()).to(previous.dtype)
+    return torch.where(m > 0, numerator / m.clamp(min=1e-300), previous.double())
 
 
 def server_shapes(carriers: Sequence[Carrier], previous: Params | None) -> dict[str, tuple[int, ...]]:
@@ -216,17 +216,12 @@ def server_shapes(carriers: Sequence[Carrier], previous: Params | None) -> dict[
     shapes = {name: tuple(value.shape) for name, value in (previous or {}).items()}
     for who in carriers:
         for name, value in who.like.items():
-            rows = int(who.positions[name].max()) + 1 if name in who.positions and len(value) else 0
-            if name in TABLES:
-                rows = max(rows, shapes[name][0] if name in shapes else 0)
-                mine = (rows, *value.shape[1:])
-                if name in shapes and shapes[name][1:] != mine[1:]:
-                    raise ContractError(
-                        f"{name}: must have width {shapes[name][1:]}, found {mine[1:]} from {who.client}"
-                    )
-                shapes[name] = mine
-            elif shapes.setdefault(name, tuple(value.shape)) != tuple(value.shape):
-                raise ContractError(
-                    f"{name}: must have shape {shapes[name]}, found {tuple(value.shape)} from {who.client}"
-                )
+            mine, table = tuple(value.shape), name in TABLES
+            if table:
+                rows = int(who.positions[name].max()) + 1 if name in who.positions and len(value) else 0
+                mine = (max(rows, shapes[name][0] if name in shapes else 0), *mine[1:])
+            if name in shapes and shapes[name][table:] != mine[table:]:
+                rule = f"must have {'width' if table else 'shape'} {shapes[name][table:]}"
+                raise ContractError(f"{name}: {rule}, found {mine[table:]} from {who.client}")
+            shapes[name] = mine
     return shapes

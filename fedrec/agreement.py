@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import BaseModel, Field, ValidationInfo, field_validator
 
 from fedrec.errors import UserError
 from fedrec.tasks import ATTRIBUTES
@@ -10,14 +10,12 @@ from fedrec.tasks import ATTRIBUTES
 Scale = Literal["raw", "centred", "standard"]
 
 
-class Agreement(BaseModel):
+class Agreement(BaseModel, frozen=True, extra="forbid"):
     """Agreement on outputs: recommenders of any architecture are tied by their logits on public pairs, nothing else.
 
     x_i(theta) are the logits (FedMD, arXiv 1910.03581); their consensus teaches one student on the server, as ensemble
     distillation does (FedDF, arXiv 2006.07242, eq. 1).
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     items: int = Field(0, ge=0, description="public items for each volunteer whose logits travel; 0: parameters do")
     task: str = Field("rank", description="the task whose logits travel; every client must have it")

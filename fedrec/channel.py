@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -24,29 +24,17 @@ Pull = Callable[[Params], Tensor]  # the differentiable rho/2 |x(theta) - anchor
 LOGITS = "logits"
 
 
-class Channel(Protocol):
-    """Turns a client's parameters into what it sends, and what it receives into where it starts."""
-
-    def split(self, params: Mapping[str, Tensor]) -> tuple[Params, Params]:
-        """Return (x, what the client keeps)."""
-        ...
-
-    def join(self, shared: Mapping[str, Tensor], private: Mapping[str, Tensor]) -> Params:
-        """Return the parameters of a client that received z and keeps the rest; `join(*split(params))` is `params`."""
-        ...
-
-
 @dataclass(frozen=True)
 class Mapped(ABC):
     """A channel whose x does not determine theta: a client keeps all its parameters, and is pulled by a loss term."""
 
     def split(self, params: Mapping[str, Tensor]) -> tuple[Params, Params]:
-        """See Channel."""
+        """Return (x, what the client keeps)."""
         with torch.no_grad():
             return self.x(params), dict(params)
 
     def join(self, shared: Mapping[str, Tensor], private: Mapping[str, Tensor]) -> Params:
-        """See Channel."""
+        """Return the parameters of a client that received z and keeps the rest."""
         return dict(private)
 
     @abstractmethod
@@ -55,7 +43,14 @@ class Mapped(ABC):
 
     def pull(self, anchor: Params, rho: float, rng: np.random.Generator) -> Pull:
         """Return rho/2 |x(theta) - anchor|^2, a sum over all entries of x, as a function of theta."""
-        return lambda params: rho / 2 * sum_of_squares(self.x(params), anchor)
+
+        def value(params: Params) -> Tensor:
+            return rho / 2 * torch.stack([(v - anchor[n]).square().sum() for n, v in self.x(params).items()]).sum()
+
+        return value
+
+
+Channel = Sharing | Mapped  # turns parameters into what is sent, and what is received into where a client starts
 
 
 @dataclass(frozen=True)
@@ -132,11 +127,6 @@ class Logits(Mapped):
 def whatever_the_batch(pull: Pull) -> Callable[[Params, object], Tensor]:
     """Return a pull as a term of `local_update`, which is given the batch of the step too."""
     return lambda params, batch: pull(params)
-
-
-def sum_of_squares(x: Params, anchor: Params) -> Tensor:
-    """Return |x - anchor|^2 over all entries."""
-    return torch.stack([(value - anchor[name]).square().sum() for name, value in x.items()]).sum()
 
 
 def keyed(shared: Mapping[str, Tensor], data: ClientData, channel: Channel) -> dict[str, Ints]:

@@ -5,8 +5,6 @@ log loss, accuracy and AUC are over all rows; their difference is of these, and 
 users with all their rows.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

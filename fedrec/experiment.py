@@ -17,7 +17,6 @@ from fedrec.errors import UserError, choose, named
 from fedrec.methods import TABLE
 from fedrec.metrics import RANKING, as_part, parse_metric
 from fedrec.models import Kind, Lora, ModuleRecommender, Recommender, UserSequence
-from fedrec.newcomers import arrivals
 from fedrec.optimisers import Optimiser, rates
 from fedrec.parts import check_parts
 from fedrec.privacy.rule import Privacy
@@ -26,7 +25,7 @@ from fedrec.robust import Robust
 from fedrec.sharing import SHARINGS, Sharing
 from fedrec.tasks import Task, tasks_of
 from fedrec.training.recipe import Phase, Recipe
-from fedrec.turnout import Turnout, dropouts
+from fedrec.turnout import Turnout, arrivals, dropouts
 from fedrec.weighting import Weighting
 
 # The bounds of every number of an experiment but the seed; inf only where a field allows it.

@@ -1,7 +1,5 @@
 """Input files: regular ones alone, and what is packed is unpacked up to a stated size."""
 
-from __future__ import annotations
-
 import bz2
 import gzip
 import hashlib
@@ -92,7 +90,12 @@ def _opened(path: Path, file: IO[bytes], thing: str) -> IO[bytes]:
         packed = zipfile.ZipFile(file)
         return packed.open(_only([member for member in packed.infolist() if not member.is_dir()], thing))
     if name.endswith(".zst"):
-        return _zstandard(file, thing)
+        try:
+            import zstandard  # type: ignore[import-not-found, unused-ignore]
+        except ImportError:
+            raise UserError(f"{thing}: reading .zst needs the package zstandard, found none installed") from None
+        reader: IO[bytes] = zstandard.ZstdDecompressor().stream_reader(file)
+        return reader
     if name.endswith(".gz"):
         return io.BufferedReader(gzip.GzipFile(fileobj=file))
     if name.endswith(".bz2"):
@@ -104,15 +107,6 @@ def _only(members: list[Any], thing: str) -> Any:
     if len(members) != 1:
         raise UserError(f"{thing}: must hold one file, found {len(members)} in the archive")
     return members[0]
-
-
-def _zstandard(file: IO[bytes], thing: str) -> IO[bytes]:
-    try:
-        import zstandard  # type: ignore[import-not-found, unused-ignore]
-    except ImportError:
-        raise UserError(f"{thing}: reading .zst needs the package zstandard, found none installed") from None
-    reader: IO[bytes] = zstandard.ZstdDecompressor().stream_reader(file)
-    return reader
 
 
 class _Bounded(io.RawIOBase):

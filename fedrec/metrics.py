@@ -4,14 +4,10 @@ Conventions: a tie counts against the relevant item, so a constant scorer never 
 relevant item has NaN, stays out of every mean and is counted; an empty input has NaN.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
-from statistics import NormalDist
 
 import numpy as np
 import torch
@@ -76,6 +72,11 @@ def own(name: str, ranks_per_user: Sequence[Ranks]) -> Values:
 def higher_is_better(name: str) -> bool:
     """Tell whether a larger value of the metric (or of `loss`) is the better one."""
     return name not in LOWER_IS_BETTER
+
+
+def sign(name: str) -> int:
+    """Return 1 for a metric (or `loss`) of which more is better, else -1."""
+    return 1 if higher_is_better(name) else -1
 
 
 def ranks(scores: Tensor, relevant: Tensor, excluded: Tensor) -> list[Ranks]:
@@ -255,11 +256,11 @@ def student(mean: float, error: float, n: int, df: float, confidence: float = 0.
 
     Where all pairs differ alike there is no spread to judge by; p is then that of the sign test, 2^(1 - n).
     """
-    from scipy.special import stdtr  # it loads slowly, and training does without
+    from scipy.special import stdtr, stdtrit  # it loads slowly, and training does without
 
     if error <= 1e-12 * abs(mean):
         return Paired(mean, mean, mean, n, 2.0 ** (1 - n) if mean else 1.0)
-    margin = t_quantile((1 + confidence) / 2, df) * error
+    margin = float(stdtrit(df, (1 + confidence) / 2)) * error
     return Paired(mean, mean - margin, mean + margin, n, 2 * float(stdtr(df, -abs(mean) / error)))
 
 
@@ -273,24 +274,3 @@ def holm(p: Sequence[float]) -> list[float]:
     found = np.full(len(values), math.nan)
     found[order] = np.minimum(np.maximum.accumulate(values[order] * np.arange(len(order), 0, -1)), 1)
     return [float(one) for one in found]
-
-
-@cache
-def t_quantile(p: float, df: float) -> float:
-    """Return the quantile of Student's t distribution at 1/2 <= p < 1 with `df` degrees of freedom.
-
-    With t = sqrt(df) tan(phi), P(0 < T < t) = c sqrt(df) int_0^phi cos^{df-1}, c = Gamma((df+1)/2) / (sqrt(df pi)
-    Gamma(df/2)); Gauss-Legendre quadrature on [0, phi] sees a bell of a few standard deviations for every df. Newton's
-    method from the normal quantile, which is never above: the function is concave there, so the steps only rise.
-    """
-    c = math.exp(math.lgamma((df + 1) / 2) - math.lgamma(df / 2)) / math.sqrt(df * math.pi)
-    node, weight = np.polynomial.legendre.leggauss(64)
-    t = NormalDist().inv_cdf(p)
-    for _ in range(200):
-        phi = math.atan(t / math.sqrt(df))
-        mass = c * math.sqrt(df) * phi / 2 * float(weight @ np.cos(phi * (node + 1) / 2) ** (df - 1))
-        step = (p - 0.5 - mass) / (c * math.cos(phi) ** (df + 1))
-        t += step
-        if abs(step) <= 1e-12 * (1 + t):
-            break
-    return t

@@ -32,6 +32,8 @@ PLAIN, UNCLIPPED, CLIPPED = "plain", "unclipped", "clipped"
 PRICE = "price.csv"
 NO_STUDENT = "student.txt"  # why an output agreement has no student
 CLIENTS = ["round", "client", "split", "task", "metric", "value", "device"]  # columns of clients.csv
+LEDGER = ["round", "client", "direction", "parameter", "rows", "bytes"]  # of ledger.csv
+FAULTS = ["round", "client", "during", "kind", "text"]  # of faults.csv
 
 
 @dataclass
@@ -212,8 +214,8 @@ def write_record(
     (home / "model").mkdir(parents=True, exist_ok=True)
     write_csv(home / "rounds.csv", record.rounds)
     write_csv(home / "clients.csv", [*record.clients, *gather_measured(home)], CLIENTS)
-    write_csv(home / "ledger.csv", record.ledger, ["round", "client", "direction", "parameter", "rows", "bytes"])
-    write_csv(home / "faults.csv", record.faults, ["round", "client", "during", "kind", "text"])
+    write_csv(home / "ledger.csv", record.ledger, LEDGER)
+    write_csv(home / "faults.csv", record.faults, FAULTS)
     write_tensors(home / "model" / "shared.safetensors", record.shared, private=False)
     write_json(home / "model" / "rows.json", {space: ids.tolist() for space, ids in record.rows.items()})
     shared = [{"name": name, "shape": list(value.shape)} for name, value in sorted(record.shared.items())]

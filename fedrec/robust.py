@@ -7,20 +7,18 @@ import math
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 from torch import Tensor
 
 from fedrec.errors import UserError
 from fedrec.gradients import combine
 
 
-class Robust(BaseModel):
+class Robust(BaseModel, frozen=True, extra="forbid"):
     """Which robust rule makes one update of the clients'; the default is none, their weighted mean.
 
     Median, trimmed mean and Krum count every client once: a weight is what a client says of itself.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["none", "median", "trimmed-mean", "krum", "multi-krum", "clip"] = Field(
         "none", description="rule that a few arbitrary clients cannot move far"

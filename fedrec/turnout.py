@@ -1,4 +1,4 @@
-"""Who takes part in a round: which clients are drawn, whose answers are lost, and how many answers a round needs."""
+"""Who takes part in a round: who is drawn, whose answers are lost, how many a round needs, and who joins later."""
 
 import math
 from collections.abc import Sequence
@@ -86,3 +86,18 @@ def dropouts(text: str) -> tuple[float, Schedule]:
                 f"dropout: must be a probability below 1 or rounds such as '3:films,shop;5:news', found {part!r}"
             )
     return probability, schedule
+
+
+def arrivals(text: str, rounds: float = math.inf) -> dict[str, int]:
+    """Return the round in which each client joins a run of so many, of 'shop=10;news=12'; raises UserError."""
+    found: dict[str, int] = {}
+    for part in text.split(";") if text else []:
+        name, equals, number = part.rpartition("=")
+        if not (name and equals and number.isdecimal()):
+            raise UserError(f"must be clients and rounds such as 'shop=10;news=12', found {part!r}")
+        if name in found:
+            raise UserError(f"must name a client once, found {name} twice")
+        found[name] = int(number)
+        if not 1 <= found[name] < rounds:
+            raise UserError(f"must join in a round from 1 to {rounds - 1}, found {name}={number}")
+    return found

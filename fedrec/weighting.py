@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 from torch import Tensor
 
 from fedrec.gradients import combine, weights_of
@@ -25,14 +25,12 @@ RATE = 0.01  # GradNorm's step on the logarithms of its weights
 TINY = 1e-12  # a loss below it counts as this much where a logarithm or a quotient is taken
 
 
-class Weighting(BaseModel):
+class Weighting(BaseModel, frozen=True, extra="forbid"):
     """How a client weighs the losses of its tasks; the default are the fixed weights of the task text.
 
     uncertainty: arXiv 1705.07115; dwa: arXiv 1803.10704, eq. 7; rlw: arXiv 2111.10603; gls: arXiv 1904.08492;
     gradnorm: arXiv 1711.02257; aggregator: one direction of the tasks' gradients (`fedrec.gradients`).
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["fixed", "uncertainty", "dwa", "rlw", "gls", "gradnorm", "aggregator"] = Field(
         "fixed", description="what weighs the tasks of a client: fixed weights, or those found as it trains"

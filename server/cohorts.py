@@ -12,7 +12,7 @@ from fedrec.parameters import Params, norm, subtract
 from fedrec.proportion import MULTIPLE
 from fedrec.sharing import Broadcast, ContractError, Contribution, admit
 from fedrec.wire import Answers, Call, Entry, ledger, pack, read_answers, read_contribution
-from server.faults import Refused
+from server.faults import Refused, content_of
 
 Letters = dict[str, Contribution | Refused]
 
@@ -32,18 +32,14 @@ def opened(
 
     Of clients that are joining the names are not known before.
     """
-    if answer is None:
-        late = Refused("silence", f"did not answer within {deadline:g} s" if deadline else "did not answer")
-        return Opened(dict.fromkeys(clients, late), [])
-    if answer.has_error():
-        return Opened(dict.fromkeys(clients, Refused("error", f"failed: {answer.error.reason}")), [])
-    if not answer.has_content():
-        return Opened(dict.fromkeys(clients, Refused("contract", "must have a content, found none")), [])
     try:
+        content = content_of(answer, deadline)
         if not cohort:
-            return Opened({clients[0]: read_contribution(answer.content)}, [])
-        found = read_answers(answer.content)
+            return Opened({clients[0]: read_contribution(content)}, [])
+        found = read_answers(content)
         return Opened(each(found, list(named(found)) if joining else clients), found.subtotals)
+    except Refused as refused:
+        return Opened(dict.fromkeys(clients, refused), [])
     except ContractError as error:
         return Opened(dict.fromkeys(clients, Refused("contract", str(error))), [])
 

@@ -1,8 +1,9 @@
 """Messages to the clients and their answers: admitted against the contract, counted in the ledger, in one order."""
 
 from collections import Counter
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
@@ -46,10 +47,11 @@ class Exchange:
         for node in nodes:
             # Taken from the answers: of a thousand tables there is one copy at a time, not two.
             for letter in opened(answers.pop(node, None), [f"node {node}"], self.hosts, joining=True).letters.values():
-                try:
-                    joined.append((node, judged(letter, admit_start)))
-                except Refused as refused:
-                    found.faults.append(Fault(0, refused.client or f"node {node}", "join", refused.kind, refused.text))
+                reply = judged(letter, admit_start)
+                if isinstance(reply, Contribution):
+                    joined.append((node, reply))
+                else:
+                    found.faults.append(Fault(0, reply.client or f"node {node}", "join", reply.kind, reply.text))
         # The name itself comes last in the key: "7" and "07" are equal to `natural`, and sums must have one order.
         joined.sort(key=lambda one: (natural(one[1].client), one[1].client))
         names = Counter(reply.client for _, reply in joined)
@@ -62,7 +64,14 @@ class Exchange:
                 continue
             self.nodes[reply.client] = node
             found.replies.append(reply)
-        self.record.tally(joinings(found.replies))
+        alike: dict[object, tuple[list[str], list[Entry]]] = {}  # by the form of what clients joined with
+        for reply in found.replies:
+            sizes = tuple((space, len(ids)) for space, ids in reply.rows.items())
+            form = (tuple((name, value.shape, value.dtype) for name, value in reply.values.items()), sizes)
+            if form not in alike:
+                alike[form] = ([], ledger(contribution_record(reply), 0, reply.client, "up"))
+            alike[form][0].append(reply.client)
+        self.record.tally(alike.values())
         return found
 
     def send(
@@ -103,8 +112,11 @@ class Exchange:
             found.subtotals.extend(admitted_sums(one, call, sums, letters))
         inside = {name for part in found.subtotals for name in part.clients}
         letters |= dict.fromkeys(lost & broadcasts.keys(), Refused("dropout", "dropped out, as the run says"))
-        judge = Judge(inside, like, metrics, check)
-        verdicts = {name: judge.answer(name, letters[name]) for name in broadcasts}
+        verdicts = {}
+        for name in broadcasts:
+            mine = {} if name in inside else like.get(name, {})
+            admit_one = partial(admitted, name=name, like=mine, metrics=metrics, check=check)
+            verdicts[name] = judged(letters[name], admit_one)
         verdicts |= cohorts_refused(verdicts, self.nodes, refuse)
         during = split if kind == "evaluate" else kind
         for name, broadcast in broadcasts.items():
@@ -137,55 +149,19 @@ class Exchange:
         return {reply.metadata.src_node_id: reply for reply in replies}
 
 
-def joinings(replies: Sequence[Contribution]) -> Iterable[tuple[list[str], list[Entry]]]:
-    """Return the ledger's entries of what clients joined with, once for clients whose messages have one form."""
-    alike: dict[object, tuple[list[str], list[Entry]]] = {}
-    for reply in replies:
-        sizes = tuple((space, len(ids)) for space, ids in reply.rows.items())
-        form = (tuple((name, value.shape, value.dtype) for name, value in reply.values.items()), sizes)
-        if form not in alike:
-            alike[form] = ([], ledger(contribution_record(reply), 0, reply.client, "up"))
-        alike[form][0].append(reply.client)
-    return alike.values()
-
-
-def unowned(metric: str) -> str:
-    """Return the task/metric of client/task/metric, and any other name as it is."""
-    parts = metric.rsplit("/", 2)
-    return "/".join(parts[1:]) if len(parts) == 3 else metric
-
-
-def admitted(reply: Contribution, name: str, like: Params, metrics: frozenset[str]) -> Contribution:
+def admitted(
+    reply: Contribution, name: str, like: Params, metrics: frozenset[str], check: Callable[[Contribution], object]
+) -> Contribution:
     """Return a reply with its tensors in the order of `like`; raises ContractError for what it may not hold."""
     if reply.client != name:
         raise ContractError(f"must answer under its own name, found {reply.client!a}")
     if reply.rows:
         raise ContractError("record rows: must be sent to join alone, found it in an answer")
-    admit_metrics({unowned(metric): value for metric, value in reply.metrics.items()}, metrics)
-    return replace(reply, values=admit(reply.values, like)) if reply.values or like else reply
-
-
-@dataclass(frozen=True)
-class Judge:
-    """Admits answers: tensors `like` those that a client carries, none `inside` a sum, and what `check` lets pass."""
-
-    inside: Container[str]
-    like: Mapping[str, Params]
-    metrics: frozenset[str]
-    check: Callable[[Contribution], object]
-
-    def answer(self, name: str, letter: Contribution | Refused) -> Contribution | Refused:
-        """Return the answer of a client if it counts, and else why not."""
-
-        def admit_one(reply: Contribution) -> Contribution:
-            reply = admitted(reply, name, {} if name in self.inside else self.like.get(name, {}), self.metrics)
-            self.check(reply)
-            return reply
-
-        try:
-            return judged(letter, admit_one)
-        except Refused as refused:
-            return refused
+    # The task/metric of client/task/metric, and any other name as it is.
+    admit_metrics({"/".join(metric.rsplit("/", 2)[-2:]): value for metric, value in reply.metrics.items()}, metrics)
+    reply = replace(reply, values=admit(reply.values, like)) if reply.values or like else reply
+    check(reply)
+    return reply
 
 
 def cohorts_refused(

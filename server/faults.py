@@ -4,6 +4,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from flwr.app import Message, RecordDict
+
 from fedrec.aggregation import Subtotal
 from fedrec.parameters import Params, norm
 from fedrec.proportion import too_far
@@ -52,14 +54,14 @@ class Outcome:
             raise ClientFailure(f"{what}: {needed} of {total} clients must answer, found {len(self.replies)} ({told})")
 
 
-def judged(letter: "Contribution | Refused", judge: Callable[[Contribution], Contribution]) -> Contribution:
-    """Return what came from a client, if `judge` admits it; raises Refused with the kind and the text of the fault."""
+def judged(letter: "Contribution | Refused", judge: Callable[[Contribution], Contribution]) -> "Contribution | Refused":
+    """Return what came from a client, if `judge` admits it, and else why not."""
     if isinstance(letter, Refused):
-        raise letter
+        return letter
     try:
         return judge(letter)
     except ContractError as error:
-        raise Refused("contract", str(error), letter.client) from None
+        return Refused("contract", str(error), letter.client)
 
 
 class Refused(Exception):
@@ -69,6 +71,17 @@ class Refused(Exception):
         line = "".join(c if c.isprintable() else " " for c in text)
         super().__init__(line)
         self.kind, self.client, self.text = kind, client, line if len(line) <= LONGEST else line[: LONGEST - 3] + "..."
+
+
+def content_of(answer: Message | None, deadline: float = 0.0) -> RecordDict:
+    """Return what a node answered; raises Refused if it is not there, tells of a failure, or is empty."""
+    if answer is None:
+        raise Refused("silence", f"did not answer within {deadline:g} s" if deadline else "did not answer")
+    if answer.has_error():
+        raise Refused("error", f"failed: {answer.error.reason}")
+    if not answer.has_content():
+        raise Refused("contract", "must have a content, found none")
+    return answer.content
 
 
 def unlike(replies: Sequence[Contribution]) -> dict[str, str]:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from fedrec.aggregation import Carrier
-from fedrec.metrics import POINTWISE, RANKING, higher_is_better
+from fedrec.metrics import POINTWISE, RANKING, sign
 from fedrec.parameters import Params
 from fedrec.records import Row
 from fedrec.sharing import ContractError, Contribution
@@ -135,14 +135,12 @@ def selection_scores(metrics: Mapping[Key, float], select: Sequence[str]) -> dic
         for (who, task, metric), value in metrics.items():
             if metric == name and not math.isnan(value):
                 found.setdefault(who, {}).setdefault(task, (metric, value))
-    return {who: score_of(list(found[who].values())) for who, _, _ in metrics if who in found}
-
-
-def score_of(values: Sequence[tuple[str, float]]) -> float:
-    """Return the score of a client whose tasks have one (metric, value) each, see `selection_scores`."""
-    several = len(values) > 1
-    marks = [math.log(max(value, 0.0) + NEAR_ZERO) if several else value for _, value in values]
-    return average(m if higher_is_better(metric) else -m for m, (metric, _) in zip(marks, values, strict=True))
+    scores: dict[str, float] = {}
+    for who in dict.fromkeys(who for who, _, _ in metrics if who in found):
+        several = len(found[who]) > 1
+        marks = [(metric, math.log(max(v, 0.0) + NEAR_ZERO) if several else v) for metric, v in found[who].values()]
+        scores[who] = average(sign(metric) * mark for metric, mark in marks)
+    return scores
 
 
 def weighted(losses: dict[str, float], carriers: dict[str, Carrier]) -> float:

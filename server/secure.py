@@ -15,14 +15,14 @@ import torch
 from flwr.app import ArrayRecord, Message, RecordDict
 from numpy.typing import NDArray
 
-from fedrec.aggregation import Carrier
+from fedrec.aggregation import Carrier, carried
 from fedrec.parameters import Params
 from fedrec.privacy.encoding import Layout
 from fedrec.privacy.masks import KEY, Words, agreed
 from fedrec.privacy.secure_sum import Keys, Stage, Terms, unmasked
 from fedrec.privacy.shamir import SHARE
 from fedrec.records import to_row
-from fedrec.sharing import TABLES, Broadcast, ContractError, Contribution
+from fedrec.sharing import TABLES, Broadcast, ContractError, Contribution, admit_metrics
 from fedrec.wire import Entry, pack
 from fedrec.wire.bundle import bundled, unbundled
 from fedrec.wire.secure import (
@@ -40,7 +40,8 @@ from fedrec.wire.secure import (
     unmask_call,
 )
 from server.exchange import Exchange
-from server.faults import Fault, Outcome, Refused
+from server.faults import Fault, Outcome, Refused, content_of
+from server.state import State
 
 T = TypeVar("T")
 NOBODY: frozenset[str] = frozenset()
@@ -115,53 +116,6 @@ class SecureRound:
         for name, content in contents.items():
             self.exchange.record.log([name], secure_ledger(content, self.number, name, direction))
 
-    def run(
-        self,
-        broadcasts: Mapping[str, Broadcast],
-        layout: Callable[[Sequence[str]], Layout],
-        check: Callable[[Sum], object],
-        lost: frozenset[str] = NOBODY,
-    ) -> tuple[Outcome, Layout, Words | None]:
-        """Return what became of a round: who is in the sum, the layout of the vector, and the sum [P + M].
-
-        `layout` says what is summed of the clients that have dealt their shares; `check` raises ContractError for
-        metrics that a client may not tell. The sum is None if what its clients give for it does not fit. Raises
-        ClientFailure where too few are left.
-        """
-        number = self.number
-        taken: set[bytes] = set()
-        keys = self.ask(
-            "keys",
-            {name: keys_call(number) for name in broadcasts},
-            lambda content, name: fresh(read_keys(content, name), taken),
-        )
-        call = roster_call(number, keys)
-        sealed = self.ask(
-            "shares",
-            dict.fromkeys(keys, call),
-            lambda content, name: read_shares(content, name, SEALED, [one for one in keys if one != name]),
-        )
-        places = layout(list(sealed))
-        packed: dict[int, ArrayRecord] = {}  # what many clients are sent alike
-        calls: dict[str, RecordDict] = {}
-        for name in sealed:
-            broadcast = broadcasts[name]
-            values = packed.setdefault(id(broadcast.values), pack(broadcast.values))
-            theirs = [(peer, shares[name]) for peer, shares in sealed.items() if peer != name]
-            calls[name] = masked_call(Masked(broadcast, theirs, places), values)
-
-        def read(content: RecordDict, name: str) -> Sum:
-            answer = read_masked_answer(content, name, places.size + places.masses)
-            check(answer)
-            return answer
-
-        sums = self.ask("masked", calls, read, lost)
-        replies = [Contribution(one.client, {}, one.metrics, one.device) for one in sums.values()]
-        try:
-            return Outcome(replies, self.faults), places, self.opened(keys, list(sealed), sums)
-        except ContractError as error:
-            return self.broken(replies, str(error)), places, None
-
     def broken(self, replies: Sequence[Contribution], text: str) -> Outcome:
         """Return the outcome of a round of which the sum is refused, with all who are in it."""
         return Outcome([], [*self.faults, *(Fault(self.number, r.client, "unmask", "contract", text) for r in replies)])
@@ -202,17 +156,13 @@ def opened(
     answer: Message | None, names: Sequence[str], hosts: bool, deadline: float
 ) -> dict[str, RecordDict | Refused]:
     """Return the letters of the clients of a node; what is missing or cannot be read is a refusal of each of them."""
-    if answer is None:
-        late = Refused("silence", f"did not answer within {deadline:g} s" if deadline else "did not answer")
-        return dict.fromkeys(names, late)
-    if answer.has_error():
-        return dict.fromkeys(names, Refused("error", f"failed: {answer.error.reason}"))
-    if not answer.has_content():
-        return dict.fromkeys(names, Refused("contract", "must have a content, found none"))
-    if not hosts:
-        return {names[0]: answer.content}
     try:
-        contents, failed = unbundled(answer.content)
+        content = content_of(answer, deadline)
+        if not hosts:
+            return {names[0]: content}
+        contents, failed = unbundled(content)
+    except Refused as refused:
+        return dict.fromkeys(names, refused)
     except ContractError as error:
         return dict.fromkeys(names, Refused("contract", str(error)))
     silent = Refused("silence", "did not answer")
@@ -230,7 +180,7 @@ def layout_of(carriers: Sequence[Carrier], rows: Mapping[str, NDArray[np.int64]]
     shapes: dict[str, tuple[int, ...]] = {}
     ids = {}
     for name in sorted(z):
-        held = count(name, carriers, z)
+        held = carried(name, carriers, z)
         inside = (held >= least).numpy()
         if name in TABLES:
             ids[name] = rows[TABLES[name]][inside]
@@ -244,19 +194,10 @@ def apart(carriers: Mapping[str, Carrier], z: Params, terms: Terms) -> list[str]
     """Return a note for every tensor of which too few clients carry some, which therefore stay at home."""
     found = []
     for name in z:
-        few = int((count(name, list(carriers.values()), z) < terms.carriers).sum())
+        few = int((carried(name, carriers.values(), z) < terms.carriers).sum())
         if few:
             what = f"{few} rows of {name}" if name in TABLES else name
             found.append(f"secure sums: {what} stay at home, carried by fewer than {terms.carriers} clients")
-    return found
-
-
-def count(name: str, carriers: Sequence[Carrier], z: Params) -> torch.Tensor:
-    """Return how many of the clients carry each row [rows] of a table, or any other tensor [1]."""
-    found = torch.zeros(len(z[name]) if name in TABLES else 1, dtype=torch.float64)
-    for who in carriers:
-        if name in who.like:
-            found[who.positions[name] if name in who.positions else slice(None)] += 1
     return found
 
 
@@ -278,14 +219,59 @@ def mean_change(
     found = {name: torch.zeros(value.shape, dtype=torch.float64) for name, value in z.items()}
     for name, total in values.items():
         places = torch.from_numpy(np.isin(rows[TABLES[name]], layout.rows[name])) if name in TABLES else slice(None)
-        held = count(name, survivors, z)[places]
+        held = carried(name, survivors, z)[places]
         wide = [-1, *[1] * (total.dim() - 1)]
         limit = np.inf if terms.noise else terms.encoding.bound * (1 + 1e-9)
         if not bool(((held <= mass[name]) & (mass[name] <= held * terms.encoding.weight)).all()) or not bool(
             (total.abs() <= mass[name].reshape(wide) * limit).all()
         ):
             raise ContractError(f"secure sum: {name} must lie within the bounds of its clients, found that it does not")
-        over = (count(name, everybody, z)[places] if everybody else mass[name]).reshape(wide)
+        over = (carried(name, everybody, z)[places] if everybody else mass[name]).reshape(wide)
         before = 0.0 if everybody or terms.noise else z[name][places].double()
         found[name][places] = torch.where(over > 0, total / over.clamp(min=1.0) - before, 0.0)
     return found
+
+
+def secret(c: State, terms: Terms, number: int, broadcasts: Mapping[str, Broadcast], lost: frozenset[str]) -> Outcome:
+    """Return what became of a round whose answers are summed in secret: the mean change, and who is in it.
+
+    Where what the clients of the sum give for it does not fit, all of them are refused. Raises ClientFailure where too
+    few are left.
+    """
+    one, taken = SecureRound(c.exchange, terms, number, c.plan.turnout.deadline), set[bytes]()
+    keys = one.ask(
+        "keys",
+        {name: keys_call(number) for name in broadcasts},
+        lambda content, name: fresh(read_keys(content, name), taken),
+    )
+    call = roster_call(number, keys)
+    sealed = one.ask(
+        "shares",
+        dict.fromkeys(keys, call),
+        lambda content, name: read_shares(content, name, SEALED, [peer for peer in keys if peer != name]),
+    )
+    places = layout_of([c.carriers[name] for name in sealed], c.record.rows, c.z, terms.carriers)
+    packed: dict[int, ArrayRecord] = {}  # what many clients are sent alike
+    calls: dict[str, RecordDict] = {}
+    for name in sealed:
+        broadcast = broadcasts[name]
+        values = packed.setdefault(id(broadcast.values), pack(broadcast.values))
+        theirs = [(peer, shares[name]) for peer, shares in sealed.items() if peer != name]
+        calls[name] = masked_call(Masked(broadcast, theirs, places), values)
+
+    def read(content: RecordDict, name: str) -> Sum:
+        answer = read_masked_answer(content, name, places.size + places.masses)
+        admit_metrics(answer.metrics, c.plan.told)
+        c.plan.check(Contribution(answer.client, {}, answer.metrics, answer.device), True)
+        return answer
+
+    sums = one.ask("masked", calls, read, lost)
+    replies = [Contribution(answer.client, {}, answer.metrics, answer.device) for answer in sums.values()]
+    inside = [c.carriers[reply.client] for reply in replies]
+    everybody = list(c.carriers.values()) if c.plan.coupling.duals else None
+    try:
+        words = one.opened(keys, list(sealed), sums)
+        change = mean_change(words, places, terms, inside, everybody, c.z, c.record.rows)
+    except ContractError as error:
+        return one.broken(replies, str(error))
+    return Outcome(replies, one.faults, change=change)

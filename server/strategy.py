@@ -11,14 +11,12 @@ from fedrec.parameters import Params
 from fedrec.proportion import refusals
 from fedrec.records import Record, Row, to_row
 from fedrec.sharing import Broadcast, Contribution
-from server.checkpoint import Checkpoints
+from server.checkpoint import Checkpoints, put_back, take
 from server.exchange import none_refused
 from server.faults import Fault, Outcome
-from server.joining import join
-from server.newcomers import assess, follow
+from server.joining import assess, follow, join
 from server.scores import Best, Key, Score, average, own_metrics, weighted
-from server.secret import secret
-from server.snapshot import put_back, take
+from server.secure import secret
 from server.state import State
 
 

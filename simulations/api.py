@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from rich.console import Console
 
 from fedrec.components import SEAMS, written
-from fedrec.data.frame import FRAME, columns_text, write_frame
+from fedrec.data.table import FRAME, columns_text, write_frame
 from fedrec.errors import RunFailure, UserError
 from fedrec.experiment import Experiment, Method
 from fedrec.folders import resumable

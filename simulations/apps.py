@@ -16,8 +16,7 @@ from fedrec.folders import vacant
 from fedrec.holdings import clients_data, dataset, item_content, tasks_for
 from fedrec.privacy.account import account
 from fedrec.privacy.books import Books
-from fedrec.privacy.guarantee import SERVER, guarantees
-from fedrec.privacy.terms import terms
+from fedrec.privacy.guarantee import SERVER, guarantees, terms
 from fedrec.records import Record, Row, failures, write_record
 from server.app import Finish, server_app
 from server.checkpoint import Checkpoints

@@ -14,7 +14,7 @@ from fedrec.errors import UserError, choose
 from fedrec.experiment import Experiment
 from fedrec.holdings import clients_data, reader, tasks_for
 from fedrec.parameters import covers
-from fedrec.privacy.terms import terms
+from fedrec.privacy.guarantee import terms
 from fedrec.records import natural
 from fedrec.sharing import MODULES
 from simulations.engines.hosts import stacked

@@ -16,7 +16,7 @@ from clients import recommend
 from fedrec.coordination import maps
 from fedrec.experiment import Experiment
 from fedrec.holdings import dataset, reader
-from fedrec.privacy import guarantee, terms
+from fedrec.privacy import guarantee
 from fedrec.report import tables
 from fedrec.report.verdicts import labels
 from fedrec.scorers import ModelScorer
@@ -39,7 +39,7 @@ SUMMARY = {
 KEPT = (
     components.make,
     *(holdings.read_dataset, holdings.clients_data, holdings.item_content, maps.read_maps),
-    *(channel.public, channel.probe, terms.terms, guarantee.guarantees),
+    *(channel.public, channel.probe, guarantee.terms, guarantee.guarantees),
 )
 
 

@@ -31,7 +31,7 @@ from clients import recommend
 from clients.client import Client
 from clients.training import Made, Start, train
 from fedrec.coordination import Coupling
-from fedrec.data.frame import FRAME
+from fedrec.data.table import FRAME
 from fedrec.errors import UserError
 from fedrec.evaluation import evaluate
 from fedrec.experiment import Experiment, Method

@@ -249,8 +249,6 @@ def test_flower_and_solve_share_their_numerics(kind: str, duals: bool) -> None:
 class _RowMean:
     """The mean of each row over the clients that carry it, for vectors of unlike length."""
 
-    sees = "sum"
-
     def __init__(self, positions: list[Tensor], count: int) -> None:
         self.positions, self.count = positions, count
 

@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from clients.recommend import recommend
-from fedrec.data.content import Content, content_vectors
-from fedrec.data.text import TextFeatures, item_vectors
+from fedrec.data.text import Content, TextFeatures, content_vectors, item_vectors
 from fedrec.errors import UserError
 from fedrec.holdings import clients_data, dataset, reader, tasks_for
 from fedrec.models import Kind, Recommender, Side

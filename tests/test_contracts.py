@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedrec.coordination.operators import Clusters, Graph, Mean, MeanRegularised, Mixture, SumTo
-from fedrec.coordination.sets import Ball, Box, Within
+from fedrec.coordination.operators import Ball, Box, Clusters, Graph, Mean, MeanRegularised, Mixture, SumTo, Within
 from fedrec.data.synthetic import synthetic
 from fedrec.gradients import Method, combine, weights_of
 from fedrec.metrics import RANKING, ranking_metrics

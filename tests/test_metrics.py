@@ -21,7 +21,7 @@ from fedrec.metrics import (
     ranking_metrics,
     ranks,
     rmse,
-    t_quantile,
+    student,
 )
 from fedrec.seeds import generator
 
@@ -263,8 +263,9 @@ def test_empty_input_is_nan() -> None:
         (0.5, 7, 0.0),
     ],
 )
-def test_t_quantiles(p: float, df: int, table: float) -> None:
-    assert t_quantile(p, df) == pytest.approx(table, abs=1e-6, rel=1e-9)
+def test_an_interval_is_as_wide_as_the_quantile_of_students_t_says(p: float, df: int, table: float) -> None:
+    found = student(1.0, 1.0, df + 1, df, 2 * p - 1)
+    assert (1 - found.low, found.high - 1) == pytest.approx((table, table), abs=1e-6, rel=1e-9)
 
 
 def test_paired_known_answer() -> None:

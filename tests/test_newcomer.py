@@ -25,11 +25,11 @@ from fedrec.coordination import Coupling
 from fedrec.errors import UserError
 from fedrec.experiment import Experiment
 from fedrec.holdings import clients_data
-from fedrec.newcomers import arrivals
 from fedrec.parameters import Params, norm, subtract
 from fedrec.records import Record, load_params, table_of, write_record
 from fedrec.sharing import Broadcast, ContractError
 from fedrec.training.local import local_update
+from fedrec.turnout import arrivals
 from fedrec.wire import (
     Call,
     broadcast_record,

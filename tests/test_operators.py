@@ -16,7 +16,6 @@ from fedrec.coordination import (
     Box,
     Clusters,
     Graph,
-    LinearTie,
     Mean,
     MeanRegularised,
     Mixture,
@@ -25,7 +24,7 @@ from fedrec.coordination import (
     Within,
     tie,
 )
-from fedrec.coordination.sets import ConvexSet
+from fedrec.coordination.operators import ConvexSet
 from fedrec.parameters import Params
 from fedrec.seeds import generator
 from tests.quadratics import OPERATORS, Array, apart, claim, cp, minimise
@@ -157,14 +156,6 @@ def test_limits_of_the_regularised_operators() -> None:
     assert apart(MeanRegularised(1e12)(v, p, 1.0), mean) < 1e-9
     assert apart(Graph(4, pairs, 1e9)(v, p, 1.0), Clusters((0, 0, 1, 1))(v, p, 1.0)) < 1e-6
     assert apart(Mixture(((1.0,), (1.0,), (1.0,), (1.0,)))(v, p, 1.0), mean) < 1e-12
-
-
-def test_every_operator_declares_what_it_must_see() -> None:
-    seen = {type(told.operator): told.operator.sees for told in (claim(n, 0, [1.0] * 3, 2) for n in OPERATORS)}
-    rows: dict[type, str] = dict.fromkeys((Clusters, MeanRegularised, Graph, Mixture, LinearTie, SumTo), "rows")
-    assert seen == {Mean: "sum", **rows}
-    assert Within(Mean(), Ball(1.0)).sees == "sum"
-    assert Within(Graph(2, (), 1.0), Box(1.0)).sees == "rows"
 
 
 # Six server rows; row 5 has no carrier, row 0 one, rows 2 and 3 all.

@@ -18,8 +18,8 @@ from rich.console import Console
 
 from fedrec.errors import UserError
 from fedrec.metrics import holm, paired
-from fedrec.report.findings import answer, change, listing, number
-from fedrec.report.page import size, write_report
+from fedrec.report.findings import answer, change, listing, number, size
+from fedrec.report.page import write_report
 from fedrec.report.tables import EVERYONE, compare, comparison, read_run
 from fedrec.report.verdicts import UNCLEAR
 from fedrec.seeds import generator

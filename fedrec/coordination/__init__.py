@@ -1,12 +1,13 @@
 """Coordination constraints: min sum_i p_i f_i(theta_i) + h(Z) subject to x_i = z_i, Z in C, f_i <= b_i."""
 
-from fedrec.coordination.budget import Budget
+from fedrec.coordination.budget import BudgetRule
 from fedrec.coordination.coupling import Coupling
 from fedrec.coordination.descent import Descent, Stepped
 from fedrec.coordination.drift import Control, Drift, Own, control_change, normalised
 from fedrec.coordination.halves import Hub, Link, Residuals, double, tie
-from fedrec.coordination.local import gradient_steps, newton
 from fedrec.coordination.operators import (
+    Ball,
+    Box,
     Clusters,
     Graph,
     LinearTie,
@@ -15,17 +16,15 @@ from fedrec.coordination.operators import (
     Mixture,
     Operator,
     SumTo,
+    Within,
 )
-from fedrec.coordination.rule import BudgetRule
-from fedrec.coordination.sets import Ball, Box, Within
-from fedrec.coordination.solve import Line, Solution, solve
+from fedrec.coordination.solve import Solution, gradient_steps, newton, solve
 from fedrec.coordination.ties import Average, Consensus, Tie, tie_of
 
 __all__ = [
     "Average",
     "Ball",
     "Box",
-    "Budget",
     "BudgetRule",
     "Clusters",
     "Consensus",
@@ -35,7 +34,6 @@ __all__ = [
     "Drift",
     "Graph",
     "Hub",
-    "Line",
     "LinearTie",
     "Link",
     "Mean",

@@ -1,8 +1,12 @@
 """Loss budgets: f_i(theta_i) <= b_i with a multiplier mu_i >= 0, the price of the promise to that client."""
 
+import math
 from dataclasses import dataclass
 
+from pydantic import BaseModel, Field
 from torch import Tensor
+
+from fedrec.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -24,3 +28,52 @@ class Budget:
         """Return the augmented term at the loss f."""
         pushed = (mu + self.step * (f - self.limit)).clamp(min=0.0)
         return (pushed.square() - mu**2) / (2 * self.step)
+
+
+class BudgetRule(BaseModel, frozen=True, extra="forbid"):
+    """f_i(z_i) <= b_i for the loss on held-out validation rows, with a multiplier mu_i that the client keeps.
+
+    With `margin`, b_i is the lowest loss that the client reaches alone, plus the margin: no negative transfer. With
+    `limits`, b_i is given. The multiplier counts in units of the client's own weight: it minimises (1 + mu_i) f_i.
+    """
+
+    margin: float | None = Field(
+        None, ge=0, allow_inf_nan=False, description="no negative transfer: own local validation loss plus this"
+    )
+    limits: str = Field("", description="given budgets: '0.5', or for each client 'films=0.4;shop=0.5'")
+    step: float = Field(10.0, gt=0, allow_inf_nan=False, description="dual step of the multipliers")
+
+    @property
+    def active(self) -> bool:
+        """Whether any client has a budget."""
+        return self.margin is not None or bool(self.limits)
+
+    def given(self, client: str) -> float | None:
+        """Return a client's given limit; None if it has none. Raises UserError for a text that is no number."""
+        found: float | None = None
+        for part in self.limits.split(";") if self.limits else []:
+            name, equals, value = part.rpartition("=")
+            try:
+                limit = float(value)
+            except ValueError:
+                limit = math.nan
+            if not math.isfinite(limit):
+                raise UserError(f"budget.limits: must be finite numbers, found {part!r}")
+            if name == client or (not equals and found is None):
+                found = limit
+        return found
+
+    def budgets(self, client: str, alone: list[float]) -> list[float]:
+        """Return b_i for every round, the last one for good; infinite where nothing was promised.
+
+        `alone` is the lowest loss that the client has reached by itself after each round. A price that followed the
+        last one from the start would punish everybody for not having converged yet.
+        """
+        given = self.given(client)
+        if given is not None:
+            return [given]
+        return [math.inf] if self.margin is None else [loss + self.margin for loss in alone]
+
+    def multiplier(self, mu: float, excess: float) -> float:
+        """Return the multiplier after a loss was measured to be `excess` above its limit."""
+        return Budget(0.0, self.step).multiplier(mu, excess)

@@ -3,11 +3,13 @@
 from collections.abc import Sequence
 from itertools import combinations
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, Field, field_validator
 
 from fedrec.components import PartText, choose_part, make, read
 from fedrec.coordination.maps import server_maps
 from fedrec.coordination.operators import (
+    Ball,
+    Box,
     Clusters,
     Constraint,
     Graph,
@@ -17,17 +19,15 @@ from fedrec.coordination.operators import (
     Mixture,
     Operator,
     SumTo,
+    Within,
 )
-from fedrec.coordination.sets import Ball, Box, Within
 from fedrec.errors import UserError, choose
 
 KINDS = ("mean", "clusters", "mean-regularised", "graph", "mixture", "sum", "linear")
 
 
-class Coupling(BaseModel):
+class Coupling(BaseModel, frozen=True, extra="forbid"):
     """How the shared parameters of the clients are tied; `operator` gives the numerics."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: PartText = Field("mean", description="the server operator: " + ", ".join(KINDS))
     rho: float = Field(0.0, ge=0, allow_inf_nan=False, description="proximal weight of the tie, beside the mean loss")

@@ -5,12 +5,12 @@ from dataclasses import dataclass, field
 from typing import cast, get_args
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, Field, field_validator
 from torch import Tensor
 
-from fedrec.aggregation import Carrier, gather
+from fedrec.aggregation import Carrier
 from fedrec.components import PartText, choose_part, make, read
-from fedrec.coordination.halves import Residuals, double
+from fedrec.coordination.halves import Held, Residuals, double
 from fedrec.errors import UserError
 from fedrec.gradients import Kind, Method, ServerOptimiser, State, combine, weights_of
 from fedrec.parameters import Params, flatten, norm, subtract, unflatten
@@ -18,10 +18,8 @@ from fedrec.robust import Robust, aggregate
 from fedrec.seeds import generator
 
 
-class Descent(BaseModel):
+class Descent(BaseModel, frozen=True, extra="forbid"):
     """How the server makes a step of the clients' pseudo-gradients g_i = z - x_i; the defaults are FedAvg."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     aggregator: PartText = Field("mean", description="weights of the pseudo-gradients: " + ", ".join(get_args(Method)))
     eps: float = Field(
@@ -43,17 +41,14 @@ class Descent(BaseModel):
 
 
 @dataclass
-class Stepped:
+class Stepped(Held):
     """The tie of collaborative gradient descent: z - step(sum_i w_i g_i), each row over the clients that carry it.
 
     Under a robust rule the step is along what it makes of the g_i instead.
     """
 
     descent: Descent
-    rho: float
     seed: int
-    carriers: dict[str, Carrier]
-    z: Params
     robust: Robust = field(default_factory=Robust)
     rounds: int = 0
     _state: State = field(init=False)
@@ -62,16 +57,8 @@ class Stepped:
         self.optimiser = ServerOptimiser(self.descent.optimiser, self.descent.lr)
         self._state = self.optimiser.start(flatten(self.z))
 
-    def part(self, client: str) -> Params:
-        """See Tie."""
-        return gather(self.z, self.carriers[client])
-
-    def whole(self) -> Params:
-        """See Tie."""
-        return self.z
-
     def update(self, answers: Mapping[str, Params], gaps: Mapping[str, float]) -> Residuals:
-        """See Tie."""
+        """See Held."""
         self.rounds += 1
         before = {name: self.part(name) for name in answers}
         found = [
@@ -117,12 +104,12 @@ class Stepped:
         self.step(-flatten(change))
 
     def state(self) -> Params:
-        """See Tie."""
+        """See Held."""
         kept = {f"optimiser/{place}": value for place, value in enumerate(self._state)}
         return {"rounds": torch.tensor(self.rounds), **kept, **{f"z/{name}": value for name, value in self.z.items()}}
 
     def restore(self, state: Params) -> None:
-        """See Tie."""
+        """See Held."""
         self.rounds, self.z = int(state["rounds"]), {name: state[f"z/{name}"] for name in self.z}
         self._state = tuple(state[f"optimiser/{place}"] for place in range(len(self._state)))
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 from torch import Tensor
 
 from fedrec.aggregation import Carrier, gather, mean
@@ -15,10 +15,8 @@ from fedrec.parameters import Params, add, subtract
 from fedrec.sharing import ContractError
 
 
-class Drift(BaseModel):
+class Drift(BaseModel, frozen=True, extra="forbid"):
     """What is done about the drift of local training; the defaults are nothing."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     correction: Literal["none", "scaffold"] = Field(
         "none", description="control variates in the local gradients; needs optimiser sgd"

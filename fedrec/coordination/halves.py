@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 
 from fedrec.aggregation import Carrier, gather, mean
-from fedrec.coordination.operators import Mean, Operator, Vectors
-from fedrec.coordination.sets import Within, proximal_point
+from fedrec.coordination.operators import Mean, Operator, Vectors, Within, proximal_point
 from fedrec.parameters import Params, add, flatten, norm, subtract, unflatten
 from fedrec.sharing import TABLES
 
@@ -69,31 +68,90 @@ class Residuals:
 
 
 @dataclass
-class Hub:
-    """The server half: it remembers V (of consensus only the sum) and ties it.
+class Held:
+    """A tie whose Z is one set of parameters, of which a client is sent its part; `rho` is the present penalty."""
 
-    `values` are the v_i that the clients joined with. Every client has a weight p_i in its carrier.
+    rho: float
+    carriers: dict[str, Carrier]
+    z: Params
+
+    def part(self, client: str) -> Params:
+        """Return a client's z_i, in the dtypes that travel."""
+        return gather(self.z, self.carriers[client])
+
+    def whole(self) -> Params:
+        """Return the server's parameters: Z itself, or the mean of personal z_i."""
+        return self.z
+
+    def update(self, answers: Mapping[str, Params], gaps: Mapping[str, float]) -> Residuals:
+        """Take what the clients of a round sent, and their |x_i - z_i|^2 where they told it; tie anew."""
+        raise TypeError("tie: must be moved by what was summed, found answers")
+
+    def state(self) -> Params:
+        """Return everything that it remembers, as named tensors."""
+        return self.z
+
+    def restore(self, state: Params) -> None:
+        """Go back to a `state`."""
+        self.z = state
+
+
+@dataclass
+class Hub:
+    """The server half: it remembers V and ties it by an operator.
+
+    `values` are the v_i that the clients joined with. Every client has a weight p_i in its carrier. With `duals` the
+    answers are increments of v_i = x_i + u_i; with `balance` rho adapts, see `step`.
     """
 
     operator: Operator
     rho: float
     carriers: dict[str, Carrier]
     values: dict[str, Params]
+    duals: bool = True
+    balance: bool = False
     z: dict[str, Params] = field(init=False)
 
     def __post_init__(self) -> None:
         self.values = {name: double(value) for name, value in self.values.items()}
         self.z = self.tied()
 
-    def absorb(self, client: str, increment: Params) -> None:
-        """Add a client's increment to its v_i."""
-        self.values[client] = add(self.values[client], double(increment))
+    def part(self, client: str) -> Params:
+        """See Held."""
+        return {name: value.to(self.carriers[client].like[name].dtype) for name, value in self.z[client].items()}
 
-    def replace(self, client: str, value: Params) -> None:
-        """Take a client's v_i as sent, for couplings without duals."""
-        self.values[client] = double(value)
+    def whole(self) -> Params:
+        """See Held."""
+        return mean([(who, self.z[name]) for name, who in self.carriers.items()])
 
-    def step(self, squared_gaps: Sequence[float], balance: bool = False) -> Residuals:
+    def update(self, answers: Mapping[str, Params], gaps: Mapping[str, float]) -> Residuals:
+        """See Held."""
+        if not self.duals:
+            gaps = {name: norm(subtract(x, self.part(name))) ** 2 for name, x in answers.items()}
+        for name, sent in answers.items():
+            self.absorb(name, sent)
+        return self.step(list(gaps.values()))
+
+    def state(self) -> Params:
+        """See Held; the tensors of all clients are under KIND/PLACE/NAME, with the client's place in their order."""
+        found = {"rho": torch.tensor(self.rho, dtype=torch.float64)}
+        for kind, parts in (("v", self.values), ("z", self.z)):
+            for place, part in enumerate(parts.values()):
+                found |= {f"{kind}/{place}/{name}": value for name, value in part.items()}
+        return found
+
+    def restore(self, state: Params) -> None:
+        """See Held."""
+        self.rho = float(state["rho"])
+        for kind, parts in (("v", self.values), ("z", self.z)):
+            for place, (name, value) in enumerate(parts.items()):
+                parts[name] = {key: state[f"{kind}/{place}/{key}"] for key in value}
+
+    def absorb(self, client: str, sent: Params) -> None:
+        """Add a client's increment to its v_i; without duals what was sent is v_i."""
+        self.values[client] = add(self.values[client], double(sent)) if self.duals else double(sent)
+
+    def step(self, squared_gaps: Sequence[float]) -> Residuals:
         """Tie V anew; `squared_gaps` are the |x_i - z_i|^2 of the clients that answered.
 
         With `balance`, rho doubles when the relative primal residual |X - Z| / |Z| exceeds ten times the relative dual
@@ -103,7 +161,7 @@ class Hub:
         before, self.z = self.z, self.tied()
         primal, moved = math.sqrt(math.fsum(squared_gaps)), distance(self.z, before)
         found = Residuals(primal, self.rho * moved, self.rho)
-        if balance:
+        if self.balance:
             zero = {name: {n: torch.zeros_like(t) for n, t in z.items()} for name, z in self.z.items()}
             tension, size = distance(self.values, self.z), distance(self.z, zero)
             if primal <= SETTLED * size and moved <= SETTLED * tension:
@@ -122,7 +180,12 @@ class Hub:
 def tie(operator: Operator, carriers: Sequence[Carrier], v: Sequence[Params], rho: float) -> list[Params]:
     """Return every client's z_i for its v_i; each row of a table is tied over the clients that carry it."""
     if isinstance(operator, Within):
-        same = all(_same_rows(carriers[0], who) for who in carriers)
+        first = carriers[0]
+        same = all(
+            who.like.keys() == first.like.keys()
+            and all(torch.equal(first.positions[name], who.positions[name]) for name in first.positions)
+            for who in carriers
+        )
         flat: Vectors = proximal_point(
             lambda w: [
                 flatten(one)
@@ -161,7 +224,7 @@ def _patterns(
     """Return, for each set of clients that carry the same rows of a parameter, its members and their local rows."""
     if name not in TABLES:
         return [(holders, [None] * len(holders))]
-    size = 1 + max(_last(carriers[i], name) for i in holders)
+    size = 1 + max(int(carriers[i].positions[name].max()) if len(carriers[i].positions[name]) else -1 for i in holders)
     local = np.full((len(holders), size), -1, dtype=np.int64)
     for k, i in enumerate(holders):
         where = carriers[i].positions[name].numpy()
@@ -174,17 +237,6 @@ def _patterns(
         if len(inside):
             found.append(([holders[k] for k in inside], [torch.from_numpy(local[k, rows]) for k in inside]))
     return found
-
-
-def _last(who: Carrier, name: str) -> int:
-    return int(who.positions[name].max()) if len(who.positions[name]) else -1
-
-
-def _same_rows(a: Carrier, b: Carrier) -> bool:
-    """Return whether two clients carry the same parameters and rows."""
-    return a.like.keys() == b.like.keys() and all(
-        name in b.positions and torch.equal(a.positions[name], b.positions[name]) for name in a.positions
-    )
 
 
 def distance(a: Mapping[str, Params], b: Mapping[str, Params]) -> float:

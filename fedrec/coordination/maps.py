@@ -22,8 +22,6 @@ def client_map(rule: str, width: int, client: str, d: int, seed: int) -> Tensor:
     """
     if rule not in RULES:
         a = _tensor(rule, f"{client}/A")
-        if a is None:
-            raise UserError(f"coupling.maps: {rule} must hold {client}/A, found none")
         if a.shape[0] != d:
             raise UserError(
                 f"coupling.maps: {client}/A must have a row for each of the {d} columns of its tables, "
@@ -48,11 +46,8 @@ def server_maps(rule: str, width: int, clients: Sequence[str]) -> tuple[Tensor, 
         return tuple(torch.eye(width, dtype=torch.float64) for _ in clients)
     found: list[Tensor] = []
     for client in clients:
-        a, b = _tensor(rule, f"{client}/A"), _tensor(rule, f"{client}/B")
-        if a is None:
-            raise UserError(f"coupling.maps: {rule} must hold {client}/A, found none")
-        k = a.shape[1]
-        found.append(torch.eye(k, dtype=torch.float64) if b is None else b)
+        k = _tensor(rule, f"{client}/A").shape[1]
+        found.append(_tensor(rule, f"{client}/B", torch.eye(k)))
         if found[-1].shape[0] != k:
             raise UserError(
                 f"coupling.maps: {client}/B must have a row for each of the {k} columns of {client}/A, "
@@ -66,10 +61,10 @@ def server_maps(rule: str, width: int, clients: Sequence[str]) -> tuple[Tensor, 
     return tuple(found)
 
 
-def _tensor(file: str, name: str) -> Tensor | None:
-    value = read_maps(file).get(name)
+def _tensor(file: str, name: str, default: Tensor | None = None) -> Tensor:
+    value = read_maps(file).get(name, default)
     if value is None:
-        return None
+        raise UserError(f"coupling.maps: {file} must hold {name}, found none")
     if value.dim() != 2 or not value.is_floating_point() or not bool(value.isfinite().all()):
         raise UserError(
             f"coupling.maps: {name} must be a matrix of finite floats, found {value.dtype} with shape "

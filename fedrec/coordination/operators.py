@@ -1,29 +1,23 @@
 """Server operators: Z = prox_{h/rho}(V), or the projection of V on a constraint, over the clients that carry a block.
 
 An operator takes the clients' v_i as vectors and their weights p, and returns the z_i. With weights, the metric is
-sum_i p_i |z_i - v_i|^2. `sees` says what it must see of the clients: their weighted sum alone, or every row of V.
+sum_i p_i |z_i - v_i|^2.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from fedrec.errors import UserError
 
-Sees = Literal["sum", "gram", "rows"]
 Vectors = list[Tensor]  # one vector [d_i] in float64 for each client
 
 
 class Operator(Protocol):
     """Ties the clients' blocks together."""
-
-    @property
-    def sees(self) -> Sees:
-        """What it must see of the clients."""
-        ...
 
     def __call__(self, v: Vectors, p: Tensor, rho: float) -> Vectors:
         """Return the z_i for the v_i, weights p [n] and the penalty rho."""
@@ -31,31 +25,24 @@ class Operator(Protocol):
 
     def restrict(self, members: Sequence[int]) -> "Operator":
         """Return the operator for a block that only some of the clients carry, given their positions."""
-        ...
+        return self
 
 
 @dataclass(frozen=True)
-class Mean:
+class Mean(Operator):
     """Consensus: z_i = sum_k p_k v_k / sum_k p_k."""
-
-    sees: ClassVar[Sees] = "sum"
 
     def __call__(self, v: Vectors, p: Tensor, rho: float) -> Vectors:
         """See Operator."""
         z = mean_of(v, p)
         return [z for _ in v]
 
-    def restrict(self, members: Sequence[int]) -> "Mean":
-        """See Operator."""
-        return self
-
 
 @dataclass(frozen=True)
-class Clusters:
+class Clusters(Operator):
     """Consensus inside each cluster; `groups[i]` is the cluster of client i."""
 
     groups: tuple[int, ...]
-    sees: ClassVar[Sees] = "rows"
 
     def __call__(self, v: Vectors, p: Tensor, rho: float) -> Vectors:
         """See Operator."""
@@ -71,27 +58,22 @@ class Clusters:
 
 
 @dataclass(frozen=True)
-class MeanRegularised:
+class MeanRegularised(Operator):
     """h(Z) = strength/2 sum_i p_i |z_i - z_mean|^2 (MR-MTL, arXiv 2206.07902): pull towards the mean, no consensus.
 
     z_i = v_mean + rho / (rho + strength) (v_i - v_mean).
     """
 
     strength: float
-    sees: ClassVar[Sees] = "rows"
 
     def __call__(self, v: Vectors, p: Tensor, rho: float) -> Vectors:
         """See Operator."""
         centre, kept = mean_of(v, p), rho / (rho + self.strength)
         return [centre + kept * (one - centre) for one in v]
 
-    def restrict(self, members: Sequence[int]) -> "MeanRegularised":
-        """See Operator."""
-        return self
-
 
 @dataclass(frozen=True)
-class Graph:
+class Graph(Operator):
     """h(Z) = strength/2 sum_{(i,k) in edges} |z_i - z_k|^2 = strength/2 tr(Z' Lap Z) (as MOCHA, arXiv 1705.10467).
 
     Z = (rho P + strength Lap)^-1 rho P V with P = diag(p). A block that some clients do not carry keeps the edges
@@ -101,22 +83,16 @@ class Graph:
     clients: int
     edges: tuple[tuple[int, int], ...]
     strength: float
-    sees: ClassVar[Sees] = "rows"
 
-    def laplacian(self) -> Tensor:
-        """Return Lap [n, n]."""
-        lap = torch.zeros(self.clients, self.clients, dtype=torch.float64)
+    def __call__(self, v: Vectors, p: Tensor, rho: float) -> Vectors:
+        """See Operator."""
+        lap, weights = torch.zeros(self.clients, self.clients, dtype=torch.float64), torch.diag(rho * p)
         for i, k in self.edges:
             lap[i, i] += 1
             lap[k, k] += 1
             lap[i, k] -= 1
             lap[k, i] -= 1
-        return lap
-
-    def __call__(self, v: Vectors, p: Tensor, rho: float) -> Vectors:
-        """See Operator."""
-        weights = torch.diag(rho * p)
-        return list(torch.linalg.solve(weights + self.strength * self.laplacian(), weights @ torch.stack(v)))
+        return list(torch.linalg.solve(weights + self.strength * lap, weights @ torch.stack(v)))
 
     def restrict(self, members: Sequence[int]) -> "Graph":
         """See Operator."""
@@ -126,14 +102,13 @@ class Graph:
 
 
 @dataclass(frozen=True)
-class Mixture:
+class Mixture(Operator):
     """A linear tie coordinate by coordinate: z_i = sum_k b_ik y_k, every client a fixed mixture of prototypes y_k.
 
     Z = B (B' P B)^+ B' P V, the projection on the range of B [n, prototypes].
     """
 
     mixing: tuple[tuple[float, ...], ...]
-    sees: ClassVar[Sees] = "rows"
 
     def __call__(self, v: Vectors, p: Tensor, rho: float) -> Vectors:
         """See Operator."""
@@ -147,7 +122,7 @@ class Mixture:
 
 
 @dataclass(frozen=True)
-class LinearTie:
+class LinearTie(Operator):
     """x_i = A_i theta_i = B_i y for matrices B_i [d_i, m]: the vectors may differ in length.
 
     Stacked, Z = B (B' P B)^+ B' P V. The maps A_i are the clients' exchanges (`solve`, `fedrec.channel`). A v_i of
@@ -155,7 +130,6 @@ class LinearTie:
     """
 
     maps: tuple[Tensor, ...]
-    sees: ClassVar[Sees] = "rows"
 
     def __call__(self, v: Vectors, p: Tensor, rho: float) -> Vectors:
         """See Operator."""
@@ -172,20 +146,15 @@ class LinearTie:
 
 
 @dataclass(frozen=True)
-class SumTo:
+class SumTo(Operator):
     """sum_i z_i = total (a shared resource): z_i = v_i - (sum_k v_k - total) / (p_i sum_k 1/p_k)."""
 
     total: float | Tensor = 0.0
-    sees: ClassVar[Sees] = "rows"
 
     def __call__(self, v: Vectors, p: Tensor, rho: float) -> Vectors:
         """See Operator."""
         excess, share = torch.stack(v).sum(0) - self.total, (1 / p) / (1 / p).sum()
         return [one - part * excess for one, part in zip(v, share, strict=True)]
-
-    def restrict(self, members: Sequence[int]) -> "SumTo":
-        """See Operator."""
-        return self
 
 
 class Projects(Protocol):
@@ -197,13 +166,12 @@ class Projects(Protocol):
 
 
 @dataclass(frozen=True)
-class Constraint:
+class Constraint(Operator):
     """A constraint of the user's own, over the clients that carry a block; raises UserError for what are no z_i."""
 
     projects: Projects
     name: str
     clients: tuple[str, ...]
-    sees: ClassVar[Sees] = "rows"
 
     def __call__(self, v: Vectors, p: Tensor, rho: float) -> Vectors:
         """See Operator."""
@@ -223,3 +191,78 @@ def mean_of(v: Vectors, p: Tensor) -> Tensor:
     for weight, one in zip(p, v, strict=True):
         total = total + weight * one
     return total / p.sum()
+
+
+@dataclass(frozen=True)
+class Ball:
+    """The set |z| <= radius."""
+
+    radius: float
+
+    def __call__(self, z: Tensor) -> Tensor:
+        """Return the projection of z."""
+        return z * (self.radius / max(float(z.norm()), self.radius))
+
+
+@dataclass(frozen=True)
+class Box:
+    """The set |z_j| <= bound for every coordinate."""
+
+    bound: float
+
+    def __call__(self, z: Tensor) -> Tensor:
+        """Return the projection of z."""
+        return z.clamp(-self.bound, self.bound)
+
+
+ConvexSet = Ball | Box
+
+
+@dataclass(frozen=True)
+class Within(Operator):
+    """An operator composed with a convex set: every z_i also lies in `convex`.
+
+    Consensus projects its mean, which is exact. Else the two proximal maps alternate with Dykstra's corrections, which
+    converge to the proximal point of the sum (arXiv 0810.4117, Theorem 3.3): no mere composition. They take tens to
+    hundreds of iterations, more the smaller the angle between the two sets; the result lies in `convex` in any case.
+    """
+
+    inner: Operator
+    convex: ConvexSet
+    iterations: int = 10_000
+    tolerance: float = 1e-12
+
+    def __call__(self, v: Vectors, p: Tensor, rho: float) -> Vectors:
+        """See Operator."""
+        return proximal_point(
+            lambda w: self.inner(w, p, rho), self.convex, v, self.exact, self.iterations, self.tolerance
+        )
+
+    @property
+    def exact(self) -> bool:
+        """Whether the projection of the inner result is the answer."""
+        return isinstance(self.inner, Mean | Clusters)
+
+    def restrict(self, members: Sequence[int]) -> "Within":
+        """See Operator."""
+        return Within(self.inner.restrict(members), self.convex, self.iterations, self.tolerance)
+
+
+def proximal_point(
+    inner: Callable[[Vectors], Vectors], convex: ConvexSet, v: Vectors, exact: bool, iterations: int, tolerance: float
+) -> Vectors:
+    """Return prox of (inner's function + the indicator of `convex`) at v."""
+    if exact:
+        return [convex(z) for z in inner(v)]
+    z, q, r = v, [torch.zeros_like(one) for one in v], [torch.zeros_like(one) for one in v]
+    for _ in range(iterations):
+        y = inner([a + b for a, b in zip(z, q, strict=True)])
+        q = [a + b - c for a, b, c in zip(z, q, y, strict=True)]
+        new = [convex(a + b) for a, b in zip(y, r, strict=True)]
+        r = [a + b - c for a, b, c in zip(y, r, new, strict=True)]
+        moved = max(float((a - b).abs().max()) for a, b in zip(z, new, strict=True))
+        apart = max(float((a - b).abs().max()) for a, b in zip(y, new, strict=True))
+        z = new
+        if max(moved, apart) <= tolerance * (1 + max(float(one.abs().max()) for one in z)):
+            break
+    return z

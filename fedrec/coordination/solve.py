@@ -4,16 +4,66 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from fedrec.aggregation import Carrier
 from fedrec.coordination.budget import Budget
 from fedrec.coordination.halves import Hub, Link, Residuals
-from fedrec.coordination.local import LocalSolver, Loss
 from fedrec.coordination.operators import Operator
 from fedrec.errors import UserError
 from fedrec.parameters import finite, norm, subtract
 from fedrec.turnout import drawn
+
+Loss = Callable[[Tensor], Tensor]
+LocalSolver = Callable[[Loss, Tensor], Tensor]  # (objective, start) -> approximate minimiser
+
+
+def gradient_steps(steps: int, lr: float) -> LocalSolver:
+    """Return a local solver of so many gradient steps of size `lr`."""
+
+    def run(objective: Loss, start: Tensor) -> Tensor:
+        theta = start.detach()
+        for _ in range(steps):
+            leaf = theta.clone().requires_grad_(True)
+            (g,) = torch.autograd.grad(objective(leaf), leaf)
+            theta = theta - lr * g
+        return theta
+
+    return run
+
+
+def newton(steps: int = 50, tolerance: float = 1e-12) -> LocalSolver:
+    """Return a local solver by Newton's method with backtracking, for strongly convex objectives.
+
+    It stops when a step is below `tolerance` relative to theta, or the gradient below `tolerance` of the first: after
+    one step for a quadratic.
+    """
+
+    def run(objective: Loss, start: Tensor) -> Tensor:
+        theta, first = start.detach(), 0.0
+        for _ in range(steps):
+            leaf = theta.clone().requires_grad_(True)
+            value = objective(leaf)
+            (g,) = torch.autograd.grad(value, leaf, create_graph=True)
+            size = float(g.detach().norm())
+            if size <= tolerance * first:
+                break
+            first = first or size
+            identity = torch.eye(len(theta), dtype=theta.dtype)
+            (hessian,) = torch.autograd.grad(g, leaf, identity, is_grads_batched=True)
+            step = torch.linalg.solve(hessian, g.detach())
+            t, before, slope = 1.0, float(value.detach()), float(g.detach() @ step)
+            slack = 1e-14 * (1 + abs(before))  # where rounding can tell
+            while t > 1e-10 and float(objective(theta - t * step)) > before - 1e-4 * t * slope + slack:  # Armijo
+                t /= 2
+            theta = theta - t * step
+            if float(step.norm()) <= tolerance * (1 + float(theta.norm())):
+                break
+        return theta
+
+    return run
+
 
 Exchange = slice | Callable[[Tensor], Tensor]
 X = "x"  # the one parameter of `solve`: what a client exchanges
@@ -133,11 +183,13 @@ def solve(
     Raises UserError if an argument does not fit the others, and if a client's loss or variable is not finite.
     """
     clients = _clients(losses, initial, exchange, weights, budgets, budget_step)
-    _check(clients, rho, duals)
+    if not rho > 0 and (duals or any(not isinstance(client.part, slice) for client in clients)):
+        raise UserError(f"rho: must be above 0 with duals or a map as exchange, found {rho}")
     now = _joined(clients, initial, rho) if state is None else state
     theta, x, links, mu, history = list(now.theta), list(now.x), list(now.links), list(now.mu), list(now.history)
     carriers = {str(i): Carrier(str(i), {X: x[i]}, {}, client.weight) for i, client in enumerate(clients)}
-    hub = Hub(coupling, now.rho, carriers, {str(i): {X: links[i].sent[X] if duals else x[i]} for i in range(len(x))})
+    values = {str(i): {X: links[i].sent[X] if duals else x[i]} for i in range(len(x))}
+    hub = Hub(coupling, now.rho, carriers, values, duals, balance)
     if state is not None:
         hub.z = {str(i): {X: z} for i, z in enumerate(state.z)}  # as it was tied, before rho adapted
     for number in range(len(history), len(history) + rounds):
@@ -153,12 +205,11 @@ def solve(
                 )
             mu[i] = client.price(_loss(clients, i, theta[i], number), mu[i])
             gaps.append(norm(subtract({X: x[i]}, z)) ** 2)
+            sent = {X: x[i]}
             if duals:
-                increment, links[i] = link.answer({X: x[i]}, z)
-                hub.absorb(str(i), increment)
-            else:
-                hub.replace(str(i), {X: x[i]})
-        history.append(_line(clients, theta, mu, hub.step(gaps, balance), number))
+                sent, links[i] = link.answer(sent, z)
+            hub.absorb(str(i), sent)
+        history.append(_line(clients, theta, mu, hub.step(gaps), number))
     return Solution(theta, x, [hub.z[str(i)][X] for i in range(len(x))], links, mu, hub.rho, history)
 
 
@@ -181,11 +232,6 @@ def _clients(
         raise UserError(f"weights: must be above 0, found {min(p)}")
     budget = [None if limit is None else Budget(limit, step) for limit in limits]
     return [_Client(*one) for one in zip(losses, parts, p, budget, strict=True)]
-
-
-def _check(clients: list[_Client], rho: float, duals: bool) -> None:
-    if not rho > 0 and (duals or any(not isinstance(client.part, slice) for client in clients)):
-        raise UserError(f"rho: must be above 0 with duals or a map as exchange, found {rho}")
 
 
 def _joined(clients: list[_Client], initial: Sequence[Tensor], rho: float) -> Solution:

@@ -1,68 +1,23 @@
 """The server's side of a coupling over rounds: what each client is sent, and what its answers make of Z."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol
-
-import torch
-from torch import Tensor
+from collections.abc import Mapping, Sequence
 
 from fedrec.aggregation import Carrier, Subtotal, gather, mean, mean_of, sums
 from fedrec.coordination.coupling import Coupling
 from fedrec.coordination.descent import Descent, Stepped
-from fedrec.coordination.halves import Hub, Residuals, double
-from fedrec.parameters import Params, norm, subtract
+from fedrec.coordination.halves import Held, Hub, Residuals, double
+from fedrec.parameters import Params
 from fedrec.robust import Robust
 
-
-class Tie(Protocol):
-    """Holds Z."""
-
-    @property
-    def rho(self) -> float:
-        """The present penalty."""
-        ...
-
-    def part(self, client: str) -> Params:
-        """Return a client's z_i, in the dtypes that travel."""
-        ...
-
-    def whole(self) -> Params:
-        """Return the server's parameters: Z itself, or the mean of personal z_i."""
-        ...
-
-    def update(self, answers: Mapping[str, Params], gaps: Mapping[str, float]) -> Residuals:
-        """Take what the clients of a round sent, and their |x_i - z_i|^2 where they told it; tie anew."""
-        ...
-
-    def state(self) -> Params:
-        """Return everything that it remembers, as named tensors."""
-        ...
-
-    def restore(self, state: Params) -> None:
-        """Go back to a `state`."""
-        ...
+Tie = Held | Hub  # what holds Z on the server
 
 
-@dataclass
-class Average:
+class Average(Held):
     """The weighted mean over the clients of the round; nothing of earlier rounds is remembered."""
 
-    rho: float
-    carriers: dict[str, Carrier]
-    z: Params
-
-    def part(self, client: str) -> Params:
-        """See Tie."""
-        return gather(self.z, self.carriers[client])
-
-    def whole(self) -> Params:
-        """See Tie."""
-        return self.z
-
     def update(self, answers: Mapping[str, Params], gaps: Mapping[str, float]) -> Residuals:
-        """See Tie."""
+        """See Held."""
         return self.add(sums(answers, {name: self.part(name) for name in answers}, self.carriers))
 
     def add(self, parts: Sequence[Subtotal]) -> Residuals:
@@ -75,14 +30,6 @@ class Average:
         """Take the mean x_i - z_i of a round that was made elsewhere."""
         self.z = {name: (value.double() + change[name]).to(value.dtype) for name, value in self.z.items()}
 
-    def state(self) -> Params:
-        """See Tie."""
-        return self.z
-
-    def restore(self, state: Params) -> None:
-        """See Tie."""
-        self.z = state
-
     def moved(self, before: Params, parts: Sequence[Subtotal]) -> float:
         """Return |Z+ - Z| over the clients of a round."""
         rows = {n: (z.double() - before[n].double()).square().reshape(len(z), -1).sum(1) for n, z in self.z.items()}
@@ -94,93 +41,25 @@ class Average:
         return math.sqrt(math.fsum(squares))
 
 
-@dataclass
-class Consensus:
+class Consensus(Held):
     """The mean of what all clients sent last, of which the server is told no more than the mean increment.
 
-    Every client counts once; a round moves Z by the sum of its increments over the number of all clients.
+    Every client counts once; a round moves Z by the sum of its increments over the number of all clients. Z is in
+    float64, so that the increments of many rounds add up to what the clients count on.
     """
 
-    rho: float
-    carriers: dict[str, Carrier]
-    z: Params  # in float64, so that the increments of many rounds add up to what the clients count on
-
     def part(self, client: str) -> Params:
-        """See Tie."""
+        """See Held."""
         like = self.carriers[client].like
         return {name: value.to(like[name].dtype) for name, value in gather(self.z, self.carriers[client]).items()}
 
     def whole(self) -> Params:
-        """See Tie."""
+        """See Held."""
         return {name: value.float() for name, value in self.z.items()}
-
-    def update(self, answers: Mapping[str, Params], gaps: Mapping[str, float]) -> Residuals:
-        """See Tie."""
-        raise TypeError("consensus: must be moved by what was summed, found answers")
 
     def move(self, change: Params) -> None:
         """Take the mean increment of a round that was made elsewhere."""
         self.z = {name: value + change[name] for name, value in self.z.items()}
-
-    def state(self) -> Params:
-        """See Tie."""
-        return self.z
-
-    def restore(self, state: Params) -> None:
-        """See Tie."""
-        self.z = state
-
-
-@dataclass
-class Coupled:
-    """An operator over what all clients sent last; with duals the answers are increments of v_i = x_i + u_i."""
-
-    coupling: Coupling
-    hub: Hub
-
-    @property
-    def rho(self) -> float:
-        """See Tie."""
-        return self.hub.rho
-
-    def part(self, client: str) -> Params:
-        """See Tie."""
-        like = self.hub.carriers[client].like
-        return {name: value.to(like[name].dtype) for name, value in self.hub.z[client].items()}
-
-    def whole(self) -> Params:
-        """See Tie."""
-        return mean([(who, self.hub.z[name]) for name, who in self.hub.carriers.items()])
-
-    def update(self, answers: Mapping[str, Params], gaps: Mapping[str, float]) -> Residuals:
-        """See Tie."""
-        if not self.coupling.duals:
-            gaps = {name: norm(subtract(x, self.part(name))) ** 2 for name, x in answers.items()}
-        for name, sent in answers.items():
-            if self.coupling.duals:
-                self.hub.absorb(name, sent)
-            else:
-                self.hub.replace(name, sent)
-        return self.hub.step(list(gaps.values()), self.coupling.balance)
-
-    def state(self) -> Params:
-        """See Tie."""
-        rho, parts = torch.tensor(self.hub.rho, dtype=torch.float64), {"v": self.hub.values, "z": self.hub.z}
-        return {"rho": rho, **{f"{kind}/{key}": value for kind, one in parts.items() for key, value in spread(one)}}
-
-    def restore(self, state: Params) -> None:
-        """See Tie."""
-        self.hub.rho = float(state["rho"])
-        for kind, parts in (("v", self.hub.values), ("z", self.hub.z)):
-            for place, (name, value) in enumerate(parts.items()):
-                parts[name] = {key: state[f"{kind}/{place}/{key}"] for key in value}
-
-
-def spread(parts: Mapping[str, Params]) -> Iterator[tuple[str, Tensor]]:
-    """Yield the tensors of all clients under PLACE/NAME, with the client's place in their order."""
-    for place, part in enumerate(parts.values()):
-        for name, value in part.items():
-            yield f"{place}/{name}", value
 
 
 def tie_of(
@@ -201,7 +80,7 @@ def tie_of(
         z = mean([(carriers[name], value) for name, value in values.items()])
         if descent.plain and not robust.active:
             return Average(coupling.rho, carriers, z)
-        return Stepped(descent, coupling.rho, seed, carriers, z, robust)
+        return Stepped(coupling.rho, carriers, z, descent, seed, robust)
     if summed:
         return Consensus(coupling.rho, carriers, double(mean([(carriers[n], value) for n, value in values.items()])))
-    return Coupled(coupling, Hub(operator, coupling.rho, carriers, values))
+    return Hub(operator, coupling.rho, carriers, values, coupling.duals, coupling.balance)

@@ -1,22 +1,19 @@
 """Data: sources, who holds what, train/validation/test, and training negatives."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pandas as pd
 
 from fedrec.components import choose_part, make, read
-from fedrec.data.content import Content, content_vectors
 from fedrec.data.history import Histories, before, latest
 from fedrec.data.movielens import movielens
-from fedrec.data.negatives import Negatives, Protocol, excluded
-from fedrec.data.partition import Partition, federation, public_data
-from fedrec.data.public import probe_of, viewed
-from fedrec.data.split import Split, pool
+from fedrec.data.negatives import Negatives, excluded
+from fedrec.data.partition import federation, probe_of, public_data, viewed
+from fedrec.data.split import pool
 from fedrec.data.synthetic import Market, synthetic
 from fedrec.data.table import from_frame, table
-from fedrec.data.types import ClientData, Dataset, Interactions, Truth
+from fedrec.data.text import Content, content_vectors
+from fedrec.data.types import ClientData, Dataset, Interactions
 from fedrec.errors import UserError
 
 __all__ = [
@@ -28,10 +25,6 @@ __all__ = [
     "Interactions",
     "Market",
     "Negatives",
-    "Partition",
-    "Protocol",
-    "Split",
-    "Truth",
     "before",
     "content_vectors",
     "excluded",

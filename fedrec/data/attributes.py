@@ -1,16 +1,11 @@
 """The public attributes of a catalogue, and which of its items the tasks about them learn from."""
 
-from __future__ import annotations
-
-from collections.abc import Sequence
-
 import numpy as np
-import pandas as pd
 
 import fedrec.seeds as seeds
 from fedrec.data.split import chance
 from fedrec.data.text import multi_hot
-from fedrec.data.types import Attributes, Bools, Dataset, Floats, Ints
+from fedrec.data.types import Attributes, Dataset, Floats, Ints
 
 MOST = 1000  # names of categories or brands; one head has a row for each
 
@@ -32,28 +27,16 @@ def attributes_of(dataset: Dataset, fractions: tuple[float, float], seed: int) -
     has = {"category": [list(filter(None, text.split("|"))) for text in items["categories"]]}
     if "brand" in items:
         has["brand"] = [list(filter(None, [text])) for text in items["brand"]]
-    values = {name: found for name, lists in has.items() if (found := indicators(lists)).shape[1]}
+    values: dict[str, Floats] = {}
+    for name, lists in has.items():
+        if 0 < len({one for names in lists for one in names}) <= MOST:
+            some = np.array([bool(names) for names in lists], dtype=np.bool_)
+            values[name] = np.where(some[:, None], multi_hot(lists, MOST), np.float32("nan"))
     deviation = 1.0
     if "price" in items and items["price"].notna().any():
-        values["price"], deviation = standardised(items["price"], train)
+        log = np.log(items["price"].to_numpy(np.float64))
+        seen = log[train & np.isfinite(log)]
+        mean, spread = (float(seen.mean()), float(seen.std())) if len(seen) else (0.0, 1.0)
+        deviation = spread or 1.0
+        values["price"] = ((log - mean) / deviation).astype(np.float32)[:, None]
     return Attributes(values, train, ~train & (u >= test), u < test, deviation)
-
-
-def indicators(lists: Sequence[Sequence[str]]) -> Floats:
-    """Return `multi_hot` of the names that items have [items, names], NaN for none; [items, 0] of too many names."""
-    if len({name for names in lists for name in names}) > MOST:
-        return np.zeros((len(lists), 0), dtype=np.float32)
-    some = np.array([bool(names) for names in lists], dtype=np.bool_)
-    return np.where(some[:, None], multi_hot(lists, MOST), np.float32("nan"))
-
-
-def standardised(price: pd.Series[float], train: Bools) -> tuple[Floats, float]:
-    """Return the standardised logarithms of prices [items, 1], NaN where there is none, and their standard deviation.
-
-    Mean and deviation are those of the training items.
-    """
-    log = np.log(price.to_numpy(np.float64))
-    seen = log[train & np.isfinite(log)]
-    mean, deviation = (float(seen.mean()), float(seen.std())) if len(seen) else (0.0, 1.0)
-    deviation = deviation or 1.0
-    return ((log - mean) / deviation).astype(np.float32)[:, None], deviation

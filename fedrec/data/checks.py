@@ -1,20 +1,20 @@
-"""What every source of data does: refuse a bad value by its place, and bring interactions into the common order."""
-
-from __future__ import annotations
+"""What every source of data does: refuse a bad value by its place, merge what is said again, bring rows in order."""
 
 import csv
 import io
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from fedrec.data.repeats import merged, told
-from fedrec.data.types import Interactions
+from fedrec.data.types import Interactions, Ints
 from fedrec.errors import UserError
-from fedrec.files import PEEKED
+from fedrec.files import PEEKED, unpacked
 
 LONGEST = 100  # characters of a client's name
 NAMES = f"a name must be printable and have at most {LONGEST} characters"
@@ -44,14 +44,7 @@ def canonical(frame: pd.DataFrame) -> tuple[pd.DataFrame, tuple[str, ...]]:
     if not frame.duplicated(KEY).any():
         return frame.sort_values(order, ignore_index=True), ()
     keys = frame.groupby(KEY, sort=True).ngroup().to_numpy().astype(np.int64)
-    before = Interactions(
-        user=frame["user"].to_numpy(),
-        item=frame["item"].to_numpy(),
-        time=frame["time"].to_numpy(),
-        rating=frame["rating"].to_numpy(),
-        positive=frame["positive"].to_numpy(),
-        labels={name: frame[name].to_numpy() for name in labels},
-    )
+    before = Interactions.of(frame, labels)
     after = merged(before, keys)
     platform = frame["platform"].to_numpy()[np.unique(keys, return_index=True)[1]]
     columns = {"user": after.user, "item": after.item, "platform": platform}
@@ -63,6 +56,30 @@ def canonical(frame: pd.DataFrame) -> tuple[pd.DataFrame, tuple[str, ...]]:
 def showable(name: str) -> bool:
     """Return whether a terminal and an option can show a name, and a file be named after it."""
     return name.isprintable() and len(name) <= LONGEST
+
+
+@contextmanager
+def reading(path: Path, form: str) -> Iterator[None]:
+    """Raise UserError for whatever a file that is damaged, or of another form, makes its reader raise."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{path}: must be a readable {form} file, found {reason}") from None
+
+
+def read_csv(path: Path, wanted: Sequence[str], **options: Any) -> pd.DataFrame:
+    """Return a CSV (also packed, see `fedrec.files.unpacked`) with at least the wanted columns, each of them once."""
+    with warnings.catch_warnings():
+        # Rows longer than the header mean a shifted column: pandas cuts them where it reads some columns only, and
+        # only warns where all rows are long.
+        warnings.simplefilter("error", pd.errors.ParserWarning)
+        with unpacked(path, path.name) as file:
+            check_header(file, wanted, path.name)
+            frame: pd.DataFrame = pd.read_csv(file, index_col=False, keep_default_na=False, **options)
+            return frame
 
 
 def check_header(file: io.BufferedReader, wanted: Sequence[str], name: str) -> None:
@@ -82,3 +99,45 @@ def check_once(found: Sequence[str], wanted: Sequence[str], name: str) -> None:
     for column in wanted:
         if found.count(column) > 1:
             raise UserError(f"column {column!r} of {name}: must be there once, found {found.count(column)} of them")
+
+
+def merged(rows: Interactions, keys: Ints) -> Interactions:
+    """Return one row for every key [n], by ascending key, whatever the order of the rows.
+
+    It is a positive, and has a label, where any row of the key is or has; its time is the last one; its rating is that
+    of the last time at which there is a rating, the mean of them where that time has several. User and item are those
+    of any row: the key must decide them.
+    """
+    order = np.argsort(keys, kind="stable")
+    rows, (_, start, group) = rows.take(order), np.unique(keys[order], return_index=True, return_inverse=True)
+    if len(start) == len(rows):
+        return rows
+    count, rated = len(start), np.flatnonzero(~np.isnan(rows.rating))
+    latest = np.full(count, np.iinfo(np.int64).min)
+    np.maximum.at(latest, group[rated], rows.time[rated])
+    last = rated[rows.time[rated] == latest[group[rated]]]
+    last = last[np.argsort(rows.rating[last], kind="stable")]  # the order of a sum moves its last bit
+    number = np.bincount(group[last], minlength=count)
+    total = np.bincount(group[last], weights=rows.rating[last], minlength=count)
+    return Interactions(
+        rows.user[start],
+        rows.item[start],
+        np.maximum.reduceat(rows.time, start),
+        np.where(number > 0, total / np.maximum(number, 1), np.nan).astype(np.float32),
+        np.logical_or.reduceat(rows.positive, start),
+        {name: np.logical_or.reduceat(label, start) for name, label in rows.labels.items()},
+    )
+
+
+def told(before: Interactions, after: Interactions) -> str:
+    """Return how many rows of which label were merged into how many interactions."""
+    text = f"{len(before):,} rows are {len(after):,} interactions: repeats of a (platform, user, item) are merged, "
+    text += "with every label that any of them has"
+    text += ", the last time" * bool(before.time.any())
+    text += ", the last rating" * bool(np.isfinite(before.rating).any())
+    parts = [(name, before.labels[name], after.labels[name]) for name in before.labels]
+    if parts:
+        none = [~np.logical_or.reduce([*rows.labels.values()]) for rows in (before, after)]
+        parts.append(("no label", none[0], none[1]))
+    counts = "; ".join(f"{name}: {int(a.sum()):,} rows, {int(b.sum()):,} interactions" for name, a, b in parts)
+    return f"{text} ({counts})" if counts else text

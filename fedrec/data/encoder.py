@@ -1,7 +1,5 @@
 """The sentence encoder all-MiniLM-L6-v2 in plain torch, from the weights of an installed package; never a download."""
 
-from __future__ import annotations
-
 import hashlib
 import importlib.util
 import json
@@ -113,7 +111,10 @@ def sentence_vectors(texts: Sequence[str]) -> Floats:
     path = cache_of(distinct)
     vectors = _sound(stored(path), len(distinct))
     if vectors is None:
-        vectors = _encoded(load_encoder(), distinct)
+        model, vectors = load_encoder(), np.empty((len(distinct), WIDTH), dtype=np.float32)
+        with torch.inference_mode(), one_thread():
+            for rows in by_length(distinct):
+                vectors[rows] = model.encode([distinct[row] for row in rows]).numpy()
         store(path, {"vectors": vectors})
     place = {text: row for row, text in enumerate(distinct)}
     return vectors[[place[text] for text in texts]]
@@ -150,15 +151,6 @@ def _checked(path: Path, sha256: str) -> bytes:
     if found != sha256:
         raise UserError(f"text: the SHA-256 of {path} must be {sha256}, found {found}")
     return content
-
-
-def _encoded(encoder: Encoder, texts: Sequence[str]) -> Floats:
-    """Return the vectors of texts [n, 384]."""
-    vectors = np.empty((len(texts), WIDTH), dtype=np.float32)
-    with torch.inference_mode(), one_thread():
-        for rows in by_length(texts):
-            vectors[rows] = encoder.encode([texts[row] for row in rows]).numpy()
-    return vectors
 
 
 def by_length(texts: Sequence[str]) -> Iterator[list[int]]:

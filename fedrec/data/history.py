@@ -1,7 +1,5 @@
 """What users had liked before: the local items that a sequence encoder reads."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -23,7 +21,7 @@ class Histories:
     end: Ints  # [n]
     length: int
 
-    def at(self, rows: Ints) -> Histories:
+    def at(self, rows: Ints) -> "Histories":
         """Return the histories of some rows, which may repeat."""
         return replace(self, start=self.start[rows], end=self.end[rows])
 

@@ -1,7 +1,5 @@
 """MovieLens 100K in GroupLens' own layout, from a directory or downloaded once into the user's cache."""
 
-from __future__ import annotations
-
 import hashlib
 import http.client
 import io
@@ -56,8 +54,8 @@ def _md5(content: bytes) -> str:
     return hashlib.md5(content, usedforsecurity=False).hexdigest()
 
 
-def _fields(path: Path, separator: str, count: int) -> pd.DataFrame:
-    """Return the fields of a headerless file as text, columns 0 to count - 1."""
+def _fields(path: Path, separator: str, count: int, unique: str = "") -> pd.DataFrame:
+    """Return the fields of a headerless file as text, columns 0 to count - 1; what is `unique` stands in the first."""
     try:
         if path.exists():
             regular(path, "data-dir")
@@ -71,7 +69,10 @@ def _fields(path: Path, separator: str, count: int) -> pd.DataFrame:
     rows = [line.removesuffix("\r").split(separator) for line in lines]
     wrong = np.asarray([len(row) != count for row in rows])
     refuse(wrong, lines, f"{path}", f"must have {count} fields", "line")
-    return pd.DataFrame(rows, columns=range(count), dtype="str")
+    found = pd.DataFrame(rows, columns=range(count), dtype="str")
+    if unique:
+        refuse(found[0].duplicated().to_numpy(), found[0].tolist(), f"{path}", f"{unique} must occur once", "line")
+    return found
 
 
 def _whole(path: Path, text: pd.Series, rule: str, lowest: int, highest: int) -> pd.Series:
@@ -100,17 +101,14 @@ def _ratings(folder: Path) -> pd.DataFrame:
 
 def _users(folder: Path) -> pd.DataFrame:
     path = folder / "u.user"
-    raw = _fields(path, "|", 5)
-    refuse(raw[0].duplicated().to_numpy(), raw[0].tolist(), f"{path}", "a user must occur once", "line")
+    raw = _fields(path, "|", 5, "a user")
     age = _whole(path, raw[1], "age must be whole years", 0, 150)
     return pd.DataFrame({"key": raw[0], "age": age, "gender": raw[2], "occupation": raw[3], "zip": raw[4]})
 
 
 def _items(folder: Path) -> pd.DataFrame:
-    path = folder / "u.item"
     names = GENRES.split("|")
-    raw = _fields(path, "|", 5 + len(names))
-    refuse(raw[0].duplicated().to_numpy(), raw[0].tolist(), f"{path}", "an item must occur once", "line")
+    raw = _fields(folder / "u.item", "|", 5 + len(names), "an item")
     flags = (raw.iloc[:, 5:] == "1").to_numpy()
     genres = ["|".join(name for name, flag in zip(names, row, strict=True) if flag) for row in flags]
     return pd.DataFrame({"key": raw[0], "title": raw[1], "categories": pd.Series(genres, dtype="str")})
@@ -128,23 +126,19 @@ def _cached() -> Path:
             content = reply.read()
         if _md5(content) != ZIP_MD5:
             raise UserError(f"ml-100k: the download's MD5 must be {ZIP_MD5}, found {_md5(content)}; {help_}")
-        _unpack(content, cache, folder)
+        # The expected files, all of them or none.
+        cache.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(dir=cache))
+        try:
+            with zipfile.ZipFile(io.BytesIO(content)) as archive:
+                for name in FILES:
+                    (partial / name).write_bytes(archive.read(f"ml-100k/{name}"))
+            # What stands there lacks a file, or another process has just finished: either way ours is complete.
+            shutil.rmtree(folder, ignore_errors=True)
+            partial.replace(folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
     except (OSError, http.client.HTTPException) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"ml-100k: must be in the cache or be downloaded, found {reason}; {help_}") from None
     return folder
-
-
-def _unpack(content: bytes, cache: Path, folder: Path) -> None:
-    """Write the expected files of the archive to `folder`, all of them or none."""
-    cache.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(dir=cache))
-    try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            for name in FILES:
-                (partial / name).write_bytes(archive.read(f"ml-100k/{name}"))
-        # What stands there lacks a file, or another process has just finished: either way ours is complete.
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.replace(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)

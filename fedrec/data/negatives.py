@@ -1,7 +1,5 @@
 """Training negatives: items drawn uniformly from outside a user's known positives."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 

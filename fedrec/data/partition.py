@@ -1,6 +1,4 @@
-"""Who holds which interactions: by platform, users in silos, or one client per user."""
-
-from __future__ import annotations
+"""Who holds which interactions: by platform, users in silos, or one client per user; and what of them is public."""
 
 from dataclasses import replace
 from math import isfinite
@@ -10,11 +8,9 @@ import numpy as np
 
 import fedrec.seeds as seeds
 from fedrec.data.attributes import attributes_of
-from fedrec.data.checks import NAMES, refuse, showable
-from fedrec.data.public import informed, volunteers_of, without
-from fedrec.data.repeats import merged
-from fedrec.data.split import SUPPORT, TEST, TRAIN, VALIDATION, Split, divide, new_items, ordered
-from fedrec.data.types import ClientData, Dataset, Interactions, Ints
+from fedrec.data.checks import NAMES, merged, refuse, showable
+from fedrec.data.split import SUPPORT, TEST, TRAIN, VALIDATION, Split, concatenate, divide, new_items, ordered
+from fedrec.data.types import Attributes, ClientData, Dataset, Interactions, Ints
 from fedrec.errors import UserError, choose
 
 Partition = Literal["auto", "platform", "users", "one-user"]
@@ -53,13 +49,17 @@ def federation(
         raise UserError("split: 'temporal' needs times, found none in the data")
     private = without(dataset, volunteers_of(dataset, volunteers, seed)) if volunteers else dataset
     names, owner = _owners(private, clients, partition, skew, seed)
-    rows = _interactions(private)
+    rows = Interactions.of(private.interactions, private.labels)
     order = np.argsort(owner, kind="stable")
     bounds = np.searchsorted(owner[order], np.arange(len(names) + 1))
     whole, known = np.arange(len(dataset.items)), attributes_of(dataset, fractions, seed)
     federated = []
     for i, name in enumerate(names):
-        items = _carried(dataset, i) if partition == "platform" else whole
+        column, items = f"carried_{name}", whole
+        if partition == "platform" and column in dataset.items:
+            items = np.flatnonzero(dataset.items[column].to_numpy())
+        elif partition == "platform":  # what it has seen
+            items = np.unique(dataset.interactions["item"].to_numpy()[dataset.interactions["platform"].to_numpy() == i])
         client = _client(name, rows.take(order[bounds[i] : bounds[i + 1]]), items, split, fractions, seed)
         # Thousands of clients with the whole catalogue have one copy of it.
         federated.append(replace(client, attributes=known if items is whole else known.take(items)))
@@ -79,7 +79,7 @@ def public_data(
 ) -> ClientData:
     """Return the public users' interactions of all platforms, split as a client's, over the whole catalogue."""
     chosen = volunteers_of(dataset, volunteers, seed)
-    rows = _interactions(dataset)
+    rows = Interactions.of(dataset.interactions, dataset.labels)
     items = np.arange(len(dataset.items))
     return _client("volunteers", rows.take(np.isin(rows.user, chosen)), items, split, fractions, seed)
 
@@ -125,19 +125,6 @@ def _owners(
     return names, owner[frame["user"].to_numpy()]
 
 
-def _interactions(dataset: Dataset) -> Interactions:
-    """Return all interactions, with global ids."""
-    frame = dataset.interactions
-    return Interactions(
-        user=frame["user"].to_numpy(),
-        item=frame["item"].to_numpy(),
-        time=frame["time"].to_numpy(),
-        rating=frame["rating"].to_numpy(),
-        positive=frame["positive"].to_numpy(),
-        labels={name: frame[name].to_numpy() for name in dataset.labels},
-    )
-
-
 def _sizes(users: int, silos: int, skew: float | None, seed: int) -> Ints:
     """Return how many users each silo gets; all get one first, so that none is empty."""
     if skew is None:
@@ -147,15 +134,6 @@ def _sizes(users: int, silos: int, skew: float | None, seed: int) -> Ints:
     missing = users - silos - int(extra.sum())
     extra[np.argsort(extra - share, kind="stable")[:missing]] += 1
     return extra + 1
-
-
-def _carried(dataset: Dataset, platform: int) -> Ints:
-    """Return a platform's catalogue: the items' column `carried_NAME` if there, else the items it has seen."""
-    column = f"carried_{dataset.platforms[platform]}"
-    if column in dataset.items:
-        return np.flatnonzero(dataset.items[column].to_numpy())
-    frame = dataset.interactions
-    return np.unique(frame["item"].to_numpy()[frame["platform"].to_numpy() == platform])
 
 
 def _client(
@@ -183,3 +161,59 @@ def _client(
         count, tested = (int(mask.sum()) for mask in new)
         notes += (f"{count} of {len(items)} items are new at the validation, {tested} at the test, ranked among them",)
     return ClientData(name, users, items, train, validation, test, notes, new=new, support=support)
+
+
+def volunteers_of(dataset: Dataset, count: int, seed: int) -> Ints:
+    """Return the global ids of `count` users with interactions, drawn by seed, ascending.
+
+    Raises UserError unless somebody is left who is no volunteer.
+    """
+    users = np.unique(dataset.interactions["user"].to_numpy())
+    if not 0 <= count < max(len(users), 1):
+        raise UserError(f"volunteers: must be below the number of users, {len(users)}, found {count}")
+    return np.sort(seeds.generator(seed, "volunteers").permutation(users)[:count])
+
+
+def without(dataset: Dataset, users: Ints) -> Dataset:
+    """Return the dataset without the interactions of some users."""
+    frame = dataset.interactions
+    return replace(dataset, interactions=frame[~np.isin(frame["user"].to_numpy(), users)])
+
+
+def informed(client: ClientData, public: ClientData) -> ClientData:
+    """Return a client that also has the public users, and their training rows among the items that it carries.
+
+    What is held out of the public users is in no part of it: they are never evaluated among its own users.
+    """
+    users = np.union1d(client.users, public.users)
+    rows = public.train.take(np.isin(public.items[public.train.item], client.items))
+    added = replace(
+        rows,
+        user=np.searchsorted(users, public.users[rows.user]),
+        item=np.searchsorted(client.items, public.items[rows.item]),
+    )
+    own = client.among(users, client.items)
+    note = f"{len(public.users)} of the users are public volunteers, with {len(added)} training rows; never tested here"
+    return replace(own, train=concatenate([own.train, added]), notes=(*client.notes, note))
+
+
+def viewed(public: ClientData, name: str, items: Ints) -> ClientData:
+    """Return the public users' split interactions among `items` (global ids, ascending), under a client's name."""
+    found = public.mapped(lambda rows: rows.take(np.isin(public.items[rows.item], items))).among(public.users, items)
+    new = public.new
+    if new is not None:
+        here = np.searchsorted(public.items, items)
+        new = new[0][here], new[1][here]
+    return replace(found, name=name, notes=(), members=(), attributes=Attributes(), new=new)
+
+
+def probe_of(public: ClientData, each: int, seed: int) -> Ints:
+    """Return the ascending ids of the probe's pairs: `each` items for every public user, drawn apart from behaviour.
+
+    The id of (user, item) is user * number of items + item, over global ids. All items if there are fewer than `each`.
+    """
+    count = len(public.items)
+    rng = seeds.generator(seed, "probe")
+    return np.concatenate(
+        [user * count + np.sort(rng.permutation(count)[:each]) for user in public.users] or [np.empty(0)]
+    ).astype(np.int64)

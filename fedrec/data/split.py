@@ -1,9 +1,6 @@
 """Train, validation and test of one client, and clients pooled into one."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from dataclasses import replace
 from math import ceil
 from typing import Literal
 
@@ -11,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 import fedrec.seeds as seeds
-from fedrec.data.repeats import merged
-from fedrec.data.types import Attributes, Bools, ClientData, Interactions, Ints
+from fedrec.data.checks import merged
+from fedrec.data.types import COLUMNS, Attributes, Bools, ClientData, Interactions, Ints
 
 Split = Literal["leave-one-out", "temporal", "random", "new-items", "new-users"]
 TRAIN, VALIDATION, TEST, SUPPORT = 0, 1, 2, 3
@@ -133,23 +130,21 @@ def pool(clients: Sequence[ClientData]) -> ClientData:
     """
     users = np.unique(np.concatenate([client.users for client in clients]))
     items = np.unique(np.concatenate([client.items for client in clients]))
-
-    def gather(name: Literal["train", "validation", "test", "support"]) -> Interactions:
-        parts = []
-        for client in clients:
-            part: Interactions = getattr(client, name)
-            user = np.searchsorted(users, client.users)[part.user]
-            item = np.searchsorted(items, client.items)[part.item]
-            parts.append(replace(part, user=user, item=item))
-        return concatenate(parts)
+    placed = [client.among(users, items) for client in clients]
 
     def pair(rows: Interactions) -> Ints:
         return rows.user * len(items) + rows.item
 
-    train, validation, test = gather("train"), gather("validation"), gather("test")
+    train = concatenate([client.train for client in placed])
+    validation = concatenate([client.validation for client in placed])
+    test = concatenate([client.test for client in placed])
     kept = train.take(~np.isin(pair(train), np.concatenate([pair(validation), pair(test)])))
     once = merged(kept, pair(kept))
     once = once.take(np.lexsort((once.item, once.time, once.user)))
+    masks = np.zeros((2, len(items)), dtype=np.bool_)  # of what is new at the validation, and at the test
+    for client in clients:
+        if client.new is not None:
+            masks[:, np.searchsorted(items, client.items)] |= client.new
     dropped, repeats, notes = len(train) - len(kept), len(kept) - len(once), []
     if dropped:
         notes.append(f"{dropped} training interactions that another client holds out were dropped")
@@ -165,8 +160,8 @@ def pool(clients: Sequence[ClientData]) -> ClientData:
         notes=tuple(notes),
         members=tuple(clients),
         attributes=_of_all(clients),
-        new=_new_to_all(clients, items),
-        support=gather("support"),
+        new=None if any(client.new is None for client in clients) else (masks[0], masks[1]),
+        support=concatenate([client.support for client in placed]),
     )
 
 
@@ -184,27 +179,9 @@ def _of_all(clients: Sequence[ClientData]) -> Attributes:
     return joined.take(index) if len(joined.train) else joined
 
 
-def _new_to_all(clients: Sequence[ClientData], items: Ints) -> tuple[Bools, Bools] | None:
-    """Return the masks over `items`, the union of the clients', of what is new to them."""
-    masks = np.zeros((2, len(items)), dtype=np.bool_)
-    for client in clients:
-        if client.new is None:
-            return None
-        masks[:, np.searchsorted(items, client.items)] |= client.new
-    return masks[0], masks[1]
-
-
 def concatenate(parts: Sequence[Interactions]) -> Interactions:
     """Return the rows of all parts, one after the other, with the labels that all have."""
-    return Interactions(
-        np.concatenate([part.user for part in parts]),
-        np.concatenate([part.item for part in parts]),
-        np.concatenate([part.time for part in parts]),
-        np.concatenate([part.rating for part in parts]),
-        np.concatenate([part.positive for part in parts]),
-        {
-            name: np.concatenate([part.labels[name] for part in parts])
-            for name in parts[0].labels
-            if all(name in part.labels for part in parts)
-        },
-    )
+    columns = {name: np.concatenate([getattr(part, name) for part in parts]) for name in COLUMNS}
+    labels = [name for name in parts[0].labels if all(name in part.labels for part in parts)]
+    every = {name: np.concatenate([part.labels[name] for part in parts]) for name in labels}
+    return Interactions(**columns, labels=every)

@@ -1,13 +1,11 @@
 """A market of platforms with planted structure: how alike the platforms are is known and can be turned."""
 
-from __future__ import annotations
-
 from math import ceil
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 import fedrec.seeds as seeds
 from fedrec.data.types import Bools, Dataset, Truth
@@ -35,10 +33,8 @@ NOUNS = (
 )
 
 
-class Market(BaseModel):
+class Market(BaseModel, frozen=True, extra="forbid"):
     """The size and the structure of a synthetic market; see `synthetic`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     similarity: float = Field(0.8, ge=0, le=1, description="0: unrelated platforms, 1: clones")
     conflicting: int = Field(0, ge=0, description="number of platforms with opposite tastes")
@@ -119,20 +115,15 @@ def _categorical_taste(category: NDArray[np.int64], rng: np.random.Generator) ->
     return np.asarray(np.sqrt(0.5) * mean + np.sqrt(0.5) * rng.standard_normal(mean.shape))
 
 
-def _zipf(score: Reals) -> Reals:
-    """Return log popularity -ZIPF log(rank), rank 1 for the highest score."""
-    rank = np.empty(len(score))
-    rank[np.argsort(-score, kind="stable")] = np.arange(1, len(score) + 1)
-    return np.asarray(-ZIPF * np.log(rank))
-
-
 def _platform(
     platform: int, blend: Reals, mean: Reals, users: int, impressions: int, rng: np.random.Generator
 ) -> tuple[pd.DataFrame, Reals, Reals, Reals, Bools]:
     """Return a platform's interactions, user and item tastes, log popularity and carried items."""
     items = len(blend)
     user_taste = mean + rng.standard_normal((users, TASTES))
-    item_taste, popularity = blend[:, :TASTES], _zipf(blend[:, TASTES])
+    item_taste, rank = blend[:, :TASTES], np.empty(items)
+    rank[np.argsort(-blend[:, TASTES], kind="stable")] = np.arange(1, items + 1)
+    popularity = np.asarray(-ZIPF * np.log(rank))
     carried = np.zeros(items, dtype=np.bool_)
     carried[rng.permutation(items)[: ceil(rng.uniform(0.8, 1.0) * items)]] = True
     item, liking = _shown(user_taste, item_taste, popularity, np.flatnonzero(carried), impressions, rng)

@@ -1,18 +1,16 @@
-"""Any CSV or Parquet table of interactions, its columns mapped to roles."""
+"""Any CSV or Parquet table of interactions, or one in memory, its columns mapped to roles."""
 
-from __future__ import annotations
-
-import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from fedrec.data.checks import NAMES, canonical, check_header, check_once, refuse, showable
+from fedrec.data.checks import NAMES, canonical, check_once, read_csv, reading, refuse, showable
 from fedrec.data.types import Dataset, Ints
 from fedrec.errors import UserError, choose
-from fedrec.files import DAMAGED, largest, regular, unpacked
+from fedrec.files import largest, regular, unpacked
+from fedrec.folders import create_private
 
 ALIASES = {"timestamp": "time", "categories": "category"}
 ROLES = ("user", "item", "rating", "time", "platform", "title", "category", "price", "brand", "label")
@@ -36,9 +34,10 @@ def table(path: Path, columns: str) -> Dataset:
 
     Raises UserError, naming column, row (from 1 below the header) and value, for whatever cannot be read.
     """
-    wanted = wanted_of(*_roles(columns))
+    roles, labels = _roles(columns)
+    wanted = list(dict.fromkeys([*roles.values(), *labels]))
     raw = _parquet(path, wanted) if path.suffix in (".parquet", ".pq") else _csv(path, wanted)
-    return of_text(raw, path.name, columns)
+    return _of_text(raw, path.name, roles, labels)
 
 
 def from_frame(frame: pd.DataFrame, columns: str = "", name: str = "frame") -> Dataset:
@@ -47,20 +46,20 @@ def from_frame(frame: pd.DataFrame, columns: str = "", name: str = "frame") -> D
     Without `columns` every column that is called like a role has it. Raises UserError.
     """
     columns = columns or ",".join(f"{role}={role}" for role in ROLES if role in frame.columns and role != "label")
-    wanted = wanted_of(*_roles(columns))
-    for column in wanted:
-        choose(f"column of {name}", column, map(str, frame.columns))
-    return of_text(frame[wanted].reset_index(drop=True).astype("str"), name, columns)
-
-
-def wanted_of(roles: Mapping[str, str], labels: tuple[str, ...]) -> list[str]:
-    """Return the columns that are read."""
-    return list(dict.fromkeys([*roles.values(), *labels]))
-
-
-def of_text(raw: pd.DataFrame, name: str, columns: str) -> Dataset:
-    """Return the interactions of columns of text, see `table`; `name` is what errors call them."""
     roles, labels = _roles(columns)
+    wanted = list(dict.fromkeys([*roles.values(), *labels]))
+    choose_columns(wanted, frame.columns, name)
+    return _of_text(frame[wanted].reset_index(drop=True).astype("str"), name, roles, labels)
+
+
+def choose_columns(wanted: Iterable[str], found: Iterable[object], name: str) -> None:
+    """Raise UserError for a wanted column that is not found; `name` is what errors call the table."""
+    for column in wanted:
+        choose(f"column of {name}", column, map(str, found))
+
+
+def _of_text(raw: pd.DataFrame, name: str, roles: Mapping[str, str], labels: tuple[str, ...]) -> Dataset:
+    """Return the interactions of columns of text, see `table`; `name` is what errors call them."""
     if raw.empty:
         raise UserError(f"{name}: must hold at least one row, found an empty table")
     given = {role: raw[column].rename(f"{name}, column {column!r}") for role, column in roles.items()}
@@ -110,60 +109,34 @@ def _roles(columns: str) -> tuple[dict[str, str], tuple[str, ...]]:
     return roles, tuple(labels)
 
 
-def _choose_columns(wanted: list[str], found: list[str], path: Path) -> None:
-    for column in wanted:
-        choose(f"column of {path.name}", column, found)
-
-
 def _csv(path: Path, wanted: list[str]) -> pd.DataFrame:
     """Return the wanted columns as text."""
-    try:
-        with warnings.catch_warnings():
-            # Rows longer than the header mean a shifted column: pandas cuts them where it reads some columns only, and
-            # only warns where all rows are long.
-            warnings.simplefilter("error", pd.errors.ParserWarning)
-            with unpacked(path, path.name) as file:
-                check_header(file, wanted, path.name)
-                frame = pd.read_csv(file, dtype="str", index_col=False, keep_default_na=False, na_values=MISSING)
-    except UserError:
-        raise
-    except pd.errors.EmptyDataError:
-        raise UserError(f"{path.name}: must hold at least one row, found an empty file") from None
-    except UnicodeDecodeError:
-        raise _not_utf8(path) from None
-    except (OSError, ValueError, *DAMAGED, MemoryError, pd.errors.ParserWarning) as error:
-        raise _unreadable(path, "a readable CSV file", error) from None
-    _choose_columns(wanted, list(frame.columns), path)
+    with reading(path, "CSV"):
+        try:
+            frame = read_csv(path, wanted, dtype="str", na_values=MISSING)
+        except pd.errors.EmptyDataError:
+            raise UserError(f"{path.name}: must hold at least one row, found an empty file") from None
+        except UnicodeDecodeError:
+            raise _not_utf8(path) from None
+    choose_columns(wanted, frame.columns, path.name)
     return frame[wanted]
 
 
 def _parquet(path: Path, wanted: list[str]) -> pd.DataFrame:
     """Return the wanted columns as text."""
-    try:
-        import pyarrow as pa  # type: ignore[import-untyped]
-        import pyarrow.parquet as pq  # type: ignore[import-untyped]
-    except ImportError:
-        raise UserError(f"{path.name}: reading Parquet needs pyarrow, found none installed") from None
+    import pyarrow.parquet as pq  # type: ignore[import-untyped]
+
     regular(path, path.name)
-    try:
-        with pq.ParquetFile(path) as file:
-            _choose_columns(wanted, file.schema_arrow.names, path)
-            check_once(file.schema_arrow.names, wanted, path.name)
-            size = sum(file.metadata.row_group(i).total_byte_size for i in range(file.metadata.num_row_groups))
-            if size > largest():
-                raise UserError(
-                    f"{path.name}: must have at most {largest()} bytes unpacked, a quarter of the memory, found {size}"
-                )
-            frame: pd.DataFrame = file.read(columns=wanted).to_pandas()
-    except UserError:
-        raise
-    except (OSError, ValueError, MemoryError, pa.ArrowException) as error:
-        raise _unreadable(path, "a readable Parquet file", error) from None
+    with reading(path, "Parquet"), pq.ParquetFile(path) as file:
+        choose_columns(wanted, file.schema_arrow.names, path.name)
+        check_once(file.schema_arrow.names, wanted, path.name)
+        size = sum(file.metadata.row_group(i).total_byte_size for i in range(file.metadata.num_row_groups))
+        if size > largest():
+            raise UserError(
+                f"{path.name}: must have at most {largest()} bytes unpacked, a quarter of the memory, found {size}"
+            )
+        frame: pd.DataFrame = file.read(columns=wanted).to_pandas()
     return frame.reset_index(drop=True).astype("str")
-
-
-def _unreadable(path: Path, rule: str, error: Exception) -> UserError:
-    return UserError(f"{path}: must be {rule}, found {' '.join(str(error).split()) or type(error).__name__}")
 
 
 def _not_utf8(path: Path) -> UserError:
@@ -253,3 +226,40 @@ def _items(rows: pd.DataFrame, keys: list[str], given: Mapping[str, pd.Series]) 
     if "price" in given:
         items["price"] = first(_prices(given["price"]))
     return items
+
+
+FRAME = "data.parquet"  # in the folder of a run
+
+
+def columns_text(columns: Mapping[str, str | Iterable[str]]) -> str:
+    """Return the columns by role as `fedrec.data.table` reads them; several labels are a list.
+
+    Raises UserError for a name that cannot be written so.
+    """
+    several = {role: [names] if isinstance(names, str) else list(names) for role, names in columns.items()}
+    parts = [(role, str(name)) for role, names in several.items() for name in names]
+    for role, name in parts:
+        if "," in name or name != name.strip():
+            raise UserError(f"columns: the name of {role} must have no comma and no blank around it, found {name!r}")
+    return ",".join(f"{role}={name}" for role, name in parts)
+
+
+def write_frame(frame: pd.DataFrame, columns: str, path: Path) -> None:
+    """Write the columns that are mapped, and no other, to a Parquet file for its owner alone.
+
+    Raises UserError if one of them is missing, twice there, or of values that no table can hold.
+    """
+    if not isinstance(frame, pd.DataFrame):
+        raise UserError(f"data: must be a pandas DataFrame, found {type(frame).__name__}")
+    frame = frame.set_axis([str(name) for name in frame.columns], axis="columns")
+    names = list(dict.fromkeys(part.partition("=")[2].strip() for part in columns.split(",") if "=" in part))
+    for name in names:
+        choose("column of data", name, frame.columns)
+    kept = frame.loc[:, frame.columns.isin(names)]
+    if len(kept.columns) > len(names):
+        raise UserError(f"data: each column must be there once, found {', '.join(kept.columns)}")
+    with create_private(path) as file:
+        try:
+            kept.to_parquet(file, index=False)
+        except (ValueError, TypeError) as error:
+            raise UserError(f"data: must be columns of one kind of value each, found {error}") from None

@@ -1,6 +1,4 @@
-"""What an item's title and categories say, as one vector per item: hashed words, or a pretrained sentence encoder."""
-
-from __future__ import annotations
+"""What is publicly known of an item as one vector: hashed words or encoded sentences, and vectors of a file."""
 
 import functools
 import hashlib
@@ -8,20 +6,19 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from fedrec.data.types import Dataset, Floats
-from fedrec.data.vectors import joined, unit_rows
+from fedrec.data.vectors import joined, read_vectors, unit_rows
 
 
-class TextFeatures(BaseModel):
+class TextFeatures(BaseModel, frozen=True, extra="forbid"):
     """Which vectors `item_vectors` makes of the items' texts."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["hashed", "minilm"] = Field("hashed", description="hashed words, or a pretrained sentence encoder")
     dim: int = Field(256, ge=1, description="hashed: dimensions of the words; those of the categories come on top")
@@ -123,3 +120,39 @@ def slot(token: str, d: int, seed: int = 0) -> tuple[int, int]:
         token.encode("utf-8", "surrogatepass"), digest_size=16, salt=seed.to_bytes(16, "little")
     ).digest()
     return int.from_bytes(digest[:8], "little") % d, 1 if digest[8] & 1 else -1
+
+
+class Content(BaseModel, frozen=True, extra="forbid"):
+    """What describes an item beside its id, and how often its id is hidden in training."""
+
+    kind: Literal["none", "hashed", "minilm"] = Field(
+        "none", description="the text of items (title, categories): none, hashed words, or a pretrained encoder"
+    )
+    dim: int = Field(256, ge=1, le=65_536, description="hashed: dimensions of the words; categories come on top")
+    vectors: Path | None = Field(
+        None, description="file of vectors of items, of images or else, a column 'key' and numbers; joined to the text"
+    )
+    dropout: float = Field(
+        0.0, ge=0, lt=1, description="probability that the id of an item of a training row is hidden, its content shown"
+    )
+
+    @property
+    def active(self) -> bool:
+        """Whether items have content."""
+        return self.kind != "none" or self.vectors is not None
+
+
+def content_vectors(dataset: Dataset, content: Content) -> tuple[Floats, tuple[str, ...]]:
+    """Return one vector of norm 1 per row of `dataset.items` [items, d], and notes that count what the file lacks.
+
+    The text (`item_vectors`) and the vectors of the file are modalities of equal weight (`joined`); an item that one of
+    them lacks is described by the other, and gets zeros without both. Raises UserError as `read_vectors` and
+    `item_vectors` do.
+    """
+    modalities, notes = [], tuple[str, ...]()
+    if content.kind != "none":
+        modalities.append(item_vectors(dataset, TextFeatures(kind=content.kind, dim=content.dim)))
+    if content.vectors is not None:
+        vectors, notes = read_vectors(content.vectors, dataset.items["key"].tolist())
+        modalities.append(vectors)
+    return joined(*modalities), notes

@@ -1,7 +1,5 @@
 """What the last layer of the sentence encoder reads of every token, computed once: all below it is frozen."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -43,15 +41,15 @@ class Tokens:
     a: Tensor | None = None
     projected: Tensor | None = None
 
-    def of(self, items: Ints) -> Tokens:
+    def of(self, items: Ints) -> "Tokens":
         """Return the same for some of the items, in this order; nothing large is copied."""
         return self.replaced(text=self.text[torch.from_numpy(items)])
 
-    def to(self, device: str) -> Tokens:
+    def to(self, device: str) -> "Tokens":
         """Return the same on a device."""
         return self.replaced(**{name: value.to(device) for name, value in vars(self).items() if value is not None})
 
-    def replaced(self, **changes: Tensor) -> Tokens:
+    def replaced(self, **changes: Tensor) -> "Tokens":
         """Return the same with other tensors."""
         return Tokens(**{**vars(self), **changes})
 
@@ -70,12 +68,7 @@ def centred(s: Tensor) -> tuple[Tensor, Tensor]:
 
 def item_tokens(dataset: Dataset) -> Tokens:
     """Return the tokens of what `item_vectors` encodes of every item of a dataset, kept for the process."""
-    return _item_tokens(sentences(dataset.items["title"].tolist(), dataset.items["categories"].tolist()))
-
-
-@functools.lru_cache(maxsize=2)
-def _item_tokens(texts: tuple[str, ...]) -> Tokens:
-    return sentence_tokens(texts)
+    return _kept(sentences(dataset.items["title"].tolist(), dataset.items["categories"].tolist()))
 
 
 def sentence_tokens(texts: Sequence[str]) -> Tokens:
@@ -95,20 +88,19 @@ def sentence_tokens(texts: Sequence[str]) -> Tokens:
     place = {text: row for row, text in enumerate(distinct)}
     text = torch.tensor([place[text] for text in texts], dtype=torch.int64)
     start = torch.from_numpy(np.concatenate([[0], np.cumsum(length)]).astype(np.int64))
-    return _tokens(model, torch.from_numpy(y), start, text)
-
-
-def _tokens(model: Encoder, y: Tensor, start: Tensor, text: Tensor) -> Tokens:
     parts = []
     with torch.no_grad(), encoder.one_thread():
-        for part in torch.split(y, CHUNK):
+        for part in torch.split(torch.from_numpy(y), CHUNK):
             h, s = model.last(part)
             parts.append((h, *centred(s)))
     weight, bias = (model.weights[f"{NORMS[1]}.{kind}"] for kind in ("weight", "bias"))
-    if not parts:
-        return Tokens(y.new_zeros(0, 4 * WIDTH), y, y.new_zeros(0), start, text, weight, bias)
+    if not distinct:
+        return Tokens(torch.zeros(0, 4 * WIDTH), torch.zeros(0, WIDTH), torch.zeros(0), start, text, weight, bias)
     h, s, square = (torch.cat(column) for column in zip(*parts, strict=True))
     return Tokens(h, s, square, start, text, weight, bias)
+
+
+_kept = functools.lru_cache(maxsize=2)(sentence_tokens)
 
 
 def _attended(model: Encoder, texts: Sequence[str]) -> tuple[Floats, Ints]:

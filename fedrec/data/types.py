@@ -1,8 +1,7 @@
 """What the other rooms see of data: a dataset of all platforms, and the part that one client holds."""
 
-from __future__ import annotations
-
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
 Bools = NDArray[np.bool_]
+COLUMNS = ("user", "item", "time", "rating", "positive")  # of interactions, beside the labels
 
 
 @dataclass(frozen=True)
@@ -66,21 +66,21 @@ class Interactions:
         return len(self.user)
 
     @staticmethod
-    def empty() -> Interactions:
+    def of(frame: pd.DataFrame, labels: Iterable[str]) -> "Interactions":
+        """Return the columns of a table."""
+        columns = {name: frame[name].to_numpy() for name in COLUMNS}
+        return Interactions(**columns, labels={name: frame[name].to_numpy() for name in labels})
+
+    @staticmethod
+    def empty() -> "Interactions":
         """Return no interactions, without labels."""
         none = np.zeros(0, np.int64)
         return Interactions(none, none, none, np.zeros(0, np.float32), np.zeros(0, np.bool_))
 
-    def take(self, index: Ints | Bools) -> Interactions:
+    def take(self, index: Ints | Bools) -> "Interactions":
         """Return the rows that `index` (positions, or a mask of length n) selects."""
-        return Interactions(
-            self.user[index],
-            self.item[index],
-            self.time[index],
-            self.rating[index],
-            self.positive[index],
-            {name: column[index] for name, column in self.labels.items()},
-        )
+        columns = {name: getattr(self, name)[index] for name in COLUMNS}
+        return Interactions(**columns, labels={name: column[index] for name, column in self.labels.items()})
 
 
 def _none() -> Bools:
@@ -102,7 +102,7 @@ class Attributes:
     test: Bools = field(default_factory=_none)
     deviation: float = 1.0
 
-    def take(self, index: Ints) -> Attributes:
+    def take(self, index: Ints) -> "Attributes":
         """Return what is known of the items at some positions."""
         values = {name: value[index] for name, value in self.values.items()}
         parts = (self.train[index], self.validation[index], self.test[index])
@@ -131,10 +131,21 @@ class ClientData:
     validation: Interactions
     test: Interactions
     notes: tuple[str, ...] = ()
-    members: tuple[ClientData, ...] = ()
+    members: tuple["ClientData", ...] = ()
     attributes: Attributes = field(default_factory=Attributes)
     new: tuple[Bools, Bools] | None = None
     support: Interactions = field(default_factory=lambda: Interactions.empty())
+
+    def mapped(self, change: Callable[[Interactions], Interactions]) -> "ClientData":
+        """Return the same with each split's interactions as `change` makes them."""
+        splits = [change(rows) for rows in (self.train, self.validation, self.test, self.support)]
+        return replace(self, train=splits[0], validation=splits[1], test=splits[2], support=splits[3])
+
+    def among(self, users: Ints, items: Ints) -> "ClientData":
+        """Return the same rows over other users and items (global ids, ascending), which hold all that rows have."""
+        user, item = np.searchsorted(users, self.users), np.searchsorted(items, self.items)
+        moved = self.mapped(lambda rows: replace(rows, user=user[rows.user], item=item[rows.item]))
+        return replace(moved, users=users, items=items)
 
     def offered(self, split: Literal["train", "validation", "test"]) -> Bools:
         """Return the mask [items] of the items that a split is about; all of them where no item is new."""

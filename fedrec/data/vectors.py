@@ -1,8 +1,5 @@
 """Vectors of items from a file, such as those of images, and several modalities joined to one vector per item."""
 
-from __future__ import annotations
-
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,10 +7,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from fedrec.data.checks import check_header, refuse
+from fedrec.data.checks import read_csv, reading, refuse
 from fedrec.data.types import Floats
 from fedrec.errors import UserError
-from fedrec.files import DAMAGED, regular, unpacked
+from fedrec.files import regular
 
 LARGEST = 1e30  # squares of larger numbers leave the range of float64 sums that are scaled to float32
 
@@ -60,7 +57,13 @@ def read_vectors(path: Path, keys: Sequence[str]) -> tuple[Floats, tuple[str, ..
 
 def _table(path: Path) -> tuple[list[str], Floats]:
     """Return the keys of a table's rows and their numbers [rows, d]."""
-    frame = _parquet(path) if path.suffix in (".parquet", ".pq") else _csv(path)
+    if path.suffix in (".parquet", ".pq"):
+        regular(path, path.name)
+        with reading(path, "Parquet"):
+            frame = pd.read_parquet(path)
+    else:
+        with reading(path, "CSV"):
+            frame = read_csv(path, ["key"], dtype={"key": "str"})
     if "key" not in frame or frame.shape[1] < 2 or frame.empty:
         found = f"{len(frame)} rows of {', '.join(map(str, frame.columns[:5]))}"
         raise UserError(
@@ -79,40 +82,13 @@ def _table(path: Path) -> tuple[list[str], Floats]:
     return key.tolist(), rows
 
 
-def _csv(path: Path) -> pd.DataFrame:
-    try:
-        with warnings.catch_warnings():
-            # Rows longer than the header mean a shifted column, of which pandas only warns.
-            warnings.simplefilter("error", pd.errors.ParserWarning)
-            with unpacked(path, path.name) as file:
-                check_header(file, ["key"], path.name)
-                return pd.read_csv(file, dtype={"key": "str"}, index_col=False, keep_default_na=False)
-    except UserError:
-        raise
-    except (OSError, ValueError, *DAMAGED, MemoryError, pd.errors.ParserWarning) as error:
-        raise _unreadable(path, "CSV", error) from None
-
-
-def _parquet(path: Path) -> pd.DataFrame:
-    import pyarrow as pa  # type: ignore[import-untyped]
-
-    regular(path, path.name)
-    try:
-        return pd.read_parquet(path)
-    except (OSError, ValueError, MemoryError, pa.ArrowException) as error:
-        raise _unreadable(path, "Parquet", error) from None
-
-
 def _tensors(path: Path) -> tuple[list[str], Floats]:
     """Return the names of a file's tensors and their numbers [tensors, d]."""
-    from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
     regular(path, path.name)
-    try:
+    with reading(path, "safetensors"):
         tensors = load_file(path)
-    except (OSError, MemoryError, ValueError, TypeError, KeyError, SafetensorError) as error:
-        raise _unreadable(path, "safetensors", error) from None
     if not tensors:
         raise UserError(f"{path.name}: must hold at least one tensor, found none")
     (d,) = next((x.shape for x in tensors.values() if x.ndim == 1 and x.size), (0,))
@@ -122,8 +98,3 @@ def _tensors(path: Path) -> tuple[list[str], Floats]:
         if not (np.abs(x.astype(np.float64)) < LARGEST).all():
             raise UserError(f"{path.name}, tensor {key!r}: must hold finite numbers, found another")
     return list(tensors), np.stack(list(tensors.values())).astype(np.float32)
-
-
-def _unreadable(path: Path, form: str, error: Warning | Exception) -> UserError:
-    reason = " ".join(str(error).split()) or type(error).__name__
-    return UserError(f"{path}: must be a readable {form} file, found {reason}")

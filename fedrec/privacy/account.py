@@ -63,7 +63,7 @@ def account(e: Experiment, home: Path) -> dict[str, Any]:
         "open": rule.open,
         "beside": BESIDE + SEEN * (e.dataset == "table"),
         "parties": parties,
-        "people": [as_row(group) for group in people],
+        "people": [{"silos": list(g.silos), "people": g.people, "spent": shown(g.epsilon)} for g in people],
     }
 
 
@@ -81,7 +81,8 @@ def promise(rule: Privacy, groups: Sequence[Group], events: Mapping[str, Sequenc
     if not differ:
         ((_, spent), who), *_ = said
         words = statement(spent, rule.unit, rule.delta, rule.replay)
-        return f"{'' if len(who[0]) < 2 else f'Whoever is held by {_together(who[0])}: '}{words[0].upper()}{words[1:]}."
+        held = f"Whoever is held by {' and '.join(who[0])}: " if len(who[0]) > 1 else ""
+        return f"{held}{words[0].upper()}{words[1:]}."
     told = [f"For {_names(who)}: {statement(spent, rule.unit, rule.delta, rule.replay)}." for (_, spent), who in said]
     unit, relation = ZEROED[rule.unit], ZEROED[rule.unit].partition(" (")[0]
     told = [told[0], *(text.replace(unit, relation) for text in told[1:])]  # what a unit is need be said once
@@ -89,21 +90,12 @@ def promise(rule: Privacy, groups: Sequence[Group], events: Mapping[str, Sequenc
     return f"The promise is not the same for all. {' '.join(told[:SAID])}{more}"
 
 
-def _together(parties: tuple[str, ...]) -> str:
-    return " and ".join(parties)
-
-
 def _names(groups: Sequence[tuple[str, ...]]) -> str:
     """Return groups as a list of names, a long one cut short."""
-    every = [_together(parties) + " together" * (len(parties) > 1) for parties in sorted(groups)]
+    every = [" and ".join(parties) + " together" * (len(parties) > 1) for parties in sorted(groups)]
     if len(every) > NAMED:
         every = [*every[: NAMED - 1], f"{len(every) - NAMED + 1} others"]
     return " and ".join(part for part in (", ".join(every[:-1]), every[-1]) if part)
-
-
-def as_row(group: Group) -> dict[str, Any]:
-    """Return people whom the same silos hold as a row."""
-    return {"silos": list(group.silos), "people": group.people, "spent": shown(group.epsilon)}
 
 
 def shown(epsilon: float) -> str:

@@ -100,23 +100,6 @@ def epsilon(events: Iterable[Event], delta: float) -> float:
     return _epsilon(merged(events), delta)
 
 
-def delta_of(events: Iterable[Event], epsilon: float) -> float:
-    """Return the least delta known at an epsilon of at least 0 for the composition of the events; 1 without noise."""
-    if not epsilon >= 0:
-        raise UserError(f"epsilon: must be at least 0, found {epsilon!r}")
-    known = merged(events)
-    by = accountant(known)
-    if by == "none":
-        return 1.0
-    if not known or epsilon == math.inf:
-        return 0.0
-    if by == "RDP":
-        from dp_accounting.rdp import rdp_privacy_accountant as rdp
-
-        return float(rdp.compute_delta(ORDERS, _divergences(known), epsilon)[0])
-    return float(_loss(known).get_delta_for_epsilon(epsilon))
-
-
 def accountant(events: Iterable[Event]) -> str:
     """Return who accounts for the composition of the events.
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from fedrec.data import ClientData, Interactions
+from fedrec.data.split import concatenate
 from fedrec.data.types import Bools, Ints
 from fedrec.errors import UserError
 from fedrec.parameters import Params
@@ -58,20 +59,8 @@ def plant(
         data,
         users=np.concatenate([data.users, canaries.users]),
         items=np.concatenate([data.items, canaries.items.reshape(-1)]),
-        train=joined(data.train, rows),
+        train=concatenate([data.train, rows]),
     ), canaries
-
-
-def joined(a: Interactions, b: Interactions) -> Interactions:
-    """Return the rows of `a`, then those of `b`."""
-    return Interactions(
-        np.concatenate([a.user, b.user]),
-        np.concatenate([a.item, b.item]),
-        np.concatenate([a.time, b.time]),
-        np.concatenate([a.rating, b.rating]),
-        np.concatenate([a.positive, b.positive]),
-        {name: np.concatenate([a.labels[name], b.labels[name]]) for name in a.labels},
-    )
 
 
 def directions(canaries: Canaries, start: Params, head: str, trained: Collection[str]) -> Params:

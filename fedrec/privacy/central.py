@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 import torch
 
-from fedrec.aggregation import Carrier
+from fedrec.aggregation import Carrier, carried
 from fedrec.parameters import Params, norm, subtract
 from fedrec.privacy.noise import Source, noised
 
@@ -46,20 +46,10 @@ def noisy_mean(
     found: Params = {}
     for name, value in sorted(like.items()):
         total = torch.zeros(value.shape, dtype=torch.float64)
-        count = torch.zeros(len(value) if value.dim() else (), dtype=torch.float64)
         for client, who in carriers.items():
-            if name not in who.like:
-                continue
-            if name in who.positions:
-                count[who.positions[name]] += 1
-            else:
-                count += 1
-            if client in changes:
-                change = changes[client][name].double()
-                if name in who.positions:
-                    total.index_add_(0, who.positions[name], change)
-                else:
-                    total += change
-        held = count.clamp(min=1.0).reshape(-1, *[1] * (value.dim() - 1)) if value.dim() else count.clamp(min=1.0)
+            if name in who.like and client in changes:
+                total[who.at(name)] += changes[client][name].double()
+        held = carried(name, carriers.values(), like).clamp(min=1.0)
+        held = held.reshape(-1, *[1] * (value.dim() - 1)) if value.dim() else held[0]
         found[name] = noised(total, std, source) / (rate * held)
     return found

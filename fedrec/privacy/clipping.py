@@ -1,7 +1,5 @@
 """The clipped sum of gradients by unit: one unit moves it by at most the clip."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

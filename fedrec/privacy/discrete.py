@@ -116,11 +116,12 @@ def discrete_gaussian(variance: int, size: int, source: Source) -> Integers:
     def attempt(count: int) -> Integers:
         y = discrete_laplace(t, count, source)
         gap = np.abs(y) * t - variance
-        keep = below_exp(gap.astype(np.float64) ** 2 / (2.0 * variance * t * t), source, lambda i: _square(gap[i], t))
+        keep = below_exp(
+            gap.astype(np.float64) ** 2 / (2.0 * variance * t * t),
+            source,
+            lambda i: Fraction(int(gap[i]) ** 2, 2 * variance * t * t),
+        )
         return np.asarray(y[keep])
-
-    def _square(one: np.int64, t: int) -> Fraction:
-        return Fraction(int(one) ** 2, 2 * variance * t * t)
 
     return gathered(attempt, size, 2.0)
 

@@ -1,4 +1,4 @@
-"""What an experiment promises: the noise of every client, and what one of its rounds costs."""
+"""What an experiment promises: the noise of every client, what a round costs, and the terms of its secure sums."""
 
 import functools
 from collections.abc import Iterable
@@ -8,12 +8,14 @@ from typing import Literal, cast
 import numpy as np
 
 from fedrec.data import ClientData
-from fedrec.data.types import Ints
 from fedrec.experiment import Experiment
 from fedrec.holdings import clients_data, reader, tasks_for
 from fedrec.privacy.accounting import Event, Kind, affordable, calibrate
 from fedrec.privacy.differential import Mechanism, private_steps
+from fedrec.privacy.discrete import Distributed
+from fedrec.privacy.encoding import Encoding
 from fedrec.privacy.rule import Privacy
+from fedrec.privacy.secure_sum import Terms
 
 SERVER = "server"
 
@@ -60,7 +62,8 @@ def guarantees(e: Experiment) -> dict[str, Guarantee]:
     if rule.trusting:
         return {SERVER: _guarantee(e, SERVER, rate=e.participation, count=1, overlap=1)}
     parts, together = clients_data(e), rule.inside and rule.unit == "user" and ";" not in rule.epsilon
-    overlap = most_silos([data.users for data in parts]) if together else 1
+    holders = np.unique(np.concatenate([data.users for data in parts]), return_counts=True)[1]
+    overlap = int(holders.max(initial=1)) if together else 1  # how many silos hold the same person, the most of anybody
     return {data.name: _guarantee(e, data.name, rule.rate, steps_of(e, data), overlap) for data in parts}
 
 
@@ -82,7 +85,15 @@ def _guarantee(e: Experiment, who: str, rate: float, count: int, overlap: int) -
     return Guarantee(who, rule, Event(noise, rate, count, kind), e.rounds, budget, overlap)
 
 
-def most_silos(users: list[Ints]) -> int:
-    """Return how many silos hold the same person, the most of anybody; `users` are the global ids of every silo."""
-    everyone = np.concatenate(users) if users else np.zeros(0, np.int64)
-    return int(np.unique(everyone, return_counts=True)[1].max(initial=1))
+@functools.lru_cache(maxsize=2)
+def terms(experiment: Experiment) -> Terms:
+    """Return the terms of an experiment's secure sums; raises UserError where they cannot hold."""
+    e = experiment
+    clients = len(e.turnout.drawn([data.name for data in clients_data(e)], 1))
+    threshold = e.secure.needed(clients)
+    encoding = Encoding(e.secure.bound, clients, 1) if e.weights == "uniform" else Encoding(e.secure.bound, clients)
+    noise = None
+    if e.privacy.unit == "client" and e.privacy.where == "sum":
+        sigma = min(guarantee.event.sigma for guarantee in guarantees(e).values())
+        noise = Distributed(e.privacy.clip, sigma, threshold)
+    return Terms(clients, threshold, e.secure.carriers, encoding, noise)

@@ -103,6 +103,15 @@ class Entry(NamedTuple):
     run: str = ""
     inputs: str = ""
 
+    @staticmethod
+    def of(record: Mapping[str, Any]) -> "Entry":
+        """Return the entry of a line."""
+        event = dict(record)
+        for name, kind in (("round", int), ("run", str), ("inputs", str)):
+            if type(event.pop(name)) is not kind:
+                raise UserError(f"{name}: must be of type {kind.__name__}, found {record[name]!r}")
+        return Entry(record["round"], Event.of(event), record["run"], record["inputs"])
+
 
 class Ledger:
     """The events that one client has booked in a file: a line of JSON for the note, and one for each event.
@@ -143,10 +152,6 @@ class Ledger:
     def events(self) -> list[Event]:
         """The event of every entry in the file."""
         return [entry.event for entry in self.entries]
-
-    def spent(self) -> float:
-        """Return the epsilon of all that was booked."""
-        return epsilon(self.events, self.note.delta)
 
     def book(self, number: int, event: Event, budget: float, run: str = "", inputs: str = "", overlap: int = 1) -> None:
         """Put an event of round `number` on the disk; only then may anything be sent that was made with it.
@@ -214,7 +219,7 @@ class Ledger:
             if self._asked:
                 found.admit(self._asked, self.path)
             self._found = found
-        self._entries += [self._parsed(line, _entry) for line in lines]
+        self._entries += [self._parsed(line, Entry.of) for line in lines]
         if data:
             self._read, self._whole = size, data.endswith(b"\n")
 
@@ -228,15 +233,6 @@ class Ledger:
                 f"{line[:80].decode(errors='replace')!r} ({error}); put the event in its place if anything may have "
                 "been sent, or take the line away if certainly nothing was"
             ) from None
-
-
-def _entry(record: Mapping[str, Any]) -> Entry:
-    """Return the entry of a line."""
-    event = dict(record)
-    for name, kind in (("round", int), ("run", str), ("inputs", str)):
-        if type(event.pop(name)) is not kind:
-            raise UserError(f"{name}: must be of type {kind.__name__}, found {record[name]!r}")
-    return Entry(record["round"], Event.of(event), record["run"], record["inputs"])
 
 
 class Group(NamedTuple):
@@ -264,21 +260,15 @@ def persons(events: Mapping[str, Iterable[Event]], members: Mapping[str, Ints], 
     own = {silo: merged(events[silo]) for silo in members}
     groups = Counter(map(tuple, holders.values()))
     spent = {silos: merged(event for silo in silos for event in own[silo]) for silos in groups}
-    costs = _costs(set(spent.values()), delta)
+    bounds = {known: bound(known, delta) for known in set(spent.values())}
+    costs, most = dict[tuple[Event, ...], float](), -math.inf
+    for known in sorted(bounds, key=lambda known: -bounds[known]):
+        # What is bounded by the largest so far cannot exceed it.
+        quick = len(costs) >= EXACT and bounds[known] <= most
+        costs[known] = bounds[known] if quick else epsilon(known, delta)
+        most = max(most, costs[known])
     found = [Group(silos, people, costs[spent[silos]]) for silos, people in groups.items()]
     return sorted(found, key=lambda group: (-group.epsilon, group.silos))
-
-
-def _costs(compositions: set[tuple[Event, ...]], delta: float) -> dict[tuple[Event, ...], float]:
-    """Return the epsilon of every composition: exact for the largest, and for at least `EXACT` of them."""
-    bounds = {known: bound(known, delta) for known in compositions}
-    found: dict[tuple[Event, ...], float] = {}
-    most = -math.inf
-    for known in sorted(compositions, key=lambda known: -bounds[known]):
-        # What is bounded by the largest so far cannot exceed it.
-        found[known] = bounds[known] if len(found) >= EXACT and bounds[known] <= most else epsilon(known, delta)
-        most = max(most, found[known])
-    return found
 
 
 def statement(events: Iterable[Event], unit: Unit, delta: float, replay: bool = False) -> str:

@@ -63,10 +63,6 @@ class Source:
         angle = second.double().mul_(math.pi * 2.0**-63)
         return torch.cat([angle.cos().mul_(radius), angle.sin_().mul_(radius)])[:n].view(shape)
 
-    def generator(self) -> np.random.Generator:
-        """Return a fast generator seeded from the stream, for draws that no guarantee rests on, such as negatives."""
-        return np.random.Generator(np.random.PCG64(int.from_bytes(self.bytes(16), "big")))
-
 
 def noised(total: Tensor, std: float, source: Source) -> Tensor:
     """Return total + std N(0, I) in float64, of which floating-point numbers betray nothing of the total.

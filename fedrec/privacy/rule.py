@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_serializer, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationInfo, field_serializer, field_validator, model_validator
 
 from fedrec.errors import UserError
 
@@ -13,15 +13,13 @@ NOT_PRIVATE = "NOT PRIVATE"
 UNBOUNDED = "without bound"  # an epsilon of infinity, as it is printed
 
 
-class Privacy(BaseModel):
+class Privacy(BaseModel, frozen=True, extra="forbid"):
     """Which unit is protected in what leaves a client (interaction, user) or the server (client).
 
     The neighbour relation is zero-out: one unit's data replaced by none; how many units there are, and which rows a
     client carries, is public. Units are drawn by Poisson sampling: interactions and users at `rate` in every step of a
     silo's DP-SGD, clients at the run's `participation` in every round.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     unit: Unit = Field("none", description="what is protected: an interaction, a user or a client as a whole")
     epsilon: str = Field(

@@ -20,7 +20,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from fedrec.errors import UserError
 from fedrec.privacy.discrete import Distributed
@@ -33,15 +33,13 @@ Stage = Literal["keys", "shares", "masked", "unmask"]  # the exchanges of a roun
 FEWEST = 3  # of two clients each would learn the other's part from the sum
 
 
-class SecureSum(BaseModel):
+class SecureSum(BaseModel, frozen=True, extra="forbid"):
     """Whether the clients' answers are summed without being seen, and how many of a round's clients must stay.
 
     The threshold is a majority unless it is given, and never less: two disjoint sets of t clients could be told
     opposite things of who dropped out, and would together give away both secrets of a client. t is also how many
     clients the server would have to collude with, and a round survives the loss of all but t.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     active: bool = Field(False, description="the server sees no client's answer, only their sum")
     threshold: int | None = Field(

@@ -1,18 +1,13 @@
 """Runs side by side: what each measured for every client, and how each differs from the first."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import replace
 
 import pandas as pd
 
 from fedrec.errors import UserError
-from fedrec.metrics import Paired
-from fedrec.report.tables import KEY, Run, compare
+from fedrec.report.tables import ENDS, KEY, Run, compare, paired_in
 from fedrec.report.verdicts import families, verdicts
-
-ENDS = ("difference", "low", "high", "users", "p")
 
 
 def side_by_side(runs: Mapping[str, Run]) -> pd.DataFrame:
@@ -41,8 +36,7 @@ def _level(runs: Mapping[str, Run], first: str, others: list[str], together: boo
     reference = {"local": runs[first].federated}
     tables = {name: compare(replace(runs[name], baselines=reference), together) for name in others}
     every = pd.concat(tables.values(), keys=tables.keys())
-    found = [Paired(*row) for row in every[[f"local_{end}" for end in ENDS]].itertuples(index=False)]
-    every["verdict"] = verdicts(every["metric"], found, families(every, "primary"))
+    every["verdict"] = verdicts(every["metric"], paired_in(every, "local"), families(every, "primary"))
     table = compare(replace(runs[first], baselines={}), together)[[*KEY, "primary", "federated"]]
     table = table.rename(columns={"federated": first}).set_index(KEY)
     apart = {name: every.loc[name].set_index(KEY) for name in others}

@@ -1,10 +1,5 @@
 """What was run, in words."""
 
-from __future__ import annotations
-
-from collections.abc import Mapping
-from typing import Any
-
 import pandas as pd
 
 from fedrec.privacy.rule import UNBOUNDED
@@ -56,7 +51,10 @@ def privacy(run: Run) -> str:
     promised = run.record.get("privacy")
     if not promised:
         return "no mechanism: shared parameters and metrics leave the clients as they are"
-    who, spent = f"for {'an' if promised['unit'] == 'interaction' else 'a'} {promised['unit']}", spendings(promised)
+    who = f"for {'an' if promised['unit'] == 'interaction' else 'a'} {promised['unit']}"
+    spent: dict[str, list[str]] = {}  # by an epsilon as it is printed, whoever has spent it
+    for row in promised["people"] or promised["parties"]:
+        spent.setdefault(row["spent"], []).append(row["who"] if "who" in row else " and ".join(row["silos"]))
     bounded = sorted((text for text in spent if text != UNBOUNDED), key=float)
     if not bounded:
         return f"no guarantee {who}: some of what left the clients has no noise"
@@ -64,14 +62,6 @@ def privacy(run: Run) -> str:
         return f"epsilon {promised['spent']} at delta {promised['delta']:g} {who}"
     ends = " to ".join(dict.fromkeys((bounded[0], bounded[-1])))
     return f"epsilon {ends} at delta {promised['delta']:g} {who}; no guarantee in {listing(spent[UNBOUNDED])}"
-
-
-def spendings(promised: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Return, by the epsilon spent as it is printed, the parties, or the groups of them that hold the same people."""
-    found: dict[str, list[str]] = {}
-    for row in promised["people"] or promised["parties"]:
-        found.setdefault(row["spent"], []).append(row["who"] if "who" in row else " and ".join(row["silos"]))
-    return found
 
 
 def shared(run: Run) -> str:

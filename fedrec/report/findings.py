@@ -1,20 +1,18 @@
 """What a reader must know of a run, in words: an answer for each client, and the warnings."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import pandas as pd
 
-from fedrec.metrics import higher_is_better
-from fedrec.newcomers import arrivals
+from fedrec.metrics import higher_is_better, sign
 from fedrec.privacy.rule import NOT_PRIVATE
 from fedrec.records import SINGLE
 from fedrec.report.several import balances, singly, spoken
 from fedrec.report.tables import LEAKING, Run, counted
 from fedrec.report.verdicts import UNCLEAR
+from fedrec.turnout import arrivals
 
 MINUS, DASH = "\N{MINUS SIGN}", "\N{EN DASH}"
 MANY = 24  # clients: above this they are counted and drawn as a distribution
@@ -76,6 +74,15 @@ def count(x: float) -> str:
     return DASH if math.isnan(x) else f"{x:,.0f}"
 
 
+def size(count: float) -> str:
+    """Return a number of bytes in the unit that reads best."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000 or unit == "GB":
+            break
+        count /= 1000
+    return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.3g} {unit}"
+
+
 def change(mean: float, low: float = math.nan, high: float = math.nan) -> str:
     """Return `+.018 [+.009, +.027]`, with as many decimals as keep the sign of every nonzero part visible."""
     parts = [x for x in (mean, low, high) if math.isfinite(x)]
@@ -107,7 +114,7 @@ def listing(names: Iterable[str], most: int = WORST) -> str:
 def headline(row: Any) -> Headline:
     """Return the answer for one row of `comparison`."""
     tone, before, after = LEADS[row.verdict]
-    good = 1 if higher_is_better(row.metric) else -1
+    good = sign(row.metric)
     if row.verdict == "helped" and good * row.federated < good * row.popularity:
         tone, after = "care", f"against training alone, but it stays below popularity ({number(row.popularity)})"
     numbers = f"{label(row.metric)} {number(row.federated)}"
@@ -149,17 +156,15 @@ def _losses(primary: pd.DataFrame) -> list[Caution]:
         out.append(Caution("bad", f"{row.client} lost by taking part", text, True))
     if len(lost) > WORST:
         out.append(Caution("bad", f"{len(lost)} clients lost by taking part", listing(lost["client"]), True))
-    sign = primary["metric"].map(lambda metric: 1 if higher_is_better(metric) else -1)
-    below = primary[
-        (sign * primary["local_difference"] < 0) & primary["verdict"].isin(["no detectable difference", UNCLEAR])
-    ]
+    worse = primary["metric"].map(sign) * primary["local_difference"] < 0
+    below = primary[worse & primary["verdict"].isin(["no detectable difference", UNCLEAR])]
     if len(below):
         text = "The point estimate lies on the worse side of 0, and no verdict at a level of 5% over all clients: "
         out.append(Caution("care", "No detectable gain", f"{text}{listing(below['client'])}.", True))
-    worse = primary[primary["verdict"] == "worse"]
-    if len(worse):
+    bare = primary[primary["verdict"] == "worse"]
+    if len(bare):
         text = "There is no interval (fewer than two users or items with a value): "
-        out.append(Caution("care", "Below alone, without an interval", f"{text}{listing(worse['client'])}.", True))
+        out.append(Caution("care", "Below alone, without an interval", f"{text}{listing(bare['client'])}.", True))
     return out
 
 
@@ -168,8 +173,6 @@ def _protocol(run: Run) -> list[Caution]:
     if run.leaking():
         text = (
             "Training negatives avoided the held-out items too (negatives = published), which tells the model what the "
-        )
-        text += (
             "test items are. The numbers reproduce a published protocol; they do not measure recommendation quality."
         )
         out.append(Caution("bad", LEAKING, text))
@@ -257,9 +260,8 @@ def _student(run: Run) -> list[Caution]:
     text = f"{metric} {number(rows['student'].mean())} against {number(rows['teacher'].mean())}, the mean of its "
     text += f"{plural(len(rows), 'teacher')}, on what is held out of {plural(users, 'public volunteer')}. It was "
     text += "trained on their consensus logits alone, and can rank for volunteers only: it knows no other user. It has "
-    text += (
-        f"{count(rows['student_parameters'].max())} parameters, they have {count(rows['teacher_parameters'].mean())}."
-    )
+    mine, theirs = count(rows["student_parameters"].max()), count(rows["teacher_parameters"].mean())
+    text += f"{mine} parameters, they have {theirs}."
     return [Caution("note", "The server's student", text)]
 
 

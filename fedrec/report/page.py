@@ -1,23 +1,20 @@
 """The report of a run: one HTML page that needs nothing else."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jinja2
 import pandas as pd
 from markupsafe import Markup
 
-from fedrec.metrics import higher_is_better
+from fedrec.metrics import higher_is_better, sign
 from fedrec.report import plots
 from fedrec.report.facts import facts
-from fedrec.report.findings import DASH, MANY, WORST, answer, change, count, headline, label, number, plural, warnings
+from fedrec.report.findings import DASH, MANY, WORST, answer, headline, label, plural, size, warnings
 from fedrec.report.price import shown as priced
 from fedrec.report.several import WORDS, balances, singly, spoken
 from fedrec.report.standing import Standing, corrected, standings, stands, unpopular
 from fedrec.report.tables import BASELINES, Run, compare, counted, read_run
-from fedrec.report.template import PAGE
+from fedrec.report.template import PAGE, rendered
 
 # Columns of rounds.csv that are drawn where they are found, with the words on their axis.
 ROUND_CURVES = {
@@ -43,15 +40,6 @@ class Figure(NamedTuple):
     caption: str
 
 
-def size(count: float) -> str:
-    """Return a number of bytes in the unit that reads best."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000 or unit == "GB":
-            break
-        count /= 1000
-    return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.3g} {unit}"
-
-
 def write_report(run_dir: Path, complete: bool = True) -> Path:
     """Write `report.html` into a run directory and return its path; raises UserError as `read_run` does."""
     path, partial = run_dir / "report.html", run_dir / ".report.html"
@@ -64,12 +52,8 @@ def page(run: Run) -> str:
     table, together = compare(run), compare(run, together=True)
     primary = table[table["primary"]]
     standing = standings(run, together)
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {"number": number, "size": size, "label": label, "count": count}
-    environment.globals |= {"change": change, "higher_is_better": higher_is_better, "plural": plural}
-    return environment.from_string(PAGE).render(
+    return rendered(
+        PAGE,
         leaking=run.stamp(),
         run=run.record,
         option=run.option,
@@ -121,8 +105,7 @@ def _differences(run: Run, name: str, rows: pd.DataFrame) -> Figure | None:
         f"{label(metric)} together minus alone ({'higher' if higher_is_better(metric) else 'lower'} is better){flag}"
     )
     if len(run.names()) > MANY:
-        good = 1 if higher_is_better(metric) else -1
-        picture = plots.distribution(rows["local_difference"], good, name, words, f"{words}. {answer(rows)}")
+        picture = plots.distribution(rows["local_difference"], sign(metric), name, words, f"{words}. {answer(rows)}")
         return Figure(picture, "How many clients differ by how much.")
     each = "; ".join(f"{h.name}: {h.numbers}" for h in map(headline, rows.itertuples()))
     picture = plots.forest(rows, name, words, f"{words}. {each}")
@@ -224,12 +207,9 @@ def _traffic(run: Run) -> dict[str, Any] | None:
         "figure": Figure(
             plots.traffic(scaled, unit, "traffic", alt), "Sent to the server (up) and to the clients (down)."
         ),
-        "totals": {"up": up, "down": down, "total": up + down},
-        "rounds": {"up": up / rounds, "down": down / rounds, "total": (up + down) / rounds},
-        "client": {
-            "up": up / rounds / clients,
-            "down": down / rounds / clients,
-            "total": (up + down) / rounds / clients,
+        "rows": {
+            name: [total / parts for total in (up, down, up + down)]
+            for name, parts in (("Whole run", 1), ("A round", rounds), ("A client in a round", rounds * clients))
         },
     }
 

@@ -1,12 +1,10 @@
-"""Figures as inline SVG that takes its colours from the page."""
-
-from __future__ import annotations
+"""Figures as inline SVG that takes its colours from the page: of runs, and of what is paid for privacy."""
 
 import io
 import re
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
@@ -57,7 +55,8 @@ def svg(figure: Figure, name: str, alt: str) -> Markup:
     return head + Markup(re.sub(r'^<svg( width="[^"]*")?( height="[^"]*")?', "", text))
 
 
-def _figure(rows: int, columns: int, height: float) -> tuple[Figure, NDArray[Any]]:
+def subplots(rows: int, columns: int, height: float) -> tuple[Figure, NDArray[Any]]:
+    """Return a figure of a page's width, and its axes [rows, columns]."""
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False)
 
@@ -71,10 +70,20 @@ def _ticks(axes: Axes, rounds: bool = False) -> None:
         axes.xaxis.set_major_formatter(FuncFormatter(number))
 
 
+def _named(axes: Axes, names: Sequence[str] | pd.Series, label: str) -> None:
+    axes.set_yticks(range(len(names)), [shorten(name) for name in names])
+    axes.tick_params(axis="y", labelcolor=INK, length=0)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.xaxis.set_major_formatter(FuncFormatter(number))
+    axes.grid(axis="y", visible=False)
+    axes.spines["left"].set_visible(False)
+    axes.set_xlabel(label)
+
+
 def forest(rows: pd.DataFrame, name: str, label: str, alt: str) -> Markup:
     """Return each client's difference against local with its interval; `rows` as in `comparison`."""
     with mpl.rc_context(STYLE):
-        figure, ((axes,),) = _figure(1, 1, 0.75 + 0.34 * len(rows))
+        figure, ((axes,),) = subplots(1, 1, 0.75 + 0.34 * len(rows))
         for place, row in enumerate(rows.itertuples()):
             colour = COLOURS.get(str(row.verdict), FLAT)
             axes.plot(
@@ -82,13 +91,7 @@ def forest(rows: pd.DataFrame, name: str, label: str, alt: str) -> Markup:
             )
             axes.plot([row.local_difference], [place], "o", color=colour, markersize=7)
         axes.axvline(0, color=INK, linewidth=1)
-        axes.set_yticks(range(len(rows)), [shorten(client) for client in rows["client"]])
-        axes.tick_params(axis="y", labelcolor=INK, length=0)
-        axes.set_ylim(len(rows) - 0.4, -0.6)
-        axes.xaxis.set_major_formatter(FuncFormatter(number))
-        axes.grid(axis="y", visible=False)
-        axes.spines["left"].set_visible(False)
-        axes.set_xlabel(label)
+        _named(axes, rows["client"], label)
         return svg(figure, name, alt)
 
 
@@ -97,7 +100,7 @@ def distribution(differences: pd.Series, better: int, name: str, label: str, alt
     values = np.asarray(differences, np.float64)
     values = values[np.isfinite(values)]
     with mpl.rc_context(STYLE):
-        figure, ((axes,),) = _figure(1, 1, 2.7)
+        figure, ((axes,),) = subplots(1, 1, 2.7)
         reach = max(float(np.abs(values).max(initial=0)), 1e-9)
         # An odd number of bins puts the clients without any difference into a bin of their own.
         counts, edges = np.histogram(values, bins=41, range=(-reach, reach))
@@ -124,7 +127,7 @@ def curves(
     with mpl.rc_context(STYLE):
         columns = 2 if len(names) == 4 else min(3, len(names))
         rows = -(-len(names) // columns)
-        figure, panels = _figure(rows, columns, 0.5 + 1.75 * rows)
+        figure, panels = subplots(rows, columns, 0.5 + 1.75 * rows)
         for axes, client in zip(panels.flat, names, strict=False):
             for table, colour, who in ((local, ALONE, "alone"), (ours, OURS, "together")):
                 line = table[table["client"] == client]
@@ -148,7 +151,7 @@ def bands(ours: pd.DataFrame, selected: int | None, name: str, label: str, alt: 
     grouped = ours.groupby("round")["value"]
     mean, low, high = grouped.mean(), grouped.quantile(0.1), grouped.quantile(0.9)
     with mpl.rc_context(STYLE):
-        figure, ((axes,),) = _figure(1, 1, 2.7)
+        figure, ((axes,),) = subplots(1, 1, 2.7)
         axes.fill_between(mean.index, low, high, color=OURS, alpha=0.18, linewidth=0)
         axes.plot(mean.index, mean, color=OURS, linewidth=2)
         if selected is not None and selected in mean.index:
@@ -162,7 +165,7 @@ def bands(ours: pd.DataFrame, selected: int | None, name: str, label: str, alt: 
 def line(x: pd.Series, y: pd.Series, selected: int | None, name: str, label: str, alt: str) -> Markup:
     """Return one value by round."""
     with mpl.rc_context(STYLE):
-        figure, ((axes,),) = _figure(1, 1, 2.2)
+        figure, ((axes,),) = subplots(1, 1, 2.2)
         axes.plot(x, y, color=OURS, linewidth=2, marker="o", markersize=2.5)
         axes.plot(x[x == selected], y[x == selected], "o", color=OURS, markersize=8, fillstyle="none")
         axes.set_ylabel(label)
@@ -174,7 +177,7 @@ def line(x: pd.Series, y: pd.Series, selected: int | None, name: str, label: str
 def traffic(table: pd.DataFrame, unit: str, name: str, alt: str) -> Markup:
     """Return the amounts that went up and down by round; `table` has `round`, `up`, `down` in `unit`."""
     with mpl.rc_context(STYLE):
-        figure, ((axes,),) = _figure(1, 1, 2.2)
+        figure, ((axes,),) = subplots(1, 1, 2.2)
         for column, shift, colour in (("up", -0.2, OURS), ("down", 0.2, ALONE)):
             axes.bar(table["round"] + shift, table[column], width=0.38, color=colour, label=column)
         axes.set_ylabel(f"{unit} a round")
@@ -189,7 +192,7 @@ def traffic(table: pd.DataFrame, unit: str, name: str, alt: str) -> Markup:
 def bars(names: Sequence[str], values: Sequence[float], name: str, label: str, alt: str) -> Markup:
     """Return a bar for each name on a logarithmic scale, with its value; a line stands at 1."""
     with mpl.rc_context(STYLE):
-        figure, ((axes,),) = _figure(1, 1, 0.75 + 0.34 * len(names))
+        figure, ((axes,),) = subplots(1, 1, 0.75 + 0.34 * len(names))
         axes.barh(range(len(names)), [value - 1 for value in values], left=1, height=0.62, color=OURS)
         for place, value in enumerate(values):
             left = value < 1
@@ -198,20 +201,14 @@ def bars(names: Sequence[str], values: Sequence[float], name: str, label: str, a
         axes.set_xscale("log")
         axes.set_xlim(min(*values, 1.0) / 2.2, max(*values, 1.0) * 2.2)
         axes.axvline(1, color=INK, linewidth=1)
-        axes.set_yticks(range(len(names)), [shorten(one) for one in names])
-        axes.tick_params(axis="y", labelcolor=INK, length=0)
-        axes.set_ylim(len(names) - 0.4, -0.6)
-        axes.xaxis.set_major_formatter(FuncFormatter(number))
-        axes.grid(axis="y", visible=False)
-        axes.spines["left"].set_visible(False)
-        axes.set_xlabel(label)
+        _named(axes, names, label)
         return svg(figure, name, alt)
 
 
 def fit(x: Sequence[float], y: Sequence[float], slope: float, at: float, name: str, labels: tuple[str, str]) -> Markup:
     """Return points (x, y) and the straight line y = at + slope x; `labels` are those of the axes."""
     with mpl.rc_context(STYLE):
-        figure, ((axes,),) = _figure(1, 1, 3.0)
+        figure, ((axes,),) = subplots(1, 1, 3.0)
         end = max(x) * 1.05
         axes.plot([0, end], [at, at + slope * end], color=ALONE, linewidth=1.5, label="straight line")
         axes.plot(x, y, "o", color=OURS, markersize=6, label="measured")
@@ -223,3 +220,53 @@ def fit(x: Sequence[float], y: Sequence[float], slope: float, at: float, name: s
         _ticks(axes)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
         return svg(figure, name, f"{labels[1]} against {labels[0]}, with a straight line")
+
+
+LINES = (OURS, ALONE, GOOD, BAD, FLAT, INK)
+MARKS = "osD^vPX*"
+
+
+class Series(NamedTuple):
+    """A line over the budgets, with a band where `low` and `high` differ from it; NaN where there is no value."""
+
+    label: str
+    value: Sequence[float]
+    low: Sequence[float] = ()
+    high: Sequence[float] = ()
+
+
+class Panel(NamedTuple):
+    """Axes of their own: lines over the budgets, and levels that depend on no budget, by label."""
+
+    title: str
+    label: str
+    series: Sequence[Series]
+    levels: Sequence[tuple[str, float]] = ()
+
+
+def tradeoff(panels: Sequence[Panel], budgets: Sequence[str], name: str, alt: str, height: float = 3.2) -> Markup:
+    """Return panels side by side over the same budgets, which are evenly spaced in their order."""
+    with mpl.rc_context(STYLE):
+        figure, every = subplots(1, len(panels), height)
+        for axes, panel in zip(every.flat, panels, strict=True):
+            _panel(axes, panel, budgets)
+        return svg(figure, name, alt)
+
+
+def _panel(axes: Axes, panel: Panel, budgets: Sequence[str]) -> None:
+    x = range(len(budgets))
+    for place, series in enumerate(panel.series):
+        colour, mark = LINES[place % len(LINES)], MARKS[place % len(MARKS)]
+        axes.plot(x, series.value, color=colour, marker=mark, markersize=4.5, linewidth=1.8, label=series.label)
+        if series.low:
+            axes.fill_between(x, series.low, series.high, color=colour, alpha=0.14, linewidth=0)
+    for label, level in panel.levels:
+        axes.axhline(level, color=MUTED, linewidth=1, linestyle="--")
+        axes.annotate(label, (0, level), color=MUTED, fontsize=8, xytext=(2, 3), textcoords="offset points")
+    axes.set_title(panel.title)
+    axes.set_xticks(x, ["\N{INFINITY}" if one == "inf" else one for one in budgets])
+    axes.set_xlabel("epsilon")
+    axes.set_ylabel(panel.label)
+    axes.yaxis.set_major_formatter(number)
+    if len(panel.series) > 1:
+        axes.legend(loc="best", labelcolor=MUTED, handlelength=1.4, fontsize=8)

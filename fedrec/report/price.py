@@ -1,7 +1,5 @@
 """What a promise of privacy costs each client, in parts: other batches and weights, clipping, noise."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 from typing import Any
@@ -33,30 +31,26 @@ def price(run: Run) -> pd.DataFrame:
     table = values.copy()
     for step, (after, before) in STEPS.items():
         gaps = differences(runs[after], runs[before])
-        fill(table, step, [gaps.get(key, Paired(math.nan, math.nan, math.nan, 0)) for key in table.index])
+        _fill(table, step, [gaps.get(key, Paired(math.nan, math.nan, math.nan, 0)) for key in table.index])
     parts = [table.reset_index()]
     for (task, metric), group in values.groupby(["task", "metric"], sort=False):
         if len(group) < 2:
             continue
         mean = pd.DataFrame([group.mean()]).assign(client=CLIENTS, task=str(task), metric=str(metric))
         for step, (after, before) in STEPS.items():
-            fill(mean, step, [paired(group[after].to_numpy(np.float64), group[before].to_numpy(np.float64))])
+            _fill(mean, step, [paired(group[after].to_numpy(np.float64), group[before].to_numpy(np.float64))])
         parts.append(mean)
     return pd.concat(parts, ignore_index=True)[COLUMNS]
 
 
-def fill(table: pd.DataFrame, step: str, gaps: list[Paired]) -> None:
-    """Write the differences of a step and their intervals into a table."""
-    table[step] = [gap.mean for gap in gaps]
-    table[f"{step}_low"] = [gap.low for gap in gaps]
-    table[f"{step}_high"] = [gap.high for gap in gaps]
+def _fill(table: pd.DataFrame, step: str, gaps: list[Paired]) -> None:
+    table[[step, f"{step}_low", f"{step}_high"]] = [(gap.mean, gap.low, gap.high) for gap in gaps]
 
 
 def shown(run: Run, most: int) -> list[dict[str, Any]]:
     """Return the rows of the page: of the metric that speaks for a task every client, of many the mean alone."""
     table = price(run)
-    speaks = [run.primary(task) == metric for task, metric in zip(table["task"], table["metric"], strict=True)]
-    table = table[np.array(speaks, dtype=bool)]
+    table = table[table["metric"] == table["task"].map(run.primary)]
     many = table["client"].nunique() > most
     return (table[table["client"] == CLIENTS] if many else table).to_dict("records")  # type: ignore[return-value]
 

@@ -1,15 +1,12 @@
 """What a client's tasks do to each other: all of them together against each of them in a run of its own."""
 
-from __future__ import annotations
-
-import math
 from collections.abc import Iterable
 from typing import NamedTuple
 
 import pandas as pd
 
 from fedrec.metrics import NEGATIVES
-from fedrec.report.tables import CLIENTS, KEY, METRICS, USERS, Results, Run, as_one, differences
+from fedrec.report.tables import CLIENTS, KEY, METRICS, USERS, Results, Run, as_one, differences, joined
 from fedrec.report.verdicts import UNCLEAR, families, verdicts
 
 WORDS = {"helped": "gained", "hurt": "lost", "no detectable difference": "unclear", "": "not measured"}
@@ -71,24 +68,16 @@ def singly(run: Run, together: bool = False) -> pd.DataFrame:
     names = [*KEY, "together", "single", "difference", "low", "high", "users"]
     table = pd.DataFrame(rows, columns=names)
     primary = {task: run.primary(str(task)) for task in table["task"].unique()}
-    speaks = {
-        (client, task): _speaking(primary[task], part)
-        for (client, task), part in table.groupby(["client", "task"], sort=False)
-    }
-    marks = [speaks[c, t] == m for c, t, m in zip(table["client"], table["task"], table["metric"], strict=True)]
-    table["speaks"] = pd.Series(marks, dtype=bool)
+    table["speaks"] = False
+    for (_, task), part in table.groupby(["client", "task"], sort=False):
+        open_to = part if part["low"].isna().all() else part[part["low"].notna()]
+        first = open_to[open_to["metric"] == primary[str(task)]]
+        table.loc[(first if len(first) else open_to).index[:1], "speaks"] = True
     judged = verdicts(table["metric"], found, families(table, "speaks"))
     table["verdict"] = pd.Series(judged, dtype=object)
     if together:
         table["client"] = table["client"].where((table["users"] > 0) & (table["metric"] != "auc"), CLIENTS)
     return table
-
-
-def _speaking(primary: str | None, rows: pd.DataFrame) -> str:
-    """Return the metric that speaks for a task, see `singly`."""
-    clear = [m for m, low in zip(rows["metric"], rows["low"], strict=True) if not math.isnan(low)]
-    found = [*rows["metric"]]
-    return primary if primary in (clear or found) and primary is not None else (clear or found)[0]
 
 
 def spoken(table: pd.DataFrame) -> Balance:
@@ -104,19 +93,14 @@ def balances(table: pd.DataFrame) -> dict[str, Balance]:
 
 def _joined(singles: dict[str, Results]) -> Results:
     """Return the results of every task in the run that was for it."""
-    clients = [r.clients[r.clients["task"] == task] for task, r in singles.items()]
-    users = [r.users[r.users["task"] == task] for task, r in singles.items()]
-    found = (
-        ([part for part in parts if len(part)], names)
-        for parts, names in ((clients, METRICS), (users, [*USERS, "weight"]))
-    )
+    every = [results.where(lambda table, task=task: table["task"] == task) for task, results in singles.items()]  # type: ignore[misc]
     return Results(
-        *(pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=names) for parts, names in found)
+        joined([results.clients for results in every], METRICS),
+        joined([results.users for results in every], [*USERS, "weight"]),
     )
 
 
 def _only(results: Results, keys: list[tuple[str, str, str]]) -> Results:
     """Return the results of some (client, task, metric); of an AUC both sides."""
     keys = keys + [(client, task, NEGATIVES) for client, task, metric in keys if metric == "auc"]
-    kept = [t[pd.MultiIndex.from_frame(t[KEY]).isin(keys)] for t in (results.clients, results.users)]
-    return Results(kept[0], kept[1])
+    return results.where(lambda table: pd.MultiIndex.from_frame(table[KEY]).isin(keys))

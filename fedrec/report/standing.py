@@ -1,14 +1,12 @@
 """Where a federation stands among its baselines: the strongest of them by name, and whether popularity does better."""
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 import pandas as pd
 
-from fedrec.metrics import Paired, higher_is_better
+from fedrec.metrics import Paired, higher_is_better, sign
 from fedrec.report.findings import change, label, listing, number
-from fedrec.report.tables import Run, as_one, compare, differences
+from fedrec.report.tables import BASELINES, Run, as_one, compare, differences, paired_in
 from fedrec.tasks import ATTRIBUTES
 
 OWN = "own popularity"
@@ -34,21 +32,21 @@ class Standing(NamedTuple):
 
     def ahead(self, name: str) -> bool:
         """Tell whether a baseline is better than the federation."""
-        sign = 1 if higher_is_better(self.metric) else -1
-        return sign * self.baselines[name] > sign * self.ours
+        return self._good(self.baselines[name]) > self._good(self.ours)
+
+    def _good(self, value: float) -> float:
+        return sign(self.metric) * value
 
     @property
     def strongest(self) -> str | None:
         """The baseline with the best value."""
-        sign = 1 if higher_is_better(self.metric) else -1
-        return max(self.baselines, key=lambda name: sign * self.baselines[name], default=None)
+        return max(self.baselines, key=lambda name: self._good(self.baselines[name]), default=None)
 
     @property
     def popular(self) -> str | None:
         """The better kind of popularity, if it is better than the federation."""
-        sign = 1 if higher_is_better(self.metric) else -1
         found = [name for name in TRIVIAL if name in self.baselines and self.ahead(name)]
-        return max(found, key=lambda name: sign * self.baselines[name], default=None)
+        return max(found, key=lambda name: self._good(self.baselines[name]), default=None)
 
     @property
     def headline(self) -> str:
@@ -68,27 +66,21 @@ def standings(run: Run, together: pd.DataFrame | None = None) -> list[Standing]:
     """Return where the run stands in each task's primary metric; `together` is `compare(run, together=True)`."""
     single = len(run.names()) == 1
     table = compare(run) if single else compare(run, together=True) if together is None else together
-    own = _own(run, single)
+    own: dict[tuple[str, str], tuple[float, Paired]] = {}  # popularity among own rows, by task and metric
+    if run.own:
+        ours, theirs = ((r if single else as_one(r)) for r in (run.federated, run.own))
+        worth: dict[Any, float] = theirs.test().dropna().to_dict()
+        own = {key[1:]: (worth[key], gap) for key, gap in differences(ours, theirs).items() if key in worth}
     rows = table[table["primary"] & table["federated"].notna()]
+    apart = {name: paired_in(rows, name) for name in BASELINES}
     found = []
-    for row in rows.to_dict("records"):
-        names = [name for name in ("local", "pooled", "popularity") if row[name] == row[name]]
-        ends = ("difference", "low", "high", "users", "p")
-        gaps = {name: Paired(*(row[f"{name}_{end}"] for end in ends)) for name in names}
-        values = {name: float(row[name]) for name in names}
+    for place, row in enumerate(rows.to_dict("records")):
+        values = {name: float(row[name]) for name in BASELINES if row[name] == row[name]}
+        gaps = {name: apart[name][place] for name in values}
         if (at := (row["task"], row["metric"])) in own:
             values[OWN], gaps[OWN] = own[at]
         found.append(Standing(row["client"], row["task"], row["metric"], row["federated"], values, gaps, len(rows) > 1))
     return found
-
-
-def _own(run: Run, single: bool) -> dict[tuple[str, str], tuple[float, Paired]]:
-    """Return the value of popularity among the clients' own rows by task and metric, and the gap to it."""
-    if run.own is None:
-        return {}
-    ours, own = ((r if single else as_one(r)) for r in (run.federated, run.own))
-    values: dict[Any, float] = own.test().dropna().to_dict()
-    return {key[1:]: (values[key], gap) for key, gap in differences(ours, own).items() if key in values}
 
 
 def stands(standing: Standing, private: bool) -> str:
@@ -121,8 +113,8 @@ def stands(standing: Standing, private: bool) -> str:
 
 def unpopular(primary: pd.DataFrame) -> str:
     """Return which clients were helped against training alone and are still below popularity; "" without any."""
-    sign = primary["metric"].map(lambda metric: 1 if higher_is_better(metric) else -1)
-    below = (primary["verdict"] == "helped") & (sign * primary["federated"] < sign * primary["popularity"])
+    way = primary["metric"].map(sign)
+    below = (primary["verdict"] == "helped") & (way * primary["federated"] < way * primary["popularity"])
     helped = list(dict.fromkeys(primary.loc[below, "client"]))
     return f"Helped against training alone, but still below popularity: {listing(helped)}." if helped else ""
 

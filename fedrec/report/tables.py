@@ -1,10 +1,8 @@
 """A run directory as tables: the comparison of every client with its baselines."""
 
-from __future__ import annotations
-
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,7 @@ from fedrec.errors import UserError
 from fedrec.folders import refuse_unfinished
 from fedrec.metrics import NEGATIVES, Paired, higher_is_better
 from fedrec.privacy.rule import NOT_PRIVATE
-from fedrec.records import CLIPPED, NO_STUDENT, NOT_SINGLE, OWN, PLAIN, SINGLE, UNCLIPPED
+from fedrec.records import CLIPPED, FAULTS, LEDGER, NO_STUDENT, NOT_SINGLE, OWN, PLAIN, SINGLE, UNCLIPPED
 from fedrec.report.verdicts import families, verdicts
 from fedrec.tasks import ATTRIBUTES
 
@@ -30,8 +28,7 @@ METRICS = ["round", *KEY, "split", "value"]
 USERS = ["client", "user", "split", "task", "metric", "value"]
 COSTS = ["teacher_parameters", "student_parameters", "teacher_ms", "student_ms"]
 STUDENT = ["client", "task", "metric", "users", "teacher", "student", "low", "high", *COSTS]
-LEDGER = ["round", "client", "direction", "parameter", "rows", "bytes"]
-FAULTS = ["round", "client", "during", "kind", "text"]
+ENDS = ("difference", "low", "high", "users", "p")  # columns of a `Paired`, in the order of its fields
 
 
 @dataclass(frozen=True)
@@ -44,6 +41,10 @@ class Results:
 
     clients: pd.DataFrame
     users: pd.DataFrame
+
+    def where(self, holds: Callable[[pd.DataFrame], Any]) -> "Results":
+        """Return the rows for which something holds, which gives a mask [rows] of either table."""
+        return Results(self.clients[holds(self.clients)], self.users[holds(self.users)])
 
     def test(self) -> pd.Series:
         """Return the test values, indexed by client, task and metric, in the order of the file."""
@@ -103,20 +104,9 @@ def read_table(path: Path, columns: list[str]) -> pd.DataFrame:
     if not path.exists() or not path.stat().st_size:
         return pd.DataFrame(columns=columns)
     names = ("client", "user", "item", "split", "task", "metric", "direction", "parameter", "device", "during", "kind")
-    numbers = (
-        "round",
-        "value",
-        "weight",
-        "rows",
-        "bytes",
-        "seconds",
-        "train_loss",
-        "bytes_up",
-        "bytes_down",
-        *STUDENT[3:],
-    )
+    counts = ("round", "value", "weight", "rows", "bytes", "seconds", "train_loss", "bytes_up", "bytes_down")
     types: dict[Any, Any] = dict.fromkeys((*names, "text"), str)
-    missing = {name: ["", "nan", "NaN"] for name in numbers}
+    missing = {name: ["", "nan", "NaN"] for name in (*counts, *STUDENT[3:])}
     table = pd.read_csv(path, dtype=types, keep_default_na=False, na_values=missing)
     for column in columns:
         if column not in table:
@@ -137,11 +127,14 @@ def read_results(folder: Path) -> Results:
     columns = ["item" if column == "user" else column for column in USERS]
     items = [read_table(path, columns) for path in sorted((folder / "items").glob("*.csv"))]
     users += [table.rename(columns={"item": "user"}) for table in items]
-    users = [table if "weight" in table else table.assign(weight=1.0) for table in users if len(table)]
-    return Results(
-        read_table(folder / "clients.csv", METRICS),
-        pd.concat(users, ignore_index=True) if users else pd.DataFrame(columns=[*USERS, "weight"]),
-    )
+    users = [table if "weight" in table else table.assign(weight=1.0) for table in users]
+    return Results(read_table(folder / "clients.csv", METRICS), joined(users, [*USERS, "weight"]))
+
+
+def joined(tables: Sequence[pd.DataFrame], columns: list[str]) -> pd.DataFrame:
+    """Return the rows of all tables; one without a row has the columns alone."""
+    some = [table for table in tables if len(table)]
+    return pd.concat(some, ignore_index=True) if some else pd.DataFrame(columns=columns)
 
 
 def read_run(run_dir: Path, complete: bool = True) -> Run:
@@ -193,21 +186,15 @@ def differences(federated: Results, baseline: Results) -> dict[tuple[str, str, s
         metric, second = at[2], groups.get((*at[:2], NEGATIVES))
         if at not in out or (metric == "auc" and second is None):
             continue
-        sides = _sides([rows] if metric != "auc" or second is None else [rows, second])
+        parts = [rows] if metric != "auc" or second is None else [rows, second]
+        # A user has one place in all of them.
+        places = np.split(pd.factorize(np.concatenate([part["user"] for part in parts]))[0], [len(rows)])
+        columns = [[part[name].to_numpy(np.float64) for name in ("value_x", "value_y", "weight")] for part in parts]
+        sides = [Side(place, *column) for place, column in zip(places, columns, strict=False)]
         shown = float(ours[at]), float(theirs[at])
         if all(np.allclose(side.means(metric), shown, 1e-6, 1e-9) for side in sides):
             out[at] = replace(difference(metric, sides), mean=shown[0] - shown[1])
     return out
-
-
-def _sides(parts: Sequence[pd.DataFrame]) -> list[Side]:
-    """Return pairs of users' values as the sides of a metric; a user has one place in all of them."""
-    places = np.split(pd.factorize(np.concatenate([part["user"] for part in parts]))[0], [len(parts[0])])
-    columns = ("value_x", "value_y", "weight")
-    return [
-        Side(place, *(part[column].to_numpy(np.float64) for column in columns))
-        for place, part in zip(places, parts, strict=False)
-    ]
 
 
 def _table(federated: Results, baselines: dict[str, Results]) -> pd.DataFrame:
@@ -220,15 +207,17 @@ def _table(federated: Results, baselines: dict[str, Results]) -> pd.DataFrame:
         table[name] = found.test().reindex(table.index) if found else math.nan
         apart = differences(federated, found) if found else {}
         each = [apart.get(key, Paired(math.nan, math.nan, math.nan, 0)) for key in table.index]
-        table[f"{name}_difference"] = [d.mean for d in each]
-        table[f"{name}_low"] = [d.low for d in each]
-        table[f"{name}_high"] = [d.high for d in each]
-        table[f"{name}_p"] = [d.p for d in each]
-        table[f"{name}_users"] = [d.n for d in each]
+        for end, part in (("difference", "mean"), ("low", "low"), ("high", "high"), ("p", "p"), ("users", "n")):
+            table[f"{name}_{end}"] = [getattr(gap, part) for gap in each]
     higher = table.index.get_level_values("metric").map(higher_is_better).to_numpy(bool)
     ours, pooled = table["federated"], table["pooled"]
     table["pooled_share"] = np.where(higher, ours / pooled.where(pooled != 0), pooled / ours.where(ours != 0))
     return table.reset_index()
+
+
+def paired_in(table: pd.DataFrame, baseline: str) -> list[Paired]:
+    """Return the differences to a baseline in the rows of a `comparison`."""
+    return [Paired(*row) for row in table[[f"{baseline}_{end}" for end in ENDS]].itertuples(index=False)]
 
 
 def as_one(results: Results) -> Results:
@@ -242,7 +231,8 @@ def as_one(results: Results) -> Results:
     curve = users["metric"].isin(["auc", NEGATIVES])
     each = [results.users[name] for name in ("split", *KEY)]
     users["weight"] = users["weight"].where(~curve, users["weight"] / users["weight"].groupby(each).transform("sum"))
-    users["sum"] = users["weight"] * _squared(users)
+    root = users["metric"] == "rmse"
+    users["sum"] = users["weight"] * users["value"].where(~root, squared("rmse", users["value"].to_numpy(np.float64)))
     about = results.users["task"].isin(list(ATTRIBUTES))
     if about.any():
         items = users[about].assign(user=results.users["user"])
@@ -258,21 +248,10 @@ def as_one(results: Results) -> Results:
     return Results(means.reset_index(), users)
 
 
-def _squared(users: pd.DataFrame) -> pd.Series:
-    """Return what the metrics of a table of values by user average."""
-    return users["value"].where(users["metric"] != "rmse", squared("rmse", users["value"].to_numpy(np.float64)))
-
-
 def _whole(sums: pd.DataFrame) -> pd.Series:
     """Return the metrics of a table of weighted sums of what they average, and of the weights."""
     total, weight = (sums[name].to_numpy(np.float64) for name in ("sum", "weight"))
     return (sums["sum"] / sums["weight"]).where(sums["metric"] != "rmse", whole("rmse", total, weight))
-
-
-def _without(results: Results, keys: set[Any]) -> Results:
-    """Return the results without some of (client, task, metric)."""
-    kept = [t[~pd.MultiIndex.from_frame(t[KEY]).isin(list(keys))] for t in (results.clients, results.users)]
-    return Results(kept[0], kept[1]) if keys else results
 
 
 def compare(run: Run, together: bool = False) -> pd.DataFrame:
@@ -281,22 +260,21 @@ def compare(run: Run, together: bool = False) -> pd.DataFrame:
     if together:
         # Of a client whose test is missing nothing counts: a mean over the others must not stand beside one over all.
         test = federated.test()
-        gone = set(test[test.isna()].index) - {
-            key for b in baselines.values() for key in b.test()[b.test().isna()].index
-        }
-        baselines = {name: as_one(_without(b, gone)) for name, b in baselines.items()}
+        known = {key for b in baselines.values() for key in b.test()[b.test().isna()].index}
+        if gone := list(set(test[test.isna()].index) - known):
+            baselines = {
+                name: b.where(lambda table: ~pd.MultiIndex.from_frame(table[KEY]).isin(gone))
+                for name, b in baselines.items()
+            }
+        baselines = {name: as_one(b) for name, b in baselines.items()}
         federated = as_one(federated)
     table = _table(federated, baselines)
     if together:
         everyone = table["task"].map(lambda task: ITEMS if counted(task) == "item" else EVERYONE)
         table["client"] = everyone.where((table["users"] > 0) & (table["metric"] != "auc"), CLIENTS)
     tasks = list(dict.fromkeys(run.federated.clients["task"]))
-    primary = {task: run.primary(task) for task in tasks}
-    speaks = [primary[task] == metric for task, metric in zip(table["task"], table["metric"], strict=True)]
-    table["primary"] = np.array(speaks, dtype=bool)
-    ends = [f"local_{end}" for end in ("difference", "low", "high", "users", "p")]
-    found = [Paired(*row) for row in table[ends].itertuples(index=False)]
-    table["verdict"] = verdicts(table["metric"], found, families(table, "primary"))
+    table["primary"] = table["metric"] == table["task"].map({task: run.primary(task) for task in tasks})
+    table["verdict"] = verdicts(table["metric"], paired_in(table, "local"), families(table, "primary"))
     table["protocol"] = run.stamp()
     metrics = list(dict.fromkeys([*run.option("metrics", ()), *table["metric"]]))
     place = {name: rank for rank, name in enumerate(run.names())}

@@ -1,6 +1,22 @@
 # ruff: noqa: E501
 """The page's Jinja template; a Python module, because a Flower app bundle carries no other kind of file for it."""
 
+import jinja2
+
+from fedrec.metrics import higher_is_better
+from fedrec.report.findings import change, count, label, number, plural, size
+
+
+def rendered(template: str, **values: object) -> str:
+    """Return a page of a template."""
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"number": number, "size": size, "label": label, "count": count}
+    environment.globals |= {"change": change, "higher_is_better": higher_is_better, "plural": plural}
+    return environment.from_string(template).render(**values)
+
+
 PAGE = r"""<!doctype html>
 <html lang="en">
 <head>
@@ -56,6 +72,10 @@ code { font-family: ui-monospace, "SF Mono", Menlo, Consolas, monospace; font-si
 {% set tone = {"helped": "up", "hurt": "down"}[row.verdict] | default("") %}
 <span class="tag {{ tone }}">{{ {"hurt": "lost", "": "not compared"}[row.verdict] | default(row.verdict) }}</span>{% if row.verdict in ("better", "worse", "equal") %}<small>no interval</small>{% endif %}
 {% endmacro %}
+{% macro table(columns, caption="") %}
+<div class="scroll" tabindex="0"><table>{% if caption %}<caption>{{ caption }}</caption>{% endif %}<thead><tr>{% for name in columns.split("|") %}<th scope="col"{% if name[0] == "<" %} class="left"{% endif %}>{{ name.lstrip("<") }}</th>{% endfor %}</tr></thead><tbody>
+{{ caller() }}</tbody></table></div>
+{%- endmacro %}
 {% macro comparison(t) %}
 <div class="scroll" tabindex="0"><table>
 <caption>{{ t.metric | label }}, task {{ t.task }}{{ ", " ~ t.meaning if t.meaning }}; {{ "higher" if higher_is_better(t.metric) else "lower" }} is better{{ leak() }}
@@ -108,10 +128,10 @@ code { font-family: ui-monospace, "SF Mono", Menlo, Consolas, monospace; font-si
 <details><summary>Whole configuration and versions</summary><pre tabindex="0">{{ {"experiment": run.experiment | default({}), "versions": run.versions | default({})} | tojson(indent=2) | forceescape }}</pre></details>
 {% if clients %}
 <details{% if not many %} open{% endif %}><summary>The clients' data</summary>
-<div class="scroll" tabindex="0"><table><caption>Users, items, and interactions in each split{% if many %}; the first 24 of {{ "{:,}".format(clients | length) }}{% endif %}</caption><thead><tr><th scope="col">Client</th><th scope="col">Users</th><th scope="col">Items</th><th scope="col">Train</th><th scope="col">Validation</th><th scope="col">Test</th></tr></thead><tbody>
+{% call table("Client|Users|Items|Train|Validation|Test", "Users, items, and interactions in each split" ~ ("; the first 24 of {:,}".format(clients | length) if many else "")) %}
 {% for c in clients[:24] %}<tr><th scope="row">{{ c.name }}</th>{% for part in ("users", "items", "train", "validation", "test") %}<td>{{ "{:,}".format(c[part] | default(0)) }}</td>{% endfor %}</tr>
 {% endfor %}
-</tbody></table></div></details>
+{% endcall %}</details>
 {% endif %}
 </section>
 
@@ -131,10 +151,10 @@ A ranking metric is the mean over users (paired Student's t); RMSE, log loss, ac
 {% if several.rows %}
 <p class="muted small">Each task of a client was also trained in a run of its own: the same method, model, data and seed, and its own choice of the round. The interval is over users (one seed); the verdicts that speak, which are marked, are corrected for their number, clients and tasks (Holm at 5%), the others for the number of clients. A seesaw is a task that lost while another gained. Where a metric has no interval, another one of the task speaks.</p>
 {% if several.cut %}<p>{{ "{:,}".format(several.seesaws) }} of {{ "{:,}".format(several.cut) }} clients have a seesaw by themselves; shown are all users.</p>{% endif %}
-<div class="scroll" tabindex="0"><table><thead><tr><th scope="col">Client</th><th scope="col" class="left">Task</th><th scope="col" class="left">Metric</th><th scope="col">All tasks</th><th scope="col">Single task</th><th scope="col">Difference</th><th scope="col">Users</th><th scope="col" class="left">By the others</th></tr></thead><tbody>
+{% call table("Client|<Task|<Metric|All tasks|Single task|Difference|Users|<By the others") %}
 {% for r in several.rows %}<tr><th scope="row">{{ r.client }}</th><td class="left">{{ r.task }}</td><td class="left">{{ r.metric | label }}{{ ", lower is better" if not higher_is_better(r.metric) }}</td><td class="ours">{{ r.together | number }}{{ leak() }}</td><td>{{ r.single | number }}{{ leak() }}</td><td>{{ change(r.difference, r.low, r.high) }}</td><td>{{ "{:,}".format(r.users) if r.users else "–" }}</td><td class="left"><span class="tag {{ {"gained": "up", "lost": "down"}[r.verdict] | default("") if r.speaks }}">{{ r.verdict }}{{ " *" if r.speaks }}</span></td></tr>
 {% endfor %}
-</tbody></table></div>
+{% endcall %}
 {% endif %}</section>
 {% endif %}
 
@@ -147,34 +167,34 @@ A ranking metric is the mean over users (paired Student's t); RMSE, log loss, ac
 {% if budgets %}
 <section aria-labelledby="budgets"><h2 id="budgets">What each client was promised</h2>
 <p>{% if budgets | rejectattr("feasible") | list %}Infeasible so far: {{ budgets | rejectattr("feasible") | map(attribute="client") | join(", ") }} ended above the budget. More rounds may help; a price that keeps growing says that the promise cannot be kept.{% else %}Every budget was kept.{% endif %}</p>
-<div class="scroll" tabindex="0"><table><caption>Loss on held-out validation rows against the budget, in the selected round</caption><thead><tr><th scope="col">Client</th><th scope="col" class="left">Budget</th><th scope="col">Loss minus budget</th><th scope="col">Price mu</th><th scope="col">Complementarity</th></tr></thead><tbody>
+{% call table("Client|<Budget|Loss minus budget|Price mu|Complementarity", "Loss on held-out validation rows against the budget, in the selected round") %}
 {% for b in budgets %}<tr><th scope="row">{{ b.client }}</th><td class="left">{{ "kept" if b.feasible else "infeasible" }}</td><td>{{ "%+.4f" | format(b.excess) }}</td><td>{{ "%.3f" | format(b.mu) }}</td><td>{{ "%+.2e" | format(b.complementarity) }}</td></tr>
 {% endfor %}
-</tbody></table></div>
+{% endcall %}
 </section>
 {% endif %}
 
 {% if student %}
 <section aria-labelledby="student"><h2 id="student">The server's student</h2>
 <p>Trained on the consensus logits alone, and tested beside every teacher on the same held-out interactions of the public volunteers, among the items that the teacher carries. A user who is no volunteer is unknown to it. The time is the median for scoring the same items for one volunteer, on one thread.</p>
-<div class="scroll" tabindex="0"><table><thead><tr><th scope="col">Teacher</th><th scope="col" class="left">Metric</th><th scope="col">Volunteers</th><th scope="col">Teacher</th><th scope="col">Student</th><th scope="col">Difference</th><th scope="col">Parameters of teacher and student</th><th scope="col">Milliseconds</th></tr></thead><tbody>
+{% call table("Teacher|<Metric|Volunteers|Teacher|Student|Difference|Parameters of teacher and student|Milliseconds") %}
 {% for s in student %}<tr><th scope="row">{{ s.client }}</th><td class="left">{{ s.metric | label }}</td><td>{{ s.users | int }}</td><td>{{ s.teacher | number }}</td><td class="ours">{{ s.student | number }}</td><td>{{ change(s.student - s.teacher, s.low, s.high) }}</td><td>{{ s.teacher_parameters | count }}, {{ s.student_parameters | count }}</td><td>{{ s.teacher_ms | number }}, {{ s.student_ms | number }}</td></tr>
 {% endfor %}
-</tbody></table></div>
+{% endcall %}
 </section>
 {% endif %}
 
 {% if privacy %}
 <section aria-labelledby="privacy"><h2 id="privacy">What is promised, and what it cost{{ leak() }}</h2>
 <p>{{ privacy.words }}</p>
-<div class="scroll" tabindex="0"><table><caption>Epsilon that each party has spent at delta {{ privacy.delta }}, for one {{ privacy.unit }}</caption><thead><tr><th scope="col">Party</th><th scope="col">Rounds</th><th scope="col">Noisy steps</th><th scope="col">Sampling rate</th><th scope="col">Noise multiplier</th><th scope="col">Clip norm</th><th scope="col">Budget</th><th scope="col">Spent</th></tr></thead><tbody>
+{% call table("Party|Rounds|Noisy steps|Sampling rate|Noise multiplier|Clip norm|Budget|Spent", "Epsilon that each party has spent at delta " ~ privacy.delta ~ ", for one " ~ privacy.unit) %}
 {% for p in privacy.parties[:24] %}<tr><th scope="row">{{ p.who }}</th><td>{{ p.rounds }}</td><td>{{ "{:,}".format(p.steps) }}</td><td>{{ "%.3g" | format(p.rate) }}</td><td>{{ "%.3f" | format(p.noise) }}</td><td>{{ p.clip }}</td><td>{{ p.budget or "none" }}</td><td class="ours">{{ p.spent }}{{ leak() }}</td></tr>
 {% endfor %}
-</tbody></table></div>
-{% if privacy.people | length > 1 %}<div class="scroll" tabindex="0"><table><caption>People by the silos that hold them: their guarantee is that of all these silos together</caption><thead><tr><th scope="col">Silos</th><th scope="col">People</th><th scope="col">Epsilon</th></tr></thead><tbody>
+{% endcall %}
+{% if privacy.people | length > 1 %}{% call table("Silos|People|Epsilon", "People by the silos that hold them: their guarantee is that of all these silos together") %}
 {% for p in privacy.people[:24] %}<tr><th scope="row">{{ p.silos | join(", ") }}</th><td>{{ "{:,}".format(p.people) }}</td><td class="ours">{{ p.spent }}{{ leak() }}</td></tr>
 {% endfor %}
-</tbody></table></div>{% endif %}
+{% endcall %}{% endif %}
 {% if price %}
 <h3>What the promise costs</h3>
 <p class="muted small">From left to right: the same method without a promise; the batches, uniform weights, training and last round that the promise asks for, without clip and noise; with the clip; with the noise, which is the run of this page. Under each step stands what it changed, with its 95% interval: of a client over its users, of the mean over the clients (one seed, Student's t). All but the last are <strong class="leak">NOT PRIVATE</strong>: the simulation trained them for this table, nobody is sent anything of them, and no ledger pays for them.</p>
@@ -190,20 +210,20 @@ A ranking metric is the mean over users (paired Student's t); RMSE, log loss, ac
 
 {% if parameters %}
 <section aria-labelledby="shared"><h2 id="shared">What was shared, what stayed private</h2>
-<div class="scroll" tabindex="0"><table><caption>Bytes over the whole run, from the ledger of messages</caption><thead><tr><th scope="col">Parameter</th><th scope="col" class="left">Kind</th><th scope="col">Shape</th><th scope="col">Keyed rows</th><th scope="col">Up</th><th scope="col">Down</th></tr></thead><tbody>
+{% call table("Parameter|<Kind|Shape|Keyed rows|Up|Down", "Bytes over the whole run, from the ledger of messages") %}
 {% for p in parameters[:60] %}<tr><th scope="row"><code>{{ p.name }}</code></th><td class="left">{{ p.kind }}</td><td>{{ p.shape }}</td><td>{{ "{:,}".format(p.rows) if p.rows is not none else "–" }}</td>{% if p.kind == "private" and not p.up and not p.down %}<td colspan="2">never sent</td>{% else %}<td>{{ p.up | size }}</td><td>{{ p.down | size }}</td>{% endif %}</tr>
 {% endfor %}
-</tbody></table></div>
+{% endcall %}
 {% if parameters | length > 60 %}<p class="muted small">The first 60 of {{ parameters | length }}; the others are in <code>experiment.json</code>.</p>{% endif %}
 </section>
 {% endif %}
 
 {% if traffic %}
 <section aria-labelledby="traffic"><h2 id="traffic">What travelled</h2>
-<div class="scroll" tabindex="0"><table><thead><tr><th scope="col">Bytes</th><th scope="col">Up</th><th scope="col">Down</th><th scope="col">Both</th></tr></thead><tbody>
-{% for name, row in (("Whole run", traffic.totals), ("A round", traffic.rounds), ("A client in a round", traffic.client)) %}<tr><th scope="row">{{ name }}</th><td>{{ row.up | size }}</td><td>{{ row.down | size }}</td><td>{{ row.total | size }}</td></tr>
+{% call table("Bytes|Up|Down|Both") %}
+{% for name, bytes in traffic.rows.items() %}<tr><th scope="row">{{ name }}</th>{% for count in bytes %}<td>{{ count | size }}</td>{% endfor %}</tr>
 {% endfor %}
-</tbody></table></div>
+{% endcall %}
 {{ picture(traffic.figure) }}
 </section>
 {% endif %}
@@ -212,28 +232,22 @@ A ranking metric is the mean over users (paired Student's t); RMSE, log loss, ac
 </html>
 """
 
-SHEET = PAGE[PAGE.index("<style>") : PAGE.index("</style>") + len("</style>")]
 
-HEAD = (
-    r"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>{{ title }}</title>
+def study(body: str) -> str:
+    """Return the template of a study's page with what is its own."""
+    style = PAGE[PAGE.index("<style>") : PAGE.index("</style>")]
+    lead = '<p class="kicker">{{ kicker }}</p>\n<h1>{{ title }}</h1>\n<p class="words">{{ words }}</p>\n'
+    facts = "<dl>{% for key, value in facts.items() %}<dt>{{ key }}</dt><dd>{{ value }}</dd>{% endfor %}</dl>"
+    return f"""{PAGE[: PAGE.index("<title>")]}<title>{{{{ title }}}}</title>
+{style}</style>
+</head>
+<body><main>
+{lead}{body}<section><h2>What was run</h2>{facts}</section>
+</main></body></html>
 """
-    + SHEET
-    + "\n</head>\n"
-)
 
-STUDY = (
-    HEAD
-    + r"""<body><main>
-<p class="kicker">{{ kicker }}</p>
-<h1>{{ title }}</h1>
-<p class="words">{{ words }}</p>
-{% for m in measures %}
+
+STUDY = study(r"""{% for m in measures %}
 <section><h2>{{ m.task }}: {{ m.metric | label }}</h2>
 {% if m.figure %}<figure>{{ m.figure }}<figcaption>Each method minus training alone, mean over clients{{ ", with its 95% interval over seeds; coloured by its verdict" if seeds > 1 else " of one seed: no interval" }}.</figcaption></figure>{% endif %}
 <div class="scroll" tabindex="0"><table><thead><tr><th scope="col">Method</th><th scope="col">Mean</th><th scope="col">SD</th><th scope="col">Minus alone</th><th scope="col" class="left">Verdict</th><th scope="col">Minus pooled</th><th scope="col">Of pooled</th><th scope="col">Worst client</th></tr></thead><tbody>
@@ -243,18 +257,9 @@ STUDY = (
 <p class="muted small">Verdicts against training alone: 5% over all methods of the table together (Holm). “Unclear after Holm”: the interval excludes 0, but no longer when corrected.</p>
 </section>
 {% endfor %}
-<section><h2>What was run</h2><dl>{% for key, value in facts.items() %}<dt>{{ key }}</dt><dd>{{ value }}</dd>{% endfor %}</dl></section>
-</main></body></html>
-"""
-)
+""")
 
-PROTOCOLS = (
-    HEAD
-    + r"""<body><main>
-<p class="kicker">{{ seeds ~ " seeds, mean over users, standard deviation over seeds" if seeds > 1 else "one seed, mean over users: no standard deviation" }}</p>
-<h1>{{ title }}</h1>
-<p class="words">Under the published protocol, training negatives avoid the held-out items too: whatever is never drawn as a negative must be a positive, so the training data gives the test item away. The same method, with negatives that avoid the training items only, stands beside it. Validation chooses the round.</p>
-{% macro cell(row) %}<td{% if row.protocol == "train" %} class="ours"{% endif %}>{{ row.mean | number }}{% if seeds > 1 %}<small>± {{ row.sd | number }}</small>{% endif %}{% if row.warning %} <strong class="leak">{{ row.warning }}</strong>{% endif %}</td>{% endmacro %}
+PROTOCOLS = study(r"""{% macro cell(row) %}<td{% if row.protocol == "train" %} class="ours"{% endif %}>{{ row.mean | number }}{% if seeds > 1 %}<small>± {{ row.sd | number }}</small>{% endif %}{% if row.warning %} <strong class="leak">{{ row.warning }}</strong>{% endif %}</td>{% endmacro %}
 <div class="scroll" tabindex="0"><table>
 <thead><tr><th scope="col" rowspan="2">Method</th><th scope="colgroup" colspan="{{ metrics | length }}">Published protocol</th><th scope="colgroup" colspan="{{ metrics | length }}">Leak-free</th><th scope="col" rowspan="2">Seconds a run</th><th scope="col" rowspan="2">Peak MB</th></tr>
 <tr>{% for protocol in ("published", "train") %}{% for m in metrics %}<th scope="col">{{ m | label }}</th>{% endfor %}{% endfor %}</tr></thead><tbody>
@@ -262,18 +267,9 @@ PROTOCOLS = (
 {% endfor %}
 </tbody></table></div>
 {% if reference %}<p class="muted small">For comparison, not run here: PFedRec by the authors' own code under the published protocol was measured at HR@10 0.719 <strong class="leak">{{ leaking }}</strong> and NDCG@10 0.439 <strong class="leak">{{ leaking }}</strong> on MovieLens 100K, in 1,838 s and 1,092 MB on one core; a published rerun has 0.7105 <strong class="leak">{{ leaking }}</strong> and 0.4389 <strong class="leak">{{ leaking }}</strong>.</p>{% endif %}
-<section><h2>What was run</h2><dl>{% for key, value in facts.items() %}<dt>{{ key }}</dt><dd>{{ value }}</dd>{% endfor %}</dl></section>
-</main></body></html>
-"""
-)
+""")
 
-MEASURED = (
-    HEAD
-    + r"""<body><main>
-<p class="kicker">{{ kicker }}</p>
-<h1>{{ title }}</h1>
-<p class="words">{{ words }}</p>
-{% for note in notes %}<p class="card care">{{ note }}</p>{% endfor %}
+MEASURED = study(r"""{% for note in notes %}<p class="card care">{{ note }}</p>{% endfor %}
 {% for part in parts %}
 <section><h2>{{ part.title }}</h2><p>{{ part.words }}</p>
 {% if part.figure %}<figure><div class="scroll" tabindex="0">{{ part.figure }}</div></figure>{% endif %}
@@ -282,7 +278,4 @@ MEASURED = (
 {% endfor %}
 </tbody></table></div></section>
 {% endfor %}
-<section><h2>What was run</h2><dl>{% for key, value in facts.items() %}<dt>{{ key }}</dt><dd>{{ value }}</dd>{% endfor %}</dl></section>
-</main></body></html>
-"""
-)
+""")

@@ -1,13 +1,11 @@
 """What is said of differences: helped, hurt or neither, corrected for the number of times that it is said."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Hashable, Iterable, Sequence
 
 import pandas as pd
 
-from fedrec.metrics import Paired, higher_is_better, holm
+from fedrec.metrics import Paired, holm, sign
 
 LEVEL = 0.05  # of the verdicts, corrected for their number
 UNCLEAR = "unclear after Holm"  # the interval excludes 0, but no longer once corrected for the number of verdicts
@@ -19,12 +17,12 @@ def verdict(metric: str, difference: Paired, corrected: float) -> str:
     `UNCLEAR` where the interval excludes 0 and the corrected p-value does not; without an interval better, worse,
     equal; "" without a value.
     """
-    sign = 1 if higher_is_better(metric) else -1
-    low, high = sorted((sign * difference.low, sign * difference.high))
+    good = sign(metric)
+    low, high = sorted((good * difference.low, good * difference.high))
     if math.isnan(difference.mean):
         return ""
     if math.isnan(low):
-        return "equal" if difference.mean == 0 else "better" if sign * difference.mean > 0 else "worse"
+        return "equal" if difference.mean == 0 else "better" if good * difference.mean > 0 else "worse"
     if low <= 0 <= high:
         return "no detectable difference"
     return UNCLEAR if corrected >= LEVEL else "helped" if low > 0 else "hurt"

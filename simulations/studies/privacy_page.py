@@ -9,8 +9,8 @@ import pandas as pd
 from fedrec.metrics import higher_is_better
 from fedrec.privacy.audit import ALARM
 from fedrec.report.findings import DASH, change, label, number
+from fedrec.report.plots import Panel, Series, tradeoff
 from fedrec.report.study import Page, Part
-from fedrec.report.tradeoff import Panel, Series, tradeoff
 from simulations.studies.privacy_numbers import LEVEL, RULE, Leak, asked, gains, leak, values, worth
 
 OPEN = "inf"

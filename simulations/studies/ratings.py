@@ -22,8 +22,8 @@ from fedrec.holdings import clients_data, reader
 from fedrec.metrics import rmse
 from fedrec.records import load_params, slug
 from fedrec.report.findings import number
+from fedrec.report.plots import Panel, Series, tradeoff
 from fedrec.report.study import Page, Part
-from fedrec.report.tradeoff import Panel, Series, tradeoff
 from fedrec.scorers import ModelScorer
 from simulations.cli import arm
 from simulations.engines import launch

@@ -1,15 +1,18 @@
 import numpy as np
 import pytest
 
+from fedrec.data.types import Ints
 from fedrec.experiment import Experiment
 from fedrec.holdings import clients_data
 from fedrec.models import table_rows
-from fedrec.privacy.attacks.inversion import inverted, pursuit
-from fedrec.privacy.attacks.ratings import fitting, recovered_ratings
-from fedrec.privacy.attacks.recovery import item_scores, item_set
+from fedrec.privacy.attacks.inversion import gradient, pursuit
+from fedrec.privacy.attacks.ratings import SCALE, fitting, recovered_ratings
+from fedrec.privacy.attacks.recovery import STILL, item_scores, item_set, moved
+from fedrec.privacy.attacks.scores import Values
 from fedrec.privacy.attacks.targets import catalogue
 from fedrec.privacy.transcript import Exchanged
 from fedrec.training.local import local_update
+from fedrec.training.recipe import Recipe
 from tests.privacy.attacked import ATTACK, STEP, USERS, attacked, market, movies, real
 
 
@@ -86,6 +89,35 @@ def test_pursuit_finds_the_few_terms_of_a_sum() -> None:
     terms = {7: 1.5, 99: -0.4, 311: 0.8}
     chosen, e = pursuit(sum(v * atoms[k] for k, v in terms.items()) + 3 * each, atoms, each)
     assert dict(zip(chosen.tolist(), np.round(e, 6).tolist(), strict=True)) == pytest.approx(terms)
+
+
+def inverted(
+    one: Exchanged,
+    *,
+    recipe: Recipe,
+    size: int,
+    vectors: Values,
+    offset: float | None,
+) -> tuple[Ints, Ints, Values]:
+    """Return (user, item, rating), each [n], of the records that a client's step was made on.
+
+    `user` are rows of `vectors` [users, d], `item` positions among the client's items. Every e_k of the pursuit gives a
+    rating; the head's `offset` is known, or fitted.
+    """
+    z, g = gradient(one, recipe=recipe, size=size)
+    far = moved(one)
+    users, items, known = [], [], []
+    for item in np.flatnonzero(far > STILL * float(far.max(initial=0.0))):
+        q = z["item_table"][item]
+        chosen, e = pursuit(g["item_table"][item], vectors, recipe.l2 * q)
+        users.append(chosen)
+        items.append(np.full(len(chosen), item))
+        known.append(vectors[chosen] @ q + z["item_bias"][item, 0] - e)
+    if not users:
+        return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0)
+    r = np.concatenate(known)
+    c = fitting(r, None) if offset is None else offset
+    return np.concatenate(users), np.concatenate(items), np.clip(np.rint(r + c), SCALE[0], SCALE[-1])
 
 
 def inversion(e: Experiment, size: int, offset: bool) -> float:

@@ -17,8 +17,8 @@ from clients.state import load
 from fedrec.errors import UserError
 from fedrec.experiment import Experiment
 from fedrec.holdings import clients_data
+from fedrec.privacy.guarantee import terms
 from fedrec.privacy.secure_sum import Stage
-from fedrec.privacy.terms import terms
 from fedrec.records import Record, load_params
 from fedrec.wire.secure import KINDS, STAGES, keys_call, read_masked
 from server.faults import ClientFailure

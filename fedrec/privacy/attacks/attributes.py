@@ -22,32 +22,6 @@ from fedrec.tasks import Task
 COMPONENTS = 100
 
 
-def item_sets(transcript: Transcript, clients: Sequence[str], *, tasks: tuple[Task, ...]) -> Values:
-    """Return the item sets [clients, items] that `recovery` finds of one-user clients, as vectors of unit length."""
-    return unit(np.stack([item_set(item_scores(transcript, client, tasks=tasks)) for client in clients]))
-
-
-def updates(transcript: Transcript, clients: Sequence[str]) -> Values:
-    """Return the movement of every item's row in all rounds [clients, items], as vectors of unit length."""
-    return unit(np.stack([np.sum([direction(one) for one in transcript.of(client)], axis=0) for client in clients]))
-
-
-def vectors(transcript: Transcript, users: Ints, *, held: Mapping[str, Held]) -> Values:
-    """Return the vectors of users, with a bias if they have one, [users, d or d + 1]; for an insider of all platforms.
-
-    They are those of the platforms' last round. A user table that is shared is in the transcript, and what is held of
-    it does not count.
-    """
-    found: dict[int, NDArray[np.float64]] = {}
-    for client, one in held.items():
-        sent = list(transcript.of(client))[-1].x
-        every = {**one.private, **sent}
-        tables = [every[name] for name in ("user_table", "user_bias") if name in every]
-        rows = torch.cat(tables, dim=1).double().numpy()
-        found |= dict(zip(one.users.tolist(), rows, strict=True))
-    return np.stack([found[user] for user in users.tolist()])
-
-
 def unit(rows: NDArray[np.generic]) -> Values:
     """Return rows [n, d] scaled to length 1; a row of zeros stays."""
     rows = np.asarray(rows, np.float64)
@@ -109,17 +83,29 @@ def one_hot(values: Sequence[str], least: int = 20) -> Bools:
 def from_item_sets(
     transcript: Transcript, *, clients: Sequence[str], tasks: tuple[Task, ...], known: Bools, attributes: Bools
 ) -> Values:
-    """Return `told` by the item sets of one-user `clients`."""
-    return told(item_sets(transcript, clients, tasks=tasks), known, attributes)
+    """Return `told` by the item sets that `recovery` finds of one-user `clients`, as vectors of unit length."""
+    sets = [item_set(item_scores(transcript, client, tasks=tasks)) for client in clients]
+    return told(unit(np.stack(sets)), known, attributes)
 
 
 def from_updates(transcript: Transcript, *, clients: Sequence[str], known: Bools, attributes: Bools) -> Values:
-    """Return `told` by the updates of one-user `clients`."""
-    return told(updates(transcript, clients), known, attributes)
+    """Return `told` by the movement of every item's row in all rounds of one-user `clients`, at unit length."""
+    moved = [np.sum([direction(one) for one in transcript.of(client)], axis=0) for client in clients]
+    return told(unit(np.stack(moved)), known, attributes)
 
 
 def from_vectors(
     transcript: Transcript, *, users: Ints, held: Mapping[str, Held], known: Bools, attributes: Bools
 ) -> Values:
-    """Return `told` by the vectors of `users`, for an insider of all platforms."""
-    return told(vectors(transcript, users, held=held), known, attributes)
+    """Return `told` by the vectors of `users`, with a bias if they have one, for an insider of all platforms.
+
+    They are those of the platforms' last round. A user table that is shared is in the transcript, and what is held of
+    it does not count.
+    """
+    found: dict[int, NDArray[np.float64]] = {}
+    for client, one in held.items():
+        every = {**one.private, **list(transcript.of(client))[-1].x}
+        tables = [every[name] for name in ("user_table", "user_bias") if name in every]
+        rows = torch.cat(tables, dim=1).double().numpy()
+        found |= dict(zip(one.users.tolist(), rows, strict=True))
+    return told(np.stack([found[user] for user in users.tolist()]), known, attributes)

@@ -1,58 +1,26 @@
-"""Gradient inversion of a batch: which users gave which items which ratings, from one step of SGD on them.
+"""Gradient inversion of a batch: which users rated which items, from one step of SGD on them.
 
 What deep leakage from gradients finds by optimisation (arXiv 1906.08935), factorisation gives by linear algebra: the
-gradient of an item's row is a combination of the vectors of the few users in the batch who rated it.
+gradient of an item's row is a combination of the vectors of the few users in the batch who rated it. Of the batch's
+records k of item i, with residuals e_k = p_k . q_i + b_i + c - r_k,
+
+    B/(2 lr) (z - x)_i = sum_k (e_k p_k + l2 q_i)
+
+is solved for few users by orthogonal matching pursuit.
 """
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from fedrec.data.types import Ints
 from fedrec.experiment import Experiment
-from fedrec.privacy.attacks.ratings import SCALE, fitting
-from fedrec.privacy.attacks.recovery import STILL, moved
 from fedrec.privacy.attacks.scores import Values
 from fedrec.privacy.attacks.targets import Records
 from fedrec.privacy.transcript import Exchanged, Transcript
 from fedrec.training.recipe import Recipe
 
 TERMS = 8  # users of one item in a batch that are looked for; d = 32 equations tell about so many of a thousand
-
-
-def inverted(
-    one: Exchanged,
-    *,
-    recipe: Recipe,
-    size: int,
-    vectors: Values,
-    offset: float | None = None,
-    prior: Values | None = None,
-) -> tuple[Ints, Ints, Values]:
-    """Return (user, item, rating), each [n], of the records that a client's step was made on.
-
-    `user` are rows of `vectors` [users, d], `item` positions among the client's items. Known beside the round: the
-    hyper-parameters, the number of records in the batch (`size`, which clients tell), and the vectors that users may
-    have started with; and the head's `offset`, or a `prior` to fit it by (`ratings.fitting`). Of the batch's records k
-    of item i, with residuals e_k = p_k . q_i + b_i + c - r_k,
-
-        B/(2 lr) (z - x)_i = sum_k (e_k p_k + l2 q_i)
-
-    is solved for few users by orthogonal matching pursuit; every e_k then gives a rating.
-    """
-    z, g = gradient(one, recipe=recipe, size=size)
-    far = moved(one)
-    users, items, known = [], [], []
-    for item in np.flatnonzero(far > STILL * float(far.max(initial=0.0))):
-        q = z["item_table"][item]
-        chosen, e = pursuit(g["item_table"][item], vectors, recipe.l2 * q)
-        users.append(chosen)
-        items.append(np.full(len(chosen), item))
-        known.append(vectors[chosen] @ q + z["item_bias"][item, 0] - e)
-    if not users:
-        return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0)
-    r = np.concatenate(known)
-    c = fitting(r, prior) if offset is None else offset
-    return np.concatenate(users), np.concatenate(items), np.clip(np.rint(r + c), SCALE[0], SCALE[-1])
 
 
 def gradient(one: Exchanged, *, recipe: Recipe, size: int) -> tuple[dict[str, Values], dict[str, Values]]:
@@ -85,17 +53,19 @@ def membership(transcript: Transcript, records: Records, *, experiment: Experime
     It is |e_k| / |e| of `pursuit`. Known beside the transcript: hyper-parameters and seed, and with them the vectors
     that the users of a `population` of so many global ids start with.
     """
-    found, everybody, recipe = np.zeros(len(records)), np.arange(population), experiment.recipe()
-    for number, client in enumerate(records.client):
-        asked = np.flatnonzero(records.of == number)
-        one, ids = next(iter(transcript.of(client))), transcript.ids(client, "item_table")
+    everybody, recipe = np.arange(population), experiment.recipe()
+
+    def score(client: str, part: Records, place: Tensor) -> Values:
+        one, found = next(iter(transcript.of(client))), np.zeros(len(part))
         model, size = experiment.recommender(client), max(int(transcript.joined[client].metrics.get("examples", 1)), 1)
-        atoms = model.init(experiment.seed, everybody, ids[:0], {})["user_table"].double().numpy()
+        atoms = model.init(experiment.seed, everybody, part.item[:0], {})["user_table"].double().numpy()
         z, g = gradient(one, recipe=recipe, size=size)
-        for item in np.unique(records.item[asked]):
-            row, rows = int(np.searchsorted(ids, item)), asked[records.item[asked] == item]
+        for row in np.unique(place.numpy()):
+            rows = np.flatnonzero(place.numpy() == row)
             chosen, e = pursuit(g["item_table"][row], atoms, recipe.l2 * z["item_table"][row])
             share = np.zeros(population)
             share[chosen] = np.abs(e) / max(float(np.linalg.norm(e)), 1e-300)
-            found[rows] = share[records.user[rows]]
-    return found
+            found[rows] = share[part.user[rows]]
+        return found
+
+    return records.scored(transcript, score)

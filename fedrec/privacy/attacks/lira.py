@@ -26,12 +26,14 @@ def likelihood_ratios(
     record's own and one variance for all (section VI, few shadow models).
     """
     (client,) = {records.client[number] for number in np.unique(records.of)}
-    first = next(iter(transcript.of(client)))
+    first, width = next(iter(transcript.of(client))), int(pool.items[-1]) + 1
     inside, phi = np.zeros((shadows, len(records)), np.bool_), np.zeros((shadows, len(records)))
     for k in range(shadows):
         chosen = generator(seed, "shadow", client, k).random(len(pool.train)) < 0.5
         alone = Transcript({client: transcript.joined[client]}, [shadow(first, pool, chosen, experiment, seed, k)])
-        inside[k] = contained(records, pool, chosen)
+        rows = pool.train.take(chosen)
+        held = pool.users[rows.user] * width + pool.items[rows.item]
+        inside[k] = np.isin(records.user * width + records.item, held)
         phi[k] = leanings(alone, records, experiment=experiment)
     mine = leanings(transcript, records, experiment=experiment)
     n_in, n_out = inside.sum(0), (~inside).sum(0)
@@ -54,10 +56,3 @@ def shadow(
     scope = ("shadow", pool.name, number)
     params, _ = local_update(model, start, data, tasks, experiment.recipe(), sharing, seed=seed, scope=scope)
     return replace(first, x=sharing.split(params)[0], metrics={})
-
-
-def contained(records: Records, pool: ClientData, chosen: Bools) -> Bools:
-    """Return which records [n] are among the chosen ones of the pool."""
-    width = int(pool.items[-1]) + 1
-    rows = pool.train.take(chosen)
-    return np.isin(records.user * width + records.item, pool.users[rows.user] * width + pool.items[rows.item])

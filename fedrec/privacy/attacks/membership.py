@@ -20,7 +20,6 @@ from fedrec.parameters import Params
 from fedrec.privacy.attacks.scores import Values
 from fedrec.privacy.attacks.targets import Records
 from fedrec.privacy.transcript import Transcript
-from fedrec.tasks import Task
 
 MEAN = 3.5  # of ratings, as the public may guess it
 
@@ -50,9 +49,9 @@ def insider_losses(
             if task.kind == "rank":
                 return _ranked(lambda u: model.score_all(params, task.name, u), user, item)
             s = model.head(params, task.name, model.features(params, user, item))
-            return _pointwise(task, s, part)
+            return np.asarray(-((s.double().numpy() - part.rating) ** 2))
 
-    return _each(transcript, records, score)
+    return records.scored(transcript, score)
 
 
 def fitted_losses(transcript: Transcript, records: Records, *, experiment: Experiment, ridge: float = 1.0) -> Values:
@@ -67,7 +66,7 @@ def fitted_losses(transcript: Transcript, records: Records, *, experiment: Exper
         rounds, ranked = list(transcript.of(client)), experiment.tasks(client)[0].kind == "rank"
         return fit(rounds[0].z, part, item, ranked, ridge) - fit(rounds[-1].x, part, item, ranked, ridge)
 
-    return _each(transcript, records, score)
+    return records.scored(transcript, score)
 
 
 def fit(rows: Params, part: Records, item: Tensor, ranked: bool, ridge: float) -> Values:
@@ -107,7 +106,7 @@ def leanings(transcript: Transcript, records: Records, *, experiment: Experiment
         found = [along for along, _, _ in _lean(transcript, client, part, item, experiment, rounds)]
         return np.asarray(torch.stack(found).sum(0).numpy())
 
-    return _each(transcript, records, score)
+    return records.scored(transcript, score)
 
 
 def user_leanings(transcript: Transcript, records: Records, *, experiment: Experiment, rounds: int = 1) -> Values:
@@ -118,10 +117,8 @@ def user_leanings(transcript: Transcript, records: Records, *, experiment: Exper
     Known: as for `leanings`, and the profiles of the users asked about.
     """
     weight, noise = np.zeros(len(records)), np.zeros(len(records))
-    for number, client in enumerate(records.client):
-        rows = np.flatnonzero(records.of == number)
-        part = records.take(rows)
-        for along, g, u in _lean(transcript, client, part, _items(transcript, client, part), experiment, rounds):
+    for client, rows, part, item in records.by_client(transcript):
+        for along, g, u in _lean(transcript, client, part, item, experiment, rounds):
             ratio = (g / u.clamp(min=1e-12 + 1e-3 * float(u.max()))).numpy()
             weight[rows] += along.numpy() * ratio
             noise[rows] += ratio**2
@@ -158,25 +155,6 @@ def steps(z: Params, part: Records, item: Tensor, items: Ints, client: str, expe
     loss = (s - torch.from_numpy(part.rating)).square() if task.kind == "rating" else -s
     values = torch.autograd.grad(loss.sum(), [params[name] for name in rows])
     return {name: -g for name, g in zip(rows, values, strict=True)}
-
-
-def _each(transcript: Transcript, records: Records, score: Callable[[str, Records, Tensor], Values]) -> Values:
-    """Return the scores [n] of records, found client by client."""
-    found = np.zeros(len(records))
-    for number, client in enumerate(records.client):
-        rows = np.flatnonzero(records.of == number)
-        if len(rows):
-            part = records.take(rows)
-            found[rows] = score(client, part, _items(transcript, client, part))
-    return found
-
-
-def _items(transcript: Transcript, client: str, part: Records) -> Tensor:
-    return torch.from_numpy(np.searchsorted(transcript.ids(client, "item_table"), part.item))
-
-
-def _pointwise(task: Task, s: Tensor, part: Records) -> Values:
-    return np.asarray(-((s.double().numpy() - part.rating) ** 2))
 
 
 def _ranked(score_all: Callable[[Tensor], Tensor], user: Tensor, item: Tensor) -> Values:

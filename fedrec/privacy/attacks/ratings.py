@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+from torch import Tensor
 
 from fedrec.data.types import Ints
 from fedrec.experiment import Experiment
@@ -53,15 +54,14 @@ def rating_scores(transcript: Transcript, records: Records, *, experiment: Exper
 
     Known beside the transcript: hyper-parameters, the `prior` of ratings, and for which items it is asked.
     """
-    found = np.zeros(len(records))
-    for number, client in enumerate(records.client):
-        asked = np.flatnonzero(records.of == number)
-        item, rating = recovered_ratings(next(iter(transcript.of(client))), recipe=experiment.recipe(), prior=prior)
-        ids = transcript.ids(client, "item_table")
-        table = np.zeros(len(ids))
-        table[item] = rating
-        found[asked] = table[np.searchsorted(ids, records.item[asked])]
-    return found
+
+    def score(client: str, part: Records, item: Tensor) -> Values:
+        rated, rating = recovered_ratings(next(iter(transcript.of(client))), recipe=experiment.recipe(), prior=prior)
+        table = np.zeros(len(transcript.ids(client, "item_table")))
+        table[rated] = rating
+        return np.asarray(table[item.numpy()])
+
+    return records.scored(transcript, score)
 
 
 def fitting(known: Values, prior: Values | None) -> float:

@@ -7,6 +7,7 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import betaincinv
+from scipy.stats import rankdata
 
 from fedrec.data.types import Bools, Ints
 
@@ -56,7 +57,12 @@ def judge(
         )
     if np.isnan(scores).any():
         raise ValueError(f"scores: must be numbers, found NaN at {int(np.isnan(scores).argmax())}")
-    fpr, tpr = roc(scores, truth)
+    # FPR and TPR at every threshold, from (0, 0) to (1, 1); targets of one score come in together.
+    order = np.argsort(-scores, kind="stable")
+    last = np.append(np.flatnonzero(np.diff(scores[order]) != 0), len(scores) - 1)
+    hits = np.cumsum(truth[order])[last]
+    tpr = np.concatenate([[0.0], hits / truth.sum()])
+    fpr = np.concatenate([[0.0], (last + 1 - hits) / (~truth).sum()])
     each = np.arange(len(scores)) if groups is None else groups
     value, error = auc(scores, truth, each)
     width = NormalDist().inv_cdf((1 + confidence) / 2) * error
@@ -64,16 +70,6 @@ def judge(
     low, high = clopper_pearson(np.asarray([round(reached * members)]), members, 1 - confidence)
     band = (max(value - width, 0.0), min(value + width, 1.0))
     return Result(value, *band, reached, float(low[0]), float(high[0]), fpr, tpr, members, others, len(np.unique(each)))
-
-
-def roc(scores: Values, truth: Bools) -> tuple[Values, Values]:
-    """Return FPR and TPR at every threshold, from (0, 0) to (1, 1); targets of one score come in together."""
-    order = np.argsort(-scores, kind="stable")
-    last = np.append(np.flatnonzero(np.diff(scores[order]) != 0), len(scores) - 1)
-    hits = np.cumsum(truth[order])[last]
-    tpr = np.concatenate([[0.0], hits / truth.sum()])
-    fpr = np.concatenate([[0.0], (last + 1 - hits) / (~truth).sum()])
-    return fpr, tpr
 
 
 def auc(scores: Values, truth: Bools, groups: Ints) -> tuple[float, float]:
@@ -133,8 +129,4 @@ def violates(result: Result, epsilon: float, delta: float, confidence: float = 0
 
 def ranks(scores: Values) -> Values:
     """Return where every score [n, k] lies among its column, from 0 to 1, equal ones in the middle of their places."""
-    found = np.zeros(scores.shape)
-    for column, part in zip(scores.T, found.T, strict=True):
-        ordered = np.sort(column)
-        part[:] = np.searchsorted(ordered, column, "left") + np.searchsorted(ordered, column, "right")
-    return found / (2 * max(len(scores), 1))
+    return np.asarray((rankdata(scores, axis=0) - 0.5) / max(len(scores), 1))

@@ -19,6 +19,7 @@ from fedrec.privacy.transcript import Transcript
 from fedrec.seeds import generator
 
 SAMPLE = 400  # targets of a client and a kind
+Tasks = tuple[Literal["rank", "rating"], ...]
 USERS = 60  # of a client and a kind, and one-user clients
 
 
@@ -62,7 +63,7 @@ class Attack:
     name: str
     unit: Literal["interaction", "user", "attribute"]
     clients: Literal["silos", "one-user"]
-    tasks: tuple[Literal["rank", "rating"], ...]
+    tasks: Tasks
     run: Callable[..., Values]
     ask: Callable[[Case], Question]
     released: bool = True
@@ -117,14 +118,10 @@ def _ratings(case: Case) -> Question:
     return Question(known, records.rating >= 4, records.of)
 
 
-def _interactions(case: Case, *names: str) -> Question:
+def _interactions(case: Case, names: Sequence[str]) -> Question:
     records, truth = targets.interactions(case.parts, per_client=SAMPLE, seed=case.seed)
     every = {"experiment": case.experiment, "held": _held(case), "population": len(case.users)}
     return Question({"records": records} | {name: every[name] for name in names}, truth, records.user)
-
-
-def _leaning(case: Case) -> Question:
-    return _interactions(case, "experiment")
 
 
 def _throughout(case: Case, ask: Callable[[Case], Question]) -> Question:
@@ -184,61 +181,28 @@ SOURCES: tuple[Source, ...] = (
     ("updates", "one-user", attributes.from_updates, _attribute, True),
     ("user vectors", "silos", attributes.from_vectors, _attribute, False),
 )
-BOTH: tuple[Literal["rank", "rating"], ...] = ("rank", "rating")
+BOTH: Tasks = ("rank", "rating")
+INSIDE: tuple[Literal["interaction"], Literal["silos"], Tasks] = ("interaction", "silos", BOTH)
 FACTORISED = ("item_table", "item_bias")
+_leaning = partial(_interactions, names=("experiment",))
+INSIDER = partial(_interactions, names=("experiment", "held"))
+INVERSION = partial(_interactions, names=("experiment", "population"))
 ATTACKS: tuple[Attack, ...] = (
     Attack("item set", "interaction", "one-user", BOTH, recovery.catalogue_scores, _catalogue),
     Attack("shadow labels (IMIA)", "interaction", "one-user", ("rank",), imia.catalogue_imia, _imia),
     Attack("ratings", "attribute", "one-user", ("rating",), ratings.rating_scores, _ratings, reads=FACTORISED),
-    Attack(
-        "loss, insider",
-        "interaction",
-        "silos",
-        BOTH,
-        membership.insider_losses,
-        lambda case: _interactions(case, "experiment", "held"),
-        released=False,
-    ),
-    Attack("loss, fitted user", "interaction", "silos", BOTH, membership.fitted_losses, _fitted),
-    Attack("leaning", "interaction", "silos", BOTH, membership.leanings, _leaning),
-    Attack(
-        "leaning, all rounds",
-        "interaction",
-        "silos",
-        BOTH,
-        membership.leanings,
-        lambda case: _throughout(case, _leaning),
-    ),
-    Attack("likelihood ratio (LiRA)", "interaction", "silos", BOTH, lira.likelihood_ratios, _lira),
-    Attack(
-        "inversion",
-        "interaction",
-        "silos",
-        ("rating",),
-        inversion.membership,
-        lambda case: _interactions(case, "experiment", "population"),
-        reads=FACTORISED,
-    ),
+    Attack("loss, insider", *INSIDE, membership.insider_losses, INSIDER, released=False),
+    Attack("loss, fitted user", *INSIDE, membership.fitted_losses, _fitted),
+    Attack("leaning", *INSIDE, membership.leanings, _leaning),
+    Attack("leaning, all rounds", *INSIDE, membership.leanings, partial(_throughout, ask=_leaning)),
+    Attack("likelihood ratio (LiRA)", *INSIDE, lira.likelihood_ratios, _lira),
+    Attack("inversion", "interaction", "silos", ("rating",), inversion.membership, INVERSION, reads=FACTORISED),
     Attack("user leaning", "user", "silos", BOTH, membership.user_leanings, _users),
     Attack(
-        "user leaning, all rounds",
-        "user",
-        "silos",
-        BOTH,
-        membership.user_leanings,
-        lambda case: _throughout(case, _users),
+        "user leaning, all rounds", "user", "silos", BOTH, membership.user_leanings, partial(_throughout, ask=_users)
     ),
     *(
-        Attack(
-            f"{name} from {what}",
-            "attribute",
-            clients,
-            BOTH,
-            run,
-            partial(ask, name=name),
-            released=released,
-            about=name,
-        )
+        Attack(f"{name} from {what}", "attribute", clients, BOTH, run, partial(ask, name=name), released, about=name)
         for what, clients, run, ask, released in SOURCES
         for name in ("gender", "age", "occupation")
     ),

@@ -1,14 +1,17 @@
 """What attacks are asked about, and, apart from it, the truth."""
 
-from __future__ import annotations
-
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from fedrec.data.split import concatenate
 from fedrec.data.types import Bools, ClientData, Floats, Interactions, Ints
+from fedrec.privacy.transcript import Transcript
 from fedrec.seeds import generator
 from fedrec.tasks import Task
 
@@ -26,11 +29,25 @@ class Records:
     def __len__(self) -> int:
         return len(self.user)
 
-    def take(self, index: Ints | Bools) -> Records:
+    def take(self, index: Ints | Bools) -> "Records":
         """Return the records that `index` (positions, or a mask [n]) selects."""
         return Records(self.client, self.of[index], self.user[index], self.item[index], self.rating[index])
 
-    def unrated(self) -> Records:
+    def by_client(self, transcript: Transcript) -> Iterator[tuple[str, Ints, "Records", Tensor]]:
+        """Yield every client that has records, their places, the records, and the rows of their items in its table."""
+        for number in np.unique(self.of):
+            client, rows = self.client[number], np.flatnonzero(self.of == number)
+            part = self.take(rows)
+            yield client, rows, part, torch.from_numpy(np.searchsorted(transcript.ids(client, "item_table"), part.item))
+
+    def scored(self, transcript: Transcript, score: Callable[[str, "Records", Tensor], NDArray[Any]]) -> NDArray[Any]:
+        """Return the scores [n] of the records, found client by client."""
+        found = np.zeros(len(self))
+        for client, rows, part, item in self.by_client(transcript):
+            found[rows] = score(client, part, item)
+        return found
+
+    def unrated(self) -> "Records":
         """Return the records without their ratings, for an attack that is to find those."""
         return replace(self, rating=np.full(len(self), np.nan, np.float32))
 
