@@ -1,12 +1,11 @@
 """A client's recommendations: `python -m clients.recommend RUN_DIR --client films --user 17 -k 10`."""
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -16,7 +15,7 @@ from fedrec.aggregation import carrier, gather
 from fedrec.data import ClientData, Dataset
 from fedrec.data.frame import FRAME
 from fedrec.data.types import Floats, Ints
-from fedrec.errors import UserError, choose, one_line
+from fedrec.errors import Parser, UserError, choose, one_line
 from fedrec.evaluation import mask_of, members
 from fedrec.experiment import Experiment, build
 from fedrec.files import sha256_of
@@ -177,14 +176,9 @@ def show(console: Console, client: str, user: str, made: Recommendation, data: D
     console.print(table)
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(message)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Print what the command line asks for; return 0, or 2 for a wrong input."""
-    parser = _Parser(prog="python -m clients.recommend", description=ABOUT, allow_abbrev=False)
+    parser = Parser(prog="python -m clients.recommend", description=ABOUT, allow_abbrev=False)
     parser.add_argument("run", type=Path, metavar="RUN_DIR", help="folder of the run")
     parser.add_argument("--client", required=True, help="name of the client; of a pooled run also that of a member")
     parser.add_argument("--user", required=True, help="the user's key in the data; an unknown one gets the cold answer")

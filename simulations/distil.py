@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 from rich import box
@@ -26,7 +26,7 @@ from fedrec.components import per_client
 from fedrec.data import ClientData
 from fedrec.differences import Side, difference
 from fedrec.distillation import KINDS, Distillation, learn
-from fedrec.errors import UserError, choose, one_line
+from fedrec.errors import Parser, UserError, choose
 from fedrec.evaluation import Evaluation, PerUser, Split
 from fedrec.experiment import Experiment, build
 from fedrec.folders import writing
@@ -42,7 +42,7 @@ from simulations.baselines import baseline
 from simulations.closing import number, signed
 from simulations.cost import BATCH, Cost, cost
 from simulations.methods import usual
-from simulations.start import ready
+from simulations.start import ready, status_of
 
 ABOUT = "Train small students of the clients' models of a finished run, and measure them beside their teachers."
 TEACHER, STUDENT, ALONE = "teacher", "student", "student alone"
@@ -219,14 +219,9 @@ def interval(row: Row, other: str) -> str:
     return "-" if math.isnan(low) else f"[{signed(low)}, {signed(high)}]"
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(message)
-
-
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    p = _Parser(prog="python -m simulations.distil", description=ABOUT, allow_abbrev=False)
+    p = Parser(prog="python -m simulations.distil", description=ABOUT, allow_abbrev=False)
     p.add_argument("run", type=Path, metavar="RUN_DIR", help="folder of the run")
     p.add_argument("--client", help="name of the client; every client without it")
     p.add_argument("--task", default="", help="the tasks that the student learns, comma-separated; all without it")
@@ -270,12 +265,8 @@ def distil_run(options: argparse.Namespace, console: Console) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Do what the command line asks for; return 0, or 2 for a wrong input."""
-    try:
-        distil_run(parser().parse_args(argv), Console(markup=False, emoji=False, highlight=False))
-    except UserError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 2
-    return 0
+    console = Console(markup=False, emoji=False, highlight=False)
+    return status_of(lambda: distil_run(parser().parse_args(argv), console))
 
 
 if __name__ == "__main__":

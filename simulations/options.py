@@ -7,13 +7,13 @@ import textwrap
 from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal, NoReturn, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from fedrec.components import ALIASES, SEAMS, fields_known, find, per_client, read
-from fedrec.errors import UserError, choose
+from fedrec.errors import Parser, choose
 from fedrec.experiment import Experiment, Method
 from fedrec.sharing import SHARINGS
 from simulations.defaults import DEFAULTS
@@ -92,14 +92,9 @@ def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
     return nested
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(message.replace("argument --", "option --", 1))
-
-
 def parser() -> argparse.ArgumentParser:
     """Return the parser: a flag for every field of Experiment, and those that decide nothing about the result."""
-    made = _Parser(
+    made = Parser(
         prog="python -m simulations.run",
         description="Train recommenders that learn together, each with a private part, and report whether it helped.",
         usage="%(prog)s [--FIELD VALUE ...] [--config FILE] [--out DIR] [--no-compare] [--quiet]",

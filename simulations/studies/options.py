@@ -2,12 +2,12 @@
 
 import os
 import textwrap
-from argparse import SUPPRESS, Action, ArgumentParser, HelpFormatter, Namespace
+from argparse import SUPPRESS, Action, HelpFormatter, Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from fedrec.errors import UserError
+from fedrec.errors import Parser, UserError
 
 Options = Mapping[str, tuple[Any, str]]  # by name: the default, or the type of one that has none, and what it is
 WORDS = {
@@ -30,11 +30,6 @@ WORKERS = (os.cpu_count() or 1, "processes")
 REST = "Every option of a run may be given too, see python -m simulations.run --help."
 FIXED = ("speed",)  # whose experiments are fixed
 COUNTS = (("seeds", "workers"), ("repeats",), ("canaries",))  # checked together
-
-
-class _Parser(ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(message.replace("argument --", "option --", 1))
 
 
 class _Help(HelpFormatter):
@@ -60,7 +55,7 @@ def parsed(name: str, own: Options, argv: Sequence[str], more: str = "") -> Name
 
     `more` is said below them in --help. Raises UserError for a wrong value and for a count below 1.
     """
-    parser = _Parser(
+    parser = Parser(
         prog=f"python -m simulations.studies {name}",
         description=WORDS[name],
         epilog=" ".join(filter(None, [more, "" if name in FIXED else REST])),
