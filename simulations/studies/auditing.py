@@ -117,7 +117,7 @@ def findings(results: pd.DataFrame, runs: Sequence[Run], options: Namespace) -> 
     shown = [{str(k): f"{v:.2f}" if isinstance(v, float) else str(v) for k, v in row.items()} for row in rows]
     told = list(meaning(set(results["verdict"]), len(runs)))
     broken = sorted(set(results.loc[results["verdict"] == BROKEN, "what"]))
-    return Findings([Part("", shown)], notes=told, failed=", ".join(broken))
+    return Findings(tables=[Part("", shown)], notes=told, failed=", ".join(broken))
 
 
 def meaning(verdicts: Collection[str], audits: int) -> Iterator[str]:

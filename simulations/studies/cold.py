@@ -200,7 +200,7 @@ def findings(results: pd.DataFrame, runs: Sequence[Run], options: Namespace) -> 
     title = "What is a text worth for an item that nobody has met?"
     page = Page(title, WORDS, seeded(options.seeds), parts(rows), facts(runs), NOTES)
     each = results[~results["arm"].isin([*LIKED, CHANCE])].drop_duplicates(["arm", "split", "seed"])
-    return Findings(page.parts, rows, page.write, page.kicker, [f"{each['seconds'].sum():.0f} s of processors"])
+    return Findings(rows, page, notes=[f"{each['seconds'].sum():.0f} s of processors"])
 
 
 def summary(results: pd.DataFrame) -> list[Row]:

@@ -81,7 +81,7 @@ def findings(results: pd.DataFrame, runs: Sequence[Run], options: Namespace) -> 
         {**facts(runs), "students": str(STUDENTS)},
         [f"{name}: {rule}" for name, rule in RULES.items() if rule],
     )
-    return Findings(page.parts, rows, page.write, page.kicker)
+    return Findings(rows, page)
 
 
 def summary(results: pd.DataFrame) -> list[Row]:
@@ -96,8 +96,8 @@ def summary(results: pd.DataFrame) -> list[Row]:
         parameters, teacher = float(size[name].mean()), float(size[TEACHER].mean())
         row: Row = {"model": name, "parameters": parameters, "size": parameters / teacher}
         row |= {"one_ms": float(np.median(one[name])), "batch_ms": float(np.median(batch[name])), **spread(mine)}
-        row |= ends("share", paired(mine / value[TEACHER], np.zeros(len(mine))))
-        rows.append({**row, **ends("minus_alone", paired(mine, value[ALONE]))})
+        share = paired(mine / value[TEACHER], np.zeros(len(mine)))
+        rows.append(row | ends({"share": share, "minus_alone": paired(mine, value[ALONE])}))
     return rows
 
 

@@ -18,7 +18,7 @@ import pandas as pd
 from fedrec.experiment import Experiment
 from fedrec.folders import writing
 from fedrec.records import write_csv
-from fedrec.report.study import Part
+from fedrec.report.study import Page, Part
 from simulations.check import check
 from simulations.cli import heeded
 from simulations.studies.options import Options, parsed
@@ -45,14 +45,14 @@ class Run:
 
 @dataclass(frozen=True)
 class Findings:
-    """What the runs of a study show: rows of its summary, what writes its page, and what the terminal shows.
+    """What the runs of a study show: rows of its summary, its page, and what the terminal shows in place of the page's.
 
     `failed` says what is wrong; the study then ends with status 1.
     """
 
-    tables: Sequence[Part]
     summary: Sequence[Row] = ()
-    page: Callable[[Path], object] | None = None
+    page: Page | None = None
+    tables: Sequence[Part] = ()
     heading: str = ""
     notes: Sequence[str] = ()
     failed: str = ""
@@ -105,12 +105,13 @@ def write(home: Path, found: Findings) -> None:
     if found.summary:
         write_csv(home / "summary.csv", found.summary)
     if found.page:
-        found.page(home / PAGE)
+        found.page.write(home / PAGE)
 
 
 def show(out: Path, found: Findings) -> None:
     """Print what a study shows; raises SystemExit if it has failed."""
-    print_all(found.heading, found.tables, found.notes)
+    page = found.page or Page("", "", found.heading, found.tables, {})
+    print_all(found.heading or page.kicker, found.tables or page.parts, found.notes)
     print(f"report: {out / PAGE}" if found.page else f"results: {out}")
     if found.failed:
         raise SystemExit(f"failed: {found.failed}")

@@ -1,6 +1,5 @@
 """Methods side by side: `python -m simulations.studies methods --methods local,pooled,fedper --seeds 5`."""
 
-import re
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,9 +9,10 @@ import pandas as pd
 
 from fedrec.errors import choose
 from fedrec.experiment import Experiment
-from fedrec.metrics import Paired, higher_is_better, paired
-from fedrec.report.findings import number
-from fedrec.report.study import Part, interval, seeded, write_study
+from fedrec.metrics import higher_is_better
+from fedrec.report.findings import change, label, number
+from fedrec.report.study import Page, Part, forest, seeded
+from fedrec.report.tables import LEAKING
 from fedrec.report.verdicts import verdicts
 from fedrec.sharing import SHARINGS
 from simulations.baselines import baseline, run_baseline, run_popularity
@@ -21,7 +21,7 @@ from simulations.closing import SHORT
 from simulations.methods import METHODS
 from simulations.studies.harness import Findings, Rows, Run, Study, facts
 from simulations.studies.options import SEEDS, WORKERS
-from simulations.studies.tables import Row, by_arm, ends, measures, records, spread
+from simulations.studies.tables import Row, band, by_arm, differences, ends, measures, records, spread
 
 POPULARITY = "popularity"
 # Some robust rules need more clients than there may be, SCAFFOLD needs sgd, and agreement volunteers.
@@ -30,7 +30,17 @@ USUAL = [
     for name, method in METHODS.items()
     if not (method.robust.active or method.agreement.active)
 ]
+GAPS = {"minus_local": "local", "minus_pooled": "pooled"}
 HOLM = "Verdicts: 5% over all methods together (Holm); share: of pooled."
+WORDS = (
+    "For a seed, all methods have the same data, start and order; validation chooses the round. Popularity is what the "
+    "training rows of all clients say of each item: counted for this page, sent to nobody, not private."
+)
+VERDICTS = (
+    "Each method minus training alone, the mean over clients, with its interval over seeds where there are several. "
+    "Verdicts: 5% over all methods of the table together (Holm). “Unclear after Holm”: the interval excludes 0, but no "
+    "longer when corrected."
+)
 OPTIONS = {
     "methods": (
         ",".join(USUAL),
@@ -94,13 +104,15 @@ def compared(
     """Return what methods reach, `over` which clients, and the page that compares them."""
     rows = summary(results)
     sure = any(np.isfinite(row.get("minus_local_low", np.nan)) for row in rows)
-    return Findings(
-        [Part("", [texts(row) for row in rows])],
-        rows,
-        lambda path: write_study(path, rows, seeds, about, runs[0].experiment.negatives == "published"),
+    leaking = f"{LEAKING}: " * (runs[0].experiment.negatives == "published")
+    page = Page(
+        f"{leaking}Which way of working together pays?",
+        WORDS,
         seeded(seeds, f"{over}, 95% intervals over seeds"),
-        [HOLM] * sure + [*notes],
+        [part(rows, *measure) for measure in dict.fromkeys((row["task"], row["metric"]) for row in rows)],
+        about,
     )
+    return Findings(rows, page, [Part("", [brief(row) for row in rows])], notes=[HOLM] * sure + [*notes])
 
 
 def summary(results: pd.DataFrame) -> list[Row]:
@@ -113,23 +125,16 @@ def summary(results: pd.DataFrame) -> list[Row]:
     rows: list[Row] = []
     for (task, metric), own in measures(results):
         values = by_arm(own, "method")
-        gains: dict[str, Paired] = {}
+        gaps = {name: differences(values, name, GAPS) for name in values}
+        gains = {name: found["minus_local"] for name, found in gaps.items() if "minus_local" in found}
+        words = dict(zip(gains, verdicts([metric] * len(gains), [*gains.values()], [0] * len(gains)), strict=True))
         for name, mine in values.items():
-            row: Row = {"task": task, "metric": metric, "method": name, **spread(mine)}
-            for other in ("local", "pooled"):
-                if other in values and other != name:
-                    p = paired(mine, values[other])
-                    gains |= {name: p} if other == "local" else {}
-                    row |= ends(f"minus_{other}", p)
-            if "local" in values and name != "local":
-                row["worst"] = worst_client(own, metric, name)
+            row: Row = {"task": task, "metric": metric, "method": name, **spread(mine), **ends(gaps[name])}
+            if name in gains:
+                row |= {"worst": worst_client(own, metric, name), "verdict": words[name]}
             if "pooled" in values:
                 row["share_of_pooled"] = float(mine.mean() / values["pooled"].mean())
             rows.append(row)
-        words = dict(zip(gains, verdicts([metric] * len(gains), [*gains.values()], [0] * len(gains)), strict=True))
-        for row in rows[-len(values) :]:
-            if row["method"] in words:
-                row["verdict"] = words[row["method"]]
     return rows
 
 
@@ -140,18 +145,39 @@ def worst_client(rows: pd.DataFrame, metric: str, method: str) -> float:
     return float(gain.min() if higher_is_better(metric) else gain.max())
 
 
+def part(rows: Sequence[Row], task: str, metric: str) -> Part:
+    """Return the table and the figure of one metric."""
+    own = [row for row in rows if (row["task"], row["metric"]) == (task, metric)]
+    gains = [(row["method"], *band(row, "minus_local"), row["verdict"]) for row in own if "verdict" in row]
+    figure = forest(gains, f"{task}-{metric}", f"{label(metric)} minus alone") if gains else None
+    return Part(f"{task}: {label(metric)}", [texts(row) for row in own], VERDICTS, figure)
+
+
 def texts(row: Row) -> dict[str, str]:
     """Return a row of the summary as it is printed, by heading."""
-    gain = interval(row, "minus_local", "+.3f") if "minus_local" in row else ""
-    word = row.get("verdict", "")
+    return {
+        "Method": row["method"],
+        "Mean": number(row["mean"]),
+        "SD": number(row["sd"]),
+        "Minus alone": change(*band(row, "minus_local")) if "minus_local" in row else "",
+        "Verdict": row.get("verdict", ""),
+        "Minus pooled": change(*band(row, "minus_pooled")) if "minus_pooled" in row else "",
+        "Of pooled": f"{row['share_of_pooled']:.0%}" if "share_of_pooled" in row else "",
+        "Worst client": change(row["worst"]) if "worst" in row else "",
+    }
+
+
+def brief(row: Row) -> dict[str, str]:
+    """Return a row of the summary for the terminal, where it fits into 80 columns."""
+    shown = texts(row)
     return {
         "metric": f"{row['task']} {row['metric']}",
         "method": row["method"],
         "mean": number(row["mean"], 4),
         "sd": number(row["sd"], 4),
-        "minus local [95%]": re.sub(r"(?<=[+-])0(?=\.)", "", gain),  # so that a row fits into 80 columns
-        "verdict": SHORT.get(word, word),
-        "share": f"{row['share_of_pooled']:.2f}" if "share_of_pooled" in row else "",
+        "minus local [95%]": shown["Minus alone"],
+        "verdict": SHORT.get(shown["Verdict"], shown["Verdict"]),
+        "share": shown["Of pooled"],
     }
 
 

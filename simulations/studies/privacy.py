@@ -214,7 +214,7 @@ def findings(results: pd.DataFrame, runs: Sequence[Run], options: Namespace) -> 
     scenes = {name: setting(e) for name, e in last.items() if name in (CLIENTS, ONE_USER)}
     budgets = budgets_of(options)
     shown = page(results, budgets, scenes, about(runs, scenes, budgets))
-    return Findings([brief(part) for part in shown.parts], (), shown.write, shown.kicker, shown.notes)
+    return Findings(page=shown, tables=[brief(part) for part in shown.parts], notes=shown.notes)
 
 
 def measure(run: Run, home: Path) -> Rows:

@@ -126,7 +126,7 @@ def findings(results: pd.DataFrame, runs: Sequence[Run], options: Namespace) -> 
         ordered = ranked(results)
         title = f"validation, the mean over clients and {options.seeds} seeds from {CHOOSING} on"
         best = [{"options": row["options"], "validation": f"{row['validation']:.4f}"} for row in ordered[:15]]
-        return Findings([Part("", best)], ordered, heading=title)
+        return Findings(ordered, tables=[Part("", best)], heading=title)
     rows = summary(results)
     page = Page(
         "What does a promise of privacy cost, and why?",
@@ -135,7 +135,7 @@ def findings(results: pd.DataFrame, runs: Sequence[Run], options: Namespace) -> 
         [Part("From plain to private", [texts(row) for row in rows])],
         facts(run for run in runs if run.labels["name"] == PRIVATE),
     )
-    return Findings(page.parts, rows, page.write, page.kicker)
+    return Findings(rows, page)
 
 
 def summary(results: pd.DataFrame) -> list[Row]:
@@ -145,7 +145,7 @@ def summary(results: pd.DataFrame) -> list[Row]:
         if after in values and before in values:
             gap = paired(values[after], values[before])
             row = {"step": step, "before": float(values[before].mean()), "after": float(values[after].mean())}
-            rows.append(row | ends("change", gap) | {"seeds": gap.n})
+            rows.append(row | ends({"change": gap}) | {"seeds": gap.n})
     return rows
 
 

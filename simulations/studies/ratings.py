@@ -194,14 +194,14 @@ def findings(results: pd.DataFrame, runs: Sequence[Run], options: Namespace) -> 
     table = summary(results)
     rows = records(table)
     if options.choose:
-        return Findings([Part("RMSE of ratings", texts(best(table)))], rows)
+        return Findings(rows, tables=[Part("RMSE of ratings", texts(best(table)))])
     used = {run.labels["line"]: run for run in runs}
     counts = {name: counted(len(clients_data(run.experiment))) for name, run in used.items()}
     words = ". ".join(LINES[name].words.format(count=count) for name, count in counts.items()) + "."
     kicker = f"{options.seeds} seeds" if options.seeds > 1 else "one seed: no standard deviation"
     part = Part("Error against the budget", texts(table), words, figure_of(table))
     page = Page("How well are ratings predicted under privacy?", WORDS, kicker, [part], facts(used.values()), [NOTE])
-    return Findings([Part("RMSE of ratings", part.rows)], rows, page.write)
+    return Findings(rows, page)
 
 
 def summary(results: pd.DataFrame) -> pd.DataFrame:

@@ -90,7 +90,7 @@ def findings(results: pd.DataFrame, runs: Sequence[Run], options: Namespace) -> 
     figure = plots.fit(x, y, line.slope, line.at, "scale", ("interactions", "seconds a round"))
     part = Part("Time against interactions", [texts(row) for row in rows], told(line), figure)
     page = Page("How far does it scale?", WORDS, f"engine {same.get('engine', 'process')}", [part], same)
-    return Findings(page.parts, rows, page.write, notes=[told(line)])
+    return Findings(rows, page, notes=[told(line)])
 
 
 def straight(interactions: Sequence[float], seconds: Sequence[float]) -> Line:

@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 
 from fedrec.experiment import Experiment
-from fedrec.metrics import paired
 from fedrec.records import write_csv
 from fedrec.report.findings import number
 from fedrec.report.study import Part, interval, seeded
@@ -19,7 +18,7 @@ from simulations.studies.harness import Carry, Findings, Run, Study
 from simulations.studies.methods import POPULARITY, experiment_of, measure
 from simulations.studies.options import SEEDS, WORKERS
 from simulations.studies.published import trained
-from simulations.studies.tables import Row, by_arm, ends, spread
+from simulations.studies.tables import Row, by_arm, differences, ends, spread
 
 USUAL = "--clients 5 --partition users --metrics ndcg@10 --engine inline --batch-size 1024 --local-epochs 1 --rounds 10"
 # What each is, and its choices; one is taken by the validation of a federated run on a seed of its own.
@@ -81,7 +80,7 @@ def findings(results: pd.DataFrame, runs: Sequence[Run], options: Namespace) -> 
     rows = summary(results)
     words = seeded(options.seeds, "95% intervals over seeds")
     heading = f"NDCG@10, mean over clients; {words}; chosen: {runs[0].about}"
-    return Findings([Part("", [texts(row) for row in rows])], rows, heading=heading)
+    return Findings(rows, tables=[Part("", [texts(row) for row in rows])], heading=heading)
 
 
 def summary(results: pd.DataFrame) -> list[Row]:
@@ -95,11 +94,9 @@ def summary(results: pd.DataFrame) -> list[Row]:
         values = by_arm(part, "method")
         for line, mine in values.items():
             model, _, way = line.partition(" ")
-            row = {"split": str(split), "method": line, **spread(mine)}
-            for name, other in zip(GAPS, (f"{model} local", f"mf {way}", POPULARITY), strict=True):
-                if other in values and other != line and model != POPULARITY:
-                    row |= ends(name, paired(mine, values[other]))
-            rows.append(row)
+            others = dict(zip(GAPS, (f"{model} local", f"mf {way}", POPULARITY), strict=True))
+            gaps = differences(values, line, others) if model != POPULARITY else {}
+            rows.append({"split": str(split), "method": line, **spread(mine), **ends(gaps)})
     return rows
 
 

@@ -80,7 +80,7 @@ def study(workloads: Sequence[Workload], chosen: Sequence[str], repeats: int, se
         wrong += [f"{r['workload']} {r['runner']}: {WRONG}, by {r['difference']:.3g}, {r['strayed']:.3g}" for r in bad]
         write_csv(home / "results.csv", rows)
         page = page_of(table, [*wrong, *notes], facts(repeats, workloads))
-        found = Findings(page.parts, table, page.write, notes=notes)
+        found = Findings(table, page, notes=notes)
         write(home, found)
     show(out, found)
     return wrong

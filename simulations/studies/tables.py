@@ -1,7 +1,7 @@
 """Numbers of arms over seeds, and the tables that show them on the terminal."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,11 +11,12 @@ from rich.console import Console
 from rich.table import Table
 
 from fedrec.errors import UserError
-from fedrec.metrics import Paired, Values
+from fedrec.metrics import Paired, Values, paired
 from fedrec.report.study import Part
 
 Row = dict[str, Any]
 NUMBER = "0123456789.+-\N{MINUS SIGN}\N{EN DASH}"  # what begins one
+ENDS = ("", "_low", "_high")  # of the columns of a mean and its interval
 LEAST = 12  # columns for words that must be broken
 
 
@@ -41,9 +42,21 @@ def spread(values: Values) -> Row:
     return {"mean": float(values.mean()), "sd": float(values.std(ddof=1)) if len(values) > 1 else float("nan")}
 
 
-def ends(name: str, found: Paired) -> Row:
-    """Return a mean with its interval, by column."""
-    return {name: found.mean, f"{name}_low": found.low, f"{name}_high": found.high}
+def differences(values: Mapping[str, Values], arm: str, others: Mapping[str, str]) -> dict[str, Paired]:
+    """Return how an arm differs from each of the others that is there, itself left out, by their columns' names."""
+    there = {name: other for name, other in others.items() if other in values and other != arm}
+    return {name: paired(values[arm], values[other]) for name, other in there.items()}
+
+
+def ends(found: Mapping[str, Paired]) -> Row:
+    """Return means with their intervals, by column."""
+    values = {name: (p.mean, p.low, p.high) for name, p in found.items()}
+    return {f"{name}{end}": x for name, p in values.items() for end, x in zip(ENDS, p, strict=True)}
+
+
+def band(row: Row, name: str) -> list[float]:
+    """Return the mean and the ends of its interval that `ends` has put into a row."""
+    return [row[f"{name}{end}"] for end in ENDS]
 
 
 def points(grid: str) -> list[tuple[str, ...]]:

@@ -140,8 +140,7 @@ def findings(results: pd.DataFrame, runs: Sequence[Run], options: Namespace) -> 
         told["tuned"] = f"on the validation of seeds {options.tune}, {options.grid}"
     for arm in dict.fromkeys(run.about for run in runs):
         told |= {f"{arm.name}{', ' + task if task else ''}": " ".join(found) for task, found in arm.options}
-    shown = page(rows, options.seeds, told)
-    return Findings(tables(rows), rows, shown.write, shown.kicker, notes(rows))
+    return Findings(rows, page(rows, options.seeds, told), tables(rows), notes=notes(rows))
 
 
 def chosen_of(tried: pd.DataFrame) -> list[Row]:

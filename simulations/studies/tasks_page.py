@@ -5,12 +5,12 @@ from typing import Any
 
 import pandas as pd
 
-from fedrec.metrics import Paired, higher_is_better, paired
+from fedrec.metrics import Paired, higher_is_better
 from fedrec.report.findings import change, label, number
 from fedrec.report.several import WORDS, Balance, balance
 from fedrec.report.study import Page, Part, forest, seeded
 from fedrec.report.verdicts import verdicts
-from simulations.studies.tables import Row, by_arm, ends, measures, spread
+from simulations.studies.tables import Row, band, by_arm, differences, ends, measures, spread
 
 Rows = Sequence[Row]
 AGAINST = {"local": "local single-task", "federated": "federated single-task"}
@@ -30,14 +30,12 @@ def summary(results: pd.DataFrame) -> list[dict[str, Any]]:
     for (task, metric), own in measures(results[several]):
         values, arms = by_arm(own, "arm"), own.drop_duplicates("arm").set_index("arm").to_dict("index")
         for name, mine in values.items():
-            row = {"task": task, "metric": metric, "arm": name, "multi": not arms[name]["single"], **spread(mine)}
-            for key, single in AGAINST.items():
-                other = f"{single} {arms[name]['body']}"
-                if name != other:
-                    p = paired(mine, values[other])
-                    row |= ends(f"minus_{key}", p)
-                    gaps[key].append((row, p))
-            rows.append(row)
+            others = {f"minus_{key}": f"{single} {arms[name]['body']}" for key, single in AGAINST.items()}
+            there = differences(values, name, others)
+            multi = not arms[name]["single"]
+            rows.append({"task": task, "metric": metric, "arm": name, "multi": multi, **spread(mine), **ends(there)})
+            for column, p in there.items():
+                gaps[column.removeprefix("minus_")].append((rows[-1], p))
     speaks = {row["task"]: row["metric"] for row in reversed(rows)}
     for key, found in gaps.items():
         told = [row["multi"] and speaks[row["task"]] == row["metric"] for row, _ in found]
@@ -85,7 +83,7 @@ def part(rows: Rows, task: str, metric: str) -> Part:
     own = [row for row in rows if (row["task"], row["metric"]) == (task, metric)]
     told = {"gained": "helped", "lost": "hurt"}
     gains = [
-        (row["arm"], *difference(row, "federated"), told.get(row["against_federated"], ""))
+        (row["arm"], *band(row, "minus_federated"), told.get(row["against_federated"], ""))
         for row in own
         if row["multi"]
     ]
@@ -99,7 +97,7 @@ def texts(row: Row) -> dict[str, str]:
     found = {"Arm": row["arm"], "Mean": number(row["mean"], 4), "SD": number(row["sd"], 4)}
     for key, name in AGAINST.items():
         there = f"minus_{key}" in row
-        found[f"Minus {name}"] = f"{change(*difference(row, key))} {row[f'against_{key}']}" if there else ""
+        found[f"Minus {name}"] = f"{change(*band(row, f'minus_{key}'))} {row[f'against_{key}']}" if there else ""
     return found
 
 
@@ -109,7 +107,7 @@ def tables(rows: Rows) -> list[Part]:
     return [
         Part(f"{task}: {label(metric)}", [
             {"arm": short(row["arm"]), "mean": f"{row['mean']:.4f}"} | {
-                f"minus {short(single)}": change(*difference(row, key)) if f"minus_{key}" in row else ""
+                f"minus {short(single)}": change(*band(row, f"minus_{key}")) if f"minus_{key}" in row else ""
                 for key, single in AGAINST.items()
             }
             for row in rows if (row["task"], row["metric"]) == (task, metric)
@@ -125,11 +123,6 @@ def notes(rows: Rows) -> list[str]:
         for key, single in AGAINST.items()
         for arm, found in balances(rows, key).items()
     ]
-
-
-def difference(row: Row, key: str) -> tuple[float, float, float]:
-    """Return a row's difference to a single-task arm with its interval."""
-    return row[f"minus_{key}"], row[f"minus_{key}_low"], row[f"minus_{key}_high"]
 
 
 def short(arm: str) -> str:
