@@ -22,18 +22,10 @@ from fedrec.report.verdicts import labels
 from fedrec.scorers import ModelScorer
 
 SUMMARY = {
-    "client": "client",
-    "task": "task",
-    "metric": "metric",
-    "federated": "together",
-    "local": "alone",
-    "pooled": "pooled",
-    "popularity": "popularity",
-    "local_difference": "difference",
-    "local_low": "low",
-    "local_high": "high",
-    "verdict": "verdict",
-    "protocol": "protocol",
+    **{name: name for name in ("client", "task", "metric")},
+    "federated": "together", "local": "alone", "pooled": "pooled", "popularity": "popularity",
+    "local_difference": "difference", "local_low": "low", "local_high": "high",
+    **{name: name for name in ("verdict", "protocol")},
 }
 # Functions that keep what they made of files, or of classes, by the names of these.
 KEPT = (

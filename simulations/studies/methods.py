@@ -21,7 +21,7 @@ from simulations.closing import SHORT
 from simulations.methods import METHODS
 from simulations.studies.harness import Findings, Rows, Run, Study, facts
 from simulations.studies.options import SEEDS, WORKERS
-from simulations.studies.tables import Row, band, by_arm, differences, ends, measures, records, spread
+from simulations.studies.tables import Row, band, by_arm, differences, ends, measures, records, spread, test_rows
 
 POPULARITY = "popularity"
 # Some robust rules need more clients than there may be, SCAFFOLD needs sgd, and agreement volunteers.
@@ -84,8 +84,7 @@ def measure(run: Run, home: Path) -> Rows:
     """Return the test rows of a run with its labels."""
     train = run_popularity if run.labels["method"] == POPULARITY else run_baseline
     train(run.experiment, home)
-    rows = pd.read_csv(home / "clients.csv")
-    return records(rows[rows["split"] == "test"].assign(**run.labels))
+    return records(test_rows(home).assign(**run.labels))
 
 
 def findings(results: pd.DataFrame, runs: Sequence[Run], options: Namespace) -> Findings:

@@ -14,7 +14,7 @@ from simulations.baselines import run_popularity
 from simulations.studies.harness import Findings, Rows, Run, Study, facts
 from simulations.studies.methods import POPULARITY, compared, experiment_of
 from simulations.studies.options import SEEDS, WORKERS
-from simulations.studies.tables import records
+from simulations.studies.tables import records, test_rows
 
 # What a platform may do that comes in round R of T; `local` first, with which the others are compared.
 ARMS = {
@@ -84,8 +84,8 @@ def measure(run: Run, home: Path) -> Rows:
         if run.labels["method"] in ALONE:
             grid.contexts = {k: one for (k, one), part in zip(grid.contexts.items(), parts, strict=True) if part == who}
         run_on(grid, apps_for(e, home, nodes=len(grid.contexts))[0])
-    rows = pd.read_csv(home / "clients.csv", dtype={"client": str})
-    return records(rows[(rows["split"] == "test") & (rows["client"] == who)].assign(**run.labels))
+    rows = test_rows(home)
+    return records(rows[rows["client"] == who].assign(**run.labels))
 
 
 def findings(results: pd.DataFrame, runs: Sequence[Run], options: Namespace) -> Findings:

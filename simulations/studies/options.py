@@ -1,5 +1,6 @@
 """What the command lines of studies have in common."""
 
+import math
 import os
 import textwrap
 from argparse import SUPPRESS, Action, HelpFormatter, Namespace
@@ -40,6 +41,17 @@ class _Help(HelpFormatter):
         if action.default in (None, "", SUPPRESS, False) or text.endswith("]"):
             return text
         return f"{text} [%(default)s]"
+
+
+def budget(text: str) -> str:
+    """Return a budget as it is written; raises UserError for one that is no number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not value > 0:
+        raise UserError(f"epsilon: must be numbers above 0, or inf, joined by commas, found {text!r}")
+    return text.strip()
 
 
 def overview() -> str:

@@ -16,19 +16,16 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from fedrec.data import pool
-from fedrec.evaluation import evaluate
 from fedrec.experiment import Experiment
-from fedrec.holdings import clients_data, dataset
-from fedrec.records import Record
+from fedrec.holdings import dataset
 from fedrec.report.study import Page, Part
 from fedrec.report.tables import LEAKING
-from fedrec.scorers import PopularityScorer
+from simulations.baselines import run_popularity
 from simulations.cli import arm
 from simulations.engines import launch
 from simulations.studies.harness import Findings, Rows, Run, Study, facts
 from simulations.studies.options import WORKERS
-from simulations.studies.tables import Row, spread
+from simulations.studies.tables import Row, spread, test_rows
 
 # A batch of 51 positives with their 204 negatives is one of the authors' 256 rows, and the weight 1/5 makes the sum
 # over a positive and its four negatives their mean over rows.
@@ -110,7 +107,8 @@ def measure(run: Run, home: Path) -> Rows:
     """Return a row for each test metric of the run's experiment with the best validation, and what it took."""
     method = run.labels["method"]
     if method == POPULARITY:
-        best = popularity(run.experiment)
+        run_popularity(run.experiment, home)
+        best = Outcome(means(home))
     else:
         choices = zip((run.experiment, *run.others), LINES[method].grid, strict=True)
         found = [trained(e, choice) for e, choice in choices]
@@ -131,31 +129,15 @@ def trained(experiment: Experiment, options: str = "") -> Outcome:
         home = Path(folder)
         launch(experiment, home)
         record = json.loads((home / "experiment.json").read_text(encoding="utf-8"))
-        rounds, clients = pd.read_csv(home / "rounds.csv"), pd.read_csv(home / "clients.csv")
+        rounds, test = pd.read_csv(home / "rounds.csv"), means(home)
     chosen = rounds[rounds["round"] == record["selected_round"]]["validation"]
-    return Outcome(means(clients), float(chosen.iloc[0]), record["selected_round"], record["seconds"], options)
+    return Outcome(test, float(chosen.iloc[0]), record["selected_round"], record["seconds"], options)
 
 
-def means(clients: pd.DataFrame) -> dict[str, float]:
-    """Return the mean over clients of every test metric."""
-    found = clients[clients["split"] == "test"].groupby("metric", sort=False)["value"].mean()
+def means(home: Path) -> dict[str, float]:
+    """Return the mean over the clients of a run of every test metric."""
+    found = test_rows(home).groupby("metric", sort=False)["value"].mean()
     return {str(name): float(value) for name, value in found.items()}
-
-
-def popularity(experiment: Experiment) -> Outcome:
-    """Return how all clients fare with the items that most users of all clients have; it needs no negatives.
-
-    Every client carries the whole catalogue, so that its local items are everybody's.
-    """
-    e, record = experiment, Record()
-    parts = clients_data(e)
-    everyone = pool(parts)
-    for data in parts:
-        tasks = e.tasks(data.name)
-        scorer = PopularityScorer.fit(tasks, everyone.train, len(everyone.items))
-        found = evaluate(scorer, data, tasks, "test", metrics=e.metrics, candidates=e.candidates, seed=e.seed)
-        record.score(0, "test", found.metrics, "cpu")
-    return Outcome(means(pd.DataFrame(record.clients)))
 
 
 def findings(results: pd.DataFrame, runs: Sequence[Run], options: Namespace) -> Findings:

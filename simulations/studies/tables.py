@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,12 @@ LEAST = 12  # columns for words that must be broken
 def records(table: pd.DataFrame) -> list[Row]:
     """Return the rows of a table by column."""
     return [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
+
+
+def test_rows(home: Path) -> pd.DataFrame:
+    """Return the test values of the clients of a run, or of a baseline, in a folder."""
+    rows = pd.read_csv(home / "clients.csv", dtype={"client": str})
+    return rows[rows["split"] == "test"]
 
 
 def by_arm(results: pd.DataFrame, arm: str, value: str = "value") -> dict[str, Values]:

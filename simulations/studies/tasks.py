@@ -14,7 +14,7 @@ from simulations.baselines import baseline, run_baseline, single_tasks
 from simulations.cli import arm as arm_of
 from simulations.studies.harness import Carry, Findings, Rows, Run, Study, facts
 from simulations.studies.options import SEEDS, WORKERS
-from simulations.studies.tables import Row, points, records
+from simulations.studies.tables import Row, points, records, test_rows
 from simulations.studies.tasks_page import notes, page, summary, tables
 
 USUAL = "--task click,buy,rating --split random --fractions 0.2,0.2 --rounds 30 --patience 3"
@@ -127,8 +127,8 @@ def runs_of(arms: Sequence[Arm], flags: Sequence[str], seeds: Iterable[int], tri
 def measure(run: Run, home: Path) -> Rows:
     """Return the test rows of clients with several tasks, with the run's validation."""
     run_baseline(run.experiment, home)
-    rows, rounds = pd.read_csv(home / "clients.csv"), pd.read_csv(home / "rounds.csv")
-    rows = rows[(rows["split"] == "test") & ((rows["task"] == run.labels["part"]) | (run.labels["part"] == EVERY))]
+    rows, rounds = test_rows(home), pd.read_csv(home / "rounds.csv")
+    rows = rows[(rows["task"] == run.labels["part"]) | (run.labels["part"] == EVERY)]
     took = {"validation": rounds["validation"].max(), "rounds": len(rounds), "seconds": rounds["seconds"].sum()}
     return records(rows.drop(columns=["split", "device"]).assign(**run.labels, **took))
 

@@ -11,7 +11,8 @@ from fedrec.metrics import Paired
 from fedrec.privacy.attacks.table import ATTACKS
 from fedrec.privacy.audit import ALARM
 from simulations.studies.__main__ import main
-from simulations.studies.privacy import SCENES, budget, experiment_of, runs_of
+from simulations.studies.options import budget
+from simulations.studies.privacy import SCENES, experiment_of, runs_of
 from simulations.studies.privacy_numbers import LEAST, leak, worth
 from simulations.studies.privacy_page import notes
 
