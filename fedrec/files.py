@@ -6,6 +6,7 @@ import bz2
 import gzip
 import hashlib
 import io
+import json
 import lzma
 import os
 import stat
@@ -42,6 +43,19 @@ def regular(path: Path, thing: str) -> Path:
         found = next((name for is_kind, name in KINDS if is_kind(mode)), "another thing")
         raise UserError(f"{thing}: must be a regular file, found {found} ({path})")
     return path
+
+
+def named_values(path: Path, thing: str, else_: str = "") -> dict[str, Any]:
+    """Return the named values of a JSON file; raises UserError, which ends with `else_`."""
+    try:
+        content = json.loads(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"{thing}: {path} must be a readable file ({error.strerror}){else_}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{thing}: {path} must be JSON ({error}){else_}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{thing}: {path} must hold named values, found {type(content).__name__}{else_}")
+    return content
 
 
 def memory() -> int:

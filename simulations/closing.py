@@ -1,7 +1,5 @@
 """The closing tables of a run on the terminal."""
 
-import math
-import re
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedrec.metrics import Values, paired
-from fedrec.report.findings import warnings
+from fedrec.report.findings import change, number, warnings
 from fedrec.report.several import WORDS, balances, singly, spoken
 from fedrec.report.standing import corrected, standings, stands, unpopular
 from fedrec.report.tables import compare, comparison, read_run
@@ -80,10 +78,9 @@ def several(run_dir: Path) -> Table | None:
         shown.add_column(name, no_wrap=name != "client", justify="left" if name in ("client", "metric") else "right")
     table = together if len(rows) > 3 * MANY else pd.concat([rows, together]) if len(every) > 1 else rows
     for _, row in table[table["speaks"]].iterrows():
-        gain = signed(row["difference"])
-        if not math.isnan(row["low"]):
-            gain += f" [{signed(row['low'])}, {signed(row['high'])}]"
-        cells = [number(row["together"]), number(row["single"]), gain, WORDS.get(row["verdict"], row["verdict"])]
+        gain = change(row["difference"], row["low"], row["high"])
+        values = [number(row[name], 4) for name in ("together", "single")]
+        cells = [*values, gain, WORDS.get(row["verdict"], row["verdict"])]
         shown.add_row(Text(f"{row['client']} {row['task']}"), row["metric"], *cells)
     return shown
 
@@ -106,22 +103,5 @@ def notes(run_dir: Path) -> list[str]:
 
 def line(row: "pd.Series[float]") -> list[str]:
     """Return the cells of one client's row."""
-    gain = signed(row["local_difference"])
-    if not math.isnan(row["local_low"]):
-        gain += f" [{signed(row['local_low'])}, {signed(row['local_high'])}]"
-    return [number(row["federated"]), number(row["local"]), gain, number(row["pooled"]), number(row["popularity"])]
-
-
-def number(value: float) -> str:
-    """Return a metric with four digits, or a dash if it was not measured."""
-    return "-" if math.isnan(value) else short(f"{value:.4f}")
-
-
-def signed(value: float) -> str:
-    """Return a difference with its sign, or a dash."""
-    return "-" if math.isnan(value) else short(f"{value:+.3f}")
-
-
-def short(text: str) -> str:
-    """Return a number below one without the zero before its point, so that a row fits into 80 columns."""
-    return re.sub(r"^([+-]?)0\.", r"\1.", text)
+    together, alone, *others = (number(row[name], 4) for name in ("federated", "local", "pooled", "popularity"))
+    return [together, alone, change(row["local_difference"], row["local_low"], row["local_high"]), *others]

@@ -32,13 +32,13 @@ from fedrec.folders import writing
 from fedrec.holdings import clients_data, tasks_for
 from fedrec.parameters import Params
 from fedrec.records import Record, Row, slug, users_table, versions, write_csv, write_json, write_tensors
+from fedrec.report.findings import DASH, change, number
 from fedrec.report.tables import KEY, Results, differences
 from fedrec.scorers import ModelScorer
 from fedrec.tasks import parse_task, several
 from fedrec.weighting import Weighting
 from server.scores import selection_scores
 from simulations.baselines import baseline
-from simulations.closing import number, signed
 from simulations.cost import BATCH, Cost, cost
 from simulations.methods import usual
 from simulations.start import ready, status_of
@@ -193,15 +193,14 @@ def show(console: Console, costs: Sequence[Row], metrics: Sequence[Row]) -> None
     for name in ("client", "metric", *COLUMNS, *(f"to {name}" for name in OTHERS)):
         table.add_column(name, justify="left" if name in ("client", "metric") else "right", no_wrap=name != "client")
     for row in metrics:
-        cells = [*(number(float(row[name])) for name in COLUMNS), *(interval(row, name) for name in OTHERS)]
+        cells = [*(number(float(row[name]), 4) for name in COLUMNS), *(interval(row, name) for name in OTHERS)]
         table.add_row(str(row["client"]), f"{row['task']} {row['metric']}", *cells)
     console.print(table)
 
 
 def interval(row: Row, other: str) -> str:
     """Return the interval of a difference; a dash for a metric that is of no single user."""
-    low, high = (float(row[f"minus_{other}_{end}"]) for end in ("low", "high"))
-    return "-" if math.isnan(low) else f"[{signed(low)}, {signed(high)}]"
+    return change(*(float(row[f"minus_{other}{end}"]) for end in ("", "_low", "_high"))).partition(" ")[2] or DASH
 
 
 def parser() -> argparse.ArgumentParser:

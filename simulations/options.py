@@ -1,7 +1,5 @@
 """The flags of the command line: one for every field of Experiment, and their help."""
 
-from __future__ import annotations
-
 import argparse
 import textwrap
 from collections.abc import Iterator, Mapping
@@ -58,18 +56,8 @@ def flag(path: str) -> str:
 
 
 FIELDS = dict(leaves(Experiment))
-OPTIONS = [
-    *map(flag, FIELDS),
-    "--out",
-    "--config",
-    "--compare",
-    "--no-compare",
-    "--quiet",
-    "--checkpoint-every",
-    "--resume",
-    "--version",
-    "--help",
-]
+OTHERS = "--out --config --compare --no-compare --quiet --checkpoint-every --resume --version --help"
+OPTIONS = [*map(flag, FIELDS), *OTHERS.split()]
 
 
 def flatten(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

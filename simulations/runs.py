@@ -1,7 +1,5 @@
 """A run that has its record, as a value: what it measured, its verdicts, and the clients' models."""
 
-from __future__ import annotations
-
 import os
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,8 +21,13 @@ from fedrec.scorers import ModelScorer
 
 SUMMARY = {
     **{name: name for name in ("client", "task", "metric")},
-    "federated": "together", "local": "alone", "pooled": "pooled", "popularity": "popularity",
-    "local_difference": "difference", "local_low": "low", "local_high": "high",
+    "federated": "together",
+    "local": "alone",
+    "pooled": "pooled",
+    "popularity": "popularity",
+    "local_difference": "difference",
+    "local_low": "low",
+    "local_high": "high",
     **{name: name for name in ("verdict", "protocol")},
 }
 # Functions that keep what they made of files, or of classes, by the names of these.

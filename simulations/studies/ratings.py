@@ -10,6 +10,7 @@ import json
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import starmap
 from pathlib import Path
 
 import numpy as np
@@ -104,21 +105,14 @@ LINES = {
         private=False,
     ),
 }
+BUDGETS = ("1", "2", "4", "8", OPEN)
 CHOSEN: dict[str, dict[str, Choice]] = {
-    "users": {
-        "1": Choice(20, 2.25),
-        "2": Choice(20, 5.0),
-        "4": Choice(10, 22.0),
-        "8": Choice(20, 16.0),
-        OPEN: Choice(20, 16.0),
-    },
-    "silos": {
-        "1": Choice(20, 1.0),
-        "2": Choice(10, 4.5),
-        "4": Choice(20, 5.0),
-        "8": Choice(10, 15.0),
-        OPEN: Choice(20, 16.0),
-    },
+    "users": dict(
+        zip(BUDGETS, starmap(Choice, [(20, 2.25), (20, 5.0), (10, 22.0), (20, 16.0), (20, 16.0)]), strict=True)
+    ),
+    "silos": dict(
+        zip(BUDGETS, starmap(Choice, [(20, 1.0), (10, 4.5), (20, 5.0), (10, 15.0), (20, 16.0)]), strict=True)
+    ),
     "silos alone": {NONE: Choice(5, 0.01)},
     "users alone": {NONE: Choice(1, 0.5)},
 }
