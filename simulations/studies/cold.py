@@ -116,19 +116,14 @@ def measure(run: Run, home: Path) -> Rows:
         rows = pd.read_csv(home / "clients.csv")
         held = rows[rows["split"] == "validation"].groupby("round")["value"].mean()
         validation = float(held.max())
-        found = {(run.labels["arm"], name): value for name, value in tested(run.experiment, home).items()}
+        e = run.experiment
+        trained = {
+            data.name: ModelScorer(reader(e, data, "test"), params_of(home, e, data)) for data in clients_data(e)
+        }
+        found = {(run.labels["arm"], name): value for name, value in measured(e, trained).items()}
     about = {"split": run.labels["split"], "seed": run.labels["seed"], "validation": validation}
     seconds = process_time() - began
     return [{"arm": a, "measure": m, "value": v, **about, "seconds": seconds} for (a, m), v in found.items()]
-
-
-def tested(experiment: Experiment, home: Path) -> dict[str, float]:
-    """Return what a finished run reaches on its test data by measure: the mean over clients."""
-    scorers = {
-        data.name: ModelScorer(reader(experiment, data, "test"), params_of(home, experiment, data))
-        for data in clients_data(experiment)
-    }
-    return measured(experiment, scorers)
 
 
 def measured(experiment: Experiment, scorers: dict[str, Scorer] | dict[str, ModelScorer]) -> dict[str, float]:

@@ -28,12 +28,10 @@ from simulations.cli import arm
 from simulations.studies.auditing import Trial, audited
 from simulations.studies.harness import Findings, Rows, Run, Study, facts
 from simulations.studies.options import WORKERS, budget
-from simulations.studies.privacy_numbers import LEAST
-from simulations.studies.privacy_page import Setting, brief, counted, page
+from simulations.studies.privacy_page import LEAST, OPEN, Setting, brief, counted, page
 from simulations.studies.tables import Row
 from simulations.witness import case_of, witness
 
-OPEN = "inf"  # no mechanism at all
 CLIENTS, ONE_USER = "clients", "one-user"
 PEOPLE = 400  # clients of the scene of one-user clients, if there are so many users
 OWN = {  # options of a run that the study gives itself
