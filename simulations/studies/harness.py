@@ -6,6 +6,7 @@ A study is a value: the options of its command line, its runs, what is measured 
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
@@ -119,18 +120,13 @@ def show(out: Path, found: Findings) -> None:
 
 def carry_out(study: Study, workers: int, home: Path, runs: Sequence[Run]) -> pd.DataFrame:
     """Carry out runs in so many processes, or (0) in this one; return their rows in the order of the runs."""
-    one = partial(perform, study.measure, home)
-    if not workers:
-        return frame_of(map(one, runs))
-    tasks = 1 if study.fresh else None
-    spawn = get_context("spawn")
-    with ProcessPoolExecutor(workers, spawn, initializer=use_one_thread, max_tasks_per_child=tasks) as pool:
-        return frame_of(pool.map(one, runs))
-
-
-def frame_of(parts: Iterable[Rows]) -> pd.DataFrame:
-    """Return the rows of all runs in one frame."""
-    return pd.DataFrame([row for rows in parts for row in rows])
+    one, carry = partial(perform, study.measure, home), map
+    with ExitStack() as stack:
+        if workers:
+            spawn, tasks = get_context("spawn"), 1 if study.fresh else None
+            pool = ProcessPoolExecutor(workers, spawn, initializer=use_one_thread, max_tasks_per_child=tasks)
+            carry = stack.enter_context(pool).map
+        return pd.DataFrame([row for rows in carry(one, runs) for row in rows])
 
 
 def perform(measure: Callable[[Run, Path], Rows], home: Path, run: Run) -> Rows:

@@ -87,29 +87,24 @@ def measure(run: Run, home: Path) -> Rows:
     return records(test_rows(home).assign(**run.labels))
 
 
-def findings(results: pd.DataFrame, runs: Sequence[Run], options: Namespace) -> Findings:
-    """Return what the methods reach, and the page that compares them."""
-    return compared(results, runs, options.seeds, "the mean over clients", facts(runs))
-
-
-def compared(
+def findings(
     results: pd.DataFrame,
     runs: Sequence[Run],
-    seeds: int,
-    over: str,
-    about: Mapping[str, str],
+    options: Namespace,
+    over: str = "the mean over clients",
+    about: Mapping[str, str] | None = None,
     notes: Sequence[str] = (),
 ) -> Findings:
-    """Return what methods reach, `over` which clients, and the page that compares them."""
+    """Return what methods reach, `over` which clients, and the page that compares them; `about` are its facts."""
     rows = summary(results)
     sure = any(np.isfinite(row.get("minus_local_low", np.nan)) for row in rows)
     leaking = f"{LEAKING}: " * (runs[0].experiment.negatives == "published")
     page = Page(
         f"{leaking}Which way of working together pays?",
         WORDS,
-        seeded(seeds, f"{over}, 95% intervals over seeds"),
+        seeded(options.seeds, f"{over}, 95% intervals over seeds"),
         [part(rows, *measure) for measure in dict.fromkeys((row["task"], row["metric"]) for row in rows)],
-        about,
+        about or facts(runs),
     )
     return Findings(rows, page, [Part("", [brief(row) for row in rows])], notes=[HOLM] * sure + [*notes])
 

@@ -11,8 +11,9 @@ from fedrec.experiment import Experiment
 from fedrec.holdings import clients_data
 from fedrec.records import natural
 from simulations.baselines import run_popularity
+from simulations.studies import methods
 from simulations.studies.harness import Findings, Rows, Run, Study, facts
-from simulations.studies.methods import POPULARITY, compared, experiment_of
+from simulations.studies.methods import POPULARITY, experiment_of
 from simulations.studies.options import SEEDS, WORKERS
 from simulations.studies.tables import records, test_rows
 
@@ -98,7 +99,7 @@ def findings(results: pd.DataFrame, runs: Sequence[Run], options: Namespace) -> 
         **told,
     }
     notes = [f"{name}: {text}" for name, text in told.items()]
-    return compared(results, runs, options.seeds, "the newcomer alone", about, notes)
+    return methods.findings(results, runs, options, "the newcomer alone", about, notes)
 
 
 MORE = "; ".join(f"{name}: {text}" for name, text in ARMS.items())

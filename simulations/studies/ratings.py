@@ -126,7 +126,7 @@ OPTIONS = {
 
 
 def plan(options: Namespace) -> list[Run]:
-    """Return a run for each line, budget, choice and seed."""
+    """Return a run for each line, budget, choice and seed; raises UserError where nothing was chosen for a budget."""
     names = [choose("lines", name, LINES) for name in options.lines.split(",")]
     data = MARKET if options.choose else "--dataset ml-100k"
     return [
@@ -136,14 +136,9 @@ def plan(options: Namespace) -> list[Run]:
         )
         for name in names
         for epsilon in (options.epsilon.split(",") if LINES[name].private else [NONE])
-        for choice in (LINES[name].grid if options.choose else [chosen(name, epsilon)])
+        for choice in (LINES[name].grid if options.choose else [CHOSEN[name][choose("epsilon", epsilon, CHOSEN[name])]])
         for seed in range(options.seeds)
     ]
-
-
-def chosen(line: str, epsilon: str) -> Choice:
-    """Return what was chosen for a budget; raises UserError for one that nothing was chosen for."""
-    return CHOSEN[line][choose("epsilon", epsilon, CHOSEN[line])]
 
 
 def experiment_of(line: str, epsilon: str, choice: Choice, flags: Sequence[str], seed: int) -> Experiment:

@@ -6,7 +6,7 @@ Every client is one user of a synthetic market of 3,706 items, with 166 interact
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, get_args
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -22,7 +22,7 @@ from simulations.studies.tables import Row, records
 
 USUAL = (
     "--partition one-user --market.users 6040 --market.items 3706 --market.impressions 166 --task click --model mf "
-    "--dim 32 --optimiser sgd --lr 0.1 --l2 0 --batch-size 256 --local-epochs 1 --rounds 3"
+    "--dim 32 --optimiser sgd --lr 0.1 --l2 0 --batch-size 256 --local-epochs 1 --rounds 3 --engine batched"
 )
 WORDS = (
     "Seconds a round are training, messages and aggregation, the median of the rounds after the first; evaluation is "
@@ -54,10 +54,8 @@ def plan(options: Namespace) -> list[Run]:
 
 
 def experiment(clients: str, flags: Sequence[str]) -> Experiment:
-    """Return the experiment with so many clients; its engine is `batched` where there is one and none is given."""
-    known = get_args(Experiment.model_fields["engine"].annotation)
-    engine = ["--engine", "batched" if "batched" in known else "process"]
-    e = arm([*USUAL.split(), *engine, *flags, "--clients", clients])
+    """Return the experiment with so many clients."""
+    e = arm([*USUAL.split(), *flags, "--clients", clients])
     heeded(flags, [e])
     if e.rounds < 2:
         raise UserError(f"rounds: must be at least 2, since the first is not counted, found {e.rounds}")

@@ -62,17 +62,13 @@ def experiment(flags: Sequence[str], model: str, way: str, split: str, choice: s
 
 
 def refine(runs: list[Run], options: Namespace, carry: Carry, home: Path) -> list[Run]:
-    """Return the runs with each model's choice by validation."""
-    choices = {model: chosen(options.flags, model) for model in MODELS}
+    """Return the runs with each model's choice: the best validation of known users, federated, on a seed of its own."""
+    choices = {}
+    for model, (_, points) in MODELS.items():
+        tried = [experiment(options.flags, model, "federated", SPLITS[0], text, CHOOSING) for text in points]
+        choices[model] = points[int(np.nanargmax([trained(e).validation for e in tried]))]
     write_csv(home / "choices.csv", [{"model": model, "options": text} for model, text in choices.items()])
     return plan(options, choices)
-
-
-def chosen(flags: Sequence[str], model: str) -> str:
-    """Return the choice of a model with the best validation, federated, of known users, on a seed of its own."""
-    choices = MODELS[model][1]
-    found = [trained(experiment(flags, model, "federated", SPLITS[0], text, CHOOSING)).validation for text in choices]
-    return choices[int(np.nanargmax(found))]
 
 
 def findings(results: pd.DataFrame, runs: Sequence[Run], options: Namespace) -> Findings:

@@ -66,6 +66,16 @@ def band(row: Row, name: str) -> list[float]:
     return [row[f"{name}{end}"] for end in ENDS]
 
 
+def ranked(results: pd.DataFrame, *keys: str) -> pd.DataFrame:
+    """Return the mean validation over the seeds, and their number, by some columns, the best first in all but the last.
+
+    A run of several rows counts once.
+    """
+    means = results.drop_duplicates([*keys, "seed"]).groupby(list(keys), sort=False)["validation"]
+    found = means.agg(validation="mean", seeds="size").reset_index()
+    return found.sort_values([*keys[:-1], "validation"], ascending=[True] * (len(keys) - 1) + [False], kind="stable")
+
+
 def points(grid: str) -> list[tuple[str, ...]]:
     """Return the flags of every point of a grid such as `lr=0.001,0.01;l2=0.1`; raises UserError."""
     axes = []

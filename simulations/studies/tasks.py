@@ -11,7 +11,6 @@ import pandas as pd
 from fedrec.errors import UserError
 from fedrec.experiment import Experiment
 from fedrec.metrics import Paired, higher_is_better
-from fedrec.records import write_csv
 from fedrec.report.findings import change, label, number
 from fedrec.report.several import WORDS, Balance, balance
 from fedrec.report.study import Page, Part, forest, seeded
@@ -28,6 +27,7 @@ from simulations.studies.tables import (
     ends,
     measures,
     points,
+    ranked,
     records,
     spread,
     test_rows,
@@ -36,6 +36,7 @@ from simulations.studies.tables import (
 USUAL = "--task click,buy,rating --split random --fractions 0.2,0.2 --rounds 30 --patience 3"
 GRID = "lr=0.001,0.003,0.01;l2=0.01,0.1,1"
 AGAINST = {"local": "local single-task", "federated": "federated single-task"}
+TRIED = ("arm", "part", "options")  # what validation ranks the options by
 EVERY = ""  # in the place of a task: all of them in one model
 OPTIONS = {
     "model": ("mmoe", "comma-separated bodies; every arm is run with each"),
@@ -102,7 +103,7 @@ def refine(runs: list[Run], options: Namespace, carry: Carry, home: Path) -> lis
     tried = carry(
         [run for point in points(options.grid) for run in runs_of(arms, [*options.flags, *point], seeds, point)]
     )
-    write_csv(home / "tuning.csv", chosen_of(tried))
+    ranked(tried, *TRIED).drop(columns="seeds").to_csv(home / "tuning.csv", index=False)
     return runs_of(tuned(arms, tried), options.flags, range(options.seeds))
 
 
@@ -160,18 +161,10 @@ def findings(results: pd.DataFrame, runs: Sequence[Run], options: Namespace) -> 
     return Findings(rows, page(rows, options.seeds, told), tables(rows), notes=notes(rows))
 
 
-def chosen_of(tried: pd.DataFrame) -> list[Row]:
-    """Return every arm and task with the options tried and their mean validation over seeds, the best first."""
-    keys = ["arm", "part", "options"]
-    means = tried.drop_duplicates([*keys, "seed"]).groupby(keys, sort=False)["validation"].mean().reset_index()
-    ordered = means.sort_values(["arm", "part", "validation"], ascending=[True, True, False], kind="stable")
-    return records(ordered)
-
-
 def tuned(arms: Sequence[Arm], tried: pd.DataFrame) -> list[Arm]:
     """Return the arms with the options that validation liked best, for every task of a single-task arm its own."""
     best: dict[str, dict[str, tuple[str, ...]]] = {}
-    for row in chosen_of(tried):
+    for row in records(ranked(tried, *TRIED)):
         best.setdefault(row["arm"], {}).setdefault(row["part"], tuple(row["options"].split()))
     return [replace(arm, options=tuple(best[arm.name].items())) for arm in arms]
 
