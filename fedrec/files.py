@@ -11,6 +11,7 @@ import lzma
 import os
 import stat
 import tarfile
+import tomllib
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -46,13 +47,15 @@ def regular(path: Path, thing: str) -> Path:
 
 
 def named_values(path: Path, thing: str, else_: str = "") -> dict[str, Any]:
-    """Return the named values of a JSON file; raises UserError, which ends with `else_`."""
+    """Return the named values of a JSON or TOML file; raises UserError, which ends with `else_`."""
+    toml = path.suffix == ".toml"
     try:
-        content = json.loads(path.read_bytes())
+        text = path.read_text(encoding="utf-8-sig")
+        content = tomllib.loads(text) if toml else json.loads(text)
     except OSError as error:
         raise UserError(f"{thing}: {path} must be a readable file ({error.strerror}){else_}") from None
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{thing}: {path} must be JSON ({error}){else_}") from None
+        raise UserError(f"{thing}: {path} must be {'TOML' if toml else 'JSON'} in UTF-8 ({error}){else_}") from None
     if not isinstance(content, dict):
         raise UserError(f"{thing}: {path} must hold named values, found {type(content).__name__}{else_}")
     return content

@@ -4,7 +4,6 @@ import difflib
 import json
 import math
 import re
-import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -313,17 +312,9 @@ def read_config(file: str) -> tuple[dict[str, Given], list[Any]]:
 
     Of a record they are those under the key `experiment`. Raises UserError.
     """
-    path = regular(Path(file), "option --config")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        content = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
-    except OSError as error:
-        raise UserError(f"option --config: must be a readable file, found {file!r} ({error.strerror})") from None
-    except (ValueError, RecursionError) as error:
-        kind = "TOML" if path.suffix == ".toml" else "JSON"
-        raise UserError(f"option --config: {file} must be {kind} in UTF-8 ({error})") from None
-    recorded = content.get("components") if isinstance(content, dict) and "experiment" in content else None
-    content = content.get("experiment", content) if isinstance(content, dict) else content
+    content: Any = named_values(regular(Path(file), "option --config"), "option --config")
+    recorded = content.get("components") if "experiment" in content else None
+    content = content.get("experiment", content)
     if not isinstance(content, dict):
         raise UserError(f"option --config: {file} must hold named fields, found {type(content).__name__}")
     return fields(content, file), recorded if isinstance(recorded, list) else []

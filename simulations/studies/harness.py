@@ -120,7 +120,8 @@ def show(out: Path, found: Findings) -> None:
 
 def carry_out(study: Study, workers: int, home: Path, runs: Sequence[Run]) -> pd.DataFrame:
     """Carry out runs in so many processes, or (0) in this one; return their rows in the order of the runs."""
-    one, carry = partial(perform, study.measure, home), map
+    one = partial(perform, study.measure, home)
+    carry: Callable[..., Iterable[Rows]] = map
     with ExitStack() as stack:
         if workers:
             spawn, tasks = get_context("spawn"), 1 if study.fresh else None

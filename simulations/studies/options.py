@@ -3,7 +3,7 @@
 import math
 import os
 import textwrap
-from argparse import SUPPRESS, Action, HelpFormatter, Namespace
+from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,16 +31,6 @@ WORKERS = (os.cpu_count() or 1, "processes")
 REST = "Every option of a run may be given too, see python -m simulations.run --help."
 FIXED = ("speed",)  # whose experiments are fixed
 COUNTS = (("seeds", "workers"), ("repeats",), ("canaries",))  # checked together
-
-
-class _Help(HelpFormatter):
-    """Says the default of every option that has one, where its help does not."""
-
-    def _get_help_string(self, action: Action) -> str:
-        text = action.help or ""
-        if action.default in (None, "", SUPPRESS, False) or text.endswith("]"):
-            return text
-        return f"{text} [%(default)s]"
 
 
 def budget(text: str) -> str:
@@ -71,7 +61,6 @@ def parsed(name: str, own: Options, argv: Sequence[str], more: str = "") -> Name
         prog=f"python -m simulations.studies {name}",
         description=WORDS[name],
         epilog=" ".join(filter(None, [more, "" if name in FIXED else REST])),
-        formatter_class=_Help,
         allow_abbrev=False,
     )
     out = (Path(f"runs/study-{name}"), "a new folder for the results")
@@ -81,7 +70,8 @@ def parsed(name: str, own: Options, argv: Sequence[str], more: str = "") -> Name
         elif isinstance(default, type):
             parser.add_argument(f"--{option}", type=default, help=words)
         else:
-            parser.add_argument(f"--{option}", type=type(default), default=default, help=words)
+            told = words if default in ("", 0) or words.endswith("]") else f"{words} [%(default)s]"
+            parser.add_argument(f"--{option}", type=type(default), default=default, help=told)
     options, flags = parser.parse_known_args(argv)
     for counts in COUNTS:
         found = {count: getattr(options, count) for count in counts if count in options}
