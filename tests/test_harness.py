@@ -51,7 +51,7 @@ def findings(results: pd.DataFrame, runs: Sequence[Run], options: Namespace) -> 
     return Findings(rows, page, notes=["a note"])
 
 
-TOY = Study("methods", OPTIONS, plan, measure, findings)
+TOY = Study("methods", OPTIONS, plan, measure, findings, workers=0)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -59,8 +59,7 @@ def test_a_study_keeps_the_order_of_its_runs_and_their_folders(
     workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(harness, "ProcessPoolExecutor", Here)
-    study = replace(TOY, options={**OPTIONS, "workers": (workers, "?")}) if workers else TOY
-    conduct(study, ["--out", str(tmp_path / "out")])
+    conduct(replace(TOY, workers=workers), ["--out", str(tmp_path / "out")])
     results, summary = (pd.read_csv(tmp_path / "out" / f"{name}.csv") for name in ("results", "summary"))
     assert list(zip(results["arm"], results["seed"], results["value"], strict=True)) == [
         (name, seed, seed + ten) for seed in range(2) for name in "ba" for ten in (0.0, 10.0)

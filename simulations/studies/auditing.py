@@ -159,4 +159,4 @@ def measure(run: Run, home: Path) -> Rows:
     return [about | dict(zip(("what", "verdict", "p", "text"), row, strict=True)) for row in told]
 
 
-STUDY = Study("auditing", OPTIONS, plan, measure, findings, results="findings.csv")
+STUDY = Study("auditing", OPTIONS, plan, measure, findings, workers=0, results="findings.csv")

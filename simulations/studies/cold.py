@@ -28,7 +28,6 @@ from fedrec.scorers import ModelScorer, PopularityScorer, Scorer
 from simulations.cli import arm as arm_of
 from simulations.engines import launch
 from simulations.studies.harness import Findings, Rows, Run, Study, facts
-from simulations.studies.options import WORKERS
 from simulations.studies.tables import Row, by_arm, spread
 
 USUAL = (
@@ -74,7 +73,6 @@ OPTIONS = {
     "splits": (",".join(SPLITS), "comma-separated splits"),
     "seeds": (5, "paired seeds; each makes other items new"),
     "first-seed": (0, "the first of the seeds"),
-    "workers": WORKERS,
 }
 
 

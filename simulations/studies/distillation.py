@@ -22,7 +22,6 @@ from simulations.cli import arm
 from simulations.cost import BATCH
 from simulations.distil import ALONE, TEACHER, distilled, students_of
 from simulations.studies.harness import Findings, Rows, Run, Study, facts
-from simulations.studies.options import WORKERS
 from simulations.studies.tables import Row, by_arm, ends, spread
 
 TEACHERS = (
@@ -41,7 +40,6 @@ OPTIONS = {
     "seeds": (5, "paired seeds from --first on"),
     "first": (0, "the first seed; those from 100 on have been tuned on"),
     "student-dim": (STUDENTS["dim"], "width of the students' tables"),
-    "workers": WORKERS,
 }
 
 

@@ -3,6 +3,7 @@
 A study is a value: the options of its command line, its runs, what is measured of one, and what all of them show.
 """
 
+import os
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -68,7 +69,7 @@ class Study:
 
     `plan` returns the runs that the options ask for, in order, and `refine`, by runs of its own, those in their place.
     `measure` returns the rows of one; the folder that it gets for it is not there yet. It must be a function of a
-    module where there is an option `workers`: it runs in a pool then. `findings` says what all rows show.
+    module if there are `workers`: it runs in a pool then. `findings` says what all rows show.
     """
 
     name: str
@@ -77,6 +78,7 @@ class Study:
     measure: Callable[[Run, Path], Rows]
     findings: Callable[[pd.DataFrame, Sequence[Run], Namespace], Findings]
     refine: Callable[[list[Run], Namespace, Carry, Path], list[Run]] | None = None
+    workers: int = os.cpu_count() or 1  # processes, as the option says without a value; 0: none, and no such option
     more: str = ""  # said below the options in --help
     fresh: bool = False  # whether every run has a process of its own
     results: str = "results.csv"
@@ -84,14 +86,15 @@ class Study:
 
 def conduct(study: Study, argv: Sequence[str]) -> None:
     """Conduct a study; raises UserError before anything runs, and SystemExit if it has failed."""
-    options = parsed(study.name, study.options, argv, study.more)
+    workers = {"workers": (study.workers, "processes")} if study.workers else {}
+    options = parsed(study.name, {**study.options, **workers}, argv, study.more)
     runs = study.plan(options)
     every = [e for run in runs for e in (run.experiment, *run.others)]
     heeded(options.flags, every)
     for experiment in every:
         check(experiment)
     with writing(options.out) as home:
-        carry = partial(carry_out, study, getattr(options, "workers", 0), home)
+        carry = partial(carry_out, study, options.workers if workers else 0, home)
         if study.refine:
             runs = study.refine(runs, options, carry, home)
         results = carry(runs)

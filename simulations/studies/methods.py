@@ -20,7 +20,7 @@ from simulations.cli import arm, heeded
 from simulations.closing import SHORT
 from simulations.methods import METHODS
 from simulations.studies.harness import Findings, Rows, Run, Study, facts
-from simulations.studies.options import SEEDS, WORKERS
+from simulations.studies.options import SEEDS
 from simulations.studies.tables import Row, band, by_arm, differences, ends, measures, records, spread, test_rows
 
 POPULARITY = "popularity"
@@ -47,7 +47,6 @@ OPTIONS = {
         "comma-separated, each with options of its own after colons; popularity is added",
     ),
     "seeds": (5, SEEDS),
-    "workers": WORKERS,
 }
 
 

@@ -14,7 +14,7 @@ from simulations.baselines import run_popularity
 from simulations.studies import methods
 from simulations.studies.harness import Findings, Rows, Run, Study, facts
 from simulations.studies.methods import POPULARITY, experiment_of
-from simulations.studies.options import SEEDS, WORKERS
+from simulations.studies.options import SEEDS
 from simulations.studies.tables import records, test_rows
 
 # What a platform may do that comes in round R of T; `local` first, with which the others are compared.
@@ -33,7 +33,6 @@ OPTIONS = {
     "federated": ("fedper", "method of late and beginning, with options after colons"),
     "teaching": ("agreement", "method of taught; only with --volunteers"),
     "seeds": (5, SEEDS),
-    "workers": WORKERS,
 }
 
 

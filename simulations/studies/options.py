@@ -1,7 +1,6 @@
 """What the command lines of studies have in common."""
 
 import math
-import os
 import textwrap
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
@@ -27,7 +26,6 @@ WORDS = {
     "tasks": "several tasks in one model, against each alone",
 }
 SEEDS = "paired seeds: 0, 1, ... share data, start and order"
-WORKERS = (os.cpu_count() or 1, "processes")
 REST = "Every option of a run may be given too, see python -m simulations.run --help."
 FIXED = ("speed",)  # whose experiments are fixed
 COUNTS = (("seeds", "workers"), ("repeats",), ("canaries",))  # checked together

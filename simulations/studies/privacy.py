@@ -27,7 +27,7 @@ from simulations.baselines import baseline, run_baseline, run_popularity
 from simulations.cli import arm
 from simulations.studies.auditing import Trial, audited
 from simulations.studies.harness import Findings, Rows, Run, Study, facts
-from simulations.studies.options import WORKERS, budget
+from simulations.studies.options import budget
 from simulations.studies.privacy_page import LEAST, OPEN, Setting, brief, counted, page
 from simulations.studies.tables import Row
 from simulations.witness import case_of, witness
@@ -46,7 +46,6 @@ OPTIONS = {
     "seeds": (3, "runs of each: 0, 1, ...; one seed gives no intervals"),
     "one-user": (int, f"one-user clients; 0: no such scene [at most {PEOPLE}]"),
     "canaries": (2000, "dummy users of an audit"),
-    "workers": WORKERS,
 }
 
 

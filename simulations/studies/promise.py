@@ -19,7 +19,6 @@ from simulations.baselines import run_baseline
 from simulations.cli import parse
 from simulations.promises import stages, without_promise
 from simulations.studies.harness import Findings, Rows, Run, Study, facts
-from simulations.studies.options import WORKERS
 from simulations.studies.tables import Row, by_arm, ends, points, ranked, records
 
 USUAL = "--clients 4 --privacy.unit user --privacy.epsilon 4 --engine inline"
@@ -48,7 +47,6 @@ OPTIONS = {
     "seeds": (10, "paired seeds, from 0 on; those of a choice from 100 on"),
     "choose": (False, "choose what a promise sets, by validation"),
     "grid": (GRID, "of a choice: FIELD=VALUE,... joined by ';', grids by '|'"),
-    "workers": WORKERS,
 }
 
 

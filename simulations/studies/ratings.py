@@ -29,7 +29,6 @@ from fedrec.scorers import ModelScorer
 from simulations.cli import arm
 from simulations.engines import launch
 from simulations.studies.harness import Findings, Rows, Run, Study, facts
-from simulations.studies.options import WORKERS
 from simulations.studies.privacy_page import counted
 from simulations.studies.tables import records
 
@@ -121,7 +120,6 @@ OPTIONS = {
     "lines": (",".join(LINES), "comma-separated settings"),
     "seeds": (5, "runs of each; a seed divides the ratings"),
     "choose": (False, "choose rounds and steps on the synthetic market instead"),
-    "workers": WORKERS,
 }
 
 

@@ -123,4 +123,4 @@ def told(line: Line) -> str:
     )
 
 
-STUDY = Study("scale", OPTIONS, plan, measure, findings)
+STUDY = Study("scale", OPTIONS, plan, measure, findings, workers=0)

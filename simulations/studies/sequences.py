@@ -16,7 +16,7 @@ from fedrec.report.findings import number
 from fedrec.report.study import Part, interval, seeded
 from simulations.studies.harness import Carry, Findings, Run, Study
 from simulations.studies.methods import POPULARITY, experiment_of, measure
-from simulations.studies.options import SEEDS, WORKERS
+from simulations.studies.options import SEEDS
 from simulations.studies.published import trained
 from simulations.studies.tables import Row, by_arm, differences, ends, spread
 
@@ -32,7 +32,7 @@ CHOOSING = 1000  # the seed of the choice, none of those that are reported
 SPLITS = ("leave-one-out", "new-users")
 WAYS = {"local": "local", "federated": "fedper"}
 GAPS = {"gain": "minus alone", "minus_mf": "minus mf", "minus_popularity": "minus popularity"}
-OPTIONS = {"seeds": (3, SEEDS), "workers": (1, WORKERS[1])}
+OPTIONS = {"seeds": (3, SEEDS)}
 
 
 def plan(options: Namespace, choices: Mapping[str, str] | None = None) -> list[Run]:
@@ -103,4 +103,4 @@ def texts(row: Row) -> dict[str, str]:
     return {**known, "mean": f"{row['mean']:.4f}", "sd": number(row["sd"], 4), **gaps}
 
 
-STUDY = Study("sequences", OPTIONS, plan, measure, findings, refine)
+STUDY = Study("sequences", OPTIONS, plan, measure, findings, refine, workers=1)

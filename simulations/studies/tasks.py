@@ -18,7 +18,7 @@ from fedrec.report.verdicts import verdicts
 from simulations.baselines import baseline, run_baseline, single_tasks
 from simulations.cli import arm as arm_of
 from simulations.studies.harness import Carry, Findings, Rows, Run, Study, facts
-from simulations.studies.options import SEEDS, WORKERS
+from simulations.studies.options import SEEDS
 from simulations.studies.tables import (
     Row,
     band,
@@ -44,7 +44,6 @@ OPTIONS = {
     "seeds": (5, SEEDS),
     "tune": ("", "comma-separated other seeds, whose validation chooses every arm's grid point"),
     "grid": (GRID, "what is tried with --tune: FIELD=VALUE,...;FIELD=VALUE,..."),
-    "workers": WORKERS,
 }
 
 
