@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from fedrec.metrics import Paired, higher_is_better, paired, t_quantile
+from fedrec.metrics import Paired, higher_is_better, paired, student
 from fedrec.privacy.audit import ALARM
 from fedrec.report.findings import DASH, change, label, listing, number
 from fedrec.report.study import Page, Part
@@ -213,7 +213,8 @@ def leak(part: pd.DataFrame, tests: int) -> Leak | None:
     auc, n = float(value.mean()), len(value)
     half = NormalDist().inv_cdf(1 - LEVEL / 2) * error
     if n > 1:
-        half = max(half, t_quantile(1 - LEVEL / 2, n - 1) * float(value.std(ddof=1)) / math.sqrt(n))
+        over = student(auc, float(value.std(ddof=1)) / math.sqrt(n), n, n - 1, 1 - LEVEL)
+        half = max(half, over.high - over.mean)
     corrected = NormalDist().inv_cdf(1 - LEVEL / 2 / max(tests, 1)) * error
     star = bool(abs(auc - 0.5) > max(half, corrected))
     return Leak(auc, max(auc - half, 0.0), min(auc + half, 1.0), float(part["tpr"].mean()), star)

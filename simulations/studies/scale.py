@@ -10,12 +10,13 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from scipy.stats import linregress
 
 from fedrec.errors import UserError
 from fedrec.experiment import Experiment
 from fedrec.report import plots
 from fedrec.report.study import Page, Part
-from simulations.cli import arm, heeded
+from simulations.cli import arm
 from simulations.studies.harness import Findings, Rows, Run, Study, facts
 from simulations.studies.measure import Measured, measured
 from simulations.studies.tables import Row, records
@@ -56,7 +57,6 @@ def plan(options: Namespace) -> list[Run]:
 def experiment(clients: str, flags: Sequence[str]) -> Experiment:
     """Return the experiment with so many clients."""
     e = arm([*USUAL.split(), *flags, "--clients", clients])
-    heeded(flags, [e])
     if e.rounds < 2:
         raise UserError(f"rounds: must be at least 2, since the first is not counted, found {e.rounds}")
     return e.model_copy(update={"eval_every": e.rounds})
@@ -96,10 +96,8 @@ def straight(interactions: Sequence[float], seconds: Sequence[float]) -> Line:
     x, y = np.asarray(interactions, np.float64), np.asarray(seconds, np.float64)
     if len(x) < 2:
         return Line(float(y[0] / x[0]), 0.0, float("nan"), 1.0)
-    slope, at = np.polyfit(x, y, 1)
-    spread = float(((y - y.mean()) ** 2).sum())
-    squared = 1 - float(((y - at - slope * x) ** 2).sum()) / spread if spread else float("nan")
-    return Line(float(slope), float(at), squared, float((y[-1] / x[-1]) / (y[0] / x[0])))
+    found = linregress(x, y)
+    return Line(found.slope, found.intercept, found.rvalue**2, float((y[-1] / x[-1]) / (y[0] / x[0])))
 
 
 def texts(one: Row) -> dict[str, str]:
