@@ -1,5 +1,7 @@
 """The closing tables of a run on the terminal."""
 
+import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedrec.metrics import Values, paired
-from fedrec.report.findings import change, number, warnings
+from fedrec.report.findings import DASH, number, warnings
 from fedrec.report.several import WORDS, balances, singly, spoken
 from fedrec.report.standing import corrected, standings, stands, unpopular
 from fedrec.report.tables import compare, comparison, read_run
@@ -78,7 +80,7 @@ def several(run_dir: Path) -> Table | None:
         shown.add_column(name, no_wrap=name != "client", justify="left" if name in ("client", "metric") else "right")
     table = together if len(rows) > 3 * MANY else pd.concat([rows, together]) if len(every) > 1 else rows
     for _, row in table[table["speaks"]].iterrows():
-        gain = change(row["difference"], row["low"], row["high"])
+        gain = gap(row["difference"], row["low"], row["high"])
         values = [number(row[name], 4) for name in ("together", "single")]
         cells = [*values, gain, WORDS.get(row["verdict"], row["verdict"])]
         shown.add_row(Text(f"{row['client']} {row['task']}"), row["metric"], *cells)
@@ -104,4 +106,10 @@ def notes(run_dir: Path) -> list[str]:
 def line(row: "pd.Series[float]") -> list[str]:
     """Return the cells of one client's row."""
     together, alone, *others = (number(row[name], 4) for name in ("federated", "local", "pooled", "popularity"))
-    return [together, alone, change(row["local_difference"], row["local_low"], row["local_high"]), *others]
+    return [together, alone, gap(row["local_difference"], row["local_low"], row["local_high"]), *others]
+
+
+def gap(mean: float, low: float, high: float) -> str:
+    """Return `+.018 [+.009, +.027]`, always with three decimals, so that a row fits into 80 columns; a dash for NaN."""
+    text = re.sub(r"(?<=[+-])0(?=\.)", "", f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]")
+    return DASH if math.isnan(mean) else text.partition(" [+nan")[0]

@@ -32,13 +32,14 @@ from fedrec.folders import writing
 from fedrec.holdings import clients_data, tasks_for
 from fedrec.parameters import Params
 from fedrec.records import Record, Row, slug, users_table, versions, write_csv, write_json, write_tensors
-from fedrec.report.findings import DASH, change, number
+from fedrec.report.findings import DASH, number
 from fedrec.report.tables import KEY, Results, differences
 from fedrec.scorers import ModelScorer
 from fedrec.tasks import parse_task, several
 from fedrec.weighting import Weighting
 from server.scores import selection_scores
 from simulations.baselines import baseline
+from simulations.closing import gap
 from simulations.cost import BATCH, Cost, cost
 from simulations.methods import usual
 from simulations.start import ready, status_of
@@ -200,7 +201,7 @@ def show(console: Console, costs: Sequence[Row], metrics: Sequence[Row]) -> None
 
 def interval(row: Row, other: str) -> str:
     """Return the interval of a difference; a dash for a metric that is of no single user."""
-    return change(*(float(row[f"minus_{other}{end}"]) for end in ("", "_low", "_high"))).partition(" ")[2] or DASH
+    return gap(*(float(row[f"minus_{other}{end}"]) for end in ("", "_low", "_high"))).partition(" ")[2] or DASH
 
 
 def parser() -> argparse.ArgumentParser:

@@ -41,7 +41,7 @@ from fedrec.metrics import holm, paired
 from fedrec.privacy.rule import Privacy
 from fedrec.report import tables
 from fedrec.report.beside import side_by_side
-from fedrec.report.findings import LEADS, change
+from fedrec.report.findings import LEADS
 from fedrec.report.findings import number as shown
 from fedrec.report.verdicts import UNCLEAR, verdict
 from fedrec.scorers import ModelScorer
@@ -316,7 +316,7 @@ def test_the_summary_has_the_numbers_and_the_verdicts_of_the_terminal_and_the_pa
     for row in table.to_dict("records"):
         line = terminal[row["client"]]
         cells = [shown(row[name], 4) for name in ("together", "alone", "pooled", "popularity")]
-        gap = change(row["difference"], row["low"], row["high"])
+        gap = closing.gap(row["difference"], row["low"], row["high"])
         word = run.verdicts[row["client"]]
         assert word == row["verdict"] and word in LEADS
         assert line.split() == [row["client"], *cells[:2], *gap.split(), *cells[2:], closing.SHORT.get(word, word)]

@@ -17,7 +17,7 @@ from fedrec.report.verdicts import verdicts
 from fedrec.sharing import SHARINGS
 from simulations.baselines import baseline, run_baseline, run_popularity
 from simulations.cli import arm, heeded
-from simulations.closing import SHORT
+from simulations.closing import SHORT, gap
 from simulations.methods import METHODS
 from simulations.studies.harness import Findings, Rows, Run, Study, facts
 from simulations.studies.options import SEEDS
@@ -168,7 +168,7 @@ def brief(row: Row) -> dict[str, str]:
         "method": row["method"],
         "mean": number(row["mean"], 4),
         "sd": number(row["sd"], 4),
-        "minus local [95%]": shown["Minus alone"],
+        "minus local [95%]": gap(*band(row, "minus_local")) if "minus_local" in row else "",
         "verdict": SHORT.get(shown["Verdict"], shown["Verdict"]),
         "share": shown["Of pooled"],
     }
