@@ -96,14 +96,7 @@ def scores(e: Experiment, model: Recommender, data: ClientData, params: Params) 
     """Return the test metrics of the one member of `data` by user, and what the whole model costs to ask for it."""
     ((view, part),) = members(data, params)
     task = next(task for task in e.tasks(view.name) if task.name == e.agreement.task)
-    found = evaluate(
-        ModelScorer(model, part),
-        view,
-        (task,),
-        "test",
-        metrics=e.metrics,
-        candidates=e.candidates,
-        seed=e.seed,
-    )
-    price = cost(ModelScorer(model, part), task.name, len(view.users))
+    scorer = ModelScorer(model, part)
+    found = evaluate(scorer, view, (task,), "test", metrics=e.metrics, candidates=e.candidates, seed=e.seed)
+    price = cost(scorer, task.name, len(view.users))
     return found.per_user, replace(price, parameters=parameters(params))

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from rich.console import Console
 
 from fedrec.errors import UserError
@@ -88,11 +89,19 @@ def test_a_pool_has_one_thread_a_process_and_one_run_where_that_is_asked(
     class Told(Here):
         def __init__(self, workers: int, *args: Any, **more: Any) -> None:
             super().__init__(workers)
-            asked.append((workers, args[0].get_start_method(), more["initializer"], more["max_tasks_per_child"]))
+            asked.append(
+                (
+                    workers,
+                    args[0].get_start_method(),
+                    more["initializer"],
+                    more["initargs"],
+                    more["max_tasks_per_child"],
+                )
+            )
 
     monkeypatch.setattr(harness, "ProcessPoolExecutor", Told)
     carry_out(replace(TOY, fresh=fresh), 3, tmp_path, [])
-    assert asked == [(3, "spawn", harness.use_one_thread, 1 if fresh else None)]
+    assert asked == [(3, "spawn", torch.set_num_threads, (1,), 1 if fresh else None)]
 
 
 def test_what_cannot_be_run_leaves_nothing(tmp_path: Path) -> None:

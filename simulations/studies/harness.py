@@ -16,6 +16,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pandas as pd
+import torch
 
 from fedrec.experiment import Experiment
 from fedrec.folders import writing
@@ -128,7 +129,9 @@ def carry_out(study: Study, workers: int, home: Path, runs: Sequence[Run]) -> pd
     with ExitStack() as stack:
         if workers:
             spawn, tasks = get_context("spawn"), 1 if study.fresh else None
-            pool = ProcessPoolExecutor(workers, spawn, initializer=use_one_thread, max_tasks_per_child=tasks)
+            pool = ProcessPoolExecutor(  # a thread each: there is a process for each processor
+                workers, spawn, initializer=torch.set_num_threads, initargs=(1,), max_tasks_per_child=tasks
+            )
             carry = stack.enter_context(pool).map
         return pd.DataFrame([row for rows in carry(one, runs) for row in rows])
 
@@ -139,13 +142,6 @@ def perform(measure: Callable[[Run, Path], Rows], home: Path, run: Run) -> Rows:
         return measure(run, home / run.folder)
     with TemporaryDirectory() as folder:
         return measure(run, Path(folder) / "run")
-
-
-def use_one_thread() -> None:
-    """Let this process have one thread: there is a process for each processor."""
-    import torch
-
-    torch.set_num_threads(1)
 
 
 def facts(runs: Iterable[Run]) -> dict[str, str]:
