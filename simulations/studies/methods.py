@@ -21,7 +21,7 @@ from simulations.closing import SHORT, gap
 from simulations.methods import METHODS
 from simulations.studies.harness import Findings, Rows, Run, Study, facts
 from simulations.studies.options import SEEDS
-from simulations.studies.tables import Row, band, by_arm, differences, ends, measures, records, spread, test_rows
+from simulations.studies.tables import Row, band, by_arm, differences, ends, measures, read_test, records, spread
 
 POPULARITY = "popularity"
 # Some robust rules need more clients than there may be, SCAFFOLD needs sgd, and agreement volunteers.
@@ -83,7 +83,7 @@ def measure(run: Run, home: Path) -> Rows:
     """Return the test rows of a run with its labels."""
     train = run_popularity if run.labels["method"] == POPULARITY else run_baseline
     train(run.experiment, home)
-    return records(test_rows(home).assign(**run.labels))
+    return records(read_test(home).assign(**run.labels))
 
 
 def findings(

@@ -15,7 +15,7 @@ from simulations.studies import methods
 from simulations.studies.harness import Findings, Rows, Run, Study, facts
 from simulations.studies.methods import POPULARITY, experiment_of
 from simulations.studies.options import SEEDS
-from simulations.studies.tables import records, test_rows
+from simulations.studies.tables import read_test, records
 
 # What a platform may do that comes in round R of T; `local` first, with which the others are compared.
 ARMS = {
@@ -84,7 +84,7 @@ def measure(run: Run, home: Path) -> Rows:
         if run.labels["method"] in ALONE:
             grid.contexts = {k: one for (k, one), part in zip(grid.contexts.items(), parts, strict=True) if part == who}
         run_on(grid, apps_for(e, home, nodes=len(grid.contexts))[0])
-    rows = test_rows(home)
+    rows = read_test(home)
     return records(rows[rows["client"] == who].assign(**run.labels))
 
 

@@ -24,7 +24,7 @@ from simulations.baselines import run_popularity
 from simulations.cli import arm
 from simulations.engines import launch
 from simulations.studies.harness import Findings, Rows, Run, Study, facts
-from simulations.studies.tables import Row, spread, test_rows
+from simulations.studies.tables import Row, read_test, spread
 
 # A batch of 51 positives with their 204 negatives is one of the authors' 256 rows, and the weight 1/5 makes the sum
 # over a positive and its four negatives their mean over rows.
@@ -135,7 +135,7 @@ def trained(experiment: Experiment, options: str = "") -> Outcome:
 
 def means(home: Path) -> dict[str, float]:
     """Return the mean over the clients of a run of every test metric."""
-    found = test_rows(home).groupby("metric", sort=False)["value"].mean()
+    found = read_test(home).groupby("metric", sort=False)["value"].mean()
     return {str(name): float(value) for name, value in found.items()}
 
 

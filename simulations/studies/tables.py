@@ -26,7 +26,7 @@ def records(table: pd.DataFrame) -> list[Row]:
     return [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
 
 
-def test_rows(home: Path) -> pd.DataFrame:
+def read_test(home: Path) -> pd.DataFrame:
     """Return the test values of the clients of a run, or of a baseline, in a folder."""
     rows = pd.read_csv(home / "clients.csv", dtype={"client": str})
     return rows[rows["split"] == "test"]

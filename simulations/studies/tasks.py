@@ -28,9 +28,9 @@ from simulations.studies.tables import (
     measures,
     points,
     ranked,
+    read_test,
     records,
     spread,
-    test_rows,
 )
 
 USUAL = "--task click,buy,rating --split random --fractions 0.2,0.2 --rounds 30 --patience 3"
@@ -144,7 +144,7 @@ def runs_of(arms: Sequence[Arm], flags: Sequence[str], seeds: Iterable[int], tri
 def measure(run: Run, home: Path) -> Rows:
     """Return the test rows of clients with several tasks, with the run's validation."""
     run_baseline(run.experiment, home)
-    rows, rounds = test_rows(home), pd.read_csv(home / "rounds.csv")
+    rows, rounds = read_test(home), pd.read_csv(home / "rounds.csv")
     rows = rows[(rows["task"] == run.labels["part"]) | (run.labels["part"] == EVERY)]
     took = {"validation": rounds["validation"].max(), "rounds": len(rounds), "seconds": rounds["seconds"].sum()}
     return records(rows.drop(columns=["split", "device"]).assign(**run.labels, **took))
