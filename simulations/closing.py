@@ -51,18 +51,13 @@ def table(run_dir: Path) -> Table:
         there = [name for name in names if group[name].notna().any()]
         group = group.dropna(subset=there)  # a mean of some must not stand beside one of others
         who, mean = f"mean of {len(group)}", group[names].mean()
-        mean["local_low"], mean["local_high"] = between(group["local_difference"])
+        gains: Values = group["local_difference"].to_numpy(np.float64)
+        over = paired(gains, np.zeros_like(gains))
+        mean["local_low"], mean["local_high"] = over.low, over.high
         label = who if len(measures) == 1 else f"{who} {task}"
         shown.add_row(Text(label), *line(mean), "")
         shown.caption, shown.caption_justify = MEANS if len(group) > 1 else ONE, "left"
     return shown
-
-
-def between(differences: "pd.Series[float]") -> tuple[float, float]:
-    """Return the ends of the 95% interval of the mean difference over clients; NaN below two clients."""
-    values: Values = np.asarray(differences, np.float64)
-    found = paired(values, np.zeros_like(values))
-    return found.low, found.high
 
 
 def several(run_dir: Path) -> Table | None:
