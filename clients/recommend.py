@@ -1,12 +1,9 @@
 """A client's recommendations: `python -m clients.recommend RUN_DIR --client films --user 17 -k 10`."""
 
-import argparse
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
 
 import numpy as np
 from rich.console import Console
@@ -16,10 +13,10 @@ from fedrec.aggregation import carrier, gather
 from fedrec.data import ClientData, Dataset
 from fedrec.data.table import FRAME
 from fedrec.data.types import Floats, Ints
-from fedrec.errors import UserError, choose, one_line
+from fedrec.errors import Parser, UserError, choose, one_line
 from fedrec.evaluation import mask_of, members
 from fedrec.experiment import Experiment, build
-from fedrec.files import sha256_of
+from fedrec.files import named_values, sha256_of
 from fedrec.folders import refuse_unfinished
 from fedrec.folding import folded
 from fedrec.holdings import clients_data, dataset, reader, tasks_for
@@ -101,7 +98,7 @@ def experiment_of(home: Path) -> Experiment:
     if not home.is_dir():
         raise UserError(f"run: must be the folder of a finished run, found {str(home)!r}")
     refuse_unfinished(home)
-    record = read_json(home / "experiment.json")
+    record = named_values(home / "experiment.json", "run")
     if not isinstance(record.get("experiment"), dict):
         raise UserError(f"run: {home / 'experiment.json'} must have the key 'experiment', found none")
     return moved(build(record["experiment"]), home)
@@ -121,12 +118,12 @@ def params_of(home: Path, experiment: Experiment, data: ClientData) -> Params:
     Under a personal coupling or with a personal model it has a copy of its own of what is shared. Raises UserError if
     files are missing or do not fit the data, which may have changed since the run.
     """
-    known = read_json(home / "experiment.json").get("data", {}).get("sha256", "")
+    known = named_values(home / "experiment.json", "run").get("data", {}).get("sha256", "")
     if known and known != sha256_of(experiment.data_dir):
         raise UserError(f"run: {home} must have the data that it was trained on, found others in {experiment.data_dir}")
     shared = load_params(home / "model" / "shared.safetensors")
     private = load_params(home / "model" / f"client-{slug(data.name)}.safetensors")
-    server_rows = {space: table_of(ids) for space, ids in read_json(home / "model" / "rows.json").items()}
+    server_rows = {space: table_of(ids) for space, ids in named_values(home / "model" / "rows.json", "run").items()}
     rows = {"item": data.items, "user": data.users}
     personal = experiment.personal or (data.name in experiment.arrivals and not experiment.agreement.active)
     for space in {TABLES[name] for name in experiment.sharing().split(shared)[0] if name in TABLES and not personal}:
@@ -143,19 +140,6 @@ def params_of(home: Path, experiment: Experiment, data: ClientData) -> Params:
         return admit(Sharing.join(part, private), like)
     except ContractError as error:
         raise UserError(f"run: {home} does not fit the data: {error}") from None
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Return the object of a JSON file; raises UserError if it is missing or damaged."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"run: {path} must be a readable file ({error.strerror})") from None
-    except ValueError as error:
-        raise UserError(f"run: {path} must be JSON ({error})") from None
-    if not isinstance(content, dict):
-        raise UserError(f"run: {path} must hold named values, found {type(content).__name__}")
-    return content
 
 
 def show(console: Console, client: str, user: str, made: Recommendation, data: Dataset) -> None:
@@ -177,14 +161,9 @@ def show(console: Console, client: str, user: str, made: Recommendation, data: D
     console.print(table)
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(message)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Print what the command line asks for; return 0, or 2 for a wrong input."""
-    parser = _Parser(prog="python -m clients.recommend", description=ABOUT, allow_abbrev=False)
+    parser = Parser(prog="python -m clients.recommend", description=ABOUT, allow_abbrev=False)
     parser.add_argument("run", type=Path, metavar="RUN_DIR", help="folder of the run")
     parser.add_argument("--client", required=True, help="name of the client; of a pooled run also that of a member")
     parser.add_argument("--user", required=True, help="the user's key in the data; an unknown one gets the cold answer")

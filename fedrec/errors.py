@@ -1,8 +1,10 @@
 """Errors that are the user's to mend."""
 
+import argparse
 import difflib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
 LONGEST = 1000  # characters of an error's line
 
@@ -13,6 +15,14 @@ class UserError(ValueError):
 
 class RunFailure(RuntimeError):
     """A run, or a baseline of one, that did not come to its end; one line says why, and how to go on if that can be."""
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser of a command line whose errors are UserErrors."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise the error that a command line has."""
+        raise UserError(message.replace("argument --", "option --", 1))
 
 
 def choose(thing: str, value: str, valid: Iterable[str]) -> str:

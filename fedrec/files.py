@@ -4,10 +4,12 @@ import bz2
 import gzip
 import hashlib
 import io
+import json
 import lzma
 import os
 import stat
 import tarfile
+import tomllib
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -40,6 +42,21 @@ def regular(path: Path, thing: str) -> Path:
         found = next((name for is_kind, name in KINDS if is_kind(mode)), "another thing")
         raise UserError(f"{thing}: must be a regular file, found {found} ({path})")
     return path
+
+
+def named_values(path: Path, thing: str, else_: str = "") -> dict[str, Any]:
+    """Return the named values of a JSON or TOML file; raises UserError, which ends with `else_`."""
+    toml = path.suffix == ".toml"
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        content = tomllib.loads(text) if toml else json.loads(text)
+    except OSError as error:
+        raise UserError(f"{thing}: {path} must be a readable file ({error.strerror}){else_}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{thing}: {path} must be {'TOML' if toml else 'JSON'} in UTF-8 ({error}){else_}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{thing}: {path} must hold named values, found {type(content).__name__}{else_}")
+    return content
 
 
 def memory() -> int:

@@ -183,19 +183,23 @@ def write_users(home: Path, per_user: Sequence[PerUser], together: str = "") -> 
     for part in sorted(per_user, key=lambda one: one.client):
         files.setdefault(("item" if part.items else "user", together or slug(part.client)), []).append(part)
     for (unit, name), parts in files.items():
-        sizes = [len(p.users) for p in parts]
-        columns = {
-            "client": np.repeat([p.client for p in parts], sizes),
-            unit: np.concatenate([p.users for p in parts]),
-            "split": "test",
-            "task": np.repeat([p.task for p in parts], sizes),
-            "metric": np.repeat([p.metric for p in parts], sizes),
-            "value": np.concatenate([p.values for p in parts]),
-            "weight": np.concatenate(
-                [np.ones(len(p.users), np.int64) if p.weights is None else p.weights for p in parts]
-            ),
-        }
-        write_private(home / f"{unit}s" / f"{name}.csv", pd.DataFrame(columns).to_csv(index=False))
+        write_private(home / f"{unit}s" / f"{name}.csv", users_table(parts, unit).to_csv(index=False))
+
+
+def users_table(parts: Sequence[PerUser], unit: str = "user") -> pd.DataFrame:
+    """Return the test values of every user, or other `unit`, with their weights, in one table."""
+    sizes = [len(p.users) for p in parts]
+    weights = [np.ones(len(p.users), np.int64) if p.weights is None else p.weights for p in parts]
+    columns = {
+        "client": np.repeat([p.client for p in parts], sizes),
+        unit: np.concatenate([p.users for p in parts]),
+        "split": "test",
+        "task": np.repeat([p.task for p in parts], sizes),
+        "metric": np.repeat([p.metric for p in parts], sizes),
+        "value": np.concatenate([p.values for p in parts]),
+        "weight": np.concatenate(weights),
+    }
+    return pd.DataFrame(columns)
 
 
 def write_record(

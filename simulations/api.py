@@ -1,7 +1,5 @@
 """The Python interface, which `fedrec` offers by name: run an experiment, open a run, set runs side by side."""
 
-from __future__ import annotations
-
 import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,7 +24,7 @@ from simulations.check import check, told_whole
 from simulations.cli import Command, Given
 from simulations.methods import METHODS
 from simulations.options import flatten
-from simulations.run import Write, close, perform
+from simulations.run import close, perform
 from simulations.runs import Run, forget, load_run
 
 __all__ = ["Run", "compare", "load_run", "resume", "run"]
@@ -66,11 +64,11 @@ def run(
     Raises UserError before any work, RunFailure if the run or a baseline failed, and KeyboardInterrupt after Ctrl-C, of
     which the first lets the round finish and the second does not. Both say how to go on, where that can be.
     """
-    base = given(whole(experiment) if experiment else {})
-    command = cli.command_of(
-        base, of_table(given(fields), data, columns), folder(out), quiet, compare, frequency(checkpoint_every)
-    )
-    return finished(command, data)
+    every = checkpoint_every
+    if every is not None and (type(every) is not int or every < 0):
+        raise UserError(f"checkpoint_every: must be a whole number from 0, found {every!r}")
+    base, own = given(whole(experiment) if experiment else {}), of_table(given(fields), data, columns)
+    return finished(cli.command_of(base, own, folder(out), quiet, compare, every), data)
 
 
 def resume(path: PathLike, *, compare: bool | None = None, quiet: bool = True) -> Run:
@@ -158,8 +156,13 @@ def finished(command: Command, data: pd.DataFrame | None = None) -> Run:
     forget()
     console = Console(markup=False, emoji=False)
     tell = logging.getLogger("fedrec").warning
-    write = None if data is None else writing(command.experiment, data)
-    ended = perform(command, console, lambda text: tell("%s", text.strip()), calls, write)
+
+    def write(home: Path) -> Experiment:
+        assert data is not None
+        write_frame(data, command.experiment.columns, home / FRAME)
+        return command.experiment.model_copy(update={"data_dir": home / FRAME})
+
+    ended = perform(command, console, lambda text: tell("%s", text.strip()), calls, None if data is None else write)
     if not command.quiet:
         close(ended.out, console, quiet=False)
     if ended.interrupted:
@@ -173,16 +176,6 @@ def finished(command: Command, data: pd.DataFrame | None = None) -> Run:
 def calls(out: Path, compare: bool) -> str:
     """Return the call that goes on with the run in a folder, or gives it the baselines that it lacks."""
     return f"fedrec.resume({str(out)!r}{', compare=True' * compare})"
-
-
-def writing(experiment: Experiment, data: pd.DataFrame) -> Write:
-    """Return what writes data into the folder of a run, and returns the experiment that reads them."""
-
-    def write(home: Path) -> Experiment:
-        write_frame(data, experiment.columns, home / FRAME)
-        return experiment.model_copy(update={"data_dir": home / FRAME})
-
-    return write
 
 
 def whole(experiment: Experiment) -> dict[str, Any]:
@@ -229,13 +222,6 @@ def of_table(values: dict[str, Given], data: pd.DataFrame | None, columns: Colum
     for name in sorted({"dataset", "data_dir"} & values.keys()):
         raise UserError(f"{name}: must not be given beside data, found {values[name].value}")
     return values | given({"dataset": "table", "data_dir": Path(FRAME)})
-
-
-def frequency(every: int | None) -> int | None:
-    """Return the rounds between two checkpoints; raises UserError."""
-    if every is not None and (type(every) is not int or every < 0):
-        raise UserError(f"checkpoint_every: must be a whole number from 0, found {every!r}")
-    return every
 
 
 def folder(out: PathLike | None, *names: str) -> Path | None:

@@ -131,14 +131,12 @@ def apps_for(
     The grid has so many `nodes`, or (0) one for each client.
     """
 
-    def read_server(_: Context, clients: int) -> tuple[Plan, Finish]:
+    def read(_: Context, clients: int) -> tuple[Plan, Finish]:
         return plan_of(experiment, home), finisher(experiment, home)
 
-    def read_client(_: Context) -> tuple[Experiment, Path | None]:
-        return experiment, home
-
     count = nodes or len(clients_data(experiment))
-    return server_app(lambda _: count, read_server, on_round, stop, checkpoints), client_app(read_client)
+    server = server_app(lambda _: count, read, on_round, stop, checkpoints)
+    return server, client_app(lambda _: (experiment, home))
 
 
 def from_context(context: Context, nodes: int) -> tuple[Experiment, Path]:

@@ -24,13 +24,16 @@ Shapes = dict[str, tuple[tuple[int, ...], str]]  # of a shared parameter, and th
 
 
 def check(experiment: Experiment) -> None:
-    """Raise UserError if the data, the tasks, the sharing or the device do not fit together."""
+    """Raise UserError if the data, the tasks, the sharing, parts of the user's own or the device do not fit."""
     devices(experiment.device)
     if experiment.engine == "ray":
         require_ray("engine: ray")
     if experiment.engine == "process" and current_process().daemon:
         raise UserError("engine: process needs a process that may start others, found a daemon; take inline or batched")
-    check_components(experiment)
+    told_whole(experiment, Experiment)
+    for field, text in experiment.own_parts:
+        portable(field, text, experiment.engine)
+        make(field, text)
     refuse(experiment, usual(experiment))
     parts = clients_data(experiment)
     check_names(experiment, parts)
@@ -40,7 +43,9 @@ def check(experiment: Experiment) -> None:
     shapes: Shapes = {}
     names = [name for data in parts for name in agree(experiment, data, shapes)]
     experiment.sharing().check(names)
-    check_rates(experiment, names)
+    for module, _ in experiment.recipe().optimiser.lrs:
+        if not any(covers((module,), name) for name in names):
+            choose("lrs", module, MODULES)
     stacked(experiment)
     present = cohort(experiment, [data.name for data in parts])
     clients = sorted(present, key=lambda name: (natural(name), name))
@@ -49,14 +54,6 @@ def check(experiment: Experiment) -> None:
     if experiment.secure.active:
         check_secure(experiment, clients)
     experiment.robust.check(len(experiment.turnout.drawn(clients, 1)))
-
-
-def check_components(experiment: Experiment) -> None:
-    """Raise UserError for a part of the user's own that cannot be made here, or not where it will be needed."""
-    told_whole(experiment, Experiment)
-    for field, text in experiment.own_parts:
-        portable(field, text, experiment.engine)
-        make(field, text)
 
 
 def told_whole(value: BaseModel, kind: type[BaseModel], field: str = "experiment") -> None:
@@ -103,13 +100,6 @@ def check_secure(experiment: Experiment, clients: list[str]) -> None:
                 f"dropout: must leave the secure sums {agreed.threshold} of the {len(asked)} clients of every round, "
                 f"found {left} in round {number}"
             )
-
-
-def check_rates(experiment: Experiment, names: list[str]) -> None:
-    """Raise UserError if a module that has a learning rate of its own is no part of any recommender."""
-    for module, _ in experiment.recipe().optimiser.lrs:
-        if not any(covers((module,), name) for name in names):
-            choose("lrs", module, MODULES)
 
 
 def check_names(experiment: Experiment, parts: tuple[ClientData, ...]) -> None:

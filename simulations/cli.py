@@ -1,12 +1,9 @@
 """The command line, configuration files and Flower's run_config: three ways to write down one Experiment."""
 
-from __future__ import annotations
-
 import difflib
 import json
 import math
 import re
-import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +15,7 @@ from fedrec.components import ALIASES, SEAMS, changed, per_client, read, with_fi
 from fedrec.coordination.maps import RULES
 from fedrec.errors import UserError, choose
 from fedrec.experiment import Experiment, build
-from fedrec.files import regular
+from fedrec.files import named_values, regular
 from fedrec.folders import CHECKPOINTS, COMMAND, resumable
 from simulations.defaults import defaults
 from simulations.methods import METHODS, usual
@@ -67,16 +64,13 @@ def parse(argv: Sequence[str], strict: bool = True) -> Command:
     if "help" in given:
         print(help_of(given.pop("help"), given))
         raise SystemExit(0)
-    out, config = given.pop("out", None), given.pop("config", None)
     quiet, compare = given.pop("quiet", False), given.pop("compare", None)
-    broken = given.pop("resume", None)
-    if broken is not None:
-        beside = {"out": out, "config": config}
-        others = [flag(name) for name in (*given, *(name for name, value in beside.items() if value is not None))]
-        if others:
-            raise UserError(f"option --resume: a run goes on as it was begun, found {', '.join(others)} beside it")
+    if broken := given.pop("resume", None):
+        if given:
+            others = ", ".join(map(flag, given))
+            raise UserError(f"option --resume: a run goes on as it was begun, found {others} beside it")
         return resumed(Path(broken), quiet, compare)
-    every = given.pop("checkpoint_every", None)
+    out, config, every = (given.pop(name, None) for name in ("out", "config", "checkpoint_every"))
     file, recorded = read_config(config) if config else ({}, [])
     flags = {path: Given(value, f"option {flag(path)}") for path, value in given.items()}
     command = command_of(file, flags, Path(out) if out else None, quiet, compare is not False, every, strict)
@@ -134,7 +128,7 @@ def resumed(out: Path, quiet: bool, compare: bool | None) -> Command:
     """
     if resumable(out):
         path = out / CHECKPOINTS / COMMAND
-        about = asked_of(path, "; if it cannot be restored, remove the folder and begin again")
+        about = named_values(path, "option --resume", "; if it cannot be restored, remove the folder and begin again")
         every, wanted = about.get("every"), about.get("compare")
         if type(every) is not int or every < 0 or type(wanted) is not bool:
             raise UserError(
@@ -145,7 +139,7 @@ def resumed(out: Path, quiet: bool, compare: bool | None) -> Command:
     path = out / "experiment.json"
     if not path.exists():
         raise UserError(f"option --resume: must be the folder of a run, found {str(out)!r}")
-    about = asked_of(path)
+    about = named_values(path, "option --resume")
     if not compare:
         early = "; a run that promises privacy and was ended has forgotten its secrets" * (
             about.get("stopped") == "interrupted" and bool(about.get("privacy"))
@@ -157,21 +151,8 @@ def resumed(out: Path, quiet: bool, compare: bool | None) -> Command:
     return Command(experiment_in(about, path), out, quiet, True, 0, True, True)
 
 
-def asked_of(path: Path, else_: str = "") -> dict[str, Any]:
-    """Return the named values of a JSON file of a run that is to be gone on with; raises UserError."""
-    try:
-        about = json.loads(path.read_bytes())
-    except OSError as error:
-        raise UserError(f"option --resume: {path} must say what was run ({error.strerror}){else_}") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"option --resume: {path} must be JSON ({error}){else_}") from None
-    if not isinstance(about, dict):
-        raise UserError(f"option --resume: {path} must hold named values, found {type(about).__name__}{else_}")
-    return about
-
-
 def experiment_in(about: Mapping[str, Any], path: Path) -> Experiment:
-    """Return the experiment of what `asked_of` found; raises UserError."""
+    """Return the experiment of what a file of a run holds; raises UserError."""
     if not isinstance(about.get("experiment"), dict):
         raise UserError(f"option --resume: {path} must have an experiment, found {about.get('experiment')!r:.80}")
     try:
@@ -331,17 +312,9 @@ def read_config(file: str) -> tuple[dict[str, Given], list[Any]]:
 
     Of a record they are those under the key `experiment`. Raises UserError.
     """
-    path = regular(Path(file), "option --config")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        content = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
-    except OSError as error:
-        raise UserError(f"option --config: must be a readable file, found {file!r} ({error.strerror})") from None
-    except (ValueError, RecursionError) as error:
-        kind = "TOML" if path.suffix == ".toml" else "JSON"
-        raise UserError(f"option --config: {file} must be {kind} in UTF-8 ({error})") from None
-    recorded = content.get("components") if isinstance(content, dict) and "experiment" in content else None
-    content = content.get("experiment", content) if isinstance(content, dict) else content
+    content: Any = named_values(regular(Path(file), "option --config"), "option --config")
+    recorded = content.get("components") if "experiment" in content else None
+    content = content.get("experiment", content)
     if not isinstance(content, dict):
         raise UserError(f"option --config: {file} must hold named fields, found {type(content).__name__}")
     return fields(content, file), recorded if isinstance(recorded, list) else []

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedrec.metrics import Values, paired
-from fedrec.report.findings import warnings
+from fedrec.report.findings import DASH, number, warnings
 from fedrec.report.several import WORDS, balances, singly, spoken
 from fedrec.report.standing import corrected, standings, stands, unpopular
 from fedrec.report.tables import compare, comparison, read_run
@@ -51,18 +51,13 @@ def table(run_dir: Path) -> Table:
         there = [name for name in names if group[name].notna().any()]
         group = group.dropna(subset=there)  # a mean of some must not stand beside one of others
         who, mean = f"mean of {len(group)}", group[names].mean()
-        mean["local_low"], mean["local_high"] = between(group["local_difference"])
+        gains: Values = group["local_difference"].to_numpy(np.float64)
+        over = paired(gains, np.zeros_like(gains))
+        mean["local_low"], mean["local_high"] = over.low, over.high
         label = who if len(measures) == 1 else f"{who} {task}"
         shown.add_row(Text(label), *line(mean), "")
         shown.caption, shown.caption_justify = MEANS if len(group) > 1 else ONE, "left"
     return shown
-
-
-def between(differences: "pd.Series[float]") -> tuple[float, float]:
-    """Return the ends of the 95% interval of the mean difference over clients; NaN below two clients."""
-    values: Values = np.asarray(differences, np.float64)
-    found = paired(values, np.zeros_like(values))
-    return found.low, found.high
 
 
 def several(run_dir: Path) -> Table | None:
@@ -80,10 +75,9 @@ def several(run_dir: Path) -> Table | None:
         shown.add_column(name, no_wrap=name != "client", justify="left" if name in ("client", "metric") else "right")
     table = together if len(rows) > 3 * MANY else pd.concat([rows, together]) if len(every) > 1 else rows
     for _, row in table[table["speaks"]].iterrows():
-        gain = signed(row["difference"])
-        if not math.isnan(row["low"]):
-            gain += f" [{signed(row['low'])}, {signed(row['high'])}]"
-        cells = [number(row["together"]), number(row["single"]), gain, WORDS.get(row["verdict"], row["verdict"])]
+        gain = gap(row["difference"], row["low"], row["high"])
+        values = [number(row[name], 4) for name in ("together", "single")]
+        cells = [*values, gain, WORDS.get(row["verdict"], row["verdict"])]
         shown.add_row(Text(f"{row['client']} {row['task']}"), row["metric"], *cells)
     return shown
 
@@ -106,22 +100,11 @@ def notes(run_dir: Path) -> list[str]:
 
 def line(row: "pd.Series[float]") -> list[str]:
     """Return the cells of one client's row."""
-    gain = signed(row["local_difference"])
-    if not math.isnan(row["local_low"]):
-        gain += f" [{signed(row['local_low'])}, {signed(row['local_high'])}]"
-    return [number(row["federated"]), number(row["local"]), gain, number(row["pooled"]), number(row["popularity"])]
+    together, alone, *others = (number(row[name], 4) for name in ("federated", "local", "pooled", "popularity"))
+    return [together, alone, gap(row["local_difference"], row["local_low"], row["local_high"]), *others]
 
 
-def number(value: float) -> str:
-    """Return a metric with four digits, or a dash if it was not measured."""
-    return "-" if math.isnan(value) else short(f"{value:.4f}")
-
-
-def signed(value: float) -> str:
-    """Return a difference with its sign, or a dash."""
-    return "-" if math.isnan(value) else short(f"{value:+.3f}")
-
-
-def short(text: str) -> str:
-    """Return a number below one without the zero before its point, so that a row fits into 80 columns."""
-    return re.sub(r"^([+-]?)0\.", r"\1.", text)
+def gap(mean: float, low: float, high: float) -> str:
+    """Return `+.018 [+.009, +.027]`, always with three decimals, so that a row fits into 80 columns; a dash for NaN."""
+    text = re.sub(r"(?<=[+-])0(?=\.)", "", f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]")
+    return DASH if math.isnan(mean) else text.partition(" [+nan")[0]

@@ -13,13 +13,15 @@ COMMANDS = {
     "distil": ("simulations.distil", "small students of the models of a finished run"),
     "flower": ("simulations.flower", "a run by Flower's own command"),
 }
+MORE = "fedrec COMMAND --help lists the options."
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command that the first argument names; return its status, or 2 for a wrong name."""
     name, *rest = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     if name in ("-h", "--help"):
-        print(usage())
+        lines = [f"  {command:<10} {text}" for command, (_, text) in COMMANDS.items()]
+        print("\n".join(["usage: fedrec COMMAND [OPTION ...]", "", *lines, "", MORE]))
         return 0
     if name == "--version":
         from simulations.options import version
@@ -35,12 +37,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv is None:
         ready()
     return int(command(rest))
-
-
-def usage() -> str:
-    """Return the text of --help."""
-    lines = [f"  {name:<10} {text}" for name, (_, text) in COMMANDS.items()]
-    return "\n".join(["usage: fedrec COMMAND [OPTION ...]", "", *lines, "", "fedrec COMMAND --help lists the options."])
 
 
 def console() -> int:

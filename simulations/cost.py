@@ -1,9 +1,9 @@
 """What a recommender costs: how many numbers it keeps, and how long it takes to score its catalogue."""
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import median
+from timeit import repeat
 
 import torch
 from torch import Tensor
@@ -42,9 +42,6 @@ def parameters(params: Mapping[str, Tensor]) -> int:
 
 def milliseconds(scorer: ModelScorer, task: str, rows: list[int]) -> float:
     """Return the median time in which the catalogue is scored for some users; the first time does not count."""
-    users, found = table_of(rows), []
-    for _ in range(REPETITIONS + 1):
-        started = time.perf_counter()
-        scorer.score_all(task, users)
-        found.append(1000 * (time.perf_counter() - started))
-    return median(found[1:])
+    users = table_of(rows)
+    found = repeat(lambda: scorer.score_all(task, users), number=1, repeat=REPETITIONS + 1)
+    return 1000 * median(found[1:])

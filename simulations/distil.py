@@ -11,9 +11,9 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-import numpy as np
+import pandas as pd
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -24,25 +24,25 @@ from clients.round import measure
 from fedrec.acting import RULES, acting, inert
 from fedrec.components import per_client
 from fedrec.data import ClientData
-from fedrec.differences import Side, difference
 from fedrec.distillation import KINDS, Distillation, learn
-from fedrec.errors import UserError, choose, one_line
-from fedrec.evaluation import Evaluation, PerUser, Split
+from fedrec.errors import Parser, UserError, choose
+from fedrec.evaluation import Evaluation, Split
 from fedrec.experiment import Experiment, build
 from fedrec.folders import writing
 from fedrec.holdings import clients_data, tasks_for
-from fedrec.metrics import NEGATIVES, Paired
 from fedrec.parameters import Params
-from fedrec.records import Row, slug, versions, write_csv, write_json, write_tensors
+from fedrec.records import Record, Row, slug, users_table, versions, write_csv, write_json, write_tensors
+from fedrec.report.findings import DASH, number
+from fedrec.report.tables import KEY, Results, differences
 from fedrec.scorers import ModelScorer
 from fedrec.tasks import parse_task, several
 from fedrec.weighting import Weighting
 from server.scores import selection_scores
 from simulations.baselines import baseline
-from simulations.closing import number, signed
+from simulations.closing import gap
 from simulations.cost import BATCH, Cost, cost
 from simulations.methods import usual
-from simulations.start import ready
+from simulations.start import ready, status_of
 
 ABOUT = "Train small students of the clients' models of a finished run, and measure them beside their teachers."
 TEACHER, STUDENT, ALONE = "teacher", "student", "student alone"
@@ -147,37 +147,23 @@ def cost_rows(client: str, s: Experiment, e: Experiment, models: Sequence[Model]
 
 def metric_rows(models: Sequence[Model]) -> Iterator[Row]:
     """Yield, for each metric, the three models and the student's paired differences with 95% intervals over users."""
-    teacher, student, alone = models
-    for key, value in student.test.metrics.items():
-        row: Row = dict(zip(("client", "task", "metric"), key, strict=True))
-        row |= {"teacher": teacher.test.metrics[key], "student": value, "alone": alone.test.metrics[key]}
-        for name, other in zip(OTHERS, (teacher, alone), strict=True):
-            gap = gap_of(student, other, key)
+    teacher, student, alone = (results_of(model) for model in models)
+    gaps = {"teacher": differences(student, teacher), "alone": differences(student, alone)}
+    tests = {"teacher": teacher.test(), "student": student.test(), "alone": alone.test()}
+    for key in models[1].test.metrics:
+        row: Row = {**dict(zip(KEY, key, strict=True)), **{name: test[key] for name, test in tests.items()}}
+        for name, found in gaps.items():
+            gap = found[key]
             ends = {f"minus_{name}_low": gap.low, f"minus_{name}_high": gap.high}
             row |= {"users": gap.n, f"minus_{name}": gap.mean, **ends}
         yield row
 
 
-def gap_of(ours: Model, theirs: Model, key: tuple[str, str, str]) -> Paired:
-    """Return the difference of two models' test values, with an interval over users where there are values by user."""
-    parts = [sides_of(model, key) for model in (ours, theirs)]
-    if not parts[0] or len(parts[0]) != len(parts[1]):
-        return Paired(ours.test.metrics[key] - theirs.test.metrics[key], math.nan, math.nan, 0)
-    places = np.split(
-        np.unique(np.concatenate([p.users for p in parts[0]]), return_inverse=True)[1], [len(parts[0][0].users)]
-    )
-    sides = [
-        Side(place, a.values, b.values, np.ones(len(place)) if a.weights is None else a.weights.astype(np.float64))
-        for place, a, b in zip(places, *parts, strict=False)
-    ]
-    return difference(key[2], sides)
-
-
-def sides_of(model: Model, key: tuple[str, str, str]) -> list[PerUser]:
-    """Return the values by user that a metric is made of, see `PerUser`; both sides of an AUC, or none."""
-    wanted = [key, *([(*key[:2], NEGATIVES)] if key[2] == "auc" else [])]
-    by = {(one.client, one.task, one.metric): one for one in model.test.per_user}
-    return [by[one] for one in wanted] if all(one in by for one in wanted) else []
+def results_of(model: Model) -> Results:
+    """Return what a model reaches on the test data, as it is read of a run."""
+    record = Record()
+    record.score(model.round, "test", model.test.metrics, "cpu")
+    return Results(pd.DataFrame(record.clients), users_table(model.test.per_user))
 
 
 def write(home: Path, s: Experiment, about: Mapping[str, Any], found: Mapping[str, Sequence[Model]]) -> None:
@@ -208,25 +194,19 @@ def show(console: Console, costs: Sequence[Row], metrics: Sequence[Row]) -> None
     for name in ("client", "metric", *COLUMNS, *(f"to {name}" for name in OTHERS)):
         table.add_column(name, justify="left" if name in ("client", "metric") else "right", no_wrap=name != "client")
     for row in metrics:
-        cells = [*(number(float(row[name])) for name in COLUMNS), *(interval(row, name) for name in OTHERS)]
+        cells = [*(number(float(row[name]), 4) for name in COLUMNS), *(interval(row, name) for name in OTHERS)]
         table.add_row(str(row["client"]), f"{row['task']} {row['metric']}", *cells)
     console.print(table)
 
 
 def interval(row: Row, other: str) -> str:
     """Return the interval of a difference; a dash for a metric that is of no single user."""
-    low, high = (float(row[f"minus_{other}_{end}"]) for end in ("low", "high"))
-    return "-" if math.isnan(low) else f"[{signed(low)}, {signed(high)}]"
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(message)
+    return gap(*(float(row[f"minus_{other}{end}"]) for end in ("", "_low", "_high"))).partition(" ")[2] or DASH
 
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    p = _Parser(prog="python -m simulations.distil", description=ABOUT, allow_abbrev=False)
+    p = Parser(prog="python -m simulations.distil", description=ABOUT, allow_abbrev=False)
     p.add_argument("run", type=Path, metavar="RUN_DIR", help="folder of the run")
     p.add_argument("--client", help="name of the client; every client without it")
     p.add_argument("--task", default="", help="the tasks that the student learns, comma-separated; all without it")
@@ -270,12 +250,8 @@ def distil_run(options: argparse.Namespace, console: Console) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Do what the command line asks for; return 0, or 2 for a wrong input."""
-    try:
-        distil_run(parser().parse_args(argv), Console(markup=False, emoji=False, highlight=False))
-    except UserError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 2
-    return 0
+    console = Console(markup=False, emoji=False, highlight=False)
+    return status_of(lambda: distil_run(parser().parse_args(argv), console))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from fedrec.errors import UserError, one_line
+from fedrec.errors import RunFailure, UserError, one_line
 from fedrec.experiment import Experiment
 from fedrec.folders import numbers, vacant
 from simulations.check import check, client_count, require_ray
@@ -26,7 +26,7 @@ from simulations.options import flag, parser
 from simulations.processes import answers, last_line, quiet, socket_of, started
 from simulations.run import base, close
 from simulations.sockets import NOWHERE, private_folder, write_commands
-from simulations.start import ready
+from simulations.start import ready, status_of
 
 ROOT = Path(__file__).parent.parent
 START = 60.0  # seconds within which a SuperLink must answer
@@ -35,36 +35,25 @@ RUNNING = ("engine", "workers", "stack")  # fields of how the clients run
 ENDING = ("-m", "simulations.processes")  # runs a command that ends with this process
 
 
-class RunFailure(RuntimeError):
-    """A run did not end well; the text says why."""
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run what the command line asks for; return 0, 2 for a wrong input, 1 for a failed run, 130 after Ctrl-C."""
-    try:
-        given = sys.argv[1:] if argv is None else argv
-        command = parse(given)
-        if command.resume:
-            raise UserError("option --resume: flwr run makes no checkpoints, so that a run cannot be gone on with")
-        heeded(given, command.experiment)
-        check(command.experiment)
-        require_ray("flwr run: a simulation")
-        if not (ROOT / "pyproject.toml").is_file():
-            raise UserError(f"flwr run: must have the project's folder with pyproject.toml, found none in {ROOT}")
-        out = (command.out or next(path for path in numbers(base(command.experiment)) if not path.exists())).absolute()
-        vacant(out)  # before anything is started
-        flower(command.experiment, out, command.quiet)
-        close(out, Console(markup=False, emoji=False), command.quiet)
-    except UserError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 2
-    except RunFailure as error:
-        print(f"failed: {one_line(error)}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
-    return 0
+    return status_of(lambda: run(sys.argv[1:] if argv is None else argv))
+
+
+def run(argv: Sequence[str]) -> None:
+    """Run what a command line asks for; raises UserError before anything is started, and RunFailure."""
+    command = parse(argv)
+    if command.resume:
+        raise UserError("option --resume: flwr run makes no checkpoints, so that a run cannot be gone on with")
+    heeded(argv, command.experiment)
+    check(command.experiment)
+    require_ray("flwr run: a simulation")
+    if not (ROOT / "pyproject.toml").is_file():
+        raise UserError(f"flwr run: must have the project's folder with pyproject.toml, found none in {ROOT}")
+    out = (command.out or next(path for path in numbers(base(command.experiment)) if not path.exists())).absolute()
+    vacant(out)
+    flower(command.experiment, out, command.quiet)
+    close(out, Console(markup=False, emoji=False), command.quiet)
 
 
 def heeded(argv: Sequence[str], experiment: Experiment) -> None:
@@ -99,7 +88,7 @@ def flower(experiment: Experiment, out: Path, silent: bool) -> None:
             flwr(["list", NAME, "--format", "json"], home / "list", environment)
             failure = failed((home / "list").read_text(encoding="utf-8"))
         if failure or not (out / "report.html").exists():
-            raise RunFailure(failure or f"no report in {out}")
+            raise RunFailure(one_line(failure or f"no report in {out}"))
 
 
 def write_settings(home: Path, experiment: Experiment, out: Path) -> None:

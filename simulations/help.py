@@ -41,8 +41,8 @@ MOST: Mapping[str, Mapping[str, tuple[str, str]]] = {
     },
 }
 EXAMPLES = (
-    "fedrec run --clients 5",
-    "fedrec run --dataset table --data-dir sales.csv --columns user=user,item=sku",
+    "  fedrec run --clients 5",
+    "  fedrec run --dataset table --data-dir sales.csv --columns user=user,item=sku",
 )
 WIDTH, COLUMN = 79, 22
 
@@ -61,10 +61,5 @@ def first_page(methods: Sequence[str]) -> str:
             lines.append(f"  {name:<{COLUMN}} {words}{f' [{default}]' if default else ''}")
     lines += ["", *textwrap.wrap(f"methods: {', '.join(methods)}", WIDTH, subsequent_indent="  ")]
     lines += ["", *textwrap.wrap(f"--help TOPIC tells more: {', '.join(TOPICS)}.", WIDTH, subsequent_indent="  ")]
-    lines.append("--model mmoe --help tells the options of a part, ours or yours.")
-    lines += [
-        "",
-        "  fedrec run --clients 5",
-        "  fedrec run --dataset table --data-dir sales.csv --columns user=user,item=sku",
-    ]
+    lines += ["--model mmoe --help tells the options of a part, ours or yours.", "", *EXAMPLES]
     return "\n".join(lines)

@@ -1,19 +1,17 @@
 """The flags of the command line: one for every field of Experiment, and their help."""
 
-from __future__ import annotations
-
 import argparse
 import textwrap
 from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal, NoReturn, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from fedrec.components import ALIASES, SEAMS, fields_known, find, per_client, read
-from fedrec.errors import UserError, choose
+from fedrec.errors import Parser, choose
 from fedrec.experiment import Experiment, Method
 from fedrec.sharing import SHARINGS
 from simulations.defaults import DEFAULTS
@@ -58,18 +56,8 @@ def flag(path: str) -> str:
 
 
 FIELDS = dict(leaves(Experiment))
-OPTIONS = [
-    *map(flag, FIELDS),
-    "--out",
-    "--config",
-    "--compare",
-    "--no-compare",
-    "--quiet",
-    "--checkpoint-every",
-    "--resume",
-    "--version",
-    "--help",
-]
+OTHERS = "--out --config --compare --no-compare --quiet --checkpoint-every --resume --version --help"
+OPTIONS = [*map(flag, FIELDS), *OTHERS.split()]
 
 
 def flatten(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -92,14 +80,9 @@ def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
     return nested
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(message.replace("argument --", "option --", 1))
-
-
 def parser() -> argparse.ArgumentParser:
     """Return the parser: a flag for every field of Experiment, and those that decide nothing about the result."""
-    made = _Parser(
+    made = Parser(
         prog="python -m simulations.run",
         description="Train recommenders that learn together, each with a private part, and report whether it helped.",
         usage="%(prog)s [--FIELD VALUE ...] [--config FILE] [--out DIR] [--no-compare] [--quiet]",
@@ -119,28 +102,36 @@ def parser() -> argparse.ArgumentParser:
         else:
             groups[group(path)].add_argument(flag(path), dest=path, metavar=metavar(info.annotation), help=text)
     running = groups["running"]
-    running.add_argument("--out", metavar="DIR", type=nonempty, help="where the run is recorded; new or empty")
-    running.add_argument(
-        "--config", metavar="FILE", type=nonempty, help="JSON or TOML file of fields, or an experiment.json"
-    )
-    running.add_argument(
-        "--compare", action=argparse.BooleanOptionalAction, help="also train the local and pooled baselines [yes]"
-    )
-    running.add_argument(
-        "--checkpoint-every",
-        metavar="N",
-        type=count,
-        help="rounds between two checkpoints; 0: none [1; 0 for ray and superlink]",
-    )
-    running.add_argument(
-        "--resume",
-        metavar="DIR",
-        type=nonempty,
-        help="go on with the run in DIR that was broken off or stopped; with --compare, add the baselines it lacks",
-    )
+    for name, (word, kind, text) in RUNNING.items():
+        running.add_argument(name, metavar=word, type=kind, help=text)
+    whether = "also train the local and pooled baselines [yes]"
+    running.add_argument("--compare", action=argparse.BooleanOptionalAction, help=whether)
     running.add_argument("--version", action="version", version=version(), help="print the version of fedrec")
     running.add_argument("--quiet", action="store_true", help="print only the result")
     return made
+
+
+def count(text: str) -> int:
+    """Return a whole number from 0; raises the error that argparse reports for anything else."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"must be a whole number from 0, found {text!r}")
+    return int(text)
+
+
+def nonempty(text: str) -> str:
+    """Return `text`; raises the error that argparse reports if it is empty."""
+    if not text:
+        raise argparse.ArgumentTypeError("must be a path, found ''")
+    return text
+
+
+RESUMING = "go on with the run in DIR that was broken off or stopped; with --compare, add the baselines it lacks"
+RUNNING = {  # options that decide nothing about the result: what a value is called, its type, and the help
+    "--out": ("DIR", nonempty, "where the run is recorded; new or empty"),
+    "--config": ("FILE", nonempty, "JSON or TOML file of fields, or an experiment.json"),
+    "--checkpoint-every": ("N", count, "rounds between two checkpoints; 0: none [1; 0 for ray and superlink]"),
+    "--resume": ("DIR", nonempty, RESUMING),
+}
 
 
 def help_of(topic: str, given: Mapping[str, Any]) -> str:
@@ -244,17 +235,3 @@ def metavar(annotation: Any) -> str:
     if parts:
         return "|".join(map(metavar, parts))
     return {int: "N", float: "X", Path: "PATH"}.get(annotation, "TEXT")
-
-
-def count(text: str) -> int:
-    """Return a whole number from 0; raises the error that argparse reports for anything else."""
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"must be a whole number from 0, found {text!r}")
-    return int(text)
-
-
-def nonempty(text: str) -> str:
-    """Return `text`; raises the error that argparse reports if it is empty."""
-    if not text:
-        raise argparse.ArgumentTypeError("must be a path, found ''")
-    return text

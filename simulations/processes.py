@@ -136,12 +136,6 @@ def last_line(log: Path) -> str:
     return next(filter(None, reversed(plain)), "")
 
 
-def main(argv: Sequence[str]) -> None:
-    """Run an installed command in this process, which ends with its parent."""
-    end_with_parent()
-    run_command(argv)
-
-
 def run_command(argv: Sequence[str]) -> None:
     """Run an installed command in this process, over the socket that the environment names if there is one."""
     sys.argv = list(argv)
@@ -153,4 +147,5 @@ def run_command(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    end_with_parent()
+    run_command(sys.argv[1:])

@@ -3,7 +3,6 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
@@ -11,41 +10,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from fedrec.records import Row
 
 
-class Reporter(Protocol):
-    """Shows how a run goes."""
+class Reporter:
+    """A live progress line with the training loss, the validation and the time left, or nothing at all."""
 
-    def round(self, row: Row) -> None:
-        """Show a finished round."""
-        ...
+    def __init__(self, progress: Progress | None) -> None:
+        self.progress = progress or Progress(disable=True)
+        self.task = self.progress.add_task("starting", total=None, loss="-", validation="-")
 
     def phase(self, text: str, rounds: int) -> None:
         """Begin a phase of so many rounds."""
-        ...
-
-
-class Silent:
-    """Shows nothing."""
-
-    def round(self, row: Row) -> None:
-        """See Reporter."""
-
-    def phase(self, text: str, rounds: int) -> None:
-        """See Reporter."""
-
-
-class Live:
-    """A live progress line with the training loss, the validation and the time left."""
-
-    def __init__(self, progress: Progress) -> None:
-        self.progress = progress
-        self.task = progress.add_task("starting", total=None, loss="-", validation="-")
-
-    def phase(self, text: str, rounds: int) -> None:
-        """See Reporter."""
         self.progress.reset(self.task, description=text, total=rounds, loss="-", validation="-")
 
     def round(self, row: Row) -> None:
-        """See Reporter."""
+        """Show a finished round."""
         shown = {
             name: f"{row[key]:.4f}"
             for name, key in (("loss", "train_loss"), ("validation", "validation"))
@@ -58,7 +35,7 @@ class Live:
 def reporter(console: Console, quiet: bool) -> Iterator[Reporter]:
     """Yield the live display on a terminal, a silent one with `quiet`, in CI, or when the output is a file."""
     if quiet or not console.is_terminal or os.environ.get("CI"):
-        yield Silent()
+        yield Reporter(None)
         return
     columns = (
         SpinnerColumn(),
@@ -69,4 +46,4 @@ def reporter(console: Console, quiet: bool) -> Iterator[Reporter]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console, transient=True) as progress:
-        yield Live(progress)
+        yield Reporter(progress)

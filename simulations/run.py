@@ -37,7 +37,7 @@ from fedrec.records import NOT_SINGLE, json_text
 from fedrec.sharing import ContractError
 from simulations.cli import Command, parse
 from simulations.progress import Reporter, reporter
-from simulations.start import ready
+from simulations.start import ready, status_of
 
 PARTIAL = ".baseline"  # in the folder of a run: a baseline that is being made
 NOTHING = ": nothing was written"
@@ -63,30 +63,13 @@ def complain(text: str) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run what the command line asks for; return 0, 2 for a wrong input, 1 for a failed run, 130 after Ctrl-C."""
-    try:
-        command = parse(sys.argv[1:] if argv is None else argv)
-        return run(command, Console(markup=False, emoji=False))
-    except UserError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 2
-    except MemoryError:
-        print("failed: the experiment needs more memory than there is", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(f"stopped{NOTHING}", file=sys.stderr)
-        return 130
+    given = sys.argv[1:] if argv is None else argv
+    return status_of(lambda: run(parse(given), Console(markup=False, emoji=False)), f"stopped{NOTHING}")
 
 
 def run(command: Command, console: Console) -> int:
-    """Do what a command asks for, show the closing table, and return the status, see `main`."""
-    try:
-        ended = perform(command, console, complain, flags)
-    except RunFailure as error:
-        print(f"failed: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt as error:
-        print(str(error) or f"stopped{NOTHING}", file=sys.stderr)
-        return 130
+    """Do what a command asks for, show the closing table, and return the status; raises as `perform` does."""
+    ended = perform(command, console, complain, flags)
     close(ended.out, console, command.quiet)
     return 130 if ended.interrupted else int(bool(ended.failures))
 

@@ -1,7 +1,5 @@
 """A run that has its record, as a value: what it measured, its verdicts, and the clients' models."""
 
-from __future__ import annotations
-
 import os
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,9 +20,7 @@ from fedrec.report.verdicts import labels
 from fedrec.scorers import ModelScorer
 
 SUMMARY = {
-    "client": "client",
-    "task": "task",
-    "metric": "metric",
+    **{name: name for name in ("client", "task", "metric")},
     "federated": "together",
     "local": "alone",
     "pooled": "pooled",
@@ -32,8 +28,7 @@ SUMMARY = {
     "local_difference": "difference",
     "local_low": "low",
     "local_high": "high",
-    "verdict": "verdict",
-    "protocol": "protocol",
+    **{name: name for name in ("verdict", "protocol")},
 }
 # Functions that keep what they made of files, or of classes, by the names of these.
 KEPT = (

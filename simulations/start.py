@@ -1,9 +1,9 @@
-"""What a command does before its imports, which take seconds; nothing but the standard library is imported here."""
+"""What a command does before its imports, which take seconds, and how it ends; of ours nothing is imported here."""
 
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -44,6 +44,24 @@ def ready() -> None:
     """Let Ctrl-C raise KeyboardInterrupt again, after the imports."""
     if signal.getsignal(signal.SIGINT) is leave:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def status_of(work: Callable[[], int | None], stopped: str = "stopped") -> int:
+    """Do a command's work; return its status, or 2 for a wrong input, 1 for a failed run, 130 after Ctrl-C."""
+    from fedrec.errors import RunFailure, UserError, one_line
+
+    try:
+        return work() or 0
+    except KeyboardInterrupt as error:
+        status, words = 130, str(error) or stopped
+    except UserError as error:
+        status, words = 2, f"error: {one_line(error)}"
+    except RunFailure as error:
+        status, words = 1, f"failed: {error}"
+    except MemoryError:
+        status, words = 1, "failed: the experiment needs more memory than there is"
+    print(words, file=sys.stderr)
+    return status
 
 
 def leave(number: int, frame: FrameType | None) -> None:

@@ -1,7 +1,7 @@
 """The server's student of an output agreement: trained on the consensus logits, tested beside its teachers."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,11 +21,9 @@ from fedrec.metrics import paired
 from fedrec.models import Recommender
 from fedrec.parameters import Params
 from fedrec.records import NO_STUDENT, Record, Row, slug, write_csv, write_json, write_tensors
+from fedrec.report.tables import STUDENT
 from fedrec.scorers import ModelScorer
 from simulations.cost import Cost, cost, parameters
-
-COSTS = ["teacher_parameters", "student_parameters", "teacher_ms", "student_ms"]
-COLUMNS = ["client", "task", "metric", "users", "teacher", "student", "low", "high", *COSTS]
 
 
 def teach(experiment: Experiment, record: Record, home: Path) -> None:
@@ -47,7 +45,7 @@ def teach(experiment: Experiment, record: Record, home: Path) -> None:
     write_json(home / "model" / "student.json", {**about, "users": users.tolist(), "items": items.tolist()})
     teachers = [data for data in clients_data(experiment) if data.name not in experiment.arrivals]
     rows = [row for data in teachers for row in compared(experiment, home, data, *students)]
-    write_csv(home / "student.csv", rows, COLUMNS)
+    write_csv(home / "student.csv", rows, STUDENT)
 
 
 def student_of(experiment: Experiment, ids: Ints, logits: torch.Tensor) -> tuple[Recommender, Params, Ints, Ints]:
@@ -74,49 +72,31 @@ def student_of(experiment: Experiment, ids: Ints, logits: torch.Tensor) -> tuple
 
 def compared(
     e: Experiment, home: Path, data: ClientData, model: Recommender, params: Params, users: Ints, items: Ints
-) -> Iterator[Row]:
-    """Yield, for each metric, how student and teacher do on the volunteers' held-out items that the teacher carries."""
+) -> list[Row]:
+    """Return by metric how student and teacher do on the volunteers' held-out items that the teacher carries."""
     view = viewed(public(e), data.name, np.intersect1d(data.items, items))
     knows = ClientData("student", users, items, view.train, view.validation, view.test, members=(view,))
-    student, cost_s = scores(e, model, knows, params)
+    ours, price = scores(e, model, knows, params)
+    rows: list[Row] = [dict.fromkeys(STUDENT, math.nan) for _ in ours]
+    for row, one in zip(rows, ours, strict=True):
+        row |= {"client": one.client, "task": one.task, "metric": one.metric, "users": len(one.values)}
+        row |= {"student": one.values.mean(), "student_parameters": price.parameters, "student_ms": price.one_ms}
     if not (home / "model" / f"client-{slug(data.name)}.safetensors").exists():  # it ran on another machine
-        for one in student:
-            yield row_of(one, len(one.values), math.nan, float(one.values.mean()), costs=(None, cost_s))
-        return
+        return rows
     model = reader(e, replace(data, items=view.items), "test")  # which reads the content of what is asked alone
-    teacher, cost_t = scores(e, model, replace(data, members=(view,)), params_of(home, e, data))
-    for ours, theirs in zip(student, teacher, strict=True):
-        gap, values = paired(ours.values, theirs.values), (float(theirs.values.mean()), float(ours.values.mean()))
-        yield row_of(ours, gap.n, *values, (gap.low, gap.high), (cost_t, cost_s))
+    theirs, price = scores(e, model, replace(data, members=(view,)), params_of(home, e, data))
+    for row, one, other in zip(rows, ours, theirs, strict=True):
+        gap = paired(one.values, other.values)
+        row |= {"users": gap.n, "teacher": other.values.mean(), "low": gap.low, "high": gap.high}
+        row |= {"teacher_parameters": price.parameters, "teacher_ms": price.one_ms}
+    return rows
 
 
 def scores(e: Experiment, model: Recommender, data: ClientData, params: Params) -> tuple[Sequence[PerUser], Cost]:
     """Return the test metrics of the one member of `data` by user, and what the whole model costs to ask for it."""
     ((view, part),) = members(data, params)
     task = next(task for task in e.tasks(view.name) if task.name == e.agreement.task)
-    found = evaluate(
-        ModelScorer(model, part),
-        view,
-        (task,),
-        "test",
-        metrics=e.metrics,
-        candidates=e.candidates,
-        seed=e.seed,
-    )
-    price = cost(ModelScorer(model, part), task.name, len(view.users))
+    scorer = ModelScorer(model, part)
+    found = evaluate(scorer, view, (task,), "test", metrics=e.metrics, candidates=e.candidates, seed=e.seed)
+    price = cost(scorer, task.name, len(view.users))
     return found.per_user, replace(price, parameters=parameters(params))
-
-
-def row_of(
-    one: PerUser,
-    users: int,
-    teacher: float,
-    student: float,
-    ends: tuple[float, float] = (math.nan, math.nan),
-    costs: tuple[Cost | None, Cost | None] = (None, None),
-) -> Row:
-    """Return a row of `student.csv`; the interval is that of student minus teacher, costs are of (teacher, student)."""
-    sizes = [math.nan if one is None else one.parameters for one in costs]
-    times = [math.nan if one is None else one.one_ms for one in costs]
-    row = (one.client, one.task, one.metric, users, teacher, student, *ends, *sizes, *times)
-    return dict(zip(COLUMNS, row, strict=True))

@@ -41,7 +41,6 @@ from flwr.supercore.inflatable.inflatable_protobuf_utils import (
     make_confirm_message_received_fn_protobuf,
     make_pull_object_fn_protobuf,
 )
-from flwr.supercore.inflatable.inflatable_utils import pull_and_inflate_object_from_tree
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supercore.task_identity import TaskIdentity
@@ -52,6 +51,7 @@ from fedrec.experiment import Experiment
 from server.faults import ClientFailure
 from simulations.processes import answers, last_line, quiet, socket_of, started
 from simulations.sockets import NOWHERE, private_folder, speaking
+from simulations.supernode import inflated
 
 START = 60.0  # seconds within which a SuperLink must answer first
 GONE = 10.0  # and later
@@ -114,19 +114,7 @@ class SocketGrid(HttpGrid):
 
         pull = make_pull_object_fn_protobuf(fetch, self.node, run)
         confirm = make_confirm_message_received_fn_protobuf(client.ConfirmMessageReceived, self.node, run)
-        messages = []
-        for tree in answer.message_object_trees:
-            message = pull_and_inflate_object_from_tree(
-                tree,
-                pull,
-                confirm,
-                return_type=Message,
-                initial_backoff=LOOK[0],
-                backoff_cap=LOOK[1],
-            )
-            message.metadata.__dict__["_message_id"] = tree.object_id
-            messages.append(message)
-        return messages
+        return [inflated(tree, pull, confirm, LOOK) for tree in answer.message_object_trees]
 
 
 def run_superlink(server: ServerApp, experiment: Experiment, home: Path, clients: int) -> None:
@@ -186,11 +174,8 @@ def task(config: UserConfig, check: Callable[[], None]) -> Iterator[tuple[Socket
         taken = runtime.AcquireTask(AcquireTaskRequest(supported_task_types=[TaskType.SERVER_APP]))
     grid = SocketGrid(taken.token, check)
     given = grid.runtime.PullTaskInput(PullTaskInputRequest())
-    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = (
-        given.task_id,
-        given.run.run_id,
-        given.context.node_id,
-    )
+    here, run, node = given.task_id, given.run.run_id, given.context.node_id
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = here, run, node
     grid.set_run(run_from_proto(given.run))
     alive = HeartbeatSender(make_task_heartbeat_fn_http(grid.runtime))
     alive.start()

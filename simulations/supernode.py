@@ -17,6 +17,7 @@ from pathlib import Path
 from flwr.app import Context, Message, RecordDict
 from flwr.app.user_config import UserConfig
 from flwr.clientapp import ClientApp
+from flwr.proto.message_pb2 import ObjectTree
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree, no_object_id_recompute
 from flwr.supercore.inflatable.inflatable_utils import pull_and_inflate_object_from_tree, push_objects
 from flwr.supercore.task_identity import TaskIdentity
@@ -49,6 +50,17 @@ def take(pull: Callable[[str], bytes], before: Mapping[str, bytes], held: dict[s
     return content
 
 
+def inflated(
+    tree: ObjectTree, pull: Callable[[str], bytes], confirm: Callable[[str], None], looks: tuple[float, float]
+) -> Message:
+    """Return the message of a tree, which may be there before its tensors are; `looks` are as in `IDLE`."""
+    message = pull_and_inflate_object_from_tree(
+        tree, pull, confirm, return_type=Message, initial_backoff=looks[0], backoff_cap=looks[1]
+    )
+    message.metadata.__dict__["_message_id"] = tree.object_id
+    return message
+
+
 def serve(partition: int, clients: int, app: ClientApp) -> None:
     """Register at the SuperLink as the node of one partition, and answer its messages until it is gone."""
     wait = IDLE[0]
@@ -70,16 +82,7 @@ def serve(partition: int, clients: int, app: ClientApp) -> None:
                 context = Context(run, node, config, RecordDict(), get_run(run).override_config)
                 TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, run, node
             before, held = held, {}
-            # The message may be there before its tensors are.
-            message = pull_and_inflate_object_from_tree(
-                tree,
-                partial(take, partial(pull, run), before, held),
-                partial(confirm, run),
-                return_type=Message,
-                initial_backoff=IDLE[0],
-                backoff_cap=IDLE[1],
-            )
-            message.metadata.__dict__["_message_id"] = tree.object_id
+            message = inflated(tree, partial(take, partial(pull, run), before, held), partial(confirm, run), IDLE)
             begun = time.monotonic()
             reply = app(message, context)
             reply.metadata.__dict__["_message_id"] = reply.object_id

@@ -63,10 +63,6 @@ class WitnessGrid(InlineGrid):
             self._sent = (record, sent.values)
         return replace(sent, values=self._sent[1])
 
-    def private(self, client: str) -> Params:
-        """Return what a client kept to itself after its last training."""
-        return load(self.contexts[self.nodes[client]]).now.private
-
 
 def witness(experiment: Experiment, home: Path | None = None) -> Witnessed:
     """Run an experiment in this process; return what the server saw of it, and what it did not.
@@ -76,7 +72,7 @@ def witness(experiment: Experiment, home: Path | None = None) -> Witnessed:
     grid = WitnessGrid(client_app(lambda _: (experiment, home)), len(clients_data(experiment)))
     record = Coordinator(grid, plan_of(experiment, home)).fit(list(grid.get_node_ids()))
     seen = grid.transcript.without_duals() if experiment.coupling.duals else grid.transcript
-    return Witnessed(seen, record, {name: grid.private(name) for name in grid.nodes})
+    return Witnessed(seen, record, {name: load(grid.contexts[node]).now.private for name, node in grid.nodes.items()})
 
 
 def case_of(experiment: Experiment, seen: Witnessed, seed: int = 0) -> Case:

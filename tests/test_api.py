@@ -42,6 +42,7 @@ from fedrec.privacy.rule import Privacy
 from fedrec.report import tables
 from fedrec.report.beside import side_by_side
 from fedrec.report.findings import LEADS
+from fedrec.report.findings import number as shown
 from fedrec.report.verdicts import UNCLEAR, verdict
 from fedrec.scorers import ModelScorer
 from server.faults import ClientFailure
@@ -314,8 +315,8 @@ def test_the_summary_has_the_numbers_and_the_verdicts_of_the_terminal_and_the_pa
     assert list(table["client"]) == ["films", "news", "shop"] and set(table["metric"]) == {"ndcg@10"}
     for row in table.to_dict("records"):
         line = terminal[row["client"]]
-        cells = [closing.number(row[name]) for name in ("together", "alone", "pooled", "popularity")]
-        gap = f"{closing.signed(row['difference'])} [{closing.signed(row['low'])}, {closing.signed(row['high'])}]"
+        cells = [shown(row[name], 4) for name in ("together", "alone", "pooled", "popularity")]
+        gap = closing.gap(row["difference"], row["low"], row["high"])
         word = run.verdicts[row["client"]]
         assert word == row["verdict"] and word in LEADS
         assert line.split() == [row["client"], *cells[:2], *gap.split(), *cells[2:], closing.SHORT.get(word, word)]

@@ -242,7 +242,7 @@ def test_a_wrong_command_line_is_refused_in_one_line(argv: list[str], start: str
         ("c.json", '{"rounds": ', " must be JSON in UTF-8 ("),
         ("c.json", "", " must be JSON in UTF-8 ("),
         ("c.json", "[" * 100_000, " must be JSON in UTF-8 ("),
-        ("c.json", "[1]", " must hold named fields, found list"),
+        ("c.json", "[1]", " must hold named values, found list"),
         ("c.json", '{"experiment": null}', " must hold named fields, found NoneType"),
         ("c.toml", "rounds =", " must be TOML in UTF-8 ("),
         ("c.toml", "rounds = 0", ": rounds: "),

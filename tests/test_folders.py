@@ -156,7 +156,7 @@ def test_a_run_that_was_killed_before_it_said_what_it_is_is_refused_in_words(
 ) -> None:
     out, _ = claim(tmp_path / "out")
     line = refused("--resume", str(out))
-    assert "must say what was run" in line and "remove the folder and begin again" in line
+    assert "must be a readable file" in line and "remove the folder and begin again" in line
 
 
 def damaged(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], object]:
@@ -177,8 +177,8 @@ def folder_for(path: Path) -> None:
 
 
 COMMANDS: dict[str, tuple[Callable[[Path], object], str]] = {
-    "missing": (lambda path: path.unlink(), "must say what was run (No such file or directory)"),
-    "a folder": (folder_for, "must say what was run (Is a directory)"),
+    "missing": (lambda path: path.unlink(), "must be a readable file (No such file or directory)"),
+    "a folder": (folder_for, "must be a readable file (Is a directory)"),
     "empty": (lambda path: path.write_bytes(b""), "must be JSON"),
     "cut": (lambda path: path.write_bytes(path.read_bytes()[:-40]), "must be JSON"),
     "no text": (lambda path: path.write_bytes(b"\xff\xfe\xff"), "must be JSON"),

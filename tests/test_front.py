@@ -22,8 +22,8 @@ from fedrec.errors import UserError
 from simulations import command
 from simulations.cli import parse
 from simulations.run import main
-from simulations.studies.__main__ import STUDIES
 from simulations.studies.__main__ import main as studies
+from simulations.studies.options import WORDS as STUDIES
 
 ROOT = Path(__file__).parent.parent
 SMALL = ["--market.users", "20", "--market.items", "40", "--clients", "2", "--rounds", "1", "--dim", "4"]

@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from rich.console import Console
 
 from fedrec.errors import UserError
-from fedrec.metrics import paired
 from fedrec.report.study import Page, Part
 from simulations.cli import arm
 from simulations.studies import harness
 from simulations.studies.harness import Findings, Run, Study, carry_out, conduct, facts
 from simulations.studies.options import parsed
-from simulations.studies.tables import by_arm, ends, spread, table_of
+from simulations.studies.tables import by_arm, differences, ends, spread, table_of
 from tests.helpers import Here
 
 OPTIONS: dict[str, tuple[Any, str]] = {
@@ -49,10 +49,10 @@ def measure(run: Run, home: Path) -> list[dict[str, Any]]:
 def findings(results: pd.DataFrame, runs: Sequence[Run], options: Namespace) -> Findings:
     rows = [{"arm": name, **spread(values)} for name, values in by_arm(results, "arm").items()]
     page = Page("Title", "Words", "kicker", [Part("Part", [{"arm": str(row["arm"])} for row in rows])], facts(runs))
-    return Findings(page.parts, rows, page.write, page.kicker, ["a note"])
+    return Findings(rows, page, notes=["a note"])
 
 
-TOY = Study("methods", OPTIONS, plan, measure, findings)
+TOY = Study("methods", OPTIONS, plan, measure, findings, workers=0)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -60,8 +60,7 @@ def test_a_study_keeps_the_order_of_its_runs_and_their_folders(
     workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(harness, "ProcessPoolExecutor", Here)
-    study = replace(TOY, options={**OPTIONS, "workers": (workers, "?")}) if workers else TOY
-    conduct(study, ["--out", str(tmp_path / "out")])
+    conduct(replace(TOY, workers=workers), ["--out", str(tmp_path / "out")])
     results, summary = (pd.read_csv(tmp_path / "out" / f"{name}.csv") for name in ("results", "summary"))
     assert list(zip(results["arm"], results["seed"], results["value"], strict=True)) == [
         (name, seed, seed + ten) for seed in range(2) for name in "ba" for ten in (0.0, 10.0)
@@ -90,11 +89,19 @@ def test_a_pool_has_one_thread_a_process_and_one_run_where_that_is_asked(
     class Told(Here):
         def __init__(self, workers: int, *args: Any, **more: Any) -> None:
             super().__init__(workers)
-            asked.append((workers, args[0].get_start_method(), more["initializer"], more["max_tasks_per_child"]))
+            asked.append(
+                (
+                    workers,
+                    args[0].get_start_method(),
+                    more["initializer"],
+                    more["initargs"],
+                    more["max_tasks_per_child"],
+                )
+            )
 
     monkeypatch.setattr(harness, "ProcessPoolExecutor", Told)
     carry_out(replace(TOY, fresh=fresh), 3, tmp_path, [])
-    assert asked == [(3, "spawn", harness.use_one_thread, 1 if fresh else None)]
+    assert asked == [(3, "spawn", torch.set_num_threads, (1,), 1 if fresh else None)]
 
 
 def test_what_cannot_be_run_leaves_nothing(tmp_path: Path) -> None:
@@ -117,7 +124,7 @@ def test_what_cannot_be_run_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_a_study_that_fails_is_written_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    bad = Findings([Part("", [{"check": "noise"}])], failed="noise")
+    bad = Findings(tables=[Part("", [{"check": "noise"}])], failed="noise")
     with pytest.raises(SystemExit, match="failed: noise"):
         conduct(replace(TOY, findings=lambda *_: bad, results="findings.csv"), ["--out", str(tmp_path / "out")])
     assert (tmp_path / "out" / "findings.csv").exists() and not (tmp_path / "out" / "report.html").exists()
@@ -146,7 +153,7 @@ def test_arms_are_paired_by_seed() -> None:
     rows = [("a", 1, 1.0), ("b", 0, 5.0), ("a", 0, 3.0), ("b", 1, 4.0), ("a", 0, 5.0)]  # as they come
     values = by_arm(pd.DataFrame(rows, columns=["arm", "seed", "value"]), "arm")
     assert {name: list(of) for name, of in values.items()} == {"a": [4.0, 1.0], "b": [5.0, 4.0]}
-    gap = ends("gap", paired(values["b"], values["a"]))
+    gap = ends(differences(values, "b", {"gap": "a", "own": "b", "none": "c"}))
     assert list(gap) == ["gap", "gap_low", "gap_high"] and gap["gap"] == 2.0
     one = spread(np.array([3.0]))
     assert one["mean"] == 3.0 and np.isnan(one["sd"])

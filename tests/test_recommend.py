@@ -138,8 +138,8 @@ def change(path: Path, name: str, value: torch.Tensor | None) -> None:
     ("file", "damage", "message"),
     [
         ("experiment.json", None, "experiment.json must be a readable file (No such file or directory)"),
-        ("experiment.json", b"{", "experiment.json must be JSON ("),
-        ("experiment.json", b"\xff", "experiment.json must be JSON ("),
+        ("experiment.json", b"{", "experiment.json must be JSON in UTF-8 ("),
+        ("experiment.json", b"\xff", "experiment.json must be JSON in UTF-8 ("),
         ("experiment.json", b"[1]", "experiment.json must hold named values, found list"),
         ("experiment.json", b"{}", "experiment.json must have the key 'experiment'"),
         ("experiment.json", b'{"experiment": {"rounds": 0}}', "rounds: "),

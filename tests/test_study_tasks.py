@@ -12,8 +12,7 @@ from simulations.baselines import baseline, single_task
 from simulations.studies import harness
 from simulations.studies.__main__ import main
 from simulations.studies.tables import points
-from simulations.studies.tasks import EVERY, Arm, arms_of, seeds_of, tuned
-from simulations.studies.tasks_page import balances, summary
+from simulations.studies.tasks import EVERY, Arm, arms_of, balances, seeds_of, summary, tuned
 from tests.helpers import Here
 
 TINY = "--market.users 20 --market.items 40 --market.impressions 10 --clients 2 --rounds 1 --dim 4 --hidden 6,4"

@@ -39,12 +39,6 @@ class BatchedGrid(LocalGrid):
         store(path, packed(self.host.state()))
         return [path]
 
-    def settle(self, folder: Path) -> None:
-        """Nothing can happen to the clients that does not happen to this process."""
-
     def restore(self, folder: Path) -> None:
         """Go back to the state in a folder."""
         self.host.restore(unpacked((folder / "nodes.state").read_bytes()))
-
-    def close(self) -> None:
-        """There is nothing to end."""

@@ -45,7 +45,7 @@ def parts_of(data: ClientData) -> Iterator[Part]:
 def compare(was: Mapping[str, Any], found: Mapping[str, Any]) -> None:
     """Raise UserError, which names what differs, unless two identities are of the same run."""
     before, now = flatten(was["experiment"]), found["experiment"]
-    for name in [*now, *(name for name in before if name not in now)]:
+    for name in {**now, **before}:
         if name not in MOVABLE and before.get(name) != now.get(name):
             raise UserError(
                 f"resume: {name} must be {before.get(name)!r} as in the checkpoint, found {now.get(name)!r}"

@@ -48,9 +48,6 @@ class InlineGrid(LocalGrid):
         store(path, packed(RecordDict(states)))
         return [path]
 
-    def settle(self, folder: Path) -> None:
-        """Nothing can happen to the clients that does not happen to this process."""
-
     def restore(self, folder: Path) -> None:
         """Go back to the state in a folder."""
         for context in self.contexts.values():
@@ -58,9 +55,6 @@ class InlineGrid(LocalGrid):
         for key, record in unpacked((folder / "nodes.state").read_bytes()).items():
             node, _, name = key.partition("/")
             self.contexts[int(node)].state[name] = record
-
-    def close(self) -> None:
-        """There is nothing to end."""
 
 
 def run_inline(server: ServerApp, client: ClientApp, clients: int) -> None:

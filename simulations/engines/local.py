@@ -3,6 +3,7 @@
 import time
 from abc import abstractmethod
 from collections.abc import Iterable
+from pathlib import Path
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
@@ -60,6 +61,12 @@ class LocalGrid(Grid):
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Return the replies to the given messages."""
         return [self.replies.pop(name) for name in list(message_ids) if name in self.replies]
+
+    def settle(self, folder: Path) -> None:
+        """Count on the state in a folder: nothing can happen to clients of this process that does not happen to it."""
+
+    def close(self) -> None:
+        """End what was started, which is nothing."""
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Return the replies in the order of the messages, without those that took a node over `timeout` seconds.

@@ -6,55 +6,31 @@ if __name__ == "__main__":  # before the imports, which take seconds
     prepare()
 
 import sys
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
+from importlib import import_module
 
-from fedrec.errors import UserError, choose, one_line
-from simulations.start import ready
-from simulations.studies import (
-    auditing,
-    cold,
-    distillation,
-    methods,
-    newcomer,
-    privacy,
-    promise,
-    published,
-    ratings,
-    scale,
-    sequences,
-    speed,
-    tasks,
-)
+from fedrec.errors import choose
+from simulations.start import ready, status_of
 from simulations.studies.harness import conduct
-from simulations.studies.options import overview
-
-COMPARED = (
-    *(auditing, cold, distillation, methods, newcomer, privacy),
-    *(promise, published, ratings, scale, sequences, tasks),
-)
-STUDIES: dict[str, Callable[[Sequence[str]], None]] = {
-    **{module.STUDY.name: partial(conduct, module.STUDY) for module in COMPARED},
-    "speed": speed.run,
-}
+from simulations.studies.options import WORDS, overview
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the study that the command line names; return 0, 2 for a wrong input, 130 after Ctrl-C."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    if arguments[:1] in ([], ["-h"], ["--help"]):
+    name, *rest = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    if name in ("-h", "--help"):
         print(overview())
         return 0
-    try:
-        name = choose("study", arguments[0], STUDIES)
-        STUDIES[name](arguments[1:])
-        return 0
-    except UserError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
+    return status_of(lambda: study(name, rest))
+
+
+def study(name: str, argv: Sequence[str]) -> None:
+    """Run the study of a name; raises as `conduct` does."""
+    module = import_module(f"simulations.studies.{choose('study', name, WORDS)}")
+    if name == "speed":  # whose runs are compared within their repeats
+        module.run(argv)
+    else:
+        conduct(module.STUDY, argv)
 
 
 if __name__ == "__main__":

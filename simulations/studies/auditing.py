@@ -8,7 +8,6 @@ from pathlib import Path
 import pandas as pd
 
 from fedrec.data import ClientData
-from fedrec.errors import UserError
 from fedrec.holdings import clients_data, dataset
 from fedrec.models import Recommender
 from fedrec.optimisers import Optimiser
@@ -26,6 +25,7 @@ from fedrec.tasks import parse_task
 from fedrec.training.recipe import Recipe
 from simulations.cli import arm
 from simulations.studies.harness import Findings, Rows, Run, Study
+from simulations.studies.options import budget
 from simulations.studies.tables import Row, records
 
 Update = Callable[..., tuple[Params, float]]
@@ -106,7 +106,11 @@ def claimed(trial: Trial, users: int) -> tuple[Mechanism, Claim, Recipe]:
 def plan(options: Namespace) -> list[Run]:
     """Return an audit of a run of the first silo for every epsilon and seed."""
     e = arm(["--task", "rating", *options.flags])
-    budgets = [(epsilon, seed) for epsilon in budgets_of(options.epsilon) for seed in range(options.seeds)]
+    budgets = [
+        (epsilon, seed)
+        for epsilon in map(float, map(budget, options.epsilon.split(",")))
+        for seed in range(options.seeds)
+    ]
     trials = [Trial(epsilon, canaries=options.canaries, rate=options.rate, seed=seed) for epsilon, seed in budgets]
     return [Run({"audits": len(trials)}, e, about=trial) for trial in trials]
 
@@ -117,7 +121,7 @@ def findings(results: pd.DataFrame, runs: Sequence[Run], options: Namespace) -> 
     shown = [{str(k): f"{v:.2f}" if isinstance(v, float) else str(v) for k, v in row.items()} for row in rows]
     told = list(meaning(set(results["verdict"]), len(runs)))
     broken = sorted(set(results.loc[results["verdict"] == BROKEN, "what"]))
-    return Findings([Part("", shown)], notes=told, failed=", ".join(broken))
+    return Findings(tables=[Part("", shown)], notes=told, failed=", ".join(broken))
 
 
 def meaning(verdicts: Collection[str], audits: int) -> Iterator[str]:
@@ -141,32 +145,18 @@ def measure(run: Run, home: Path) -> Rows:
     data, whole = clients_data(run.experiment)[0], dataset(run.experiment)
     found, claim, twin = audited(data, len(whole.users), len(whole.items), trial, Source.system())
     about: Row = {"epsilon": trial.epsilon, "seed": str(trial.seed), "accounted": claim.epsilon}
-    rows: list[Row] = []
+    told = []
     for bound in bounds(found, claim):
         text = f"at confidence {bound.confidence:.0%}; assumes {bound.assumes}"
         if bound.epsilon > claim.epsilon:
             text += f"; above the accounted one, as {1 - bound.confidence:.0%} are by chance: the check leak decides"
-        row = {"what": f"bound, {bound.method}", "verdict": f"{bound.epsilon:.3f}", "p": "", "text": text}
-        rows.append({**about, **row})
+        told.append((f"bound, {bound.method}", f"{bound.epsilon:.3f}", "", text))
     one = estimate(found, claim)
-    row = {"what": f"estimate, {one.method}", "verdict": f"{one.epsilon:.3f}", "p": "", "text": "no bound"}
-    rows.append({**about, **row})
+    told.append((f"estimate, {one.method}", f"{one.epsilon:.3f}", "", "no bound"))
     for finding in audit(found, claim, twin, ALARM / audits) if claim.mechanism.noise else ():
         verdict = BROKEN if finding.broken else AGAIN if finding.unusual else "holds"
-        row = {"what": finding.check, "verdict": verdict, "p": f"{finding.p:.2g}", "text": finding.text}
-        rows.append({**about, **row})
-    return rows
+        told.append((finding.check, verdict, f"{finding.p:.2g}", finding.text))
+    return [about | dict(zip(("what", "verdict", "p", "text"), row, strict=True)) for row in told]
 
 
-def budgets_of(text: str) -> list[float]:
-    """Return the budgets of a text like `4,8,inf`; raises UserError for one that is not a positive number."""
-    try:
-        found = [float(part) for part in text.split(",")]
-    except ValueError:
-        found = [0.0]
-    if not all(epsilon > 0 for epsilon in found):
-        raise UserError(f"epsilon: must be positive numbers joined by commas, found {text!r}")
-    return found
-
-
-STUDY = Study("auditing", OPTIONS, plan, measure, findings, results="findings.csv")
+STUDY = Study("auditing", OPTIONS, plan, measure, findings, workers=0, results="findings.csv")

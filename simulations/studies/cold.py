@@ -28,7 +28,6 @@ from fedrec.scorers import ModelScorer, PopularityScorer, Scorer
 from simulations.cli import arm as arm_of
 from simulations.engines import launch
 from simulations.studies.harness import Findings, Rows, Run, Study, facts
-from simulations.studies.options import WORKERS
 from simulations.studies.tables import Row, by_arm, spread
 
 USUAL = (
@@ -74,7 +73,6 @@ OPTIONS = {
     "splits": (",".join(SPLITS), "comma-separated splits"),
     "seeds": (5, "paired seeds; each makes other items new"),
     "first-seed": (0, "the first of the seeds"),
-    "workers": WORKERS,
 }
 
 
@@ -116,19 +114,14 @@ def measure(run: Run, home: Path) -> Rows:
         rows = pd.read_csv(home / "clients.csv")
         held = rows[rows["split"] == "validation"].groupby("round")["value"].mean()
         validation = float(held.max())
-        found = {(run.labels["arm"], name): value for name, value in tested(run.experiment, home).items()}
+        e = run.experiment
+        trained = {
+            data.name: ModelScorer(reader(e, data, "test"), params_of(home, e, data)) for data in clients_data(e)
+        }
+        found = {(run.labels["arm"], name): value for name, value in measured(e, trained).items()}
     about = {"split": run.labels["split"], "seed": run.labels["seed"], "validation": validation}
     seconds = process_time() - began
     return [{"arm": a, "measure": m, "value": v, **about, "seconds": seconds} for (a, m), v in found.items()]
-
-
-def tested(experiment: Experiment, home: Path) -> dict[str, float]:
-    """Return what a finished run reaches on its test data by measure: the mean over clients."""
-    scorers = {
-        data.name: ModelScorer(reader(experiment, data, "test"), params_of(home, experiment, data))
-        for data in clients_data(experiment)
-    }
-    return measured(experiment, scorers)
 
 
 def measured(experiment: Experiment, scorers: dict[str, Scorer] | dict[str, ModelScorer]) -> dict[str, float]:
@@ -200,7 +193,7 @@ def findings(results: pd.DataFrame, runs: Sequence[Run], options: Namespace) -> 
     title = "What is a text worth for an item that nobody has met?"
     page = Page(title, WORDS, seeded(options.seeds), parts(rows), facts(runs), NOTES)
     each = results[~results["arm"].isin([*LIKED, CHANCE])].drop_duplicates(["arm", "split", "seed"])
-    return Findings(page.parts, rows, page.write, page.kicker, [f"{each['seconds'].sum():.0f} s of processors"])
+    return Findings(rows, page, notes=[f"{each['seconds'].sum():.0f} s of processors"])
 
 
 def summary(results: pd.DataFrame) -> list[Row]:

@@ -22,7 +22,6 @@ from simulations.cli import arm
 from simulations.cost import BATCH
 from simulations.distil import ALONE, TEACHER, distilled, students_of
 from simulations.studies.harness import Findings, Rows, Run, Study, facts
-from simulations.studies.options import WORKERS
 from simulations.studies.tables import Row, by_arm, ends, spread
 
 TEACHERS = (
@@ -41,7 +40,6 @@ OPTIONS = {
     "seeds": (5, "paired seeds from --first on"),
     "first": (0, "the first seed; those from 100 on have been tuned on"),
     "student-dim": (STUDENTS["dim"], "width of the students' tables"),
-    "workers": WORKERS,
 }
 
 
@@ -81,7 +79,7 @@ def findings(results: pd.DataFrame, runs: Sequence[Run], options: Namespace) -> 
         {**facts(runs), "students": str(STUDENTS)},
         [f"{name}: {rule}" for name, rule in RULES.items() if rule],
     )
-    return Findings(page.parts, rows, page.write, page.kicker)
+    return Findings(rows, page)
 
 
 def summary(results: pd.DataFrame) -> list[Row]:
@@ -96,8 +94,8 @@ def summary(results: pd.DataFrame) -> list[Row]:
         parameters, teacher = float(size[name].mean()), float(size[TEACHER].mean())
         row: Row = {"model": name, "parameters": parameters, "size": parameters / teacher}
         row |= {"one_ms": float(np.median(one[name])), "batch_ms": float(np.median(batch[name])), **spread(mine)}
-        row |= ends("share", paired(mine / value[TEACHER], np.zeros(len(mine))))
-        rows.append({**row, **ends("minus_alone", paired(mine, value[ALONE]))})
+        share = paired(mine / value[TEACHER], np.zeros(len(mine)))
+        rows.append(row | ends({"share": share, "minus_alone": paired(mine, value[ALONE])}))
     return rows
 
 

@@ -3,9 +3,11 @@
 A study is a value: the options of its command line, its runs, what is measured of one, and what all of them show.
 """
 
+import os
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
@@ -14,11 +16,12 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pandas as pd
+import torch
 
 from fedrec.experiment import Experiment
 from fedrec.folders import writing
 from fedrec.records import write_csv
-from fedrec.report.study import Part
+from fedrec.report.study import Page, Part
 from simulations.check import check
 from simulations.cli import heeded
 from simulations.studies.options import Options, parsed
@@ -45,14 +48,14 @@ class Run:
 
 @dataclass(frozen=True)
 class Findings:
-    """What the runs of a study show: rows of its summary, what writes its page, and what the terminal shows.
+    """What the runs of a study show: rows of its summary, its page, and what the terminal shows in place of the page's.
 
     `failed` says what is wrong; the study then ends with status 1.
     """
 
-    tables: Sequence[Part]
     summary: Sequence[Row] = ()
-    page: Callable[[Path], object] | None = None
+    page: Page | None = None
+    tables: Sequence[Part] = ()
     heading: str = ""
     notes: Sequence[str] = ()
     failed: str = ""
@@ -67,7 +70,7 @@ class Study:
 
     `plan` returns the runs that the options ask for, in order, and `refine`, by runs of its own, those in their place.
     `measure` returns the rows of one; the folder that it gets for it is not there yet. It must be a function of a
-    module where there is an option `workers`: it runs in a pool then. `findings` says what all rows show.
+    module if there are `workers`: it runs in a pool then. `findings` says what all rows show.
     """
 
     name: str
@@ -76,6 +79,7 @@ class Study:
     measure: Callable[[Run, Path], Rows]
     findings: Callable[[pd.DataFrame, Sequence[Run], Namespace], Findings]
     refine: Callable[[list[Run], Namespace, Carry, Path], list[Run]] | None = None
+    workers: int = os.cpu_count() or 1  # processes, as the option says without a value; 0: none, and no such option
     more: str = ""  # said below the options in --help
     fresh: bool = False  # whether every run has a process of its own
     results: str = "results.csv"
@@ -83,14 +87,15 @@ class Study:
 
 def conduct(study: Study, argv: Sequence[str]) -> None:
     """Conduct a study; raises UserError before anything runs, and SystemExit if it has failed."""
-    options = parsed(study.name, study.options, argv, study.more)
+    workers = {"workers": (study.workers, "processes")} if study.workers else {}
+    options = parsed(study.name, {**study.options, **workers}, argv, study.more)
     runs = study.plan(options)
     every = [e for run in runs for e in (run.experiment, *run.others)]
     heeded(options.flags, every)
     for experiment in every:
         check(experiment)
     with writing(options.out) as home:
-        carry = partial(carry_out, study, getattr(options, "workers", 0), home)
+        carry = partial(carry_out, study, options.workers if workers else 0, home)
         if study.refine:
             runs = study.refine(runs, options, carry, home)
         results = carry(runs)
@@ -105,12 +110,13 @@ def write(home: Path, found: Findings) -> None:
     if found.summary:
         write_csv(home / "summary.csv", found.summary)
     if found.page:
-        found.page(home / PAGE)
+        found.page.write(home / PAGE)
 
 
 def show(out: Path, found: Findings) -> None:
     """Print what a study shows; raises SystemExit if it has failed."""
-    print_all(found.heading, found.tables, found.notes)
+    page = found.page or Page("", "", found.heading, found.tables, {})
+    print_all(found.heading or page.kicker, found.tables or page.parts, found.notes)
     print(f"report: {out / PAGE}" if found.page else f"results: {out}")
     if found.failed:
         raise SystemExit(f"failed: {found.failed}")
@@ -119,17 +125,15 @@ def show(out: Path, found: Findings) -> None:
 def carry_out(study: Study, workers: int, home: Path, runs: Sequence[Run]) -> pd.DataFrame:
     """Carry out runs in so many processes, or (0) in this one; return their rows in the order of the runs."""
     one = partial(perform, study.measure, home)
-    if not workers:
-        return frame_of(map(one, runs))
-    tasks = 1 if study.fresh else None
-    spawn = get_context("spawn")
-    with ProcessPoolExecutor(workers, spawn, initializer=use_one_thread, max_tasks_per_child=tasks) as pool:
-        return frame_of(pool.map(one, runs))
-
-
-def frame_of(parts: Iterable[Rows]) -> pd.DataFrame:
-    """Return the rows of all runs in one frame."""
-    return pd.DataFrame([row for rows in parts for row in rows])
+    carry: Callable[..., Iterable[Rows]] = map
+    with ExitStack() as stack:
+        if workers:
+            spawn, tasks = get_context("spawn"), 1 if study.fresh else None
+            pool = ProcessPoolExecutor(  # a thread each: there is a process for each processor
+                workers, spawn, initializer=torch.set_num_threads, initargs=(1,), max_tasks_per_child=tasks
+            )
+            carry = stack.enter_context(pool).map
+        return pd.DataFrame([row for rows in carry(one, runs) for row in rows])
 
 
 def perform(measure: Callable[[Run, Path], Rows], home: Path, run: Run) -> Rows:
@@ -138,13 +142,6 @@ def perform(measure: Callable[[Run, Path], Rows], home: Path, run: Run) -> Rows:
         return measure(run, home / run.folder)
     with TemporaryDirectory() as folder:
         return measure(run, Path(folder) / "run")
-
-
-def use_one_thread() -> None:
-    """Let this process have one thread: there is a process for each processor."""
-    import torch
-
-    torch.set_num_threads(1)
 
 
 def facts(runs: Iterable[Run]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""One run in a process of its own, measured from the start of the process: `python -m simulations.studies.measure JOB`.
+"""One run in a process of its own, measured from the start of the process: `python -m simulations.studies.measure`.
 
 It imports what a run needs and nothing else, so that start-up and memory are those of the run.
 """
@@ -21,15 +21,6 @@ RESULT = "measured.json"
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 
 
-class Job(NamedTuple):
-    """What a process runs: an experiment, with its engine or as the plain loop, into a folder; `began` at time()."""
-
-    experiment: dict[str, Any]
-    loop: bool
-    home: str
-    began: float
-
-
 class Measured(NamedTuple):
     """What a run took: seconds to the end of the first round, peak megabytes, and training rows."""
 
@@ -46,8 +37,8 @@ def measured(experiment: Mapping[str, Any], loop: bool, read: Callable[[Path, Me
     with TemporaryDirectory() as folder:
         home = Path(folder) / "run"
         home.mkdir()
-        job = Job(dict(experiment), loop, str(home), time.time())
-        command = ["-m", "simulations.studies.measure", json.dumps(job._asdict(), default=str)]
+        job = [json.dumps(dict(experiment), default=str), str(home), str(time.time()), *["loop"] * loop]
+        command = ["-m", "simulations.studies.measure", *job]
         log = Path(folder) / "log"
         with started(command, log, {**quiet(Path(folder) / "flower"), **ONE_THREAD, OURS: folder}) as process:
             code = process.wait()
@@ -58,25 +49,25 @@ def measured(experiment: Mapping[str, Any], loop: bool, read: Callable[[Path, Me
 
 
 def main(argv: Sequence[str]) -> None:
-    """Run a job, and write what it took into its folder."""
+    """Run an experiment into a folder, from a time() on, with its engine or as the loop; write there what it took."""
     end_with_parent()
-    job = Job(**json.loads(argv[0]))
+    text, folder, began, *loop = argv
     import torch
 
     from fedrec.experiment import build
     from fedrec.holdings import clients_data
 
     torch.set_num_threads(1)
-    experiment, home = build(job.experiment), Path(job.home)
+    experiment, home = build(json.loads(text)), Path(folder)
     rounds: list[float] = []
     peak = 0.0
 
     def on_round(row: Mapping[str, Any]) -> None:
         nonlocal peak
-        rounds.append(time.time() - job.began)
+        rounds.append(time.time() - float(began))
         peak = max(peak, megabytes())
 
-    if job.loop:
+    if loop:
         from simulations.studies.loop import run_loop
 
         run_loop(experiment, home, on_round)

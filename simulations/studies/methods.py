@@ -1,6 +1,5 @@
 """Methods side by side: `python -m simulations.studies methods --methods local,pooled,fedper --seeds 5`."""
 
-import re
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,18 +9,19 @@ import pandas as pd
 
 from fedrec.errors import choose
 from fedrec.experiment import Experiment
-from fedrec.metrics import Paired, higher_is_better, paired
-from fedrec.report.findings import number
-from fedrec.report.study import Part, interval, seeded, write_study
+from fedrec.metrics import higher_is_better
+from fedrec.report.findings import change, label, number
+from fedrec.report.study import Page, Part, forest, seeded
+from fedrec.report.tables import LEAKING
 from fedrec.report.verdicts import verdicts
 from fedrec.sharing import SHARINGS
 from simulations.baselines import baseline, run_baseline, run_popularity
 from simulations.cli import arm, heeded
-from simulations.closing import SHORT
+from simulations.closing import SHORT, gap
 from simulations.methods import METHODS
 from simulations.studies.harness import Findings, Rows, Run, Study, facts
-from simulations.studies.options import SEEDS, WORKERS
-from simulations.studies.tables import Row, by_arm, ends, measures, records, spread
+from simulations.studies.options import SEEDS
+from simulations.studies.tables import Row, band, by_arm, differences, ends, measures, read_test, records, spread
 
 POPULARITY = "popularity"
 # Some robust rules need more clients than there may be, SCAFFOLD needs sgd, and agreement volunteers.
@@ -30,14 +30,23 @@ USUAL = [
     for name, method in METHODS.items()
     if not (method.robust.active or method.agreement.active)
 ]
+GAPS = {"minus_local": "local", "minus_pooled": "pooled"}
 HOLM = "Verdicts: 5% over all methods together (Holm); share: of pooled."
+WORDS = (
+    "For a seed, all methods have the same data, start and order; validation chooses the round. Popularity is what the "
+    "training rows of all clients say of each item: counted for this page, sent to nobody, not private."
+)
+VERDICTS = (
+    "Each method minus training alone, the mean over clients, with its interval over seeds where there are several. "
+    "Verdicts: 5% over all methods of the table together (Holm). “Unclear after Holm”: the interval excludes 0, but no "
+    "longer when corrected."
+)
 OPTIONS = {
     "methods": (
         ",".join(USUAL),
         "comma-separated, each with options of its own after colons; popularity is added",
     ),
     "seeds": (5, SEEDS),
-    "workers": WORKERS,
 }
 
 
@@ -74,33 +83,29 @@ def measure(run: Run, home: Path) -> Rows:
     """Return the test rows of a run with its labels."""
     train = run_popularity if run.labels["method"] == POPULARITY else run_baseline
     train(run.experiment, home)
-    rows = pd.read_csv(home / "clients.csv")
-    return records(rows[rows["split"] == "test"].assign(**run.labels))
+    return records(read_test(home).assign(**run.labels))
 
 
-def findings(results: pd.DataFrame, runs: Sequence[Run], options: Namespace) -> Findings:
-    """Return what the methods reach, and the page that compares them."""
-    return compared(results, runs, options.seeds, "the mean over clients", facts(runs))
-
-
-def compared(
+def findings(
     results: pd.DataFrame,
     runs: Sequence[Run],
-    seeds: int,
-    over: str,
-    about: Mapping[str, str],
+    options: Namespace,
+    over: str = "the mean over clients",
+    about: Mapping[str, str] | None = None,
     notes: Sequence[str] = (),
 ) -> Findings:
-    """Return what methods reach, `over` which clients, and the page that compares them."""
+    """Return what methods reach, `over` which clients, and the page that compares them; `about` are its facts."""
     rows = summary(results)
     sure = any(np.isfinite(row.get("minus_local_low", np.nan)) for row in rows)
-    return Findings(
-        [Part("", [texts(row) for row in rows])],
-        rows,
-        lambda path: write_study(path, rows, seeds, about, runs[0].experiment.negatives == "published"),
-        seeded(seeds, f"{over}, 95% intervals over seeds"),
-        [HOLM] * sure + [*notes],
+    leaking = f"{LEAKING}: " * (runs[0].experiment.negatives == "published")
+    page = Page(
+        f"{leaking}Which way of working together pays?",
+        WORDS,
+        seeded(options.seeds, f"{over}, 95% intervals over seeds"),
+        [part(rows, *measure) for measure in dict.fromkeys((row["task"], row["metric"]) for row in rows)],
+        about or facts(runs),
     )
+    return Findings(rows, page, [Part("", [brief(row) for row in rows])], notes=[HOLM] * sure + [*notes])
 
 
 def summary(results: pd.DataFrame) -> list[Row]:
@@ -113,23 +118,16 @@ def summary(results: pd.DataFrame) -> list[Row]:
     rows: list[Row] = []
     for (task, metric), own in measures(results):
         values = by_arm(own, "method")
-        gains: dict[str, Paired] = {}
+        gaps = {name: differences(values, name, GAPS) for name in values}
+        gains = {name: found["minus_local"] for name, found in gaps.items() if "minus_local" in found}
+        words = dict(zip(gains, verdicts([metric] * len(gains), [*gains.values()], [0] * len(gains)), strict=True))
         for name, mine in values.items():
-            row: Row = {"task": task, "metric": metric, "method": name, **spread(mine)}
-            for other in ("local", "pooled"):
-                if other in values and other != name:
-                    p = paired(mine, values[other])
-                    gains |= {name: p} if other == "local" else {}
-                    row |= ends(f"minus_{other}", p)
-            if "local" in values and name != "local":
-                row["worst"] = worst_client(own, metric, name)
+            row: Row = {"task": task, "metric": metric, "method": name, **spread(mine), **ends(gaps[name])}
+            if name in gains:
+                row |= {"worst": worst_client(own, metric, name), "verdict": words[name]}
             if "pooled" in values:
                 row["share_of_pooled"] = float(mine.mean() / values["pooled"].mean())
             rows.append(row)
-        words = dict(zip(gains, verdicts([metric] * len(gains), [*gains.values()], [0] * len(gains)), strict=True))
-        for row in rows[-len(values) :]:
-            if row["method"] in words:
-                row["verdict"] = words[row["method"]]
     return rows
 
 
@@ -140,18 +138,39 @@ def worst_client(rows: pd.DataFrame, metric: str, method: str) -> float:
     return float(gain.min() if higher_is_better(metric) else gain.max())
 
 
+def part(rows: Sequence[Row], task: str, metric: str) -> Part:
+    """Return the table and the figure of one metric."""
+    own = [row for row in rows if (row["task"], row["metric"]) == (task, metric)]
+    gains = [(row["method"], *band(row, "minus_local"), row["verdict"]) for row in own if "verdict" in row]
+    figure = forest(gains, f"{task}-{metric}", f"{label(metric)} minus alone") if gains else None
+    return Part(f"{task}: {label(metric)}", [texts(row) for row in own], VERDICTS, figure)
+
+
 def texts(row: Row) -> dict[str, str]:
     """Return a row of the summary as it is printed, by heading."""
-    gain = interval(row, "minus_local", "+.3f") if "minus_local" in row else ""
-    word = row.get("verdict", "")
+    return {
+        "Method": row["method"],
+        "Mean": number(row["mean"]),
+        "SD": number(row["sd"]),
+        "Minus alone": change(*band(row, "minus_local")) if "minus_local" in row else "",
+        "Verdict": row.get("verdict", ""),
+        "Minus pooled": change(*band(row, "minus_pooled")) if "minus_pooled" in row else "",
+        "Of pooled": f"{row['share_of_pooled']:.0%}" if "share_of_pooled" in row else "",
+        "Worst client": change(row["worst"]) if "worst" in row else "",
+    }
+
+
+def brief(row: Row) -> dict[str, str]:
+    """Return a row of the summary for the terminal, where it fits into 80 columns."""
+    shown = texts(row)
     return {
         "metric": f"{row['task']} {row['metric']}",
         "method": row["method"],
         "mean": number(row["mean"], 4),
         "sd": number(row["sd"], 4),
-        "minus local [95%]": re.sub(r"(?<=[+-])0(?=\.)", "", gain),  # so that a row fits into 80 columns
-        "verdict": SHORT.get(word, word),
-        "share": f"{row['share_of_pooled']:.2f}" if "share_of_pooled" in row else "",
+        "minus local [95%]": gap(*band(row, "minus_local")) if "minus_local" in row else "",
+        "verdict": SHORT.get(shown["Verdict"], shown["Verdict"]),
+        "share": shown["Of pooled"],
     }
 
 

@@ -11,10 +11,11 @@ from fedrec.experiment import Experiment
 from fedrec.holdings import clients_data
 from fedrec.records import natural
 from simulations.baselines import run_popularity
+from simulations.studies import methods
 from simulations.studies.harness import Findings, Rows, Run, Study, facts
-from simulations.studies.methods import POPULARITY, compared, experiment_of
-from simulations.studies.options import SEEDS, WORKERS
-from simulations.studies.tables import records
+from simulations.studies.methods import POPULARITY, experiment_of
+from simulations.studies.options import SEEDS
+from simulations.studies.tables import read_test, records
 
 # What a platform may do that comes in round R of T; `local` first, with which the others are compared.
 ARMS = {
@@ -32,7 +33,6 @@ OPTIONS = {
     "federated": ("fedper", "method of late and beginning, with options after colons"),
     "teaching": ("agreement", "method of taught; only with --volunteers"),
     "seeds": (5, SEEDS),
-    "workers": WORKERS,
 }
 
 
@@ -84,8 +84,8 @@ def measure(run: Run, home: Path) -> Rows:
         if run.labels["method"] in ALONE:
             grid.contexts = {k: one for (k, one), part in zip(grid.contexts.items(), parts, strict=True) if part == who}
         run_on(grid, apps_for(e, home, nodes=len(grid.contexts))[0])
-    rows = pd.read_csv(home / "clients.csv", dtype={"client": str})
-    return records(rows[(rows["split"] == "test") & (rows["client"] == who)].assign(**run.labels))
+    rows = read_test(home)
+    return records(rows[rows["client"] == who].assign(**run.labels))
 
 
 def findings(results: pd.DataFrame, runs: Sequence[Run], options: Namespace) -> Findings:
@@ -98,7 +98,7 @@ def findings(results: pd.DataFrame, runs: Sequence[Run], options: Namespace) -> 
         **told,
     }
     notes = [f"{name}: {text}" for name, text in told.items()]
-    return compared(results, runs, options.seeds, "the newcomer alone", about, notes)
+    return methods.findings(results, runs, options, "the newcomer alone", about, notes)
 
 
 MORE = "; ".join(f"{name}: {text}" for name, text in ARMS.items())

@@ -1,13 +1,13 @@
 """What the command lines of studies have in common."""
 
-import os
+import math
 import textwrap
-from argparse import SUPPRESS, Action, ArgumentParser, HelpFormatter, Namespace
+from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from fedrec.errors import UserError
+from fedrec.errors import Parser, UserError
 
 Options = Mapping[str, tuple[Any, str]]  # by name: the default, or the type of one that has none, and what it is
 WORDS = {
@@ -26,25 +26,20 @@ WORDS = {
     "tasks": "several tasks in one model, against each alone",
 }
 SEEDS = "paired seeds: 0, 1, ... share data, start and order"
-WORKERS = (os.cpu_count() or 1, "processes")
 REST = "Every option of a run may be given too, see python -m simulations.run --help."
 FIXED = ("speed",)  # whose experiments are fixed
 COUNTS = (("seeds", "workers"), ("repeats",), ("canaries",))  # checked together
 
 
-class _Parser(ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(message.replace("argument --", "option --", 1))
-
-
-class _Help(HelpFormatter):
-    """Says the default of every option that has one, where its help does not."""
-
-    def _get_help_string(self, action: Action) -> str:
-        text = action.help or ""
-        if action.default in (None, "", SUPPRESS, False) or text.endswith("]"):
-            return text
-        return f"{text} [%(default)s]"
+def budget(text: str) -> str:
+    """Return a budget as it is written; raises UserError for one that is no number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not value > 0:
+        raise UserError(f"epsilon: must be numbers above 0, or inf, joined by commas, found {text!r}")
+    return text.strip()
 
 
 def overview() -> str:
@@ -60,11 +55,10 @@ def parsed(name: str, own: Options, argv: Sequence[str], more: str = "") -> Name
 
     `more` is said below them in --help. Raises UserError for a wrong value and for a count below 1.
     """
-    parser = _Parser(
+    parser = Parser(
         prog=f"python -m simulations.studies {name}",
         description=WORDS[name],
         epilog=" ".join(filter(None, [more, "" if name in FIXED else REST])),
-        formatter_class=_Help,
         allow_abbrev=False,
     )
     out = (Path(f"runs/study-{name}"), "a new folder for the results")
@@ -74,7 +68,8 @@ def parsed(name: str, own: Options, argv: Sequence[str], more: str = "") -> Name
         elif isinstance(default, type):
             parser.add_argument(f"--{option}", type=default, help=words)
         else:
-            parser.add_argument(f"--{option}", type=type(default), default=default, help=words)
+            told = words if default in ("", 0) or words.endswith("]") else f"{words} [%(default)s]"
+            parser.add_argument(f"--{option}", type=type(default), default=default, help=told)
     options, flags = parser.parse_known_args(argv)
     for counts in COUNTS:
         found = {count: getattr(options, count) for count in counts if count in options}

@@ -27,13 +27,11 @@ from simulations.baselines import baseline, run_baseline, run_popularity
 from simulations.cli import arm
 from simulations.studies.auditing import Trial, audited
 from simulations.studies.harness import Findings, Rows, Run, Study, facts
-from simulations.studies.options import WORKERS
-from simulations.studies.privacy_numbers import LEAST
-from simulations.studies.privacy_page import Setting, brief, counted, page
+from simulations.studies.options import budget
+from simulations.studies.privacy_page import LEAST, OPEN, Setting, brief, counted, page
 from simulations.studies.tables import Row
 from simulations.witness import case_of, witness
 
-OPEN = "inf"  # no mechanism at all
 CLIENTS, ONE_USER = "clients", "one-user"
 PEOPLE = 400  # clients of the scene of one-user clients, if there are so many users
 OWN = {  # options of a run that the study gives itself
@@ -48,7 +46,6 @@ OPTIONS = {
     "seeds": (3, "runs of each: 0, 1, ...; one seed gives no intervals"),
     "one-user": (int, f"one-user clients; 0: no such scene [at most {PEOPLE}]"),
     "canaries": (2000, "dummy users of an audit"),
-    "workers": WORKERS,
 }
 
 
@@ -96,28 +93,12 @@ def plan(options: Namespace) -> list[Run]:
         name = flag.removeprefix("--").partition("=")[0]
         if flag.startswith("--") and name in OWN:
             raise UserError(f"option --{name}: the study sets it itself; {OWN[name]}")
-    budgets, people = budgets_of(options), people_of(options.one_user, options.flags)
+    budgets, people = [budget(text) for text in options.epsilon.split(",")], people_of(options.one_user, options.flags)
     found = runs_of(budgets, range(options.seeds), options.canaries, options.flags, people)
     for run in found:
         if run.labels["scene"] == CLIENTS and len(clients_data(run.experiment)) < 2:
             raise UserError("clients: must be at least 2 to learn together, found 1")
     return found
-
-
-def budgets_of(options: Namespace) -> list[str]:
-    """Return the budgets of a study; raises UserError as `budget` does."""
-    return [budget(text) for text in options.epsilon.split(",")]
-
-
-def budget(text: str) -> str:
-    """Return a budget as it is written; raises UserError for one that is no number above 0."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not value > 0:
-        raise UserError(f"epsilon: must be numbers above 0, or inf, joined by commas, found {text!r}")
-    return text.strip()
 
 
 def people_of(given: int | None, flags: Sequence[str]) -> int:
@@ -212,9 +193,9 @@ def findings(results: pd.DataFrame, runs: Sequence[Run], options: Namespace) -> 
     noisy = sorted(runs, key=lambda run: run.experiment.privacy.active)  # which name a scene if there are any
     last = {run.labels["scene"]: run.experiment for run in noisy}
     scenes = {name: setting(e) for name, e in last.items() if name in (CLIENTS, ONE_USER)}
-    budgets = budgets_of(options)
+    budgets = [budget(text) for text in options.epsilon.split(",")]
     shown = page(results, budgets, scenes, about(runs, scenes, budgets))
-    return Findings([brief(part) for part in shown.parts], (), shown.write, shown.kicker, shown.notes)
+    return Findings(page=shown, tables=[brief(part) for part in shown.parts], notes=shown.notes)
 
 
 def measure(run: Run, home: Path) -> Rows:
@@ -250,12 +231,10 @@ def attack_rows(run: Run, home: Path) -> list[Row]:
 
 def reference_rows(run: Run, home: Path) -> list[Row]:
     """Return how the clients do alone, and by what is popular among their own users."""
-    rows = []
     run_baseline(baseline(run.experiment, "local"), home / "local")
     run_popularity(run.experiment, home / "popularity")
-    for name in ("local", "popularity"):
-        rows += [{**row, "kind": name} for row in utility_rows(pd.read_csv(home / name / "clients.csv"))]
-    return rows
+    found = {name: utility_rows(pd.read_csv(home / name / "clients.csv")) for name in ("local", "popularity")}
+    return [{**row, "kind": name} for name, rows in found.items() for row in rows]
 
 
 def utility_rows(table: pd.DataFrame) -> list[Row]:

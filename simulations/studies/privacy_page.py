@@ -1,19 +1,27 @@
-"""The page of the privacy study."""
+"""The page of the privacy study: means with their intervals, and what is too small to tell."""
 
 import math
 from collections.abc import Mapping, Sequence
+from statistics import NormalDist
 from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 
-from fedrec.metrics import higher_is_better
+from fedrec.metrics import Paired, higher_is_better, paired, student
 from fedrec.privacy.audit import ALARM
-from fedrec.report.findings import DASH, change, label, number
+from fedrec.report.findings import DASH, change, label, listing, number
 from fedrec.report.plots import Panel, Series, tradeoff
 from fedrec.report.study import Page, Part
-from simulations.studies.privacy_numbers import LEVEL, RULE, Leak, asked, gains, leak, values, worth
 
 OPEN = "inf"
+LEAST = 20  # targets of a kind, and independent groups of targets, below which an attack's AUC tells nothing
+LEVEL = 0.05
+CHANCE = NormalDist().inv_cdf(1 - LEVEL / 2) * math.sqrt((2 * LEAST + 1) / (12 * LEAST**2))  # of Mann-Whitney's U
+RULE = (
+    f"Too few: fewer than {LEAST} targets of a kind, or targets of fewer than {LEAST} users or clients; with so few, "
+    f"chance alone takes an AUC {number(CHANCE, 2)} to either side of 1/2 (95%), and more."
+)
 WORDS = (
     "Every setting was trained at every budget and attacked with all that its server saw, and a run with canaries was "
     "audited. At the budget inf there is no mechanism at all, neither noise nor clipping. Attacks that also use what a "
@@ -28,6 +36,16 @@ class Setting(NamedTuple):
     title: str  # such as `Four platforms, each adding user-level noise in its own training`
     who: str
     rounds: int
+
+
+class Leak(NamedTuple):
+    """An attack's AUC, the mean over the seeds, with its interval, its TPR at 1% FPR, and whether it beats chance."""
+
+    auc: float
+    low: float
+    high: float
+    tpr: float
+    star: bool
 
 
 def counted(number: int) -> str:
@@ -103,7 +121,12 @@ def attack_part(attacks: pd.DataFrame, budgets: Sequence[str], scene: str, title
     """Return the section of a scene's attacks: AUC against the budget, and a table with the intervals."""
     names = list(dict.fromkeys(attacks["name"]))
     outside = [name for name in names if bool(attacks.loc[attacks["name"] == name, "released"].iloc[0])]
-    found, tests = leaks(attacks, budgets), len(names) * len(budgets)
+    parts = {
+        (name, text): attacks[(attacks["name"] == name) & (attacks["epsilon"] == text)]
+        for name in names
+        for text in budgets
+    }
+    found = {key: leak(part, len(parts)) for key, part in parts.items()}
     panels = []
     for heading, group in (("from what was released", outside), ("insiders", [n for n in names if n not in outside])):
         series = [
@@ -115,31 +138,19 @@ def attack_part(attacks: pd.DataFrame, budgets: Sequence[str], scene: str, title
         ]
         if series:
             panels.append(Panel(heading, "AUC", series, [("chance", 0.5)]))
-    rows = []
-    for name in names:
-        row = {"attack": name if name in outside or "insider" in name else f"{name} (insider)"}
-        for text in budgets:
-            part = attacks[(attacks["name"] == name) & (attacks["epsilon"] == text)]
-            row[f"epsilon {text}"] = cell(found[name, text], part)
-        rows.append(row)
+    rows = [
+        {"attack": name if name in outside or "insider" in name else f"{name} (insider)"}
+        | {f"epsilon {text}": cell(found[name, text], parts[name, text]) for text in budgets}
+        for name in names
+    ]
     over = "the wider of those over targets and over seeds" if attacks["seed"].nunique() > 1 else "over the targets"
     words = (
         f"AUC with its 95% interval, {over} (1/2 is chance), then the true positive rate at 1% false positives. A "
-        f"star: it differs from chance, corrected for the {tests} cells of this table. No star does not mean that "
+        f"star: it differs from chance, corrected for the {len(parts)} cells of this table. No star does not mean that "
         f"nothing leaks: the interval says how much might. {RULE}"
     )
     figure = tradeoff(panels, budgets, f"{scene}-attacks", words, 3.6) if panels else None
     return Part(f"{title}: attacks", rows, words, figure)
-
-
-def leaks(attacks: pd.DataFrame, budgets: Sequence[str]) -> dict[tuple[str, str], Leak | None]:
-    """Return what every attack shows at every budget; the cells of the table are tested together."""
-    names = list(dict.fromkeys(attacks["name"]))
-    return {
-        (name, text): leak(attacks[(attacks["name"] == name) & (attacks["epsilon"] == text)], len(names) * len(budgets))
-        for name in names
-        for text in budgets
-    }
 
 
 def cell(found: Leak | None, part: pd.DataFrame) -> str:
@@ -179,5 +190,63 @@ def mean_of(table: pd.DataFrame, kind: str, name: str, budgets: Sequence[str]) -
 
 def brief(part: Part) -> Part:
     """Return a section for the terminal: without the intervals."""
-    short = [{name: text.partition(" [")[0] for name, text in row.items()} for row in part.rows]
-    return Part(part.title, [{name.replace("epsilon", "eps"): text for name, text in row.items()} for row in short])
+    rows = [{k.replace("epsilon", "eps"): text.partition(" [")[0] for k, text in row.items()} for row in part.rows]
+    return Part(part.title, rows)
+
+
+def asked(part: pd.DataFrame) -> int:
+    """Return the number that limits what an attack's rows can tell: targets of a kind, or independent groups."""
+    return int(part[["members", "others", "groups"]].min().min())
+
+
+def leak(part: pd.DataFrame, tests: int) -> Leak | None:
+    """Return what an attack at one budget shows, from its rows (one a seed); None where it is too few to tell.
+
+    The interval is the wider of two: over one run's targets, and, with more seeds than one, Student's t over the seeds.
+    Both must exclude 1/2 for a star, that over the targets at `LEVEL` corrected for all `tests` (Bonferroni).
+    """
+    if not len(part) or asked(part) < LEAST:
+        return None
+    value = part["value"].to_numpy(np.float64)
+    # A band is cut off at 0 and 1, on one side at most.
+    error = np.maximum(value - part["low"], part["high"] - value).mean() / NormalDist().inv_cdf(0.975)
+    auc, n = float(value.mean()), len(value)
+    half = NormalDist().inv_cdf(1 - LEVEL / 2) * error
+    if n > 1:
+        over = student(auc, float(value.std(ddof=1)) / math.sqrt(n), n, n - 1, 1 - LEVEL)
+        half = max(half, over.high - over.mean)
+    corrected = NormalDist().inv_cdf(1 - LEVEL / 2 / max(tests, 1)) * error
+    star = bool(abs(auc - 0.5) > max(half, corrected))
+    return Leak(auc, max(auc - half, 0.0), min(auc + half, 1.0), float(part["tpr"].mean()), star)
+
+
+def values(table: pd.DataFrame, kind: str, name: str, epsilon: str) -> "pd.Series[float]":
+    """Return the value of every seed, by seed."""
+    part = table[(table["kind"] == kind) & (table["name"] == name) & (table["epsilon"] == epsilon)]
+    return part.set_index("seed")["value"].sort_index()
+
+
+def gains(
+    own: pd.DataFrame, alone: pd.DataFrame, name: str, budgets: Sequence[str], confidence: float = 1 - LEVEL
+) -> list[Paired]:
+    """Return together minus alone at every budget, paired by seed, with intervals over the seeds."""
+    local = values(alone, "local", name, "inf")
+    both = [values(own, "utility", name, text).align(local, join="inner") for text in budgets]
+    return [paired(a.to_numpy(np.float64), b.to_numpy(np.float64), confidence) for a, b in both]
+
+
+def worth(metric: str, found: Sequence[Paired], budgets: Sequence[str], tests: int) -> str:
+    """Return in words where together is better than alone, and worse; `found` are differences corrected for `tests`.
+
+    With one seed there is no interval, and nothing is claimed.
+    """
+    sign, seeds = 1 if higher_is_better(metric) else -1, max(one.n for one in found)
+    if seeds < 2:
+        return f"{label(metric)}: one seed gives no interval, so it is not told where together beats alone."
+    places: dict[str, list[str]] = {"better": [], "worse": [], "not told apart": []}
+    for text, one in zip(budgets, found, strict=True):
+        low, high = sorted((sign * one.low, sign * one.high))
+        places["better" if low > 0 else "worse" if high < 0 else "not told apart"].append(text)
+    said = "; ".join(f"{words} at epsilon {listing(where)}" for words, where in places.items() if where)
+    end = f"95% intervals over {seeds} paired seeds, corrected for {tests} comparisons"
+    return f"{label(metric)}, together against alone: {said} ({end})."

@@ -19,8 +19,7 @@ from simulations.baselines import run_baseline
 from simulations.cli import parse
 from simulations.promises import stages, without_promise
 from simulations.studies.harness import Findings, Rows, Run, Study, facts
-from simulations.studies.options import WORKERS
-from simulations.studies.tables import Row, by_arm, ends, points
+from simulations.studies.tables import Row, by_arm, ends, points, ranked, records
 
 USUAL = "--clients 4 --privacy.unit user --privacy.epsilon 4 --engine inline"
 CHOOSING = 100  # the first seed of a choice; none from here on is reported
@@ -48,25 +47,18 @@ OPTIONS = {
     "seeds": (10, "paired seeds, from 0 on; those of a choice from 100 on"),
     "choose": (False, "choose what a promise sets, by validation"),
     "grid": (GRID, "of a choice: FIELD=VALUE,... joined by ';', grids by '|'"),
-    "workers": WORKERS,
 }
 
 
 def plan(options: Namespace) -> list[Run]:
-    """Return the runs of the split, or those of a choice."""
+    """Return the runs of the split, or, of a choice, those of every point of the grids."""
     flags = [*USUAL.split(), *options.flags]
-    return choices(options.grid, flags, options.seeds) if options.choose else arms(flags, options.seeds)
-
-
-def choices(grid: str, flags: Sequence[str], seeds: int) -> list[Run]:
-    """Return the runs of every point of the grids."""
-    every = [point for part in grid.split("|") for point in points(part)]
+    if not options.choose:
+        return arms(flags, options.seeds)
+    every = [point for part in options.grid.split("|") for point in points(part)]
     return [
-        Run(
-            {"name": " ".join(point), "seed": seed},
-            once(parse([*flags, *point, "--seed", str(seed)]).experiment),
-        )
-        for seed in range(CHOOSING, CHOOSING + seeds)
+        Run({"name": " ".join(point), "seed": seed}, once(parse([*flags, *point, "--seed", str(seed)]).experiment))
+        for seed in range(CHOOSING, CHOOSING + options.seeds)
         for point in every
     ]
 
@@ -123,10 +115,10 @@ def measure(run: Run, home: Path) -> Rows:
 def findings(results: pd.DataFrame, runs: Sequence[Run], options: Namespace) -> Findings:
     """Return the steps from plain to private and their page, or the best points of the grids."""
     if options.choose:
-        ordered = ranked(results)
+        ordered = records(ranked(results, "name").rename(columns={"name": "options"}))
         title = f"validation, the mean over clients and {options.seeds} seeds from {CHOOSING} on"
         best = [{"options": row["options"], "validation": f"{row['validation']:.4f}"} for row in ordered[:15]]
-        return Findings([Part("", best)], ordered, heading=title)
+        return Findings(ordered, tables=[Part("", best)], heading=title)
     rows = summary(results)
     page = Page(
         "What does a promise of privacy cost, and why?",
@@ -135,7 +127,7 @@ def findings(results: pd.DataFrame, runs: Sequence[Run], options: Namespace) -> 
         [Part("From plain to private", [texts(row) for row in rows])],
         facts(run for run in runs if run.labels["name"] == PRIVATE),
     )
-    return Findings(page.parts, rows, page.write, page.kicker)
+    return Findings(rows, page)
 
 
 def summary(results: pd.DataFrame) -> list[Row]:
@@ -145,15 +137,8 @@ def summary(results: pd.DataFrame) -> list[Row]:
         if after in values and before in values:
             gap = paired(values[after], values[before])
             row = {"step": step, "before": float(values[before].mean()), "after": float(values[after].mean())}
-            rows.append(row | ends("change", gap) | {"seeds": gap.n})
+            rows.append(row | ends({"change": gap}) | {"seeds": gap.n})
     return rows
-
-
-def ranked(results: pd.DataFrame) -> list[Row]:
-    """Return every point of the grids with its mean validation over the seeds, the best first."""
-    means = results.groupby("name", sort=False)["validation"].agg(["mean", "size"]).reset_index()
-    ordered = means.sort_values("mean", ascending=False, kind="stable")
-    return [{"options": r["name"], "validation": r["mean"], "seeds": r["size"]} for r in ordered.to_dict("records")]
 
 
 def texts(row: Row) -> dict[str, str]:

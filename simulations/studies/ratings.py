@@ -10,6 +10,7 @@ import json
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import starmap
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,6 @@ from fedrec.scorers import ModelScorer
 from simulations.cli import arm
 from simulations.engines import launch
 from simulations.studies.harness import Findings, Rows, Run, Study, facts
-from simulations.studies.options import WORKERS
 from simulations.studies.privacy_page import counted
 from simulations.studies.tables import records
 
@@ -104,21 +104,14 @@ LINES = {
         private=False,
     ),
 }
+BUDGETS = ("1", "2", "4", "8", OPEN)
 CHOSEN: dict[str, dict[str, Choice]] = {
-    "users": {
-        "1": Choice(20, 2.25),
-        "2": Choice(20, 5.0),
-        "4": Choice(10, 22.0),
-        "8": Choice(20, 16.0),
-        OPEN: Choice(20, 16.0),
-    },
-    "silos": {
-        "1": Choice(20, 1.0),
-        "2": Choice(10, 4.5),
-        "4": Choice(20, 5.0),
-        "8": Choice(10, 15.0),
-        OPEN: Choice(20, 16.0),
-    },
+    "users": dict(
+        zip(BUDGETS, starmap(Choice, [(20, 2.25), (20, 5.0), (10, 22.0), (20, 16.0), (20, 16.0)]), strict=True)
+    ),
+    "silos": dict(
+        zip(BUDGETS, starmap(Choice, [(20, 1.0), (10, 4.5), (20, 5.0), (10, 15.0), (20, 16.0)]), strict=True)
+    ),
     "silos alone": {NONE: Choice(5, 0.01)},
     "users alone": {NONE: Choice(1, 0.5)},
 }
@@ -127,12 +120,11 @@ OPTIONS = {
     "lines": (",".join(LINES), "comma-separated settings"),
     "seeds": (5, "runs of each; a seed divides the ratings"),
     "choose": (False, "choose rounds and steps on the synthetic market instead"),
-    "workers": WORKERS,
 }
 
 
 def plan(options: Namespace) -> list[Run]:
-    """Return a run for each line, budget, choice and seed."""
+    """Return a run for each line, budget, choice and seed; raises UserError where nothing was chosen for a budget."""
     names = [choose("lines", name, LINES) for name in options.lines.split(",")]
     data = MARKET if options.choose else "--dataset ml-100k"
     return [
@@ -142,14 +134,9 @@ def plan(options: Namespace) -> list[Run]:
         )
         for name in names
         for epsilon in (options.epsilon.split(",") if LINES[name].private else [NONE])
-        for choice in (LINES[name].grid if options.choose else [chosen(name, epsilon)])
+        for choice in (LINES[name].grid if options.choose else [CHOSEN[name][choose("epsilon", epsilon, CHOSEN[name])]])
         for seed in range(options.seeds)
     ]
-
-
-def chosen(line: str, epsilon: str) -> Choice:
-    """Return what was chosen for a budget; raises UserError for one that nothing was chosen for."""
-    return CHOSEN[line][choose("epsilon", epsilon, CHOSEN[line])]
 
 
 def experiment_of(line: str, epsilon: str, choice: Choice, flags: Sequence[str], seed: int) -> Experiment:
@@ -194,14 +181,14 @@ def findings(results: pd.DataFrame, runs: Sequence[Run], options: Namespace) -> 
     table = summary(results)
     rows = records(table)
     if options.choose:
-        return Findings([Part("RMSE of ratings", texts(best(table)))], rows)
+        return Findings(rows, tables=[Part("RMSE of ratings", texts(best(table)))])
     used = {run.labels["line"]: run for run in runs}
     counts = {name: counted(len(clients_data(run.experiment))) for name, run in used.items()}
     words = ". ".join(LINES[name].words.format(count=count) for name, count in counts.items()) + "."
     kicker = f"{options.seeds} seeds" if options.seeds > 1 else "one seed: no standard deviation"
     part = Part("Error against the budget", texts(table), words, figure_of(table))
     page = Page("How well are ratings predicted under privacy?", WORDS, kicker, [part], facts(used.values()), [NOTE])
-    return Findings([Part("RMSE of ratings", part.rows)], rows, page.write)
+    return Findings(rows, page)
 
 
 def summary(results: pd.DataFrame) -> pd.DataFrame:

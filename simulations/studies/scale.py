@@ -6,23 +6,24 @@ Every client is one user of a synthetic market of 3,706 items, with 166 interact
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, get_args
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from scipy.stats import linregress
 
 from fedrec.errors import UserError
 from fedrec.experiment import Experiment
 from fedrec.report import plots
 from fedrec.report.study import Page, Part
-from simulations.cli import arm, heeded
+from simulations.cli import arm
 from simulations.studies.harness import Findings, Rows, Run, Study, facts
 from simulations.studies.measure import Measured, measured
 from simulations.studies.tables import Row, records
 
 USUAL = (
     "--partition one-user --market.users 6040 --market.items 3706 --market.impressions 166 --task click --model mf "
-    "--dim 32 --optimiser sgd --lr 0.1 --l2 0 --batch-size 256 --local-epochs 1 --rounds 3"
+    "--dim 32 --optimiser sgd --lr 0.1 --l2 0 --batch-size 256 --local-epochs 1 --rounds 3 --engine batched"
 )
 WORDS = (
     "Seconds a round are training, messages and aggregation, the median of the rounds after the first; evaluation is "
@@ -54,11 +55,8 @@ def plan(options: Namespace) -> list[Run]:
 
 
 def experiment(clients: str, flags: Sequence[str]) -> Experiment:
-    """Return the experiment with so many clients; its engine is `batched` where there is one and none is given."""
-    known = get_args(Experiment.model_fields["engine"].annotation)
-    engine = ["--engine", "batched" if "batched" in known else "process"]
-    e = arm([*USUAL.split(), *engine, *flags, "--clients", clients])
-    heeded(flags, [e])
+    """Return the experiment with so many clients."""
+    e = arm([*USUAL.split(), *flags, "--clients", clients])
     if e.rounds < 2:
         raise UserError(f"rounds: must be at least 2, since the first is not counted, found {e.rounds}")
     return e.model_copy(update={"eval_every": e.rounds})
@@ -90,7 +88,7 @@ def findings(results: pd.DataFrame, runs: Sequence[Run], options: Namespace) -> 
     figure = plots.fit(x, y, line.slope, line.at, "scale", ("interactions", "seconds a round"))
     part = Part("Time against interactions", [texts(row) for row in rows], told(line), figure)
     page = Page("How far does it scale?", WORDS, f"engine {same.get('engine', 'process')}", [part], same)
-    return Findings(page.parts, rows, page.write, notes=[told(line)])
+    return Findings(rows, page, notes=[told(line)])
 
 
 def straight(interactions: Sequence[float], seconds: Sequence[float]) -> Line:
@@ -98,10 +96,8 @@ def straight(interactions: Sequence[float], seconds: Sequence[float]) -> Line:
     x, y = np.asarray(interactions, np.float64), np.asarray(seconds, np.float64)
     if len(x) < 2:
         return Line(float(y[0] / x[0]), 0.0, float("nan"), 1.0)
-    slope, at = np.polyfit(x, y, 1)
-    spread = float(((y - y.mean()) ** 2).sum())
-    squared = 1 - float(((y - at - slope * x) ** 2).sum()) / spread if spread else float("nan")
-    return Line(float(slope), float(at), squared, float((y[-1] / x[-1]) / (y[0] / x[0])))
+    found = linregress(x, y)
+    return Line(found.slope, found.intercept, found.rvalue**2, float((y[-1] / x[-1]) / (y[0] / x[0])))
 
 
 def texts(one: Row) -> dict[str, str]:
@@ -125,4 +121,4 @@ def told(line: Line) -> str:
     )
 
 
-STUDY = Study("scale", OPTIONS, plan, measure, findings)
+STUDY = Study("scale", OPTIONS, plan, measure, findings, workers=0)

@@ -11,15 +11,14 @@ import numpy as np
 import pandas as pd
 
 from fedrec.experiment import Experiment
-from fedrec.metrics import paired
 from fedrec.records import write_csv
 from fedrec.report.findings import number
 from fedrec.report.study import Part, interval, seeded
 from simulations.studies.harness import Carry, Findings, Run, Study
 from simulations.studies.methods import POPULARITY, experiment_of, measure
-from simulations.studies.options import SEEDS, WORKERS
+from simulations.studies.options import SEEDS
 from simulations.studies.published import trained
-from simulations.studies.tables import Row, by_arm, ends, spread
+from simulations.studies.tables import Row, by_arm, differences, ends, spread
 
 USUAL = "--clients 5 --partition users --metrics ndcg@10 --engine inline --batch-size 1024 --local-epochs 1 --rounds 10"
 # What each is, and its choices; one is taken by the validation of a federated run on a seed of its own.
@@ -33,7 +32,7 @@ CHOOSING = 1000  # the seed of the choice, none of those that are reported
 SPLITS = ("leave-one-out", "new-users")
 WAYS = {"local": "local", "federated": "fedper"}
 GAPS = {"gain": "minus alone", "minus_mf": "minus mf", "minus_popularity": "minus popularity"}
-OPTIONS = {"seeds": (3, SEEDS), "workers": (1, WORKERS[1])}
+OPTIONS = {"seeds": (3, SEEDS)}
 
 
 def plan(options: Namespace, choices: Mapping[str, str] | None = None) -> list[Run]:
@@ -63,17 +62,13 @@ def experiment(flags: Sequence[str], model: str, way: str, split: str, choice: s
 
 
 def refine(runs: list[Run], options: Namespace, carry: Carry, home: Path) -> list[Run]:
-    """Return the runs with each model's choice by validation."""
-    choices = {model: chosen(options.flags, model) for model in MODELS}
+    """Return the runs with each model's choice: the best validation of known users, federated, on a seed of its own."""
+    choices = {}
+    for model, (_, points) in MODELS.items():
+        tried = [experiment(options.flags, model, "federated", SPLITS[0], text, CHOOSING) for text in points]
+        choices[model] = points[int(np.nanargmax([trained(e).validation for e in tried]))]
     write_csv(home / "choices.csv", [{"model": model, "options": text} for model, text in choices.items()])
     return plan(options, choices)
-
-
-def chosen(flags: Sequence[str], model: str) -> str:
-    """Return the choice of a model with the best validation, federated, of known users, on a seed of its own."""
-    choices = MODELS[model][1]
-    found = [trained(experiment(flags, model, "federated", SPLITS[0], text, CHOOSING)).validation for text in choices]
-    return choices[int(np.nanargmax(found))]
 
 
 def findings(results: pd.DataFrame, runs: Sequence[Run], options: Namespace) -> Findings:
@@ -81,7 +76,7 @@ def findings(results: pd.DataFrame, runs: Sequence[Run], options: Namespace) -> 
     rows = summary(results)
     words = seeded(options.seeds, "95% intervals over seeds")
     heading = f"NDCG@10, mean over clients; {words}; chosen: {runs[0].about}"
-    return Findings([Part("", [texts(row) for row in rows])], rows, heading=heading)
+    return Findings(rows, tables=[Part("", [texts(row) for row in rows])], heading=heading)
 
 
 def summary(results: pd.DataFrame) -> list[Row]:
@@ -95,11 +90,9 @@ def summary(results: pd.DataFrame) -> list[Row]:
         values = by_arm(part, "method")
         for line, mine in values.items():
             model, _, way = line.partition(" ")
-            row = {"split": str(split), "method": line, **spread(mine)}
-            for name, other in zip(GAPS, (f"{model} local", f"mf {way}", POPULARITY), strict=True):
-                if other in values and other != line and model != POPULARITY:
-                    row |= ends(name, paired(mine, values[other]))
-            rows.append(row)
+            others = dict(zip(GAPS, (f"{model} local", f"mf {way}", POPULARITY), strict=True))
+            gaps = differences(values, line, others) if model != POPULARITY else {}
+            rows.append({"split": str(split), "method": line, **spread(mine), **ends(gaps)})
     return rows
 
 
@@ -110,4 +103,4 @@ def texts(row: Row) -> dict[str, str]:
     return {**known, "mean": f"{row['mean']:.4f}", "sd": number(row["sd"], 4), **gaps}
 
 
-STUDY = Study("sequences", OPTIONS, plan, measure, findings, refine)
+STUDY = Study("sequences", OPTIONS, plan, measure, findings, refine, workers=1)

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import get_args
 
 import pandas as pd
 
@@ -27,7 +26,7 @@ from simulations.cli import parse
 from simulations.studies.harness import Findings, show, write
 from simulations.studies.options import parsed
 from simulations.studies.runners import LOOP, REFERENCE, RUNNERS, Result, attempted, compared
-from simulations.studies.tables import Row
+from simulations.studies.tables import Row, records
 from simulations.studies.workloads import W1, W2, Workload
 
 KNOWN = {workload.name: workload for workload in (W1, W2)}
@@ -80,7 +79,7 @@ def study(workloads: Sequence[Workload], chosen: Sequence[str], repeats: int, se
         wrong += [f"{r['workload']} {r['runner']}: {WRONG}, by {r['difference']:.3g}, {r['strayed']:.3g}" for r in bad]
         write_csv(home / "results.csv", rows)
         page = page_of(table, [*wrong, *notes], facts(repeats, workloads))
-        found = Findings(page.parts, table, page.write, notes=notes)
+        found = Findings(table, page, notes=notes)
         write(home, found)
     show(out, found)
     return wrong
@@ -101,19 +100,14 @@ def planned(workload: Workload, names: Sequence[str], path: Path, seed: int, not
     """Return the experiment of every runner that can run a workload; `notes` gets what is to be said of others."""
     found = {}
     for name in names:
-        runner = RUNNERS[name]
-        engine = runner.flags.split()[1]
-        if engine not in get_args(Experiment.model_fields["engine"].annotation):
-            notes.append(f"{name} was skipped on {workload.name}: this version has no engine {engine!r}")
-            continue
-        if engine == "ray" and find_spec("ray") is None:
-            notes.append(f"{name} was skipped on {workload.name}: the package ray is not installed (the extra [ray])")
-            continue
-        rounds = SLOW.get((workload.name, name), workload.rounds)
+        runner, rounds = RUNNERS[name], SLOW.get((workload.name, name), workload.rounds)
         options = replace(workload, rounds=rounds).experiment(path)
         experiment = parse([*options, *runner.flags.split(), "--seed", str(seed)]).experiment
-        if client_count(experiment) > runner.most:
-            notes.append(f"{name} was skipped on {workload.name}: it would be a process for each client")
+        bare = experiment.engine == "ray" and find_spec("ray") is None
+        if bare or client_count(experiment) > runner.most:
+            missing = "the package ray is not installed (the extra [ray])"
+            why = missing if bare else "it would be a process for each client"
+            notes.append(f"{name} was skipped on {workload.name}: {why}")
             continue
         if rounds != workload.rounds:
             notes.append(f"{name} ran once on {workload.name}, for {rounds} of {workload.rounds} rounds")
@@ -123,22 +117,10 @@ def planned(workload: Workload, names: Sequence[str], path: Path, seed: int, not
 
 def summary(results: pd.DataFrame) -> list[Row]:
     """Return a row for each workload and runner: medians over the repeats, the largest difference."""
-    rows = []
-    for (workload, runner), own in results.groupby(["workload", "runner"], sort=False):
-        middle = {name: float(own[name].median()) for name in MEDIANS}
-        bad = not own["agrees"].all()
-        rows.append(
-            {
-                "workload": workload,
-                "runner": runner,
-                "repeats": len(own),
-                **middle,
-                "times": math.nan if bad else middle["times"],
-                **{name: float(own[name].max()) for name in ("difference", "strayed")},
-                "agrees": not bad,
-            }
-        )
-    return rows
+    columns = {"repeats": ("repeat", "size")} | {name: (name, "median") for name in MEDIANS}
+    columns |= {"difference": ("difference", "max"), "strayed": ("strayed", "max"), "agrees": ("agrees", "all")}
+    table = results.groupby(["workload", "runner"], sort=False).agg(**columns).reset_index()
+    return records(table.assign(times=table["times"].where(table["agrees"])))
 
 
 def texts(row: Row) -> dict[str, str]:

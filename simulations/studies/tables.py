@@ -1,7 +1,8 @@
 """Numbers of arms over seeds, and the tables that show them on the terminal."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,17 +12,24 @@ from rich.console import Console
 from rich.table import Table
 
 from fedrec.errors import UserError
-from fedrec.metrics import Paired, Values
+from fedrec.metrics import Paired, Values, paired
 from fedrec.report.study import Part
 
 Row = dict[str, Any]
 NUMBER = "0123456789.+-\N{MINUS SIGN}\N{EN DASH}"  # what begins one
+ENDS = ("", "_low", "_high")  # of the columns of a mean and its interval
 LEAST = 12  # columns for words that must be broken
 
 
 def records(table: pd.DataFrame) -> list[Row]:
     """Return the rows of a table by column."""
     return [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
+
+
+def read_test(home: Path) -> pd.DataFrame:
+    """Return the test values of the clients of a run, or of a baseline, in a folder."""
+    rows = pd.read_csv(home / "clients.csv", dtype={"client": str})
+    return rows[rows["split"] == "test"]
 
 
 def by_arm(results: pd.DataFrame, arm: str, value: str = "value") -> dict[str, Values]:
@@ -41,9 +49,31 @@ def spread(values: Values) -> Row:
     return {"mean": float(values.mean()), "sd": float(values.std(ddof=1)) if len(values) > 1 else float("nan")}
 
 
-def ends(name: str, found: Paired) -> Row:
-    """Return a mean with its interval, by column."""
-    return {name: found.mean, f"{name}_low": found.low, f"{name}_high": found.high}
+def differences(values: Mapping[str, Values], arm: str, others: Mapping[str, str]) -> dict[str, Paired]:
+    """Return how an arm differs from each of the others that is there, itself left out, by their columns' names."""
+    there = {name: other for name, other in others.items() if other in values and other != arm}
+    return {name: paired(values[arm], values[other]) for name, other in there.items()}
+
+
+def ends(found: Mapping[str, Paired]) -> Row:
+    """Return means with their intervals, by column."""
+    values = {name: (p.mean, p.low, p.high) for name, p in found.items()}
+    return {f"{name}{end}": x for name, p in values.items() for end, x in zip(ENDS, p, strict=True)}
+
+
+def band(row: Row, name: str) -> list[float]:
+    """Return the mean and the ends of its interval that `ends` has put into a row."""
+    return [row[f"{name}{end}"] for end in ENDS]
+
+
+def ranked(results: pd.DataFrame, *keys: str) -> pd.DataFrame:
+    """Return the mean validation over the seeds, and their number, by some columns, the best first in all but the last.
+
+    A run of several rows counts once.
+    """
+    means = results.drop_duplicates([*keys, "seed"]).groupby(list(keys), sort=False)["validation"]
+    found = means.agg(validation="mean", seeds="size").reset_index()
+    return found.sort_values([*keys[:-1], "validation"], ascending=[True] * (len(keys) - 1) + [False], kind="stable")
 
 
 def points(grid: str) -> list[tuple[str, ...]]:

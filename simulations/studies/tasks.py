@@ -4,21 +4,39 @@ from argparse import Namespace
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from fedrec.errors import UserError
 from fedrec.experiment import Experiment
-from fedrec.records import write_csv
+from fedrec.metrics import Paired, higher_is_better
+from fedrec.report.findings import change, label, number
+from fedrec.report.several import WORDS, Balance, balance
+from fedrec.report.study import Page, Part, forest, seeded
+from fedrec.report.verdicts import verdicts
 from simulations.baselines import baseline, run_baseline, single_tasks
 from simulations.cli import arm as arm_of
 from simulations.studies.harness import Carry, Findings, Rows, Run, Study, facts
-from simulations.studies.options import SEEDS, WORKERS
-from simulations.studies.tables import Row, points, records
-from simulations.studies.tasks_page import notes, page, summary, tables
+from simulations.studies.options import SEEDS
+from simulations.studies.tables import (
+    Row,
+    band,
+    by_arm,
+    differences,
+    ends,
+    measures,
+    points,
+    ranked,
+    read_test,
+    records,
+    spread,
+)
 
 USUAL = "--task click,buy,rating --split random --fractions 0.2,0.2 --rounds 30 --patience 3"
 GRID = "lr=0.001,0.003,0.01;l2=0.01,0.1,1"
+AGAINST = {"local": "local single-task", "federated": "federated single-task"}
+TRIED = ("arm", "part", "options")  # what validation ranks the options by
 EVERY = ""  # in the place of a task: all of them in one model
 OPTIONS = {
     "model": ("mmoe", "comma-separated bodies; every arm is run with each"),
@@ -26,7 +44,6 @@ OPTIONS = {
     "seeds": (5, SEEDS),
     "tune": ("", "comma-separated other seeds, whose validation chooses every arm's grid point"),
     "grid": (GRID, "what is tried with --tune: FIELD=VALUE,...;FIELD=VALUE,..."),
-    "workers": WORKERS,
 }
 
 
@@ -85,7 +102,7 @@ def refine(runs: list[Run], options: Namespace, carry: Carry, home: Path) -> lis
     tried = carry(
         [run for point in points(options.grid) for run in runs_of(arms, [*options.flags, *point], seeds, point)]
     )
-    write_csv(home / "tuning.csv", chosen_of(tried))
+    ranked(tried, *TRIED).drop(columns="seeds").to_csv(home / "tuning.csv", index=False)
     return runs_of(tuned(arms, tried), options.flags, range(options.seeds))
 
 
@@ -127,8 +144,8 @@ def runs_of(arms: Sequence[Arm], flags: Sequence[str], seeds: Iterable[int], tri
 def measure(run: Run, home: Path) -> Rows:
     """Return the test rows of clients with several tasks, with the run's validation."""
     run_baseline(run.experiment, home)
-    rows, rounds = pd.read_csv(home / "clients.csv"), pd.read_csv(home / "rounds.csv")
-    rows = rows[(rows["split"] == "test") & ((rows["task"] == run.labels["part"]) | (run.labels["part"] == EVERY))]
+    rows, rounds = read_test(home), pd.read_csv(home / "rounds.csv")
+    rows = rows[(rows["task"] == run.labels["part"]) | (run.labels["part"] == EVERY)]
     took = {"validation": rounds["validation"].max(), "rounds": len(rounds), "seconds": rounds["seconds"].sum()}
     return records(rows.drop(columns=["split", "device"]).assign(**run.labels, **took))
 
@@ -140,24 +157,129 @@ def findings(results: pd.DataFrame, runs: Sequence[Run], options: Namespace) -> 
         told["tuned"] = f"on the validation of seeds {options.tune}, {options.grid}"
     for arm in dict.fromkeys(run.about for run in runs):
         told |= {f"{arm.name}{', ' + task if task else ''}": " ".join(found) for task, found in arm.options}
-    shown = page(rows, options.seeds, told)
-    return Findings(tables(rows), rows, shown.write, shown.kicker, notes(rows))
-
-
-def chosen_of(tried: pd.DataFrame) -> list[Row]:
-    """Return every arm and task with the options tried and their mean validation over seeds, the best first."""
-    keys = ["arm", "part", "options"]
-    means = tried.drop_duplicates([*keys, "seed"]).groupby(keys, sort=False)["validation"].mean().reset_index()
-    ordered = means.sort_values(["arm", "part", "validation"], ascending=[True, True, False], kind="stable")
-    return records(ordered)
+    return Findings(rows, page(rows, options.seeds, told), tables(rows), notes=notes(rows))
 
 
 def tuned(arms: Sequence[Arm], tried: pd.DataFrame) -> list[Arm]:
     """Return the arms with the options that validation liked best, for every task of a single-task arm its own."""
     best: dict[str, dict[str, tuple[str, ...]]] = {}
-    for row in chosen_of(tried):
+    for row in records(ranked(tried, *TRIED)):
         best.setdefault(row["arm"], {}).setdefault(row["part"], tuple(row["options"].split()))
     return [replace(arm, options=tuple(best[arm.name].items())) for arm in arms]
+
+
+def summary(results: pd.DataFrame) -> list[Row]:
+    """Return a row for each task, metric and arm.
+
+    It holds the mean over clients and seeds, the standard deviation over seeds of the clients' mean, and the paired
+    differences to the two single-task arms of the same body with Student-t intervals over seeds and their verdicts,
+    corrected for the number of arms and tasks whose balance is told, of another metric for the number of arms. A
+    client counts where both arms have measured the task.
+    """
+    several = results.groupby("client")["task"].transform("nunique") > 1
+    rows: list[Row] = []
+    gaps: dict[str, list[tuple[Row, Paired]]] = {key: [] for key in AGAINST}
+    for (task, metric), own in measures(results[several]):
+        values, arms = by_arm(own, "arm"), own.drop_duplicates("arm").set_index("arm").to_dict("index")
+        for name, mine in values.items():
+            others = {f"minus_{key}": f"{single} {arms[name]['body']}" for key, single in AGAINST.items()}
+            there = differences(values, name, others)
+            multi = not arms[name]["single"]
+            rows.append({"task": task, "metric": metric, "arm": name, "multi": multi, **spread(mine), **ends(there)})
+            for column, p in there.items():
+                gaps[column.removeprefix("minus_")].append((rows[-1], p))
+    speaks = {row["task"]: row["metric"] for row in reversed(rows)}
+    for key, found in gaps.items():
+        told = [row["multi"] and speaks[row["task"]] == row["metric"] for row, _ in found]
+        family = ["" if t else f"{row['task']}/{row['metric']}" for t, (row, _) in zip(told, found, strict=True)]
+        words = verdicts([row["metric"] for row, _ in found], [p for _, p in found], family)
+        for (row, _), word in zip(found, words, strict=True):
+            row[f"against_{key}"] = WORDS.get(word, word)
+    return rows
+
+
+def balances(rows: Sequence[Row], key: str) -> dict[str, Balance]:
+    """Return the balance of every multi-task arm against a single-task one, by the first metric of each task."""
+    names: dict[Any, str] = {word: name for name, word in WORDS.items()}
+    judged: dict[str, dict[str, str]] = {}
+    for row in rows:
+        if row["multi"]:
+            word = str(row[f"against_{key}"])
+            judged.setdefault(row["arm"], {}).setdefault(row["task"], names.get(word, word))
+    return {arm: balance(found.items()) for arm, found in judged.items()}
+
+
+def page(rows: Sequence[Row], seeds: int, facts: dict[str, str]) -> Page:
+    """Return the page."""
+    notes = [
+        f"{arm}, against {AGAINST[key]}: {found.words}."
+        for key in ("federated", "local")
+        for arm, found in balances(rows, key).items()
+        if found.lost
+    ]
+    words = "; ".join(f"{arm}: {found.words}" for arm, found in balances(rows, "federated").items())
+    measures = list(dict.fromkeys((row["task"], row["metric"]) for row in rows))
+    return Page(
+        "What do several tasks in one model gain or lose?",
+        f"Against the same body federated for each task by itself: {words}. A seesaw is a task that loses while "
+        "another gains, at 5% over all arms and tasks together (Holm).",
+        seeded(seeds, "mean over clients, 95% Student-t intervals over seeds"),
+        [part(rows, *measure) for measure in measures],
+        facts,
+        notes,
+    )
+
+
+def part(rows: Sequence[Row], task: str, metric: str) -> Part:
+    """Return the table and the figure of one metric."""
+    own = [row for row in rows if (row["task"], row["metric"]) == (task, metric)]
+    told = {"gained": "helped", "lost": "hurt"}
+    gains = [
+        (row["arm"], *band(row, "minus_federated"), told.get(row["against_federated"], ""))
+        for row in own
+        if row["multi"]
+    ]
+    figure = forest(gains, f"{task}-{metric}", f"{label(metric)} minus federated single-task")
+    better = "more" if higher_is_better(metric) else "less"
+    return Part(f"{task}: {label(metric)}", [texts(row) for row in own], f"{better.capitalize()} is better.", figure)
+
+
+def texts(row: Row) -> dict[str, str]:
+    """Return a row as it is printed."""
+    found = {"Arm": row["arm"], "Mean": number(row["mean"], 4), "SD": number(row["sd"], 4)}
+    for key, name in AGAINST.items():
+        there = f"minus_{key}" in row
+        found[f"Minus {name}"] = f"{change(*band(row, f'minus_{key}'))} {row[f'against_{key}']}" if there else ""
+    return found
+
+
+def tables(rows: Sequence[Row]) -> list[Part]:
+    """Return a short table for the first metric of every task."""
+    first = {row["task"]: row["metric"] for row in reversed(rows)}
+    return [
+        Part(f"{task}: {label(metric)}", [
+            {"arm": short(row["arm"]), "mean": f"{row['mean']:.4f}"} | {
+                f"minus {short(single)}": change(*band(row, f"minus_{key}")) if f"minus_{key}" in row else ""
+                for key, single in AGAINST.items()
+            }
+            for row in rows if (row["task"], row["metric"]) == (task, metric)
+        ])
+        for task, metric in reversed(first.items())
+    ]  # fmt: skip
+
+
+def notes(rows: Sequence[Row]) -> list[str]:
+    """Return the balance of every multi-task arm in words."""
+    return [
+        f"{short(arm)}, against {single}: {found.words}"
+        for key, single in AGAINST.items()
+        for arm, found in balances(rows, key).items()
+    ]
+
+
+def short(arm: str) -> str:
+    """Return the name of an arm for the terminal."""
+    return arm.replace("federated", "fed.").replace("-task", "")
 
 
 STUDY = Study("tasks", OPTIONS, plan, measure, findings, refine)

@@ -11,9 +11,9 @@ from fedrec.metrics import Paired
 from fedrec.privacy.attacks.table import ATTACKS
 from fedrec.privacy.audit import ALARM
 from simulations.studies.__main__ import main
-from simulations.studies.privacy import SCENES, budget, experiment_of, runs_of
-from simulations.studies.privacy_numbers import LEAST, leak, worth
-from simulations.studies.privacy_page import notes
+from simulations.studies.options import budget
+from simulations.studies.privacy import SCENES, experiment_of, runs_of
+from simulations.studies.privacy_page import LEAST, leak, notes, worth
 
 SMALL = ["--seeds", "1", "--clients", "4", "--one-user", "20", "--market.users", "40", "--market.items", "80"]
 SMALL += ["--rounds", "2", "--dim", "4"]
