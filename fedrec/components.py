@@ -10,7 +10,7 @@ import importlib
 import json
 import re
 import sys
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
@@ -34,6 +34,7 @@ class Seam(NamedTuple):
 # By the field that holds the part.
 SEAMS = {
     "dataset": Seam("source", ("load",)),
+    "task": Seam("task", ("target", "loss")),
     "model": Seam("recommender", ("network",)),
     "metrics": Seam("metric", ("value",)),
     "descent.aggregator": Seam("aggregator", ("combine",)),
@@ -99,8 +100,8 @@ def per_client(text: str) -> dict[str, str]:
     return parts
 
 
-def divided(text: str) -> Iterator[str]:
-    """Yield the parts of a text between ';', but for those inside the fields of a part, which are JSON."""
+def divided(text: str, mark: str = ";") -> Iterator[str]:
+    """Yield the parts of a text between marks, but for those inside the fields of a part, which are JSON."""
     start = place = 0
     while place < len(text):
         if text[place] == "{":
@@ -109,7 +110,7 @@ def divided(text: str) -> Iterator[str]:
             except ValueError:
                 place += 1
             continue
-        if text[place] == ";":
+        if text[place] == mark:
             yield text[start:place]
             start = place + 1
         place += 1
@@ -129,8 +130,11 @@ def read(text: str) -> Part:
 def written(value: Any) -> Any:
     """Return the text of a part that is given as a text, a mapping {"use": ...}, a component, or its class.
 
-    Anything else is returned as it is. Raises UserError for a component that no text stands for.
+    Several are joined by commas; anything else is returned as it is. Raises UserError for a component that no text
+    stands for.
     """
+    if isinstance(value, list | tuple):
+        return ",".join(str(written(one)) for one in value)
     if isinstance(value, Mapping) and "use" in value:
         fields = {str(name): one for name, one in value.items() if name != "use"}
         return with_fields(str(value["use"]), fields)
@@ -184,23 +188,35 @@ def defaults_of(kind: type[Any]) -> dict[str, Any]:
 
 
 def with_fields(text: str, fields: Mapping[str, Any]) -> str:
-    """Return a text, of one part or of one for each client, with fields beside those that it has.
+    """Return a text, of one part or of some for each client, with fields beside those that it has.
 
     A field may be given for each client too: `64;shop=8`.
     """
     if not fields:
         return text
-    parts, found = per_client(text), []
-    chosen = {name: divided_value(one) if len(parts) > 1 else {"*": one} for name, one in fields.items()}
-    for client, one in parts.items():
-        part = read(one)
-        if not part.own:
-            found.append(one if client == "*" else f"{client}={one}")
-            continue
+    by_client = len(per_client(text)) > 1
+    chosen = {name: divided_value(one) if by_client else {"*": one} for name, one in fields.items()}
+
+    def changed(client: str, part: Part) -> Part:
         mine = {name: values[key] for name, values in chosen.items() for key in ("*", client) if key in values}
-        whole = Part(part.use, {**part.fields, **mine})
-        found.append(str(whole) if client == "*" else f"{client}={whole}")
+        return Part(part.use, {**part.fields, **mine}) if part.own else part
+
+    return rewritten(text, changed)
+
+
+def rewritten(text: str, change: Callable[[str, Part], Part]) -> str:
+    """Return a text of one part, or of several for each client, with what `change` makes of a client's."""
+    found = []
+    for client, several in per_client(text).items():
+        pieces = [tuple(divided(piece, "*")) for piece in divided(several, ",")]
+        whole = ",".join("*".join([str(change(client, read(one))), *weight]) for one, *weight in pieces)
+        found.append(whole if client == "*" else f"{client}={whole}")
     return ";".join(found)
+
+
+def parts_of(text: str) -> list[Part]:
+    """Return the parts that a text names, of all clients."""
+    return [read(next(divided(one, "*"))) for several in per_client(text).values() for one in divided(several, ",")]
 
 
 def divided_value(value: Any) -> dict[str, Any]:
@@ -209,8 +225,8 @@ def divided_value(value: Any) -> dict[str, Any]:
 
 
 def shown(text: str) -> Any:
-    """Return a part as JSON has it: the text, or with fields {"use": ...}; one for each client stays a text."""
-    if "{" not in text or len(list(divided(text))) > 1:
+    """Return a part as JSON has it: the text, or with fields {"use": ...}; several, or a weight, stay a text."""
+    if "{" not in text or any(len(list(divided(text, mark))) > 1 for mark in ";,*"):
         return text
     part = read(text)
     return {"use": part.use, **part.fields}

@@ -11,13 +11,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from fedrec.agreement import Agreement
 from fedrec.batches import Phase, Recipe
-from fedrec.components import PartText, choose_part, make, per_client, read, written
+from fedrec.components import SEAMS, PartText, choose_part, make, parts_of, per_client, read, written
 from fedrec.coordination import BudgetRule, Coupling, Descent, Drift
 from fedrec.data import DATASETS, Content, Market
 from fedrec.errors import UserError, choose, named
 from fedrec.methods import TABLE
 from fedrec.metrics import RANKING, as_part, parse_metric
 from fedrec.models import Kind, Lora, ModuleRecommender, Recommender, UserSequence
+from fedrec.needs import value_of
 from fedrec.newcomers import arrivals
 from fedrec.optimisers import Optimiser, rates
 from fedrec.parts import check_parts
@@ -107,10 +108,10 @@ class Experiment(Method):
     candidates: Literal["full"] | int = Field(
         "full", description="items a held-out item is ranked among: full, or a number sampled"
     )
-    task: str = Field(
+    task: PartText = Field(
         "rank",
         description="tasks: rank, rank-bce, rating, a label (like, click, buy), behaviour (view, click or buy), or of "
-        "items category, brand, price; 'rank,like*0.5;shop=buy'",
+        "items category, brand, price, or your own; 'rank,like*0.5;shop=buy'",
     )
     weighting: Weighting = Field(Weighting(), description="how a client weighs the losses of its tasks")
     model: PartText = Field("mf", description="one, or one for each client 'mf;shop=mlp': " + ", ".join(get_args(Kind)))
@@ -280,10 +281,9 @@ class Experiment(Method):
     @property
     def own_parts(self) -> list[tuple[str, str]]:
         """The parts of the user's own, as (field, text), each once."""
-        texts = [("dataset", self.dataset), *(("model", text) for text in per_client(self.model).values())]
-        texts += [("descent.aggregator", self.descent.aggregator), ("coupling.kind", self.coupling.kind)]
-        texts += [("metrics", as_part(name)) for name in self.metrics if ":" in name]
-        return [one for one in dict.fromkeys(texts) if read(one[1]).own]
+        texts = {field: str(value_of(self, field)) for field in SEAMS if field != "metrics"}
+        found = [(field, str(part)) for field, text in texts.items() for part in parts_of(text) if part.own]
+        return list(dict.fromkeys([*found, *(("metrics", as_part(name)) for name in self.metrics if ":" in name)]))
 
     def recipe(self) -> Recipe:
         """Return how every client trains in one round."""

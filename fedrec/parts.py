@@ -12,7 +12,7 @@ from fedrec.needs import Can, Conflict, conflicts, needs, shown, takes
 from fedrec.optimisers import rates
 from fedrec.parameters import covers
 from fedrec.stacking import HANDWRITTEN
-from fedrec.tasks import several, tasks_of
+from fedrec.tasks import own_tasks, several, tasks_of
 
 
 def models(*kinds: str) -> Callable[[Any], str]:
@@ -132,7 +132,7 @@ PARTS = (
     needs("task", Can.READS_ITEMS, here=about_items),
     needs("content.kind", Can.READS_ITEMS),
     needs("task", Can.UNTOLD, here=lambda e: "category" * ("category" in several(e.task))),
-    takes("task", Can.CLIENT_GRADIENTS, why=BY_HAND, here=lambda e: several(e.task)),
+    takes("task", Can.CLIENT_GRADIENTS, why=BY_HAND, here=lambda e: several(e.task) or own_tasks(e.task)),
     needs("weighting.kind", Can.ONE_MODEL, Can.LOSSES),
     takes("content.kind", Can.UNTOLD, why="items' texts tell categories"),
     takes("content.kind", Can.CLIENT_GRADIENTS, why=BY_HAND, here=item_content),

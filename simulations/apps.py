@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 from flwr.app import Context
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
@@ -36,7 +37,7 @@ def plan_of(experiment: Experiment, home: Path | None = None) -> Plan:
         eval_every=e.eval_every,
         patience=e.patience,
         uniform=e.weights == "uniform",
-        select=(e.metrics[0], "logloss", "rmse"),
+        select=(e.metrics[0], "logloss", "rmse", "loss"),
         metrics=frozenset(evaluated(e)),
         pooled=e.pool,
         coupling=e.coupling,
@@ -88,7 +89,8 @@ def evaluated(experiment: Experiment) -> Iterator[str]:
     }
     for part in clients_data(experiment):
         for task in tasks_for(experiment, part):
-            yield from (f"{task.name}/{name}" for name in measures[task.kind])
+            found = task.measured(*np.zeros((2, 0), np.float32)) if task.part else measures[task.kind]
+            yield from (f"{task.name}/{name}" for name in found)
     if experiment.budget.active:
         yield "all/excess"
 

@@ -14,7 +14,7 @@ from typing import Annotated, Any, NamedTuple, get_args, get_origin
 
 from fedrec.acting import RULES as NEEDS
 from fedrec.acting import VALUES, acting, acts, needs, refuse
-from fedrec.components import ALIASES, SEAMS, changed, per_client, read, with_fields
+from fedrec.components import ALIASES, SEAMS, changed, parts_of, per_client, with_fields
 from fedrec.coordination.maps import RULES
 from fedrec.errors import UserError, choose
 from fedrec.experiment import Experiment, build
@@ -265,9 +265,12 @@ def assembled(values: Mapping[str, Any]) -> dict[str, Any]:
             continue
         name = path.removeprefix(f"{seam}.")
         for client, text in per_client(str(found[seam])).items():
-            use = read(text).use
-            if ":" not in use and per_client(str(value)).keys() & {client, "*"}:
+            parts = parts_of(text)
+            if not any(part.own for part in parts) and per_client(str(value)).keys() & {client, "*"}:
+                use = parts[0].use
                 aliases = ALIASES.get(seam, {}).get(use, {})
+                if not aliases:
+                    raise UserError(f"option {flag(path)}: {use} has no fields of its own, found {value}")
                 found[aliases[choose(path.rpartition(".")[0] + f": field of {use}", name, aliases)]] = value
         found[seam] = with_fields(str(found[seam]), {name: value})
     return found

@@ -6,7 +6,9 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
+from fedrec.data.types import Interactions
 from fedrec.models import Meta, Module
 
 
@@ -117,3 +119,48 @@ class Thawed:
 
     def load(self) -> None:
         """Load nothing."""
+
+
+@dataclass(frozen=True)
+class Huber:
+    """A task: ratings by the Huber loss, which is half the squared error for a large `delta`."""
+
+    delta: float = 1.0
+
+    def target(self, data: Interactions) -> np.ndarray:
+        """Return the ratings [n], NaN where there is none."""
+        return data.rating
+
+    def loss(self, score: Tensor, target: Tensor) -> Tensor:
+        """Return the loss [B]."""
+        return functional.huber_loss(score, target, reduction="none", delta=self.delta)
+
+    def metrics(self, score: np.ndarray, target: np.ndarray) -> dict[str, np.ndarray]:
+        """Return the absolute error [n]."""
+        return {"mae": np.abs(score - target)}
+
+
+@dataclass(frozen=True)
+class Dwell:
+    """A task: counts, of which the score is the logarithm of the mean (Poisson regression)."""
+
+    def target(self, data: Interactions) -> np.ndarray:
+        """Return the ratings [n] as counts."""
+        return data.rating
+
+    def loss(self, score: Tensor, target: Tensor) -> Tensor:
+        """Return the loss [B]."""
+        return score.exp() - target * score
+
+    def baseline(self, mean: np.ndarray) -> np.ndarray:
+        """Return the score of a mean."""
+        return np.log(mean)
+
+
+@dataclass(frozen=True)
+class Summed(Huber):
+    """No task: its loss is of all rows together."""
+
+    def loss(self, score: Tensor, target: Tensor) -> Tensor:
+        """Return one number."""
+        return super().loss(score, target).sum()

@@ -22,7 +22,7 @@ from simulations.check import check
 from simulations.cli import parse
 from simulations.methods import METHODS
 from simulations.run import main
-from tests.own_parts import Factors, Grid, Precision, TwoTower
+from tests.own_parts import Factors, Grid, Huber, Precision, TwoTower
 
 USUAL = ["--clients", "3", "--rounds", "2", "--no-compare", "--quiet", "--metrics", "ndcg@10,hr@10"]
 SMALL = [*USUAL, "--market.users", "30", "--market.items", "40", "--market.impressions", "30"]
@@ -66,6 +66,15 @@ def test_the_ways_to_write_a_part_down_are_one_value() -> None:
         assert record["model"] == {"use": "tests.own_parts:TwoTower", "width": 6}
         assert build(json.loads(json.dumps(record))) == e
     assert build({"model": TwoTower}).model == build({"model": TwoTower()}).model == "tests.own_parts:TwoTower"
+    tasks = build({"task": ["rank", "click*2", Huber(delta=2)]})
+    assert tasks.task == 'rank,click*2,tests.own_parts:Huber{"delta": 2}'
+    assert build(json.loads(json.dumps(tasks.model_dump(mode="json")))) == tasks
+    typed = parse([*SMALL, "--task", "rank,click*2,tests.own_parts:Huber", "--task.delta", "2"]).experiment
+    assert tasks.tasks("shop")[2].own == typed.tasks("shop")[2].own == Huber(delta=2)
+    assert build({"task": Huber(delta=2)}).model_dump(mode="json")["task"] == {
+        "use": "tests.own_parts:Huber",
+        "delta": 2,
+    }
     assert build({"metrics": [Precision(k=3), "mrr"]}).metrics == ("tests.own_parts:Precision@3", "mrr")
 
 
@@ -107,6 +116,14 @@ def test_fields_of_our_own_parts_are_the_old_options() -> None:
         (["--model", "tests.own_parts:TwoTower", "--model.width", "many"], "model.width"),
         (["--model", "mlp", "--model.widht", "3"], "did you mean 'width'"),
         (["--model", "mlpp"], "did you mean 'mlp'"),
+        (["--task", "rank,tests.own_parts:Hubert"], "tests.own_parts must have the class Hubert"),
+        (["--task", "tests.own_parts:Grid"], "must have the method target of a task"),
+        (["--task", "tests.own_parts:Huber", "--task.dleta", "3"], "did you mean 'delta'"),
+        (["--task", "rank", "--task.delta", "3"], "option --task.delta: rank has no fields of its own"),
+        (["--task", "tests.own_parts:Huber,tests.own_parts:Huber*2"], "a client may name a task once"),
+        (["--task", "a b:C"], "must be a name or MODULE:CLASS"),
+        (["--task", "tests.own_parts:rank"], "must not be called as a task of ours"),
+        (["--task", "tests.own_parts:Summed"], "loss must return a tensor [2], found []"),
         (["--metrics.k", "3"], "option --metrics.k: no such option; did you mean --metrics?"),
         (["--model", "a b:C"], "must be a name or MODULE:CLASS"),
         (["--descent.aggregator", "meen"], "did you mean 'mean'"),
@@ -194,6 +211,7 @@ def test_a_record_that_would_lie_is_refused_before_anything_runs(e: Experiment, 
     [
         (["--model", "tests.own_parts:TwoTower", "--model.width", "4"], "model", "tests.own_parts:TwoTower"),
         (["--dataset", "tests.own_parts:Grid", "--dataset.users", "14"], "dataset", "tests.own_parts:Grid"),
+        (["--task", "rank,tests.own_parts:Huber*0.5", "--task.delta", "2"], "task", "tests.own_parts:Huber"),
         (["--metrics", "ndcg@10,tests.own_parts:Precision@3"], "metrics", "tests.own_parts:Precision@3"),
         (
             ["--descent.aggregator", "tests.own_parts:Powered", "--descent.aggregator.power", "9"],

@@ -21,8 +21,9 @@ from fedrec.testing import (
     MetricContract,
     RecommenderContract,
     SourceContract,
+    TaskContract,
 )
-from tests.own_parts import Factors, Grid, Powered, Precision, Shrunk, TwoTower
+from tests.own_parts import Dwell, Factors, Grid, Huber, Powered, Precision, Shrunk, TwoTower
 
 TASKS = {"esmm": ("click", "buy"), "aitm": ("click", "buy")}
 OPERATORS: dict[str, tuple[Any, bool]] = {
@@ -85,6 +86,8 @@ MADE = [
     ),
     suite(RecommenderContract, "TwoTower", component=TwoTower(width=4)),
     suite(RecommenderContract, "Factors", component=Factors()),
+    suite(TaskContract, "Huber", component=Huber(0.5)),
+    suite(TaskContract, "Dwell", component=Dwell()),
     suite(SourceContract, "Grid", component=Grid()),
     suite(SourceContract, "Market", component=Market()),
     *(suite(MetricContract, name, component=Ranking(name if name == "mrr" else f"{name}@5")) for name in RANKING),
@@ -117,6 +120,19 @@ class Backwards:
         return -g.sum(0)
 
 
+@dataclass(frozen=True)
+class Mixed(Dwell):
+    """A task that is none: its rows share their loss, and what it says of a mean is not its logarithm."""
+
+    def loss(self, score: Tensor, target: Tensor) -> Tensor:
+        """Return the mean loss for every row."""
+        return super().loss(score, target).mean().expand(len(score))
+
+    def baseline(self, mean: Any) -> Any:
+        """Return the mean itself."""
+        return mean
+
+
 class Forgetful(Recommender):
     """A recommender whose scores of all are not those of the pairs."""
 
@@ -130,6 +146,8 @@ class Forgetful(Recommender):
     [
         (ConstraintContract, Spread(), "test_nearer_points_are_brought_nearer"),
         (ConstraintContract, Spread(), "test_what_satisfies_it_stays"),
+        (TaskContract, Mixed(), "test_a_row_costs_what_it_costs_alone"),
+        (TaskContract, Mixed(), "test_the_score_that_says_a_target_costs_the_least"),
         (MetricContract, Backwards(), "test_a_better_rank_is_no_worse"),
         (AggregatorContract, Backwards(), "test_clients_that_agree_are_not_led_the_other_way"),
         (RecommenderContract, Forgetful("mf", 4), "test_all_scores_are_those_of_the_pairs"),

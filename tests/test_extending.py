@@ -19,7 +19,7 @@ FILES = dict(re.findall(r"```python\n# (\w+\.py)\n(.*?)```", TEXT, re.DOTALL))
 COMMANDS = [shlex.split(line)[2:] for line in re.findall(r"```\n(fedrec run .*)\n```", TEXT)][1:]
 SMALL = ["--clients", "3", "--rounds", "2", "--no-compare", "--quiet"]
 MARKET = ["--market.users", "24", "--market.items", "30", "--market.impressions", "20"]
-LINES = {"recommender": 15, "data source": 10, "metric": 8, "aggregator": 10, "constraint": 10}
+LINES = {"recommender": 15, "data source": 10, "task": 15, "metric": 8, "aggregator": 10, "constraint": 10}
 HERE = ("inline", "process", "batched")
 
 
@@ -43,7 +43,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("command", COMMANDS, ids=[command[1].partition(":")[0] for command in COMMANDS])
+@pytest.mark.parametrize("command", COMMANDS, ids=[re.findall(r"(\w+):", command[1])[0] for command in COMMANDS])
 def test_a_part_of_ones_own_runs_under_every_engine(
     command: list[str], folder: Path, tries: Callable[[int, int], int]
 ) -> None:
@@ -61,7 +61,7 @@ def test_a_part_of_ones_own_runs_under_every_engine(
         found[engine] = (folder / engine / "clients.csv").read_text()
         record = json.loads((folder / engine / "experiment.json").read_text())
         assert [part["use"] for part in record["components"]] == [
-            one.partition("@")[0] for one in command[1].split(",") if ":" in one
+            re.split("[@*]", one)[0] for one in command[1].split(",") if ":" in one
         ]
         assert all(len(part["sha256"]) == 64 for part in record["components"])
     assert len({found[engine] for engine in engines if engine != "batched"}) == 1

@@ -12,6 +12,14 @@ from fedrec.testing.contracts import (
     MetricContract,
     RecommenderContract,
     SourceContract,
+    TaskContract,
 )
 
-__all__ = ["AggregatorContract", "ConstraintContract", "MetricContract", "RecommenderContract", "SourceContract"]
+__all__ = [
+    "AggregatorContract",
+    "ConstraintContract",
+    "MetricContract",
+    "RecommenderContract",
+    "SourceContract",
+    "TaskContract",
+]
