@@ -11,13 +11,13 @@ import json
 import re
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any, NamedTuple, get_origin, get_type_hints
+from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hints
 
-from pydantic import BaseModel, BeforeValidator, PlainSerializer, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, PlainSerializer, TypeAdapter, ValidationError
 
 from fedrec.errors import UserError, choose
 
@@ -25,21 +25,33 @@ PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 
 
 class Seam(NamedTuple):
-    """A place in an experiment that a part of the user's own can take: what it is called, and what it must have."""
+    """A place in an experiment that a part of the user's own can take: what it is called, and what it must have.
+
+    `ours` is where the names of the package's own parts stand; "" where they are not all known beforehand.
+    """
 
     name: str
     methods: tuple[str, ...]
+    ours: str = ""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the package's own parts."""
+        module, _, name = self.ours.partition(":")
+        found = getattr(importlib.import_module(module), name)
+        return get_args(found) or tuple(found)
 
 
 # By the field that holds the part.
 SEAMS = {
-    "dataset": Seam("source", ("load",)),
+    "dataset": Seam("source", ("load",), "fedrec.data:DATASETS"),
     "task": Seam("task", ("target", "loss")),
-    "model": Seam("recommender", ("network",)),
+    "model": Seam("recommender", ("network",), "fedrec.models:Kind"),
     "metrics": Seam("metric", ("value",)),
-    "descent.aggregator": Seam("aggregator", ("combine",)),
-    "coupling.kind": Seam("constraint", ("project",)),
+    "descent.aggregator": Seam("aggregator", ("combine",), "fedrec.gradients:Method"),
+    "coupling.kind": Seam("constraint", ("project",), "fedrec.coordination.coupling:KINDS"),
 }
+GROUP = "fedrec.components"  # of the entry points by which installed distributions give their parts short names
 # Fields of the package's own parts that are fields of the experiment: what `--model.width 64` stands for.
 WIDE = {"width": "dim", "std": "init_std"}
 LAYERED = {**WIDE, "hidden": "hidden"}
@@ -136,8 +148,8 @@ def written(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return ",".join(str(written(one)) for one in value)
     if isinstance(value, Mapping) and "use" in value:
-        fields = {str(name): one for name, one in value.items() if name != "use"}
-        return with_fields(str(value["use"]), fields)
+        fields, part = {str(name): one for name, one in value.items() if name != "use"}, read(str(value["use"]))
+        return str(part._replace(fields={**part.fields, **fields}))
     kind = value if isinstance(value, type) else type(value)
     if not (dataclasses.is_dataclass(kind) or issubclass(kind, BaseModel)):
         return value
@@ -206,12 +218,17 @@ def with_fields(text: str, fields: Mapping[str, Any]) -> str:
 
 def rewritten(text: str, change: Callable[[str, Part], Part]) -> str:
     """Return a text of one part, or of several for each client, with what `change` makes of a client's."""
-    found = []
+    found = {}
     for client, several in per_client(text).items():
         pieces = [tuple(divided(piece, "*")) for piece in divided(several, ",")]
         whole = ",".join("*".join([str(change(client, read(one))), *weight]) for one, *weight in pieces)
-        found.append(whole if client == "*" else f"{client}={whole}")
-    return ";".join(found)
+        found[client] = whole
+    return joined(found)
+
+
+def joined(values: Mapping[str, str]) -> str:
+    """Return the text whose values by client, "*" for all others, `per_client` reads."""
+    return ";".join(value if client == "*" else f"{client}={value}" for client, value in values.items())
 
 
 def parts_of(text: str) -> list[Part]:
@@ -236,19 +253,37 @@ def shown(text: str) -> Any:
 PartText = Annotated[str, BeforeValidator(written), PlainSerializer(shown, when_used="json")]
 
 
-def choose_part(field: str, text: str, ours: Any) -> str:
-    """Return the text of a part if it is by path, or one of `ours`; raises UserError with the nearest valid name.
+def choose_part(field: str, text: str) -> str:
+    """Return the text of a part that is by path, one of ours, or by the short name of an installed one, its path.
 
-    Nothing is imported.
+    Raises UserError with the nearest valid name. Nothing is imported, nor asked for while the name is one of ours.
     """
-    part = read(text)
-    if not part.own:
-        choose(field, part.use, ours)
-        if part.fields:
-            raise UserError(f"{field}: {part.use} has no fields in the text, found {part.fields}")
-    elif not PATH.fullmatch(part.use):
-        raise UserError(f"{field}: must be a name or MODULE:CLASS, found {part.use[:100]!r}")
-    return text
+    part, ours = read(text), SEAMS[field].names
+    if not part.own and part.use not in ours:
+        names = installed()
+        part = part._replace(use=names[choose("", part.use, [*ours, *names])])
+    if part.own and not PATH.fullmatch(part.use):
+        raise UserError(f"must be a name or MODULE:CLASS, found {part.use[:100]!r}")
+    if part.fields and not part.own:
+        raise UserError(f"{part.use} has no fields in the text, found {part.fields}")
+    return str(part)
+
+
+def installed() -> dict[str, str]:
+    """Return the paths of the parts that installed distributions have, by their short names."""
+    return {one.name: one.value for one in metadata.entry_points(group=GROUP)}
+
+
+def with_paths(field: str, text: str) -> str:
+    """Return a text, of one part or of one for each client, by `choose_part`; that of a field of any names as it is."""
+    if not SEAMS[field].ours:
+        return text
+    return joined({client: choose_part(field, one) for client, one in per_client(text).items()})
+
+
+def one_of(field: str) -> AfterValidator:
+    """Return the validator of a field that holds one part."""
+    return AfterValidator(partial(choose_part, field))
 
 
 @lru_cache(maxsize=64)

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from fedrec.agreement import Agreement
 from fedrec.batches import Phase, Recipe
-from fedrec.components import SEAMS, PartText, choose_part, make, parts_of, per_client, read, written
+from fedrec.components import SEAMS, PartText, installed, make, one_of, parts_of, per_client, read, with_paths, written
 from fedrec.coordination import BudgetRule, Coupling, Descent, Drift
-from fedrec.data import DATASETS, Content, Market
+from fedrec.data import Content, Market
 from fedrec.errors import UserError, choose, named
 from fedrec.methods import TABLE
-from fedrec.metrics import RANKING, as_part, parse_metric
+from fedrec.metrics import POINTWISE, RANKING, as_part, parse_metric
 from fedrec.models import Kind, Lora, ModuleRecommender, Recommender, UserSequence
 from fedrec.needs import value_of
 from fedrec.newcomers import arrivals
@@ -66,7 +67,7 @@ class Experiment(Method):
     """A method applied to data: everything that decides the result of a run, and nothing else."""
 
     clients: int | None = Field(None, description="number of clients; 5, or one for each platform of the data")
-    dataset: PartText = Field("synthetic", description="synthetic, ml-100k or table")
+    dataset: Annotated[PartText, one_of("dataset")] = Field("synthetic", description="synthetic, ml-100k or table")
     data_dir: Path | None = Field(None, description="folder of ml-100k, or the CSV/Parquet file of a table")
     columns: str = Field(
         "",
@@ -114,7 +115,9 @@ class Experiment(Method):
         "items category, brand, price, or your own; 'rank,like*0.5;shop=buy'",
     )
     weighting: Weighting = Field(Weighting(), description="how a client weighs the losses of its tasks")
-    model: PartText = Field("mf", description="one, or one for each client 'mf;shop=mlp': " + ", ".join(get_args(Kind)))
+    model: Annotated[PartText, AfterValidator(partial(with_paths, "model"))] = Field(
+        "mf", description="one, or one for each client 'mf;shop=mlp': " + ", ".join(get_args(Kind))
+    )
     dim: int | str = Field(32, description="width of the user and item tables, or one for each client: '32;phone=8'")
     init_std: float = Field(0.1, ge=0, le=1000, description="standard deviation that the tables start with")
     hidden: tuple[Annotated[int, Field(ge=1, le=65_536)], ...] = Field(
@@ -227,12 +230,9 @@ class Experiment(Method):
 
     @model_validator(mode="after")
     def _consistent(self) -> Experiment:
-        choose_part("dataset", self.dataset, DATASETS)
         for name in self.metrics:
-            choose_part("metrics", parse_metric(name)[0], RANKING)
-        with named("model"):
-            for kind in per_client(self.model).values():
-                choose_part("one of the models", kind, get_args(Kind))
+            if ":" not in name:
+                choose("metrics", parse_metric(name)[0], RANKING)
         with named("lrs"):
             rates(self.lrs)
         with named("dim"):
@@ -328,6 +328,9 @@ def measure(value: Any) -> Any:
     text = written(value)
     if not isinstance(text, str):
         return text
+    name, at, cut = text.partition("@")
+    if ":" not in text and name not in (*RANKING, *POINTWISE):
+        text = installed().get(name, name) + at + cut
     part = read(text)
     if set(part.fields) - {"k"}:
         raise UserError(f"metrics: {part.use} may have the field k alone, found {', '.join(part.fields)}")

@@ -14,9 +14,9 @@ from typing import Annotated, Any, NamedTuple, get_args, get_origin
 
 from fedrec.acting import RULES as NEEDS
 from fedrec.acting import VALUES, acting, acts, needs, refuse
-from fedrec.components import ALIASES, SEAMS, changed, parts_of, per_client, with_fields
+from fedrec.components import ALIASES, SEAMS, changed, parts_of, per_client, with_fields, with_paths
 from fedrec.coordination.maps import RULES
-from fedrec.errors import UserError, choose
+from fedrec.errors import UserError, choose, named
 from fedrec.experiment import Experiment, build
 from fedrec.files import regular
 from fedrec.folders import CHECKPOINTS, COMMAND, resumable
@@ -259,6 +259,9 @@ def assembled(values: Mapping[str, Any]) -> dict[str, Any]:
     Raises UserError for a field that a part of ours does not have.
     """
     found = {path: value for path, value in values.items() if not seam_of(path)}
+    for seam in {seam_of(path) for path in values} - {""}:
+        with named(f"option {flag(seam)}"):
+            found[seam] = with_paths(seam, str(found[seam]))
     for path, value in values.items():
         seam = seam_of(path)
         if not seam:

@@ -22,7 +22,7 @@ from clients.client import Client
 from clients.recommend import experiment_of, params_of
 from clients.round import measure
 from fedrec.acting import RULES, acting, inert
-from fedrec.components import divided, per_client
+from fedrec.components import divided, joined, per_client
 from fedrec.data import ClientData
 from fedrec.differences import Side, difference
 from fedrec.distillation import KINDS, Distillation, learn
@@ -134,7 +134,7 @@ def only(text: str, tasks: Sequence[str]) -> str:
         client: [part for part in value if not tasks or parse_task(part).name in tasks]
         for client, value in parts.items()
     }
-    return ";".join(f"{client}={','.join(value)}".removeprefix("*=") for client, value in kept.items() if value)
+    return joined({client: ",".join(value) for client, value in kept.items() if value})
 
 
 def cost_rows(client: str, s: Experiment, e: Experiment, models: Sequence[Model]) -> Iterator[Row]:

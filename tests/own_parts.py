@@ -154,7 +154,7 @@ class Dwell:
 
     def baseline(self, mean: np.ndarray) -> np.ndarray:
         """Return the score of a mean."""
-        return np.log(mean)
+        return np.asarray(np.log(mean))
 
 
 @dataclass(frozen=True)

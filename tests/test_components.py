@@ -102,6 +102,8 @@ def test_fields_of_our_own_parts_are_the_old_options() -> None:
     new = parse([*SMALL, "--method", "graph", "--coupling.kind.strength", "0.5"]).experiment
     assert new.coupling.strength == 0.5
     assert build({"model": "mf"}) == Experiment()
+    with pytest.raises(UserError, match=r"model: mlp has no fields in the text, found \{'width': 8\}"):
+        build({"model": {"use": "mlp", "width": 8}})
 
 
 @pytest.mark.parametrize(
@@ -245,6 +247,39 @@ def test_a_part_is_used_by_every_process_recorded_and_repeated(
     assert files["inline"] != files["plain"]
     (part,) = record["components"]
     assert part["use"] == value.partition("@")[0] and len(part["sha256"]) == 64
+
+
+@pytest.fixture
+def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Install a distribution that gives short names to parts, two of which are ours."""
+    names = {"towers": "TwoTower", "precision": "Precision", "grid": "Grid", "powered": "Powered", "shrunk": "Shrunk"}
+    names |= {"mf": "Factors", "mean": "Powered"}
+    lines = ["[fedrec.components]", *(f"{name} = tests.own_parts:{one}" for name, one in names.items())]
+    (folder := tmp_path / "site" / "plugin-1.0.dist-info").mkdir(parents=True)
+    (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: plugin\nVersion: 1.0\n")
+    (folder / "entry_points.txt").write_text("\n".join(lines))
+    monkeypatch.syspath_prepend(tmp_path / "site")
+
+
+def test_an_installed_part_has_a_short_name(plugin: None, capsys: pytest.CaptureFixture[str]) -> None:
+    e = build({"model": "mf;shop-1=towers", "dataset": "grid", "metrics": "precision@3,mrr"})
+    assert (e.model, e.dataset) == ("mf;shop-1=tests.own_parts:TwoTower", "tests.own_parts:Grid")
+    assert e.metrics == ("tests.own_parts:Precision@3", "mrr")
+    typed = parse([*SMALL, "--model", "towers", "--model.width", "4", "--descent.aggregator", "powered"]).experiment
+    assert typed.model == 'tests.own_parts:TwoTower{"width": "4"}'
+    assert typed.descent.aggregator == "tests.own_parts:Powered"
+    given = build({"coupling": {"kind": {"use": "shrunk", "radius": 2}, "rho": 0.1}})
+    assert given.coupling.kind == 'tests.own_parts:Shrunk{"radius": 2}'
+    with pytest.raises(SystemExit):
+        parse(["--model", "towers", "--help"])
+    assert "--model.width" in capsys.readouterr().out
+    assert "did you mean 'towers'" in refused("--model", "towres")
+
+
+def test_a_name_of_ours_is_ours_and_asks_for_no_installed_parts(plugin: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedrec.components.metadata.entry_points", None)
+    assert parse([*SMALL, "--model", "mf", "--model.width", "4"]).experiment.model == "mf"
+    assert build({"descent": {"aggregator": "mean"}}).descent.aggregator == "mean"
 
 
 def test_a_part_that_has_changed_since_it_was_recorded_is_told(

@@ -108,7 +108,9 @@ class TaskContract(Rebuilt):
 
     field = "task"
     rows: ClassVar[Interactions] = Interactions(
-        *np.array([[0, 0, 1, 1, 2], [0, 1, 0, 2, 1], [1, 2, 3, 4, 5]], np.int64),
+        np.array([0, 0, 1, 1, 2]),
+        np.array([0, 1, 0, 2, 1]),
+        np.array([1, 2, 3, 4, 5]),
         np.array([4, 1, np.nan, 5, 2], np.float32),
         np.array([True, False, True, True, False]),
         {"click": np.array([True, True, False, True, False]), "buy": np.array([True, False, False, False, False])},
