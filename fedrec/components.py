@@ -50,7 +50,9 @@ SEAMS = {
     "metrics": Seam("metric", ("value",)),
     "descent.aggregator": Seam("aggregator", ("combine",), "fedrec.gradients:Method"),
     "coupling.kind": Seam("constraint", ("project",), "fedrec.coordination.coupling:KINDS"),
+    "tracker": Seam("tracker", ("round",), "fedrec.components:UNTRACKED"),
 }
+UNTRACKED = ("none",)
 GROUP = "fedrec.components"  # of the entry points by which installed distributions give their parts short names
 # Fields of the package's own parts that are fields of the experiment: what `--model.width 64` stands for.
 WIDE = {"width": "dim", "std": "init_std"}
@@ -352,7 +354,7 @@ def module_of(field: str, use: str, name: str) -> ModuleType:
 
 def portable(field: str, text: str, engine: str) -> None:
     """Raise UserError for a component that another process cannot rebuild: one of `__main__`, as in a notebook."""
-    if engine not in ("inline", "batched") and text.startswith("__main__:"):
+    if field != "tracker" and engine not in ("inline", "batched") and text.startswith("__main__:"):
         raise UserError(
             f"{field}: {read(text).use} must be importable by the processes of the engine {engine}, found a class of "
             "the program that was started; move it to a module, or add --engine inline"

@@ -189,6 +189,9 @@ class Experiment(Method):
         "auto",
         description="process: whether workers stack their clients; auto: from 64 clients on, or on CUDA",
     )
+    tracker: Annotated[PartText, one_of("tracker")] = Field(
+        "none", description="a component of your own that is told of every round; it decides nothing of the result"
+    )
     device: str = Field("auto", description="auto, cpu, cuda, or a list for the clients to take turns: cuda:0,cuda:1")
 
     @field_validator("metrics", mode="before")

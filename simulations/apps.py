@@ -173,6 +173,8 @@ def report_of(experiment: Experiment, home: Path) -> Finish:
 def read_for_server(context: Context, nodes: int) -> tuple[Plan, Finish]:
     """Check the experiment of a run_config, and return what the ServerApp needs."""
     experiment, out = from_context(context, nodes)
+    if experiment.tracker != "none":
+        raise UserError(f"tracker: must be none where Flower starts the run, found {experiment.tracker}")
     check(experiment)
     vacant(out)
     return plan_of(experiment, out), report_of(experiment, out)

@@ -78,7 +78,8 @@ def comparisons(experiment: Experiment) -> tuple[dict[str, Experiment], str]:
     """
     whole = {method: baseline(experiment, method) for method in ("local", "pooled") if method != experiment.method}
     apart, why = single_tasks(experiment)
-    return {**whole, **stages(experiment), **{f"{SINGLE}/{task}": one for task, one in apart.items()}}, why
+    every = {**whole, **stages(experiment), **{f"{SINGLE}/{task}": one for task, one in apart.items()}}
+    return {name: one.model_copy(update={"tracker": "none"}) for name, one in every.items()}, why
 
 
 def run_baseline(

@@ -28,7 +28,7 @@ GROUPS = {
     "taking part": "participation dropout deadline quorum newcomers",
     "privacy": "privacy secure",
     "evaluation": "metrics candidates patience eval_every",
-    "running": "seed engine workers stack device",
+    "running": "seed engine workers stack device tracker",
 }
 
 EXAMPLES = """\

@@ -8,7 +8,9 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
+import pandas as pd
 import pytest
 
 from simulations.run import main
@@ -19,7 +21,15 @@ FILES = dict(re.findall(r"```python\n# (\w+\.py)\n(.*?)```", TEXT, re.DOTALL))
 COMMANDS = [shlex.split(line)[2:] for line in re.findall(r"```\n(fedrec run .*)\n```", TEXT)][1:]
 SMALL = ["--clients", "3", "--rounds", "2", "--no-compare", "--quiet"]
 MARKET = ["--market.users", "24", "--market.items", "30", "--market.impressions", "20"]
-LINES = {"recommender": 15, "data source": 10, "task": 15, "metric": 8, "aggregator": 10, "constraint": 10}
+LINES = {
+    "recommender": 15,
+    "data source": 10,
+    "task": 15,
+    "metric": 8,
+    "aggregator": 10,
+    "constraint": 10,
+    "tracker": 10,
+}
 HERE = ("inline", "process", "batched")
 
 
@@ -77,6 +87,32 @@ def test_the_text_has_an_example_of_every_seam_within_its_lines() -> None:
     for title, code in titles.items():
         body = [line for line in code.splitlines() if line.strip() and not line.startswith(("import", "from"))]
         assert len(body) <= LINES[title], title
+
+
+def test_the_writer_of_the_text_is_opened_once_fed_every_round_and_closed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class SummaryWriter:
+        """As that of TensorBoard."""
+
+        def __init__(self, path: str) -> None:
+            told.append(("open", path))
+
+        def add_scalar(self, name: str, value: float, step: int) -> None:
+            told.append((name, float(value), step))
+
+        def close(self) -> None:
+            told.append(("closed",))
+
+    told: list[tuple[object, ...]] = []
+    fake = ModuleType("tensorboard")
+    fake.SummaryWriter = SummaryWriter  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", fake)
+    assert main([*SMALL, *MARKET, "--engine", "inline", "--tracker", "board:Board", "--out", "run"]) == 0
+    assert told[0] == ("open", "board") and told[-1] == ("closed",)
+    rounds = pd.read_csv("run/rounds.csv")
+    assert [one[1] for one in told[1:-1] if one[0] == "train_loss"] == rounds["train_loss"].tolist()
+    assert len(told) == 2 + rounds.size
 
 
 @pytest.mark.parametrize("page", ["architecture", "glossary"])
