@@ -42,7 +42,7 @@ class Seam(NamedTuple):
         return get_args(found) or tuple(found)
 
 
-# By the field that holds the part.
+# By the field that holds the part; an attack is an option of the privacy study.
 SEAMS = {
     "dataset": Seam("source", ("load",), "fedrec.data:DATASETS"),
     "task": Seam("task", ("target", "loss")),
@@ -51,6 +51,7 @@ SEAMS = {
     "descent.aggregator": Seam("aggregator", ("combine",), "fedrec.gradients:Method"),
     "coupling.kind": Seam("constraint", ("project",), "fedrec.coordination.coupling:KINDS"),
     "tracker": Seam("tracker", ("round",), "fedrec.components:UNTRACKED"),
+    "attack": Seam("attack", ("scores",)),
 }
 UNTRACKED = ("none",)
 GROUP = "fedrec.components"  # of the entry points by which installed distributions give their parts short names

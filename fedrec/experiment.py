@@ -284,7 +284,7 @@ class Experiment(Method):
     @property
     def own_parts(self) -> list[tuple[str, str]]:
         """The parts of the user's own, as (field, text), each once."""
-        texts = {field: str(value_of(self, field)) for field in SEAMS if field != "metrics"}
+        texts = {field: str(value_of(self, field)) for field in SEAMS.keys() - {"metrics", "attack"}}
         found = [(field, str(part)) for field, text in texts.items() for part in parts_of(text) if part.own]
         return list(dict.fromkeys([*found, *(("metrics", as_part(name)) for name in self.metrics if ":" in name)]))
 

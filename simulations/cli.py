@@ -123,7 +123,7 @@ def seam_of(path: str) -> str:
 
     Metrics are several, and carry their one field themselves: `NAME@K`.
     """
-    seams = SEAMS.keys() - {"metrics"}
+    seams = SEAMS.keys() - {"metrics", "attack"}
     return next((seam for seam in seams if path.startswith(f"{seam}.") and path not in FIELDS), "")
 
 

@@ -13,6 +13,8 @@ from torch.nn import functional
 
 from fedrec.data.types import Interactions
 from fedrec.models import Meta, Module
+from fedrec.privacy.attacks.targets import Records
+from fedrec.privacy.transcript import Transcript
 
 
 class Towers(nn.Module):
@@ -194,3 +196,49 @@ class Lines:
             raise OSError("the disk is full")
         with Path(self.path).open("a") as file:
             file.write(json.dumps([event, value]) + "\n")
+
+
+@dataclass(frozen=True)
+class Movement:
+    """An attack: the row of an item that was trained on moves further."""
+
+    power: float = 1.0
+
+    def scores(self, transcript: Transcript, records: Records, experiment: Any) -> np.ndarray:
+        """Return how far the row of every record's item moved in its client's first round."""
+        found = np.zeros(len(records))
+        for number, client in enumerate(records.client):
+            mine, ids = records.of == number, transcript.ids(client, "item_table")
+            moved = next(transcript.of(client)).update()["item_table"].norm(dim=1).numpy()
+            found[mine] = moved[np.searchsorted(ids, records.item[mine])] ** self.power
+        return found
+
+
+@dataclass(frozen=True)
+class Regulars:
+    """An attack on users: a client that moves the items of a profile has the user."""
+
+    unit = "user"
+
+    def scores(self, transcript: Transcript, records: Records, experiment: Any) -> np.ndarray:
+        """Return the mean of `Movement` over every profile."""
+        each, (_, group) = Movement().scores(transcript, records, experiment), records.profiles()
+        return np.bincount(group, each) / np.bincount(group)
+
+
+@dataclass(frozen=True)
+class Short(Movement):
+    """No attack: one score for all."""
+
+    def scores(self, transcript: Transcript, records: Records, experiment: Any) -> np.ndarray:
+        """Return one number."""
+        return np.zeros(1)
+
+
+@dataclass(frozen=True)
+class Blind(Movement):
+    """No attack: it reads nothing, and scores by place."""
+
+    def scores(self, transcript: Transcript, records: Records, experiment: Any) -> np.ndarray:
+        """Return the places."""
+        return np.arange(len(records)).astype(np.float64)

@@ -17,13 +17,26 @@ from fedrec.models import Kind, Recommender
 from fedrec.seeds import generator
 from fedrec.testing import (
     AggregatorContract,
+    AttackContract,
     ConstraintContract,
     MetricContract,
     RecommenderContract,
     SourceContract,
     TaskContract,
 )
-from tests.own_parts import Dwell, Factors, Grid, Huber, Powered, Precision, Shrunk, TwoTower
+from tests.own_parts import (
+    Blind,
+    Dwell,
+    Factors,
+    Grid,
+    Huber,
+    Movement,
+    Powered,
+    Precision,
+    Regulars,
+    Shrunk,
+    TwoTower,
+)
 
 TASKS = {"esmm": ("click", "buy"), "aitm": ("click", "buy")}
 OPERATORS: dict[str, tuple[Any, bool]] = {
@@ -96,6 +109,8 @@ MADE = [
     suite(AggregatorContract, "Powered", component=Powered(2.0)),
     *(suite(ConstraintContract, name, component=one, projection=sharp) for name, (one, sharp) in OPERATORS.items()),
     suite(ConstraintContract, "Shrunk", component=Shrunk(0.1)),
+    suite(AttackContract, "Movement", component=Movement(2.0)),
+    suite(AttackContract, "Regulars", component=Regulars()),
 ]
 globals().update({one.__name__: one for one in MADE})
 
@@ -146,6 +161,8 @@ class Forgetful(Recommender):
     [
         (ConstraintContract, Spread(), "test_nearer_points_are_brought_nearer"),
         (ConstraintContract, Spread(), "test_what_satisfies_it_stays"),
+        (AttackContract, Blind(), "test_it_reads_what_was_sent"),
+        (AttackContract, Blind(), "test_targets_are_scored_alike_in_any_order"),
         (TaskContract, Mixed(), "test_a_row_costs_what_it_costs_alone"),
         (TaskContract, Mixed(), "test_the_score_that_says_a_target_costs_the_least"),
         (MetricContract, Backwards(), "test_a_better_rank_is_no_worse"),

@@ -14,11 +14,13 @@ import pandas as pd
 import pytest
 
 from simulations.run import main
+from simulations.studies.__main__ import main as study
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
 FILES = dict(re.findall(r"```python\n# (\w+\.py)\n(.*?)```", TEXT, re.DOTALL))
 COMMANDS = [shlex.split(line)[2:] for line in re.findall(r"```\n(fedrec run .*)\n```", TEXT)][1:]
+STUDY = re.findall(r"```\nfedrec studies (.*)\n```", TEXT)
 SMALL = ["--clients", "3", "--rounds", "2", "--no-compare", "--quiet"]
 MARKET = ["--market.users", "24", "--market.items", "30", "--market.impressions", "20"]
 LINES = {
@@ -83,10 +85,18 @@ def test_a_part_of_ones_own_runs_under_every_engine(
 
 def test_the_text_has_an_example_of_every_seam_within_its_lines() -> None:
     titles = dict(re.findall(r"\n## An? ([\w ]+)\n.*?```python\n# \w+\.py\n(.*?)```", TEXT, re.DOTALL))
-    assert titles.keys() == LINES.keys() and len(COMMANDS) == len(LINES)
+    assert titles.keys() == LINES.keys() and len(COMMANDS) + len(STUDY) == len(LINES)
     for title, code in titles.items():
         body = [line for line in code.splitlines() if line.strip() and not line.startswith(("import", "from"))]
         assert len(body) <= LINES[title], title
+
+
+def test_the_attack_of_the_text_is_asked_beside_ours(folder: Path) -> None:
+    (command,) = STUDY
+    small = [*SMALL[:4], *MARKET, "--epsilon", "inf", "--seeds", "1", "--workers", "1"]
+    assert study([*shlex.split(command), *small, "--out", "study"]) == 0
+    found = pd.read_csv("study/results.csv")
+    assert (found["name"] == 'movement:Movement{"power": 2}').sum() == (found["name"] == "leaning").sum() == 1
 
 
 def test_the_writer_of_the_text_is_opened_once_fed_every_round_and_closed(

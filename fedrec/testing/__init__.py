@@ -6,6 +6,7 @@
 What the package's own parts are held to is the same (`tests/test_contracts.py`).
 """
 
+from fedrec.testing.attacks import AttackContract
 from fedrec.testing.contracts import (
     AggregatorContract,
     ConstraintContract,
@@ -17,6 +18,7 @@ from fedrec.testing.contracts import (
 
 __all__ = [
     "AggregatorContract",
+    "AttackContract",
     "ConstraintContract",
     "MetricContract",
     "RecommenderContract",

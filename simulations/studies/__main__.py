@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from fedrec.errors import UserError, choose, one_line
+from fedrec.errors import RunFailure, UserError, choose, one_line
 from simulations.start import ready
 from simulations.studies import (
     auditing,
@@ -40,7 +40,7 @@ STUDIES: dict[str, Callable[[Sequence[str]], None]] = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the study that the command line names; return 0, 2 for a wrong input, 130 after Ctrl-C."""
+    """Run the study that the command line names; return 0, 2 for a wrong input, 1 for a failure, 130 after Ctrl-C."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments[:1] in ([], ["-h"], ["--help"]):
         print(overview())
@@ -52,6 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
+    except RunFailure as error:
+        print(f"failed: {one_line(error)}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
