@@ -31,6 +31,7 @@ LINES = {
     "aggregator": 10,
     "constraint": 10,
     "tracker": 10,
+    "attack": 15,
 }
 HERE = ("inline", "process", "batched")
 
