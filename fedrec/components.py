@@ -5,21 +5,19 @@ A part is written `NAME`, `MODULE:CLASS`, or with fields `MODULE:CLASS{"width": 
 """
 
 import dataclasses
-import hashlib
 import importlib
 import json
 import re
 import sys
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache, partial
 from importlib import metadata
-from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hints
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, PlainSerializer, TypeAdapter, ValidationError
 
-from fedrec.errors import UserError, choose
+from fedrec.errors import UserError, choose, nearest
 
 PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 
@@ -322,9 +320,10 @@ def make(field: str, text: str) -> Any:
 def find(field: str, use: str) -> type[Any]:
     """Return the class that a path names, if it is a component that may stand in a field; raises UserError."""
     seam, (module_name, _, name) = SEAMS[field], use.partition(":")
-    kind = getattr(module_of(field, use, module_name), name, None)
+    module = module_of(field, use, module_name)
+    kind = getattr(module, name, None)
     if kind is None:
-        raise UserError(f"{field}: {module_name} must have the class {name}, found none")
+        raise UserError(f"{field}: {module_name} must have the class {name}, found none{nearest(name, vars(module))}")
     if not (isinstance(kind, type) and is_frozen(kind)):
         raise UserError(
             f"{field}: {use} must be a component, a frozen dataclass or a frozen pydantic model, found {kind!r:.80}"
@@ -351,50 +350,3 @@ def module_of(field: str, use: str, name: str) -> ModuleType:
             f"{field}: {use} must be importable, found {type(error).__name__}: {error} "
             "(its module must lie in the folder of the command, or be installed)"
         ) from None
-
-
-def portable(field: str, text: str, engine: str) -> None:
-    """Raise UserError for a component that another process cannot rebuild: one of `__main__`, as in a notebook."""
-    if field != "tracker" and engine not in ("inline", "batched") and text.startswith("__main__:"):
-        raise UserError(
-            f"{field}: {read(text).use} must be importable by the processes of the engine {engine}, found a class of "
-            "the program that was started; move it to a module, or add --engine inline"
-        )
-
-
-def permit(parts: Iterable[tuple[str, str]], allowed: Collection[str]) -> None:
-    """Raise UserError for a part, given as (field, text), that a node's own configuration does not allow."""
-    for field, text in parts:
-        if read(text).use not in allowed:
-            found = ", ".join(sorted(allowed)) or "none"
-            raise UserError(f"{field}: {read(text).use} must be among the components of this node, found {found}")
-
-
-def origins(parts: Iterable[tuple[str, str]]) -> list[dict[str, str]]:
-    """Return the `origin` of parts given as (field, text), each once."""
-    return [origin(use) for use in dict.fromkeys(read(text).use for _, text in parts)]
-
-
-def changed(parts: Iterable[tuple[str, str]], recorded: Sequence[Any]) -> list[str]:
-    """Return what to tell of parts that are not what was recorded; they are imported."""
-    before = {one.get("use"): one for one in recorded if isinstance(one, Mapping)}
-    notes = []
-    for field, text in parts:
-        make(field, text)
-        use = read(text).use
-        if use in before and before[use] != origin(use):
-            notes.append(f"{field}: {use} is another one than when this was recorded")
-    return notes
-
-
-def origin(use: str) -> dict[str, str]:
-    """Return where a component came from: its distribution and version, or the SHA-256 of its module's file."""
-    name = use.partition(":")[0]
-    top = name.partition(".")[0]
-    found = metadata.packages_distributions().get(top)
-    if found:
-        return {"use": use, "distribution": found[0], "version": metadata.version(found[0])}
-    file = getattr(sys.modules.get(name), "__file__", None)
-    if file is None or not Path(file).is_file():
-        return {"use": use, "sha256": "", "file": "none: it was typed into the program"}
-    return {"use": use, "sha256": hashlib.sha256(Path(file).read_bytes()).hexdigest()}

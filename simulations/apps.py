@@ -9,12 +9,12 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
 from clients.app import client_app
-from fedrec.components import origins, permit
 from fedrec.errors import UserError
 from fedrec.experiment import Experiment
 from fedrec.files import sha256_of
 from fedrec.folders import vacant
 from fedrec.holdings import clients_data, dataset, item_content, tasks_for
+from fedrec.origins import origins, permit
 from fedrec.privacy.account import account
 from fedrec.privacy.books import Books
 from fedrec.privacy.guarantee import SERVER, guarantees

@@ -9,11 +9,12 @@ from pydantic import BaseModel
 from clients.device import devices
 from fedrec.acting import refuse
 from fedrec.channel import Logits, channel_of
-from fedrec.components import make, per_client, portable
+from fedrec.components import make, per_client
 from fedrec.data import ClientData
 from fedrec.errors import UserError, choose
 from fedrec.experiment import Experiment
 from fedrec.holdings import clients_data, reader, tasks_for
+from fedrec.origins import portable
 from fedrec.parameters import covers
 from fedrec.privacy.terms import terms
 from fedrec.records import natural

@@ -14,12 +14,13 @@ from typing import Annotated, Any, NamedTuple, get_args, get_origin
 
 from fedrec.acting import RULES as NEEDS
 from fedrec.acting import VALUES, acting, acts, needs, refuse
-from fedrec.components import ALIASES, SEAMS, changed, parts_of, per_client, with_fields, with_paths
+from fedrec.components import ALIASES, SEAMS, parts_of, per_client, with_fields, with_paths
 from fedrec.coordination.maps import RULES
 from fedrec.errors import UserError, choose, named
 from fedrec.experiment import Experiment, build
 from fedrec.files import regular
 from fedrec.folders import CHECKPOINTS, COMMAND, resumable
+from fedrec.origins import changed
 from simulations.defaults import defaults
 from simulations.methods import METHODS, usual
 from simulations.options import FIELDS, OPTIONS, flag, flatten, help_of, nest, parser, shown

@@ -109,7 +109,10 @@ def test_fields_of_our_own_parts_are_the_old_options() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--model", "tests.own_parts:TwoTowers"], "tests.own_parts must have the class TwoTowers"),
+        (
+            ["--model", "tests.own_parts:TwoTowers"],
+            "must have the class TwoTowers, found none; did you mean 'TwoTower'?",
+        ),
         (["--model", "tests.own_part:TwoTower"], "must be importable, found ModuleNotFoundError"),
         (["--model", "os:system"], "must be a component, a frozen dataclass or a frozen pydantic model"),
         (["--coupling.kind", "tests.own_parts:Thawed"], "must be a component"),
@@ -126,6 +129,10 @@ def test_fields_of_our_own_parts_are_the_old_options() -> None:
         (["--task", "a b:C"], "must be a name or MODULE:CLASS"),
         (["--task", "tests.own_parts:rank"], "must not be called as a task of ours"),
         (["--task", "tests.own_parts:Summed"], "loss must return a tensor [2], found []"),
+        (
+            ["--task", "tests.own_parts:Huber", "--engine", "process", "--stack", "yes"],
+            "none are written by hand for it",
+        ),
         (["--metrics.k", "3"], "option --metrics.k: no such option; did you mean --metrics?"),
         (["--model", "a b:C"], "must be a name or MODULE:CLASS"),
         (["--descent.aggregator", "meen"], "did you mean 'mean'"),

@@ -13,10 +13,10 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from fedrec.components import origins
 from fedrec.errors import UserError
 from fedrec.experiment import Experiment, build
 from fedrec.holdings import clients_data, dataset
+from fedrec.origins import origins
 from fedrec.privacy.attacks.scores import violates
 from fedrec.privacy.attacks.table import ATTACKS, Attack, own_attacks
 from fedrec.privacy.audit import ALARM, audit, bounds

@@ -6,9 +6,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from fedrec.components import origin
 from fedrec.errors import UserError
 from fedrec.metrics import Paired
+from fedrec.origins import origin
 from fedrec.privacy.attacks.table import ATTACKS
 from fedrec.privacy.audit import ALARM
 from simulations.studies.__main__ import main
