@@ -243,8 +243,10 @@ class Experiment(Method):
                 if not (text.isdecimal() and 1 <= int(text) <= 4096):
                     raise UserError(f"must be a whole number from 1 to 4096, found {text!r}")
         with named("task"):
-            for client in per_client(self.task):
-                tasks_of(self.task, client)
+            parts: dict[str, str] = {}
+            for task in (task for client in per_client(self.task) for task in tasks_of(self.task, client)):
+                if parts.setdefault(task.name, task.part) != task.part:  # what all know of a task would be of both
+                    raise UserError(f"{task.name} must be one for all, found {task.part} and {parts[task.name]}")
         low, high = self.fractions
         if not (low > 0 and high > 0 and low + high < 1):
             raise UserError(

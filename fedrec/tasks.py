@@ -175,8 +175,8 @@ def task_loss(task: Task, score: Tensor, target: Tensor, negative: Tensor | None
     `score` [B] is the head's output for the row's item, `negative` [B, m] for m sampled items (rank only).
     bpr: -mean_m log sigmoid(s - s_m) (arXiv 1205.2618, eq. 5); bce: binary cross entropy, for rank summed over the
     positive and its negatives; mse: squared error. Of an attribute, `score` and `target` are [B, C]: bce and mse are
-    means over C, ce is the cross entropy of the softmax, of behaviour too. Raises UserError for a
-    loss of the user's own that is no tensor [B].
+    means over C, ce is the cross entropy of the softmax, of behaviour too. Raises UserError for a loss
+    of the user's own that is no tensor [B].
     """
     if task.part:
         loss = task.own.loss(score, target)

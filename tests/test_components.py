@@ -126,6 +126,7 @@ def test_fields_of_our_own_parts_are_the_old_options() -> None:
         (["--task", "tests.own_parts:Huber", "--task.dleta", "3"], "did you mean 'delta'"),
         (["--task", "rank", "--task.delta", "3"], "option --task.delta: rank has no fields of its own"),
         (["--task", "tests.own_parts:Huber,tests.own_parts:Huber*2"], "a client may name a task once"),
+        (["--task", 'tests.own_parts:Huber;shop=tests.own_parts:Huber{"delta": 2}'], "task: Huber must be one for all"),
         (["--task", "a b:C"], "must be a name or MODULE:CLASS"),
         (["--task", "tests.own_parts:rank"], "must not be called as a task of ours"),
         (["--task", "tests.own_parts:Summed"], "loss must return a tensor [2], found []"),
