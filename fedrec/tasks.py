@@ -109,13 +109,13 @@ class Task:
             return 0.0
         mean = float(self.target(data)[mask].mean(dtype=np.float64))
         if self.kind in ("rating", "own"):
-            return float(self.said(mean) if self.part else mean)
+            return float(self.said(mean))
         mean = min(max(mean, 1e-3), 1 - 1e-3)
         return float(np.log(mean / (1 - mean)))
 
     def said(self, mean: Any) -> Any:
-        """Return the score by which a task of the user's own says a mean target: that itself without a `baseline`."""
-        return self.own.baseline(mean) if hasattr(self.own, "baseline") else mean
+        """Return the score that says a mean number: that itself, or the `baseline` of a task of the user's own."""
+        return self.own.baseline(mean) if self.part and hasattr(self.own, "baseline") else mean
 
     def measured(self, score: Floats, target: Floats) -> dict[str, Values]:
         """Return what a task of the user's own measures of rows [n]: its loss, and its metrics; raises UserError."""

@@ -14,6 +14,7 @@ from fedrec.data.synthetic import synthetic
 from fedrec.gradients import Method, combine, weights_of
 from fedrec.metrics import RANKING, ranking_metrics
 from fedrec.models import Kind, Recommender
+from fedrec.privacy.attacks.table import ATTACKS
 from fedrec.seeds import generator
 from fedrec.testing import (
     AggregatorContract,
@@ -39,6 +40,7 @@ from tests.own_parts import (
 )
 
 TASKS = {"esmm": ("click", "buy"), "aitm": ("click", "buy")}
+KNOWING = ("loss, fitted user", "leaning", "user leaning")  # what an attack of the user's own knows
 OPERATORS: dict[str, tuple[Any, bool]] = {
     "mean": (Mean(), True),
     "clusters": (Clusters((0, 0, 1)), True),
@@ -99,6 +101,7 @@ MADE = [
     ),
     suite(RecommenderContract, "TwoTower", component=TwoTower(width=4)),
     suite(RecommenderContract, "Factors", component=Factors()),
+    suite(TaskContract, "rating", component="rating"),
     suite(TaskContract, "Huber", component=Huber(0.5)),
     suite(TaskContract, "Dwell", component=Dwell()),
     suite(SourceContract, "Grid", component=Grid()),
@@ -109,6 +112,7 @@ MADE = [
     suite(AggregatorContract, "Powered", component=Powered(2.0)),
     *(suite(ConstraintContract, name, component=one, projection=sharp) for name, (one, sharp) in OPERATORS.items()),
     suite(ConstraintContract, "Shrunk", component=Shrunk(0.1)),
+    *(suite(AttackContract, one.name, component=one) for one in ATTACKS if one.name in KNOWING),
     suite(AttackContract, "Movement", component=Movement(2.0)),
     suite(AttackContract, "Regulars", component=Regulars()),
 ]

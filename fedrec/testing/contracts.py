@@ -104,7 +104,7 @@ class RecommenderContract(Rebuilt):
 
 
 class TaskContract(Rebuilt):
-    """A task: `target(data)` and `loss(score, target)`, tested on `rows`."""
+    """A task: `target(data)` and `loss(score, target)`, or the name of one of ours; tested on `rows`."""
 
     field = "task"
     rows: ClassVar[Interactions] = Interactions(
@@ -155,8 +155,8 @@ class TaskContract(Rebuilt):
 
     def test_what_it_measures_is_known_to_the_package(self) -> None:
         """A number for each row, by names of ours."""
-        score = self.said().numpy()
-        found = self.task.measured(score, self.task.target(self.rows)[self.task.rows(self.rows)])
+        target = self.task.target(self.rows)[self.task.rows(self.rows)]
+        found = self.task.measured(self.said().numpy(), target) if self.task.part else {}
         assert all(np.isfinite(values).all() for values in found.values())
 
 
