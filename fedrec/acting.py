@@ -152,7 +152,7 @@ VALUES: dict[str, Rule] = {path: parted(path) for path in PARTED} | {
 ANYWHERE = (
     "method share pool clients dataset partition volunteers split task model content.kind "
     "content.vectors sequence.kind rounds local_epochs optimiser lr lrs l2 patience eval_every dropout quorum "
-    "newcomers agreement.items lora.rank privacy.unit secure.active seed engine device"
+    "newcomers agreement.items lora.rank privacy.unit secure.active seed engine device tracker"
 )
 ALWAYS = frozenset(ANYWHERE.split())
 RULES: dict[str, Rule] = {

@@ -5,40 +5,54 @@ A part is written `NAME`, `MODULE:CLASS`, or with fields `MODULE:CLASS{"width": 
 """
 
 import dataclasses
-import hashlib
 import importlib
 import json
 import re
 import sys
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache, partial
 from importlib import metadata
-from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any, NamedTuple, get_origin, get_type_hints
+from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hints
 
-from pydantic import BaseModel, BeforeValidator, PlainSerializer, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, PlainSerializer, TypeAdapter, ValidationError
 
-from fedrec.errors import UserError, choose
+from fedrec.errors import UserError, choose, nearest
 
 PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 
 
 class Seam(NamedTuple):
-    """A place in an experiment that a part of the user's own can take: what it is called, and what it must have."""
+    """A place in an experiment that a part of the user's own can take: what it is called, and what it must have.
+
+    `ours` is where the names of the package's own parts stand; "" where they are not all known beforehand.
+    """
 
     name: str
     methods: tuple[str, ...]
+    ours: str = ""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the package's own parts."""
+        module, _, name = self.ours.partition(":")
+        found = getattr(importlib.import_module(module), name)
+        return get_args(found) or tuple(found)
 
 
-# By the field that holds the part.
+# By the field that holds the part; an attack is an option of the privacy study.
 SEAMS = {
-    "dataset": Seam("source", ("load",)),
-    "model": Seam("recommender", ("network",)),
+    "dataset": Seam("source", ("load",), "fedrec.data:DATASETS"),
+    "task": Seam("task", ("target", "loss")),
+    "model": Seam("recommender", ("network",), "fedrec.models:Kind"),
     "metrics": Seam("metric", ("value",)),
-    "descent.aggregator": Seam("aggregator", ("combine",)),
-    "coupling.kind": Seam("constraint", ("project",)),
+    "descent.aggregator": Seam("aggregator", ("combine",), "fedrec.gradients:Method"),
+    "coupling.kind": Seam("constraint", ("project",), "fedrec.coordination.coupling:KINDS"),
+    "tracker": Seam("tracker", ("round",), "fedrec.components:UNTRACKED"),
+    "attack": Seam("attack", ("scores",)),
 }
+UNTRACKED = ("none",)
+GROUP = "fedrec.components"  # of the entry points by which installed distributions give their parts short names
 # Fields of the package's own parts that are fields of the experiment: what `--model.width 64` stands for.
 WIDE = {"width": "dim", "std": "init_std"}
 LAYERED = {**WIDE, "hidden": "hidden"}
@@ -99,8 +113,8 @@ def per_client(text: str) -> dict[str, str]:
     return parts
 
 
-def divided(text: str) -> Iterator[str]:
-    """Yield the parts of a text between ';', but for those inside the fields of a part, which are JSON."""
+def divided(text: str, mark: str = ";") -> Iterator[str]:
+    """Yield the parts of a text between marks, but for those inside the fields of a part, which are JSON."""
     start = place = 0
     while place < len(text):
         if text[place] == "{":
@@ -109,7 +123,7 @@ def divided(text: str) -> Iterator[str]:
             except ValueError:
                 place += 1
             continue
-        if text[place] == ";":
+        if text[place] == mark:
             yield text[start:place]
             start = place + 1
         place += 1
@@ -129,11 +143,14 @@ def read(text: str) -> Part:
 def written(value: Any) -> Any:
     """Return the text of a part that is given as a text, a mapping {"use": ...}, a component, or its class.
 
-    Anything else is returned as it is. Raises UserError for a component that no text stands for.
+    Several are joined by commas; anything else is returned as it is. Raises UserError for a component that no text
+    stands for.
     """
+    if isinstance(value, list | tuple):
+        return ",".join(str(written(one)) for one in value)
     if isinstance(value, Mapping) and "use" in value:
-        fields = {str(name): one for name, one in value.items() if name != "use"}
-        return with_fields(str(value["use"]), fields)
+        fields, part = {str(name): one for name, one in value.items() if name != "use"}, read(str(value["use"]))
+        return str(part._replace(fields={**part.fields, **fields}))
     kind = value if isinstance(value, type) else type(value)
     if not (dataclasses.is_dataclass(kind) or issubclass(kind, BaseModel)):
         return value
@@ -184,23 +201,40 @@ def defaults_of(kind: type[Any]) -> dict[str, Any]:
 
 
 def with_fields(text: str, fields: Mapping[str, Any]) -> str:
-    """Return a text, of one part or of one for each client, with fields beside those that it has.
+    """Return a text, of one part or of some for each client, with fields beside those that it has.
 
     A field may be given for each client too: `64;shop=8`.
     """
     if not fields:
         return text
-    parts, found = per_client(text), []
-    chosen = {name: divided_value(one) if len(parts) > 1 else {"*": one} for name, one in fields.items()}
-    for client, one in parts.items():
-        part = read(one)
-        if not part.own:
-            found.append(one if client == "*" else f"{client}={one}")
-            continue
+    by_client = len(per_client(text)) > 1
+    chosen = {name: divided_value(one) if by_client else {"*": one} for name, one in fields.items()}
+
+    def changed(client: str, part: Part) -> Part:
         mine = {name: values[key] for name, values in chosen.items() for key in ("*", client) if key in values}
-        whole = Part(part.use, {**part.fields, **mine})
-        found.append(str(whole) if client == "*" else f"{client}={whole}")
-    return ";".join(found)
+        return Part(part.use, {**part.fields, **mine}) if part.own else part
+
+    return rewritten(text, changed)
+
+
+def rewritten(text: str, change: Callable[[str, Part], Part]) -> str:
+    """Return a text of one part, or of several for each client, with what `change` makes of a client's."""
+    found = {}
+    for client, several in per_client(text).items():
+        pieces = [tuple(divided(piece, "*")) for piece in divided(several, ",")]
+        whole = ",".join("*".join([str(change(client, read(one))), *weight]) for one, *weight in pieces)
+        found[client] = whole
+    return joined(found)
+
+
+def joined(values: Mapping[str, str]) -> str:
+    """Return the text whose values by client, "*" for all others, `per_client` reads."""
+    return ";".join(value if client == "*" else f"{client}={value}" for client, value in values.items())
+
+
+def parts_of(text: str) -> list[Part]:
+    """Return the parts that a text names, of all clients."""
+    return [read(next(divided(one, "*"))) for several in per_client(text).values() for one in divided(several, ",")]
 
 
 def divided_value(value: Any) -> dict[str, Any]:
@@ -209,8 +243,8 @@ def divided_value(value: Any) -> dict[str, Any]:
 
 
 def shown(text: str) -> Any:
-    """Return a part as JSON has it: the text, or with fields {"use": ...}; one for each client stays a text."""
-    if "{" not in text or len(list(divided(text))) > 1:
+    """Return a part as JSON has it: the text, or with fields {"use": ...}; several, or a weight, stay a text."""
+    if "{" not in text or any(len(list(divided(text, mark))) > 1 for mark in ";,*"):
         return text
     part = read(text)
     return {"use": part.use, **part.fields}
@@ -220,19 +254,37 @@ def shown(text: str) -> Any:
 PartText = Annotated[str, BeforeValidator(written), PlainSerializer(shown, when_used="json")]
 
 
-def choose_part(field: str, text: str, ours: Any) -> str:
-    """Return the text of a part if it is by path, or one of `ours`; raises UserError with the nearest valid name.
+def choose_part(field: str, text: str) -> str:
+    """Return the text of a part that is by path, one of ours, or by the short name of an installed one, its path.
 
-    Nothing is imported.
+    Raises UserError with the nearest valid name. Nothing is imported, nor asked for while the name is one of ours.
     """
-    part = read(text)
-    if not part.own:
-        choose(field, part.use, ours)
-        if part.fields:
-            raise UserError(f"{field}: {part.use} has no fields in the text, found {part.fields}")
-    elif not PATH.fullmatch(part.use):
-        raise UserError(f"{field}: must be a name or MODULE:CLASS, found {part.use[:100]!r}")
-    return text
+    part, ours = read(text), SEAMS[field].names
+    if not part.own and part.use not in ours:
+        names = installed()
+        part = part._replace(use=names[choose("", part.use, [*ours, *names])])
+    if part.own and not PATH.fullmatch(part.use):
+        raise UserError(f"must be a name or MODULE:CLASS, found {part.use[:100]!r}")
+    if part.fields and not part.own:
+        raise UserError(f"{part.use} has no fields in the text, found {part.fields}")
+    return str(part)
+
+
+def installed() -> dict[str, str]:
+    """Return the paths of the parts that installed distributions have, by their short names."""
+    return {one.name: one.value for one in metadata.entry_points(group=GROUP)}
+
+
+def with_paths(field: str, text: str) -> str:
+    """Return a text, of one part or of one for each client, by `choose_part`; that of a field of any names as it is."""
+    if not SEAMS[field].ours:
+        return text
+    return joined({client: choose_part(field, one) for client, one in per_client(text).items()})
+
+
+def one_of(field: str) -> AfterValidator:
+    """Return the validator of a field that holds one part."""
+    return AfterValidator(partial(choose_part, field))
 
 
 @lru_cache(maxsize=64)
@@ -268,9 +320,10 @@ def make(field: str, text: str) -> Any:
 def find(field: str, use: str) -> type[Any]:
     """Return the class that a path names, if it is a component that may stand in a field; raises UserError."""
     seam, (module_name, _, name) = SEAMS[field], use.partition(":")
-    kind = getattr(module_of(field, use, module_name), name, None)
+    module = module_of(field, use, module_name)
+    kind = getattr(module, name, None)
     if kind is None:
-        raise UserError(f"{field}: {module_name} must have the class {name}, found none")
+        raise UserError(f"{field}: {module_name} must have the class {name}, found none{nearest(name, vars(module))}")
     if not (isinstance(kind, type) and is_frozen(kind)):
         raise UserError(
             f"{field}: {use} must be a component, a frozen dataclass or a frozen pydantic model, found {kind!r:.80}"
@@ -297,50 +350,3 @@ def module_of(field: str, use: str, name: str) -> ModuleType:
             f"{field}: {use} must be importable, found {type(error).__name__}: {error} "
             "(its module must lie in the folder of the command, or be installed)"
         ) from None
-
-
-def portable(field: str, text: str, engine: str) -> None:
-    """Raise UserError for a component that another process cannot rebuild: one of `__main__`, as in a notebook."""
-    if engine not in ("inline", "batched") and text.startswith("__main__:"):
-        raise UserError(
-            f"{field}: {read(text).use} must be importable by the processes of the engine {engine}, found a class of "
-            "the program that was started; move it to a module, or add --engine inline"
-        )
-
-
-def permit(parts: Iterable[tuple[str, str]], allowed: Collection[str]) -> None:
-    """Raise UserError for a part, given as (field, text), that a node's own configuration does not allow."""
-    for field, text in parts:
-        if read(text).use not in allowed:
-            found = ", ".join(sorted(allowed)) or "none"
-            raise UserError(f"{field}: {read(text).use} must be among the components of this node, found {found}")
-
-
-def origins(parts: Iterable[tuple[str, str]]) -> list[dict[str, str]]:
-    """Return the `origin` of parts given as (field, text), each once."""
-    return [origin(use) for use in dict.fromkeys(read(text).use for _, text in parts)]
-
-
-def changed(parts: Iterable[tuple[str, str]], recorded: Sequence[Any]) -> list[str]:
-    """Return what to tell of parts that are not what was recorded; they are imported."""
-    before = {one.get("use"): one for one in recorded if isinstance(one, Mapping)}
-    notes = []
-    for field, text in parts:
-        make(field, text)
-        use = read(text).use
-        if use in before and before[use] != origin(use):
-            notes.append(f"{field}: {use} is another one than when this was recorded")
-    return notes
-
-
-def origin(use: str) -> dict[str, str]:
-    """Return where a component came from: its distribution and version, or the SHA-256 of its module's file."""
-    name = use.partition(":")[0]
-    top = name.partition(".")[0]
-    found = metadata.packages_distributions().get(top)
-    if found:
-        return {"use": use, "distribution": found[0], "version": metadata.version(found[0])}
-    file = getattr(sys.modules.get(name), "__file__", None)
-    if file is None or not Path(file).is_file():
-        return {"use": use, "sha256": "", "file": "none: it was typed into the program"}
-    return {"use": use, "sha256": hashlib.sha256(Path(file).read_bytes()).hexdigest()}

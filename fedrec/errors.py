@@ -26,13 +26,22 @@ class Parser(argparse.ArgumentParser):
 
 
 def choose(thing: str, value: str, valid: Iterable[str]) -> str:
-    """Return `value` if it is one of `valid`, else raise a UserError that offers the nearest valid name."""
+    """Return `value` if it is one of `valid`, else raise a UserError that offers the nearest valid name.
+
+    An error without a `thing` gets its name from `named`, or from the field that is validated.
+    """
     names = sorted(valid)
     if value in names:
         return value
+    raise UserError(
+        f"{thing}{': ' * bool(thing)}must be one of {', '.join(names)}, found {value[:100]!r}{nearest(value, names)}"
+    )
+
+
+def nearest(value: str, names: Iterable[str]) -> str:
+    """Return the end of an error: the name that a wrong one is nearest to, if it is near any."""
     near = difflib.get_close_matches(value[:100], names, n=1, cutoff=0.5)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise UserError(f"{thing}: must be one of {', '.join(names)}, found {value[:100]!r}{hint}")
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def one_line(text: object) -> str:

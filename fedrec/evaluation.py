@@ -76,7 +76,8 @@ def evaluate(
     rank: the held-out positives are ranked among the catalogue without the user's other known positives (training; for
     the test also validation; of a new user the support), or among `candidates` items drawn from those that the user has
     never met; where items are new (`ClientData.new`), both among those that are new at this split. rating: rmse.
-    binary: auc and logloss over all rows; behaviour: accuracy and logloss, over all rows too. Per-user values are what
+    binary: auc and logloss over all rows; behaviour: accuracy and logloss, over all rows too. One of the user's
+    own: its loss and its metrics, means over its rows. Per-user values are what
     these are the means of, see `PerUser`. Tasks about items: `about_items` over the items of the split that the client
     carries.
     """
@@ -148,9 +149,8 @@ def pointwise(task: Task, score: Floats, target: Floats, user: Ints) -> tuple[di
     if task.kind == "rating":
         squares = ByUser.of(user, np.square(score.astype(np.float64) - target))
         return {"rmse": rmse(score, target)}, {"rmse": replace(squares, values=np.sqrt(squares.values))}
-    if task.classes:
-        right, nats = of_classes(score, target)
-        found = {"accuracy": right, "logloss": nats}
+    if task.classes or task.part:
+        found = task.measured(score, target) if task.part else of_classes(score, target)
         return means(found), {name: ByUser.of(user, value) for name, value in found.items()}
     label = target > 0.5
     nats = np.logaddexp(0, np.where(label, -score, score).astype(np.float64))
@@ -178,8 +178,7 @@ def about_items(
         whole = {"auc": macro_auc(s, y > 0.5), "ap": average_precision(s, y > 0.5)}
         each = {"logloss": nats}
     elif task.kind == "multi-class":
-        right, nats = of_classes(s, y)
-        whole, each = {}, {"accuracy": right, "logloss": nats}
+        whole, each = {}, of_classes(s, y)
     else:
         error = deviation * np.abs(s - y)[:, 0]
         return {"rmse": rmse(error, np.zeros_like(error)), **means({"mae": error})}, {"rmse": error, "mae": error}
@@ -191,11 +190,11 @@ def means(values: Mapping[str, Values]) -> dict[str, float]:
     return {name: float(value.mean()) if len(value) else float("nan") for name, value in values.items()}
 
 
-def of_classes(score: NDArray[np.floating], target: NDArray[np.floating]) -> tuple[Values, Values]:
+def of_classes(score: NDArray[np.floating], target: NDArray[np.floating]) -> dict[str, Values]:
     """Return whether the most probable class is the right one, and its log loss [n], from logits and 0 or 1 [n, C]."""
     s, y = score.astype(np.float64), target.astype(np.float64)
     nats = np.logaddexp.reduce(s, axis=1) - (y * s).sum(1)
-    return (s.argmax(1) == y.argmax(1)).astype(np.float64), nats
+    return {"accuracy": (s.argmax(1) == y.argmax(1)).astype(np.float64), "logloss": nats}
 
 
 def rank_users(

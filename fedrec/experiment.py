@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from fedrec.agreement import Agreement
-from fedrec.components import PartText, choose_part, make, per_client, read, written
+from fedrec.components import SEAMS, PartText, installed, make, one_of, parts_of, per_client, read, with_paths, written
 from fedrec.coordination import BudgetRule, Coupling, Descent, Drift
-from fedrec.data import DATASETS, Content, Market
+from fedrec.data import Content, Market
 from fedrec.errors import UserError, choose, named
 from fedrec.methods import TABLE
-from fedrec.metrics import RANKING, as_part, parse_metric
+from fedrec.metrics import POINTWISE, RANKING, as_part, parse_metric
 from fedrec.models import Kind, Lora, ModuleRecommender, Recommender, UserSequence
+from fedrec.needs import value_of
 from fedrec.optimisers import Optimiser, rates
 from fedrec.parts import check_parts
 from fedrec.privacy.rule import Privacy
@@ -64,7 +66,7 @@ class Experiment(Method):
     """A method applied to data: everything that decides the result of a run, and nothing else."""
 
     clients: int | None = Field(None, description="number of clients; 5, or one for each platform of the data")
-    dataset: PartText = Field("synthetic", description="synthetic, ml-100k or table")
+    dataset: Annotated[PartText, one_of("dataset")] = Field("synthetic", description="synthetic, ml-100k or table")
     data_dir: Path | None = Field(None, description="folder of ml-100k, or the CSV/Parquet file of a table")
     columns: str = Field(
         "",
@@ -106,13 +108,15 @@ class Experiment(Method):
     candidates: Literal["full"] | int = Field(
         "full", description="items a held-out item is ranked among: full, or a number sampled"
     )
-    task: str = Field(
+    task: PartText = Field(
         "rank",
         description="tasks: rank, rank-bce, rating, a label (like, click, buy), behaviour (view, click or buy), or of "
-        "items category, brand, price; 'rank,like*0.5;shop=buy'",
+        "items category, brand, price, or your own; 'rank,like*0.5;shop=buy'",
     )
     weighting: Weighting = Field(Weighting(), description="how a client weighs the losses of its tasks")
-    model: PartText = Field("mf", description="one, or one for each client 'mf;shop=mlp': " + ", ".join(get_args(Kind)))
+    model: Annotated[PartText, AfterValidator(partial(with_paths, "model"))] = Field(
+        "mf", description="one, or one for each client 'mf;shop=mlp': " + ", ".join(get_args(Kind))
+    )
     dim: int | str = Field(32, description="width of the user and item tables, or one for each client: '32;phone=8'")
     init_std: float = Field(0.1, ge=0, le=1000, description="standard deviation that the tables start with")
     hidden: tuple[Annotated[int, Field(ge=1, le=65_536)], ...] = Field(
@@ -184,6 +188,9 @@ class Experiment(Method):
         "auto",
         description="process: whether workers stack their clients; auto: from 64 clients on, or on CUDA",
     )
+    tracker: Annotated[PartText, one_of("tracker")] = Field(
+        "none", description="a component of your own that is told of every round; it decides nothing of the result"
+    )
     device: str = Field("auto", description="auto, cpu, cuda, or a list for the clients to take turns: cuda:0,cuda:1")
 
     @field_validator("metrics", mode="before")
@@ -225,12 +232,9 @@ class Experiment(Method):
 
     @model_validator(mode="after")
     def _consistent(self) -> Experiment:
-        choose_part("dataset", self.dataset, DATASETS)
         for name in self.metrics:
-            choose_part("metrics", parse_metric(name)[0], RANKING)
-        with named("model"):
-            for kind in per_client(self.model).values():
-                choose_part("one of the models", kind, get_args(Kind))
+            if ":" not in name:
+                choose("metrics", parse_metric(name)[0], RANKING)
         with named("lrs"):
             rates(self.lrs)
         with named("dim"):
@@ -238,8 +242,10 @@ class Experiment(Method):
                 if not (text.isdecimal() and 1 <= int(text) <= 4096):
                     raise UserError(f"must be a whole number from 1 to 4096, found {text!r}")
         with named("task"):
-            for client in per_client(self.task):
-                tasks_of(self.task, client)
+            parts: dict[str, str] = {}
+            for task in (task for client in per_client(self.task) for task in tasks_of(self.task, client)):
+                if parts.setdefault(task.name, task.part) != task.part:  # what all know of a task would be of both
+                    raise UserError(f"{task.name} must be one for all, found {task.part} and {parts[task.name]}")
         low, high = self.fractions
         if not (low > 0 and high > 0 and low + high < 1):
             raise UserError(
@@ -279,10 +285,9 @@ class Experiment(Method):
     @property
     def own_parts(self) -> list[tuple[str, str]]:
         """The parts of the user's own, as (field, text), each once."""
-        texts = [("dataset", self.dataset), *(("model", text) for text in per_client(self.model).values())]
-        texts += [("descent.aggregator", self.descent.aggregator), ("coupling.kind", self.coupling.kind)]
-        texts += [("metrics", as_part(name)) for name in self.metrics if ":" in name]
-        return [one for one in dict.fromkeys(texts) if read(one[1]).own]
+        texts = {field: str(value_of(self, field)) for field in SEAMS.keys() - {"metrics", "attack"}}
+        found = [(field, str(part)) for field, text in texts.items() for part in parts_of(text) if part.own]
+        return list(dict.fromkeys([*found, *(("metrics", as_part(name)) for name in self.metrics if ":" in name)]))
 
     def recipe(self) -> Recipe:
         """Return how every client trains in one round."""
@@ -327,6 +332,9 @@ def measure(value: Any) -> Any:
     text = written(value)
     if not isinstance(text, str):
         return text
+    name, at, cut = text.partition("@")
+    if ":" not in text and name not in (*RANKING, *POINTWISE):
+        text = installed().get(name, name) + at + cut
     part = read(text)
     if set(part.fields) - {"k"}:
         raise UserError(f"metrics: {part.use} may have the field k alone, found {', '.join(part.fields)}")

@@ -137,6 +137,8 @@ class PopularityScorer:
             if task.kind == "binary":
                 clipped = np.clip(value, 1e-4, 1 - 1e-4)
                 value = np.log(clipped / (1 - clipped))
+            if task.part:
+                value = np.asarray(task.said(value))
             tables[task.name] = value[:, 0].astype(np.float32)
         return PopularityScorer(tables)
 

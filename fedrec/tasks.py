@@ -1,7 +1,7 @@
 """A task: which label a head predicts, by which loss and weight; and the grammar that names tasks per client."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -9,12 +9,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from fedrec.components import per_client
+from fedrec.components import PATH, divided, make, per_client, read
 from fedrec.data.types import Attributes, Bools, Floats, Interactions
 from fedrec.errors import UserError, choose
+from fedrec.metrics import Values
 
-Loss = Literal["bpr", "bce", "mse", "ce"]
-Kind = Literal["rank", "rating", "binary", "multi-label", "multi-class", "value"]
+Loss = Literal["bpr", "bce", "mse", "ce", "own"]
+Kind = Literal["rank", "rating", "binary", "multi-label", "multi-class", "value", "own"]
 NOTHING = Attributes()
 
 
@@ -26,12 +27,22 @@ class Task:
     the items of the training rows, of those that `Attributes` gives to training.
 
     Or `behaviour` (ce), what a user did with an item at most: no more than viewed it, clicked or bought it.
+
+    Or one of the user's own, the component that `part` stands for: `target(data)` is a number for each row, NaN where
+    there is nothing to learn, and `loss(score, target)` what a row [B] costs. It may have `metrics(score, target)`,
+    values [n] by name beside its loss, and `baseline(mean)`, the score that says a mean target: that itself without it.
     """
 
     name: str
     kind: Kind
     loss: Loss
     weight: float = 1.0
+    part: str = ""
+
+    @property
+    def own(self) -> Any:
+        """The component of a task of the user's own."""
+        return make("task", self.part)
 
     @property
     def attribute(self) -> bool:
@@ -54,8 +65,8 @@ class Task:
             return (about.train & about.known(self.name))[data.item]
         if self.kind == "rank":
             return data.positive
-        if self.kind == "rating":
-            return np.isfinite(data.rating)
+        if self.kind in ("rating", "own"):
+            return np.isfinite(self._values(data))
         return np.ones(len(data), dtype=np.bool_)
 
     def target(self, data: Interactions, about: Attributes = NOTHING) -> Floats:
@@ -72,7 +83,15 @@ class Task:
             return np.ones(len(data), dtype=np.float32)
         if self.kind == "rating":
             return np.nan_to_num(data.rating).astype(np.float32)
+        if self.kind == "own":  # what is masked out must have a loss too: it is multiplied by 0
+            values, known = self._values(data), self.rows(data)
+            return np.where(known, values, values[known].mean() if known.any() else 1).astype(np.float32)
         return self._label(data, self.name).astype(np.float32)
+
+    def _values(self, data: Interactions) -> Floats:
+        if self.kind == "rating":
+            return data.rating
+        return numbers(f"task {self.part}: target", self.own.target(data), len(data)).astype(np.float32)
 
     def _label(self, data: Interactions, name: str) -> Bools:
         if name not in data.labels:
@@ -89,10 +108,22 @@ class Task:
         if self.kind == "rank" or not mask.any():
             return 0.0
         mean = float(self.target(data)[mask].mean(dtype=np.float64))
-        if self.kind == "rating":
-            return mean
+        if self.kind in ("rating", "own"):
+            return float(self.said(mean))
         mean = min(max(mean, 1e-3), 1 - 1e-3)
         return float(np.log(mean / (1 - mean)))
+
+    def said(self, mean: Any) -> Any:
+        """Return the score that says a mean number: that itself, or the `baseline` of a task of the user's own."""
+        return self.own.baseline(mean) if self.part and hasattr(self.own, "baseline") else mean
+
+    def measured(self, score: Floats, target: Floats) -> dict[str, Values]:
+        """Return what a task of the user's own measures of rows [n]: its loss, and its metrics; raises UserError."""
+        where, each = f"task {self.part}", task_loss(self, torch.from_numpy(score), torch.from_numpy(target), None)
+        more = self.own.metrics(score, target) if hasattr(self.own, "metrics") else {}
+        for name in more:
+            choose(f"{where}: metric", name, BY_ROW)
+        return {name: numbers(f"{where}: {name}", one, len(score)) for name, one in {"loss": each, **more}.items()}
 
     def usual(self, about: Attributes) -> Floats:
         """Return what the head of an attribute starts with, and says of every item [C]: what is usual in training.
@@ -113,6 +144,14 @@ class Task:
         return mean.astype(np.float32)
 
 
+def numbers(thing: str, values: Any, rows: int) -> Values:
+    """Return what the user's own code says of rows [rows]; raises UserError for anything but a number of each."""
+    found = np.asarray(values)
+    if found.shape != (rows,) or found.dtype.kind not in "fiub":
+        raise UserError(f"{thing} must be a number for each of {rows} rows, found {found.dtype} {list(found.shape)}")
+    return found.astype(np.float64)
+
+
 def log_shares(rows: NDArray[np.floating]) -> Floats:
     """Return the logarithms of the classes' shares [C] of rows [n, C], one row added to each."""
     found: Floats = np.log((rows.sum(0, dtype=np.float64) + 1) / (len(rows) + rows.shape[1])).astype(np.float32)
@@ -120,6 +159,8 @@ def log_shares(rows: NDArray[np.floating]) -> Floats:
 
 
 BEHAVIOURS = 3  # view, click, buy
+NAMES = ("rank", "rating", "behaviour")  # of tasks, beside those of attributes and labels
+BY_ROW = ("mae", "logloss", "accuracy")  # what a task of the user's own may measure beside its loss, by row
 # What is public of items, as tasks.
 ATTRIBUTES: dict[str, tuple[Kind, Loss]] = {
     "category": ("multi-label", "bce"),
@@ -134,8 +175,15 @@ def task_loss(task: Task, score: Tensor, target: Tensor, negative: Tensor | None
     `score` [B] is the head's output for the row's item, `negative` [B, m] for m sampled items (rank only).
     bpr: -mean_m log sigmoid(s - s_m) (arXiv 1205.2618, eq. 5); bce: binary cross entropy, for rank summed over the
     positive and its negatives; mse: squared error. Of an attribute, `score` and `target` are [B, C]: bce and mse are
-    means over C, ce is the cross entropy of the softmax, of behaviour too.
+    means over C, ce is the cross entropy of the softmax, of behaviour too. Raises UserError for a loss
+    of the user's own that is no tensor [B].
     """
+    if task.part:
+        loss = task.own.loss(score, target)
+        if not isinstance(loss, Tensor) or loss.shape != score.shape:
+            found = list(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+            raise UserError(f"task {task.part}: loss must return a tensor {list(score.shape)}, found {found}")
+        return loss
     if task.loss == "ce":
         return score.logsumexp(-1) - (target * score).sum(-1)
     if task.attribute:
@@ -152,15 +200,26 @@ def task_loss(task: Task, score: Tensor, target: Tensor, negative: Tensor | None
 
 
 def parse_task(text: str) -> Task:
-    """Return the task that `NAME` or `NAME*WEIGHT` names: rank, rank-bce, rating, an attribute, or a binary label."""
-    name, star, weight_text = text.strip().partition("*")
-    name = name.rstrip()
+    """Return the task that `NAME` or `NAME*WEIGHT` names: rank, rank-bce, rating, an attribute, or a binary label.
+
+    Or one of the user's own, by path, which is not imported; its head has the name of its class.
+    """
+    name, *weights = divided(text.strip(), "*")
+    name, weight_text = name.rstrip(), "*".join(weights).strip()
     try:
-        weight = float(weight_text) if star else 1.0
+        weight = float(weight_text) if weights else 1.0
     except ValueError:
         raise UserError(f"task {name}: the weight must be a number, found {weight_text!r}") from None
     if not (weight > 0 and np.isfinite(weight)):
         raise UserError(f"task {name}: the weight must be positive and finite, found {weight_text}")
+    if ":" in name:
+        use = read(name).use
+        called = use.rpartition(":")[2]
+        if not PATH.fullmatch(use):
+            raise UserError(f"task: must be a name or MODULE:CLASS, found {use[:100]!r}")
+        if called in (*ATTRIBUTES, *NAMES):
+            raise UserError(f"task: a class must not be called as a task of ours, found {use}")
+        return Task(called, "own", "own", weight, name)
     if not name.replace("_", "").replace("-", "").isalnum():
         raise UserError(f"task: must be rank, rank-bce, rating or the name of a binary label, found {text!r}")
     if name in ("rank", "rank-bce"):
@@ -180,7 +239,7 @@ def tasks_of(text: str, client: str) -> tuple[Task, ...]:
     chosen = parts.get(client, parts.get("*"))
     if chosen is None:
         raise UserError(f"task: client {client!r} has no task in {text!r}")
-    tasks = tuple(parse_task(part) for part in chosen.split(","))
+    tasks = tuple(parse_task(part) for part in divided(chosen, ","))
     if len({task.name for task in tasks}) < len(tasks):
         raise UserError(f"task: a client may name a task once, found {chosen!r}")
     return tasks
@@ -190,6 +249,12 @@ def several(text: str) -> str:
     """Return the tasks with a head of several scores that some client has, joined by commas; "" without one."""
     every = [task for client in per_client(text) for task in tasks_of(text, client)]
     return ",".join(sorted({task.name for task in every if task.attribute or task.classes}))
+
+
+def own_tasks(text: str) -> str:
+    """Return the tasks of the user's own that some client has, joined by commas; "" without one."""
+    every = [task for client in per_client(text) for task in tasks_of(text, client)]
+    return ",".join(dict.fromkeys(task.name for task in every if task.part))
 
 
 def base_tensor(values: Floats | Bools, device: str) -> Tensor:

@@ -3,17 +3,18 @@
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 from flwr.app import Context
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
 from clients.app import client_app
-from fedrec.components import origins, permit
 from fedrec.errors import UserError
 from fedrec.experiment import Experiment
 from fedrec.files import sha256_of
 from fedrec.folders import vacant
 from fedrec.holdings import clients_data, dataset, item_content, tasks_for
+from fedrec.origins import origins, permit
 from fedrec.privacy.account import account
 from fedrec.privacy.books import Books
 from fedrec.privacy.guarantee import SERVER, guarantees, terms
@@ -35,7 +36,7 @@ def plan_of(experiment: Experiment, home: Path | None = None) -> Plan:
         eval_every=e.eval_every,
         patience=e.patience,
         uniform=e.weights == "uniform",
-        select=(e.metrics[0], "logloss", "rmse"),
+        select=(e.metrics[0], "logloss", "rmse", "loss"),
         metrics=frozenset(evaluated(e)),
         pooled=e.pool,
         coupling=e.coupling,
@@ -87,7 +88,8 @@ def evaluated(experiment: Experiment) -> Iterator[str]:
     }
     for part in clients_data(experiment):
         for task in tasks_for(experiment, part):
-            yield from (f"{task.name}/{name}" for name in measures[task.kind])
+            found = task.measured(*np.zeros((2, 0), np.float32)) if task.part else measures[task.kind]
+            yield from (f"{task.name}/{name}" for name in found)
     if experiment.budget.active:
         yield "all/excess"
 
@@ -168,6 +170,8 @@ def report_of(experiment: Experiment, home: Path) -> Finish:
 def read_for_server(context: Context, nodes: int) -> tuple[Plan, Finish]:
     """Check the experiment of a run_config, and return what the ServerApp needs."""
     experiment, out = from_context(context, nodes)
+    if experiment.tracker != "none":
+        raise UserError(f"tracker: must be none where Flower starts the run, found {experiment.tracker}")
     check(experiment)
     vacant(out)
     return plan_of(experiment, out), report_of(experiment, out)

@@ -11,7 +11,7 @@ import numpy as np
 
 from fedrec.acting import acting
 from fedrec.channel import public
-from fedrec.components import per_client
+from fedrec.components import divided, joined, per_client
 from fedrec.data import ClientData
 from fedrec.errors import UserError
 from fedrec.evaluation import PerUser, evaluate
@@ -47,12 +47,11 @@ def single_task(experiment: Experiment, task: str) -> Experiment:
     """
     if experiment.privacy.active:
         raise UserError("each task's run would spend a privacy budget of its own, on top of that of the run itself")
-    parts = []
+    parts = {}
     for client, text in per_client(experiment.task).items():
-        names = {parse_task(one).name: one.partition("*")[0].strip() for one in text.split(",")}
-        chosen = names.get(task, next(iter(names.values())))
-        parts.append(chosen if client == "*" else f"{client}={chosen}")
-    made = build({**experiment.model_dump(), "task": ";".join(parts), "deadline": 0.0})
+        names = {parse_task(one).name: next(divided(one, "*")).strip() for one in divided(text, ",")}
+        parts[client] = names.get(task, next(iter(names.values())))
+    made = build({**experiment.model_dump(), "task": joined(parts), "deadline": 0.0})
     return acting(made, usual(made))
 
 
@@ -79,7 +78,8 @@ def comparisons(experiment: Experiment) -> tuple[dict[str, Experiment], str]:
     """
     whole = {method: baseline(experiment, method) for method in ("local", "pooled") if method != experiment.method}
     apart, why = single_tasks(experiment)
-    return {**whole, **stages(experiment), **{f"{SINGLE}/{task}": one for task, one in apart.items()}}, why
+    every = {**whole, **stages(experiment), **{f"{SINGLE}/{task}": one for task, one in apart.items()}}
+    return {name: one.model_copy(update={"tracker": "none"}) for name, one in every.items()}, why
 
 
 def run_baseline(

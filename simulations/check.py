@@ -3,16 +3,18 @@
 from importlib.util import find_spec
 from multiprocessing import current_process
 
+import numpy as np
 from pydantic import BaseModel
 
 from clients.device import devices
 from fedrec.acting import refuse
 from fedrec.channel import Logits, channel_of
-from fedrec.components import make, per_client, portable
+from fedrec.components import make, per_client
 from fedrec.data import ClientData
 from fedrec.errors import UserError, choose
 from fedrec.experiment import Experiment
 from fedrec.holdings import clients_data, reader, tasks_for
+from fedrec.origins import portable
 from fedrec.parameters import covers
 from fedrec.privacy.guarantee import terms
 from fedrec.records import natural
@@ -118,7 +120,9 @@ def check_tasks(experiment: Experiment, parts: tuple[ClientData, ...]) -> None:
         for task in tasks_for(experiment, data):
             if task.attribute:
                 task.usual(data.attributes)
-            task.target(data.train, data.attributes)
+            target = task.target(data.train, data.attributes)
+            if task.part:
+                task.measured(np.zeros(len(target[:2]), np.float32), target[:2])
             rows[task.name] = rows.get(task.name, 0) + int(task.rows(data.train, data.attributes).sum())
         told = experiment.agreement.task
         if experiment.agreement.active and told not in [task.name for task in tasks_for(experiment, data)]:

@@ -11,12 +11,13 @@ from typing import Annotated, Any, NamedTuple, get_args, get_origin
 
 from fedrec.acting import RULES as NEEDS
 from fedrec.acting import VALUES, acting, acts, needs, refuse
-from fedrec.components import ALIASES, SEAMS, changed, per_client, read, with_fields
+from fedrec.components import ALIASES, SEAMS, parts_of, per_client, with_fields, with_paths
 from fedrec.coordination.maps import RULES
-from fedrec.errors import UserError, choose
+from fedrec.errors import UserError, choose, named
 from fedrec.experiment import Experiment, build
 from fedrec.files import named_values, regular
 from fedrec.folders import CHECKPOINTS, COMMAND, resumable
+from fedrec.origins import changed
 from simulations.defaults import defaults
 from simulations.methods import METHODS, usual
 from simulations.options import FIELDS, OPTIONS, flag, flatten, help_of, nest, parser, shown
@@ -117,7 +118,7 @@ def seam_of(path: str) -> str:
 
     Metrics are several, and carry their one field themselves: `NAME@K`.
     """
-    seams = SEAMS.keys() - {"metrics"}
+    seams = SEAMS.keys() - {"metrics", "attack"}
     return next((seam for seam in seams if path.startswith(f"{seam}.") and path not in FIELDS), "")
 
 
@@ -240,15 +241,21 @@ def assembled(values: Mapping[str, Any]) -> dict[str, Any]:
     Raises UserError for a field that a part of ours does not have.
     """
     found = {path: value for path, value in values.items() if not seam_of(path)}
+    for seam in {seam_of(path) for path in values} - {""}:
+        with named(f"option {flag(seam)}"):
+            found[seam] = with_paths(seam, str(found[seam]))
     for path, value in values.items():
         seam = seam_of(path)
         if not seam:
             continue
         name = path.removeprefix(f"{seam}.")
         for client, text in per_client(str(found[seam])).items():
-            use = read(text).use
-            if ":" not in use and per_client(str(value)).keys() & {client, "*"}:
+            parts = parts_of(text)
+            if not any(part.own for part in parts) and per_client(str(value)).keys() & {client, "*"}:
+                use = parts[0].use
                 aliases = ALIASES.get(seam, {}).get(use, {})
+                if not aliases:
+                    raise UserError(f"option {flag(path)}: {use} has no fields of its own, found {value}")
                 found[aliases[choose(path.rpartition(".")[0] + f": field of {use}", name, aliases)]] = value
         found[seam] = with_fields(str(found[seam]), {name: value})
     return found

@@ -22,7 +22,7 @@ from clients.client import Client
 from clients.recommend import experiment_of, params_of
 from clients.round import measure
 from fedrec.acting import RULES, acting, inert
-from fedrec.components import per_client
+from fedrec.components import divided, joined, per_client
 from fedrec.data import ClientData
 from fedrec.distillation import KINDS, Distillation, learn
 from fedrec.errors import Parser, UserError, choose
@@ -103,7 +103,7 @@ def evaluated(client: Client, params: Params, split: Split) -> Evaluation:
 def validated(client: Client, params: Params) -> float:
     """Return the validation score that chooses a round, as a server does: larger is better, NaN if there is none."""
     metrics = evaluated(client, params, "validation").metrics
-    scores = selection_scores(metrics, (client.experiment.metrics[0], "logloss", "rmse"))
+    scores = selection_scores(metrics, (client.experiment.metrics[0], "logloss", "rmse", "loss"))
     return sum(scores.values()) / len(scores) if scores else math.nan
 
 
@@ -127,14 +127,14 @@ def students_of(e: Experiment, wanted: Mapping[str, Any], tasks: Sequence[str]) 
 
 def only(text: str, tasks: Sequence[str]) -> str:
     """Return an experiment's `task` text with the named tasks alone; raises UserError for one that nobody has."""
-    parts = {client: value.split(",") for client, value in per_client(text).items()}
+    parts = {client: list(divided(value, ",")) for client, value in per_client(text).items()}
     for name in tasks:
         choose("task", name, dict.fromkeys(parse_task(part).name for value in parts.values() for part in value))
     kept = {
         client: [part for part in value if not tasks or parse_task(part).name in tasks]
         for client, value in parts.items()
     }
-    return ";".join(f"{client}={','.join(value)}".removeprefix("*=") for client, value in kept.items() if value)
+    return joined({client: ",".join(value) for client, value in kept.items() if value})
 
 
 def cost_rows(client: str, s: Experiment, e: Experiment, models: Sequence[Model]) -> Iterator[Row]:

@@ -10,8 +10,8 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from fedrec.components import ALIASES, SEAMS, fields_known, find, per_client, read
-from fedrec.errors import Parser, choose
+from fedrec.components import ALIASES, SEAMS, fields_known, find, parts_of, with_paths
+from fedrec.errors import Parser, choose, named
 from fedrec.experiment import Experiment, Method
 from fedrec.sharing import SHARINGS
 from simulations.defaults import DEFAULTS
@@ -26,7 +26,7 @@ GROUPS = {
     "taking part": "participation dropout deadline quorum newcomers",
     "privacy": "privacy secure",
     "evaluation": "metrics candidates patience eval_every",
-    "running": "seed engine workers stack device",
+    "running": "seed engine workers stack device tracker",
 }
 
 EXAMPLES = """\
@@ -157,8 +157,9 @@ def help_of(topic: str, given: Mapping[str, Any]) -> str:
 def described_part(path: str, text: str) -> str:
     """Return a line for every field of the parts that a text names, ours or the user's own; raises UserError."""
     lines = []
-    for one in dict.fromkeys(per_client(text).values()):
-        use = read(one).use
+    with named(f"option {flag(path)}"):
+        parts = parts_of(with_paths(path, text))
+    for use in dict.fromkeys(part.use for part in parts):
         kind = find(path, use) if ":" in use else None
         lines.append(f"{path} {use}: {(kind.__doc__ or '').strip().splitlines()[0] if kind and kind.__doc__ else ''}")
         if kind:

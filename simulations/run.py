@@ -33,11 +33,12 @@ from fedrec.folders import (
     saved,
     writing,
 )
-from fedrec.records import NOT_SINGLE, json_text
+from fedrec.records import NOT_SINGLE, Row, json_text
 from fedrec.sharing import ContractError
 from simulations.cli import Command, parse
 from simulations.progress import Reporter, reporter
 from simulations.start import ready, status_of
+from simulations.tracking import tracking
 
 PARTIAL = ".baseline"  # in the folder of a run: a baseline that is being made
 NOTHING = ": nothing was written"
@@ -95,11 +96,14 @@ def perform(command: Command, console: Console, told: Told, way: Way, write: Wri
                     command = dataclasses.replace(command, experiment=write(home))
                     others, why = checked(command)
                 say(command, out, console, told)
-                with reporter(console, command.quiet) as shown:
+                with (
+                    reporter(console, command.quiet) as shown,
+                    tracking(command.experiment, home, shown.round, told) as on_round,
+                ):
                     if not command.resume:
                         remember(command, home)
                     if not command.trained:
-                        train(command, home, shown, stopped, told)
+                        train(command, home, shown, on_round, stopped, told)
                     failures = baselines(others, why, home, shown, stopped, told)
                 write_price(home)
                 write_report(home, complete=False)
@@ -185,7 +189,14 @@ def checked(command: Command) -> tuple[dict[str, Experiment], str]:
     return others, why
 
 
-def train(command: Command, home: Path, shown: Reporter, stopped: Callable[[], bool], told: Told) -> None:
+def train(
+    command: Command,
+    home: Path,
+    shown: Reporter,
+    on_round: Callable[[Row], None],
+    stopped: Callable[[], bool],
+    told: Told,
+) -> None:
     """Train the experiment with its engine, and measure popularity, into `home`."""
     from simulations.baselines import run_popularity
     from simulations.check import client_count
@@ -193,7 +204,7 @@ def train(command: Command, home: Path, shown: Reporter, stopped: Callable[[], b
 
     e = command.experiment
     shown.phase(f"{e.method}, {client_count(e)} clients, {e.engine}", e.rounds)
-    launch(e, home, shown.round, stopped, told, command.every)
+    launch(e, home, on_round, stopped, told, command.every)
     if not (home / "baselines" / "popularity").exists():
         whole(lambda part: run_popularity(e, part), home, "popularity")
 

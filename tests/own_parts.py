@@ -1,13 +1,20 @@
 """Parts of a user's own, as docs/extending.md has them."""
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
+from fedrec.data.types import Interactions
 from fedrec.models import Meta, Module
+from fedrec.privacy.attacks.targets import Records
+from fedrec.privacy.transcript import Transcript
 
 
 class Towers(nn.Module):
@@ -117,3 +124,121 @@ class Thawed:
 
     def load(self) -> None:
         """Load nothing."""
+
+
+@dataclass(frozen=True)
+class Huber:
+    """A task: ratings by the Huber loss, which is half the squared error for a large `delta`."""
+
+    delta: float = 1.0
+
+    def target(self, data: Interactions) -> np.ndarray:
+        """Return the ratings [n], NaN where there is none."""
+        return data.rating
+
+    def loss(self, score: Tensor, target: Tensor) -> Tensor:
+        """Return the loss [B]."""
+        return functional.huber_loss(score, target, reduction="none", delta=self.delta)
+
+    def metrics(self, score: np.ndarray, target: np.ndarray) -> dict[str, np.ndarray]:
+        """Return the absolute error [n]."""
+        return {"mae": np.abs(score - target)}
+
+
+@dataclass(frozen=True)
+class Dwell:
+    """A task: counts, of which the score is the logarithm of the mean (Poisson regression)."""
+
+    def target(self, data: Interactions) -> np.ndarray:
+        """Return the ratings [n] as counts."""
+        return data.rating
+
+    def loss(self, score: Tensor, target: Tensor) -> Tensor:
+        """Return the loss [B]."""
+        return score.exp() - target * score
+
+    def baseline(self, mean: np.ndarray) -> np.ndarray:
+        """Return the score of a mean."""
+        return np.asarray(np.log(mean))
+
+
+@dataclass(frozen=True)
+class Summed(Huber):
+    """No task: its loss is of all rows together."""
+
+    def loss(self, score: Tensor, target: Tensor) -> Tensor:
+        """Return one number."""
+        return super().loss(score, target).sum()
+
+
+@dataclass(frozen=True)
+class Lines:
+    """A tracker: a line for everything that it is told; it fails in a round, or at the `start`."""
+
+    path: str
+    fails: str = ""
+
+    def start(self, experiment: dict[str, Any]) -> None:
+        """Write what is run."""
+        self.write("start", experiment)
+
+    def round(self, row: dict[str, Any]) -> None:
+        """Write a round."""
+        self.write(str(row["round"]), row)
+
+    def end(self, summary: list[dict[str, Any]]) -> None:
+        """Write the results."""
+        self.write("end", summary)
+
+    def write(self, event: str, value: Any) -> None:
+        """Add a line."""
+        if event == self.fails:
+            raise OSError("the disk is full")
+        with Path(self.path).open("a") as file:
+            file.write(json.dumps([event, value]) + "\n")
+
+
+@dataclass(frozen=True)
+class Movement:
+    """An attack: the row of an item that was trained on moves further."""
+
+    power: float = 1.0
+
+    def scores(self, transcript: Transcript, records: Records, experiment: Any) -> np.ndarray:
+        """Return how far the row of every record's item moved in its client's first round."""
+        found = np.zeros(len(records))
+        for number, client in enumerate(records.client):
+            mine, ids = records.of == number, transcript.ids(client, "item_table")
+            moved = next(transcript.of(client)).update()["item_table"].norm(dim=1).numpy()
+            found[mine] = moved[np.searchsorted(ids, records.item[mine])] ** self.power
+        return found
+
+
+@dataclass(frozen=True)
+class Regulars:
+    """An attack on users: a client that moves the items of a profile has the user."""
+
+    unit = "user"
+
+    def scores(self, transcript: Transcript, records: Records, experiment: Any) -> np.ndarray:
+        """Return the mean of `Movement` over every profile."""
+        each, (_, group) = Movement().scores(transcript, records, experiment), records.profiles()
+        return np.bincount(group, each) / np.bincount(group)
+
+
+@dataclass(frozen=True)
+class Short(Movement):
+    """No attack: one score for all."""
+
+    def scores(self, transcript: Transcript, records: Records, experiment: Any) -> np.ndarray:
+        """Return one number."""
+        return np.zeros(1)
+
+
+@dataclass(frozen=True)
+class Blind(Movement):
+    """No attack: it reads nothing, and scores by place."""
+
+    def scores(self, transcript: Transcript, records: Records, experiment: Any) -> np.ndarray:
+        """Return the places."""
+        return np.arange(len(records)).astype(np.float64)

@@ -188,6 +188,7 @@ APART = {
     "device": "needs an accelerator",
     "workers": "needs processes",
     "stack": "needs processes",
+    "tracker": "is told of a run and changes nothing of it: tests/test_tracking.py",
     "lora.rank": "needs the weights of the sentence encoder: tests/test_lora_rounds.py",
     "lora.form": "needs the weights of the sentence encoder: tests/test_lora_rounds.py",
     "lora.alpha": "needs the weights of the sentence encoder: tests/test_lora_rounds.py",

@@ -415,7 +415,7 @@ def test_worker_processes_give_the_result_of_one_process_to_the_bit(
         ({"model": "aitm", "task": "click,buy", "calibration": -1}, "calibration: .* greater than or equal to 0"),
         ({"model": "star", "hidden": "8"}, "model: star needs two widths or more"),
         ({"share": "domains"}, "share: must be one of .*domain.*, found 'domains'; did you mean 'domain'"),
-        ({"model": "moe"}, "model: one of the models: must be one of .*mmoe.*, found 'moe'; did you mean 'mmoe'"),
+        ({"model": "moe"}, "model: must be one of .*mmoe.*, found 'moe'; did you mean 'mmoe'"),
         ({"model": "mmoe", "experts": 0}, "experts: .* greater than or equal to 1"),
         ({"share": "gate"}, "share: must be one of .*gates.*, found 'gate'; did you mean 'gates'"),
     ],

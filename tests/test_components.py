@@ -22,7 +22,7 @@ from simulations.check import check
 from simulations.cli import parse
 from simulations.methods import METHODS
 from simulations.run import main
-from tests.own_parts import Factors, Grid, Precision, TwoTower
+from tests.own_parts import Factors, Grid, Huber, Precision, TwoTower
 
 USUAL = ["--clients", "3", "--rounds", "2", "--no-compare", "--quiet", "--metrics", "ndcg@10,hr@10"]
 SMALL = [*USUAL, "--market.users", "30", "--market.items", "40", "--market.impressions", "30"]
@@ -66,6 +66,15 @@ def test_the_ways_to_write_a_part_down_are_one_value() -> None:
         assert record["model"] == {"use": "tests.own_parts:TwoTower", "width": 6}
         assert build(json.loads(json.dumps(record))) == e
     assert build({"model": TwoTower}).model == build({"model": TwoTower()}).model == "tests.own_parts:TwoTower"
+    tasks = build({"task": ["rank", "click*2", Huber(delta=2)]})
+    assert tasks.task == 'rank,click*2,tests.own_parts:Huber{"delta": 2}'
+    assert build(json.loads(json.dumps(tasks.model_dump(mode="json")))) == tasks
+    typed = parse([*SMALL, "--task", "rank,click*2,tests.own_parts:Huber", "--task.delta", "2"]).experiment
+    assert tasks.tasks("shop")[2].own == typed.tasks("shop")[2].own == Huber(delta=2)
+    assert build({"task": Huber(delta=2)}).model_dump(mode="json")["task"] == {
+        "use": "tests.own_parts:Huber",
+        "delta": 2,
+    }
     assert build({"metrics": [Precision(k=3), "mrr"]}).metrics == ("tests.own_parts:Precision@3", "mrr")
 
 
@@ -93,12 +102,17 @@ def test_fields_of_our_own_parts_are_the_old_options() -> None:
     new = parse([*SMALL, "--method", "graph", "--coupling.kind.strength", "0.5"]).experiment
     assert new.coupling.strength == 0.5
     assert build({"model": "mf"}) == Experiment()
+    with pytest.raises(UserError, match=r"model: mlp has no fields in the text, found \{'width': 8\}"):
+        build({"model": {"use": "mlp", "width": 8}})
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--model", "tests.own_parts:TwoTowers"], "tests.own_parts must have the class TwoTowers"),
+        (
+            ["--model", "tests.own_parts:TwoTowers"],
+            "must have the class TwoTowers, found none; did you mean 'TwoTower'?",
+        ),
         (["--model", "tests.own_part:TwoTower"], "must be importable, found ModuleNotFoundError"),
         (["--model", "os:system"], "must be a component, a frozen dataclass or a frozen pydantic model"),
         (["--coupling.kind", "tests.own_parts:Thawed"], "must be a component"),
@@ -107,6 +121,19 @@ def test_fields_of_our_own_parts_are_the_old_options() -> None:
         (["--model", "tests.own_parts:TwoTower", "--model.width", "many"], "model.width"),
         (["--model", "mlp", "--model.widht", "3"], "did you mean 'width'"),
         (["--model", "mlpp"], "did you mean 'mlp'"),
+        (["--task", "rank,tests.own_parts:Hubert"], "tests.own_parts must have the class Hubert"),
+        (["--task", "tests.own_parts:Grid"], "must have the method target of a task"),
+        (["--task", "tests.own_parts:Huber", "--task.dleta", "3"], "did you mean 'delta'"),
+        (["--task", "rank", "--task.delta", "3"], "option --task.delta: rank has no fields of its own"),
+        (["--task", "tests.own_parts:Huber,tests.own_parts:Huber*2"], "a client may name a task once"),
+        (["--task", 'tests.own_parts:Huber;shop=tests.own_parts:Huber{"delta": 2}'], "task: Huber must be one for all"),
+        (["--task", "a b:C"], "must be a name or MODULE:CLASS"),
+        (["--task", "tests.own_parts:rank"], "must not be called as a task of ours"),
+        (["--task", "tests.own_parts:Summed"], "loss must return a tensor [2], found []"),
+        (
+            ["--task", "tests.own_parts:Huber", "--engine", "process", "--stack", "yes"],
+            "none are written by hand for it",
+        ),
         (["--metrics.k", "3"], "option --metrics.k: no such option; did you mean --metrics?"),
         (["--model", "a b:C"], "must be a name or MODULE:CLASS"),
         (["--descent.aggregator", "meen"], "did you mean 'mean'"),
@@ -194,6 +221,7 @@ def test_a_record_that_would_lie_is_refused_before_anything_runs(e: Experiment, 
     [
         (["--model", "tests.own_parts:TwoTower", "--model.width", "4"], "model", "tests.own_parts:TwoTower"),
         (["--dataset", "tests.own_parts:Grid", "--dataset.users", "14"], "dataset", "tests.own_parts:Grid"),
+        (["--task", "rank,tests.own_parts:Huber*0.5", "--task.delta", "2"], "task", "tests.own_parts:Huber"),
         (["--metrics", "ndcg@10,tests.own_parts:Precision@3"], "metrics", "tests.own_parts:Precision@3"),
         (
             ["--descent.aggregator", "tests.own_parts:Powered", "--descent.aggregator.power", "9"],
@@ -227,6 +255,39 @@ def test_a_part_is_used_by_every_process_recorded_and_repeated(
     assert files["inline"] != files["plain"]
     (part,) = record["components"]
     assert part["use"] == value.partition("@")[0] and len(part["sha256"]) == 64
+
+
+@pytest.fixture
+def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Install a distribution that gives short names to parts, two of which are ours."""
+    names = {"towers": "TwoTower", "precision": "Precision", "grid": "Grid", "powered": "Powered", "shrunk": "Shrunk"}
+    names |= {"mf": "Factors", "mean": "Powered"}
+    lines = ["[fedrec.components]", *(f"{name} = tests.own_parts:{one}" for name, one in names.items())]
+    (folder := tmp_path / "site" / "plugin-1.0.dist-info").mkdir(parents=True)
+    (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: plugin\nVersion: 1.0\n")
+    (folder / "entry_points.txt").write_text("\n".join(lines))
+    monkeypatch.syspath_prepend(tmp_path / "site")
+
+
+def test_an_installed_part_has_a_short_name(plugin: None, capsys: pytest.CaptureFixture[str]) -> None:
+    e = build({"model": "mf;shop-1=towers", "dataset": "grid", "metrics": "precision@3,mrr"})
+    assert (e.model, e.dataset) == ("mf;shop-1=tests.own_parts:TwoTower", "tests.own_parts:Grid")
+    assert e.metrics == ("tests.own_parts:Precision@3", "mrr")
+    typed = parse([*SMALL, "--model", "towers", "--model.width", "4", "--descent.aggregator", "powered"]).experiment
+    assert typed.model == 'tests.own_parts:TwoTower{"width": "4"}'
+    assert typed.descent.aggregator == "tests.own_parts:Powered"
+    given = build({"coupling": {"kind": {"use": "shrunk", "radius": 2}, "rho": 0.1}})
+    assert given.coupling.kind == 'tests.own_parts:Shrunk{"radius": 2}'
+    with pytest.raises(SystemExit):
+        parse(["--model", "towers", "--help"])
+    assert "--model.width" in capsys.readouterr().out
+    assert "did you mean 'towers'" in refused("--model", "towres")
+
+
+def test_a_name_of_ours_is_ours_and_asks_for_no_installed_parts(plugin: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedrec.components.metadata.entry_points", None)
+    assert parse([*SMALL, "--model", "mf", "--model.width", "4"]).experiment.model == "mf"
+    assert build({"descent": {"aggregator": "mean"}}).descent.aggregator == "mean"
 
 
 def test_a_part_that_has_changed_since_it_was_recorded_is_told(

@@ -13,17 +13,33 @@ from fedrec.data.synthetic import synthetic
 from fedrec.gradients import Method, combine, weights_of
 from fedrec.metrics import RANKING, ranking_metrics
 from fedrec.models import Kind, Recommender
+from fedrec.privacy.attacks.table import ATTACKS
 from fedrec.seeds import generator
 from fedrec.testing import (
     AggregatorContract,
+    AttackContract,
     ConstraintContract,
     MetricContract,
     RecommenderContract,
     SourceContract,
+    TaskContract,
 )
-from tests.own_parts import Factors, Grid, Powered, Precision, Shrunk, TwoTower
+from tests.own_parts import (
+    Blind,
+    Dwell,
+    Factors,
+    Grid,
+    Huber,
+    Movement,
+    Powered,
+    Precision,
+    Regulars,
+    Shrunk,
+    TwoTower,
+)
 
 TASKS = {"esmm": ("click", "buy"), "aitm": ("click", "buy")}
+KNOWING = ("loss, fitted user", "leaning", "user leaning")  # what an attack of the user's own knows
 OPERATORS: dict[str, tuple[Any, bool]] = {
     "mean": (Mean(), True),
     "clusters": (Clusters((0, 0, 1)), True),
@@ -84,6 +100,9 @@ MADE = [
     ),
     suite(RecommenderContract, "TwoTower", component=TwoTower(width=4)),
     suite(RecommenderContract, "Factors", component=Factors()),
+    suite(TaskContract, "rating", component="rating"),
+    suite(TaskContract, "Huber", component=Huber(0.5)),
+    suite(TaskContract, "Dwell", component=Dwell()),
     suite(SourceContract, "Grid", component=Grid()),
     suite(SourceContract, "Market", component=Market()),
     *(suite(MetricContract, name, component=Ranking(name if name == "mrr" else f"{name}@5")) for name in RANKING),
@@ -92,6 +111,9 @@ MADE = [
     suite(AggregatorContract, "Powered", component=Powered(2.0)),
     *(suite(ConstraintContract, name, component=one, projection=sharp) for name, (one, sharp) in OPERATORS.items()),
     suite(ConstraintContract, "Shrunk", component=Shrunk(0.1)),
+    *(suite(AttackContract, one.name, component=one) for one in ATTACKS if one.name in KNOWING),
+    suite(AttackContract, "Movement", component=Movement(2.0)),
+    suite(AttackContract, "Regulars", component=Regulars()),
 ]
 globals().update({one.__name__: one for one in MADE})
 
@@ -116,6 +138,19 @@ class Backwards:
         return -g.sum(0)
 
 
+@dataclass(frozen=True)
+class Mixed(Dwell):
+    """A task that is none: its rows share their loss, and what it says of a mean is not its logarithm."""
+
+    def loss(self, score: Tensor, target: Tensor) -> Tensor:
+        """Return the mean loss for every row."""
+        return super().loss(score, target).mean().expand(len(score))
+
+    def baseline(self, mean: Any) -> Any:
+        """Return the mean itself."""
+        return mean
+
+
 class Forgetful(Recommender):
     """A recommender whose scores of all are not those of the pairs."""
 
@@ -129,6 +164,10 @@ class Forgetful(Recommender):
     [
         (ConstraintContract, Spread(), "test_nearer_points_are_brought_nearer"),
         (ConstraintContract, Spread(), "test_what_satisfies_it_stays"),
+        (AttackContract, Blind(), "test_it_reads_what_was_sent"),
+        (AttackContract, Blind(), "test_targets_are_scored_alike_in_any_order"),
+        (TaskContract, Mixed(), "test_a_row_costs_what_it_costs_alone"),
+        (TaskContract, Mixed(), "test_the_score_that_says_a_target_costs_the_least"),
         (MetricContract, Backwards(), "test_a_better_rank_is_no_worse"),
         (AggregatorContract, Backwards(), "test_clients_that_agree_are_not_led_the_other_way"),
         (RecommenderContract, Forgetful("mf", 4), "test_all_scores_are_those_of_the_pairs"),

@@ -122,6 +122,12 @@ def test_a_student_that_is_its_teacher_learns_nothing(task: Task, temperature: f
     assert float(gradient(z, z, task, temperature).abs().max()) < 1e-12
 
 
+@pytest.mark.parametrize("task", [RATING, parse_task("tests.own_parts:Huber")])
+def test_a_number_is_taught_by_its_square_also_of_a_task_of_ones_own(task: Task) -> None:
+    z, v = torch.tensor([1.0, -2.0, 3.0]), torch.tensor([1.5, 2.0, 3.0])
+    assert softened(task, z, v, 2.0).tolist() == [0.25, 16.0, 0.0]
+
+
 def test_a_teacher_that_is_the_student_leaves_the_penalty_alone() -> None:
     """The whole lesson then has the gradient of alpha times the penalty."""
     tasks = (BPR, LIKE, RATING)

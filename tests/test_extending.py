@@ -8,18 +8,31 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
+import pandas as pd
 import pytest
 
 from simulations.run import main
+from simulations.studies.__main__ import main as study
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
 FILES = dict(re.findall(r"```python\n# (\w+\.py)\n(.*?)```", TEXT, re.DOTALL))
 COMMANDS = [shlex.split(line)[2:] for line in re.findall(r"```\n(fedrec run .*)\n```", TEXT)][1:]
+STUDY = re.findall(r"```\nfedrec studies (.*)\n```", TEXT)
 SMALL = ["--clients", "3", "--rounds", "2", "--no-compare", "--quiet"]
 MARKET = ["--market.users", "24", "--market.items", "30", "--market.impressions", "20"]
-LINES = {"recommender": 15, "data source": 10, "metric": 8, "aggregator": 10, "constraint": 10}
+LINES = {
+    "recommender": 15,
+    "data source": 10,
+    "task": 15,
+    "metric": 8,
+    "aggregator": 10,
+    "constraint": 10,
+    "tracker": 10,
+    "attack": 15,
+}
 HERE = ("inline", "process", "batched")
 
 
@@ -43,7 +56,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("command", COMMANDS, ids=[command[1].partition(":")[0] for command in COMMANDS])
+@pytest.mark.parametrize("command", COMMANDS, ids=[re.findall(r"(\w+):", command[1])[0] for command in COMMANDS])
 def test_a_part_of_ones_own_runs_under_every_engine(
     command: list[str], folder: Path, tries: Callable[[int, int], int]
 ) -> None:
@@ -61,7 +74,7 @@ def test_a_part_of_ones_own_runs_under_every_engine(
         found[engine] = (folder / engine / "clients.csv").read_text()
         record = json.loads((folder / engine / "experiment.json").read_text())
         assert [part["use"] for part in record["components"]] == [
-            one.partition("@")[0] for one in command[1].split(",") if ":" in one
+            re.split("[@*]", one)[0] for one in command[1].split(",") if ":" in one
         ]
         assert all(len(part["sha256"]) == 64 for part in record["components"])
     assert len({found[engine] for engine in engines if engine != "batched"}) == 1
@@ -73,10 +86,44 @@ def test_a_part_of_ones_own_runs_under_every_engine(
 
 def test_the_text_has_an_example_of_every_seam_within_its_lines() -> None:
     titles = dict(re.findall(r"\n## An? ([\w ]+)\n.*?```python\n# \w+\.py\n(.*?)```", TEXT, re.DOTALL))
-    assert titles.keys() == LINES.keys() and len(COMMANDS) == len(LINES)
+    assert titles.keys() == LINES.keys() and len(COMMANDS) + len(STUDY) == len(LINES)
     for title, code in titles.items():
         body = [line for line in code.splitlines() if line.strip() and not line.startswith(("import", "from"))]
         assert len(body) <= LINES[title], title
+
+
+def test_the_attack_of_the_text_is_asked_beside_ours(folder: Path) -> None:
+    (command,) = STUDY
+    small = [*SMALL[:4], *MARKET, "--epsilon", "inf", "--seeds", "1", "--workers", "1"]
+    assert study([*shlex.split(command), *small, "--out", "study"]) == 0
+    found = pd.read_csv("study/results.csv")
+    assert (found["name"] == 'movement:Movement{"power": 2}').sum() == (found["name"] == "leaning").sum() == 1
+
+
+def test_the_writer_of_the_text_is_opened_once_fed_every_round_and_closed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class SummaryWriter:
+        """As that of TensorBoard."""
+
+        def __init__(self, path: str) -> None:
+            told.append(("open", path))
+
+        def add_scalar(self, name: str, value: float, step: int) -> None:
+            told.append((name, float(value), step))
+
+        def close(self) -> None:
+            told.append(("closed",))
+
+    told: list[tuple[object, ...]] = []
+    fake = ModuleType("tensorboard")
+    fake.SummaryWriter = SummaryWriter  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", fake)
+    assert main([*SMALL, *MARKET, "--engine", "inline", "--tracker", "board:Board", "--out", "run"]) == 0
+    assert told[0] == ("open", "board") and told[-1] == ("closed",)
+    rounds = pd.read_csv("run/rounds.csv")
+    assert [one[1] for one in told[1:-1] if one[0] == "train_loss"] == rounds["train_loss"].tolist()
+    assert len(told) == 2 + rounds.size
 
 
 @pytest.mark.parametrize("page", ["architecture", "glossary"])

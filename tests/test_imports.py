@@ -18,6 +18,7 @@ LAYERS = {
     "fedrec.errors": -2,
     "fedrec.components": -1,
     "fedrec.needs": 0,
+    "fedrec.origins": 0,
     "fedrec.files": 0,
     "fedrec.methods": 0,
     "fedrec.parameters": 0,

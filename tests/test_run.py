@@ -105,7 +105,7 @@ WRONG = {
     "client of a task": ("--task rank;shp=click", "client 'shp': must be one of films, news, shop, found in .*"),
     "client of a model": ("--model mf;shp=mlp", "client 'shp': must be one of films, news, shop, found in .*"),
     "client without a task": ("--task films=rank", "task: client '(shop|news)' has no task in 'films=rank'"),
-    "model": ("--model mf;shop=mpl", "option --model: .* must be one of aitm, .*mlp, .*, found 'mpl'.*"),
+    "model": ("--model mf;shop=mpl", "option --model: must be one of aitm, .*mlp, .*, found 'mpl'.*"),
     "shared module": ("--share item_tabel", "share: must be one of .*, found 'item_tabel'; did you mean 'item_table'."),
     "shapes": (
         "--method fedavg --model mf;shop=mlp",

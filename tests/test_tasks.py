@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from fedrec.components import per_client
 from fedrec.errors import UserError
+from fedrec.scorers import PopularityScorer
 from fedrec.tasks import Task, parse_task, task_loss, tasks_of
 from tests.builders import interactions
 
@@ -104,6 +105,27 @@ def test_the_offset_is_what_the_best_constant_would_predict() -> None:
     assert CLICK.offset(ROWS) == pytest.approx(math.log(1 / 3))
     # At the offset, the mean gradient of the loss vanishes: sum sigmoid(c) - y = 4 / 4 - 1.
     assert sum(one(CLICK, CLICK.offset(ROWS), y)[1] for y in (1.0, 0.0, 0.0, 0.0)) == pytest.approx(0, abs=1e-6)
+
+
+def test_a_task_of_ones_own_has_its_own_rows_target_loss_measures_and_start() -> None:
+    huber, dwell = parse_task('tests.own_parts:Huber{"delta": 1e9}*0.5'), parse_task("tests.own_parts:Dwell")
+    assert (huber.name, huber.weight, dwell.name, dwell.weight) == ("Huber", 0.5, "Dwell", 1.0)
+    assert huber.rows(ROWS).tolist() == RATING.rows(ROWS).tolist()
+    # What is masked out has a loss like the others, here that of their mean: a 0 would have none, times a mask of 0.
+    assert huber.target(ROWS).tolist() == [4, 2.5, 1, 2.5]
+    loss, slope = one(huber, 3.0, 1.0)
+    assert (2 * loss, 2 * slope) == one(RATING, 3.0, 1.0)
+    assert huber.offset(ROWS) == RATING.offset(ROWS) and dwell.offset(ROWS) == pytest.approx(math.log(2.5))
+    # At the offset, the mean gradient of the loss vanishes: 2 exp(c) - 4 - 1.
+    assert sum(one(dwell, dwell.offset(ROWS), y)[1] for y in (4.0, 1.0)) == pytest.approx(0, abs=1e-6)
+    score, target = np.array([1, 2], np.float32), np.array([2, 2], np.float32)
+    assert {name: value.tolist() for name, value in huber.measured(score, target).items()} == {
+        "loss": [0.5, 0.0],
+        "mae": [1.0, 0.0],
+    }
+    # Popularity says the logarithm of an item's mean, shrunk to 2.5 by one row: (4 + 2.5) / 2 and (1 + 2.5) / 2.
+    popular = PopularityScorer.fit((dwell,), interactions([(0, 0), (1, 1)], rating=[4.0, 1.0]), 2, prior=1.0)
+    assert popular.tables["Dwell"].tolist() == pytest.approx([math.log(3.25), math.log(1.75)])
 
 
 @pytest.mark.parametrize(("label", "expected"), [(True, math.log(999)), (False, -math.log(999))])

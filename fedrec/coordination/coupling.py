@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 from itertools import combinations
+from typing import Annotated
 
-from pydantic import BaseModel, Field, field_validator
+from pydantic import BaseModel, Field
 
-from fedrec.components import PartText, choose_part, make, read
+from fedrec.components import PartText, make, one_of, read
 from fedrec.coordination.maps import server_maps
 from fedrec.coordination.operators import (
     Ball,
@@ -29,7 +30,9 @@ KINDS = ("mean", "clusters", "mean-regularised", "graph", "mixture", "sum", "lin
 class Coupling(BaseModel, frozen=True, extra="forbid"):
     """How the shared parameters of the clients are tied; `operator` gives the numerics."""
 
-    kind: PartText = Field("mean", description="the server operator: " + ", ".join(KINDS))
+    kind: Annotated[PartText, one_of("coupling.kind")] = Field(
+        "mean", description="the server operator: " + ", ".join(KINDS)
+    )
     rho: float = Field(0.0, ge=0, allow_inf_nan=False, description="proximal weight of the tie, beside the mean loss")
     duals: bool = Field(False, description="keep scaled duals at the clients (ADMM)")
     balance: bool = Field(False, description="adapt rho to the residuals")
@@ -44,11 +47,6 @@ class Coupling(BaseModel, frozen=True, extra="forbid"):
     total: float = Field(0.0, allow_inf_nan=False, description="sum: what the clients' parameters add up to")
     radius: float | None = Field(None, gt=0, allow_inf_nan=False, description="bound of the norm of each z")
     bound: float | None = Field(None, gt=0, allow_inf_nan=False, description="bound of every coordinate of z")
-
-    @field_validator("kind")
-    @classmethod
-    def _operator(cls, value: str) -> str:
-        return choose_part("one of the operators", value, KINDS)
 
     @property
     def personal(self) -> bool:

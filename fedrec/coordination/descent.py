@@ -2,14 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import cast, get_args
+from typing import Annotated, cast, get_args
 
 import torch
-from pydantic import BaseModel, Field, field_validator
+from pydantic import BaseModel, Field
 from torch import Tensor
 
 from fedrec.aggregation import Carrier
-from fedrec.components import PartText, choose_part, make, read
+from fedrec.components import PartText, make, one_of, read
 from fedrec.coordination.halves import Held, Residuals, double
 from fedrec.errors import UserError
 from fedrec.gradients import Kind, Method, ServerOptimiser, State, combine, weights_of
@@ -21,18 +21,15 @@ from fedrec.seeds import generator
 class Descent(BaseModel, frozen=True, extra="forbid"):
     """How the server makes a step of the clients' pseudo-gradients g_i = z - x_i; the defaults are FedAvg."""
 
-    aggregator: PartText = Field("mean", description="weights of the pseudo-gradients: " + ", ".join(get_args(Method)))
+    aggregator: Annotated[PartText, one_of("descent.aggregator")] = Field(
+        "mean", description="weights of the pseudo-gradients: " + ", ".join(get_args(Method))
+    )
     eps: float = Field(
         1.0, ge=0, allow_inf_nan=False, description="fedmgda: how far the weights may leave the clients' own"
     )
     c: float = Field(0.5, ge=0, allow_inf_nan=False, description="cagrad: radius of the ball around the mean")
     optimiser: Kind = Field("sgd", description="server optimiser (FedOpt)")
     lr: float = Field(1.0, gt=0, allow_inf_nan=False, description="server learning rate")
-
-    @field_validator("aggregator")
-    @classmethod
-    def _aggregator(cls, value: str) -> str:
-        return choose_part("one of the aggregators", value, get_args(Method))
 
     @property
     def plain(self) -> bool:

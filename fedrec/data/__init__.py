@@ -14,7 +14,7 @@ from fedrec.data.synthetic import Market, synthetic
 from fedrec.data.table import from_frame, table
 from fedrec.data.text import Content, content_vectors
 from fedrec.data.types import ClientData, Dataset, Interactions
-from fedrec.errors import UserError
+from fedrec.errors import UserError, named
 
 __all__ = [
     "DATASETS",
@@ -59,7 +59,8 @@ def load(
     read by `columns`. `table` needs `data_dir` (the file) and `columns`; `ml-100k` reads `data_dir` if given. Raises
     UserError.
     """
-    choose_part("dataset", name, DATASETS)
+    with named("dataset"):
+        name = choose_part("dataset", name)
     if read(name).own:
         found = make("dataset", name).load()
         found = from_frame(found, columns, read(name).use) if isinstance(found, pd.DataFrame) else found

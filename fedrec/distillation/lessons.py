@@ -117,12 +117,12 @@ def softened(task: Task, z: Tensor, v: Tensor, temperature: float) -> Tensor:
     rank: T^2 KL(softmax(v / T) | softmax(z / T)) over the row's item and its sampled ones, z and v [B, 1 + m]
     (arXiv 1503.02531, eq. 1; T^2 keeps the size of the gradients, sec. 2); it tends to half the squared distance of the
     centred logits over 1 + m, T -> infinity (eq. 4). binary: the same over the two classes, whose softmax is
-    sigmoid(z / T). rating: (z - v)^2. An attribute [B, C] is softened by its loss: ce as rank, bce as binary, mse as
-    rating, the latter two as means over C.
+    sigmoid(z / T). rating, and a task of the user's own: (z - v)^2. An attribute [B, C] is softened by its loss: ce as
+    rank, bce as binary, mse as rating, the latter two as means over C.
     """
     if task.kind == "rank" or task.loss == "ce":
         return divergence(z, v, temperature)
-    if task.loss == "mse":
+    if task.loss in ("mse", "own"):
         each = (z - v).square()
     else:
         classes = [torch.stack([one, torch.zeros_like(one)], dim=-1) for one in (z, v)]

@@ -6,12 +6,22 @@
 What the package's own parts are held to is the same (`tests/test_contracts.py`).
 """
 
+from fedrec.testing.attacks import AttackContract
 from fedrec.testing.contracts import (
     AggregatorContract,
     ConstraintContract,
     MetricContract,
     RecommenderContract,
     SourceContract,
+    TaskContract,
 )
 
-__all__ = ["AggregatorContract", "ConstraintContract", "MetricContract", "RecommenderContract", "SourceContract"]
+__all__ = [
+    "AggregatorContract",
+    "AttackContract",
+    "ConstraintContract",
+    "MetricContract",
+    "RecommenderContract",
+    "SourceContract",
+    "TaskContract",
+]

@@ -10,12 +10,13 @@ from torch import Tensor
 from fedrec.components import SEAMS, make, written
 from fedrec.coordination.operators import Constraint, Operator, Vectors
 from fedrec.data import Dataset, from_frame
+from fedrec.data.types import Interactions
 from fedrec.metrics import Ranks
 from fedrec.models import Module, ModuleRecommender, Recommender
 from fedrec.parameters import Params
 from fedrec.seeds import generator
 from fedrec.sharing import MODULES, TABLES
-from fedrec.tasks import Task, parse_task
+from fedrec.tasks import Task, parse_task, task_loss
 from fedrec.training.losses import batch_loss
 from fedrec.training.recipe import Batch
 
@@ -100,6 +101,63 @@ class RecommenderContract(Rebuilt):
             if name in TABLES:
                 assert set(grad.flatten(1).abs().sum(1).nonzero().flatten().tolist()) <= touched[TABLES[name]], name
         assert any(bool(grad.abs().sum() > 0) for grad in grads.values())
+
+
+class TaskContract(Rebuilt):
+    """A task: `target(data)` and `loss(score, target)`, or the name of one of ours; tested on `rows`."""
+
+    field = "task"
+    rows: ClassVar[Interactions] = Interactions(
+        np.array([0, 0, 1, 1, 2]),
+        np.array([0, 1, 0, 2, 1]),
+        np.array([1, 2, 3, 4, 5]),
+        np.array([4, 1, np.nan, 5, 2], np.float32),
+        np.array([True, False, True, True, False]),
+        {"click": np.array([True, True, False, True, False]), "buy": np.array([True, False, False, False, False])},
+    )
+
+    @property
+    def task(self) -> Task:
+        """The task that is tested."""
+        return parse_task(written(self.component))
+
+    def costs(self, score: Tensor) -> Tensor:
+        """Return the loss of every row that is learnt from, for a score of each."""
+        known = self.task.rows(self.rows)
+        return task_loss(self.task, score, torch.from_numpy(self.task.target(self.rows)[known]), None)
+
+    def said(self) -> Tensor:
+        """Return the score that says the target of every row that is learnt from."""
+        target = self.task.target(self.rows)[self.task.rows(self.rows)]
+        return torch.from_numpy(np.array([self.task.said(one) for one in target.astype(np.float64)], np.float32))
+
+    def test_some_rows_are_learnt_from_and_the_same_twice(self) -> None:
+        """A target is a number for each row, and NaN where there is none."""
+        known, target = self.task.rows(self.rows), self.task.target(self.rows)
+        assert known.any() and np.isfinite(target).all()
+        assert np.array_equal(target, self.task.target(self.rows))
+
+    def test_a_row_costs_what_it_costs_alone(self) -> None:
+        """A finite number with a finite slope, whichever rows stand beside it."""
+        score = torch.linspace(-2, 2, len(self.said())).requires_grad_()
+        costs = self.costs(score)
+        (slope,) = torch.autograd.grad(costs.sum(), score)
+        assert bool(costs.isfinite().all()) and bool(slope.isfinite().all())
+        for place in range(len(score)):
+            other = torch.where(torch.arange(len(score)) == place, score, score + 1)
+            torch.testing.assert_close(self.costs(other)[place], costs[place])
+
+    def test_the_score_that_says_a_target_costs_the_least(self) -> None:
+        """So that a head starts with, and is compared with, the right number."""
+        least = self.costs(self.said())
+        for step in (-0.5, 0.5):
+            assert bool((self.costs(self.said() + step) >= least - 1e-6).all())
+
+    def test_what_it_measures_is_known_to_the_package(self) -> None:
+        """A number for each row, by names of ours."""
+        target = self.task.target(self.rows)[self.task.rows(self.rows)]
+        found = self.task.measured(self.said().numpy(), target) if self.task.part else {}
+        assert all(np.isfinite(values).all() for values in found.values())
 
 
 class SourceContract(Rebuilt):

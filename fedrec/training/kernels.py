@@ -22,7 +22,7 @@ HANDWRITTEN = ("mf", "mlp", "item")  # the models whose gradients are here
 def handwritten(model: Recommender, tasks: tuple[Task, ...]) -> bool:
     """Return whether `loss_and_gradients` knows a model, with what it reads, and its tasks."""
     plain = type(model) is Recommender and model.side.content is None and not model.sequence.active
-    return plain and model.kind in HANDWRITTEN and not any(task.attribute or task.classes for task in tasks)
+    return plain and model.kind in HANDWRITTEN and {task.kind for task in tasks} <= {"rank", "rating", "binary"}
 
 
 def loss_and_gradients(

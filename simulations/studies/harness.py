@@ -18,6 +18,7 @@ from typing import Any
 import pandas as pd
 import torch
 
+from fedrec.errors import UserError
 from fedrec.experiment import Experiment
 from fedrec.folders import writing
 from fedrec.records import write_csv
@@ -93,6 +94,8 @@ def conduct(study: Study, argv: Sequence[str]) -> None:
     every = [e for run in runs for e in (run.experiment, *run.others)]
     heeded(options.flags, every)
     for experiment in every:
+        if experiment.tracker != "none":
+            raise UserError(f"option --tracker: is for a single run, found {experiment.tracker} for a study")
         check(experiment)
     with writing(options.out) as home:
         carry = partial(carry_out, study, options.workers if workers else 0, home)

@@ -16,8 +16,9 @@ import pandas as pd
 from fedrec.errors import UserError
 from fedrec.experiment import Experiment, build
 from fedrec.holdings import clients_data, dataset
+from fedrec.origins import origins
 from fedrec.privacy.attacks.scores import violates
-from fedrec.privacy.attacks.table import ATTACKS, Attack
+from fedrec.privacy.attacks.table import ATTACKS, Attack, own_attacks
 from fedrec.privacy.audit import ALARM, audit, bounds
 from fedrec.privacy.guarantee import guarantees
 from fedrec.privacy.noise import Source
@@ -46,6 +47,7 @@ OPTIONS = {
     "seeds": (3, "runs of each: 0, 1, ...; one seed gives no intervals"),
     "one-user": (int, f"one-user clients; 0: no such scene [at most {PEOPLE}]"),
     "canaries": (2000, "dummy users of an audit"),
+    "attack": ("", "attacks of your own, beside ours: MODULE:CLASS, or with fields, joined by commas"),
 }
 
 
@@ -85,6 +87,7 @@ class Tests(NamedTuple):
 
     canaries: int
     promises: int
+    attack: str = ""  # of the user's own, beside ours
 
 
 def plan(options: Namespace) -> list[Run]:
@@ -94,7 +97,9 @@ def plan(options: Namespace) -> list[Run]:
         if flag.startswith("--") and name in OWN:
             raise UserError(f"option --{name}: the study sets it itself; {OWN[name]}")
     budgets, people = [budget(text) for text in options.epsilon.split(",")], people_of(options.one_user, options.flags)
-    found = runs_of(budgets, range(options.seeds), options.canaries, options.flags, people)
+    if "__main__:" in options.attack:
+        raise UserError(f"attack: must be a class of a module, which other processes import, found {options.attack}")
+    found = runs_of(budgets, range(options.seeds), options.canaries, options.flags, people, options.attack)
     for run in found:
         if run.labels["scene"] == CLIENTS and len(clients_data(run.experiment)) < 2:
             raise UserError("clients: must be at least 2 to learn together, found 1")
@@ -114,15 +119,16 @@ def people_of(given: int | None, flags: Sequence[str]) -> int:
 
 
 def runs_of(
-    budgets: Sequence[str], seeds: Sequence[int], canaries: int, flags: Sequence[str], people: int
+    budgets: Sequence[str], seeds: Sequence[int], canaries: int, flags: Sequence[str], people: int, attack: str = ""
 ) -> list[Run]:
     """Return the runs of the study: a scene, what its runs are compared with ("alone"), and an audit ("audit")."""
     found: list[Run] = []
     scenes = [scene for scene in SCENES if people or scene.name != ONE_USER]
     noisy = [text for text in budgets if text != OPEN]
     kinds = {CLIENTS: "silos", ONE_USER: "one-user"}
-    covering = [a for scene in scenes for a in ATTACKS if a.clients == kinds[scene.name] and covered(a)]
-    tests = Tests(canaries, max(1, (len(covering) + 1) * len(noisy) * len(seeds)))  # and an audit
+    attacks = (*ATTACKS, *own_attacks(attack))
+    covering = [a for scene in scenes for a in attacks if a.clients == kinds[scene.name] and covered(a)]
+    tests = Tests(canaries, max(1, (len(covering) + 1) * len(noisy) * len(seeds)), attack)  # and an audit
     for seed in seeds:
         own = [*flags, "--seed", str(seed), "--engine", "inline"]
         named = []
@@ -177,12 +183,14 @@ def about(runs: Sequence[Run], scenes: Mapping[str, Setting], budgets: Sequence[
     source = f", {first.data_dir.name}" if first.data_dir else ""
     same = facts(runs)
     who = clients_data(first)[0].name
+    own = origins(("attack", attack.name) for attack in own_attacks(runs[0].about.attack))
     return {
         "Data": f"{first.dataset}{source}: {plural(len(dataset(first).users), 'user')}",
         "Clients": "; ".join(f"{name}: {one.who}" for name, one in scenes.items()),
         "Rounds": "; ".join(f"{name}: {one.rounds}" for name, one in scenes.items()),
         "Seeds": ", ".join(dict.fromkeys(str(run.labels["seed"]) for run in runs)),
         "Budgets": ", ".join(budgets),
+        **({"Your attacks": "; ".join(" ".join(one.values()) for one in own)} if own else {}),
         "Audit": f"{runs[0].about.canaries:,} canaries in a run of {who}" if audits else "none",
         **{name: text for name, text in same.items() if name not in ("dataset", "data_dir", "clients", "rounds")},
     }
@@ -213,7 +221,7 @@ def attack_rows(run: Run, home: Path) -> list[Row]:
     rows = utility_rows(pd.DataFrame([*seen.record.clients, *gather_measured(home)]))
     case = case_of(e, seen, run.labels["seed"])
     promised = max((g.budget for g in guarantees(e).values()), default=math.inf)
-    for attack in ATTACKS:
+    for attack in (*ATTACKS, *own_attacks(run.about.attack)):
         if not attack.fits(case):
             continue
         try:

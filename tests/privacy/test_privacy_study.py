@@ -8,6 +8,7 @@ import pytest
 
 from fedrec.errors import UserError
 from fedrec.metrics import Paired
+from fedrec.origins import origin
 from fedrec.privacy.attacks.table import ATTACKS
 from fedrec.privacy.audit import ALARM
 from simulations.studies.__main__ import main
@@ -160,6 +161,44 @@ def test_only_a_budget_brings_a_promise() -> None:
     # All tests of promises share one level: at one budget and two seeds, as many as attacks and an audit, twice.
     covering = [one for one in ATTACKS if one.released and one.unit != "attribute"]
     assert {run.about.promises for run in runs} == {2 * (len(covering) + 1)} and ALARM < 0.01
+
+
+def test_an_attack_of_ones_own_is_asked_judged_and_shown_like_ours(tmp_path: Path) -> None:
+    own = 'tests.own_parts:Movement{"power": 2},tests.own_parts:Regulars'
+    out, small = tmp_path / "study", ["--epsilon", "inf", "--canaries", "300", "--out", str(tmp_path / "study"), *SMALL]
+    assert main(["privacy", "--workers", "2", "--attack", own, *small]) == 0
+    table = pd.read_csv(out / "results.csv")
+    attacks = {(row["scene"], row["name"]): row for row in table[table["kind"] == "attack"].to_dict("records")}
+    movement, ours = attacks["clients", 'tests.own_parts:Movement{"power": 2}'], attacks["clients", "leaning"]
+    # It is asked what ours is asked, and an item that was trained on moves.
+    assert all(movement[name] == ours[name] for name in ("members", "others", "groups", "unit", "released"))
+    assert movement["value"] > 0.5
+    assert attacks["clients", "tests.own_parts:Regulars"]["unit"] == "user"
+    assert ("one-user", movement["name"]) in attacks
+    page = (out / "report.html").read_text()
+    assert "tests.own_parts:Movement" in page and origin("tests.own_parts:Movement")["sha256"] in page
+    # Each is one more test of a promise in either scene.
+    plain, more = (runs_of(["1"], [0], 10, [], 30, attack)[0].about.promises for attack in ("", own))
+    assert more == plain + 4
+
+
+@pytest.mark.parametrize(
+    ("attack", "status", "words"),
+    [
+        ("tests.own_parts:Movment", 2, "tests.own_parts must have the class Movment"),
+        ("tests.own_parts:Grid", 2, "must have the method scores of a attack"),
+        ('tests.own_parts:Movement{"pwer": 2}', 2, "did you mean 'power'"),
+        ("__main__:Movement", 2, "must be a class of a module"),
+        ("tests.own_parts:Short", 1, "scores must be a number for each of"),
+    ],
+)
+def test_an_attack_that_is_none_is_refused(
+    attack: str, status: int, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = ["--epsilon", "inf", "--workers", "1", "--out", str(tmp_path / "study"), *SMALL, "--one-user", "0"]
+    assert main(["privacy", "--attack", attack, *small]) == status
+    told = capsys.readouterr().err
+    assert words in told and told.count("\n") == 1
 
 
 def test_a_broken_promise_and_an_alarm_come_first() -> None:

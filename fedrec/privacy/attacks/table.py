@@ -3,13 +3,14 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
 
+from fedrec.components import make, parts_of
 from fedrec.data.types import Bools, ClientData, Ints
-from fedrec.errors import UserError
+from fedrec.errors import RunFailure, UserError, choose
 from fedrec.experiment import Experiment
 from fedrec.parameters import Params
 from fedrec.privacy.attacks import attributes, imia, inversion, lira, membership, ratings, recovery, targets
@@ -18,6 +19,7 @@ from fedrec.privacy.attacks.scores import Result, Values, judge
 from fedrec.privacy.transcript import Transcript
 from fedrec.seeds import generator
 
+Clients = Literal["silos", "one-user"]
 SAMPLE = 400  # targets of a client and a kind
 Tasks = tuple[Literal["rank", "rating"], ...]
 USERS = 60  # of a client and a kind, and one-user clients
@@ -61,8 +63,8 @@ class Attack:
     """
 
     name: str
-    unit: Literal["interaction", "user", "attribute"]
-    clients: Literal["silos", "one-user"]
+    unit: str
+    clients: Clients
     tasks: Tasks
     run: Callable[..., Values]
     ask: Callable[[Case], Question]
@@ -175,7 +177,7 @@ def _by_item_sets(case: Case, name: str) -> Question:
     return replace(asked, known={**asked.known, "tasks": case.experiment.tasks(case.parts[0].name)})
 
 
-Source = tuple[str, Literal["silos", "one-user"], Callable[..., Values], Callable[..., Question], bool]
+Source = tuple[str, Clients, Callable[..., Values], Callable[..., Question], bool]
 SOURCES: tuple[Source, ...] = (
     ("item sets", "one-user", attributes.from_item_sets, _by_item_sets, True),
     ("updates", "one-user", attributes.from_updates, _attribute, True),
@@ -207,3 +209,34 @@ ATTACKS: tuple[Attack, ...] = (
         for name in ("gender", "age", "occupation")
     ),
 )
+ASKED: dict[Any, Callable[[Case], Question]] = {"interaction": _leaning, "user": _users}
+
+
+def own_attacks(text: str) -> list[Attack]:
+    """Return the attacks of the user's own that a text names, for both kinds of clients; none where it is "".
+
+    Each is a component with `scores(transcript, records, experiment)`: of every record whether it was trained on, or,
+    where its `unit` is user, of every one of `records.profiles()` whether the user took part. It may say which tables
+    it `reads`, and that it is not `released`. Raises UserError.
+    """
+    found = []
+    for part in parts_of(text) if text else ():
+        own, name = make("attack", str(part)), str(part)
+        unit = choose(f"attack: unit of {part.use}", getattr(own, "unit", "interaction"), ASKED)
+        run, reads = partial(_attempted, own, name, unit), tuple(getattr(own, "reads", ("item_table",)))
+        released = bool(getattr(own, "released", True))
+        found += [Attack(name, unit, who, BOTH, run, ASKED[unit], released, reads) for who in get_args(Clients)]
+    return found
+
+
+def _attempted(own: Any, name: str, unit: str, transcript: Transcript, **known: Any) -> Values:
+    """Return the scores of an attack of the user's own; raises RunFailure if it fails, or gives none to some target."""
+    targets = len(known["records"]) if unit == "interaction" else len(known["records"].profiles()[0])
+    try:
+        scores = np.asarray(own.scores(transcript, **known), np.float64)
+    except Exception as error:
+        raise RunFailure(f"attack {name}: {type(error).__name__}: {error}") from error
+    if scores.shape != (targets,) or np.isnan(scores).any():
+        found = "NaN" if scores.shape == (targets,) else list(scores.shape)
+        raise RunFailure(f"attack {name}: scores must be a number for each of {targets} targets, found {found}")
+    return scores

@@ -1,0 +1,58 @@
+"""Where the parts of a user's own may run, and where they came from."""
+
+import hashlib
+import sys
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from fedrec.components import make, read
+from fedrec.errors import UserError
+
+
+def portable(field: str, text: str, engine: str) -> None:
+    """Raise UserError for a component that another process cannot rebuild: one of `__main__`, as in a notebook."""
+    if field != "tracker" and engine not in ("inline", "batched") and text.startswith("__main__:"):
+        raise UserError(
+            f"{field}: {read(text).use} must be importable by the processes of the engine {engine}, found a class of "
+            "the program that was started; move it to a module, or add --engine inline"
+        )
+
+
+def permit(parts: Iterable[tuple[str, str]], allowed: Collection[str]) -> None:
+    """Raise UserError for a part, given as (field, text), that a node's own configuration does not allow."""
+    for field, text in parts:
+        if read(text).use not in allowed:
+            found = ", ".join(sorted(allowed)) or "none"
+            raise UserError(f"{field}: {read(text).use} must be among the components of this node, found {found}")
+
+
+def origins(parts: Iterable[tuple[str, str]]) -> list[dict[str, str]]:
+    """Return the `origin` of parts given as (field, text), each once."""
+    return [origin(use) for use in dict.fromkeys(read(text).use for _, text in parts)]
+
+
+def changed(parts: Iterable[tuple[str, str]], recorded: Sequence[Any]) -> list[str]:
+    """Return what to tell of parts that are not what was recorded; they are imported."""
+    before = {one.get("use"): one for one in recorded if isinstance(one, Mapping)}
+    notes = []
+    for field, text in parts:
+        make(field, text)
+        use = read(text).use
+        if use in before and before[use] != origin(use):
+            notes.append(f"{field}: {use} is another one than when this was recorded")
+    return notes
+
+
+def origin(use: str) -> dict[str, str]:
+    """Return where a component came from: its distribution and version, or the SHA-256 of its module's file."""
+    name = use.partition(":")[0]
+    top = name.partition(".")[0]
+    found = metadata.packages_distributions().get(top)
+    if found:
+        return {"use": use, "distribution": found[0], "version": metadata.version(found[0])}
+    file = getattr(sys.modules.get(name), "__file__", None)
+    if file is None or not Path(file).is_file():
+        return {"use": use, "sha256": "", "file": "none: it was typed into the program"}
+    return {"use": use, "sha256": hashlib.sha256(Path(file).read_bytes()).hexdigest()}
