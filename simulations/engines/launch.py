@@ -3,7 +3,7 @@
 import gc
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fedrec.errors import UserError
 from fedrec.experiment import Experiment
@@ -11,6 +11,9 @@ from fedrec.folders import CHECKPOINTS, saved
 from fedrec.holdings import clients_data
 from fedrec.records import Row
 from server.checkpoint import Checkpoints, Found, latest
+
+if TYPE_CHECKING:
+    from simulations.engines.process import Started
 
 
 def launch(
@@ -20,19 +23,22 @@ def launch(
     stop: Callable[[], bool] = lambda: False,
     told: Callable[[str], None] = lambda text: None,
     every: int = 0,
+    idle: "list[Started] | None" = None,
 ) -> None:
     """Run an experiment, and write its record into `home`.
 
     `told` gets what the user should know of the engine. With `every` above 0 there is a checkpoint after so many
-    rounds, and the run goes on from the one that `home` may hold. Raises UserError if that is of another run.
+    rounds, and the run goes on from the one that `home` may hold. `idle` are worker processes that wait for a run, see
+    `idle_workers`. Raises UserError if the checkpoint is of another run.
     """
     from simulations.apps import apps_for
 
     e, clients = experiment, len(clients_data(experiment))
+    home.mkdir(parents=True, exist_ok=True)
     if not every and saved(home):
         raise UserError("resume: checkpoint-every must be above 0 for a run that has checkpoints, found 0")
     if e.engine in ("inline", "batched", "process"):
-        run_here(e, home, clients, on_round, stop, told, every)
+        run_here(e, home, clients, on_round, stop, told, every, idle)
     elif every:
         raise UserError(f"checkpoint-every: must be 0 for the engine {e.engine}, which keeps clients' state to itself")
     elif e.engine == "ray":
@@ -54,6 +60,7 @@ def run_here(
     stop: Callable[[], bool],
     told: Callable[[str], None],
     every: int,
+    idle: "list[Started] | None",
 ) -> None:
     """Run an experiment on a grid of this process, whose nodes' state can be saved."""
     from clients.device import devices
@@ -73,7 +80,7 @@ def run_here(
         # As many workers as before, each with the same clients, whatever cores this machine has.
         slots = slots_of(e.model_copy(update={"workers": found.about["workers"]}) if found else e, clients)
         about["workers"] = len(slots)
-        grid = ProcessGrid(slots, settings, told)
+        grid = ProcessGrid(slots, settings, told, idle)
     elif e.engine == "batched" and not e.pool:
         grid = BatchedGrid(hosted(e, home, in_order(e), devices(e.device)[0], not every))
     else:

@@ -15,9 +15,10 @@ from fedrec.report.findings import number
 from fedrec.report.study import Part, interval, seeded, write_study
 from fedrec.report.verdicts import verdicts
 from fedrec.sharing import SHARINGS
-from simulations.baselines import baseline, run_baseline, run_popularity
+from simulations.baselines import baseline, run_popularity
 from simulations.cli import arm, heeded
 from simulations.closing import SHORT
+from simulations.engines import launch
 from simulations.methods import METHODS
 from simulations.studies.harness import Findings, Rows, Run, Study, facts
 from simulations.studies.options import SEEDS, WORKERS
@@ -30,6 +31,7 @@ USUAL = [
     for name, method in METHODS.items()
     if not (method.robust.active or method.agreement.active)
 ]
+ENGINE = ("--engine", "inline")  # there is a run for each processor
 HOLM = "Verdicts: 5% over all methods together (Holm); share: of pooled."
 OPTIONS = {
     "methods": (
@@ -62,7 +64,7 @@ def experiment_of(text: str, flags: Sequence[str]) -> Experiment:
     name, *own = text.split(":")
     choose("methods", name, METHODS)
     options = [f"--{one}" for one in own]
-    e = arm([*flags, "--method", name, *options])
+    e = arm([*ENGINE, *flags, "--method", name, *options])
     heeded(options, [e])
     if name in ("local", "pooled"):
         return baseline(e, name)
@@ -72,7 +74,7 @@ def experiment_of(text: str, flags: Sequence[str]) -> Experiment:
 
 def measure(run: Run, home: Path) -> Rows:
     """Return the test rows of a run with its labels."""
-    train = run_popularity if run.labels["method"] == POPULARITY else run_baseline
+    train = run_popularity if run.labels["method"] == POPULARITY else launch
     train(run.experiment, home)
     rows = pd.read_csv(home / "clients.csv")
     return records(rows[rows["split"] == "test"].assign(**run.labels))

@@ -10,14 +10,15 @@ import pandas as pd
 from fedrec.errors import UserError
 from fedrec.experiment import Experiment
 from fedrec.records import write_csv
-from simulations.baselines import baseline, run_baseline, single_tasks
+from simulations.baselines import baseline, single_tasks
 from simulations.cli import arm as arm_of
+from simulations.engines import launch
 from simulations.studies.harness import Carry, Findings, Rows, Run, Study, facts
 from simulations.studies.options import SEEDS, WORKERS
 from simulations.studies.tables import Row, points, records
 from simulations.studies.tasks_page import notes, page, summary, tables
 
-USUAL = "--task click,buy,rating --split random --fractions 0.2,0.2 --rounds 30 --patience 3"
+USUAL = "--task click,buy,rating --split random --fractions 0.2,0.2 --rounds 30 --patience 3 --engine inline"
 GRID = "lr=0.001,0.003,0.01;l2=0.01,0.1,1"
 EVERY = ""  # in the place of a task: all of them in one model
 OPTIONS = {
@@ -126,7 +127,7 @@ def runs_of(arms: Sequence[Arm], flags: Sequence[str], seeds: Iterable[int], tri
 
 def measure(run: Run, home: Path) -> Rows:
     """Return the test rows of clients with several tasks, with the run's validation."""
-    run_baseline(run.experiment, home)
+    launch(run.experiment, home)
     rows, rounds = pd.read_csv(home / "clients.csv"), pd.read_csv(home / "rounds.csv")
     rows = rows[(rows["split"] == "test") & ((rows["task"] == run.labels["part"]) | (run.labels["part"] == EVERY))]
     took = {"validation": rounds["validation"].max(), "rounds": len(rounds), "seconds": rounds["seconds"].sum()}
