@@ -1,5 +1,6 @@
 """The runs that an experiment is compared with: by the engine that was asked for, with the result of every engine."""
 
+from multiprocessing import active_children
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,6 @@ import pytest
 
 from fedrec.experiment import Experiment
 from simulations import engines
-from simulations.engines import process
 from simulations.engines.batched import BatchedGrid
 from simulations.engines.inline import InlineGrid
 from simulations.run import main
@@ -50,7 +50,7 @@ def test_worker_processes_train_the_baselines_to_the_bit_also_those_that_died_be
     assert pids["fedper"] == pids["local"] and len(pids["local"]) == 2
     assert pids["local"][1] in pids["pooled"] and pids["local"][0] not in pids["pooled"]
     assert capsys.readouterr().err == "a worker died (exit code -9) and was started again\n"
-    assert not process.get_context("spawn").active_children()
+    assert not active_children()
 
 
 def test_the_baselines_of_a_batched_run_train_as_one_program(

@@ -2,7 +2,7 @@
 
 from fedrec.coordination.budget import Budget
 from fedrec.coordination.coupling import Coupling
-from fedrec.coordination.descent import Descent, Stepped
+from fedrec.coordination.descent import Descent
 from fedrec.coordination.drift import Control, Drift, Own, control_change, normalised
 from fedrec.coordination.halves import Hub, Link, Residuals, double, tie
 from fedrec.coordination.local import gradient_steps, newton
@@ -19,16 +19,14 @@ from fedrec.coordination.operators import (
 from fedrec.coordination.rule import BudgetRule
 from fedrec.coordination.sets import Ball, Box, Within
 from fedrec.coordination.solve import Line, Solution, solve
-from fedrec.coordination.ties import Average, Consensus, Tie, tie_of
+from fedrec.coordination.ties import Tie, tie_of
 
 __all__ = [
-    "Average",
     "Ball",
     "Box",
     "Budget",
     "BudgetRule",
     "Clusters",
-    "Consensus",
     "Control",
     "Coupling",
     "Descent",
@@ -45,7 +43,6 @@ __all__ = [
     "Own",
     "Residuals",
     "Solution",
-    "Stepped",
     "SumTo",
     "Tie",
     "Within",

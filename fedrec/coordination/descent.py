@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fedrec.aggregation import Carrier, gather
 from fedrec.components import PartText, choose_part, make, read
-from fedrec.coordination.halves import Residuals, double
+from fedrec.coordination.halves import Residuals, Sums, double
 from fedrec.errors import UserError
 from fedrec.gradients import Kind, Method, ServerOptimiser, State, combine, weights_of
 from fedrec.parameters import Params, flatten, norm, subtract, unflatten
@@ -49,6 +49,7 @@ class Stepped:
     Under a robust rule the step is along what it makes of the g_i instead.
     """
 
+    additive = False
     descent: Descent
     rho: float
     seed: int
@@ -70,7 +71,7 @@ class Stepped:
         """See Tie."""
         return self.z
 
-    def update(self, answers: Mapping[str, Params], gaps: Mapping[str, float]) -> Residuals:
+    def update(self, answers: Mapping[str, Params], gaps: Mapping[str, float], subtotals: Sums = ()) -> Residuals:
         """See Tie."""
         self.rounds += 1
         before = {name: self.part(name) for name in answers}
@@ -112,7 +113,7 @@ class Stepped:
         self.z = {name: value.float() for name, value in unflatten(vector, self.z).items()}
 
     def move(self, change: Params) -> None:
-        """Take the mean x_i - z_i of a round that was made elsewhere."""
+        """See Tie."""
         self.rounds += 1
         self.step(-flatten(change))
 

@@ -16,12 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedrec.aggregation import Carrier, gather, mean
+from fedrec.aggregation import Carrier, Subtotal, gather, mean
 from fedrec.coordination.operators import Mean, Operator, Vectors
 from fedrec.coordination.sets import Within, proximal_point
 from fedrec.parameters import Params, add, flatten, norm, subtract, unflatten
 from fedrec.sharing import TABLES
 
+Sums = Sequence[Subtotal]
 SETTLED = 1e-9  # relative residuals below it are rounding, of which a ratio says nothing
 
 

@@ -1,23 +1,25 @@
 """The server's side of a coupling over rounds: what each client is sent, and what its answers make of Z."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from fedrec.aggregation import Carrier, Subtotal, gather, mean, mean_of, sums
+from fedrec.aggregation import Carrier, gather, mean, mean_of, sums
 from fedrec.coordination.coupling import Coupling
 from fedrec.coordination.descent import Descent, Stepped
-from fedrec.coordination.halves import Hub, Residuals, double
+from fedrec.coordination.halves import Hub, Residuals, Sums, double
 from fedrec.parameters import Params, norm, subtract
 from fedrec.robust import Robust
 
 
 class Tie(Protocol):
     """Holds Z."""
+
+    additive: bool  # whether it needs no more than the sums of what the clients of a round send
 
     @property
     def rho(self) -> float:
@@ -32,8 +34,15 @@ class Tie(Protocol):
         """Return the server's parameters: Z itself, or the mean of personal z_i."""
         ...
 
-    def update(self, answers: Mapping[str, Params], gaps: Mapping[str, float]) -> Residuals:
-        """Take what the clients of a round sent, and their |x_i - z_i|^2 where they told it; tie anew."""
+    def update(self, answers: Mapping[str, Params], gaps: Mapping[str, float], subtotals: Sums = ()) -> Residuals:
+        """Take what the clients of a round sent, and their |x_i - z_i|^2 where they told it; tie anew.
+
+        `subtotals`, of an additive tie alone, are of clients that have no answer of their own.
+        """
+        ...
+
+    def move(self, change: Params) -> None:
+        """Take the mean change of a round that was made elsewhere, so that nobody sees a client's."""
         ...
 
     def state(self) -> Params:
@@ -49,6 +58,7 @@ class Tie(Protocol):
 class Average:
     """The weighted mean over the clients of the round; nothing of earlier rounds is remembered."""
 
+    additive = True
     rho: float
     carriers: dict[str, Carrier]
     z: Params
@@ -61,18 +71,17 @@ class Average:
         """See Tie."""
         return self.z
 
-    def update(self, answers: Mapping[str, Params], gaps: Mapping[str, float]) -> Residuals:
+    def update(self, answers: Mapping[str, Params], gaps: Mapping[str, float], subtotals: Sums = ()) -> Residuals:
         """See Tie."""
-        return self.add(sums(answers, {name: self.part(name) for name in answers}, self.carriers))
-
-    def add(self, parts: Sequence[Subtotal]) -> Residuals:
-        """Take the sums of what the clients of a round sent, which are all that a mean needs."""
+        place = {name: number for number, name in enumerate(self.carriers)}
+        parts = [*sums(answers, {name: self.part(name) for name in answers}, self.carriers), *subtotals]
+        parts.sort(key=lambda part: place[part.clients[0]])
         before, self.z = self.z, mean_of(parts, self.carriers, self.z)
         primal = math.fsum(part.gap for part in parts) ** 0.5
         return Residuals(primal, self.rho * self.moved(before, parts) if self.rho else 0.0, self.rho)
 
     def move(self, change: Params) -> None:
-        """Take the mean x_i - z_i of a round that was made elsewhere."""
+        """See Tie."""
         self.z = {name: (value.double() + change[name]).to(value.dtype) for name, value in self.z.items()}
 
     def state(self) -> Params:
@@ -83,7 +92,7 @@ class Average:
         """See Tie."""
         self.z = state
 
-    def moved(self, before: Params, parts: Sequence[Subtotal]) -> float:
+    def moved(self, before: Params, parts: Sums) -> float:
         """Return |Z+ - Z| over the clients of a round."""
         rows = {n: (z.double() - before[n].double()).square().reshape(len(z), -1).sum(1) for n, z in self.z.items()}
         full = {name: float(value.sum()) for name, value in rows.items()}
@@ -101,6 +110,7 @@ class Consensus:
     Every client counts once; a round moves Z by the sum of its increments over the number of all clients.
     """
 
+    additive = False
     rho: float
     carriers: dict[str, Carrier]
     z: Params  # in float64, so that the increments of many rounds add up to what the clients count on
@@ -114,12 +124,12 @@ class Consensus:
         """See Tie."""
         return {name: value.float() for name, value in self.z.items()}
 
-    def update(self, answers: Mapping[str, Params], gaps: Mapping[str, float]) -> Residuals:
+    def update(self, answers: Mapping[str, Params], gaps: Mapping[str, float], subtotals: Sums = ()) -> Residuals:
         """See Tie."""
         raise TypeError("consensus: must be moved by what was summed, found answers")
 
     def move(self, change: Params) -> None:
-        """Take the mean increment of a round that was made elsewhere."""
+        """See Tie."""
         self.z = {name: value + change[name] for name, value in self.z.items()}
 
     def state(self) -> Params:
@@ -135,6 +145,7 @@ class Consensus:
 class Coupled:
     """An operator over what all clients sent last; with duals the answers are increments of v_i = x_i + u_i."""
 
+    additive = False
     coupling: Coupling
     hub: Hub
 
@@ -152,7 +163,11 @@ class Coupled:
         """See Tie."""
         return mean([(who, self.hub.z[name]) for name, who in self.hub.carriers.items()])
 
-    def update(self, answers: Mapping[str, Params], gaps: Mapping[str, float]) -> Residuals:
+    def move(self, change: Params) -> None:
+        """See Tie."""
+        raise TypeError("coupling: must be told what each client sent, found a mean")
+
+    def update(self, answers: Mapping[str, Params], gaps: Mapping[str, float], subtotals: Sums = ()) -> Residuals:
         """See Tie."""
         if not self.coupling.duals:
             gaps = {name: norm(subtract(x, self.part(name))) ** 2 for name, x in answers.items()}
