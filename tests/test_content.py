@@ -25,10 +25,9 @@ from fedrec.tasks import parse_task
 from fedrec.training import local_update
 from fedrec.wire import read_contribution
 from simulations.apps import apps_for
-from simulations.engines import run_inline
 from simulations.engines.hosts import stacked
 from tests.builders import client, interactions
-from tests.helpers import experiment, fit
+from tests.helpers import experiment, fit, run_inline
 
 TASKS = ("click", "buy")
 HASHED = {"kind": "hashed", "dim": 8}

@@ -53,18 +53,14 @@ class Worker:
 class ProcessGrid(LocalGrid):
     """A grid whose nodes are worker processes, each a host of several clients.
 
-    `settings` tells a worker what to run (see `serve`); `told` is called with what the user should know. `idle` are
-    workers that wait for a run, see `idle_workers`.
+    `settings` tells a worker what to run (see `serve`); `told` is called with what the user should know. Workers
+    that are `idle` are taken first, see `idle_workers`.
     """
 
     hosts = True
 
     def __init__(
-        self,
-        slots: Sequence[Slot],
-        settings: Mapping[str, Any],
-        told: Callable[[str], None] = lambda text: None,
-        idle: list[Started] | None = None,
+        self, slots: Sequence[Slot], settings: Mapping[str, Any], told: Callable[[str], None], idle: list[Started]
     ) -> None:
         super().__init__()
         self.settings, self.told, self.idle = dict(settings), told, idle
@@ -148,16 +144,9 @@ class ProcessGrid(LocalGrid):
             self._ask(worker, f"load {worker.saved}".encode() + b"\n")
 
     def close(self) -> None:
-        """End the workers; those that have answered everything wait for another run where they are to."""
-        busy, free = (
-            [(one.process, one.pipe) for one in self.workers.values() if bool(one.waiting) is wanted]
-            for wanted in (True, False)
-        )
-        if self.idle is None:
-            busy += free
-        else:
-            self.idle[:0] = free
-        end(busy)
+        """Let the workers wait for another run; those that still have to answer end."""
+        self.idle[:0] = [(worker.process, worker.pipe) for worker in self.workers.values() if not worker.waiting]
+        end([(worker.process, worker.pipe) for worker in self.workers.values() if worker.waiting])
 
     def _reply(self, name: str) -> Message:
         asked, content = self.asked.pop(name), self.answered.pop(name)
