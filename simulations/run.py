@@ -244,14 +244,15 @@ def baselines(
     return tuple(failures)
 
 
-def whole(make: Callable[[Path], None], home: Path, name: str) -> None:
-    """Let a baseline be made beside its place, and put it there: it is there whole or not at all."""
+def whole(make: Callable[[Path], None], home: Path, name: str, stopped: Callable[[], bool] = lambda: False) -> None:
+    """Let a baseline be made beside its place, and put it there unless stopped: it is there whole or not at all."""
     partial, final = home / PARTIAL, home / "baselines" / name
     remove(partial)
     try:
         make(partial)
-        final.parent.mkdir(parents=True, exist_ok=True)
-        partial.rename(final)
+        if not stopped():
+            final.parent.mkdir(parents=True, exist_ok=True)
+            partial.rename(final)
     finally:
         remove(partial)
 
@@ -263,22 +264,11 @@ def compared(other: Experiment, name: str, home: Path, stopped: Callable[[], boo
     """
     from server.faults import ClientFailure
 
-    def make(part: Path) -> None:
-        launch(other, part)
-        if stopped():
-            raise Stopped
-
     try:
-        whole(make, home, name)
-    except Stopped:
-        return ""
+        whole(lambda part: launch(other, part), home, name, stopped)
     except (ClientFailure, ContractError, OSError) as error:
         return one_line(error)
     return ""
-
-
-class Stopped(Exception):
-    """A baseline that ended early, and says nothing."""
 
 
 @contextmanager

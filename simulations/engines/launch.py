@@ -3,7 +3,11 @@
 import gc
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
+
+from flwr.clientapp import ClientApp
+from flwr.serverapp import ServerApp
 
 import simulations.engines.process as process
 from clients.device import devices
@@ -38,37 +42,35 @@ def launch(
     """
     from simulations.apps import apps_for
 
+    apps = partial(apps_for, experiment, home, on_round, stop)
     e, clients = experiment, len(clients_data(experiment))
     home.mkdir(parents=True, exist_ok=True)
     if not every and saved(home):
         raise UserError("resume: checkpoint-every must be above 0 for a run that has checkpoints, found 0")
     if e.engine in ("inline", "batched", "process"):
         with process.idle_workers() if idle is None else nullcontext(idle) as workers:
-            run_here(e, home, on_round, stop, told, every, workers)
+            run_here(e, home, apps, told, every, workers)
     elif every:
         raise UserError(f"checkpoint-every: must be 0 for the engine {e.engine}, which keeps clients' state to itself")
     elif e.engine == "ray":
         from simulations.check import gpu_count
 
-        run_ray(*apps_for(e, home, on_round, stop), clients, gpu_count(e))
+        run_ray(*apps(), clients, gpu_count(e))
     else:
         from simulations.superlink import run_superlink
 
-        run_superlink(apps_for(e, home, on_round, stop)[0], e, home, clients)
+        run_superlink(apps()[0], e, home, clients)
 
 
 def run_here(
     e: Experiment,
     home: Path,
-    on_round: Callable[[Row], None],
-    stop: Callable[[], bool],
+    apps: Callable[..., tuple[ServerApp, ClientApp]],
     told: Callable[[str], None],
     every: int,
     idle: list[process.Started],
 ) -> None:
     """Run an experiment on a grid of this process, whose nodes' state can be saved; raises UserError as `launch`."""
-    from simulations.apps import apps_for
-
     clients = len(clients_data(e))
     about = identity(e) if every else {}
     last = latest(home / CHECKPOINTS) if every else None
@@ -84,14 +86,14 @@ def run_here(
     elif e.engine == "batched" and not e.pool:
         grid = BatchedGrid(hosted(e, home, in_order(e), devices(e.device)[0], not every))
     else:
-        grid = InlineGrid(apps_for(e, home)[1], clients)
+        grid = InlineGrid(apps()[1], clients)
     # A round of thousands of clients makes thousands of small objects, which the collector would walk again and again.
     before = gc.get_threshold()
     gc.set_threshold(100_000, 50, 100)
     try:
         root = home / CHECKPOINTS
         kept = Checkpoints(root, grid.save, grid.settle, grid.restore, every, about, last) if every else None
-        run_on(grid, apps_for(e, home, on_round, stop, len(list(grid.get_node_ids())), kept)[0])
+        run_on(grid, apps(len(list(grid.get_node_ids())), kept)[0])
     finally:
         gc.set_threshold(*before)
         grid.close()
