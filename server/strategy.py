@@ -5,8 +5,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from fedrec.aggregation import sums
-from fedrec.coordination import Average, Consensus, Residuals, Stepped, normalised
+from fedrec.coordination import Residuals, normalised
 from fedrec.parameters import Params
 from fedrec.proportion import refusals
 from fedrec.records import Record, Row, to_row
@@ -62,21 +61,16 @@ class Coordinator(State):
     def round(self, number: int) -> Row:
         """Send the clients of a round their parts of Z, and tie what they send back."""
         started, clients = time.perf_counter(), list(self.carriers)
-        release = self.plan.release
-        drawn = (release or self.plan.turnout).drawn(clients, number)
+        drawn = (self.plan.release or self.plan.turnout).drawn(clients, number)
         outcome = self.send("train", number, drawn, lost=self.plan.turnout.lost(clients, number))
-        replies, residuals = outcome.replies, Residuals(math.nan, math.nan, self.tie.rho)
-        if replies or release:
-            residuals = self.tied(outcome, number)
-            self.parts = {name: self.tie.part(name) for name in self.carriers}
+        replies, residuals = outcome.replies, self.coordinate(outcome, number)
         self.seen |= {reply.client: number for reply in replies}
         losses = {reply.client: reply.metrics["loss"] for reply in replies if not self.plan.silent}
         for reply in replies:
-            told = {(reply.client, "all", "loss"): losses[reply.client]} if reply.client in losses else {}
-            self.record.score(number, "train", told, reply.device)
-            if self.plan.budgets:
-                self.prices[reply.client] = reply.metrics["mu"]
-                self.record.score(number, "train", {(reply.client, "all", "mu"): reply.metrics["mu"]}, reply.device)
+            told = {name: reply.metrics[name] for name in ("loss", "mu") if name in self.plan.told}
+            self.record.score(number, "train", {(reply.client, "all", n): v for n, v in told.items()}, reply.device)
+            if "mu" in told:
+                self.prices[reply.client] = told["mu"]
         return {
             "round": number,
             "seconds": time.perf_counter() - started,
@@ -89,28 +83,24 @@ class Coordinator(State):
             "rho": residuals.rho,
         }
 
-    def tied(self, outcome: Outcome, number: int) -> Residuals:
-        """Tie what the clients of a round sent, or the sums of it where no more is needed, or what may be released."""
-        if self.plan.release:
-            assert isinstance(self.tie, Average | Stepped)
-            answers = {reply.client: reply.values for reply in outcome.replies}
-            self.tie.move(self.plan.release.change(number, answers, self.parts, self.carriers, self.z))
-            return Residuals(math.nan, math.nan, self.tie.rho)  # they tell of the clients
-        if outcome.change is not None:
-            assert isinstance(self.tie, Average | Stepped | Consensus)
-            self.tie.move(outcome.change)
-            return Residuals(math.nan, math.nan, self.tie.rho)  # nobody sees a client's
-        gaps = {reply.client: reply.metrics["gap"] for reply in outcome.replies} if self.plan.coupling.duals else {}
-        if not isinstance(self.tie, Average) or not outcome.subtotals:
-            return self.tie.update(self.corrected(outcome.replies), gaps)
+    def coordinate(self, outcome: Outcome, number: int) -> Residuals:
+        """Let the tie make a new Z of a round: of a mean that tells of no client, or of answers and sums."""
         inside = {name for part in outcome.subtotals for name in part.clients}
-        rest = {reply.client: reply.values for reply in outcome.replies if reply.client not in inside}
-        place = {name: number for number, name in enumerate(self.carriers)}
-        parts = [*sums(rest, self.parts, self.carriers), *outcome.subtotals]
-        return self.tie.add(sorted(parts, key=lambda part: place[part.clients[0]]))
+        replies = [reply for reply in outcome.replies if reply.client not in inside]
+        change, residuals = outcome.change, Residuals(math.nan, math.nan, self.tie.rho)
+        if self.plan.release:
+            answers = {reply.client: reply.values for reply in replies}
+            change = self.plan.release.change(number, answers, self.parts, self.carriers, self.z)
+        if change is not None:
+            self.tie.move(change)
+        elif outcome.replies:
+            gaps = {reply.client: reply.metrics["gap"] for reply in replies} if self.plan.coupling.duals else {}
+            residuals = self.tie.update(self.corrected(replies), gaps, outcome.subtotals)
+        self.parts = {name: self.tie.part(name) for name in self.carriers}
+        return residuals
 
     def corrected(self, replies: Sequence[Contribution]) -> dict[str, Params]:
-        """Return what the clients of a round sent, normalised under FedNova, after SCAFFOLD's c has followed them."""
+        """Return what clients sent, normalised under FedNova, after SCAFFOLD's c has followed them."""
         answers = {reply.client: reply.values for reply in replies}
         steps = {reply.client: reply.metrics["steps"] for reply in replies} if self.plan.drift.counted else {}
         if self.control:
@@ -234,5 +224,4 @@ class Coordinator(State):
     @property
     def summed(self) -> bool:
         """Whether a round needs no more than sums of what the clients send."""
-        plain = isinstance(self.tie, Average) and not self.control and not self.plan.drift.normalise
-        return plain and not self.plan.release
+        return self.tie.additive and not (self.control or self.plan.drift.normalise or self.plan.release)

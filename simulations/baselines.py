@@ -17,12 +17,10 @@ from fedrec.errors import UserError
 from fedrec.evaluation import PerUser, evaluate
 from fedrec.experiment import Experiment, build
 from fedrec.holdings import clients_data, tasks_for
-from fedrec.records import OWN, SINGLE, Record, Row, write_csv, write_users
+from fedrec.records import OWN, SINGLE, Record, write_csv, write_users
 from fedrec.scorers import PopularityScorer, Tally
 from fedrec.tasks import parse_task
-from simulations.apps import apps_for
 from simulations.check import check
-from simulations.engines import run_inline
 from simulations.methods import METHODS, usual
 from simulations.promises import stages, without_promise
 
@@ -80,17 +78,6 @@ def comparisons(experiment: Experiment) -> tuple[dict[str, Experiment], str]:
     apart, why = single_tasks(experiment)
     every = {**whole, **stages(experiment), **{f"{SINGLE}/{task}": one for task, one in apart.items()}}
     return {name: one.model_copy(update={"tracker": "none"}) for name, one in every.items()}, why
-
-
-def run_baseline(
-    experiment: Experiment,
-    home: Path,
-    on_round: Callable[[Row], None] = lambda row: None,
-    stop: Callable[[], bool] = lambda: False,
-) -> None:
-    """Train a baseline, as `comparisons` gives it, in this process and write its record into `home`."""
-    home.mkdir(parents=True)
-    run_inline(*apps_for(experiment, home, on_round, stop), len(clients_data(experiment)))
 
 
 def run_popularity(experiment: Experiment, home: Path) -> None:

@@ -12,6 +12,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 from threading import current_thread, main_thread
 from types import FrameType
@@ -33,7 +34,7 @@ from fedrec.folders import (
     saved,
     writing,
 )
-from fedrec.records import NOT_SINGLE, Row, json_text
+from fedrec.records import NOT_SINGLE, json_text
 from fedrec.sharing import ContractError
 from simulations.cli import Command, parse
 from simulations.progress import Reporter, reporter
@@ -45,6 +46,7 @@ NOTHING = ": nothing was written"
 
 Told = Callable[[str], None]
 Way = Callable[[Path, bool], str]
+Launch = Callable[..., None]
 Write = Callable[[Path], Experiment]
 
 
@@ -85,6 +87,8 @@ def perform(command: Command, console: Console, told: Told, way: Way, write: Wri
     from fedrec.report.page import write_report
     from fedrec.report.price import write_price
     from server.faults import ClientFailure
+    from simulations.engines import launch
+    from simulations.engines.process import idle_workers
 
     others, why = ({}, "") if write else checked(command)
     out, home = command.out, None
@@ -99,12 +103,14 @@ def perform(command: Command, console: Console, told: Told, way: Way, write: Wri
                 with (
                     reporter(console, command.quiet) as shown,
                     tracking(command.experiment, home, shown.round, told) as on_round,
+                    idle_workers() as idle,
                 ):
+                    engine = partial(launch, on_round=shown.round, stop=stopped, told=told, idle=idle)
                     if not command.resume:
                         remember(command, home)
                     if not command.trained:
-                        train(command, home, shown, on_round, stopped, told)
-                    failures = baselines(others, why, home, shown, stopped, told)
+                        train(command, home, shown, partial(engine, on_round=on_round))
+                    failures = baselines(others, why, home, shown, stopped, told, engine)
                 write_price(home)
                 write_report(home, complete=False)
                 if not command.trained:
@@ -189,22 +195,14 @@ def checked(command: Command) -> tuple[dict[str, Experiment], str]:
     return others, why
 
 
-def train(
-    command: Command,
-    home: Path,
-    shown: Reporter,
-    on_round: Callable[[Row], None],
-    stopped: Callable[[], bool],
-    told: Told,
-) -> None:
+def train(command: Command, home: Path, shown: Reporter, launch: Launch) -> None:
     """Train the experiment with its engine, and measure popularity, into `home`."""
     from simulations.baselines import run_popularity
     from simulations.check import client_count
-    from simulations.engines import launch
 
     e = command.experiment
     shown.phase(f"{e.method}, {client_count(e)} clients, {e.engine}", e.rounds)
-    launch(e, home, on_round, stopped, told, command.every)
+    launch(e, home, every=command.every)
     if not (home / "baselines" / "popularity").exists():
         whole(lambda part: run_popularity(e, part), home, "popularity")
 
@@ -216,6 +214,7 @@ def baselines(
     shown: Reporter,
     stopped: Callable[[], bool],
     told: Told,
+    launch: Launch,
 ) -> tuple[str, ...]:
     """Train the baselines that a run is to have and lacks; return what is to be said of those that failed."""
     if why:
@@ -223,51 +222,41 @@ def baselines(
     lacking = {name: one for name, one in others.items() if not (home / "baselines" / name).exists()}
     failures = []
     for name, other in lacking.items():
-        if text := compared(other, name, home, shown, stopped):
+        if stopped():
+            break
+        shown.phase(f"baseline {name}", other.rounds)
+        if text := compared(other, name, home, stopped, launch):
             failures.append(f"baseline {name}: {text}")
             told(f"failed: {failures[-1]}")
     remove(home / PARTIAL)  # of one that was killed, and is not wanted now
     return tuple(failures)
 
 
-def whole(make: Callable[[Path], None], home: Path, name: str) -> None:
-    """Let a baseline be made beside its place, and put it there: it is there whole or not at all."""
+def whole(make: Callable[[Path], None], home: Path, name: str, stopped: Callable[[], bool] = lambda: False) -> None:
+    """Let a baseline be made beside its place, and put it there unless stopped: it is there whole or not at all."""
     partial, final = home / PARTIAL, home / "baselines" / name
     remove(partial)
     try:
         make(partial)
-        final.parent.mkdir(parents=True, exist_ok=True)
-        partial.rename(final)
+        if not stopped():
+            final.parent.mkdir(parents=True, exist_ok=True)
+            partial.rename(final)
     finally:
         remove(partial)
 
 
-def compared(other: Experiment, name: str, home: Path, shown: Reporter, stopped: Callable[[], bool]) -> str:
-    """Train a baseline into `home`; return why it failed, or "".
+def compared(other: Experiment, name: str, home: Path, stopped: Callable[[], bool], launch: Launch) -> str:
+    """Train a baseline into `home` with the engine of the run; return why it failed, or "".
 
     A baseline that fails or is stopped leaves nothing, and takes nothing from the run that it is for.
     """
     from server.faults import ClientFailure
-    from simulations.baselines import run_baseline
-
-    def make(part: Path) -> None:
-        run_baseline(other, part, shown.round, stopped)
-        if stopped():
-            raise Stopped
 
     try:
-        if not stopped():
-            shown.phase(f"baseline {name}", other.rounds)
-            whole(make, home, name)
-    except Stopped:
-        return ""
+        whole(lambda part: launch(other, part), home, name, stopped)
     except (ClientFailure, ContractError, OSError) as error:
         return one_line(error)
     return ""
-
-
-class Stopped(Exception):
-    """A baseline that ended early, and says nothing."""
 
 
 @contextmanager

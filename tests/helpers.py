@@ -12,6 +12,7 @@ import torch
 from flwr.app import Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
+from flwr.serverapp import ServerApp
 
 from clients.app import client_app
 from fedrec.acting import acting
@@ -24,6 +25,7 @@ from fedrec.wire import contribution_record, pack, read_broadcast, read_contribu
 from server.strategy import Coordinator
 from simulations.apps import plan_of
 from simulations.engines import InlineGrid
+from simulations.engines.inline import run_on
 from simulations.methods import METHODS, usual
 
 
@@ -32,6 +34,11 @@ def experiment(method: str = "fedper", **fields: Any) -> Experiment:
     small = {"clients": 3, "rounds": 2, "dim": 4, "engine": "inline", "hidden": (8, 4)}
     made = build({**METHODS[method].model_dump(), **small, **fields})
     return acting(made, usual(made))
+
+
+def run_inline(server: ServerApp, client: ClientApp, clients: int) -> None:
+    """Run the apps of an experiment in this process, whatever its engine: the reference result."""
+    run_on(InlineGrid(client, clients), server)
 
 
 class SpyGrid(InlineGrid):

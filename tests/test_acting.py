@@ -20,12 +20,12 @@ from simulations.apps import apps_for, plan_of
 from simulations.baselines import baseline, comparisons, run_popularity, single_task
 from simulations.check import check
 from simulations.cli import arm, heeded, parse
-from simulations.engines import run_inline
 from simulations.engines.hosts import stacked
 from simulations.engines.slots import slots_of
 from simulations.methods import METHODS, usual
 from simulations.options import FIELDS, flag, flatten, nest
 from simulations.run import main
+from tests.helpers import run_inline
 
 Flat = dict[str, Any]
 SMALL: Flat = {"market.users": 12, "market.items": 30, "market.impressions": 12, "clients": 3, "rounds": 2}

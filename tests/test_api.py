@@ -46,7 +46,7 @@ from fedrec.report.findings import number as shown
 from fedrec.report.verdicts import UNCLEAR, verdict
 from fedrec.scorers import ModelScorer
 from server.faults import ClientFailure
-from simulations import api, baselines, check, cli, closing, engines
+from simulations import api, check, cli, closing, engines
 from simulations.cli import parse
 from simulations.options import FIELDS
 from simulations.run import main
@@ -478,9 +478,9 @@ def test_a_run_that_fails_raises_and_leaves_nothing(
 def test_a_baseline_that_fails_raises_and_can_be_added(
     run: fedrec.Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    out = tmp_path / "out"
+    out, once = tmp_path / "out", engines.launch
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(baselines, "run_inline", failing)
+        patch.setattr(engines, "launch", lambda e, *rest, **more: once(e, *rest, **more) if e.share else failing())
         with pytest.raises(fedrec.RunFailure) as caught:
             fedrec.run(out=out, **SMALL)
     text = "baseline {}: training: 2 of 3 clients must answer, found 0"

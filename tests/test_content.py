@@ -24,9 +24,8 @@ from fedrec.training.local import local_update
 from fedrec.training.recipe import Recipe
 from fedrec.wire import read_contribution
 from simulations.apps import apps_for
-from simulations.engines import run_inline
 from tests.builders import batches, client, interactions
-from tests.helpers import experiment, fit
+from tests.helpers import experiment, fit, run_inline
 
 TASKS = ("click", "buy")
 HASHED = {"kind": "hashed", "dim": 8}

@@ -33,11 +33,10 @@ from fedrec.training.losses import penalties
 from fedrec.training.recipe import Batch, Recipe
 from simulations import distil
 from simulations.apps import apps_for
-from simulations.engines import run_inline
 from simulations.studies import harness
 from simulations.studies.__main__ import main as studies
 from tests.builders import batches, client, interactions
-from tests.helpers import Here, experiment
+from tests.helpers import Here, experiment, run_inline
 
 BPR, BCE = Task("rank", "rank", "bpr"), Task("rank", "rank", "bce")
 LIKE, RATING = Task("like", "binary", "bce", 0.5), Task("rating", "rating", "mse", 2.0)

@@ -15,8 +15,8 @@ from fedrec.experiment import Experiment, build
 from fedrec.holdings import clients_data
 from server.faults import ClientFailure
 from simulations.apps import apps_for, client, from_context, server
-from simulations.engines import InlineGrid, run_inline
-from tests.helpers import experiment, fit, results, same
+from simulations.engines import InlineGrid
+from tests.helpers import experiment, fit, results, run_inline, same
 
 ROOT = Path(__file__).parent.parent
 TASKS = "rank,click*0.5;shop=rating"

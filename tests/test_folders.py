@@ -17,7 +17,7 @@ from fedrec.errors import UserError
 from fedrec.folders import CHECKPOINTS, COMMAND, LOCK, claim, held, unfinished
 from fedrec.records import write_json
 from server.strategy import Coordinator
-from simulations import baselines, distil
+from simulations import distil, engines
 from simulations import run as command
 from simulations.closing import table
 from simulations.run import main
@@ -134,20 +134,20 @@ def test_a_run_that_was_killed_while_it_was_compared_keeps_the_baselines_that_it
 ) -> None:
     argv = [*SMALL, "--engine", "inline"]
     made: list[str] = []
-    real = baselines.run_baseline
+    real = engines.launch
 
-    def killed(experiment: Any, home: Path, *rest: Any) -> None:
+    def killed(experiment: Any, home: Path, **rest: Any) -> None:
         made.append(experiment.method)
-        real(experiment, home, *rest)
-        if made == ["local", "pooled"]:
+        real(experiment, home, **rest)
+        if made == ["fedper", "local", "pooled"]:
             raise Killed
 
-    monkeypatch.setattr(baselines, "run_baseline", killed)
+    monkeypatch.setattr(engines, "launch", killed)
     with pytest.raises(Killed):
         main([*argv, "--out", str(tmp_path / "out")])
     assert unfinished(tmp_path / "out")
     assert main(["--resume", str(tmp_path / "out"), "--quiet"]) == 0
-    assert made == ["local", "pooled", "pooled"]
+    assert made == ["fedper", "local", "pooled", "fedper", "pooled"]
     same(whole(tmp_path, *argv), tmp_path / "out")
 
 

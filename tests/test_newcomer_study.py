@@ -8,12 +8,12 @@ import pytest
 
 from fedrec.holdings import clients_data
 from simulations.apps import apps_for
-from simulations.engines import run_inline
 from simulations.studies import newcomer
 from simulations.studies.__main__ import main
 from simulations.studies.harness import Run
 from simulations.studies.methods import experiment_of
 from simulations.studies.newcomer import ARMS
+from tests.helpers import run_inline
 
 SMALL = ["--market.users", "40", "--market.items", "40", "--rounds", "2", "--dim", "4"]
 

@@ -31,7 +31,7 @@ from fedrec.folders import CHECKPOINTS, claim, unfinished, writing
 from fedrec.holdings import clients_data, dataset, tasks_for
 from fedrec.records import load_params, slug
 from fedrec.scorers import ModelScorer
-from simulations import baselines
+from simulations import engines
 from simulations.progress import reporter
 from simulations.run import main, stopping
 
@@ -320,14 +320,14 @@ def test_ratings_that_diverge_name_the_client_the_rate_and_the_round(run: Run, t
 def test_a_baseline_that_fails_takes_nothing_from_the_run(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = baselines.run_baseline
+    real = engines.launch
 
-    def failing(experiment: Experiment, home: Path, *rest: Any) -> None:
-        real(experiment, home, *rest)
+    def failing(experiment: Experiment, home: Path, **rest: Any) -> None:
+        real(experiment, home, **rest)
         if experiment.method == "local":
             raise OSError(28, "No space left on device", str(home))
 
-    monkeypatch.setattr(baselines, "run_baseline", failing)
+    monkeypatch.setattr(engines, "launch", failing)
     out = tmp_path / "out"
     ended = run(*SMALL, "--compare", "--out", str(out))
     assert ended.status == 1
@@ -354,13 +354,14 @@ def test_the_first_ctrl_c_is_a_wish_the_second_an_order_and_a_third_is_nothing(
 def test_a_baseline_that_is_stopped_is_dropped_and_the_run_is_kept(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = baselines.run_baseline
+    real = engines.launch
 
-    def interrupted(*args: Any) -> None:
-        signal.raise_signal(signal.SIGINT)
-        real(*args)
+    def interrupted(experiment: Experiment, home: Path, **rest: Any) -> None:
+        if experiment.method == "local":
+            signal.raise_signal(signal.SIGINT)
+        real(experiment, home, **rest)
 
-    monkeypatch.setattr(baselines, "run_baseline", interrupted)
+    monkeypatch.setattr(engines, "launch", interrupted)
     ended = run(*SMALL, "--compare", "--out", str(tmp_path / "out"))
     assert ended.status == 130
     assert [path.name for path in (tmp_path / "out" / "baselines").iterdir()] == ["popularity"]

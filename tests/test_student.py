@@ -23,9 +23,8 @@ from fedrec.report.page import write_report
 from fedrec.wire import read_broadcast, read_contribution
 from simulations import student as module
 from simulations.apps import apps_for
-from simulations.engines import run_inline
 from simulations.student import student_of
-from tests.helpers import experiment, fit
+from tests.helpers import experiment, fit, run_inline
 
 
 def agreement(**fields: Any) -> Experiment:

@@ -18,8 +18,8 @@ from fedrec.holdings import clients_data
 from simulations import flower
 from simulations.apps import apps_for
 from simulations.cli import parse
-from simulations.engines import run_inline
 from simulations.processes import last_line, marked, started
+from tests.helpers import run_inline
 
 ROOT = Path(__file__).parent.parent
 SMALL = ["--clients", "2", "--dim", "4", "--market.users", "30", "--device", "cpu"]

@@ -2,7 +2,7 @@
 
 from fedrec.coordination.budget import BudgetRule
 from fedrec.coordination.coupling import Coupling
-from fedrec.coordination.descent import Descent, Stepped
+from fedrec.coordination.descent import Descent
 from fedrec.coordination.drift import Control, Drift, Own, control_change, normalised
 from fedrec.coordination.halves import Hub, Link, Residuals, double, tie
 from fedrec.coordination.operators import (
@@ -19,15 +19,13 @@ from fedrec.coordination.operators import (
     Within,
 )
 from fedrec.coordination.solve import Solution, gradient_steps, newton, solve
-from fedrec.coordination.ties import Average, Consensus, Tie, tie_of
+from fedrec.coordination.ties import Tie, tie_of
 
 __all__ = [
-    "Average",
     "Ball",
     "Box",
     "BudgetRule",
     "Clusters",
-    "Consensus",
     "Control",
     "Coupling",
     "Descent",
@@ -43,7 +41,6 @@ __all__ = [
     "Own",
     "Residuals",
     "Solution",
-    "Stepped",
     "SumTo",
     "Tie",
     "Within",

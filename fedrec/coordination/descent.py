@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fedrec.aggregation import Carrier
 from fedrec.components import PartText, make, one_of, read
-from fedrec.coordination.halves import Held, Residuals, double
+from fedrec.coordination.halves import Held, Residuals, Sums, double
 from fedrec.errors import UserError
 from fedrec.gradients import Kind, Method, ServerOptimiser, State, combine, weights_of
 from fedrec.parameters import Params, flatten, norm, subtract, unflatten
@@ -44,6 +44,7 @@ class Stepped(Held):
     Under a robust rule the step is along what it makes of the g_i instead.
     """
 
+    additive = False
     descent: Descent
     seed: int
     robust: Robust = field(default_factory=Robust)
@@ -54,7 +55,7 @@ class Stepped(Held):
         self.optimiser = ServerOptimiser(self.descent.optimiser, self.descent.lr)
         self._state = self.optimiser.start(flatten(self.z))
 
-    def update(self, answers: Mapping[str, Params], gaps: Mapping[str, float]) -> Residuals:
+    def update(self, answers: Mapping[str, Params], gaps: Mapping[str, float], subtotals: Sums = ()) -> Residuals:
         """See Held."""
         self.rounds += 1
         before = {name: self.part(name) for name in answers}
@@ -96,7 +97,7 @@ class Stepped(Held):
         self.z = {name: value.float() for name, value in unflatten(vector, self.z).items()}
 
     def move(self, change: Params) -> None:
-        """Take the mean x_i - z_i of a round that was made elsewhere."""
+        """See Tie."""
         self.rounds += 1
         self.step(-flatten(change))
 

@@ -11,16 +11,18 @@ round without a client leaves both sides in agreement. Without duals (u_i = 0) v
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fedrec.aggregation import Carrier, gather, mean
+from fedrec.aggregation import Carrier, Subtotal, gather, mean
 from fedrec.coordination.operators import Mean, Operator, Vectors, Within, proximal_point
 from fedrec.parameters import Params, add, flatten, norm, subtract, unflatten
 from fedrec.sharing import TABLES
 
+Sums = Sequence[Subtotal]
 SETTLED = 1e-9  # relative residuals below it are rounding, of which a ratio says nothing
 
 
@@ -71,6 +73,7 @@ class Residuals:
 class Held:
     """A tie whose Z is one set of parameters, of which a client is sent its part; `rho` is the present penalty."""
 
+    additive: ClassVar[bool] = False  # whether it needs no more than the sums of what the clients of a round send
     rho: float
     carriers: dict[str, Carrier]
     z: Params
@@ -83,9 +86,16 @@ class Held:
         """Return the server's parameters: Z itself, or the mean of personal z_i."""
         return self.z
 
-    def update(self, answers: Mapping[str, Params], gaps: Mapping[str, float]) -> Residuals:
-        """Take what the clients of a round sent, and their |x_i - z_i|^2 where they told it; tie anew."""
+    def update(self, answers: Mapping[str, Params], gaps: Mapping[str, float], subtotals: Sums = ()) -> Residuals:
+        """Take what the clients of a round sent, and their |x_i - z_i|^2 where they told it; tie anew.
+
+        `subtotals`, of an additive tie alone, are of clients that have no answer of their own.
+        """
         raise TypeError("tie: must be moved by what was summed, found answers")
+
+    def move(self, change: Params) -> None:
+        """Take the mean change of a round that was made elsewhere, so that nobody sees a client's."""
+        raise TypeError("tie: must be told what each client sent, found a mean")
 
     def state(self) -> Params:
         """Return everything that it remembers, as named tensors."""
@@ -104,6 +114,7 @@ class Hub:
     answers are increments of v_i = x_i + u_i; with `balance` rho adapts, see `step`.
     """
 
+    additive: ClassVar[bool] = False
     operator: Operator
     rho: float
     carriers: dict[str, Carrier]
@@ -124,7 +135,11 @@ class Hub:
         """See Held."""
         return mean([(who, self.z[name]) for name, who in self.carriers.items()])
 
-    def update(self, answers: Mapping[str, Params], gaps: Mapping[str, float]) -> Residuals:
+    def move(self, change: Params) -> None:
+        """See Held."""
+        raise TypeError("coupling: must be told what each client sent, found a mean")
+
+    def update(self, answers: Mapping[str, Params], gaps: Mapping[str, float], subtotals: Sums = ()) -> Residuals:
         """See Held."""
         if not self.duals:
             gaps = {name: norm(subtract(x, self.part(name))) ** 2 for name, x in answers.items()}

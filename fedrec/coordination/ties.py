@@ -1,12 +1,12 @@
 """The server's side of a coupling over rounds: what each client is sent, and what its answers make of Z."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
-from fedrec.aggregation import Carrier, Subtotal, gather, mean, mean_of, sums
+from fedrec.aggregation import Carrier, gather, mean, mean_of, sums
 from fedrec.coordination.coupling import Coupling
 from fedrec.coordination.descent import Descent, Stepped
-from fedrec.coordination.halves import Held, Hub, Residuals, double
+from fedrec.coordination.halves import Held, Hub, Residuals, Sums, double
 from fedrec.parameters import Params
 from fedrec.robust import Robust
 
@@ -16,21 +16,22 @@ Tie = Held | Hub  # what holds Z on the server
 class Average(Held):
     """The weighted mean over the clients of the round; nothing of earlier rounds is remembered."""
 
-    def update(self, answers: Mapping[str, Params], gaps: Mapping[str, float]) -> Residuals:
-        """See Held."""
-        return self.add(sums(answers, {name: self.part(name) for name in answers}, self.carriers))
+    additive = True
 
-    def add(self, parts: Sequence[Subtotal]) -> Residuals:
-        """Take the sums of what the clients of a round sent, which are all that a mean needs."""
+    def update(self, answers: Mapping[str, Params], gaps: Mapping[str, float], subtotals: Sums = ()) -> Residuals:
+        """See Held."""
+        place = {name: number for number, name in enumerate(self.carriers)}
+        parts = [*sums(answers, {name: self.part(name) for name in answers}, self.carriers), *subtotals]
+        parts.sort(key=lambda part: place[part.clients[0]])
         before, self.z = self.z, mean_of(parts, self.carriers, self.z)
         primal = math.fsum(part.gap for part in parts) ** 0.5
         return Residuals(primal, self.rho * self.moved(before, parts) if self.rho else 0.0, self.rho)
 
     def move(self, change: Params) -> None:
-        """Take the mean x_i - z_i of a round that was made elsewhere."""
+        """See Held."""
         self.z = {name: (value.double() + change[name]).to(value.dtype) for name, value in self.z.items()}
 
-    def moved(self, before: Params, parts: Sequence[Subtotal]) -> float:
+    def moved(self, before: Params, parts: Sums) -> float:
         """Return |Z+ - Z| over the clients of a round."""
         rows = {n: (z.double() - before[n].double()).square().reshape(len(z), -1).sum(1) for n, z in self.z.items()}
         full = {name: float(value.sum()) for name, value in rows.items()}
@@ -58,7 +59,7 @@ class Consensus(Held):
         return {name: value.float() for name, value in self.z.items()}
 
     def move(self, change: Params) -> None:
-        """Take the mean increment of a round that was made elsewhere."""
+        """See Held."""
         self.z = {name: value + change[name] for name, value in self.z.items()}
 
 

@@ -57,11 +57,6 @@ class InlineGrid(LocalGrid):
             self.contexts[int(node)].state[name] = record
 
 
-def run_inline(server: ServerApp, client: ClientApp, clients: int) -> None:
-    """Run an experiment in this process: the reference result."""
-    run_on(InlineGrid(client, clients), server)
-
-
 def run_on(grid: Grid, server: ServerApp) -> None:
     """Run a ServerApp of this process on a grid."""
     # What the imports left, half a million objects, stays: looking for garbage in it again and again takes a sixth of

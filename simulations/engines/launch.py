@@ -1,16 +1,28 @@
 """Run an experiment with the engine that it names."""
 
 import gc
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
-from typing import Any
 
+from flwr.clientapp import ClientApp
+from flwr.serverapp import ServerApp
+
+import simulations.engines.process as process
+from clients.device import devices
 from fedrec.errors import UserError
 from fedrec.experiment import Experiment
 from fedrec.folders import CHECKPOINTS, saved
 from fedrec.holdings import clients_data
 from fedrec.records import Row
-from server.checkpoint import Checkpoints, Found, latest
+from server.checkpoint import Checkpoints, latest
+from simulations.engines.batched import BatchedGrid
+from simulations.engines.hosts import hosted
+from simulations.engines.identity import compare, identity
+from simulations.engines.inline import InlineGrid, run_on
+from simulations.engines.ray import run_ray
+from simulations.engines.slots import in_order, slots_of
 
 
 def launch(
@@ -20,81 +32,68 @@ def launch(
     stop: Callable[[], bool] = lambda: False,
     told: Callable[[str], None] = lambda text: None,
     every: int = 0,
+    idle: list[process.Started] | None = None,
 ) -> None:
     """Run an experiment, and write its record into `home`.
 
     `told` gets what the user should know of the engine. With `every` above 0 there is a checkpoint after so many
-    rounds, and the run goes on from the one that `home` may hold. Raises UserError if that is of another run.
+    rounds, and the run goes on from the one that `home` may hold. Worker processes that are `idle` are taken, and wait
+    there again after the run. Raises UserError if the checkpoint is of another run.
     """
     from simulations.apps import apps_for
 
+    apps = partial(apps_for, experiment, home, on_round, stop)
     e, clients = experiment, len(clients_data(experiment))
+    home.mkdir(parents=True, exist_ok=True)
     if not every and saved(home):
         raise UserError("resume: checkpoint-every must be above 0 for a run that has checkpoints, found 0")
     if e.engine in ("inline", "batched", "process"):
-        run_here(e, home, clients, on_round, stop, told, every)
+        with process.idle_workers() if idle is None else nullcontext(idle) as workers:
+            run_here(e, home, apps, told, every, workers)
     elif every:
         raise UserError(f"checkpoint-every: must be 0 for the engine {e.engine}, which keeps clients' state to itself")
     elif e.engine == "ray":
         from simulations.check import gpu_count
-        from simulations.engines.ray import run_ray
 
-        run_ray(*apps_for(e, home, on_round, stop), clients, gpu_count(e))
+        run_ray(*apps(), clients, gpu_count(e))
     else:
         from simulations.superlink import run_superlink
 
-        run_superlink(apps_for(e, home, on_round, stop)[0], e, home, clients)
+        run_superlink(apps()[0], e, home, clients)
 
 
 def run_here(
     e: Experiment,
     home: Path,
-    clients: int,
-    on_round: Callable[[Row], None],
-    stop: Callable[[], bool],
+    apps: Callable[..., tuple[ServerApp, ClientApp]],
     told: Callable[[str], None],
     every: int,
+    idle: list[process.Started],
 ) -> None:
-    """Run an experiment on a grid of this process, whose nodes' state can be saved."""
-    from clients.device import devices
-    from simulations.apps import apps_for
-    from simulations.engines.batched import BatchedGrid
-    from simulations.engines.hosts import hosted
-    from simulations.engines.identity import identity
-    from simulations.engines.inline import InlineGrid, run_on
-    from simulations.engines.process import ProcessGrid
-    from simulations.engines.slots import in_order, slots_of
-
+    """Run an experiment on a grid of this process, whose nodes' state can be saved; raises UserError as `launch`."""
+    clients = len(clients_data(e))
     about = identity(e) if every else {}
-    found = found_in(home, about) if every else None
-    grid: InlineGrid | ProcessGrid | BatchedGrid
+    last = latest(home / CHECKPOINTS) if every else None
+    if last:
+        compare(last.about, about)
+    grid: InlineGrid | process.ProcessGrid | BatchedGrid
     if e.engine == "process":
         settings = {"experiment": e.model_dump(mode="json"), "home": str(home)}
         # As many workers as before, each with the same clients, whatever cores this machine has.
-        slots = slots_of(e.model_copy(update={"workers": found.about["workers"]}) if found else e, clients)
+        slots = slots_of(e.model_copy(update={"workers": last.about["workers"]}) if last else e, clients)
         about["workers"] = len(slots)
-        grid = ProcessGrid(slots, settings, told)
+        grid = process.ProcessGrid(slots, settings, told, idle)
     elif e.engine == "batched" and not e.pool:
         grid = BatchedGrid(hosted(e, home, in_order(e), devices(e.device)[0]))
     else:
-        grid = InlineGrid(apps_for(e, home)[1], clients)
+        grid = InlineGrid(apps()[1], clients)
     # A round of thousands of clients makes thousands of small objects, which the collector would walk again and again.
     before = gc.get_threshold()
     gc.set_threshold(100_000, 50, 100)
     try:
         root = home / CHECKPOINTS
-        kept = Checkpoints(root, grid.save, grid.settle, grid.restore, every, about, found) if every else None
-        run_on(grid, apps_for(e, home, on_round, stop, len(list(grid.get_node_ids())), kept)[0])
+        kept = Checkpoints(root, grid.save, grid.settle, grid.restore, every, about, last) if every else None
+        run_on(grid, apps(len(list(grid.get_node_ids())), kept)[0])
     finally:
         gc.set_threshold(*before)
         grid.close()
-
-
-def found_in(home: Path, about: Mapping[str, Any]) -> Found | None:
-    """Return the checkpoint to go on from, if there is one; raises UserError if it is of another run."""
-    from simulations.engines.identity import compare
-
-    found = latest(home / CHECKPOINTS)
-    if found:
-        compare(found.about, about)
-    return found

@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection, wait
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from multiprocessing.process import BaseProcess
 
 NAMELESS = Lock()  # runs in several threads start their workers one after the other
+Started = tuple["BaseProcess", Connection]
 LIVES = 5  # a message at which a worker dies so often is given up
 
 
@@ -52,24 +53,30 @@ class Worker:
 class ProcessGrid(LocalGrid):
     """A grid whose nodes are worker processes, each a host of several clients.
 
-    `settings` tells a worker what to run (see `serve`); `told` is called with what the user should know.
+    `settings` tells a worker what to run (see `serve`); `told` is called with what the user should know. Workers
+    that are `idle` are taken first, see `idle_workers`.
     """
 
     hosts = True
 
     def __init__(
-        self, slots: Sequence[Slot], settings: Mapping[str, Any], told: Callable[[str], None] = lambda text: None
+        self, slots: Sequence[Slot], settings: Mapping[str, Any], told: Callable[[str], None], idle: list[Started]
     ) -> None:
         super().__init__()
-        self.settings, self.told = dict(settings), told
+        self.settings, self.told, self.idle = dict(settings), told, idle
         self.answered: dict[str, RecordDict] = {}
         self.asked: dict[str, Message] = {}
         self.workers = {SERVER_NODE + 1 + k: Worker(slot, *self._start(slot)) for k, slot in enumerate(slots)}
 
-    def _start(self, slot: Slot) -> tuple["BaseProcess", Connection]:
+    def _start(self, slot: Slot) -> Started:
+        text = json.dumps({**self.settings, "partitions": slot.partitions, "device": slot.device})
+        if self.idle:
+            process, ours = self.idle.pop(0)
+            with suppress(OSError):  # of one that has died, as its first answer will tell
+                ours.send_bytes(b"begin\n" + text.encode())
+            return process, ours
         context = get_context("spawn")
         ours, theirs = context.Pipe()
-        text = json.dumps({**self.settings, "partitions": slot.partitions, "device": slot.device})
         process = context.Process(target=serve, args=(theirs, text), daemon=True)
         with deaf(), nameless():
             process.start()
@@ -137,14 +144,9 @@ class ProcessGrid(LocalGrid):
             self._ask(worker, f"load {worker.saved}".encode() + b"\n")
 
     def close(self) -> None:
-        """End the workers."""
-        for worker in self.workers.values():
-            worker.pipe.close()  # which a worker takes as its end
-        for worker in self.workers.values():
-            worker.process.join(1.0)
-            if worker.process.is_alive():
-                worker.process.kill()
-                worker.process.join()
+        """Let the workers wait for another run; those that still have to answer end."""
+        self.idle[:0] = [(worker.process, worker.pipe) for worker in self.workers.values() if not worker.waiting]
+        end([(worker.process, worker.pipe) for worker in self.workers.values() if worker.waiting])
 
     def _reply(self, name: str) -> Message:
         asked, content = self.asked.pop(name), self.answered.pop(name)
@@ -201,6 +203,27 @@ class ProcessGrid(LocalGrid):
 
 
 @contextmanager
+def idle_workers() -> Iterator[list[Started]]:
+    """Yield where workers wait between two runs, so that their imports are made once; they end with the context."""
+    idle: list[Started] = []
+    try:
+        yield idle
+    finally:
+        end(idle)
+
+
+def end(workers: Sequence[Started]) -> None:
+    """End workers, by their pipes or at last by force."""
+    for _, pipe in workers:
+        pipe.close()  # which a worker takes as its end
+    for process, _ in workers:
+        process.join(1.0)
+        if process.is_alive():
+            process.kill()
+            process.join()
+
+
+@contextmanager
 def deaf() -> Iterator[None]:
     """Let a process that is started here ignore Ctrl-C, which is for the process that holds the run."""
     if current_thread() is not main_thread():  # only there may signals be set
@@ -239,7 +262,8 @@ def end_with_parent() -> None:
 def serve(pipe: Connection, text: str) -> None:
     """Be a worker: answer requests in their order until the pipe is closed.
 
-    A request is `KIND` or `save FILE` or `load FILE`, a line break, and a message's content.
+    A request is `KIND` or `save FILE` or `load FILE`, a line break, and a message's content; or `begin`, a line break,
+    and the settings of another run, which is not answered.
     """
     from simulations.engines.hosts import host_of
 
@@ -251,6 +275,10 @@ def serve(pipe: Connection, text: str) -> None:
             head, _, body = pipe.recv_bytes().partition(b"\n")
             kind, _, path = head.decode().partition(" ")
             answer = b""
+            if kind == "begin":
+                del host  # before there is another
+                host = host_of(json.loads(body))
+                continue
             if kind == "save":
                 store(Path(path), packed(host.state()))
             elif kind == "load":

@@ -109,7 +109,6 @@ def measure(run: Run, home: Path) -> Rows:
     if run.labels["arm"] == POPULARITY:
         found = baselines(run.experiment)
     else:
-        home.mkdir()
         launch(run.experiment, home)
         rows = pd.read_csv(home / "clients.csv")
         held = rows[rows["split"] == "validation"].groupby("round")["value"].mean()

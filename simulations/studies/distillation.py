@@ -17,10 +17,10 @@ from fedrec.holdings import clients_data
 from fedrec.metrics import paired
 from fedrec.report.findings import number
 from fedrec.report.study import Page, Part, interval, seeded
-from simulations.baselines import run_baseline
 from simulations.cli import arm
 from simulations.cost import BATCH
 from simulations.distil import ALONE, TEACHER, distilled, students_of
+from simulations.engines import launch
 from simulations.studies.harness import Findings, Rows, Run, Study, facts
 from simulations.studies.tables import Row, by_arm, ends, spread
 
@@ -57,7 +57,7 @@ def measure(run: Run, home: Path) -> Rows:
     """Return a row for each client and model of a seed: what it costs, and its test of the first ranking metric."""
     e = run.experiment
     students = students_of(e, {**STUDENTS, "dim": run.about}, ["rank"])
-    run_baseline(e, home)
+    launch(e, home)
     rows: list[Row] = []
     for data in clients_data(e):
         for model in distilled(home, e, students, data, RULES):

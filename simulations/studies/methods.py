@@ -15,9 +15,10 @@ from fedrec.report.study import Page, Part, forest, seeded
 from fedrec.report.tables import LEAKING
 from fedrec.report.verdicts import verdicts
 from fedrec.sharing import SHARINGS
-from simulations.baselines import baseline, run_baseline, run_popularity
+from simulations.baselines import baseline, run_popularity
 from simulations.cli import arm, heeded
 from simulations.closing import SHORT, gap
+from simulations.engines import launch
 from simulations.methods import METHODS
 from simulations.studies.harness import Findings, Rows, Run, Study, facts
 from simulations.studies.options import SEEDS
@@ -31,6 +32,7 @@ USUAL = [
     if not (method.robust.active or method.agreement.active)
 ]
 GAPS = {"minus_local": "local", "minus_pooled": "pooled"}
+ENGINE = ("--engine", "inline")  # there is a run for each processor
 HOLM = "Verdicts: 5% over all methods together (Holm); share: of pooled."
 WORDS = (
     "For a seed, all methods have the same data, start and order; validation chooses the round. Popularity is what the "
@@ -71,7 +73,7 @@ def experiment_of(text: str, flags: Sequence[str]) -> Experiment:
     name, *own = text.split(":")
     choose("methods", name, METHODS)
     options = [f"--{one}" for one in own]
-    e = arm([*flags, "--method", name, *options])
+    e = arm([*ENGINE, *flags, "--method", name, *options])
     heeded(options, [e])
     if name in ("local", "pooled"):
         return baseline(e, name)
@@ -81,7 +83,7 @@ def experiment_of(text: str, flags: Sequence[str]) -> Experiment:
 
 def measure(run: Run, home: Path) -> Rows:
     """Return the test rows of a run with its labels."""
-    train = run_popularity if run.labels["method"] == POPULARITY else run_baseline
+    train = run_popularity if run.labels["method"] == POPULARITY else launch
     train(run.experiment, home)
     return records(read_test(home).assign(**run.labels))
 

@@ -24,8 +24,9 @@ from fedrec.privacy.guarantee import guarantees
 from fedrec.privacy.noise import Source
 from fedrec.records import gather_measured
 from fedrec.report.findings import listing, plural
-from simulations.baselines import baseline, run_baseline, run_popularity
+from simulations.baselines import baseline, run_popularity
 from simulations.cli import arm
+from simulations.engines import launch
 from simulations.studies.auditing import Trial, audited
 from simulations.studies.harness import Findings, Rows, Run, Study, facts
 from simulations.studies.options import budget
@@ -239,7 +240,7 @@ def attack_rows(run: Run, home: Path) -> list[Row]:
 
 def reference_rows(run: Run, home: Path) -> list[Row]:
     """Return how the clients do alone, and by what is popular among their own users."""
-    run_baseline(baseline(run.experiment, "local"), home / "local")
+    launch(baseline(run.experiment, "local"), home / "local")
     run_popularity(run.experiment, home / "popularity")
     found = {name: utility_rows(pd.read_csv(home / name / "clients.csv")) for name in ("local", "popularity")}
     return [{**row, "kind": name} for name, rows in found.items() for row in rows]

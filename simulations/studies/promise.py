@@ -15,8 +15,8 @@ from fedrec.holdings import clients_data, tasks_for
 from fedrec.metrics import paired
 from fedrec.records import CLIPPED, PLAIN, UNCLIPPED
 from fedrec.report.study import Page, Part, interval, seeded
-from simulations.baselines import run_baseline
 from simulations.cli import parse
+from simulations.engines import launch
 from simulations.promises import stages, without_promise
 from simulations.studies.harness import Findings, Rows, Run, Study, facts
 from simulations.studies.tables import Row, by_arm, ends, points, ranked, records
@@ -103,7 +103,7 @@ def same_training(e: Experiment) -> Experiment:
 def measure(run: Run, home: Path) -> Rows:
     """Return the means over the clients of a run's first metric."""
     e = run.experiment
-    run_baseline(e, home)
+    launch(e, home)
     rows = pd.read_csv(home / "clients.csv")
     rows = rows[rows["metric"] == next(m for m in (*e.metrics, "auc", "rmse") if (rows["metric"] == m).any())]
     held = rows[rows["split"] == "validation"].groupby("round")["value"].mean()

@@ -150,7 +150,6 @@ def experiment_of(line: str, epsilon: str, choice: Choice, flags: Sequence[str],
 
 def measure(run: Run, home: Path) -> Rows:
     """Return the row of a run: its errors, what it has spent, and its seconds."""
-    home.mkdir()
     launch(run.experiment, home)
     record = json.loads((home / "experiment.json").read_text(encoding="utf-8"))
     error, clipped = errors(run.experiment, home)

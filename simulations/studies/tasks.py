@@ -15,8 +15,9 @@ from fedrec.report.findings import change, label, number
 from fedrec.report.several import WORDS, Balance, balance
 from fedrec.report.study import Page, Part, forest, seeded
 from fedrec.report.verdicts import verdicts
-from simulations.baselines import baseline, run_baseline, single_tasks
+from simulations.baselines import baseline, single_tasks
 from simulations.cli import arm as arm_of
+from simulations.engines import launch
 from simulations.studies.harness import Carry, Findings, Rows, Run, Study, facts
 from simulations.studies.options import SEEDS
 from simulations.studies.tables import (
@@ -33,7 +34,7 @@ from simulations.studies.tables import (
     spread,
 )
 
-USUAL = "--task click,buy,rating --split random --fractions 0.2,0.2 --rounds 30 --patience 3"
+USUAL = "--task click,buy,rating --split random --fractions 0.2,0.2 --rounds 30 --patience 3 --engine inline"
 GRID = "lr=0.001,0.003,0.01;l2=0.01,0.1,1"
 AGAINST = {"local": "local single-task", "federated": "federated single-task"}
 TRIED = ("arm", "part", "options")  # what validation ranks the options by
@@ -143,7 +144,7 @@ def runs_of(arms: Sequence[Arm], flags: Sequence[str], seeds: Iterable[int], tri
 
 def measure(run: Run, home: Path) -> Rows:
     """Return the test rows of clients with several tasks, with the run's validation."""
-    run_baseline(run.experiment, home)
+    launch(run.experiment, home)
     rows, rounds = read_test(home), pd.read_csv(home / "rounds.csv")
     rows = rows[(rows["task"] == run.labels["part"]) | (run.labels["part"] == EVERY)]
     took = {"validation": rounds["validation"].max(), "rounds": len(rounds), "seconds": rounds["seconds"].sum()}

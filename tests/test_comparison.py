@@ -1,0 +1,70 @@
+"""The runs that an experiment is compared with: by the engine that was asked for, with the result of every engine."""
+
+from multiprocessing import active_children
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedrec.experiment import Experiment
+from simulations import engines
+from simulations.engines.batched import BatchedGrid
+from simulations.engines.inline import InlineGrid
+from simulations.run import main
+from tests.helpers import same
+from tests.test_batched import near
+
+SMALL = "--market.users 20 --market.items 60 --market.impressions 10 --clients 3 --rounds 2 --dim 4 --quiet"
+
+
+def compared(home: Path, engine: str) -> Path:
+    """Return a run with its baselines."""
+    assert main([*SMALL.split(), "--engine", *engine.split(), "--out", str(home)]) == 0
+    return home
+
+
+@pytest.fixture(scope="module")
+def inline(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What is trained one client after the other in one process."""
+    return compared(tmp_path_factory.mktemp("inline") / "run", "inline")
+
+
+def test_worker_processes_train_the_baselines_to_the_bit_also_those_that_died_between_two(
+    inline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    launch = engines.launch
+    pids: dict[str, list[int | None]] = {}
+
+    def started(e: Experiment, home: Path, **more: Any) -> None:
+        if e.method == "pooled":
+            more["idle"][0][0].kill()
+        launch(e, home, **more)
+        pids[e.method] = [worker.pid for worker, _ in more["idle"]]
+
+    def here(*_: object) -> None:
+        pytest.fail("a client was trained in the process of the server")
+
+    monkeypatch.setattr(engines, "launch", started)
+    monkeypatch.setattr(InlineGrid, "__init__", here)
+    same(inline, compared(tmp_path / "process", "process --workers 2"), but=("engine", "workers"))
+    assert pids["fedper"] == pids["local"] and len(pids["local"]) == 2
+    assert pids["local"][1] in pids["pooled"] and pids["local"][0] not in pids["pooled"]
+    assert capsys.readouterr().err == "a worker died (exit code -9) and was started again\n"
+    assert not active_children()
+
+
+def test_the_baselines_of_a_batched_run_train_as_one_program(
+    inline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    answer = BatchedGrid._answer
+
+    def answering(grid: BatchedGrid, message: Any) -> Any:
+        asked.append(message.metadata.message_type)
+        return answer(grid, message)
+
+    monkeypatch.setattr(BatchedGrid, "_answer", answering)
+    batched = compared(tmp_path / "batched", "batched")
+    assert asked.count("query.join") == 2 and asked.count("train") == 4  # of the run, and of each client alone
+    for name in ("local", "pooled"):
+        near(inline / "baselines" / name, batched / "baselines" / name)
