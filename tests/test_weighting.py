@@ -389,17 +389,24 @@ def test_the_state_goes_back_with_a_lost_contribution_and_on_from_round_to_round
     assert len({tuple(state["weights"].tolist()) for state in states}) == 1 + 3 * 3  # the start, 3 clients, 3 rounds
 
 
+@pytest.mark.parametrize("method", ["ditto", "apfl"])
+@pytest.mark.parametrize("kind", ["dwa", "gradnorm", "uncertainty"])
+def test_a_second_model_has_weights_of_its_own(method: str, kind: str) -> None:
+    rule = {"kind": kind}
+    _, states = trained(experiment(method, rounds=3, task="rank,click", weighting=rule))
+    for state in states[-3:]:
+        names = {name for name in state if not name.startswith("copy.")}
+        assert state.keys() == names | {f"copy.{name}" for name in names}
+        assert any(not torch.equal(state[name], state[f"copy.{name}"]) for name in names)
+    # What is shared is trained as if there were no second model.
+    fields: dict[str, Any] = {"rounds": 3, "task": "rank,click", "weighting": rule}
+    plain, weighted = (fit(experiment(m, **fields))[0] for m in ("fedper", method))
+    assert all(torch.equal(value, weighted.shared[name]) for name, value in plain.shared.items())
+
+
 @pytest.mark.parametrize(
     ("fields", "text"),
     [
-        (
-            {"drift": {"personal": "ditto", "weight": 0.1}},
-            r"weighting.kind: dwa needs clients that train one model, .* found drift.personal ditto",
-        ),
-        (
-            {"drift": {"personal": "apfl", "weight": 0.5}},
-            r"weighting.kind: dwa needs clients that train one model, .* found drift.personal apfl",
-        ),
         (
             {"privacy": {"unit": "user", "epsilon": "8"}, "weights": "uniform"},
             r"weighting.kind: dwa needs the losses of single tasks.* found privacy.unit user",
