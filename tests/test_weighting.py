@@ -30,6 +30,7 @@ from fedrec.tasks import parse_task
 from fedrec.training.local import local_update
 from fedrec.training.recipe import Recipe
 from fedrec.weighting import Weigher, Weighting, balanced, drawn, dynamic, geometric, variances_gradient
+from fedrec.wire import read_contribution
 from server.strategy import Coordinator
 from simulations.apps import plan_of
 from tests.builders import client, interactions
@@ -400,8 +401,13 @@ def test_a_second_model_has_weights_of_its_own(method: str, kind: str) -> None:
         assert any(not torch.equal(state[name], state[f"copy.{name}"]) for name in names)
     # What is shared is trained as if there were no second model.
     fields: dict[str, Any] = {"rounds": 3, "task": "rank,click", "weighting": rule}
-    plain, weighted = (fit(experiment(m, **fields))[0] for m in ("fedper", method))
-    assert all(torch.equal(value, weighted.shared[name]) for name, value in plain.shared.items())
+    plain, weighted = (trained(experiment(m, **fields))[0] for m in ("fedper", method))
+    sent = [
+        [read_contribution(m.content).values for m in grid.received if m.metadata.message_type == "train"]
+        for grid in (plain, weighted)
+    ]
+    assert len(sent[0]) == 9
+    assert all(torch.equal(a[name], b[name]) for a, b in zip(*sent, strict=True) for name in a)
 
 
 @pytest.mark.parametrize(
