@@ -19,7 +19,7 @@ from clients.newcomer import fitted, lesson
 from clients.private import measured, open_loss, protected
 from clients.secure import Envelope
 from clients.state import Kept, State
-from clients.training import Made, Start, train, train_alone
+from clients.training import COPY, Made, Start, train, train_alone
 from fedrec.channel import keyed
 from fedrec.coordination import Own, control_change, double
 from fedrec.evaluation import Evaluation, Split, evaluate, held_out, members
@@ -59,7 +59,10 @@ def first(client: Client) -> Own:
     if drift.correction == "scaffold":
         like = client.shared_like
         control = {name: torch.zeros(value.shape, dtype=torch.float64) for name, value in like.items()}
-    return Own(personal, control, client.experiment.weighting.start(len(client.tasks)) or None)
+    weighting = client.experiment.weighting.start(len(client.tasks))
+    if drift.second:
+        weighting |= {f"{COPY}{name}": value for name, value in weighting.items()}
+    return Own(personal, control, weighting or None)
 
 
 def receive(client: Client, broadcast: Broadcast) -> Broadcast:

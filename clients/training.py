@@ -23,6 +23,8 @@ from fedrec.training.results import stack
 from fedrec.training.stacks import NOTHING, Terms
 from fedrec.weighting import Weigher
 
+COPY = "copy."  # before the names of the weights of a second model's losses
+
 
 @dataclass(frozen=True)
 class Start:
@@ -58,23 +60,34 @@ def train(client: Client, start: Start) -> Made:
     """
     e, own, number = client.experiment, start.own, start.sent.round
     before = client.channel.join(start.z, start.private)
-    weigher = client.weigher(own.weighting)
+    first, copy = weightings(own)
+    weigher, second = client.weigher(first), client.weigher(copy) if e.drift.second else None
     if e.privacy.inside:
         params, loss = released(client, before, start)
     else:
-        params, loss, v = update(client, before, number, terms(client, before, start, weigher), start.rho)
+        more = terms(client, before, start, weigher, second)
+        params, loss, v = update(client, before, number, more, start.rho)
         own = replace(own, personal=require_finite(client, v, number, own.personal)) if v else own
-    if weigher:
-        own = replace(own, weighting=require_finite(client, weigher.state, number, start.own.weighting) or None)
     x, private = client.channel.split(e.lora.folded(params))
     if e.drift.personal == "ditto":
-        anchor = Terms(stack([to(start.z, client.device)]))
+        anchor = Terms(stack([to(start.z, client.device)]), weigher=second)
         own = replace(own, personal=update(client, dict(own.personal or {}), number, anchor, e.drift.weight).params)
+    if weigher:
+        state = weigher.state | {f"{COPY}{name}": value for name, value in (second.state if second else {}).items()}
+        own = replace(own, weighting=require_finite(client, state, number, start.own.weighting) or None)
     return Made(loss, private, own, x)
 
 
-def terms(client: Client, before: Params, start: Start, weigher: Weigher | None) -> Terms:
-    """Return what a client minimises beside its loss, which from `before` on."""
+def weightings(own: Own) -> tuple[Params, Params]:
+    """Return the state of the weights of the tasks' losses in a client's model, and in the second that it trains."""
+    copies = {name for name in own.weighting or {} if name.startswith(COPY)}
+    every = (own.weighting or {}).items()
+    first = {name: value for name, value in every if name not in copies}
+    return first, {name.removeprefix(COPY): value for name, value in every if name in copies}
+
+
+def terms(client: Client, before: Params, start: Start, weigher: Weigher | None, second: Weigher | None) -> Terms:
+    """Return what a client minimises beside its loss."""
     e, device = client.experiment, client.device
     pull, apfl = None, e.drift.personal == "apfl"
     if start.rho and isinstance(client.channel, Mapped):
@@ -88,6 +101,7 @@ def terms(client: Client, before: Params, start: Start, weigher: Weigher | None)
         e.drift.weight,
         pull,
         weigher,
+        second,
     )
 
 

@@ -38,7 +38,6 @@ class Can(StrEnum):
     ONE_PHASE = "the one phase all"
     ONE_RATE = "steps of SGD at one rate"
     UNPULLED = "a shared delta that nothing pulls at in training"
-    ONE_MODEL = "clients that train one model"
     LOCKSTEP = "a second model that steps with the first"
     LOSSES = "the losses of single tasks as they are"
     UNIT_GRADIENTS = "gradients by unit"
@@ -61,7 +60,7 @@ class Can(StrEnum):
 
 
 # What is missing for the implementation alone, as is most of what tells clients of one program from others.
-UNBUILT = frozenset({Can.UNIT_GRADIENTS, Can.CLIENT_GRADIENTS, Can.ONE_MODEL, Can.PAIR_SCORES, Can.LOGITS})
+UNBUILT = frozenset({Can.UNIT_GRADIENTS, Can.CLIENT_GRADIENTS, Can.PAIR_SCORES, Can.LOGITS})
 NOTHING = (None, False, 0, "", "none", "mean", "fixed", (), ("all",))  # values of a field whose part is not there
 
 

@@ -125,7 +125,7 @@ PARTS = (
     needs("task", Can.READS_ITEMS, here=about_items),
     needs("content.kind", Can.READS_ITEMS),
     needs("task", Can.UNTOLD, here=lambda e: "category" * ("category" in several(e.task))),
-    needs("weighting.kind", Can.ONE_MODEL, Can.LOSSES),
+    needs("weighting.kind", Can.LOSSES),
     takes("content.kind", Can.UNTOLD, why="items' texts tell categories"),
     takes("content.kind", Can.ENCODER, why="it is what is adapted (add --content.kind minilm)", here=other_content),
     takes("lora.rank", Can.UNIT_GRADIENTS, why="the encoder reads a text once for all units that name it"),
@@ -181,7 +181,6 @@ PARTS = (
     takes("drift.normalise", Can.INCREMENTS, why="changes of parameters are scaled to their steps"),
     needs("drift.personal", Can.COMMON_START),
     takes("drift.personal", Can.LISTENERS, why="a copy of what is shared is trained"),
-    takes("drift.personal", Can.ONE_MODEL, why="the second one's losses need weights of their own", here=TWO),
     takes("drift.personal", Can.UNPULLED, why="the delta is made when training is over", here=TWO),
     needs("drift.personal", Can.LOCKSTEP, here=("apfl",)),
     # What is protected.

@@ -141,7 +141,6 @@ def test_what_does_not_compose_says_why(row: Row) -> None:
 
 # How many pairs lack a capability, counted by hand: a table that refuses everything, or nothing, has other numbers.
 COUNTS = {
-    Can.ONE_MODEL: 20,  # every weighting but the fixed one, with ditto and apfl
     Can.ROWS: 12,  # 5 robust rules, and agreement, with one noisy mean and with a secure sum
     Can.GRAM: 12,  # 6 aggregators of gradients with these two
     Can.LOSSES: 10,  # every weighting but the fixed one, with noise inside a client
@@ -161,8 +160,8 @@ COUNTS = {
 
 def test_as_many_pairs_are_refused_as_lack_a_capability() -> None:
     assert Counter(can for _, can in CONFLICTS.values()) == COUNTS
-    assert sum(COUNTS.values()) == 86
-    assert sum(number for can, number in COUNTS.items() if can in UNBUILT) == 27
+    assert sum(COUNTS.values()) == 66
+    assert sum(number for can, number in COUNTS.items() if can in UNBUILT) == 7
     assert all((" (not built), found " in text) == (can in UNBUILT) for text, can in CONFLICTS.values())
 
 

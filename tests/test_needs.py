@@ -73,7 +73,6 @@ KNOWN: dict[Can, Case] = {
     Can.ONE_PHASE: Case({**SGD, "phases": "private,shared"}, SGD, "c_i is of the gradient in all at once"),
     Can.ONE_RATE: Case({**SGD, "optimiser": "adam"}, SGD, "c_i = (z - x_i) / (tau lr) for one lr"),
     Can.UNPULLED: Case({**LORA, "lora.form": "exact", "coupling.rho": 0.1}, {**LORA, "coupling.rho": 0.1}, "no step"),
-    Can.ONE_MODEL: Case({**DWA, "method": "ditto"}, {**DWA, "method": "pfedrec"}, "not built: a second state"),
     Can.LOCKSTEP: Case({**USER, "method": "apfl"}, {**USER, "method": "ditto"}, "a step of both on the units drawn"),
     Can.LOSSES: Case({**USER, **DWA}, {**CLIENT, **DWA}, "weights made of losses are made of rows"),
     Can.UNIT_GRADIENTS: Case(

@@ -30,6 +30,7 @@ from fedrec.tasks import parse_task
 from fedrec.training.local import local_update
 from fedrec.training.recipe import Recipe
 from fedrec.weighting import Weigher, Weighting, balanced, drawn, dynamic, geometric, variances_gradient
+from fedrec.wire import read_contribution
 from server.strategy import Coordinator
 from simulations.apps import plan_of
 from tests.builders import client, interactions
@@ -389,17 +390,29 @@ def test_the_state_goes_back_with_a_lost_contribution_and_on_from_round_to_round
     assert len({tuple(state["weights"].tolist()) for state in states}) == 1 + 3 * 3  # the start, 3 clients, 3 rounds
 
 
+@pytest.mark.parametrize("method", ["ditto", "apfl"])
+@pytest.mark.parametrize("kind", ["dwa", "gradnorm", "uncertainty"])
+def test_a_second_model_has_weights_of_its_own(method: str, kind: str) -> None:
+    rule = {"kind": kind}
+    _, states = trained(experiment(method, rounds=3, task="rank,click", weighting=rule))
+    for state in states[-3:]:
+        names = {name for name in state if not name.startswith("copy.")}
+        assert state.keys() == names | {f"copy.{name}" for name in names}
+        assert any(not torch.equal(state[name], state[f"copy.{name}"]) for name in names)
+    # What is shared is trained as if there were no second model.
+    fields: dict[str, Any] = {"rounds": 3, "task": "rank,click", "weighting": rule}
+    plain, weighted = (trained(experiment(m, **fields))[0] for m in ("fedper", method))
+    sent = [
+        [read_contribution(m.content).values for m in grid.received if m.metadata.message_type == "train"]
+        for grid in (plain, weighted)
+    ]
+    assert len(sent[0]) == 9
+    assert all(torch.equal(a[name], b[name]) for a, b in zip(*sent, strict=True) for name in a)
+
+
 @pytest.mark.parametrize(
     ("fields", "text"),
     [
-        (
-            {"drift": {"personal": "ditto", "weight": 0.1}},
-            r"weighting.kind: dwa needs clients that train one model, .* found drift.personal ditto",
-        ),
-        (
-            {"drift": {"personal": "apfl", "weight": 0.5}},
-            r"weighting.kind: dwa needs clients that train one model, .* found drift.personal apfl",
-        ),
         (
             {"privacy": {"unit": "user", "epsilon": "8"}, "weights": "uniform"},
             r"weighting.kind: dwa needs the losses of single tasks.* found privacy.unit user",

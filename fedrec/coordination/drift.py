@@ -31,6 +31,11 @@ class Drift(BaseModel, frozen=True, extra="forbid"):
     )
 
     @property
+    def second(self) -> bool:
+        """Whether a client trains a second model."""
+        return self.personal in ("ditto", "apfl")
+
+    @property
     def counted(self) -> bool:
         """Whether the clients tell their numbers of local steps."""
         return self.normalise or self.correction == "scaffold"

@@ -160,15 +160,18 @@ def client(cohort: Cohort, stack: Stack, position: int) -> Params:
 
 def trained(cohort: Cohort, before: Stack, part: Part, j: int) -> Params:
     """Return the parameters of client `part.clients[j]` that `before` holds, after the round; its own memory."""
-    found = {name: v.clone() for name, v in client(cohort, before, int(part.clients[j])).items()}
-    for name, value in found.items():
+    found, alone, position = dict[str, Tensor](), len(part.clients) == 1, int(part.clients[j])
+    for name, value in client(cohort, before, position).items():
         if name not in TABLES:
-            value.copy_(part.values[name][j])
+            found[name] = part.values[name][j] if alone else part.values[name][j].clone()
             continue
         touched = part.touched[TABLES[name]]
         start, stop = touched.edge[j : j + 2]
-        rows = touched.flat[start:stop] - cohort.starts[TABLES[name]][part.clients[j]]
-        value.index_copy_(0, on(rows, value), part.values[name][start:stop])
+        if alone and stop - start == len(value):
+            found[name] = part.values[name]
+            continue
+        rows = touched.flat[start:stop] - cohort.starts[TABLES[name]][position]
+        found[name] = value.index_copy(0, on(rows, value), part.values[name][start:stop])
     return found
 
 

@@ -74,7 +74,7 @@ class Part:
 class Terms:
     """What a client's objective has beside its loss, for every client of a cohort; see `local_update`.
 
-    The last three are of the only client of a cohort, whose gradients are made by autograd on whole tables.
+    The last four are of the only client of a cohort, whose gradients are made by autograd on whole tables.
     """
 
     anchor: Stack | None = None
@@ -84,6 +84,7 @@ class Terms:
     alpha: float = 0.0
     pull: Pull | None = None
     weigher: Weigher | None = None
+    second: Weigher | None = None  # of the personal parameters
     masks: Mapping[str, Tensor] | None = None  # of shared parameters, which the phase private trains where it is 1
 
     @property

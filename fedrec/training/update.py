@@ -178,16 +178,16 @@ class Chunk:
         self, drawn: Sequence[Drawn], seed: int, scopes: Sequence[Scope], number: int, touched: Mapping[str, Touched]
     ) -> Iterator[Schedule]:
         """Yield the steps of a phase: those of all epochs at once, or epoch by epoch where all rows are there."""
-        recipe, weigher = self.recipe, self.terms.weigher
+        recipe, weighers = self.recipe, [one for one in (self.terms.weigher, self.terms.second) if one]
         if not self.whole:
             yield self.schedule(drawn[number], touched, recipe.epochs)
             return
         for epoch in range(recipe.epochs):
-            if weigher:
+            for weigher in weighers:
                 weigher.epoch(generator(seed, "weights", *scopes[0], number, epoch), first=epoch == 0)
             one = self.draw(replace(recipe, epochs=1), seed, scopes, number, epoch)
             yield self.schedule(one, touched, 1)
-            if weigher:
+            for weigher in weighers:
                 weigher.ended()
 
     def touched(self, drawn: Sequence[Drawn]) -> dict[str, Touched]:
@@ -292,7 +292,7 @@ class Chunk:
     ) -> tuple[Tensor, Params, At]:
         """Return what `fedrec.training.gradients` has, of what is minimised beside the proximal term and the shift.
 
-        If `plain`, of the loss alone.
+        If `plain`, of the personal parameters, of the loss alone.
         """
         model, tasks, l2, terms = self.model, self.cohort.tasks, self.recipe.l2, self.terms
         weight = None if self.weight is None or plain else self.weight[: len(step.item)].to(self.device).float()
@@ -302,9 +302,9 @@ class Chunk:
         def loss(view: Params, batch: Batch) -> tuple[Tensor, Tensor]:
             parts, rest = task_losses(model, view, tasks, batch), penalties(model, view, batch, l2)
             told = followed = total([*parts, *rest])
-            if terms.weigher and not plain:
+            if weigher := terms.second if plain else terms.weigher:
                 seen = [bool(batch.labels[task.name][0].any()) for task in tasks]
-                followed = total([terms.weigher.loss(parts, seen, view, names, t), *rest])
+                followed = total([weigher.loss(parts, seen, view, names, t), *rest])
             whole = followed if weight is None else weight[0] * followed
             return told, whole if terms.pull is None or plain else whole + terms.pull(view, batch)
 
