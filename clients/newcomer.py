@@ -17,6 +17,7 @@ from fedrec.parameters import Params, to
 from fedrec.seeds import generator
 from fedrec.sharing import TABLES, Broadcast, ContractError, admit, admit_rows
 from fedrec.training.local import update_one
+from fedrec.training.results import stack
 from fedrec.training.stacks import Terms
 
 
@@ -79,7 +80,7 @@ def lesson(client: Client, now: Kept, broadcast: Broadcast) -> tuple[Kept, float
         e.sharing(),
         seed=e.seed,
         scope=(client.data.name, number),
-        terms=Terms(pull=pull and whatever_the_batch(pull), weigher=weigher, masks=masks),
+        terms=Terms(pull=pull and whatever_the_batch(pull), weigher=weigher, masks=stack([masks]) if masks else None),
     )
     shared, private = client.channel.split(require_finite(client, to(params, "cpu"), number))
     if weigher:

@@ -10,7 +10,7 @@ from fedrec.data import ClientData, Interactions, before
 from fedrec.models import Recommender
 from fedrec.parameters import Params, clone
 from fedrec.seeds import generator
-from fedrec.sharing import Sharing
+from fedrec.sharing import TABLES, Sharing
 from fedrec.tasks import Task
 from fedrec.training.cohort import learning
 from fedrec.training.draws import draw
@@ -19,6 +19,7 @@ from fedrec.training.losses import batch_loss, trainable
 from fedrec.training.recipe import Batch, Recipe
 from fedrec.training.results import stack
 from fedrec.training.stacks import NOTHING
+from fedrec.training.transforms import Context
 from fedrec.training.update import Chunk
 
 
@@ -108,14 +109,19 @@ def by_autograd(
     shift: Params | None = None,
     v: Params | None = None,
     alpha: float = 0.0,
+    masks: Params | None = None,
 ) -> tuple[Params, float, Params]:
-    """Return what `local_update` does and APFL's v, step by step by autograd on `batch_loss`: a reference."""
+    """Return what `local_update` does and APFL's v, step by step by autograd on `batch_loss`: a reference.
+
+    Transforms of one's own get parameters that are not stacked.
+    """
     params, v, losses = clone(params), clone(v or {}), []
     for number, phase in enumerate(recipe.phases):
         names = trainable(params, tasks, sharing, phase, recipe.optimiser)
-        names += [name for name in shift or {} if name not in names]
+        names += [name for name in {**(shift or {}), **(masks or {})} if name not in names]
         state, other = (recipe.optimiser.start({n: one[n] for n in names}) for one in (params, v or params))
-        t = 0
+        kept, t = [one.init(clone(params)) for one in recipe.transforms], 0
+        owner = {n: torch.zeros(len(value), dtype=torch.int64) for n, value in params.items() if n in TABLES}
         for epoch in range(recipe.epochs if names else 0):
             rng = generator(seed, "train", *scope, number, epoch)
             for batch in batches(data, tasks, recipe, rng, model=model, seed=seed):
@@ -125,12 +131,16 @@ def by_autograd(
                     _, grads = slope(model, mixed, tasks, batch, recipe.l2, names)
                     recipe.optimiser.step(v, {name: alpha * g for name, g in grads.items()}, other, t)
                 loss, grads = slope(model, params, tasks, batch, recipe.l2, names)
+                grads = {name: weight * value for name, value in grads.items()}
+                for place, one in enumerate(recipe.transforms):
+                    grads, kept[place] = one.update(grads, kept[place], params, Context(t, owner))
                 for name in names:
-                    grads[name] = weight * grads[name]
                     if recipe.mu and anchor and name in anchor:
                         grads[name] = grads[name] + recipe.mu * (params[name] - anchor[name])
                     if shift and name in shift:
                         grads[name] = grads[name] + shift[name]
+                    if masks and name in masks:
+                        grads[name] = grads[name] * masks[name]
                 recipe.optimiser.step(params, grads, state, t)
                 losses.append(loss)
     return params, float(np.mean(losses)) if losses else float("nan"), v

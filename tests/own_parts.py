@@ -13,8 +13,10 @@ from torch.nn import functional
 
 from fedrec.data.types import Interactions
 from fedrec.models import Meta, Module
+from fedrec.parameters import Params
 from fedrec.privacy.attacks.targets import Records
 from fedrec.privacy.transcript import Transcript
+from fedrec.training.transforms import Context, State
 
 
 class Towers(nn.Module):
@@ -242,3 +244,51 @@ class Blind(Movement):
     def scores(self, transcript: Transcript, records: Records, experiment: Any) -> np.ndarray:
         """Return the places."""
         return np.arange(len(records)).astype(np.float64)
+
+
+@dataclass(frozen=True)
+class Curv:
+    """A transform: weight / 2 sum_j F_j (x - z)_j^2 beside the loss, F the mean of the squared gradients so far."""
+
+    weight: float = 1.0
+
+    def init(self, params: Params) -> State:
+        """Return z and the sum of squares."""
+        return {"z": params, "f": {name: torch.zeros_like(value) for name, value in params.items()}}
+
+    def update(self, grads: Params, state: State, params: Params, ctx: Context) -> tuple[Params, State]:
+        """Return g + weight F (x - z)."""
+        z, f = state["z"], {name: state["f"][name] + g.square() for name, g in grads.items()}
+        tied = {name: g + self.weight * f[name] / ctx.t * (params[name] - z[name]) for name, g in grads.items()}
+        return tied, {"z": z, "f": f}
+
+
+@dataclass(frozen=True)
+class Decay:
+    """A transform without a state that moves every row: g + weight x."""
+
+    weight: float = 0.1
+
+    def init(self, params: Params) -> State:
+        """Return nothing."""
+        return {}
+
+    def update(self, grads: Params, state: State, params: Params, ctx: Context) -> tuple[Params, State]:
+        """Return g + weight x."""
+        return {name: g + self.weight * params[name] for name, g in grads.items()}, state
+
+
+@dataclass(frozen=True)
+class Clip(Decay):
+    """A transform that scales the gradients of the tables of a client to a norm of at most `most`."""
+
+    most: float = 0.01
+
+    def update(self, grads: Params, state: State, params: Params, ctx: Context) -> tuple[Params, State]:
+        """Return g min(1, most / |g|)."""
+        made = dict(grads)
+        for name in ctx.owner.keys() & grads.keys():
+            who = ctx.owner[name]
+            square = torch.zeros(int(who.max()) + 1).index_add_(0, who, grads[name].square().sum(1))
+            made[name] = grads[name] * (self.most / square.sqrt().clamp(min=1e-30)).clamp(max=1.0)[who, None]
+        return made, state

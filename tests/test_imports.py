@@ -58,6 +58,7 @@ LAYERS = {
     "fedrec.channel": 10,
     "fedrec.training": 4,
     "fedrec.training.recipe": 3,
+    "fedrec.training.transforms": 1,
     "fedrec.training.evaluation": 6,
     "fedrec.personal": 6,
     "fedrec.folding": 10,

@@ -23,6 +23,7 @@ from fedrec.tasks import Task
 from fedrec.training.kernels import handwritten
 from fedrec.training.losses import trainable
 from fedrec.training.recipe import Recipe
+from fedrec.training.transforms import Context, Proximal, Shift
 
 CELLS = 2**15  # cells of a part of a step
 DENSE = 2**22  # entries of a part's gradients of the body and the heads
@@ -141,11 +142,8 @@ def private_update(
                 clipped(found, batch, weight, mechanism.clip, into, own)
                 losses.append(found.loss)
             grads |= released(into, mechanism, size, source)
-            for name, value in (shift or {}).items():
-                grads[name] = grads[name] + value
-            for name, value in (anchor or {}).items() if recipe.mu else ():
-                if name in grads:
-                    grads[name] = grads[name] + recipe.mu * (params[name] - value)
+            for one in (Shift(dict(shift or {})), Proximal(recipe.mu, dict(anchor or {}) if recipe.mu else {})):
+                grads, _ = one.update(grads, one.init(params), params, Context(t, {}))
             recipe.optimiser.step(params, grads, state, t)
     return params, float(torch.cat(losses).double().nanmean()) if losses else math.nan
 

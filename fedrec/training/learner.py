@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor, zeros_like
@@ -11,32 +11,43 @@ from fedrec.optimisers import Optimiser, State
 from fedrec.parameters import Params
 from fedrec.sharing import TABLES
 from fedrec.training.gradients import At
+from fedrec.training.transforms import Context, Transform
 
 
 @dataclass
 class Learner:
-    """Stacked parameters of which `names` train in place, all clients or the first of them at a step."""
+    """Stacked parameters of which `names` train in place, all clients or the first of them at a step.
+
+    What moves by more than its gradient is what the states of `transforms` name, or `all_move`.
+    """
 
     params: Params
     names: Sequence[str]
     optimiser: Optimiser
-    moved: Collection[str] | None  # what moves by more than its gradient; None: take all for such
+    all_move: bool
+    transforms: Sequence[Transform] = ()
+    owner: Mapping[str, Tensor] = field(default_factory=dict)  # see `Context`
     view: Params = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.whole: State = self.optimiser.start({name: self.params[name] for name in self.names})
+        self.kept = [one.init(self.params) for one in self.transforms]
+        self.moved = {name for kept in self.kept for part in kept.values() for name in part}
         self.buffers: Params = {}
 
     def narrow(self, ends: Mapping[str, int]) -> None:
         """Go on with the first rows of every parameter."""
         self.view = {name: value[: ends[name]] for name, value in self.params.items()}
         self.state = {name: [part[: ends[name]] for part in parts] for name, parts in self.whole.items()}
+        self.rows = {name: value[: ends[name]] for name, value in self.owner.items()}
+        for place, kept in enumerate(self.kept):
+            self.kept[place] = {key: {n: v[: ends[n]] for n, v in part.items()} for key, part in kept.items()}
 
-    def step(self, at: At, grads: Params, more: Mapping[str, Tensor], t: int) -> None:
-        """Make step `t` = 1, 2, ... along what `gradients` returns plus `more`; changes `grads`."""
+    def step(self, at: At, grads: Params, t: int) -> None:
+        """Make step `t` = 1, 2, ... along what the transforms make of what `gradients` returns; changes `grads`."""
         filled = self.scatter(at, grads)
-        for name, value in more.items():
-            grads[name] = grads[name] + value
+        for place, one in enumerate(self.transforms):
+            grads, self.kept[place] = one.update(grads, self.kept[place], self.view, Context(t, self.rows))
         self.optimiser.step(self.view, grads, self.state, t)
         for value, index in filled:
             value.index_fill_(0, index, 0.0)
@@ -51,7 +62,7 @@ class Learner:
             index = at.get(TABLES[name])
             if index is None:
                 continue
-            if self.optimiser.kind == "sgd" and self.moved is not None and name not in self.moved:
+            if self.optimiser.kind == "sgd" and not self.all_move and name not in self.moved:
                 # Scaled first: index_add_ with a factor is five times as slow.
                 self.view[name].index_add_(0, index, grads.pop(name).mul_(-self.optimiser.rate(name)))
                 continue

@@ -82,7 +82,7 @@ def local_update(
         None if weight == 1 else torch.tensor([weight]),
         pull=pull,
         weigher=weigher,
-        masks=own,
+        masks=stack([own]) if own else None,
     )
     one = single(model, data, tasks, recipe, seed)
     return update_one(one, dict(params), recipe, sharing, seed=seed, scope=scope, terms=terms)[:2]

@@ -6,6 +6,7 @@ from typing import Literal
 from torch import Tensor
 
 from fedrec.optimisers import Optimiser
+from fedrec.training.transforms import Transform
 
 Phase = Literal["all", "private", "shared"]
 
@@ -23,6 +24,7 @@ class Recipe:
     l2: float = 0.0
     mu: float = 0.0  # proximal weight of the shared parameters (FedProx, arXiv 1812.06127, eq. 2)
     hidden: float = 0.0  # probability that the id of a row's item, or of a sampled one, is hidden from the model
+    transforms: tuple[Transform, ...] = ()  # of the user's own, of the loss's gradients
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,7 @@ class Terms:
     pull: Pull | None = None
     weigher: Weigher | None = None
     second: Weigher | None = None  # of the personal parameters
-    masks: Mapping[str, Tensor] | None = None  # of shared parameters, which the phase private trains where it is 1
+    masks: Stack | None = None  # of shared parameters, which the phase private trains where it is 1
 
     @property
     def alone(self) -> bool:

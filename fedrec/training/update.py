@@ -26,6 +26,7 @@ from fedrec.training.recipe import Batch, Recipe
 from fedrec.training.rows import Touched
 from fedrec.training.stacks import NOTHING, Part, Stack, Terms
 from fedrec.training.step import Grid, Past, Schedule, Step
+from fedrec.training.transforms import Mask, Own, Proximal, Shift, Transform
 
 Scope = tuple[str | int, ...]
 
@@ -51,11 +52,12 @@ def train(
     """Yield what a round of training makes of the clients `chosen` (ascending positions in the cohort), in chunks.
 
     `scopes[j]` is the scope of client `chosen[j]`. Only the rows that a client's batches name are stacked, unless its
-    others move too: under a shift, or a pull to an anchor that is not the start. Clients without a row to train on are
-    left out. `chunk` bounds the clients of a part, beside the bounds on the rows of a step and of a chunk's tables.
+    others move too: under a shift, a pull to an anchor that is not the start, or a transform of the user's own. Clients
+    without a row to train on are left out. `chunk` bounds the clients of a part, beside the bounds on the rows of a
+    step and of a chunk's tables.
     """
     size = cohort.sizes[chosen]
-    moving = bool(terms.shift or (recipe.mu and terms.anchor and terms.anchor is not shared))
+    moving = bool(terms.shift or (recipe.mu and terms.anchor and terms.anchor is not shared) or recipe.transforms)
     # What a part keeps to be made again must be small.
     heavy = any(one and one.each for one in (shared, terms.anchor, terms.shift, terms.personal))
     sampled = recipe.num_negatives if cohort.taken else 0
@@ -98,7 +100,7 @@ class Chunk:
     private: Stack
     recipe: Recipe
     sharing: Sharing
-    moving: bool  # whether untouched rows of shared tables move
+    moving: bool  # whether untouched rows of tables move: of shared ones, or under a transform of one's own of all
     terms: Terms
     weight: Tensor | None
 
@@ -113,13 +115,13 @@ class Chunk:
         count = 0
         for number, phase in enumerate(recipe.phases):
             names = trainable(sorted(params), cohort.tasks, self.sharing, phase, recipe.optimiser)
-            masks = (self.terms.masks or {}) if phase == "private" else {}
-            moved = self.terms.shift.values if self.terms.shift else {}
-            names += [name for name in moved if name not in names]
-            names += [name for name in masks if name not in names and recipe.optimiser.rate(name)]
+            shift, masks = self.terms.shift, self.terms.masks if phase == "private" else None
+            names += [name for name in (shift.values if shift else {}) if name not in names]
+            own = masks.values if masks else {}
+            names += [name for name in own if name not in names and recipe.optimiser.rate(name)]
             if names:
                 plans = self.plans(drawn, seed, scopes, number, touched)
-                self.phase(params, personal, names, plans, touched, masks, loss)
+                self.phase(params, personal, names, plans, touched, self.chain(touched, masks), loss)
                 count += 1
         return Part(self.clients, touched, params, loss / torch.from_numpy(count * steps).to(loss.device), personal)
 
@@ -193,7 +195,8 @@ class Chunk:
     def touched(self, drawn: Sequence[Drawn]) -> dict[str, Touched]:
         """Return the rows that the phases name, by key space; all where untouched ones move, or nothing is drawn."""
         cohort = self.cohort
-        whole = {TABLES[name] for name in self.shared.values if name in TABLES} if self.moving else set()
+        among = {**self.shared.values, **(self.private.values if self.recipe.transforms else {})}
+        whole = {TABLES[name] for name in among if name in TABLES} if self.moving else set()
         named = {
             "user": [(cohort.user[one.row], one.owner) for one in drawn[:1]],  # every epoch meets every row
             "item": [(one.item, one.owner[:, None]) for one in drawn],
@@ -237,7 +240,7 @@ class Chunk:
         names: list[str],
         plans: Iterable[Schedule],
         touched: Mapping[str, Touched],
-        masks: Mapping[str, Tensor],
+        transforms: Sequence[Transform],
         total: Tensor,
     ) -> None:
         """Train `names` in place, of the personal parameters too if there are any; add all losses to `total` [k].
@@ -246,11 +249,10 @@ class Chunk:
         the first rows of every tensor, all at the same step of the optimiser.
         """
         recipe, terms, content = self.recipe, self.terms, self.content(touched)
-        anchor = {n: v for n, v in self.fixed(terms.anchor if recipe.mu else None, touched).items() if n in names}
-        shift = self.fixed(terms.shift, touched)
         one = len(self.clients) == 1  # whose sums are those of a term of 0 beside them, too
-        w = Learner(params, names, recipe.optimiser, None if one else {*anchor, *shift})
-        v = Learner(personal, names, recipe.optimiser, None if one else ()) if personal else None
+        owner = {n: torch.from_numpy(touched[TABLES[n]].owner).to(self.device) for n in params if n in TABLES}
+        w = Learner(params, names, recipe.optimiser, bool(one or recipe.transforms), transforms, owner)
+        v = Learner(personal, names, recipe.optimiser, one) if personal else None
         t, k = 0, 0
         for schedule in plans:
             for step in schedule:
@@ -264,15 +266,20 @@ class Chunk:
                 if v:  # at the w of this step; see `fedrec.personal`
                     mixed = {n: terms.alpha * v.view[n] + (1 - terms.alpha) * value for n, value in w.view.items()}
                     _, grads, at = self.gradients(mixed, step, names, t, content, plain=True)
-                    v.step(at, {name: terms.alpha * value for name, value in grads.items()}, {}, t)
+                    v.step(at, {name: terms.alpha * value for name, value in grads.items()}, t)
                 loss, grads, at = self.gradients(w.view, step, names, t, content)
                 total[:k] += loss
-                more = {name: recipe.mu * (w.view[name] - value[: ends[name]]) for name, value in anchor.items()}
-                for name, value in shift.items():
-                    own = value[: ends[name]]
-                    more[name] = more[name] + own if name in more else own
-                grads = {name: value * masks[name] if name in masks else value for name, value in grads.items()}
-                w.step(at, grads, more, t)
+                w.step(at, grads, t)
+
+    def chain(self, touched: Mapping[str, Touched], masks: Stack | None) -> list[Transform]:
+        """Return what is made of the gradients of the loss, in order; a mask is last, so that what it hides stays."""
+        terms, mu = self.terms, self.recipe.mu
+        found: list[Transform] = [Own(one) for one in self.recipe.transforms]
+        if mu and terms.anchor:
+            found.append(Proximal(mu, self.fixed(terms.anchor, touched)))
+        if terms.shift:
+            found.append(Shift(self.fixed(terms.shift, touched)))
+        return [*found, Mask(self.fixed(masks, touched))] if masks else found
 
     def content(self, touched: Mapping[str, Touched]) -> Tensor | None:
         """Return what the models read of the stacked rows of items, of several clients; None if that is nothing."""
