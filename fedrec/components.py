@@ -46,12 +46,13 @@ SEAMS = {
     "task": Seam("task", ("target", "loss")),
     "model": Seam("recommender", ("network",), "fedrec.models:Kind"),
     "metrics": Seam("metric", ("value",)),
+    "transform": Seam("transform", ("init", "update"), "fedrec.components:NONE"),
     "descent.aggregator": Seam("aggregator", ("combine",), "fedrec.gradients:Method"),
     "coupling.kind": Seam("constraint", ("project",), "fedrec.coordination.coupling:KINDS"),
-    "tracker": Seam("tracker", ("round",), "fedrec.components:UNTRACKED"),
+    "tracker": Seam("tracker", ("round",), "fedrec.components:NONE"),
     "attack": Seam("attack", ("scores",)),
 }
-UNTRACKED = ("none",)
+NONE = ("none",)
 GROUP = "fedrec.components"  # of the entry points by which installed distributions give their parts short names
 # Fields of the package's own parts that are fields of the experiment: what `--model.width 64` stands for.
 WIDE = {"width": "dim", "std": "init_std"}

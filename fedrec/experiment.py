@@ -155,6 +155,9 @@ class Experiment(Method):
     lrs: str = Field(
         "", description="modules with a local learning rate of their own, 0: not trained; item_table=10,heads=0"
     )
+    transform: Annotated[PartText, one_of("transform")] = Field(
+        "none", description="none, or a transform of one's own, MODULE:CLASS, of the gradients of a client's steps"
+    )
     l2: float = Field(0.01, ge=0, le=1e6, description="L2 penalty of the rows that a batch touches")
     weights: Literal["examples", "uniform"] = Field("examples", description="weight of a client in the mean")
     patience: int = Field(0, ge=0, description="stop after this many evaluations without a better validation; 0: never")
@@ -300,6 +303,7 @@ class Experiment(Method):
             self.num_negatives,
             self.l2,
             hidden=self.content.dropout if self.content.active else 0.0,
+            transforms=(make("transform", self.transform),) if read(self.transform).own else (),
         )
 
     def sharing(self) -> Sharing:

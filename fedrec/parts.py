@@ -171,6 +171,7 @@ PARTS = (
     takes("robust.kind", Can.STEPS, why="the rule believes nothing that a client says of its steps"),
     # How a client trains.
     takes("phases", Can.ONE_PHASE, why="phases part what is trained (add --phases all)"),
+    takes("transform", Can.UNIT_GRADIENTS, why="noisy steps run no transform of one's own"),
     takes("optimiser", Can.ONE_RATE, why="its rates differ (add --optimiser sgd --lr 10)", here=("adam", "adagrad")),
     takes("lrs", Can.ONE_RATE, why="modules have rates of their own"),
     needs("drift.correction", Can.COMMON_START, Can.ONE_RATE, Can.ONE_PHASE, Can.STEPS),

@@ -157,6 +157,7 @@ CHANGES: dict[str, list[Any]] = {
     "lr": [0.05],
     "lrs": ["item_table=0.05"],
     "l2": [0.5],
+    "transform": ["tests.own_parts:Decay"],
     "weights": ["uniform"],
     "patience": [1],
     "eval_every": [2],

@@ -138,6 +138,8 @@ def test_fields_of_our_own_parts_are_the_old_options() -> None:
         (["--model", "a b:C"], "must be a name or MODULE:CLASS"),
         (["--descent.aggregator", "meen"], "did you mean 'mean'"),
         (["--coupling.kind", "graf"], "did you mean 'graph'"),
+        (["--transform", "curv"], "transform: must be one of none, found 'curv'"),
+        (["--transform", "tests.own_parts:Grid"], "must have the method init of a transform"),
     ],
 )
 def test_what_is_no_part_is_refused_by_name(
@@ -223,6 +225,7 @@ def test_a_record_that_would_lie_is_refused_before_anything_runs(e: Experiment, 
         (["--dataset", "tests.own_parts:Grid", "--dataset.users", "14"], "dataset", "tests.own_parts:Grid"),
         (["--task", "rank,tests.own_parts:Huber*0.5", "--task.delta", "2"], "task", "tests.own_parts:Huber"),
         (["--metrics", "ndcg@10,tests.own_parts:Precision@3"], "metrics", "tests.own_parts:Precision@3"),
+        (["--transform", "tests.own_parts:Curv", "--transform.weight", "50"], "transform", "tests.own_parts:Curv"),
         (
             ["--descent.aggregator", "tests.own_parts:Powered", "--descent.aggregator.power", "9"],
             "descent",

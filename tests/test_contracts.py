@@ -23,9 +23,13 @@ from fedrec.testing import (
     RecommenderContract,
     SourceContract,
     TaskContract,
+    TransformContract,
 )
 from tests.own_parts import (
     Blind,
+    Clip,
+    Curv,
+    Decay,
     Dwell,
     Factors,
     Grid,
@@ -114,6 +118,7 @@ MADE = [
     *(suite(AttackContract, one.name, component=one) for one in ATTACKS if one.name in KNOWING),
     suite(AttackContract, "Movement", component=Movement(2.0)),
     suite(AttackContract, "Regulars", component=Regulars()),
+    *(suite(TransformContract, type(one).__name__, component=one) for one in (Curv(), Decay(), Clip())),
 ]
 globals().update({one.__name__: one for one in MADE})
 
@@ -151,6 +156,14 @@ class Mixed(Dwell):
         return mean
 
 
+class Together(Decay):
+    """A transform that scales by the norm of all clients, and loses a gradient."""
+
+    def update(self, grads: Any, state: Any, params: Any, ctx: Any) -> Any:
+        """Return g / |g|."""
+        return {"item_table": grads["item_table"] / grads["item_table"].norm()}, state
+
+
 class Forgetful(Recommender):
     """A recommender whose scores of all are not those of the pairs."""
 
@@ -170,6 +183,8 @@ class Forgetful(Recommender):
         (TaskContract, Mixed(), "test_the_score_that_says_a_target_costs_the_least"),
         (MetricContract, Backwards(), "test_a_better_rank_is_no_worse"),
         (AggregatorContract, Backwards(), "test_clients_that_agree_are_not_led_the_other_way"),
+        (TransformContract, Together(), "test_a_client_among_others_is_as_alone"),
+        (TransformContract, Together(), "test_every_gradient_keeps_its_name_and_shape"),
         (RecommenderContract, Forgetful("mf", 4), "test_all_scores_are_those_of_the_pairs"),
     ],
 )

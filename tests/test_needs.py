@@ -125,6 +125,7 @@ AT_CLIENT: Flat = {**CLIENT, "privacy.where": "client"}
 MORE: list[tuple[Can, Flat]] = [
     (Can.READS_ITEMS, {**OWN, "task": "rank,price"}),
     (Can.UNIT_GRADIENTS, {**USER, **OWN}),
+    (Can.UNIT_GRADIENTS, {**USER, "transform": "tests.own_parts:Decay"}),
     (Can.USER_SIDE, {**OWN, **GRU}),
     (Can.EXCHANGE, {**AGREED, "pool": True}),
     (Can.EXCHANGE, {**LATE, "method": "local"}),

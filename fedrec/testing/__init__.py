@@ -14,6 +14,7 @@ from fedrec.testing.contracts import (
     RecommenderContract,
     SourceContract,
     TaskContract,
+    TransformContract,
 )
 
 __all__ = [
@@ -24,4 +25,5 @@ __all__ = [
     "RecommenderContract",
     "SourceContract",
     "TaskContract",
+    "TransformContract",
 ]

@@ -13,12 +13,13 @@ from fedrec.data import Dataset, from_frame
 from fedrec.data.types import Interactions
 from fedrec.metrics import Ranks
 from fedrec.models import Module, ModuleRecommender, Recommender
-from fedrec.parameters import Params
+from fedrec.parameters import Params, clone
 from fedrec.seeds import generator
 from fedrec.sharing import MODULES, TABLES
 from fedrec.tasks import Task, parse_task, task_loss
 from fedrec.training.losses import batch_loss
 from fedrec.training.recipe import Batch
+from fedrec.training.transforms import Context, State
 
 USERS, ITEMS = 5, 7
 
@@ -296,3 +297,46 @@ class ConstraintContract(Rebuilt):
             return float(sum(p[i] * (a[i] - b[i]).square().sum() for i in range(3)))
 
         assert apart(self.tied(v, p), self.tied(w, p)) <= apart(v, w) * (1 + 1e-9)
+
+
+class TransformContract(Rebuilt):
+    """A local transform: `init(params)` and `update(grads, state, params, ctx)`."""
+
+    field = "transform"
+
+    def drawn(self, rows: tuple[int, ...], seed: int) -> Params:
+        """Return values of a table and of a layer, for clients with some rows."""
+        parts = [torch.Generator().manual_seed(10 * seed + place) for place in range(len(rows))]
+        tables = [torch.randn(n, 3, generator=rng) for n, rng in zip(rows, parts, strict=True)]
+        return {"item_table": torch.cat(tables), "body.0": torch.stack([torch.randn(2, generator=g) for g in parts])}
+
+    def steps(self, rows: tuple[int, ...]) -> list[Params]:
+        """Return the gradients of four steps, the last two of the first client alone."""
+        params, found = self.drawn(rows, 0), list[Params]()
+        state: State = {}
+        for t in range(1, 5):
+            here = rows if t < 3 else rows[:1]
+            params = {name: value + 0.1 * t for name, value in self.first(here, params).items()}
+            state = self.component.init(clone(params)) if t == 1 else state
+            state = {key: self.first(here, part) for key, part in state.items()}
+            owner = {"item_table": torch.arange(len(here)).repeat_interleave(torch.tensor(here))}
+            grads = self.first(here, self.drawn(rows, t))
+            made, state = self.component.update(grads, state, clone(params), Context(t, owner))
+            found.append(made)
+        return found
+
+    def first(self, rows: tuple[int, ...], values: Params) -> Params:
+        """Return the values of the clients with the first rows."""
+        return {name: value[: sum(rows) if name == "item_table" else len(rows)] for name, value in values.items()}
+
+    def test_every_gradient_keeps_its_name_and_shape(self) -> None:
+        """And is finite, and the same again."""
+        for made, again, k in zip(self.steps((4, 2)), self.steps((4, 2)), (2, 2, 1, 1), strict=True):
+            assert {n: v.shape for n, v in made.items()} == {"item_table": (2 + 2 * k, 3), "body.0": (k, 2)}
+            assert all(bool(v.isfinite().all()) and torch.equal(v, again[n]) for n, v in made.items())
+
+    def test_a_client_among_others_is_as_alone(self) -> None:
+        """Also when they have no step left."""
+        for made, alone in zip(self.steps((4, 2)), self.steps((4,)), strict=True):
+            for name, value in self.first((4,), made).items():
+                torch.testing.assert_close(value, alone[name])
