@@ -17,7 +17,7 @@ from fedrec.training.recipe import Recipe
 from fedrec.training.transforms import Context, State, Transform
 from tests.builders import by_autograd
 from tests.own_parts import Clip, Curv, Decay
-from tests.test_stacking import case, check
+from tests.test_stacking import SHARES, case, check
 from tests.test_training import BODY, ITEMS, RATING, SGD, small, start
 
 MODEL, TASKS = Recommender("mf", 3), (parse_task("rank-bce"), RATING)
@@ -89,12 +89,14 @@ def test_transforms_follow_one_another_in_order() -> None:
 
 @pytest.mark.parametrize("optimiser", ["sgd", "adam"])
 @pytest.mark.parametrize("own", [(Curv(5.0),), (Decay(0.3),), (Curv(5.0), Decay(0.3))], ids=["curv", "decay", "both"])
+@pytest.mark.parametrize("share", [SHARES[0], SHARES[3]], ids=["items", "users"])
 def test_clients_that_train_together_are_each_what_autograd_makes_of_it(
-    own: tuple[Transform, ...], optimiser: Any
+    share: tuple[str, ...], own: tuple[Transform, ...], optimiser: Any
 ) -> None:
-    """Also of the rows that no batch of theirs names."""
+    """Also of the rows that no batch of theirs names, shared or not."""
     recipe = Recipe(2, 5, Optimiser(optimiser, 0.03), num_negatives=2, transforms=own)
-    c = case(recipe, tasks="rank-bce", ragged=True, sizes=(9, 0, 30, 17, 1), anchored="elsewhere", shifted=True)
+    more: dict[str, Any] = {"anchored": "elsewhere", "shifted": True} if share == SHARES[0] else {}
+    c = case(recipe, tasks="rank-bce", share=share, ragged=True, sizes=(9, 0, 30, 17, 1), **more)
     for chunk in (None, 1, 2):
         check(c, c.parts(chunk=chunk))
 
