@@ -20,10 +20,10 @@ from fedrec.privacy.units import Units
 from fedrec.seeds import derive
 from fedrec.sharing import TABLES, Sharing
 from fedrec.tasks import Task
+from fedrec.training import transforms
 from fedrec.training.kernels import handwritten
 from fedrec.training.losses import trainable
 from fedrec.training.recipe import Recipe
-from fedrec.training.transforms import Context, Proximal, Shift
 
 CELLS = 2**15  # cells of a part of a step
 DENSE = 2**22  # entries of a part's gradients of the body and the heads
@@ -124,7 +124,8 @@ def private_update(
     units, coins = Units.of(data, tasks, recipe, mechanism.unit, past), source.spawn()
     size = mechanism.rate * len(data.users) if mechanism.unit == "user" else float(recipe.batch_size)
     room = parts(params, str(params["item_table"].device), handwritten(model, tasks))
-    losses: list[Tensor] = []
+    tie = transforms.proximal(recipe.mu, dict(anchor or {}) if recipe.mu else {})
+    chain, losses = (transforms.shift(dict(shift or {})), tie), list[Tensor]()
     for number, phase in enumerate(recipe.phases):
         names = trainable(params, tasks, sharing, phase, recipe.optimiser)
         noisy = mechanism.noisy(names, sharing)
@@ -142,8 +143,8 @@ def private_update(
                 clipped(found, batch, weight, mechanism.clip, into, own)
                 losses.append(found.loss)
             grads |= released(into, mechanism, size, source)
-            for one in (Shift(dict(shift or {})), Proximal(recipe.mu, dict(anchor or {}) if recipe.mu else {})):
-                grads, _ = one.update(grads, one.init(params), params, Context(t, {}))
+            for one in chain:
+                grads, _ = one.update(grads, one.init(params), params, transforms.Context(t, {}))
             recipe.optimiser.step(params, grads, state, t)
     return params, float(torch.cat(losses).double().nanmean()) if losses else math.nan
 

@@ -6,7 +6,7 @@ own, so that it can be cut to the clients that still train. It begins afresh in 
 optimiser's does.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -38,50 +38,35 @@ class Transform(Protocol):
 
 
 @dataclass(frozen=True)
-class Proximal:
-    """Adds mu (x - anchor), the gradient of a proximal term (FedProx, arXiv 1812.06127, eq. 2)."""
-
-    mu: float
-    anchor: Params
-
-    def init(self, params: Params) -> State:
-        """See Transform."""
-        return {"anchor": self.anchor}
-
-    def update(self, grads: Params, state: State, params: Params, ctx: Context) -> tuple[Params, State]:
-        """See Transform."""
-        near = {name: value for name, value in state["anchor"].items() if name in grads}
-        return {**grads, **{n: grads[n] + self.mu * (params[n] - value) for n, value in near.items()}}, state
-
-
-@dataclass(frozen=True)
-class Shift:
-    """Adds a constant: SCAFFOLD's c - c_i (arXiv 1910.06378, eq. 3)."""
+class Entrywise:
+    """A transform of every gradient g that has a constant c, by `rule`(g, x, c) of its entries."""
 
     values: Params
+    rule: Callable[[Tensor, Tensor, Tensor], Tensor]
 
     def init(self, params: Params) -> State:
-        """See Transform."""
+        """Return the constants."""
         return {"values": self.values}
 
     def update(self, grads: Params, state: State, params: Params, ctx: Context) -> tuple[Params, State]:
-        """See Transform."""
-        return {**grads, **{name: grads[name] + value for name, value in state["values"].items()}}, state
+        """Return the gradients; one that is not trained has none."""
+        here = {name: value for name, value in state["values"].items() if name in grads}
+        return {**grads, **{name: self.rule(grads[name], params[name], c) for name, c in here.items()}}, state
 
 
-@dataclass(frozen=True)
-class Mask:
-    """Multiplies: 1 at what is trained, 0 at what stays."""
+def proximal(mu: float, anchor: Params) -> Entrywise:
+    """Return what adds mu (x - anchor), the gradient of a proximal term (FedProx, arXiv 1812.06127, eq. 2)."""
+    return Entrywise(anchor, lambda g, x, a: g + mu * (x - a))
 
-    values: Params
 
-    def init(self, params: Params) -> State:
-        """See Transform."""
-        return {"values": self.values}
+def shift(values: Params) -> Entrywise:
+    """Return what adds a constant: SCAFFOLD's c - c_i (arXiv 1910.06378, eq. 3)."""
+    return Entrywise(values, lambda g, x, c: g + c)
 
-    def update(self, grads: Params, state: State, params: Params, ctx: Context) -> tuple[Params, State]:
-        """See Transform."""
-        return {**grads, **{name: grads[name] * value for name, value in state["values"].items()}}, state
+
+def mask(values: Params) -> Entrywise:
+    """Return what multiplies: by 1 where something is trained, by 0 where it stays."""
+    return Entrywise(values, lambda g, x, c: g * c)
 
 
 @dataclass(frozen=True)
@@ -98,8 +83,7 @@ class Own:
     def update(self, grads: Params, state: State, params: Params, ctx: Context) -> tuple[Params, State]:
         """See Transform; raises UserError for gradients of other names or shapes."""
         made, state = self.part.update(clone(grads), state, params, ctx)
-        wrong = [n for n in {**grads, **made} if n not in made or n not in grads or made[n].shape != grads[n].shape]
-        if wrong:
-            part = type(self.part).__qualname__
-            raise UserError(f"transform: {part} must return every gradient in its shape, found another {wrong[0]}")
+        if {n: v.shape for n, v in made.items()} != {n: v.shape for n, v in grads.items()}:
+            part, found = type(self.part).__qualname__, ", ".join(made)
+            raise UserError(f"transform: {part} must return every gradient in its shape, found others: {found}")
         return made, state

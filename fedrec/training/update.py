@@ -26,7 +26,7 @@ from fedrec.training.recipe import Batch, Recipe
 from fedrec.training.rows import Touched
 from fedrec.training.stacks import NOTHING, Part, Stack, Terms
 from fedrec.training.step import Grid, Past, Schedule, Step
-from fedrec.training.transforms import Mask, Own, Proximal, Shift, Transform
+from fedrec.training.transforms import Own, Transform, mask, proximal, shift
 
 Scope = tuple[str | int, ...]
 
@@ -115,8 +115,8 @@ class Chunk:
         count = 0
         for number, phase in enumerate(recipe.phases):
             names = trainable(sorted(params), cohort.tasks, self.sharing, phase, recipe.optimiser)
-            shift, masks = self.terms.shift, self.terms.masks if phase == "private" else None
-            names += [name for name in (shift.values if shift else {}) if name not in names]
+            moved, masks = self.terms.shift, self.terms.masks if phase == "private" else None
+            names += [name for name in (moved.values if moved else {}) if name not in names]
             own = masks.values if masks else {}
             names += [name for name in own if name not in names and recipe.optimiser.rate(name)]
             if names:
@@ -274,12 +274,9 @@ class Chunk:
     def chain(self, touched: Mapping[str, Touched], masks: Stack | None) -> list[Transform]:
         """Return what is made of the gradients of the loss, in order; a mask is last, so that what it hides stays."""
         terms, mu = self.terms, self.recipe.mu
-        found: list[Transform] = [Own(one) for one in self.recipe.transforms]
-        if mu and terms.anchor:
-            found.append(Proximal(mu, self.fixed(terms.anchor, touched)))
-        if terms.shift:
-            found.append(Shift(self.fixed(terms.shift, touched)))
-        return [*found, Mask(self.fixed(masks, touched))] if masks else found
+        anchor, moved, kept = (self.fixed(one, touched) for one in (terms.anchor if mu else None, terms.shift, masks))
+        ours = (proximal(mu, anchor), shift(moved), mask(kept))
+        return [*map(Own, self.recipe.transforms), *(one for one in ours if one.values)]
 
     def content(self, touched: Mapping[str, Touched]) -> Tensor | None:
         """Return what the models read of the stacked rows of items, of several clients; None if that is nothing."""
