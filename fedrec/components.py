@@ -48,6 +48,7 @@ SEAMS = {
     "metrics": Seam("metric", ("value",)),
     "descent.aggregator": Seam("aggregator", ("combine",), "fedrec.gradients:Method"),
     "coupling.kind": Seam("constraint", ("project",), "fedrec.coordination.coupling:KINDS"),
+    "codec.kind": Seam("codec", ("encode", "decode"), "fedrec.codecs:KINDS"),
     "tracker": Seam("tracker", ("round",), "fedrec.components:UNTRACKED"),
     "attack": Seam("attack", ("scores",)),
 }
@@ -79,6 +80,7 @@ ALIASES: dict[str, dict[str, dict[str, str]]] = {
         "linear": {"maps": "coupling.maps", "width": "coupling.width"},
         "sum": {"total": "coupling.total"},
     },
+    "codec.kind": {"top-k": {"fraction": "codec.fraction"}},
 }
 
 

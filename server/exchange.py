@@ -19,6 +19,12 @@ from server.faults import Fault, Outcome, Refused, judged, unheard, unlike
 TIMEOUT = 24 * 3600.0
 NOBODY: Mapping[str, Carrier] = {}
 Refuse = Callable[[Mapping[str, Contribution]], Mapping[str, str]]  # answers of a cohort -> what is wrong with some
+Read = Callable[[str, Params, Params], Params]  # client, the tensors of its answer, those that it carries -> its answer
+
+
+def as_sent(client: str, received: Params, like: Params) -> Params:
+    """Return the tensors of an answer that travel as they are; raises ContractError."""
+    return admit(received, like)
 
 
 def none_refused(answers: Mapping[str, Contribution]) -> Mapping[str, str]:
@@ -85,13 +91,14 @@ class Exchange:
         deadline: float = 0.0,
         summed: Mapping[str, Carrier] = NOBODY,
         refuse: Refuse = none_refused,
+        read: Read = as_sent,
     ) -> Outcome:
         """Send each client its broadcast; return what became of it, in the clients' order.
 
-        A reply counts if it holds exactly the tensors of `like` and metrics of the allow-list, `check` raises no
-        ContractError, it comes within `deadline` seconds (0: within a day), it is not among the `lost`, and `refuse`
-        finds nothing wrong with it beside those of its cohort, the clients that are summed with it. Of the clients in
-        `summed` the server needs only the sum: a host may add up what they send.
+        A reply counts if `read` makes of it exactly the tensors of `like`, it holds metrics of the allow-list, `check`
+        raises no ContractError, it comes within `deadline` seconds (0: within a day), it is not among the `lost`, and
+        `refuse` finds nothing wrong with it beside those of its cohort, the clients that are summed with it. Of the
+        clients in `summed` the server needs only the sum: a host may add up what they send.
         """
         number, split = next(iter(broadcasts.values())).round, next(iter(broadcasts.values())).split
         sums = {name: who for name, who in summed.items() if name not in lost} if self.hosts else {}
@@ -115,14 +122,15 @@ class Exchange:
         verdicts = {}
         for name in broadcasts:
             mine = {} if name in inside else like.get(name, {})
-            admit_one = partial(admitted, name=name, like=mine, metrics=metrics, check=check)
+            admit_one = partial(admitted, name=name, like=mine, metrics=metrics, check=check, read=read)
             verdicts[name] = judged(letters[name], admit_one)
         verdicts |= cohorts_refused(verdicts, self.nodes, refuse)
         during = split if kind == "evaluate" else kind
         for name, broadcast in broadcasts.items():
             reply, sent = verdicts[name], letters[name]
             if isinstance(reply, Contribution):
-                up.add(name, broadcast.values if name in inside else reply.values, None, reply.metrics)
+                assert isinstance(sent, Contribution)  # nothing else counts
+                up.add(name, broadcast.values if name in inside else sent.values, None, reply.metrics)
                 found.replies.append(reply)
                 continue
             found.faults.append(Fault(number, name, during, reply.kind, reply.text))
@@ -150,7 +158,12 @@ class Exchange:
 
 
 def admitted(
-    reply: Contribution, name: str, like: Params, metrics: frozenset[str], check: Callable[[Contribution], object]
+    reply: Contribution,
+    name: str,
+    like: Params,
+    metrics: frozenset[str],
+    check: Callable[[Contribution], object],
+    read: Read,
 ) -> Contribution:
     """Return a reply with its tensors in the order of `like`; raises ContractError for what it may not hold."""
     if reply.client != name:
@@ -159,7 +172,7 @@ def admitted(
         raise ContractError("record rows: must be sent to join alone, found it in an answer")
     # The task/metric of client/task/metric, and any other name as it is.
     admit_metrics({"/".join(metric.rsplit("/", 2)[-2:]): value for metric, value in reply.metrics.items()}, metrics)
-    reply = replace(reply, values=admit(reply.values, like)) if reply.values or like else reply
+    reply = replace(reply, values=read(name, reply.values, like)) if reply.values or like else reply
     check(reply)
     return reply
 

@@ -71,6 +71,7 @@ def witness(experiment: Experiment, home: Path | None = None) -> Witnessed:
     """
     grid = WitnessGrid(client_app(lambda _: (experiment, home)), len(clients_data(experiment)))
     record = Coordinator(grid, plan_of(experiment, home)).fit(list(grid.get_node_ids()))
+    grid.transcript.decode(experiment.codec, experiment.coupling.duals)
     seen = grid.transcript.without_duals() if experiment.coupling.duals else grid.transcript
     return Witnessed(seen, record, {name: load(grid.contexts[node]).now.private for name, node in grid.nodes.items()})
 

@@ -30,6 +30,7 @@ LINES = {
     "metric": 8,
     "aggregator": 10,
     "constraint": 10,
+    "codec": 15,
     "tracker": 10,
     "attack": 15,
 }
