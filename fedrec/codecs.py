@@ -13,7 +13,6 @@ from fedrec.parameters import Params, add
 from fedrec.sharing import ContractError, admit
 
 KINDS = ("identity", "top-k")
-DTYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.float16, torch.float32, torch.float64)
 
 
 class Codec(Protocol):
@@ -78,17 +77,21 @@ class Coding(BaseModel):
         made: Codec = make("codec.kind", self.kind) if read(self.kind).own else TopK(self.fraction)
         return made
 
+    def check(self) -> None:
+        """Raise UserError for a codec that fails on a small change, or makes of it what cannot travel or be kept."""
+        like = {"change": torch.ones(4, 2)}
+        try:
+            payload, memory = self.encode(like, {})
+            for name, value in [*payload.items(), *memory.items(), *self.decode(payload, like).items()]:
+                if value.numpy().dtype.kind not in "fiu" or (not value.dim() and name in memory):
+                    raise TypeError(f"{name} of {value.dtype} with shape {list(value.shape)}")
+        except Exception as error:
+            rule = f"codec.kind: {read(self.kind).use} must make numbers of a change [4, 2], and remember tensors"
+            raise UserError(f"{rule}, found {type(error).__name__}: {error}") from None
+
     def form(self, like: Params) -> Params:
-        """Return a payload of changes `like` these; raises UserError for one that cannot travel."""
-        payload, memory = self.codec.encode(zeros(like), {})
-        every = [*((0, *one) for one in payload.items()), *((1, *one) for one in memory.items())]
-        for dimensions, name, value in every:
-            if value.dtype not in DTYPES or value.dim() < dimensions:
-                raise UserError(
-                    f"codec.kind: {read(self.kind).use} must make numbers, and remember tensors of at least one "
-                    f"dimension, found {name} of {value.dtype} with shape {list(value.shape)}"
-                )
-        return payload
+        """Return a payload of changes `like` these."""
+        return self.codec.encode(zeros(like), {})[0]
 
     def encode(self, change: Params, memory: Params) -> tuple[Params, Params]:
         """Return the payload of a change, and what to remember; raises ContractError for one of another form."""

@@ -11,7 +11,7 @@ from fedrec.proportion import refusals
 from fedrec.records import Record, Row, to_row
 from fedrec.sharing import Broadcast, Contribution
 from server.checkpoint import Checkpoints, put_back, take
-from server.exchange import as_sent, none_refused
+from server.exchange import none_refused
 from server.faults import Fault, Outcome
 from server.joining import assess, follow, join
 from server.scores import Best, Key, Score, average, own_metrics, weighted
@@ -198,7 +198,6 @@ class Coordinator(State):
                 0.0 if split == "test" else plan.turnout.deadline,
                 self.carriers if train and self.summed else {},
                 self.beside if train and not plan.release else none_refused,
-                self.read if train else as_sent,
             )
         replies = self.counted(outcome, len(clients), f"round {number}" if train else f"{split} of round {number}")
         # A client whose answer is missing may not have heard: it is told again, and goes back to that state by itself.
@@ -222,12 +221,9 @@ class Coordinator(State):
         }
         return refusals(values, self.parts, self.plan.coupling.duals, told)
 
-    def read(self, client: str, received: Params, like: Params) -> Params:
-        """Return what a client answered in a training round, by the codec of this plan; raises ContractError."""
-        return self.plan.codec.read(received, self.parts[client], like, self.plan.coupling.duals)
-
     @property
     def summed(self) -> bool:
         """Whether a round needs no more than sums of what the clients send."""
         plan = self.plan
-        return self.tie.additive and not (self.control or plan.drift.normalise or plan.release or plan.codec.active)
+        single = self.control or plan.drift.normalise or plan.release or plan.codec.active
+        return self.tie.additive and not single

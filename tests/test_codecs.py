@@ -260,6 +260,10 @@ def test_nothing_that_is_forgotten_arrives() -> None:
 @pytest.mark.parametrize(
     ("fields", "text"),
     [
+        (
+            {"kind": "tests.own_parts:Telling"},
+            r"must make numbers .*found ContractError: change: must have shape \[0\]",
+        ),
         ({"kind": "topk"}, "did you mean 'top-k'"),
         ({"kind": "tests.own_parts:Precision"}, "must have the method encode of a codec, found none"),
         ({"kind": OWN, "fraction": 0}, "fraction"),
@@ -267,7 +271,7 @@ def test_nothing_that_is_forgotten_arrives() -> None:
 )
 def test_what_is_no_codec_is_refused(fields: dict[str, object], text: str) -> None:
     with pytest.raises(UserError, match=text):
-        build({"codec": fields}).codec.form(LIKE)
+        build({"codec": fields}).codec.check()
 
 
 def test_the_plan_has_the_codec_and_a_witness_reads_what_the_server_reads() -> None:

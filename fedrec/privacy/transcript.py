@@ -6,7 +6,6 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 
-from fedrec.codecs import Coding
 from fedrec.parameters import Params
 from fedrec.sharing import TABLES, Broadcast, Contribution
 
@@ -42,10 +41,6 @@ class Transcript:
         for reply in replies:
             sent = broadcasts[reply.client]
             self.rounds.append(Exchanged(sent.round, reply.client, sent.values, reply.values, reply.metrics))
-
-    def decode(self, codec: Coding, increments: bool) -> None:
-        """Read every answer as the server does, which has the codec."""
-        self.rounds = [replace(one, x=codec.read(one.x, one.z, one.z, increments)) for one in self.rounds]
 
     def of(self, client: str) -> Iterator[Exchanged]:
         """Yield the rounds of one client."""
