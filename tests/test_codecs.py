@@ -100,6 +100,21 @@ def up(home: Path) -> dict[str, int]:
     return dict(found)
 
 
+@pytest.mark.parametrize("where", ["inside", "client"])
+def test_what_has_its_noise_is_what_is_encoded(where: str, tmp_path: Path) -> None:
+    privacy: dict[str, Any] = {"unit": "user", "noise": 0.5, "clip": 0.1, "epsilon": "1000", "replay": True}
+    privacy |= {} if where == "inside" else {"unit": "client", "where": where}
+    found = {}
+    for name, fields in (("whole", {}), ("largest", TOP)):
+        (tmp_path / name).mkdir()
+        e = experiment(**SMALL, rounds=1, weights="uniform", privacy=privacy, **fields)
+        found[name] = witness(e, tmp_path / name).transcript.rounds[0].update()
+    for name, noisy in found["whole"].items():
+        sent = found["largest"][name]
+        assert 0 < int((sent != 0).sum()) <= math.ceil(0.2 * sent.numel())
+        torch.testing.assert_close(sent[sent != 0], noisy[sent != 0], rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("kind", [OWN, "top-k"])
 def test_engines_agree_and_the_ledger_has_the_bytes_that_travelled(kind: str, tmp_path: Path) -> None:
     every = {"none": experiment(**SMALL)}
