@@ -23,7 +23,7 @@ from fedrec.coordination import Link, Own, double
 from fedrec.errors import UserError
 from fedrec.experiment import build
 from fedrec.holdings import clients_data
-from fedrec.parameters import Params, add
+from fedrec.parameters import Params, add, subtract
 from fedrec.records import Row
 from fedrec.sharing import ContractError, Contribution
 from fedrec.wire import read_broadcast
@@ -189,6 +189,21 @@ def test_a_run_that_is_broken_off_ends_as_if_it_had_not_been(method: str, engine
         launch(e, tmp_path / "broken", on_round=kill, every=1)
     launch(e, tmp_path / "broken", every=1)
     same(tmp_path / "whole", tmp_path / "broken")
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10**6))
+def test_what_a_client_sent_and_what_it_owes_is_what_it_changed(seed: int) -> None:
+    e = experiment("fedper", **SMALL, **TOP)
+    client, own, z = Client(e, clients_data(e)[0], "cpu", None), Own(), {"a": torch.ones(5, 3), "b": torch.ones(4)}
+    left = {name: torch.zeros_like(value) for name, value in z.items()}
+    for change in changes(seed, 3):
+        payload, own, _ = encoded(client, add(z, change), z, own, None)
+        arrived = e.codec.read(payload, z, z, False)
+        left = subtract(add(left, change), subtract(arrived, z))
+        for name, value in left.items():
+            assert own.memory is not None
+            torch.testing.assert_close(own.memory[name], value, rtol=1e-4, atol=1e-3)
 
 
 @settings(max_examples=20, deadline=None)
