@@ -21,7 +21,7 @@ from clients.secure import Envelope
 from clients.state import Kept, State
 from clients.training import COPY, Made, Start, train, train_alone
 from fedrec.channel import keyed
-from fedrec.coordination import Own, control_change, double
+from fedrec.coordination import Link, Own, control_change, double
 from fedrec.evaluation import Evaluation, Split, evaluate, held_out, members
 from fedrec.folding import folded
 from fedrec.holdings import reader
@@ -118,9 +118,25 @@ def finish(
                 link = replace(link, sent=add(link.sent, owed))
             else:
                 metrics["gap"] = norm(subtract(x, start.z)) ** 2
+        if client.experiment.codec.active:
+            values, own, link = encoded(client, values, start.z, own, link)
     metrics |= start.told if link else counted(client)
     reply = Contribution(client.data.name, values, metrics, client.device)
     return state.trained(Kept(number, private, link, own, start.mu)), reply
+
+
+def encoded(client: Client, values: Params, z: Params, own: Own, link: Link | None) -> tuple[Params, Own, Link | None]:
+    """Return the payload of what a client answers, and what it remembers of it.
+
+    Under duals the tie itself owes what the payload loses of an increment, and the codec remembers nothing.
+    """
+    codec = client.experiment.codec
+    if link is None:
+        payload, memory = codec.encode(subtract(values, z), dict(own.memory or {}))
+        return payload, replace(own, memory=memory or None), None
+    payload, _ = codec.encode(values, {})
+    lost = subtract(double(values), double(codec.decode(payload, values)))
+    return payload, own, replace(link, sent=subtract(link.sent, lost))
 
 
 def after(client: Client, start: Start, x: Mapping[str, Tensor], own: Own) -> Own:

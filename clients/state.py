@@ -19,7 +19,7 @@ from fedrec.training.moved import Moved
 from fedrec.wire import pack, unpack
 
 TIMES = ("now", "before", "kept")
-KINDS = ("private", "dual", "sent", "personal", "control", "weighting")
+KINDS = ("private", "dual", "sent", "personal", "control", "weighting", "memory")
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Kept:
     def tensors(self) -> dict[str, Mapping[str, Tensor] | None]:
         """Its tensors by kind."""
         tied = (self.link.dual, self.link.sent) if self.link else (None, None)
-        own = (self.own.personal, self.own.control, self.own.weighting)
+        own = (self.own.personal, self.own.control, self.own.weighting, self.own.memory)
         return dict(zip(KINDS, (self.private, *tied, *own), strict=True))
 
     @cached_property

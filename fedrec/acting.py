@@ -193,6 +193,8 @@ RULES: dict[str, Rule] = {
     "robust.f": chosen("robust.kind", "krum", "multi-krum"),
     "robust.m": chosen("robust.kind", "multi-krum"),
     "robust.norm": chosen("robust.kind", "clip"),
+    "codec.kind": SHARED,
+    "codec.fraction": chosen("codec.kind", "top-k"),
     "data_dir": Rule(lambda e: e.dataset in ("ml-100k", "table"), "data of a file or a folder (add --dataset table)"),
     "columns": Rule(lambda e: e.dataset == "table" or ":" in e.dataset, "a table (add --dataset table)"),
     **each("dim init_std", Rule(ours, "a model of ours (add --model mf); the fields of another are --model.FIELD")),

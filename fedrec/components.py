@@ -49,6 +49,7 @@ SEAMS = {
     "transform": Seam("transform", ("init", "update"), "fedrec.components:NONE"),
     "descent.aggregator": Seam("aggregator", ("combine",), "fedrec.gradients:Method"),
     "coupling.kind": Seam("constraint", ("project",), "fedrec.coordination.coupling:KINDS"),
+    "codec.kind": Seam("codec", ("encode", "decode"), "fedrec.codecs:KINDS"),
     "tracker": Seam("tracker", ("round",), "fedrec.components:NONE"),
     "attack": Seam("attack", ("scores",)),
 }
@@ -80,6 +81,7 @@ ALIASES: dict[str, dict[str, dict[str, str]]] = {
         "linear": {"maps": "coupling.maps", "width": "coupling.width"},
         "sum": {"total": "coupling.total"},
     },
+    "codec.kind": {"top-k": {"fraction": "codec.fraction"}},
 }
 
 

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, cast, get_args
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from fedrec.agreement import Agreement
+from fedrec.codecs import Coding
 from fedrec.components import SEAMS, PartText, installed, make, one_of, parts_of, per_client, read, with_paths, written
 from fedrec.coordination import BudgetRule, Coupling, Descent, Drift
 from fedrec.data import Content, Market
@@ -160,6 +161,7 @@ class Experiment(Method):
     )
     l2: float = Field(0.01, ge=0, le=1e6, description="L2 penalty of the rows that a batch touches")
     weights: Literal["examples", "uniform"] = Field("examples", description="weight of a client in the mean")
+    codec: Coding = Field(Coding(), description="how a client's change travels")
     patience: int = Field(0, ge=0, description="stop after this many evaluations without a better validation; 0: never")
     eval_every: int = Field(1, ge=1, description="rounds between two validations")
     participation: float = Field(1.0, gt=0, le=1, description="fraction of the clients drawn for each round")

@@ -16,6 +16,7 @@ class Can(StrEnum):
     ROWS = "every client's answer by itself"
     GRAM = "the inner products of the clients' answers"
     STEPS = "counts of steps, or control variates, beside the answers"
+    SUMS = "answers that add up as they travel"
     RESIDUALS = "every client's distance to what it was sent"
     MEMORY = "a server that remembers what every client sent last"
     INCREMENTS = "answers that are increments, which add up over the rounds"
@@ -61,7 +62,8 @@ class Can(StrEnum):
 
 # What is missing for the implementation alone, as is most of what tells clients of one program from others.
 UNBUILT = frozenset({Can.UNIT_GRADIENTS, Can.CLIENT_GRADIENTS, Can.PAIR_SCORES, Can.LOGITS})
-NOTHING = (None, False, 0, "", "none", "mean", "fixed", (), ("all",))  # values of a field whose part is not there
+# Values of a field whose part is not there.
+NOTHING = (None, False, 0, "", "none", "mean", "fixed", "identity", (), ("all",))
 
 
 Here = tuple[object, ...] | Callable[[Any], str]  # values of a field, or a function that returns what is found

@@ -169,6 +169,8 @@ PARTS = (
     takes("robust.kind", Can.MEMORY, Can.INCREMENTS, why=ONE_ROUND),
     takes("robust.kind", Can.GRAM, why="the rule combines the answers itself"),
     takes("robust.kind", Can.STEPS, why="the rule believes nothing that a client says of its steps"),
+    takes("codec.kind", Can.SUMS, why="a sum of what is encoded stands for nothing"),
+    takes("codec.kind", Can.STEPS, why="what arrives holds what earlier rounds still owed"),
     # How a client trains.
     takes("phases", Can.ONE_PHASE, why="phases part what is trained (add --phases all)"),
     takes("transform", Can.UNIT_GRADIENTS, why="noisy steps run no transform of one's own"),
@@ -200,7 +202,7 @@ PARTS = (
     takes("privacy.where", Can.MEMORY, Can.INCREMENTS, why=ONE_MEAN, here=noise_at("server", "sum")),
     needs("privacy.where", Can.ROWS, here=noise_at("server")),
     needs("privacy.where", Can.SECURE_SUMS, here=noise_at("sum")),
-    needs("secure.active", Can.EXCHANGE, Can.UNSEEN),
+    needs("secure.active", Can.EXCHANGE, Can.UNSEEN, Can.SUMS),
     takes("secure.active", Can.ROWS, Can.GRAM, Can.STEPS, why="the server sees no more than a sum"),
     takes("secure.active", Can.RESIDUALS, Can.MEMORY, why="the server sees no more than a sum"),
     takes("secure.active", Can.LISTENERS, why="the terms of a sum are for all clients of the run"),

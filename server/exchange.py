@@ -9,9 +9,10 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedrec.aggregation import Carrier, Subtotal, admit_start, chunks
+from fedrec.codecs import Coding
 from fedrec.parameters import Params
 from fedrec.records import Record, natural
-from fedrec.sharing import Broadcast, ContractError, Contribution, admit, admit_metrics
+from fedrec.sharing import Broadcast, ContractError, Contribution, admit_metrics
 from fedrec.wire import Call, Entry, broadcast_record, call_record, contribution_record, ids_record, ledger, pack
 from server.cohorts import Letters, Opened, Tally, admit_subtotal, calls, opened
 from server.faults import Fault, Outcome, Refused, judged, unheard, unlike
@@ -33,6 +34,8 @@ class Exchange:
     grid: Grid
     record: Record
     hosts: bool = False  # whether the nodes of this grid host cohorts; a client of its own may not speak for others
+    codec: Coding = field(default_factory=Coding)  # of the answers to training
+    increments: bool = False  # whether these are increments
     nodes: dict[str, int] = field(default_factory=dict)  # by client, in the order of all sums
 
     def join(self, nodes: Sequence[int]) -> Outcome:
@@ -88,7 +91,7 @@ class Exchange:
     ) -> Outcome:
         """Send each client its broadcast; return what became of it, in the clients' order.
 
-        A reply counts if it holds exactly the tensors of `like` and metrics of the allow-list, `check` raises no
+        A reply counts if it stands for exactly the tensors of `like`, with metrics of the allow-list, `check` raises no
         ContractError, it comes within `deadline` seconds (0: within a day), it is not among the `lost`, and `refuse`
         finds nothing wrong with it beside those of its cohort, the clients that are summed with it. Of the clients in
         `summed` the server needs only the sum: a host may add up what they send.
@@ -115,14 +118,16 @@ class Exchange:
         verdicts = {}
         for name in broadcasts:
             mine = {} if name in inside else like.get(name, {})
-            admit_one = partial(admitted, name=name, like=mine, metrics=metrics, check=check)
+            read = partial(self.codec.read, z=broadcasts[name].values, like=mine, increments=self.increments)
+            admit_one = partial(admitted, name=name, like=mine, metrics=metrics, check=check, read=read)
             verdicts[name] = judged(letters[name], admit_one)
         verdicts |= cohorts_refused(verdicts, self.nodes, refuse)
         during = split if kind == "evaluate" else kind
         for name, broadcast in broadcasts.items():
             reply, sent = verdicts[name], letters[name]
             if isinstance(reply, Contribution):
-                up.add(name, broadcast.values if name in inside else reply.values, None, reply.metrics)
+                assert isinstance(sent, Contribution)  # nothing else counts
+                up.add(name, broadcast.values if name in inside else sent.values, None, reply.metrics)
                 found.replies.append(reply)
                 continue
             found.faults.append(Fault(number, name, during, reply.kind, reply.text))
@@ -150,7 +155,12 @@ class Exchange:
 
 
 def admitted(
-    reply: Contribution, name: str, like: Params, metrics: frozenset[str], check: Callable[[Contribution], object]
+    reply: Contribution,
+    name: str,
+    like: Params,
+    metrics: frozenset[str],
+    check: Callable[[Contribution], object],
+    read: Callable[[Params], Params],
 ) -> Contribution:
     """Return a reply with its tensors in the order of `like`; raises ContractError for what it may not hold."""
     if reply.client != name:
@@ -159,7 +169,7 @@ def admitted(
         raise ContractError("record rows: must be sent to join alone, found it in an answer")
     # The task/metric of client/task/metric, and any other name as it is.
     admit_metrics({"/".join(metric.rsplit("/", 2)[-2:]): value for metric, value in reply.metrics.items()}, metrics)
-    reply = replace(reply, values=admit(reply.values, like)) if reply.values or like else reply
+    reply = replace(reply, values=read(reply.values)) if reply.values or like else reply
     check(reply)
     return reply
 

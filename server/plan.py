@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from fedrec.codecs import Coding
 from fedrec.coordination import Coupling, Descent, Drift
 from fedrec.privacy.secure_sum import Terms
 from fedrec.robust import Robust
@@ -32,6 +33,7 @@ class Plan:
     lr: float = 0.0  # of the clients' steps, for SCAFFOLD
     turnout: Turnout = field(default_factory=Turnout)
     robust: Robust = field(default_factory=Robust)
+    codec: Coding = field(default_factory=Coding)
     silent: bool = False  # whether clients tell nothing that was made of their data without noise
     secure: Terms | None = None  # how the answers of a round are summed, if the server sees none of them
     release: Release | None = None  # how the mean of a round is protected, if it is the server that does it

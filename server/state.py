@@ -69,7 +69,8 @@ class State:
     control: Control | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
-        self.exchange = Exchange(self.grid, self.record, bool(getattr(self.grid, "hosts", False)))
+        hosts, plan = bool(getattr(self.grid, "hosts", False)), self.plan
+        self.exchange = Exchange(self.grid, self.record, hosts, plan.codec, plan.coupling.duals)
         self.newcomers = Newcomers(self.plan.newcomers)
 
     @property

@@ -224,4 +224,6 @@ class Coordinator(State):
     @property
     def summed(self) -> bool:
         """Whether a round needs no more than sums of what the clients send."""
-        return self.tie.additive and not (self.control or self.plan.drift.normalise or self.plan.release)
+        plan = self.plan
+        single = self.control or plan.drift.normalise or plan.release or plan.codec.active
+        return self.tie.additive and not single

@@ -47,6 +47,7 @@ def plan_of(experiment: Experiment, home: Path | None = None) -> Plan:
         lr=e.lr,
         turnout=e.turnout,
         robust=e.robust,
+        codec=e.codec,
         silent=e.privacy.active,
         secure=terms(e) if e.secure.active else None,
         release=release_of(e, home),

@@ -36,6 +36,8 @@ def check(experiment: Experiment) -> None:
     for field, text in experiment.own_parts:
         portable(field, text, experiment.engine)
         make(field, text)
+    if experiment.codec.active:
+        experiment.codec.check()
     refuse(experiment, usual(experiment))
     parts = clients_data(experiment)
     check_names(experiment, parts)

@@ -71,6 +71,9 @@ def witness(experiment: Experiment, home: Path | None = None) -> Witnessed:
     """
     grid = WitnessGrid(client_app(lambda _: (experiment, home)), len(clients_data(experiment)))
     record = Coordinator(grid, plan_of(experiment, home)).fit(list(grid.get_node_ids()))
+    read, duals = experiment.codec.read, experiment.coupling.duals  # as the server does, which has the codec
+    if experiment.codec.active:
+        grid.transcript.rounds = [replace(one, x=read(one.x, one.z, one.z, duals)) for one in grid.transcript.rounds]
     seen = grid.transcript.without_duals() if experiment.coupling.duals else grid.transcript
     return Witnessed(seen, record, {name: load(grid.contexts[node]).now.private for name, node in grid.nodes.items()})
 

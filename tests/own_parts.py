@@ -120,6 +120,53 @@ class Shrunk:
         return [z * min(1.0, self.radius / max(float(z.norm()), 1e-300))] * len(v)
 
 
+@dataclass(frozen=True)
+class EightBit:
+    """A codec: levels from -127 to 127 of the largest entry of a tensor, with error feedback."""
+
+    levels: int = 127
+
+    def encode(self, change: Params, memory: Params) -> tuple[Params, Params]:
+        """Return the payload and what it lacks."""
+        owed = {name: value + memory.get(name, torch.zeros(())) for name, value in change.items()}
+        payload: Params = {}
+        for name, value in owed.items():
+            scale = value.abs().max().clamp(min=1e-12) / self.levels
+            payload |= {name: (value / scale).round().char(), f"scale.{name}": scale}
+        found = self.decode(payload, owed)
+        return payload, {name: value - found[name] for name, value in owed.items()}
+
+    def decode(self, payload: Params, like: Params) -> Params:
+        """Return the change."""
+        return {name: payload[name] * payload[f"scale.{name}"] for name in like}
+
+
+@dataclass(frozen=True)
+class Halves:
+    """A codec that sends the first half of a tensor and forgets the rest."""
+
+    def encode(self, change: Params, memory: Params) -> tuple[Params, Params]:
+        """Return the payload."""
+        return {name: value.reshape(-1)[: value.numel() // 2] for name, value in change.items()}, {}
+
+    def decode(self, payload: Params, like: Params) -> Params:
+        """Return the change."""
+        return {n: torch.cat([payload[n], v.reshape(-1)[len(payload[n]) :]]).reshape(v.shape) for n, v in like.items()}
+
+
+@dataclass(frozen=True)
+class Telling:
+    """A codec whose payload has as many entries as the change has that are not 0, which would tell."""
+
+    def encode(self, change: Params, memory: Params) -> tuple[Params, Params]:
+        """Return the payload."""
+        return {name: value[value != 0] for name, value in change.items()}, {}
+
+    def decode(self, payload: Params, like: Params) -> Params:
+        """Return zeros."""
+        return like
+
+
 @dataclass
 class Thawed:
     """No component: its values may change."""

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from fedrec.codecs import TopK
 from fedrec.coordination.operators import Ball, Box, Clusters, Graph, Mean, MeanRegularised, Mixture, SumTo, Within
 from fedrec.data.synthetic import synthetic
 from fedrec.gradients import Method, combine, weights_of
@@ -15,9 +16,11 @@ from fedrec.metrics import RANKING, ranking_metrics
 from fedrec.models import Kind, Recommender
 from fedrec.privacy.attacks.table import ATTACKS
 from fedrec.seeds import generator
+from fedrec.sharing import ContractError
 from fedrec.testing import (
     AggregatorContract,
     AttackContract,
+    CodecContract,
     ConstraintContract,
     MetricContract,
     RecommenderContract,
@@ -31,14 +34,17 @@ from tests.own_parts import (
     Curv,
     Decay,
     Dwell,
+    EightBit,
     Factors,
     Grid,
+    Halves,
     Huber,
     Movement,
     Powered,
     Precision,
     Regulars,
     Shrunk,
+    Telling,
     TwoTower,
 )
 
@@ -115,6 +121,9 @@ MADE = [
     suite(AggregatorContract, "Powered", component=Powered(2.0)),
     *(suite(ConstraintContract, name, component=one, projection=sharp) for name, (one, sharp) in OPERATORS.items()),
     suite(ConstraintContract, "Shrunk", component=Shrunk(0.1)),
+    suite(CodecContract, "TopK", component=TopK(0.3)),
+    suite(CodecContract, "EightBit", component=EightBit()),
+    suite(CodecContract, "Forgetful", component=Halves(), owes=False),
     *(suite(AttackContract, one.name, component=one) for one in ATTACKS if one.name in KNOWING),
     suite(AttackContract, "Movement", component=Movement(2.0)),
     suite(AttackContract, "Regulars", component=Regulars()),
@@ -179,6 +188,8 @@ class Forgetful(Recommender):
         (ConstraintContract, Spread(), "test_what_satisfies_it_stays"),
         (AttackContract, Blind(), "test_it_reads_what_was_sent"),
         (AttackContract, Blind(), "test_targets_are_scored_alike_in_any_order"),
+        (CodecContract, Halves(), "test_what_it_lacks_is_sent_later"),
+        (CodecContract, Telling(), "test_a_payload_has_the_form_that_its_change_says"),
         (TaskContract, Mixed(), "test_a_row_costs_what_it_costs_alone"),
         (TaskContract, Mixed(), "test_the_score_that_says_a_target_costs_the_least"),
         (MetricContract, Backwards(), "test_a_better_rank_is_no_worse"),
@@ -189,5 +200,5 @@ class Forgetful(Recommender):
     ],
 )
 def test_a_part_that_breaks_its_contract_is_seen(base: type, component: Any, test: str) -> None:
-    with pytest.raises(AssertionError):
+    with pytest.raises((AssertionError, ContractError)):
         getattr(suite(base, "Broken", component=component)(), test)()

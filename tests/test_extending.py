@@ -31,6 +31,7 @@ LINES = {
     "aggregator": 10,
     "constraint": 10,
     "local transform": 15,
+    "codec": 15,
     "tracker": 10,
     "attack": 15,
 }

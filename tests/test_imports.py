@@ -38,6 +38,7 @@ LAYERS = {
     "fedrec.gradients": 1,
     "fedrec.weighting": 2,
     "fedrec.robust": 4,
+    "fedrec.codecs": 3,
     "fedrec.privacy": 4,
     "fedrec.privacy.differential": 9,
     "fedrec.privacy.clipping": 8,

@@ -50,6 +50,7 @@ KNOWN: dict[Can, Case] = {
     ),
     Can.MEMORY: Case({**SECURE, "method": "mr-mtl"}, {**USER, "method": "mr-mtl"}, "z_i is made of v_i"),
     Can.INCREMENTS: Case({**SECURE, **ADMM}, {**SECURE, **UNIFORM, **ADMM}, "sum_i p_i dv_i adds up for one p only"),
+    Can.SUMS: Case({**SECURE, "codec.kind": "top-k"}, SECURE, "top-k(a) + top-k(b) is not top-k(a + b)"),
     Can.VALIDATION: Case({**USER, "patience": 2}, {**UNIFORM, "patience": 2}, "when it stops tells of held-out rows"),
     Can.EXCHANGE: Case({**SECURE, "method": "local"}, {**SECURE, "method": "fedper"}, "a sum of nothing"),
     Can.PARAMETERS: Case({**USER, **LINEAR}, {**USER, "share": "item_table"}, "A_i x_i is not what noise was put on"),

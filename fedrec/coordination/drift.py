@@ -51,12 +51,13 @@ class Drift(BaseModel, frozen=True, extra="forbid"):
 class Own:
     """What a client remembers beside its private parameters, never sent.
 
-    Its personal model, its control variate c_i, and the state of its loss weighting.
+    Its personal model, its control variate c_i, the state of its loss weighting, and what its codec remembers.
     """
 
     personal: Mapping[str, Tensor] | None = None
     control: Mapping[str, Tensor] | None = None  # float64
     weighting: Mapping[str, Tensor] | None = None  # float64
+    memory: Mapping[str, Tensor] | None = None
 
     def shift(self, c: Params | None) -> Params | None:
         """Return c - c_i, what SCAFFOLD adds to a local gradient; None without it.

@@ -7,6 +7,7 @@ What the package's own parts are held to is the same (`tests/test_contracts.py`)
 """
 
 from fedrec.testing.attacks import AttackContract
+from fedrec.testing.codecs import CodecContract
 from fedrec.testing.contracts import (
     AggregatorContract,
     ConstraintContract,
@@ -20,6 +21,7 @@ from fedrec.testing.contracts import (
 __all__ = [
     "AggregatorContract",
     "AttackContract",
+    "CodecContract",
     "ConstraintContract",
     "MetricContract",
     "RecommenderContract",

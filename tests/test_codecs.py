@@ -1,0 +1,313 @@
+"""Codecs: what is decoded, what stays owed, what is refused, and that the default is none."""
+
+import csv
+import math
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from flwr.app import Message
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from clients.client import Client
+from clients.round import encoded
+from clients.state import load
+from fedrec.codecs import Codec, Coding, TopK
+from fedrec.coordination import Link, Own, double
+from fedrec.errors import UserError
+from fedrec.experiment import build
+from fedrec.holdings import clients_data
+from fedrec.parameters import Params, add, subtract
+from fedrec.records import Row
+from fedrec.sharing import ContractError, Contribution
+from fedrec.wire import read_broadcast
+from server.faults import ClientFailure
+from simulations.apps import plan_of
+from simulations.engines import launch
+from simulations.witness import witness
+from tests.helpers import coordinated, experiment, same
+from tests.own_parts import EightBit
+
+OWN = "tests.own_parts:EightBit"
+SMALL: dict[str, Any] = {"market": {"users": 24, "items": 30, "impressions": 20}}
+TOP: dict[str, Any] = {"codec": {"kind": "top-k", "fraction": 0.2}}
+
+
+def changes(seed: int, rounds: int) -> list[Params]:
+    """Return the changes of some rounds."""
+    rng = torch.Generator().manual_seed(seed)
+    return [
+        {"a": torch.randn(5, 3, generator=rng) * 10.0**number, "b": torch.randn(4, generator=rng)}
+        for number in range(rounds)
+    ]
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 5), st.sampled_from([TopK(0.1), TopK(0.7), TopK(1.0), EightBit()]))
+def test_what_was_decoded_and_what_is_remembered_are_all_changes(seed: int, rounds: int, codec: Codec) -> None:
+    memory, found = Params(), Params()
+    every = changes(seed, rounds)
+    for change in every:
+        payload, memory = codec.encode(change, memory)
+        decoded = codec.decode(payload, {name: torch.zeros_like(value) for name, value in change.items()})
+        found = add(double(decoded), found) if found else double(decoded)
+    for name, value in add(found, double(memory)).items():
+        total = torch.stack([change[name].double() for change in every]).sum(0)
+        torch.testing.assert_close(value, total, rtol=0, atol=1e-5 * float(total.abs().max() + 10.0**rounds))
+
+
+def test_top_k_sends_the_largest_entries_as_they_are() -> None:
+    payload, memory = TopK(0.5).encode({"a": torch.tensor([[1.0, -3.0], [0.5, 2.0]])}, {})
+    assert payload["places.a"].tolist() == [1, 3] and payload["values.a"].tolist() == [-3.0, 2.0]
+    assert memory["a"].tolist() == [[1.0, 0.0], [0.5, 0.0]]
+    # What was owed is added: 1 + 1 is larger than 1.5 in size.
+    payload, memory = TopK(0.25).encode({"a": torch.tensor([[1.0, 1.5], [0.0, 0.0]])}, memory)
+    assert payload["places.a"].tolist() == [0] and payload["values.a"].tolist() == [2.0]
+    assert memory["a"].tolist() == [[0.0, 1.5], [0.5, 0.0]]
+
+
+def test_identity_is_none_to_the_bit_and_to_the_byte(tmp_path: Path) -> None:
+    runs: dict[str, dict[str, Any]] = {
+        "without": {},
+        "with": {"codec": {"kind": "identity"}},
+        "all": {"codec": {"kind": "top-k", "fraction": 1.0}},
+    }
+    for name, fields in runs.items():
+        (tmp_path / name).mkdir()
+        launch(experiment(**SMALL, rounds=1, **fields), tmp_path / name)
+    same(tmp_path / "without", tmp_path / "with")
+    assert up(tmp_path / "with").keys() == {"item_bias", "item_table", "metrics"}
+    # Of what is sent whole only rounding differs, z + (x - z) from x.
+    one, two = (load_file(tmp_path / name / "model" / "shared.safetensors") for name in ("with", "all"))
+    assert one.keys() == two.keys() >= {"item_bias", "item_table"}
+    for name, value in one.items():
+        torch.testing.assert_close(value, two[name], rtol=1e-6, atol=1e-6)
+
+
+def up(home: Path) -> dict[str, int]:
+    """Return the bytes that the clients of a run sent in its first round, by parameter."""
+    found: dict[str, int] = defaultdict(int)
+    with (home / "ledger.csv").open() as file:
+        for row in csv.DictReader(file):
+            if row["direction"] == "up" and row["round"] == "1":
+                found[row["parameter"]] += int(row["bytes"])
+    return dict(found)
+
+
+@pytest.mark.parametrize("where", ["inside", "client"])
+def test_what_has_its_noise_is_what_is_encoded(where: str, tmp_path: Path) -> None:
+    privacy: dict[str, Any] = {"unit": "user", "noise": 0.5, "clip": 0.1, "epsilon": "1000", "replay": True}
+    privacy |= {} if where == "inside" else {"unit": "client", "where": where}
+    found = {}
+    for name, fields in (("whole", {}), ("largest", TOP)):
+        (tmp_path / name).mkdir()
+        e = experiment(**SMALL, rounds=1, weights="uniform", privacy=privacy, **fields)
+        found[name] = witness(e, tmp_path / name).transcript.rounds[0].update()
+    for name, noisy in found["whole"].items():
+        sent = found["largest"][name]
+        assert 0 < int((sent != 0).sum()) <= math.ceil(0.2 * sent.numel())
+        torch.testing.assert_close(sent[sent != 0], noisy[sent != 0], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [OWN, "top-k"])
+def test_engines_agree_and_the_ledger_has_the_bytes_that_travelled(kind: str, tmp_path: Path) -> None:
+    every = {"none": experiment(**SMALL)}
+    every |= {
+        engine: experiment(**SMALL, engine=engine, codec={"kind": kind}) for engine in ("inline", "process", "batched")
+    }
+    for name, e in every.items():
+        (tmp_path / name).mkdir()
+        launch(e, tmp_path / name)
+    same(tmp_path / "inline", tmp_path / "process", ["engine"])
+    sent = {name: up(tmp_path / name) for name in every}
+    assert sent["inline"] == sent["batched"]
+    header = 128  # of an array
+    floats = sum(size - 3 * header for name, size in sent["none"].items() if name in ("item_table", "item_bias"))
+    if kind == OWN:
+        assert sum(sent["inline"][name] - 3 * header for name in ("item_table", "item_bias")) * 4 == floats
+    else:
+        places, values = (sent["inline"][f"{what}.item_table"] - 3 * header for what in ("places", "values"))
+        assert places == values < 0.02 * floats
+
+
+def silence(reply: Contribution, message: Message) -> None:
+    """Lose an answer on its way."""
+
+
+def lie(reply: Contribution, message: Message) -> Contribution:
+    """Send places that no table has."""
+    far = {name: value + 10_000 * (name == "places.item_table") for name, value in reply.values.items()}
+    return replace(reply, values=far)
+
+
+def plain(reply: Contribution, message: Message) -> Contribution:
+    """Send what a client without a codec would."""
+    return replace(reply, values=read_broadcast(message.content).values)
+
+
+@pytest.mark.parametrize("method", ["fedper", "admm"])
+def test_a_lost_contribution_takes_the_memory_back(method: str) -> None:
+    e = experiment(method, **SMALL, **TOP, rounds=4)
+    # It is lost in round 2, whether on its way or as the run says: what follows is the same, also what is still owed.
+    lost = coordinated(e, {("shop", "train", 2): silence})[0]
+    said = coordinated(build({**e.model_dump(), "dropout": "2:shop"}), {})[0]
+    never = coordinated(e, {})[0]
+    assert all(torch.equal(lost.z[name], said.z[name]) for name in lost.z)
+    assert not all(torch.equal(lost.z[name], never.z[name]) for name in lost.z)
+
+
+def test_the_memory_of_a_lost_round_is_not_kept() -> None:
+    e = experiment("fedper", **SMALL, **TOP, rounds=2)
+    with_loss, grid = coordinated(e, {("shop", "train", 2): silence})
+    state = next(load(context) for context in grid.contexts.values() if load(context).now.round < 2)
+    assert state.now.round == 1 and state.now.own.memory
+    states = [load(context) for context in grid.contexts.values()]
+    assert all(one.now.own.memory for one in states) and with_loss.record.faults[0]["client"] == "shop"
+
+
+@pytest.mark.parametrize("method", ["fedper", "admm"])
+@pytest.mark.parametrize("engine", ["inline", "batched"])
+def test_a_run_that_is_broken_off_ends_as_if_it_had_not_been(method: str, engine: str, tmp_path: Path) -> None:
+    class Killed(Exception):
+        pass
+
+    def kill(row: Row) -> None:
+        if row["round"] == 3:
+            raise Killed
+
+    e = experiment(method, **SMALL, **TOP, rounds=4, engine=engine)
+    for name in ("whole", "broken"):
+        (tmp_path / name).mkdir()
+    launch(e, tmp_path / "whole")
+    with pytest.raises(Killed):
+        launch(e, tmp_path / "broken", on_round=kill, every=1)
+    launch(e, tmp_path / "broken", every=1)
+    same(tmp_path / "whole", tmp_path / "broken")
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10**6))
+def test_what_a_client_sent_and_what_it_owes_is_what_it_changed(seed: int) -> None:
+    e = experiment("fedper", **SMALL, **TOP)
+    client, own, z = Client(e, clients_data(e)[0], "cpu", None), Own(), {"a": torch.ones(5, 3), "b": torch.ones(4)}
+    left = {name: torch.zeros_like(value) for name, value in z.items()}
+    for change in changes(seed, 3):
+        payload, own, _ = encoded(client, add(z, change), z, own, None)
+        arrived = e.codec.read(payload, z, z, False)
+        left = subtract(add(left, change), subtract(arrived, z))
+        for name, value in left.items():
+            assert own.memory is not None
+            torch.testing.assert_close(own.memory[name], value, rtol=1e-4, atol=1e-3)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10**6))
+def test_under_duals_the_tie_owes_what_a_payload_loses(seed: int) -> None:
+    e = experiment("admm", **SMALL, **TOP)
+    client, z = Client(e, clients_data(e)[0], "cpu", None), {"a": torch.zeros(5, 3), "b": torch.zeros(4)}
+    link = Link.start(z, 1e-3)
+    held = double(link.sent)
+    for change in changes(seed, 3):
+        values, answered = link.answer(change, z)
+        payload, own, after = encoded(client, values, z, Own(), answered)
+        assert after is not None and own.memory is None
+        link = after
+        held = add(held, double(e.codec.decode(payload, z)))
+        for name, value in held.items():  # both sides count on the same v
+            torch.testing.assert_close(value, link.sent[name], rtol=1e-12, atol=1e-9)
+
+
+LIKE = {"a": torch.zeros(4, 3)}
+HOSTILE: dict[str, tuple[str, Callable[[Params], Params], str]] = {
+    "plain": ("top-k", lambda p: {"a": torch.zeros(4, 3)}, "a: must be a shared parameter"),
+    "missing": ("top-k", lambda p: {"values.a": p["values.a"]}, "places.a: must be sent, found missing"),
+    "more": ("top-k", lambda p: {**p, "values.b": p["values.a"]}, "values.b: must be a shared parameter"),
+    "longer": (
+        "top-k",
+        lambda p: {n: v.repeat(2) for n, v in p.items()},
+        r"values.a: must have shape \[3\], found \[6\]",
+    ),
+    "dtype": ("top-k", lambda p: {**p, "places.a": p["places.a"].long()}, "places.a: must have dtype torch.int32"),
+    "nan": ("top-k", lambda p: {**p, "values.a": p["values.a"] * math.nan}, "values.a: every value must be finite"),
+    "far": (
+        "top-k",
+        lambda p: {**p, "places.a": p["places.a"] + 100},
+        "codec top-k: must be able to decode .*RuntimeError",
+    ),
+    "below": ("top-k", lambda p: {**p, "places.a": p["places.a"] - 100}, "codec top-k: must be able to decode"),
+    "overflow": (OWN, lambda p: {**p, "scale.a": torch.tensor(9e11)}, "a: every value must be at most"),
+    "infinite": (OWN, lambda p: {**p, "scale.a": torch.tensor(math.inf)}, "scale.a: every value must be finite"),
+}
+
+
+@pytest.mark.parametrize("how", HOSTILE)
+def test_a_payload_that_is_none_is_refused_by_name(how: str) -> None:
+    kind, change, text = HOSTILE[how]
+    coding = Coding(kind=kind, fraction=0.2)
+    payload, _ = coding.encode({"a": torch.randn(4, 3, generator=torch.Generator().manual_seed(0))}, {})
+    assert coding.decode(payload, LIKE)["a"].shape == (4, 3)
+    with pytest.raises(ContractError, match=f"^{text}"):
+        coding.decode(change(payload), LIKE)
+
+
+def test_a_liar_is_refused_and_the_others_go_on() -> None:
+    e = experiment(**SMALL, **TOP)
+    made, _ = coordinated(e, {("shop", "train", 1): lie})
+    (fault,) = made.record.faults
+    assert (fault["client"], fault["kind"]) == ("shop", "contract") and "codec top-k: must be able" in str(
+        fault["text"]
+    )
+    lost = coordinated(build({**e.model_dump(), "dropout": "1:shop"}), {})[0]
+    assert all(torch.equal(made.z[name], lost.z[name]) for name in made.z)
+
+
+def test_a_client_without_the_codec_of_the_server_is_refused() -> None:
+    e = experiment(**SMALL, **TOP)
+    with pytest.raises(ClientFailure, match=r"item_bias: must be a shared parameter .*found unknown name"):
+        coordinated(e, {(name, "train", 1): plain for name in ("films", "news", "shop")})
+
+
+def test_a_payload_whose_form_tells_of_the_change_is_refused_where_it_is_made() -> None:
+    coding = Coding(kind="tests.own_parts:Telling")
+    with pytest.raises(ContractError, match=r"^a: must have shape \[0\], found \[1\]$"):
+        coding.encode({"a": torch.tensor([0.0, 1.0])}, {})
+
+
+def test_nothing_that_is_forgotten_arrives() -> None:
+    coding = Coding(kind="tests.own_parts:Halves")
+    payload, memory = coding.encode({"a": torch.ones(4)}, {})
+    assert not memory and coding.read(payload, {"a": torch.full((4,), 2.0)}, {"a": torch.zeros(4)}, False)[
+        "a"
+    ].tolist() == [3.0, 3.0, 2.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        (
+            {"kind": "tests.own_parts:Telling"},
+            r"must make numbers .*found ContractError: change: must have shape \[0\]",
+        ),
+        ({"kind": "topk"}, "did you mean 'top-k'"),
+        ({"kind": "tests.own_parts:Precision"}, "must have the method encode of a codec, found none"),
+        ({"kind": OWN, "fraction": 0}, "fraction"),
+    ],
+)
+def test_what_is_no_codec_is_refused(fields: dict[str, object], text: str) -> None:
+    with pytest.raises(UserError, match=text):
+        build({"codec": fields}).codec.check()
+
+
+def test_the_plan_has_the_codec_and_a_witness_reads_what_the_server_reads() -> None:
+    e = experiment(**SMALL, codec={"kind": "top-k", "fraction": 1.0})
+    assert plan_of(e).codec == e.codec
+    seen, plain = witness(e), witness(experiment(**SMALL))
+    first, same_one = seen.transcript.rounds[0], plain.transcript.rounds[0]
+    for name, value in first.update().items():
+        torch.testing.assert_close(value, same_one.update()[name], rtol=0, atol=1e-5)
