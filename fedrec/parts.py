@@ -11,7 +11,7 @@ from fedrec.models.transfer import CHAIN
 from fedrec.needs import Can, Conflict, conflicts, needs, shown, takes
 from fedrec.optimisers import rates
 from fedrec.parameters import covers
-from fedrec.tasks import several, tasks_of
+from fedrec.tasks import own_tasks, several, tasks_of
 
 
 def models(*kinds: str) -> Callable[[Any], str]:
@@ -22,6 +22,11 @@ def models(*kinds: str) -> Callable[[Any], str]:
 def own_models(e: Any) -> str:
     """Return the models of a user's own."""
     return ",".join(sorted(text for text in per_client(e.model).values() if read(text).own))
+
+
+def own_losses(e: Any) -> str:
+    """Return the tasks of a user's own."""
+    return own_tasks(e.task)
 
 
 def about_items(e: Any) -> str:
@@ -125,6 +130,7 @@ PARTS = (
     needs("task", Can.READS_ITEMS, here=about_items),
     needs("content.kind", Can.READS_ITEMS),
     needs("task", Can.UNTOLD, here=lambda e: "category" * ("category" in several(e.task))),
+    takes("task", Can.CLIENT_GRADIENTS, why="a loss of one's own may know one client alone", here=own_losses),
     needs("weighting.kind", Can.LOSSES),
     takes("content.kind", Can.UNTOLD, why="items' texts tell categories"),
     takes("content.kind", Can.ENCODER, why="it is what is adapted (add --content.kind minilm)", here=other_content),
