@@ -2,28 +2,31 @@
 
 import functools
 from dataclasses import replace
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fedrec.data import ClientData, Dataset, content_vectors, federation, latest, load, pool
+from fedrec.data import ClientData, Dataset, Market, content_vectors, federation, latest, load, pool
 from fedrec.data.tokens import item_tokens
 from fedrec.experiment import Experiment
 from fedrec.models import Adapted, Recommender
 from fedrec.tasks import Task
 
-read_dataset = functools.lru_cache(maxsize=2)(load)  # kept for the process: every client of a worker reads the same one
+
+@functools.lru_cache(maxsize=2)
+def read_dataset(name: str, data_dir: Path | None, columns: str, platforms: int, market: Market, seed: int) -> Dataset:
+    """Return a dataset, kept for the process: every client of a worker reads the same one."""
+    return load(name, data_dir=data_dir, columns=columns, platforms=platforms, market=market, seed=seed)
 
 
 def dataset(experiment: Experiment) -> Dataset:
     """Return the experiment's dataset; the synthetic market has a platform for each client, or one to be divided."""
     e = experiment
     platforms = (e.clients or 5) if e.partition in ("auto", "platform") else 1
-    return read_dataset(
-        e.dataset, data_dir=e.data_dir, columns=e.columns, platforms=platforms, market=e.market, seed=e.seed
-    )
+    return read_dataset(e.dataset, e.data_dir, e.columns, platforms, e.market, e.seed)
 
 
 @functools.lru_cache(maxsize=2)
