@@ -397,7 +397,7 @@ def interrupt(engine: str, presses: int, out: Path) -> Ended:
     What happens is waited for, however long it takes on a machine that has other work.
     """
     argv = [*MARKET, "--engine", engine, "--clients", "2", "--rounds", "100000", "--dim", "4", "--out", str(out)]
-    argv += ["--local-epochs", "2000"] * (presses > 1)  # a round must last beyond the second
+    argv += ["--local-epochs", "800"] * (presses > 1)  # a round must last beyond the second
     with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
         begun = subprocess.Popen(
             [sys.executable, "-m", "simulations.run", *argv],
