@@ -152,7 +152,7 @@ class Program:
         found = Answers([])
         for place, one in made.items():
             self.states[place], reply = finish(self.clients[place], self.states[place], starts[place], one)
-            found.contributions.append(replace(reply, values={}) if training.weight[place] else reply)
+            found.contributions.append(replace(reply, values={}) if training.weight[place] and reply.values else reply)
         found.subtotals.extend(training.subtotals())
         return found
 

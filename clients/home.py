@@ -23,6 +23,8 @@ def at_home(shared: Params, lacking: Lacking) -> Params:
 def parted(private: Params) -> tuple[Params, Params]:
     """Return a client's private parameters without, and only, what it keeps of shared ones."""
     home = {name: value for name, value in private.items() if name.startswith(HOME)}
+    if not home:
+        return private, home
     return {name: value for name, value in private.items() if name not in home}, home
 
 

@@ -114,7 +114,7 @@ class State:
 
     def trained(self, kept: Kept) -> State:
         """Return the state after another contribution."""
-        return replace(self, now=kept, before=self.now)
+        return State(kept, self.now, self.kept, self.limits)
 
 
 def load(context: Context) -> State:
