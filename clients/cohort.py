@@ -20,6 +20,7 @@ from fedrec.data import ClientData
 from fedrec.evaluation import Split
 from fedrec.experiment import Experiment
 from fedrec.holdings import reader
+from fedrec.node_evaluation import evaluate_many
 from fedrec.parameters import LARGEST, Params, finite, norm, same, to
 from fedrec.personal import personal_model
 from fedrec.proportion import large, too_far
@@ -27,7 +28,6 @@ from fedrec.records import save_client, slug, write_users
 from fedrec.scorers import ModelScorer
 from fedrec.sharing import TABLES, Broadcast, ContractError, Contribution
 from fedrec.training.cohort import Cohort, groups
-from fedrec.training.evaluation import evaluate_many
 from fedrec.training.moved import Moved
 from fedrec.training.results import Sum, moved, pieces, spread, trained, whole, write
 from fedrec.training.stacks import Part, Stack, Terms
@@ -146,7 +146,12 @@ class Program:
         """Train clients for a round, and return what they answer; note who fails."""
         starts: dict[int, Start] = {}
         for place, broadcast in sent.items():
-            self.states[place], starts[place] = begin(self.clients[place], self.states[place], broadcast)
+            try:
+                self.states[place], starts[place] = begin(self.clients[place], self.states[place], broadcast)
+            except ContractError as error:
+                failed[place] = str(error)
+        if not starts:
+            return Answers([])
         training = Training(self, starts, call)
         made = training.run(failed)
         found = Answers([])
@@ -164,14 +169,15 @@ class Program:
         z = self.received({place: broadcast.values for place, broadcast in sent.items()})
         private = spread(self.cohort, {place: one.private for place, one in enumerate(kept)})
 
-        def asked(place: int) -> ModelScorer:
-            one = self.clients[place]
+        def model_of(place: int) -> Params:
             model = {**sent[place].values, **to(kept[place].private, "cpu")}
-            params = to(personal_model(e.drift, kept[place].own, model), one.device)
-            return ModelScorer(readers[place], params)
+            return personal_model(e.drift, kept[place].own, model)
 
-        readers = {place: reader(e, self.clients[place].data, split) for place in sent}
+        def asked(place: int) -> ModelScorer:
+            return ModelScorer(readers[place], to(model_of(place), self.clients[place].device))
+
         plain = e.drift.personal == "none" and not self.cohort.model.sequence.active
+        readers = {} if plain else {place: reader(e, self.clients[place].data, split) for place in sent}
         evaluations = evaluate_many(
             self.cohort,
             z,
@@ -190,7 +196,7 @@ class Program:
         for (place, broadcast), made in zip(sent.items(), evaluations, strict=True):
             one = self.clients[place]
             if split == "test" and home is not None:
-                mine, own = e.sharing().split(to(asked(place).params, "cpu"))
+                mine, own = e.sharing().split(to(model_of(place), "cpu"))
                 save_client(home, one.data.name, own, mine if e.personal else {}, (), about(one, own))
             self.states[place], reply = told(one, self.states[place], broadcast, made)
             found.contributions.append(reply)

@@ -65,7 +65,7 @@ def train(client: Client, start: Start) -> Made:
     if e.privacy.inside:
         params, loss = released(client, before, start)
     else:
-        more = terms(client, before, start, weigher, second)
+        more = terms(client, start, weigher, second)
         params, loss, v = update(client, before, number, more, start.rho)
         own = replace(own, personal=require_finite(client, v, number, own.personal)) if v else own
     x, private = client.channel.split(e.lora.folded(params))
@@ -86,7 +86,7 @@ def weightings(own: Own) -> tuple[Params, Params]:
     return first, {name.removeprefix(COPY): value for name, value in every if name in copies}
 
 
-def terms(client: Client, before: Params, start: Start, weigher: Weigher | None, second: Weigher | None) -> Terms:
+def terms(client: Client, start: Start, weigher: Weigher | None, second: Weigher | None) -> Terms:
     """Return what a client minimises beside its loss."""
     e, device = client.experiment, client.device
     pull, apfl = None, e.drift.personal == "apfl"
@@ -107,7 +107,7 @@ def terms(client: Client, before: Params, start: Start, weigher: Weigher | None,
 
 def train_alone(client: Client, start: Params) -> Params:
     """Return what a client that nothing ties makes of its start in a first round."""
-    return update(client, start, 0, Terms(weigher=client.weigher()), 0.0).params
+    return update(client, start, 0, Terms(weigher=client.weigher())).params
 
 
 def update(client: Client, before: Params, number: int, terms: Terms = NOTHING, mu: float = 0.0) -> Trained:

@@ -255,8 +255,3 @@ def own_tasks(text: str) -> str:
     """Return the tasks of the user's own that some client has, joined by commas; "" without one."""
     every = [task for client in per_client(text) for task in tasks_of(text, client)]
     return ",".join(dict.fromkeys(task.name for task in every if task.part))
-
-
-def base_tensor(values: Floats | Bools, device: str) -> Tensor:
-    """Return a float32 tensor of `values` on `device`."""
-    return torch.from_numpy(values.astype(np.float32)).to(device)

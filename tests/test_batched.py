@@ -1,6 +1,7 @@
 """The engine `batched`: what clients become as one program is what they become one after the other."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,12 @@ import pandas as pd
 import pytest
 import torch
 
+from clients.cohort import Node
 from fedrec.errors import UserError
+from fedrec.holdings import clients_data
 from fedrec.records import load_params
+from fedrec.sharing import Broadcast
+from fedrec.wire import Call
 from simulations.check import check
 from simulations.engines import launch
 from simulations.engines.hosts import apart
@@ -150,3 +155,17 @@ def test_what_cannot_be_stacked_is_trained_one_client_at_a_time_and_says_so(meth
         check(e.model_copy(update={"engine": "process", "stack": "yes"}))
     inline, batched = (into(tmp_path / engine, method, **fields, engine=engine) for engine in ("inline", "batched"))
     near(inline, batched, 0.0)
+
+
+def test_a_message_with_which_one_client_cannot_begin_is_a_failure_of_that_one_alone() -> None:
+    e = experiment("scaffold", **NEEDS["scaffold"])
+    node = Node(e, clients_data(e), "cpu", None)
+    joined = node.join().contributions
+    sent = {
+        reply.client: Broadcast(1, reply.values, control={n: torch.zeros_like(v) for n, v in reply.values.items()})
+        for reply in joined
+    }
+    lacking = joined[0].client
+    answers = node.train(Call({**sent, lacking: replace(sent[lacking], control=None)}))
+    assert answers.failed == {lacking: "record control: must be sent, found missing"}
+    assert {reply.client for reply in answers.contributions} == sent.keys() - {lacking}

@@ -60,7 +60,7 @@ LAYERS = {
     "fedrec.training": 4,
     "fedrec.training.recipe": 3,
     "fedrec.training.transforms": 1,
-    "fedrec.training.evaluation": 6,
+    "fedrec.node_evaluation": 6,
     "fedrec.personal": 6,
     "fedrec.folding": 10,
     "fedrec.folders": 0,

@@ -19,6 +19,7 @@ from fedrec.models import Recommender
 from fedrec.models.bodies import BODIES
 from fedrec.models.sequences import UserSequence
 from fedrec.models.side import Side
+from fedrec.node_evaluation import evaluate_many
 from fedrec.optimisers import Optimiser
 from fedrec.parameters import Params, norm, subtract
 from fedrec.scorers import ModelScorer
@@ -26,7 +27,6 @@ from fedrec.seeds import generator
 from fedrec.sharing import TABLES, Sharing
 from fedrec.tasks import Task, parse_task
 from fedrec.training.cohort import Cohort, groups
-from fedrec.training.evaluation import evaluate_many
 from fedrec.training.held_out import held_out_many
 from fedrec.training.kernels import loss_and_gradients
 from fedrec.training.local import held_out_loss

@@ -67,7 +67,6 @@ class Part:
     values: Params  # tables: touched rows [R, d]; any other parameter [k, ...]
     loss: Tensor  # [k] float64: the mean training loss over the batches of each
     personal: Params  # like `values`: APFL's v; empty without it
-    again: Callable[[], Part] | None = None  # makes the same part, bit by bit on a CPU; see `Changed.light`
 
 
 @dataclass(frozen=True)

@@ -29,9 +29,7 @@ class Step:
     user: Tensor | None  # [k, 1 + m, L] rows of the stacked user table
     item: Tensor  # [k, 1 + m, L] rows of the stacked item table
     share: Tensor  # [k, L] 1 / (rows of the batch), 0 for padding
-    labels: dict[
-        str, tuple[Tensor, Tensor]
-    ]  # task -> (1 / (rows of the task), 0 for others [k, L]; target [k, L(, C)])
+    labels: dict[str, tuple[Tensor, Tensor]]  # task -> 1 / (its rows), 0 for others [k, L], and target [k, L(, C)]
     history: Tensor | None = None  # [k, L, H] rows of the stacked item table, -1 in front where there are fewer
     keep: Tensor | None = None  # [k, 1 + m, L] 0 where the id of an item is hidden
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
@@ -58,8 +58,6 @@ def train(
     """
     size = cohort.sizes[chosen]
     moving = bool(terms.shift or (recipe.mu and terms.anchor and terms.anchor is not shared) or recipe.transforms)
-    # What a part keeps to be made again must be small.
-    heavy = any(one and one.each for one in (shared, terms.anchor, terms.shift, terms.personal))
     sampled = recipe.num_negatives if cohort.taken else 0
     cells = np.minimum(size, recipe.batch_size) * (1 + sampled)
     items = np.diff(cohort.starts["item"])[chosen]
@@ -68,9 +66,8 @@ def train(
     for start, stop in pairwise(cuts(cells[size > 0], rows[size > 0], draws[size > 0], chunk)):
         part = slice(start, stop)
         weight = None if terms.weight is None else terms.weight[part]
-        chunk_of = Chunk(cohort, chosen[part], shared, private, recipe, sharing, moving, terms, weight)
-        again = None if heavy else partial(chunk_of.train, seed, scopes[part])
-        yield replace(chunk_of.train(seed, scopes[part]), again=again)
+        one = Chunk(cohort, chosen[part], shared, private, recipe, sharing, moving, terms, weight)
+        yield one.train(seed, scopes[part])
 
 
 def cuts(cells: Ints, rows: Ints, draws: Ints, chunk: int | None) -> list[int]:
