@@ -1,32 +1,30 @@
 """Many clients of one node as few programs: `clients.round` of each, trained and measured with stacked tensors."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 import torch
-from flwr.app import RecordDict
 from torch import Tensor
 
 from clients.about import about
 from clients.client import Client
-from clients.round import begin, finish, followed, join, receive, told
-from clients.state import State, read_states, records
+from clients.round import begin, finish, followed, receive, told
+from clients.state import Party, State
 from clients.training import Made, Start
-from fedrec.aggregation import Subtotal, catalogue
-from fedrec.data import ClientData
+from fedrec.aggregation import Subtotal
+from fedrec.data.types import Ints
 from fedrec.evaluation import Split
 from fedrec.experiment import Experiment
 from fedrec.holdings import reader
 from fedrec.node_evaluation import evaluate_many
-from fedrec.parameters import LARGEST, Params, finite, norm, same, to
+from fedrec.parameters import LARGEST, Params, finite, norm, to
 from fedrec.personal import personal_model
 from fedrec.proportion import large, too_far
 from fedrec.records import save_client, slug, write_users
 from fedrec.scorers import ModelScorer
-from fedrec.sharing import TABLES, Broadcast, ContractError, Contribution
+from fedrec.sharing import TABLES, Broadcast, ContractError
 from fedrec.training.cohort import Cohort, groups
 from fedrec.training.moved import Moved
 from fedrec.training.results import Sum, moved, pieces, spread, trained, whole, write
@@ -35,65 +33,20 @@ from fedrec.training.update import train
 from fedrec.wire import Answers, Call
 
 
-class Node:
-    """The clients of a node, trained and evaluated as few programs: one for each model and list of tasks."""
-
-    def __init__(self, experiment: Experiment, parts: Sequence[ClientData], device: str, home: Path | None) -> None:
-        torch.set_num_threads(1)
-        self.clients = [Client(experiment, data, device, home) for data in parts]
-        self.programs: list[Program] = []
-
-    def join(self) -> Answers:
-        """Begin every client's state; return what they join with, equal tensors once."""
-        states, replies = zip(*(join(one) for one in self.clients), strict=True)
-        found = [replies[0]]
-        for reply in replies[1:]:
-            before = found[-1].values
-            found.append(replace(reply, values=before) if same(before, reply.values) else reply)
-        if self.clients[0].experiment.drift.personal == "tuned":
-            states = tuple(unmoved(*pair) for pair in zip(states, found, strict=True))
-        e, rows = self.clients[0].experiment, catalogue([reply.rows for reply in found])
-        datas, models, tasks = zip(*((one.data, one.model, one.tasks) for one in self.clients), strict=True)
-        cohorts = groups(datas, models, tasks, e.negatives, rows, seed=e.seed)
-        self.programs = [Program(one, [self.clients[m] for m in one.members]) for one in cohorts]
-        for program in self.programs:
-            program.states = [states[m] for m in program.cohort.members]
-        return Answers(found)
-
-    def train(self, call: Call) -> Answers:
-        """Let clients train for a round."""
-        return self.each(call, lambda program, sent, failed: program.train(sent, call, failed))
-
-    def evaluate(self, call: Call) -> Answers:
-        """Let clients evaluate what they are sent."""
-        return self.each(call, lambda program, sent, failed: program.evaluate(sent))
-
-    def each(self, call: Call, act: Callable[["Program", dict[int, Broadcast], dict[int, str]], Answers]) -> Answers:
-        """Return what all programs answer that have clients to whom something was sent, and who fails."""
-        found = Answers([])
-        for program in self.programs:
-            sent, failed = program.open(call)
-            if sent:
-                answers = act(program, sent, failed)
-                found.contributions.extend(answers.contributions)
-                found.subtotals.extend(answers.subtotals)
-            found.failed.update({program.clients[place].data.name: text for place, text in failed.items()})
-        return found
-
-    def state(self) -> RecordDict:
-        """Return the private state of all clients."""
-        return records([state for program in self.programs for state in program.states])
-
-    def restore(self, state: RecordDict) -> None:
-        """Go back to a state; the clients must have joined."""
-        states = read_states(state, self.clients[0].device)
-        for program in self.programs:
-            program.states, states = states[: len(program.states)], states[len(program.states) :]
+def programs(parties: Sequence[Party], start: Sequence[Params], rows: Mapping[str, Ints]) -> list["Program"]:
+    """Return the programs of clients that have joined with these parameters, of which the server has these rows."""
+    if parties[0].client.experiment.drift.personal == "tuned":
+        for party, values in zip(parties, start, strict=True):
+            party.joined = unmoved(party.state, values)
+    e = parties[0].client.experiment
+    datas, models, tasks = zip(*((one.client.data, one.client.model, one.client.tasks) for one in parties), strict=True)
+    cohorts = groups(datas, models, tasks, e.negatives, rows, seed=e.seed)
+    return [Program(one, [parties[m] for m in one.members]) for one in cohorts]
 
 
-def unmoved(state: State, reply: Contribution) -> State:
+def unmoved(state: State, start: Params) -> State:
     """Return the state of a client that joins whose tuned copy is what it joins with, which all may share."""
-    own = replace(state.now.own, personal=Moved.start(reply.values))
+    own = replace(state.now.own, personal=Moved.start(start))
     return replace(state, now=replace(state.now, own=own))
 
 
@@ -102,8 +55,12 @@ class Program:
     """Clients that are trained and measured together."""
 
     cohort: Cohort
-    clients: Sequence[Client]
-    states: list[State] = field(default_factory=list)
+    parties: Sequence[Party]
+
+    @cached_property
+    def clients(self) -> list[Client]:
+        """The clients, by position."""
+        return [party.client for party in self.parties]
 
     @cached_property
     def places(self) -> dict[str, int]:
@@ -114,6 +71,14 @@ class Program:
     def experiment(self) -> Experiment:
         """The experiment that all are of."""
         return self.clients[0].experiment
+
+    def answer(self, kind: str, call: Call) -> Answers:
+        """Return what clients answer to what they were sent, nothing if nobody of these was, and who fails."""
+        sent, failed = self.open(call)
+        found = Answers([])
+        if sent:
+            found = self.train(sent, call, failed) if kind == "train" else self.evaluate(sent)
+        return replace(found, failed={self.clients[place].data.name: text for place, text in failed.items()})
 
     def open(self, call: Call) -> tuple[dict[int, Broadcast], dict[int, str]]:
         """Return what clients are sent, by ascending position, and why others cannot take it; states have followed.
@@ -136,7 +101,7 @@ class Program:
                 failed[place] = admitted
                 continue
             try:
-                self.states[place] = followed(self.states[place], admitted)
+                self.parties[place].joined = followed(self.parties[place].state, admitted)
                 found[place] = admitted
             except ContractError as error:
                 failed[place] = str(error)
@@ -147,7 +112,8 @@ class Program:
         starts: dict[int, Start] = {}
         for place, broadcast in sent.items():
             try:
-                self.states[place], starts[place] = begin(self.clients[place], self.states[place], broadcast)
+                party = self.parties[place]
+                party.joined, starts[place] = begin(party.client, party.state, broadcast)
             except ContractError as error:
                 failed[place] = str(error)
         if not starts:
@@ -156,7 +122,8 @@ class Program:
         made = training.run(failed)
         found = Answers([])
         for place, one in made.items():
-            self.states[place], reply = finish(self.clients[place], self.states[place], starts[place], one)
+            party = self.parties[place]
+            party.joined, reply = finish(party.client, party.state, starts[place], one)
             found.contributions.append(replace(reply, values={}) if training.weight[place] and reply.values else reply)
         found.subtotals.extend(training.subtotals())
         return found
@@ -165,7 +132,7 @@ class Program:
         """Return the metrics of clients' models; at the test every client writes what it keeps to itself."""
         e, (first, *_), home = self.experiment, sent.values(), self.clients[0].home
         split: Split = "test" if first.split == "test" else "validation"
-        kept = [state.best if split == "test" else state.now for state in self.states]
+        kept = [party.state.best if split == "test" else party.state.now for party in self.parties]
         z = self.received({place: broadcast.values for place, broadcast in sent.items()})
         private = spread(self.cohort, {place: one.private for place, one in enumerate(kept)})
 
@@ -198,7 +165,7 @@ class Program:
             if split == "test" and home is not None:
                 mine, own = e.sharing().split(to(model_of(place), "cpu"))
                 save_client(home, one.data.name, own, mine if e.personal else {}, (), about(one, own))
-            self.states[place], reply = told(one, self.states[place], broadcast, made)
+            self.parties[place].joined, reply = told(one, self.parties[place].state, broadcast, made)
             found.contributions.append(reply)
         return found
 
@@ -241,7 +208,7 @@ class Training:
     def run(self, failed: dict[int, str]) -> dict[int, Made]:
         """Return what training makes of each client, but of those who fail."""
         e, cohort, starts = self.experiment, self.cohort, self.starts
-        held = {place: state.now.private for place, state in enumerate(self.program.states)}
+        held = {place: party.state.now.private for place, party in enumerate(self.program.parties)}
         before = spread(cohort, held)
         private = Stack({name: value.clone() for name, value in before.values.items()})
         tuned = e.drift.personal == "tuned"

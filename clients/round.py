@@ -16,7 +16,7 @@ from clients.budget import excess, priced
 from clients.client import Client
 from clients.home import parted, with_home
 from clients.newcomer import fitted, lesson
-from clients.private import measured, open_loss, protected
+from clients.private import measured, open_loss, protected, unsaid
 from clients.secure import Envelope
 from clients.state import Kept, State
 from clients.training import COPY, Made, Start, train, train_alone
@@ -172,8 +172,17 @@ def trained(
     return state, reply, start.z
 
 
-def evaluated(client: Client, state: State, broadcast: Broadcast) -> tuple[State, Contribution]:
-    """Return the state, and what a client tells of how it measures a message that was received and followed.
+def evaluated(client: Client, state: State, sent: Broadcast) -> tuple[State, Contribution]:
+    """Return the state after an evaluation, and what a client tells of it; see `unsaid`."""
+    broadcast = receive(client, sent)
+    state, reply = followed(state, broadcast), Contribution(client.data.name, {}, {}, client.device)
+    with unsaid(client, broadcast):
+        state, reply = told(client, state, broadcast, tested(client, state, broadcast))
+    return state, reply
+
+
+def tested(client: Client, state: State, broadcast: Broadcast) -> Evaluation:
+    """Return how a client measures a message that was received and followed.
 
     After the final test it keeps what is its own.
     """
@@ -186,7 +195,7 @@ def evaluated(client: Client, state: State, broadcast: Broadcast) -> tuple[State
     if final and client.home is not None:
         mine = shared if e.personal or client.newcomer else {}
         save_client(client.home, client.data.name, private, mine, found.per_user, about(client, private))
-    return told(client, state, broadcast, found)
+    return found
 
 
 def told(client: Client, state: State, broadcast: Broadcast, found: Evaluation) -> tuple[State, Contribution]:

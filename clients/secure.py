@@ -10,13 +10,12 @@ from secrets import token_hex
 
 import numpy as np
 import torch
-from flwr.app import ConfigRecord, Context, Message, RecordDict
-from flwr.clientapp import ClientApp
+from flwr.app import ConfigRecord, RecordDict
 
 from clients.client import Client
 from clients.home import at_home
 from clients.private import books
-from clients.state import State, load, save
+from clients.state import Party, State
 from fedrec.channel import keyed
 from fedrec.coordination import double
 from fedrec.data.types import Ints
@@ -28,7 +27,9 @@ from fedrec.privacy.noise import Source
 from fedrec.privacy.secret import digest
 from fedrec.privacy.secure_sum import Member, Terms
 from fedrec.sharing import TABLES, Broadcast, ContractError, Contribution, admit_round
+from fedrec.wire.messages import part
 from fedrec.wire.secure import (
+    KINDS,
     Sum,
     keys_answer,
     masked_answer,
@@ -41,41 +42,7 @@ from fedrec.wire.secure import (
     shares_answer,
 )
 
-
-@dataclass(frozen=True)
-class Session:
-    """What a client remembers of the present round of a secure sum, until it has unmasked it."""
-
-    state: RecordDict
-
-    def start(self, client: Client, number: int) -> Member:
-        """Draw the keys of a round; raises ContractError for one that is not after all rounds before."""
-        last = self.state.config_records.get("secure.last", ConfigRecord({"round": 0}))["round"]
-        assert isinstance(last, int)
-        if number <= last:
-            raise ContractError(f"round: must be after {last}, for which there were keys, found {number}")
-        admit_round(number, client.experiment.rounds)
-        agreed = terms(client.experiment)
-        member = Member.start(client.data.name, number, agreed.threshold, agreed.clients)
-        self.state["secure.last"] = ConfigRecord({"round": number})
-        self.keep(member)
-        return member
-
-    @property
-    def member(self) -> Member:
-        """The client's half of the present round; raises ContractError if there is none."""
-        found = self.state.config_records.get("secure")
-        if found is None:
-            raise ContractError("stage: must begin with the keys of a round, found none")
-        return read_member(found)
-
-    def keep(self, member: Member) -> None:
-        """Remember how far a round has come."""
-        self.state["secure"] = member_record(member)
-
-    def forget(self) -> None:
-        """Forget the secrets of a round."""
-        self.state.pop("secure", None)
+PRESENT, LAST = "member", "last"  # what a client remembers of a secure sum: the present round, and the last with keys
 
 
 @dataclass(frozen=True)
@@ -132,46 +99,48 @@ def source(client: Client, number: int, x: Params, z: Params) -> Source | None:
 Train = Callable[[Client, State, Broadcast, Envelope], tuple[State, Contribution, Params]]
 
 
-def answer_in_secret(app: ClientApp, open_client: Callable[[Context], Client], train: Train) -> None:
-    """Let a ClientApp answer the stages of secure sums; `train` is `clients.round.trained`.
+def answer_in_secret(kind: str, content: RecordDict, party: Party, train: Train) -> RecordDict:
+    """Return what a client answers to a stage of a secure sum; `train` is `clients.round.trained`.
 
-    Every answer of a client that sums nothing in secret is a ContractError.
+    Raises ContractError for a client that sums nothing in secret.
     """
+    client, name = party.client, party.client.data.name
+    if not client.experiment.secure.active:
+        raise ContractError("secure: must be active in the client's own configuration, found it is not")
+    if kind == KINDS["keys"]:
+        return keys_answer(name, begin(party, read_number(content)).keys)
+    if kind == KINDS["shares"]:
+        member, sealed = member_of(party).share(*read_roster(content))
+        party.secrets[PRESENT] = member_record(member)
+        return shares_answer(name, sealed)
+    if kind == KINDS["unmask"]:
+        found = member_of(party).unmask(*read_unmask(content))
+        party.secrets.pop(PRESENT)
+        return shares_answer(name, found)
+    asked = read_masked(content)
+    envelope, number = Envelope.of(client, asked.layout), asked.broadcast.round
+    party.joined, reply, z = train(client, party.state, asked.broadcast, envelope)
+    words = envelope.words(reply.values, z, source(client, number, reply.values, z))
+    member, total = member_of(party).mask(number, asked.sealed, words)
+    party.secrets[PRESENT] = member_record(member)
+    return masked_answer(Sum(name, total, reply.metrics, client.device))
 
-    def opened(context: Context) -> tuple[Client, Session]:
-        client = open_client(context)
-        if not client.experiment.secure.active:
-            raise ContractError("secure: must be active in the client's own configuration, found it is not")
-        return client, Session(context.state)
 
-    @app.train("keys")
-    def keys(message: Message, context: Context) -> Message:
-        client, session = opened(context)
-        member = session.start(client, read_number(message.content))
-        return Message(keys_answer(client.data.name, member.keys), reply_to=message)
+def begin(party: Party, number: int) -> Member:
+    """Draw the keys of a round; raises ContractError for one that is not after all rounds before."""
+    last = part(party.secrets, LAST, ConfigRecord).get("round", 0)
+    assert isinstance(last, int)
+    if number <= last:
+        raise ContractError(f"round: must be after {last}, for which there were keys, found {number}")
+    admit_round(number, party.client.experiment.rounds)
+    agreed = terms(party.client.experiment)
+    member = Member.start(party.client.data.name, number, agreed.threshold, agreed.clients)
+    party.secrets.update({LAST: ConfigRecord({"round": number}), PRESENT: member_record(member)})
+    return member
 
-    @app.train("shares")
-    def shares(message: Message, context: Context) -> Message:
-        client, session = opened(context)
-        member, sealed = session.member.share(*read_roster(message.content))
-        session.keep(member)
-        return Message(shares_answer(client.data.name, sealed), reply_to=message)
 
-    @app.train("masked")
-    def masked(message: Message, context: Context) -> Message:
-        client, session = opened(context)
-        asked = read_masked(message.content)
-        envelope = Envelope.of(client, asked.layout)
-        state, reply, z = train(client, load(context), asked.broadcast, envelope)
-        save(context, state)
-        words = envelope.words(reply.values, z, source(client, asked.broadcast.round, reply.values, z))
-        member, total = session.member.mask(asked.broadcast.round, asked.sealed, words)
-        session.keep(member)
-        return Message(masked_answer(Sum(client.data.name, total, reply.metrics, client.device)), reply_to=message)
-
-    @app.train("unmask")
-    def unmask(message: Message, context: Context) -> Message:
-        client, session = opened(context)
-        found = session.member.unmask(*read_unmask(message.content))
-        session.forget()
-        return Message(shares_answer(client.data.name, found), reply_to=message)
+def member_of(party: Party) -> Member:
+    """Return the client's half of the present round; raises ContractError if there is none."""
+    if PRESENT not in party.secrets:
+        raise ContractError("stage: must begin with the keys of a round, found none")
+    return read_member(part(party.secrets, PRESENT, ConfigRecord))

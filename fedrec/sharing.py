@@ -213,6 +213,20 @@ def admit_metrics(received: Mapping[str, float], allowed: Iterable[str]) -> dict
     return dict(received)
 
 
+def admit_told(reply: Contribution, told: frozenset[str]) -> None:
+    """Raise ContractError unless an answer to a training round tells all of `told`, as numbers to calculate with."""
+    for name in sorted(told):
+        value = reply.metrics.get(name)
+        if value is None:
+            raise ContractError(f"metric {name}: must be sent, found missing")
+        if math.isinf(value):
+            raise ContractError(f"{name}: must be finite, found {value}")
+        if name in ("gap", "mu") and not value >= 0:
+            raise ContractError(f"{name}: must be finite and not negative, found {value}")
+        if name == "steps" and not (0 <= value < 2**53 and value == int(value)):
+            raise ContractError(f"{name}: must be a whole number from 0, found {value}")
+
+
 def admit_rows(rows: Mapping[str, Ints]) -> dict[str, Ints]:
     """Return `rows` if every id list is a strictly ascending list of non-negative int64 ids of a known key space."""
     for space, ids in rows.items():

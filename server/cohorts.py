@@ -1,17 +1,19 @@
-"""Nodes that host a cohort of clients: one message for all of them, and sums where the server needs no more."""
+"""What a node is asked for its clients, one or more, and what it answers: contributions, sums, refusals."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from flwr.app import Message, RecordDict
 
 from fedrec.aggregation import Carrier, Subtotal, chunks, union
+from fedrec.data.types import Ints
 from fedrec.parameters import Params, norm, subtract
 from fedrec.proportion import MULTIPLE
 from fedrec.sharing import Broadcast, ContractError, Contribution, admit
-from fedrec.wire import Answers, Call, Entry, ledger, pack, read_answers, read_contribution
+from fedrec.wire import Answers, Call, Entry, ids_record, ledger, pack, read_answers
 from server.faults import Refused, content_of
 
 Letters = dict[str, Contribution | Refused]
@@ -25,19 +27,17 @@ class Opened:
     subtotals: list[Subtotal]
 
 
-def opened(
-    answer: Message | None, clients: Sequence[str], cohort: bool, deadline: float = 0.0, joining: bool = False
-) -> Opened:
+def opened(answer: Message | None, clients: Sequence[str], deadline: float = 0.0, most: float = 0) -> Opened:
     """Return what a node answered for its clients; what is missing or cannot be read is a refusal of each of them.
 
-    Of clients that are joining the names are not known before.
+    Of clients that are joining the names are not known before, but how many may join at `most` from this node.
     """
     try:
-        content = content_of(answer, deadline)
-        if not cohort:
-            return Opened({clients[0]: read_contribution(content)}, [])
-        found = read_answers(content)
-        return Opened(each(found, list(named(found)) if joining else clients), found.subtotals)
+        found = read_answers(content_of(answer, deadline))
+        names = named(found)
+        if most and not 0 < len(names) <= most:
+            raise ContractError(f"client: must be one of its own for each node, found {len(names)}")
+        return Opened(each(found, list(names) if most else clients), found.subtotals)
     except Refused as refused:
         return Opened(dict.fromkeys(clients, refused), [])
     except ContractError as error:
@@ -57,7 +57,7 @@ def each(found: Answers, clients: Sequence[str]) -> Letters:
     letters: Letters = dict.fromkeys(clients, Refused("silence", "did not answer"))
     for reply in found.contributions:
         if reply.client not in letters:
-            raise ContractError(f"client: must be one of this node's, found {reply.client!r}")
+            raise ContractError(f"must answer under its own name, found {reply.client!a}")
         letters[reply.client] = reply
     return letters | {name: Refused("error", f"failed: {text}") for name, text in found.failed.items()}
 
@@ -133,6 +133,8 @@ def weighted_sent(
 
 
 Form = tuple[tuple[str, torch.Size, torch.dtype], ...]
+Sizes = tuple[tuple[str, int], ...]
+NOTHING: Mapping[str, Any] = {}
 
 
 @dataclass
@@ -141,27 +143,38 @@ class Tally:
 
     number: int
     direction: str
-    alike: dict[tuple[Form, Form, int], tuple[list[str], list[Entry]]] = field(default_factory=dict)
+    alike: dict[tuple[Form, Form, Sizes, int], tuple[list[str], list[Entry]]] = field(default_factory=dict)
     forms: dict[int, tuple[Params, Form]] = field(default_factory=dict)
     known: dict[tuple[int, int, int], list[str]] = field(default_factory=dict)  # whose messages are of the same objects
 
-    def add(self, client: str, values: Params, control: Params | None, metrics: Mapping[str, float]) -> None:
-        """Count a message of a client with these tensors and metrics."""
+    def add(
+        self,
+        client: str,
+        values: Params,
+        control: Params | None = None,
+        metrics: Mapping[str, float] = NOTHING,
+        rows: Mapping[str, Ints] = NOTHING,
+    ) -> None:
+        """Count a message of a client with these tensors, metrics and row ids."""
         size = sum(map(len, metrics)) + 8 * len(metrics)
-        if (id(values), id(control), size) in self.known:
+        if not rows and (id(values), id(control), size) in self.known:
             self.known[id(values), id(control), size].append(client)
             return
-        key = (self.form(values), self.form(control or {}), size)
+        ids = tuple((space, len(found)) for space, found in rows.items())
+        key = (self.form(values), self.form(control or {}), ids, size)
         if key not in self.alike:
             content = RecordDict({"shared": pack(values)})
             if control is not None:
                 content["control"] = pack(control)
+            if rows:
+                content["rows"] = ids_record(rows)
             entries = ledger(content, self.number, client, self.direction)
             if metrics:
                 entries.append(Entry(self.number, client, self.direction, "metrics", 0, size))
             self.alike[key] = ([], entries)
         self.alike[key][0].append(client)
-        self.known[id(values), id(control), size] = self.alike[key][0]
+        if not rows:
+            self.known[id(values), id(control), size] = self.alike[key][0]
 
     def form(self, values: Params) -> Form:
         """Return the names, shapes and dtypes of tensors; those that many clients have in common are looked at once."""

@@ -1,5 +1,6 @@
 """Messages to the clients and their answers: admitted against the contract, counted in the ledger, in one order."""
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,7 +14,8 @@ from fedrec.codecs import Coding
 from fedrec.parameters import Params
 from fedrec.records import Record, natural
 from fedrec.sharing import Broadcast, ContractError, Contribution, admit_metrics
-from fedrec.wire import Call, Entry, broadcast_record, call_record, contribution_record, ids_record, ledger, pack
+from fedrec.wire import Call, Entry, call_record, pack
+from fedrec.wire.messages import Packed
 from server.cohorts import Letters, Opened, Tally, admit_subtotal, calls, opened
 from server.faults import Fault, Outcome, Refused, judged, unheard, unlike
 
@@ -33,7 +35,7 @@ class Exchange:
 
     grid: Grid
     record: Record
-    hosts: bool = False  # whether the nodes of this grid host cohorts; a client of its own may not speak for others
+    hosts: bool = False  # whether a node of this grid may have several clients; else none speaks for another
     codec: Coding = field(default_factory=Coding)  # of the answers to training
     increments: bool = False  # whether these are increments
     nodes: dict[str, int] = field(default_factory=dict)  # by client, in the order of all sums
@@ -44,12 +46,14 @@ class Exchange:
         A client takes no part in the run if its answer does not count, if another has its name, or if a parameter has
         another form than most clients'.
         """
-        content = RecordDict({"shared": broadcast_record(Broadcast(0, {}))["shared"]})
-        answers = self.answers([Message(content, node, "query.join", group_id="0") for node in nodes])
+        answers = self.answers(
+            [Message(RecordDict({"shared.0": pack({})}), node, "query.join", group_id="0") for node in nodes]
+        )
+        most = math.inf if self.hosts else 1
         found, joined = Outcome(), []
         for node in nodes:
             # Taken from the answers: of a thousand tables there is one copy at a time, not two.
-            for letter in opened(answers.pop(node, None), [f"node {node}"], self.hosts, joining=True).letters.values():
+            for letter in opened(answers.pop(node, None), [f"node {node}"], most=most).letters.values():
                 reply = judged(letter, admit_start)
                 if isinstance(reply, Contribution):
                     joined.append((node, reply))
@@ -67,14 +71,10 @@ class Exchange:
                 continue
             self.nodes[reply.client] = node
             found.replies.append(reply)
-        alike: dict[object, tuple[list[str], list[Entry]]] = {}  # by the form of what clients joined with
+        up = Tally(0, "up")
         for reply in found.replies:
-            sizes = tuple((space, len(ids)) for space, ids in reply.rows.items())
-            form = (tuple((name, value.shape, value.dtype) for name, value in reply.values.items()), sizes)
-            if form not in alike:
-                alike[form] = ([], ledger(contribution_record(reply), 0, reply.client, "up"))
-            alike[form][0].append(reply.client)
-        self.record.tally(alike.values())
+            up.add(reply.client, reply.values, None, reply.metrics, reply.rows)
+        self.record.tally(up.alike.values())
         return found
 
     def send(
@@ -101,16 +101,13 @@ class Exchange:
         asked = calls(broadcasts, self.nodes, sums, metrics)
         down, up = Tally(number, "down"), Tally(number, "up")
         for name, broadcast in broadcasts.items():
-            down.add(name, broadcast.values, broadcast.control, {})
+            down.add(name, broadcast.values, broadcast.control, rows=broadcast.rows)
         self.record.tally(down.alike.values())
-        for name, broadcast in broadcasts.items():
-            if broadcast.rows:
-                self.record.log([name], ledger(RecordDict({"rows": ids_record(broadcast.rows)}), number, name, "down"))
         letters: Letters = {}
         found = Outcome()
         answers = self.answers(self.messages(kind, asked, number), deadline)
         for node, call in asked.items():
-            one = opened(answers.pop(node, None), list(call.broadcasts), self.hosts, deadline)
+            one = opened(answers.pop(node, None), list(call.broadcasts), deadline)
             letters |= one.letters
             found.subtotals.extend(admitted_sums(one, call, sums, letters))
         inside = {name for part in found.subtotals for name in part.clients}
@@ -119,7 +116,7 @@ class Exchange:
         for name in broadcasts:
             mine = {} if name in inside else like.get(name, {})
             read = partial(self.codec.read, z=broadcasts[name].values, like=mine, increments=self.increments)
-            admit_one = partial(admitted, name=name, like=mine, metrics=metrics, check=check, read=read)
+            admit_one = partial(admitted, like=mine, metrics=metrics, check=check, read=read)
             verdicts[name] = judged(letters[name], admit_one)
         verdicts |= cohorts_refused(verdicts, self.nodes, refuse)
         during = split if kind == "evaluate" else kind
@@ -127,7 +124,7 @@ class Exchange:
             reply, sent = verdicts[name], letters[name]
             if isinstance(reply, Contribution):
                 assert isinstance(sent, Contribution)  # nothing else counts
-                up.add(name, broadcast.values if name in inside else sent.values, None, reply.metrics)
+                up.add(name, broadcast.values if name in inside else sent.values, metrics=reply.metrics)
                 found.replies.append(reply)
                 continue
             found.faults.append(Fault(number, name, during, reply.kind, reply.text))
@@ -138,15 +135,8 @@ class Exchange:
 
     def messages(self, kind: str, asked: Mapping[int, Call], number: int) -> list[Message]:
         """Return the message to every node; what clients have in common is packed once."""
-        if self.hosts:
-            contents = {node: call_record(call) for node, call in asked.items()}
-        else:
-            sent = {node: next(iter(call.broadcasts.values())) for node, call in asked.items()}
-            packed = {
-                id(values): pack(values) for values in {id(one.values): one.values for one in sent.values()}.values()
-            }
-            contents = {node: broadcast_record(one, packed[id(one.values)]) for node, one in sent.items()}
-        return [Message(content, node, kind, group_id=str(number)) for node, content in contents.items()]
+        packed: Packed = {}
+        return [Message(call_record(call, packed), node, kind, group_id=str(number)) for node, call in asked.items()]
 
     def answers(self, messages: Sequence[Message], deadline: float = 0.0) -> dict[int, Message]:
         """Send messages and return every node's reply that came within `deadline` seconds (0: within a day)."""
@@ -156,15 +146,12 @@ class Exchange:
 
 def admitted(
     reply: Contribution,
-    name: str,
     like: Params,
     metrics: frozenset[str],
     check: Callable[[Contribution], object],
     read: Callable[[Params], Params],
 ) -> Contribution:
     """Return a reply with its tensors in the order of `like`; raises ContractError for what it may not hold."""
-    if reply.client != name:
-        raise ContractError(f"must answer under its own name, found {reply.client!a}")
     if reply.rows:
         raise ContractError("record rows: must be sent to join alone, found it in an answer")
     # The task/metric of client/task/metric, and any other name as it is.

@@ -14,8 +14,8 @@ from fedrec.coordination import Control, tie_of
 from fedrec.errors import UserError
 from fedrec.parameters import Params
 from fedrec.records import to_row
-from fedrec.sharing import PARAMETERS, TABLES, Broadcast, Contribution
-from server.scores import Key, admit_told, own_metrics, selection_scores
+from fedrec.sharing import PARAMETERS, TABLES, Broadcast, Contribution, admit_told
+from server.scores import Key, own_metrics, selection_scores
 from server.secure import apart
 from server.state import State
 

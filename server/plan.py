@@ -8,10 +8,10 @@ from fedrec.codecs import Coding
 from fedrec.coordination import Coupling, Descent, Drift
 from fedrec.privacy.secure_sum import Terms
 from fedrec.robust import Robust
-from fedrec.sharing import Contribution
+from fedrec.sharing import Contribution, admit_told
 from fedrec.turnout import Turnout
 from server.release import Release
-from server.scores import admit_told, own_metrics
+from server.scores import own_metrics
 
 
 @dataclass(frozen=True)

@@ -84,20 +84,6 @@ def standing(
     return {who: found[who] if who in found else worse(last[who], best.get(who, last[who])) for who in last | found}
 
 
-def admit_told(reply: Contribution, told: frozenset[str]) -> None:
-    """Raise ContractError unless an answer to a training round tells all of `told`, as numbers to calculate with."""
-    for name in sorted(told):
-        value = reply.metrics.get(name)
-        if value is None:
-            raise ContractError(f"metric {name}: must be sent, found missing")
-        if math.isinf(value):
-            raise ContractError(f"{name}: must be finite, found {value}")
-        if name in ("gap", "mu") and not value >= 0:
-            raise ContractError(f"{name}: must be finite and not negative, found {value}")
-        if name == "steps" and not (0 <= value < 2**53 and value == int(value)):
-            raise ContractError(f"{name}: must be a whole number from 0, found {value}")
-
-
 def own_metrics(reply: Contribution, pooled: bool) -> dict[Key, float]:
     """Return an evaluation by (client, task, metric); only a pooled client may speak for others, its members.
 

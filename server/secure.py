@@ -23,8 +23,9 @@ from fedrec.privacy.secure_sum import Keys, Stage, Terms, unmasked
 from fedrec.privacy.shamir import SHARE
 from fedrec.records import to_row
 from fedrec.sharing import TABLES, Broadcast, ContractError, Contribution, admit_metrics
-from fedrec.wire import Entry, pack
+from fedrec.wire import Entry
 from fedrec.wire.bundle import bundled, unbundled
+from fedrec.wire.messages import Packed
 from fedrec.wire.secure import (
     KINDS,
     SEALED,
@@ -95,20 +96,14 @@ class SecureRound:
         homes: dict[int, list[str]] = {}
         for name in contents:
             homes.setdefault(self.exchange.nodes[name], []).append(name)
-        hosts = self.exchange.hosts
         messages = [
-            Message(
-                bundled({name: contents[name] for name in names}) if hosts else contents[names[0]],
-                node,
-                kind,
-                group_id=str(self.number),
-            )
+            Message(bundled({name: contents[name] for name in names}), node, kind, group_id=str(self.number))
             for node, names in homes.items()
         ]
         answers = self.exchange.answers(messages, self.deadline)
         found: dict[str, RecordDict | Refused] = {}
         for node, names in homes.items():
-            found |= opened(answers.get(node), names, hosts, self.deadline)
+            found |= opened(answers.get(node), names, self.deadline)
         return found
 
     def log(self, contents: Mapping[str, RecordDict], direction: str) -> None:
@@ -152,15 +147,10 @@ def refused_entry(content: RecordDict | Refused, number: int, client: str) -> En
     return Entry(number, client, "up", "refused", 0, sum(len(one.data) for record in arrays for one in record.values()))
 
 
-def opened(
-    answer: Message | None, names: Sequence[str], hosts: bool, deadline: float
-) -> dict[str, RecordDict | Refused]:
+def opened(answer: Message | None, names: Sequence[str], deadline: float) -> dict[str, RecordDict | Refused]:
     """Return the letters of the clients of a node; what is missing or cannot be read is a refusal of each of them."""
     try:
-        content = content_of(answer, deadline)
-        if not hosts:
-            return {names[0]: content}
-        contents, failed = unbundled(content)
+        contents, failed = unbundled(content_of(answer, deadline))
     except Refused as refused:
         return dict.fromkeys(names, refused)
     except ContractError as error:
@@ -251,13 +241,11 @@ def secret(c: State, terms: Terms, number: int, broadcasts: Mapping[str, Broadca
         lambda content, name: read_shares(content, name, SEALED, [peer for peer in keys if peer != name]),
     )
     places = layout_of([c.carriers[name] for name in sealed], c.record.rows, c.z, terms.carriers)
-    packed: dict[int, ArrayRecord] = {}  # what many clients are sent alike
+    packed: Packed = {}  # what many clients are sent alike
     calls: dict[str, RecordDict] = {}
     for name in sealed:
-        broadcast = broadcasts[name]
-        values = packed.setdefault(id(broadcast.values), pack(broadcast.values))
         theirs = [(peer, shares[name]) for peer, shares in sealed.items() if peer != name]
-        calls[name] = masked_call(Masked(broadcast, theirs, places), values)
+        calls[name] = masked_call(name, Masked(broadcasts[name], theirs, places), packed)
 
     def read(content: RecordDict, name: str) -> Sum:
         answer = read_masked_answer(content, name, places.size + places.masses)

@@ -19,7 +19,7 @@ from fedrec.parameters import covers
 from fedrec.privacy.guarantee import terms
 from fedrec.records import natural
 from fedrec.sharing import MODULES
-from simulations.engines.hosts import stacked
+from simulations.engines.nodes import stacked
 from simulations.methods import usual
 
 Shapes = dict[str, tuple[tuple[int, ...], str]]  # of a shared parameter, and the first client that has it

@@ -124,7 +124,7 @@ def perform(command: Command, console: Console, told: Told, way: Way, write: Wri
 
 def say(command: Command, out: Path, console: Console, told: Told) -> None:
     """Say, before anything is run, what a promise of privacy sets, what else is to be known, and where the run is."""
-    from simulations.engines.hosts import apart
+    from simulations.engines.nodes import apart
 
     if command.promised and not command.quiet:
         console.print(f"defaults under a promise: {command.promised}", highlight=False, markup=False)

@@ -1,14 +1,13 @@
 """A run with a transcript: what the server sent and got is kept, for attacks to read."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from flwr.app import ArrayRecord, Message
-from flwr.clientapp import ClientApp
 
-from clients.app import client_app
-from clients.state import load
+from clients.node import Node
 from fedrec.experiment import Experiment
 from fedrec.holdings import clients_data, dataset, tasks_for
 from fedrec.parameters import Params
@@ -17,10 +16,11 @@ from fedrec.privacy.attacks.targets import used
 from fedrec.privacy.transcript import Transcript
 from fedrec.records import Record
 from fedrec.sharing import Broadcast
-from fedrec.wire import read_broadcast, read_contribution
+from fedrec.wire import read_answers, read_call
 from server.strategy import Coordinator
 from simulations.apps import plan_of
 from simulations.engines import InlineGrid
+from simulations.engines.nodes import each_alone
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,9 @@ class Witnessed:
 class WitnessGrid(InlineGrid):
     """An inline grid that keeps what the server sends for training and gets; what many are sent is kept once."""
 
-    def __init__(self, app: ClientApp, clients: int) -> None:
-        super().__init__(app, clients)
+    def __init__(self, nodes: Sequence[Node]) -> None:
+        super().__init__(nodes)
         self.transcript = Transcript()
-        self.nodes: dict[str, int] = {}  # by client
         self._sent: tuple[ArrayRecord, Params] | None = None
 
     def _answer(self, message: Message) -> Message:
@@ -46,22 +45,18 @@ class WitnessGrid(InlineGrid):
         if reply.has_error():
             return reply
         if message.metadata.message_type == "query.join":
-            found = read_contribution(reply.content)
-            self.nodes[found.client] = message.metadata.dst_node_id
-            self.transcript.join([found])
+            self.transcript.join(read_answers(reply.content).contributions)
         elif message.metadata.message_type == "train":
-            found = read_contribution(reply.content)
-            self.transcript.train({found.client: self._broadcast(message)}, [found])
+            self.transcript.train(self._broadcasts(message), read_answers(reply.content).contributions)
         return reply
 
-    def _broadcast(self, message: Message) -> Broadcast:
+    def _broadcasts(self, message: Message) -> dict[str, Broadcast]:
         """Return what was sent; its values are those of the message before if they were packed together."""
-        record = message.content["shared"]
+        record, sent = message.content["shared.0"], read_call(message.content).broadcasts
         assert isinstance(record, ArrayRecord)
-        sent = read_broadcast(message.content)
         if self._sent is None or self._sent[0] is not record:
-            self._sent = (record, sent.values)
-        return replace(sent, values=self._sent[1])
+            self._sent = (record, next(iter(sent.values())).values)
+        return {name: replace(one, values=self._sent[1]) for name, one in sent.items()}
 
 
 def witness(experiment: Experiment, home: Path | None = None) -> Witnessed:
@@ -69,13 +64,14 @@ def witness(experiment: Experiment, home: Path | None = None) -> Witnessed:
 
     `home` is where ledgers are kept, which a run with a promise of privacy needs. Raises what a run raises.
     """
-    grid = WitnessGrid(client_app(lambda _: (experiment, home)), len(clients_data(experiment)))
+    grid = WitnessGrid(each_alone(experiment, home))
     record = Coordinator(grid, plan_of(experiment, home)).fit(list(grid.get_node_ids()))
     read, duals = experiment.codec.read, experiment.coupling.duals  # as the server does, which has the codec
     if experiment.codec.active:
         grid.transcript.rounds = [replace(one, x=read(one.x, one.z, one.z, duals)) for one in grid.transcript.rounds]
     seen = grid.transcript.without_duals() if experiment.coupling.duals else grid.transcript
-    return Witnessed(seen, record, {name: load(grid.contexts[node]).now.private for name, node in grid.nodes.items()})
+    parties = {name: party for node in grid.nodes.values() for name, party in node.parties.items()}
+    return Witnessed(seen, record, {name: one.state.now.private for name, one in parties.items() if one.joined})
 
 
 def case_of(experiment: Experiment, seen: Witnessed, seed: int = 0) -> Case:

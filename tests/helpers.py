@@ -5,28 +5,31 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 import torch
-from flwr.app import Error, Message, RecordDict
+from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import ServerApp
 
-from clients.app import client_app
+from clients.node import Node
 from fedrec.acting import acting
+from fedrec.errors import UserError
 from fedrec.experiment import Experiment, build
-from fedrec.holdings import clients_data
 from fedrec.parameters import Params
 from fedrec.records import Record
 from fedrec.sharing import Contribution
-from fedrec.wire import contribution_record, pack, read_broadcast, read_contribution
+from fedrec.wire import pack
+from fedrec.wire.bundle import unbundled
 from server.strategy import Coordinator
 from simulations.apps import plan_of
 from simulations.engines import InlineGrid
 from simulations.engines.inline import run_on
+from simulations.engines.nodes import each_alone
 from simulations.methods import METHODS, usual
+from tests.letters import contribution_record, read_broadcast, read_contribution, reason
 
 
 def experiment(method: str = "fedper", **fields: Any) -> Experiment:
@@ -36,43 +39,75 @@ def experiment(method: str = "fedper", **fields: Any) -> Experiment:
     return acting(made, usual(made))
 
 
+class AppNode(Node):
+    """A node of one client that answers by a ClientApp, as under Ray or as a SuperNode: its state is in a Context."""
+
+    def __init__(self, app: ClientApp, index: int, clients: int) -> None:
+        super().__init__([])
+        about = {"partition-id": index, "num-partitions": clients}
+        self.app, self.context = app, Context(1, 2 + index, about, RecordDict(), {})  # type: ignore[arg-type]
+
+    def answer(self, kind: str, content: RecordDict) -> RecordDict:
+        """See Node; raises UserError with the text of an error."""
+        message = Message(content, self.context.node_id, kind, group_id="0")
+        message.metadata.__dict__["_message_id"] = "1"
+        reply = self.app(message, self.context)
+        if reply.has_error():
+            raise UserError(str(reply.error.reason))
+        return reply.content
+
+    def state(self) -> RecordDict:
+        """See Node."""
+        return self.context.state
+
+
 def run_inline(server: ServerApp, client: ClientApp, clients: int) -> None:
     """Run the apps of an experiment in this process, whatever its engine: the reference result."""
-    run_on(InlineGrid(client, clients), server)
+    run_on(InlineGrid([AppNode(client, i, clients) for i in range(clients)]), server)
 
 
 class SpyGrid(InlineGrid):
-    """An inline grid that keeps every message and every reply."""
+    """An inline grid that keeps every message and every reply, of a stage of a secure sum what is in the envelope."""
 
-    def __init__(self, app: ClientApp, clients: int) -> None:
-        super().__init__(app, clients)
+    def __init__(self, nodes: Sequence[Node]) -> None:
+        super().__init__(nodes)
         self.sent: list[Message] = []
         self.received: list[Message] = []
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """See InlineGrid."""
         messages = list(messages)
-        self.sent += messages
+        self.sent += map(opened, messages)
         return super().push_messages(messages)
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """See InlineGrid."""
         replies = list(super().pull_messages(message_ids))
-        self.received += replies
+        self.received += map(opened, replies)
         return replies
+
+
+def opened(message: Message) -> Message:
+    """Return a message with what it holds of its one client in the place of an envelope."""
+    if message.has_error() or "clients" not in message.content:
+        return message
+    found, failed = unbundled(message.content)
+    made: Any = Message  # whose types do not tell that it takes metadata
+    about = {"error": Error(0, "; ".join(failed.values()))} if failed else {"content": found.popitem()[1]}
+    return cast(Message, made(**about, metadata=message.metadata))
 
 
 def fit(e: Experiment, home: Path | None = None) -> tuple[Record, SpyGrid]:
     """Run an experiment inline; return its record and the grid with all messages."""
-    grid = SpyGrid(client_app(lambda _: (e, home)), len(clients_data(e)))
+    grid = SpyGrid(each_alone(e, home))
     return Coordinator(grid, plan_of(e, home)).fit(list(grid.get_node_ids())), grid
 
 
 def first_of(e: Experiment) -> Params:
     """Return the shared parameters that the first client of an experiment joins with."""
-    grid = InlineGrid(client_app(lambda _: (e, None)), len(clients_data(e)))
+    grid = InlineGrid(each_alone(e, None))
     node = next(iter(grid.get_node_ids()))
-    (reply,) = grid.send_and_receive([Message(RecordDict({"shared": pack({})}), node, "query.join", group_id="0")])
+    (reply,) = grid.send_and_receive([Message(RecordDict({"shared.0": pack({})}), node, "query.join", group_id="0")])
     return read_contribution(reply.content).values
 
 
@@ -90,13 +125,13 @@ class FaultyGrid(SpyGrid):
     """A grid on which some answers arrive otherwise: `faults` by (client, kind of message, round)."""
 
     def __init__(self, e: Experiment, faults: Mapping[tuple[str, str, int], Change], home: Path | None = None) -> None:
-        super().__init__(client_app(lambda _: (e, home)), len(clients_data(e)))
+        super().__init__(each_alone(e, home))
         self.faults = faults
         self.injected: list[tuple[str, str, int]] = []
 
     def _answer(self, message: Message) -> Message:
         reply = super()._answer(message)
-        if reply.has_error():
+        if reason(reply):
             return reply
         read = read_contribution(reply.content)
         number = 0 if "config" not in message.content.config_records else read_broadcast(message.content).round

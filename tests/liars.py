@@ -1,22 +1,26 @@
 """Clients that lie: a grid on which the messages of one arrive otherwise, and random lies, at the level of records."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
-from flwr.clientapp import ClientApp
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.common.constant import ErrorCode
 from hypothesis import strategies as st
 
-from clients.app import client_app
+from clients.app import clients_of
+from clients.client import Client
+from clients.node import Node
+from fedrec.errors import UserError
 from fedrec.experiment import Experiment
 from fedrec.holdings import clients_data
-from simulations.engines.host import Host
-from simulations.engines.local import LocalGrid
+from fedrec.sharing import Broadcast, ContractError, Contribution
+from simulations.engines.inline import InlineGrid
+from simulations.engines.nodes import each_alone
 from tests.helpers import SpyGrid
+from tests.letters import contribution_record, read_contribution
 
 NONE: Mapping[tuple[str, int], Any] = {}
 Lie = Callable[[RecordDict], RecordDict | Error | None]  # what arrives of an answer; None: nothing
@@ -27,19 +31,50 @@ class LyingGrid(SpyGrid):
     """A grid on which what one client sends arrives otherwise: `lies` by (kind of message, round)."""
 
     def __init__(self, e: Experiment, liar: str, lies: Mapping[tuple[str, int], Lie], home: Path | None = None) -> None:
-        super().__init__(client_app(lambda _: (e, home)), len(clients_data(e)))
+        super().__init__(each_alone(e, home))
         names = [data.name for data in clients_data(e)]
-        self.node, self.lies = list(self.contexts)[names.index(liar)], lies
+        self.node, self.lies = list(self.nodes)[names.index(liar)], lies
 
     def _answer(self, message: Message) -> Message:
         reply, lie = super()._answer(message), self.lies.get(asked(message))
-        return lied(lie, reply, message) if lie and message.metadata.dst_node_id == self.node else reply
+        return lied(of_one(lie), reply, message) if lie and message.metadata.dst_node_id == self.node else reply
 
 
-class HostsGrid(LocalGrid):
-    """A grid of hosts of two clients each, one of whom lies (`lies`), or the first host itself (`wrecks`)."""
+class LyingNode(Node):
+    """A node of whose clients one lies: about what it contributes, or in a stage of a secure sum."""
 
-    hosts = True
+    def __init__(self, clients: Sequence[Client], liar: str, lies: Mapping[tuple[str, int], Lie]) -> None:
+        super().__init__(clients)
+        self.liar, self.lies = liar, lies
+
+    def told(self, kind: str, name: str, number: int, content: RecordDict) -> RecordDict:
+        """Return what arrives of what a client says; raises UserError if it says that it fails, or nothing."""
+        lie = self.lies.get((kind, number))
+        made = of_one(lie)(content) if lie and name == self.liar else content
+        if not isinstance(made, RecordDict):
+            raise UserError(str(made.reason) if made else "gone")
+        return made
+
+    def first(self, name: str) -> Contribution:
+        """See Node."""
+        return read_contribution(self.told("query.join", name, 0, contribution_record(super().first(name))))
+
+    def reply(self, kind: str, name: str, sent: Broadcast) -> Contribution:
+        """See Node."""
+        reply = contribution_record(super().reply(kind, name, sent))
+        made = read_contribution(self.told(kind, name, sent.round, reply))
+        if made.client != name:
+            raise ContractError(f"must answer under its own name, found {made.client!a}")
+        return made
+
+    def staged(self, kind: str, name: str, content: RecordDict) -> RecordDict:
+        """See Node."""
+        number = content.config_records["config"]["round"]
+        return self.told(kind, name, int(cast(int, number)), super().staged(kind, name, content))
+
+
+class HostsGrid(InlineGrid):
+    """A grid of nodes of two clients each, one of whom lies (`lies`), or the first node itself (`wrecks`)."""
 
     def __init__(
         self,
@@ -48,29 +83,55 @@ class HostsGrid(LocalGrid):
         lies: Mapping[tuple[str, int], Lie] = NONE,
         wrecks: Mapping[tuple[str, int], Lie] = NONE,
     ) -> None:
-        super().__init__()
         names = [data.name for data in clients_data(e)]
-        honest = client_app(lambda _: (e, None))
-
-        def app(message: Message, context: Context) -> Message:
-            reply, lie = honest(message, context), lies.get(asked(message))
-            who = names[int(context.node_config["partition-id"])]
-            return lied(lie, reply, message) if lie and who == liar else reply
-
         order = sorted(range(len(names)), key=names.__getitem__)  # in which the server sums them
         parts = [order[start : start + 2] for start in range(0, len(names), 2)]
-        self.each = {2 + k: Host(cast(ClientApp, app), part, len(names)) for k, part in enumerate(parts)}
+        super().__init__([LyingNode(clients_of(e, None, part), liar, lies) for part in parts], hosts=True)
         self.wrecks = wrecks
 
-    def get_node_ids(self) -> Iterable[int]:
-        """Return the hosts' node ids."""
-        return list(self.each)
-
     def _answer(self, message: Message) -> Message:
-        host = self.each[message.metadata.dst_node_id]
-        reply = Message(host.answer(message.metadata.message_type, message.content), reply_to=message)
+        reply = super()._answer(message)
         wreck = self.wrecks.get(asked(message)) if message.metadata.dst_node_id == 2 else None
         return lied(wreck, reply, message) if wreck else reply
+
+
+def of_one(lie: Lie) -> Lie:
+    """Return the lie of a node's one client, which knows its name, its device and its metrics as single values."""
+
+    def told(content: RecordDict) -> RecordDict | Error | None:
+        config = content.config_records.get("config", ConfigRecord())
+        if not isinstance(config.get("metric"), list):
+            return lie(content)  # in a stage of a secure sum
+        flat: dict[str, Any] = {name.removesuffix(".0"): record for name, record in content.items()}
+        about, columns = cast("dict[str, Any]", config), cast("dict[str, Any]", content["metrics"])
+        flat["config"] = ConfigRecord({key: about[key][0] for key in ("client", "device")})
+        flat["metrics"] = MetricRecord(dict(zip(about["metric"], columns["value"], strict=True)))
+        made = lie(RecordDict(flat))
+        if not isinstance(made, RecordDict):
+            return made
+        found: dict[str, Any] = {
+            f"{name}.0" if name in ("shared", "rows", "control") else name: r for name, r in made.items()
+        }
+        if isinstance(own := made.get("config"), ConfigRecord):
+            values: dict[str, Any] = {
+                key: [value] if type(value) in (str, bytes, int, float) else value for key, value in own.items()
+            }
+            rows = {"rows": [0]} if "rows" in made else {}
+            found["config"] = ConfigRecord({**config, **values, **rows})
+        if isinstance(metrics := made.get("metrics"), MetricRecord):
+            pairs = [
+                (name, v) for name, value in metrics.items() for v in (value if isinstance(value, list) else [value])
+            ]
+            more: Any = {"metric": [name for name, _ in pairs]}
+            if isinstance(found.get("config"), ConfigRecord):
+                found["config"] = ConfigRecord({**found["config"], **more})
+            places = list(range(len(pairs)))
+            found["metrics"] = MetricRecord(
+                {"client": [0] * len(pairs), "name": places, "value": [v for _, v in pairs]}
+            )
+        return RecordDict(found)
+
+    return told
 
 
 def asked(message: Message) -> tuple[str, int]:

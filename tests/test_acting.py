@@ -20,7 +20,7 @@ from simulations.apps import apps_for, plan_of
 from simulations.baselines import baseline, comparisons, run_popularity, single_task
 from simulations.check import check
 from simulations.cli import arm, heeded, parse
-from simulations.engines.hosts import stacked
+from simulations.engines.nodes import stacked
 from simulations.engines.slots import slots_of
 from simulations.methods import METHODS, usual
 from simulations.options import FIELDS, flag, flatten, nest

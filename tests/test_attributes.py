@@ -34,7 +34,7 @@ from fedrec.training.recipe import Recipe
 from fedrec.training.stacks import Terms
 from simulations.check import check
 from simulations.distil import students_of
-from simulations.engines.hosts import MANY, stacked
+from simulations.engines.nodes import MANY, stacked
 from simulations.run import main
 from tests.builders import batches, interactions
 from tests.helpers import experiment, fit

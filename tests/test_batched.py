@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 import torch
 
-from clients.cohort import Node
+from clients.app import clients_of
+from clients.node import Node
 from fedrec.errors import UserError
 from fedrec.holdings import clients_data
 from fedrec.records import load_params
@@ -17,7 +18,7 @@ from fedrec.sharing import Broadcast
 from fedrec.wire import Call
 from simulations.check import check
 from simulations.engines import launch
-from simulations.engines.hosts import apart
+from simulations.engines.nodes import apart
 from simulations.methods import METHODS
 from tests.helpers import experiment
 
@@ -159,13 +160,13 @@ def test_what_cannot_be_stacked_is_trained_one_client_at_a_time_and_says_so(meth
 
 def test_a_message_with_which_one_client_cannot_begin_is_a_failure_of_that_one_alone() -> None:
     e = experiment("scaffold", **NEEDS["scaffold"])
-    node = Node(e, clients_data(e), "cpu", None)
+    node = Node(clients_of(e, None, range(len(clients_data(e)))), stacked=True)
     joined = node.join().contributions
     sent = {
         reply.client: Broadcast(1, reply.values, control={n: torch.zeros_like(v) for n, v in reply.values.items()})
         for reply in joined
     }
     lacking = joined[0].client
-    answers = node.train(Call({**sent, lacking: replace(sent[lacking], control=None)}))
+    answers = node.as_programs("train", Call({**sent, lacking: replace(sent[lacking], control=None)}))
     assert answers.failed == {lacking: "record control: must be sent, found missing"}
     assert {reply.client for reply in answers.contributions} == sent.keys() - {lacking}

@@ -11,7 +11,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from clients.client import Client
-from clients.state import load
 from fedrec.channel import Linear, Logits, Mapped, channel_of, probe, public
 from fedrec.coordination import LinearTie, gradient_steps, solve
 from fedrec.coordination.maps import client_map
@@ -27,6 +26,7 @@ from fedrec.training.losses import batch_loss
 from simulations.check import check
 from tests.builders import batches
 from tests.helpers import experiment, fit, results
+from tests.letters import read_contribution, state_of
 from tests.test_coupling import joined
 from tests.test_messages import content_bytes
 
@@ -51,18 +51,18 @@ def test_only_logits_travel(coupling: dict[str, Any]) -> None:
     e = agreement(coupling=coupling)
     record, grid = fit(e)
     sizes = {data.name: len(logits_of(e, data).ids) for data in clients_data(e)}
-    private = [value for c in grid.contexts.values() for value in load(c).now.private.values()]
+    private = [value for c in grid.nodes.values() for value in state_of(c).now.private.values()]
     trained = [value.numpy().tobytes() for value in private if value.numel() > 2]
     assert len(trained) > 10
     for message in [*grid.sent, *grid.received]:
         blob = content_bytes(message)
         assert not any(data in blob for data in trained)
-        assert all(name.encode() not in blob for c in grid.contexts.values() for name in load(c).now.private)
-        shared = message.content.array_records["shared"]
+        assert all(name.encode() not in blob for c in grid.nodes.values() for name in state_of(c).now.private)
+        shared = message.content.array_records["shared.0"]
         assert set(shared) <= {"logits"}
-        assert set(message.content.array_records) <= {"shared", "rows"}
+        assert set(message.content.array_records) <= {"shared.0", "rows.0"}
     for message in grid.received:
-        shared, name = message.content.array_records["shared"], message.content.config_records["config"]["client"]
+        shared, name = message.content.array_records["shared.0"], read_contribution(message.content).client
         if "logits" in shared:
             assert shared["logits"].shape == (sizes[str(name)],)
         assert set(message.content.metric_records["metrics"]) <= {
@@ -78,7 +78,7 @@ def rows_sent(grid_received: list[Message]) -> list[Tensor]:
     from fedrec.wire import unpack
 
     return [
-        unpack(m.content.array_records["shared"])["logits"]
+        unpack(m.content.array_records["shared.0"])["logits"]
         for m in grid_received
         if m.metadata.message_type == "query.join"
     ]
@@ -279,7 +279,7 @@ def test_an_agreement_brings_logits_together_and_leaves_parameters_apart() -> No
     loose, stiff = (agreement(rounds=6, coupling={"rho": rho}) for rho in (1e-8, 1e-2))
     (a, _), (b, grid) = fit(loose), fit(stiff)
     assert float(b.rounds[-1]["primal_residual"]) < 0.5 * float(a.rounds[-1]["primal_residual"])
-    shapes = [load(context).now.private["item_table"].shape[1] for context in grid.contexts.values()]
+    shapes = [state_of(context).now.private["item_table"].shape[1] for context in grid.nodes.values()]
     assert sorted(shapes) == [3, 4, 4]
     assert results(b) == results(fit(stiff)[0])
 
@@ -317,12 +317,12 @@ def test_under_the_identity_the_first_columns_are_what_is_tied() -> None:
     made, grid = joined(e)
     for name, part in made.parts.items():
         assert part["item_table"].shape[1] == 2, name
-    starts = [load(c).now.private["item_table"] for c in grid.contexts.values()]
+    starts = [state_of(c).now.private["item_table"] for c in grid.nodes.values()]
     assert sorted(one.shape[1] for one in starts) == [2, 3, 4]
     for x, start in zip([m for m in grid.received if m.metadata.message_type == "query.join"], starts, strict=True):
         from fedrec.wire import unpack
 
-        assert torch.equal(unpack(x.content.array_records["shared"])["item_table"], start[:, :2])
+        assert torch.equal(unpack(x.content.array_records["shared.0"])["item_table"], start[:, :2])
 
 
 def test_maps_come_from_a_file_and_tie_the_rows_to_the_range_of_b(tmp_path: Path) -> None:

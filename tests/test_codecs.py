@@ -17,7 +17,6 @@ from safetensors.torch import load_file
 
 from clients.client import Client
 from clients.round import encoded
-from clients.state import load
 from fedrec.codecs import Codec, Coding, TopK
 from fedrec.coordination import Link, Own, double
 from fedrec.errors import UserError
@@ -26,12 +25,12 @@ from fedrec.holdings import clients_data
 from fedrec.parameters import Params, add, subtract
 from fedrec.records import Row
 from fedrec.sharing import ContractError, Contribution
-from fedrec.wire import read_broadcast
 from server.faults import ClientFailure
 from simulations.apps import plan_of
 from simulations.engines import launch
 from simulations.witness import witness
 from tests.helpers import coordinated, experiment, same
+from tests.letters import read_broadcast, state_of
 from tests.own_parts import EightBit
 
 OWN = "tests.own_parts:EightBit"
@@ -165,9 +164,9 @@ def test_a_lost_contribution_takes_the_memory_back(method: str) -> None:
 def test_the_memory_of_a_lost_round_is_not_kept() -> None:
     e = experiment("fedper", **SMALL, **TOP, rounds=2)
     with_loss, grid = coordinated(e, {("shop", "train", 2): silence})
-    state = next(load(context) for context in grid.contexts.values() if load(context).now.round < 2)
+    state = next(state_of(context) for context in grid.nodes.values() if state_of(context).now.round < 2)
     assert state.now.round == 1 and state.now.own.memory
-    states = [load(context) for context in grid.contexts.values()]
+    states = [state_of(context) for context in grid.nodes.values()]
     assert all(one.now.own.memory for one in states) and with_loss.record.faults[0]["client"] == "shop"
 
 

@@ -1,7 +1,6 @@
 """Nodes that host cohorts: the same result as clients alone, and nothing taken on trust."""
 
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,40 +10,32 @@ from flwr.app import Message, RecordDict
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clients.app import client_app
+from clients.app import clients_of
+from clients.node import Node
 from fedrec.aggregation import CHUNK, Subtotal, carrier, catalogue, gather, mean, mean_of, sums
 from fedrec.experiment import Experiment
-from fedrec.holdings import clients_data
 from fedrec.records import Record
 from fedrec.seeds import generator
 from fedrec.sharing import Broadcast, ContractError, Contribution
 from fedrec.wire import Answers, Call, answers_record, call_record, read_answers, read_call
 from server.strategy import Coordinator
 from simulations.apps import plan_of
-from simulations.engines.host import Host
 from simulations.engines.inline import InlineGrid
 from simulations.engines.slots import in_order
 from tests.helpers import experiment, fit
 
 
 class HostGrid(InlineGrid):
-    """A grid whose nodes are hosts in this process; `spoil` may change what they answer."""
+    """A grid whose nodes have several clients; `spoil` may change what they answer."""
 
-    hosts = True
-
-    def __init__(self, e: Experiment, sizes: list[int]) -> None:
-        app, total = client_app(lambda _: (e, None)), len(clients_data(e))
-        super().__init__(app, total)
+    def __init__(self, e: Experiment, sizes: list[int], hosts: bool = True) -> None:
         starts, order = np.cumsum([0, *sizes]), in_order(e)
-        self.nodes = {2 + k: Host(app, order[a:b], total) for k, (a, b) in enumerate(pairwise(starts))}
+        super().__init__([Node(clients_of(e, None, order[a:b])) for a, b in pairwise(starts)], hosts)
         self.answered: list[RecordDict] = []
 
-    def get_node_ids(self) -> list[int]:
-        return list(self.nodes)
-
     def _answer(self, message: Message) -> Message:
-        host = self.nodes[message.metadata.dst_node_id]
-        content = self.spoil(host.answer(message.metadata.message_type, message.content))
+        reply = super()._answer(message)
+        content = self.spoil(reply.content)
         self.answered.append(content)
         return Message(content, reply_to=message)
 
@@ -54,7 +45,7 @@ class HostGrid(InlineGrid):
 
 def hosted(e: Experiment, sizes: list[int]) -> tuple[Record, HostGrid]:
     grid = HostGrid(e, sizes)
-    return Coordinator(grid, plan_of(e)).fit(grid.get_node_ids()), grid
+    return Coordinator(grid, plan_of(e)).fit(list(grid.get_node_ids())), grid
 
 
 def equal(a: Record, b: Record) -> None:
@@ -195,7 +186,7 @@ def test_a_malformed_answer_is_refused(name: str, change: dict[str, Any]) -> Non
 def spoilt(grid: type[HostGrid]) -> Record:
     e = experiment(**MANY, quorum=0.0)
     made = grid(e, [128, 22])
-    return Coordinator(made, plan_of(e)).fit(made.get_node_ids())
+    return Coordinator(made, plan_of(e)).fit(list(made.get_node_ids()))
 
 
 class Poisoned(HostGrid):
@@ -234,26 +225,23 @@ def test_a_sum_that_breaks_the_contract_counts_for_nobody(grid: type[HostGrid], 
 
 def test_a_client_alone_may_not_answer_for_a_cohort() -> None:
     e = experiment(rounds=1)
-    grid = HostGrid(e, [2, 1])
-    grid.__class__.hosts = False
-    try:
-        with pytest.raises(Exception, match=r"joining: .* must answer"):
-            Coordinator(grid, plan_of(e)).fit(grid.get_node_ids())
-    finally:
-        grid.__class__.hosts = True
+    grid = HostGrid(e, [2, 1], hosts=False)
+    record = Coordinator(grid, plan_of(e.model_copy(update={"quorum": 0.0}))).fit(list(grid.get_node_ids()))
+    assert [row["text"] for row in record.faults] == ["client: must be one of its own for each node, found 2"]
+    assert {row["client"] for row in record.clients} == {"shop"}
 
 
-def test_one_client_that_fails_does_not_take_its_host_with_it(tmp_path: Path) -> None:
+def test_one_client_that_fails_does_not_take_its_host_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
     e = experiment(**MANY, quorum=0.0)
     grid = HostGrid(e, [150])
-    app = grid.nodes[2].app
+    reply = grid.nodes[2].reply
 
-    def failing(message: Message, context: Any) -> Message:
-        if message.metadata.message_type == "train" and context.node_config["partition-id"] == 70:
+    def failing(kind: str, name: str, sent: Broadcast) -> Contribution:
+        if (kind, name) == ("train", "user-70"):
             raise OSError("the phone is off")
-        return app(message, context)
+        return reply(kind, name, sent)
 
-    grid.nodes[2].app = failing  # type: ignore[assignment]
+    monkeypatch.setattr(grid.nodes[2], "reply", failing)
     record = Coordinator(grid, plan_of(e)).fit([2])
     assert {(row["kind"], row["text"]) for row in record.faults} == {("error", "failed: OSError")}
     assert [row["clients"] for row in record.rounds] == [149, 149]

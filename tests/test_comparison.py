@@ -8,7 +8,6 @@ import pytest
 
 from fedrec.experiment import Experiment
 from simulations import engines
-from simulations.engines.batched import BatchedGrid
 from simulations.engines.inline import InlineGrid
 from simulations.run import main
 from tests.helpers import same
@@ -57,13 +56,13 @@ def test_the_baselines_of_a_batched_run_train_as_one_program(
     inline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[str] = []
-    answer = BatchedGrid._answer
+    answer = InlineGrid._answer
 
-    def answering(grid: BatchedGrid, message: Any) -> Any:
+    def answering(grid: InlineGrid, message: Any) -> Any:
         asked.append(message.metadata.message_type)
         return answer(grid, message)
 
-    monkeypatch.setattr(BatchedGrid, "_answer", answering)
+    monkeypatch.setattr(InlineGrid, "_answer", answering)
     batched = compared(tmp_path / "batched", "batched")
     assert asked.count("query.join") == 2 and asked.count("train") == 4  # of the run, and of each client alone
     for name in ("local", "pooled"):

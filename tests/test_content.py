@@ -22,10 +22,10 @@ from fedrec.sharing import Sharing
 from fedrec.tasks import parse_task
 from fedrec.training.local import local_update
 from fedrec.training.recipe import Recipe
-from fedrec.wire import read_contribution
 from simulations.apps import apps_for
 from tests.builders import batches, client, interactions
 from tests.helpers import experiment, fit, run_inline
+from tests.letters import read_contribution
 
 TASKS = ("click", "buy")
 HASHED = {"kind": "hashed", "dim": 8}

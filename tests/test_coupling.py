@@ -6,39 +6,39 @@ from typing import Any
 
 import pytest
 import torch
-from flwr.app import Context, Message
+from flwr.app import Message
 
 from clients.budget import held_out
 from clients.client import Client
-from clients.state import load
+from clients.node import Node
 from fedrec.coordination import BudgetRule, Coupling, Descent, Link
 from fedrec.errors import UserError
 from fedrec.experiment import Experiment
 from fedrec.holdings import clients_data
 from fedrec.parameters import norm
-from fedrec.wire import read_broadcast
 from server.joining import join
 from server.strategy import Coordinator
 from simulations.apps import plan_of
 from simulations.check import check
+from simulations.engines.nodes import each_alone
 from simulations.methods import METHODS
 from tests.helpers import SpyGrid, experiment, fit, results
+from tests.letters import read_broadcast, reason, state_of
 
 NAMES = ("films", "shop", "news")
 
 
-def link_of(context: Context) -> Link:
+def link_of(node: Node) -> Link:
     """Return a client's tie."""
-    link = load(context).now.link
+    link = state_of(node).now.link
     assert link is not None
     return link
 
 
 def joined(e: Experiment) -> tuple[Coordinator, SpyGrid]:
     """Return a coordinator whose clients have joined."""
-    from clients.app import client_app
 
-    grid = SpyGrid(client_app(lambda _: (e, None)), len(clients_data(e)))
+    grid = SpyGrid(each_alone(e, None))
     made = Coordinator(grid, plan_of(e))
     join(made, list(grid.get_node_ids()))
     return made, grid
@@ -62,8 +62,8 @@ def test_server_and_clients_agree_on_what_was_sent() -> None:
     made, grid = joined(e)
     for number in range(1, 5):
         made.round(number)
-    for context, name in zip(grid.contexts.values(), [data.name for data in clients_data(e)], strict=True):
-        link = link_of(context)
+    for node, name in zip(grid.nodes.values(), [data.name for data in clients_data(e)], strict=True):
+        link = link_of(node)
         held = made.tie.values[name]  # type: ignore[union-attr]
         assert all(torch.allclose(link.sent[n], held[n], atol=1e-6) for n in held)
         assert norm(link.dual) > 0
@@ -77,7 +77,7 @@ def test_the_sum_of_the_duals_follows_from_z_alone() -> None:
     for number in (1, 2, 3):
         z = made.z
         made.round(number)
-        duals = [link_of(context).dual for context in grid.contexts.values()]
+        duals = [link_of(node).dual for node in grid.nodes.values()]
         for name, before in total.items():
             after = torch.stack([dual[name] for dual in duals]).sum(0)
             expected = (before + len(duals) * (made.z[name].double() - z[name].double())) / 2
@@ -95,16 +95,16 @@ def test_an_answer_that_is_lost_is_undone(method: str) -> None:
     """The same round asked twice, the first answer lost, gives the same answer and the same state."""
     _, grid = fit(experiment(method, rounds=3))
     message = last_to(grid, "train")
-    context = grid.contexts[message.metadata.dst_node_id]
+    node = grid.nodes[message.metadata.dst_node_id]
     number = read_broadcast(message.content).round
-    before = load(context).now.private
-    assert load(context).now.round == number
-    again = grid.app(message, context)  # `seen` says that the server never got the answer to this round
-    assert not again.has_error()
-    assert load(context).now.round == number
-    assert all(torch.equal(before[name], value) for name, value in load(context).now.private.items())
+    before = state_of(node).now.private
+    assert state_of(node).now.round == number
+    again = grid._answer(message)  # `seen` says that the server never got the answer to this round
+    assert not reason(again)
+    assert state_of(node).now.round == number
+    assert all(torch.equal(before[name], value) for name, value in state_of(node).now.private.items())
     first = next(m for m in reversed(grid.received) if m.metadata.reply_to_message_id == message.metadata.message_id)
-    assert first.content.array_records["shared"].object_id == again.content.array_records["shared"].object_id
+    assert first.content.array_records["shared.0"].object_id == again.content.array_records["shared.0"].object_id
 
 
 def z_of(coupling: dict[str, Any], method: str = "fedper", **fields: Any) -> dict[str, torch.Tensor]:
@@ -158,7 +158,7 @@ def test_rho_adapts_and_travels_and_keeps_the_dual() -> None:
         b.round: b.rho for b in (read_broadcast(m.content) for m in grid.sent if m.metadata.message_type == "train")
     }
     assert [sent[number] for number in range(1, 7)] == rhos
-    assert {link_of(context).rho for context in grid.contexts.values()} == {rhos[-1]}
+    assert {link_of(node).rho for node in grid.nodes.values()} == {rhos[-1]}
 
 
 def test_plain_averaging_is_the_descent_with_mean_and_unit_step() -> None:
@@ -241,8 +241,8 @@ def losses(method: str, seed: int, **market: float) -> dict[str, list[float]]:
     found: dict[str, list[float]] = {data.name: [] for data in clients_data(e)}
     for number in range(1, 26):
         made.round(number)
-        for context, data in zip(grid.contexts.values(), clients_data(e), strict=True):
-            params = e.sharing().join(made.parts[data.name], load(context).now.private)
+        for node, data in zip(grid.nodes.values(), clients_data(e), strict=True):
+            params = e.sharing().join(made.parts[data.name], state_of(node).now.private)
             found[data.name].append(held_out(Client(e, data, "cpu", None), params))
     return found
 

@@ -16,7 +16,7 @@ from fedrec.holdings import clients_data
 from server.faults import ClientFailure
 from simulations.apps import apps_for, client, from_context, server
 from simulations.engines import InlineGrid
-from tests.helpers import experiment, fit, results, run_inline, same
+from tests.helpers import AppNode, experiment, fit, results, run_inline, same
 
 ROOT = Path(__file__).parent.parent
 TASKS = "rank,click*0.5;shop=rating"
@@ -96,9 +96,10 @@ def test_flowers_own_run_config_describes_the_same_run(tmp_path: Path) -> None:
     e = experiment("fedrep", task=TASKS, clients=3)
     reference = run_into(tmp_path / "reference", e)
     config = {"experiment": e.model_dump_json(), "out": str(tmp_path / "flower")}
-    grid = InlineGrid(client, 3)
-    for context in grid.contexts.values():
-        context.run_config = config  # type: ignore[assignment]
+    nodes = [AppNode(client, i, 3) for i in range(3)]
+    for node in nodes:
+        node.context.run_config = config  # type: ignore[assignment]
+    grid = InlineGrid(nodes)
     server(grid, Context(1, 1, {}, RecordDict(), config))  # type: ignore[arg-type]
     for name in ("clients.csv", "ledger.csv", "users/films.csv"):
         assert (tmp_path / "flower" / name).read_text() == (reference / name).read_text()

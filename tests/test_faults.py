@@ -11,17 +11,16 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from flwr.app import Context, Message
-from flwr.clientapp import ClientApp
+from flwr.app import Message, RecordDict
 
-from clients.state import Kept, State, load, save
+from clients.node import Node
+from clients.state import Kept, State, saved
 from fedrec.coordination import Coupling, Descent, Link
 from fedrec.parameters import norm, subtract
 from fedrec.records import write_record
 from fedrec.seeds import generator
 from fedrec.sharing import Contribution
 from fedrec.turnout import Turnout
-from fedrec.wire import contribution_record, read_broadcast
 from server.faults import ClientFailure
 from server.plan import Plan
 from server.scores import Score, Scores
@@ -30,6 +29,7 @@ from simulations.apps import plan_of
 from simulations.closing import notes, table
 from simulations.engines import InlineGrid
 from tests.helpers import FAULTS, Change, FaultyGrid, coordinated, experiment, raised, results
+from tests.letters import contribution_record, read_broadcast, read_contribution, state_of
 from tests.quadratics import Problem, apart, problem
 
 NAMES = ("films", "shop", "news", "books", "music")
@@ -46,15 +46,20 @@ class Named(Turnout):
         return [name for name in super().drawn(clients, number) if (number, name) not in self.absent]
 
 
+def forgetful(node: Node) -> RecordDict:
+    """Return the state of a node's client without what it would go back to."""
+    (party,) = node.parties.values()
+    return saved({party.client.data.name: replace(party, joined=replace(party.state, before=None))})
+
+
 def states(grid: InlineGrid) -> list[dict[str, bytes]]:
     """Return what every client remembers, but for what it would need to go back."""
     return [
         {
             name: repr([(k, getattr(v, "data", v)) for k, v in record.items() if k != "before"]).encode()
-            for name, record in context.state.items()
-            if not name.startswith("before.")
+            for name, record in forgetful(node).items()
         }
-        for context in grid.contexts.values()
+        for node in grid.nodes.values()
     ]
 
 
@@ -131,45 +136,40 @@ def test_the_ledger_counts_what_arrived_also_where_it_was_refused() -> None:
     assert not [row for row in up if row["round"] in (1, 2) and row["parameter"] == "item_table"]
 
 
-def quadratic_app(p: Problem, size: int) -> ClientApp:
-    """Return clients that solve their own quadratic exactly, with the state and the link of the real ones."""
-    app = ClientApp()
+class Quadratic(Node):
+    """A client that solves its own quadratic exactly, with the state and the link of the real ones."""
 
-    def index(context: Context) -> int:
-        return int(context.node_config["partition-id"])
+    def __init__(self, p: Problem, i: int) -> None:
+        super().__init__([])
+        self.p, self.loss, self.name = p, p.losses[i], f"c{i}"
+        x = {"x": torch.zeros(len(self.loss.centre), dtype=torch.float64)}
+        self.start, self.mine = (
+            Contribution(self.name, x, {"examples": p.p[i]}),
+            State(Kept(0, {}, Link.start(x, p.rho))),
+        )
 
-    @app.query("join")
-    def join(message: Message, context: Context) -> Message:
-        i = index(context)
-        x = {"x": torch.zeros(size, dtype=torch.float64)}
-        save(context, State(Kept(0, {}, Link.start(x, p.rho))))
-        return Message(contribution_record(Contribution(f"c{i}", x, {"examples": p.p[i]})), reply_to=message)
-
-    @app.train()
-    def train(message: Message, context: Context) -> Message:
-        i, broadcast = index(context), read_broadcast(message.content)
-        state = load(context).settled(broadcast.seen)
+    def answer(self, kind: str, content: RecordDict) -> RecordDict:
+        """See Node."""
+        if kind == "query.join":
+            return contribution_record(self.start)
+        if kind == "evaluate":
+            return contribution_record(Contribution(self.name, {}, {f"{self.name}/x/score": 0.0}))
+        broadcast = read_broadcast(content)
+        state = self.mine.settled(broadcast.seen)
         z, link = broadcast.values, state.now.link
         assert link is not None
-        h, c = p.losses[i].hessian, p.losses[i].centre
-        system = h + p.rho * torch.eye(size, dtype=torch.float64)
-        x = {"x": torch.linalg.solve(system, h @ c + p.rho * link.anchor(z)["x"])}
+        h, c = self.loss.hessian, self.loss.centre
+        system = h + self.p.rho * torch.eye(len(c), dtype=torch.float64)
+        x = {"x": torch.linalg.solve(system, h @ c + self.p.rho * link.anchor(z)["x"])}
         increment, link = link.answer(x, z)
-        save(context, state.trained(Kept(broadcast.round, {}, link)))
+        self.mine = state.trained(Kept(broadcast.round, {}, link))
         told = {"loss": 0.0, "gap": norm(subtract(x, z)) ** 2}
-        return Message(contribution_record(Contribution(f"c{i}", increment, told)), reply_to=message)
-
-    @app.evaluate()
-    def evaluate(message: Message, context: Context) -> Message:
-        i = index(context)
-        return Message(contribution_record(Contribution(f"c{i}", {}, {f"c{i}/x/score": 0.0})), reply_to=message)
-
-    return app
+        return contribution_record(Contribution(self.name, increment, told))
 
 
 def coupled(p: Problem, rounds: int, coupling: Coupling, turnout: Turnout) -> Coordinator:
     """Return the coordinator after the rounds over Flower messages."""
-    grid = InlineGrid(quadratic_app(p, len(p.losses[0].centre)), len(p.losses))
+    grid = InlineGrid([Quadratic(p, i) for i in range(len(p.losses))])
     plan = Plan(
         rounds=rounds,
         eval_every=rounds,
@@ -282,7 +282,7 @@ def test_the_best_state_is_kept_though_the_message_that_says_so_gets_no_answer(h
     two = coordinated(e.model_copy(update={"rounds": 2}), {})
     three = coordinated(e.model_copy(update={"quorum": 0.0}), faults)
     selected = three[0].record.selected_round
-    private = [[load(c).best.private for c in grid.contexts.values()] for _, grid in (two, three)]
+    private = [[state_of(c).best.private for c in grid.nodes.values()] for _, grid in (two, three)]
     for a, b in list(zip(*private, strict=True))[:2]:
         assert all(torch.equal(a[name], b[name]) for name in a)
     assert selected in (2, 3) and two[0].record.selected_round == 2
@@ -297,7 +297,7 @@ def test_late_answers_are_lost_and_the_others_are_not_touched() -> None:
         def push_messages(self, messages):  # type: ignore[no-untyped-def]
             """See InlineGrid."""
             ids = list(super().push_messages(messages))
-            slow = {n for n in ids if "shop" in str(self.replies[n].content.config_records["config"]["client"])}
+            slow = {n for n in ids if read_contribution(self.replies[n].content).client == "shop"}
             self.took = {n: 3600.0 if n in slow else 0.001 for n in ids}
             return ids
 

@@ -18,11 +18,11 @@ from fedrec.needs import UNBUILT, Can
 from fedrec.parameters import covers
 from fedrec.parts import conflicts_of
 from fedrec.sharing import SHARINGS
-from fedrec.wire import read_contribution
 from simulations.check import check
 from simulations.methods import METHODS, usual
 from tests.grid import Row, pairs, pairwise_rows
 from tests.helpers import fit
+from tests.letters import read_contribution
 
 SMALL: dict[str, Any] = {
     "clients": 5,  # Krum needs so many

@@ -15,16 +15,15 @@ from flwr.serverapp import Grid
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from clients.app import client_app
-from clients.cohort import Node
+from clients.app import clients_of
+from clients.node import Node
 from fedrec import aggregation, proportion
 from fedrec.experiment import Experiment
-from fedrec.holdings import clients_data
 from fedrec.privacy.encoding import Layout
 from fedrec.privacy.secure_sum import Keys
 from fedrec.records import Record
 from fedrec.sharing import MODULES, Broadcast, ContractError
-from fedrec.wire import Call, broadcast_record, call_record, read_broadcast, read_call
+from fedrec.wire import Call, call_record, read_call
 from fedrec.wire.bundle import bundled, unbundled
 from fedrec.wire.secure import (
     SEALED,
@@ -41,11 +40,10 @@ from server.faults import LONGEST, ClientFailure
 from server.strategy import Coordinator
 from simulations.apps import plan_of
 from simulations.engines import InlineGrid
-from simulations.engines.batched import BatchedGrid
-from simulations.engines.host import Host
-from simulations.engines.hosts import StackedHost
+from simulations.engines.nodes import each_alone
 from simulations.engines.slots import in_order
 from tests.helpers import experiment
+from tests.letters import broadcast_record, read_broadcast
 from tests.liars import (
     KINDS,
     HostsGrid,
@@ -310,10 +308,9 @@ def test_who_adds_up_does_not_decide_who_is_refused(
     monkeypatch.setattr(faults, "too_far", lambda *sizes: {})  # they may join
     fields = {"quorum": 0.0, "optimiser": "sgd", "lr": 10.0} if method == "scaffold" else {"quorum": 0.0}
     e = experiment(method, clients=5, **fields)
-    stacks = hosted(lambda e: BatchedGrid(StackedHost(Node(e, clients_data(e), "cpu", None))), e=e).record
-    single = hosted(lambda e: InlineGrid(client_app(lambda _: (e, None)), 5), e=e).record
-    app = client_app(lambda _: (e, None))
-    summed = hosted(lambda e: BatchedGrid(Host(app, in_order(e), 5)), e=e).record
+    stacks = hosted(lambda e: InlineGrid([Node(clients_of(e, None, range(5)), True)], hosts=True), e=e).record
+    single = hosted(lambda e: InlineGrid(each_alone(e, None)), e=e).record
+    summed = hosted(lambda e: InlineGrid([Node(clients_of(e, None, in_order(e)))], hosts=True), e=e).record
     found = [[(row["round"], row["client"]) for row in record.faults] for record in (single, summed, stacks)]
     assert found[0] and found[0] == found[1] == found[2]
     assert len(found[0]) < 5 * e.rounds
@@ -331,9 +328,9 @@ def test_random_messages_of_the_server_are_read_or_refused(tries: Callable[[int,
     shares = [("films", bytes(SEALED))]
     masked = Masked(Broadcast(1, z), shares, Layout({"item_table": (3, 2)}, {"item_table": np.arange(3)}))
     messages: list[tuple[RecordDict, Callable[[RecordDict], object]]] = [
-        (broadcast_record(sent), read_broadcast),
+        (broadcast_record(sent, "films"), read_broadcast),
         (call_record(asked), read_call),
-        (masked_call(masked), read_masked),
+        (masked_call("films", masked), read_masked),
         (roster_call(1, {"films": Keys(bytes(32), bytes(32))}), read_roster),
         (unmask_call(1, ["films"], ["shop"]), read_unmask),
         (bundled({"films": RecordDict({"config": ConfigRecord({"round": 1})})}, {"shop": "no"}), unbundled),

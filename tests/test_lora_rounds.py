@@ -21,8 +21,8 @@ from fedrec.scorers import ModelScorer
 from fedrec.training.local import Trained
 from fedrec.training.losses import task_losses
 from fedrec.training.recipe import Batch
-from fedrec.wire import read_broadcast, read_contribution
 from tests.helpers import SpyGrid, experiment, fit, same
+from tests.letters import read_broadcast, read_contribution
 from tests.test_resume import Killed, into, until
 
 pytestmark = pytest.mark.skipif(

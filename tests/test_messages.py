@@ -1,18 +1,22 @@
 """A spy on the wire: no private tensor's name or bytes in any message, nothing outside the contract."""
 
-import math
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from flwr.app import Message, MetricRecord
+from flwr.app import ConfigRecord, Message, RecordDict
 
-from clients.state import load
+from clients.app import client_app
+from fedrec.errors import UserError
 from fedrec.experiment import Experiment
 from fedrec.holdings import clients_data
 from fedrec.sharing import Contribution
-from fedrec.wire import contribution_record
-from tests.helpers import SpyGrid, experiment, fit
+from fedrec.wire.messages import ANSWERS
+from simulations.engines.nodes import each_alone
+from tests.helpers import AppNode, SpyGrid, experiment, fit
+from tests.letters import contribution_record, read_contribution, reason, state_of
 
 CASES = [
     experiment("fedper"),
@@ -45,17 +49,15 @@ def test_no_private_tensor_is_in_any_message(e: Experiment) -> None:
 
     class Watching(SpyGrid):
         def _answer(self, message: Message) -> Message:
-            context = self.contexts[message.metadata.dst_node_id]
             reply = super()._answer(message)
-            private = load(context).now.private
+            private = state_of(self.nodes[message.metadata.dst_node_id]).now.private
             snapshots.extend((name, value.numpy().tobytes()) for name, value in private.items() if value.numel() > 2)
             return reply
 
-    from clients.app import client_app
     from server.strategy import Coordinator
     from simulations.apps import plan_of
 
-    grid = Watching(client_app(lambda _: (e, None)), len(clients_data(e)))
+    grid = Watching(each_alone(e, None))
     record = Coordinator(grid, plan_of(e)).fit(list(grid.get_node_ids()))
     wire = [content_bytes(m) for m in [*grid.sent, *grid.received]]
     assert len(wire) == 2 * 3 * (1 + 2 * e.rounds + 1)  # join, train and validate each round, test; both ways
@@ -80,24 +82,24 @@ def test_messages_hold_only_what_the_contract_allows(e: Experiment) -> None:
         *(["mu", "excess"] if e.budget.active else []),
     }
     for message in grid.sent:
-        assert set(message.content) <= {"shared", "config"}
+        assert set(message.content) <= {"shared.0", "config"}
         assert all(
-            e.sharing().split({name: torch.zeros(0)})[1] == {} for name in message.content.array_records["shared"]
+            e.sharing().split({name: torch.zeros(0)})[1] == {} for name in message.content.array_records["shared.0"]
         )
     for message in grid.received:
         content = message.content
-        assert set(content) <= {"shared", "rows", "metrics", "config"}
-        assert all(e.sharing().split({name: torch.zeros(0)})[1] == {} for name in content.array_records["shared"])
-        assert set(content.config_records["config"]) == {"client", "device"}
-        names = {n if "/" not in n else n.rsplit("/", 1)[1] for n in content.metric_records["metrics"]}
+        assert set(content) <= {"shared.0", "rows.0", "metrics", "config"}
+        assert all(e.sharing().split({name: torch.zeros(0)})[1] == {} for name in content.array_records["shared.0"])
+        assert set(content.config_records["config"]) == ANSWERS
+        names = {n if "/" not in n else n.rsplit("/", 1)[1] for n in read_contribution(content).metrics}
         assert names <= metrics | set(e.metrics) | {"auc", "logloss", "rmse"}
 
 
 def test_permuting_a_private_head_leaves_the_next_message_unchanged() -> None:
     e = experiment("fedper")
     _, grid = fit(e)
-    context = next(iter(grid.contexts.values()))
-    private = load(context).now.private
+    context = next(iter(grid.nodes.values()))
+    private = state_of(context).now.private
     shared = {"item_table": torch.arange(8.0).reshape(4, 2)}
 
     def message(head: torch.Tensor) -> str:
@@ -115,10 +117,9 @@ def test_a_contribution_covers_the_rows_a_client_carries_not_those_it_touched() 
     _, grid = fit(e)
     sizes = {data.name: len(data.items) for data in clients_data(e)}
     for message in grid.received:
-        shared = message.content.array_records["shared"]
+        shared = message.content.array_records["shared.0"]
         if "item_table" in shared:
-            client = str(message.content.config_records["config"]["client"])
-            assert shared["item_table"].shape[0] == sizes[client]
+            assert shared["item_table"].shape[0] == sizes[read_contribution(message.content).client]
 
 
 def test_the_length_of_a_message_does_not_depend_on_the_interactions() -> None:
@@ -135,10 +136,12 @@ def test_an_error_of_a_client_does_not_quote_private_data(tmp_path: Path, caplog
     e = experiment("fedper")
     _, grid = fit(e)
     before = next(m for m in reversed(grid.sent) if m.metadata.message_type == "evaluate")
-    context = grid.contexts[before.metadata.dst_node_id]
-    context.state["now.private"] = MetricRecord({"secret": 41.5})
-    reply = grid.app(before, context)
-    assert reply.has_error()
-    assert "41.5" not in str(reply.error.reason) and "secret" not in str(reply.error.reason)
-    assert reply.error.reason == "AttributeError"
-    assert math.isfinite(reply.error.code)
+    (party,) = grid.nodes[before.metadata.dst_node_id].parties.values()
+    state = party.state
+    broken: Any = {"secret": 41.5}
+    party.joined = replace(state, now=replace(state.now, private=broken))
+    assert reason(grid._answer(before)) == "AttributeError"
+    node = AppNode(client_app(lambda _: (e, None)), 0, 3)
+    node.context.state = RecordDict({"about": ConfigRecord({"about": '{"names": [41.5]}'})})
+    with pytest.raises(UserError, match="KeyError"):
+        node.answer("evaluate", before.content)

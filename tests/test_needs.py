@@ -10,7 +10,7 @@ from fedrec.experiment import Experiment, build
 from fedrec.gradients import Method as Aggregator
 from fedrec.needs import UNBUILT, Can, conflicts, needs, takes
 from fedrec.parts import PARTS, STACKED, check_parts, conflicts_of
-from simulations.engines.hosts import stacked
+from simulations.engines.nodes import stacked
 from simulations.methods import METHODS
 from simulations.options import FIELDS, nest
 

@@ -9,16 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from flwr.app import Context, Message
+from flwr.app import Message
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clients.app import client_app
 from clients.client import Client
 from clients.home import HOME
+from clients.node import Node
 from clients.recommend import params_of
 from clients.round import receive
-from clients.state import load
 from fedrec.aggregation import CHUNK
 from fedrec.channel import LOGITS, Logits, channel_of
 from fedrec.coordination import Coupling
@@ -30,22 +29,16 @@ from fedrec.records import Record, load_params, table_of, write_record
 from fedrec.sharing import Broadcast, ContractError
 from fedrec.training.local import local_update
 from fedrec.turnout import arrivals
-from fedrec.wire import (
-    Call,
-    broadcast_record,
-    call_record,
-    contribution_record,
-    read_broadcast,
-    read_call,
-    read_contribution,
-)
+from fedrec.wire import Call, call_record, read_call
 from server.strategy import Coordinator
 from simulations.apps import plan_of
 from simulations.check import check
 from simulations.engines import launch
 from simulations.engines.local import SERVER_NODE
+from simulations.engines.nodes import each_alone
 from simulations.run import main
 from tests.helpers import FAULTS, FaultyGrid, SpyGrid, experiment, fit, same
+from tests.letters import broadcast_record, contribution_record, read_broadcast, read_contribution, state_of
 from tests.test_cohorts import HostGrid
 from tests.test_resume import Killed, into, until
 from tests.test_strategy import Scripted, ScriptedGrid, coordinator
@@ -58,27 +51,27 @@ def late(method: str = "fedper", **fields: Any) -> Experiment:
     return experiment(method, **{"rounds": 4, "newcomers": f"{NEW}=3", **fields})
 
 
-def contexts(grid: SpyGrid) -> dict[str, Context]:
-    """Return every client's context by its name."""
+def nodes_of(grid: SpyGrid) -> dict[str, Node]:
+    """Return every client's node by its name."""
     found = {}
-    for reply in grid.received[: len(grid.contexts)]:  # those to the joining
-        found[read_contribution(reply.content).client] = grid.contexts[reply.metadata.src_node_id]
+    for reply in grid.received[: len(grid.nodes)]:  # those to the joining
+        found[read_contribution(reply.content).client] = grid.nodes[reply.metadata.src_node_id]
     return found
 
 
-def private(context: Context, best: bool = False) -> Params:
+def private(node: Node, best: bool = False) -> Params:
     """Return a client's private parameters: the present ones, or those of the best round."""
-    state = load(context)
+    state = state_of(node)
     return (state.best if best else state.now).private
 
 
 def without(e: Experiment, *names: str) -> tuple[Record, SpyGrid]:
     """Run an experiment with everybody but some clients, who are not there at all."""
     e = e.model_copy(update={"newcomers": ""})
-    grid = SpyGrid(client_app(lambda _: (e, None)), len(clients_data(e)))
+    grid = SpyGrid(each_alone(e, None))
     for place, data in enumerate(clients_data(e)):
         if data.name in names:
-            del grid.contexts[SERVER_NODE + 1 + place]
+            del grid.nodes[SERVER_NODE + 1 + place]
     return Coordinator(grid, plan_of(e)).fit(list(grid.get_node_ids())), grid
 
 
@@ -114,7 +107,7 @@ def test_for_the_others_it_is_as_if_a_newcomer_were_not_there(method: str) -> No
     found, grid = fit(e)
     expected, other = without(e, NEW)
     unchanged(found, expected)
-    mine, theirs = contexts(grid), contexts(other)
+    mine, theirs = nodes_of(grid), nodes_of(other)
     assert mine.keys() == {*theirs, NEW}
     for name, context in theirs.items():
         for best in (False, True):
@@ -140,12 +133,13 @@ def test_newcomers_do_not_shift_the_chunks_in_which_a_mean_is_summed() -> None:
     expected = without(e, *names)[0]
     unchanged(fit(e)[0], expected)
     grid = HostGrid(e, [CHUNK + 2, 4])
-    unchanged(Coordinator(grid, plan_of(e)).fit(grid.get_node_ids()), expected)
+    unchanged(Coordinator(grid, plan_of(e)).fit(list(grid.get_node_ids())), expected)
 
 
 def broadcasts(grid: SpyGrid, name: str) -> list[tuple[str, Broadcast]]:
     """Return what a client was sent after it joined: the kind of each message and the broadcast."""
-    names = {one.node_id: name for name, one in contexts(grid).items()}
+    every = nodes_of(grid)
+    names = {number: name for number, node in grid.nodes.items() for name, one in every.items() if one is node}
     mine = [one for one in grid.sent if names[one.metadata.dst_node_id] == name]
     return [(m.metadata.message_type, read_broadcast(m.content)) for m in mine if "config" in m.content.config_records]
 
@@ -177,7 +171,7 @@ def test_what_it_shares_is_the_federations_and_what_nobody_else_carries_it_train
     for name in ("item_table", "item_bias"):
         assert torch.equal(mine[name][common], record.shared[name][places]), name
         assert (mine[name][~common] != start[name][~common]).any(1).all(), f"{name}: rows of its own must be trained"
-        assert torch.equal(mine[name][~common], private(contexts(grid)[NEW], best=True)[f"{HOME}{name}"])
+        assert torch.equal(mine[name][~common], private(nodes_of(grid)[NEW], best=True)[f"{HOME}{name}"])
     assert 0 < common.sum() < len(common)
     # Nobody else has its head, which is shared by name: it is its own as well.
     assert {name for name in mine if name.startswith("heads")} == {"heads.click.weight", "heads.click.bias"}
@@ -248,7 +242,7 @@ def test_a_newcomer_goes_back_to_the_state_before_a_lost_answer() -> None:
 
 def test_a_run_that_ends_before_a_newcomers_round_says_so() -> None:
     e = late(rounds=4)
-    grid = SpyGrid(client_app(lambda _: (e, None)), 3)
+    grid = SpyGrid(each_alone(e, None))
     record = Coordinator(grid, plan_of(e), stop=lambda: True).fit(list(grid.get_node_ids()))
     assert len(record.rounds) == 1 and not [row for row in record.clients if row["client"] == NEW]
     assert "news was to join in round 3, and has not trained" in record.notes
@@ -295,7 +289,7 @@ def test_consensus_logits_teach_a_newcomer_where_others_answer_too() -> None:
         common = np.isin(channel.ids, record.rows["probe"])
         assert 0 < common.sum() < len(common)
         z = record.shared[LOGITS][torch.from_numpy(np.searchsorted(record.rows["probe"], channel.ids[common]))]
-        x = channel.split(private(contexts(grid)[NEW]))[0][LOGITS]
+        x = channel.split(private(nodes_of(grid)[NEW]))[0][LOGITS]
         return float((x[torch.from_numpy(common)] - z).square().mean())
 
     assert gap(1e-2) < 0.5 * gap(1e-9)
@@ -325,8 +319,8 @@ def test_row_ids_travel_with_a_broadcast() -> None:
     rows = {"item": table_of([3, 7])}
     values = {"item_table": torch.ones(2, 1)}
     one, other = Broadcast(4, values, rows=rows), Broadcast(4, values)
-    assert read_broadcast(broadcast_record(one)).rows["item"].tolist() == [3, 7]
-    assert not read_broadcast(broadcast_record(other)).rows
+    assert read_broadcast(broadcast_record(one, "a")).rows["item"].tolist() == [3, 7]
+    assert not read_broadcast(broadcast_record(other, "a")).rows
     content = call_record(Call({"a": one, "b": other, "c": replace(one)}))
     found = read_call(content).broadcasts
     assert {n: one.rows["item"].tolist() for n, one in found.items() if one.rows} == {"a": [3, 7], "c": [3, 7]}

@@ -11,28 +11,41 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Context, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from clients.cohort import Node
-from clients.state import TIMES, Kept, State, load, read_states, records, save
+from clients.app import clients_of
+from clients.client import Client
+from clients.node import Node
+from clients.state import TIMES, Kept, Party, State, restore, saved
 from fedrec.coordination import Link, Own
 from fedrec.holdings import clients_data
 from fedrec.parameters import Params
 from fedrec.sharing import Broadcast, ContractError
 from fedrec.training.moved import Moved
 from fedrec.wire import Call
-from simulations.engines.storing import packed
 from tests.helpers import experiment
+from tests.letters import state_of
 
 NOTHING = Own()
 BASE = {"item_table": torch.arange(12.0).reshape(6, 2), "heads.rank.bias": torch.zeros(3)}
 
 
-def context(state: RecordDict | None = None) -> Context:
-    return Context(run_id=1, node_id=2, node_config={}, state=state or RecordDict(), run_config={})
+(DATA, *_) = clients_data(E := experiment("fedper"))
+
+
+def parties(*states: State | None) -> dict[str, Party]:
+    """Return clients of a node in these states."""
+    return {f"c{place}": Party(Client(E, DATA, "cpu", None), state) for place, state in enumerate(states)}
+
+
+def again(*states: State) -> list[State]:
+    """Return the states of the clients of a node after they were saved and read by another."""
+    others = parties(*[None] * len(states))
+    restore(others, saved(parties(*states)))
+    return [party.state for party in others.values()]
 
 
 def private(number: int) -> Params:
@@ -69,20 +82,18 @@ def alike(a: Kept, b: Kept) -> bool:
 
 def equal(a: State, b: State) -> bool:
     pairs = [(getattr(a, when), getattr(b, when)) for when in TIMES]
-    return a.limits == b.limits and all(alike(x.open, y.open) if x and y else x is y for x, y in pairs)
+    return a.limits == b.limits and all(alike(x, y) if x and y else x is y for x, y in pairs)
 
 
 def stored(state: State) -> State:
-    """Return a state after it was in the Context of its client."""
-    place = context()
-    save(place, state)
-    return load(place)
+    """Return a state after it was that of a node's one client."""
+    return again(state)[0]
 
 
 def hosted(state: State) -> State:
     """Return a state after it was among those of a node, whose other clients remember other things."""
     others = [State(after(4, link=True, own=False)), State(after(2), after(1)).trained(after(5))]
-    found = read_states(records([others[0], state, others[1]]), "cpu")
+    found = again(others[0], state, others[1])
     assert equal(found[0], others[0]) and equal(found[2], others[1])
     return found[1]
 
@@ -92,24 +103,15 @@ KEPT = pytest.mark.parametrize("way", WAYS)
 
 
 def test_what_is_stored_comes_back_to_the_bit_and_is_nobody_elses() -> None:
-    place = context()
     mine = {"user_table": torch.tensor([[0.1, -0.0, 1e-40]]), "empty": torch.zeros(0, 4)}
-    save(place, State(Kept(0, mine)))
+    found, other = saved(parties(State(Kept(0, mine)))), parties(None)
     mine["user_table"].zero_()
-    expected = torch.tensor([[0.1, -0.0, 1e-40]]).numpy().tobytes()
-    assert load(place).now.private["user_table"].numpy().tobytes() == expected
-    assert load(place).now.private["empty"].shape == (0, 4)
-    load(place).now.private["user_table"].zero_()
-    assert load(place).now.private["user_table"].any()
-
-
-def test_what_a_node_gave_away_is_nobody_elses() -> None:
-    one = State(after(1, link=True))
-    found = records([one])
-    one.now.private["user_table"].zero_()
-    assert read_states(found, "cpu")[0].now.private["user_table"].any()
-    read_states(found, "cpu")[0].now.private["user_table"].zero_()
-    assert equal(read_states(found, "cpu")[0], State(after(1, link=True)))
+    for _ in range(2):
+        restore(other, found)
+        private = other["c0"].state.now.private
+        assert private["user_table"].numpy().tobytes() == torch.tensor([[0.1, -0.0, 1e-40]]).numpy().tobytes()
+        assert private["empty"].shape == (0, 4)
+        private["user_table"].zero_()
 
 
 @KEPT
@@ -122,13 +124,6 @@ def test_everything_that_there_is_comes_back(way: str) -> None:
     assert not equal(found, replace(one, limits=()))
     assert not any(equal(found, other) for other in (replace(one, now=after(5)), replace(one, kept=None)))
     assert not equal(found, replace(one, before=after(2, link=True)))
-
-
-def test_what_nobody_opened_is_stored_again_as_it_was() -> None:
-    place, other = context(), context()
-    save(place, State(after(3, link=True), after(2), after(1)))
-    save(other, load(place))
-    assert packed(other.state) == packed(place.state)
 
 
 @KEPT
@@ -185,21 +180,20 @@ def test_a_server_that_has_seen_neither_of_the_last_two_is_refused(way: str) -> 
     assert equal(one, State(after(3), after(2)))
 
 
-def test_another_state_forgets_the_one_before_but_not_what_there_is_of_secure_sums() -> None:
-    place = context()
-    secrets = {name: ConfigRecord({"round": 4}) for name in ("secure", "secure.last")}
-    save(place, State(after(4, link=True), after(3), after(2), (0.5,)))
-    place.state.update(secrets)
-    save(place, State(Kept(0, private(7))))
-    fresh = context()
-    save(fresh, State(Kept(0, private(7))))
-    assert dict(place.state) == {**dict(fresh.state), **secrets}
-    assert equal(load(place), State(Kept(0, private(7)))) and load(place).now.link is None
+def test_a_node_keeps_what_there_is_of_secure_sums_and_who_has_not_joined() -> None:
+    one, other = parties(State(after(4, link=True)), None, State(after(1))), parties(*[State(after(9))] * 3)
+    one["c1"].secrets["last"], one["c2"].secrets["member"] = ConfigRecord({"round": 4}), ConfigRecord({"round": 5})
+    other["c0"].secrets["last"] = ConfigRecord({"round": 6})
+    restore(other, saved(one))
+    assert [dict(party.secrets) for party in other.values()] == [dict(party.secrets) for party in one.values()]
+    assert other["c1"].joined is None and equal(other["c0"].state, one["c0"].state)
+    restore(other, RecordDict())
+    assert all(party.joined is None and not party.secrets for party in other.values())
 
 
 def test_nothing_stored_is_an_error_and_no_empty_answer() -> None:
     with pytest.raises(ContractError, match=r"^join: must come before training and evaluation"):
-        load(context())
+        state_of(Node([Client(E, DATA, "cpu", None)]))
 
 
 NAMES = st.sampled_from(["item_table", "user_table", "heads.rank.weight", "heads.a:b.weight", "home/item_table/rows"])
@@ -242,11 +236,10 @@ def test_the_states_of_a_node_come_back_whatever_each_of_its_clients_remembers(d
     """What is another's but for some rows is so again, and that other is there once."""
     bases = [BASE, {name: value + 1 for name, value in BASE.items()}]
     first = data.draw(st.lists(states(bases), min_size=1, max_size=4))
-    made = records(first)
-    again = read_states(made, "cpu")
-    assert len(again) == len(first)
+    made, others = saved(parties(*first)), parties(*[None] * len(first))
+    restore(others, made)
     theirs: dict[int, set[int]] = {}
-    for one, two in zip(first, again, strict=True):
+    for one, two in zip(first, [party.state for party in others.values()], strict=True):
         assert equal(one, two)
         for when in TIMES:
             x, y = (getattr(state, when) for state in (one, two))
@@ -270,11 +263,11 @@ def test_what_is_lost_of_some_clients_of_a_node_is_undone_for_them_alone(taken: 
 
     every, seen = [State(made(client, 0)) for client in range(3)], [0, 0, 0]
     for number, arrive in enumerate(taken, 1):
-        every = read_states(records(every), "cpu")
+        every = again(*every)
         every = [one.settled(seen[client]).trained(made(client, number)) for client, one in enumerate(every)]
         seen = [number if arrives else last for last, arrives in zip(seen, arrive, strict=True)]
     every = [one.settled(last) for one, last in zip(every, seen, strict=True)]
-    for client, one in enumerate(read_states(records(every), "cpu")):
+    for client, one in enumerate(again(*every)):
         assert alike(one.now, made(client, seen[client]))
         table = BASE["item_table"] + seen[client]
         table[[client, 3 + seen[client] % 3]] = client + seen[client] / 7
@@ -296,7 +289,7 @@ def test_many_clients_who_move_few_rows_each_do_not_weigh_a_table_each() -> None
         market={"users": 20, "items": 3000, "impressions": 4},
         rounds=3,
     )
-    node = Node(e, clients_data(e), "cpu", None)
+    node = Node(clients_of(e, None, range(20)), stacked=True)
     joined = node.join().contributions
     z = joined[0].values
     table = z["item_table"].numel() * 4
@@ -304,11 +297,10 @@ def test_many_clients_who_move_few_rows_each_do_not_weigh_a_table_each() -> None
     for number in (1, 2):
         z = {name: value + number for name, value in z.items()}
         sent = Broadcast(number, z, seen=number - 1)
-        answers = node.train(Call({one.client: sent for one in joined}, {}, ()))
+        answers = node.as_programs("train", Call({one.client: sent for one in joined}, {}, ()))
         assert len(answers.contributions) == 20 and not answers.failed
         found = node.state()
         assert weight(found) < 4 * table
-    expected = [state for program in node.programs for state in program.states]
+    expected = [party.state for party in node.parties.values()]
     node.restore(found)
-    again = [state for program in node.programs for state in program.states]
-    assert all(equal(one, two) for one, two in zip(expected, again, strict=True))
+    assert all(equal(one, two.state) for one, two in zip(expected, node.parties.values(), strict=True))

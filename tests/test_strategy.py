@@ -5,27 +5,27 @@ import math
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
-from flwr.app import Array, ConfigRecord, Context, Error, Message
-from flwr.clientapp import ClientApp
+from flwr.app import Array, ConfigRecord, Error, Message
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from clients.node import Node
 from fedrec.coordination import Coupling, Descent
 from fedrec.data.types import Ints
 from fedrec.parameters import Params
 from fedrec.records import table_of
 from fedrec.sharing import Contribution
 from fedrec.turnout import Turnout
-from fedrec.wire import contribution_record, read_broadcast
 from server.faults import ClientFailure
 from server.joining import join
 from server.plan import Plan
 from server.strategy import Coordinator
 from tests.helpers import SpyGrid
+from tests.letters import contribution_record, read_broadcast, read_contribution
 
 Alter = Callable[[Message, Message], Message | None]  # (message, its reply) to what arrives; None: nothing does
 
@@ -45,7 +45,7 @@ class Scripted:
         """Return what it shares when it joins."""
         return {"item_table": torch.zeros(len(self.ids), 2), "body.0.bias": torch.tensor([self.body])}
 
-    def __call__(self, message: Message, context: Context) -> Message:
+    def __call__(self, message: Message) -> Message:
         kind = message.metadata.message_type
         if kind == "query.join":
             reply = Contribution(self.name, self.start(), {"examples": self.examples}, rows={"item": self.ids})
@@ -66,13 +66,13 @@ class ScriptedGrid(SpyGrid):
     def __init__(
         self, clients: list[Scripted], alter: Alter = lambda message, reply: reply, order: list[int] | None = None
     ) -> None:
-        super().__init__(cast(ClientApp, None), len(clients))
-        self.script = dict(zip(self.contexts, clients, strict=True))
+        super().__init__([Node([]) for _ in clients])
+        self.script = dict(zip(self.nodes, clients, strict=True))
         self.alter, self.order = alter, order or list(range(len(clients)))
 
     def _answer(self, message: Message) -> Message:
         node = message.metadata.dst_node_id
-        return self.script[node](message, self.contexts[node])
+        return self.script[node](message)
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """See InlineGrid."""
@@ -168,14 +168,10 @@ def forged(name: str, kind: str, change: Callable[[Contribution, Message], Messa
     """Return an `alter` that changes the replies of one client to messages of one kind."""
 
     def alter(message: Message, reply: Message) -> Message | None:
-        config = reply.content.config_records["config"]
-        if message.metadata.message_type != kind or config["client"] != name:
+        found = read_contribution(reply.content)
+        if message.metadata.message_type != kind or found.client != name:
             return reply
-        shared = reply.content.array_records["shared"]
-        values = {key: torch.from_numpy(array.numpy().copy()) for key, array in shared.items()}
-        metrics = {key: float(cast(float, v)) for key, v in reply.content.metric_records["metrics"].items()}
-        rows = {key: array.numpy() for key, array in reply.content.array_records.get("rows", {}).items()}
-        made = change(Contribution(name, values, metrics, rows=rows), message)
+        made = change(found, message)
         return Message(contribution_record(made), reply_to=message) if isinstance(made, Contribution) else made
 
     return alter
@@ -197,7 +193,7 @@ def smuggling(reply: Contribution, message: Message) -> Message:
 
 def text(reply: Contribution, message: Message) -> Message:
     content = contribution_record(reply)
-    content.array_records["shared"]["body.0.bias"] = Array("str", (1,), "numpy.ndarray", b"not an array")
+    content.array_records["shared.0"]["body.0.bias"] = Array("str", (1,), "numpy.ndarray", b"not an array")
     return Message(content, reply_to=message)
 
 
@@ -391,7 +387,7 @@ def test_the_best_validated_round_is_tested_with_its_z(scores: list[float], ever
             best, best_score, stale = (number, score, 0) if keep else (best, best_score, stale + 1)
     expected.append(("evaluate", best, keep))
 
-    for node in grid.contexts:
+    for node in grid.nodes:
         mine = [message for message in grid.sent[2:] if message.metadata.dst_node_id == node]
         read = [(message.metadata.message_type, read_broadcast(message.content)) for message in mine]
         assert [(kind, b.round, b.keep) for kind, b in read] == expected
@@ -464,7 +460,7 @@ def test_a_round_reports_its_loss_and_what_its_training_moved() -> None:
     grid = ScriptedGrid([Scripted("films"), Scripted("shop")], nan)
     found = run(grid, rounds=2)
     message = next(m for m in grid.sent if m.metadata.message_type == "train")
-    arrays = sum(len(array.data) for array in message.content.array_records["shared"].values())
+    arrays = sum(len(array.data) for array in message.content.array_records["shared.0"].values())
     for row in found.record.rounds:
         assert row["clients"] == 2
         assert row["train_loss"] == 0.5  # a client without a row to train on has no loss

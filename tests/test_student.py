@@ -20,11 +20,11 @@ from fedrec.models import Recommender
 from fedrec.optimisers import Optimiser
 from fedrec.records import write_record
 from fedrec.report.page import write_report
-from fedrec.wire import read_broadcast, read_contribution
 from simulations import student as module
 from simulations.apps import apps_for
 from simulations.student import student_of
 from tests.helpers import experiment, fit, run_inline
+from tests.letters import read_broadcast, read_contribution
 
 
 def agreement(**fields: Any) -> Experiment:

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from flwr.app import Context, Message, RecordDict
+from flwr.app import Message
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from clients.app import client_app
-from clients.state import Kept, State, load, save
+from clients.client import Client
+from clients.state import Kept, Party, State, restore, saved
 from fedrec.coordination import Own
 from fedrec.errors import UserError
 from fedrec.experiment import Experiment
@@ -30,11 +30,12 @@ from fedrec.tasks import parse_task
 from fedrec.training.local import local_update
 from fedrec.training.recipe import Recipe
 from fedrec.weighting import Weigher, Weighting, balanced, drawn, dynamic, geometric, variances_gradient
-from fedrec.wire import read_contribution
 from server.strategy import Coordinator
 from simulations.apps import plan_of
+from simulations.engines.nodes import each_alone
 from tests.builders import client, interactions
 from tests.helpers import SpyGrid, experiment, fit, same
+from tests.letters import read_contribution, state_of
 from tests.test_messages import content_bytes
 from tests.test_resume import Killed, into, until
 
@@ -314,10 +315,10 @@ def trained(e: Experiment) -> tuple[SpyGrid, list[Params]]:
     class Watching(SpyGrid):
         def _answer(self, message: Message) -> Message:
             reply = super()._answer(message)
-            states.append(dict(load(self.contexts[message.metadata.dst_node_id]).now.own.weighting or {}))
+            states.append(dict(state_of(self.nodes[message.metadata.dst_node_id]).now.own.weighting or {}))
             return reply
 
-    grid = Watching(client_app(lambda _: (e, None)), len(clients_data(e)))
+    grid = Watching(each_alone(e, None))
     Coordinator(grid, plan_of(e)).fit(list(grid.get_node_ids()))
     return grid, states
 
@@ -380,10 +381,11 @@ def test_a_run_that_is_broken_off_ends_as_if_it_had_not_been(kind: str, tmp_path
 
 
 def test_the_state_goes_back_with_a_lost_contribution_and_on_from_round_to_round() -> None:
-    context = Context(run_id=1, node_id=2, node_config={}, state=RecordDict(), run_config={})
     start, later = (Own(weighting={"weights": weights}) for weights in (vector(1, 1), vector(0.5, 1.5)))
-    save(context, State(Kept(0, {}, own=start)).trained(Kept(1, {}, own=later)))
-    found = load(context).settled(0).now.own.weighting
+    (data, *_) = clients_data(e := experiment("fedper"))
+    party = Party(Client(e, data, "cpu", None), State(Kept(0, {}, own=start)).trained(Kept(1, {}, own=later)))
+    restore({"films": party}, saved({"films": party}))
+    found = party.state.settled(0).now.own.weighting
     assert found is not None
     assert found["weights"].tolist() == [1, 1]
     _, states = trained(experiment("fedper", rounds=3, task="rank,click", weighting={"kind": "gradnorm"}))

@@ -2,6 +2,7 @@
 
 import io
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,8 +14,10 @@ from hypothesis.extra import numpy as hnp
 
 from fedrec.parameters import finite
 from fedrec.sharing import Broadcast, ContractError, Contribution
-from fedrec.wire import broadcast_record, contribution_record, ledger, pack, read_broadcast, read_contribution, unpack
+from fedrec.wire import ledger, pack, unpack
 from fedrec.wire.arrays import array, numeric, quick
+from server.cohorts import Tally
+from tests.letters import broadcast_record, contribution_record, read_broadcast, read_contribution
 
 ARRAYS = hnp.arrays(np.float32, hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4))
 
@@ -34,7 +37,7 @@ def test_unpack_inverts_pack_to_the_bit(arrays: dict[str, np.ndarray]) -> None:
 
 def test_messages_come_back() -> None:
     sent = Broadcast(3, {"w": torch.arange(3.0)}, keep=True, split="test")
-    got = read_broadcast(broadcast_record(sent))
+    got = read_broadcast(broadcast_record(sent, "shop"))
     assert (got.round, got.keep, got.split) == (3, True, "test")
     assert torch.equal(got.values["w"], sent.values["w"])
     reply = Contribution("shop", {"w": torch.ones(2)}, {"loss": 0.5}, "cpu", {"item": np.array([2, 5])})
@@ -75,27 +78,49 @@ def test_a_client_cannot_smuggle_a_record() -> None:
         read_contribution(record)
 
 
-@pytest.mark.parametrize("missing", ["shared", "metrics", "config"])
-def test_a_missing_record_is_refused(missing: str) -> None:
+@pytest.mark.parametrize(
+    ("missing", "text"),
+    [
+        ("shared.0", "^part: must be one of the 0 that"),
+        ("metrics", "^metrics: must"),
+        ("config", "^record config: must"),
+    ],
+)
+def test_a_missing_record_is_refused(missing: str, text: str) -> None:
     record = contribution_record(Contribution("shop", {}))
     del record[missing]
-    with pytest.raises(ContractError, match=rf"^record {missing}: must be sent"):
+    with pytest.raises(ContractError, match=text):
         read_contribution(record)
 
 
 def test_the_server_cannot_ask_for_more() -> None:
-    record = broadcast_record(Broadcast(1, {}))
+    record = broadcast_record(Broadcast(1, {}), "shop")
     record["metrics"] = MetricRecord({"send-private": 1})
     with pytest.raises(ContractError, match=r"^record metrics: must be one of config, control, rows, shared"):
         read_broadcast(record)
 
 
 @pytest.mark.parametrize(
-    "config", [{}, {"round": "x", "keep": True, "split": "test"}, {"round": 1, "keep": True, "split": "train"}]
+    ("change", "text"),
+    [
+        ({"round": "x"}, "^config: must hold round, split and rho"),
+        ({"split": "train"}, "^config: must hold round, split and rho"),
+        ({"more": 1}, "^config: must hold chunk, client"),
+        ({"keep": [0, 1]}, "^config keep: must hold a number for each of 1 clients"),
+        ({"seen": [0.5]}, "^config seen: must hold whole numbers"),
+        ({"rho": -1.0}, "^rho: must be a number from 0"),
+    ],
 )
-def test_a_malformed_config_is_refused(config: dict[str, int | str | bool]) -> None:
-    record = RecordDict({"shared": ArrayRecord(), "config": ConfigRecord(config)})  # type: ignore[arg-type]
-    with pytest.raises(ContractError, match=r"^config: must hold round, keep, split"):
+def test_a_malformed_config_is_refused(change: dict[str, Any], text: str) -> None:
+    record = broadcast_record(Broadcast(1, {}), "shop")
+    record["config"] = ConfigRecord({**record["config"], **change})  # type: ignore[dict-item]
+    with pytest.raises(ContractError, match=text):
+        read_broadcast(record)
+
+
+def test_a_config_that_is_not_whole_is_refused() -> None:
+    record = RecordDict({"shared.0": ArrayRecord(), "config": ConfigRecord({"round": 1})})
+    with pytest.raises(ContractError, match=r"^config: must hold chunk, client, .* found .*round"):
         read_broadcast(record)
 
 
@@ -104,11 +129,18 @@ def test_the_ledger_counts_what_travels() -> None:
         Contribution("shop", {"item_table": torch.zeros(7, 4), "body.0.bias": torch.zeros(3)}, {"loss": 1.0})
     )
     entries = ledger(content, 2, "shop", "up")
-    assert [(e.parameter, e.rows) for e in entries] == [("body.0.bias", 0), ("item_table", 7), ("metrics", 0)]
+    assert [(e.parameter, e.rows) for e in entries] == [("body.0.bias", 0), ("item_table", 7)]
     header = 128  # NumPy's format pads its header to a multiple of 64 bytes
-    assert [e.bytes for e in entries] == [header + 3 * 4, header + 7 * 4 * 4, len("loss") + 8]
-    arrays = sum(len(array.data) for array in content.array_records["shared"].values())
-    assert arrays == sum(e.bytes for e in entries if e.parameter != "metrics")
+    assert [e.bytes for e in entries] == [header + 3 * 4, header + 7 * 4 * 4]
+    arrays = sum(len(array.data) for array in content.array_records["shared.0"].values())
+    assert arrays == sum(e.bytes for e in entries)
+    tally = Tally(2, "up")
+    tally.add("shop", {"w": torch.zeros(1)}, metrics={"loss": 1.0})
+    ((names, told),) = tally.alike.values()
+    assert names == ["shop"] and [(e.parameter, e.bytes) for e in told] == [
+        ("w", header + 4),
+        ("metrics", len("loss") + 8),
+    ]
 
 
 @given(

@@ -1,15 +1,17 @@
 """What travels, as Flower records and back, and the byte ledger; the one room here that knows Flower."""
 
 from fedrec.wire.arrays import pack, unpack
-from fedrec.wire.cohort import ALONE, Answers, Call, answers_record, call_record, read_answers, read_call
 from fedrec.wire.messages import (
+    ALONE,
+    Answers,
+    Call,
     Entry,
-    broadcast_record,
-    contribution_record,
+    answers_record,
+    call_record,
     ids_record,
     ledger,
-    read_broadcast,
-    read_contribution,
+    read_answers,
+    read_call,
 )
 
 __all__ = [
@@ -18,15 +20,11 @@ __all__ = [
     "Call",
     "Entry",
     "answers_record",
-    "broadcast_record",
     "call_record",
-    "contribution_record",
     "ids_record",
     "ledger",
     "pack",
     "read_answers",
-    "read_broadcast",
     "read_call",
-    "read_contribution",
     "unpack",
 ]

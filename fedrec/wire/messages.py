@@ -1,24 +1,42 @@
-"""Broadcast and Contribution to Flower records and back, and the byte ledger.
+"""What a node of one or more clients is sent, and what it answers, as Flower records and back; and the byte ledger.
 
-What arrives is input: it is parsed, and then admitted against the sharing contract by the caller.
+What clients have in common travels once. A node of several may also add up what they would send, where the server needs
+only the sum. What arrives is input: it is parsed, and then admitted against the sharing contract by the caller.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
 from typing import Any, TypeVar, cast
 
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
+from fedrec.aggregation import Subtotal
 from fedrec.data.types import Ints
-from fedrec.parameters import LARGEST
-from fedrec.sharing import METRIC, TABLES, Broadcast, ContractError, Contribution, admit_device, admit_name
+from fedrec.parameters import LARGEST, Params
+from fedrec.sharing import (
+    FAR,
+    METRIC,
+    NAME,
+    TABLES,
+    Broadcast,
+    ContractError,
+    Contribution,
+    admit_device,
+    admit_name,
+)
 from fedrec.wire.arrays import array, numbers, pack, unpack
 
-T = TypeVar("T", ArrayRecord, ConfigRecord, MetricRecord)
-RECORDS = {"shared", "rows", "metrics", "config"}
+T = TypeVar("T")
+R = TypeVar("R", ArrayRecord, ConfigRecord, MetricRecord)
+NOTHING: Params = {}
+Packed = dict[int, tuple[Params, ArrayRecord]]  # by the id of what was packed, which lives as long
+ALONE = -1  # the chunk of a client whose own contribution is wanted
 TEXT = 1000  # characters of the reason why a client failed
+ABOUT = ("keep", "seen", "shared", "control", "rows")  # columns of a call, one entry for each client
+CALL = frozenset({"round", "split", "rho", "client", "told", "chunk", "weight", *ABOUT})
+ANSWERS = frozenset({"client", "device", "shared", "rows", "metric", "failed", "reason", "sums"})
 QUOTED = 100  # characters of what a message held, in an error
-CONFIG = {"round": int, "keep": bool, "split": str, "rho": float, "seen": int}
 
 
 @dataclass(frozen=True)
@@ -33,58 +51,268 @@ class Entry:
     bytes: int
 
 
-def broadcast_record(message: Broadcast, shared: ArrayRecord | None = None) -> RecordDict:
-    """Return the content of a message to a client; `shared` is its packed values if the caller has them already."""
-    config = ConfigRecord({name: getattr(message, name) for name in CONFIG})
-    content = RecordDict({"shared": pack(message.values) if shared is None else shared, "config": config})
-    if message.control is not None:
-        content["control"] = pack(message.control)
-    if message.rows:
-        content["rows"] = ids_record(message.rows)
-    return content
+@dataclass(frozen=True)
+class Call:
+    """What the clients of a node are sent, and, for those of whom only the sum is wanted, their chunk and weight p_i.
+
+    The order of `broadcasts` is that of the sums. `told` are the metrics that go with an answer that is summed: whoever
+    adds up leaves out a client whose metrics the server would refuse, with all that it had been summed with.
+    """
+
+    broadcasts: dict[str, Broadcast]
+    chunks: dict[str, tuple[int, float]] = field(default_factory=dict)
+    told: tuple[str, ...] = ()
 
 
-def read_broadcast(record: RecordDict) -> Broadcast:
-    """Return what the server sent; raises ContractError if the message holds anything else."""
-    only(record, {"shared", "config", "control", "rows"})
-    config = part(record, "config", ConfigRecord)
-    found = {name: config.get(name) for name in CONFIG}
-    fits = all(type(found[name]) is kind for name, kind in CONFIG.items()) and len(config) == len(CONFIG)
-    if not fits or found["split"] not in ("validation", "test"):
-        raise ContractError(f"config: must hold {', '.join(CONFIG)}, found {quoted(config)}")
-    admit_rho(found["rho"])
-    return Broadcast(
-        values=unpack(part(record, "shared", ArrayRecord)),
-        control=unpack(part(record, "control", ArrayRecord)) if "control" in record else None,
-        rows=read_ids(part(record, "rows", ArrayRecord)),
-        **cast(dict[str, Any], found),
+@dataclass(frozen=True)
+class Answers:
+    """What a node answers for its clients: contributions, the sums that stand for their tensors, and failures.
+
+    A client whose tensors are part of a sum contributes its metrics alone.
+    """
+
+    contributions: list[Contribution]
+    subtotals: list[Subtotal] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+
+
+class _Distinct:
+    """Numbers things so that equal ones travel once."""
+
+    def __init__(self, content: RecordDict, prefix: str, many: bool, packed: Packed | None = None) -> None:
+        self.content, self.prefix, self.many = content, prefix, many
+        self.packed: Packed = {} if packed is None else packed
+        self.numbers: dict[Any, int] = {}
+
+    def add(self, params: Params | None) -> int:
+        """Return the number of a client's tensors; -1 for None."""
+        if params is None:
+            return -1
+        params = params or NOTHING
+        if id(params) not in self.numbers:
+            if id(params) not in self.packed:
+                self.packed[id(params)] = (params, pack(params))
+            self.numbers[id(params)] = self.record(self.packed[id(params)][1])
+        return self.numbers[id(params)]
+
+    def ids(self, rows: Mapping[str, Ints]) -> int:
+        """Return the number of a client's row ids; -1 for none, which is all but for joining and for newcomers."""
+        return self.record(ids_record(rows)) if rows else -1
+
+    def record(self, record: ArrayRecord) -> int:
+        """Return the number of a record, the same for equal content."""
+        digest = blake2b(digest_size=16)
+        for name, one in record.items() if self.many else ():
+            digest.update(f"{name} {len(one.data)} ".encode())
+            digest.update(one.data)
+        key = digest.digest()
+        if key not in self.numbers:
+            self.numbers[key] = len([name for name in self.content if name.startswith(self.prefix)])
+            self.content[f"{self.prefix}{self.numbers[key]}"] = record
+        return self.numbers[key]
+
+
+def call_record(call: Call, packed: Packed | None = None) -> RecordDict:
+    """Return the content of a message to a node; `packed` has what messages to other nodes have in common with it."""
+    content, sent = RecordDict(), list(call.broadcasts.values())
+    values, controls, rows = (
+        _Distinct(content, prefix, len(sent) > 1, packed) for prefix in ("shared.", "control.", "rows.")
     )
-
-
-def contribution_record(message: Contribution) -> RecordDict:
-    """Return the content of a client's reply."""
-    content = RecordDict(
+    first = sent[0]
+    chunks = [call.chunks.get(name, (ALONE, 0.0)) for name in call.broadcasts]
+    content["config"] = ConfigRecord(
         {
-            "shared": pack(message.values),
-            "metrics": MetricRecord({name: message.metrics[name] for name in sorted(message.metrics)}),
-            "config": ConfigRecord({"client": message.client, "device": message.device}),
+            "round": first.round,
+            "split": first.split,
+            "rho": first.rho,
+            "client": list(call.broadcasts),
+            "told": list(call.told),
+            "keep": [one.keep for one in sent],
+            "seen": [one.seen for one in sent],
+            "shared": [values.add(one.values) for one in sent],
+            "control": [controls.add(one.control) for one in sent],
+            "rows": [rows.ids(one.rows) for one in sent],
+            "chunk": [chunk for chunk, _ in chunks],
+            "weight": [weight for _, weight in chunks],
         }
     )
-    if message.rows:
-        content["rows"] = ids_record(message.rows)
     return content
 
 
-def read_contribution(record: RecordDict) -> Contribution:
-    """Return what a client sent; raises ContractError if the message is malformed or holds anything else."""
-    only(record, RECORDS)
-    config = part(record, "config", ConfigRecord)
-    if config.keys() != {"client", "device"}:
-        raise ContractError(f"config: must hold client and device, found {quoted(sorted(config))}")
-    client, device = admit_name("client", config["client"]), admit_device(config["device"])
-    metrics = read_metrics(record)
-    rows = read_ids(part(record, "rows", ArrayRecord))
-    return Contribution(client, unpack(part(record, "shared", ArrayRecord)), metrics, device, rows)
+def read_call(content: RecordDict) -> Call:
+    """Return what the server sent to a node; raises ContractError for a malformed message, or one that holds more."""
+    config = _config(content, CALL, "shared.", "control.", "rows.")
+    names = _strings(config, "client")
+    columns = {n: _whole(config, n, len(names)) for n in (*ABOUT, "chunk")}
+    columns["weight"] = _column(config, "weight", len(names))
+    if not all(0 <= weight <= FAR for weight in columns["weight"]):
+        raise ContractError("config weight: must be numbers from 0, found others")
+    values, controls = _tensors(content, "shared."), _tensors(content, "control.")
+    ids = [read_ids(record) for record in _records(content, "rows.")]
+    head = {name: config.get(name) for name in ("round", "split", "rho")}
+    if type(head["round"]) is not int or head["split"] not in ("validation", "test"):
+        raise ContractError(f"config: must hold round, split and rho, found {quoted(head)}")
+    admit_rho(head["rho"])
+    made: dict[tuple[float, ...], Broadcast] = {}  # equal ones are one object, which need be looked at once
+    broadcasts = {}
+    for name, *about in zip(names, *(columns[n] for n in ABOUT), strict=True):
+        if tuple(about) not in made:
+            keep, seen, shared, control, row = about
+            made[tuple(about)] = Broadcast(
+                values=_pick(values, shared),
+                control=None if control == -1 else _pick(controls, control),
+                rows={} if row == -1 else _pick(ids, row),
+                keep=bool(keep),
+                seen=int(seen),
+                **cast(dict[str, Any], head),
+            )
+        broadcasts[name] = made[tuple(about)]
+    chunks = {
+        name: (int(chunk), float(weight))
+        for name, chunk, weight in zip(names, columns["chunk"], columns["weight"], strict=True)
+        if chunk != ALONE
+    }
+    return Call(broadcasts, chunks, tuple(_strings(config, "told", METRIC)))
+
+
+def answers_record(answers: Answers) -> RecordDict:
+    """Return the content of a node's answer."""
+    content, many = RecordDict(), len(answers.contributions) > 1
+    values, rows = _Distinct(content, "shared.", many), _Distinct(content, "rows.", many)
+    metrics: dict[str, int] = {}
+    triples: list[tuple[int, int, float]] = []
+    for place, one in enumerate(answers.contributions):
+        triples += [
+            (place, metrics.setdefault(name, len(metrics)), value) for name, value in sorted(one.metrics.items())
+        ]
+    found = answers.contributions
+    content["config"] = ConfigRecord(
+        {
+            "client": [one.client for one in found],
+            "device": [one.device for one in found],
+            "shared": [values.add(one.values) for one in found],
+            "rows": [rows.ids(one.rows) for one in found],
+            "metric": list(metrics),
+            "failed": list(answers.failed),
+            "reason": list(answers.failed.values()),
+            "sums": len(answers.subtotals),
+        }
+    )
+    content["metrics"] = MetricRecord(
+        {
+            "client": [place for place, _, _ in triples],
+            "name": [name for _, name, _ in triples],
+            "value": [value for _, _, value in triples],
+        }
+    )
+    for place, part in enumerate(answers.subtotals):
+        content[f"sum.{place}"] = pack(part.values)
+        content[f"of.{place}"] = ConfigRecord({"client": list(part.clients), "gap": part.gap})
+    return content
+
+
+def read_answers(content: RecordDict) -> Answers:
+    """Return what a node answered; raises ContractError for a malformed message, or one that holds more."""
+    config = _config(content, ANSWERS, "metrics", "shared.", "rows.", "sum.", "of.")
+    names, devices = _strings(config, "client"), [admit_device(one) for one in _list(config, "device")]
+    columns = {name: _column(config, name, len(names)) for name in ("shared", "rows")}
+    if len(devices) != len(names):
+        raise ContractError(f"config: must hold a device for each of {len(names)} clients, found {len(devices)}")
+    metrics = _metrics(content, _strings(config, "metric", METRIC), len(names))
+    values = _tensors(content, "shared.")
+    rows = [read_ids(record) for record in _records(content, "rows.")]
+    contributions = [
+        Contribution(name, _pick(values, shared), metrics[place], devices[place], _pick(rows, row) if row != -1 else {})
+        for place, (name, shared, row) in enumerate(zip(names, columns["shared"], columns["rows"], strict=True))
+    ]
+    failed, reasons = _strings(config, "failed"), texts("config reason", config.get("reason"))
+    if len(failed) != len(reasons):
+        raise ContractError(f"config: must hold a reason for each failed client, found {len(reasons)}")
+    return Answers(contributions, _subtotals(content, config), dict(zip(failed, reasons, strict=True)))
+
+
+def _subtotals(content: RecordDict, config: ConfigRecord) -> list[Subtotal]:
+    count = config.get("sums")
+    if type(count) is not int or count < 0:
+        raise ContractError(f"config: must hold the number of sums, found {quoted(count)}")
+    found = []
+    for place in range(count):
+        about, values = part(content, f"of.{place}", ConfigRecord), content.get(f"sum.{place}")
+        gap = about.get("gap")
+        if not isinstance(values, ArrayRecord) or type(gap) is not float or not 0 <= gap <= FAR:
+            raise ContractError(f"sum {place}: must hold tensors and a gap that is finite and not negative")
+        found.append(Subtotal(tuple(_strings(about, "client")), unpack(values), gap))
+    return found
+
+
+def _metrics(content: RecordDict, names: Sequence[str], clients: int) -> list[dict[str, float]]:
+    record = part(content, "metrics", MetricRecord)
+    columns = [record.get(name) for name in ("client", "name", "value")]
+    if not all(isinstance(column, list) for column in columns) or len({len(cast("list[Any]", c)) for c in columns}) > 1:
+        raise ContractError("metrics: must hold three columns of one length")
+    found: list[dict[str, float]] = [{} for _ in range(clients)]
+    for place, name, value in zip(*cast("list[list[Any]]", columns), strict=True):
+        if not (type(place) is type(name) is int and 0 <= place < clients and 0 <= name < len(names)):
+            raise ContractError(f"metrics: must name a client and a metric of the message, found {place}, {name}")
+        found[int(place)][names[int(name)]] = float(value)
+    return found
+
+
+def _config(content: RecordDict, fields: frozenset[str], *others: str) -> ConfigRecord:
+    """Return the configuration of a message; raises ContractError if it is not whole, or not all beside `others`."""
+    for name in content:
+        if name != "config" and (name if "." not in name else f"{name.partition('.')[0]}.") not in others:
+            allowed = ", ".join(sorted(other.strip(".") for other in ("config", *others)))
+            raise ContractError(f"record {plain(name)}: must be one of {allowed}")
+    config = content.get("config")
+    if not isinstance(config, ConfigRecord):
+        raise ContractError("record config: must be sent, found missing or of another kind")
+    if config.keys() != fields:
+        raise ContractError(f"config: must hold {', '.join(sorted(fields))}, found {quoted(sorted(config))}")
+    return config
+
+
+def _strings(config: ConfigRecord, name: str, most: int = NAME) -> list[str]:
+    return [admit_name(f"config {name}", one, most) for one in _list(config, name)]
+
+
+def _list(config: ConfigRecord, name: str) -> list[Any]:
+    found = config.get(name)
+    if not isinstance(found, list):
+        raise ContractError(f"config {name}: must be a list, found {type(found).__name__}")
+    return cast("list[Any]", found)
+
+
+def _column(config: ConfigRecord, name: str, length: int) -> list[float]:
+    found = config.get(name)
+    if not isinstance(found, list) or len(found) != length or not all(isinstance(one, int | float) for one in found):
+        raise ContractError(f"config {name}: must hold a number for each of {length} clients")
+    return cast("list[float]", found)
+
+
+def _whole(config: ConfigRecord, name: str, length: int) -> list[float]:
+    found = _column(config, name, length)
+    if not all(isinstance(one, int) for one in found):
+        raise ContractError(f"config {name}: must hold whole numbers, found others")
+    return found
+
+
+def _records(content: RecordDict, prefix: str) -> list[ArrayRecord]:
+    # Not through `array_records`, which copies and checks the whole message at every access.
+    found = {n: one for n, one in content.items() if n.startswith(prefix) and isinstance(one, ArrayRecord)}
+    if set(found) != {f"{prefix}{place}" for place in range(len(found))}:
+        raise ContractError(f"record {prefix}: must be numbered from 0, found {quoted(sorted(found))}")
+    return [found[f"{prefix}{place}"] for place in range(len(found))]
+
+
+def _tensors(content: RecordDict, prefix: str) -> list[Params]:
+    return [unpack(record) for record in _records(content, prefix)]
+
+
+def _pick(found: Sequence[T], place: float) -> T:
+    if not (0 <= place < len(found) and place == int(place)):
+        raise ContractError(f"part: must be one of the {len(found)} that were sent, found {place}")
+    return found[int(place)]
 
 
 def ids_record(rows: Mapping[str, Ints]) -> ArrayRecord:
@@ -95,17 +323,6 @@ def ids_record(rows: Mapping[str, Ints]) -> ArrayRecord:
 def read_ids(record: ArrayRecord) -> dict[str, Ints]:
     """Return the row ids of a record; raises ContractError for what is no numeric array."""
     return numbers(record, "rows ")
-
-
-def read_metrics(record: RecordDict) -> dict[str, float]:
-    """Return the metrics of a message; raises ContractError for more than one number under a name."""
-    found: dict[str, float] = {}
-    for name, value in part(record, "metrics", MetricRecord).items():
-        admit_name("metric", name, METRIC)
-        if isinstance(value, list):
-            raise ContractError(f"metric {name}: must be one number, found {len(value)}")
-        found[name] = float(value)
-    return found
 
 
 def admit_rho(value: object) -> float:
@@ -133,20 +350,7 @@ def quoted(value: object) -> str:
     return text if len(text) <= QUOTED else f"{text[:QUOTED]}..."
 
 
-def only(record: RecordDict, allowed: set[str]) -> None:
-    """Raise ContractError unless the message holds only the allowed records, and the ones that every message has."""
-    for name in record:
-        if name not in allowed:
-            raise ContractError(f"record {plain(name)}: must be one of {', '.join(sorted(allowed))}")
-    needed = {"shared": ArrayRecord, "config": ConfigRecord} | (
-        {"metrics": MetricRecord} if "metrics" in allowed else {}
-    )
-    for name, kind in needed.items():
-        if not isinstance(record.get(name), kind):
-            raise ContractError(f"record {name}: must be sent, found missing or of another kind")
-
-
-def part(record: RecordDict, name: str, kind: type[T]) -> T:
+def part(record: RecordDict, name: str, kind: type[R]) -> R:
     """Return one record of a message, an empty one if there is none of that kind.
 
     Not through `array_records` and the like, which copy and check the whole message at every access.
@@ -155,15 +359,14 @@ def part(record: RecordDict, name: str, kind: type[T]) -> T:
     return found if isinstance(found, kind) else kind()
 
 
-def ledger(record: RecordDict, number: int, client: str, direction: str) -> list[Entry]:
-    """Return one entry for each array of a message, one for its metrics, in the order of their names."""
+def ledger(content: RecordDict, number: int, client: str, direction: str) -> list[Entry]:
+    """Return one entry for each array of a message about one client, in the order of their names."""
     entries = []
     for place in ("rows", "shared", "control"):
-        for name, one in sorted(part(record, place, ArrayRecord).items()):
+        records = (one for name, one in content.items() if name.partition(".")[0] == place)
+        arrays = (item for record in records if isinstance(record, ArrayRecord) for item in record.items())
+        for name, one in sorted(arrays, key=lambda item: item[0]):
             count = one.shape[0] if one.shape and (name in TABLES or place == "rows") else 0
             label = name if place == "shared" else f"{place}:{name}"
             entries.append(Entry(number, client, direction, label, count, len(one.data)))
-    metrics = part(record, "metrics", MetricRecord)
-    if metrics:
-        entries.append(Entry(number, client, direction, "metrics", 0, sum(len(name) + 8 for name in metrics)))
     return entries

@@ -15,19 +15,9 @@ from fedrec.privacy.encoding import Layout
 from fedrec.privacy.masks import KEY, TAG, Words
 from fedrec.privacy.secure_sum import Keys, Member, Stage
 from fedrec.privacy.shamir import SHARE
-from fedrec.sharing import BYTES, Broadcast, ContractError, admit_device, admit_name
+from fedrec.sharing import BYTES, METRIC, Broadcast, ContractError, admit_device, admit_name
 from fedrec.wire.arrays import array, numbers
-from fedrec.wire.messages import (
-    Entry,
-    broadcast_record,
-    ledger,
-    part,
-    plain,
-    quoted,
-    read_broadcast,
-    read_ids,
-    read_metrics,
-)
+from fedrec.wire.messages import Call, Entry, Packed, call_record, ledger, part, plain, quoted, read_call, read_ids
 
 KINDS: dict[Stage, str] = {
     "keys": "train.keys",
@@ -37,7 +27,7 @@ KINDS: dict[Stage, str] = {
 }
 STAGES = frozenset(KINDS.values())
 SEALED = 2 * SHARE + TAG  # bytes of the sealed shares of a client's two secrets
-PARTS = ("shared", "config")  # of a message that also is a broadcast
+PARTS = ("shared.0", "config")  # of a message that also is a call
 
 
 @dataclass(frozen=True)
@@ -117,9 +107,9 @@ def read_shares(content: RecordDict, client: str, size: int, names: Sequence[str
     return dict(zip(found, shares, strict=True))
 
 
-def masked_call(asked: Masked, shared: ArrayRecord | None = None) -> RecordDict:
-    """Return the message on which a client trains; `shared` are its packed values if the caller has them."""
-    content = broadcast_record(asked.broadcast, shared)
+def masked_call(client: str, asked: Masked, packed: Packed | None = None) -> RecordDict:
+    """Return the message on which a client trains; `packed` is as in `call_record`."""
+    content = call_record(Call({client: asked.broadcast}), packed)
     content["shares"] = _record(client=[name for name, _ in asked.sealed], share=[text for _, text in asked.sealed])
     content["layout"] = ConfigRecord({name: list(shape) for name, shape in asked.layout.shapes.items()})
     content["rows"] = ArrayRecord({name: array(ids) for name, ids in sorted(asked.layout.rows.items())})
@@ -129,7 +119,9 @@ def masked_call(asked: Masked, shared: ArrayRecord | None = None) -> RecordDict:
 def read_masked(content: RecordDict) -> Masked:
     """Return what `masked_call` wrote; raises ContractError."""
     _only(content, *PARTS, "shares", "layout", "rows")
-    broadcast = read_broadcast(RecordDict({name: content[name] for name in PARTS if name in content}))
+    sent = read_call(RecordDict({name: content[name] for name in PARTS if name in content})).broadcasts
+    if len(sent) != 1:
+        raise ContractError(f"config client: must be one, found {len(sent)}")
     names, sealed = _table(content, "shares", share=SEALED)
     shapes: dict[str, tuple[int, ...]] = {}
     for name, shape in part(content, "layout", ConfigRecord).items():
@@ -139,6 +131,7 @@ def read_masked(content: RecordDict) -> Masked:
     if sum(8 * math.prod(shape) for shape in shapes.values()) > BYTES:
         raise ContractError(f"layout: must be of at most {BYTES} bytes, found more")
     rows = read_ids(part(content, "rows", ArrayRecord))
+    (broadcast,) = sent.values()
     return Masked(broadcast, list(zip(names, sealed, strict=True)), Layout(dict(sorted(shapes.items())), rows))
 
 
@@ -161,6 +154,17 @@ def read_masked_answer(content: RecordDict, client: str, size: int) -> Sum:
     if words.dtype != np.uint64 or words.shape != (size,):
         raise ContractError(f"masked sum: must be {size} words of 64 bits, found {list(words.shape)} of {words.dtype}")
     return Sum(client, words, read_metrics(content), admit_device(config["device"]))
+
+
+def read_metrics(content: RecordDict) -> dict[str, float]:
+    """Return the metrics of a message; raises ContractError for more than one number under a name."""
+    found: dict[str, float] = {}
+    for name, value in part(content, "metrics", MetricRecord).items():
+        admit_name("metric", name, METRIC)
+        if isinstance(value, list):
+            raise ContractError(f"metric {name}: must be one number, found {len(value)}")
+        found[name] = float(value)
+    return found
 
 
 def unmask_call(number: int, survivors: Sequence[str], dropped: Sequence[str]) -> RecordDict:
@@ -201,6 +205,9 @@ def read_member(record: ConfigRecord) -> Member:
 def secure_ledger(content: RecordDict, number: int, client: str, direction: str) -> list[Entry]:
     """Return the entries of the byte ledger for a message of a secure sum."""
     entries = ledger(content, number, client, direction)
+    metrics = part(content, "metrics", MetricRecord)
+    if metrics:
+        entries.append(Entry(number, client, direction, "metrics", 0, sum(len(name) + 8 for name in metrics)))
     for name, one in part(content, "masked", ArrayRecord).items():
         entries.append(Entry(number, client, direction, f"masked:{name}", 0, len(one.data)))
     for place in ("keys", "roster", "shares", "layout", "peers"):

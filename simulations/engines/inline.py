@@ -1,60 +1,56 @@
-"""The engine `inline`: clients one after the other in this process, the reference result."""
+"""The engines of this process: `inline`, a node for each client, the reference result; `batched`, one node for all."""
 
 import gc
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from flwr.app import Context, Error, Message, RecordDict
-from flwr.clientapp import ClientApp
-from flwr.common.constant import ErrorCode
+from flwr.app import Context, Message, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
+from clients.app import answered
+from clients.node import Node
 from fedrec.folders import store
 from simulations.engines.local import RUN_ID, SERVER_NODE, LocalGrid
 from simulations.engines.storing import packed, unpacked
 
 
 class InlineGrid(LocalGrid):
-    """Runs the clients one after the other in this process; nodes 2, 3, ... hold the partitions 0, 1, ... ."""
+    """Runs nodes one after the other in this process, without serialising their messages: nodes 2, 3, ... .
 
-    def __init__(self, app: ClientApp, clients: int) -> None:
+    `hosts`: whether a node may have several clients. Those that train as one cannot be late alone, and are waited for.
+    """
+
+    def __init__(self, nodes: Sequence[Node], hosts: bool = False) -> None:
         super().__init__()
-        self.app = app
-        self.contexts = {
-            SERVER_NODE + 1 + i: Context(
-                run_id=RUN_ID,
-                node_id=SERVER_NODE + 1 + i,
-                node_config={"partition-id": i, "num-partitions": clients},
-                state=RecordDict(),
-                run_config={},
-            )
-            for i in range(clients)
-        }
+        self.nodes, self.hosts = dict(enumerate(nodes, SERVER_NODE + 1)), hosts
 
     def get_node_ids(self) -> Iterable[int]:
-        """Return the clients' node ids."""
-        return list(self.contexts)
+        """Return the nodes' ids."""
+        return list(self.nodes)
 
     def _answer(self, message: Message) -> Message:
-        try:
-            return self.app(message, self.contexts[message.metadata.dst_node_id])
-        except Exception as error:
-            return Message(Error(code=ErrorCode.UNKNOWN, reason=type(error).__name__), reply_to=message)
+        node = self.nodes[message.metadata.dst_node_id]
+        return answered(message, lambda: node.answer(message.metadata.message_type, message.content))
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        """Return the replies in the order of the messages; see LocalGrid."""
+        return super().send_and_receive(messages, timeout=None if self.hosts else timeout)
 
     def save(self, folder: Path) -> list[Path]:
         """Write the clients' private state into a folder; return the files."""
         path = folder / "nodes.state"
-        states = {f"{node}/{name}": r for node, one in self.contexts.items() for name, r in one.state.items()}
+        states = {f"{number}/{name}": r for number, node in self.nodes.items() for name, r in node.state().items()}
         store(path, packed(RecordDict(states)))
         return [path]
 
     def restore(self, folder: Path) -> None:
         """Go back to the state in a folder."""
-        for context in self.contexts.values():
-            context.state = RecordDict()
+        states = {number: RecordDict() for number in self.nodes}
         for key, record in unpacked((folder / "nodes.state").read_bytes()).items():
-            node, _, name = key.partition("/")
-            self.contexts[int(node)].state[name] = record
+            place, _, name = key.partition("/")
+            states[int(place)][name] = record
+        for number, state in states.items():
+            self.nodes[number].restore(state)
 
 
 def run_on(grid: Grid, server: ServerApp) -> None:

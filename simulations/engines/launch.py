@@ -17,10 +17,9 @@ from fedrec.folders import CHECKPOINTS, saved
 from fedrec.holdings import clients_data
 from fedrec.records import Row
 from server.checkpoint import Checkpoints, latest
-from simulations.engines.batched import BatchedGrid
-from simulations.engines.hosts import hosted
 from simulations.engines.identity import compare, identity
 from simulations.engines.inline import InlineGrid, run_on
+from simulations.engines.nodes import each_alone, hosted
 from simulations.engines.ray import run_ray
 from simulations.engines.slots import in_order, slots_of
 
@@ -76,7 +75,7 @@ def run_here(
     last = latest(home / CHECKPOINTS) if every else None
     if last:
         compare(last.about, about)
-    grid: InlineGrid | process.ProcessGrid | BatchedGrid
+    grid: InlineGrid | process.ProcessGrid
     if e.engine == "process":
         settings = {"experiment": e.model_dump(mode="json"), "home": str(home)}
         # As many workers as before, each with the same clients, whatever cores this machine has.
@@ -84,9 +83,9 @@ def run_here(
         about["workers"] = len(slots)
         grid = process.ProcessGrid(slots, settings, told, idle)
     elif e.engine == "batched" and not e.pool:
-        grid = BatchedGrid(hosted(e, home, in_order(e), devices(e.device)[0]))
+        grid = InlineGrid([hosted(e, home, in_order(e), devices(e.device)[0])], hosts=True)
     else:
-        grid = InlineGrid(apps()[1], clients)
+        grid = InlineGrid(each_alone(e, home))
     # A round of thousands of clients makes thousands of small objects, which the collector would walk again and again.
     before = gc.get_threshold()
     gc.set_threshold(100_000, 50, 100)

@@ -51,7 +51,7 @@ class Worker:
 
 
 class ProcessGrid(LocalGrid):
-    """A grid whose nodes are worker processes, each a host of several clients.
+    """A grid whose nodes are worker processes, each a node of several clients.
 
     `settings` tells a worker what to run (see `serve`); `told` is called with what the user should know. Workers
     that are `idle` are taken first, see `idle_workers`.
@@ -265,10 +265,10 @@ def serve(pipe: Connection, text: str) -> None:
     A request is `KIND` or `save FILE` or `load FILE`, a line break, and a message's content; or `begin`, a line break,
     and the settings of another run, which is not answered.
     """
-    from simulations.engines.hosts import host_of
+    from simulations.engines.nodes import node_of
 
     Thread(target=end_with_parent, daemon=True).start()
-    host = host_of(json.loads(text))
+    node = node_of(json.loads(text))
     gc.freeze()  # what the imports left need not be searched for garbage again and again
     while True:
         try:
@@ -276,15 +276,15 @@ def serve(pipe: Connection, text: str) -> None:
             kind, _, path = head.decode().partition(" ")
             answer = b""
             if kind == "begin":
-                del host  # before there is another
-                host = host_of(json.loads(body))
+                del node  # before there is another
+                node = node_of(json.loads(body))
                 continue
             if kind == "save":
-                store(Path(path), packed(host.state()))
+                store(Path(path), packed(node.state()))
             elif kind == "load":
-                host.restore(unpacked(Path(path).read_bytes()))
+                node.restore(unpacked(Path(path).read_bytes()))
             else:
-                answer = packed(host.answer(kind, unpacked(body)))
+                answer = packed(node.answer(kind, unpacked(body)))
             pipe.send_bytes(answer)
         except (EOFError, BrokenPipeError, ConnectionResetError):
             return

@@ -73,6 +73,7 @@ def measure(run: Run, home: Path) -> Rows:
     from simulations.apps import apps_for
     from simulations.engines import InlineGrid
     from simulations.engines.inline import run_on
+    from simulations.engines.nodes import each_alone
 
     e, who = run.experiment, run.labels["client"]
     if run.labels["method"] == POPULARITY:
@@ -80,10 +81,9 @@ def measure(run: Run, home: Path) -> Rows:
     else:
         home.mkdir()
         parts = [data.name for data in clients_data(e)]
-        grid = InlineGrid(apps_for(e, home)[1], len(parts))
-        if run.labels["method"] in ALONE:
-            grid.contexts = {k: one for (k, one), part in zip(grid.contexts.items(), parts, strict=True) if part == who}
-        run_on(grid, apps_for(e, home, nodes=len(grid.contexts))[0])
+        alone = run.labels["method"] in ALONE
+        nodes = [one for one, part in zip(each_alone(e, home), parts, strict=True) if part == who or not alone]
+        run_on(InlineGrid(nodes), apps_for(e, home, nodes=len(nodes))[0])
     rows = read_test(home)
     return records(rows[rows["client"] == who].assign(**run.labels))
 

@@ -23,8 +23,8 @@ from fedrec.privacy.noise import Source
 from fedrec.privacy.secure_sum import Member
 from fedrec.privacy.shamir import PRIME, interpolated, split
 from fedrec.sharing import Broadcast
-from fedrec.wire import read_contribution
 from tests.helpers import experiment, first_of, fit
+from tests.letters import read_contribution
 
 SMALL: dict[str, Any] = {
     "clients": 3, "partition": "users", "task": "rating", "market": {"users": 30, "items": 300, "impressions": 15},

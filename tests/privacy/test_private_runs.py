@@ -27,12 +27,12 @@ from fedrec.privacy.secret import digest
 from fedrec.records import Row, load_params
 from fedrec.report.facts import facts
 from fedrec.report.tables import read_run
-from fedrec.wire import read_contribution
 from server.faults import ClientFailure
 from server.release import Release
 from simulations.engines import launch
 from simulations.run import main
 from tests.helpers import SpyGrid, experiment, fit
+from tests.letters import read_contribution
 
 USER = {"unit": "user", "epsilon": "4"}
 CLIENT = {"unit": "client", "noise": 1.0}

@@ -10,10 +10,8 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.common.constant import ErrorCode
 
-from clients.app import client_app
 from clients.home import HOME
 from clients.secure import Session
-from clients.state import load
 from fedrec.errors import UserError
 from fedrec.experiment import Experiment
 from fedrec.holdings import clients_data
@@ -26,8 +24,9 @@ from server.strategy import Coordinator
 from simulations.apps import plan_of
 from simulations.check import check
 from simulations.engines import launch
-from simulations.engines.hosts import stacked
+from simulations.engines.nodes import each_alone, stacked
 from tests.helpers import SpyGrid, experiment, fit, results
+from tests.letters import state_of
 
 SECURE = {"active": True}
 STEP = 1e-6  # ten float32 steps of numbers about 1: what rounding to 29 binary digits may become in a few rounds
@@ -50,8 +49,8 @@ class Lossy(SpyGrid):
 
     def __init__(self, e: Experiment, faults: Mapping[tuple[str, Stage, int], Fault], home: Path | None = None) -> None:
         parts = clients_data(e)
-        super().__init__(client_app(lambda _: (e, home)), len(parts))
-        self.names = dict(zip(self.contexts, [part.name for part in parts], strict=True))
+        super().__init__(each_alone(e, home))
+        self.names = dict(zip(self.nodes, [part.name for part in parts], strict=True))
         self.faults = {(name, KINDS[stage], number): fault for (name, stage, number), fault in faults.items()}
 
     def _answer(self, message: Message) -> Message:
@@ -147,7 +146,7 @@ def test_two_of_five_lost_after_the_sum_are_in_it() -> None:
     assert results(found)[:3] != [] and [row["during"] for row in found.faults] == ["unmask", "unmask"]
     plain, other = fit(silo())
     close(plain, found)
-    rounds = [[load(context).now.round for context in one.contexts.values()] for one in (grid, other)]
+    rounds = [[state_of(context).now.round for context in one.nodes.values()] for one in (grid, other)]
     assert rounds == [[3] * 5, [3] * 5]
 
 
@@ -368,7 +367,7 @@ def test_noise_in_a_sum_needs_a_secure_one() -> None:
 
 def test_a_client_answers_no_plain_request_and_a_plain_one_no_secret_request() -> None:
     hidden, plain = fit(secure(rounds=1))[1], fit(silo(rounds=1))[1]
-    node = next(iter(hidden.contexts))
+    node = next(iter(hidden.nodes))
     train = next(message for message in plain.sent if message.metadata.message_type == "train")
     answer = hidden._answer(asked(train.content, node, "train"))
     assert answer.has_error() and "must go into a secure sum" in str(answer.error.reason)
@@ -387,7 +386,7 @@ def asked(content: RecordDict, node: int, kind: str, number: int = 2) -> Message
 def test_a_message_that_comes_again_is_refused(stage: Stage) -> None:
     """In the round of its own, after it, and in a later one."""
     _, grid = fit(secure(rounds=2))
-    node = next(iter(grid.contexts))
+    node = next(iter(grid.nodes))
     for number in (1, 2):
         first = next(
             message
@@ -403,7 +402,7 @@ def test_a_message_that_comes_again_is_refused(stage: Stage) -> None:
 
 def test_a_round_leaves_no_secrets_behind_and_a_lost_client_none_for_long() -> None:
     _, grid = fit(secure(dropout="2:silo-1"))
-    assert not any("secure" in context.state for context in grid.contexts.values())
+    assert not any("secure" in context.state for context in grid.nodes.values())
 
 
 def test_the_secrets_of_a_round_are_in_no_reply() -> None:
@@ -412,7 +411,7 @@ def test_the_secrets_of_a_round_are_in_no_reply() -> None:
     class Peeking(Lossy):
         def _answer(self, message: Message) -> Message:
             reply = super()._answer(message)
-            for context in self.contexts.values():
+            for context in self.nodes.values():
                 if "secure" in context.state:
                     member = Session(context.state).member
                     seen.extend([member.mask_key, member.seal_key, member.seed])
@@ -478,7 +477,7 @@ def test_rows_of_one_client_alone_do_not_leave_it_and_its_results_are_those_of_t
     assert validated[0].keys() == validated[1].keys() and len(validated[0]) > 20
     assert all(validated[1][key] == pytest.approx(value, abs=1e-6) for key, value in validated[0].items())
     assert float((plain.shared["item_table"] - hidden[0].shared["item_table"])[common].abs().max()) <= STEP
-    kept = load(next(iter(hidden[1].contexts.values()))).now.private
+    kept = state_of(next(iter(hidden[1].nodes.values()))).now.private
     assert np.array_equal(carried[0][kept[f"{HOME}item_table/rows"]], np.setdiff1d(carried[0], common))
 
 
@@ -534,14 +533,14 @@ def test_a_round_that_is_repeated_after_a_crash_leaves_the_state_that_the_server
     """New keys fit no old message, and nothing is masked twice; but the training is repeated to the bit."""
     e = secure("admm", weights="uniform")
     record, grid = fit(e)
-    again = SpyGrid(client_app(lambda _: (e, None)), 5)
+    again = SpyGrid(each_alone(e, None))
     for message in grid.sent:
         about = message.metadata
         reply = again._answer(asked(message.content, about.dst_node_id, about.message_type, int(about.group_id or 0)))
         if about.message_type in {KINDS["shares"], KINDS["masked"], KINDS["unmask"]}:
             assert reply.has_error()
-    for node, context in grid.contexts.items():
-        state = again.contexts[node].state
+    for node, context in grid.nodes.items():
+        state = again.nodes[node].state
         for name in ("now.private", "now.dual", "now.sent", "before.private", "kept.private"):
             assert arrays(RecordDict({"": context.state[name]})).keys() == arrays(RecordDict({"": state[name]})).keys()
             for key, value in arrays(RecordDict({"": context.state[name]})).items():

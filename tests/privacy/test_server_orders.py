@@ -14,7 +14,6 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
-from clients.app import client_app
 from clients.client import Client
 from clients.round import join, trained
 from clients.secure import Envelope, source
@@ -27,7 +26,7 @@ from fedrec.privacy.ledger import Ledger
 from fedrec.privacy.secure_sum import Keys, Stage
 from fedrec.records import failures
 from fedrec.sharing import Broadcast, Contribution
-from fedrec.wire import broadcast_record, pack, read_contribution
+from fedrec.wire import pack
 from fedrec.wire.secure import (
     KINDS,
     SEALED,
@@ -42,8 +41,10 @@ from fedrec.wire.secure import (
 )
 from server.secure import layout_of
 from simulations.engines import InlineGrid
+from simulations.engines.nodes import each_alone
 from simulations.engines.storing import packed
 from tests.helpers import experiment, first_of
+from tests.letters import broadcast_record, read_contribution
 
 SECONDS = 60.0  # for one answer, far more than any takes
 NUMBERS = st.sampled_from([1, 1, 1, 1, 2, 2, 2, 3, 3, 4, 0, -5, 2**62])
@@ -93,8 +94,8 @@ class Server(RuleBasedStateMachine):
 
     def restart(self) -> None:
         """The client's process ends: what is left is its folder."""
-        self.grid = InlineGrid(client_app(lambda _: (self.e, self.home)), len(clients_data(self.e)))
-        self.node = next(iter(self.grid.contexts))
+        self.grid = InlineGrid(each_alone(self.e, self.home))
+        self.node = next(iter(self.grid.nodes))
         self.rounds = (0, 0)  # of the last answer, and of the one before
 
     @rule(what=st.sampled_from(["restart", "save", "go back", "go back", "go back"]))
@@ -103,15 +104,15 @@ class Server(RuleBasedStateMachine):
         if what == "restart":
             self.restart()
         elif what == "save":
-            self.saved = RecordDict(dict(self.grid.contexts[self.node].state)), self.rounds
+            self.saved = RecordDict(dict(self.grid.nodes[self.node].state)), self.rounds
         else:
             state, self.rounds = self.saved
-            self.grid.contexts[self.node].state = RecordDict(dict(state))
+            self.grid.nodes[self.node].state = RecordDict(dict(state))
 
     @rule()
     def join(self) -> None:
         """The client joins, whether it has or not."""
-        reply = self.ask("query.join", RecordDict({"shared": pack({})}))
+        reply = self.ask("query.join", RecordDict({"shared.0": pack({})}))
         assert isinstance(reply, RecordDict)
         found, self.rounds = read_contribution(reply), (0, 0)
         assert found.metrics == {"examples": 1.0}
@@ -127,7 +128,7 @@ class Server(RuleBasedStateMachine):
         """The client is to train a round."""
         values, after = self.values(z), self.after(seen)
         content = broadcast_record(Broadcast(number, values, seen=after, rho=rho))
-        key = (packed(self.grid.contexts[self.node].state), packed(content))
+        key = (packed(self.grid.nodes[self.node].state), packed(content))
         reply = self.ask("train", content)
         if not isinstance(reply, RecordDict):
             return
@@ -240,8 +241,8 @@ class Summing(RuleBasedStateMachine):
 
     def restart(self) -> None:
         """All processes end, and the clients join again."""
-        self.grid = InlineGrid(client_app(lambda _: (self.e, self.home)), len(self.names))
-        self.nodes = dict(zip(self.names, self.grid.contexts, strict=True))
+        self.grid = InlineGrid(each_alone(self.e, self.home))
+        self.nodes = dict(zip(self.names, self.grid.nodes, strict=True))
         joined = [self.joined(name) for name in self.names]
         self.z, rows = joined[0].values, catalogue([one.rows for one in joined])
         who = [carrier(one.client, one.values, one.rows, rows, 1.0) for one in joined]
@@ -306,7 +307,7 @@ class Summing(RuleBasedStateMachine):
 
     def joined(self, name: str) -> Contribution:
         """Let a client join, whether it has or not."""
-        reply = asked(self.grid, self.nodes[name], "query.join", RecordDict({"shared": pack({})}))
+        reply = asked(self.grid, self.nodes[name], "query.join", RecordDict({"shared.0": pack({})}))
         assert isinstance(reply, RecordDict)
         return read_contribution(reply)
 
@@ -350,8 +351,8 @@ def test_no_order_of_the_stages_of_a_sum_makes_noise_that_is_not_booked(
 
 def client_of(e: Experiment, home: Path) -> tuple[InlineGrid, int]:
     """Return a grid of an experiment and the node of its first client, in a process of its own."""
-    grid = InlineGrid(client_app(lambda _: (e, home)), len(clients_data(e)))
-    return grid, next(iter(grid.contexts))
+    grid = InlineGrid(each_alone(e, home))
+    return grid, next(iter(grid.nodes))
 
 
 WHERE: dict[str, dict[str, Any]] = {
@@ -370,10 +371,10 @@ def test_a_round_that_is_asked_again_after_a_test_is_refused_for_good(unit: str,
     for _ in range(3):  # three processes, one after the other
         grid, node = client_of(e, tmp_path)
         for kind, content in (
-            ("query.join", RecordDict({"shared": pack({})})),
+            ("query.join", RecordDict({"shared.0": pack({})})),
             ("train", train),
             ("evaluate", broadcast_record(Broadcast(1, z, split="test", seen=1 if not found else 0))),
-            ("query.join", RecordDict({"shared": pack({})})),
+            ("query.join", RecordDict({"shared.0": pack({})})),
             ("train", train),
         ):
             reply = asked(grid, node, kind, content)
@@ -389,7 +390,7 @@ def test_whose_secret_was_lost_refuses_to_go_on(unit: str, tmp_path: Path) -> No
     e = experiment(**{**SMALL, "privacy": WHERE[unit]})
     grid, node = client_of(e, tmp_path)
     z, name = first_of(e), clients_data(e)[0].name
-    asked(grid, node, "query.join", RecordDict({"shared": pack({})}))
+    asked(grid, node, "query.join", RecordDict({"shared.0": pack({})}))
     assert not isinstance(asked(grid, node, "train", broadcast_record(Broadcast(1, z))), str)
     (tmp_path / "privacy" / f"{name}.secret").unlink()
     refused = asked(grid, node, "train", broadcast_record(Broadcast(2, z, seen=1)))
@@ -405,7 +406,7 @@ def test_another_penalty_is_another_input_with_noise_of_its_own(tmp_path: Path) 
     found = []
     for rho in (0.1, 1.0):
         grid, node = client_of(e, tmp_path)
-        asked(grid, node, "query.join", RecordDict({"shared": pack({})}))
+        asked(grid, node, "query.join", RecordDict({"shared.0": pack({})}))
         reply = asked(grid, node, "train", broadcast_record(Broadcast(1, z, rho=rho)))
         assert isinstance(reply, RecordDict)
         moved = read_contribution(reply).values["item_table"]  # v_i minus what they start with, 2 (x_i - z)
@@ -453,7 +454,7 @@ def test_a_failed_evaluation_is_not_told_and_the_secret_is_gone(
     e = experiment(**{**SMALL, "privacy": WHERE["user"]})
     grid, node = client_of(e, tmp_path)
     z = first_of(e)
-    asked(grid, node, "query.join", RecordDict({"shared": pack({})}))
+    asked(grid, node, "query.join", RecordDict({"shared.0": pack({})}))
     asked(grid, node, "train", broadcast_record(Broadcast(1, z)))
 
     def fails(*_: object, **__: object) -> None:

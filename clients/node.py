@@ -1,0 +1,196 @@
+"""A node: one client or more, what a message asks of each, and the sums where the server needs no more."""
+
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+
+import torch
+from flwr.app import RecordDict
+
+from clients.client import Client
+from clients.cohort import Program, programs
+from clients.round import evaluated, join, trained
+from clients.secure import answer_in_secret
+from clients.state import Party, restore, saved
+from fedrec.aggregation import Carrier, Subtotal, admit_start, carrier, catalogue, subtotal, union
+from fedrec.errors import UserError
+from fedrec.parameters import Params, norm, same
+from fedrec.proportion import change, large, too_far
+from fedrec.sharing import Broadcast, ContractError, Contribution, admit, admit_metrics, admit_told
+from fedrec.wire import ALONE, Answers, Call, answers_record, read_call
+from fedrec.wire.bundle import bundled, unbundled
+from fedrec.wire.messages import TEXT
+from fedrec.wire.secure import STAGES
+
+
+class Node:
+    """The clients of a node. They are trained one after the other, or as few programs if they are `stacked`."""
+
+    def __init__(self, clients: Sequence[Client], stacked: bool = False) -> None:
+        torch.set_num_threads(1)  # sums in one order, whatever the engine
+        self.parties = {client.data.name: Party(client) for client in clients}
+        self.stacked = stacked
+        self.programs: list[Program] = []
+        self.carriers: dict[str, Carrier] = {}
+
+    def answer(self, kind: str, content: RecordDict) -> RecordDict:
+        """Return what the clients answer to a message of the server; a client that fails is named in it."""
+        if kind in STAGES:
+            return self.stage(kind, content)
+        if kind == "query.join":
+            return answers_record(self.join())
+        call = read_call(content)
+        return answers_record(self.as_programs(kind, call) if self.programs else self.one_by_one(kind, call))
+
+    def join(self) -> Answers:
+        """Begin every client's state; return what they join with, equal tensors once."""
+        found = Answers([])
+        for name, party in self.parties.items():
+            try:
+                reply = admit_start(self.first(name))
+            except Exception as error:
+                found.failed[name] = words(error)
+                continue
+            party.secrets.pop("member", None)  # but not which rounds had keys: no round gets a second pair
+            last = found.contributions[-1].values if found.contributions else {}
+            found.contributions.append(replace(reply, values=last) if same(last, reply.values) else reply)
+        rows = catalogue([one.rows for one in found.contributions])
+        if self.stacked:
+            joined = [self.parties[one.client] for one in found.contributions]
+            self.programs = programs(joined, [one.values for one in found.contributions], rows)
+        else:
+            self.carriers = {r.client: carrier(r.client, r.values, r.rows, rows, 1.0) for r in found.contributions}
+        return found
+
+    def first(self, name: str) -> Contribution:
+        """Return what a client joins with; raises what goes wrong."""
+        self.parties[name].joined, reply = join(self.parties[name].client)
+        return reply
+
+    def as_programs(self, kind: str, call: Call) -> Answers:
+        """Let clients that are stacked answer what they were sent."""
+        found = Answers([])
+        for program in self.programs:
+            made = program.answer(kind, call)
+            found.contributions.extend(made.contributions)
+            found.subtotals.extend(made.subtotals)
+            found.failed.update(made.failed)
+        return found
+
+    def one_by_one(self, kind: str, call: Call) -> Answers:
+        """Let clients answer what they were sent, one after the other; those of a chunk are summed as they come."""
+        found, members = Answers([]), dict[int, list[str]]()
+        for name in call.broadcasts:  # a chunk has one sum, also where a client of it that is not summed stands between
+            members.setdefault(call.chunks.get(name, (ALONE, 0.0))[0], []).append(name)
+        for number, names in members.items():
+            replies = self.replies(kind, call, names, found)
+            if number == ALONE:
+                found.contributions.extend(replies)
+            else:
+                found.subtotals.extend(self.summed(call, names, replies, found))
+        return found
+
+    def replies(self, kind: str, call: Call, names: Sequence[str], found: Answers) -> Iterator[Contribution]:
+        """Yield the contributions of clients; note the failures."""
+        for name in names:
+            try:
+                reply = self.reply(kind, name, call.broadcasts[name])
+            except Exception as error:
+                found.failed[name] = words(error)
+            else:
+                yield reply
+
+    def reply(self, kind: str, name: str, sent: Broadcast) -> Contribution:
+        """Return what a client contributes; raises what goes wrong."""
+        if name not in self.parties:
+            raise ContractError(f"client: must be of this node, found {name!a}")
+        party = self.parties[name]
+        if kind == "train":
+            if party.client.experiment.secure.active:
+                raise ContractError("secure: the answer must go into a secure sum, found a request for it as it is")
+            party.joined, reply, _ = trained(party.client, party.state, sent)
+        else:
+            party.joined, reply = evaluated(party.client, party.state, sent)
+        return reply
+
+    def summed(
+        self, call: Call, names: Sequence[str], replies: Iterator[Contribution], found: Answers
+    ) -> list[Subtotal]:
+        """Return the sum of what a chunk answers; nothing of a chunk in which nobody does."""
+        members = {name: replace(self.carriers[name], weight=call.chunks[name][1]) for name in names}
+        rows = union(list(members.values()))
+
+        def parts() -> Iterator[tuple[Carrier, Params, Params]]:
+            for reply in self.proportionate(call, replies, found):
+                found.contributions.append(replace(reply, values={}))
+                yield members[reply.client], reply.values, call.broadcasts[reply.client].values
+
+        total = subtotal(parts(), rows)
+        if len(total.clients) < len(names):
+            kept = union([members[name] for name in total.clients])
+            rest = {n: v[torch.isin(rows[n], kept[n])] if n in rows else v for n, v in total.values.items()}
+            total = replace(total, values=rest)
+        return [total] if total.clients else []
+
+    def proportionate(self, call: Call, replies: Iterable[Contribution], found: Answers) -> Iterator[Contribution]:
+        """Yield the replies that may be added up, in their order; note the failures.
+
+        They are added as they come. From the first on that is large they wait for those beside which it is judged.
+        """
+        held: list[Contribution] = []
+        changes: dict[str, float] = {}
+        for reply in replies:
+            z = call.broadcasts[reply.client].values
+            try:
+                reply = replace(reply, values=admit(reply.values, self.carriers[reply.client].like))
+                if reply.rows:
+                    raise ContractError("record rows: must be sent to join alone, found it in an answer")
+                admit_metrics(reply.metrics, call.told)
+                admit_told(reply, frozenset(call.told))
+            except ContractError as error:
+                found.failed[reply.client] = str(error)
+                continue
+            changes[reply.client] = change(reply.values, z)
+            if held or large(reply.values, z):
+                held.append(reply)
+            else:
+                yield reply
+        refused = too_far(changes, {reply.client: norm(call.broadcasts[reply.client].values) for reply in held})
+        found.failed.update(refused)
+        yield from (reply for reply in held if reply.client not in refused)
+
+    def stage(self, kind: str, content: RecordDict) -> RecordDict:
+        """Return what clients answer to a stage of a secure sum, each to a message of its own."""
+        found: dict[str, RecordDict] = {}
+        failed: dict[str, str] = {}
+        for name, one in unbundled(content)[0].items():
+            try:
+                found[name] = self.staged(kind, name, one)
+            except Exception as error:
+                failed[name] = words(error)
+        return bundled(found, failed)
+
+    def staged(self, kind: str, name: str, content: RecordDict) -> RecordDict:
+        """Return what a client answers to a stage of a secure sum; raises what goes wrong."""
+        if name not in self.parties:
+            raise ContractError(f"client: must be of this node, found {name!a}")
+        return answer_in_secret(kind, content, self.parties[name], trained)
+
+    def state(self) -> RecordDict:
+        """Return the private state of all clients."""
+        return saved(self.parties)
+
+    def restore(self, state: RecordDict) -> None:
+        """Go back to a state; clients that are stacked must have joined."""
+        restore(self.parties, state)
+
+
+def words(error: Exception) -> str:
+    """Return what a node tells of a failure: of a broken contract its text, of anything else only the kind.
+
+    Another exception's text may quote private data; with the traceback it stays in the node's own log.
+    """
+    if isinstance(error, ContractError | UserError):
+        return str(error)[:TEXT]
+    logging.getLogger(__name__).error("a client failed", exc_info=error)
+    return type(error).__name__
