@@ -43,7 +43,7 @@ def private(method: str = "fedper", privacy: dict[str, Any] | None = None, **fie
 
 
 def metrics_of(grid: SpyGrid) -> set[str]:
-    return {name for message in grid.received for record in message.content.metric_records.values() for name in record}
+    return {name for message in grid.received for name in read_contribution(message.content).metrics}
 
 
 def lengths(grid: SpyGrid) -> list[list[tuple[str, int]]]:

@@ -11,13 +11,14 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRec
 from flwr.common.constant import ErrorCode
 
 from clients.home import HOME
-from clients.secure import Session
+from clients.secure import PRESENT, member_of
 from fedrec.errors import UserError
 from fedrec.experiment import Experiment
 from fedrec.holdings import clients_data
 from fedrec.privacy.guarantee import terms
 from fedrec.privacy.secure_sum import Stage
 from fedrec.records import Record, load_params
+from fedrec.wire.bundle import bundled, unbundled
 from fedrec.wire.secure import KINDS, STAGES, keys_call, read_masked
 from server.faults import ClientFailure
 from server.strategy import Coordinator
@@ -26,7 +27,7 @@ from simulations.check import check
 from simulations.engines import launch
 from simulations.engines.nodes import each_alone, stacked
 from tests.helpers import SpyGrid, experiment, fit, results
-from tests.letters import state_of
+from tests.letters import read_contribution, reason, state_of
 
 SECURE = {"active": True}
 STEP = 1e-6  # ten float32 steps of numbers about 1: what rounding to 29 binary digits may become in a few rounds
@@ -57,12 +58,13 @@ class Lossy(SpyGrid):
         reply = super()._answer(message)
         about = message.metadata
         fault = self.faults.get((self.names[about.dst_node_id], about.message_type, int(about.group_id or 0)))
-        if fault is None or reply.has_error():
+        if fault is None or reason(reply):
             return reply
-        made = fault(reply.content)
+        (name,) = unbundled(reply.content)[0]
+        made = fault(unbundled(reply.content)[0][name])
         if made is None:
             return Message(Error(code=ErrorCode.MESSAGE_UNAVAILABLE, reason="gone"), reply_to=message)
-        return Message(made, reply_to=message)
+        return Message(bundled({name: made}, {}), reply_to=message)
 
 
 def lost(_: RecordDict) -> None:
@@ -232,8 +234,8 @@ def check_wire(grid: SpyGrid, allowed_metrics: Iterable[str]) -> None:
         "train.shares": {"config", "shares"},
         "train.masked": {"config", "masked", "metrics"},
         "train.unmask": {"config", "shares"},
-        "query.join": {"config", "shared", "metrics", "rows"},
-        "evaluate": {"config", "shared", "metrics"},
+        "query.join": {"config", "shared.0", "metrics", "rows.0"},
+        "evaluate": {"config", "shared.0", "metrics"},
     }
     kinds = {message.metadata.message_id: message.metadata.message_type for message in grid.sent}
     for reply in grid.received:
@@ -248,7 +250,7 @@ def check_wire(grid: SpyGrid, allowed_metrics: Iterable[str]) -> None:
         elif kind != "query.join":
             assert not found
         else:
-            assert dict(reply.content.metric_records["metrics"]) == {"examples": 1.0}
+            assert read_contribution(reply.content).metrics == {"examples": 1.0}
 
 
 def lengths(grid: SpyGrid) -> list[list[tuple[str, int]]]:
@@ -285,7 +287,7 @@ def test_the_joining_tells_nothing_of_the_data() -> None:
     _, grid = fit(e)
     starts = [arrays(reply.content) for reply in grid.received[:5]]
     for one in starts[1:]:
-        assert all(np.array_equal(one[name], starts[0][name]) for name in one if name.startswith("shared:heads"))
+        assert all(np.array_equal(one[name], starts[0][name]) for name in one if name.startswith("shared.0:heads"))
 
 
 def test_the_masked_words_of_a_run_are_uniform_and_never_the_same() -> None:
@@ -369,15 +371,14 @@ def test_a_client_answers_no_plain_request_and_a_plain_one_no_secret_request() -
     hidden, plain = fit(secure(rounds=1))[1], fit(silo(rounds=1))[1]
     node = next(iter(hidden.nodes))
     train = next(message for message in plain.sent if message.metadata.message_type == "train")
-    answer = hidden._answer(asked(train.content, node, "train"))
-    assert answer.has_error() and "must go into a secure sum" in str(answer.error.reason)
+    assert "must go into a secure sum" in reason(hidden._answer(asked(train.content, node, "train")))
+    (name,) = plain.nodes[node].parties
     for kind in STAGES:
-        answer = plain._answer(asked(keys_call(2), node, kind))
-        assert answer.has_error() and "secure: must be active" in str(answer.error.reason)
+        assert "secure: must be active" in reason(plain._answer(asked(keys_call(2), node, kind, name=name)))
 
 
-def asked(content: RecordDict, node: int, kind: str, number: int = 2) -> Message:
-    message = Message(content, node, kind, group_id=str(number))
+def asked(content: RecordDict, node: int, kind: str, number: int = 2, name: str = "") -> Message:
+    message = Message(bundled({name: content}) if kind in STAGES else content, node, kind, group_id=str(number))
     message.metadata.__dict__["_message_id"] = "again"
     return message
 
@@ -394,15 +395,15 @@ def test_a_message_that_comes_again_is_refused(stage: Stage) -> None:
             if message.metadata.message_type == KINDS[stage]
             and (message.metadata.dst_node_id, message.metadata.group_id) == (node, str(number))
         )
-        answer = grid._answer(asked(first.content, node, KINDS[stage], number))
-        assert answer.has_error()
+        (name,) = grid.nodes[node].parties
+        answer = reason(grid._answer(asked(first.content, node, KINDS[stage], number, name)))
         rule = {"keys": "must be after 2", "masked": "must"}.get(stage, "must begin with the keys")
-        assert rule in str(answer.error.reason), answer.error.reason
+        assert rule in answer, answer
 
 
 def test_a_round_leaves_no_secrets_behind_and_a_lost_client_none_for_long() -> None:
     _, grid = fit(secure(dropout="2:silo-1"))
-    assert not any("secure" in context.state for context in grid.nodes.values())
+    assert not any(PRESENT in party.secrets for node in grid.nodes.values() for party in node.parties.values())
 
 
 def test_the_secrets_of_a_round_are_in_no_reply() -> None:
@@ -411,9 +412,9 @@ def test_the_secrets_of_a_round_are_in_no_reply() -> None:
     class Peeking(Lossy):
         def _answer(self, message: Message) -> Message:
             reply = super()._answer(message)
-            for context in self.nodes.values():
-                if "secure" in context.state:
-                    member = Session(context.state).member
+            for party in (party for node in self.nodes.values() for party in node.parties.values()):
+                if PRESENT in party.secrets:
+                    member = member_of(party)
                     seen.extend([member.mask_key, member.seal_key, member.seed])
             return reply
 
@@ -463,7 +464,7 @@ def test_rows_of_one_client_alone_do_not_leave_it_and_its_results_are_those_of_t
     plain, hidden = fit(silo(**own_items))[0], fit(secure(**own_items))
     assert [note for note in hidden[0].notes if "15 rows of item_table stay at home" in note]
     asked = [read_masked(m.content) for m in hidden[1].sent if m.metadata.message_type == KINDS["masked"]]
-    carried = [reply.content.array_records["rows"]["item"].numpy() for reply in hidden[1].received[:3]]
+    carried = [reply.content.array_records["rows.0"]["item"].numpy() for reply in hidden[1].received[:3]]
     common = np.intersect1d(carried[0], carried[1])
     assert len(common) == 10 and all(np.array_equal(one.layout.rows["item_table"], common) for one in asked)
     validated = [
@@ -521,7 +522,7 @@ def test_noise_of_all_clients_in_the_sum(tmp_path: Path) -> None:
     e = secure(rounds=1, weights="uniform", privacy=rule, market={"items": 600, "users": 100})
     record, grid = fit(e, tmp_path)
     start = arrays(grid.received[0].content)
-    moved = record.shared["item_table"].numpy() - start["shared:item_table"]
+    moved = record.shared["item_table"].numpy() - start["shared.0:item_table"]
     assert moved.std() == pytest.approx(0.5 * (5 / 3) ** 0.5 / 5, rel=0.05)
     noise = terms(e).noise
     assert noise is not None and (noise.clients, noise.sigma) == (3, 1.0)
@@ -536,15 +537,17 @@ def test_a_round_that_is_repeated_after_a_crash_leaves_the_state_that_the_server
     again = SpyGrid(each_alone(e, None))
     for message in grid.sent:
         about = message.metadata
-        reply = again._answer(asked(message.content, about.dst_node_id, about.message_type, int(about.group_id or 0)))
+        (name,) = again.nodes[about.dst_node_id].parties
+        number = int(about.group_id or 0)
+        reply = again._answer(asked(message.content, about.dst_node_id, about.message_type, number, name))
         if about.message_type in {KINDS["shares"], KINDS["masked"], KINDS["unmask"]}:
-            assert reply.has_error()
-    for node, context in grid.nodes.items():
-        state = again.nodes[node].state
+            assert reason(reply)
+    for number, node in grid.nodes.items():
+        state, other = node.state(), again.nodes[number].state()
         for name in ("now.private", "now.dual", "now.sent", "before.private", "kept.private"):
-            assert arrays(RecordDict({"": context.state[name]})).keys() == arrays(RecordDict({"": state[name]})).keys()
-            for key, value in arrays(RecordDict({"": context.state[name]})).items():
-                assert np.array_equal(value, arrays(RecordDict({"": state[name]}))[key]), name
+            assert arrays(RecordDict({"": state[name]})).keys() == arrays(RecordDict({"": other[name]})).keys()
+            for key, value in arrays(RecordDict({"": state[name]})).items():
+                assert np.array_equal(value, arrays(RecordDict({"": other[name]}))[key]), name
     assert len(record.rounds) == 3
 
 

@@ -27,9 +27,11 @@ from fedrec.privacy.secure_sum import Keys, Stage
 from fedrec.records import failures
 from fedrec.sharing import Broadcast, Contribution
 from fedrec.wire import pack
+from fedrec.wire.bundle import bundled, unbundled
 from fedrec.wire.secure import (
     KINDS,
     SEALED,
+    STAGES,
     Masked,
     keys_call,
     masked_call,
@@ -44,7 +46,7 @@ from simulations.engines import InlineGrid
 from simulations.engines.nodes import each_alone
 from simulations.engines.storing import packed
 from tests.helpers import experiment, first_of
-from tests.letters import broadcast_record, read_contribution
+from tests.letters import broadcast_record, read_contribution, reason
 
 SECONDS = 60.0  # for one answer, far more than any takes
 NUMBERS = st.sampled_from([1, 1, 1, 1, 2, 2, 2, 3, 3, 4, 0, -5, 2**62])
@@ -58,6 +60,7 @@ SMALL: dict[str, Any] = {
     "clients": 3, "partition": "users", "task": "rating", "market": {"users": 30, "items": 300, "impressions": 15},
     "rounds": ROUNDS, "local_epochs": 1, "optimiser": "sgd", "lr": 0.1, "l2": 0.0, "weights": "uniform",
 }  # fmt: skip
+NAME = "silo-1"  # the first client
 CASES: dict[str, dict[str, Any]] = {
     "interaction": {"privacy": {"unit": "interaction", "noise": 1.0, "rate": 0.5}},
     "user": {"privacy": {"unit": "user", "noise": 1.0, "rate": 0.5}},
@@ -104,10 +107,10 @@ class Server(RuleBasedStateMachine):
         if what == "restart":
             self.restart()
         elif what == "save":
-            self.saved = RecordDict(dict(self.grid.nodes[self.node].state)), self.rounds
+            self.saved = self.grid.nodes[self.node].state(), self.rounds
         else:
             state, self.rounds = self.saved
-            self.grid.nodes[self.node].state = RecordDict(dict(state))
+            self.grid.nodes[self.node].restore(state)
 
     @rule()
     def join(self) -> None:
@@ -127,8 +130,8 @@ class Server(RuleBasedStateMachine):
     def train(self, number: int, seen: int | str, z: str, rho: float) -> None:
         """The client is to train a round."""
         values, after = self.values(z), self.after(seen)
-        content = broadcast_record(Broadcast(number, values, seen=after, rho=rho))
-        key = (packed(self.grid.nodes[self.node].state), packed(content))
+        content = broadcast_record(Broadcast(number, values, seen=after, rho=rho), NAME)
+        key = (packed(self.grid.nodes[self.node].state()), packed(content))
         reply = self.ask("train", content)
         if not isinstance(reply, RecordDict):
             return
@@ -150,7 +153,7 @@ class Server(RuleBasedStateMachine):
         """The client is to validate, or now and then to test, which is to be its last."""
         split, after = "validation" if test else "test", self.after(seen)
         sent = Broadcast(number, self.values(z), keep, split, 1.0, after)
-        reply = self.ask("evaluate", broadcast_record(sent))
+        reply = self.ask("evaluate", broadcast_record(sent, NAME))
         if isinstance(reply, RecordDict):
             found = read_contribution(reply)
             assert not found.values and not found.metrics
@@ -160,15 +163,15 @@ class Server(RuleBasedStateMachine):
     @rule(kind=st.sampled_from(["train", "evaluate"]), what=st.sampled_from(["nothing", "values", "config", "private"]))
     def nonsense(self, kind: str, what: str) -> None:
         """A message that is none."""
-        content = broadcast_record(Broadcast(1, self.start))
+        content = broadcast_record(Broadcast(1, self.start), NAME)
         if what == "nothing":
             content = RecordDict()
         elif what == "values":
-            content["shared"] = pack({name: value[:1] for name, value in self.start.items()})
+            content["shared.0"] = pack({name: value[:1] for name, value in self.start.items()})
         elif what == "config":
             content["config"] = ConfigRecord({"round": "one"})
         else:
-            content["shared"] = pack({**self.start, "user_table": torch.zeros(2, 2)})
+            content["shared.0"] = pack({**self.start, "user_table": torch.zeros(2, 2)})
         assert isinstance(self.ask(kind, content), str)
 
     @precondition(lambda self: self.spent)
@@ -257,7 +260,9 @@ class Summing(RuleBasedStateMachine):
         elif what == "restart":
             self.restart()
         elif not often:
-            reply = asked(self.grid, self.nodes[name], "evaluate", broadcast_record(Broadcast(1, self.z, split="test")))
+            reply = asked(
+                self.grid, self.nodes[name], "evaluate", broadcast_record(Broadcast(1, self.z, split="test"), name)
+            )
             self.tested |= set() if isinstance(reply, str) else {name}
 
     @rule(number=NUMBERS)
@@ -303,7 +308,7 @@ class Summing(RuleBasedStateMachine):
             return unmask_call(number, list(dealt), [])
         values = {n: torch.full_like(v, HUGE) if z == "huge" else v for n, v in self.z.items()}
         theirs = [(peer, shares[name]) for peer, shares in dealt.items() if peer != name and name in shares]
-        return masked_call(Masked(Broadcast(number, values), theirs, self.layout))
+        return masked_call(name, Masked(Broadcast(number, values), theirs, self.layout))
 
     def joined(self, name: str) -> Contribution:
         """Let a client join, whether it has or not."""
@@ -314,14 +319,16 @@ class Summing(RuleBasedStateMachine):
 
 def asked(grid: InlineGrid, node: int, kind: str, content: RecordDict) -> RecordDict | str:
     """Return what a client answers, or the words in which it refuses; anything else is a crash."""
-    began = time.monotonic()
+    began, staged = time.monotonic(), kind in STAGES
+    (name,) = grid.nodes[node].parties
+    content = bundled({name: content}) if staged else content
     (reply,) = grid.send_and_receive([Message(content, node, kind, group_id="1")])
     assert time.monotonic() - began < SECONDS
-    if not reply.has_error():
-        return reply.content
-    reason = str(reply.error.reason)
-    assert (": " in reason and "must" in reason) or "budget" in reason, f"no words: {reason!r}"
-    return reason
+    words = reason(reply)
+    if not words:
+        return unbundled(reply.content)[0][name] if staged else reply.content
+    assert (": " in words and "must" in words) or "budget" in words, f"no words: {words!r}"
+    return words
 
 
 def run(machine: type[RuleBasedStateMachine], examples: int) -> None:
@@ -366,14 +373,14 @@ WHERE: dict[str, dict[str, Any]] = {
 def test_a_round_that_is_asked_again_after_a_test_is_refused_for_good(unit: str, tmp_path: Path) -> None:
     e = experiment(**{**SMALL, "privacy": WHERE[unit]})
     z, name = first_of(e), clients_data(e)[0].name
-    train = broadcast_record(Broadcast(1, z))
+    train = broadcast_record(Broadcast(1, z), NAME)
     found: list[RecordDict | str] = []
     for _ in range(3):  # three processes, one after the other
         grid, node = client_of(e, tmp_path)
         for kind, content in (
             ("query.join", RecordDict({"shared.0": pack({})})),
             ("train", train),
-            ("evaluate", broadcast_record(Broadcast(1, z, split="test", seen=1 if not found else 0))),
+            ("evaluate", broadcast_record(Broadcast(1, z, split="test", seen=1 if not found else 0), NAME)),
             ("query.join", RecordDict({"shared.0": pack({})})),
             ("train", train),
         ):
@@ -391,9 +398,9 @@ def test_whose_secret_was_lost_refuses_to_go_on(unit: str, tmp_path: Path) -> No
     grid, node = client_of(e, tmp_path)
     z, name = first_of(e), clients_data(e)[0].name
     asked(grid, node, "query.join", RecordDict({"shared.0": pack({})}))
-    assert not isinstance(asked(grid, node, "train", broadcast_record(Broadcast(1, z))), str)
+    assert not isinstance(asked(grid, node, "train", broadcast_record(Broadcast(1, z), NAME)), str)
     (tmp_path / "privacy" / f"{name}.secret").unlink()
-    refused = asked(grid, node, "train", broadcast_record(Broadcast(2, z, seen=1)))
+    refused = asked(grid, node, "train", broadcast_record(Broadcast(2, z, seen=1), NAME))
     assert isinstance(refused, str) and f"the secret of '{name}' must be there" in refused
     assert len(Ledger(tmp_path / "privacy" / f"{name}.jsonl").entries) == 1
 
@@ -407,7 +414,7 @@ def test_another_penalty_is_another_input_with_noise_of_its_own(tmp_path: Path) 
     for rho in (0.1, 1.0):
         grid, node = client_of(e, tmp_path)
         asked(grid, node, "query.join", RecordDict({"shared.0": pack({})}))
-        reply = asked(grid, node, "train", broadcast_record(Broadcast(1, z, rho=rho)))
+        reply = asked(grid, node, "train", broadcast_record(Broadcast(1, z, rho=rho), NAME))
         assert isinstance(reply, RecordDict)
         moved = read_contribution(reply).values["item_table"]  # v_i minus what they start with, 2 (x_i - z)
         found.append(moved[torch.from_numpy(rows)].double().reshape(-1).numpy())
@@ -455,14 +462,14 @@ def test_a_failed_evaluation_is_not_told_and_the_secret_is_gone(
     grid, node = client_of(e, tmp_path)
     z = first_of(e)
     asked(grid, node, "query.join", RecordDict({"shared.0": pack({})}))
-    asked(grid, node, "train", broadcast_record(Broadcast(1, z)))
+    asked(grid, node, "train", broadcast_record(Broadcast(1, z), NAME))
 
     def fails(*_: object, **__: object) -> None:
         raise ValueError("user 7 has no items left")
 
     monkeypatch.setattr("clients.round.evaluate", fails)
     for split in ("validation", "test"):
-        reply = asked(grid, node, "evaluate", broadcast_record(Broadcast(1, z, split=split, seen=1)))
+        reply = asked(grid, node, "evaluate", broadcast_record(Broadcast(1, z, split=split, seen=1), NAME))
         assert isinstance(reply, RecordDict) and not read_contribution(reply).metrics
     assert "user 7 has no items left" in caplog.text
     name = clients_data(e)[0].name  # the simulation, which sees everything, says it in the report
