@@ -9,7 +9,6 @@ import torch
 from flwr.app import Message, RecordDict
 
 from fedrec.aggregation import Carrier, Subtotal, chunks, union
-from fedrec.data.types import Ints
 from fedrec.parameters import Params, norm, subtract
 from fedrec.proportion import MULTIPLE
 from fedrec.sharing import Broadcast, ContractError, Contribution, admit
@@ -153,7 +152,7 @@ class Tally:
         values: Params,
         control: Params | None = None,
         metrics: Mapping[str, float] = NOTHING,
-        rows: Mapping[str, Ints] = NOTHING,
+        rows: Mapping[str, Any] = NOTHING,
     ) -> None:
         """Count a message of a client with these tensors, metrics and row ids."""
         size = sum(map(len, metrics)) + 8 * len(metrics)

@@ -59,7 +59,7 @@ def test_the_baselines_of_a_batched_run_train_as_one_program(
     answer = InlineGrid._answer
 
     def answering(grid: InlineGrid, message: Any) -> Any:
-        asked.append(message.metadata.message_type)
+        asked.extend([message.metadata.message_type] * grid.hosts)
         return answer(grid, message)
 
     monkeypatch.setattr(InlineGrid, "_answer", answering)
