@@ -84,10 +84,11 @@ class Client:
         return self.model.init(self.experiment.seed, self.data.users, self.data.items, offsets)
 
     def weigher(self, state: Mapping[str, Tensor] | None = None) -> Weigher | None:
-        """Return its loss weighting in a state, else in the first one; None with fixed weights."""
+        """Return its loss weighting in a state, else in the first one; None with fixed weights, or of one task."""
         rule = self.experiment.weighting
-        start = dict(state or rule.start(len(self.tasks)))
-        return Weigher(rule, self.experiment.recipe().optimiser, start) if rule.active else None
+        if not rule.active or len(self.tasks) == 1:
+            return None
+        return Weigher(rule, self.experiment.recipe().optimiser, dict(state or rule.start(len(self.tasks))))
 
     @cached_property
     def shared_like(self) -> Params:

@@ -65,7 +65,7 @@ def test_only_logits_travel(coupling: dict[str, Any]) -> None:
         shared, name = message.content.array_records["shared.0"], read_contribution(message.content).client
         if "logits" in shared:
             assert shared["logits"].shape == (sizes[str(name)],)
-        assert set(message.content.metric_records["metrics"]) <= {
+        assert set(read_contribution(message.content).metrics) <= {
             *("loss", "examples", "gap"),
             *(f"{name!s}/rank/{metric}" for metric in e.metrics),
         }
