@@ -13,18 +13,18 @@ from clients.client import Client
 from clients.round import begin, finish, followed, receive, told
 from clients.state import Party, State
 from clients.training import Made, Start
-from fedrec.aggregation import Subtotal
 from fedrec.data.types import Ints
 from fedrec.evaluation import Split
 from fedrec.experiment import Experiment
 from fedrec.holdings import reader
+from fedrec.keyed import TABLES, Subtotal
 from fedrec.node_evaluation import evaluate_many
 from fedrec.parameters import LARGEST, Params, finite, norm, to
 from fedrec.personal import personal_model
 from fedrec.proportion import large, too_far
 from fedrec.records import save_client, slug, write_users
 from fedrec.scorers import ModelScorer
-from fedrec.sharing import TABLES, Broadcast, ContractError
+from fedrec.sharing import Broadcast, ContractError
 from fedrec.training.cohort import Cohort, groups
 from fedrec.training.moved import Moved
 from fedrec.training.results import Sum, moved, pieces, spread, trained, whole, write

@@ -9,11 +9,11 @@ from functools import partial
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
-from fedrec.aggregation import Carrier, Subtotal, admit_start, chunks
 from fedrec.codecs import Coding
+from fedrec.keyed import Carrier, Subtotal, chunks
 from fedrec.parameters import Params
 from fedrec.records import Record, natural
-from fedrec.sharing import Broadcast, ContractError, Contribution, admit_metrics
+from fedrec.sharing import Broadcast, ContractError, Contribution, admit_metrics, admit_start
 from fedrec.wire import Call, Entry, call_record, pack
 from fedrec.wire.messages import Packed
 from server.cohorts import Letters, Opened, Tally, admit_subtotal, calls, opened

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedrec.aggregation import Carrier
 from fedrec.coordination import Ball, Hub, Link, Mean, Solution, Within, gradient_steps, newton
+from fedrec.keyed import Carrier
 from fedrec.parameters import Params
 from fedrec.seeds import generator
 from tests.quadratics import Array, Problem, apart, problem

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from clients.app import clients_of
 from clients.node import Node
-from fedrec.aggregation import CHUNK, Subtotal, carrier, catalogue, gather, mean, mean_of, sums
 from fedrec.experiment import Experiment
+from fedrec.keyed import CHUNK, Subtotal, carrier, catalogue, gather, mean, mean_of, sums
 from fedrec.records import Record
 from fedrec.seeds import generator
 from fedrec.sharing import Broadcast, ContractError, Contribution

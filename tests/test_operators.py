@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fedrec.aggregation import Carrier
 from fedrec.coordination import (
     Ball,
     Box,
@@ -25,6 +24,7 @@ from fedrec.coordination import (
     tie,
 )
 from fedrec.coordination.operators import ConvexSet
+from fedrec.keyed import Carrier
 from fedrec.parameters import Params
 from fedrec.seeds import generator
 from tests.quadratics import OPERATORS, Array, apart, claim, cp, minimise

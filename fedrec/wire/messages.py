@@ -11,14 +11,13 @@ from typing import Any, TypeVar, cast
 
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
-from fedrec.aggregation import Subtotal
 from fedrec.data.types import Ints
+from fedrec.keyed import TABLES, Subtotal
 from fedrec.parameters import LARGEST, Params
 from fedrec.sharing import (
     FAR,
     METRIC,
     NAME,
-    TABLES,
     Broadcast,
     ContractError,
     Contribution,

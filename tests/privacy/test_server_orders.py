@@ -17,9 +17,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from clients.client import Client
 from clients.round import join, trained
 from clients.secure import Envelope, source
-from fedrec.aggregation import carrier, catalogue
 from fedrec.experiment import Experiment
 from fedrec.holdings import clients_data
+from fedrec.keyed import carrier, catalogue
 from fedrec.parameters import LARGEST, Params
 from fedrec.privacy.encoding import Layout
 from fedrec.privacy.ledger import Ledger
