@@ -115,7 +115,7 @@ class Reads(Module):
 )
 def test_a_model_that_needs_more_than_a_units_rows_is_refused_in_words(what: str, found: str) -> None:
     check_units(own(Reads()), (CLICK, parse_task("tests.own_parts:Huber")))
-    with pytest.raises(UserError, match=f"privacy.unit: model Reads must be made of the rows .*, found {found}"):
+    with pytest.raises(UserError, match=f"privacy.unit: model Reads must be made of .*, found {found}"):
         check_units(own(Reads(what=what)), (CLICK,))
 
 

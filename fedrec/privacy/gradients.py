@@ -133,7 +133,7 @@ def check_units(model: Recommender, tasks: tuple[Task, ...]) -> None:
         except Exception as error:  # whatever code that vmap cannot differentiate makes it raise
             found = f"{type(error).__name__}: {error}".partition("\n")[0]
         if found:
-            raise UserError(f"privacy.unit: {part} must be made of the rows that a unit names, by vmap, found {found}")
+            raise UserError(f"privacy.unit: {part} must be made of a unit's own rows, by vmap, found {found}")
 
 
 def reads_its_rows(model: Recommender, task: Task) -> bool:
