@@ -119,7 +119,6 @@ PARTS = (
     # Recommenders, their tasks, and what they read.
     takes("model", Can.USER_SIDE, why="item has none (add --model mf)", here=models("item")),
     takes("model", Can.CLIENT_GRADIENTS, why="a module of one's own may read other rows", here=own_models),
-    takes("model", Can.UNIT_GRADIENTS, why="a module of one's own may read rows that no unit names", here=own_models),
     takes("model", Can.READS_ITEMS, Can.USER_SIDE, why="a module of one's own reads the ids alone", here=own_models),
     needs("model", Can.TWO_WIDTHS, here=models(*(kind for kind in BODIES if BODIES[kind].widths > 1))),
     takes("hidden", Can.TWO_WIDTHS, why="there is one (add --hidden 64,32)", here=only_width),
@@ -179,7 +178,6 @@ PARTS = (
     takes("codec.kind", Can.STEPS, why="what arrives holds what earlier rounds still owed"),
     # How a client trains.
     takes("phases", Can.ONE_PHASE, why="phases part what is trained (add --phases all)"),
-    takes("transform", Can.UNIT_GRADIENTS, why="noisy steps run no transform of one's own"),
     takes("optimiser", Can.ONE_RATE, why="its rates differ (add --optimiser sgd --lr 10)", here=("adam", "adagrad")),
     takes("lrs", Can.ONE_RATE, why="modules have rates of their own"),
     needs("drift.correction", Can.COMMON_START, Can.ONE_RATE, Can.ONE_PHASE, Can.STEPS),

@@ -16,6 +16,7 @@ from fedrec.experiment import Experiment
 from fedrec.holdings import clients_data, reader, tasks_for
 from fedrec.origins import portable
 from fedrec.parameters import covers
+from fedrec.privacy.gradients import check_units
 from fedrec.privacy.guarantee import terms
 from fedrec.records import natural
 from fedrec.sharing import MODULES
@@ -126,6 +127,8 @@ def check_tasks(experiment: Experiment, parts: tuple[ClientData, ...]) -> None:
             if task.part:
                 task.measured(np.zeros(len(target[:2]), np.float32), target[:2])
             rows[task.name] = rows.get(task.name, 0) + int(task.rows(data.train, data.attributes).sum())
+        if experiment.privacy.inside:
+            check_units(reader(experiment, data, "train"), tasks_for(experiment, data))
         told = experiment.agreement.task
         if experiment.agreement.active and told not in [task.name for task in tasks_for(experiment, data)]:
             raise UserError(f"agreement.task: every client must have the task {told}, found none in {data.name}")

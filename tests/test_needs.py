@@ -125,8 +125,6 @@ AT_CLIENT: Flat = {**CLIENT, "privacy.where": "client"}
 # The same capabilities between other parts.
 MORE: list[tuple[Can, Flat]] = [
     (Can.READS_ITEMS, {**OWN, "task": "rank,price"}),
-    (Can.UNIT_GRADIENTS, {**USER, **OWN}),
-    (Can.UNIT_GRADIENTS, {**USER, "transform": "tests.own_parts:Decay"}),
     (Can.USER_SIDE, {**OWN, **GRU}),
     (Can.EXCHANGE, {**AGREED, "pool": True}),
     (Can.EXCHANGE, {**LATE, "method": "local"}),

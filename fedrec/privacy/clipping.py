@@ -20,7 +20,7 @@ def clipped(gradients: Gradients, batch: Batch, weight: Tensor, clip: float, int
     norm = gradients.norms(into)
     sound = norm.isfinite()
     for name in own:
-        sound &= gradients.dense[name].isfinite().all(1)
+        sound &= gradients.dense[name].isfinite().flatten(1).all(1)
     factor = torch.where(sound, torch.minimum(weight.double(), SLACK * clip / norm), 0.0).float()
     whole = bool(sound.all())
     for name, total in into.items():
@@ -36,4 +36,5 @@ def clipped(gradients: Gradients, batch: Batch, weight: Tensor, clip: float, int
         else:
             total += value.sum(0)
     for name, total in own.items():
-        total[batch.user] = torch.where(sound[:, None], gradients.dense[name], 0.0)
+        value = gradients.dense[name]
+        total[batch.user] = torch.where(sound.view(-1, *[1] * (value.dim() - 1)), value, 0.0)

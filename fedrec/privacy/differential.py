@@ -23,8 +23,10 @@ from fedrec.sharing import Sharing
 from fedrec.tasks import Task
 from fedrec.training import transforms
 from fedrec.training.kernels import handwritten
+from fedrec.training.learner import Learner
 from fedrec.training.losses import trainable
 from fedrec.training.recipe import Recipe
+from fedrec.training.results import stack
 
 CELLS = 2**15  # cells of a part of a step
 DENSE = 2**22  # entries of a part's gradients of the body and the heads
@@ -114,8 +116,9 @@ def private_update(
     - user: w_u = u's number of rows, so that a user counts by its rows until it is clipped; B = q x number of users.
     - interaction: w_u = 1, B = `recipe.batch_size`, what a step is taken to draw; q is not derived from it.
     A user's own rows (see `Mechanism.noisy`) make their step along g_u alone, unclipped, when u is drawn. The L2
-    penalty is part of g_u. The proximal term `mu (x - anchor)` and `shift` are added behind the noise: both must be
-    functions of what was released. A unit whose gradient is not finite counts as one without interactions.
+    penalty is part of g_u. Behind the noise come the transforms of `recipe`, the proximal term `mu (x - anchor)` and
+    `shift`: anchor and shift must be functions of what was released, and a transform gets nothing else, no user's own
+    row and no gradient of one. A unit whose gradient is not finite counts as one without interactions.
 
     The heads' initial bias must not come from the data (`Task.offset` does): start from a public number.
     """
@@ -124,29 +127,29 @@ def private_update(
     past = before(data, model.sequence.history, seed) if model.sequence.active else None
     units, coins = Units.of(data, tasks, recipe, mechanism.unit, past), source.spawn()
     size = mechanism.rate * len(data.users) if mechanism.unit == "user" else float(recipe.batch_size)
-    room = parts(params, str(params["item_table"].device), handwritten(model, tasks))
-    tie = transforms.proximal(recipe.mu, dict(anchor or {}) if recipe.mu else {})
-    chain, losses = (transforms.shift(dict(shift or {})), tie), list[Tensor]()
+    room = parts(params, str(next(iter(params.values())).device), handwritten(model, tasks))
+    stacked, tie, moved = (stack([one or {}]).values for one in (params, anchor if recipe.mu else None, shift))
+    told = {name: stacked[name] for name in mechanism.noisy(list(params), sharing)}
+    owner = {name: value.new_zeros(len(value), dtype=torch.int64) for name, value in told.items() if name in TABLES}
+    chain, losses = transforms.chain(recipe.transforms, recipe.mu, tie, moved, {}), list[Tensor]()
     for number, phase in enumerate(recipe.phases):
         names = trainable(params, tasks, sharing, phase, recipe.optimiser)
         noisy = mechanism.noisy(names, sharing)
-        moved = [*names, *(name for name in shift or {} if name not in names)]
-        state = recipe.optimiser.start({name: params[name] for name in moved})
+        own = {name: stacked[name] for name in names if name not in noisy}
+        still = {name: torch.zeros_like(params[name]) for name in moved if name not in names}
+        w = Learner(told, [*noisy, *still], recipe.optimiser, True, chain, owner)
+        v = Learner(own, list(own), recipe.optimiser, True)
         for t in range(1, (recipe.epochs * mechanism.passes if names else 0) + 1):
             chosen = np.flatnonzero(coins.uniform(units.count) <= mechanism.rate)
             negatives = derive(seed, "private", *scope, number, t)
-            grads = {name: torch.zeros_like(params[name]) for name in moved}
-            into = {name: grads[name] for name in noisy}
-            own = {name: grads[name] for name in names if name not in into}
+            into, rows = ({name: torch.zeros_like(params[name]) for name in part} for part in (noisy, own))
             for batch in units.batches(chosen, negatives, *room):
                 found = unit_gradients(model, params, tasks, batch, recipe.l2, names)
                 weight = batch.rows if mechanism.unit == "user" else torch.ones_like(batch.rows)
-                clipped(found, batch, weight, mechanism.clip, into, own)
+                clipped(found, batch, weight, mechanism.clip, into, rows)
                 losses.append(found.loss)
-            grads |= released(into, mechanism, size, source)
-            for one in chain:
-                grads, _ = one.update(grads, one.init(params), params, transforms.Context(t, {}))
-            recipe.optimiser.step(params, grads, state, t)
+            w.step({}, stack([still | released(into, mechanism, size, source)]).values, t)
+            v.step({}, rows, t)
     return params, float(torch.cat(losses).double().nanmean()) if losses else math.nan
 
 

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import grad_and_value, vmap
 
+from fedrec.errors import UserError
 from fedrec.keyed import TABLES
 from fedrec.models import Recommender
+from fedrec.models.module import ModuleRecommender
 from fedrec.parameters import Params
 from fedrec.privacy.units import Batch as UnitBatch
 from fedrec.tasks import Task
+from fedrec.training.gradients import by_rows
+from fedrec.training.gradients import laid_out as laid_out_step
 from fedrec.training.kernels import handwritten, loss_and_gradients
 from fedrec.training.losses import batch_loss
 from fedrec.training.recipe import Batch
+from fedrec.training.step import Step
 
 
 @dataclass(frozen=True)
@@ -29,8 +34,8 @@ class Gradients:
     """
 
     loss: Tensor  # [U]
-    dense: Params  # [U, ...]; of a user table the row of the unit's user, [U, d]
-    pairs: Params  # item tables [P, d]
+    dense: Params  # [U, ...]; of a user table the row of the unit's user
+    pairs: Params  # item tables [P, ...]
     unit: Tensor  # [P]
     item: Tensor  # [P]
 
@@ -41,13 +46,14 @@ class Gradients:
             if name in self.dense:
                 square += self.dense[name].flatten(1).square().sum(1).double()
             else:
-                square.index_add_(0, self.unit, self.pairs[name].square().sum(1).double())
+                square.index_add_(0, self.unit, self.pairs[name].flatten(1).square().sum(1).double())
         return square.sqrt_()
 
-    def merged(self, items: int) -> Gradients:
-        """Return the same with every pair once, where `unit` and `item` may name it several times; of so many items."""
+    def merged(self) -> Gradients:
+        """Return the same with every pair once, where `unit` and `item` may name it several times."""
+        items = int(self.item.max()) + 1
         key, place = torch.unique(self.unit * items + self.item, return_inverse=True)
-        pairs = {n: v.new_zeros((len(key), v.shape[1])).index_add_(0, place, v) for n, v in self.pairs.items()}
+        pairs = {n: v.new_zeros((len(key), *v.shape[1:])).index_add_(0, place, v) for n, v in self.pairs.items()}
         return replace(self, pairs=pairs, unit=key // items, item=key % items)
 
     def like(self, params: Params) -> Gradients:
@@ -87,7 +93,7 @@ def by_hand(
     item = batch.step.item.reshape(k, -1)
     unit, item = owner.repeat_interleave(item.shape[1]), item.reshape(-1)
     each = Gradients(by_unit(loss), dense, pairs, unit, item)
-    return each if batch.distinct else each.merged(len(params["item_table"]))
+    return each if batch.distinct else each.merged()
 
 
 def by_vmap(
@@ -100,52 +106,51 @@ def by_vmap(
     hangs on its other rows: what stands beside a unit may not move its gradient.
     """
     assert model.side.encoder is None, "an encoder reads a text once for all rows that name it, whoever's they are"
-    item, places, columns = laid_out(batch)
+    item, same, columns = laid_out(batch)
     at, content = {"user": batch.user[:, None], "item": item}, model.side.content
     view = {name: (value[at[TABLES[name]]] if name in TABLES else value).double() for name, value in params.items()}
     if content is not None:
         content = content[item.to(content.device)].to(item.device).double()
-
-    def loss(moved: Params, held: Params, content: Tensor | None, columns: dict[str, Any]) -> Tensor:
-        mine = replace(model, side=replace(model.side, content=content))
-        return batch_loss(mine, {**held, **moved}, tasks, Batch(**{**places, **columns}), l2)
-
-    moved, held = ({n: v for n, v in view.items() if (n in names) == wanted} for wanted in (True, False))
-    axes = [{n: 0 if n in TABLES else None for n in part} for part in (moved, held)]
-    each = vmap(grad_and_value(loss), in_dims=(*axes, None if content is None else 0, 0))
-    found, value = each(moved, held, content, columns)
+    model.shapes(1, item.shape[1], ())  # makes a module of one's own for so many rows: it could not be inside vmap
+    loss, found = by_rows(model, view, tasks, same, columns, l2, names, content, axis=None)
     dense = {n: v[:, 0] if n in TABLES else v for n, v in found.items() if TABLES.get(n) != "item"}
     pairs = {n: v.flatten(0, 1) for n, v in found.items() if n not in dense}
     unit = torch.arange(len(item), device=item.device).repeat_interleave(item.shape[1])
-    return Gradients(value, dense, pairs, unit, item.flatten()).merged(len(params["item_table"])).like(params)
+    return Gradients(loss, dense, pairs, unit, item.flatten()).merged().like(params)
+
+
+@functools.lru_cache(maxsize=64)
+def check_units(model: Recommender, tasks: tuple[Task, ...]) -> None:
+    """Raise UserError for a recommender or a task of the user's own that has no gradients by unit."""
+    probed = [(f"task {task.part}", Recommender("mf", 2), task) for task in tasks if task.part]
+    if isinstance(model, ModuleRecommender):
+        probed.append((f"model {type(model.module).__qualname__}", model, Task("click", "binary", "bce")))
+    for part, one, task in probed:
+        try:
+            found = "" if reads_its_rows(one, task) else "that it reads others"
+        except UserError:
+            raise
+        except Exception as error:  # whatever code that vmap cannot differentiate makes it raise
+            found = f"{type(error).__name__}: {error}".partition("\n")[0]
+        if found:
+            raise UserError(f"privacy.unit: {part} must be made of a unit's own rows, by vmap, found {found}")
+
+
+def reads_its_rows(model: Recommender, task: Task) -> bool:
+    """Return whether two units' losses are those of whole tables without padding: a probe of random numbers."""
+    rng, ones = torch.Generator().manual_seed(0), torch.ones(2, 3)
+    params = {n: torch.randn(v.shape, generator=rng).double() for n, v in model.shapes(4, 5, [task.name]).items()}
+    user, item, rows = torch.tensor([3, 2]), torch.tensor([[[3, 1, 2]], [[4, 0, 0]]]), torch.tensor([3, 2])
+    step = Step(None, item, ones, {task.name: (ones, ones)})
+    found = by_vmap(model, params, (task,), UnitBatch(step, torch.arange(2), False, user, rows), 0.0, list(params))
+    batches = [
+        Batch(user[u].expand(n), item[u, 0, :n], None, {task.name: (ones[u, :n], ones[u, :n])})
+        for u, n in enumerate(rows.tolist())
+    ]
+    whole = torch.stack([batch_loss(model, params, (task,), one, 0.0) for one in batches])
+    return torch.allclose(found.loss, whole, equal_nan=True)
 
 
 def laid_out(batch: UnitBatch) -> tuple[Tensor, dict[str, Any], dict[str, Any]]:
-    """Return the items [U, n] that units name, one by one, and the fields of their `Batch`es.
-
-    Rows of item tables are places among a unit's own n, and the row of its user is 0. The first fields are the same for
-    all units, since vmap gathers at other places for each in a loop; the others are side by side [U, ...].
-    """
-    place, real = batch.places()
-
-    def laid(values: Tensor) -> Tensor:
-        return values.flatten(0, 1)[place]
-
-    item = laid(batch.step.item.mT)  # [U, R, 1 + m]
-    named, (_, rows, width) = item.flatten(1), item.shape
-    places = torch.arange(rows * width, device=item.device).view(rows, width)
-    same: dict[str, Any] = {"user": torch.zeros_like(places[:, 0]), "item": places[:, 0], "negative": None}
-    if width > 1:
-        same["negative"] = places[:, 1:]
-    columns: dict[str, Any] = {
-        "labels": {n: ((laid(s) > 0) * real, laid(target)) for n, (s, target) in batch.step.labels.items()},
-        "share": real.double() / batch.rows[:, None],
-    }
-    if batch.history is not None:
-        past = laid(batch.history)  # [U, R, H]
-        at = torch.arange(past[0].numel(), device=item.device).view(past.shape[1:]) + rows * width
-        columns["history"] = torch.where(past < 0, -1, at)
-        named = torch.cat([named, torch.where(past < 0, item[:, :, :1], past).flatten(1)], 1)
-    if batch.keep is not None:
-        columns["keep"] = laid(batch.keep.mT)
-    return named, same, columns
+    """Return what `fedrec.training.gradients.laid_out` does, of units as the clients of one step."""
+    return laid_out_step(batch.padded())

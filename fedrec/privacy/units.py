@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fedrec.data import ClientData, Histories, Negatives, excluded
+from fedrec.data import ClientData, Histories, Interactions, Negatives, excluded
 from fedrec.data.split import chance
-from fedrec.data.types import Floats, Ints
+from fedrec.data.types import Attributes, Bools, Floats, Ints
 from fedrec.seeds import derive
 from fedrec.tasks import Task
 from fedrec.training.recipe import Recipe
@@ -34,16 +34,28 @@ class Batch:
     history: torch.Tensor | None = None  # [k, L, H] what a row's user had liked before it
     keep: torch.Tensor | None = None  # [k, 1 + m, L] 0 where the id of an item is hidden
 
-    def places(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return every unit's cells [U, R], of the k L of all blocks, and which are rows (1, or 0 for padding).
+    def padded(self) -> Step:
+        """Return the units as the clients of one step, each with a user of its own.
 
-        R is the number of rows of the longest unit; padding repeats the last row of its own.
+        They have as many rows as the longest unit; padding repeats the last row of its own. Numbers are in float64.
         """
         unit = torch.arange(len(self.rows), device=self.rows.device)
         row = torch.arange(int(self.rows.max()), device=self.rows.device)
         first = torch.searchsorted(self.owner, unit) * self.step.share.shape[1]
         last = self.rows[:, None] - 1
-        return first[:, None] + torch.minimum(row, last), (row <= last).to(self.step.share.dtype)
+        place, real = first[:, None] + torch.minimum(row, last), row <= last
+
+        def laid(values: torch.Tensor) -> torch.Tensor:  # [k, L, ...] -> [U, R, ...]
+            return values.flatten(0, 1)[place]
+
+        return Step(
+            None,
+            laid(self.step.item.mT).mT,
+            real.double() / self.rows[:, None],
+            {name: (laid(scale) * real, laid(target).double()) for name, (scale, target) in self.step.labels.items()},
+            None if self.history is None else laid(self.history),
+            None if self.keep is None else laid(self.keep.mT).mT,
+        )
 
 
 @dataclass(frozen=True)
@@ -84,8 +96,9 @@ class Units:
         """
         if past and unit != "user":
             raise ValueError("past: must be none for interactions, which are read in the histories of others")
-        about = data.attributes
-        used = np.flatnonzero(np.logical_or.reduce([task.rows(data.train, about) for task in tasks]))
+        whose = data.train.user if unit == "user" else np.arange(len(data.train))
+        labels = {task.name: labelled(task, data.train, data.attributes, whose) for task in tasks}
+        used = np.flatnonzero(np.logical_or.reduce([mask for mask, _ in labels.values()]))
         if unit == "user":
             used = used[np.argsort(data.train.user[used], kind="stable")]
         train = data.train.take(used)
@@ -110,7 +123,7 @@ class Units:
             train.user[index],
             train.item[index],
             scale(np.ones(len(train), np.bool_)),
-            {t.name: (scale(t.rows(train, about)), t.target(train, about).astype(np.float32)[index]) for t in tasks},
+            {name: (scale(mask[used]), y[used].astype(np.float32)[index]) for name, (mask, y) in labels.items()},
             recipe.num_negatives if rank else 0,
             excluded(data, recipe.negatives) if rank and unit == "user" else None,
             len(data.items),
@@ -197,6 +210,22 @@ class Units:
         if self.taken:
             r = np.where(free > 0, self.taken.nth(who, r), r)
         return r.reshape(shape)
+
+
+def labelled(task: Task, rows: Interactions, about: Attributes, whose: Ints) -> tuple[Bools, Floats]:
+    """Return the rows that a task learns from [n], and its targets [n].
+
+    One of the user's own is asked for the rows of each unit in `whose` [n] by themselves: what it makes of the mean of
+    all rows, say, would have one unit's gradient depend on the others.
+    """
+    if not task.part:
+        return task.rows(rows, about), task.target(rows, about)
+    mask, target = np.zeros(len(rows), np.bool_), np.zeros(len(rows), np.float32)
+    order = np.argsort(whose, kind="stable")
+    for index in np.split(order, np.flatnonzero(np.diff(whose[order])) + 1) if len(order) else ():
+        one = rows.take(index)
+        mask[index], target[index] = task.rows(one), task.target(one)
+    return mask, target
 
 
 def blocks(size: Ints, length: int) -> tuple[Ints, Ints, NDArray[np.bool_]]:

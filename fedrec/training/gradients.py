@@ -46,23 +46,44 @@ def gradients(
     if handwritten(model, tasks):
         loss, grads = loss_and_gradients(model, params, tasks, step, l2, weight, names)
         return loss, grads, {"user": flat(step.user), "item": flat(step.item)}
-    item, user, places, columns = laid_out(step)
+    item, same, columns = laid_out(step)
+    user = torch.arange(len(item), device=item.device)[:, None] if step.user is None else step.user[:, 0]
     at = {"user": user, "item": item}
     view = select(params, at)
-    rows = None if content is None else content[item]
+    loss, found = by_rows(model, view, tasks, same, columns, l2, names, None if content is None else content[item])
+    if weight is not None:
+        found = {n: v * wide(weight, v) for n, v in found.items()}
+    grads = {n: v.flatten(0, 1) if n in TABLES else v for n, v in found.items()}
+    return loss, grads, {"user": None if step.user is None else flat(user), "item": flat(item)}
 
-    def loss_of(moved: Params, held: Params, rows: Tensor | None, columns: dict[str, Any]) -> Tensor:
-        mine = replace(model, side=replace(model.side, content=rows))
-        return batch_loss(mine, {**held, **moved}, tasks, Batch(**{**places, **columns}), l2)
+
+def by_rows(
+    model: Recommender,
+    view: Params,
+    tasks: tuple[Task, ...],
+    same: dict[str, Any],
+    columns: dict[str, Any],
+    l2: float,
+    names: Collection[str],
+    content: Tensor | None,
+    axis: int | None = 0,
+) -> tuple[Tensor, Params]:
+    """Return the losses [k] of `batch_loss` and the gradients of `names` by vmap, each of what one client reads.
+
+    `view` are the rows that each reads of tables [k, n, d], and any other parameter [k, ...], or without an `axis` the
+    same for all; `content` [k, n, D] is that of items. `same` and `columns` are of `laid_out`.
+    """
+
+    def loss_of(moved: Params, held: Params, content: Tensor | None, columns: dict[str, Any]) -> Tensor:
+        mine = replace(model, side=replace(model.side, content=content))
+        return batch_loss(mine, {**held, **moved}, tasks, Batch(**{**same, **columns}), l2)
 
     wanted = set(names) or set(list(view)[:1])  # without any gradient a GRU has no rule for a batch of weights
     moved, held = ({n: v for n, v in view.items() if (n in wanted) == here} for here in (True, False))
-    each = vmap(grad_and_value(loss_of), in_dims=(0, 0, None if rows is None else 0, 0))
-    found, loss = each(moved, held, rows, columns)
-    if weight is not None:
-        found = {n: v * wide(weight, v) for n, v in found.items()}
-    grads = {n: v.flatten(0, 1) if n in TABLES else v for n, v in found.items() if n in names}
-    return loss.detach(), grads, {"user": None if step.user is None else flat(user), "item": flat(item)}
+    axes = [{n: 0 if n in TABLES else axis for n in part} for part in (moved, held)]
+    each = vmap(grad_and_value(loss_of), in_dims=(*axes, None if content is None else 0, 0))
+    found, loss = each(moved, held, content, columns)
+    return loss.detach(), {n: v for n, v in found.items() if n in names}
 
 
 def flat(rows: Tensor | None) -> Tensor | None:
@@ -70,16 +91,15 @@ def flat(rows: Tensor | None) -> Tensor | None:
     return None if rows is None else rows.reshape(-1)
 
 
-def laid_out(step: Step) -> tuple[Tensor, Tensor, dict[str, Any], dict[str, Any]]:
-    """Return the rows of item tables [k, n] and of user tables [k, L or 1] that a step reads, and its `Batch`es.
+def laid_out(step: Step) -> tuple[Tensor, dict[str, Any], dict[str, Any]]:
+    """Return the rows of item tables [k, n] that a step reads, and its `Batch`es, where a row is its place among them.
 
-    In these a row is its place among those of its client. The first fields are the same for all clients, the others
-    are side by side [k, ...].
+    The first fields are the same for all clients, since vmap gathers at other places for each in a loop; the others are
+    side by side [k, ...].
     """
     k, width, length = step.item.shape
     item, device = step.item.reshape(k, -1), step.item.device
     place = torch.arange(width * length, device=device).view(width, length)
-    user = torch.arange(k, device=device)[:, None] if step.user is None else step.user[:, 0]
     at = torch.zeros(length, dtype=torch.int64, device=device) if step.user is None else place[0]
     same: dict[str, Any] = {"user": at, "item": place[0], "negative": place[1:].T if width > 1 else None}
     columns: dict[str, Any] = {
@@ -93,7 +113,7 @@ def laid_out(step: Step) -> tuple[Tensor, Tensor, dict[str, Any], dict[str, Any]
         order = torch.arange(past[0].numel(), device=device).view(past.shape[1:]) + place.numel()
         columns["history"] = torch.where(past < 0, -1, order)
         item = torch.cat([item, torch.where(past < 0, item[:, :1, None], past).flatten(1)], 1)
-    return item, user, same, columns
+    return item, same, columns
 
 
 def first(params: Params, touched: Mapping[str, Touched], k: int, alone: bool = False) -> Params:

@@ -27,13 +27,13 @@ class Learner:
     all_move: bool
     transforms: Sequence[Transform] = ()
     owner: Mapping[str, Tensor] = field(default_factory=dict)  # see `Context`
-    view: Params = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.whole: State = self.optimiser.start({name: self.params[name] for name in self.names})
         self.kept = [one.init(self.params) for one in self.transforms]
         self.moved = {name for kept in self.kept for part in kept.values() for name in part}
         self.buffers: Params = {}
+        self.narrow({name: len(value) for name, value in self.params.items()})
 
     def narrow(self, ends: Mapping[str, int]) -> None:
         """Go on with the first rows of every parameter."""

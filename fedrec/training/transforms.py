@@ -6,7 +6,7 @@ own, so that it can be cut to the clients that still train. It begins afresh in 
 optimiser's does.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -67,6 +67,12 @@ def shift(values: Params) -> Entrywise:
 def mask(values: Params) -> Entrywise:
     """Return what multiplies: by 1 where something is trained, by 0 where it stays."""
     return Entrywise(values, lambda g, x, c: g * c)
+
+
+def chain(own: Iterable[Transform], mu: float, anchor: Params, moved: Params, kept: Params) -> list[Transform]:
+    """Return what is made of the gradients of the loss, in order; a mask is last, so that what it hides stays."""
+    ours = (proximal(mu, anchor), shift(moved), mask(kept))
+    return [*map(Own, own), *(one for one in ours if one.values)]
 
 
 @dataclass(frozen=True)

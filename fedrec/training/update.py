@@ -27,7 +27,7 @@ from fedrec.training.recipe import Batch, Recipe
 from fedrec.training.rows import Touched
 from fedrec.training.stacks import NOTHING, Part, Stack, Terms
 from fedrec.training.step import Grid, Past, Schedule, Step
-from fedrec.training.transforms import Own, Transform, mask, proximal, shift
+from fedrec.training.transforms import Transform, chain
 
 Scope = tuple[str | int, ...]
 
@@ -270,11 +270,10 @@ class Chunk:
                 w.step(at, grads, t)
 
     def chain(self, touched: Mapping[str, Touched], masks: Stack | None) -> list[Transform]:
-        """Return what is made of the gradients of the loss, in order; a mask is last, so that what it hides stays."""
+        """Return what is made of the gradients of the loss, in order."""
         terms, mu = self.terms, self.recipe.mu
-        anchor, moved, kept = (self.fixed(one, touched) for one in (terms.anchor if mu else None, terms.shift, masks))
-        ours = (proximal(mu, anchor), shift(moved), mask(kept))
-        return [*map(Own, self.recipe.transforms), *(one for one in ours if one.values)]
+        parts = (self.fixed(one, touched) for one in (terms.anchor if mu else None, terms.shift, masks))
+        return chain(self.recipe.transforms, mu, *parts)
 
     def content(self, touched: Mapping[str, Touched]) -> Tensor | None:
         """Return what the models read of the stacked rows of items, of several clients; None if that is nothing."""
