@@ -10,7 +10,7 @@ from torch import Tensor
 
 from clients.client import Client
 from clients.private import books
-from fedrec.channel import Mapped, whatever_the_batch
+from fedrec.channel import Mapped
 from fedrec.coordination import Link, Own
 from fedrec.errors import UserError
 from fedrec.parameters import Params, finite, to
@@ -92,7 +92,7 @@ def terms(client: Client, start: Start, weigher: Weigher | None, second: Weigher
     pull, apfl = None, e.drift.personal == "apfl"
     if start.rho and isinstance(client.channel, Mapped):
         rng = generator(e.seed, "pull", client.data.name, start.sent.round)
-        pull = whatever_the_batch(client.channel.pull(to(start.anchor, device), start.rho, rng))
+        pull = client.channel.pull(to(start.anchor, device), start.rho, rng)
     return Terms(
         stack([to(start.anchor, device)]) if start.rho and not pull else None,
         stack([to(start.shift, device)]) if start.shift else None,

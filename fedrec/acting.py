@@ -151,8 +151,8 @@ VALUES: dict[str, Rule] = {path: parted(path) for path in PARTED} | {
 # Fields that act in every experiment, if only when a client fails (quorum).
 ANYWHERE = (
     "method share pool clients dataset partition volunteers split task model content.kind "
-    "content.vectors sequence.kind rounds local_epochs optimiser lr lrs transform l2 patience eval_every dropout "
-    "quorum newcomers agreement.items lora.rank privacy.unit secure.active seed engine device tracker"
+    "content.vectors sequence.kind rounds local_epochs optimiser lr lrs transform objective l2 patience eval_every "
+    "dropout quorum newcomers agreement.items lora.rank privacy.unit secure.active seed engine device tracker"
 )
 ALWAYS = frozenset(ANYWHERE.split())
 RULES: dict[str, Rule] = {

@@ -47,6 +47,8 @@ SEAMS = {
     "model": Seam("recommender", ("network",), "fedrec.models:Kind"),
     "metrics": Seam("metric", ("value",)),
     "transform": Seam("transform", ("init", "update"), "fedrec.components:NONE"),
+    "weighting.kind": Seam("weighting", ("init", "weights"), "fedrec.weighting:KINDS"),
+    "objective": Seam("term", ("value",), "fedrec.components:NONE"),
     "descent.aggregator": Seam("aggregator", ("combine",), "fedrec.gradients:Method"),
     "coupling.kind": Seam("constraint", ("project",), "fedrec.coordination.coupling:KINDS"),
     "codec.kind": Seam("codec", ("encode", "decode"), "fedrec.codecs:KINDS"),

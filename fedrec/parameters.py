@@ -32,6 +32,11 @@ def subtract(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> Params:
     return add(a, b, -1.0)
 
 
+def mix(alpha: float, v: Mapping[str, Tensor], w: Mapping[str, Tensor]) -> Params:
+    """Return alpha v + (1 - alpha) w, over the names of `v`."""
+    return {name: alpha * value + (1 - alpha) * w[name] for name, value in v.items()}
+
+
 def norm(params: Mapping[str, Tensor]) -> float:
     """Return the Euclidean norm of all entries together, summed in float64."""
     return math.sqrt(math.fsum(float(value.double().square().sum()) for value in params.values()))

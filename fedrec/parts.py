@@ -180,6 +180,7 @@ PARTS = (
     # How a client trains.
     takes("phases", Can.ONE_PHASE, why="phases part what is trained (add --phases all)"),
     takes("transform", Can.UNIT_GRADIENTS, why="noisy steps run no transform of one's own"),
+    takes("objective", Can.UNIT_GRADIENTS, why="a term of one's own is of a batch, and of no unit"),
     takes("optimiser", Can.ONE_RATE, why="its rates differ (add --optimiser sgd --lr 10)", here=("adam", "adagrad")),
     takes("lrs", Can.ONE_RATE, why="modules have rates of their own"),
     needs("drift.correction", Can.COMMON_START, Can.ONE_RATE, Can.ONE_PHASE, Can.STEPS),

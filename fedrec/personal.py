@@ -7,17 +7,8 @@ Adam and Adagrad get the same gradient, but their steps do not depend on its sca
 alpha lr.
 """
 
-from collections.abc import Mapping
-
-from torch import Tensor
-
 from fedrec.coordination import Drift, Own
-from fedrec.parameters import Params
-
-
-def mix(alpha: float, v: Mapping[str, Tensor], w: Mapping[str, Tensor]) -> Params:
-    """Return alpha v + (1 - alpha) w, over the names of `v`."""
-    return {name: alpha * value + (1 - alpha) * w[name] for name, value in v.items()}
+from fedrec.parameters import Params, mix
 
 
 def personal_model(drift: Drift, own: Own, model: Params) -> Params:

@@ -4,25 +4,51 @@ The losses L_t are those of the tasks times their fixed weights; weights w_t mad
 that the penalties beside the losses keep their weight, and a client with one task trains as if there were none.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal, Protocol
 
 import numpy as np
 import torch
 from pydantic import BaseModel, Field
 from torch import Tensor
 
+from fedrec.components import PartText, make, one_of, read
+from fedrec.errors import UserError
 from fedrec.gradients import combine, weights_of
 from fedrec.optimisers import Optimiser, State
-from fedrec.parameters import Params, covers
+from fedrec.parameters import Params, clone, covers
 
+KINDS = ("fixed", "uncertainty", "dwa", "rlw", "gls", "gradnorm", "aggregator")
 # What is of one task each, whoever shares it.
 OF_TASKS = ("experts", "gates", "attention", "tasks", "towers", "heads", "attributes")
 TEMPERATURE = 2.0  # DWA's and GradNorm's numbers are those of their papers
 ALPHA = 1.5
 RATE = 0.01  # GradNorm's step on the logarithms of its weights
 TINY = 1e-12  # a loss below it counts as this much where a logarithm or a quotient is taken
+
+
+@dataclass(frozen=True)
+class Tasks:
+    """What a weighting of the user's own may ask of a step beside the losses [T].
+
+    Which tasks the batch has rows of, `seen` [T]; what to draw with; and the gradients [T, P] of the losses in what the
+    tasks share, float64, 0 where a task is not seen.
+    """
+
+    seen: Tensor
+    rng: np.random.Generator
+    gradients: Callable[[], Tensor]
+
+
+class TaskWeights(Protocol):
+    """A weighting of the user's own."""
+
+    def init(self, tasks: int) -> Params:
+        """Return what a client of so many tasks remembers at first."""
+
+    def weights(self, losses: Tensor, state: Params, ctx: Tasks) -> tuple[Tensor, Params]:
+        """Return the weights [T] of the losses [T] of a step, float64, and what the client remembers of it."""
 
 
 class Weighting(BaseModel, frozen=True, extra="forbid"):
@@ -32,8 +58,8 @@ class Weighting(BaseModel, frozen=True, extra="forbid"):
     gradnorm: arXiv 1711.02257; aggregator: one direction of the tasks' gradients (`fedrec.gradients`).
     """
 
-    kind: Literal["fixed", "uncertainty", "dwa", "rlw", "gls", "gradnorm", "aggregator"] = Field(
-        "fixed", description="what weighs the tasks of a client: fixed weights, or those found as it trains"
+    kind: Annotated[PartText, one_of("weighting.kind")] = Field(
+        "fixed", description="what weighs the tasks of a client as it trains, or your own: " + ", ".join(KINDS)
     )
     aggregator: Literal["pcgrad", "mgda", "cagrad", "upgrad", "imtlg"] = Field(
         "pcgrad", description="aggregator: what makes one gradient of the tasks', where tasks share parameters"
@@ -44,11 +70,19 @@ class Weighting(BaseModel, frozen=True, extra="forbid"):
         """Whether the weights are made of the data or drawn."""
         return self.kind != "fixed"
 
+    @property
+    def part(self) -> TaskWeights | None:
+        """The weighting of the user's own, if it is one."""
+        found: TaskWeights | None = make("weighting.kind", self.kind) if read(self.kind).own else None
+        return found
+
     def start(self, tasks: int) -> Params:
         """Return what the client of so many tasks remembers from round to round, [T] each; empty if that is nothing.
 
         A loss of 0 stands for one that has not been met.
         """
+        if self.part:
+            return self.part.init(tasks)
         names = {"uncertainty": ("log_variances",), "dwa": ("older", "newer"), "gradnorm": ("weights", "initial")}
         found = {name: torch.zeros(tasks, dtype=torch.float64) for name in names.get(self.kind, ())}
         return {name: value + 1 if name == "weights" else value for name, value in found.items()}
@@ -162,10 +196,36 @@ class Weigher:
             weights = dynamic(self.state["older"], self.state["newer"])
         elif kind == "gradnorm":
             weights = self._balanced(parts, values, mask, params, names)
+        elif self.rule.part:
+            weights = self._own(self.rule.part, parts, values, mask, params, names)
         else:
             assert self.rng is not None
             weights = drawn(len(values), self.rng)
         return (weights.to(losses) * losses).sum()
+
+    def _own(
+        self,
+        rule: TaskWeights,
+        parts: Sequence[Tensor],
+        values: Tensor,
+        mask: Tensor,
+        params: Params,
+        names: Sequence[str],
+    ) -> Tensor:
+        common = shared(names)
+
+        def gradients() -> Tensor:
+            found = torch.zeros(len(parts), sum(params[name].numel() for name in common), dtype=torch.float64)
+            for row in mask.nonzero().flatten().tolist() if common else ():
+                found[row] = gradient(parts[row], params, common)
+            return found
+
+        assert self.rng is not None
+        weights, self.state = rule.weights(values, clone(self.state), Tasks(mask, self.rng, gradients))
+        if weights.shape != values.shape:
+            part, found = type(rule).__qualname__, list(weights.shape)
+            raise UserError(f"weighting.kind: {part} must return a weight of every loss [{len(values)}], found {found}")
+        return weights
 
     def _certain(self, values: Tensor, mask: Tensor, t: int) -> Tensor:
         s = {"log_variances": self.state["log_variances"].clone()}
@@ -180,7 +240,7 @@ class Weigher:
     ) -> Tensor:
         weights, initial = self.state["weights"], self.state["initial"]
         initial = torch.where((initial == 0) & mask, values, initial)
-        common = [name for name in names if not covers(OF_TASKS, name)]
+        common = shared(names)
         body = [name for name in common if covers(("body",), name)]
         if not body or any(covers(("attributes",), name) for name in params):  # a task about items has no body
             body = common
@@ -193,7 +253,7 @@ class Weigher:
         return weights
 
     def _aggregated(self, parts: Sequence[Tensor], params: Params, names: Sequence[str]) -> Tensor:
-        common = [name for name in names if not covers(OF_TASKS, name)]
+        common = shared(names)
         heads = [name for name in names if name not in common]
         rows = torch.stack([gradient(part, params, [*common, *heads]) for part in parts])
         width = sum(params[name].numel() for name in common)
@@ -202,6 +262,11 @@ class Weigher:
             agreed = direction(rows[:, :width], self.rule.aggregator, self.rng)
             d = torch.cat([agreed.to(d), d[width:]])
         return torch.cat([params[name].reshape(-1) for name in [*common, *heads]]) @ d
+
+
+def shared(names: Sequence[str]) -> list[str]:
+    """Return the names of what is of no one task."""
+    return [name for name in names if not covers(OF_TASKS, name)]
 
 
 def gradient(part: Tensor, params: Params, names: Sequence[str]) -> Tensor:

@@ -23,11 +23,14 @@ from fedrec.testing import (
     CodecContract,
     ConstraintContract,
     MetricContract,
+    ObjectiveContract,
     RecommenderContract,
     SourceContract,
     TaskContract,
     TransformContract,
+    WeightingContract,
 )
+from fedrec.weighting import KINDS
 from tests.own_parts import (
     Blind,
     Clip,
@@ -39,13 +42,19 @@ from tests.own_parts import (
     Grid,
     Halves,
     Huber,
+    Idle,
+    Levelled,
     Movement,
     Powered,
     Precision,
     Regulars,
+    Remembered,
+    Ridge,
     Shrunk,
     Telling,
     TwoTower,
+    Upwards,
+    Worst,
 )
 
 TASKS = {"esmm": ("click", "buy"), "aitm": ("click", "buy")}
@@ -128,6 +137,9 @@ MADE = [
     suite(AttackContract, "Movement", component=Movement(2.0)),
     suite(AttackContract, "Regulars", component=Regulars()),
     *(suite(TransformContract, type(one).__name__, component=one) for one in (Curv(), Decay(), Clip())),
+    *(suite(ObjectiveContract, type(one).__name__, component=one) for one in (Remembered(0.5), Ridge())),
+    *(suite(WeightingContract, one, component=one) for one in KINDS if one != "fixed"),
+    *(suite(WeightingContract, type(one).__name__, component=one) for one in (Worst(), Levelled())),
 ]
 globals().update({one.__name__: one for one in MADE})
 
@@ -196,6 +208,8 @@ class Forgetful(Recommender):
         (AggregatorContract, Backwards(), "test_clients_that_agree_are_not_led_the_other_way"),
         (TransformContract, Together(), "test_a_client_among_others_is_as_alone"),
         (TransformContract, Together(), "test_every_gradient_keeps_its_name_and_shape"),
+        (ObjectiveContract, Idle(), "test_it_is_a_number_that_acts"),
+        (WeightingContract, Upwards(), "test_no_loss_is_driven_up"),
         (RecommenderContract, Forgetful("mf", 4), "test_all_scores_are_those_of_the_pairs"),
     ],
 )

@@ -19,8 +19,7 @@ from fedrec.evaluation import evaluate
 from fedrec.holdings import clients_data
 from fedrec.models import Recommender
 from fedrec.optimisers import Optimiser
-from fedrec.parameters import Params, add, clone, norm, subtract
-from fedrec.personal import mix
+from fedrec.parameters import Params, add, clone, mix, norm, subtract
 from fedrec.records import write_record
 from fedrec.scorers import ModelScorer
 from fedrec.seeds import generator

@@ -127,6 +127,8 @@ MORE: list[tuple[Can, Flat]] = [
     (Can.READS_ITEMS, {**OWN, "task": "rank,price"}),
     (Can.UNIT_GRADIENTS, {**USER, **OWN}),
     (Can.UNIT_GRADIENTS, {**USER, "transform": "tests.own_parts:Decay"}),
+    (Can.UNIT_GRADIENTS, {**USER, "objective": "tests.own_parts:Ridge"}),
+    (Can.LOSSES, {**USER, **DWA, "weighting.kind": "tests.own_parts:Worst"}),
     (Can.USER_SIDE, {**OWN, **GRU}),
     (Can.EXCHANGE, {**AGREED, "pool": True}),
     (Can.EXCHANGE, {**LATE, "method": "local"}),

@@ -12,10 +12,12 @@ from fedrec.testing.contracts import (
     AggregatorContract,
     ConstraintContract,
     MetricContract,
+    ObjectiveContract,
     RecommenderContract,
     SourceContract,
     TaskContract,
     TransformContract,
+    WeightingContract,
 )
 
 __all__ = [
@@ -24,8 +26,10 @@ __all__ = [
     "CodecContract",
     "ConstraintContract",
     "MetricContract",
+    "ObjectiveContract",
     "RecommenderContract",
     "SourceContract",
     "TaskContract",
     "TransformContract",
+    "WeightingContract",
 ]

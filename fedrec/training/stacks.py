@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,11 +13,9 @@ from fedrec.data.types import Ints
 from fedrec.parameters import Params
 from fedrec.sharing import TABLES
 from fedrec.training.cohort import Cohort
-from fedrec.training.recipe import Batch
+from fedrec.training.recipe import Term
 from fedrec.training.rows import Touched
 from fedrec.weighting import Weigher
-
-Pull = Callable[[Params, Batch], Tensor]  # a differentiable term beside the loss
 
 
 @dataclass(frozen=True)
@@ -81,7 +79,7 @@ class Terms:
     weight: Tensor | None = None  # [chosen]
     personal: Stack | None = None  # all parameters of each client: APFL's v, trained beside them
     alpha: float = 0.0
-    pull: Pull | None = None
+    pull: Term | None = None
     weigher: Weigher | None = None
     second: Weigher | None = None  # of the personal parameters
     masks: Stack | None = None  # of shared parameters, which the phase private trains where it is 1
