@@ -182,8 +182,8 @@ RULES: dict[str, Rule] = {
     **each("descent.optimiser descent.lr", PARAMETERS),
     **each("drift.correction drift.normalise drift.personal", PARAMETERS),
     "drift.weight": Rule(
-        lambda e: bool(e.share) and e.drift.personal in ("ditto", "apfl"),
-        "drift.personal ditto or apfl (add --drift.personal ditto)",
+        lambda e: bool(e.share) and e.drift.second,
+        "drift.personal ditto, apfl or your own (add --drift.personal ditto)",
     ),
     **each("agreement.task agreement.scale", AGREEMENT),
     "agreement.batch": Rule(chunked, "a probe of more logits, agreement.items times volunteers"),

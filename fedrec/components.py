@@ -51,6 +51,7 @@ SEAMS = {
     "objective": Seam("term", ("value",), "fedrec.components:NONE"),
     "descent.aggregator": Seam("aggregator", ("combine",), "fedrec.gradients:Method"),
     "coupling.kind": Seam("constraint", ("project",), "fedrec.coordination.coupling:KINDS"),
+    "drift.personal": Seam("companion", ("share",), "fedrec.coordination.drift:PERSONAL"),
     "codec.kind": Seam("codec", ("encode", "decode"), "fedrec.codecs:KINDS"),
     "tracker": Seam("tracker", ("round",), "fedrec.components:NONE"),
     "attack": Seam("attack", ("scores",)),

@@ -419,3 +419,14 @@ class Upwards(Levelled):
     def weights(self, losses: Tensor, state: Params, ctx: Tasks) -> tuple[Tensor, Params]:
         """Return -L."""
         return losses.neg_()[: 1 if self.few else None], {}
+
+
+@dataclass(frozen=True)
+class Partly:
+    """A companion: some of what is of items, all of what stands behind."""
+
+    items: float = 0.5
+
+    def share(self, name: str) -> float:
+        """Return the share of a parameter."""
+        return self.items if name.startswith("item_") else 1.0

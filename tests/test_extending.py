@@ -20,8 +20,10 @@ ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
 FILES = dict(re.findall(r"```python\n# (\w+\.py)\n(.*?)```", TEXT, re.DOTALL))
 COMMANDS = [shlex.split(line)[2:] for line in re.findall(r"```\n(fedrec run .*)\n```", TEXT)][1:]
-# A command that another one begins with is run as a part of that.
-RUN = [one for one in COMMANDS if not any(other != one and other[: len(one)] == one for other in COMMANDS)]
+# A command that another one begins with is run as a part of that, and three parts of training in one run.
+TRAINING = [one for one in COMMANDS if one[0] in ("--transform", "--objective", "--drift.personal")]
+APART = [one for one in COMMANDS if not any(other != one and other[: len(one)] == one for other in COMMANDS)]
+RUN = [*(one for one in APART if one not in TRAINING), [word for one in TRAINING for word in one]]
 STUDY = re.findall(r"```\nfedrec studies (.*)\n```", TEXT)
 SMALL = ["--clients", "3", "--rounds", "2", "--no-compare", "--quiet"]
 MARKET = ["--market.users", "24", "--market.items", "30", "--market.impressions", "20"]
@@ -35,6 +37,7 @@ LINES = {
     "local transform": 15,
     "objective term": 15,
     "weighting": 15,
+    "companion": 10,
     "codec": 15,
     "tracker": 10,
     "attack": 15,

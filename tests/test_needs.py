@@ -128,6 +128,7 @@ MORE: list[tuple[Can, Flat]] = [
     (Can.UNIT_GRADIENTS, {**USER, **OWN}),
     (Can.UNIT_GRADIENTS, {**USER, "transform": "tests.own_parts:Decay"}),
     (Can.UNIT_GRADIENTS, {**USER, "objective": "tests.own_parts:Ridge"}),
+    (Can.LOCKSTEP, {**USER, "drift.personal": "tests.own_parts:Partly"}),
     (Can.LOSSES, {**USER, **DWA, "weighting.kind": "tests.own_parts:Worst"}),
     (Can.USER_SIDE, {**OWN, **GRU}),
     (Can.EXCHANGE, {**AGREED, "pool": True}),

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from fedrec.errors import UserError
 from fedrec.models import Recommender
 from fedrec.optimisers import Optimiser
 from fedrec.parameters import norm, subtract
@@ -16,7 +17,7 @@ from fedrec.training.recipe import Objective, Recipe
 from fedrec.training.results import stack
 from fedrec.training.stacks import NOTHING, Terms
 from tests.builders import batches, by_autograd
-from tests.own_parts import Decay, Remembered, Ridge
+from tests.own_parts import Decay, Idle, Remembered, Ridge
 from tests.test_stacking import case, check
 from tests.test_training import BODY, ITEMS, RATING, SGD, small, start
 from tests.test_transforms import MODEL, PLAIN, SHARED, TASKS, both, noise
@@ -67,7 +68,7 @@ def test_a_second_model_has_the_term_at_its_mixture_and_from_the_start_of_that()
     v = {name: value + other for (name, value), other in zip(w.items(), noise(w, 5).values(), strict=True)}
     found = []
     for one in (recipe, replace(recipe, objective=())):
-        terms = Terms(personal=stack([v]), alpha=0.4)
+        terms = Terms(personal=stack([v]), share=dict.fromkeys(v, 0.4))
         made = update_one(single(MODEL, data, TASKS, one, 3), w, one, BODY, terms=terms, **usual)  # type: ignore[arg-type]
         other = by_autograd(MODEL, w, data, TASKS, one, BODY, v=v, alpha=0.4, **usual)  # type: ignore[arg-type]
         for key in w:
@@ -75,6 +76,11 @@ def test_a_second_model_has_the_term_at_its_mixture_and_from_the_start_of_that()
             torch.testing.assert_close(made.personal[key], other[2][key], atol=1e-5, rtol=1e-5)
         found.append(made.personal)
     assert norm(subtract(*found)) > 1e-3
+
+
+def test_a_term_that_is_no_number_is_named() -> None:
+    with pytest.raises(UserError, match=r"objective: Idle must return a tensor \[\], found \[2\]"):
+        both(replace(PLAIN, objective=(Idle((2,)),)))
 
 
 @pytest.mark.parametrize("kind", ["mf", "ple"])

@@ -274,6 +274,10 @@ def test_a_weighting_of_ones_own_sees_the_gradients_in_what_tasks_share_and_reme
     for t in (1, 2):
         w = torch.exp(0.5 * t * losses)
         assert float(made.loss([*losses], [True] * 3, {}, [], t)) == pytest.approx(float((w / w.mean()) @ losses))
+    with pytest.raises(
+        UserError, match=r"weighting.kind: Upwards must return a weight of every loss \[3\], found \[1\]"
+    ):
+        weigher(Weighting(kind='tests.own_parts:Upwards{"few": true}'), 3).loss([*losses], [True] * 3, {}, [], 1)
 
 
 USERS, ITEMS = 6, 8

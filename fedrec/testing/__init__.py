@@ -10,6 +10,7 @@ from fedrec.testing.attacks import AttackContract
 from fedrec.testing.codecs import CodecContract
 from fedrec.testing.contracts import (
     AggregatorContract,
+    CompanionContract,
     ConstraintContract,
     MetricContract,
     ObjectiveContract,
@@ -24,6 +25,7 @@ __all__ = [
     "AggregatorContract",
     "AttackContract",
     "CodecContract",
+    "CompanionContract",
     "ConstraintContract",
     "MetricContract",
     "ObjectiveContract",

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fedrec.components import SEAMS, make, written
+from fedrec.coordination import Drift
 from fedrec.coordination.operators import Constraint, Operator, Vectors
 from fedrec.data import Dataset, from_frame
 from fedrec.data.types import Interactions
@@ -402,3 +403,17 @@ class WeightingContract(Rebuilt):
     def test_no_loss_is_driven_up(self) -> None:
         """Where the gradients of the losses have nothing in common."""
         assert all(bool((one >= 0).all()) and bool(one.any()) for one in self.steps())
+
+
+class CompanionContract(Rebuilt):
+    """A companion: `share(name)`, or the name of one of ours; asked of the parameters of a recommender."""
+
+    field = "drift.personal"
+    model: ClassVar[Recommender] = Recommender("mlp", 4)
+
+    def test_its_shares_are_fractions(self) -> None:
+        """Numbers from 0 to 1, not all 0, and the same again."""
+        drift, names = Drift(personal=written(self.component), weight=0.5), self.model.shapes(USERS, ITEMS, ["rank"])
+        found = drift.shares(names)
+        assert all(0 <= found[name] <= 1 for name in names) and any(found.values())
+        assert drift.shares(names) == found

@@ -34,7 +34,7 @@ class Trained(NamedTuple):
 
     params: Params
     loss: float
-    personal: Params  # APFL's v; empty without it
+    personal: Params  # the personal model v; empty without it
 
 
 def update_one(

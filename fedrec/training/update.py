@@ -57,7 +57,8 @@ def train(
     step and of a chunk's tables; with terms of the user's own each is alone.
     """
     size = cohort.sizes[chosen]
-    moving = bool(terms.shift or (recipe.mu and terms.anchor and terms.anchor is not shared) or recipe.transforms)
+    pulled = recipe.mu and terms.anchor and terms.anchor is not shared
+    moving = bool(terms.shift or pulled or terms.tie or recipe.transforms)
     sampled = recipe.num_negatives if cohort.taken else 0
     cells = np.minimum(size, recipe.batch_size) * (1 + sampled)
     items = np.diff(cohort.starts["item"])[chosen]
@@ -119,7 +120,7 @@ class Chunk:
             names += [name for name in own if name not in names and recipe.optimiser.rate(name)]
             if names:
                 plans = self.plans(drawn, seed, scopes, number, touched)
-                self.phase(params, personal, names, plans, touched, self.chain(touched, masks), loss)
+                self.phase(params, personal, names, plans, touched, masks, loss)
                 count += 1
         return Part(self.clients, touched, params, loss / torch.from_numpy(count * steps).to(loss.device), personal)
 
@@ -137,7 +138,7 @@ class Chunk:
         every = self.touched([])
         both = self.params(every), self.fixed(self.terms.personal, every)
         w, v = (first(one, {}, 1, alone=True) for one in both)
-        return w, mix(self.terms.alpha, v, w)
+        return w, mix(self.terms.share, v, w)
 
     @cached_property
     def alone(self) -> bool:
@@ -246,7 +247,7 @@ class Chunk:
         names: list[str],
         plans: Iterable[Schedule],
         touched: Mapping[str, Touched],
-        transforms: Sequence[Transform],
+        masks: Stack | None,
         total: Tensor,
     ) -> None:
         """Train `names` in place, of the personal parameters too if there are any; add all losses to `total` [k].
@@ -257,8 +258,13 @@ class Chunk:
         recipe, terms, content = self.recipe, self.terms, self.content(touched)
         one = len(self.clients) == 1  # whose sums are those of a term of 0 beside them, too
         owner = {n: torch.from_numpy(touched[TABLES[n]].owner).to(self.device) for n in params if n in TABLES}
-        w = Learner(params, names, recipe.optimiser, bool(one or recipe.transforms), transforms, owner)
-        v = Learner(personal, names, recipe.optimiser, one) if personal else None
+        dense = bool(one or recipe.transforms)
+        ties = (
+            self.chain(touched, recipe.mu, terms.anchor, terms.shift, masks),
+            self.chain(touched, terms.tie, terms.sent),
+        )
+        w = Learner(params, names, recipe.optimiser, dense, ties[0], owner)
+        v = Learner(personal, names, recipe.optimiser, dense, ties[1], owner) if personal else None
         t, k = 0, 0
         for schedule in plans:
             for step in schedule:
@@ -270,17 +276,23 @@ class Chunk:
                     if v:
                         v.narrow(ends)
                 if v:  # at the w of this step; see `fedrec.personal`
-                    mixed = mix(terms.alpha, v.view, w.view)
+                    mixed = mix(terms.share, v.view, w.view)
                     _, grads, at = self.gradients(mixed, step, names, t, content, plain=True)
-                    v.step(at, {name: terms.alpha * value for name, value in grads.items()}, t)
+                    v.step(at, {name: terms.share[name] * value for name, value in grads.items()}, t)
                 loss, grads, at = self.gradients(w.view, step, names, t, content)
                 total[:k] += loss
                 w.step(at, grads, t)
 
-    def chain(self, touched: Mapping[str, Touched], masks: Stack | None) -> list[Transform]:
+    def chain(
+        self,
+        touched: Mapping[str, Touched],
+        mu: float,
+        near: Stack | None,
+        moving: Stack | None = None,
+        masks: Stack | None = None,
+    ) -> list[Transform]:
         """Return what is made of the gradients of the loss, in order; a mask is last, so that what it hides stays."""
-        terms, mu = self.terms, self.recipe.mu
-        anchor, moved, kept = (self.fixed(one, touched) for one in (terms.anchor if mu else None, terms.shift, masks))
+        anchor, moved, kept = (self.fixed(one, touched) for one in (near if mu else None, moving, masks))
         ours = (proximal(mu, anchor), shift(moved), mask(kept))
         return [*map(Own, self.recipe.transforms), *(one for one in ours if one.values)]
 
