@@ -254,7 +254,7 @@ class Training:
         if self.total:
             chosen = np.array(list(starts), dtype=np.int64)
             self.total.start(cohort, self.z, chosen, weight[torch.from_numpy(chosen)])
-        for part in self.parts(list(starts), self.z, before, rho, terms):
+        for part in self.parts(before, rho, terms):
             failed |= self.diverged(part) | self.disproportionate(part)
             if self.total:
                 self.leave_out(failed)
@@ -279,18 +279,18 @@ class Training:
                 made[place] = Made(losses[place], own[place], mine, x.get(place, still) if asked else None)
         return made
 
-    def parts(self, places: Sequence[int], shared: Stack, private: Stack, mu: float, terms: Terms) -> Iterator[Part]:
+    def parts(self, private: Stack, mu: float, terms: Terms) -> Iterator[Part]:
         """Train clients, chunk by chunk."""
         e = self.experiment
-        scopes = [(self.clients[place].data.name, self.starts[place].sent.round) for place in places]
+        scopes = [(self.clients[place].data.name, start.sent.round) for place, start in self.starts.items()]
         return train(
             self.cohort,
-            shared,
+            self.z,
             private,
             replace(e.recipe(), mu=mu),
             e.sharing(),
             seed=e.seed,
-            chosen=np.array(places, dtype=np.int64),
+            chosen=np.array(list(self.starts), dtype=np.int64),
             scopes=scopes,
             terms=terms,
         )

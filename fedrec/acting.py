@@ -183,7 +183,7 @@ RULES: dict[str, Rule] = {
     **each("drift.correction drift.normalise drift.personal", PARAMETERS),
     "drift.weight": Rule(
         lambda e: bool(e.share) and e.drift.second,
-        "drift.personal ditto, apfl or your own (add --drift.personal ditto)",
+        "drift.personal ditto or apfl, or your own (add --drift.personal ditto)",
     ),
     **each("agreement.task agreement.scale", AGREEMENT),
     "agreement.batch": Rule(chunked, "a probe of more logits, agreement.items times volunteers"),
