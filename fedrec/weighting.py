@@ -6,6 +6,7 @@ that the penalties beside the losses keep their weight, and a client with one ta
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Annotated, Literal, Protocol
 
 import numpy as np
@@ -196,36 +197,19 @@ class Weigher:
             weights = dynamic(self.state["older"], self.state["newer"])
         elif kind == "gradnorm":
             weights = self._balanced(parts, values, mask, params, names)
-        elif self.rule.part:
-            weights = self._own(self.rule.part, parts, values, mask, params, names)
+        elif part := self.rule.part:
+            assert self.rng is not None
+            ctx = Tasks(mask, self.rng, partial(gradients, parts, mask, params, shared(names)))
+            weights, self.state = part.weights(values, clone(self.state), ctx)
+            if weights.shape != values.shape:
+                who, found = type(part).__qualname__, list(weights.shape)
+                raise UserError(
+                    f"weighting.kind: {who} must return a weight of every loss [{len(values)}], found {found}"
+                )
         else:
             assert self.rng is not None
             weights = drawn(len(values), self.rng)
         return (weights.to(losses) * losses).sum()
-
-    def _own(
-        self,
-        rule: TaskWeights,
-        parts: Sequence[Tensor],
-        values: Tensor,
-        mask: Tensor,
-        params: Params,
-        names: Sequence[str],
-    ) -> Tensor:
-        common = shared(names)
-
-        def gradients() -> Tensor:
-            found = torch.zeros(len(parts), sum(params[name].numel() for name in common), dtype=torch.float64)
-            for row in mask.nonzero().flatten().tolist() if common else ():
-                found[row] = gradient(parts[row], params, common)
-            return found
-
-        assert self.rng is not None
-        weights, self.state = rule.weights(values, clone(self.state), Tasks(mask, self.rng, gradients))
-        if weights.shape != values.shape:
-            part, found = type(rule).__qualname__, list(weights.shape)
-            raise UserError(f"weighting.kind: {part} must return a weight of every loss [{len(values)}], found {found}")
-        return weights
 
     def _certain(self, values: Tensor, mask: Tensor, t: int) -> Tensor:
         s = {"log_variances": self.state["log_variances"].clone()}
@@ -275,3 +259,11 @@ def gradient(part: Tensor, params: Params, names: Sequence[str]) -> Tensor:
     grads = torch.autograd.grad(part, values, retain_graph=True, allow_unused=True)
     flat = [torch.zeros_like(v).reshape(-1) if g is None else g.reshape(-1) for v, g in zip(values, grads, strict=True)]
     return torch.cat(flat)
+
+
+def gradients(parts: Sequence[Tensor], seen: Tensor, params: Params, names: Sequence[str]) -> Tensor:
+    """Return the gradients [T, P] in `names` of the losses that are seen, float64; those of others are 0."""
+    found = torch.zeros(len(parts), sum(params[name].numel() for name in names), dtype=torch.float64)
+    for row in seen.nonzero().flatten().tolist() if names else ():
+        found[row] = gradient(parts[row], params, names)
+    return found

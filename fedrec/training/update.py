@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import pairwise
 
 import numpy as np
@@ -259,12 +259,10 @@ class Chunk:
         one = len(self.clients) == 1  # whose sums are those of a term of 0 beside them, too
         owner = {n: torch.from_numpy(touched[TABLES[n]].owner).to(self.device) for n in params if n in TABLES}
         dense = bool(one or recipe.transforms)
-        ties = (
-            self.chain(touched, recipe.mu, terms.anchor, terms.shift, masks),
-            self.chain(touched, terms.tie, terms.sent),
-        )
-        w = Learner(params, names, recipe.optimiser, dense, ties[0], owner)
-        v = Learner(personal, names, recipe.optimiser, dense, ties[1], owner) if personal else None
+        chain = self.chain(touched, recipe.mu, terms.anchor if recipe.mu else None, terms.shift, masks)
+        w = Learner(params, names, recipe.optimiser, dense, chain, owner)
+        chain = self.chain(touched, terms.tie, terms.sent if terms.tie else None)
+        v = Learner(personal, names, recipe.optimiser, dense, chain, owner) if personal else None
         t, k = 0, 0
         for schedule in plans:
             for step in schedule:
@@ -283,18 +281,15 @@ class Chunk:
                 total[:k] += loss
                 w.step(at, grads, t)
 
-    def chain(
-        self,
-        touched: Mapping[str, Touched],
-        mu: float,
-        near: Stack | None,
-        moving: Stack | None = None,
-        masks: Stack | None = None,
-    ) -> list[Transform]:
-        """Return what is made of the gradients of the loss, in order; a mask is last, so that what it hides stays."""
-        anchor, moved, kept = (self.fixed(one, touched) for one in (near if mu else None, moving, masks))
-        ours = (proximal(mu, anchor), shift(moved), mask(kept))
-        return [*map(Own, self.recipe.transforms), *(one for one in ours if one.values)]
+    def chain(self, touched: Mapping[str, Touched], mu: float, *stacks: Stack | None) -> list[Transform]:
+        """Return what is made of the gradients of the loss, in order: of an anchor, a shift, and masks.
+
+        These are last, so that what they hide stays.
+        """
+        rules: list[Callable[[Params], Transform]] = [partial(proximal, mu), shift, mask]
+        values = [self.fixed(one, touched) for one in stacks]
+        ours = [rule(one) for rule, one in zip(rules, values, strict=False) if one]
+        return [*map(Own, self.recipe.transforms), *ours]
 
     def content(self, touched: Mapping[str, Touched]) -> Tensor | None:
         """Return what the models read of the stacked rows of items, of several clients; None if that is nothing."""
