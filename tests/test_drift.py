@@ -132,8 +132,8 @@ def test_one_step_of_apfl_by_hand(alpha: float) -> None:
 def test_a_copy_that_is_all_ones_own_is_trained_as_if_it_were_alone(optimiser: Any, phases: Any) -> None:
     """With a share of 1, in lockstep or not, f(v) + lambda/2 |v - z|^2 is a proximal objective of v alone."""
     own = (Decay(0.1),) if optimiser == "sgd" else ()  # which moves the rows that no batch names, as the pull does
-    recipe = Recipe(2, 5, Optimiser(optimiser, 0.03), phases, num_negatives=2, transforms=own)
-    c = case(recipe, tasks="rank-bce", ragged=True, share=("item_table",))
+    recipe = Recipe(2, 2, Optimiser(optimiser, 0.03), phases, transforms=own)
+    c = case(recipe, tasks="rank-bce", share=("item_table",), sizes=(4, 0, 7, 3, 2))
     starts = [add(one, noise(one, number)) for number, one in enumerate(c.starts)]
     terms = Terms(personal=stack(starts), share=dict.fromkeys(starts[0], 1.0), tie=0.5, sent=c.shared)
     together = replace(c, terms=terms).parts()
