@@ -221,7 +221,7 @@ class Training:
         if self.total:
             chosen = np.array(list(starts), dtype=np.int64)
             self.total.start(cohort, self.z, chosen, weight[torch.from_numpy(chosen)])
-        for part in self.parts(list(starts), self.z, before, rho, terms):
+        for part in self.parts(before, rho, terms):
             failed |= self.diverged(part) | self.disproportionate(part)
             if self.total:
                 self.leave_out(failed)
@@ -244,20 +244,20 @@ class Training:
                 asked, still = keeps or not self.weight[place], Moved.start(start.z) if tuned else start.z
                 mine = replace(start.own, personal=v.get(place, start.own.personal)) if v else start.own
                 made[place] = Made(losses[place], own[place], mine, x.get(place, still) if asked else None)
-        return self.copies(made) if e.drift.personal == "ditto" else made
+        return made
 
-    def parts(self, places: Sequence[int], shared: Stack, private: Stack, mu: float, terms: Terms) -> Iterator[Part]:
+    def parts(self, private: Stack, mu: float, terms: Terms) -> Iterator[Part]:
         """Train clients, chunk by chunk."""
         e = self.experiment
-        scopes = [(self.clients[place].data.name, self.starts[place].sent.round) for place in places]
+        scopes = [(self.clients[place].data.name, start.sent.round) for place, start in self.starts.items()]
         return train(
             self.cohort,
-            shared,
+            self.z,
             private,
             replace(e.recipe(), mu=mu),
             e.sharing(),
             seed=e.seed,
-            chosen=np.array(places, dtype=np.int64),
+            chosen=np.array(list(self.starts), dtype=np.int64),
             scopes=scopes,
             terms=terms,
         )
@@ -273,27 +273,14 @@ class Training:
             shift = self.spread({place: start.shift for place, start in starts.items() if start.shift})
         if e.budget.active:
             weight = torch.tensor([1.0 + start.mu for start in starts.values()])
-        if e.drift.personal == "apfl":
+        if e.drift.second:
             personal = self.spread({p: start.own.personal for p, start in starts.items() if start.own.personal})
-        return Terms(anchor, shift, weight, personal, e.drift.weight), first.rho
+        share = e.drift.shares(personal.values if personal else ())
+        return Terms(anchor, shift, weight, personal, share, e.drift.pull, self.z), first.rho
 
     def spread(self, parts: Mapping[int, Mapping[str, Tensor]]) -> Stack:
         """Return a stack of tensors of some clients where they train."""
         return Stack(to(spread(self.cohort, parts).values, self.clients[0].device))
-
-    def copies(self, made: Mapping[int, Made]) -> dict[int, Made]:
-        """Return the same with Ditto's copies, trained on f_i + lambda/2 |v - z|^2; see `clients.training.train`."""
-        e, copies = self.experiment, {place: one.own.personal or {} for place, one in made.items()}
-        if not copies:
-            return {}
-        split = {place: e.sharing().split(v) for place, v in copies.items()}
-        shared, private = (self.spread({place: both[i] for place, both in split.items()}) for i in (0, 1))
-        before = Stack({**shared.values, **private.values})
-        terms = Terms(self.spread({place: self.starts[place].z for place in made}))
-        for part in self.parts(list(made), shared, private, e.drift.weight, terms):
-            for j, place in enumerate(part.clients.tolist()):
-                copies[place] = to(trained(self.cohort, before, part, j), "cpu")
-        return {place: replace(one, own=replace(one.own, personal=copies[place])) for place, one in made.items()}
 
     def diverged(self, part: Part) -> dict[int, str]:
         """Return the clients of a part whose parameters are not finite, and why they fail."""

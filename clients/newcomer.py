@@ -11,13 +11,14 @@ from clients.client import Client
 from clients.home import Lacking, at_home, parted, with_home
 from clients.state import Kept
 from clients.training import require_finite
-from fedrec.channel import LOGITS, Logits, Pull, keyed, whatever_the_batch
+from fedrec.channel import LOGITS, Logits, keyed
 from fedrec.data.types import Ints
 from fedrec.keyed import TABLES
 from fedrec.parameters import Params, to
 from fedrec.seeds import generator
 from fedrec.sharing import Broadcast, ContractError, admit, admit_rows
 from fedrec.training.local import update_one
+from fedrec.training.recipe import Term
 from fedrec.training.results import stack
 from fedrec.training.stacks import Terms
 
@@ -81,7 +82,7 @@ def lesson(client: Client, now: Kept, broadcast: Broadcast) -> tuple[Kept, float
         e.sharing(),
         seed=e.seed,
         scope=(client.data.name, number),
-        terms=Terms(pull=pull and whatever_the_batch(pull), weigher=weigher, masks=stack([masks]) if masks else None),
+        terms=Terms(pull=pull, weigher=weigher, masks=stack([masks]) if masks else None),
     )
     shared, private = client.channel.split(require_finite(client, to(params, "cpu"), number))
     if weigher:
@@ -94,7 +95,7 @@ def mask(value: Tensor, rows: Tensor | None) -> Tensor:
     return torch.ones_like(value) if rows is None else torch.zeros_like(value).index_fill(0, rows, 1.0)
 
 
-def taught(client: Client, broadcast: Broadcast) -> Pull | None:
+def taught(client: Client, broadcast: Broadcast) -> Term | None:
     """Return the pull to the consensus logits that there are; None for a client that shares parameters."""
     channel, e = client.channel, client.experiment
     if not isinstance(channel, Logits):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from clients.client import Client
 from clients.private import books
-from fedrec.channel import Mapped, whatever_the_batch
+from fedrec.channel import Mapped
 from fedrec.coordination import Link, Own
 from fedrec.errors import UserError
 from fedrec.parameters import Params, finite, to
@@ -53,25 +53,20 @@ class Made:
 
 
 def train(client: Client, start: Start) -> Made:
-    """Return what a client makes of a round by itself; raises UserError if it diverged.
-
-    Ditto's copy is trained on f_i + lambda/2 |v - z|^2 with the batches of the shared model (arXiv 2012.04221, Alg. 1,
-    line 7).
-    """
+    """Return what a client makes of a round by itself; raises UserError if it diverged."""
     e, own, number = client.experiment, start.own, start.sent.round
     before = client.channel.join(start.z, start.private)
     first, copy = weightings(own)
     weigher, second = client.weigher(first), client.weigher(copy) if e.drift.second else None
     if e.privacy.inside:
         params, loss = released(client, before, start)
+        if e.drift.second:  # Ditto's copy, of which w knows nothing, nor it of w
+            anchor = Terms(stack([to(start.z, client.device)]))
+            own = replace(own, personal=update(client, dict(own.personal or {}), number, anchor, e.drift.pull).params)
     else:
-        more = terms(client, start, weigher, second)
-        params, loss, v = update(client, before, number, more, start.rho)
+        params, loss, v = update(client, before, number, terms(client, start, weigher, second), start.rho)
         own = replace(own, personal=require_finite(client, v, number, own.personal)) if v else own
     x, private = client.channel.split(e.lora.folded(params))
-    if e.drift.personal == "ditto":
-        anchor = Terms(stack([to(start.z, client.device)]), weigher=second)
-        own = replace(own, personal=update(client, dict(own.personal or {}), number, anchor, e.drift.weight).params)
     if weigher:
         state = weigher.state | {f"{COPY}{name}": value for name, value in (second.state if second else {}).items()}
         own = replace(own, weighting=require_finite(client, state, number, start.own.weighting) or None)
@@ -88,17 +83,19 @@ def weightings(own: Own) -> tuple[Params, Params]:
 
 def terms(client: Client, start: Start, weigher: Weigher | None, second: Weigher | None) -> Terms:
     """Return what a client minimises beside its loss."""
-    e, device = client.experiment, client.device
-    pull, apfl = None, e.drift.personal == "apfl"
+    e, device, pull = client.experiment, client.device, None
+    personal = start.own.personal if e.drift.second else None
     if start.rho and isinstance(client.channel, Mapped):
         rng = generator(e.seed, "pull", client.data.name, start.sent.round)
-        pull = whatever_the_batch(client.channel.pull(to(start.anchor, device), start.rho, rng))
+        pull = client.channel.pull(to(start.anchor, device), start.rho, rng)
     return Terms(
         stack([to(start.anchor, device)]) if start.rho and not pull else None,
         stack([to(start.shift, device)]) if start.shift else None,
         torch.tensor([1.0 + start.mu]) if start.mu else None,
-        stack([to(start.own.personal, device)]) if apfl and start.own.personal else None,
-        e.drift.weight,
+        stack([to(personal, device)]) if personal else None,
+        e.drift.shares(personal or ()),
+        e.drift.pull,
+        stack([to(start.z, device)]) if e.drift.pull else None,
         pull,
         weigher,
         second,

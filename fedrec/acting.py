@@ -151,8 +151,8 @@ VALUES: dict[str, Rule] = {path: parted(path) for path in PARTED} | {
 # Fields that act in every experiment, if only when a client fails (quorum).
 ANYWHERE = (
     "method share pool clients dataset partition volunteers split task model content.kind "
-    "content.vectors sequence.kind rounds local_epochs optimiser lr lrs transform l2 patience eval_every dropout "
-    "quorum newcomers agreement.items lora.rank privacy.unit secure.active seed engine device tracker"
+    "content.vectors sequence.kind rounds local_epochs optimiser lr lrs transform objective l2 patience eval_every "
+    "dropout quorum newcomers agreement.items lora.rank privacy.unit secure.active seed engine device tracker"
 )
 ALWAYS = frozenset(ANYWHERE.split())
 RULES: dict[str, Rule] = {
@@ -182,8 +182,8 @@ RULES: dict[str, Rule] = {
     **each("descent.optimiser descent.lr", PARAMETERS),
     **each("drift.correction drift.normalise drift.personal", PARAMETERS),
     "drift.weight": Rule(
-        lambda e: bool(e.share) and e.drift.personal in ("ditto", "apfl"),
-        "drift.personal ditto or apfl (add --drift.personal ditto)",
+        lambda e: bool(e.share) and e.drift.second,
+        "drift.personal ditto or apfl, or your own (add --drift.personal ditto)",
     ),
     **each("agreement.task agreement.scale", AGREEMENT),
     "agreement.batch": Rule(chunked, "a probe of more logits, agreement.items times volunteers"),

@@ -1,7 +1,7 @@
 """What a client exchanges: x_i(theta). Its shared blocks (`fedrec.sharing`), its logits, or its tables under a map."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import ClassVar
@@ -20,8 +20,8 @@ from fedrec.keyed import TABLES
 from fedrec.models import Recommender
 from fedrec.parameters import Params
 from fedrec.sharing import Sharing
+from fedrec.training.recipe import Term
 
-Pull = Callable[[Params], Tensor]  # the differentiable rho/2 |x(theta) - anchor|^2
 LOGITS = "logits"
 
 
@@ -42,10 +42,10 @@ class Mapped(ABC):
     def x(self, params: Mapping[str, Tensor]) -> Params:
         """Return what is exchanged, differentiable in theta."""
 
-    def pull(self, anchor: Params, rho: float, rng: np.random.Generator) -> Pull:
-        """Return rho/2 |x(theta) - anchor|^2, a sum over all entries of x, as a function of theta."""
+    def pull(self, anchor: Params, rho: float, rng: np.random.Generator) -> Term:
+        """Return the term rho/2 |x(theta) - anchor|^2, a sum over all entries of x, whatever the batch."""
 
-        def value(params: Params) -> Tensor:
+        def value(params: Params, *_: object) -> Tensor:
             return rho / 2 * torch.stack([(v - anchor[n]).square().sum() for n, v in self.x(params).items()]).sum()
 
         return value
@@ -105,8 +105,8 @@ class Logits(Mapped):
         standard: Tensor = centred * (variance + self.EPS).rsqrt()[group]
         return standard
 
-    def pull(self, anchor: Params, rho: float, rng: np.random.Generator) -> Pull:
-        """Return rho/2 |x(theta) - anchor|^2 as a function of theta, over the whole probe if it is small.
+    def pull(self, anchor: Params, rho: float, rng: np.random.Generator) -> Term:
+        """Return the term rho/2 |x(theta) - anchor|^2, over the whole probe if it is small.
 
         Of a larger one every call draws users from `rng`, and counts their entries for all: the expectation is equal.
         """
@@ -116,18 +116,13 @@ class Logits(Mapped):
         if drawn >= len(users):
             return super().pull(anchor, rho, rng)
 
-        def value(params: Params) -> Tensor:
+        def value(params: Params, *_: object) -> Tensor:
             chosen = np.sort(rng.permutation(len(users))[: max(drawn, 1)])
             part = torch.isin(start, torch.from_numpy(chosen)).nonzero().squeeze(1)
             gap = self.logits(params, part) - target[part.to(target.device)]
             return rho / 2 * len(users) / len(chosen) * gap.square().sum()
 
         return value
-
-
-def whatever_the_batch(pull: Pull) -> Callable[[Params, object], Tensor]:
-    """Return a pull as a term of `local_update`, which is given the batch of the step too."""
-    return lambda params, batch: pull(params)
 
 
 def keyed(shared: Mapping[str, Tensor], data: ClientData, channel: Channel) -> dict[str, Ints]:

@@ -159,6 +159,9 @@ class Experiment(Method):
     transform: Annotated[PartText, one_of("transform")] = Field(
         "none", description="none, or a transform of one's own, MODULE:CLASS, of the gradients of a client's steps"
     )
+    objective: Annotated[PartText, one_of("objective")] = Field(
+        "none", description="none, or a term of one's own, MODULE:CLASS, beside the losses of a client's tasks"
+    )
     l2: float = Field(0.01, ge=0, le=1e6, description="L2 penalty of the rows that a batch touches")
     weights: Literal["examples", "uniform"] = Field("examples", description="weight of a client in the mean")
     codec: Coding = Field(Coding(), description="how a client's change travels")
@@ -306,6 +309,7 @@ class Experiment(Method):
             self.l2,
             hidden=self.content.dropout if self.content.active else 0.0,
             transforms=(make("transform", self.transform),) if read(self.transform).own else (),
+            objective=(make("objective", self.objective),) if read(self.objective).own else (),
         )
 
     def sharing(self) -> Sharing:

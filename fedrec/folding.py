@@ -43,7 +43,7 @@ def folded(
         params,
         replace(data, train=support),
         e.tasks(data.name),
-        replace(e.recipe(), epochs=e.fold_in, phases=("private",), mu=0.0, hidden=0.0, transforms=()),
+        replace(e.recipe(), epochs=e.fold_in, phases=("private",), mu=0.0, hidden=0.0, transforms=(), objective=()),
         Sharing(tuple(name for name in params if name not in names)),
         seed=e.seed,
         scope=(data.name, "fold in", split),

@@ -32,6 +32,11 @@ def subtract(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> Params:
     return add(a, b, -1.0)
 
 
+def mix(share: Mapping[str, float], v: Mapping[str, Tensor], w: Mapping[str, Tensor]) -> Params:
+    """Return a v + (1 - a) w with the share a of each parameter, over the names of `v`; of a = 1 it is v itself."""
+    return {n: x if share[n] == 1 else share[n] * x + (1 - share[n]) * w[n] for n, x in v.items()}
+
+
 def norm(params: Mapping[str, Tensor]) -> float:
     """Return the Euclidean norm of all entries together, summed in float64."""
     return math.sqrt(math.fsum(float(value.double().square().sum()) for value in params.values()))

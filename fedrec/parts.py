@@ -85,6 +85,11 @@ def noise_at(*where: str) -> Callable[[Any], str]:
     return lambda e: e.privacy.where * (e.privacy.unit == "client" and e.privacy.where in where)
 
 
+def second_model(e: Any) -> str:
+    """Return the second model that clients train."""
+    return str(e.drift.personal) if e.drift.second else ""
+
+
 def changing_weights(e: Any) -> str:
     """Return the weights of a secure sum that change with who answers."""
     return f"with weights {e.weights}" if e.secure.active and e.weights != "uniform" else ""
@@ -114,7 +119,7 @@ ONE_ROUND = "the server steps along what it makes of one round's answers"
 ONE_MEAN = "what is released of whole clients is one noisy mean with fixed weights"
 AGREES = (Can.PUBLIC_USERS, Can.LOGITS, Can.EXCHANGE, Can.TIE, Can.ONE_PHASE, Can.KNOWN_USERS, Can.PAIR_SCORES)
 PRICED = (Can.TIE, Can.DUALS, Can.VALIDATION, Can.KNOWN_USERS)
-TWO, INSIDE = ("ditto", "apfl"), ("interaction", "user")
+INSIDE = ("interaction", "user")
 PARTS = (
     # Recommenders, their tasks, and what they read.
     takes("model", Can.USER_SIDE, why="item has none (add --model mf)", here=models("item")),
@@ -178,6 +183,7 @@ PARTS = (
     takes("codec.kind", Can.STEPS, why="what arrives holds what earlier rounds still owed"),
     # How a client trains.
     takes("phases", Can.ONE_PHASE, why="phases part what is trained (add --phases all)"),
+    takes("objective", Can.UNIT_GRADIENTS, why="a term of one's own is of a batch, and of no unit"),
     takes("optimiser", Can.ONE_RATE, why="its rates differ (add --optimiser sgd --lr 10)", here=("adam", "adagrad")),
     takes("lrs", Can.ONE_RATE, why="modules have rates of their own"),
     needs("drift.correction", Can.COMMON_START, Can.ONE_RATE, Can.ONE_PHASE, Can.STEPS),
@@ -188,8 +194,8 @@ PARTS = (
     takes("drift.normalise", Can.INCREMENTS, why="changes of parameters are scaled to their steps"),
     needs("drift.personal", Can.COMMON_START),
     takes("drift.personal", Can.LISTENERS, why="a copy of what is shared is trained"),
-    takes("drift.personal", Can.UNPULLED, why="the delta is made when training is over", here=TWO),
-    needs("drift.personal", Can.LOCKSTEP, here=("apfl",)),
+    takes("drift.personal", Can.UNPULLED, why="the delta is made when training is over", here=second_model),
+    needs("drift.personal", Can.LOCKSTEP, here=lambda e: second_model(e) * (e.drift.personal != "ditto")),
     # What is protected.
     takes("weights", Can.PUBLIC_WEIGHTS, why="they are made of the data (add --weights uniform)", here=("examples",)),
     needs("patience", Can.VALIDATION),

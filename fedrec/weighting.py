@@ -4,25 +4,52 @@ The losses L_t are those of the tasks times their fixed weights; weights w_t mad
 that the penalties beside the losses keep their weight, and a client with one task trains as if there were none.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from functools import partial
+from typing import Annotated, Literal, Protocol
 
 import numpy as np
 import torch
 from pydantic import BaseModel, Field
 from torch import Tensor
 
+from fedrec.components import PartText, make, one_of, read
+from fedrec.errors import UserError
 from fedrec.gradients import combine, weights_of
 from fedrec.optimisers import Optimiser, State
-from fedrec.parameters import Params, covers
+from fedrec.parameters import Params, clone, covers
 
+KINDS = ("fixed", "uncertainty", "dwa", "rlw", "gls", "gradnorm", "aggregator")
 # What is of one task each, whoever shares it.
 OF_TASKS = ("experts", "gates", "attention", "tasks", "towers", "heads", "attributes")
 TEMPERATURE = 2.0  # DWA's and GradNorm's numbers are those of their papers
 ALPHA = 1.5
 RATE = 0.01  # GradNorm's step on the logarithms of its weights
 TINY = 1e-12  # a loss below it counts as this much where a logarithm or a quotient is taken
+
+
+@dataclass(frozen=True)
+class Tasks:
+    """What a weighting of the user's own may ask of a step beside the losses [T].
+
+    Which tasks the batch has rows of, `seen` [T]; what to draw with; and the gradients [T, P] of the losses in what the
+    tasks share, float64, 0 where a task is not seen.
+    """
+
+    seen: Tensor
+    rng: np.random.Generator
+    gradients: Callable[[], Tensor]
+
+
+class TaskWeights(Protocol):
+    """A weighting of the user's own."""
+
+    def init(self, tasks: int) -> Params:
+        """Return what a client of so many tasks remembers at first."""
+
+    def weights(self, losses: Tensor, state: Params, ctx: Tasks) -> tuple[Tensor, Params]:
+        """Return the weights [T] of the losses [T] of a step, float64, and what the client remembers of it."""
 
 
 class Weighting(BaseModel, frozen=True, extra="forbid"):
@@ -32,8 +59,8 @@ class Weighting(BaseModel, frozen=True, extra="forbid"):
     gradnorm: arXiv 1711.02257; aggregator: one direction of the tasks' gradients (`fedrec.gradients`).
     """
 
-    kind: Literal["fixed", "uncertainty", "dwa", "rlw", "gls", "gradnorm", "aggregator"] = Field(
-        "fixed", description="what weighs the tasks of a client: fixed weights, or those found as it trains"
+    kind: Annotated[PartText, one_of("weighting.kind")] = Field(
+        "fixed", description="what weighs the tasks of a client as it trains, or your own: " + ", ".join(KINDS)
     )
     aggregator: Literal["pcgrad", "mgda", "cagrad", "upgrad", "imtlg"] = Field(
         "pcgrad", description="aggregator: what makes one gradient of the tasks', where tasks share parameters"
@@ -44,11 +71,19 @@ class Weighting(BaseModel, frozen=True, extra="forbid"):
         """Whether the weights are made of the data or drawn."""
         return self.kind != "fixed"
 
+    @property
+    def part(self) -> TaskWeights | None:
+        """The weighting of the user's own, if it is one."""
+        found: TaskWeights | None = make("weighting.kind", self.kind) if read(self.kind).own else None
+        return found
+
     def start(self, tasks: int) -> Params:
         """Return what the client of so many tasks remembers from round to round, [T] each; empty if that is nothing.
 
         A loss of 0 stands for one that has not been met.
         """
+        if self.part:
+            return self.part.init(tasks)
         names = {"uncertainty": ("log_variances",), "dwa": ("older", "newer"), "gradnorm": ("weights", "initial")}
         found = {name: torch.zeros(tasks, dtype=torch.float64) for name in names.get(self.kind, ())}
         return {name: value + 1 if name == "weights" else value for name, value in found.items()}
@@ -162,6 +197,15 @@ class Weigher:
             weights = dynamic(self.state["older"], self.state["newer"])
         elif kind == "gradnorm":
             weights = self._balanced(parts, values, mask, params, names)
+        elif part := self.rule.part:
+            assert self.rng is not None
+            ctx = Tasks(mask, self.rng, partial(gradients, parts, mask, params, shared(names)))
+            weights, self.state = part.weights(values, clone(self.state), ctx)
+            if weights.shape != values.shape:
+                who, found = type(part).__qualname__, list(weights.shape)
+                raise UserError(
+                    f"weighting.kind: {who} must return a weight of every loss [{len(values)}], found {found}"
+                )
         else:
             assert self.rng is not None
             weights = drawn(len(values), self.rng)
@@ -180,7 +224,7 @@ class Weigher:
     ) -> Tensor:
         weights, initial = self.state["weights"], self.state["initial"]
         initial = torch.where((initial == 0) & mask, values, initial)
-        common = [name for name in names if not covers(OF_TASKS, name)]
+        common = shared(names)
         body = [name for name in common if covers(("body",), name)]
         if not body or any(covers(("attributes",), name) for name in params):  # a task about items has no body
             body = common
@@ -193,7 +237,7 @@ class Weigher:
         return weights
 
     def _aggregated(self, parts: Sequence[Tensor], params: Params, names: Sequence[str]) -> Tensor:
-        common = [name for name in names if not covers(OF_TASKS, name)]
+        common = shared(names)
         heads = [name for name in names if name not in common]
         rows = torch.stack([gradient(part, params, [*common, *heads]) for part in parts])
         width = sum(params[name].numel() for name in common)
@@ -204,9 +248,22 @@ class Weigher:
         return torch.cat([params[name].reshape(-1) for name in [*common, *heads]]) @ d
 
 
+def shared(names: Sequence[str]) -> list[str]:
+    """Return the names of what is of no one task."""
+    return [name for name in names if not covers(OF_TASKS, name)]
+
+
 def gradient(part: Tensor, params: Params, names: Sequence[str]) -> Tensor:
     """Return the gradient [P] of a loss in `names`, end to end, zero where it does not depend on them."""
     values = [params[name] for name in names]
     grads = torch.autograd.grad(part, values, retain_graph=True, allow_unused=True)
     flat = [torch.zeros_like(v).reshape(-1) if g is None else g.reshape(-1) for v, g in zip(values, grads, strict=True)]
     return torch.cat(flat)
+
+
+def gradients(parts: Sequence[Tensor], seen: Tensor, params: Params, names: Sequence[str]) -> Tensor:
+    """Return the gradients [T, P] in `names` of the losses that are seen, float64; those of others are 0."""
+    found = torch.zeros(len(parts), sum(params[name].numel() for name in names), dtype=torch.float64)
+    for row in seen.nonzero().flatten().tolist() if names else ():
+        found[row] = gradient(parts[row], params, names)
+    return found

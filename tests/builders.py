@@ -16,8 +16,8 @@ from fedrec.tasks import Task
 from fedrec.training.cohort import learning
 from fedrec.training.draws import draw
 from fedrec.training.local import EMPTY, ONE, single
-from fedrec.training.losses import batch_loss, trainable
-from fedrec.training.recipe import Batch, Recipe
+from fedrec.training.losses import batch_loss, scores, trainable
+from fedrec.training.recipe import Batch, Objective, Recipe, Reference
 from fedrec.training.results import stack
 from fedrec.training.stacks import NOTHING
 from fedrec.training.transforms import Context
@@ -117,6 +117,11 @@ def by_autograd(
     Transforms of one's own get parameters that are not stacked.
     """
     params, v, losses = clone(params), clone(v or {}), []
+
+    def mixture() -> Params:
+        return {name: alpha * v[name] + (1 - alpha) * value for name, value in params.items()} if v else {}
+
+    starts, beside = (clone(params), mixture()), recipe.objective
     for number, phase in enumerate(recipe.phases):
         names = trainable(params, tasks, sharing, phase, recipe.optimiser)
         names += [name for name in {**(shift or {}), **(masks or {})} if name not in names]
@@ -128,11 +133,9 @@ def by_autograd(
             for batch in batches(data, tasks, recipe, rng, model=model, seed=seed):
                 t += 1
                 if v:
-                    mixed = {name: alpha * v[name] + (1 - alpha) * value for name, value in params.items()}
-                    _, grads = slope(model, mixed, tasks, batch, recipe.l2, names)
+                    _, grads = slope(model, mixture(), tasks, batch, recipe.l2, names, 1.0, beside, starts[1])
                     recipe.optimiser.step(v, {name: alpha * g for name, g in grads.items()}, other, t)
-                loss, grads = slope(model, params, tasks, batch, recipe.l2, names)
-                grads = {name: weight * value for name, value in grads.items()}
+                loss, grads = slope(model, params, tasks, batch, recipe.l2, names, weight, beside, starts[0])
                 for place, one in enumerate(recipe.transforms):
                     grads, kept[place] = one.update(grads, kept[place], params, Context(t, owner))
                 for name in names:
@@ -148,11 +151,22 @@ def by_autograd(
 
 
 def slope(
-    model: Recommender, params: Params, tasks: tuple[Task, ...], batch: Batch, l2: float, names: Sequence[str]
+    model: Recommender,
+    params: Params,
+    tasks: tuple[Task, ...],
+    batch: Batch,
+    l2: float,
+    names: Sequence[str],
+    weight: float,
+    objective: Sequence[Objective],
+    start: Params,
 ) -> tuple[float, Params]:
-    """Return `batch_loss` and its gradient in `names`."""
+    """Return `batch_loss`, and the gradient in `names` of `weight` times it and the terms of an objective."""
     leaves = {name: value.detach().requires_grad_(name in names) for name, value in params.items()}
     loss = batch_loss(model, leaves, tasks, batch, l2)
-    found = torch.autograd.grad(loss, [leaves[name] for name in names], allow_unused=True)
+    ctx, whole = Reference(start, lambda some, batch: scores(model, some, tasks, batch)), weight * loss
+    for one in objective:
+        whole = whole + one.value(leaves, batch, ctx)
+    found = torch.autograd.grad(whole, [leaves[name] for name in names], allow_unused=True)
     grads = {n: torch.zeros_like(params[n]) if g is None else g for n, g in zip(names, found, strict=True)}
     return float(loss.detach()), grads

@@ -16,7 +16,9 @@ from fedrec.models import Meta, Module
 from fedrec.parameters import Params
 from fedrec.privacy.attacks.targets import Records
 from fedrec.privacy.transcript import Transcript
+from fedrec.training.recipe import Batch, Reference
 from fedrec.training.transforms import Context, State
+from fedrec.weighting import Tasks
 
 
 class Towers(nn.Module):
@@ -339,3 +341,92 @@ class Clip(Decay):
             square = torch.zeros(int(who.max()) + 1).index_add_(0, who, grads[name].square().sum(1))
             made[name] = grads[name] * (self.most / square.sqrt().clamp(min=1e-30)).clamp(max=1.0)[who, None]
         return made, state
+
+
+@dataclass(frozen=True)
+class Remembered:
+    """A term: the squared distance of what is said to what was said at the start of the round."""
+
+    weight: float = 1.0
+
+    def value(self, params: Params, batch: Batch, ctx: Reference) -> Tensor:
+        """Return weight sum_t mean (s_t - s_t(start))^2."""
+        now, then = ctx.scores(params, batch), ctx.scores(ctx.start, batch)
+        return self.weight * torch.stack([(now[task] - then[task]).square().mean() for task in now]).sum()
+
+
+@dataclass(frozen=True)
+class Ridge:
+    """A term: the proximal one to a fixed start, weight / 2 |x - start|^2 over the modules it names."""
+
+    weight: float = 0.5
+    modules: tuple[str, ...] = ("item_table",)
+
+    def value(self, params: Params, batch: Batch, ctx: Reference) -> Tensor:
+        """Return it."""
+        gaps = [(params[name] - ctx.start[name]).square().sum() for name in self.modules]
+        return self.weight / 2 * torch.stack(gaps).sum()
+
+
+@dataclass(frozen=True)
+class Idle:
+    """No term: a constant, or a tensor that is no number."""
+
+    shape: tuple[int, ...] = ()
+
+    def value(self, params: Params, batch: Batch, ctx: Reference) -> Tensor:
+        """Return zeros."""
+        return torch.zeros(self.shape).requires_grad_() + 0 * params["item_table"].sum()
+
+
+@dataclass(frozen=True)
+class Worst:
+    """A weighting: w_t ~ w_t exp(rate L_t), which sum to T."""
+
+    rate: float = 0.1
+
+    def init(self, tasks: int) -> Params:
+        """Return equal weights."""
+        return {"w": torch.ones(tasks, dtype=torch.float64)}
+
+    def weights(self, losses: Tensor, state: Params, ctx: Tasks) -> tuple[Tensor, Params]:
+        """Return the next weights."""
+        w = state["w"] * torch.exp(self.rate * losses * ctx.seen)
+        w = w * len(w) / w.sum()
+        return w, {"w": w}
+
+
+@dataclass(frozen=True)
+class Levelled:
+    """A weighting without a state: in what the tasks share, all gradients get one length."""
+
+    def init(self, tasks: int) -> Params:
+        """Return nothing."""
+        return {}
+
+    def weights(self, losses: Tensor, state: Params, ctx: Tasks) -> tuple[Tensor, Params]:
+        """Return T / |g_t| over their sum."""
+        inverse = 1 / ctx.gradients().norm(dim=1).clamp(min=1e-12) * ctx.seen
+        return inverse * len(losses) / inverse.sum(), {}
+
+
+@dataclass(frozen=True)
+class Upwards(Levelled):
+    """No weighting: it drives losses up, in place of what it is given, or returns too few."""
+
+    few: bool = False
+
+    def weights(self, losses: Tensor, state: Params, ctx: Tasks) -> tuple[Tensor, Params]:
+        """Return -L."""
+        return losses.neg_()[: 1 if self.few else None], {}
+
+
+@dataclass(frozen=True)
+class Partly:
+    """A companion: some of what is of items, all of what stands behind."""
+
+    items: float = 0.5
+
+    def share(self, name: str) -> float:
+        """Return the share of a parameter."""
+        return self.items if name.startswith("item_") else 1.0

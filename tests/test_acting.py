@@ -161,6 +161,7 @@ CHANGES: dict[str, list[Any]] = {
     "lrs": ["item_table=0.05"],
     "l2": [0.5],
     "transform": ["tests.own_parts:Decay"],
+    "objective": ["tests.own_parts:Ridge"],
     "weights": ["uniform"],
     "patience": [1],
     "eval_every": [2],

@@ -140,6 +140,9 @@ def test_fields_of_our_own_parts_are_the_old_options() -> None:
         (["--coupling.kind", "graf"], "did you mean 'graph'"),
         (["--transform", "curv"], "transform: must be one of none, found 'curv'"),
         (["--transform", "tests.own_parts:Grid"], "must have the method init of a transform"),
+        (["--objective", "tests.own_parts:Decay"], "must have the method value of a term"),
+        (["--drift.personal", "dito"], "did you mean 'ditto'"),
+        (["--task", "rank,click", "--weighting.kind", "gradnrom"], "did you mean 'gradnorm'"),
     ],
 )
 def test_what_is_no_part_is_refused_by_name(

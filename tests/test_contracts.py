@@ -21,13 +21,17 @@ from fedrec.testing import (
     AggregatorContract,
     AttackContract,
     CodecContract,
+    CompanionContract,
     ConstraintContract,
     MetricContract,
+    ObjectiveContract,
     RecommenderContract,
     SourceContract,
     TaskContract,
     TransformContract,
+    WeightingContract,
 )
+from fedrec.weighting import KINDS
 from tests.own_parts import (
     Blind,
     Clip,
@@ -39,13 +43,20 @@ from tests.own_parts import (
     Grid,
     Halves,
     Huber,
+    Idle,
+    Levelled,
     Movement,
+    Partly,
     Powered,
     Precision,
     Regulars,
+    Remembered,
+    Ridge,
     Shrunk,
     Telling,
     TwoTower,
+    Upwards,
+    Worst,
 )
 
 TASKS = {"esmm": ("click", "buy"), "aitm": ("click", "buy")}
@@ -128,6 +139,11 @@ MADE = [
     suite(AttackContract, "Movement", component=Movement(2.0)),
     suite(AttackContract, "Regulars", component=Regulars()),
     *(suite(TransformContract, type(one).__name__, component=one) for one in (Curv(), Decay(), Clip())),
+    *(suite(ObjectiveContract, type(one).__name__, component=one) for one in (Remembered(0.5), Ridge())),
+    *(suite(CompanionContract, one, component=one) for one in ("ditto", "apfl")),
+    suite(CompanionContract, "Partly", component=Partly()),
+    *(suite(WeightingContract, one, component=one) for one in KINDS if one != "fixed"),
+    *(suite(WeightingContract, type(one).__name__, component=one) for one in (Worst(), Levelled())),
 ]
 globals().update({one.__name__: one for one in MADE})
 
@@ -196,6 +212,9 @@ class Forgetful(Recommender):
         (AggregatorContract, Backwards(), "test_clients_that_agree_are_not_led_the_other_way"),
         (TransformContract, Together(), "test_a_client_among_others_is_as_alone"),
         (TransformContract, Together(), "test_every_gradient_keeps_its_name_and_shape"),
+        (ObjectiveContract, Idle(), "test_it_is_a_number_that_acts"),
+        (CompanionContract, Partly(1.5), "test_its_shares_are_fractions"),
+        (WeightingContract, Upwards(), "test_no_loss_is_driven_up"),
         (RecommenderContract, Forgetful("mf", 4), "test_all_scores_are_those_of_the_pairs"),
     ],
 )

@@ -18,8 +18,8 @@ from fedrec.holdings import clients_data
 from fedrec.keyed import Carrier, mean
 from fedrec.models import Recommender
 from fedrec.optimisers import Optimiser
-from fedrec.parameters import Params, add, clone, norm, subtract
-from fedrec.personal import mix
+from fedrec.parameters import Params, add, clone, mix, norm, subtract
+from fedrec.personal import personal_model
 from fedrec.records import write_record
 from fedrec.scorers import ModelScorer
 from fedrec.seeds import generator
@@ -30,6 +30,7 @@ from fedrec.training.local import local_update, single, update_one
 from fedrec.training.losses import batch_loss, steps
 from fedrec.training.recipe import Recipe
 from fedrec.training.results import stack
+from fedrec.training.results import trained as after
 from fedrec.training.stacks import Terms
 from fedrec.wire import ledger
 from server.joining import join
@@ -39,7 +40,10 @@ from simulations.engines.nodes import each_alone
 from tests.builders import batches, client, interactions
 from tests.helpers import SpyGrid, experiment, fit, results
 from tests.letters import broadcast_record, read_broadcast, read_contribution, reason, state_of
+from tests.own_parts import Decay
 from tests.test_messages import content_bytes
+from tests.test_stacking import case, check
+from tests.test_transforms import noise
 
 
 def personal(grid: SpyGrid) -> list[Params]:
@@ -99,10 +103,10 @@ def test_one_step_of_apfl_by_hand(alpha: float) -> None:
     rng = torch.Generator().manual_seed(0)
     shapes = model.shapes(2, 2, ["rating"])
     v, w = ({name: torch.randn(value.shape, generator=rng) for name, value in shapes.items()} for _ in range(2))
-    before = clone(v)
+    before, share = clone(v), dict.fromkeys(v, alpha)
     recipe = Recipe(1, 8, Optimiser("sgd", lr))
     (batch,) = batches(data, tasks, recipe, generator(0, "t"))
-    half = Terms(personal=stack([v]), alpha=alpha)
+    half = Terms(personal=stack([v]), share=share)
     one = single(model, data, tasks, recipe, 0)
     after_step = update_one(one, w, recipe, Sharing(()), seed=0, scope=("t",), terms=half).personal
     assert equal(v, before)
@@ -119,8 +123,42 @@ def test_one_step_of_apfl_by_hand(alpha: float) -> None:
     assert abs(slope) > 1e-3
     assert float(after_step[name][0, 0] - v[name][0, 0]) == pytest.approx(-lr * alpha * slope, rel=1e-3)
     assert torch.equal(after_step[name][1], v[name][1])  # an item that the batch does not touch
-    after = mix(alpha, after_step, w)[name][0, 0] - mixed[name][0, 0]
+    after = mix(share, after_step, w)[name][0, 0] - mixed[name][0, 0]
     assert float(after) == pytest.approx(-lr * alpha**2 * slope, rel=1e-3)
+
+
+@pytest.mark.parametrize("optimiser", ["sgd", "adam"])
+@pytest.mark.parametrize("phases", [("all",), ("private", "shared")])
+def test_a_copy_that_is_all_ones_own_is_trained_as_if_it_were_alone(optimiser: Any, phases: Any) -> None:
+    """With a share of 1, in lockstep or not, f(v) + lambda/2 |v - z|^2 is a proximal objective of v alone."""
+    own = (Decay(0.1),) if optimiser == "sgd" else ()  # which moves the rows that no batch names, as the pull does
+    recipe = Recipe(2, 2, Optimiser(optimiser, 0.03), phases, transforms=own)
+    c = case(recipe, tasks="rank-bce", share=("item_table",), sizes=(4, 0, 7, 3, 2))
+    starts = [add(one, noise(one, number)) for number, one in enumerate(c.starts)]
+    terms = Terms(personal=stack(starts), share=dict.fromkeys(starts[0], 1.0), tie=0.5, sent=c.shared)
+    together = replace(c, terms=terms).parts()
+    check(c, together)
+    for part in together:
+        for j, place in enumerate(part.clients.tolist()):
+            data, z = c.cohort.datas[place], {"item_table": c.starts[place]["item_table"]}
+            alone, _ = local_update(c.cohort.model, starts[place], data, c.cohort.tasks, replace(recipe, mu=0.5),
+                c.sharing, seed=c.seed, scope=(data.name, 3), anchor=z)  # fmt: skip
+            mine = after(c.cohort, stack(starts), replace(part, values=part.personal), j)
+            assert norm(subtract(alone, starts[place])) > 1e-2
+            for name, value in alone.items():
+                torch.testing.assert_close(mine[name], value, atol=1e-5, rtol=1e-5)
+
+
+def test_a_companion_of_ones_own_is_mixed_as_it_says() -> None:
+    """With all items from the shared model, and a body of its own; with a share of 1 of all it is Ditto's copy."""
+    drift, v, w = Drift(personal='tests.own_parts:Partly{"items": 0}'), {"item_table": 1.0, "body.0": 2.0}, 5.0
+    made = personal_model(drift, Own({n: torch.tensor([x]) for n, x in v.items()}), {n: torch.tensor([w]) for n in v})
+    assert {name: float(value) for name, value in made.items()} == {"item_table": w, "body.0": 2.0}
+    ditto, mine = (
+        trained("fedper", drift=Drift(personal=kind, weight=0.01))
+        for kind in ("ditto", 'tests.own_parts:Partly{"items": 1}')
+    )
+    assert all(equal(a, b) for a, b in zip(personal(ditto), personal(mine), strict=True))
 
 
 @pytest.mark.parametrize("method", ["ditto", "apfl"])

@@ -125,6 +125,9 @@ AT_CLIENT: Flat = {**CLIENT, "privacy.where": "client"}
 # The same capabilities between other parts.
 MORE: list[tuple[Can, Flat]] = [
     (Can.READS_ITEMS, {**OWN, "task": "rank,price"}),
+    (Can.UNIT_GRADIENTS, {**USER, "objective": "tests.own_parts:Ridge"}),
+    (Can.LOCKSTEP, {**USER, "drift.personal": "tests.own_parts:Partly"}),
+    (Can.LOSSES, {**USER, **DWA, "weighting.kind": "tests.own_parts:Worst"}),
     (Can.USER_SIDE, {**OWN, **GRU}),
     (Can.EXCHANGE, {**AGREED, "pool": True}),
     (Can.EXCHANGE, {**LATE, "method": "local"}),

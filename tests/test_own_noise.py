@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fedrec.data.types import Interactions
 from fedrec.errors import UserError
 from fedrec.experiment import build
+from fedrec.keyed import TABLES
 from fedrec.models import Meta, Module, Recommender
 from fedrec.models.module import ModuleRecommender
 from fedrec.optimisers import Optimiser
@@ -20,7 +21,7 @@ from fedrec.privacy.differential import Mechanism, private_update
 from fedrec.privacy.gradients import check_units
 from fedrec.privacy.noise import Source
 from fedrec.privacy.units import Units
-from fedrec.sharing import TABLES, Sharing
+from fedrec.sharing import Sharing
 from fedrec.tasks import Task, parse_task
 from fedrec.training.recipe import Recipe
 from fedrec.training.transforms import Context, State

@@ -491,7 +491,7 @@ def test_a_personal_half_is_trained_in_lockstep(kind: str, optimiser: Any, phase
     rng = torch.Generator().manual_seed(1)
     starts = [{n: v + 0.3 * torch.randn(v.shape, generator=rng) for n, v in one.items()} for one in c.starts]
     moved = 0.0
-    found = replace(c, terms=Terms(personal=stack(starts), alpha=0.3)).parts(chunk=2)
+    found = replace(c, terms=Terms(personal=stack(starts), share=dict.fromkeys(starts[0], 0.3))).parts(chunk=2)
     check(c, found)
     for part in found:
         for j, position in enumerate(part.clients.tolist()):

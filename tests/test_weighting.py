@@ -43,6 +43,7 @@ SGD = Optimiser("sgd", 0.05)
 AGGREGATORS = ("pcgrad", "mgda", "cagrad", "upgrad", "imtlg")
 RULES = [Weighting(kind=kind) for kind in ("uncertainty", "dwa", "rlw", "gls", "gradnorm")]
 RULES += [Weighting(kind="aggregator", aggregator=name) for name in AGGREGATORS]
+RULES += [Weighting(kind=f"tests.own_parts:{name}") for name in ("Worst", "Levelled")]
 LOSSES = st.lists(st.floats(0.01, 100), min_size=3, max_size=3)
 
 
@@ -263,6 +264,21 @@ def test_one_task_alone_is_followed_in_the_direction_of_its_loss(rule: Weighting
     d = followed(weigher(rule, 1, seed), x, [part])
     assert float(d @ g / (d.norm() * g.norm())) == pytest.approx(1)
     assert float(d.norm() / g.norm()) == pytest.approx(1.5 if rule.aggregator == "cagrad" else 1)
+
+
+def test_a_weighting_of_ones_own_sees_the_gradients_in_what_tasks_share_and_remembers() -> None:
+    """Gradients of one length, whatever the losses' scales; and weights exp(rate t L_t) over their mean."""
+    x = torch.ones(3, dtype=torch.float64, requires_grad=True)
+    d = followed(weigher(Weighting(kind="tests.own_parts:Levelled"), 3), x, [*(vector(0.2, 3, 50) * x.square())])
+    assert d.tolist() == pytest.approx([float(d[0])] * 3) and float(d[0]) > 0
+    made, losses = weigher(Weighting(kind='tests.own_parts:Worst{"rate": 0.5}'), 3), vector(0.3, 2.0, 1.0)
+    for t in (1, 2):
+        w = torch.exp(0.5 * t * losses)
+        assert float(made.loss([*losses], [True] * 3, {}, [], t)) == pytest.approx(float((w / w.mean()) @ losses))
+    with pytest.raises(
+        UserError, match=r"weighting.kind: Upwards must return a weight of every loss \[3\], found \[1\]"
+    ):
+        weigher(Weighting(kind='tests.own_parts:Upwards{"few": true}'), 3).loss([*losses], [True] * 3, {}, [], 1)
 
 
 USERS, ITEMS = 6, 8

@@ -1,18 +1,28 @@
 """Drift correction: what is done about clients whose local optima lie apart, or that make unequal numbers of steps."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal, Protocol
 
 import torch
 from pydantic import BaseModel, Field, model_validator
 from torch import Tensor
 
+from fedrec.components import PartText, make, one_of, read
 from fedrec.errors import UserError
 from fedrec.keyed import Carrier, gather, mean
 from fedrec.parameters import Params, add, subtract
 from fedrec.sharing import ContractError
+
+PERSONAL = ("none", "ditto", "apfl", "tuned")
+
+
+class Companion(Protocol):
+    """A personal model of the user's own."""
+
+    def share(self, name: str) -> float:
+        """Return the share a, from 0 to 1, of the personal parameter in a v + (1 - a) w, which is recommended with."""
 
 
 class Drift(BaseModel, frozen=True, extra="forbid"):
@@ -22,18 +32,31 @@ class Drift(BaseModel, frozen=True, extra="forbid"):
         "none", description="control variates in the local gradients; needs optimiser sgd"
     )
     normalise: bool = Field(False, description="scale every client's change to the same number of steps (FedNova)")
-    personal: Literal["none", "ditto", "apfl", "tuned"] = Field(
+    personal: Annotated[PartText, one_of("drift.personal")] = Field(
         "none",
-        description="a model that every client keeps to itself and recommends with; tuned: what its last training made",
+        description="a model that every client keeps to itself and recommends with: none, ditto, apfl, your own, or "
+        "tuned, what its last training made",
     )
     weight: float = Field(
-        0.0, ge=0, allow_inf_nan=False, description="ditto: lambda of the pull to z; apfl: alpha, the personal share"
+        0.0, ge=0, allow_inf_nan=False, description="lambda of a personal model's pull to z; apfl: alpha, its share"
     )
 
     @property
     def second(self) -> bool:
         """Whether a client trains a second model."""
-        return self.personal in ("ditto", "apfl")
+        return self.personal not in ("none", "tuned")
+
+    @property
+    def pull(self) -> float:
+        """Lambda of the second model's pull to z, lambda/2 |v - z|^2."""
+        return self.weight if self.second and self.personal != "apfl" else 0.0
+
+    def shares(self, names: Iterable[str]) -> dict[str, float]:
+        """Return the second model's share of every parameter."""
+        if not read(self.personal).own:
+            return dict.fromkeys(names, self.weight if self.personal == "apfl" else 1.0)
+        companion: Companion = make("drift.personal", self.personal)
+        return {name: companion.share(name) for name in names}
 
     @property
     def counted(self) -> bool:

@@ -1,7 +1,6 @@
 """What a teacher says about a client's training rows, as a term beside the loss of its student."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -16,8 +15,8 @@ from fedrec.models import Recommender
 from fedrec.parameters import Params
 from fedrec.scorers import ModelScorer
 from fedrec.tasks import Task
-from fedrec.training.losses import penalties, representations, total
-from fedrec.training.recipe import Batch
+from fedrec.training.losses import penalties, scores, total
+from fedrec.training.recipe import Batch, Term
 
 Kind = Literal["soft", "ranking"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -60,7 +59,7 @@ class Exemplary:
 
 def lesson(
     rule: Distillation, teacher: ModelScorer, model: Recommender, data: ClientData, tasks: tuple[Task, ...], l2: float
-) -> Callable[[Params, Batch], Tensor]:
+) -> Term:
     """Return alpha L^D(params, batch), the `pull` of a `local_update` with the `weight` 1 - alpha.
 
     L^D is the sum over tasks of the task's weight times the mean of `softened` over its rows, for a rank task under
@@ -73,12 +72,13 @@ def lesson(
         if task.kind == "rank" and rule.kind == "ranking"
     }
 
-    def value(params: Params, batch: Batch) -> Tensor:
+    def value(params: Params, batch: Batch, *_: object) -> Tensor:
         with torch.no_grad():
             said = scores(teacher.model, teacher.params, tasks, replace(batch, keep=None))
         heard = scores(model, params, tasks, batch)
         parts: list[Tensor] = []
-        for task, z, v in zip(tasks, heard, said, strict=True):
+        for task in tasks:
+            z, v = heard[task.name], said[task.name]
             if task.name in exemplary:
                 loss = recommended(model, params, task, batch, z, exemplary[task.name])
             else:
@@ -88,27 +88,6 @@ def lesson(
         return rule.weight * total([*parts, *penalties(model, params, batch, l2)])
 
     return value
-
-
-def scores(model: Recommender, params: Params, tasks: tuple[Task, ...], batch: Batch) -> list[Tensor]:
-    """Return each task's scores of the rows [B]; of a rank task those of the item and its sampled ones [B, 1 + m].
-
-    Of an attribute it is what the model says of the row's item [B, C].
-    """
-    keep = None if batch.keep is None else batch.keep[:, 0]
-    about_pairs = not all(task.attribute for task in tasks)
-    features, sampled = representations(model, params, batch) if about_pairs else (batch.item, None)
-    found: list[Tensor] = []
-    for task in tasks:
-        if task.attribute:
-            found.append(model.attribute(params, task.name, batch.item, keep))
-            continue
-        score = model.head(params, task.name, features)
-        if task.kind == "rank" and sampled is not None:
-            negative = model.head(params, task.name, sampled).reshape(len(score), -1)
-            score = torch.cat([score.unsqueeze(1), negative], dim=1)
-        found.append(score)
-    return found
 
 
 def softened(task: Task, z: Tensor, v: Tensor, temperature: float) -> Tensor:
@@ -146,7 +125,7 @@ def recommended(
     """
     item = exemplary.item.to(batch.user.device)[batch.user]
     weight = exemplary.weight.to(batch.user.device)[batch.user]
-    s = scores(model, params, (task,), replace(batch, negative=item, keep=None))[0][:, 1:]
+    s = scores(model, params, (task,), replace(batch, negative=item, keep=None))[task.name][:, 1:]
     if task.loss == "bce":
         return (weight * F.softplus(-s)).sum(1)
     return (weight * F.softplus(z[:, None, 1:] - s[:, :, None]).mean(2)).sum(1)

@@ -10,22 +10,28 @@ from fedrec.testing.attacks import AttackContract
 from fedrec.testing.codecs import CodecContract
 from fedrec.testing.contracts import (
     AggregatorContract,
+    CompanionContract,
     ConstraintContract,
     MetricContract,
+    ObjectiveContract,
     RecommenderContract,
     SourceContract,
     TaskContract,
     TransformContract,
+    WeightingContract,
 )
 
 __all__ = [
     "AggregatorContract",
     "AttackContract",
     "CodecContract",
+    "CompanionContract",
     "ConstraintContract",
     "MetricContract",
+    "ObjectiveContract",
     "RecommenderContract",
     "SourceContract",
     "TaskContract",
     "TransformContract",
+    "WeightingContract",
 ]

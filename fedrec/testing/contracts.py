@@ -8,19 +8,22 @@ import torch
 from torch import Tensor
 
 from fedrec.components import SEAMS, make, written
+from fedrec.coordination import Drift
 from fedrec.coordination.operators import Constraint, Operator, Vectors
 from fedrec.data import Dataset, from_frame
 from fedrec.data.types import Interactions
 from fedrec.keyed import TABLES
 from fedrec.metrics import Ranks
 from fedrec.models import Module, ModuleRecommender, Recommender
-from fedrec.parameters import Params, clone
+from fedrec.optimisers import Optimiser
+from fedrec.parameters import Params, clone, same
 from fedrec.seeds import generator
 from fedrec.sharing import MODULES
 from fedrec.tasks import Task, parse_task, task_loss
-from fedrec.training.losses import batch_loss
-from fedrec.training.recipe import Batch
+from fedrec.training.losses import batch_loss, scores
+from fedrec.training.recipe import Batch, Reference, term
 from fedrec.training.transforms import Context, State
+from fedrec.weighting import Weigher, Weighting
 
 USERS, ITEMS = 5, 7
 
@@ -341,3 +344,77 @@ class TransformContract(Rebuilt):
         for made, alone in zip(self.steps((4, 2)), self.steps((4,)), strict=True):
             for name, value in self.first((4,), made).items():
                 torch.testing.assert_close(value, alone[name])
+
+
+class ObjectiveContract(Rebuilt):
+    """An objective term: `value(params, batch, ctx)`, asked with a recommender and its tasks."""
+
+    field = "objective"
+    model: ClassVar[Recommender] = Recommender("mf", 3)
+    tasks: ClassVar[tuple[str, ...]] = ("rank", "rating")
+
+    def asked(self) -> tuple[Tensor, list[Tensor]]:
+        """Return the term at some parameters and its gradients there; the start and the batch must stay as they are."""
+        tasks, ones = tuple(map(parse_task, self.tasks)), torch.ones(3)
+        start = self.model.init(3, np.arange(USERS), np.arange(ITEMS), {task.name: 0.0 for task in tasks})
+        params = {name: (value + 0.1 * place).requires_grad_() for place, (name, value) in enumerate(start.items(), 1)}
+        rows = torch.tensor([0, 2, 2]), torch.tensor([1, 1, 4]), torch.tensor([[0], [5], [0]])
+        user, item, negative = (one.clone() for one in rows)
+        batch = Batch(user, item, negative, {task.name: (ones, ones) for task in tasks})
+        ctx = Reference(clone(start), lambda params, batch: scores(self.model, params, tasks, batch))
+        found: Tensor = term(self.component)(params, batch, ctx)
+        assert same(ctx.start, start)
+        assert all(torch.equal(*pair) for pair in zip((user, item, negative), rows, strict=True))
+        grads = torch.autograd.grad(found, list(params.values()), allow_unused=True)
+        return found.detach(), [grad for grad in grads if grad is not None]
+
+    def test_it_is_a_number_that_acts(self) -> None:
+        """Finite, the same again, with finite gradients that are not all 0."""
+        found, grads = self.asked()
+        assert bool(found.isfinite()) and torch.equal(found, self.asked()[0])
+        assert all(bool(grad.isfinite().all()) for grad in grads) and any(bool(grad.any()) for grad in grads)
+
+
+class WeightingContract(Rebuilt):
+    """A weighting: `init(tasks)` and `weights(losses, state, ctx)`, or the name of one of ours."""
+
+    field = "weighting.kind"
+
+    def steps(self) -> list[Tensor]:
+        """Return x times what is followed in four steps [3], for the losses x^2 / t; the last step has no third one."""
+        rule = Weighting(kind=written(self.component))
+        made, found = Weigher(rule, Optimiser("sgd", 0.1), rule.start(3)), []
+        for t in range(1, 5):
+            made.epoch(generator(t, "contract"), first=t == 1)
+            x, seen, before = torch.tensor([2.0, 1.0, 0.5]).requires_grad_(), [True, True, t < 4], made.state
+            held = clone(before)
+            parts = [loss if here else loss * 0 for loss, here in zip(x.square() / t, seen, strict=True)]
+            followed = made.loss(parts, seen, {"body": x}, ["body"], t)
+            found.append(x.detach() * torch.autograd.grad(followed, x)[0])
+            made.ended()
+            assert same(before, held)
+            assert {n: v.shape for n, v in made.state.items()} == {n: v.shape for n, v in before.items()}
+        return found
+
+    def test_what_it_remembers_keeps_its_form(self) -> None:
+        """And what is followed is finite, and the same again."""
+        for one, again in zip(self.steps(), self.steps(), strict=True):
+            assert bool(one.isfinite().all()) and torch.equal(one, again)
+
+    def test_no_loss_is_driven_up(self) -> None:
+        """Where the gradients of the losses have nothing in common."""
+        assert all(bool((one >= 0).all()) and bool(one.any()) for one in self.steps())
+
+
+class CompanionContract(Rebuilt):
+    """A companion: `share(name)`, or the name of one of ours; asked of the parameters of a recommender."""
+
+    field = "drift.personal"
+    model: ClassVar[Recommender] = Recommender("mlp", 4)
+
+    def test_its_shares_are_fractions(self) -> None:
+        """Numbers from 0 to 1, not all 0, and the same again."""
+        drift, names = Drift(personal=written(self.component), weight=0.5), self.model.shapes(USERS, ITEMS, ["rank"])
+        found = drift.shares(names)
+        assert all(0 <= found[name] <= 1 for name in names) and any(found.values())
+        assert drift.shares(names) == found

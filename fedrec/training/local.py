@@ -15,9 +15,9 @@ from fedrec.sharing import Sharing
 from fedrec.tasks import Task
 from fedrec.training.cohort import Cohort, cohort
 from fedrec.training.held_out import held_out_many
-from fedrec.training.recipe import Recipe
+from fedrec.training.recipe import Recipe, Term
 from fedrec.training.results import client, stack, trained
-from fedrec.training.stacks import NOTHING, Pull, Stack, Terms
+from fedrec.training.stacks import NOTHING, Stack, Terms
 from fedrec.training.update import Scope, train
 from fedrec.weighting import Weigher
 
@@ -34,7 +34,7 @@ class Trained(NamedTuple):
 
     params: Params
     loss: float
-    personal: Params  # APFL's v; empty without it
+    personal: Params  # the personal model v; empty without it
 
 
 def update_one(
@@ -61,7 +61,7 @@ def local_update(
     anchor: Mapping[str, Tensor] | None = None,
     weight: float = 1.0,
     shift: Mapping[str, Tensor] | None = None,
-    pull: Pull | None = None,
+    pull: Term | None = None,
     weigher: Weigher | None = None,
     own: Mapping[str, Tensor] | None = None,
 ) -> tuple[Params, float]:

@@ -17,23 +17,45 @@ from fedrec.training.recipe import Batch, Phase, Recipe
 
 def task_losses(model: Recommender, params: Params, tasks: tuple[Task, ...], batch: Batch) -> list[Tensor]:
     """Return the weight of every task times the mean loss of its rows; 0 for a task without rows."""
+    found: list[Tensor] = []
+    for task, (score, negative) in zip(tasks, scored(model, params, tasks, batch), strict=True):
+        mask, target = batch.labels[task.name]
+        loss = task_loss(task, score, target, negative)
+        found.append(task.weight * (loss * mask).sum() / mask.sum().clamp(min=1.0))
+    return found
+
+
+def scored(
+    model: Recommender, params: Params, tasks: tuple[Task, ...], batch: Batch
+) -> list[tuple[Tensor, Tensor | None]]:
+    """Return each task's scores of the rows [B], of their items [B, C] if it is about these, and of sampled items.
+
+    The latter are [B, m], of a rank task alone.
+    """
     model = model.read(params, batch.item, batch.negative, batch.history)
     keep = None if batch.keep is None else batch.keep[:, 0]
     about_pairs = not all(task.attribute for task in tasks)
     features, sampled = representations(model, params, batch) if about_pairs else (batch.item, None)
-    found: list[Tensor] = []
+    found: list[tuple[Tensor, Tensor | None]] = []
     for task in tasks:
-        mask, target = batch.labels[task.name]
         negative = None
         if task.kind == "rank" and sampled is not None:
-            negative = model.head(params, task.name, sampled).reshape(len(mask), -1)
+            negative = model.head(params, task.name, sampled).reshape(len(batch.item), -1)
         if task.attribute:
             score = model.attribute(params, task.name, batch.item, keep)
         else:
             score = model.head(params, task.name, features)
-        loss = task_loss(task, score, target, negative)
-        found.append(task.weight * (loss * mask).sum() / mask.sum().clamp(min=1.0))
+        found.append((score, negative))
     return found
+
+
+def scores(model: Recommender, params: Params, tasks: tuple[Task, ...], batch: Batch) -> dict[str, Tensor]:
+    """Return each task's scores of the rows [B]; of a rank task those of the item and its sampled ones [B, 1 + m].
+
+    Of an attribute it is what the model says of the row's item [B, C].
+    """
+    each = zip(tasks, scored(model, params, tasks, batch), strict=True)
+    return {t.name: z if other is None else torch.cat([z[:, None], other], 1) for t, (z, other) in each}
 
 
 def representations(model: Recommender, params: Params, batch: Batch) -> tuple[Tensor, Tensor | None]:

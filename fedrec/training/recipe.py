@@ -1,11 +1,16 @@
-"""How a client trains in a round, and the rows that a step of it sees."""
+"""How a client trains in a round, the rows that a step of it sees, and the terms that its objective may have."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
+from fedrec.errors import UserError
 from fedrec.optimisers import Optimiser
+from fedrec.parameters import Params
 from fedrec.training.transforms import Transform
 
 Phase = Literal["all", "private", "shared"]
@@ -25,6 +30,7 @@ class Recipe:
     mu: float = 0.0  # proximal weight of the shared parameters (FedProx, arXiv 1812.06127, eq. 2)
     hidden: float = 0.0  # probability that the id of a row's item, or of a sampled one, is hidden from the model
     transforms: tuple[Transform, ...] = ()  # of the user's own, of the loss's gradients
+    objective: tuple[Objective, ...] = ()  # of the user's own, beside the losses
 
 
 @dataclass(frozen=True)
@@ -43,3 +49,38 @@ class Batch:
     history: Tensor | None = None
     keep: Tensor | None = None
     share: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What a term may compare with: `scores` of every task by name, and the parameters at the round's `start`.
+
+    Scores are of a batch's rows [B]; of a rank task those of the item and its sampled ones [B, 1 + m], of one about
+    items [B, C].
+    """
+
+    start: Params
+    scores: Callable[[Params, Batch], dict[str, Tensor]]
+
+
+Term = Callable[..., Tensor]  # (params, batch, reference), as of an `Objective`; ours may ignore what stands behind
+
+
+class Objective(Protocol):
+    """A term of the user's own."""
+
+    def value(self, params: Params, batch: Batch, ctx: Reference) -> Tensor:
+        """Return the term at the parameters of one client, for the batch of a step."""
+
+
+def term(part: Objective) -> Term:
+    """Return the term of a part of the user's own; it raises UserError for what is no number."""
+
+    def value(params: Params, batch: Batch, ctx: Reference) -> Tensor:
+        found: Any = part.value(params, batch, ctx)
+        if not isinstance(found, Tensor) or found.shape:
+            shown = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            raise UserError(f"objective: {type(part).__qualname__} must return a tensor [], found {shown}")
+        return found
+
+    return value

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -13,11 +13,9 @@ from fedrec.data.types import Ints
 from fedrec.keyed import TABLES
 from fedrec.parameters import Params
 from fedrec.training.cohort import Cohort
-from fedrec.training.recipe import Batch
+from fedrec.training.recipe import Term
 from fedrec.training.rows import Touched
 from fedrec.weighting import Weigher
-
-Pull = Callable[[Params, Batch], Tensor]  # a differentiable term beside the loss
 
 
 @dataclass(frozen=True)
@@ -66,7 +64,7 @@ class Part:
     touched: dict[str, Touched]  # by key space
     values: Params  # tables: touched rows [R, d]; any other parameter [k, ...]
     loss: Tensor  # [k] float64: the mean training loss over the batches of each
-    personal: Params  # like `values`: APFL's v; empty without it
+    personal: Params  # like `values`: the personal model v; empty without it
 
 
 @dataclass(frozen=True)
@@ -79,9 +77,11 @@ class Terms:
     anchor: Stack | None = None
     shift: Stack | None = None
     weight: Tensor | None = None  # [chosen]
-    personal: Stack | None = None  # all parameters of each client: APFL's v, trained beside them
-    alpha: float = 0.0
-    pull: Pull | None = None
+    personal: Stack | None = None  # all parameters of each client: v, trained beside them; see `fedrec.personal`
+    share: Mapping[str, float] = field(default_factory=dict)  # of v in the mixture
+    tie: float = 0.0  # lambda of v's pull to `sent`
+    sent: Stack | None = None
+    pull: Term | None = None
     weigher: Weigher | None = None
     second: Weigher | None = None  # of the personal parameters
     masks: Stack | None = None  # of shared parameters, which the phase private trains where it is 1

@@ -16,6 +16,7 @@ from torch import Tensor
 from fedrec.errors import UserError
 from fedrec.parameters import Params, clone
 
+NOTHING: Params = {}
 State = Mapping[str, Params]
 
 
@@ -69,7 +70,9 @@ def mask(values: Params) -> Entrywise:
     return Entrywise(values, lambda g, x, c: g * c)
 
 
-def chain(own: Iterable[Transform], mu: float, anchor: Params, moved: Params, kept: Params) -> list[Transform]:
+def chain(
+    own: Iterable[Transform], mu: float, anchor: Params, moved: Params = NOTHING, kept: Params = NOTHING
+) -> list[Transform]:
     """Return what is made of the gradients of the loss, in order; a mask is last, so that what it hides stays."""
     ours = (proximal(mu, anchor), shift(moved), mask(kept))
     return [*map(Own, own), *(one for one in ours if one.values)]

@@ -14,7 +14,7 @@ from torch import Tensor
 from fedrec.data.types import Floats, Ints
 from fedrec.keyed import TABLES
 from fedrec.models import Recommender
-from fedrec.parameters import Params
+from fedrec.parameters import Params, mix
 from fedrec.seeds import generator
 from fedrec.sharing import Sharing
 from fedrec.training.cohort import Cohort
@@ -22,8 +22,8 @@ from fedrec.training.draws import Drawn, draw
 from fedrec.training.gradients import At, by_whole_tables, first, gradients
 from fedrec.training.kernels import handwritten
 from fedrec.training.learner import Learner
-from fedrec.training.losses import penalties, task_losses, total, trainable
-from fedrec.training.recipe import Batch, Recipe
+from fedrec.training.losses import penalties, scores, task_losses, total, trainable
+from fedrec.training.recipe import Batch, Recipe, Reference, term
 from fedrec.training.rows import Touched
 from fedrec.training.stacks import NOTHING, Part, Stack, Terms
 from fedrec.training.step import Grid, Past, Schedule, Step
@@ -55,15 +55,17 @@ def train(
     `scopes[j]` is the scope of client `chosen[j]`. Only the rows that a client's batches name are stacked, unless its
     others move too: under a shift, a pull to an anchor that is not the start, or a transform of the user's own. Clients
     without a row to train on are left out. `chunk` bounds the clients of a part, beside the bounds on the rows of a
-    step and of a chunk's tables.
+    step and of a chunk's tables; with terms of the user's own each is alone.
     """
     size = cohort.sizes[chosen]
-    moving = bool(terms.shift or (recipe.mu and terms.anchor and terms.anchor is not shared) or recipe.transforms)
+    pulled = recipe.mu and terms.anchor and terms.anchor is not shared
+    moving = bool(terms.shift or pulled or terms.tie or recipe.transforms)
     sampled = recipe.num_negatives if cohort.taken else 0
     cells = np.minimum(size, recipe.batch_size) * (1 + sampled)
     items = np.diff(cohort.starts["item"])[chosen]
     rows = items if moving else np.minimum(items, size * recipe.epochs * (1 + sampled * len(recipe.phases)))
     draws = size * recipe.epochs * len(recipe.phases) * (1 + sampled)
+    chunk = 1 if recipe.objective else chunk
     for start, stop in pairwise(cuts(cells[size > 0], rows[size > 0], draws[size > 0], chunk)):
         part = slice(start, stop)
         weight = None if terms.weight is None else terms.weight[part]
@@ -119,7 +121,7 @@ class Chunk:
             names += [name for name in own if name not in names and recipe.optimiser.rate(name)]
             if names:
                 plans = self.plans(drawn, seed, scopes, number, touched)
-                self.phase(params, personal, names, plans, touched, self.chain(touched, masks), loss)
+                self.phase(params, personal, names, plans, touched, masks, loss)
                 count += 1
         return Part(self.clients, touched, params, loss / torch.from_numpy(count * steps).to(loss.device), personal)
 
@@ -129,14 +131,22 @@ class Chunk:
         model = self.cohort.models[int(self.clients[0])]
         if model.side.encoder is None:
             return model
-        params = first(self.params(self.touched([])), {}, 1, alone=True)
-        return replace(model, side=model.side.held(params))
+        return replace(model, side=model.side.held(self.starts[0]))
+
+    @cached_property
+    def starts(self) -> tuple[Params, Params]:
+        """The parameters of the first client before the round, and their mixture with its personal ones."""
+        every = self.touched([])
+        both = self.params(every), self.fixed(self.terms.personal, every)
+        w, v = (first(one, {}, 1, alone=True) for one in both)
+        return w, mix(self.terms.share, v, w)
 
     @cached_property
     def alone(self) -> bool:
         """Whether gradients are made by autograd on whole tables, as those of one client may be."""
         model = self.cohort.models[int(self.clients[0])]
-        return len(self.clients) == 1 and (self.terms.alone or not handwritten(model, self.cohort.tasks))
+        whole = self.terms.alone or bool(self.recipe.objective) or not handwritten(model, self.cohort.tasks)
+        return len(self.clients) == 1 and whole
 
     @cached_property
     def whole(self) -> bool:
@@ -238,7 +248,7 @@ class Chunk:
         names: list[str],
         plans: Iterable[Schedule],
         touched: Mapping[str, Touched],
-        transforms: Sequence[Transform],
+        masks: Stack | None,
         total: Tensor,
     ) -> None:
         """Train `names` in place, of the personal parameters too if there are any; add all losses to `total` [k].
@@ -249,8 +259,11 @@ class Chunk:
         recipe, terms, content = self.recipe, self.terms, self.content(touched)
         one = len(self.clients) == 1  # whose sums are those of a term of 0 beside them, too
         owner = {n: torch.from_numpy(touched[TABLES[n]].owner).to(self.device) for n in params if n in TABLES}
-        w = Learner(params, names, recipe.optimiser, bool(one or recipe.transforms), transforms, owner)
-        v = Learner(personal, names, recipe.optimiser, one) if personal else None
+        dense = bool(one or recipe.transforms)
+        chain = self.chain(touched, recipe.mu, terms.anchor if recipe.mu else None, terms.shift, masks)
+        w = Learner(params, names, recipe.optimiser, dense, chain, owner)
+        chain = self.chain(touched, terms.tie, terms.sent if terms.tie else None)
+        v = Learner(personal, names, recipe.optimiser, dense, chain, owner) if personal else None
         t, k = 0, 0
         for schedule in plans:
             for step in schedule:
@@ -262,18 +275,16 @@ class Chunk:
                     if v:
                         v.narrow(ends)
                 if v:  # at the w of this step; see `fedrec.personal`
-                    mixed = {n: terms.alpha * v.view[n] + (1 - terms.alpha) * value for n, value in w.view.items()}
+                    mixed = mix(terms.share, v.view, w.view)
                     _, grads, at = self.gradients(mixed, step, names, t, content, plain=True)
-                    v.step(at, {name: terms.alpha * value for name, value in grads.items()}, t)
+                    v.step(at, {name: terms.share[name] * value for name, value in grads.items()}, t)
                 loss, grads, at = self.gradients(w.view, step, names, t, content)
                 total[:k] += loss
                 w.step(at, grads, t)
 
-    def chain(self, touched: Mapping[str, Touched], masks: Stack | None) -> list[Transform]:
-        """Return what is made of the gradients of the loss, in order."""
-        terms, mu = self.terms, self.recipe.mu
-        parts = (self.fixed(one, touched) for one in (terms.anchor if mu else None, terms.shift, masks))
-        return chain(self.recipe.transforms, mu, *parts)
+    def chain(self, touched: Mapping[str, Touched], mu: float, *stacks: Stack | None) -> list[Transform]:
+        """Return what is made of the gradients of the loss, in order: of an anchor, a shift, and masks."""
+        return chain(self.recipe.transforms, mu, *(self.fixed(one, touched) for one in stacks))
 
     def content(self, touched: Mapping[str, Touched]) -> Tensor | None:
         """Return what the models read of the stacked rows of items, of several clients; None if that is nothing."""
@@ -296,6 +307,9 @@ class Chunk:
         If `plain`, of the personal parameters, of the loss alone.
         """
         model, tasks, l2, terms = self.model, self.cohort.tasks, self.recipe.l2, self.terms
+        own = [*map(term, self.recipe.objective)]
+        reference = Reference(self.starts[plain], lambda p, batch: scores(model, p, tasks, batch)) if own else None
+        beside = own if terms.pull is None or plain else [*own, terms.pull]
         weight = None if self.weight is None or plain else self.weight[: len(step.item)].to(self.device).float()
         if not self.alone:
             return gradients(model, params, tasks, step, l2, weight, names, content)
@@ -306,7 +320,9 @@ class Chunk:
             if weigher := terms.second if plain else terms.weigher:
                 seen = [bool(batch.labels[task.name][0].any()) for task in tasks]
                 followed = total([weigher.loss(parts, seen, view, names, t), *rest])
-            whole = followed if weight is None else weight[0] * followed
-            return told, whole if terms.pull is None or plain else whole + terms.pull(view, batch)
+            followed = followed if weight is None else weight[0] * followed
+            for one in beside:
+                followed = followed + one(view, batch, reference)
+            return told, followed
 
         return by_whole_tables(loss, params, step, names)
