@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from clients.recommend import recommend
-from fedrec.data.text import Content, TextFeatures, content_vectors, item_vectors
+from fedrec.data.text import Content, content_vectors, item_vectors
 from fedrec.errors import UserError
 from fedrec.holdings import clients_data, dataset, reader, tasks_for
 from fedrec.models import Kind, Recommender, Side
@@ -157,7 +157,7 @@ def test_content_is_text_and_vectors_of_equal_weight(tmp_path: Path) -> None:
     path = tmp_path / "images.csv"
     path.write_text("key,a,b\n" + "".join(f"{key},{3 * n},4\n" for n, key in enumerate(keys[1:], 1)))
     both, notes = content_vectors(found, Content(kind="hashed", dim=8, vectors=path))
-    text = item_vectors(found, TextFeatures(kind="hashed", dim=8))
+    text = item_vectors(found, "hashed", 8)
     assert notes == (f"images.csv: 1 of {len(keys)} items have no vector and get zeros",)
     assert both[1] == pytest.approx(np.concatenate([text[1], [0.6, 0.8]]) / np.sqrt(2), abs=1e-6)
     assert both[0] == pytest.approx(np.concatenate([text[0], [0, 0]]), abs=1e-6)  # described by its text alone
