@@ -44,7 +44,7 @@ class Seam(NamedTuple):
 SEAMS = {
     "dataset": Seam("source", ("load",), "fedrec.data:DATASETS"),
     "task": Seam("task", ("target", "loss")),
-    "model": Seam("recommender", ("network",), "fedrec.models:Kind"),
+    "model": Seam("recommender", ("network",), "fedrec.models:KINDS"),
     "metrics": Seam("metric", ("value",)),
     "transform": Seam("transform", ("init", "update"), "fedrec.components:NONE"),
     "descent.aggregator": Seam("aggregator", ("combine",), "fedrec.gradients:Method"),

@@ -83,7 +83,10 @@ def evaluate(
     """
 
     def rank(task: str) -> Ranked:
-        return rank_users(scorer, task, data, split, metrics, candidates, seed)
+        def scores(users: Ints, owner: Ints, width: int) -> Tensor:
+            return scorer.score_all(task, users)
+
+        return rank_many([data], scores, split, metrics, candidates, seed, np.zeros(1, np.int64))[0]
 
     return assemble(scorer, data, tasks, split, rank)
 
@@ -95,7 +98,7 @@ def assemble(
     split: Split,
     rank: Callable[[str], Ranked],
 ) -> Evaluation:
-    """Return `evaluate`'s result, given what `rank_users` returns for every rank task."""
+    """Return `evaluate`'s result, given the users of every rank task and their metrics, see `rank_many`."""
     held = held_out(data, split)
     found: dict[tuple[str, str, str], float] = {}
     per_user: list[PerUser] = []
@@ -153,8 +156,8 @@ def pointwise(task: Task, score: Floats, target: Floats, user: Ints) -> tuple[di
         found = task.measured(score, target) if task.part else of_classes(score, target)
         return means(found), {name: ByUser.of(user, value) for name, value in found.items()}
     label = target > 0.5
-    nats = np.logaddexp(0, np.where(label, -score, score).astype(np.float64))
-    whole, place = {"auc": auc(score, label), "logloss": log_loss(score, label)}, placements(score, label)
+    nats, place = log_loss(score, label), placements(score, label)
+    whole = {"auc": auc(score, label), **means({"logloss": nats})}
     kept = ~np.isnan(place)
     sides = {"auc": label & kept, NEGATIVES: ~label & kept}
     return whole, {
@@ -197,24 +200,6 @@ def of_classes(score: NDArray[np.floating], target: NDArray[np.floating]) -> dic
     return {"accuracy": (s.argmax(1) == y.argmax(1)).astype(np.float64), "logloss": nats}
 
 
-def rank_users(
-    scorer: Scorer,
-    task: str,
-    data: ClientData,
-    split: Split,
-    metrics: Sequence[str],
-    candidates: Literal["full"] | int,
-    seed: int,
-) -> Ranked:
-    """Return the local users with a held-out positive, ascending, and each one's ranking metrics."""
-
-    def scores(users: Ints, owner: Ints, width: int) -> Tensor:
-        return scorer.score_all(task, users)
-
-    (found,) = rank_many([data], scores, split, metrics, candidates, seed, np.zeros(1, np.int64))
-    return found
-
-
 def rank_many(
     datas: Sequence[ClientData],
     scores: Callable[[Ints, Ints, int], Tensor],
@@ -224,10 +209,11 @@ def rank_many(
     seed: int,
     chosen: Ints,
 ) -> list[Ranked]:
-    """Return what `rank_users` returns for the clients `chosen` (ascending positions) of those that hold `datas`.
+    """Return the local users with a held-out positive, ascending, and each one's ranking metrics, of some clients.
 
-    Users of all clients are numbered end to end. `scores(users, owner, width)` are the scores [B, width] of the
-    catalogues for users [B] of the clients `owner`; behind a catalogue's end a score is anything.
+    They are the `chosen` (ascending positions) of those that hold `datas`; users of all clients are numbered end to
+    end. `scores(users, owner, width)` are the scores [B, width] of the catalogues for users [B] of the clients `owner`;
+    behind a catalogue's end a score is anything.
     """
     first, items = edges(np.array([len(data.users) for data in datas])), np.array([len(data.items) for data in datas])
     train, validation, test, support = (

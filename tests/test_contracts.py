@@ -13,7 +13,7 @@ from fedrec.coordination.operators import Ball, Box, Clusters, Graph, Mean, Mean
 from fedrec.data.synthetic import synthetic
 from fedrec.gradients import Method, combine, weights_of
 from fedrec.metrics import RANKING, ranking_metrics
-from fedrec.models import Kind, Recommender
+from fedrec.models import KINDS, Recommender
 from fedrec.privacy.attacks.table import ATTACKS
 from fedrec.seeds import generator
 from fedrec.sharing import ContractError
@@ -106,7 +106,7 @@ MADE = [
             component=Recommender(kind, 4, (6, 3), experts=2),
             tasks=TASKS.get(kind, ("rank", "rating")),
         )
-        for kind in get_args(Kind)
+        for kind in KINDS
     ),
     suite(RecommenderContract, "TwoTower", component=TwoTower(width=4)),
     suite(RecommenderContract, "Factors", component=Factors()),

@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -44,10 +44,8 @@ FORMS = {
 }
 
 
-class Lora(BaseModel):
+class Lora(BaseModel, frozen=True, extra="forbid"):
     """LoRA on the sentence encoder; the default is none."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     rank: int = Field(0, ge=0, le=WIDTH, description="minilm: rank of the encoder's adapter; 0: the encoder is frozen")
     form: Literal["share-a", "freeze-a", "exact"] = Field(

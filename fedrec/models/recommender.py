@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import Literal
 
 import numpy as np
 import torch
@@ -21,20 +20,7 @@ from fedrec.models.transfer import chain, excess
 from fedrec.parameters import Params
 from fedrec.seeds import generator
 
-Kind = Literal[
-    "mf",
-    "mlp",
-    "item",
-    "shared-bottom",
-    "mmoe",
-    "ple",
-    "cross-stitch",
-    "mtan",
-    "esmm",
-    "aitm",
-    "star",
-    "task-embedding",
-]
+KINDS = ("mf", "mlp", "item", *BODIES)
 ITEMS = ("item_table", "item_bias")
 PAIRS = 16_384  # (user, item) pairs of a multi-task body scored at a time, to bound memory
 
@@ -69,7 +55,7 @@ class Recommender:
     as many of each task; task-embedding has as many networks in its basis. `calibration` weighs the calibrator of aitm.
     """
 
-    kind: Kind
+    kind: str  # one of KINDS
     dim: int
     hidden: tuple[int, ...] = (64, 32)
     std: float = 0.1
