@@ -10,7 +10,6 @@ from torch import Tensor
 
 from fedrec.codecs import TopK
 from fedrec.coordination.operators import Ball, Box, Clusters, Graph, Mean, MeanRegularised, Mixture, SumTo, Within
-from fedrec.data.synthetic import synthetic
 from fedrec.gradients import Method, combine, weights_of
 from fedrec.metrics import RANKING, ranking_metrics
 from fedrec.models import KINDS, Recommender
@@ -28,6 +27,7 @@ from fedrec.testing import (
     TaskContract,
     TransformContract,
 )
+from tests.builders import synthetic
 from tests.own_parts import (
     Blind,
     Clip,
@@ -90,7 +90,7 @@ class Market:
 
     def load(self) -> Any:
         """See SourceContract."""
-        return synthetic(platforms=2, users=20, items=30, impressions=8, seed=0)
+        return synthetic(platforms=2, users=20, items=30, impressions=8)
 
 
 def suite(base: type, name: str, **fields: Any) -> type:

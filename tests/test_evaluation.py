@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fedrec import evaluation
-from fedrec.data import ClientData, Interactions, federation, pool, synthetic
+from fedrec.data import ClientData, Interactions, federation, pool
 from fedrec.data.types import Floats, Ints
 from fedrec.evaluation import Evaluation, Split, evaluate, mask_of, members, smallest
 from fedrec.metrics import NEGATIVES
@@ -19,7 +19,7 @@ from fedrec.models import Recommender
 from fedrec.scorers import ModelScorer, PopularityScorer
 from fedrec.seeds import generator
 from fedrec.tasks import parse_task
-from tests.builders import client, interactions
+from tests.builders import client, interactions, synthetic
 
 RANK, RATING, CLICK = (parse_task(name) for name in ("rank", "rating", "click"))
 PAIRS = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 7)), max_size=20)

@@ -15,9 +15,9 @@ from safetensors.numpy import save
 
 from fedrec.data import encoder as module
 from fedrec.data.encoder import HEADS, LAYERS, LONGEST, PACKAGE, WIDTH, Encoder, load_encoder, sentence_vectors
-from fedrec.data.synthetic import synthetic
 from fedrec.data.text import item_vectors
 from fedrec.errors import UserError
+from tests.builders import synthetic
 
 here = all(importlib.util.find_spec(name) for name in (PACKAGE, "tokenizers"))
 needs_weights = pytest.mark.skipif(not here, reason="needs the extra [text]")

@@ -15,11 +15,11 @@ from hypothesis.extra.numpy import arrays
 from pydantic import ValidationError
 from safetensors.numpy import save_file
 
-from fedrec.data.synthetic import synthetic
 from fedrec.data.text import Content, folded, hashed, item_vectors, multi_hot, slot, tokens
 from fedrec.data.types import Dataset
 from fedrec.data.vectors import joined, read_vectors, unit_rows
 from fedrec.errors import UserError
+from tests.builders import synthetic
 
 TEXTS = st.lists(st.text(alphabet="ab cd1.É", max_size=12), min_size=1, max_size=8)
 BAGS = st.dictionaries(st.text(max_size=3), st.floats(-9, 9), max_size=6)
