@@ -136,10 +136,5 @@ def _records(part: ClientData, number: int, rows: Interactions) -> Records:
 
 
 def _join(parts: Sequence[ClientData], found: Sequence[Records]) -> Records:
-    return Records(
-        tuple(part.name for part in parts),
-        np.concatenate([one.of for one in found]),
-        np.concatenate([one.user for one in found]),
-        np.concatenate([one.item for one in found]),
-        np.concatenate([one.rating for one in found]),
-    )
+    columns = [np.concatenate([getattr(one, name) for one in found]) for name in ("of", "user", "item", "rating")]
+    return Records(tuple(part.name for part in parts), *columns)
