@@ -7,6 +7,7 @@ A part is written `NAME`, `MODULE:CLASS`, or with fields `MODULE:CLASS{"width": 
 import dataclasses
 import importlib
 import json
+import math
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -114,6 +115,14 @@ def per_client(text: str) -> dict[str, str]:
             raise UserError(f"{text!r}: every client may be named once, found {key!r} twice")
         parts[key] = value
     return parts
+
+
+def number(text: str) -> float:
+    """Return the number that a text says, NaN where it says none."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 def divided(text: str, mark: str = ";") -> Iterator[str]:

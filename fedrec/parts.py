@@ -11,7 +11,7 @@ from fedrec.models.transfer import CHAIN
 from fedrec.needs import Can, Conflict, conflicts, needs, shown, takes
 from fedrec.optimisers import rates
 from fedrec.parameters import covers
-from fedrec.tasks import own_tasks, several, tasks_of
+from fedrec.tasks import names_of, several, tasks_of
 
 
 def models(*kinds: str) -> Callable[[Any], str]:
@@ -26,13 +26,12 @@ def own_models(e: Any) -> str:
 
 def own_losses(e: Any) -> str:
     """Return the tasks of a user's own."""
-    return own_tasks(e.task)
+    return names_of(e.task, lambda task: task.part)
 
 
 def about_items(e: Any) -> str:
-    """Return the tasks about items."""
-    names = [task.name for client in per_client(e.task) for task in tasks_of(e.task, client) if task.attribute]
-    return ",".join(dict.fromkeys(names))
+    """Return the tasks about items, which are parted once for all splits."""
+    return names_of(e.task, lambda task: task.attribute)
 
 
 def missing_tasks(e: Any, model: str, chained: tuple[str, ...]) -> str:
