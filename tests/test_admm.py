@@ -10,7 +10,10 @@ import torch
 from torch import Tensor
 
 from fedrec.aggregation import Carrier
-from fedrec.coordination import Ball, Hub, Link, Mean, Solution, Within, gradient_steps, newton
+from fedrec.coordination import Link
+from fedrec.coordination.halves import Hub
+from fedrec.coordination.operators import Ball, Mean, Within
+from fedrec.coordination.solve import Solution, gradient_steps, newton
 from fedrec.parameters import Params
 from fedrec.seeds import generator
 from tests.quadratics import Array, Problem, apart, problem

@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedrec.components import Part, divided, make, per_client, read, shown, with_fields, written
-from fedrec.coordination import Coupling, MeanRegularised, Operator
+from fedrec.coordination import Coupling
+from fedrec.coordination.operators import MeanRegularised, Operator
 from fedrec.errors import UserError
 from fedrec.experiment import Experiment, build
 from fedrec.models import ModuleRecommender, Recommender

@@ -13,8 +13,9 @@ from clients.recommend import recommend
 from fedrec.data.text import Content, content_vectors, item_vectors
 from fedrec.errors import UserError
 from fedrec.holdings import clients_data, dataset, reader, tasks_for
-from fedrec.models import KINDS, Recommender, Side
+from fedrec.models import KINDS, Recommender
 from fedrec.models.content import kept
+from fedrec.models.side import Side
 from fedrec.optimisers import Optimiser
 from fedrec.parameters import Params
 from fedrec.privacy.attacks.table import Case

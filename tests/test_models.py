@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.func import grad, vmap
 
-from fedrec.models import BLOCK, Recommender, table_rows
+from fedrec.models import Recommender
+from fedrec.models.tables import BLOCK, table_rows
 from fedrec.parameters import Params
 from fedrec.tasks import parse_task
 from fedrec.training.losses import batch_loss

@@ -11,10 +11,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fedrec.aggregation import Carrier
-from fedrec.coordination import (
+from fedrec.coordination.halves import tie
+from fedrec.coordination.operators import (
     Ball,
     Box,
     Clusters,
+    ConvexSet,
     Graph,
     Mean,
     MeanRegularised,
@@ -22,9 +24,7 @@ from fedrec.coordination import (
     Operator,
     SumTo,
     Within,
-    tie,
 )
-from fedrec.coordination.operators import ConvexSet
 from fedrec.parameters import Params
 from fedrec.seeds import generator
 from tests.quadratics import OPERATORS, Array, apart, claim, cp, minimise

@@ -17,7 +17,8 @@ from fedrec.errors import UserError
 from fedrec.evaluation import evaluate
 from fedrec.experiment import build
 from fedrec.holdings import clients_data, dataset, reader
-from fedrec.models import Recommender, Side, UserSequence
+from fedrec.models import Recommender, UserSequence
+from fedrec.models.side import Side
 from fedrec.optimisers import Optimiser
 from fedrec.parameters import Params, covers
 from fedrec.records import Row

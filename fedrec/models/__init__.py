@@ -4,11 +4,8 @@ from fedrec.models.lora import Adapted, Lora
 from fedrec.models.module import Meta, Module, ModuleRecommender
 from fedrec.models.recommender import KINDS, Recommender
 from fedrec.models.sequences import UserSequence
-from fedrec.models.side import Side
-from fedrec.models.tables import BLOCK, table_block, table_rows
 
 __all__ = [
-    "BLOCK",
     "KINDS",
     "Adapted",
     "Lora",
@@ -16,8 +13,5 @@ __all__ = [
     "Module",
     "ModuleRecommender",
     "Recommender",
-    "Side",
     "UserSequence",
-    "table_block",
-    "table_rows",
 ]

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from fedrec.data import ClientData, before
 from fedrec.data.types import Attributes
-from fedrec.models import KINDS, Recommender, Side, UserSequence
+from fedrec.models import KINDS, Recommender, UserSequence
+from fedrec.models.side import Side
 from fedrec.optimisers import Optimiser
 from fedrec.parameters import Params
 from fedrec.privacy import differential, gradients

@@ -63,11 +63,7 @@ class Records:
 
 def used(part: ClientData, tasks: tuple[Task, ...]) -> ClientData:
     """Return a client without the rows that none of its tasks learns from: they are in no update."""
-
-    def among(rows: Interactions) -> Interactions:
-        return rows.take(np.logical_or.reduce([task.rows(rows) for task in tasks]))
-
-    return replace(part, train=among(part.train), validation=among(part.validation), test=among(part.test))
+    return part.mapped(lambda rows: rows.take(np.logical_or.reduce([task.rows(rows) for task in tasks])))
 
 
 def interactions(parts: Sequence[ClientData], *, per_client: int, seed: int) -> tuple[Records, Bools]:
