@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -99,36 +100,27 @@ def assemble(
     rank: Callable[[str], Ranked],
 ) -> Evaluation:
     """Return `evaluate`'s result, given the users of every rank task and their metrics, see `rank_many`."""
-    held = held_out(data, split)
+    held, about = held_out(data, split), data.attributes
     found: dict[tuple[str, str, str], float] = {}
     per_user: list[PerUser] = []
     for task in tasks:
+        own = partial(PerUser, data.name, task.name)
         if task.kind == "rank":
             users, values = rank(task.name)
-            for name, value in values.items():
-                found[data.name, task.name, name] = float(value.mean()) if len(value) else float("nan")
-                per_user.append(PerUser(data.name, task.name, name, data.users[users], value))
-            continue
-        if task.attribute:
-            about = data.attributes
-            item = np.flatnonzero((about.validation if split == "validation" else about.test) & about.known(task.name))
-            whole, values = about_items(
-                task, scorer.attribute(task.name, item), about.values[task.name][item], about.deviation
-            )
-            found.update({(data.name, task.name, name): value for name, value in whole.items()})
-            per_user += [
-                PerUser(data.name, task.name, name, data.items[item], value, items=True)
-                for name, value in values.items()
-            ]
-            continue
-        rows = held.take(task.rows(held))
-        score, target = scorer.score(task.name, rows.user, rows.item), task.target(rows)
-        whole, each = pointwise(task, score, target, rows.user)
-        found.update({(data.name, task.name, name): value for name, value in whole.items()})
-        per_user += [
-            PerUser(data.name, task.name, name, data.users[part.users], part.values, weights=part.rows)
-            for name, part in each.items()
-        ]
+            whole = means(values)
+            per_user += [own(name, data.users[users], value) for name, value in values.items()]
+        elif task.attribute:
+            asked = about.validation if split == "validation" else about.test
+            item = np.flatnonzero(asked & about.known(task.name))
+            said, target = scorer.attribute(task.name, item), about.values[task.name][item]
+            whole, values = about_items(task, said, target, about.deviation)
+            per_user += [own(name, data.items[item], value, items=True) for name, value in values.items()]
+        else:
+            rows = held.take(task.rows(held))
+            score = scorer.score(task.name, rows.user, rows.item)
+            whole, each = pointwise(task, score, task.target(rows), rows.user)
+            per_user += [own(n, data.users[part.users], part.values, weights=part.rows) for n, part in each.items()]
+        found |= {(data.name, task.name, name): value for name, value in whole.items()}
     return Evaluation(found, tuple(per_user))
 
 

@@ -160,13 +160,16 @@ def log_shares(rows: NDArray[np.floating]) -> Floats:
 
 
 BEHAVIOURS = 3  # view, click, buy
-NAMES = ("rank", "rating", "behaviour")  # of tasks, beside those of attributes and labels
 BY_ROW = ("mae", "logloss", "accuracy")  # what a task of the user's own may measure beside its loss, by row
-# What is public of items, as tasks.
-ATTRIBUTES: dict[str, tuple[Kind, Loss]] = {
-    "category": ("multi-label", "bce"),
-    "brand": ("multi-class", "ce"),
-    "price": ("value", "mse"),
+ATTRIBUTES = ("category", "brand", "price")  # what is public of items
+OURS: dict[str, tuple[str, Kind, Loss]] = {
+    "rank": ("rank", "rank", "bpr"),
+    "rank-bce": ("rank", "rank", "bce"),
+    "rating": ("rating", "rating", "mse"),
+    "behaviour": ("behaviour", "multi-class", "ce"),
+    "category": ("category", "multi-label", "bce"),
+    "brand": ("brand", "multi-class", "ce"),
+    "price": ("price", "value", "mse"),
 }
 
 
@@ -215,20 +218,12 @@ def parse_task(text: str) -> Task:
         called = use.rpartition(":")[2]
         if not PATH.fullmatch(use):
             raise UserError(f"task: must be a name or MODULE:CLASS, found {use[:100]!r}")
-        if called in (*ATTRIBUTES, *NAMES):
+        if called in OURS:
             raise UserError(f"task: a class must not be called as a task of ours, found {use}")
         return Task(called, "own", "own", weight, name)
     if not name.replace("_", "").replace("-", "").isalnum():
         raise UserError(f"task: must be rank, rank-bce, rating or the name of a binary label, found {text!r}")
-    if name in ("rank", "rank-bce"):
-        return Task("rank", "rank", "bce" if name == "rank-bce" else "bpr", weight)
-    if name == "rating":
-        return Task("rating", "rating", "mse", weight)
-    if name == "behaviour":
-        return Task(name, "multi-class", "ce", weight)
-    if name in ATTRIBUTES:
-        return Task(name, *ATTRIBUTES[name], weight)
-    return Task(name, "binary", "bce", weight)
+    return Task(*OURS.get(name, (name, "binary", "bce")), weight)
 
 
 def tasks_of(text: str, client: str) -> tuple[Task, ...]:

@@ -171,7 +171,7 @@ class Recommender:
             return torch.cat([p * q, *b_u, self._rows(params, "item_bias", item, keep)], dim=1)
         if self.kind in BODIES:
             return self._represent(params, torch.cat([p, q], dim=1), ordered(params)).flatten(1)
-        return self._mlp(params, torch.cat([p, q], dim=1), first=0)
+        return mlp(params, "body", torch.cat([p, q], dim=1))
 
     def head(self, params: Params, task: str, features: Tensor) -> Tensor:
         """Return the scores [B] of a task's head for features [B, width]; [B, C] of a task in `classes`."""
@@ -208,7 +208,7 @@ class Recommender:
             return torch.cat(scores).view(len(p), len(q)) if len(p) else p.new_zeros((0, len(q)))
         weight, bias = params["body.0.weight"], params["body.0.bias"]
         left, right = p @ weight[:, : self.dim].T, q @ weight[:, self.dim :].T + bias
-        rows = [self.head(params, task, self._mlp(params, F.relu(one + right), first=1)) for one in left]
+        rows = [self.head(params, task, mlp(params, "body", F.relu(one + right), first=1)) for one in left]
         return torch.stack(rows) if rows else p.new_zeros((0, q.shape[0]))
 
     def penalty(self, params: Params, user: Tensor, item: Tensor) -> Tensor:
@@ -253,11 +253,6 @@ class Recommender:
     def read(self, params: Params, *items: Tensor | None) -> "Recommender":
         """Return the model that has read the content of some items, or of all: to score them reads nothing anew."""
         return self if self.side.encoder is None else replace(self, side=self.side.read(params, *items))
-
-    def _mlp(self, params: Params, h: Tensor, first: int) -> Tensor:
-        for layer in range(first, len(self.hidden)):
-            h = F.relu(F.linear(h, params[f"body.{layer}.weight"], params[f"body.{layer}.bias"]))
-        return h
 
     def _init_head(self, task: str, head: Floats, offset: float | Floats) -> dict[str, Floats]:
         """Return the initial parameters of a task's head; several scores start with the same weights [width]."""
