@@ -15,18 +15,18 @@ from clients.client import Client
 from clients.round import begin, finish, followed, join, receive, told
 from clients.state import State, read_states, records
 from clients.training import Made, Start
-from fedrec.aggregation import Subtotal, catalogue
 from fedrec.data import ClientData
 from fedrec.evaluation import Split
 from fedrec.experiment import Experiment
 from fedrec.holdings import reader
+from fedrec.keyed import TABLES, Subtotal, catalogue
 from fedrec.node_evaluation import evaluate_many
 from fedrec.parameters import LARGEST, Params, finite, norm, same, to
 from fedrec.personal import personal_model
 from fedrec.proportion import large, too_far
 from fedrec.records import save_client, slug, write_users
 from fedrec.scorers import ModelScorer
-from fedrec.sharing import TABLES, Broadcast, ContractError, Contribution
+from fedrec.sharing import Broadcast, ContractError, Contribution
 from fedrec.training.cohort import Cohort, groups
 from fedrec.training.moved import Moved
 from fedrec.training.results import Sum, moved, pieces, spread, trained, whole, write

@@ -13,9 +13,10 @@ from clients.state import Kept
 from clients.training import require_finite
 from fedrec.channel import LOGITS, Logits, Pull, keyed, whatever_the_batch
 from fedrec.data.types import Ints
+from fedrec.keyed import TABLES
 from fedrec.parameters import Params, to
 from fedrec.seeds import generator
-from fedrec.sharing import TABLES, Broadcast, ContractError, admit, admit_rows
+from fedrec.sharing import Broadcast, ContractError, admit, admit_rows
 from fedrec.training.local import update_one
 from fedrec.training.results import stack
 from fedrec.training.stacks import Terms

@@ -9,7 +9,6 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from fedrec.aggregation import carrier, gather
 from fedrec.data import ClientData, Dataset
 from fedrec.data.table import FRAME
 from fedrec.data.types import Floats, Ints
@@ -20,10 +19,11 @@ from fedrec.files import named_values, sha256_of
 from fedrec.folders import refuse_unfinished
 from fedrec.folding import folded
 from fedrec.holdings import clients_data, dataset, reader, tasks_for
+from fedrec.keyed import TABLES, carrier, gather
 from fedrec.parameters import Params
 from fedrec.records import load_params, slug, table_of
 from fedrec.scorers import ModelScorer
-from fedrec.sharing import TABLES, ContractError, Sharing, admit
+from fedrec.sharing import ContractError, Sharing, admit
 from fedrec.tasks import Task
 
 ABOUT = "Print what a client of a finished run recommends to one of its users, by the client's own model."

@@ -20,6 +20,7 @@ from clients.state import State, load, save
 from fedrec.channel import keyed
 from fedrec.coordination import double
 from fedrec.data.types import Ints
+from fedrec.keyed import TABLES
 from fedrec.parameters import Params, subtract
 from fedrec.privacy.encoding import Layout
 from fedrec.privacy.guarantee import terms
@@ -27,7 +28,7 @@ from fedrec.privacy.masks import Words
 from fedrec.privacy.noise import Source
 from fedrec.privacy.secret import digest
 from fedrec.privacy.secure_sum import Member, Terms
-from fedrec.sharing import TABLES, Broadcast, ContractError, Contribution, admit_round
+from fedrec.sharing import Broadcast, ContractError, Contribution, admit_round
 from fedrec.wire.secure import (
     Sum,
     keys_answer,

@@ -16,9 +16,10 @@ from fedrec.data import ClientData, probe_of, public_data
 from fedrec.data.types import Ints
 from fedrec.experiment import Experiment
 from fedrec.holdings import dataset, reader
+from fedrec.keyed import TABLES
 from fedrec.models import Recommender
 from fedrec.parameters import Params
-from fedrec.sharing import TABLES, Sharing
+from fedrec.sharing import Sharing
 
 Pull = Callable[[Params], Tensor]  # the differentiable rho/2 |x(theta) - anchor|^2
 LOGITS = "logits"

@@ -13,6 +13,10 @@ class UserError(ValueError):
     """A wrong input: one line that names the thing, the rule and the value found; the command ends with status 2."""
 
 
+class ContractError(ValueError):
+    """A message broke the sharing contract; the text names the parameter, the rule and the value found."""
+
+
 class RunFailure(RuntimeError):
     """A run, or a baseline of one, that did not come to its end; one line says why, and how to go on if that can be."""
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fedrec.data.split import concatenate
 from fedrec.data.types import Bools, ClientData, Floats, Interactions, Ints
+from fedrec.keyed import select
 from fedrec.metrics import (
     NEGATIVES,
     Values,
@@ -27,7 +28,6 @@ from fedrec.metrics import (
 from fedrec.parameters import Params
 from fedrec.scorers import Scorer
 from fedrec.seeds import generator
-from fedrec.sharing import TABLES
 from fedrec.tasks import Task
 from fedrec.training.rows import edges
 
@@ -311,8 +311,4 @@ def members(data: ClientData, params: Mapping[str, Tensor]) -> Iterator[tuple[Cl
             "user": torch.from_numpy(np.searchsorted(data.users, member.users)),
             "item": torch.from_numpy(np.searchsorted(data.items, member.items)),
         }
-        part = {
-            name: value.index_select(0, rows[TABLES[name]].to(value.device)) if name in TABLES else value
-            for name, value in params.items()
-        }
-        yield member, part
+        yield member, select(params, rows)

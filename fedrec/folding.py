@@ -10,11 +10,10 @@ from fedrec.data.split import concatenate
 from fedrec.data.types import Ints
 from fedrec.experiment import Experiment
 from fedrec.holdings import reader
+from fedrec.keyed import TABLES
 from fedrec.parameters import Params
 from fedrec.sharing import Sharing
 from fedrec.training.local import local_update
-
-OF_USERS = ("user_table", "user_bias")
 
 
 def folded(
@@ -27,7 +26,7 @@ def folded(
     else), as matrix factorisation folds in. Nothing else changes. Whoever has no table of users, or no split
     `new-users`, has nothing to fold in.
     """
-    names = [name for name in OF_USERS if name in params]
+    names = [name for name in params if TABLES.get(name) == "user"]
     if e.split != "new-users" or not names:
         return params
     trained = np.unique(data.train.user)

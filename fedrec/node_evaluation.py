@@ -11,8 +11,8 @@ from torch import Tensor
 
 from fedrec.data.types import Ints
 from fedrec.evaluation import Evaluation, Ranked, Split, assemble, rank_many
+from fedrec.keyed import TABLES
 from fedrec.scorers import ModelScorer
-from fedrec.sharing import TABLES
 from fedrec.training.cohort import Cohort
 from fedrec.training.results import client
 from fedrec.training.stacks import Stack

@@ -7,40 +7,18 @@ rows that they have in common.
 import math
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 
 from fedrec.data.types import Ints
+from fedrec.errors import ContractError as ContractError
 from fedrec.errors import choose
+from fedrec.keyed import PARAMETERS, TABLES, carrier
 from fedrec.parameters import LARGEST, Params, covers, finite
 
-# What is keyed by rows, and the key space of the rows: parameters, and the logits on the public probe.
-PARAMETERS = {"item_table": "item", "item_bias": "item", "user_table": "user", "user_bias": "user"}
-
-
-class Tables(Mapping[str, str]):
-    """The key space of the rows of every table by name; a part of a table's path, `item_table.NAME`, is a table too."""
-
-    def __init__(self, spaces: Mapping[str, str]) -> None:
-        self.spaces = dict(spaces)
-
-    def __getitem__(self, name: str) -> str:
-        return self.spaces[name.partition(".")[0]]
-
-    def __contains__(self, name: object) -> bool:
-        return str(name).partition(".")[0] in self.spaces  # Mapping's own raises and catches
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.spaces)
-
-    def __len__(self) -> int:
-        return len(self.spaces)
-
-
-TABLES = Tables({**PARAMETERS, "logits": "probe"})
 # What a recommender may have: matrix factorisation has no body and an MLP no biases, adapters and lora need content, a
 # sequence encoder takes the place of what is of users, and only multi-task bodies have the rest. The heads of tasks
 # about items are `attributes`.
@@ -67,10 +45,6 @@ DIMENSIONS = 8
 BYTES = 2**32  # of the tensors of one message
 FAR = 1e100  # size of a metric; sums and squares of such are still numbers
 EXAMPLES = 1e12  # training rows that a client may say that it has
-
-
-class ContractError(ValueError):
-    """A message broke the sharing contract; the text names the parameter, the rule and the value found."""
 
 
 @dataclass(frozen=True)
@@ -178,6 +152,20 @@ def admit_first(received: Mapping[str, torch.Tensor]) -> Params:
         if value.dtype not in (torch.float32, torch.float64):
             raise ContractError(f"{name}: must be of float32 or float64, found {value.dtype}")
     return admit(received, received)
+
+
+def admit_start(reply: Contribution) -> Contribution:
+    """Return what a client joined with, if its tensors are parameters, its row ids fit them and its examples a number.
+
+    Raises ContractError.
+    """
+    admit_first(reply.values)
+    examples = admit_metrics(reply.metrics, ["examples"]).get("examples", -1.0)
+    if not 0 <= examples <= EXAMPLES:
+        raise ContractError(f"examples: must be a number from 0 to {EXAMPLES:g}, found {examples}")
+    rows = admit_rows(reply.rows)
+    carrier(reply.client, reply.values, rows, rows, 1.0)
+    return replace(reply, rows=rows)
 
 
 def admit_name(what: str, value: object, most: int = NAME) -> str:

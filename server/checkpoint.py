@@ -14,9 +14,9 @@ from typing import Any
 
 from safetensors.torch import load, save
 
-from fedrec.aggregation import gather
 from fedrec.errors import UserError
 from fedrec.folders import make_private, remove, store
+from fedrec.keyed import gather
 from fedrec.parameters import Params
 from fedrec.sharing import ContractError
 from server.scores import Best, Score

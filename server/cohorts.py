@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from flwr.app import Message, RecordDict
 
-from fedrec.aggregation import Carrier, Subtotal, chunks, union
+from fedrec.keyed import Carrier, Subtotal, add_among, chunks, union
 from fedrec.parameters import Params, norm, subtract
 from fedrec.proportion import MULTIPLE
 from fedrec.sharing import Broadcast, ContractError, Contribution, admit
@@ -124,11 +124,7 @@ def weighted_sent(
         before = weights.get(id(z), (z, who, 0.0))[2]
         weights[id(z)] = (z, who, before + weight)
     for z, who, weight in weights.values():
-        for name, value in z.items():
-            if name in rows and len(value) < len(found[name]):
-                found[name].index_add_(0, torch.searchsorted(rows[name], who.positions[name]), value.double() * weight)
-            else:
-                found[name] += value.double() * weight
+        add_among(found, rows, who, z, weight)
     return found
 
 

@@ -8,11 +8,11 @@ from functools import partial
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
-from fedrec.aggregation import Carrier, Subtotal, admit_start, chunks
 from fedrec.codecs import Coding
+from fedrec.keyed import Carrier, Subtotal, chunks
 from fedrec.parameters import Params
 from fedrec.records import Record, natural
-from fedrec.sharing import Broadcast, ContractError, Contribution, admit_metrics
+from fedrec.sharing import Broadcast, ContractError, Contribution, admit_metrics, admit_start
 from fedrec.wire import Call, Entry, broadcast_record, call_record, contribution_record, ids_record, ledger, pack
 from server.cohorts import Letters, Opened, Tally, admit_subtotal, calls, opened
 from server.faults import Fault, Outcome, Refused, judged, unheard, unlike

@@ -9,12 +9,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
-from fedrec.aggregation import alone, carrier, catalogue, gather
 from fedrec.coordination import Control, tie_of
 from fedrec.errors import UserError
+from fedrec.keyed import TABLES, alone, carrier, catalogue, gather, select
 from fedrec.parameters import Params
 from fedrec.records import to_row
-from fedrec.sharing import PARAMETERS, TABLES, Broadcast, Contribution
+from fedrec.sharing import Broadcast, Contribution
 from server.scores import Key, admit_told, own_metrics, selection_scores
 from server.secure import apart
 from server.state import State
@@ -75,12 +75,8 @@ def welcome(s: State, replies: list[Contribution]) -> None:
     """Learn which rows of the federation's tables each has a use for, once there is a Z."""
     for reply in replies:
         known = {k: ids[np.isin(ids, s.record.rows[k])] for k, ids in reply.rows.items() if k in s.record.rows}
-        values: Params = {}
-        for name, value in reply.values.items():
-            if name in s.z and name in TABLES:
-                values[name] = value[torch.from_numpy(np.isin(reply.rows[TABLES[name]], known[TABLES[name]]))]
-            elif name in s.z:
-                values[name] = value
+        places = {k: torch.from_numpy(np.isin(reply.rows[k], ids)) for k, ids in known.items()}
+        values = select({name: value for name, value in reply.values.items() if name in s.z}, places)
         s.newcomers.carriers[reply.client] = carrier(reply.client, values, known, s.record.rows, 0.0)
         s.newcomers.rows[reply.client], s.newcomers.seen[reply.client] = known, 0
         s.record.notes += lacking(reply, values)
@@ -159,5 +155,7 @@ def lacking(reply: Contribution, known: Params) -> list[str]:
             found.append(f"{reply.client}: no other client has {name}, which it trains by itself")
         elif len(known[name]) < len(value):
             rows = f"{len(value) - len(known[name])} of its {len(value)} rows of {name} are carried by no other client"
-            found.append(f"{reply.client}: {rows}; {'it trains them by itself' if name in PARAMETERS else 'ignored'}")
+            found.append(
+                f"{reply.client}: {rows}; {'ignored' if TABLES[name] == 'probe' else 'it trains them by itself'}"
+            )
     return found

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from fedrec.aggregation import Carrier
+from fedrec.keyed import Carrier
 from fedrec.parameters import Params
 from fedrec.privacy.books import Books
 from fedrec.privacy.central import clipped, noisy_mean

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from fedrec.aggregation import Carrier
+from fedrec.keyed import Carrier
 from fedrec.metrics import POINTWISE, RANKING, sign
 from fedrec.parameters import Params
 from fedrec.records import Row

@@ -15,14 +15,14 @@ import torch
 from flwr.app import ArrayRecord, Message, RecordDict
 from numpy.typing import NDArray
 
-from fedrec.aggregation import Carrier, carried
+from fedrec.keyed import TABLES, Carrier, carried, wide
 from fedrec.parameters import Params
 from fedrec.privacy.encoding import Layout
 from fedrec.privacy.masks import KEY, Words, agreed
 from fedrec.privacy.secure_sum import Keys, Stage, Terms, unmasked
 from fedrec.privacy.shamir import SHARE
 from fedrec.records import to_row
-from fedrec.sharing import TABLES, Broadcast, ContractError, Contribution, admit_metrics
+from fedrec.sharing import Broadcast, ContractError, Contribution, admit_metrics
 from fedrec.wire import Entry, pack
 from fedrec.wire.bundle import bundled, unbundled
 from fedrec.wire.secure import (
@@ -220,13 +220,12 @@ def mean_change(
     for name, total in values.items():
         places = torch.from_numpy(np.isin(rows[TABLES[name]], layout.rows[name])) if name in TABLES else slice(None)
         held = carried(name, survivors, z)[places]
-        wide = [-1, *[1] * (total.dim() - 1)]
         limit = np.inf if terms.noise else terms.encoding.bound * (1 + 1e-9)
         if not bool(((held <= mass[name]) & (mass[name] <= held * terms.encoding.weight)).all()) or not bool(
-            (total.abs() <= mass[name].reshape(wide) * limit).all()
+            (total.abs() <= wide(mass[name], total) * limit).all()
         ):
             raise ContractError(f"secure sum: {name} must lie within the bounds of its clients, found that it does not")
-        over = (carried(name, everybody, z)[places] if everybody else mass[name]).reshape(wide)
+        over = wide(carried(name, everybody, z)[places] if everybody else mass[name], total)
         before = 0.0 if everybody or terms.noise else z[name][places].double()
         found[name][places] = torch.where(over > 0, total / over.clamp(min=1.0) - before, 0.0)
     return found

@@ -8,8 +8,8 @@ import numpy as np
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
-from fedrec.aggregation import Carrier
 from fedrec.coordination import Control, Tie
+from fedrec.keyed import Carrier
 from fedrec.parameters import Params
 from fedrec.records import Record, to_row
 from fedrec.sharing import Contribution

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedrec.aggregation import Carrier
 from fedrec.coordination import Link
 from fedrec.coordination.halves import Hub
 from fedrec.coordination.operators import Ball, Mean, Within
 from fedrec.coordination.solve import Solution, gradient_steps, newton
+from fedrec.keyed import Carrier
 from fedrec.parameters import Params
 from fedrec.seeds import generator
 from tests.quadratics import Array, Problem, apart, problem

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedrec.aggregation import Carrier, carrier, catalogue, gather, mean
+from fedrec.keyed import Carrier, carrier, catalogue, gather, mean
 from fedrec.parameters import Params
 from fedrec.seeds import generator
 from fedrec.sharing import ContractError

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clients.app import client_app
-from fedrec.aggregation import CHUNK, Subtotal, carrier, catalogue, gather, mean, mean_of, sums
 from fedrec.experiment import Experiment
 from fedrec.holdings import clients_data
+from fedrec.keyed import CHUNK, Subtotal, carrier, catalogue, gather, mean, mean_of, sums
 from fedrec.records import Record
 from fedrec.seeds import generator
 from fedrec.sharing import Broadcast, ContractError, Contribution

@@ -12,11 +12,11 @@ from flwr.app import ArrayRecord, Message
 from clients.app import client_app
 from clients.recommend import params_of
 from clients.state import Kept, State, load
-from fedrec.aggregation import Carrier, mean
 from fedrec.coordination import Control, Drift, Own, control_change, normalised
 from fedrec.errors import UserError
 from fedrec.evaluation import evaluate
 from fedrec.holdings import clients_data
+from fedrec.keyed import Carrier, mean
 from fedrec.models import Recommender
 from fedrec.optimisers import Optimiser
 from fedrec.parameters import Params, add, clone, norm, subtract

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from clients.app import client_app
 from clients.cohort import Node
-from fedrec import aggregation, proportion
+from fedrec import keyed, proportion
 from fedrec.experiment import Experiment
 from fedrec.holdings import clients_data
 from fedrec.privacy.encoding import Layout
@@ -219,7 +219,7 @@ def test_random_lies_end_no_run_and_change_nothing_for_the_others(tries: Callabl
 @pytest.fixture
 def pairs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let two clients be a chunk, so that a host of two adds them up."""
-    monkeypatch.setattr(aggregation, "CHUNK", 2)
+    monkeypatch.setattr(keyed, "CHUNK", 2)
 
 
 def hosted(grid: Callable[[Experiment], Grid], e: Experiment | None = None, **fields: Any) -> Coordinator:

@@ -19,12 +19,12 @@ from clients.home import HOME
 from clients.recommend import params_of
 from clients.round import receive
 from clients.state import load
-from fedrec.aggregation import CHUNK
 from fedrec.channel import LOGITS, Logits, channel_of
 from fedrec.coordination import Coupling
 from fedrec.errors import UserError
 from fedrec.experiment import Experiment
 from fedrec.holdings import clients_data
+from fedrec.keyed import CHUNK
 from fedrec.parameters import Params, norm, subtract
 from fedrec.records import Record, load_params, table_of, write_record
 from fedrec.sharing import Broadcast, ContractError

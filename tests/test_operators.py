@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fedrec.aggregation import Carrier
 from fedrec.coordination.halves import tie
 from fedrec.coordination.operators import (
     Ball,
@@ -25,6 +24,7 @@ from fedrec.coordination.operators import (
     SumTo,
     Within,
 )
+from fedrec.keyed import Carrier
 from fedrec.parameters import Params
 from fedrec.seeds import generator
 from tests.quadratics import OPERATORS, Array, apart, claim, cp, minimise

@@ -8,11 +8,11 @@ import torch
 from pydantic import BaseModel, Field
 from torch import Tensor
 
-from fedrec.aggregation import Carrier
 from fedrec.components import PartText, make, one_of, read
 from fedrec.coordination.halves import Held, Residuals, Sums, double
 from fedrec.errors import UserError
 from fedrec.gradients import Kind, Method, ServerOptimiser, State, combine, weights_of
+from fedrec.keyed import scatter
 from fedrec.parameters import Params, flatten, norm, subtract, unflatten
 from fedrec.robust import Robust, aggregate
 from fedrec.seeds import generator
@@ -60,9 +60,10 @@ class Stepped(Held):
         self.rounds += 1
         before = {name: self.part(name) for name in answers}
         found = [
-            self.spread(self.carriers[name], subtract(double(before[name]), double(x))) for name, x in answers.items()
+            scatter(subtract(double(before[name]), double(x)), self.carriers[name], self.z)
+            for name, x in answers.items()
         ]
-        g, mask = torch.stack([one for one, _ in found]), torch.stack([one for _, one in found])
+        g, mask = (torch.stack([flatten(both[i]) for both in found]) for i in (0, 1))
         carries = None if bool(mask.all()) else mask
         preference = torch.tensor([self.carriers[name].weight for name in answers], dtype=torch.float64)
         if self.robust.active:
@@ -110,15 +111,3 @@ class Stepped(Held):
         """See Held."""
         self.rounds, self.z = int(state["rounds"]), {name: state[f"z/{name}"] for name in self.z}
         self._state = tuple(state[f"optimiser/{place}"] for place in range(len(self._state)))
-
-    def spread(self, who: Carrier, values: Params) -> tuple[Tensor, Tensor]:
-        """Return a client's values [P] at their places on the server, zero elsewhere, and the mask of the places."""
-        full = {name: torch.zeros(value.shape, dtype=torch.float64) for name, value in self.z.items()}
-        mask = {name: torch.zeros(value.shape, dtype=torch.bool) for name, value in self.z.items()}
-        for name, value in values.items():
-            if name in who.positions:
-                full[name][who.positions[name]] = value.double()
-                mask[name][who.positions[name]] = True
-            else:
-                full[name], mask[name] = value.double(), torch.ones_like(mask[name])
-        return flatten(full), flatten(mask)

@@ -9,8 +9,8 @@ import torch
 from pydantic import BaseModel, Field, model_validator
 from torch import Tensor
 
-from fedrec.aggregation import Carrier, gather, mean
 from fedrec.errors import UserError
+from fedrec.keyed import Carrier, gather, mean
 from fedrec.parameters import Params, add, subtract
 from fedrec.sharing import ContractError
 

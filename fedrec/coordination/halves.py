@@ -13,14 +13,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-import numpy as np
 import torch
-from torch import Tensor
 
-from fedrec.aggregation import Carrier, Subtotal, gather, mean
 from fedrec.coordination.operators import Mean, Operator, Vectors, Within, proximal_point
+from fedrec.keyed import Carrier, Subtotal, gather, mean, patterns
 from fedrec.parameters import Params, add, flatten, norm, subtract, unflatten
-from fedrec.sharing import TABLES
 
 Sums = Sequence[Subtotal]
 SETTLED = 1e-9  # relative residuals below it are rounding, of which a ratio says nothing
@@ -219,7 +216,7 @@ def tie(operator: Operator, carriers: Sequence[Carrier], v: Sequence[Params], rh
     z_i: list[Params] = [{} for _ in carriers]
     for name in sorted({name for who in carriers for name in who.like}):
         holders = [i for i, who in enumerate(carriers) if name in who.like]
-        for members, rows in _patterns(name, carriers, holders):
+        for members, rows in patterns(name, carriers, holders):
             weights = torch.tensor([carriers[i].weight for i in members], dtype=torch.float64)
             blocks = [
                 v[i][name] if r is None else v[i][name].index_select(0, r) for i, r in zip(members, rows, strict=True)
@@ -231,27 +228,6 @@ def tie(operator: Operator, carriers: Sequence[Carrier], v: Sequence[Params], rh
                 else:
                     z_i[i].setdefault(name, torch.zeros_like(v[i][name])).index_copy_(0, r, value.reshape(block.shape))
     return [{name: one[name] for name in who.like} for one, who in zip(z_i, carriers, strict=True)]
-
-
-def _patterns(
-    name: str, carriers: Sequence[Carrier], holders: list[int]
-) -> list[tuple[list[int], list[Tensor | None]]]:
-    """Return, for each set of clients that carry the same rows of a parameter, its members and their local rows."""
-    if name not in TABLES:
-        return [(holders, [None] * len(holders))]
-    size = 1 + max(int(carriers[i].positions[name].max()) if len(carriers[i].positions[name]) else -1 for i in holders)
-    local = np.full((len(holders), size), -1, dtype=np.int64)
-    for k, i in enumerate(holders):
-        where = carriers[i].positions[name].numpy()
-        local[k, where] = np.arange(len(where))
-    present, pattern = np.unique(local >= 0, axis=1, return_inverse=True)
-    found: list[tuple[list[int], list[Tensor | None]]] = []
-    for column in range(present.shape[1]):
-        inside = np.flatnonzero(present[:, column])
-        rows = np.flatnonzero(pattern == column)
-        if len(inside):
-            found.append(([holders[k] for k in inside], [torch.from_numpy(local[k, rows]) for k in inside]))
-    return found
 
 
 def distance(a: Mapping[str, Params], b: Mapping[str, Params]) -> float:

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fedrec.aggregation import Carrier
 from fedrec.coordination.budget import Budget
 from fedrec.coordination.halves import Hub, Link, Residuals
 from fedrec.coordination.operators import Operator
 from fedrec.errors import UserError
+from fedrec.keyed import Carrier
 from fedrec.parameters import finite, norm, subtract
 from fedrec.turnout import drawn
 

@@ -3,10 +3,10 @@
 import math
 from collections.abc import Mapping
 
-from fedrec.aggregation import Carrier, gather, mean, mean_of, sums
 from fedrec.coordination.coupling import Coupling
 from fedrec.coordination.descent import Descent, Stepped
 from fedrec.coordination.halves import Held, Hub, Residuals, Sums, double
+from fedrec.keyed import Carrier, gather, mean, mean_of, sums
 from fedrec.parameters import Params
 from fedrec.robust import Robust
 
@@ -37,8 +37,8 @@ class Average(Held):
         full = {name: float(value.sum()) for name, value in rows.items()}
         squares = []
         for who in (self.carriers[client] for part in parts for client in part.clients):
-            part = {n: n in who.positions and n not in who.whole for n in who.like}
-            squares += [float(rows[n][who.positions[n]].sum()) if some else full[n] for n, some in part.items()]
+            parts_of = {name: who.part(name) for name in who.like}
+            squares += [full[n] if places is None else float(rows[n][places].sum()) for n, places in parts_of.items()]
         return math.sqrt(math.fsum(squares))
 
 

@@ -98,6 +98,11 @@ class ModuleRecommender(Recommender):
         """See Recommender."""
         return "user" in self.module.tables.values()
 
+    @property
+    def tables(self) -> Mapping[str, str]:
+        """See Recommender."""
+        return {self._named(name): space for name, space in self.module.tables.items()}
+
     def features(
         self, params: Params, user: Tensor, item: Tensor, p: Tensor | None = None, keep: Tensor | None = None
     ) -> Tensor:
@@ -121,22 +126,13 @@ class ModuleRecommender(Recommender):
             scores.append(self.head(params, task, h).view(len(part), count))
         return torch.cat(scores) if scores else torch.zeros((0, count), device=user.device)
 
-    def penalty(self, params: Params, user: Tensor, item: Tensor) -> Tensor:
-        """See Recommender."""
-        row = {"user": user, "item": item}
-        terms = [
-            params[self._named(name)].index_select(0, row[space]).flatten(1).square().sum(1)
-            for name, space in self.module.tables.items()
-        ]
-        return torch.stack(terms).sum(0) if terms else torch.zeros(len(item), device=item.device)
-
     def _named(self, name: str) -> str:
         """Return what the sharing contract calls a parameter of the network."""
         return f"{self.module.tables[name]}_table.{name}" if name in self.module.tables else f"body.{name}"
 
     def _sizes(self, params: Params) -> tuple[int, int]:
         """Return the numbers of users and items that parameters have rows for; 1 where no table tells."""
-        found = {space: len(params[self._named(name)]) for name, space in self.module.tables.items()}
+        found = {space: len(params[name]) for name, space in self.tables.items()}
         return found.get("user", 1), found.get("item", 1)
 
 

@@ -68,14 +68,10 @@ class Recommender:
 
     def shapes(self, users: int, items: int, tasks: Iterable[str]) -> Params:
         """Return tensors without data (on the meta device) that have the names, shapes and dtypes of the parameters."""
-        sizes: dict[str, tuple[int, ...]] = {"item_table": (items, self.dim)}
+        rows = {"user": users, "item": items}
+        sizes: dict[str, tuple[int, ...]] = {n: (rows[space], self._wide(n)) for n, space in self.tables.items()}
         widths, tasks = (2 * self.dim, *self.hidden), sorted(set(tasks) - self.attributes.keys())
-        if self.tabled:
-            sizes["user_table"] = (users, self.dim)
-        if self.kind == "mf":
-            sizes |= {"user_bias": (users, 1)} if self.tabled else {}
-            sizes["item_bias"] = (items, 1)
-        elif self.kind == "mlp":
+        if self.kind == "mlp":
             for layer, (n_in, n_out) in enumerate(pairwise(widths)):
                 sizes |= {f"body.{layer}.weight": (n_out, n_in), f"body.{layer}.bias": (n_out,)}
         elif self.kind in BODIES:
@@ -99,18 +95,14 @@ class Recommender:
 
         Heads of attributes start with weights of 0.
         """
-        arrays = self._init_items(seed, items)
+        arrays = self._init_tables(seed, {"user": users, "item": items})
         for task, bias in self.attributes.items():
             arrays[f"attributes.{task}.weight"] = np.zeros((len(bias), self.dim), np.float32)
             arrays[f"attributes.{task}.bias"] = bias.copy()
-        if self.tabled:
-            arrays["user_table"] = table_rows(seed, "user_table", users, self.dim, self.std)
         if self.kind == "item":
             bound = self.dim**-0.5
             head = generator(seed, "init", "head").uniform(-bound, bound, self.dim).astype(np.float32)
         elif self.kind == "mf":
-            if self.tabled:
-                arrays["user_bias"] = np.zeros((len(users), 1), np.float32)
             head = np.ones(self.dim + (2 if self.tabled else 1), np.float32)
         elif self.kind in BODIES:
             return self._started(seed, self._init_body(seed, arrays, offsets))
@@ -139,6 +131,12 @@ class Recommender:
     def tabled(self) -> bool:
         """Whether every user has a row of a table."""
         return self.kind != "item" and not self.sequence.active
+
+    @property
+    def tables(self) -> Mapping[str, str]:
+        """The parameters that have a row for each user or item; all others are dense."""
+        kinds = ("table", "bias") if self.kind == "mf" else ("table",)
+        return {f"{space}_{kind}": space for kind in kinds for space in ("user", "item")[not self.tabled :]}
 
     def users(self, params: Params, user: Tensor, history: Tensor | None = None) -> Tensor:
         """Return p_u [B, dim] for local rows `user` [B]; each liked `history` [B, L] before, or what its side says."""
@@ -213,9 +211,9 @@ class Recommender:
 
     def penalty(self, params: Params, user: Tensor, item: Tensor) -> Tensor:
         """Return |p_u|^2 + |q_i|^2 (and the biases' squares) [B]: the L2 penalty of the rows that a batch touches."""
-        pairs = [("user_table", user), ("item_table", item), ("user_bias", user), ("item_bias", item)]
-        present = [params[name].index_select(0, row).square().sum(1) for name, row in pairs if name in params]
-        return torch.stack(present).sum(0)
+        row = {"user": user, "item": item}
+        read = [params[name].index_select(0, row[space]) for name, space in self.tables.items()]
+        return torch.stack([rows.flatten(1).square().sum(1) for rows in read]).sum(0)
 
     @property
     def calibrated(self) -> bool:
@@ -237,18 +235,24 @@ class Recommender:
             return described(params, table, content, item, keep)
         return params[table] if item is None else params[table].index_select(0, item)
 
-    def _init_items(self, seed: int, items: Ints) -> dict[str, Floats]:
-        """Return the initial tables of items; with content they are 0, and the adapters are drawn."""
-        content = self.side.content
-        biases = {"item_bias": np.zeros((len(items), 1), np.float32)} if self.kind == "mf" else {}
-        if content is None:
-            return {"item_table": table_rows(seed, "item_table", items, self.dim, self.std), **biases}
-        arrays = {"item_table": np.zeros((len(items), self.dim), np.float32), **biases}
-        d = content.shape[1]
-        arrays[adapter("item_table")] = first_adapter(seed, "item_table", self.dim, d, self.std)
+    def _wide(self, table: str) -> int:
+        """Return how wide the rows of a table are."""
+        return self.dim if table.endswith("_table") else 1
+
+    def _init_tables(self, seed: int, ids: Mapping[str, Ints]) -> dict[str, Floats]:
+        """Return the initial tables: vectors are drawn, biases 0; with content all of items are, and adapters drawn."""
+        content, arrays = self.side.content, dict[str, Floats]()
+        for name, space in self.tables.items():
+            arrays[name] = np.zeros((len(ids[space]), self._wide(name)), np.float32)
+            if name == "user_table" or (name == "item_table" and content is None):
+                arrays[name] = table_rows(seed, name, ids[space], self.dim, self.std)
+        if content is not None:
+            d = content.shape[1]
+            arrays |= {adapter(table): np.zeros((1, d), np.float32) for table in ITEMS if table in arrays}
+            arrays[adapter("item_table")] = first_adapter(seed, "item_table", self.dim, d, self.std)
         if self.side.encoder is not None:
             arrays |= {name: value.numpy() for name, value in self.side.encoder.lora.start(seed).items()}
-        return arrays | {adapter(table): np.zeros((1, d), np.float32) for table in biases}
+        return arrays
 
     def read(self, params: Params, *items: Tensor | None) -> "Recommender":
         """Return the model that has read the content of some items, or of all: to score them reads nothing anew."""

@@ -14,11 +14,11 @@ from fedrec.data import ClientData, Interactions
 from fedrec.data.split import concatenate
 from fedrec.data.types import Bools, Ints
 from fedrec.errors import UserError
+from fedrec.keyed import TABLES
 from fedrec.parameters import Params
 from fedrec.privacy.bounds import Reals
 from fedrec.privacy.transcript import Transcript
 from fedrec.seeds import generator
-from fedrec.sharing import TABLES
 
 
 @dataclass(frozen=True)

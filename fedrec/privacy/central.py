@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 import torch
 
-from fedrec.aggregation import Carrier, carried
+from fedrec.keyed import Carrier, add_rows, carried, wide
 from fedrec.parameters import Params, norm, subtract
 from fedrec.privacy.noise import Source, noised
 
@@ -48,8 +48,7 @@ def noisy_mean(
         total = torch.zeros(value.shape, dtype=torch.float64)
         for client, who in carriers.items():
             if name in who.like and client in changes:
-                total[who.at(name)] += changes[client][name].double()
-        held = carried(name, carriers.values(), like).clamp(min=1.0)
-        held = held.reshape(-1, *[1] * (value.dim() - 1)) if value.dim() else held[0]
+                add_rows(total, who.part(name), changes[client][name].double())
+        held = wide(carried(name, carriers.values(), like).clamp(min=1.0), value)
         found[name] = noised(total, std, source) / (rate * held)
     return found

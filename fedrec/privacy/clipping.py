@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
+from fedrec.keyed import TABLES
 from fedrec.parameters import Params
 from fedrec.privacy.gradients import Gradients
 from fedrec.privacy.units import Batch
-from fedrec.sharing import TABLES
 
 SLACK = 1 - 2.0**-18  # what float32 may add to a norm
 

@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from fedrec.data.types import Ints
 from fedrec.errors import UserError
+from fedrec.keyed import TABLES
 from fedrec.parameters import Params
 from fedrec.privacy.masks import Words
-from fedrec.sharing import TABLES, ContractError, admit_rows
+from fedrec.sharing import ContractError, admit_rows
 
 HEAVIEST = 2**24  # the largest weight: 16.7 million examples of a client
 FINEST = 40  # binary digits after the point: with a bound up to 2^12 a float64 holds such a number exactly

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.func import grad_and_value, vmap
 
+from fedrec.keyed import TABLES
 from fedrec.models import Recommender
 from fedrec.parameters import Params
 from fedrec.privacy.units import Batch as UnitBatch
-from fedrec.sharing import TABLES
 from fedrec.tasks import Task
 from fedrec.training.kernels import handwritten, loss_and_gradients
 from fedrec.training.losses import batch_loss

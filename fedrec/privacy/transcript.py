@@ -6,8 +6,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 
+from fedrec.keyed import TABLES
 from fedrec.parameters import Params
-from fedrec.sharing import TABLES, Broadcast, Contribution
+from fedrec.sharing import Broadcast, Contribution
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,12 @@ from fedrec.components import SEAMS, make, written
 from fedrec.coordination.operators import Constraint, Operator, Vectors
 from fedrec.data import Dataset, from_frame
 from fedrec.data.types import Interactions
+from fedrec.keyed import TABLES
 from fedrec.metrics import Ranks
 from fedrec.models import Module, ModuleRecommender, Recommender
 from fedrec.parameters import Params, clone
 from fedrec.seeds import generator
-from fedrec.sharing import MODULES, TABLES
+from fedrec.sharing import MODULES
 from fedrec.tasks import Task, parse_task, task_loss
 from fedrec.training.losses import batch_loss
 from fedrec.training.recipe import Batch

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.func import grad_and_value, vmap
 
+from fedrec.keyed import TABLES, select, wide
 from fedrec.models import Recommender
 from fedrec.parameters import Params
-from fedrec.sharing import TABLES
 from fedrec.tasks import Task
 from fedrec.training.kernels import handwritten, loss_and_gradients
 from fedrec.training.losses import batch_loss
@@ -48,7 +48,7 @@ def gradients(
         return loss, grads, {"user": flat(step.user), "item": flat(step.item)}
     item, user, places, columns = laid_out(step)
     at = {"user": user, "item": item}
-    view = {n: value[at[TABLES[n]]] if n in TABLES else value for n, value in params.items()}
+    view = select(params, at)
     rows = None if content is None else content[item]
 
     def loss_of(moved: Params, held: Params, rows: Tensor | None, columns: dict[str, Any]) -> Tensor:
@@ -60,7 +60,7 @@ def gradients(
     each = vmap(grad_and_value(loss_of), in_dims=(0, 0, None if rows is None else 0, 0))
     found, loss = each(moved, held, rows, columns)
     if weight is not None:
-        found = {n: v * weight.view(-1, *[1] * (v.dim() - 1)) for n, v in found.items()}
+        found = {n: v * wide(weight, v) for n, v in found.items()}
     grads = {n: v.flatten(0, 1) if n in TABLES else v for n, v in found.items() if n in names}
     return loss.detach(), grads, {"user": None if step.user is None else flat(user), "item": flat(item)}
 

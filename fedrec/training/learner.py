@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, zeros_like
 
+from fedrec.keyed import TABLES
 from fedrec.optimisers import Optimiser, State
 from fedrec.parameters import Params
-from fedrec.sharing import TABLES
 from fedrec.training.gradients import At
 from fedrec.training.transforms import Context, Transform
 

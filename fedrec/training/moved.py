@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fedrec.keyed import TABLES
 from fedrec.parameters import Params
-from fedrec.sharing import TABLES
 
 
 @dataclass(frozen=True)

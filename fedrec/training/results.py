@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from fedrec.data.types import Ints
+from fedrec.keyed import TABLES
 from fedrec.parameters import Params
-from fedrec.sharing import TABLES
 from fedrec.training.cohort import Cohort
 from fedrec.training.moved import Moved
 from fedrec.training.rows import edges
@@ -20,21 +20,19 @@ from fedrec.training.stacks import Part, Stack, server_rows
 
 @dataclass(frozen=True)
 class Sum:
-    """sum_i w_i x_i and sum_i w_i of the shared parameters, float64, on the server's rows; see `aggregation.mean`.
+    """sum_i w_i x_i of the shared parameters, float64, on the server's rows; see `keyed.mean`.
 
     No client's whole table is made: a client's row that it has not touched adds w_i z. `gap` is the primal residual.
     """
 
     total: Params
-    mass: Params  # tables: [rows]; any other parameter: []
     gap: Tensor  # [] sum_i |x_i - z_i|^2 over the clients with a weight
 
     @staticmethod
     def zero(like: Params) -> Sum:
         """Return the empty sum for the server's shared parameters."""
         total = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in like.items()}
-        mass = {n: v.new_zeros(v.shape[0] if n in TABLES else ()) for n, v in total.items()}
-        return Sum(total, mass, torch.zeros((), dtype=torch.float64))
+        return Sum(total, torch.zeros((), dtype=torch.float64))
 
     def start(self, cohort: Cohort, shared: Stack, clients: Ints, weight: Tensor) -> None:
         """Add w_i z_i of every table, for `clients` [k] of weights [k] before their training.
@@ -42,24 +40,21 @@ class Sum:
         Of the clients that have no row to train on, and will be in no part, also of any other parameter.
         """
         idle = np.flatnonzero(cohort.sizes[clients] == 0)
-        for name, mass in self.mass.items():
-            value, w = shared.values[name], weight.to(mass)
+        for name, total in self.total.items():
+            value, w = shared.values[name], weight.to(total)
             if name not in TABLES:
-                w = w.index_select(0, on(idle, mass))
-                self.total[name].add_(torch.tensordot(w, shared.at(name, cohort, clients[idle], idle).double(), 1))
-                mass.add_(w.sum())
+                w = w.index_select(0, on(idle, total))
+                total.add_(torch.tensordot(w, shared.at(name, cohort, clients[idle], idle).double(), 1))
                 continue
             space = TABLES[name]
             if not shared.each and cohort.server[space] is None:
-                mass += w.sum()
-                self.total[name].add_(value.double() * w.sum())
+                total.add_(value.double() * w.sum())
                 continue
             flat, owner = whole(cohort, space, clients)
-            target = on(server_rows(space, cohort, flat, clients[owner]), mass)
-            each = w.index_select(0, on(owner, mass))
-            mass.index_add_(0, target, each)
-            source = on(flat, mass) if shared.each else target
-            self.total[name].index_add_(0, target, value.index_select(0, source).double() * each[:, None])
+            target = on(server_rows(space, cohort, flat, clients[owner]), total)
+            each = w.index_select(0, on(owner, total))[:, None]
+            source = on(flat, total) if shared.each else target
+            total.index_add_(0, target, value.index_select(0, source).double() * each)
 
     def add(self, cohort: Cohort, shared: Stack, part: Part, weight: Tensor) -> None:
         """Add w_i (x_i - z_i) of tables and w_i x_i of the others for `weight` [k]; a client of weight 0 adds nothing.
@@ -72,7 +67,6 @@ class Sum:
                 kept = w != 0
                 x, z = (v[kept].double() for v in (value, shared.at(name, cohort, part.clients, part.clients)))
                 total.add_(torch.tensordot(w[kept], x, 1))
-                self.mass[name].add_(w.sum())
                 self.gap.add_((x - z).square().sum().cpu())
                 continue
             touched = part.touched[TABLES[name]]

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from fedrec.data.types import Ints
+from fedrec.keyed import TABLES
 from fedrec.parameters import Params
-from fedrec.sharing import TABLES
 from fedrec.training.cohort import Cohort
 from fedrec.training.recipe import Batch
 from fedrec.training.rows import Touched

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from fedrec.data.types import Floats, Ints
+from fedrec.keyed import TABLES
 from fedrec.models import Recommender
 from fedrec.parameters import Params
 from fedrec.seeds import generator
-from fedrec.sharing import TABLES, Sharing
+from fedrec.sharing import Sharing
 from fedrec.training.cohort import Cohort
 from fedrec.training.draws import Drawn, draw
 from fedrec.training.gradients import At, by_whole_tables, first, gradients

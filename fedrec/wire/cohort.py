@@ -11,8 +11,8 @@ from typing import Any, TypeVar, cast
 
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
-from fedrec.aggregation import Subtotal
 from fedrec.data.types import Ints
+from fedrec.keyed import Subtotal
 from fedrec.parameters import Params
 from fedrec.sharing import FAR, METRIC, NAME, Broadcast, ContractError, Contribution, admit_device, admit_name
 from fedrec.wire.arrays import pack, unpack

@@ -10,8 +10,9 @@ from typing import Any, TypeVar, cast
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from fedrec.data.types import Ints
+from fedrec.keyed import TABLES
 from fedrec.parameters import LARGEST
-from fedrec.sharing import METRIC, TABLES, Broadcast, ContractError, Contribution, admit_device, admit_name
+from fedrec.sharing import METRIC, Broadcast, ContractError, Contribution, admit_device, admit_name
 from fedrec.wire.arrays import array, numbers, pack, unpack
 
 T = TypeVar("T", ArrayRecord, ConfigRecord, MetricRecord)

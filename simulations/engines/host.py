@@ -8,11 +8,11 @@ import torch
 from flwr.app import ArrayRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedrec.aggregation import Carrier, Subtotal, admit_start, carrier, catalogue, subtotal, union
 from fedrec.data.types import Ints
+from fedrec.keyed import Carrier, Subtotal, carrier, catalogue, subtotal, union
 from fedrec.parameters import Params, norm, same
 from fedrec.proportion import change, large, too_far
-from fedrec.sharing import Broadcast, ContractError, Contribution, admit, admit_metrics
+from fedrec.sharing import Broadcast, ContractError, Contribution, admit, admit_metrics, admit_start
 from fedrec.wire import ALONE, Answers, Call, answers_record, broadcast_record, pack, read_call, read_contribution
 from fedrec.wire.bundle import bundled, unbundled
 from fedrec.wire.messages import TEXT

@@ -4,9 +4,9 @@ import os
 from dataclasses import dataclass
 
 from clients.device import devices
-from fedrec.aggregation import CHUNK
 from fedrec.experiment import Experiment
 from fedrec.holdings import clients_data
+from fedrec.keyed import CHUNK
 from fedrec.records import natural
 
 

@@ -9,6 +9,7 @@ import pandas as pd
 
 from fedrec.data import ClientData
 from fedrec.holdings import clients_data, dataset
+from fedrec.keyed import TABLES
 from fedrec.models import Recommender
 from fedrec.optimisers import Optimiser
 from fedrec.parameters import Params
@@ -20,7 +21,7 @@ from fedrec.privacy.differential import Mechanism, private_steps, private_update
 from fedrec.privacy.noise import Source
 from fedrec.privacy.transcript import Transcript
 from fedrec.report.study import Part
-from fedrec.sharing import TABLES, Broadcast, Contribution, Sharing
+from fedrec.sharing import Broadcast, Contribution, Sharing
 from fedrec.tasks import parse_task
 from fedrec.training.recipe import Recipe
 from simulations.cli import arm

@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedrec.aggregation import Carrier, carrier, catalogue
 from fedrec.errors import UserError
+from fedrec.keyed import Carrier, carrier, catalogue
 from fedrec.parameters import Params, norm, subtract
 from fedrec.privacy.central import clipped, noisy, noisy_mean
 from fedrec.privacy.noise import Source

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from fedrec.data import ClientData
 from fedrec.data.types import Ints
 from fedrec.errors import UserError
+from fedrec.keyed import TABLES
 from fedrec.models import Recommender
 from fedrec.optimisers import Optimiser
 from fedrec.parameters import Params, same, subtract
@@ -25,7 +26,7 @@ from fedrec.privacy.noise import Source
 from fedrec.privacy.units import Batch as UnitBatch
 from fedrec.privacy.units import Units
 from fedrec.seeds import generator
-from fedrec.sharing import TABLES, Sharing
+from fedrec.sharing import Sharing
 from fedrec.tasks import Task, parse_task
 from fedrec.training.local import local_update
 from fedrec.training.losses import batch_loss, steps

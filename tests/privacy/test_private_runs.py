@@ -14,10 +14,10 @@ from flwr.app import ArrayRecord
 
 from clients.client import Client
 from clients.secure import source
-from fedrec.aggregation import carrier
 from fedrec.errors import UserError
 from fedrec.experiment import Experiment, build
 from fedrec.holdings import clients_data
+from fedrec.keyed import carrier
 from fedrec.privacy.account import promise
 from fedrec.privacy.accounting import Event, epsilon
 from fedrec.privacy.books import Books

@@ -18,9 +18,9 @@ from clients.app import client_app
 from clients.client import Client
 from clients.round import join, trained
 from clients.secure import Envelope, source
-from fedrec.aggregation import carrier, catalogue
 from fedrec.experiment import Experiment
 from fedrec.holdings import clients_data
+from fedrec.keyed import carrier, catalogue
 from fedrec.parameters import LARGEST, Params
 from fedrec.privacy.encoding import Layout
 from fedrec.privacy.ledger import Ledger

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from fedrec.data import ClientData, before
 from fedrec.data.types import Attributes
+from fedrec.keyed import TABLES
 from fedrec.models import KINDS, Recommender, UserSequence
 from fedrec.models.side import Side
 from fedrec.optimisers import Optimiser
@@ -23,7 +24,6 @@ from fedrec.privacy.gradients import Gradients, by_hand, by_vmap, unit_gradients
 from fedrec.privacy.units import Batch as UnitBatch
 from fedrec.privacy.units import Units
 from fedrec.seeds import generator
-from fedrec.sharing import TABLES
 from fedrec.tasks import Task, parse_task
 from fedrec.training.kernels import handwritten
 from fedrec.training.losses import batch_loss

@@ -1,0 +1,276 @@
+"""Tables with row keys: which parameters they are, who carries which rows, gather, scatter, the weighted mean.
+
+Numerics over named tensors: who a client is, and what it trains, is not their business.
+"""
+
+from collections import UserDict
+from collections.abc import Iterable, Mapping, Sequence, Sized
+from dataclasses import dataclass
+from itertools import groupby
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedrec.errors import ContractError
+from fedrec.parameters import Params, norm, subtract
+
+Ints = NDArray[np.int64]
+CHUNK = 64
+# What is keyed by rows, and the key space of the rows: parameters, and the logits on the public probe.
+PARAMETERS = {"item_table": "item", "item_bias": "item", "user_table": "user", "user_bias": "user"}
+
+
+class Tables(UserDict[str, str]):
+    """The key space of the rows of every table by name; a part of a table's path, `item_table.NAME`, is a table too."""
+
+    def __getitem__(self, name: str) -> str:
+        return self.data[name.partition(".")[0]]
+
+    def __contains__(self, name: object) -> bool:
+        return str(name).partition(".")[0] in self.data
+
+
+TABLES = Tables({**PARAMETERS, "logits": "probe"})
+
+
+def select(params: Mapping[str, Tensor], rows: Mapping[str, Tensor]) -> Params:
+    """Return the rows of every table that `rows` [...] names by key space, and any other parameter whole."""
+    return {n: value[rows[TABLES[n]].to(value.device)] if n in TABLES else value for n, value in params.items()}
+
+
+@dataclass(frozen=True)
+class Carrier:
+    """What one client carries: the shapes of its shared tensors, and where the rows of its tables lie on the server."""
+
+    client: str
+    like: Params  # the contract: names, shapes and dtypes of its shared tensors, without their values
+    positions: dict[str, Tensor]  # table name -> [rows] index into the server's table
+    weight: float  # p_i, before it is normalised over the carriers of a row
+    whole: frozenset[str] = frozenset()  # tables of which it carries every row of the server
+
+    def part(self, name: str) -> Tensor | None:
+        """Return where its rows of a table lie on the server; None where a tensor is all of the server's."""
+        return None if name in self.whole else self.positions.get(name)
+
+
+def catalogue(rows: Sequence[Mapping[str, Ints]]) -> dict[str, Ints]:
+    """Return, per key space, the ascending union of the clients' global row ids: the rows of the server's tables."""
+    spaces = {space for one in rows for space in one}
+    return {space: np.unique(np.concatenate([one[space] for one in rows if space in one])) for space in sorted(spaces)}
+
+
+def carrier(
+    client: str, values: Params, rows: Mapping[str, Ints], server_rows: Mapping[str, Ints], weight: float
+) -> Carrier:
+    """Return what a joining client carries; raises ContractError if a table lacks one row for each id it announced."""
+    positions: dict[str, Tensor] = {}
+    for name, value in values.items():
+        if name in TABLES:
+            ids = rows.get(TABLES[name])
+            size = len(value) if value.dim() else 0
+            if ids is None or not value.dim() or len(ids) != size:
+                found = "none" if ids is None else str(len(ids))
+                raise ContractError(f"{name}: must come with {size} row ids, found {found}")
+            positions[name] = torch.from_numpy(np.searchsorted(server_rows[TABLES[name]], ids))
+    whole = frozenset(name for name, places in positions.items() if len(places) == len(server_rows[TABLES[name]]))
+    # One zero seen under every index: a thousand copies of a table are not kept for their shapes.
+    like = {name: value.new_zeros(()).expand(value.shape) for name, value in values.items()}
+    return Carrier(client, like, positions, weight, whole)
+
+
+def alone(carriers: Sequence[Carrier], rows: Mapping[str, Ints]) -> list[str]:
+    """Return the shared tables of which no row is carried by two clients, so that sharing them changes nothing."""
+    tables = {name: rows[TABLES[name]] for who in carriers for name in who.positions}
+    return [name for name in sorted(tables) if not bool((carried(name, carriers, tables) > 1).any())]
+
+
+def carried(name: str, carriers: Iterable[Carrier], server: Mapping[str, Sized], weigh: bool = False) -> Tensor:
+    """Return how many of the clients carry each row [rows] of a table of the server, or any other tensor [1].
+
+    With `weigh` the sum of their weights.
+    """
+    found = torch.zeros(len(server[name]) if name in TABLES else 1, dtype=torch.float64)
+    everything = 0.0
+    for who in carriers:
+        if name in who.like:
+            weight, rows = who.weight if weigh else 1.0, who.part(name)
+            if rows is None:
+                everything += weight
+            else:
+                found[rows] += weight
+    return found.add_(everything)
+
+
+def gather(server: Params, who: Carrier) -> Params:
+    """Return the client's part of the server's parameters: its rows of the tables, every other tensor whole.
+
+    That is `server` itself for a client that carries all of it: what many clients have in common is not copied.
+    """
+    if who.like.keys() == server.keys() and who.positions.keys() == who.whole:
+        return server
+    rows = {name: who.part(name) for name in who.like}
+    return {n: server[n] if places is None else server[n].index_select(0, places) for n, places in rows.items()}
+
+
+def scatter(values: Mapping[str, Tensor], who: Carrier, server: Params) -> tuple[Params, Params]:
+    """Return a client's values at their places on the server in float64, zero elsewhere, and the mask of the places."""
+    full = {name: torch.zeros(value.shape, dtype=torch.float64) for name, value in server.items()}
+    mask = {name: torch.zeros(value.shape, dtype=torch.bool) for name, value in server.items()}
+    for name, value in values.items():
+        rows = who.part(name)
+        full[name][... if rows is None else rows] = value.double()
+        mask[name][... if rows is None else rows] = True
+    return full, mask
+
+
+def add_rows(total: Tensor, rows: Tensor | None, value: Tensor) -> None:
+    """Add a value to some rows of a total in place; to all of it without `rows`."""
+    if rows is None:
+        total += value
+    else:
+        total.index_add_(0, rows, value)
+
+
+def wide(of_rows: Tensor, value: Tensor) -> Tensor:
+    """Return numbers [rows], or [1] for what is no table, so that they are multiplied into a value row by row."""
+    return of_rows.reshape(-1, *[1] * (value.dim() - 1)) if value.dim() else of_rows[0]
+
+
+def mean(
+    contributions: Sequence[tuple[Carrier, Params]], previous: Params | None = None, dtype: torch.dtype = torch.float32
+) -> Params:
+    """Return z = sum_i p_i x_i / sum_i p_i, each row over the clients that carry it, summed in float64.
+
+    The order of `contributions` fixes the order of the sum. A row that no contribution carries keeps its `previous`
+    value (zero without one). Shapes: a table is [server rows, dim], any other tensor has the clients' shape.
+    """
+    members = [who for who, _ in contributions]
+    shapes = server_shapes(members, previous)
+    total = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in shapes.items()}
+    for who, values in contributions:
+        for name, value in values.items():
+            add_rows(total[name], who.part(name), who.weight * value.to("cpu", torch.float64))
+    return {name: value.to(dtype) for name, value in divided(total, members, {**total, **(previous or {})}).items()}
+
+
+@dataclass(frozen=True)
+class Subtotal:
+    """What a mean needs of some clients: sum_i p_i x_i in float64, and the gap sum_i |x_i - z_i|^2.
+
+    A table has the rows that these clients carry, see `union`.
+    """
+
+    clients: tuple[str, ...]
+    values: Params
+    gap: float
+
+
+def union(carriers: Sequence[Carrier]) -> dict[str, Tensor]:
+    """Return, for each table, the ascending places on the server of the rows that some of the clients carry."""
+    found: dict[str, Tensor] = {}
+    for name in sorted({name for who in carriers for name in who.positions}):
+        every = [who for who in carriers if name in who.positions]
+        whole = next((who for who in every if name in who.whole), None)
+        found[name] = (
+            whole.positions[name] if whole else torch.unique(torch.cat([who.positions[name] for who in every]))
+        )
+    return found
+
+
+def add_among(total: Params, rows: Mapping[str, Tensor], who: Carrier, values: Params, weight: float) -> None:
+    """Add a client's values, times a weight, to sums over several clients in place; `rows` is the `union` of these."""
+    for name, value in values.items():
+        scaled, among = weight * value.to("cpu", torch.float64), rows.get(name, value)
+        if name not in total:
+            total[name] = torch.zeros((len(among), *value.shape[1:]) if name in rows else value.shape).double()
+        part = name in rows and len(value) < len(among)
+        add_rows(total[name], torch.searchsorted(among, who.positions[name]) if part else None, scaled)
+
+
+def subtotal(contributions: Iterable[tuple[Carrier, Params, Params]], rows: Mapping[str, Tensor]) -> Subtotal:
+    """Return the sum of (carrier, x_i, z_i) in their order; `rows` is the `union` of the carriers."""
+    total, clients, gap = Params(), [], 0.0
+    for who, values, z in contributions:
+        clients.append(who.client)
+        gap += norm(subtract(values, z)) ** 2
+        add_among(total, rows, who, values, who.weight)
+    return Subtotal(tuple(clients), total, gap)
+
+
+def chunks(carriers: Iterable[str]) -> dict[str, int]:
+    """Return the chunk of every client in the order of all sums.
+
+    A mean is summed in chunks of consecutive clients, so that it is the same to the bit whoever adds up a chunk.
+    """
+    return {name: place // CHUNK for place, name in enumerate(carriers)}
+
+
+def sums(answers: Mapping[str, Params], z: Mapping[str, Params], carriers: Mapping[str, Carrier]) -> list[Subtotal]:
+    """Return the sums, chunk by chunk, of what clients answered; `z` is what each was sent."""
+    chunk = chunks(carriers)
+    groups = groupby((name for name in carriers if name in answers), chunk.__getitem__)
+    return [
+        subtotal([(carriers[n], answers[n], z[n]) for n in names], union([carriers[n] for n in names]))
+        for names in (list(group) for _, group in groups)
+    ]
+
+
+def mean_of(parts: Sequence[Subtotal], carriers: Mapping[str, Carrier], previous: Params) -> Params:
+    """Return z = sum_i p_i x_i / sum_i p_i of sums that were made in one order; see `mean`."""
+    total = {name: torch.zeros(value.shape, dtype=torch.float64) for name, value in previous.items()}
+    members: list[Carrier] = []
+    for part in parts:
+        inside = [carriers[name] for name in part.clients]
+        rows, members = union(inside), [*members, *inside]
+        for name, value in part.values.items():
+            add_rows(total[name], rows.get(name) if len(value) < len(total[name]) else None, value)
+    return {name: value.to(previous[name].dtype) for name, value in divided(total, members, previous).items()}
+
+
+def divided(total: Params, members: Sequence[Carrier], previous: Params) -> Params:
+    """Return sum_i p_i x_i over the sum of the weights of those that carry a row, in float64, by name.
+
+    `previous` stays where nobody does.
+    """
+    found = {}
+    for name, value in sorted(total.items()):
+        mass = wide(carried(name, members, total, weigh=True), value)
+        found[name] = torch.where(mass > 0, value / mass.clamp(min=1e-300), previous[name].double())
+    return found
+
+
+def server_shapes(carriers: Sequence[Carrier], previous: Params | None) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every shared tensor on the server; raises ContractError if two clients disagree."""
+    shapes = {name: tuple(value.shape) for name, value in (previous or {}).items()}
+    for who in carriers:
+        for name, value in who.like.items():
+            mine, table = tuple(value.shape), name in TABLES
+            if table:
+                rows = int(who.positions[name].max()) + 1 if name in who.positions and len(value) else 0
+                mine = (max(rows, shapes[name][0] if name in shapes else 0), *mine[1:])
+            if name in shapes and shapes[name][table:] != mine[table:]:
+                rule = f"must have {'width' if table else 'shape'} {shapes[name][table:]}"
+                raise ContractError(f"{name}: {rule}, found {mine[table:]} from {who.client}")
+            shapes[name] = mine
+    return shapes
+
+
+def patterns(name: str, carriers: Sequence[Carrier], holders: list[int]) -> list[tuple[list[int], list[Tensor | None]]]:
+    """Return, for each set of clients that carry the same rows of a parameter, its members and their local rows."""
+    if name not in TABLES:
+        return [(holders, [None] * len(holders))]
+    size = 1 + max(int(carriers[i].positions[name].max()) if len(carriers[i].positions[name]) else -1 for i in holders)
+    local = np.full((len(holders), size), -1, dtype=np.int64)
+    for k, i in enumerate(holders):
+        where = carriers[i].positions[name].numpy()
+        local[k, where] = np.arange(len(where))
+    present, pattern = np.unique(local >= 0, axis=1, return_inverse=True)
+    found: list[tuple[list[int], list[Tensor | None]]] = []
+    for column in range(present.shape[1]):
+        inside = np.flatnonzero(present[:, column])
+        rows = np.flatnonzero(pattern == column)
+        if len(inside):
+            found.append(([holders[k] for k in inside], [torch.from_numpy(local[k, rows]) for k in inside]))
+    return found
