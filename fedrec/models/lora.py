@@ -7,7 +7,7 @@ The mean of A_i and that of B_i are no average of the clients' maps: mean(B_i) m
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -127,9 +127,9 @@ class Adapted:
         with torch.no_grad():
             tokens = self._moved(params)
             if DELTA in params:
-                tokens = tokens.replaced(delta=params[DELTA])
+                tokens = replace(tokens, delta=params[DELTA])
             if self.lora.form == "freeze-a":
-                tokens = tokens.replaced(projected=F.linear(tokens.inputs, params[A]), a=params[A])
+                tokens = replace(tokens, projected=F.linear(tokens.inputs, params[A]), a=params[A])
         return Adapted(self.lora, tokens)
 
     def vectors(self, params: Params, item: Tensor) -> Tensor:
@@ -161,5 +161,5 @@ class Adapted:
             rest = params[DELTA] if tokens.delta is None else params[DELTA] - tokens.delta
             if bool(rest.any()):
                 s, square = centred(tokens.centred + tokens.inputs @ rest.T)
-                tokens = tokens.replaced(centred=s, square=square)
+                tokens = replace(tokens, centred=s, square=square)
         return tokens
