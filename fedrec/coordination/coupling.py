@@ -6,8 +6,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, Field
 
+import fedrec.coordination.operators as operators
 from fedrec.components import PartText, make, one_of, read
-from fedrec.coordination import operators
 from fedrec.coordination.maps import server_maps
 from fedrec.coordination.operators import Mean, Operator
 from fedrec.errors import UserError, choose

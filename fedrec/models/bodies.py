@@ -31,7 +31,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fedrec.models import experts, transfer
+import fedrec.models.experts as experts
+import fedrec.models.transfer as transfer
 from fedrec.models.layers import Sizes, depth, layers, linear, mlp, ordered, towers
 from fedrec.parameters import Params
 from fedrec.seeds import generator
