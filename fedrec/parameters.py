@@ -57,7 +57,7 @@ def unflatten(vector: Tensor, like: Mapping[str, Tensor]) -> Params:
     sizes = {name: like[name].numel() for name in sorted(like)}
     if sum(sizes.values()) != vector.numel():
         raise ValueError(f"vector: must have {sum(sizes.values())} entries, found {vector.numel()}")
-    parts = dict(zip(sizes, vector.split(list(sizes.values())), strict=True))
+    parts = dict(zip(sizes, torch.split(vector, list(sizes.values())), strict=True))
     return {name: parts[name].reshape(value.shape) for name, value in like.items()}
 
 

@@ -179,7 +179,10 @@ def solve(
     clients = _clients(losses, initial, exchange, weights, budgets, budget_step)
     if not rho > 0 and (duals or any(not isinstance(client.part, slice) for client in clients)):
         raise UserError(f"rho: must be above 0 with duals or a map as exchange, found {rho}")
-    now = _joined(clients, initial, rho) if state is None else state
+    begun = [one.detach().double() for one in initial]
+    first = [client.exchange(one).detach() for client, one in zip(clients, begun, strict=True)]
+    tied = [Link.start({X: one}, rho) for one in first]
+    now = state or Solution(begun, first, first, tied, [0.0] * len(first), rho, [])
     theta, x, links, mu, history = list(now.theta), list(now.x), list(now.links), list(now.mu), list(now.history)
     carriers = {str(i): Carrier(str(i), {X: x[i]}, {}, client.weight) for i, client in enumerate(clients)}
     values = {str(i): {X: links[i].sent[X] if duals else x[i]} for i in range(len(x))}
@@ -226,12 +229,6 @@ def _clients(
         raise UserError(f"weights: must be above 0, found {min(p)}")
     budget = [Budget(math.inf if limit is None else limit, step) for limit in limits]
     return [_Client(*one) for one in zip(losses, parts, p, budget, strict=True)]
-
-
-def _joined(clients: list[_Client], initial: Sequence[Tensor], rho: float) -> Solution:
-    theta = [one.detach().double() for one in initial]
-    x = [client.exchange(one).detach() for client, one in zip(clients, theta, strict=True)]
-    return Solution(theta, x, x, [Link.start({X: one}, rho) for one in x], [0.0] * len(x), rho, [])
 
 
 def _loss(clients: list[_Client], i: int, theta: Tensor, number: int) -> float:

@@ -114,32 +114,20 @@ def _platform(
     popularity = np.asarray(-ZIPF * np.log(rank))
     carried = np.zeros(items, dtype=np.bool_)
     carried[rng.permutation(items)[: ceil(rng.uniform(0.8, 1.0) * items)]] = True
-    item, liking = _shown(user_taste, item_taste, popularity, np.flatnonzero(carried), form.impressions, rng)
-    frame = _behaviour(item, liking, rng)
-    frame["user"] += platform * form.users
-    frame["platform"] = platform
-    return frame, user_taste, item_taste, popularity, carried
-
-
-def _shown(
-    user_taste: Reals,
-    item_taste: Reals,
-    popularity: Reals,
-    shelf: NDArray[np.int64],
-    impressions: int,
-    rng: np.random.Generator,
-) -> tuple[NDArray[np.int64], Reals]:
-    """Return the items [users, impressions] that users meet, in order, and how much they like them."""
-    users = len(user_taste)
-    item, liking = np.empty((users, impressions), dtype=np.int64), np.empty((users, impressions))
-    for block in np.array_split(np.arange(users), ceil(users / 1024)):
+    shelf, shape = np.flatnonzero(carried), (form.users, form.impressions)
+    item, liking = np.empty(shape, dtype=np.int64), np.empty(shape)  # what users meet, in order, and how they like it
+    for block in np.array_split(np.arange(form.users), ceil(form.users / 1024)):
         taste = user_taste[block] @ item_taste[shelf].T
         # Exponential clocks: the first to ring are a draw without replacement, at the rates that multiply the time.
         rate = np.exp(EXPOSURE * taste + popularity[shelf])
         clock = rng.standard_exponential(rate.shape) / rate
-        shown = rng.permuted(np.argpartition(clock, impressions - 1, axis=1)[:, :impressions], axis=1)
+        first = np.argpartition(clock, form.impressions - 1, axis=1)[:, : form.impressions]
+        shown = rng.permuted(first, axis=1)
         item[block], liking[block] = shelf[shown], np.take_along_axis(taste, shown, axis=1)
-    return item, liking
+    frame = _behaviour(item, liking, rng)
+    frame["user"] += platform * form.users
+    frame["platform"] = platform
+    return frame, user_taste, item_taste, popularity, carried
 
 
 def _behaviour(item: NDArray[np.int64], liking: Reals, rng: np.random.Generator) -> pd.DataFrame:
