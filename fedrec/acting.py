@@ -9,6 +9,7 @@ from fedrec.errors import UserError
 from fedrec.experiment import Experiment, Method
 from fedrec.models.bodies import BODIES
 from fedrec.needs import shown, value_of
+from fedrec.parts import tasks_with
 from fedrec.tasks import Task, tasks_of
 
 
@@ -33,11 +34,6 @@ def tasks(e: Experiment) -> list[tuple[Task, ...]]:
 def ranks(e: Experiment) -> bool:
     """Return whether some client ranks."""
     return any(task.kind == "rank" for part in tasks(e) for task in part)
-
-
-def about_items(e: Experiment) -> bool:
-    """Return whether some client has a task about items, which are parted once for all splits."""
-    return any(task.attribute for part in tasks(e) for task in part)
 
 
 def kinds(e: Experiment) -> set[str]:
@@ -201,7 +197,7 @@ RULES: dict[str, Rule] = {
     **each("market.similarity market.conflicting market.users market.items market.impressions", MARKET),
     "skew": Rule(lambda e: e.partition in ("auto", "users"), "silos of users (add --partition users)"),
     "fractions": Rule(
-        lambda e: e.split != "leave-one-out" or about_items(e),
+        lambda e: e.split != "leave-one-out" or bool(tasks_with("attribute")(e)),
         "another split (add --split random), or a task about items (add --task rank,category)",
     ),
     "fold_in": Rule(folds, "new users who have a row of a table (add --split new-users)"),

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Annotated, Protocol
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from fedrec.components import PartText, make, one_of, read
 from fedrec.errors import UserError
@@ -56,10 +56,8 @@ class TopK:
         }
 
 
-class Coding(BaseModel):
+class Coding(BaseModel, frozen=True, extra="forbid"):
     """Which codec the answers to training travel in; the default is none, they travel as they are."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Annotated[PartText, one_of("codec.kind")] = Field(
         "identity", description="what clients' changes are encoded by: " + ", ".join(KINDS)

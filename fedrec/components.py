@@ -7,9 +7,10 @@ A part is written `NAME`, `MODULE:CLASS`, or with fields `MODULE:CLASS{"width": 
 import dataclasses
 import importlib
 import json
+import math
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import lru_cache, partial
 from importlib import metadata
 from types import ModuleType
@@ -44,7 +45,7 @@ class Seam(NamedTuple):
 SEAMS = {
     "dataset": Seam("source", ("load",), "fedrec.data:DATASETS"),
     "task": Seam("task", ("target", "loss")),
-    "model": Seam("recommender", ("network",), "fedrec.models:Kind"),
+    "model": Seam("recommender", ("network",), "fedrec.models:KINDS"),
     "metrics": Seam("metric", ("value",)),
     "transform": Seam("transform", ("init", "update"), "fedrec.components:NONE"),
     "weighting.kind": Seam("weighting", ("init", "weights"), "fedrec.weighting:KINDS"),
@@ -117,6 +118,14 @@ def per_client(text: str) -> dict[str, str]:
             raise UserError(f"{text!r}: every client may be named once, found {key!r} twice")
         parts[key] = value
     return parts
+
+
+def number(text: str) -> float:
+    """Return the number that a text says, NaN where it says none."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 def divided(text: str, mark: str = ";") -> Iterator[str]:
@@ -213,23 +222,17 @@ def with_fields(text: str, fields: Mapping[str, Any]) -> str:
     """
     if not fields:
         return text
-    by_client = len(per_client(text)) > 1
-    chosen = {name: divided_value(one) if by_client else {"*": one} for name, one in fields.items()}
-
-    def changed(client: str, part: Part) -> Part:
+    parts, found, chosen = per_client(text), {}, {name: {"*": one} for name, one in fields.items()}
+    if len(parts) > 1:
+        chosen |= {name: dict(per_client(one)) for name, one in fields.items() if one and isinstance(one, str)}
+    for client, several in parts.items():
         mine = {name: values[key] for name, values in chosen.items() for key in ("*", client) if key in values}
-        return Part(part.use, {**part.fields, **mine}) if part.own else part
-
-    return rewritten(text, changed)
-
-
-def rewritten(text: str, change: Callable[[str, Part], Part]) -> str:
-    """Return a text of one part, or of several for each client, with what `change` makes of a client's."""
-    found = {}
-    for client, several in per_client(text).items():
-        pieces = [tuple(divided(piece, "*")) for piece in divided(several, ",")]
-        whole = ",".join("*".join([str(change(client, read(one))), *weight]) for one, *weight in pieces)
-        found[client] = whole
+        pieces = []
+        for one, *weight in (divided(piece, "*") for piece in divided(several, ",")):
+            part = read(one)
+            whole = str(part._replace(fields={**part.fields, **mine})) if part.own else str(part)
+            pieces.append("*".join([whole, *weight]))
+        found[client] = ",".join(pieces)
     return joined(found)
 
 
@@ -241,11 +244,6 @@ def joined(values: Mapping[str, str]) -> str:
 def parts_of(text: str) -> list[Part]:
     """Return the parts that a text names, of all clients."""
     return [read(next(divided(one, "*"))) for several in per_client(text).values() for one in divided(several, ",")]
-
-
-def divided_value(value: Any) -> dict[str, Any]:
-    """Return the value of a field by client, "*" for all others."""
-    return dict(per_client(value)) if isinstance(value, str) and value else {"*": value}
 
 
 def shown(text: str) -> Any:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -83,7 +84,10 @@ def evaluate(
     """
 
     def rank(task: str) -> Ranked:
-        return rank_users(scorer, task, data, split, metrics, candidates, seed)
+        def scores(users: Ints, owner: Ints, width: int) -> Tensor:
+            return scorer.score_all(task, users)
+
+        return rank_many([data], scores, split, metrics, candidates, seed, np.zeros(1, np.int64))[0]
 
     return assemble(scorer, data, tasks, split, rank)
 
@@ -95,37 +99,28 @@ def assemble(
     split: Split,
     rank: Callable[[str], Ranked],
 ) -> Evaluation:
-    """Return `evaluate`'s result, given what `rank_users` returns for every rank task."""
-    held = held_out(data, split)
+    """Return `evaluate`'s result, given the users of every rank task and their metrics, see `rank_many`."""
+    held, about = held_out(data, split), data.attributes
     found: dict[tuple[str, str, str], float] = {}
     per_user: list[PerUser] = []
     for task in tasks:
+        own = partial(PerUser, data.name, task.name)
         if task.kind == "rank":
             users, values = rank(task.name)
-            for name, value in values.items():
-                found[data.name, task.name, name] = float(value.mean()) if len(value) else float("nan")
-                per_user.append(PerUser(data.name, task.name, name, data.users[users], value))
-            continue
-        if task.attribute:
-            about = data.attributes
-            item = np.flatnonzero((about.validation if split == "validation" else about.test) & about.known(task.name))
-            whole, values = about_items(
-                task, scorer.attribute(task.name, item), about.values[task.name][item], about.deviation
-            )
-            found.update({(data.name, task.name, name): value for name, value in whole.items()})
-            per_user += [
-                PerUser(data.name, task.name, name, data.items[item], value, items=True)
-                for name, value in values.items()
-            ]
-            continue
-        rows = held.take(task.rows(held))
-        score, target = scorer.score(task.name, rows.user, rows.item), task.target(rows)
-        whole, each = pointwise(task, score, target, rows.user)
-        found.update({(data.name, task.name, name): value for name, value in whole.items()})
-        per_user += [
-            PerUser(data.name, task.name, name, data.users[part.users], part.values, weights=part.rows)
-            for name, part in each.items()
-        ]
+            whole = means(values)
+            per_user += [own(name, data.users[users], value) for name, value in values.items()]
+        elif task.attribute:
+            asked = about.validation if split == "validation" else about.test
+            item = np.flatnonzero(asked & about.known(task.name))
+            said, target = scorer.attribute(task.name, item), about.values[task.name][item]
+            whole, values = about_items(task, said, target, about.deviation)
+            per_user += [own(name, data.items[item], value, items=True) for name, value in values.items()]
+        else:
+            rows = held.take(task.rows(held))
+            score = scorer.score(task.name, rows.user, rows.item)
+            whole, each = pointwise(task, score, task.target(rows), rows.user)
+            per_user += [own(n, data.users[part.users], part.values, weights=part.rows) for n, part in each.items()]
+        found |= {(data.name, task.name, name): value for name, value in whole.items()}
     return Evaluation(found, tuple(per_user))
 
 
@@ -153,8 +148,8 @@ def pointwise(task: Task, score: Floats, target: Floats, user: Ints) -> tuple[di
         found = task.measured(score, target) if task.part else of_classes(score, target)
         return means(found), {name: ByUser.of(user, value) for name, value in found.items()}
     label = target > 0.5
-    nats = np.logaddexp(0, np.where(label, -score, score).astype(np.float64))
-    whole, place = {"auc": auc(score, label), "logloss": log_loss(score, label)}, placements(score, label)
+    nats, place = log_loss(score, label), placements(score, label)
+    whole = {"auc": auc(score, label), **means({"logloss": nats})}
     kept = ~np.isnan(place)
     sides = {"auc": label & kept, NEGATIVES: ~label & kept}
     return whole, {
@@ -197,24 +192,6 @@ def of_classes(score: NDArray[np.floating], target: NDArray[np.floating]) -> dic
     return {"accuracy": (s.argmax(1) == y.argmax(1)).astype(np.float64), "logloss": nats}
 
 
-def rank_users(
-    scorer: Scorer,
-    task: str,
-    data: ClientData,
-    split: Split,
-    metrics: Sequence[str],
-    candidates: Literal["full"] | int,
-    seed: int,
-) -> Ranked:
-    """Return the local users with a held-out positive, ascending, and each one's ranking metrics."""
-
-    def scores(users: Ints, owner: Ints, width: int) -> Tensor:
-        return scorer.score_all(task, users)
-
-    (found,) = rank_many([data], scores, split, metrics, candidates, seed, np.zeros(1, np.int64))
-    return found
-
-
 def rank_many(
     datas: Sequence[ClientData],
     scores: Callable[[Ints, Ints, int], Tensor],
@@ -224,10 +201,11 @@ def rank_many(
     seed: int,
     chosen: Ints,
 ) -> list[Ranked]:
-    """Return what `rank_users` returns for the clients `chosen` (ascending positions) of those that hold `datas`.
+    """Return the local users with a held-out positive, ascending, and each one's ranking metrics, of some clients.
 
-    Users of all clients are numbered end to end. `scores(users, owner, width)` are the scores [B, width] of the
-    catalogues for users [B] of the clients `owner`; behind a catalogue's end a score is anything.
+    They are the `chosen` (ascending positions) of those that hold `datas`; users of all clients are numbered end to
+    end. `scores(users, owner, width)` are the scores [B, width] of the catalogues for users [B] of the clients `owner`;
+    behind a catalogue's end a score is anything.
     """
     first, items = edges(np.array([len(data.users) for data in datas])), np.array([len(data.items) for data in datas])
     train, validation, test, support = (

@@ -6,9 +6,9 @@ import math
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast, get_args
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, Field, ValidationError, field_validator, model_validator
 
 from fedrec.agreement import Agreement
 from fedrec.codecs import Coding
@@ -18,7 +18,7 @@ from fedrec.data import Content, Market
 from fedrec.errors import UserError, choose, named
 from fedrec.methods import TABLE
 from fedrec.metrics import POINTWISE, RANKING, as_part, parse_metric
-from fedrec.models import Kind, Lora, ModuleRecommender, Recommender, UserSequence
+from fedrec.models import KINDS, Lora, ModuleRecommender, Recommender, UserSequence
 from fedrec.needs import value_of
 from fedrec.optimisers import Optimiser, rates
 from fedrec.parts import check_parts
@@ -35,10 +35,8 @@ from fedrec.weighting import Weighting
 LARGEST, SMALLEST = 1e9, 1e-30
 
 
-class Method(BaseModel):
+class Method(BaseModel, frozen=True, extra="forbid"):
     """What ties the clients together, as a value: the shared modules, the local phases, the proximal weight."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     method: str = Field("fedper", description="method: a value of simulations/methods.py")
     share: tuple[str, ...] = Field(
@@ -116,7 +114,7 @@ class Experiment(Method):
     )
     weighting: Weighting = Field(Weighting(), description="how a client weighs the losses of its tasks")
     model: Annotated[PartText, AfterValidator(partial(with_paths, "model"))] = Field(
-        "mf", description="one, or one for each client 'mf;shop=mlp': " + ", ".join(get_args(Kind))
+        "mf", description="one, or one for each client 'mf;shop=mlp': " + ", ".join(KINDS)
     )
     dim: int | str = Field(32, description="width of the user and item tables, or one for each client: '32;phone=8'")
     init_std: float = Field(0.1, ge=0, le=1000, description="standard deviation that the tables start with")
@@ -329,7 +327,7 @@ class Experiment(Method):
         shape = (int(width), self.hidden, self.init_std, self.experts, self.calibration)
         if read(kind).own:
             return ModuleRecommender("mlp", *shape, module=make("model", kind))
-        return Recommender(cast(Kind, kind), *shape, sequence=self.sequence)
+        return Recommender(kind, *shape, sequence=self.sequence)
 
 
 def nested(a: Any, b: Any) -> bool:

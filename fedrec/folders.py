@@ -225,6 +225,17 @@ def write_private(path: Path, data: bytes | str) -> None:
         file.write(data.encode() if isinstance(data, str) else data)
 
 
+def once(path: Path, data: bytes) -> bytes:
+    """Return the content of a file for its owner alone, which the first call of all processes writes, whole."""
+    if not path.exists():
+        own = path.with_name(f".{path.name}.{os.getpid()}")
+        store(own, data)
+        with suppress(FileExistsError):  # another process was first
+            os.link(own, path)
+        own.unlink()
+    return path.read_bytes()
+
+
 def create_private(path: Path) -> BinaryIO:
     """Open a file to write, which is made for its owner alone."""
     return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | AS_IT_IS, 0o600), "wb")
@@ -251,6 +262,6 @@ def make_private(folder: Path) -> None:
 
 def replace(path: Path, data: bytes) -> None:
     """Write a file, for its owner alone, that is there whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     store(partial, data)
     partial.replace(path)

@@ -206,10 +206,9 @@ def average_precision(score: NDArray[np.floating], label: NDArray[np.bool_]) -> 
     return float((np.diff(hits, prepend=0) * precision).sum() / hits[-1])
 
 
-def log_loss(logit: NDArray[np.floating], label: NDArray[np.bool_]) -> float:
-    """Return the mean of log(1 + exp(-z)) over positives and log(1 + exp(z)) over negatives, in nats; z [n] logits."""
-    logit, label = np.asarray(logit, np.float64), np.asarray(label, np.bool_)
-    return float(np.logaddexp(0, np.where(label, -logit, logit)).mean()) if len(label) else math.nan
+def log_loss(logit: NDArray[np.floating], label: NDArray[np.bool_]) -> Values:
+    """Return log(1 + exp(-z)) of positives and log(1 + exp(z)) of negatives [n], in nats; z [n] logits."""
+    return np.logaddexp(0, np.where(label, -logit, logit).astype(np.float64))
 
 
 def rmse(prediction: NDArray[np.floating], target: NDArray[np.floating]) -> float:

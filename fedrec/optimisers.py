@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from fedrec.components import number
 from fedrec.errors import UserError
 from fedrec.parameters import Params, covers
 
@@ -84,10 +85,7 @@ def rates(text: str) -> tuple[tuple[str, float], ...]:
     found: dict[str, float] = {}
     for part in text.split(",") if text else ():
         module, equals, rate = (word.strip() for word in part.partition("="))
-        try:
-            value = float(rate)
-        except ValueError:
-            value = math.nan
+        value = number(rate)
         if not (module and equals and 0 <= value < math.inf):
             raise UserError(f"must be MODULE=RATE parts with finite rates of at least 0, found {part!r}")
         if module in found:

@@ -59,15 +59,11 @@ def flatten(params: Mapping[str, Tensor]) -> Tensor:
 
 def unflatten(vector: Tensor, like: Mapping[str, Tensor]) -> Params:
     """Return the inverse of `flatten` for the names and shapes of `like`."""
-    params: Params = {}
-    start = 0
-    for name in sorted(like):
-        size = like[name].numel()
-        params[name] = vector[start : start + size].reshape(like[name].shape)
-        start += size
-    if start != vector.numel():
-        raise ValueError(f"vector: must have {start} entries, found {vector.numel()}")
-    return {name: params[name] for name in like}
+    sizes = {name: like[name].numel() for name in sorted(like)}
+    if sum(sizes.values()) != vector.numel():
+        raise ValueError(f"vector: must have {sum(sizes.values())} entries, found {vector.numel()}")
+    parts = dict(zip(sizes, torch.split(vector, list(sizes.values())), strict=True))
+    return {name: parts[name].reshape(value.shape) for name, value in like.items()}
 
 
 def to(params: Mapping[str, Tensor], device: str) -> Params:

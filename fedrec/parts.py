@@ -11,7 +11,7 @@ from fedrec.models.transfer import CHAIN
 from fedrec.needs import Can, Conflict, conflicts, needs, shown, takes
 from fedrec.optimisers import rates
 from fedrec.parameters import covers
-from fedrec.tasks import own_tasks, several, tasks_of
+from fedrec.tasks import names_of, several, tasks_of
 
 
 def models(*kinds: str) -> Callable[[Any], str]:
@@ -24,15 +24,9 @@ def own_models(e: Any) -> str:
     return ",".join(sorted(text for text in per_client(e.model).values() if read(text).own))
 
 
-def own_losses(e: Any) -> str:
-    """Return the tasks of a user's own."""
-    return own_tasks(e.task)
-
-
-def about_items(e: Any) -> str:
-    """Return the tasks about items."""
-    names = [task.name for client in per_client(e.task) for task in tasks_of(e.task, client) if task.attribute]
-    return ",".join(dict.fromkeys(names))
+def tasks_with(what: str) -> Callable[[Any], str]:
+    """Return the condition that some client has a task with something: a part of a user's own, or an attribute."""
+    return lambda e: names_of(e.task, lambda task: getattr(task, what))
 
 
 def missing_tasks(e: Any, model: str, chained: tuple[str, ...]) -> str:
@@ -90,24 +84,9 @@ def second_model(e: Any) -> str:
     return str(e.drift.personal) if e.drift.second else ""
 
 
-def changing_weights(e: Any) -> str:
-    """Return the weights of a secure sum that change with who answers."""
-    return f"with weights {e.weights}" if e.secure.active and e.weights != "uniform" else ""
-
-
 def server_step(e: Any) -> str:
     """Return how the server steps, where that is not to the mean."""
     return "" if e.descent.plain else f"{e.descent.aggregator} with {e.descent.optimiser}"
-
-
-def no_exchange(e: Any) -> str:
-    """Return that nothing is exchanged."""
-    return "" if e.share or e.agreement.active else "nothing"
-
-
-def only_width(e: Any) -> str:
-    """Return the width of layers that are one."""
-    return shown(e.hidden) * (len(e.hidden) < 2)
 
 
 def asked_to_stack(e: Any) -> str:
@@ -126,15 +105,20 @@ PARTS = (
     takes("model", Can.CLIENT_GRADIENTS, why="a module of one's own may read other rows", here=own_models),
     takes("model", Can.READS_ITEMS, Can.USER_SIDE, why="a module of one's own reads the ids alone", here=own_models),
     needs("model", Can.TWO_WIDTHS, here=models(*(kind for kind in BODIES if BODIES[kind].widths > 1))),
-    takes("hidden", Can.TWO_WIDTHS, why="there is one (add --hidden 64,32)", here=only_width),
+    takes(
+        "hidden",
+        Can.TWO_WIDTHS,
+        why="there is one (add --hidden 64,32)",
+        here=lambda e: shown(e.hidden) * (len(e.hidden) < 2),
+    ),
     needs("model", Can.CLICK_AND_BUY, here=models("esmm")),
     takes("task", Can.CLICK_AND_BUY, why="one is missing", here=lambda e: missing_tasks(e, "esmm", ("click", "buy"))),
     needs("model", Can.BEHAVIOURS, here=models("aitm")),
     takes("task", Can.BEHAVIOURS, why="there are fewer", here=lambda e: missing_tasks(e, "aitm", CHAIN)),
-    needs("task", Can.READS_ITEMS, here=about_items),
+    needs("task", Can.READS_ITEMS, here=tasks_with("attribute")),
     needs("content.kind", Can.READS_ITEMS),
     needs("task", Can.UNTOLD, here=lambda e: "category" * ("category" in several(e.task))),
-    takes("task", Can.CLIENT_GRADIENTS, why="a loss of one's own may know one client alone", here=own_losses),
+    takes("task", Can.CLIENT_GRADIENTS, why="a loss of one's own may know one client alone", here=tasks_with("part")),
     needs("weighting.kind", Can.LOSSES),
     takes("content.kind", Can.UNTOLD, why="items' texts tell categories"),
     takes("content.kind", Can.ENCODER, why="it is what is adapted (add --content.kind minilm)", here=other_content),
@@ -150,7 +134,12 @@ PARTS = (
     takes("split", Can.KNOWN_USERS, why="new users have no row before they are tested", here=("new-users",)),
     # What is exchanged.
     takes("pool", Can.EXCHANGE, why="one client has the data of all"),
-    takes("share", Can.EXCHANGE, why="it is empty (add --share shared-body)", here=no_exchange),
+    takes(
+        "share",
+        Can.EXCHANGE,
+        why="it is empty (add --share shared-body)",
+        here=lambda e: "nothing" * (not e.share and not e.agreement.active),
+    ),
     takes("share", Can.LOGITS, why="parameters would travel beside them"),
     takes("share", Can.TABLES, why="maps act on rows (add --share item_table)", here=other_than_tables),
     needs("agreement.items", *AGREES, Can.ROWS),
@@ -220,7 +209,7 @@ PARTS = (
         "secure.active",
         Can.INCREMENTS,
         why="they add up under fixed weights (add --weights uniform)",
-        here=changing_weights,
+        here=lambda e: f"with weights {e.weights}" * (e.secure.active and e.weights != "uniform"),
     ),
     takes("secure.active", Can.SECURE_SUMS, why="there are none (add --secure.active)", here=(False,)),
 )

@@ -1,5 +1,6 @@
 """A task: which label a head predicts, by which loss and weight; and the grammar that names tasks per client."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from fedrec.components import PATH, divided, make, per_client, read
+from fedrec.components import PATH, divided, make, number, per_client, read
 from fedrec.data.types import Attributes, Bools, Floats, Interactions
 from fedrec.errors import UserError, choose
 from fedrec.metrics import Values
@@ -159,13 +160,16 @@ def log_shares(rows: NDArray[np.floating]) -> Floats:
 
 
 BEHAVIOURS = 3  # view, click, buy
-NAMES = ("rank", "rating", "behaviour")  # of tasks, beside those of attributes and labels
 BY_ROW = ("mae", "logloss", "accuracy")  # what a task of the user's own may measure beside its loss, by row
-# What is public of items, as tasks.
-ATTRIBUTES: dict[str, tuple[Kind, Loss]] = {
-    "category": ("multi-label", "bce"),
-    "brand": ("multi-class", "ce"),
-    "price": ("value", "mse"),
+ATTRIBUTES = ("category", "brand", "price")  # what is public of items
+OURS: dict[str, tuple[str, Kind, Loss]] = {
+    "rank": ("rank", "rank", "bpr"),
+    "rank-bce": ("rank", "rank", "bce"),
+    "rating": ("rating", "rating", "mse"),
+    "behaviour": ("behaviour", "multi-class", "ce"),
+    "category": ("category", "multi-label", "bce"),
+    "brand": ("brand", "multi-class", "ce"),
+    "price": ("price", "value", "mse"),
 }
 
 
@@ -206,31 +210,20 @@ def parse_task(text: str) -> Task:
     """
     name, *weights = divided(text.strip(), "*")
     name, weight_text = name.rstrip(), "*".join(weights).strip()
-    try:
-        weight = float(weight_text) if weights else 1.0
-    except ValueError:
-        raise UserError(f"task {name}: the weight must be a number, found {weight_text!r}") from None
-    if not (weight > 0 and np.isfinite(weight)):
-        raise UserError(f"task {name}: the weight must be positive and finite, found {weight_text}")
+    weight = number(weight_text) if weights else 1.0
+    if not 0 < weight < np.inf:
+        raise UserError(f"task {name}: the weight must be a positive and finite number, found {weight_text!r}")
     if ":" in name:
         use = read(name).use
         called = use.rpartition(":")[2]
         if not PATH.fullmatch(use):
             raise UserError(f"task: must be a name or MODULE:CLASS, found {use[:100]!r}")
-        if called in (*ATTRIBUTES, *NAMES):
+        if called in OURS:
             raise UserError(f"task: a class must not be called as a task of ours, found {use}")
         return Task(called, "own", "own", weight, name)
     if not name.replace("_", "").replace("-", "").isalnum():
         raise UserError(f"task: must be rank, rank-bce, rating or the name of a binary label, found {text!r}")
-    if name in ("rank", "rank-bce"):
-        return Task("rank", "rank", "bce" if name == "rank-bce" else "bpr", weight)
-    if name == "rating":
-        return Task("rating", "rating", "mse", weight)
-    if name == "behaviour":
-        return Task(name, "multi-class", "ce", weight)
-    if name in ATTRIBUTES:
-        return Task(name, *ATTRIBUTES[name], weight)
-    return Task(name, "binary", "bce", weight)
+    return Task(*OURS.get(name, (name, "binary", "bce")), weight)
 
 
 def tasks_of(text: str, client: str) -> tuple[Task, ...]:
@@ -245,13 +238,12 @@ def tasks_of(text: str, client: str) -> tuple[Task, ...]:
     return tasks
 
 
+def names_of(text: str, chosen: Callable[[Task], object]) -> str:
+    """Return the tasks that some client has and that are chosen, joined by commas; "" without one."""
+    every = [task for client in per_client(text) for task in tasks_of(text, client)]
+    return ",".join(dict.fromkeys(task.name for task in every if chosen(task)))
+
+
 def several(text: str) -> str:
-    """Return the tasks with a head of several scores that some client has, joined by commas; "" without one."""
-    every = [task for client in per_client(text) for task in tasks_of(text, client)]
-    return ",".join(sorted({task.name for task in every if task.attribute or task.classes}))
-
-
-def own_tasks(text: str) -> str:
-    """Return the tasks of the user's own that some client has, joined by commas; "" without one."""
-    every = [task for client in per_client(text) for task in tasks_of(text, client)]
-    return ",".join(dict.fromkeys(task.name for task in every if task.part))
+    """Return the tasks with a head of several scores, see `names_of`."""
+    return names_of(text, lambda task: task.attribute or task.classes)

@@ -6,7 +6,8 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from fedrec.data import ClientData, Interactions, before
+from fedrec.data import ClientData, Dataset, Interactions, Market, before
+from fedrec.data.synthetic import synthetic as market_of
 from fedrec.keyed import TABLES
 from fedrec.models import Recommender
 from fedrec.parameters import Params, clone
@@ -41,6 +42,12 @@ def interactions(
         np.asarray([True] * n if positive is None else positive, np.bool_),
         {name: np.asarray(column, np.bool_) for name, column in labels.items()},
     )
+
+
+def synthetic(*, platforms: int, seed: int = 0, **fields: float) -> Dataset:
+    """Return a market, a small one unless its fields say else."""
+    small = {"similarity": 0.7, "users": 120, "items": 400, "impressions": 40}
+    return market_of(Market.model_validate({**small, **fields}), platforms=platforms, seed=seed)
 
 
 def client(

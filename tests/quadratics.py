@@ -12,20 +12,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fedrec.coordination import (
-    Clusters,
-    Graph,
-    LinearTie,
-    Mean,
-    MeanRegularised,
-    Mixture,
-    Operator,
-    Solution,
-    SumTo,
-    newton,
-    solve,
-)
-from fedrec.coordination.solve import Exchange
+from fedrec.coordination.operators import Clusters, Graph, LinearTie, Mean, MeanRegularised, Mixture, Operator, SumTo
+from fedrec.coordination.solve import Exchange, Solution, newton, solve
 from fedrec.seeds import generator
 
 cp: Any = importlib.import_module("cvxpy")  # it has no types

@@ -9,7 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedrec.coordination import Ball, Hub, Link, Mean, Solution, Within, gradient_steps, newton
+from fedrec.coordination import Link
+from fedrec.coordination.halves import Hub
+from fedrec.coordination.operators import Ball, Mean, Within
+from fedrec.coordination.solve import Solution, gradient_steps, newton
 from fedrec.keyed import Carrier
 from fedrec.parameters import Params
 from fedrec.seeds import generator

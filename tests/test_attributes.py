@@ -1,7 +1,7 @@
 """Tasks about items: what the heads learn from, what they are measured by, and what is refused."""
 
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,7 +20,7 @@ from fedrec.evaluation import about_items, evaluate, pointwise
 from fedrec.experiment import Experiment, build
 from fedrec.holdings import clients_data, dataset
 from fedrec.metrics import average_precision, macro_auc
-from fedrec.models import Kind
+from fedrec.models import KINDS
 from fedrec.optimisers import Optimiser
 from fedrec.parameters import Params
 from fedrec.report.page import write_report
@@ -241,7 +241,7 @@ def test_heads_start_with_what_is_usual_and_so_does_popularity() -> None:
     assert popular.attribute("price", item)[0, 0] == pytest.approx(about.values["price"][about.train].mean(), abs=1e-6)
 
 
-@pytest.mark.parametrize("model", sorted({*get_args(Kind)} - {"esmm", "aitm"}))  # these two need click and buy
+@pytest.mark.parametrize("model", sorted({*KINDS} - {"esmm", "aitm"}))  # these two need click and buy
 def test_training_on_an_attribute_learns_it_with_every_model(model: str) -> None:
     client = started(small("category", model=model, lr=0.05, local_epochs=20, l2=0.0))
     start = client.start()
@@ -416,7 +416,7 @@ def test_the_most_frequent_behaviour_of_an_item_is_its_popular_one() -> None:
     np.testing.assert_allclose(np.exp(score), expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize("model", get_args(Kind))
+@pytest.mark.parametrize("model", KINDS)
 def test_every_model_has_three_scores_for_behaviour_and_learns_them(model: str) -> None:
     client = started(small("click,buy,behaviour", model=model, lr=0.05, local_epochs=10, l2=0.0))
     start = client.start()

@@ -16,7 +16,7 @@ from torch import Tensor
 from clients.recommend import experiment_of, recommend
 from fedrec.errors import UserError
 from fedrec.holdings import clients_data, dataset
-from fedrec.models import Kind, Recommender
+from fedrec.models import Recommender
 from fedrec.models.bodies import BODIES, attended, product, quotient
 from fedrec.models.layers import mlp, ordered
 from fedrec.parameters import Params, covers
@@ -29,7 +29,7 @@ from simulations.options import parser
 from simulations.run import main
 from tests.helpers import experiment, fit
 
-KINDS: list[Kind] = [
+KINDS: list[str] = [
     *("shared-bottom", "mmoe", "ple", "cross-stitch", "mtan", "esmm"),
     *("aitm", "star", "task-embedding"),
 ]
@@ -252,7 +252,7 @@ def test_the_conversion_that_a_client_starts_with_gives_the_rate_of_purchases(cl
     st.sampled_from(sorted(OFFSETS)),
 )
 def test_scoring_the_catalogue_agrees_with_scoring_pair_by_pair(
-    kind: Kind, dim: int, hidden: list[int], asked: list[int], task: str
+    kind: str, dim: int, hidden: list[int], asked: list[int], task: str
 ) -> None:
     model = Recommender(kind, dim, tuple(hidden), experts=2)
     params, user = noisy(model), torch.tensor(asked, dtype=torch.int64)
@@ -273,7 +273,7 @@ def test_a_catalogue_that_takes_several_parts_is_scored_like_one_that_takes_one(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_shapes_are_those_of_an_init_and_every_parameter_is_of_a_module(kind: Kind) -> None:
+def test_shapes_are_those_of_an_init_and_every_parameter_is_of_a_module(kind: str) -> None:
     model = Recommender(kind, 3, (6, 5, 4), experts=2)
     params, like = model.init(1, np.arange(4), np.arange(7), OFFSETS), model.shapes(4, 7, OFFSETS)
     assert list(params) == list(like)
@@ -283,7 +283,7 @@ def test_shapes_are_those_of_an_init_and_every_parameter_is_of_a_module(kind: Ki
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_parameter_is_trained_by_some_task(kind: Kind) -> None:
+def test_every_parameter_is_trained_by_some_task(kind: str) -> None:
     model = Recommender(kind, 3, (6, 5, 4), experts=2)
     params = {name: value.requires_grad_() for name, value in noisy(model).items()}
     user, item = torch.arange(4).repeat_interleave(7), torch.arange(7).repeat(4)
@@ -293,7 +293,7 @@ def test_every_parameter_is_trained_by_some_task(kind: Kind) -> None:
 
 
 @pytest.mark.parametrize("kind", sorted(set(KINDS) - {"cross-stitch", "esmm"}))
-def test_a_task_starts_the_same_beside_whatever_other_tasks(kind: Kind) -> None:
+def test_a_task_starts_the_same_beside_whatever_other_tasks(kind: str) -> None:
     model = Recommender(kind, 3, (6, 4))
     one = model.init(3, np.arange(2), np.arange(5), {"rank": 0.5})
     many = model.init(3, np.arange(2), np.arange(5), OFFSETS | {"rank": 0.5})
@@ -308,7 +308,7 @@ def test_experts_start_apart() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", SHARINGS)
-def test_what_a_named_sharing_splits_it_joins_and_nothing_is_of_users_or_one_platform(kind: Kind, name: str) -> None:
+def test_what_a_named_sharing_splits_it_joins_and_nothing_is_of_users_or_one_platform(kind: str, name: str) -> None:
     params = noisy(Recommender(kind, 3, (6, 4), experts=2))
     sharing = Sharing(SHARINGS[name])
     shared, private = sharing.split(params)
@@ -336,7 +336,7 @@ GRID = [(kind, METHODS[(n + shift) % 6], shift) for n, kind in enumerate(KINDS) 
 
 
 @pytest.mark.parametrize(("kind", "method", "shift"), GRID)
-def test_every_body_trains_and_is_measured(kind: Kind, method: str, shift: int) -> None:
+def test_every_body_trains_and_is_measured(kind: str, method: str, shift: int) -> None:
     task = TASKS if kind in ("esmm", "aitm") or shift == 0 else "rank,rating"
     e = experiment(method, model=kind, task=task, rounds=2, hidden=(6, 4), experts=2, local_epochs=1, lr=0.02)
     record, _ = fit(e)
@@ -431,7 +431,7 @@ def test_every_body_is_stacked() -> None:
 
 
 # What some of the tasks read: a row of the last unit, the chain up to a behaviour, a gate of a level.
-PARTLY: dict[Kind, tuple[str, ...]] = {
+PARTLY: dict[str, tuple[str, ...]] = {
     "cross-stitch": ("stitch",),
     "aitm": ("body", "transfer"),
     "ple": ("extraction",),
@@ -439,7 +439,7 @@ PARTLY: dict[Kind, tuple[str, ...]] = {
 
 
 @pytest.mark.parametrize("kind", sorted(set(KINDS) - {"esmm"}))
-def test_what_is_of_one_task_is_moved_by_no_other(kind: Kind) -> None:
+def test_what_is_of_one_task_is_moved_by_no_other(kind: str) -> None:
     model = Recommender(kind, 3, (6, 5, 4), experts=2)
     params = {name: value.requires_grad_() for name, value in noisy(model).items()}
     user, item = torch.arange(4).repeat_interleave(7), torch.arange(7).repeat(4)

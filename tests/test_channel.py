@@ -12,8 +12,9 @@ from torch import Tensor
 
 from clients.client import Client
 from fedrec.channel import Linear, Logits, Mapped, channel_of, probe, public
-from fedrec.coordination import LinearTie, gradient_steps, solve
 from fedrec.coordination.maps import client_map
+from fedrec.coordination.operators import LinearTie
+from fedrec.coordination.solve import gradient_steps, solve
 from fedrec.data import ClientData
 from fedrec.errors import UserError
 from fedrec.experiment import Experiment

@@ -1,6 +1,7 @@
 """Parts of a user's own: written down, rebuilt anywhere, refused where they cannot be, recorded as what they are."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -14,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedrec.components import Part, divided, make, per_client, read, shown, with_fields, written
-from fedrec.coordination import Coupling, MeanRegularised, Operator
+from fedrec.coordination import Coupling
+from fedrec.coordination.operators import MeanRegularised, Operator
 from fedrec.errors import UserError
 from fedrec.experiment import Experiment, build
 from fedrec.models import ModuleRecommender, Recommender
@@ -221,46 +223,45 @@ def test_a_record_that_would_lie_is_refused_before_anything_runs(e: Experiment, 
         check(e.model_copy(update={"engine": engine}))
 
 
-@pytest.mark.parametrize(
-    ("options", "field", "value"),
-    [
-        (["--model", "tests.own_parts:TwoTower", "--model.width", "4"], "model", "tests.own_parts:TwoTower"),
-        (["--dataset", "tests.own_parts:Grid", "--dataset.users", "14"], "dataset", "tests.own_parts:Grid"),
-        (["--task", "rank,tests.own_parts:Huber*0.5", "--task.delta", "2"], "task", "tests.own_parts:Huber"),
-        (["--metrics", "ndcg@10,tests.own_parts:Precision@3"], "metrics", "tests.own_parts:Precision@3"),
-        (["--transform", "tests.own_parts:Curv", "--transform.weight", "50"], "transform", "tests.own_parts:Curv"),
-        (
-            ["--descent.aggregator", "tests.own_parts:Powered", "--descent.aggregator.power", "9"],
-            "descent",
-            "tests.own_parts:Powered",
-        ),
-        (
-            ["--coupling.kind", "tests.own_parts:Shrunk", "--coupling.kind.radius", "2", "--coupling.rho", "0.001"],
-            "coupling",
-            "tests.own_parts:Shrunk",
-        ),
-    ],
-)
-def test_a_part_is_used_by_every_process_recorded_and_repeated(
-    options: list[str], field: str, value: str, tmp_path: Path
-) -> None:
-    if field == "dataset":
-        options = [*options, "--clients", "2"]
-    record = trained(tmp_path / "inline", *options, "--engine", "inline")
-    assert value in json.dumps(record["experiment"][field])
-    trained(tmp_path / "process", *options, "--engine", "process", "--workers", "2")
+# A part of every seam by its field: what it is, and its own fields.
+CHOSEN = {
+    "model": ["tests.own_parts:TwoTower", "--model.width", "4"],
+    "task": ["rank,tests.own_parts:Huber*0.5", "--task.delta", "2"],
+    "metrics": ["ndcg@10,tests.own_parts:Precision@3"],
+    "transform": ["tests.own_parts:Curv", "--transform.weight", "50"],
+    "descent.aggregator": ["tests.own_parts:Powered", "--descent.aggregator.power", "9"],
+    "dataset": ["tests.own_parts:Grid", "--dataset.users", "14"],
+    "coupling.kind": ["tests.own_parts:Shrunk", "--coupling.kind.radius", "2", "--coupling.rho", "0.001"],
+}
+
+
+@pytest.mark.parametrize("fields", [list(CHOSEN)[:5], list(CHOSEN)[5:]], ids=["client and server", "data and server"])
+def test_parts_are_used_by_every_process_recorded_and_repeated(fields: list[str], tmp_path: Path) -> None:
+    """Several at a time; each acts, since without it the numbers are others."""
+
+    def options(*chosen: str) -> list[str]:
+        words = [word for field in chosen for word in (f"--{field}", *CHOSEN[field])]
+        return [*words, *(["--clients", "2"] if "dataset" in fields else [])]
+
+    record = trained(tmp_path / "inline", *options(*fields), "--engine", "inline")
+    trained(tmp_path / "process", *options(*fields), "--engine", "process", "--workers", "2")
     again = ["--config", str(tmp_path / "inline" / "experiment.json"), "--no-compare", "--quiet"]
     assert main([*again, "--out", str(tmp_path / "again")]) == 0
-    plain = [*SMALL, *(["--clients", "2"] if field == "dataset" else [])]
-    assert main([*plain, "--engine", "inline", "--out", str(tmp_path / "plain")]) == 0
+    for field in fields:
+        others = [other for other in fields if other != field]
+        trained(tmp_path / field, *options(*others), "--engine", "inline")
     files = {
         name: (tmp_path / name / "clients.csv").read_text().replace("process", "inline")
-        for name in ("inline", "process", "again", "plain")
+        for name in ("inline", "process", "again", *fields)
     }
     assert files["inline"] == files["process"] == files["again"]
-    assert files["inline"] != files["plain"]
-    (part,) = record["components"]
-    assert part["use"] == value.partition("@")[0] and len(part["sha256"]) == 64
+    assert all(files[field] != files["inline"] for field in fields)
+    uses = {part["use"]: part["sha256"] for part in record["components"]}
+    for field in fields:
+        (use,) = re.findall(r"tests\.own_parts:\w+", CHOSEN[field][0])
+        assert use in json.dumps(record["experiment"][field.partition(".")[0]])
+        assert len(uses.pop(use)) == 64
+    assert not uses
 
 
 @pytest.fixture

@@ -3,18 +3,19 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from clients.recommend import recommend
-from fedrec.data.text import Content, TextFeatures, content_vectors, item_vectors
+from fedrec.data.text import Content, content_vectors, item_vectors
 from fedrec.errors import UserError
 from fedrec.holdings import clients_data, dataset, reader, tasks_for
-from fedrec.models import Kind, Recommender, Side
+from fedrec.models import KINDS, Recommender
 from fedrec.models.content import kept
+from fedrec.models.side import Side
 from fedrec.optimisers import Optimiser
 from fedrec.parameters import Params
 from fedrec.privacy.attacks.table import Case
@@ -31,7 +32,7 @@ TASKS = ("click", "buy")
 HASHED = {"kind": "hashed", "dim": 8}
 
 
-def model_of(kind: Kind, content: torch.Tensor) -> Recommender:
+def model_of(kind: str, content: torch.Tensor) -> Recommender:
     return Recommender(kind, 3, (6, 4), experts=2, side=Side(content=content))
 
 
@@ -63,8 +64,8 @@ def test_matrix_factorisation_with_content_by_hand() -> None:
     assert model.head(params, "rank", hidden).item() == pytest.approx(9.25)
 
 
-@pytest.mark.parametrize("kind", get_args(Kind))
-def test_every_model_reads_content_in_pairs_and_over_the_catalogue_alike(kind: Kind) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_model_reads_content_in_pairs_and_over_the_catalogue_alike(kind: str) -> None:
     content = torch.randn(5, 7, generator=torch.Generator().manual_seed(0))
     model = model_of(kind, content)
     params = noisy(model, 4, 5)
@@ -79,8 +80,8 @@ def test_every_model_reads_content_in_pairs_and_over_the_catalogue_alike(kind: K
         assert not torch.allclose(whole, other)
 
 
-@pytest.mark.parametrize("kind", get_args(Kind))
-def test_without_its_id_an_item_is_what_its_content_says_and_nothing_else(kind: Kind) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_without_its_id_an_item_is_what_its_content_says_and_nothing_else(kind: str) -> None:
     model = model_of(kind, torch.tensor([[1.0, 2.0], [1.0, 2.0], [0.0, 1.0]]))
     params = noisy(model, 1, 3)
     user, item = torch.zeros(3, dtype=torch.int64), torch.arange(3)
@@ -103,7 +104,7 @@ def test_ids_start_at_zero_and_the_adapter_is_one_for_all_catalogues() -> None:
 
 @pytest.mark.parametrize("kind", ["sgd", "adam", "adagrad"])
 @pytest.mark.parametrize("model", ["mf", "mlp", "mmoe"])
-def test_only_its_own_training_rows_move_an_items_row(kind: Any, model: Kind) -> None:
+def test_only_its_own_training_rows_move_an_items_row(kind: Any, model: str) -> None:
     data = client(interactions([(0, 0), (1, 1), (0, 1)], rating=[5, 1, 3]), users=2, items=3)
     made = Recommender(model, 2, (16, 8), side=Side(content=torch.tensor([[1.0, 0], [0, 1], [0.6, 0.8]])))
     tasks = (parse_task("rating"),)
@@ -157,7 +158,7 @@ def test_content_is_text_and_vectors_of_equal_weight(tmp_path: Path) -> None:
     path = tmp_path / "images.csv"
     path.write_text("key,a,b\n" + "".join(f"{key},{3 * n},4\n" for n, key in enumerate(keys[1:], 1)))
     both, notes = content_vectors(found, Content(kind="hashed", dim=8, vectors=path))
-    text = item_vectors(found, TextFeatures(kind="hashed", dim=8))
+    text = item_vectors(found, "hashed", 8)
     assert notes == (f"images.csv: 1 of {len(keys)} items have no vector and get zeros",)
     assert both[1] == pytest.approx(np.concatenate([text[1], [0.6, 0.8]]) / np.sqrt(2), abs=1e-6)
     assert both[0] == pytest.approx(np.concatenate([text[0], [0, 0]]), abs=1e-6)  # described by its text alone

@@ -10,10 +10,9 @@ from torch import Tensor
 
 from fedrec.codecs import TopK
 from fedrec.coordination.operators import Ball, Box, Clusters, Graph, Mean, MeanRegularised, Mixture, SumTo, Within
-from fedrec.data.synthetic import synthetic
 from fedrec.gradients import Method, combine, weights_of
 from fedrec.metrics import RANKING, ranking_metrics
-from fedrec.models import Kind, Recommender
+from fedrec.models import KINDS, Recommender
 from fedrec.privacy.attacks.table import ATTACKS
 from fedrec.seeds import generator
 from fedrec.sharing import ContractError
@@ -32,6 +31,7 @@ from fedrec.testing import (
     WeightingContract,
 )
 from fedrec.weighting import KINDS
+from tests.builders import synthetic
 from tests.own_parts import (
     Blind,
     Clip,
@@ -101,7 +101,7 @@ class Market:
 
     def load(self) -> Any:
         """See SourceContract."""
-        return synthetic(platforms=2, users=20, items=30, impressions=8, seed=0)
+        return synthetic(platforms=2, users=20, items=30, impressions=8)
 
 
 def suite(base: type, name: str, **fields: Any) -> type:
@@ -117,7 +117,7 @@ MADE = [
             component=Recommender(kind, 4, (6, 3), experts=2),
             tasks=TASKS.get(kind, ("rank", "rating")),
         )
-        for kind in get_args(Kind)
+        for kind in KINDS
     ),
     suite(RecommenderContract, "TwoTower", component=TwoTower(width=4)),
     suite(RecommenderContract, "Factors", component=Factors()),

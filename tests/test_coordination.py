@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from fedrec.coordination import Ball, Box, Mean, Within, newton, solve
+from fedrec.coordination.operators import Ball, Box, Mean, Within
+from fedrec.coordination.solve import newton, solve
 from fedrec.errors import UserError
 from tests.quadratics import OPERATORS, Problem, Quadratic, apart, problem
 

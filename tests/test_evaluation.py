@@ -11,15 +11,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fedrec import evaluation
-from fedrec.data import ClientData, Interactions, federation, pool, synthetic
+from fedrec.data import ClientData, Interactions, federation, pool
 from fedrec.data.types import Floats, Ints
-from fedrec.evaluation import Evaluation, Split, evaluate, mask_of, members, rank_users, smallest
+from fedrec.evaluation import Evaluation, Split, evaluate, mask_of, members, smallest
 from fedrec.metrics import NEGATIVES
 from fedrec.models import Recommender
 from fedrec.scorers import ModelScorer, PopularityScorer
 from fedrec.seeds import generator
 from fedrec.tasks import parse_task
-from tests.builders import client, interactions
+from tests.builders import client, interactions, synthetic
 
 RANK, RATING, CLICK = (parse_task(name) for name in ("rank", "rating", "click"))
 PAIRS = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 7)), max_size=20)
@@ -140,8 +140,8 @@ def busy(users: int = 40, items: int = 60, seed: int = 0) -> ClientData:
 
 
 def sampled_ranks(scores: Tensor, data: ClientData, split: Split = "test", seed: int = 0, count: int = 20) -> list[int]:
-    _, found = rank_users(Table(scores), "rank", data, split, ["mrr"], count, seed)
-    return [round(1 / value) for value in found["mrr"]]
+    found = evaluate(Table(scores), data, [RANK], split, metrics=["mrr"], candidates=count, seed=seed)
+    return [round(1 / value) for value in found.per_user[0].values]
 
 
 def test_the_target_is_ranked_among_exactly_the_sampled_candidates() -> None:

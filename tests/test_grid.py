@@ -5,7 +5,7 @@ import re
 from collections import Counter
 from itertools import combinations, product
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 from unittest.mock import patch
 
 import pytest
@@ -13,7 +13,7 @@ import pytest
 from fedrec.acting import acting
 from fedrec.errors import UserError
 from fedrec.experiment import Experiment, build
-from fedrec.models import Kind
+from fedrec.models import KINDS
 from fedrec.needs import UNBUILT, Can
 from fedrec.parameters import covers
 from fedrec.parts import conflicts_of
@@ -46,7 +46,7 @@ TASKS = [
     ("rank,click,buy", "behaviour"),
 ]
 FACTORS = {
-    "model": get_args(Kind),
+    "model": KINDS,
     "weighting": tuple(WEIGHTINGS),
     "method": tuple(METHODS),
     "share": ("its own", *SHARINGS),

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from fedrec.data.encoder import EPSILON, LAYERS, PACKAGE, load_encoder, sentence_vectors
 from fedrec.data.tokens import Tokens, centred, sentence_tokens
-from fedrec.models.lora import DELTA, FORMS, A, B, Lora
+from fedrec.models.lora import DELTA, FORMS, A, Adapted, B, Lora
 from fedrec.parameters import Params
 
 here = all(importlib.util.find_spec(name) for name in (PACKAGE, "tokenizers"))
@@ -82,7 +82,8 @@ def test_vectors_and_gradients_are_those_of_the_moved_map(
     trained = [name for name in params if name not in FORMS[form].frozen]
     for name in trained:
         params[name].requires_grad_(True)
-    found = lora.encoded(params, lora.held(tokens, params) if held else tokens, torch.tensor(items))
+    encoder = Adapted(lora, tokens)
+    found = (encoder.held(params) if held else encoder).vectors(params, torch.tensor(items))
     expected = by_hand(tokens, lora.change(params), items)
     torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-4)
     q = noise(seed + 9, *found.shape)
@@ -96,8 +97,8 @@ def test_what_is_held_of_other_parameters_changes_nothing() -> None:
     for form in FORMS:
         lora = Lora(rank=2, form=form)
         before, params = moved(lora, 1), moved(lora, 2)
-        found = lora.encoded(params, lora.held(tokens, before), torch.arange(3))
-        torch.testing.assert_close(found, lora.encoded(params, tokens, torch.arange(3)), atol=1e-5, rtol=1e-5)
+        found = Adapted(lora, tokens).held(before).vectors(params, torch.arange(3))
+        torch.testing.assert_close(found, Adapted(lora, tokens).vectors(params, torch.arange(3)), atol=1e-5, rtol=1e-5)
 
 
 def test_a_fold_changes_no_vector_and_rounds_once() -> None:
@@ -105,7 +106,7 @@ def test_a_fold_changes_no_vector_and_rounds_once() -> None:
     tokens, params = tokens_of(3, [2, 5, 1], [2, 0, 1, 0]), moved(lora, 4)
     folded = lora.folded(params)
     items = torch.arange(4)
-    before, after = lora.encoded(params, tokens, items), lora.encoded(folded, tokens, items)
+    before, after = Adapted(lora, tokens).vectors(params, items), Adapted(lora, tokens).vectors(folded, items)
     torch.testing.assert_close(before, after, atol=1e-6, rtol=0)
     assert not folded[B].any()
     assert torch.equal(folded[A], params[A])
@@ -154,14 +155,14 @@ def test_the_encoder_with_another_last_map_makes_the_same_vectors() -> None:
     tokens = sentence_tokens(TEXTS)
     params = lora.start(0)
     items = torch.arange(len(TEXTS))
-    found = lora.encoded(params, tokens, items)
+    found = Adapted(lora, tokens).vectors(params, items)
     torch.testing.assert_close(found, torch.from_numpy(sentence_vectors(TEXTS)), atol=1e-5, rtol=0)
     params |= {B: noise(1, 384, 4, scale=0.3), DELTA: noise(2, 384, 1536, scale=0.01)}
     name = f"encoder.layer.{LAYERS - 1}.output.dense.weight"
     other = replace(encoder, weights={**encoder.weights, name: encoder.weights[name] + lora.change(params)})
     expected = other.encode(TEXTS)
     assert (expected - found).abs().max() > 0.01
-    torch.testing.assert_close(lora.encoded(params, tokens, items), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(Adapted(lora, tokens).vectors(params, items), expected, atol=1e-5, rtol=0)
 
 
 @needs_weights

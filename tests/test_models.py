@@ -11,13 +11,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.func import grad, vmap
 
-from fedrec.models import BLOCK, Kind, Recommender, table_rows
+from fedrec.models import Recommender
+from fedrec.models.tables import BLOCK, table_rows
 from fedrec.parameters import Params
 from fedrec.tasks import parse_task
 from fedrec.training.losses import batch_loss
 from fedrec.training.recipe import Batch
 
-KINDS: list[Kind] = ["mf", "mlp", "item"]
+KINDS: list[str] = ["mf", "mlp", "item"]
 IDS = st.sets(st.integers(0, 5 * BLOCK), min_size=1, max_size=30).map(lambda ids: np.array(sorted(ids)))
 OFFSETS = {"rank": 0.0, "rating": 3.5}
 
@@ -42,7 +43,7 @@ def pair_score(model: Recommender, params: Params, task: str, user: Tensor, item
     st.integers(0, 100),
 )
 def test_scoring_the_catalogue_agrees_with_scoring_pair_by_pair(
-    kind: Kind, dim: int, hidden: list[int], asked: list[int], seed: int
+    kind: str, dim: int, hidden: list[int], asked: list[int], seed: int
 ) -> None:
     model = Recommender(kind, dim, tuple(hidden))
     params = noisy(model, 4, 7, seed)
@@ -99,7 +100,7 @@ def test_an_item_model_by_hand() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_tables_start_in_proportion_to_their_standard_deviation(kind: Kind) -> None:
+def test_the_tables_start_in_proportion_to_their_standard_deviation(kind: str) -> None:
     one, two = (Recommender(kind, 3, std=std).init(0, np.arange(4), np.arange(5), OFFSETS) for std in (0.5, 1.0))
     for name in one:
         scale = 2.0 if name.endswith("_table") else 1.0
@@ -169,7 +170,7 @@ def test_two_layers_of_one_shape_start_apart() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_parameters_of_an_init_share_no_memory(kind: Kind) -> None:
+def test_parameters_of_an_init_share_no_memory(kind: str) -> None:
     params = Recommender(kind, 2).init(0, np.arange(3), np.arange(4), OFFSETS)
     assert len({value.untyped_storage().data_ptr() for value in params.values()}) == len(params)
 
@@ -184,7 +185,7 @@ def test_parameters_of_an_init_share_no_memory(kind: Kind) -> None:
     st.sets(st.sampled_from(["rank", "rating", "buy"]), min_size=1),
 )
 def test_shapes_are_those_of_init(
-    kind: Kind, dim: int, hidden: list[int], users: int, items: int, tasks: set[str]
+    kind: str, dim: int, hidden: list[int], users: int, items: int, tasks: set[str]
 ) -> None:
     model = Recommender(kind, dim, tuple(hidden))
     shapes = model.shapes(users, items, sorted(tasks))
@@ -200,7 +201,7 @@ def stacked(model: Recommender, clients: int) -> tuple[list[Params], Params]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_clients_stacked_on_a_leading_dimension_score_as_each_alone(kind: Kind) -> None:
+def test_clients_stacked_on_a_leading_dimension_score_as_each_alone(kind: str) -> None:
     model = Recommender(kind, 3, (4, 2))
     alone, together = stacked(model, 3)
     g = torch.Generator().manual_seed(0)
@@ -217,7 +218,7 @@ def test_clients_stacked_on_a_leading_dimension_score_as_each_alone(kind: Kind) 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_gradients_of_stacked_clients_are_those_of_each_alone(kind: Kind) -> None:
+def test_gradients_of_stacked_clients_are_those_of_each_alone(kind: str) -> None:
     model, tasks = Recommender(kind, 3, (4, 2)), (parse_task("rank"), parse_task("rating*0.5"))
     alone, together = stacked(model, 3)
     g = torch.Generator().manual_seed(0)

@@ -10,10 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fedrec.coordination import (
+from fedrec.coordination.halves import tie
+from fedrec.coordination.operators import (
     Ball,
     Box,
     Clusters,
+    ConvexSet,
     Graph,
     Mean,
     MeanRegularised,
@@ -21,9 +23,7 @@ from fedrec.coordination import (
     Operator,
     SumTo,
     Within,
-    tie,
 )
-from fedrec.coordination.operators import ConvexSet
 from fedrec.keyed import Carrier
 from fedrec.parameters import Params
 from fedrec.seeds import generator

@@ -17,7 +17,8 @@ from fedrec.errors import UserError
 from fedrec.evaluation import evaluate
 from fedrec.experiment import build
 from fedrec.holdings import clients_data, dataset, reader
-from fedrec.models import Kind, Recommender, Side, UserSequence
+from fedrec.models import Recommender, UserSequence
+from fedrec.models.side import Side
 from fedrec.optimisers import Optimiser
 from fedrec.parameters import Params, covers
 from fedrec.records import Row
@@ -49,7 +50,7 @@ def noisy(model: Recommender, seed: int = 0) -> Params:
     return {name: value + 0.3 * torch.randn(value.shape, generator=g) for name, value in params.items()}
 
 
-def made(sequence: UserSequence, kind: Kind = "mf") -> Recommender:
+def made(sequence: UserSequence, kind: str = "mf") -> Recommender:
     return Recommender(kind, D, (6, 4), experts=2, sequence=sequence, side=Side(history=HISTORY))
 
 
@@ -152,7 +153,7 @@ def test_padding_does_not_matter(sequence: UserSequence) -> None:
 
 @BOTH
 @pytest.mark.parametrize("kind", ["mf", "mlp", "mmoe", "esmm"])
-def test_scoring_the_catalogue_agrees_with_scoring_pair_by_pair(sequence: UserSequence, kind: Kind) -> None:
+def test_scoring_the_catalogue_agrees_with_scoring_pair_by_pair(sequence: UserSequence, kind: str) -> None:
     model = made(sequence, kind)
     offsets = {"click": 0.1, "buy": -1.0} if kind == "esmm" else OFFSETS
     params = model.init(0, np.arange(4), np.arange(7), offsets)
@@ -175,7 +176,7 @@ def test_matrix_factorisation_with_a_history_by_hand() -> None:
 
 @BOTH
 @pytest.mark.parametrize("kind", ["mf", "mlp", "ple"])
-def test_nothing_of_a_user_is_a_parameter_and_every_parameter_is_trained(sequence: UserSequence, kind: Kind) -> None:
+def test_nothing_of_a_user_is_a_parameter_and_every_parameter_is_trained(sequence: UserSequence, kind: str) -> None:
     model = made(sequence, kind)
     params, like = noisy(model), model.shapes(4, 7, OFFSETS)
     assert [(name, value.shape) for name, value in params.items()] == [(name, v.shape) for name, v in like.items()]

@@ -128,7 +128,7 @@ def case(
     content: bool = False,
 ) -> Case:
     rng = torch.Generator().manual_seed(seed)
-    model = model or Recommender(kind, 3, (4, 3))  # type: ignore[arg-type]
+    model = model or Recommender(kind, 3, (4, 3))
     chosen, sharing = tuple(map(parse_task, TASKS[tasks])), Sharing(share)
     drawn = generator(seed, "catalogues")
     carried = [
@@ -247,7 +247,7 @@ def test_every_client_ends_where_autograd_takes_it_alone(data: st.DataObject) ->
 def test_models_without_a_kernel_are_stacked_by_the_rows_that_they_gather(kind: str, ragged: bool) -> None:
     tasks = "two" if kind in BODIES else "rank-bce"
     recipe = Recipe(2, 5, Optimiser("sgd", 0.1), num_negatives=2, l2=0.01, hidden=0.4 * (kind == "described"))
-    model = Recommender(kind, 4, (4, 3)) if kind in BODIES else Recommender("mlp", 4, (4, 3))  # type: ignore[arg-type]
+    model = Recommender(kind, 4, (4, 3)) if kind in BODIES else Recommender("mlp", 4, (4, 3))
     if kind in ("gru4rec", "sasrec"):
         model = replace(model, sequence=UserSequence(kind=kind, history=4))
     c = case(recipe, tasks=tasks, ragged=ragged, model=model, content=kind in ("content", "described"))
@@ -266,7 +266,7 @@ def test_models_without_a_kernel_are_stacked_by_the_rows_that_they_gather(kind: 
 @pytest.mark.parametrize("one_user", [False, True])
 def test_gradients_are_those_of_autograd(kind: str, tasks: str, one_user: bool) -> None:
     k, m, length, users = 3, 2, 4, 1 if one_user else 5
-    model, chosen = Recommender(kind, 3, (4, 3)), tuple(map(parse_task, TASKS[tasks]))  # type: ignore[arg-type]
+    model, chosen = Recommender(kind, 3, (4, 3)), tuple(map(parse_task, TASKS[tasks]))
     rng = torch.Generator().manual_seed(1)
     sampled = m if any(task.kind == "rank" for task in chosen) else 0
     user = torch.randint(users, (k, length), generator=rng)

@@ -159,12 +159,12 @@ def test_the_names_with_a_meaning() -> None:
 @pytest.mark.parametrize(
     ("text", "error"),
     [
-        ("rank*x", r"^task rank: the weight must be a number, found 'x'"),
-        ("rank*0", r"^task rank: the weight must be positive and finite, found 0"),
-        ("rank*-1", r"^task rank: the weight must be positive and finite, found -1"),
-        ("rank*nan", r"^task rank: the weight must be positive and finite, found nan"),
-        ("rank*1e999", r"^task rank: the weight must be positive and finite, found 1e999"),
-        ("rank*", r"^task rank: the weight must be a number, found ''"),
+        ("rank*x", r"^task rank: the weight must be a positive and finite number, found 'x'"),
+        ("rank*0", r"^task rank: the weight must be a positive and finite number, found '0'"),
+        ("rank*-1", r"^task rank: the weight must be a positive and finite number, found '-1'"),
+        ("rank*nan", r"^task rank: the weight must be a positive and finite number, found 'nan'"),
+        ("rank*1e999", r"^task rank: the weight must be a positive and finite number, found '1e999'"),
+        ("rank*", r"^task rank: the weight must be a positive and finite number, found ''"),
         ("", r"^task: must be rank, rank-bce, rating or the name of a binary label, found ''"),
         ("a.b", r"^task: must be rank, rank-bce, rating or the name of a binary label, found 'a.b'"),
         ("a/b", r"^task: must be .*, found 'a/b'"),

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from fedrec.data import ClientData, federation, synthetic
+from fedrec.data import ClientData, federation
 from fedrec.evaluation import evaluate
 from fedrec.metrics import paired
 from fedrec.models import Recommender
@@ -24,7 +24,7 @@ from fedrec.tasks import Task, parse_task
 from fedrec.training.local import local_update
 from fedrec.training.losses import batch_loss
 from fedrec.training.recipe import Batch, Phase, Recipe
-from tests.builders import batches, client, interactions
+from tests.builders import batches, client, interactions, synthetic
 
 Kind = Literal["mf", "mlp"]
 USERS, ITEMS = 6, 9

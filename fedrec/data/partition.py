@@ -47,7 +47,10 @@ def federation(
     _check(clients, partition, skew, fractions)
     if split == "temporal" and not dataset.interactions["time"].any():
         raise UserError("split: 'temporal' needs times, found none in the data")
-    private = without(dataset, volunteers_of(dataset, volunteers, seed)) if volunteers else dataset
+    private, frame = dataset, dataset.interactions
+    if volunteers:
+        gone = np.isin(frame["user"].to_numpy(), volunteers_of(dataset, volunteers, seed))
+        private = replace(dataset, interactions=frame[~gone])
     names, owner = _owners(private, clients, partition, skew, seed)
     rows = Interactions.of(private.interactions, private.labels)
     order = np.argsort(owner, kind="stable")
@@ -59,7 +62,7 @@ def federation(
         if partition == "platform" and column in dataset.items:
             items = np.flatnonzero(dataset.items[column].to_numpy())
         elif partition == "platform":  # what it has seen
-            items = np.unique(dataset.interactions["item"].to_numpy()[dataset.interactions["platform"].to_numpy() == i])
+            items = np.unique(frame["item"].to_numpy()[frame["platform"].to_numpy() == i])
         client = _client(name, rows.take(order[bounds[i] : bounds[i + 1]]), items, split, fractions, seed)
         # Thousands of clients with the whole catalogue have one copy of it.
         federated.append(replace(client, attributes=known if items is whole else known.take(items)))
@@ -172,12 +175,6 @@ def volunteers_of(dataset: Dataset, count: int, seed: int) -> Ints:
     if not 0 <= count < max(len(users), 1):
         raise UserError(f"volunteers: must be below the number of users, {len(users)}, found {count}")
     return np.sort(seeds.generator(seed, "volunteers").permutation(users)[:count])
-
-
-def without(dataset: Dataset, users: Ints) -> Dataset:
-    """Return the dataset without the interactions of some users."""
-    frame = dataset.interactions
-    return replace(dataset, interactions=frame[~np.isin(frame["user"].to_numpy(), users)])
 
 
 def informed(client: ClientData, public: ClientData) -> ClientData:

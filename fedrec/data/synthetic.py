@@ -43,16 +43,7 @@ class Market(BaseModel, frozen=True, extra="forbid"):
     impressions: int = Field(20, ge=1, le=10_000_000, description="items that a user meets")
 
 
-def synthetic(
-    *,
-    platforms: int,
-    similarity: float = 0.7,
-    seed: int = 0,
-    users: int = 120,
-    items: int = 400,
-    impressions: int = 40,
-    conflicting: int = 0,
-) -> Dataset:
+def synthetic(form: Market, *, platforms: int, seed: int = 0) -> Dataset:
     """Return a market of platforms, each with its own users, over one catalogue.
 
     Item tastes and popularity of a platform are sqrt(1 - d^2) common + d its own, both standard normal, d = 1 -
@@ -67,42 +58,39 @@ def synthetic(
 
     Raises UserError for a number out of range.
     """
-    _check(platforms, similarity, users, items, impressions, conflicting)
+    _check(form, platforms)
     rng = seeds.generator(seed, "synthetic", "catalogue")
-    category = rng.integers(0, len(CATEGORIES), (items, 2))
-    common = np.column_stack([_categorical_taste(category, rng), rng.standard_normal(items)])
+    category = rng.integers(0, len(CATEGORIES), (form.items, 2))
+    common = np.column_stack([_categorical_taste(category, rng), rng.standard_normal(form.items)])
     mean = rng.standard_normal(TASTES)
     mean *= MEAN_TASTE / np.linalg.norm(mean)
     names = tuple(NAMES[p] if p < len(NAMES) else f"platform-{p + 1}" for p in range(platforms))
-    market, d = [], 1 - similarity
+    market, d = [], 1 - form.similarity
     for p in range(platforms):
         rng = seeds.generator(seed, "synthetic", "platform", p)
-        sign = -1 if p >= platforms - conflicting else 1
+        sign = -1 if p >= platforms - form.conflicting else 1
         blend = sign * (np.sqrt(1 - d**2) * common + d * rng.standard_normal(common.shape))
-        market.append(_platform(p, blend, mean, users, impressions, rng))
+        market.append(_platform(p, blend, mean, form, rng))
     frames, people, tastes, popularity, carried = zip(*market, strict=True)
     taste, shelves = np.concatenate(people), dict(zip((f"carried_{name}" for name in names), carried, strict=True))
     attributes = _users(taste, seeds.generator(seed, "synthetic", "attributes"))
     catalogue = pd.concat([_items(category), _goods(common[:, :TASTES], seed), pd.DataFrame(shelves)], axis=1)
     # A user's taste is the same wherever it goes: one array, seen once per platform.
     everywhere = np.broadcast_to(taste, (platforms, *taste.shape))
-    truth = Truth(everywhere, np.stack(tastes), np.stack(popularity), np.full(platforms, float(similarity)))
+    truth = Truth(everywhere, np.stack(tastes), np.stack(popularity), np.full(platforms, float(form.similarity)))
     return Dataset(
         "synthetic", pd.concat(frames, ignore_index=True), attributes, catalogue, names, ("click", "buy"), truth=truth
     )
 
 
-def _check(platforms: int, similarity: float, users: int, items: int, impressions: int, conflicting: int) -> None:
-    for thing, value in (("platforms", platforms), ("users", users), ("impressions", impressions)):
-        if value < 1:
-            raise UserError(f"{thing}: must be at least 1, found {value}")
-    if not 0 <= similarity <= 1:
-        raise UserError(f"similarity: must be from 0 to 1, found {similarity}")
-    if not 0 <= conflicting <= platforms:
-        raise UserError(f"conflicting: must be from 0 to the number of platforms, {platforms}, found {conflicting}")
-    least = ceil(impressions / 0.8)
+def _check(form: Market, platforms: int) -> None:
+    if platforms < 1:
+        raise UserError(f"platforms: must be at least 1, found {platforms}")
+    if form.conflicting > platforms:
+        raise UserError(f"conflicting: must be at most the number of platforms, {platforms}, found {form.conflicting}")
+    users, items, least = form.users, form.items, ceil(form.impressions / 0.8)
     if items < least:
-        raise UserError(f"items: must be at least {least} for {impressions} impressions, found {items}")
+        raise UserError(f"items: must be at least {least} for {form.impressions} impressions, found {items}")
     if 8 * users * items > largest():
         raise UserError(f"users, items: must be at most {largest() // 8} multiplied, found {users} and {items}")
 
@@ -116,42 +104,30 @@ def _categorical_taste(category: NDArray[np.int64], rng: np.random.Generator) ->
 
 
 def _platform(
-    platform: int, blend: Reals, mean: Reals, users: int, impressions: int, rng: np.random.Generator
+    platform: int, blend: Reals, mean: Reals, form: Market, rng: np.random.Generator
 ) -> tuple[pd.DataFrame, Reals, Reals, Reals, Bools]:
     """Return a platform's interactions, user and item tastes, log popularity and carried items."""
     items = len(blend)
-    user_taste = mean + rng.standard_normal((users, TASTES))
+    user_taste = mean + rng.standard_normal((form.users, TASTES))
     item_taste, rank = blend[:, :TASTES], np.empty(items)
     rank[np.argsort(-blend[:, TASTES], kind="stable")] = np.arange(1, items + 1)
     popularity = np.asarray(-ZIPF * np.log(rank))
     carried = np.zeros(items, dtype=np.bool_)
     carried[rng.permutation(items)[: ceil(rng.uniform(0.8, 1.0) * items)]] = True
-    item, liking = _shown(user_taste, item_taste, popularity, np.flatnonzero(carried), impressions, rng)
-    frame = _behaviour(item, liking, rng)
-    frame["user"] += platform * users
-    frame["platform"] = platform
-    return frame, user_taste, item_taste, popularity, carried
-
-
-def _shown(
-    user_taste: Reals,
-    item_taste: Reals,
-    popularity: Reals,
-    shelf: NDArray[np.int64],
-    impressions: int,
-    rng: np.random.Generator,
-) -> tuple[NDArray[np.int64], Reals]:
-    """Return the items [users, impressions] that users meet, in order, and how much they like them."""
-    users = len(user_taste)
-    item, liking = np.empty((users, impressions), dtype=np.int64), np.empty((users, impressions))
-    for block in np.array_split(np.arange(users), ceil(users / 1024)):
+    shelf, shape = np.flatnonzero(carried), (form.users, form.impressions)
+    item, liking = np.empty(shape, dtype=np.int64), np.empty(shape)  # what users meet, in order, and how they like it
+    for block in np.array_split(np.arange(form.users), ceil(form.users / 1024)):
         taste = user_taste[block] @ item_taste[shelf].T
         # Exponential clocks: the first to ring are a draw without replacement, at the rates that multiply the time.
         rate = np.exp(EXPOSURE * taste + popularity[shelf])
         clock = rng.standard_exponential(rate.shape) / rate
-        shown = rng.permuted(np.argpartition(clock, impressions - 1, axis=1)[:, :impressions], axis=1)
+        first = np.argpartition(clock, form.impressions - 1, axis=1)[:, : form.impressions]
+        shown = rng.permuted(first, axis=1)
         item[block], liking[block] = shelf[shown], np.take_along_axis(taste, shown, axis=1)
-    return item, liking
+    frame = _behaviour(item, liking, rng)
+    frame["user"] += platform * form.users
+    frame["platform"] = platform
+    return frame, user_taste, item_taste, popularity, carried
 
 
 def _behaviour(item: NDArray[np.int64], liking: Reals, rng: np.random.Generator) -> pd.DataFrame:

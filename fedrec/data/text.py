@@ -17,15 +17,7 @@ from fedrec.data.types import Dataset, Floats
 from fedrec.data.vectors import joined, read_vectors, unit_rows
 
 
-class TextFeatures(BaseModel, frozen=True, extra="forbid"):
-    """Which vectors `item_vectors` makes of the items' texts."""
-
-    kind: Literal["hashed", "minilm"] = Field("hashed", description="hashed words, or a pretrained sentence encoder")
-    dim: int = Field(256, ge=1, description="hashed: dimensions of the words; those of the categories come on top")
-    ngram: int = Field(0, ge=0, description="hashed: also the character n-grams of this length; 0: words only")
-
-
-def item_vectors(dataset: Dataset, features: TextFeatures) -> Floats:
+def item_vectors(dataset: Dataset, kind: Literal["hashed", "minilm"], dim: int = 256) -> Floats:
     """Return one vector per row of `dataset.items` [items, d], of norm 1; a pure function of titles and categories.
 
     `hashed`: the words of title and categories (`hashed`) joined with the categories as a multi-hot, which are two
@@ -36,19 +28,19 @@ def item_vectors(dataset: Dataset, features: TextFeatures) -> Floats:
     `minilm` lacks its packages.
     """
     titles, categories = (tuple(dataset.items[column].tolist()) for column in ("title", "categories"))
-    return _vectors(features, titles, categories).copy()
+    return _vectors(kind, dim, titles, categories).copy()
 
 
 @functools.lru_cache(maxsize=4)
-def _vectors(features: TextFeatures, titles: tuple[str, ...], categories: tuple[str, ...]) -> Floats:
-    lists = [tuple(filter(None, names.split("|"))) for names in categories]
-    if features.kind == "minilm":
+def _vectors(kind: str, dim: int, titles: tuple[str, ...], categories: tuple[str, ...]) -> Floats:
+    if kind == "minilm":
         # torch is slow to import, and nothing else of the data needs it.
         from fedrec.data.encoder import sentence_vectors
 
         return sentence_vectors(sentences(titles, categories))
+    lists = [tuple(filter(None, names.split("|"))) for names in categories]
     texts = [f"{title} {' '.join(names)}" for title, names in zip(titles, lists, strict=True)]
-    return joined(hashed(texts, features.dim, features.ngram), multi_hot(lists, features.dim))
+    return joined(hashed(texts, dim), multi_hot(lists, dim))
 
 
 def sentences(titles: Sequence[str], categories: Sequence[str]) -> tuple[str, ...]:
@@ -57,13 +49,13 @@ def sentences(titles: Sequence[str], categories: Sequence[str]) -> tuple[str, ..
     return tuple(f"{title}. {', '.join(filter(None, c.split('|')))}" if c.strip("|") else title for title, c in pairs)
 
 
-def hashed(texts: Sequence[str], d: int, ngram: int = 0) -> Floats:
+def hashed(texts: Sequence[str], d: int) -> Floats:
     """Return the hashed bags of words of texts [n, d], of norm 1; a text without a word gets zeros.
 
     A token that occurs tf times in a text, and in df of the n texts, weighs tf (ln((1 + n) / (1 + df)) + 1): its
     inverse document frequency, smoothed so that no token weighs nothing.
     """
-    bags = [Counter(tokens(text, ngram)) for text in texts]
+    bags = [Counter(tokens(text)) for text in texts]
     df = Counter(token for bag in bags for token in bag)
     idf = {token: math.log((1 + len(bags)) / (1 + count)) + 1 for token, count in df.items()}
     return unit_rows(folded([{token: tf * idf[token] for token, tf in bag.items()} for bag in bags], d))
@@ -83,17 +75,9 @@ def multi_hot(lists: Sequence[Sequence[str]], limit: int) -> Floats:
     return flags
 
 
-def tokens(text: str, ngram: int = 0) -> list[str]:
-    """Return the lower-cased words of a text and, with `ngram`, the character n-grams of every `<word>`.
-
-    An n-gram begins with `#`, so it is never taken for a word.
-    """
-    words = re.findall(r"\w+", text.lower())
-    if not ngram:
-        return words
-    marked = [f"<{word}>" for word in words]
-    grams = [f"#{word[start : start + ngram]}" for word in marked for start in range(len(word) - ngram + 1)]
-    return words + grams
+def tokens(text: str) -> list[str]:
+    """Return the lower-cased words of a text."""
+    return re.findall(r"\w+", text.lower())
 
 
 def folded(bags: Sequence[Mapping[str, float]], d: int, seed: int = 0) -> NDArray[np.float64]:
@@ -151,7 +135,7 @@ def content_vectors(dataset: Dataset, content: Content) -> tuple[Floats, tuple[s
     """
     modalities, notes = [], tuple[str, ...]()
     if content.kind != "none":
-        modalities.append(item_vectors(dataset, TextFeatures(kind=content.kind, dim=content.dim)))
+        modalities.append(item_vectors(dataset, content.kind, content.dim))
     if content.vectors is not None:
         vectors, notes = read_vectors(content.vectors, dataset.items["key"].tolist())
         modalities.append(vectors)

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -43,15 +43,11 @@ class Tokens:
 
     def of(self, items: Ints) -> "Tokens":
         """Return the same for some of the items, in this order; nothing large is copied."""
-        return self.replaced(text=self.text[torch.from_numpy(items)])
+        return replace(self, text=self.text[torch.from_numpy(items)])
 
     def to(self, device: str) -> "Tokens":
         """Return the same on a device."""
-        return self.replaced(**{name: value.to(device) for name, value in vars(self).items() if value is not None})
-
-    def replaced(self, **changes: Tensor) -> "Tokens":
-        """Return the same with other tensors."""
-        return Tokens(**{**vars(self), **changes})
+        return replace(self, **{name: value.to(device) for name, value in vars(self).items() if value is not None})
 
     def places(self, texts: Tensor) -> tuple[Tensor, Tensor]:
         """Return the rows of the tokens of texts [n], one text after the other, and how many each has [n]."""

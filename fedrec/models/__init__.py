@@ -2,22 +2,16 @@
 
 from fedrec.models.lora import Adapted, Lora
 from fedrec.models.module import Meta, Module, ModuleRecommender
-from fedrec.models.recommender import Kind, Recommender
+from fedrec.models.recommender import KINDS, Recommender
 from fedrec.models.sequences import UserSequence
-from fedrec.models.side import Side
-from fedrec.models.tables import BLOCK, table_block, table_rows
 
 __all__ = [
-    "BLOCK",
+    "KINDS",
     "Adapted",
-    "Kind",
     "Lora",
     "Meta",
     "Module",
     "ModuleRecommender",
     "Recommender",
-    "Side",
     "UserSequence",
-    "table_block",
-    "table_rows",
 ]

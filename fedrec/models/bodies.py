@@ -31,17 +31,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fedrec.models.experts import mmoe, mmoe_sizes, ple, ple_sizes
+import fedrec.models.experts as experts
+import fedrec.models.transfer as transfer
 from fedrec.models.layers import Sizes, depth, layers, linear, mlp, ordered, towers
-from fedrec.models.transfer import (
-    MAPS,
-    aitm,
-    aitm_sizes,
-    star,
-    star_sizes,
-    task_embedding,
-    task_embedding_sizes,
-)
 from fedrec.parameters import Params
 from fedrec.seeds import generator
 
@@ -77,7 +69,8 @@ def initial(seed: int, name: str, size: tuple[int, ...], tasks: int) -> Tensor:
     if first == "domain":
         return torch.ones(size)
     rng = generator(seed, "init", *(int(part) if part.isdecimal() else part for part in (first, *path)))
-    mean, deviation = 0.0, ((1 if {"gates", "gate"} & {first, *path} or path[-1] in MAPS else 2) / size[-1]) ** 0.5
+    bare = {"gates", "gate"} & {first, *path} or path[-1] in transfer.MAPS  # without a ReLU
+    mean, deviation = 0.0, ((1 if bare else 2) / size[-1]) ** 0.5
     if first == "tasks":
         mean, deviation = size[-1] ** -0.5, SPREAD * size[-1] ** -0.5
     return torch.from_numpy(rng.normal(mean, deviation, size).astype(np.float32))
@@ -148,11 +141,6 @@ def mtan(params: Params, x: Tensor, tasks: Sequence[str]) -> list[Tensor]:
     return [attended(params, task, x, levels[1:])[1] for task in tasks]
 
 
-def esmm_sizes(n: int, hidden: tuple[int, ...], experts: int, tasks: Sequence[str]) -> Sizes:
-    """See Body."""
-    return towers(n, hidden, tasks)
-
-
 def esmm(params: Params, x: Tensor, tasks: Sequence[str]) -> list[Tensor]:
     """h_t = x: the tasks share the tables alone (arXiv 1804.07931, fig. 2)."""
     return [x] * len(tasks)
@@ -174,12 +162,12 @@ def quotient(whole: float, factor: float) -> float:
 
 BODIES: dict[str, Body] = {
     "shared-bottom": Body(shared_bottom_sizes, shared_bottom, 2),
-    "mmoe": Body(mmoe_sizes, mmoe, 2),
-    "ple": Body(ple_sizes, ple, 2),
+    "mmoe": Body(experts.mmoe_sizes, experts.mmoe, 2),
+    "ple": Body(experts.ple_sizes, experts.ple, 2),
     "cross-stitch": Body(cross_stitch_sizes, cross_stitch, 1),
     "mtan": Body(mtan_sizes, mtan, 2),
-    "esmm": Body(esmm_sizes, esmm, 1),
-    "aitm": Body(aitm_sizes, aitm, 2),
-    "star": Body(star_sizes, star, 2),
-    "task-embedding": Body(task_embedding_sizes, task_embedding, 2),
+    "esmm": Body(lambda n, hidden, _, tasks: towers(n, hidden, tasks), esmm, 1),
+    "aitm": Body(transfer.aitm_sizes, transfer.aitm, 2),
+    "star": Body(transfer.star_sizes, transfer.star, 2),
+    "task-embedding": Body(transfer.task_embedding_sizes, transfer.task_embedding, 2),
 }

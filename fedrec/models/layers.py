@@ -26,9 +26,9 @@ def depth(params: Params, path: str) -> range:
     return range(next(layer for layer in count() if f"{path}.{layer}.weight" not in params))
 
 
-def mlp(params: Params, path: str, h: Tensor) -> Tensor:
-    """Return h [B, n] after the layers at a path, all that there are, each with ReLU."""
-    for layer in depth(params, path):
+def mlp(params: Params, path: str, h: Tensor, first: int = 0) -> Tensor:
+    """Return h [B, n] after the layers at a path, all that there are from the `first` on, each with ReLU."""
+    for layer in depth(params, path)[first:]:
         h = F.relu(linear(params, f"{path}.{layer}", h))
     return h
 

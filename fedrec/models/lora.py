@@ -7,12 +7,12 @@ The mean of A_i and that of B_i are no average of the clients' maps: mean(B_i) m
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -44,10 +44,8 @@ FORMS = {
 }
 
 
-class Lora(BaseModel):
+class Lora(BaseModel, frozen=True, extra="forbid"):
     """LoRA on the sentence encoder; the default is none."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     rank: int = Field(0, ge=0, le=WIDTH, description="minilm: rank of the encoder's adapter; 0: the encoder is frozen")
     form: Literal["share-a", "freeze-a", "exact"] = Field(
@@ -106,54 +104,6 @@ class Lora(BaseModel):
         delta = self.change(double).to(params[DELTA].dtype)
         return {**params, DELTA: delta, B: torch.zeros_like(params[B])}
 
-    def held(self, tokens: Tokens, params: Params) -> Tokens:
-        """Return tokens that hold what follows from the parameters that are not trained: the rest takes less time.
-
-        That is delta h, and A h with a frozen A; `encoded` is the same with them.
-        """
-        with torch.no_grad():
-            if DELTA in params and bool(params[DELTA].any()):
-                s, square = centred(tokens.centred + tokens.inputs @ params[DELTA].T)
-                tokens = tokens.replaced(centred=s, square=square, delta=params[DELTA])
-            if self.form == "freeze-a":
-                tokens = tokens.replaced(projected=F.linear(tokens.inputs, params[A]), a=params[A])
-        return tokens
-
-    def encoded(self, params: Params, tokens: Tokens, item: Tensor) -> Tensor:
-        """Return c [B, 384] of norm 1 for items [B]: unit(mean_t LN(s_t + dW h_t)); each text is encoded once.
-
-        Of u = s + D z with z = A h and D = (alpha / r) B less its columns' means, |u|^2 = |s|^2 + 2 s' D z + z' D' D z
-        gives LN's deviation. The mean over tokens is of the s_t and z_t over their deviations, and no u is made.
-        """
-        texts, place = torch.unique(tokens.text[item], return_inverse=True)
-        at, count = tokens.places(texts)
-        d = self.scale * (params[B] - params[B].mean(0))
-        tokens = self._moved(params, tokens)
-        z = self._projected(params, tokens, at)
-        more = ((2 * mapped(tokens.centred, d.T, at) + z @ (d.T @ d)) * z).sum(1) / len(d)
-        scale = (tokens.square[at] + more + EPSILON).rsqrt() / count.repeat_interleave(count)
-        bags = count.cumsum(0) - count
-        mean = F.embedding_bag(at, tokens.centred, bags, mode="sum", per_sample_weights=scale)
-        rows = torch.arange(len(at), device=at.device)
-        mean = mean + F.embedding_bag(rows, z * scale[:, None], bags, mode="sum") @ d.T
-        return F.normalize(mean * tokens.weight + tokens.bias, dim=1).index_select(0, place)
-
-    def _moved(self, params: Params, tokens: Tokens) -> Tokens:
-        """Return tokens that hold delta h, of all tokens where another delta is held."""
-        if DELTA not in params:
-            return tokens
-        rest = params[DELTA] if tokens.delta is None else params[DELTA] - tokens.delta
-        if not bool(rest.any()):
-            return tokens
-        s, square = centred(tokens.centred + tokens.inputs @ rest.T)
-        return tokens.replaced(centred=s, square=square)
-
-    def _projected(self, params: Params, tokens: Tokens, at: Tensor) -> Tensor:
-        """Return A h [t, r] at some tokens."""
-        if tokens.projected is not None and tokens.a is not None and torch.equal(tokens.a, params[A]):
-            return tokens.projected.index_select(0, at)
-        return mapped(tokens.inputs, params[A], at)
-
 
 def mapped(x: Tensor, w: Tensor, at: Tensor) -> Tensor:
     """Return the rows `at` of x W' [t, n_out], for x [T, n_in]: to copy most of x takes longer than to map it."""
@@ -164,15 +114,52 @@ def mapped(x: Tensor, w: Tensor, at: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Adapted:
-    """The sentence encoder with an adapter, over the items of a client."""
+    """The sentence encoder with an adapter, over the items of a client and the tokens of their texts."""
 
     lora: Lora
     tokens: Tokens
 
     def held(self, params: Params) -> "Adapted":
-        """Return the same on the device of the parameters, with what follows from those that stand still."""
-        return Adapted(self.lora, self.lora.held(self.tokens.to(str(params[A].device)), params))
+        """Return the same on the device of the parameters, with what follows from those that are not trained.
+
+        That is delta h, and A h with a frozen A; `vectors` is the same with them, and takes less time.
+        """
+        with torch.no_grad():
+            tokens = self._moved(params)
+            if DELTA in params:
+                tokens = replace(tokens, delta=params[DELTA])
+            if self.lora.form == "freeze-a":
+                tokens = replace(tokens, projected=F.linear(tokens.inputs, params[A]), a=params[A])
+        return Adapted(self.lora, tokens)
 
     def vectors(self, params: Params, item: Tensor) -> Tensor:
-        """Return c [B, 384] of norm 1 for local rows `item` [B]."""
-        return self.lora.encoded(params, self.tokens.to(str(params[A].device)), item.to(params[A].device))
+        """Return c [B, 384] of norm 1 for local rows `item` [B]: unit(mean_t LN(s_t + dW h_t)), each text encoded once.
+
+        Of u = s + D z with z = A h and D = (alpha / r) B less its columns' means, |u|^2 = |s|^2 + 2 s' D z + z' D' D z
+        gives LN's deviation. The mean over tokens is of the s_t and z_t over their deviations, and no u is made.
+        """
+        tokens = self._moved(params)
+        texts, place = torch.unique(tokens.text[item.to(params[A].device)], return_inverse=True)
+        at, count = tokens.places(texts)
+        d = self.lora.scale * (params[B] - params[B].mean(0))
+        if tokens.projected is not None and tokens.a is not None and torch.equal(tokens.a, params[A]):
+            z = tokens.projected.index_select(0, at)
+        else:
+            z = mapped(tokens.inputs, params[A], at)
+        more = ((2 * mapped(tokens.centred, d.T, at) + z @ (d.T @ d)) * z).sum(1) / len(d)
+        scale = (tokens.square[at] + more + EPSILON).rsqrt() / count.repeat_interleave(count)
+        bags = count.cumsum(0) - count
+        mean = F.embedding_bag(at, tokens.centred, bags, mode="sum", per_sample_weights=scale)
+        rows = torch.arange(len(at), device=at.device)
+        mean = mean + F.embedding_bag(rows, z * scale[:, None], bags, mode="sum") @ d.T
+        return F.normalize(mean * tokens.weight + tokens.bias, dim=1).index_select(0, place)
+
+    def _moved(self, params: Params) -> Tokens:
+        """Return the tokens on the device of the parameters, with the delta h of these."""
+        tokens = self.tokens.to(str(params[A].device))
+        if DELTA in params:
+            rest = params[DELTA] if tokens.delta is None else params[DELTA] - tokens.delta
+            if bool(rest.any()):
+                s, square = centred(tokens.centred + tokens.inputs @ rest.T)
+                tokens = replace(tokens, centred=s, square=square)
+        return tokens

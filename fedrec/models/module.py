@@ -85,7 +85,7 @@ class ModuleRecommender(Recommender):
             head = np.full(width, width**-0.5, np.float32)
             if any(name.startswith("body.") for name in found):
                 head = generator(seed, "init", "head").normal(0, width**-0.5, width).astype(np.float32)
-            found |= {name: torch.from_numpy(one) for name, one in self._init_head(task, head, offset).items()}
+            found |= self._init_head(task, head, offset)
         return {name: found[name] for name in sorted(found)}
 
     @property

@@ -2,8 +2,6 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
-from typing import Literal
 
 import numpy as np
 import torch
@@ -13,7 +11,7 @@ from torch.nn import functional as F
 from fedrec.data.types import Floats, Ints
 from fedrec.models.bodies import BODIES, initial, product, quotient
 from fedrec.models.content import adapter, described, first_adapter
-from fedrec.models.layers import linear, mlp, ordered
+from fedrec.models.layers import layers, linear, mlp, ordered
 from fedrec.models.sequences import UserSequence
 from fedrec.models.side import Side
 from fedrec.models.tables import table_rows
@@ -21,20 +19,7 @@ from fedrec.models.transfer import chain, excess
 from fedrec.parameters import Params
 from fedrec.seeds import generator
 
-Kind = Literal[
-    "mf",
-    "mlp",
-    "item",
-    "shared-bottom",
-    "mmoe",
-    "ple",
-    "cross-stitch",
-    "mtan",
-    "esmm",
-    "aitm",
-    "star",
-    "task-embedding",
-]
+KINDS = ("mf", "mlp", "item", *BODIES)
 ITEMS = ("item_table", "item_bias")
 PAIRS = 16_384  # (user, item) pairs of a multi-task body scored at a time, to bound memory
 
@@ -69,7 +54,7 @@ class Recommender:
     as many of each task; task-embedding has as many networks in its basis. `calibration` weighs the calibrator of aitm.
     """
 
-    kind: Kind
+    kind: str  # one of KINDS
     dim: int
     hidden: tuple[int, ...] = (64, 32)
     std: float = 0.1
@@ -86,8 +71,7 @@ class Recommender:
         sizes: dict[str, tuple[int, ...]] = {n: (rows[space], self._wide(n)) for n, space in self.tables.items()}
         widths, tasks = (2 * self.dim, *self.hidden), sorted(set(tasks) - self.attributes.keys())
         if self.kind == "mlp":
-            for layer, (n_in, n_out) in enumerate(pairwise(widths)):
-                sizes |= {f"body.{layer}.weight": (n_out, n_in), f"body.{layer}.bias": (n_out,)}
+            sizes |= layers("body", widths)
         elif self.kind in BODIES:
             sizes |= BODIES[self.kind].sizes(2 * self.dim, self.hidden, self.experts, tasks)
         if self.side.content is not None:
@@ -109,32 +93,45 @@ class Recommender:
 
         Heads of attributes start with weights of 0.
         """
-        arrays = self._init_tables(seed, {"user": users, "item": items})
-        for task, bias in self.attributes.items():
-            arrays[f"attributes.{task}.weight"] = np.zeros((len(bias), self.dim), np.float32)
-            arrays[f"attributes.{task}.bias"] = bias.copy()
-        if self.kind == "item":
-            bound = self.dim**-0.5
-            head = generator(seed, "init", "head").uniform(-bound, bound, self.dim).astype(np.float32)
-        elif self.kind == "mf":
-            head = np.ones(self.dim + (2 if self.tabled else 1), np.float32)
-        elif self.kind in BODIES:
-            return self._started(seed, self._init_body(seed, arrays, offsets))
-        else:
-            widths = (2 * self.dim, *self.hidden)
-            for layer, (n_in, n_out) in enumerate(pairwise(widths)):
-                rng = generator(seed, "init", "body", layer)
-                arrays[f"body.{layer}.weight"] = rng.normal(0, (2 / n_in) ** 0.5, (n_out, n_in)).astype(np.float32)
-                arrays[f"body.{layer}.bias"] = np.zeros(n_out, np.float32)
-            head = generator(seed, "init", "head").normal(0, widths[-1] ** -0.5, widths[-1]).astype(np.float32)
+        like, encoder = self.shapes(len(users), len(items), offsets), self.side.encoder
+        found = self.sequence.init(seed, self.dim) | ({} if encoder is None else encoder.lora.start(seed))
+        ids = {"user": users, "item": items}
+        for name in [name for name in like if name not in found and not name.startswith("heads.")]:
+            found[name] = self._started(seed, name, tuple(like[name].shape), ids, len(offsets))
         for task, offset in offsets.items():
-            arrays |= self._init_head(task, head, offset)
-        return self._started(seed, {name: torch.from_numpy(array) for name, array in arrays.items()})
+            found |= self._init_head(task, self._drawn_head(seed, task, like[f"heads.{task}.weight"].shape[-1]), offset)
+        if self.kind == "esmm":  # the head is of P(buy | click), the offset of P(buy)
+            found["heads.buy.bias"] = torch.tensor([quotient(float(offsets["buy"]), float(offsets["click"]))])
+        return {name: found[name] for name in like}
 
-    def _started(self, seed: int, params: Params) -> Params:
-        """Return initial parameters with those of the sequence encoder, by name."""
-        params = {**params, **self.sequence.init(seed, self.dim)}
-        return {name: params[name] for name in sorted(params)}
+    def _started(self, seed: int, name: str, size: tuple[int, ...], ids: Mapping[str, Ints], tasks: int) -> Tensor:
+        """Return a parameter's start: vectors are drawn, biases are 0; with content items are 0, and A is drawn."""
+        first, _, rest = name.partition(".")
+        if first not in (*self.tables, "adapter", "attributes"):
+            return initial(seed, name, size, tasks)
+        array = np.zeros(size, np.float32)
+        if name == "user_table" or (name == "item_table" and self.side.content is None):
+            array = table_rows(seed, name, ids[self.tables[name]], self.dim, self.std)
+        elif name == adapter("item_table"):
+            array = first_adapter(seed, "item_table", size[0], size[1], self.std)
+        elif first == "attributes" and rest.endswith(".bias"):
+            array = self.attributes[rest.removesuffix(".bias")].copy()
+        return torch.from_numpy(array)
+
+    def _drawn_head(self, seed: int, task: str, width: int) -> Floats:
+        """Return the weights [width] that a head starts with; those of a multi-task body depend on the task alone."""
+        if self.kind == "mf":
+            return np.ones(width, np.float32)
+        rng, std = generator(seed, "init", *(("heads", task) if self.kind in BODIES else ("head",))), width**-0.5
+        drawn = rng.uniform(-std, std, width) if self.kind == "item" else rng.normal(0, std, width)
+        return drawn.astype(np.float32)
+
+    def _init_head(self, task: str, head: Floats, offset: float | Floats) -> Params:
+        """Return the initial parameters of a task's head; several scores start with the same weights [width]."""
+        count = self.classes.get(task, 0)
+        bias = np.broadcast_to(np.asarray(offset, np.float32), (count or 1,))
+        both = {"weight": np.tile(head, (count, 1)) if count else head.copy(), "bias": bias.copy()}
+        return {f"heads.{task}.{name}": torch.from_numpy(array) for name, array in both.items()}
 
     @property
     def gathers(self) -> bool:
@@ -183,7 +180,7 @@ class Recommender:
             return torch.cat([p * q, *b_u, self._rows(params, "item_bias", item, keep)], dim=1)
         if self.kind in BODIES:
             return self._represent(params, torch.cat([p, q], dim=1), ordered(params)).flatten(1)
-        return self._mlp(params, torch.cat([p, q], dim=1), first=0)
+        return mlp(params, "body", torch.cat([p, q], dim=1))
 
     def head(self, params: Params, task: str, features: Tensor) -> Tensor:
         """Return the scores [B] of a task's head for features [B, width]; [B, C] of a task in `classes`."""
@@ -220,7 +217,7 @@ class Recommender:
             return torch.cat(scores).view(len(p), len(q)) if len(p) else p.new_zeros((0, len(q)))
         weight, bias = params["body.0.weight"], params["body.0.bias"]
         left, right = p @ weight[:, : self.dim].T, q @ weight[:, self.dim :].T + bias
-        rows = [self.head(params, task, self._mlp(params, F.relu(one + right), first=1)) for one in left]
+        rows = [self.head(params, task, mlp(params, "body", F.relu(one + right), first=1)) for one in left]
         return torch.stack(rows) if rows else p.new_zeros((0, q.shape[0]))
 
     def penalty(self, params: Params, user: Tensor, item: Tensor) -> Tensor:
@@ -253,52 +250,9 @@ class Recommender:
         """Return how wide the rows of a table are."""
         return self.dim if table.endswith("_table") else 1
 
-    def _init_tables(self, seed: int, ids: Mapping[str, Ints]) -> dict[str, Floats]:
-        """Return the initial tables: vectors are drawn, biases 0; with content all of items are, and adapters drawn."""
-        content, arrays = self.side.content, dict[str, Floats]()
-        for name, space in self.tables.items():
-            arrays[name] = np.zeros((len(ids[space]), self._wide(name)), np.float32)
-            if name == "user_table" or (name == "item_table" and content is None):
-                arrays[name] = table_rows(seed, name, ids[space], self.dim, self.std)
-        if content is not None:
-            d = content.shape[1]
-            arrays |= {adapter(table): np.zeros((1, d), np.float32) for table in ITEMS if table in arrays}
-            arrays[adapter("item_table")] = first_adapter(seed, "item_table", self.dim, d, self.std)
-        if self.side.encoder is not None:
-            arrays |= {name: value.numpy() for name, value in self.side.encoder.lora.start(seed).items()}
-        return arrays
-
     def read(self, params: Params, *items: Tensor | None) -> "Recommender":
         """Return the model that has read the content of some items, or of all: to score them reads nothing anew."""
         return self if self.side.encoder is None else replace(self, side=self.side.read(params, *items))
-
-    def _mlp(self, params: Params, h: Tensor, first: int) -> Tensor:
-        for layer in range(first, len(self.hidden)):
-            h = F.relu(F.linear(h, params[f"body.{layer}.weight"], params[f"body.{layer}.bias"]))
-        return h
-
-    def _init_head(self, task: str, head: Floats, offset: float | Floats) -> dict[str, Floats]:
-        """Return the initial parameters of a task's head; several scores start with the same weights [width]."""
-        count = self.classes.get(task, 0)
-        bias = np.broadcast_to(np.asarray(offset, np.float32), (count or 1,))
-        return {
-            f"heads.{task}.weight": np.tile(head, (count, 1)) if count else head.copy(),
-            f"heads.{task}.bias": bias.copy(),
-        }
-
-    def _init_body(self, seed: int, tables: dict[str, Floats], offsets: Mapping[str, float | Floats]) -> Params:
-        """Return the initial parameters of a multi-task body beside `tables`; a task's do not depend on the others."""
-        tasks, width = sorted(offsets), self.hidden[-1]
-        params = {name: torch.from_numpy(table) for name, table in tables.items()}
-        for name, size in BODIES[self.kind].sizes(2 * self.dim, self.hidden, self.experts, tasks).items():
-            params[name] = initial(seed, name, size, len(tasks))
-        for task in tasks:
-            rng = generator(seed, "init", "heads", task)
-            head = self._init_head(task, rng.normal(0, width**-0.5, width).astype(np.float32), offsets[task])
-            params |= {name: torch.from_numpy(value) for name, value in head.items()}
-        if self.kind == "esmm":  # the head is of P(buy | click), the offset of P(buy)
-            params["heads.buy.bias"] = torch.tensor([quotient(float(offsets["buy"]), float(offsets["click"]))])
-        return {name: params[name] for name in sorted(params)}
 
     def _read(self, params: Params, task: str, h: Tensor) -> Tensor:
         weight, bias = params[f"heads.{task}.weight"], params[f"heads.{task}.bias"]

@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -24,13 +24,11 @@ from fedrec.seeds import generator
 Encoder = Literal["none", "gru4rec", "sasrec"]
 
 
-class UserSequence(BaseModel):
+class UserSequence(BaseModel, frozen=True, extra="forbid"):
     """What users are read from: a table with a row for each (`none`), or their history by an encoder that is shared.
 
     gru4rec: one GRU layer (arXiv 1511.06939). sasrec: self-attention blocks (arXiv 1808.09781). Neither has dropout.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Encoder = Field("none", description="what reads a user's history: none is a table with a row for each user")
     history: int = Field(20, ge=1, le=1000, description="items of the history that are read, the last ones")

@@ -12,23 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import chdtr, chdtrc, ndtr, stdtr
 
+import fedrec.privacy.bounds as lower
 from fedrec.errors import UserError
 from fedrec.parameters import Params
-from fedrec.privacy.bounds import (
-    Bound,
-    Estimate,
-    Reals,
-    alarm,
-    best_guesses,
-    f_dp,
-    halved,
-    independent,
-    independent_p,
-    one_shot,
-    ranked,
-    steinke,
-    steinke_p,
-)
+from fedrec.privacy.bounds import Bound, Estimate, Reals
 from fedrec.privacy.canaries import Canaries, moved, projected
 from fedrec.privacy.differential import Mechanism
 from fedrec.privacy.transcript import Transcript
@@ -122,20 +109,20 @@ def bounds(found: Evidence, claim: Claim, confidence: float = 0.99) -> tuple[Bou
     it exceeds the epsilon of an honest mechanism nearly as often as its confidence allows.
     """
     scores, coins, m = found.scores, found.canaries.coins, len(found.canaries.coins)
-    ranks = (steinke, f_dp) if claim.mechanism.rate == 1 else (steinke,)
+    ranks = (lower.steinke, lower.f_dp) if claim.mechanism.rate == 1 else (lower.steinke,)
     result = []
     for method in ranks:
-        guesses = best_guesses(method, m, min(claim.epsilon, WEAK), claim.delta, confidence)
-        result.append(method(m, guesses, ranked(scores, coins, guesses), claim.delta, confidence))
+        guesses = lower.best_guesses(method, m, min(claim.epsilon, WEAK), claim.delta, confidence)
+        result.append(method(m, guesses, lower.ranked(scores, coins, guesses), claim.delta, confidence))
     if claim.mechanism.rate == 1:
-        result.append(independent(m, *halved(scores, coins), claim.delta, confidence))
+        result.append(lower.independent(m, *lower.halved(scores, coins), claim.delta, confidence))
     return tuple(result)
 
 
 def estimate(found: Evidence, claim: Claim) -> Estimate:
     """Return the one-shot estimate of epsilon, from the cosines of canaries' directions with the whole update."""
     length = math.sqrt(sum(float(np.square(rows.sum(0)).sum()) for rows in found.movement.values()))
-    return one_shot(found.scores / length, found.canaries.coins, claim.delta)
+    return lower.one_shot(found.scores / length, found.canaries.coins, claim.delta)
 
 
 def audit(found: Evidence, claim: Claim, twin: Transcript | None = None, level: float = ALARM) -> list[Finding]:
@@ -156,14 +143,14 @@ def audit(found: Evidence, claim: Claim, twin: Transcript | None = None, level: 
 def leak(found: Evidence, claim: Claim, level: float) -> Finding:
     """Check that no lower bound is above the accounted epsilon; two bounds share the level."""
     found_bounds = [b for b in bounds(found, claim, 1 - level / 2) if b.method != "f-DP"]
-    alarms = [text for bound in found_bounds if (text := alarm(bound, claim.epsilon))]
+    alarms = [text for bound in found_bounds if (text := lower.alarm(bound, claim.epsilon))]
     best = max(found_bounds, key=lambda b: b.epsilon)
     calm = f"epsilon is at least {best.epsilon:.2f} ({best.method}); {claim.epsilon:.2f} was accounted"
     at = (claim.epsilon, claim.delta)
     least = min(
-        independent_p(b.guesses, b.correct, *at)
+        lower.independent_p(b.guesses, b.correct, *at)
         if b.method == "Gaussian"
-        else steinke_p(b.canaries, b.guesses, b.correct, *at)
+        else lower.steinke_p(b.canaries, b.guesses, b.correct, *at)
         for b in found_bounds
     )
     return Finding("leak", min(2 * least, 1.0), "; ".join(alarms) or calm, level)

@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 
 from fedrec.errors import UserError
-from fedrec.folders import write_private
+from fedrec.folders import make_private, once
 from fedrec.privacy.accounting import Event
 from fedrec.privacy.guarantee import Guarantee
 from fedrec.privacy.ledger import Ledger, Note
@@ -38,7 +38,9 @@ class Books:
     @property
     def run(self) -> str:
         """The name of the run in ledgers that it shares with others; it stays when the run is resumed."""
-        return identity(self.home / "privacy" / "run")
+        path = self.home / "privacy" / "run"
+        make_private(path.parent)
+        return once(path, os.urandom(8).hex().encode()).decode()
 
     def open(self, number: int, inputs: bytes, twice: Event | None = None) -> Source:
         """Book a round on some inputs before anything of it is sent, and return its random numbers.
@@ -79,17 +81,3 @@ class Books:
     def spent(self) -> int:
         """Return how many rounds this run has booked."""
         return sum(entry.run == self.run for entry in self.ledger.entries)
-
-
-def identity(path: Path) -> str:
-    """Return the random name in a file, which the first call writes whole."""
-    if not path.exists():
-        own = path.with_name(f".{path.name}.{os.getpid()}")
-        write_private(own, os.urandom(8).hex())
-        try:
-            os.link(own, path)  # fails if another process was first
-        except FileExistsError:
-            pass
-        finally:
-            own.unlink()
-    return path.read_text(encoding="ascii")

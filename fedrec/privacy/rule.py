@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field, ValidationInfo, field_serializer, field_validator, model_validator
 
+from fedrec.components import number
 from fedrec.errors import UserError
 
 Unit = Literal["none", "interaction", "user", "client"]
@@ -121,11 +122,8 @@ def budgets(text: str) -> dict[str, float]:
     """Return the budgets of a text such as `2;films=1;shop=inf`, that of all others under ""; raises UserError."""
     found = {"": math.inf}
     for part in text.split(";") if text else []:
-        name, equals, number = (word.strip() for word in part.rpartition("="))
-        try:
-            value = float(number)
-        except ValueError:
-            value = math.nan
+        name, equals, epsilon = (word.strip() for word in part.rpartition("="))
+        value = number(epsilon)
         if not value > 0 or bool(equals) != bool(name):
             raise UserError(f"must be numbers above 0, or inf, such as '2;films=1', found {part!r}")
         found[name] = value

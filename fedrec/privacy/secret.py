@@ -8,7 +8,6 @@ inputs, other data included, get independent noise.
 import hashlib
 import os
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from fedrec.data.types import Interactions
 from fedrec.errors import UserError
-from fedrec.folders import make_private, store, sync_folder
+from fedrec.folders import make_private, once, store, sync_folder
 from fedrec.privacy.noise import Source
 
 SIZE = 32  # bytes of a secret and of a digest
@@ -44,13 +43,7 @@ class Secret:
                 f"{self.marker.name}; start a new run"
             )
         make_private(self.path.parent)
-        with suppress(FileExistsError):
-            made = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(made, "wb") as file:
-                file.write(os.urandom(SIZE))
-                file.flush()
-                os.fsync(made)
-        found = self.path.read_bytes()
+        found = once(self.path, os.urandom(SIZE))
         if len(found) != SIZE:
             raise UserError(f"privacy: the secret {self.path} must have {SIZE} bytes, found {len(found)}")
         return found

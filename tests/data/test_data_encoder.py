@@ -15,9 +15,9 @@ from safetensors.numpy import save
 
 from fedrec.data import encoder as module
 from fedrec.data.encoder import HEADS, LAYERS, LONGEST, PACKAGE, WIDTH, Encoder, load_encoder, sentence_vectors
-from fedrec.data.synthetic import synthetic
-from fedrec.data.text import TextFeatures, item_vectors
+from fedrec.data.text import item_vectors
 from fedrec.errors import UserError
+from tests.builders import synthetic
 
 here = all(importlib.util.find_spec(name) for name in (PACKAGE, "tokenizers"))
 needs_weights = pytest.mark.skipif(not here, reason="needs the extra [text]")
@@ -150,7 +150,7 @@ def test_a_cache_that_cannot_be_written_is_done_without(cache: Path) -> None:
 @needs_weights
 def test_item_vectors_by_the_encoder() -> None:
     data = synthetic(platforms=1, items=8, impressions=4)
-    vectors = item_vectors(data, TextFeatures(kind="minilm"))
+    vectors = item_vectors(data, "minilm")
     title, categories = str(data.items["title"][0]), str(data.items["categories"][0])
     expected = sentence_vectors([f"{title}. {categories.replace('|', ', ')}"])[0]
     np.testing.assert_allclose(vectors[0], expected, atol=1e-5)

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedrec.data import Negatives, excluded, federation, synthetic
+from fedrec.data import Negatives, excluded, federation
 from fedrec.errors import UserError
+from tests.builders import synthetic
 
 
 def pairs(found: list[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clients.client import Client
-from fedrec.data import ClientData, excluded, federation, pool, public_data, synthetic, viewed
+from fedrec.data import ClientData, excluded, federation, pool, public_data, viewed
 from fedrec.data.split import new_items
 from fedrec.evaluation import evaluate
 from fedrec.experiment import Experiment
@@ -22,7 +22,7 @@ from fedrec.scorers import PopularityScorer
 from fedrec.tasks import parse_task
 from fedrec.training.local import local_update
 from simulations.engines import launch
-from tests.builders import client, interactions
+from tests.builders import client, interactions, synthetic
 from tests.helpers import experiment, fit
 
 MARKET = {"users": 40, "items": 120, "impressions": 15}

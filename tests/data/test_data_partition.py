@@ -12,10 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedrec.data import ClientData, Dataset, Interactions, federation, pool, synthetic
+from fedrec.data import ClientData, Dataset, Interactions, federation, pool
 from fedrec.data.checks import canonical
 from fedrec.data.split import Split
 from fedrec.errors import UserError
+from tests.builders import synthetic
 
 Rows = list[tuple[int, int, int, int, bool]]  # platform, user, item, time, positive
 Part = Literal["train", "validation", "test", "support"]

@@ -10,8 +10,10 @@ import pandas as pd
 import pytest
 from numpy.typing import NDArray
 
-from fedrec.data import Dataset, Market, load, synthetic
+from fedrec.data import Dataset, Market, load
 from fedrec.errors import UserError
+from fedrec.experiment import build
+from tests.builders import synthetic
 
 
 def auc(score: NDArray[np.float64], label: NDArray[np.bool_]) -> float:
@@ -213,16 +215,22 @@ def test_titles_are_readable_and_unique() -> None:
     ("options", "named"),
     [
         ({"platforms": 0}, "platforms: .* found 0"),
-        ({"similarity": 1.5}, "similarity: .* found 1.5"),
-        ({"similarity": float("nan")}, "similarity: .* found nan"),
         ({"conflicting": 3}, "conflicting: .* found 3"),
-        ({"users": 0}, "users: .* found 0"),
         ({"impressions": 400}, "items: must be at least 500"),
     ],
 )
 def test_numbers_out_of_range_are_refused(options: dict[str, float], named: str) -> None:
     with pytest.raises(UserError, match=named):
         synthetic(**{"platforms": 2, **options})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"similarity": 1.5}, {"similarity": float("nan")}, {"conflicting": -1}, {"users": 0}]
+)
+def test_fields_out_of_range_are_refused(wrong: dict[str, float]) -> None:
+    ((name, value),) = wrong.items()
+    with pytest.raises(UserError, match=rf"market\.{name}: .* found {value}"):
+        build({"market": wrong})
 
 
 def test_the_smallest_market_stands() -> None:

@@ -15,11 +15,11 @@ from hypothesis.extra.numpy import arrays
 from pydantic import ValidationError
 from safetensors.numpy import save_file
 
-from fedrec.data.synthetic import synthetic
-from fedrec.data.text import TextFeatures, folded, hashed, item_vectors, multi_hot, slot, tokens
+from fedrec.data.text import Content, folded, hashed, item_vectors, multi_hot, slot, tokens
 from fedrec.data.types import Dataset
 from fedrec.data.vectors import joined, read_vectors, unit_rows
 from fedrec.errors import UserError
+from tests.builders import synthetic
 
 TEXTS = st.lists(st.text(alphabet="ab cd1.É", max_size=12), min_size=1, max_size=8)
 BAGS = st.dictionaries(st.text(max_size=3), st.floats(-9, 9), max_size=6)
@@ -41,10 +41,8 @@ def test_a_slot_is_what_blake2b_says() -> None:
     assert slot("toy", 256, seed=1) != slot("toy", 256)
 
 
-def test_tokens_are_lower_cased_words_and_marked_ngrams() -> None:
+def test_tokens_are_lower_cased_words() -> None:
     assert tokens("Toy Story, É (1995)") == ["toy", "story", "é", "1995"]
-    assert tokens("Toy a", 3) == ["toy", "a", "#<to", "#toy", "#oy>", "#<a>"]
-    assert tokens("a", 4) == ["a"]
     assert tokens(" .,") == []
 
 
@@ -60,12 +58,12 @@ def test_the_weights_are_tf_idf() -> None:
     np.testing.assert_allclose(hashed(["b A b", "a"], d), expected, atol=1e-7)
 
 
-@given(TEXTS, st.integers(1, 40), st.sampled_from([0, 3]), st.randoms(use_true_random=False))
-def test_equal_texts_have_equal_vectors_in_any_order(texts: list[str], d: int, ngram: int, random: object) -> None:
+@given(TEXTS, st.integers(1, 40), st.randoms(use_true_random=False))
+def test_equal_texts_have_equal_vectors_in_any_order(texts: list[str], d: int, random: object) -> None:
     order = list(range(len(texts)))
     random.shuffle(order)  # type: ignore[attr-defined]
-    vectors = hashed(texts, d, ngram)
-    np.testing.assert_array_equal(hashed([texts[row] for row in order], d, ngram), vectors[order])
+    vectors = hashed(texts, d)
+    np.testing.assert_array_equal(hashed([texts[row] for row in order], d), vectors[order])
     for first, text in enumerate(texts):
         np.testing.assert_array_equal(vectors[first], vectors[texts.index(text)])
 
@@ -107,7 +105,7 @@ def test_categories_are_a_column_each_up_to_the_limit() -> None:
 
 def test_item_vectors_join_words_and_categories_at_equal_weight() -> None:
     data = catalogue(["One", "Two", "...", "?"], ["x|y", "x|y", "z", ""])
-    vectors = item_vectors(data, TextFeatures(dim=512))
+    vectors = item_vectors(data, "hashed", 512)
     assert vectors.shape == (4, 512 + 3)
     assert vectors.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), [1, 1, 1, 0], atol=1e-6)
@@ -117,19 +115,19 @@ def test_item_vectors_join_words_and_categories_at_equal_weight() -> None:
 
 
 def test_item_vectors_follow_the_items_and_cannot_be_spoilt() -> None:
-    data, features = synthetic(platforms=1, items=50), TextFeatures(dim=64, ngram=3)
-    vectors = item_vectors(data, features)
+    data = synthetic(platforms=1, items=50)
+    vectors = item_vectors(data, "hashed", 64)
     mirrored = replace(data, items=data.items.iloc[::-1])
-    np.testing.assert_array_equal(item_vectors(mirrored, features), vectors[::-1])
-    spoilt = item_vectors(data, features)
+    np.testing.assert_array_equal(item_vectors(mirrored, "hashed", 64), vectors[::-1])
+    spoilt = item_vectors(data, "hashed", 64)
     spoilt[:] = 7
-    np.testing.assert_array_equal(item_vectors(data, features), vectors)
+    np.testing.assert_array_equal(item_vectors(data, "hashed", 64), vectors)
 
 
-@pytest.mark.parametrize("wrong", [{"kind": "bert"}, {"dim": 0}, {"ngram": -1}, {"width": 3}])
+@pytest.mark.parametrize("wrong", [{"kind": "bert"}, {"dim": 0}, {"width": 3}])
 def test_wrong_features_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
-        TextFeatures.model_validate(wrong)
+        Content.model_validate(wrong)
 
 
 ROWS = arrays(

@@ -4,7 +4,7 @@ import pytest
 from fedrec.data.types import Ints
 from fedrec.experiment import Experiment
 from fedrec.holdings import clients_data
-from fedrec.models import table_rows
+from fedrec.models.tables import table_rows
 from fedrec.privacy.attacks.inversion import gradient, pursuit
 from fedrec.privacy.attacks.ratings import SCALE, fitting, recovered_ratings
 from fedrec.privacy.attacks.recovery import STILL, item_scores, item_set, moved

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from fedrec.holdings import clients_data
 from fedrec.keyed import carrier
 from fedrec.privacy.account import promise
 from fedrec.privacy.accounting import Event, epsilon
-from fedrec.privacy.books import Books, identity
+from fedrec.privacy.books import Books
 from fedrec.privacy.guarantee import SERVER, guarantees
 from fedrec.privacy.ledger import Group, Ledger, OverBudget
 from fedrec.privacy.rule import Privacy
@@ -397,7 +398,8 @@ def test_the_replay_stamp_stands_on_the_terminal_and_in_the_report(
 
 
 def test_the_name_of_a_run_is_made_once(tmp_path: Path) -> None:
-    assert identity(tmp_path / "a" / "run") == identity(tmp_path / "a" / "run") != identity(tmp_path / "b" / "run")
+    one = Books(next(iter(guarantees(private(privacy=CLIENT)).values())), tmp_path / "a", 0)
+    assert one.run == one.run == replace(one).run != replace(one, home=tmp_path / "b").run
 
 
 def test_a_damaged_secret_is_refused(tmp_path: Path) -> None:

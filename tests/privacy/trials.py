@@ -2,7 +2,8 @@
 
 from functools import cache
 
-from fedrec.data import ClientData, federation, synthetic
+from fedrec.data import ClientData, federation
+from tests.builders import synthetic
 
 
 @cache

@@ -38,7 +38,8 @@ def imia(
         label[open_] = False
         label[rng.permutation(open_)[:left]] = True
         x = shadow(one, transcript.ids(client, "item_table"), touched, label, experiment, user)
-        gap = distance(one, x)[open_]
+        parts = [(one.x[name] - x[name]).double() for name in ("item_table", "item_bias") if name in x]
+        gap = torch.cat(parts, dim=1).norm(dim=1).numpy()[open_]  # of every item's row, table and bias
         order = np.argsort(gap, kind="stable")[: max(1, round(keep * len(open_)))]
         sure = open_[order]
         found[sure] = np.where(label[sure], 1.0, -1.0) * (1 + 1 / (1 + turn))
@@ -75,12 +76,6 @@ def shadow(one: Exchanged, items: Ints, touched: Ints, label: Bools, experiment:
         }
         recipe.optimiser.step(params, filled, state, t)
     return sharing.split(params)[0]
-
-
-def distance(one: Exchanged, x: Params) -> Values:
-    """Return the distance [items] of every item's row, table and bias, from the one that the client sent."""
-    parts = [(one.x[name] - x[name]).double() for name in ("item_table", "item_bias") if name in x]
-    return np.asarray(torch.cat(parts, dim=1).norm(dim=1).numpy())
 
 
 def catalogue_imia(

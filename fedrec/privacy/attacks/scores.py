@@ -10,6 +10,7 @@ from scipy.special import betaincinv
 from scipy.stats import rankdata
 
 from fedrec.data.types import Bools, Ints
+from fedrec.metrics import placements
 
 Values = NDArray[np.float64]
 
@@ -75,30 +76,20 @@ def judge(
 def auc(scores: Values, truth: Bools, groups: Ints) -> tuple[float, float]:
     """Return the AUC and its standard error, that of a sum over independent groups.
 
-    With V(x) the fraction of the other kind that a target beats (ties half), the AUC is A = mean V, and its error is
-    that of sum_x (V(x) - A) / n_kind(x), summed within groups. Groups of one give DeLong's error.
+    With V(x) the fraction of the other kind that a target stands on the right side of (ties half), the AUC is A = mean
+    V, and its error is that of sum_x (V(x) - A) / n_kind(x), summed within groups. Groups of one give DeLong's error.
     """
-    mine, other = scores[truth], scores[~truth]
-    v = np.empty(len(scores))
-    v[truth] = _beaten(mine, other)
-    v[~truth] = 1 - _beaten(other, mine)
+    v, members = placements(scores, truth), int(truth.sum())
     value = float(v[truth].mean())
-    kinds = np.where(truth, len(mine), len(other))
+    kinds = np.where(truth, members, len(truth) - members)
     _, group = np.unique(groups, return_inverse=True)
     count = int(group.max()) + 1
-    if min(len(mine), len(other), count) < 2:
+    if min(members, len(truth) - members, count) < 2:
         return value, math.inf
     part = np.bincount(group, (v - value) / kinds)
     if count == len(scores):  # by itself every kind has its own n / (n - 1)
         return value, math.sqrt(float(((v - value) ** 2 / (kinds * (kinds - 1))).sum()))
     return value, math.sqrt(count / (count - 1) * float((part**2).sum()))
-
-
-def _beaten(a: Values, b: Values) -> Values:
-    """Return the fraction of `b` that every entry of `a` is above, a tie counting half."""
-    ordered = np.sort(b)
-    below = np.searchsorted(ordered, a, side="left") + np.searchsorted(ordered, a, side="right")
-    return np.asarray(below / (2 * len(b)), np.float64)
 
 
 def clopper_pearson(successes: Ints, n: int, alpha: float) -> tuple[Values, Values]:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from inspect import signature
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -67,7 +68,7 @@ class Attack:
     clients: Clients
     tasks: Tasks
     run: Callable[..., Values]
-    ask: Callable[[Case], Question]
+    targets: Callable[[Case], Question]
     released: bool = True
     reads: tuple[str, ...] = ("item_table",)  # of what is shared
     about: str = ""  # an attribute of users, if it is after one
@@ -84,6 +85,14 @@ class Attack:
         fits = (self.clients == "one-user") == alone and task.kind in self.tasks and not others
         return fits and {*self.reads} <= shared.keys()
 
+    def ask(self, case: Case) -> Question:
+        """Return what it is asked, with what its arguments declare of what may be known of a run, and no more."""
+        e, asked = case.experiment, self.targets(case)
+        held = {part.name: Held(part.users, case.private[part.name]) for part in case.parts}
+        every = {"experiment": e, "tasks": e.tasks(case.parts[0].name), "held": held, "population": len(case.users)}
+        every |= {"prior": case.prior, "seed": case.seed, **asked.known}
+        return replace(asked, known={name: every[name] for name in signature(self.run).parameters if name in every})
+
     def result(self, transcript: Transcript, case: Case) -> Result:
         """Ask, run and score; raises ValueError where there are no targets of both kinds."""
         question = self.ask(case)
@@ -94,36 +103,23 @@ def _some(case: Case) -> Sequence[ClientData]:
     return case.parts[:USERS]
 
 
-def _held(case: Case) -> dict[str, Held]:
-    return {part.name: Held(part.users, case.private[part.name]) for part in case.parts}
-
-
 def _catalogue(case: Case) -> Question:
     parts = _some(case)
-    known = {"clients": [part.name for part in parts], "tasks": case.experiment.tasks(parts[0].name)}
+    known = {"clients": [part.name for part in parts], "users": np.asarray([part.users[0] for part in parts])}
     truth = [targets.catalogue(part) for part in parts]
     groups = np.repeat(np.arange(len(parts)), [len(one) for one in truth])
     return Question(known, np.concatenate(truth), groups)
 
 
-def _imia(case: Case) -> Question:
-    asked = _catalogue(case)
-    users = np.asarray([part.users[0] for part in _some(case)])
-    known = {"clients": asked.known["clients"], "users": users, "experiment": case.experiment, "seed": case.seed}
-    return replace(asked, known=known)
-
-
 def _ratings(case: Case) -> Question:
     records, trained = targets.interactions(_some(case), per_client=SAMPLE, seed=case.seed)
     records = records.take(trained)
-    known = {"records": records.unrated(), "experiment": case.experiment, "prior": case.prior}
-    return Question(known, records.rating >= 4, records.of)
+    return Question({"records": records.unrated()}, records.rating >= 4, records.of)
 
 
-def _interactions(case: Case, names: Sequence[str]) -> Question:
+def _interactions(case: Case) -> Question:
     records, truth = targets.interactions(case.parts, per_client=SAMPLE, seed=case.seed)
-    every = {"experiment": case.experiment, "held": _held(case), "population": len(case.users)}
-    return Question({"records": records} | {name: every[name] for name in names}, truth, records.user)
+    return Question({"records": records}, truth, records.user)
 
 
 def _throughout(case: Case, ask: Callable[[Case], Question]) -> Question:
@@ -138,21 +134,18 @@ def _fitted(case: Case) -> Question:
     order = generator(case.seed, "targets", "fitted").permutation(len(first))
     before = np.cumsum(np.bincount(group)[order]) <= 2 * SAMPLE * len(case.parts)
     chosen = np.isin(group, order[before])
-    return Question(
-        {"records": records.take(chosen), "experiment": case.experiment}, truth[chosen], records.user[chosen]
-    )
+    return Question({"records": records.take(chosen)}, truth[chosen], records.user[chosen])
 
 
 def _lira(case: Case) -> Question:
     part = case.parts[0]
     records, truth = targets.interactions([part], per_client=5 * SAMPLE, seed=case.seed)
-    known = {"records": records, "experiment": case.experiment, "pool": targets.pool_of(part), "seed": case.seed}
-    return Question(known, truth, records.user)
+    return Question({"records": records, "pool": targets.pool_of(part)}, truth, records.user)
 
 
 def _users(case: Case) -> Question:
     records, truth = targets.users(case.parts, per_client=USERS, seed=case.seed)
-    return Question({"records": records, "experiment": case.experiment}, truth)
+    return Question({"records": records}, truth)
 
 
 def _attribute(case: Case, name: str) -> Question:
@@ -163,53 +156,41 @@ def _attribute(case: Case, name: str) -> Question:
         values = attributes.one_hot(people["occupation"].tolist())
     else:
         values = (people["gender"] == "M" if name == "gender" else people["age"] >= 30).to_numpy()[:, None]
-    if case.experiment.partition == "one-user":
-        who: dict[str, Any] = {"clients": [part.name for part in case.parts]}
-    else:
-        who = {"users": ids, "held": _held(case)}
     known = generator(case.seed, "targets", "attributes").permutation(len(ids)) % 2 == 0
     asked = np.tile(np.flatnonzero(~known), values.shape[1])
+    who = {"clients": [part.name for part in case.parts], "users": ids}
     return Question({**who, "known": known, "attributes": values[known]}, values[~known].T.ravel(), asked)
 
 
-def _by_item_sets(case: Case, name: str) -> Question:
-    asked = _attribute(case, name)
-    return replace(asked, known={**asked.known, "tasks": case.experiment.tasks(case.parts[0].name)})
-
-
-Source = tuple[str, Clients, Callable[..., Values], Callable[..., Question], bool]
-SOURCES: tuple[Source, ...] = (
-    ("item sets", "one-user", attributes.from_item_sets, _by_item_sets, True),
-    ("updates", "one-user", attributes.from_updates, _attribute, True),
-    ("user vectors", "silos", attributes.from_vectors, _attribute, False),
+SOURCES: tuple[tuple[str, Clients, Callable[..., Values], bool], ...] = (
+    ("item sets", "one-user", attributes.from_item_sets, True),
+    ("updates", "one-user", attributes.from_updates, True),
+    ("user vectors", "silos", attributes.from_vectors, False),
 )
 BOTH: Tasks = ("rank", "rating")
 INSIDE: tuple[Literal["interaction"], Literal["silos"], Tasks] = ("interaction", "silos", BOTH)
 FACTORISED = ("item_table", "item_bias")
-_leaning = partial(_interactions, names=("experiment",))
-INSIDER = partial(_interactions, names=("experiment", "held"))
-INVERSION = partial(_interactions, names=("experiment", "population"))
 ATTACKS: tuple[Attack, ...] = (
     Attack("item set", "interaction", "one-user", BOTH, recovery.catalogue_scores, _catalogue),
-    Attack("shadow labels (IMIA)", "interaction", "one-user", ("rank",), imia.catalogue_imia, _imia),
+    Attack("shadow labels (IMIA)", "interaction", "one-user", ("rank",), imia.catalogue_imia, _catalogue),
     Attack("ratings", "attribute", "one-user", ("rating",), ratings.rating_scores, _ratings, reads=FACTORISED),
-    Attack("loss, insider", *INSIDE, membership.insider_losses, INSIDER, released=False),
+    Attack("loss, insider", *INSIDE, membership.insider_losses, _interactions, released=False),
     Attack("loss, fitted user", *INSIDE, membership.fitted_losses, _fitted),
-    Attack("leaning", *INSIDE, membership.leanings, _leaning),
-    Attack("leaning, all rounds", *INSIDE, membership.leanings, partial(_throughout, ask=_leaning)),
+    Attack("leaning", *INSIDE, membership.leanings, _interactions),
+    Attack("leaning, all rounds", *INSIDE, membership.leanings, partial(_throughout, ask=_interactions)),
     Attack("likelihood ratio (LiRA)", *INSIDE, lira.likelihood_ratios, _lira),
-    Attack("inversion", "interaction", "silos", ("rating",), inversion.membership, INVERSION, reads=FACTORISED),
+    Attack("inversion", "interaction", "silos", ("rating",), inversion.membership, _interactions, reads=FACTORISED),
     Attack("user leaning", "user", "silos", BOTH, membership.user_leanings, _users),
     Attack(
         "user leaning, all rounds", "user", "silos", BOTH, membership.user_leanings, partial(_throughout, ask=_users)
     ),
     *(
-        Attack(f"{name} from {what}", "attribute", clients, BOTH, run, partial(ask, name=name), released, about=name)
-        for what, clients, run, ask, released in SOURCES
+        Attack(f"{name} from {what}", "attribute", clients, BOTH, run, partial(_attribute, name=name), out, about=name)
+        for what, clients, run, out in SOURCES
         for name in ("gender", "age", "occupation")
     ),
 )
-ASKED: dict[Any, Callable[[Case], Question]] = {"interaction": _leaning, "user": _users}
+ASKED: dict[Any, Callable[[Case], Question]] = {"interaction": _interactions, "user": _users}
 
 
 def own_attacks(text: str) -> list[Attack]:
@@ -229,14 +210,16 @@ def own_attacks(text: str) -> list[Attack]:
     return found
 
 
-def _attempted(own: Any, name: str, unit: str, transcript: Transcript, **known: Any) -> Values:
+def _attempted(
+    own: Any, name: str, unit: str, transcript: Transcript, records: targets.Records, experiment: Experiment
+) -> Values:
     """Return the scores of an attack of the user's own; raises RunFailure if it fails, or gives none to some target."""
-    targets = len(known["records"]) if unit == "interaction" else len(known["records"].profiles()[0])
+    count = len(records) if unit == "interaction" else len(records.profiles()[0])
     try:
-        scores = np.asarray(own.scores(transcript, **known), np.float64)
+        scores = np.asarray(own.scores(transcript, records=records, experiment=experiment), np.float64)
     except Exception as error:
         raise RunFailure(f"attack {name}: {type(error).__name__}: {error}") from error
-    if scores.shape != (targets,) or np.isnan(scores).any():
-        found = "NaN" if scores.shape == (targets,) else list(scores.shape)
-        raise RunFailure(f"attack {name}: scores must be a number for each of {targets} targets, found {found}")
+    if scores.shape != (count,) or np.isnan(scores).any():
+        found = "NaN" if scores.shape == (count,) else list(scores.shape)
+        raise RunFailure(f"attack {name}: scores must be a number for each of {count} targets, found {found}")
     return scores

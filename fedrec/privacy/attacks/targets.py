@@ -63,11 +63,7 @@ class Records:
 
 def used(part: ClientData, tasks: tuple[Task, ...]) -> ClientData:
     """Return a client without the rows that none of its tasks learns from: they are in no update."""
-
-    def among(rows: Interactions) -> Interactions:
-        return rows.take(np.logical_or.reduce([task.rows(rows) for task in tasks]))
-
-    return replace(part, train=among(part.train), validation=among(part.validation), test=among(part.test))
+    return part.mapped(lambda rows: rows.take(np.logical_or.reduce([task.rows(rows) for task in tasks])))
 
 
 def interactions(parts: Sequence[ClientData], *, per_client: int, seed: int) -> tuple[Records, Bools]:
@@ -136,10 +132,5 @@ def _records(part: ClientData, number: int, rows: Interactions) -> Records:
 
 
 def _join(parts: Sequence[ClientData], found: Sequence[Records]) -> Records:
-    return Records(
-        tuple(part.name for part in parts),
-        np.concatenate([one.of for one in found]),
-        np.concatenate([one.user for one in found]),
-        np.concatenate([one.item for one in found]),
-        np.concatenate([one.rating for one in found]),
-    )
+    columns = [np.concatenate([getattr(one, name) for one in found]) for name in ("of", "user", "item", "rating")]
+    return Records(tuple(part.name for part in parts), *columns)
