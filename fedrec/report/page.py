@@ -14,7 +14,7 @@ from fedrec.report.price import shown as priced
 from fedrec.report.several import WORDS, balances, singly, spoken
 from fedrec.report.standing import Standing, corrected, standings, stands, unpopular
 from fedrec.report.tables import BASELINES, Run, compare, counted, read_run
-from fedrec.report.template import PAGE, rendered
+from fedrec.report.template import rendered
 
 # Columns of rounds.csv that are drawn where they are found, with the words on their axis.
 ROUND_CURVES = {
@@ -53,7 +53,7 @@ def page(run: Run) -> str:
     primary = table[table["primary"]]
     standing = standings(run, together)
     return rendered(
-        PAGE,
+        "run",
         leaking=run.stamp(),
         run=run.record,
         option=run.option,
