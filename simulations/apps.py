@@ -30,7 +30,9 @@ from simulations.student import teach
 
 def plan_of(experiment: Experiment, home: Path | None = None) -> Plan:
     """Return what the server is told of an experiment; `home` is where it keeps its books, if it adds noise."""
-    e = experiment
+    e, noisy = experiment, guarantees(experiment).get(SERVER)
+    if noisy and home is None:
+        raise UserError("privacy: the server needs a folder for its ledger, found none")
     return Plan(
         rounds=affordable(e, home),
         eval_every=e.eval_every,
@@ -50,19 +52,9 @@ def plan_of(experiment: Experiment, home: Path | None = None) -> Plan:
         codec=e.codec,
         silent=e.privacy.active,
         secure=terms(e) if e.secure.active else None,
-        release=release_of(e, home),
+        release=Release(Books(noisy, home, e.seed)) if noisy and home else None,
         newcomers=e.arrivals,
     )
-
-
-def release_of(experiment: Experiment, home: Path | None) -> Release | None:
-    """Return how the server protects the mean of a round; None if it adds no noise."""
-    guarantee = guarantees(experiment).get(SERVER)
-    if guarantee is None:
-        return None
-    if home is None:
-        raise UserError("privacy: the server needs a folder for its ledger, found none")
-    return Release(Books(guarantee, home, experiment.seed))
 
 
 def affordable(experiment: Experiment, home: Path | None) -> int:
@@ -107,14 +99,8 @@ def finisher(experiment: Experiment, home: Path) -> Finish:
             if len(record.rounds) < experiment.rounds:
                 record.stopped = record.stopped or "budget"
         notes = (*dataset(experiment).notes, *item_content(experiment)[1])
-        write_record(
-            home,
-            record,
-            experiment.model_dump(mode="json"),
-            notes,
-            origins(experiment.own_parts),
-            sha256_of(experiment.data_dir),
-        )
+        own, digest = origins(experiment.own_parts), sha256_of(experiment.data_dir)
+        write_record(home, record, experiment.model_dump(mode="json"), notes, own, digest)
         if experiment.agreement.active:
             teach(experiment, record, home)
 

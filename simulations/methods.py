@@ -6,7 +6,6 @@ The table holds plain fields, so that whoever wants the names need not load what
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from functools import cache
 from typing import TYPE_CHECKING
 
 from fedrec.methods import TABLE
@@ -19,7 +18,9 @@ class Methods(Mapping[str, "Method"]):
     """The methods by name; a value is made when it is asked for."""
 
     def __getitem__(self, name: str) -> Method:
-        return value_of(name)
+        from fedrec.experiment import Method
+
+        return Method(method=name, **TABLE[name])
 
     def __iter__(self) -> Iterator[str]:
         return iter(TABLE)
@@ -27,22 +28,11 @@ class Methods(Mapping[str, "Method"]):
     def __len__(self) -> int:
         return len(TABLE)
 
-    def __contains__(self, name: object) -> bool:
-        return name in TABLE
-
     def __repr__(self) -> str:
         return f"METHODS({', '.join(TABLE)})"
 
 
 METHODS = Methods()
-
-
-@cache
-def value_of(name: str) -> Method:
-    """Return the method of a name; raises KeyError."""
-    from fedrec.experiment import Method
-
-    return Method(method=name, **TABLE[name])
 
 
 def usual(experiment: Experiment) -> Method:

@@ -246,10 +246,7 @@ def whole(make: Callable[[Path], None], home: Path, name: str, stopped: Callable
 
 
 def compared(other: Experiment, name: str, home: Path, stopped: Callable[[], bool], launch: Launch) -> str:
-    """Train a baseline into `home` with the engine of the run; return why it failed, or "".
-
-    A baseline that fails or is stopped leaves nothing, and takes nothing from the run that it is for.
-    """
+    """Train a baseline into `home` whole or not at all; return why it failed, or an empty text."""
     from server.faults import ClientFailure
 
     try:
@@ -261,12 +258,9 @@ def compared(other: Experiment, name: str, home: Path, stopped: Callable[[], boo
 
 @contextmanager
 def stopping(told: Told = complain) -> Iterator[Callable[[], bool]]:
-    """Yield a function that tells whether Ctrl-C was pressed: the first lets the round finish, the second stops.
-
-    Ctrl-C reaches the main thread alone, and so does nothing to a run in another one.
-    """
+    """Yield a function that tells whether Ctrl-C was pressed: the first lets the round finish, the second stops."""
     pressed: list[int] = []
-    if current_thread() is not main_thread():
+    if current_thread() is not main_thread():  # which Ctrl-C does not reach
         yield lambda: False
         return
 

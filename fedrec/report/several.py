@@ -57,7 +57,8 @@ def singly(run: Run, together: bool = False) -> pd.DataFrame:
     tests = [results.test().dropna() for results in (ours, single)]
     tasks = ours.test().reset_index().groupby("client")["task"].nunique()
     keys = [key for key in tests[0].index if tasks[key[0]] > 1 and key in tests[1].index]
-    ours, single = (_only(results, keys) for results in (ours, single))
+    keys += [(client, task, NEGATIVES) for client, task, metric in keys if metric == "auc"]  # its other side
+    ours, single = (r.where(lambda table: pd.MultiIndex.from_frame(table[KEY]).isin(keys)) for r in (ours, single))
     if together:
         ours, single = as_one(ours), as_one(single)
     values, alone, apart = ours.test(), single.test(), differences(ours, single)
@@ -98,9 +99,3 @@ def _joined(singles: dict[str, Results]) -> Results:
         joined([results.clients for results in every], METRICS),
         joined([results.users for results in every], [*USERS, "weight"]),
     )
-
-
-def _only(results: Results, keys: list[tuple[str, str, str]]) -> Results:
-    """Return the results of some (client, task, metric); of an AUC both sides."""
-    keys = keys + [(client, task, NEGATIVES) for client, task, metric in keys if metric == "auc"]
-    return results.where(lambda table: pd.MultiIndex.from_frame(table[KEY]).isin(keys))
