@@ -4,6 +4,7 @@ import io
 import re
 import warnings
 from collections.abc import Sequence
+from textwrap import fill
 from typing import Any, NamedTuple
 
 import matplotlib as mpl
@@ -28,7 +29,7 @@ STYLE: dict[Any, Any] = {
     "legend.frameon": False, "axes.titleweight": "bold", "axes.formatter.useoffset": False, "axes.unicode_minus": True,
 }  # fmt: skip
 COLOURS = {"helped": GOOD, "hurt": BAD}  # what has no interval has no colour either
-WIDTH = 8.4
+WIDTH, NARROW = 8.4, 5.6  # inches; what is narrow can be read on a telephone without moving it to and fro
 
 
 def number(x: float, _: object = None) -> str:
@@ -51,13 +52,14 @@ def svg(figure: Figure, name: str, alt: str) -> Markup:
     # Identifiers are unique in the page only with the figure's name.
     text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", text)
     text = re.sub(r"'?DejaVu Sans'?[^;\"]*", "inherit", text)
-    head = Markup('<svg role="img" aria-label="{}" ').format(alt)
+    narrow = Markup('class="narrow" ') if figure.get_figwidth() < WIDTH else ""
+    head = Markup('<svg role="img" {}aria-label="{}" ').format(narrow, alt)
     return head + Markup(re.sub(r'^<svg( width="[^"]*")?( height="[^"]*")?', "", text))
 
 
-def subplots(rows: int, columns: int, height: float) -> tuple[Figure, NDArray[Any]]:
+def subplots(rows: int, columns: int, height: float, width: float = WIDTH) -> tuple[Figure, NDArray[Any]]:
     """Return a figure of a page's width, and its axes [rows, columns]."""
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
@@ -78,13 +80,13 @@ def _named(axes: Axes, names: Sequence[str] | pd.Series, label: str) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(number))
     axes.grid(axis="y", visible=False)
     axes.spines["left"].set_visible(False)
-    axes.set_xlabel(label)
+    axes.set_xlabel(fill(label, 56))
 
 
 def forest(rows: pd.DataFrame, name: str, label: str, alt: str) -> Markup:
     """Return each client's difference against local with its interval; `rows` as in `comparison`."""
     with mpl.rc_context(STYLE):
-        figure, ((axes,),) = subplots(1, 1, 0.75 + 0.34 * len(rows))
+        figure, ((axes,),) = subplots(1, 1, 0.75 + 0.34 * len(rows), NARROW)
         for place, row in enumerate(rows.itertuples()):
             colour, ends = COLOURS.get(str(row.verdict), FLAT), [row.local_low, row.local_high]
             axes.plot(ends, [place, place], color=colour, linewidth=3, solid_capstyle="round")
