@@ -104,7 +104,12 @@ def compare(
     if common and not made:
         raise UserError(f"{next(iter(common))}: acts only with a method to run, found runs alone")
     cli.heard(common, made.values())
-    require_same({name: arm.experiment if isinstance(arm, Run) else made[name] for name, arm in named.items()})
+    if len(named) < 2:
+        raise UserError(f"compare: must have at least two, found {len(named)}")
+    (first, one), *others = ((n, arm.experiment if isinstance(arm, Run) else made[n]) for n, arm in named.items())
+    for (name, other), field in product(others, TESTED):
+        if (x := getattr(one, field)) != (y := getattr(other, field)):
+            raise UserError(f"compare: {field} must be the same in all, found {x!r} in {first} and {y!r} in {name}")
     for one in made.values() if data is None else ():
         check(one)
     commands = {n: Command(e, folder(out, n), quiet, False, int(e.engine in cli.SAVING)) for n, e in made.items()}
@@ -140,16 +145,6 @@ def arm_of(common: Mapping[str, Given], own: Mapping[str, Given]) -> Experiment:
     made = cli.resolve({**common, **own}, strict=False)
     cli.heard(own, [made])
     return baseline(made, made.method) if made.method in ("local", "pooled") else made
-
-
-def require_same(experiments: Mapping[str, Experiment]) -> None:
-    """Raise UserError unless there are two experiments, or more, and all are tested on the same rows."""
-    if len(experiments) < 2:
-        raise UserError(f"compare: must have at least two, found {len(experiments)}")
-    (first, one), *others = experiments.items()
-    for (name, other), field in product(others, TESTED):
-        if (x := getattr(one, field)) != (y := getattr(other, field)):
-            raise UserError(f"compare: {field} must be the same in all, found {x!r} in {first} and {y!r} in {name}")
 
 
 def finished(command: Command, data: pd.DataFrame | None = None) -> Run:

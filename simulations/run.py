@@ -113,8 +113,9 @@ def perform(command: Command, console: Console, told: Told, way: Way, write: Wri
                     failures = baselines(others, why, home, shown, stopped, told, engine)
                 write_price(home)
                 write_report(home, complete=False)
-                if not command.trained:
-                    keep(home, ended_early(home))
+                if not command.trained:  # what was stopped can be gone on with if it has what its noise comes from
+                    record = json.loads((home / "experiment.json").read_text(encoding="utf-8"))
+                    keep(home, record["stopped"] == "interrupted" and not record["privacy"])
         except (ClientFailure, ContractError, OSError) as error:
             raise RunFailure(f"{one_line(error)}{continued(command, out, home, way)}") from error
         except KeyboardInterrupt:
@@ -153,12 +154,6 @@ def remember(command: Command, home: Path) -> None:
     make_private(home / CHECKPOINTS)
     about = {"experiment": command.experiment.model_dump(mode="json"), "compare": command.compare}
     replace(home / CHECKPOINTS / COMMAND, json_text({**about, "every": command.every}).encode())
-
-
-def ended_early(home: Path) -> bool:
-    """Return whether a run that was trained can be gone on with: it was stopped, and has what its noise comes from."""
-    record = json.loads((home / "experiment.json").read_text(encoding="utf-8"))
-    return record["stopped"] == "interrupted" and not record["privacy"]
 
 
 def continued(command: Command, out: Path | None, home: Path | None, way: Way) -> str:

@@ -189,13 +189,10 @@ def _curves(run: Run, primary: pd.DataFrame) -> list[Figure]:
 
 def _traffic(run: Run) -> dict[str, Any] | None:
     """Return the bytes of every round and their sums."""
-    if len(run.ledger):
-        table = run.ledger.pivot_table(index="round", columns="direction", values="bytes", aggfunc="sum", fill_value=0)
-        table = table.reindex(columns=["up", "down"], fill_value=0).reset_index()
-    elif {"bytes_up", "bytes_down"} <= set(run.rounds):
-        table = run.rounds[["round", "bytes_up", "bytes_down"]].set_axis(["round", "up", "down"], axis=1)
-    else:
+    if not len(run.ledger):
         return None
+    table = run.ledger.pivot_table(index="round", columns="direction", values="bytes", aggfunc="sum", fill_value=0)
+    table = table.reindex(columns=["up", "down"], fill_value=0).reset_index()
     up, down = float(table["up"].sum()), float(table["down"].sum())
     rounds, clients = len(run.rounds) or len(table), len(run.names()) or 1
     unit, scale = next(

@@ -1,6 +1,7 @@
 """The templates of the pages, which stand in `template.toml`."""
 
 import tomllib
+from functools import cache
 from pathlib import Path
 
 import jinja2
@@ -11,6 +12,11 @@ from fedrec.report.findings import change, count, label, number, plural, size
 
 def rendered(template: str, **values: object) -> str:
     """Return a page by the name of its template."""
+    return _environment().get_template(template).render(**values)
+
+
+@cache
+def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.DictLoader(tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))),
         undefined=jinja2.StrictUndefined,
@@ -21,4 +27,4 @@ def rendered(template: str, **values: object) -> str:
     )
     environment.filters |= {"number": number, "size": size, "label": label, "count": count}
     environment.globals |= {"change": change, "higher_is_better": higher_is_better, "plural": plural}
-    return environment.get_template(template).render(**values)
+    return environment
