@@ -100,10 +100,8 @@ def _differences(run: Run, name: str, rows: pd.DataFrame) -> Figure | None:
     if not len(rows):
         return None
     task, metric = rows["task"].iloc[0], rows["metric"].iloc[0]
-    flag = f" {run.stamp()}" if run.stamp() else ""
-    words = (
-        f"{label(metric)} together minus alone ({'higher' if higher_is_better(metric) else 'lower'} is better){flag}"
-    )
+    better = "higher" if higher_is_better(metric) else "lower"
+    words = f"{label(metric)} together minus alone ({better} is better)\n{run.stamp()}".rstrip()  # a line of its own
     if len(run.names()) > MANY:
         picture = plots.distribution(rows["local_difference"], sign(metric), name, words, f"{words}. {answer(rows)}")
         return Figure(picture, "How many clients differ by how much.")

@@ -4,7 +4,6 @@ import io
 import re
 import warnings
 from collections.abc import Sequence
-from textwrap import fill
 from typing import Any, NamedTuple
 
 import matplotlib as mpl
@@ -53,7 +52,7 @@ def svg(figure: Figure, name: str, alt: str) -> Markup:
     text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", text)
     text = re.sub(r"'?DejaVu Sans'?[^;\"]*", "inherit", text)
     narrow = Markup('class="narrow" ') if figure.get_figwidth() < WIDTH else ""
-    head = Markup('<svg role="img" {}aria-label="{}" ').format(narrow, alt)
+    head = Markup('<svg role="img" {}aria-label="{}" ').format(narrow, " ".join(alt.split()))
     return head + Markup(re.sub(r'^<svg( width="[^"]*")?( height="[^"]*")?', "", text))
 
 
@@ -80,7 +79,7 @@ def _named(axes: Axes, names: Sequence[str] | pd.Series, label: str) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(number))
     axes.grid(axis="y", visible=False)
     axes.spines["left"].set_visible(False)
-    axes.set_xlabel(fill(label, 56))
+    axes.set_xlabel(label)
 
 
 def forest(rows: pd.DataFrame, name: str, label: str, alt: str) -> Markup:
