@@ -28,6 +28,9 @@ class Methods(Mapping[str, "Method"]):
     def __len__(self) -> int:
         return len(TABLE)
 
+    def __contains__(self, name: object) -> bool:
+        return name in TABLE
+
     def __repr__(self) -> str:
         return f"METHODS({', '.join(TABLE)})"
 
