@@ -94,10 +94,7 @@ class Checkpoints:
 
 @dataclass(frozen=True)
 class Found:
-    """A checkpoint to go on from: its folder, what the server was, all rows of the record, what is run.
-
-    `refused` names those after it that are damaged.
-    """
+    """What to go on from: a folder, its state with all rows, what is run; `refused` are damaged ones."""
 
     folder: Path
     snapshot: Snapshot
@@ -225,8 +222,5 @@ def put_back(c: State, snapshot: Snapshot) -> None:
 
 
 def under(prefix: str, tensors: Params) -> Params:
-    """Return the tensors whose names begin with a prefix, without it, in the order of their names as a mean has them.
-
-    The format has an order of its own.
-    """
+    """Return the tensors with a prefix, without it, sorted as a mean has them and the format has not."""
     return {name.removeprefix(prefix): tensors[name] for name in sorted(tensors) if name.startswith(prefix)}

@@ -33,10 +33,7 @@ class Release:
         carriers: Mapping[str, Carrier],
         like: Params,
     ) -> Params:
-        """Return the noisy mean of the clipped x_i - z_i, booked before anybody is sent anything of it.
-
-        Raises OverBudget if the round would exceed the budget.
-        """
+        """Return the noisy mean of the clipped x_i - z_i, booked before it is sent; raises OverBudget."""
         g = self.books.guarantee
         changes = {name: clipped(x, z[name], g.rule.clip) for name, x in answers.items()}
         inputs = digest(

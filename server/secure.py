@@ -65,10 +65,7 @@ class SecureRound:
         read: Callable[[RecordDict, str], T],
         lost: frozenset[str] = NOBODY,
     ) -> dict[str, T]:
-        """Return what `read` makes of the clients' answers to one stage.
-
-        Note the faults of the others; raises ClientFailure if fewer than the threshold are left.
-        """
+        """Return the answers to a stage as `read`, and note faults; raises ClientFailure if too few are left."""
         self.log(contents, "down")
         letters, found = self.letters(KINDS[stage], contents), dict[str, T]()
         for name in contents:

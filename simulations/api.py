@@ -67,7 +67,9 @@ def run(
     every = checkpoint_every
     if every is not None and (type(every) is not int or every < 0):
         raise UserError(f"checkpoint_every: must be a whole number from 0, found {every!r}")
-    base, own = given(whole(experiment) if experiment else {}), of_table(given(fields), data, columns)
+    if experiment:
+        told_whole(experiment, Experiment)
+    base, own = given(experiment.model_dump() if experiment else {}), of_table(given(fields), data, columns)
     return finished(cli.command_of(base, own, folder(out), quiet, compare, every), data)
 
 
@@ -97,17 +99,21 @@ def compare(
     that are not tested on the same rows.
     """
     named = {name: opened(arm) for name, arm in (arms if isinstance(arms, Mapping) else by_name(arms)).items()}
-    done = {name: arm for name, arm in named.items() if isinstance(arm, Run)}
     common = of_table(given(fields), data, columns)
     made = {name: arm_of(common, given(arm)) for name, arm in named.items() if not isinstance(arm, Run)}
     if common and not made:
         raise UserError(f"{next(iter(common))}: acts only with a method to run, found runs alone")
     cli.heard(common, made.values())
-    require_same({name: done[name].experiment if name in done else made[name] for name in named})
+    if len(named) < 2:
+        raise UserError(f"compare: must have at least two, found {len(named)}")
+    (first, one), *others = ((n, arm.experiment if isinstance(arm, Run) else made[n]) for n, arm in named.items())
+    for (name, other), field in product(others, TESTED):
+        if (x := getattr(one, field)) != (y := getattr(other, field)):
+            raise UserError(f"compare: {field} must be the same in all, found {x!r} in {first} and {y!r} in {name}")
     for one in made.values() if data is None else ():
         check(one)
     commands = {n: Command(e, folder(out, n), quiet, False, int(e.engine in cli.SAVING)) for n, e in made.items()}
-    runs = {name: done[name] if name in done else finished(commands[name], data) for name in named}
+    runs = {n: arm if isinstance(arm, Run) else finished(commands[n], data) for n, arm in named.items()}
     table = side_by_side({name: one.read for name, one in runs.items()})
     table = table if all_metrics else table[table["primary"]].reset_index(drop=True)
     table.attrs["runs"] = {name: str(one.path) for name, one in runs.items()}
@@ -141,16 +147,6 @@ def arm_of(common: Mapping[str, Given], own: Mapping[str, Given]) -> Experiment:
     return baseline(made, made.method) if made.method in ("local", "pooled") else made
 
 
-def require_same(experiments: Mapping[str, Experiment]) -> None:
-    """Raise UserError unless there are two experiments, or more, and all are tested on the same rows."""
-    if len(experiments) < 2:
-        raise UserError(f"compare: must have at least two, found {len(experiments)}")
-    (first, one), *others = experiments.items()
-    for (name, other), field in product(others, TESTED):
-        if (x := getattr(one, field)) != (y := getattr(other, field)):
-            raise UserError(f"compare: {field} must be the same in all, found {x!r} in {first} and {y!r} in {name}")
-
-
 def finished(command: Command, data: pd.DataFrame | None = None) -> Run:
     """Do what a command asks for, on `data` if there are any; return its run. Raises as `run` does."""
     forget()
@@ -176,12 +172,6 @@ def finished(command: Command, data: pd.DataFrame | None = None) -> Run:
 def calls(out: Path, compare: bool) -> str:
     """Return the call that goes on with the run in a folder, or gives it the baselines that it lacks."""
     return f"fedrec.resume({str(out)!r}{', compare=True' * compare})"
-
-
-def whole(experiment: Experiment) -> dict[str, Any]:
-    """Return the fields of an experiment; raises UserError for one of a subclass, of which they would not be all."""
-    told_whole(experiment, Experiment)
-    return experiment.model_dump()
 
 
 def given(values: Mapping[str, Any]) -> dict[str, Given]:

@@ -1,6 +1,7 @@
 """The two apps as every engine runs them, and as Flower's own command line finds them."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,9 @@ from simulations.student import teach
 
 def plan_of(experiment: Experiment, home: Path | None = None) -> Plan:
     """Return what the server is told of an experiment; `home` is where it keeps its books, if it adds noise."""
-    e = experiment
+    e, noisy = experiment, guarantees(experiment).get(SERVER)
+    if noisy and home is None:
+        raise UserError("privacy: the server needs a folder for its ledger, found none")
     return Plan(
         rounds=affordable(e, home),
         eval_every=e.eval_every,
@@ -50,19 +53,9 @@ def plan_of(experiment: Experiment, home: Path | None = None) -> Plan:
         codec=e.codec,
         silent=e.privacy.active,
         secure=terms(e) if e.secure.active else None,
-        release=release_of(e, home),
+        release=Release(Books(noisy, home, e.seed)) if noisy and home else None,
         newcomers=e.arrivals,
     )
-
-
-def release_of(experiment: Experiment, home: Path | None) -> Release | None:
-    """Return how the server protects the mean of a round; None if it adds no noise."""
-    guarantee = guarantees(experiment).get(SERVER)
-    if guarantee is None:
-        return None
-    if home is None:
-        raise UserError("privacy: the server needs a folder for its ledger, found none")
-    return Release(Books(guarantee, home, experiment.seed))
 
 
 def affordable(experiment: Experiment, home: Path | None) -> int:
@@ -95,30 +88,20 @@ def evaluated(experiment: Experiment) -> Iterator[str]:
         yield "all/excess"
 
 
-def finisher(experiment: Experiment, home: Path) -> Finish:
-    """Return what writes the record of a run into `home`."""
-
-    def finish(record: Record) -> None:
-        if experiment.privacy.active:
-            record.notes += failures(home)
-            record.privacy = account(experiment, home)
-            for g in guarantees(experiment).values():  # what could replay the noise
-                Books(g, home, experiment.seed).secret.forget()
-            if len(record.rounds) < experiment.rounds:
-                record.stopped = record.stopped or "budget"
-        notes = (*dataset(experiment).notes, *item_content(experiment)[1])
-        write_record(
-            home,
-            record,
-            experiment.model_dump(mode="json"),
-            notes,
-            origins(experiment.own_parts),
-            sha256_of(experiment.data_dir),
-        )
-        if experiment.agreement.active:
-            teach(experiment, record, home)
-
-    return finish
+def finish(experiment: Experiment, home: Path, record: Record) -> None:
+    """Write the record of a run into `home`."""
+    if experiment.privacy.active:
+        record.notes += failures(home)
+        record.privacy = account(experiment, home)
+        for g in guarantees(experiment).values():  # what could replay the noise
+            Books(g, home, experiment.seed).secret.forget()
+        if len(record.rounds) < experiment.rounds:
+            record.stopped = record.stopped or "budget"
+    notes = (*dataset(experiment).notes, *item_content(experiment)[1])
+    own, digest = origins(experiment.own_parts), sha256_of(experiment.data_dir)
+    write_record(home, record, experiment.model_dump(mode="json"), notes, own, digest)
+    if experiment.agreement.active:
+        teach(experiment, record, home)
 
 
 def apps_for(
@@ -135,7 +118,7 @@ def apps_for(
     """
 
     def read(_: Context, clients: int) -> tuple[Plan, Finish]:
-        return plan_of(experiment, home), finisher(experiment, home)
+        return plan_of(experiment, home), partial(finish, experiment, home)
 
     count = nodes or len(clients_data(experiment))
     server = server_app(lambda _: count, read, on_round, stop, checkpoints)
@@ -153,19 +136,14 @@ def from_context(context: Context, nodes: int) -> tuple[Experiment, Path]:
     return experiment if experiment.clients else experiment.model_copy(update={"clients": nodes}), out
 
 
-def report_of(experiment: Experiment, home: Path) -> Finish:
-    """Return what writes the record, the popularity baseline and the report into `home`."""
-    write = finisher(experiment, home)
+def report(experiment: Experiment, home: Path, record: Record) -> None:
+    """Write the record, the popularity baseline and the report of a run into `home`."""
+    from fedrec.report.page import write_report
+    from simulations.baselines import run_popularity
 
-    def finish(record: Record) -> None:
-        from fedrec.report.page import write_report
-        from simulations.baselines import run_popularity
-
-        write(record)
-        run_popularity(experiment, home / "baselines" / "popularity")
-        print(f"report: {write_report(home)}")
-
-    return finish
+    finish(experiment, home, record)
+    run_popularity(experiment, home / "baselines" / "popularity")
+    print(f"report: {write_report(home)}")
 
 
 def read_for_server(context: Context, nodes: int) -> tuple[Plan, Finish]:
@@ -175,7 +153,7 @@ def read_for_server(context: Context, nodes: int) -> tuple[Plan, Finish]:
         raise UserError(f"tracker: must be none where Flower starts the run, found {experiment.tracker}")
     check(experiment)
     vacant(out)
-    return plan_of(experiment, out), report_of(experiment, out)
+    return plan_of(experiment, out), partial(report, experiment, out)
 
 
 def read_for_client(context: Context) -> tuple[Experiment, Path]:

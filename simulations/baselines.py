@@ -54,10 +54,7 @@ def single_task(experiment: Experiment, task: str) -> Experiment:
 
 
 def single_tasks(experiment: Experiment) -> tuple[dict[str, Experiment], str]:
-    """Return the experiment of every task that some client has beside another, or why there is none.
-
-    It is all of them or none: a task's gain means little where that of another is missing.
-    """
+    """Return the experiment of each task that a client has beside others; if one cannot be, none, and why."""
     clients = [tasks_for(experiment, member) for data in clients_data(experiment) for member in data.members or (data,)]
     names = dict.fromkeys(task.name for tasks in clients if len(tasks) > 1 for task in tasks)
     try:
@@ -70,10 +67,7 @@ def single_tasks(experiment: Experiment) -> tuple[dict[str, Experiment], str]:
 
 
 def comparisons(experiment: Experiment) -> tuple[dict[str, Experiment], str]:
-    """Return the baselines that are trained, by the folder each goes to, and why the tasks are not trained singly.
-
-    The latter is empty where they are, and where no client has several.
-    """
+    """Return the baselines to train by their folders, and why tasks are not trained singly, if so."""
     whole = {method: baseline(experiment, method) for method in ("local", "pooled") if method != experiment.method}
     apart, why = single_tasks(experiment)
     every = {**whole, **stages(experiment), **{f"{SINGLE}/{task}": one for task, one in apart.items()}}

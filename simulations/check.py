@@ -160,8 +160,3 @@ def agree(experiment: Experiment, data: ClientData, shapes: Shapes) -> list[str]
 def client_count(experiment: Experiment) -> int:
     """Return the number of Flower clients."""
     return len(clients_data(experiment))
-
-
-def gpu_count(experiment: Experiment) -> int:
-    """Return the number of distinct CUDA devices that the clients use."""
-    return len({name for name in devices(experiment.device) if name != "cpu"})

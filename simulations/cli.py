@@ -181,10 +181,7 @@ def overrides(run_config: Mapping[str, bool | float | int | str]) -> Experiment:
 
 
 def arm(argv: Sequence[str]) -> Experiment:
-    """Return one experiment of a study: of options that hold for all of its experiments, some cannot act in each.
-
-    `heeded` says whether they act in any.
-    """
+    """Return an experiment of a study, some of whose options cannot act in it; see `heeded`."""
     return parse(argv, strict=False).experiment
 
 
@@ -315,10 +312,7 @@ def located(message: str, where: Mapping[str, str]) -> str:
 
 
 def read_config(file: str) -> tuple[dict[str, Given], list[Any]]:
-    """Return the fields of a JSON or TOML file, and where the parts of a user's own came from.
-
-    Of a record they are those under the key `experiment`. Raises UserError.
-    """
+    """Return the fields of a file, or of a record's experiment, and its parts' origins; raises UserError."""
     content: Any = named_values(regular(Path(file), "option --config"), "option --config")
     recorded = content.get("components") if "experiment" in content else None
     content = content.get("experiment", content)

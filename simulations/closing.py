@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedrec.metrics import Values, paired
-from fedrec.report.findings import DASH, number, warnings
+from fedrec.report.findings import DASH, MINUS, number, warnings
 from fedrec.report.several import WORDS, balances, singly, spoken
 from fedrec.report.standing import corrected, standings, stands, unpopular
 from fedrec.report.tables import compare, comparison, read_run
@@ -106,5 +106,5 @@ def line(row: "pd.Series[float]") -> list[str]:
 
 def gap(mean: float, low: float, high: float) -> str:
     """Return `+.018 [+.009, +.027]`, always with three decimals, so that a row fits into 80 columns; a dash for NaN."""
-    text = re.sub(r"(?<=[+-])0(?=\.)", "", f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]")
+    text = re.sub(r"(?<=[+-])0(?=\.)", "", f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]").replace("-", MINUS)
     return DASH if math.isnan(mean) else text.partition(" [+nan")[0]

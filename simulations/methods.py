@@ -6,7 +6,6 @@ The table holds plain fields, so that whoever wants the names need not load what
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from functools import cache
 from typing import TYPE_CHECKING
 
 from fedrec.methods import TABLE
@@ -19,7 +18,9 @@ class Methods(Mapping[str, "Method"]):
     """The methods by name; a value is made when it is asked for."""
 
     def __getitem__(self, name: str) -> Method:
-        return value_of(name)
+        from fedrec.experiment import Method
+
+        return Method(method=name, **TABLE[name])
 
     def __iter__(self) -> Iterator[str]:
         return iter(TABLE)
@@ -35,14 +36,6 @@ class Methods(Mapping[str, "Method"]):
 
 
 METHODS = Methods()
-
-
-@cache
-def value_of(name: str) -> Method:
-    """Return the method of a name; raises KeyError."""
-    from fedrec.experiment import Method
-
-    return Method(method=name, **TABLE[name])
 
 
 def usual(experiment: Experiment) -> Method:

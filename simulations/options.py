@@ -135,10 +135,7 @@ RUNNING = {  # options that decide nothing about the result: what a value is cal
 
 
 def help_of(topic: str, given: Mapping[str, Any]) -> str:
-    """Return a page of --help: the first one, that of a topic, or of the parts that are named beside it.
-
-    Raises UserError for a topic that there is not.
-    """
+    """Return the first page of --help, a topic's, or that of parts named beside it; raises UserError."""
     parts = [described_part(path, str(given[path])) for path in SEAMS if path in given]
     if not topic and parts:
         return "\n\n".join(parts)

@@ -88,10 +88,7 @@ def marked(mark: str) -> list[int]:
 
 
 def quiet(home: Path) -> dict[str, str]:
-    """Return the environment in which Flower tells nobody of a run, asks no proxy, and keeps its files in `home`.
-
-    Its commands use the socket there.
-    """
+    """Return the environment in which Flower tells nobody, asks no proxy, and keeps to `home`."""
     here = ",".join(filter(None, [os.environ.get("NO_PROXY") or os.environ.get("no_proxy"), "127.0.0.1"]))
     return {
         "FLWR_TELEMETRY_ENABLED": "0",

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
@@ -11,11 +12,11 @@ from fedrec.records import Row
 
 
 class Reporter:
-    """A live progress line with the training loss, the validation and the time left, or nothing at all."""
+    """A live progress line with the training loss, the validation and the time left."""
 
-    def __init__(self, progress: Progress | None) -> None:
-        self.progress = progress or Progress(disable=True)
-        self.task = self.progress.add_task("starting", total=None, loss="-", validation="-")
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+        self.task = progress.add_task("starting", total=None, loss="-", validation="-")
 
     def phase(self, text: str, rounds: int) -> None:
         """Begin a phase of so many rounds."""
@@ -23,20 +24,14 @@ class Reporter:
 
     def round(self, row: Row) -> None:
         """Show a finished round."""
-        shown = {
-            name: f"{row[key]:.4f}"
-            for name, key in (("loss", "train_loss"), ("validation", "validation"))
-            if key in row
-        }
-        self.progress.update(self.task, advance=1, **shown)  # type: ignore[arg-type]
+        told = {"loss": row.get("train_loss"), "validation": row.get("validation")}
+        shown: Any = {name: f"{value:.4f}" for name, value in told.items() if value is not None}
+        self.progress.update(self.task, advance=1, **shown)
 
 
 @contextmanager
 def reporter(console: Console, quiet: bool) -> Iterator[Reporter]:
     """Yield the live display on a terminal, a silent one with `quiet`, in CI, or when the output is a file."""
-    if quiet or not console.is_terminal or os.environ.get("CI"):
-        yield Reporter(None)
-        return
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}", markup=False),
@@ -45,5 +40,6 @@ def reporter(console: Console, quiet: bool) -> Iterator[Reporter]:
         TextColumn("loss {task.fields[loss]}  validation {task.fields[validation]}"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, transient=True) as progress:
+    silent = quiet or not console.is_terminal or bool(os.environ.get("CI"))
+    with Progress(*columns, console=console, transient=True, disable=silent) as progress:
         yield Reporter(progress)

@@ -113,8 +113,9 @@ def perform(command: Command, console: Console, told: Told, way: Way, write: Wri
                     failures = baselines(others, why, home, shown, stopped, told, engine)
                 write_price(home)
                 write_report(home, complete=False)
-                if not command.trained:
-                    keep(home, ended_early(home))
+                if not command.trained:  # what was stopped can be gone on with if it has what its noise comes from
+                    record = json.loads((home / "experiment.json").read_text(encoding="utf-8"))
+                    keep(home, record["stopped"] == "interrupted" and not record["privacy"])
         except (ClientFailure, ContractError, OSError) as error:
             raise RunFailure(f"{one_line(error)}{continued(command, out, home, way)}") from error
         except KeyboardInterrupt:
@@ -153,12 +154,6 @@ def remember(command: Command, home: Path) -> None:
     make_private(home / CHECKPOINTS)
     about = {"experiment": command.experiment.model_dump(mode="json"), "compare": command.compare}
     replace(home / CHECKPOINTS / COMMAND, json_text({**about, "every": command.every}).encode())
-
-
-def ended_early(home: Path) -> bool:
-    """Return whether a run that was trained can be gone on with: it was stopped, and has what its noise comes from."""
-    record = json.loads((home / "experiment.json").read_text(encoding="utf-8"))
-    return record["stopped"] == "interrupted" and not record["privacy"]
 
 
 def continued(command: Command, out: Path | None, home: Path | None, way: Way) -> str:
@@ -246,10 +241,7 @@ def whole(make: Callable[[Path], None], home: Path, name: str, stopped: Callable
 
 
 def compared(other: Experiment, name: str, home: Path, stopped: Callable[[], bool], launch: Launch) -> str:
-    """Train a baseline into `home` with the engine of the run; return why it failed, or "".
-
-    A baseline that fails or is stopped leaves nothing, and takes nothing from the run that it is for.
-    """
+    """Train a baseline into `home` whole or not at all; return why it failed, or an empty text."""
     from server.faults import ClientFailure
 
     try:
@@ -261,12 +253,9 @@ def compared(other: Experiment, name: str, home: Path, stopped: Callable[[], boo
 
 @contextmanager
 def stopping(told: Told = complain) -> Iterator[Callable[[], bool]]:
-    """Yield a function that tells whether Ctrl-C was pressed: the first lets the round finish, the second stops.
-
-    Ctrl-C reaches the main thread alone, and so does nothing to a run in another one.
-    """
+    """Yield a function that tells whether Ctrl-C was pressed: the first lets the round finish, the second stops."""
     pressed: list[int] = []
-    if current_thread() is not main_thread():
+    if current_thread() is not main_thread():  # which Ctrl-C does not reach
         yield lambda: False
         return
 

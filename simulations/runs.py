@@ -69,10 +69,7 @@ class Run:
 
     @property
     def verdicts(self) -> dict[str, str]:
-        """The verdict of every client, or of every client and task where there are several, as the report has them.
-
-        It is "" where the clients were not trained alone.
-        """
+        """The report's verdict of every client, or client and task; empty where none was trained alone."""
         rows = self._comparison[self._comparison["primary"]]
         return dict(zip(labels(rows), rows["verdict"], strict=True))
 

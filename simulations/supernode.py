@@ -96,10 +96,7 @@ def serve(partition: int, clients: int, app: ClientApp) -> None:
 
 
 def main(socket: str, clients: int, folder: str = "", *allowed: str) -> int:
-    """Fork the nodes; when one ends, which none may before the run, say which and return 1.
-
-    Parts of an experiment that are given by path are imported if they are `allowed`, also from a `folder`.
-    """
+    """Fork the nodes, which may import parts `allowed`; return 1 when one ends, which none may before the run."""
     sys.path += [folder] if folder else []
     app = client_app(partial(read, allowed=allowed))
     answers(socket, START)

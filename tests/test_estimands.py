@@ -49,10 +49,10 @@ def phones(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def printed(shown: object) -> str:
-    """Return what a wide terminal shows."""
+    """Return what a wide terminal shows, its numbers as Python reads them."""
     console = Console(file=StringIO(), width=200)
     console.print(shown)
-    return str(console.file.getvalue())  # type: ignore[attr-defined]
+    return str(console.file.getvalue()).replace("−", "-")  # type: ignore[attr-defined]
 
 
 def value(text: str) -> float:

@@ -193,7 +193,7 @@ def test_one_seed_has_no_interval_and_says_so(tmp_path: Path, capsys: pytest.Cap
 @pytest.mark.parametrize(
     ("row", "text"),
     [
-        ({"gain": 0.01, "gain_low": -0.005, "gain_high": 0.025}, "+.0100 [-.0050, +.0250]".replace(".", "0.")),
+        ({"gain": 0.01, "gain_low": -0.005, "gain_high": 0.025}, "+0.0100 [−0.0050, +0.0250]"),
         ({"gain": 0.01, "gain_low": math.nan, "gain_high": math.nan}, "+0.0100"),
         ({"gain": math.nan, "gain_low": math.nan, "gain_high": math.nan}, DASH),
     ],

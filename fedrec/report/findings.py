@@ -1,7 +1,8 @@
 """What a reader must know of a run, in words: an answer for each client, and the warnings."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import chain
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -148,113 +149,96 @@ def answer(rows: pd.DataFrame) -> str:
     return f"Of {plural(len(rows), 'client')}, working together {joined}{rest}."
 
 
-def _losses(primary: pd.DataFrame) -> list[Caution]:
-    out = []
+def _losses(primary: pd.DataFrame) -> Iterator[Caution]:
     lost = primary[primary["verdict"] == "hurt"]
     for row in lost.head(WORST).itertuples():
         text = f"{headline(row).numbers}; the interval lies on the worse side of 0, corrected for all verdicts too."
-        out.append(Caution("bad", f"{row.client} lost by taking part", text, True))
+        yield Caution("bad", f"{row.client} lost by taking part", text, True)
     if len(lost) > WORST:
-        out.append(Caution("bad", f"{len(lost)} clients lost by taking part", listing(lost["client"]), True))
+        yield Caution("bad", f"{len(lost)} clients lost by taking part", listing(lost["client"]), True)
     worse = primary["metric"].map(sign) * primary["local_difference"] < 0
     below = primary[worse & primary["verdict"].isin(["no detectable difference", UNCLEAR])]
     if len(below):
         text = "The point estimate lies on the worse side of 0, and no verdict at a level of 5% over all clients: "
-        out.append(Caution("care", "No detectable gain", f"{text}{listing(below['client'])}.", True))
-    bare = primary[primary["verdict"] == "worse"]
-    if len(bare):
+        yield Caution("care", "No detectable gain", f"{text}{listing(below['client'])}.", True)
+    if len(bare := primary[primary["verdict"] == "worse"]):
         text = "There is no interval (fewer than two users or items with a value): "
-        out.append(Caution("care", "Below alone, without an interval", f"{text}{listing(bare['client'])}.", True))
-    return out
+        yield Caution("care", "Below alone, without an interval", f"{text}{listing(bare['client'])}.", True)
 
 
-def _protocol(run: Run) -> list[Caution]:
-    out = []
+def _protocol(run: Run) -> Iterator[Caution]:
     if run.leaking():
         text = (
             "Training negatives avoided the held-out items too (negatives = published), which tells the model what the "
             "test items are. The numbers reproduce a published protocol; they do not measure recommendation quality."
         )
-        out.append(Caution("bad", LEAKING, text))
-    candidates = run.option("candidates", "full")
-    if candidates != "full":
+        yield Caution("bad", LEAKING, text)
+    if (candidates := run.option("candidates", "full")) != "full":
         text = f"Each test item was ranked among {candidates} sampled items, not the whole catalogue: values are far "
         text += "higher than under full ranking and must not be compared with it."
-        out.append(Caution("care", "Sampled candidates", text))
-    stopped = run.record.get("stopped", "")
-    if stopped == "interrupted":
+        yield Caution("care", "Sampled candidates", text)
+    if run.record.get("stopped") == "interrupted":
         text = f"The run ended early, after {plural(len(run.rounds), 'round')} of {run.option('rounds', '?')}."
-        out.append(Caution("care", "Interrupted run", text))
+        yield Caution("care", "Interrupted run", text)
     missing = [name for name in ("local", "pooled", "popularity") if name not in run.baselines]
     several = run.federated.test().reset_index().groupby("client")["task"].nunique()
     if (several > 1).any() and not run.singles and not run.not_single:
         missing.append(SINGLE)
     if missing and run.option("method") not in missing:
-        out.append(
-            Caution("note", f"Not run: {listing(missing)}", "Use --compare to train the baselines of this experiment.")
-        )
-    return out
+        text = "Use --compare to train the baselines of this experiment."
+        yield Caution("note", f"Not run: {listing(missing)}", text)
 
 
-def _tasks(run: Run) -> list[Caution]:
+def _tasks(run: Run) -> Iterator[Caution]:
     """Return which tasks of a client lose by its other tasks, and why that is not known where it is not."""
     if run.not_single:
-        return [Caution("note", "What several tasks gain or lose is not known", f"{run.not_single}.")]
-    table = singly(run)
-    every = balances(table)
-    if not every:
-        return []
+        yield Caution("note", "What several tasks gain or lose is not known", f"{run.not_single}.")
+    if not (every := balances(singly(run))):
+        return
     whole = spoken(singly(run, together=True))
     seesaw = [f"{name} ({found.words.removeprefix('SEESAW: ')})" for name, found in every.items() if found.seesaw]
     losing = [f"{name} ({', '.join(found.lost)})" for name, found in every.items() if found.lost and not found.seesaw]
     text = f"All users: {whole.words}. " if len(every) > 1 else ""
-    out = []
     if seesaw or whole.seesaw:
         text += "A task lost against a run of its own while another gained, at 5% over all verdicts (Holm), in: "
-        out.append(Caution("bad", "Seesaw between tasks", f"{text}{listing(seesaw) or 'no client by itself'}.", True))
+        yield Caution("bad", "Seesaw between tasks", f"{text}{listing(seesaw) or 'no client by itself'}.", True)
     elif whole.lost:
-        out.append(Caution("bad", "A task lost by the others", text or f"{whole.words}.", True))
+        yield Caution("bad", "A task lost by the others", text or f"{whole.words}.", True)
     if losing:
         text = "Against a run of its own, at 5% over all verdicts (Holm): "
-        out.append(Caution("care", "Clients with a task that lost by the others", f"{text}{listing(losing)}.", True))
-    return out
+        yield Caution("care", "Clients with a task that lost by the others", f"{text}{listing(losing)}.", True)
 
 
-def _data(run: Run) -> list[Caution]:
+def _data(run: Run) -> Iterator[Caution]:
     data = run.record.get("data", {})
     clients = data.get("clients", [])
-    out = []
-    empty = [str(c["name"]) for c in clients if not c.get("test")]
-    if empty:
-        out.append(
-            Caution("care", "No test item", f"Nothing is held out, so nothing is measured, for {listing(empty)}.")
-        )
+    if empty := [str(c["name"]) for c in clients if not c.get("test")]:
+        yield Caution("care", "No test item", f"Nothing is held out, so nothing is measured, for {listing(empty)}.")
     tests = run.federated.clients[run.federated.clients["split"] == "test"]
     one_class = tests[(tests["metric"] == "auc") & tests["value"].isna() & ~tests["client"].isin(empty)]
     if len(one_class):
         names = listing(dict.fromkeys(one_class["client"]))
-        out.append(Caution("care", "AUC undefined", f"The test labels have one class only for {names}."))
+        yield Caution("care", "AUC undefined", f"The test labels have one class only for {names}.")
     leaked = {p["name"] for p in run.record.get("parameters", {}).get("private", [])}
     leaked -= {p["name"] for p in run.record.get("parameters", {}).get("shared", [])}
     leaked &= set(run.ledger["parameter"])
     if leaked:
-        out.append(Caution("bad", "A private parameter travelled", f"The ledger names {listing(sorted(leaked))}."))
+        yield Caution("bad", "A private parameter travelled", f"The ledger names {listing(sorted(leaked))}.")
     notes = [str(note) for note in data.get("notes", [])]
     notes += [f"{c['name']}: {note}" for c in clients for note in c.get("notes", [])]
     if notes:
         more = f"; and {len(notes) - 20} more notes in experiment.json" if len(notes) > 20 else ""
-        out.append(Caution("note", "About the data", "; ".join(notes[:20]) + more))
+        yield Caution("note", "About the data", "; ".join(notes[:20]) + more)
     if lost := run.record.get("resumed"):
-        out.append(Caution("note", "Gone on with", "; ".join(map(str, lost))))
-    return out
+        yield Caution("note", "Gone on with", "; ".join(map(str, lost)))
 
 
-def _student(run: Run) -> list[Caution]:
+def _student(run: Run) -> Iterator[Caution]:
     """Return how the student of an output agreement does beside the mean of its teachers."""
     if run.no_student:
-        return [Caution("bad", "The server's student diverged", f"It is neither saved nor tested. {run.no_student}.")]
+        yield Caution("bad", "The server's student diverged", f"It is neither saved nor tested. {run.no_student}.")
     if not len(run.student):
-        return []
+        return
     rows = run.student[run.student["metric"] == run.student["metric"].iloc[0]]
     metric, users = label(rows["metric"].iloc[0]), int(rows["users"].max())
     text = f"{metric} {number(rows['student'].mean())} against {number(rows['teacher'].mean())}, the mean of its "
@@ -262,42 +246,38 @@ def _student(run: Run) -> list[Caution]:
     text += "trained on their consensus logits alone, and can rank for volunteers only: it knows no other user. It has "
     mine, theirs = count(rows["student_parameters"].max()), count(rows["teacher_parameters"].mean())
     text += f"{mine} parameters, they have {theirs}."
-    return [Caution("note", "The server's student", text)]
+    yield Caution("note", "The server's student", text)
 
 
-def _newcomers(run: Run) -> list[Caution]:
+def _newcomers(run: Run) -> Iterator[Caution]:
     """Return what the clients that joined later got and gave, and that their baselines did not come later."""
-    joined = arrivals(run.option("newcomers", ""))
-    if not joined:
-        return []
-    text = f"{listing(f'{name} in round {number}' for name, number in joined.items())}. They trained only what is "
-    text += "private, on what the others had learned; nothing of theirs is in what is shared. Alone and pooled train "
-    text += "from the first round on."
-    return [Caution("note", "Joined later", text)]
+    if joined := arrivals(run.option("newcomers", "")):
+        text = f"{listing(f'{name} in round {number}' for name, number in joined.items())}. They trained only what is "
+        text += "private, on what the others had learned; nothing of theirs is in what is shared. Alone and pooled "
+        text += "train from the first round on."
+        yield Caution("note", "Joined later", text)
 
 
-def _privacy(run: Run) -> list[Caution]:
+def _privacy(run: Run) -> Iterator[Caution]:
     """Return what a run with noise promises, and what breaks the promise."""
     promised = run.record.get("privacy")
     if not promised:
-        return []
-    out = [Caution("note", "What is promised", f"{promised['words']} {promised['beside']}")]
+        return
+    yield Caution("note", "What is promised", f"{promised['words']} {promised['beside']}")
     if promised["replay"]:
         text = "The noise came from the run's seed, so that whoever knows the seed can take it away again."
-        out.append(Caution("bad", NOT_PRIVATE, text))
+        yield Caution("bad", NOT_PRIVATE, text)
     if promised.get("open"):
         text = "The mechanism ran without noise, to be compared with: it protects nothing."
-        out.append(Caution("bad", NOT_PRIVATE, text))
+        yield Caution("bad", NOT_PRIVATE, text)
     if {"local", "pooled"} & run.baselines.keys():
         text = "Alone, pooled and popularity are without noise: alone nothing leaves a client, popularity counts the "
         text += "rows of all clients, in the simulation and for this report; it is not private, and sent to nobody."
-        out.append(Caution("note", "Baselines", text))
-    return out
+        yield Caution("note", "Baselines", text)
 
 
-def _faults(run: Run) -> list[Caution]:
+def _faults(run: Run) -> Iterator[Caution]:
     """Return what is said of the answers that did not count, one warning for each kind."""
-    out = []
     for kind, rows in run.faults.groupby("kind", sort=False):
         tone, title = FAULTS.get(str(kind), ("care", str(kind)))
         counts = rows.groupby("client", sort=False).size()
@@ -307,15 +287,13 @@ def _faults(run: Run) -> list[Caution]:
         if kind != "dropout":
             where = f"{last['client']}, {last['during']}, round {last['round']}".lstrip(", ")
             text += f" The last one: {where}: {last['text']}."
-        out.append(Caution(tone, title, text))
-    tests = run.faults[(run.faults["during"] == "test")]
-    if len(tests):
-        out.append(Caution("bad", "Not tested", f"There is no test value for {listing(tests['client'])}."))
-    return out
+        yield Caution(tone, title, text)
+    if len(tests := run.faults[run.faults["during"] == "test"]):
+        yield Caution("bad", "Not tested", f"There is no test value for {listing(tests['client'])}.")
 
 
 def warnings(run: Run, primary: pd.DataFrame) -> list[Caution]:
     """Return the warnings of a run, the gravest first; `primary` are the rows of `comparison` that speak for a task."""
-    found = _protocol(run) + _privacy(run) + _losses(primary) + _faults(run) + _newcomers(run)
-    found += _student(run) + _tasks(run) + _data(run)
+    first = (_protocol(run), _privacy(run), _losses(primary), _faults(run))
+    found = chain(*first, _newcomers(run), _student(run), _tasks(run), _data(run))
     return sorted(found, key=lambda warning: ("bad", "care", "note").index(warning.tone))

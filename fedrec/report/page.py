@@ -14,7 +14,7 @@ from fedrec.report.price import shown as priced
 from fedrec.report.several import WORDS, balances, singly, spoken
 from fedrec.report.standing import Standing, corrected, standings, stands, unpopular
 from fedrec.report.tables import BASELINES, Run, compare, counted, read_run
-from fedrec.report.template import PAGE, rendered
+from fedrec.report.template import rendered
 
 # Columns of rounds.csv that are drawn where they are found, with the words on their axis.
 ROUND_CURVES = {
@@ -53,7 +53,7 @@ def page(run: Run) -> str:
     primary = table[table["primary"]]
     standing = standings(run, together)
     return rendered(
-        PAGE,
+        "run",
         leaking=run.stamp(),
         run=run.record,
         option=run.option,
@@ -100,10 +100,8 @@ def _differences(run: Run, name: str, rows: pd.DataFrame) -> Figure | None:
     if not len(rows):
         return None
     task, metric = rows["task"].iloc[0], rows["metric"].iloc[0]
-    flag = f" {run.stamp()}" if run.stamp() else ""
-    words = (
-        f"{label(metric)} together minus alone ({'higher' if higher_is_better(metric) else 'lower'} is better){flag}"
-    )
+    better = "higher" if higher_is_better(metric) else "lower"
+    words = f"{label(metric)} together minus alone ({better} is better)\n{run.stamp()}".rstrip()  # a line of its own
     if len(run.names()) > MANY:
         picture = plots.distribution(rows["local_difference"], sign(metric), name, words, f"{words}. {answer(rows)}")
         return Figure(picture, "How many clients differ by how much.")
@@ -189,13 +187,10 @@ def _curves(run: Run, primary: pd.DataFrame) -> list[Figure]:
 
 def _traffic(run: Run) -> dict[str, Any] | None:
     """Return the bytes of every round and their sums."""
-    if len(run.ledger):
-        table = run.ledger.pivot_table(index="round", columns="direction", values="bytes", aggfunc="sum", fill_value=0)
-        table = table.reindex(columns=["up", "down"], fill_value=0).reset_index()
-    elif {"bytes_up", "bytes_down"} <= set(run.rounds):
-        table = run.rounds[["round", "bytes_up", "bytes_down"]].set_axis(["round", "up", "down"], axis=1)
-    else:
+    if not len(run.ledger):
         return None
+    table = run.ledger.pivot_table(index="round", columns="direction", values="bytes", aggfunc="sum", fill_value=0)
+    table = table.reindex(columns=["up", "down"], fill_value=0).reset_index()
     up, down = float(table["up"].sum()), float(table["down"].sum())
     rounds, clients = len(run.rounds) or len(table), len(run.names()) or 1
     unit, scale = next(

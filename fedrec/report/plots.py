@@ -28,7 +28,7 @@ STYLE: dict[Any, Any] = {
     "legend.frameon": False, "axes.titleweight": "bold", "axes.formatter.useoffset": False, "axes.unicode_minus": True,
 }  # fmt: skip
 COLOURS = {"helped": GOOD, "hurt": BAD}  # what has no interval has no colour either
-WIDTH = 8.4
+WIDTH, NARROW = 8.4, 5.6  # inches; what is narrow can be read on a telephone without moving it to and fro
 
 
 def number(x: float, _: object = None) -> str:
@@ -51,17 +51,19 @@ def svg(figure: Figure, name: str, alt: str) -> Markup:
     # Identifiers are unique in the page only with the figure's name.
     text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", text)
     text = re.sub(r"'?DejaVu Sans'?[^;\"]*", "inherit", text)
-    head = Markup('<svg role="img" aria-label="{}" ').format(alt)
+    narrow = Markup('class="narrow" ') if figure.get_figwidth() < WIDTH else ""
+    head = Markup('<svg role="img" {}aria-label="{}" ').format(narrow, " ".join(alt.split()))
     return head + Markup(re.sub(r'^<svg( width="[^"]*")?( height="[^"]*")?', "", text))
 
 
-def subplots(rows: int, columns: int, height: float) -> tuple[Figure, NDArray[Any]]:
+def subplots(rows: int, columns: int, height: float, width: float = WIDTH) -> tuple[Figure, NDArray[Any]]:
     """Return a figure of a page's width, and its axes [rows, columns]."""
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
-def _ticks(axes: Axes, rounds: bool = False) -> None:
+def _ticks(axes: Axes, x: str = "", y: str = "", rounds: bool = False) -> None:
+    axes.set(xlabel=x, ylabel=y)
     axes.yaxis.set_major_formatter(FuncFormatter(number))
     axes.yaxis.set_major_locator(MaxNLocator(4))
     if rounds:
@@ -83,12 +85,10 @@ def _named(axes: Axes, names: Sequence[str] | pd.Series, label: str) -> None:
 def forest(rows: pd.DataFrame, name: str, label: str, alt: str) -> Markup:
     """Return each client's difference against local with its interval; `rows` as in `comparison`."""
     with mpl.rc_context(STYLE):
-        figure, ((axes,),) = subplots(1, 1, 0.75 + 0.34 * len(rows))
+        figure, ((axes,),) = subplots(1, 1, 0.75 + 0.34 * len(rows), NARROW)
         for place, row in enumerate(rows.itertuples()):
-            colour = COLOURS.get(str(row.verdict), FLAT)
-            axes.plot(
-                [row.local_low, row.local_high], [place, place], color=colour, linewidth=3, solid_capstyle="round"
-            )
+            colour, ends = COLOURS.get(str(row.verdict), FLAT), [row.local_low, row.local_high]
+            axes.plot(ends, [place, place], color=colour, linewidth=3, solid_capstyle="round")
             axes.plot([row.local_difference], [place], "o", color=colour, markersize=7)
         axes.axvline(0, color=INK, linewidth=1)
         _named(axes, rows["client"], label)
@@ -108,9 +108,7 @@ def distribution(differences: pd.Series, better: int, name: str, label: str, alt
         side = np.where(np.arange(41) == 20, 0, np.sign(middle) * better)
         colours = [{1: GOOD, -1: BAD}.get(int(s), FLAT) for s in side]
         axes.bar(middle, counts, width=(edges[1] - edges[0]) * 0.92, color=colours)
-        axes.set_xlabel(label)
-        axes.set_ylabel("clients")
-        _ticks(axes)
+        _ticks(axes, label, "clients")
         axes.grid(axis="x", visible=False)
         return svg(figure, name, alt)
 
@@ -130,10 +128,8 @@ def curves(
         figure, panels = subplots(rows, columns, 0.5 + 1.75 * rows)
         for axes, client in zip(panels.flat, names, strict=False):
             for table, colour, who in ((local, ALONE, "alone"), (ours, OURS, "together")):
-                line = table[table["client"] == client]
-                axes.plot(
-                    line["round"], line["value"], color=colour, linewidth=1.8, label=who, marker="o", markersize=2
-                )
+                line = table[table["client"] == client].set_index("round")["value"]
+                axes.plot(line, color=colour, linewidth=1.8, label=who, marker="o", markersize=2)
             chosen = ours[(ours["client"] == client) & (ours["round"] == selected)]
             axes.plot(chosen["round"], chosen["value"], "o", color=OURS, markersize=8, fillstyle="none")
             axes.set_title(shorten(client))
@@ -156,9 +152,7 @@ def bands(ours: pd.DataFrame, selected: int | None, name: str, label: str, alt: 
         axes.plot(mean.index, mean, color=OURS, linewidth=2)
         if selected is not None and selected in mean.index:
             axes.plot([selected], [mean[selected]], "o", color=OURS, markersize=8, fillstyle="none")
-        axes.set_ylabel(label)
-        axes.set_xlabel("round")
-        _ticks(axes, rounds=True)
+        _ticks(axes, "round", label, rounds=True)
         return svg(figure, name, alt)
 
 
@@ -168,9 +162,7 @@ def line(x: pd.Series, y: pd.Series, selected: int | None, name: str, label: str
         figure, ((axes,),) = subplots(1, 1, 2.2)
         axes.plot(x, y, color=OURS, linewidth=2, marker="o", markersize=2.5)
         axes.plot(x[x == selected], y[x == selected], "o", color=OURS, markersize=8, fillstyle="none")
-        axes.set_ylabel(label)
-        axes.set_xlabel("round")
-        _ticks(axes, rounds=True)
+        _ticks(axes, "round", label, rounds=True)
         return svg(figure, name, alt)
 
 
@@ -180,12 +172,10 @@ def traffic(table: pd.DataFrame, unit: str, name: str, alt: str) -> Markup:
         figure, ((axes,),) = subplots(1, 1, 2.2)
         for column, shift, colour in (("up", -0.2, OURS), ("down", 0.2, ALONE)):
             axes.bar(table["round"] + shift, table[column], width=0.38, color=colour, label=column)
-        axes.set_ylabel(f"{unit} a round")
-        axes.set_xlabel("round")
         axes.set_ylim(0, max(table[["up", "down"]].max().max() * 1.25, 1e-9))
         axes.grid(axis="x", visible=False)
         axes.legend(loc="upper right", ncols=2, labelcolor=MUTED)
-        _ticks(axes, rounds=True)
+        _ticks(axes, "round", f"{unit} a round", rounds=True)
         return svg(figure, name, alt)
 
 
@@ -195,11 +185,9 @@ def bars(names: Sequence[str], values: Sequence[float], name: str, label: str, a
         figure, ((axes,),) = subplots(1, 1, 0.75 + 0.34 * len(names))
         axes.barh(range(len(names)), [value - 1 for value in values], left=1, height=0.62, color=OURS)
         for place, value in enumerate(values):
-            left = value < 1
             text = f" {value:.3g}\N{MULTIPLICATION SIGN} "
-            axes.text(value, place, text, va="center", ha="right" if left else "left", color=INK)
-        axes.set_xscale("log")
-        axes.set_xlim(min(*values, 1.0) / 2.2, max(*values, 1.0) * 2.2)
+            axes.text(value, place, text, va="center", ha="right" if value < 1 else "left", color=INK)
+        axes.set(xscale="log", xlim=(min(*values, 1.0) / 2.2, max(*values, 1.0) * 2.2))
         axes.axvline(1, color=INK, linewidth=1)
         _named(axes, names, label)
         return svg(figure, name, alt)
@@ -212,12 +200,9 @@ def fit(x: Sequence[float], y: Sequence[float], slope: float, at: float, name: s
         end = max(x) * 1.05
         axes.plot([0, end], [at, at + slope * end], color=ALONE, linewidth=1.5, label="straight line")
         axes.plot(x, y, "o", color=OURS, markersize=6, label="measured")
-        axes.set_xlim(0, end)
-        axes.set_ylim(0, max(y) * 1.15)
-        axes.set_xlabel(labels[0])
-        axes.set_ylabel(labels[1])
+        axes.set(xlim=(0, end), ylim=(0, max(y) * 1.15))
         axes.legend(loc="upper left", labelcolor=MUTED)
-        _ticks(axes)
+        _ticks(axes, *labels)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
         return svg(figure, name, f"{labels[1]} against {labels[0]}, with a straight line")
 
@@ -263,10 +248,8 @@ def _panel(axes: Axes, panel: Panel, budgets: Sequence[str]) -> None:
     for label, level in panel.levels:
         axes.axhline(level, color=MUTED, linewidth=1, linestyle="--")
         axes.annotate(label, (0, level), color=MUTED, fontsize=8, xytext=(2, 3), textcoords="offset points")
-    axes.set_title(panel.title)
+    axes.set(title=panel.title, xlabel="epsilon", ylabel=panel.label)
     axes.set_xticks(x, ["\N{INFINITY}" if one == "inf" else one for one in budgets])
-    axes.set_xlabel("epsilon")
-    axes.set_ylabel(panel.label)
     axes.yaxis.set_major_formatter(number)
     if len(panel.series) > 1:
         axes.legend(loc="best", labelcolor=MUTED, handlelength=1.4, fontsize=8)

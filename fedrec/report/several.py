@@ -53,11 +53,14 @@ def singly(run: Run, together: bool = False) -> pd.DataFrame:
     corrected for the number of rows that speak; `speaks`, for the one row of each client and task that the balance goes
     by: the task's primary metric or, where that has no interval, the first that has one.
     """
-    ours, single = run.federated, _joined(run.singles)
+    ours = run.federated
+    each = [r.where(lambda table, task=task: table["task"] == task) for task, r in run.singles.items()]  # type: ignore[misc]
+    single = Results(joined([r.clients for r in each], METRICS), joined([r.users for r in each], [*USERS, "weight"]))
     tests = [results.test().dropna() for results in (ours, single)]
     tasks = ours.test().reset_index().groupby("client")["task"].nunique()
     keys = [key for key in tests[0].index if tasks[key[0]] > 1 and key in tests[1].index]
-    ours, single = (_only(results, keys) for results in (ours, single))
+    keys += [(client, task, NEGATIVES) for client, task, metric in keys if metric == "auc"]  # its other side
+    ours, single = (r.where(lambda table: pd.MultiIndex.from_frame(table[KEY]).isin(keys)) for r in (ours, single))
     if together:
         ours, single = as_one(ours), as_one(single)
     values, alone, apart = ours.test(), single.test(), differences(ours, single)
@@ -89,18 +92,3 @@ def spoken(table: pd.DataFrame) -> Balance:
 def balances(table: pd.DataFrame) -> dict[str, Balance]:
     """Return the balance of every client in the rows of `singly`."""
     return {str(client): spoken(rows) for client, rows in table.groupby("client", sort=False)}
-
-
-def _joined(singles: dict[str, Results]) -> Results:
-    """Return the results of every task in the run that was for it."""
-    every = [results.where(lambda table, task=task: table["task"] == task) for task, results in singles.items()]  # type: ignore[misc]
-    return Results(
-        joined([results.clients for results in every], METRICS),
-        joined([results.users for results in every], [*USERS, "weight"]),
-    )
-
-
-def _only(results: Results, keys: list[tuple[str, str, str]]) -> Results:
-    """Return the results of some (client, task, metric); of an AUC both sides."""
-    keys = keys + [(client, task, NEGATIVES) for client, task, metric in keys if metric == "auc"]
-    return results.where(lambda table: pd.MultiIndex.from_frame(table[KEY]).isin(keys))

@@ -9,8 +9,8 @@ import pandas as pd
 from markupsafe import Markup
 
 from fedrec.report import plots
-from fedrec.report.findings import DASH
-from fedrec.report.template import MEASURED, rendered
+from fedrec.report.findings import DASH, MINUS
+from fedrec.report.template import rendered
 
 
 def seeded(seeds: int, words: str = "95% intervals over seeds") -> str:
@@ -27,8 +27,8 @@ def interval(row: Mapping[Any, Any], name: str, form: str = "+.4f", ends: tuple[
     value, *band = (float(row[column]) for column in (name, low, high))
     if not math.isfinite(value):
         return DASH
-    text = format(value, form)
-    return text if any(map(math.isnan, band)) else f"{text} [{', '.join(format(one, form) for one in band)}]"
+    text = format(value, form) if any(map(math.isnan, band)) else f"{value:{form}} [{band[0]:{form}}, {band[1]:{form}}]"
+    return text.replace("-", MINUS)
 
 
 def forest(gains: Sequence[tuple[object, ...]], name: str, words: str) -> Markup:
@@ -58,4 +58,4 @@ class Page(NamedTuple):
 
     def write(self, path: Path) -> None:
         """Write the page."""
-        path.write_text(rendered(MEASURED, **self._asdict()), encoding="utf-8")
+        path.write_text(rendered("study", **self._asdict()), encoding="utf-8")

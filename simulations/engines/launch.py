@@ -52,9 +52,7 @@ def launch(
     elif every:
         raise UserError(f"checkpoint-every: must be 0 for the engine {e.engine}, which keeps clients' state to itself")
     elif e.engine == "ray":
-        from simulations.check import gpu_count
-
-        run_ray(*apps(), clients, gpu_count(e))
+        run_ray(*apps(), clients, len({*devices(e.device)} - {"cpu"}))
     else:
         from simulations.superlink import run_superlink
 

@@ -126,16 +126,19 @@ def show(out: Path, found: Findings) -> None:
 
 
 def carry_out(study: Study, workers: int, home: Path, runs: Sequence[Run]) -> pd.DataFrame:
-    """Carry out runs in so many processes, or (0) in this one; return their rows in the order of the runs."""
+    """Carry out runs in so many processes, or (0, 1) in this one; return their rows in the order of the runs."""
     one = partial(perform, study.measure, home)
     carry: Callable[..., Iterable[Rows]] = map
     with ExitStack() as stack:
-        if workers:
+        if workers > 1 or (workers and study.fresh):
             spawn, tasks = get_context("spawn"), 1 if study.fresh else None
             pool = ProcessPoolExecutor(  # a thread each: there is a process for each processor
                 workers, spawn, initializer=torch.set_num_threads, initargs=(1,), max_tasks_per_child=tasks
             )
             carry = stack.enter_context(pool).map
+        elif workers:  # to start a process takes seconds
+            stack.callback(torch.set_num_threads, torch.get_num_threads())
+            torch.set_num_threads(1)
         return pd.DataFrame([row for rows in carry(one, runs) for row in rows])
 
 

@@ -30,10 +30,7 @@ class Measured(NamedTuple):
 
 
 def measured(experiment: Mapping[str, Any], loop: bool, read: Callable[[Path, Measured], Any]) -> Any:
-    """Run an experiment in a fresh process on one thread; return what `read` makes of its folder.
-
-    Raises RuntimeError with the process's last words if it fails.
-    """
+    """Run in a fresh process on one thread; return what `read` makes of it. Raises RuntimeError."""
     with TemporaryDirectory() as folder:
         home = Path(folder) / "run"
         home.mkdir()

@@ -119,25 +119,20 @@ def summary(results: pd.DataFrame) -> list[Row]:
     """
     rows: list[Row] = []
     for (task, metric), own in measures(results):
-        values = by_arm(own, "method")
+        values, clients = by_arm(own, "method"), own.pivot_table("value", ["client", "seed"], "method")
         gaps = {name: differences(values, name, GAPS) for name in values}
         gains = {name: found["minus_local"] for name, found in gaps.items() if "minus_local" in found}
         words = dict(zip(gains, verdicts([metric] * len(gains), [*gains.values()], [0] * len(gains)), strict=True))
         for name, mine in values.items():
             row: Row = {"task": task, "metric": metric, "method": name, **spread(mine), **ends(gaps[name])}
-            if name in gains:
-                row |= {"worst": worst_client(own, metric, name), "verdict": words[name]}
+            if name in gains:  # of any client, each the mean over the seeds
+                gain = (clients[name] - clients["local"]).groupby("client").mean()
+                least = gain.min() if higher_is_better(metric) else gain.max()
+                row |= {"worst": float(least), "verdict": words[name]}
             if "pooled" in values:
                 row["share_of_pooled"] = float(mine.mean() / values["pooled"].mean())
             rows.append(row)
     return rows
-
-
-def worst_client(rows: pd.DataFrame, metric: str, method: str) -> float:
-    """Return the least gain of any client against training alone, each client's mean over the seeds."""
-    clients = rows.pivot_table(index=["client", "seed"], columns="method", values="value")
-    gain = (clients[method] - clients["local"]).groupby("client").mean()
-    return float(gain.min() if higher_is_better(metric) else gain.max())
 
 
 def part(rows: Sequence[Row], task: str, metric: str) -> Part:

@@ -81,10 +81,7 @@ SCENES = (
 
 
 class Tests(NamedTuple):
-    """How a promise is tested: by so many canaries in an audit, and by how many tests of promises in the whole study.
-
-    All of them, by attacks and audits, share its `ALARM`.
-    """
+    """How promises are tested: the canaries of an audit, and the tests that share the study's `ALARM`."""
 
     canaries: int
     promises: int

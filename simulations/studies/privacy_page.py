@@ -236,10 +236,7 @@ def gains(
 
 
 def worth(metric: str, found: Sequence[Paired], budgets: Sequence[str], tests: int) -> str:
-    """Return in words where together is better than alone, and worse; `found` are differences corrected for `tests`.
-
-    With one seed there is no interval, and nothing is claimed.
-    """
+    """Say where together is better or worse than alone, by differences corrected for `tests`."""
     sign, seeds = 1 if higher_is_better(metric) else -1, max(one.n for one in found)
     if seeds < 2:
         return f"{label(metric)}: one seed gives no interval, so it is not told where together beats alone."

@@ -105,16 +105,12 @@ LINES = {
     ),
 }
 BUDGETS = ("1", "2", "4", "8", OPEN)
-CHOSEN: dict[str, dict[str, Choice]] = {
-    "users": dict(
-        zip(BUDGETS, starmap(Choice, [(20, 2.25), (20, 5.0), (10, 22.0), (20, 16.0), (20, 16.0)]), strict=True)
-    ),
-    "silos": dict(
-        zip(BUDGETS, starmap(Choice, [(20, 1.0), (10, 4.5), (20, 5.0), (10, 15.0), (20, 16.0)]), strict=True)
-    ),
-    "silos alone": {NONE: Choice(5, 0.01)},
-    "users alone": {NONE: Choice(1, 0.5)},
+STEPS = {  # rounds and step at each budget
+    "users": ((20, 2.25), (20, 5.0), (10, 22.0), (20, 16.0), (20, 16.0)),
+    "silos": ((20, 1.0), (10, 4.5), (20, 5.0), (10, 15.0), (20, 16.0)),
 }
+CHOSEN = {name: dict(zip(BUDGETS, starmap(Choice, steps), strict=True)) for name, steps in STEPS.items()}
+CHOSEN |= {"silos alone": {NONE: Choice(5, 0.01)}, "users alone": {NONE: Choice(1, 0.5)}}
 OPTIONS = {
     "epsilon": ("1,2,4,8,inf", "budgets of a whole run; inf: clipped, without noise"),
     "lines": (",".join(LINES), "comma-separated settings"),

@@ -78,7 +78,10 @@ def study(workloads: Sequence[Workload], chosen: Sequence[str], repeats: int, se
         bad = [row for row in table if not row["agrees"]]
         wrong += [f"{r['workload']} {r['runner']}: {WRONG}, by {r['difference']:.3g}, {r['strayed']:.3g}" for r in bad]
         write_csv(home / "results.csv", rows)
-        page = page_of(table, [*wrong, *notes], facts(repeats, workloads))
+        machine = f"{platform.machine()}, {os.cpu_count()} CPUs, {platform.system()}"
+        settings = {workload.name: workload.flags for workload in workloads}
+        told = {"machine": machine, "repeats": str(repeats), **settings, "versions": str(versions())}
+        page = page_of(table, [*wrong, *notes], told)
         found = Findings(table, page, notes=notes)
         write(home, found)
     show(out, found)
@@ -148,10 +151,3 @@ def page_of(table: Sequence[Row], notes: Sequence[str], told: dict[str, str]) ->
         figure = plots.bars(runners, times, name, label, f"{label}: {dict(zip(runners, times, strict=True))}")
         parts.append(Part(name, [texts(row) for row in own], words, figure))
     return Page("How fast is a round?", WORDS, told["machine"], parts, told, notes)
-
-
-def facts(repeats: int, workloads: Sequence[Workload]) -> dict[str, str]:
-    """Return what a reader must know to measure again."""
-    machine = f"{platform.machine()}, {os.cpu_count()} CPUs, {platform.system()}"
-    settings = {workload.name: workload.flags for workload in workloads}
-    return {"machine": machine, "repeats": str(repeats), **settings, "versions": str(versions())}

@@ -67,10 +67,7 @@ def band(row: Row, name: str) -> list[float]:
 
 
 def ranked(results: pd.DataFrame, *keys: str) -> pd.DataFrame:
-    """Return the mean validation over the seeds, and their number, by some columns, the best first in all but the last.
-
-    A run of several rows counts once.
-    """
+    """Return the mean validation over seeds by some columns, the best first in all but the last."""
     means = results.drop_duplicates([*keys, "seed"]).groupby(list(keys), sort=False)["validation"]
     found = means.agg(validation="mean", seeds="size").reset_index()
     return found.sort_values([*keys[:-1], "validation"], ascending=[True] * (len(keys) - 1) + [False], kind="stable")
