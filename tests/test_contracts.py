@@ -30,7 +30,7 @@ from fedrec.testing import (
     TransformContract,
     WeightingContract,
 )
-from fedrec.weighting import KINDS
+from fedrec.weighting import KINDS as WEIGHTINGS
 from tests.builders import synthetic
 from tests.own_parts import (
     Blind,
@@ -142,7 +142,7 @@ MADE = [
     *(suite(ObjectiveContract, type(one).__name__, component=one) for one in (Remembered(0.5), Ridge())),
     *(suite(CompanionContract, one, component=one) for one in ("ditto", "apfl")),
     suite(CompanionContract, "Partly", component=Partly()),
-    *(suite(WeightingContract, one, component=one) for one in KINDS if one != "fixed"),
+    *(suite(WeightingContract, one, component=one) for one in WEIGHTINGS if one != "fixed"),
     *(suite(WeightingContract, type(one).__name__, component=one) for one in (Worst(), Levelled())),
 ]
 globals().update({one.__name__: one for one in MADE})
