@@ -1,5 +1,6 @@
 """What all studies share: options, runs in order, files, tables."""
 
+import os
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Sequence
@@ -78,6 +79,20 @@ def test_a_real_pool_keeps_the_order_too(tmp_path: Path) -> None:
     runs = plan(parsed("methods", OPTIONS, ["--arms", "b,a,c"]))
     here, there = (carry_out(TOY, workers, tmp_path / str(workers), runs[:3]) for workers in (0, 2))
     pd.testing.assert_frame_equal(here, there)
+
+
+def test_one_worker_is_this_process_with_one_thread_while_it_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(harness, "ProcessPoolExecutor")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        one = replace(TOY, measure=lambda run, home: [{"process": os.getpid(), "threads": torch.get_num_threads()}])
+        (row,) = carry_out(one, 1, tmp_path, plan(parsed("methods", OPTIONS, []))[:1]).to_dict("records")
+        assert row == {"process": os.getpid(), "threads": 1} and torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("fresh", [False, True])

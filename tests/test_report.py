@@ -329,6 +329,10 @@ def test_page_needs_nothing_else_and_is_the_same_twice(tmp_path: Path) -> None:
     pictures = [attributes for tag, attributes in page.tags if tag == "svg"]
     assert len(pictures) == 6  # differences and validation of two tasks, training loss, bytes
     assert all(p["role"] == "img" and len(p["aria-label"] or "") > 15 for p in pictures)
+    # Differences fit into 400 pixels, of which the margins leave 360: their text is no smaller than 8 pixels there.
+    narrow = [p for p in pictures if p.get("class") == "narrow"]
+    assert len(narrow) == 2 and b"svg.narrow { min-width: 0;" in first
+    assert all(10 * 360 / float((p["viewbox"] or "").split()[2]) > 8 for p in narrow)
     write_report(run)
     assert (run / "report.html").read_bytes() == first
 
