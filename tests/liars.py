@@ -127,7 +127,7 @@ def of_one(lie: Lie) -> Lie:
                 found["config"] = ConfigRecord({**found["config"], **more})
             places = list(range(len(pairs)))
             found["metrics"] = MetricRecord(
-                {"client": [0] * len(pairs), "name": places, "value": [v for _, v in pairs]}
+                {"client": [0] * len(pairs), "name": places, "value": [float(v) for _, v in pairs]}
             )
         return RecordDict(found)
 

@@ -364,7 +364,7 @@ def test_a_run_reports_items_where_it_means_items(tmp_path: Path) -> None:
     assert f"{(data.attributes.test).sum()} items" in page
     assert "over each client&#39;s items" in page or "over each client's items" in page
     assert "MAE, task price, in units of the logarithm of the price" in page
-    with pytest.raises(UserError, match=r"^task: must have one score .* to be taught .*, found brand,category,price"):
+    with pytest.raises(UserError, match=r"^task: must have one score .* to be taught .*, found category,brand,price"):
         students_of(build_of(out), {}, [])
     assert students_of(build_of(out), {}, ["rank"]).task == "rank"
     got = recommend(out, "films", dataset(build_of(out)).users["key"][data.users[0]], 3)
