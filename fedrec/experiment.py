@@ -22,8 +22,7 @@ from fedrec.models import KINDS, Lora, ModuleRecommender, Recommender, UserSeque
 from fedrec.needs import value_of
 from fedrec.optimisers import Optimiser, rates
 from fedrec.parts import check_parts
-from fedrec.privacy.rule import Privacy
-from fedrec.privacy.secure_sum import SecureSum
+from fedrec.privacy.rule import Privacy, SecureSum
 from fedrec.robust import Robust
 from fedrec.sharing import SHARINGS, Sharing
 from fedrec.tasks import Task, tasks_of

@@ -11,6 +11,7 @@ from fedrec.errors import UserError
 
 Unit = Literal["none", "interaction", "user", "client"]
 NOT_PRIVATE = "NOT PRIVATE"
+FEWEST = 3  # clients in a secure sum: of two each would learn the other's part from it
 UNBOUNDED = "without bound"  # an epsilon of infinity, as it is printed
 
 
@@ -128,3 +129,31 @@ def budgets(text: str) -> dict[str, float]:
             raise UserError(f"must be numbers above 0, or inf, such as '2;films=1', found {part!r}")
         found[name] = value
     return found
+
+
+class SecureSum(BaseModel, frozen=True, extra="forbid"):
+    """Whether the clients' answers are summed without being seen, and how many of a round's clients must stay.
+
+    The threshold is a majority unless it is given, and never less: two disjoint sets of t clients could be told
+    opposite things of who dropped out, and would together give away both secrets of a client. t is also how many
+    clients the server would have to collude with, and a round survives the loss of all but t.
+    """
+
+    active: bool = Field(False, description="the server sees no client's answer, only their sum")
+    threshold: int | None = Field(
+        None, ge=1, description="how many clients of a round must stay until its end; a majority without it"
+    )
+    bound: float = Field(64.0, gt=0, allow_inf_nan=False, description="largest number that a client may send")
+    carriers: int = Field(2, ge=2, description="rows that fewer clients of a round carry stay at home")
+
+    def needed(self, clients: int) -> int:
+        """Return t for a round of so many clients; raises UserError if they are too few, or t does not fit them."""
+        if clients < FEWEST:
+            raise UserError(f"secure: needs {FEWEST} clients in a round, found {clients}")
+        t = clients // 2 + 1 if self.threshold is None else self.threshold
+        if not clients < 2 * t <= 2 * clients:
+            raise UserError(
+                f"secure.threshold: must be a majority of a round's {clients} clients, from {clients // 2 + 1} to "
+                f"{clients}, found {t}"
+            )
+        return t

@@ -20,9 +20,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, Field
 
-from fedrec.errors import UserError
 from fedrec.privacy.discrete import Distributed
 from fedrec.privacy.encoding import Encoding
 from fedrec.privacy.masks import KEY, Words, pair_mask, public, seal, self_mask, unseal
@@ -30,35 +28,6 @@ from fedrec.privacy.shamir import SHARE, combine, split
 from fedrec.sharing import ContractError
 
 Stage = Literal["keys", "shares", "masked", "unmask"]  # the exchanges of a round, by what a client answers
-FEWEST = 3  # of two clients each would learn the other's part from the sum
-
-
-class SecureSum(BaseModel, frozen=True, extra="forbid"):
-    """Whether the clients' answers are summed without being seen, and how many of a round's clients must stay.
-
-    The threshold is a majority unless it is given, and never less: two disjoint sets of t clients could be told
-    opposite things of who dropped out, and would together give away both secrets of a client. t is also how many
-    clients the server would have to collude with, and a round survives the loss of all but t.
-    """
-
-    active: bool = Field(False, description="the server sees no client's answer, only their sum")
-    threshold: int | None = Field(
-        None, ge=1, description="how many clients of a round must stay until its end; a majority without it"
-    )
-    bound: float = Field(64.0, gt=0, allow_inf_nan=False, description="largest number that a client may send")
-    carriers: int = Field(2, ge=2, description="rows that fewer clients of a round carry stay at home")
-
-    def needed(self, clients: int) -> int:
-        """Return t for a round of so many clients; raises UserError if they are too few, or t does not fit them."""
-        if clients < FEWEST:
-            raise UserError(f"secure: needs {FEWEST} clients in a round, found {clients}")
-        t = clients // 2 + 1 if self.threshold is None else self.threshold
-        if not clients < 2 * t <= 2 * clients:
-            raise UserError(
-                f"secure.threshold: must be a majority of a round's {clients} clients, from {clients // 2 + 1} to "
-                f"{clients}, found {t}"
-            )
-        return t
 
 
 @dataclass(frozen=True)

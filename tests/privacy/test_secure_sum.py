@@ -9,7 +9,8 @@ import pytest
 from fedrec.errors import UserError
 from fedrec.privacy.encoding import Encoding
 from fedrec.privacy.masks import Words
-from fedrec.privacy.secure_sum import Keys, Member, SecureSum, unmasked
+from fedrec.privacy.rule import SecureSum
+from fedrec.privacy.secure_sum import Keys, Member, unmasked
 from fedrec.seeds import generator
 from fedrec.sharing import ContractError
 
