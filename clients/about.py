@@ -3,7 +3,7 @@
 from typing import Any
 
 from clients.client import Client
-from fedrec.parameters import Params
+from fedrec.params import Params
 
 
 def about(client: Client, private: Params) -> dict[str, Any]:

@@ -10,8 +10,8 @@ from flwr.common.constant import ErrorCode
 from clients.client import Client
 from clients.device import device_of
 from clients.node import Node, words
-from fedrec.experiment import Experiment
-from fedrec.holdings import clients_data
+from fedrec.experiment.config import Experiment
+from fedrec.experiment.holdings import clients_data
 from fedrec.wire.secure import STAGES
 
 Read = Callable[[Context], tuple[Experiment, Path | None]]

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from clients.client import Client
 from clients.state import State
-from fedrec.parameters import Params, to
+from fedrec.params import Params, to
 from fedrec.sharing import Broadcast, Sharing
 from fedrec.training.local import held_out_loss, local_update
 

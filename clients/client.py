@@ -8,17 +8,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fedrec.channel import Channel, channel_of
-from fedrec.coordination import Link
 from fedrec.data import ClientData
-from fedrec.experiment import Experiment
-from fedrec.holdings import reader, tasks_for
+from fedrec.experiment.channel import Channel, channel_of
+from fedrec.experiment.config import Experiment
+from fedrec.experiment.holdings import reader, tasks_for
+from fedrec.federation.coordination import Link
 from fedrec.models import Recommender
-from fedrec.parameters import Params
+from fedrec.params import Params
 from fedrec.tasks import Task
 from fedrec.training.cohort import Cohort
 from fedrec.training.local import single
-from fedrec.weighting import Weigher
+from fedrec.training.weighting import Weigher
 
 
 @dataclass(frozen=True)

@@ -14,16 +14,16 @@ from clients.round import begin, finish, followed, receive, told
 from clients.state import Party, State
 from clients.training import Made, Start
 from fedrec.data.types import Ints
-from fedrec.evaluation import Split
-from fedrec.experiment import Experiment
-from fedrec.holdings import reader
+from fedrec.evaluation.cohort import evaluate_many
+from fedrec.evaluation.evaluate import Split
+from fedrec.evaluation.scorers import ModelScorer
+from fedrec.experiment.config import Experiment
+from fedrec.experiment.holdings import reader
+from fedrec.experiment.records import save_client, slug, write_users
+from fedrec.federation.personal import personal_model
+from fedrec.federation.proportion import large, too_far
 from fedrec.keyed import TABLES, Subtotal
-from fedrec.node_evaluation import evaluate_many
-from fedrec.parameters import LARGEST, Params, finite, norm, to
-from fedrec.personal import personal_model
-from fedrec.proportion import large, too_far
-from fedrec.records import save_client, slug, write_users
-from fedrec.scorers import ModelScorer
+from fedrec.params import LARGEST, Params, finite, norm, to
 from fedrec.sharing import Broadcast, ContractError
 from fedrec.training.cohort import Cohort, groups
 from fedrec.training.moved import Moved

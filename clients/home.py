@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from fedrec.parameters import Params
+from fedrec.params import Params
 
 HOME, ROWS = "home/", "/rows"  # the values, and of a table which rows
 Lacking = Mapping[str, Tensor | None]  # shared parameters: local rows [n] of a table, None for all of it

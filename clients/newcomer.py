@@ -11,11 +11,11 @@ from clients.client import Client
 from clients.home import Lacking, at_home, parted, with_home
 from clients.state import Kept
 from clients.training import require_finite
-from fedrec.channel import LOGITS, Logits, keyed
 from fedrec.data.types import Ints
+from fedrec.experiment.channel import LOGITS, Logits, keyed
 from fedrec.keyed import TABLES
-from fedrec.parameters import Params, to
-from fedrec.seeds import generator
+from fedrec.params import Params, to
+from fedrec.rng import generator
 from fedrec.sharing import Broadcast, ContractError, admit, admit_rows
 from fedrec.training.local import update_one
 from fedrec.training.recipe import Term

@@ -13,9 +13,9 @@ from clients.round import evaluated, join, trained
 from clients.secure import answer_in_secret
 from clients.state import Party, restore, saved
 from fedrec.errors import UserError
+from fedrec.federation.proportion import change, large, too_far
 from fedrec.keyed import Carrier, Subtotal, carrier, catalogue, subtotal, union
-from fedrec.parameters import Params, norm, same
-from fedrec.proportion import change, large, too_far
+from fedrec.params import Params, norm, same
 from fedrec.sharing import Broadcast, ContractError, Contribution, admit, admit_metrics, admit_start, admit_told
 from fedrec.wire import ALONE, Answers, Call, answers_record, read_call
 from fedrec.wire.bundle import bundled, unbundled

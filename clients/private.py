@@ -6,12 +6,12 @@ from contextlib import contextmanager
 
 from clients.client import Client
 from fedrec.errors import UserError
-from fedrec.parameters import Params
+from fedrec.experiment.records import add_failure, add_measured
+from fedrec.params import Params
 from fedrec.privacy.books import Books
 from fedrec.privacy.central import clipped, noisy
 from fedrec.privacy.guarantee import guarantees
 from fedrec.privacy.secret import digest
-from fedrec.records import add_failure, add_measured
 from fedrec.sharing import Broadcast
 
 Measure = tuple[str, str, str]  # client, task, metric

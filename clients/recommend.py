@@ -13,16 +13,16 @@ from fedrec.data import ClientData, Dataset
 from fedrec.data.table import FRAME
 from fedrec.data.types import Floats, Ints
 from fedrec.errors import Parser, UserError, choose, one_line
-from fedrec.evaluation import mask_of, members
-from fedrec.experiment import Experiment, build
+from fedrec.evaluation.evaluate import mask_of, members
+from fedrec.evaluation.scorers import ModelScorer
+from fedrec.experiment.config import Experiment, build
+from fedrec.experiment.folding import folded
+from fedrec.experiment.holdings import clients_data, dataset, reader, tasks_for
+from fedrec.experiment.records import load_params, slug, table_of
 from fedrec.files import named_values, sha256_of
 from fedrec.folders import refuse_unfinished
-from fedrec.folding import folded
-from fedrec.holdings import clients_data, dataset, reader, tasks_for
 from fedrec.keyed import TABLES, carrier, gather
-from fedrec.parameters import Params
-from fedrec.records import load_params, slug, table_of
-from fedrec.scorers import ModelScorer
+from fedrec.params import Params
 from fedrec.sharing import ContractError, Sharing, admit
 from fedrec.tasks import Task
 

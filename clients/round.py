@@ -20,16 +20,16 @@ from clients.private import measured, open_loss, protected, unsaid
 from clients.secure import Envelope
 from clients.state import Kept, State
 from clients.training import COPY, Made, Start, train, train_alone
-from fedrec.channel import keyed
-from fedrec.coordination import Link, Own, control_change, double
-from fedrec.evaluation import Evaluation, Split, evaluate, held_out, members
-from fedrec.folding import folded
-from fedrec.holdings import reader
-from fedrec.parameters import Params, add, norm, subtract, to
-from fedrec.personal import personal_model
+from fedrec.evaluation.evaluate import Evaluation, Split, evaluate, held_out, members
+from fedrec.evaluation.scorers import ModelScorer
+from fedrec.experiment.channel import keyed
+from fedrec.experiment.folding import folded
+from fedrec.experiment.holdings import reader
+from fedrec.experiment.records import save_client
+from fedrec.federation.coordination import Link, Own, control_change, double
+from fedrec.federation.personal import personal_model
+from fedrec.params import Params, add, norm, subtract, to
 from fedrec.privacy.guarantee import steps_of
-from fedrec.records import save_client
-from fedrec.scorers import ModelScorer
 from fedrec.sharing import Broadcast, ContractError, Contribution, admit, admit_round
 from fedrec.training.losses import steps
 

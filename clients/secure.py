@@ -16,11 +16,11 @@ from clients.client import Client
 from clients.home import at_home
 from clients.private import books
 from clients.state import Party, State
-from fedrec.channel import keyed
-from fedrec.coordination import double
 from fedrec.data.types import Ints
+from fedrec.experiment.channel import keyed
+from fedrec.federation.coordination import double
 from fedrec.keyed import TABLES
-from fedrec.parameters import Params, subtract
+from fedrec.params import Params, subtract
 from fedrec.privacy.encoding import Layout
 from fedrec.privacy.guarantee import terms
 from fedrec.privacy.masks import Words

@@ -12,8 +12,8 @@ from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 from torch import Tensor
 
 from clients.client import Client
-from fedrec.coordination import Link, Own
-from fedrec.parameters import Params, to
+from fedrec.federation.coordination import Link, Own
+from fedrec.params import Params, to
 from fedrec.sharing import ContractError
 from fedrec.training.moved import Moved
 from fedrec.wire import pack, unpack

@@ -10,18 +10,18 @@ from torch import Tensor
 
 from clients.client import Client
 from clients.private import books
-from fedrec.channel import Mapped
-from fedrec.coordination import Link, Own
 from fedrec.errors import UserError
-from fedrec.parameters import Params, finite, to
+from fedrec.experiment.channel import Mapped
+from fedrec.federation.coordination import Link, Own
+from fedrec.params import Params, finite, to
 from fedrec.privacy.differential import private_update
 from fedrec.privacy.secret import digest
-from fedrec.seeds import generator
+from fedrec.rng import generator
 from fedrec.sharing import Broadcast
 from fedrec.training.local import Trained, update_one
 from fedrec.training.results import stack
 from fedrec.training.stacks import NOTHING, Terms
-from fedrec.weighting import Weigher
+from fedrec.training.weighting import Weigher
 
 COPY = "copy."  # before the names of the weights of a second model's losses
 

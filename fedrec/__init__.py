@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fedrec.errors import RunFailure, UserError
-    from fedrec.experiment import Experiment, Method
+    from fedrec.experiment.config import Experiment, Method
     from simulations.api import Run, compare, load_run, resume, run
     from simulations.methods import METHODS
 
@@ -19,7 +19,7 @@ __all__ = ["METHODS", "Experiment", "Method", "Run", "RunFailure", "UserError", 
 
 _PLACES = {
     "fedrec.errors": ("RunFailure", "UserError"),
-    "fedrec.experiment": ("Experiment", "Method"),
+    "fedrec.experiment.config": ("Experiment", "Method"),
     "simulations.api": ("Run", "compare", "load_run", "resume", "run"),
     "simulations.methods": ("METHODS",),
 }

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedrec.errors import ContractError
-from fedrec.parameters import Params, norm, subtract
+from fedrec.params import Params, norm, subtract
 
 Ints = NDArray[np.int64]
 CHUNK = 64

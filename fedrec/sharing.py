@@ -17,7 +17,7 @@ from fedrec.data.types import Ints
 from fedrec.errors import ContractError as ContractError
 from fedrec.errors import choose
 from fedrec.keyed import PARAMETERS, TABLES, carrier
-from fedrec.parameters import LARGEST, Params, covers, finite
+from fedrec.params import LARGEST, Params, covers, finite
 
 # What a recommender may have: matrix factorisation has no body and an MLP no biases, adapters and lora need content, a
 # sequence encoder takes the place of what is of users, and only multi-task bodies have the rest. The heads of tasks

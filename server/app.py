@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from fedrec.records import Record, Row
+from fedrec.experiment.records import Record, Row
 from server.checkpoint import Checkpoints
 from server.faults import ClientFailure
 from server.plan import Plan

@@ -17,7 +17,7 @@ from safetensors.torch import load, save
 from fedrec.errors import UserError
 from fedrec.folders import make_private, remove, store
 from fedrec.keyed import gather
-from fedrec.parameters import Params
+from fedrec.params import Params
 from fedrec.sharing import ContractError
 from server.scores import Best, Score
 from server.state import State

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from flwr.app import Message, RecordDict
 
+from fedrec.federation.proportion import MULTIPLE
 from fedrec.keyed import Carrier, Subtotal, add_among, chunks, union
-from fedrec.parameters import Params, norm, subtract
-from fedrec.proportion import MULTIPLE
+from fedrec.params import Params, norm, subtract
 from fedrec.sharing import Broadcast, ContractError, Contribution, admit
 from fedrec.wire import Answers, Call, Entry, ids_record, ledger, pack, read_answers
 from server.faults import Refused, content_of

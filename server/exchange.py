@@ -9,10 +9,10 @@ from functools import partial
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
-from fedrec.codecs import Coding
+from fedrec.experiment.records import Record, natural
+from fedrec.federation.codecs import Coding
 from fedrec.keyed import Carrier, Subtotal, chunks
-from fedrec.parameters import Params
-from fedrec.records import Record, natural
+from fedrec.params import Params
 from fedrec.sharing import Broadcast, ContractError, Contribution, admit_metrics, admit_start
 from fedrec.wire import Call, Entry, call_record, pack
 from fedrec.wire.messages import Packed

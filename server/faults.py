@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 
 from flwr.app import Message, RecordDict
 
+from fedrec.federation.proportion import too_far
 from fedrec.keyed import TABLES, Subtotal
-from fedrec.parameters import Params, norm
-from fedrec.proportion import too_far
+from fedrec.params import Params, norm
 from fedrec.sharing import ContractError, Contribution
 
 LONGEST = 300  # characters of a fault's text, which a client may have written

@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
-from fedrec.coordination import Control, tie_of
 from fedrec.errors import UserError
+from fedrec.experiment.records import to_row
+from fedrec.federation.coordination import Control, tie_of
 from fedrec.keyed import TABLES, alone, carrier, catalogue, gather, select
-from fedrec.parameters import Params
-from fedrec.records import to_row
+from fedrec.params import Params
 from fedrec.sharing import Broadcast, Contribution, admit_told
 from server.scores import Key, own_metrics, selection_scores
 from server.secure import apart

@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from fedrec.codecs import Coding
-from fedrec.coordination import Coupling, Descent, Drift
+from fedrec.federation.codecs import Coding
+from fedrec.federation.coordination import Coupling, Descent, Drift
+from fedrec.federation.participation import Turnout
+from fedrec.federation.robust import Robust
 from fedrec.privacy.secure_sum import Terms
-from fedrec.robust import Robust
 from fedrec.sharing import Contribution, admit_told
-from fedrec.turnout import Turnout
 from server.release import Release
 from server.scores import own_metrics
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from fedrec.keyed import Carrier
-from fedrec.parameters import Params
+from fedrec.params import Params
 from fedrec.privacy.books import Books
 from fedrec.privacy.central import clipped, noisy_mean
 from fedrec.privacy.secret import digest

@@ -4,10 +4,10 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from fedrec.experiment.records import Row
 from fedrec.keyed import Carrier
 from fedrec.metrics import POINTWISE, RANKING, sign
-from fedrec.parameters import Params
-from fedrec.records import Row
+from fedrec.params import Params
 from fedrec.sharing import ContractError, Contribution
 
 OVER_BUDGET = 1e6  # a round that breaks a budget comes after every round that breaks less

@@ -15,13 +15,13 @@ import torch
 from flwr.app import ArrayRecord, Message, RecordDict
 from numpy.typing import NDArray
 
+from fedrec.experiment.records import to_row
 from fedrec.keyed import TABLES, Carrier, carried, wide
-from fedrec.parameters import Params
+from fedrec.params import Params
 from fedrec.privacy.encoding import Layout
 from fedrec.privacy.masks import KEY, Words, agreed
 from fedrec.privacy.secure_sum import Keys, Stage, Terms, unmasked
 from fedrec.privacy.shamir import SHARE
-from fedrec.records import to_row
 from fedrec.sharing import Broadcast, ContractError, Contribution, admit_metrics
 from fedrec.wire import Entry
 from fedrec.wire.bundle import bundled, unbundled

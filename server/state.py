@@ -8,10 +8,10 @@ import numpy as np
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
-from fedrec.coordination import Control, Tie
+from fedrec.experiment.records import Record, to_row
+from fedrec.federation.coordination import Control, Tie
 from fedrec.keyed import Carrier
-from fedrec.parameters import Params
-from fedrec.records import Record, to_row
+from fedrec.params import Params
 from fedrec.sharing import Contribution
 from server.exchange import Exchange
 from server.faults import Outcome

@@ -5,10 +5,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from fedrec.coordination import Residuals, normalised
-from fedrec.parameters import Params
-from fedrec.proportion import refusals
-from fedrec.records import Record, Row, to_row
+from fedrec.experiment.records import Record, Row, to_row
+from fedrec.federation.coordination import Residuals, normalised
+from fedrec.federation.proportion import refusals
+from fedrec.params import Params
 from fedrec.sharing import Broadcast, Contribution
 from server.checkpoint import Checkpoints, put_back, take
 from server.exchange import none_refused

@@ -15,7 +15,7 @@ from rich.console import Console
 from fedrec.components import SEAMS, written
 from fedrec.data.table import FRAME, columns_text, write_frame
 from fedrec.errors import RunFailure, UserError
-from fedrec.experiment import Experiment, Method
+from fedrec.experiment.config import Experiment, Method
 from fedrec.folders import resumable
 from fedrec.report.beside import side_by_side
 from simulations import cli

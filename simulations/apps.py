@@ -11,15 +11,15 @@ from flwr.serverapp import ServerApp
 
 from clients.app import client_app
 from fedrec.errors import UserError
-from fedrec.experiment import Experiment
+from fedrec.experiment.config import Experiment
+from fedrec.experiment.holdings import clients_data, dataset, item_content, tasks_for
+from fedrec.experiment.origins import origins, permit
+from fedrec.experiment.records import Record, Row, failures, write_record
 from fedrec.files import sha256_of
 from fedrec.folders import vacant
-from fedrec.holdings import clients_data, dataset, item_content, tasks_for
-from fedrec.origins import origins, permit
 from fedrec.privacy.account import account
 from fedrec.privacy.books import Books
 from fedrec.privacy.guarantee import SERVER, guarantees, terms
-from fedrec.records import Record, Row, failures, write_record
 from server.app import Finish, server_app
 from server.checkpoint import Checkpoints
 from server.plan import Plan

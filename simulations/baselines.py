@@ -9,16 +9,16 @@ from pathlib import Path
 
 import numpy as np
 
-from fedrec.acting import acting
-from fedrec.channel import public
 from fedrec.components import divided, joined, per_client
 from fedrec.data import ClientData
 from fedrec.errors import UserError
-from fedrec.evaluation import PerUser, evaluate
-from fedrec.experiment import Experiment, build
-from fedrec.holdings import clients_data, tasks_for
-from fedrec.records import OWN, SINGLE, Record, write_csv, write_users
-from fedrec.scorers import PopularityScorer, Tally
+from fedrec.evaluation.evaluate import PerUser, evaluate
+from fedrec.evaluation.scorers import PopularityScorer, Tally
+from fedrec.experiment.acting import acting
+from fedrec.experiment.channel import public
+from fedrec.experiment.config import Experiment, build
+from fedrec.experiment.holdings import clients_data, tasks_for
+from fedrec.experiment.records import OWN, SINGLE, Record, write_csv, write_users
 from fedrec.tasks import parse_task
 from simulations.check import check
 from simulations.methods import METHODS, usual

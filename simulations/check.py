@@ -7,18 +7,18 @@ import numpy as np
 from pydantic import BaseModel
 
 from clients.device import devices
-from fedrec.acting import refuse
-from fedrec.channel import Logits, channel_of
 from fedrec.components import make, per_client
 from fedrec.data import ClientData
 from fedrec.errors import UserError, choose
-from fedrec.experiment import Experiment
-from fedrec.holdings import clients_data, reader, tasks_for
-from fedrec.origins import portable
-from fedrec.parameters import covers
+from fedrec.experiment.acting import refuse
+from fedrec.experiment.channel import Logits, channel_of
+from fedrec.experiment.config import Experiment
+from fedrec.experiment.holdings import clients_data, reader, tasks_for
+from fedrec.experiment.origins import portable
+from fedrec.experiment.records import natural
+from fedrec.params import covers
 from fedrec.privacy.gradients import check_units
 from fedrec.privacy.guarantee import terms
-from fedrec.records import natural
 from fedrec.sharing import MODULES
 from simulations.engines.nodes import stacked
 from simulations.methods import usual

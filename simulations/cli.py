@@ -9,15 +9,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, get_args, get_origin
 
-from fedrec.acting import RULES as NEEDS
-from fedrec.acting import VALUES, acting, acts, needs, refuse
 from fedrec.components import ALIASES, SEAMS, parts_of, per_client, with_fields, with_paths
-from fedrec.coordination.maps import RULES
 from fedrec.errors import UserError, choose, named
-from fedrec.experiment import Experiment, build
+from fedrec.experiment.acting import RULES as NEEDS
+from fedrec.experiment.acting import VALUES, acting, acts, needs, refuse
+from fedrec.experiment.config import Experiment, build
+from fedrec.experiment.origins import changed
+from fedrec.federation.coordination.maps import RULES
 from fedrec.files import named_values, regular
 from fedrec.folders import CHECKPOINTS, COMMAND, resumable
-from fedrec.origins import changed
 from simulations.defaults import defaults
 from simulations.methods import METHODS, usual
 from simulations.options import FIELDS, OPTIONS, flag, flatten, help_of, nest, parser, shown

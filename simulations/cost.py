@@ -8,8 +8,8 @@ from timeit import repeat
 import torch
 from torch import Tensor
 
-from fedrec.records import table_of
-from fedrec.scorers import ModelScorer
+from fedrec.evaluation.scorers import ModelScorer
+from fedrec.experiment.records import table_of
 
 BATCH = 100  # users
 REPETITIONS = 30

@@ -21,22 +21,22 @@ from rich.table import Table
 from clients.client import Client
 from clients.recommend import experiment_of, params_of
 from clients.round import measure
-from fedrec.acting import RULES, acting, inert
 from fedrec.components import divided, joined, per_client
 from fedrec.data import ClientData
 from fedrec.distillation import KINDS, Distillation, learn
 from fedrec.errors import Parser, UserError, choose
-from fedrec.evaluation import Evaluation, Split
-from fedrec.experiment import Experiment, build
+from fedrec.evaluation.evaluate import Evaluation, Split
+from fedrec.evaluation.scorers import ModelScorer
+from fedrec.experiment.acting import RULES, acting, inert
+from fedrec.experiment.config import Experiment, build
+from fedrec.experiment.holdings import clients_data, tasks_for
+from fedrec.experiment.records import Record, Row, slug, users_table, versions, write_csv, write_json, write_tensors
 from fedrec.folders import writing
-from fedrec.holdings import clients_data, tasks_for
-from fedrec.parameters import Params
-from fedrec.records import Record, Row, slug, users_table, versions, write_csv, write_json, write_tensors
+from fedrec.params import Params
 from fedrec.report.findings import DASH, number
 from fedrec.report.tables import KEY, Results, differences
-from fedrec.scorers import ModelScorer
 from fedrec.tasks import parse_task, several
-from fedrec.weighting import Weighting
+from fedrec.training.weighting import Weighting
 from server.scores import selection_scores
 from simulations.baselines import baseline
 from simulations.closing import gap

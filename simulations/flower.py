@@ -18,7 +18,7 @@ from pathlib import Path
 from rich.console import Console
 
 from fedrec.errors import RunFailure, UserError, one_line
-from fedrec.experiment import Experiment
+from fedrec.experiment.config import Experiment
 from fedrec.folders import numbers, vacant
 from simulations.check import check, client_count, require_ray
 from simulations.cli import parse

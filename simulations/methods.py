@@ -8,17 +8,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from fedrec.methods import TABLE
+from fedrec.federation.methods import TABLE
 
 if TYPE_CHECKING:
-    from fedrec.experiment import Experiment, Method
+    from fedrec.experiment.config import Experiment, Method
 
 
 class Methods(Mapping[str, "Method"]):
     """The methods by name; a value is made when it is asked for."""
 
     def __getitem__(self, name: str) -> Method:
-        from fedrec.experiment import Method
+        from fedrec.experiment.config import Method
 
         return Method(method=name, **TABLE[name])
 
@@ -40,6 +40,6 @@ METHODS = Methods()
 
 def usual(experiment: Experiment) -> Method:
     """Return the method that an experiment names: what its values say is no option that somebody gave."""
-    from fedrec.experiment import Method
+    from fedrec.experiment.config import Method
 
     return METHODS.get(experiment.method, Method())

@@ -12,7 +12,7 @@ from pydantic.fields import FieldInfo
 
 from fedrec.components import ALIASES, SEAMS, fields_known, find, parts_of, with_paths
 from fedrec.errors import Parser, choose, named
-from fedrec.experiment import Experiment, Method
+from fedrec.experiment.config import Experiment, Method
 from fedrec.sharing import SHARINGS
 from simulations.defaults import DEFAULTS
 from simulations.help import TOPICS, first_page

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from fedrec.experiment import Experiment, build
+from fedrec.experiment.config import Experiment, build
+from fedrec.experiment.records import CLIPPED, PLAIN, UNCLIPPED
 from fedrec.privacy.guarantee import guarantees
-from fedrec.records import CLIPPED, PLAIN, UNCLIPPED
 from simulations.defaults import DEFAULTS
 from simulations.options import flatten, nest
 

@@ -20,7 +20,8 @@ from types import FrameType
 from rich.console import Console
 
 from fedrec.errors import RunFailure, UserError, one_line
-from fedrec.experiment import Experiment
+from fedrec.experiment.config import Experiment
+from fedrec.experiment.records import NOT_SINGLE, json_text
 from fedrec.folders import (
     CHECKPOINTS,
     COMMAND,
@@ -34,7 +35,6 @@ from fedrec.folders import (
     saved,
     writing,
 )
-from fedrec.records import NOT_SINGLE, json_text
 from fedrec.sharing import ContractError
 from simulations.cli import Command, parse
 from simulations.progress import Reporter, reporter

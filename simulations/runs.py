@@ -7,17 +7,17 @@ from pathlib import Path
 
 import pandas as pd
 
-import fedrec.channel as channel
 import fedrec.components as components
-import fedrec.holdings as holdings
+import fedrec.experiment.channel as channel
+import fedrec.experiment.holdings as holdings
 from clients import recommend
-from fedrec.coordination import maps
-from fedrec.experiment import Experiment
-from fedrec.holdings import dataset, reader
+from fedrec.evaluation.scorers import ModelScorer
+from fedrec.experiment.config import Experiment
+from fedrec.experiment.holdings import dataset, reader
+from fedrec.federation.coordination import maps
 from fedrec.privacy import guarantee
 from fedrec.report import tables
 from fedrec.report.verdicts import labels
-from fedrec.scorers import ModelScorer
 
 SUMMARY = {
     **{name: name for name in ("client", "task", "metric")},

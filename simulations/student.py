@@ -9,20 +9,20 @@ import numpy as np
 import torch
 
 from clients.recommend import params_of
-from fedrec.channel import LOGITS, public
 from fedrec.data import ClientData, viewed
 from fedrec.data.types import Ints
 from fedrec.distillation import distil
 from fedrec.errors import UserError
-from fedrec.evaluation import PerUser, evaluate, members
-from fedrec.experiment import Experiment
-from fedrec.holdings import clients_data, dataset, reader
+from fedrec.evaluation.evaluate import PerUser, evaluate, members
+from fedrec.evaluation.scorers import ModelScorer
+from fedrec.experiment.channel import LOGITS, public
+from fedrec.experiment.config import Experiment
+from fedrec.experiment.holdings import clients_data, dataset, reader
+from fedrec.experiment.records import NO_STUDENT, Record, Row, slug, write_csv, write_json, write_tensors
 from fedrec.metrics import paired
 from fedrec.models import Recommender
-from fedrec.parameters import Params
-from fedrec.records import NO_STUDENT, Record, Row, slug, write_csv, write_json, write_tensors
+from fedrec.params import Params
 from fedrec.report.tables import STUDENT
-from fedrec.scorers import ModelScorer
 from simulations.cost import Cost, cost, parameters
 
 

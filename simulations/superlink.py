@@ -47,7 +47,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.grid import HttpGrid
 
 from fedrec.components import read
-from fedrec.experiment import Experiment
+from fedrec.experiment.config import Experiment
 from server.faults import ClientFailure
 from simulations.processes import answers, last_line, quiet, socket_of, started
 from simulations.sockets import NOWHERE, private_folder, speaking

@@ -24,8 +24,8 @@ from flwr.supercore.task_identity import TaskIdentity
 from flwr.supernode.fleet_http_connection import http_request_response
 
 from clients.app import client_app
-from fedrec.experiment import Experiment, build
-from fedrec.origins import permit
+from fedrec.experiment.config import Experiment, build
+from fedrec.experiment.origins import permit
 from simulations.processes import answers, end_with_parent
 from simulations.sockets import NOWHERE, speaking
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from fedrec.components import make, read
 from fedrec.errors import UserError
-from fedrec.experiment import Experiment
-from fedrec.records import Row
+from fedrec.experiment.config import Experiment
+from fedrec.experiment.records import Row
 from fedrec.report.tables import compare, read_run
 from simulations.runs import SUMMARY
 

@@ -8,13 +8,13 @@ import numpy as np
 from flwr.app import ArrayRecord, Message
 
 from clients.node import Node
-from fedrec.experiment import Experiment
-from fedrec.holdings import clients_data, dataset, tasks_for
-from fedrec.parameters import Params
+from fedrec.experiment.config import Experiment
+from fedrec.experiment.holdings import clients_data, dataset, tasks_for
+from fedrec.experiment.records import Record
+from fedrec.params import Params
 from fedrec.privacy.attacks.table import Case
 from fedrec.privacy.attacks.targets import used
 from fedrec.privacy.transcript import Transcript
-from fedrec.records import Record
 from fedrec.sharing import Broadcast
 from fedrec.wire import read_answers, read_call
 from server.strategy import Coordinator

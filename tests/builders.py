@@ -10,8 +10,8 @@ from fedrec.data import ClientData, Dataset, Interactions, Market, before
 from fedrec.data.synthetic import synthetic as market_of
 from fedrec.keyed import TABLES
 from fedrec.models import Recommender
-from fedrec.parameters import Params, clone
-from fedrec.seeds import generator
+from fedrec.params import Params, clone
+from fedrec.rng import generator
 from fedrec.sharing import Sharing
 from fedrec.tasks import Task
 from fedrec.training.cohort import learning

@@ -15,11 +15,11 @@ from flwr.common.constant import ErrorCode
 from flwr.serverapp import ServerApp
 
 from clients.node import Node
-from fedrec.acting import acting
 from fedrec.errors import UserError
-from fedrec.experiment import Experiment, build
-from fedrec.parameters import Params
-from fedrec.records import Record
+from fedrec.experiment.acting import acting
+from fedrec.experiment.config import Experiment, build
+from fedrec.experiment.records import Record
+from fedrec.params import Params
 from fedrec.sharing import Contribution
 from fedrec.wire import pack
 from fedrec.wire.bundle import unbundled

@@ -14,8 +14,8 @@ from clients.app import clients_of
 from clients.client import Client
 from clients.node import Node
 from fedrec.errors import UserError
-from fedrec.experiment import Experiment
-from fedrec.holdings import clients_data
+from fedrec.experiment.config import Experiment
+from fedrec.experiment.holdings import clients_data
 from fedrec.sharing import Broadcast, ContractError, Contribution
 from simulations.engines.inline import InlineGrid
 from simulations.engines.nodes import each_alone

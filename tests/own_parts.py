@@ -13,12 +13,12 @@ from torch.nn import functional
 
 from fedrec.data.types import Interactions
 from fedrec.models import Meta, Module
-from fedrec.parameters import Params
+from fedrec.params import Params
 from fedrec.privacy.attacks.targets import Records
 from fedrec.privacy.transcript import Transcript
 from fedrec.training.recipe import Batch, Reference
 from fedrec.training.transforms import Context, State
-from fedrec.weighting import Tasks
+from fedrec.training.weighting import Tasks
 
 
 class Towers(nn.Module):

@@ -12,9 +12,18 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fedrec.coordination.operators import Clusters, Graph, LinearTie, Mean, MeanRegularised, Mixture, Operator, SumTo
-from fedrec.coordination.solve import Exchange, Solution, newton, solve
-from fedrec.seeds import generator
+from fedrec.federation.coordination.operators import (
+    Clusters,
+    Graph,
+    LinearTie,
+    Mean,
+    MeanRegularised,
+    Mixture,
+    Operator,
+    SumTo,
+)
+from fedrec.federation.coordination.solve import Exchange, Solution, newton, solve
+from fedrec.rng import generator
 
 cp: Any = importlib.import_module("cvxpy")  # it has no types
 Array = npt.NDArray[Any]

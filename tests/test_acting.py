@@ -11,10 +11,10 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from fedrec.acting import ALWAYS, RULES, acting, acts, inert, refuse
 from fedrec.errors import UserError
-from fedrec.experiment import Experiment, build
-from fedrec.holdings import clients_data
+from fedrec.experiment.acting import ALWAYS, RULES, acting, acts, inert, refuse
+from fedrec.experiment.config import Experiment, build
+from fedrec.experiment.holdings import clients_data
 from simulations import flower
 from simulations.apps import apps_for, plan_of
 from simulations.baselines import baseline, comparisons, run_popularity, single_task
@@ -275,7 +275,7 @@ def table_of(folder: Path) -> Flat:
 
 def vectors(folder: Path) -> Path:
     """Return a file of vectors of the market's items."""
-    from fedrec.holdings import dataset
+    from fedrec.experiment.holdings import dataset
 
     keys = dataset(experiment("usual")).items["key"]
     pd.DataFrame({"key": keys, "a": range(len(keys)), "b": 1.0}).to_csv(folder / "vectors.csv", index=False)

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedrec.coordination import Link
-from fedrec.coordination.halves import Hub
-from fedrec.coordination.operators import Ball, Mean, Within
-from fedrec.coordination.solve import Solution, gradient_steps, newton
+from fedrec.federation.coordination import Link
+from fedrec.federation.coordination.halves import Hub
+from fedrec.federation.coordination.operators import Ball, Mean, Within
+from fedrec.federation.coordination.solve import Solution, gradient_steps, newton
 from fedrec.keyed import Carrier
-from fedrec.parameters import Params
-from fedrec.seeds import generator
+from fedrec.params import Params
+from fedrec.rng import generator
 from tests.quadratics import Array, Problem, apart, problem
 
 EVEN = (0, 4, 6, 10.0, True)

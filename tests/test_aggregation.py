@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedrec.keyed import Carrier, carrier, catalogue, gather, mean
-from fedrec.parameters import Params
-from fedrec.seeds import generator
+from fedrec.params import Params
+from fedrec.rng import generator
 from fedrec.sharing import ContractError
 
 CATALOGUES = st.lists(st.sets(st.integers(0, 12), min_size=1), min_size=1, max_size=5)

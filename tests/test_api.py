@@ -30,21 +30,21 @@ import fedrec
 from clients import recommend
 from clients.client import Client
 from clients.training import Made, Start, train
-from fedrec.coordination import Coupling
 from fedrec.data.table import FRAME
 from fedrec.errors import UserError
-from fedrec.evaluation import evaluate
-from fedrec.experiment import Experiment, Method
+from fedrec.evaluation.evaluate import evaluate
+from fedrec.evaluation.scorers import ModelScorer
+from fedrec.experiment.config import Experiment, Method
+from fedrec.experiment.holdings import clients_data, dataset
+from fedrec.experiment.privacy import Privacy
+from fedrec.federation.coordination import Coupling
 from fedrec.folders import unfinished
-from fedrec.holdings import clients_data, dataset
 from fedrec.metrics import holm, paired
-from fedrec.privacy.rule import Privacy
 from fedrec.report import tables
 from fedrec.report.beside import side_by_side
 from fedrec.report.findings import LEADS
 from fedrec.report.findings import number as shown
 from fedrec.report.verdicts import UNCLEAR, verdict
-from fedrec.scorers import ModelScorer
 from server.faults import ClientFailure
 from simulations import api, check, cli, closing, engines
 from simulations.cli import parse

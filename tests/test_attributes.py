@@ -16,20 +16,20 @@ from clients.training import update
 from fedrec.data import ClientData, pool
 from fedrec.data.types import Floats
 from fedrec.errors import UserError
-from fedrec.evaluation import about_items, evaluate, pointwise
-from fedrec.experiment import Experiment, build
-from fedrec.holdings import clients_data, dataset
+from fedrec.evaluation.evaluate import about_items, evaluate, pointwise
+from fedrec.evaluation.scorers import ModelScorer, PopularityScorer
+from fedrec.experiment.config import Experiment, build
+from fedrec.experiment.holdings import clients_data, dataset
 from fedrec.metrics import average_precision, macro_auc
 from fedrec.models import KINDS
-from fedrec.optimisers import Optimiser
-from fedrec.parameters import Params
+from fedrec.params import Params
 from fedrec.report.page import write_report
 from fedrec.report.tables import CLIENTS, EVERYONE, ITEMS, compare, read_run
-from fedrec.scorers import ModelScorer, PopularityScorer
 from fedrec.sharing import SHARINGS, Sharing
 from fedrec.tasks import parse_task, task_loss
 from fedrec.training.local import held_out_loss
 from fedrec.training.losses import batch_loss, trainable
+from fedrec.training.optimisers import Optimiser
 from fedrec.training.recipe import Recipe
 from fedrec.training.stacks import Terms
 from simulations.check import check

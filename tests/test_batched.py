@@ -12,8 +12,8 @@ import torch
 from clients.app import clients_of
 from clients.node import Node
 from fedrec.errors import UserError
-from fedrec.holdings import clients_data
-from fedrec.records import load_params
+from fedrec.experiment.holdings import clients_data
+from fedrec.experiment.records import load_params
 from fedrec.sharing import Broadcast
 from fedrec.wire import Call
 from simulations.check import check

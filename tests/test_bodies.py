@@ -15,14 +15,14 @@ from torch import Tensor
 
 from clients.recommend import experiment_of, recommend
 from fedrec.errors import UserError
-from fedrec.holdings import clients_data, dataset
+from fedrec.experiment.holdings import clients_data, dataset
+from fedrec.experiment.parts import stacking_refusal
 from fedrec.models import Recommender
 from fedrec.models.bodies import BODIES, attended, product, quotient
 from fedrec.models.layers import mlp, ordered
-from fedrec.parameters import Params, covers
-from fedrec.parts import stacking_refusal
+from fedrec.params import Params, covers
 from fedrec.sharing import MODULES, SHARINGS, Sharing
-from fedrec.weighting import OF_TASKS
+from fedrec.training.weighting import OF_TASKS
 from simulations.check import check
 from simulations.cli import parse
 from simulations.options import parser

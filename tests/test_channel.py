@@ -11,17 +11,17 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from clients.client import Client
-from fedrec.channel import Linear, Logits, Mapped, channel_of, probe, public
-from fedrec.coordination.maps import client_map
-from fedrec.coordination.operators import LinearTie
-from fedrec.coordination.solve import gradient_steps, solve
 from fedrec.data import ClientData
 from fedrec.errors import UserError
-from fedrec.experiment import Experiment
-from fedrec.holdings import clients_data, dataset
+from fedrec.experiment.channel import Linear, Logits, Mapped, channel_of, probe, public
+from fedrec.experiment.config import Experiment
+from fedrec.experiment.holdings import clients_data, dataset
+from fedrec.federation.coordination.maps import client_map
+from fedrec.federation.coordination.operators import LinearTie
+from fedrec.federation.coordination.solve import gradient_steps, solve
 from fedrec.models import Recommender
-from fedrec.parameters import Params, flatten, unflatten
-from fedrec.seeds import generator
+from fedrec.params import Params, flatten, unflatten
+from fedrec.rng import generator
 from fedrec.sharing import Sharing
 from fedrec.training.losses import batch_loss
 from simulations.check import check

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from fedrec.acting import acting
 from fedrec.errors import UserError
-from fedrec.experiment import Experiment, Method
+from fedrec.experiment.acting import acting
+from fedrec.experiment.config import Experiment, Method
 from simulations.cli import Command, overrides, parse
 from simulations.help import MOST, TOPICS
 from simulations.methods import METHODS, usual

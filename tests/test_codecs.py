@@ -17,13 +17,13 @@ from safetensors.torch import load_file
 
 from clients.client import Client
 from clients.round import encoded
-from fedrec.codecs import Codec, Coding, TopK
-from fedrec.coordination import Link, Own, double
 from fedrec.errors import UserError
-from fedrec.experiment import build
-from fedrec.holdings import clients_data
-from fedrec.parameters import Params, add, subtract
-from fedrec.records import Row
+from fedrec.experiment.config import build
+from fedrec.experiment.holdings import clients_data
+from fedrec.experiment.records import Row
+from fedrec.federation.codecs import Codec, Coding, TopK
+from fedrec.federation.coordination import Link, Own, double
+from fedrec.params import Params, add, subtract
 from fedrec.sharing import ContractError, Contribution
 from server.faults import ClientFailure
 from simulations.apps import plan_of

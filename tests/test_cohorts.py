@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from clients.app import clients_of
 from clients.node import Node
-from fedrec.experiment import Experiment
+from fedrec.experiment.config import Experiment
+from fedrec.experiment.records import Record
 from fedrec.keyed import CHUNK, Subtotal, carrier, catalogue, gather, mean, mean_of, sums
-from fedrec.records import Record
-from fedrec.seeds import generator
+from fedrec.rng import generator
 from fedrec.sharing import Broadcast, ContractError, Contribution
 from fedrec.wire import Answers, Call, answers_record, call_record, read_answers, read_call
 from server.strategy import Coordinator

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from fedrec.errors import UserError
-from fedrec.experiment import Experiment
-from fedrec.holdings import clients_data, item_content
-from fedrec.scorers import Scorer
-from fedrec.seeds import generator
+from fedrec.evaluation.scorers import Scorer
+from fedrec.experiment.config import Experiment
+from fedrec.experiment.holdings import clients_data, item_content
+from fedrec.rng import generator
 from simulations.studies.__main__ import main
 from simulations.studies.cold import ARMS, IDS, NEW, baselines, chance, chosen, experiment_of, liked, measured, parts
 from simulations.studies.tables import records

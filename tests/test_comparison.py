@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from fedrec.experiment import Experiment
+from fedrec.experiment.config import Experiment
 from simulations import engines
 from simulations.engines.inline import InlineGrid
 from simulations.run import main

@@ -15,10 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedrec.components import Part, divided, make, per_client, read, shown, with_fields, written
-from fedrec.coordination import Coupling
-from fedrec.coordination.operators import MeanRegularised, Operator
 from fedrec.errors import UserError
-from fedrec.experiment import Experiment, build
+from fedrec.experiment.config import Experiment, build
+from fedrec.federation.coordination import Coupling
+from fedrec.federation.coordination.operators import MeanRegularised, Operator
 from fedrec.models import ModuleRecommender, Recommender
 from simulations.check import check
 from simulations.cli import parse

@@ -12,16 +12,16 @@ import torch
 from clients.recommend import recommend
 from fedrec.data.text import Content, content_vectors, item_vectors
 from fedrec.errors import UserError
-from fedrec.holdings import clients_data, dataset, reader, tasks_for
+from fedrec.experiment.holdings import clients_data, dataset, reader, tasks_for
 from fedrec.models import KINDS, Recommender
 from fedrec.models.content import kept
 from fedrec.models.side import Side
-from fedrec.optimisers import Optimiser
-from fedrec.parameters import Params
+from fedrec.params import Params
 from fedrec.privacy.attacks.table import Case
 from fedrec.sharing import Sharing
 from fedrec.tasks import parse_task
 from fedrec.training.local import local_update
+from fedrec.training.optimisers import Optimiser
 from fedrec.training.recipe import Recipe
 from simulations.apps import apps_for
 from tests.builders import batches, client, interactions

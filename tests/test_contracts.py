@@ -8,13 +8,22 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedrec.codecs import TopK
-from fedrec.coordination.operators import Ball, Box, Clusters, Graph, Mean, MeanRegularised, Mixture, SumTo, Within
-from fedrec.gradients import Method, combine, weights_of
+from fedrec.federation.codecs import TopK
+from fedrec.federation.coordination.operators import (
+    Ball,
+    Box,
+    Clusters,
+    Graph,
+    Mean,
+    MeanRegularised,
+    Mixture,
+    SumTo,
+    Within,
+)
 from fedrec.metrics import RANKING, ranking_metrics
 from fedrec.models import KINDS, Recommender
 from fedrec.privacy.attacks.table import ATTACKS
-from fedrec.seeds import generator
+from fedrec.rng import generator
 from fedrec.sharing import ContractError
 from fedrec.testing import (
     AggregatorContract,
@@ -30,7 +39,8 @@ from fedrec.testing import (
     TransformContract,
     WeightingContract,
 )
-from fedrec.weighting import KINDS as WEIGHTINGS
+from fedrec.training.conflict import Method, combine, weights_of
+from fedrec.training.weighting import KINDS as WEIGHTINGS
 from tests.builders import synthetic
 from tests.own_parts import (
     Blind,

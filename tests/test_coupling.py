@@ -11,11 +11,11 @@ from flwr.app import Message
 from clients.budget import held_out
 from clients.client import Client
 from clients.node import Node
-from fedrec.coordination import BudgetRule, Coupling, Descent, Link
 from fedrec.errors import UserError
-from fedrec.experiment import Experiment
-from fedrec.holdings import clients_data
-from fedrec.parameters import norm
+from fedrec.experiment.config import Experiment
+from fedrec.experiment.holdings import clients_data
+from fedrec.federation.coordination import BudgetRule, Coupling, Descent, Link
+from fedrec.params import norm
 from server.joining import join
 from server.strategy import Coordinator
 from simulations.apps import plan_of

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedrec.differences import Side, difference
+from fedrec.evaluation.differences import Side, difference
 from fedrec.metrics import auc, holm, paired, placements
 from fedrec.report.verdicts import UNCLEAR, verdict, verdicts
-from fedrec.seeds import generator
+from fedrec.rng import generator
 
 
 def side(ours: Any, theirs: Any, weight: Any, unit: Any = None) -> Side:

@@ -18,18 +18,18 @@ from clients.recommend import main as ask
 from fedrec.data import ClientData
 from fedrec.distillation import Distillation, learn, lesson, recommendations, softened
 from fedrec.errors import UserError
-from fedrec.experiment import Experiment
-from fedrec.holdings import clients_data, dataset
+from fedrec.evaluation.scorers import ModelScorer
+from fedrec.experiment.config import Experiment
+from fedrec.experiment.holdings import clients_data, dataset
+from fedrec.experiment.records import load_params
 from fedrec.models import Recommender
-from fedrec.optimisers import Optimiser
-from fedrec.parameters import Params
-from fedrec.records import load_params
-from fedrec.scorers import ModelScorer
-from fedrec.seeds import generator
+from fedrec.params import Params
+from fedrec.rng import generator
 from fedrec.sharing import Sharing
 from fedrec.tasks import Task, parse_task
 from fedrec.training.local import local_update
 from fedrec.training.losses import penalties
+from fedrec.training.optimisers import Optimiser
 from fedrec.training.recipe import Batch, Recipe
 from simulations import distil
 from simulations.apps import apps_for

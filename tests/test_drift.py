@@ -11,23 +11,23 @@ from flwr.app import ArrayRecord, Message
 
 from clients.recommend import params_of
 from clients.state import Kept, State
-from fedrec.coordination import Control, Drift, Own, control_change, normalised
 from fedrec.errors import UserError
-from fedrec.evaluation import evaluate
-from fedrec.holdings import clients_data
+from fedrec.evaluation.evaluate import evaluate
+from fedrec.evaluation.scorers import ModelScorer
+from fedrec.experiment.holdings import clients_data
+from fedrec.experiment.records import write_record
+from fedrec.federation.coordination import Control, Drift, Own, control_change, normalised
+from fedrec.federation.personal import personal_model
 from fedrec.keyed import Carrier, mean
 from fedrec.models import Recommender
-from fedrec.optimisers import Optimiser
-from fedrec.parameters import Params, add, clone, mix, norm, subtract
-from fedrec.personal import personal_model
-from fedrec.records import write_record
-from fedrec.scorers import ModelScorer
-from fedrec.seeds import generator
+from fedrec.params import Params, add, clone, mix, norm, subtract
+from fedrec.rng import generator
 from fedrec.sharing import Broadcast, ContractError, Contribution, Sharing, admit_told
 from fedrec.tasks import tasks_of
 from fedrec.training.learner import Learner
 from fedrec.training.local import local_update, single, update_one
 from fedrec.training.losses import batch_loss, steps
+from fedrec.training.optimisers import Optimiser
 from fedrec.training.recipe import Recipe
 from fedrec.training.results import stack
 from fedrec.training.results import trained as after

@@ -11,8 +11,8 @@ import pytest
 import torch
 from flwr.app import Context, RecordDict
 
-from fedrec.experiment import Experiment, build
-from fedrec.holdings import clients_data
+from fedrec.experiment.config import Experiment, build
+from fedrec.experiment.holdings import clients_data
 from server.faults import ClientFailure
 from simulations.apps import apps_for, client, from_context, server
 from simulations.engines import InlineGrid
@@ -42,8 +42,8 @@ def run_into(home: Path, e: Experiment) -> Path:
 RAY = """
 import sys
 from pathlib import Path
-from fedrec.experiment import Experiment
-from fedrec.holdings import clients_data
+from fedrec.experiment.config import Experiment
+from fedrec.experiment.holdings import clients_data
 from simulations.apps import apps_for
 from simulations.engines import run_ray
 e = Experiment.model_validate_json(sys.argv[1])

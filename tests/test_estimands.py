@@ -14,13 +14,13 @@ import pytest
 from rich.console import Console
 
 from fedrec.data import pool
-from fedrec.evaluation import evaluate
-from fedrec.experiment import Experiment, build
-from fedrec.holdings import clients_data
+from fedrec.evaluation.evaluate import evaluate
+from fedrec.evaluation.scorers import PopularityScorer
+from fedrec.experiment.config import Experiment, build
+from fedrec.experiment.holdings import clients_data
 from fedrec.report.findings import number
 from fedrec.report.page import write_report
 from fedrec.report.tables import CLIENTS, EVERYONE, compare, comparison, read_run
-from fedrec.scorers import PopularityScorer
 from simulations.baselines import baseline, run_popularity
 from simulations.closing import several, table
 from simulations.run import main

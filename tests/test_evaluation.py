@@ -13,11 +13,11 @@ from torch import Tensor
 from fedrec import evaluation
 from fedrec.data import ClientData, Interactions, federation, pool
 from fedrec.data.types import Floats, Ints
-from fedrec.evaluation import Evaluation, Split, evaluate, mask_of, members, smallest
+from fedrec.evaluation.evaluate import Evaluation, Split, evaluate, mask_of, members, smallest
+from fedrec.evaluation.scorers import ModelScorer, PopularityScorer
 from fedrec.metrics import NEGATIVES
 from fedrec.models import Recommender
-from fedrec.scorers import ModelScorer, PopularityScorer
-from fedrec.seeds import generator
+from fedrec.rng import generator
 from fedrec.tasks import parse_task
 from tests.builders import client, interactions, synthetic
 

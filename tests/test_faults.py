@@ -15,12 +15,12 @@ from flwr.app import Message, RecordDict
 
 from clients.node import Node
 from clients.state import Kept, State, saved
-from fedrec.coordination import Coupling, Descent, Link
-from fedrec.parameters import norm, subtract
-from fedrec.records import write_record
-from fedrec.seeds import generator
+from fedrec.experiment.records import write_record
+from fedrec.federation.coordination import Coupling, Descent, Link
+from fedrec.federation.participation import Turnout
+from fedrec.params import norm, subtract
+from fedrec.rng import generator
 from fedrec.sharing import Contribution
-from fedrec.turnout import Turnout
 from server.faults import ClientFailure
 from server.plan import Plan
 from server.scores import Score, Scores

@@ -14,8 +14,8 @@ import pytest
 
 from clients import recommend
 from fedrec.errors import UserError
+from fedrec.experiment.records import write_json
 from fedrec.folders import CHECKPOINTS, COMMAND, LOCK, claim, held, unfinished
-from fedrec.records import write_json
 from server.strategy import Coordinator
 from simulations import distil, engines
 from simulations import run as command

@@ -12,12 +12,12 @@ import torch
 from clients.recommend import recommend
 from fedrec.data import ClientData, federation, pool, public_data, viewed
 from fedrec.errors import UserError
-from fedrec.evaluation import mask_of
-from fedrec.experiment import Experiment
-from fedrec.folding import folded
-from fedrec.holdings import clients_data, dataset, reader
-from fedrec.parameters import Params
-from fedrec.parts import stacking_refusal
+from fedrec.evaluation.evaluate import mask_of
+from fedrec.experiment.config import Experiment
+from fedrec.experiment.folding import folded
+from fedrec.experiment.holdings import clients_data, dataset, reader
+from fedrec.experiment.parts import stacking_refusal
+from fedrec.params import Params
 from fedrec.tasks import parse_task, task_loss
 from simulations.run import main
 from tests.helpers import experiment, fit

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from fedrec.records import load_params
+from fedrec.experiment.records import load_params
 from simulations.engines import launch
 from tests.helpers import experiment
 

@@ -18,8 +18,8 @@ from torchjd.aggregation import CAGradWeighting, IMTLGWeighting, MGDAWeighting, 
 from torchjd.linalg import QuadprogProjector
 
 from fedrec.errors import UserError
-from fedrec.gradients import Method, ServerOptimiser, combine, weights_of
-from fedrec.seeds import generator
+from fedrec.rng import generator
+from fedrec.training.conflict import Method, ServerOptimiser, combine, weights_of
 
 METHODS: tuple[Method, ...] = get_args(Method)
 SHAPES = st.tuples(st.integers(1, 9), st.integers(1, 9), st.integers(0, 10_000), st.sampled_from([0, 1, 3, 6]))

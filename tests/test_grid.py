@@ -10,13 +10,13 @@ from unittest.mock import patch
 
 import pytest
 
-from fedrec.acting import acting
 from fedrec.errors import UserError
-from fedrec.experiment import Experiment, build
+from fedrec.experiment.acting import acting
+from fedrec.experiment.config import Experiment, build
+from fedrec.experiment.needs import UNBUILT, Can
+from fedrec.experiment.parts import conflicts_of
 from fedrec.models import KINDS
-from fedrec.needs import UNBUILT, Can
-from fedrec.parameters import covers
-from fedrec.parts import conflicts_of
+from fedrec.params import covers
 from fedrec.sharing import SHARINGS
 from simulations.check import check
 from simulations.methods import METHODS, usual
@@ -94,7 +94,7 @@ def made(row: Row) -> Experiment:
 
 def conflict(row: Row) -> tuple[str, Can | None]:
     """Return the refusal of what parts of a row need and others take away, and the capability; nothing without one."""
-    with patch("fedrec.experiment.check_parts"):
+    with patch("fedrec.experiment.config.check_parts"):
         e = build(fields_of(row))
     return next(((one.text(e), one.can) for one in conflicts_of(e)), ("", None))
 

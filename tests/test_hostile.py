@@ -17,11 +17,12 @@ from hypothesis import strategies as st
 
 from clients.app import clients_of
 from clients.node import Node
-from fedrec import keyed, proportion
-from fedrec.experiment import Experiment
+from fedrec import keyed
+from fedrec.experiment.config import Experiment
+from fedrec.experiment.records import Record
+from fedrec.federation import proportion
 from fedrec.privacy.encoding import Layout
 from fedrec.privacy.secure_sum import Keys
-from fedrec.records import Record
 from fedrec.sharing import MODULES, Broadcast, ContractError
 from fedrec.wire import Call, call_record, read_call
 from fedrec.wire.bundle import bundled, unbundled

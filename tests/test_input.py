@@ -20,7 +20,7 @@ from rich.console import Console
 
 import fedrec.files
 import simulations.run
-from fedrec.holdings import clients_data, dataset
+from fedrec.experiment.holdings import clients_data, dataset
 from simulations.cli import Command, parse
 from simulations.options import FIELDS, flag
 from simulations.run import main

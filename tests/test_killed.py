@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from fedrec.folders import CHECKPOINTS, COMMAND, LOCK, resumable, unfinished
-from fedrec.seeds import generator
+from fedrec.rng import generator
 from server.strategy import Coordinator
 from simulations.run import main
 from tests.helpers import same

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from fedrec.data.encoder import EPSILON, LAYERS, PACKAGE, load_encoder, sentence_vectors
 from fedrec.data.tokens import Tokens, centred, sentence_tokens
 from fedrec.models.lora import DELTA, FORMS, A, Adapted, B, Lora
-from fedrec.parameters import Params
+from fedrec.params import Params
 
 here = all(importlib.util.find_spec(name) for name in (PACKAGE, "tokenizers"))
 needs_weights = pytest.mark.skipif(not here, reason="needs the extra [text]")

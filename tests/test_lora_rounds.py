@@ -13,11 +13,11 @@ from clients.client import Client
 from clients.training import update
 from fedrec.data.encoder import PACKAGE
 from fedrec.errors import UserError
-from fedrec.experiment import Experiment
-from fedrec.holdings import clients_data, reader, tasks_for
+from fedrec.evaluation.scorers import ModelScorer
+from fedrec.experiment.config import Experiment
+from fedrec.experiment.holdings import clients_data, reader, tasks_for
 from fedrec.models.lora import DELTA, FORMS, A, B
-from fedrec.parameters import Params
-from fedrec.scorers import ModelScorer
+from fedrec.params import Params
 from fedrec.training.local import Trained
 from fedrec.training.losses import task_losses
 from fedrec.training.recipe import Batch

@@ -10,8 +10,8 @@ from flwr.app import ConfigRecord, Message, RecordDict
 
 from clients.app import client_app
 from fedrec.errors import UserError
-from fedrec.experiment import Experiment
-from fedrec.holdings import clients_data
+from fedrec.experiment.config import Experiment
+from fedrec.experiment.holdings import clients_data
 from fedrec.sharing import Contribution
 from fedrec.wire.messages import ANSWERS
 from simulations.engines.nodes import each_alone

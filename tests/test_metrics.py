@@ -23,7 +23,7 @@ from fedrec.metrics import (
     rmse,
     student,
 )
-from fedrec.seeds import generator
+from fedrec.rng import generator
 
 NAMES = ("hr@1", "hr@10", "ndcg@3", "ndcg@10", "recall@5", "recall@100", "mrr")
 

@@ -13,7 +13,7 @@ from torch.func import grad, vmap
 
 from fedrec.models import Recommender
 from fedrec.models.tables import BLOCK, table_rows
-from fedrec.parameters import Params
+from fedrec.params import Params
 from fedrec.tasks import parse_task
 from fedrec.training.losses import batch_loss
 from fedrec.training.recipe import Batch

@@ -6,10 +6,10 @@ from typing import Any, NamedTuple, get_args
 import pytest
 
 from fedrec.errors import UserError
-from fedrec.experiment import Experiment, build
-from fedrec.gradients import Method as Aggregator
-from fedrec.needs import UNBUILT, Can, conflicts, needs, takes
-from fedrec.parts import PARTS, STACKED, check_parts, conflicts_of
+from fedrec.experiment.config import Experiment, build
+from fedrec.experiment.needs import UNBUILT, Can, conflicts, needs, takes
+from fedrec.experiment.parts import PARTS, STACKED, check_parts, conflicts_of
+from fedrec.training.conflict import Method as Aggregator
 from simulations.engines.nodes import stacked
 from simulations.methods import METHODS
 from simulations.options import FIELDS, nest

@@ -18,17 +18,17 @@ from clients.home import HOME
 from clients.node import Node
 from clients.recommend import params_of
 from clients.round import receive
-from fedrec.channel import LOGITS, Logits, channel_of
-from fedrec.coordination import Coupling
 from fedrec.errors import UserError
-from fedrec.experiment import Experiment
-from fedrec.holdings import clients_data
+from fedrec.experiment.channel import LOGITS, Logits, channel_of
+from fedrec.experiment.config import Experiment
+from fedrec.experiment.holdings import clients_data
+from fedrec.experiment.records import Record, load_params, table_of, write_record
+from fedrec.federation.coordination import Coupling
+from fedrec.federation.participation import arrivals
 from fedrec.keyed import CHUNK
-from fedrec.parameters import Params, norm, subtract
-from fedrec.records import Record, load_params, table_of, write_record
+from fedrec.params import Params, norm, subtract
 from fedrec.sharing import Broadcast, ContractError
 from fedrec.training.local import local_update
-from fedrec.turnout import arrivals
 from fedrec.wire import Call, call_record, read_call
 from server.strategy import Coordinator
 from simulations.apps import plan_of

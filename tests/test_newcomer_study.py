@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from fedrec.holdings import clients_data
+from fedrec.experiment.holdings import clients_data
 from simulations.apps import apps_for
 from simulations.studies import newcomer
 from simulations.studies.__main__ import main

@@ -9,10 +9,10 @@ import torch
 
 from fedrec.errors import UserError
 from fedrec.models import Recommender
-from fedrec.optimisers import Optimiser
-from fedrec.parameters import norm, subtract
+from fedrec.params import norm, subtract
 from fedrec.training.local import local_update, single, update_one
 from fedrec.training.losses import scores
+from fedrec.training.optimisers import Optimiser
 from fedrec.training.recipe import Objective, Recipe
 from fedrec.training.results import stack
 from fedrec.training.stacks import NOTHING, Terms

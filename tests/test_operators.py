@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fedrec.coordination.halves import tie
-from fedrec.coordination.operators import (
+from fedrec.federation.coordination.halves import tie
+from fedrec.federation.coordination.operators import (
     Ball,
     Box,
     Clusters,
@@ -25,8 +25,8 @@ from fedrec.coordination.operators import (
     Within,
 )
 from fedrec.keyed import Carrier
-from fedrec.parameters import Params
-from fedrec.seeds import generator
+from fedrec.params import Params
+from fedrec.rng import generator
 from tests.quadratics import OPERATORS, Array, apart, claim, cp, minimise
 
 PROJECTIONS = ("mean", "clusters", "mixture", "linear", "sum")

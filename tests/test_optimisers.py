@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedrec.errors import UserError
-from fedrec.optimisers import Optimiser, rates
-from fedrec.parameters import Params, clone
+from fedrec.params import Params, clone
+from fedrec.training.optimisers import Optimiser, rates
 
 
 @pytest.mark.parametrize("kind", ["sgd", "adam", "adagrad"])

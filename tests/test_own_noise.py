@@ -11,18 +11,18 @@ from torch import Tensor, nn
 
 from fedrec.data.types import Interactions
 from fedrec.errors import UserError
-from fedrec.experiment import build
+from fedrec.experiment.config import build
 from fedrec.keyed import TABLES
 from fedrec.models import Meta, Module, Recommender
 from fedrec.models.module import ModuleRecommender
-from fedrec.optimisers import Optimiser
-from fedrec.parameters import Params
+from fedrec.params import Params
 from fedrec.privacy.differential import Mechanism, private_update
 from fedrec.privacy.gradients import check_units
 from fedrec.privacy.noise import Source
 from fedrec.privacy.units import Units
 from fedrec.sharing import Sharing
 from fedrec.tasks import Task, parse_task
+from fedrec.training.optimisers import Optimiser
 from fedrec.training.recipe import Recipe
 from fedrec.training.transforms import Context, State
 from simulations.check import check

@@ -4,8 +4,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedrec.parameters import add, flatten, norm, subtract, unflatten
-from fedrec.seeds import derive, generator
+from fedrec.params import add, flatten, norm, subtract, unflatten
+from fedrec.rng import derive, generator
 
 SHAPES = st.dictionaries(
     st.text("abc.", min_size=1, max_size=4), st.lists(st.integers(1, 3), max_size=2), min_size=1, max_size=4

@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 from clients.recommend import Recommendation, local_row, main, recommend, show
 from fedrec.data import ClientData, Dataset
 from fedrec.errors import UserError
-from fedrec.experiment import Experiment, build
-from fedrec.holdings import clients_data, dataset
-from fedrec.parameters import Params
-from fedrec.records import slug
+from fedrec.experiment.config import Experiment, build
+from fedrec.experiment.holdings import clients_data, dataset
+from fedrec.experiment.records import slug
+from fedrec.params import Params
 
 FIELDS: dict[str, Any] = {"clients": 2, "dim": 1}
 

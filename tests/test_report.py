@@ -22,7 +22,7 @@ from fedrec.report.findings import answer, change, listing, number, size
 from fedrec.report.page import write_report
 from fedrec.report.tables import EVERYONE, compare, comparison, read_run
 from fedrec.report.verdicts import UNCLEAR
-from fedrec.seeds import generator
+from fedrec.rng import generator
 from simulations.closing import answers
 from simulations.closing import table as closing
 

@@ -17,10 +17,10 @@ import pytest
 import torch
 
 from fedrec.errors import UserError
-from fedrec.experiment import Experiment
+from fedrec.experiment.config import Experiment
+from fedrec.experiment.records import Row
 from fedrec.folders import CHECKPOINTS
-from fedrec.records import Row
-from fedrec.seeds import generator
+from fedrec.rng import generator
 from server.checkpoint import Checkpoints, Snapshot, latest
 from server.faults import ClientFailure
 from simulations.engines import launch, process

@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fedrec.coordination import Coupling, Descent
 from fedrec.errors import UserError
-from fedrec.parameters import norm
-from fedrec.robust import Robust, aggregate, clipped, krum_scores, trimmed_mean
-from fedrec.seeds import generator
+from fedrec.federation.coordination import Coupling, Descent
+from fedrec.federation.robust import Robust, aggregate, clipped, krum_scores, trimmed_mean
+from fedrec.params import norm
+from fedrec.rng import generator
 from simulations.check import check
 from simulations.methods import METHODS
 from tests.helpers import Change, alter, coordinated, experiment

@@ -25,12 +25,12 @@ from clients import recommend
 from clients.client import Client
 from clients.training import Made, Start, train
 from fedrec.errors import UserError
-from fedrec.evaluation import evaluate, members
-from fedrec.experiment import Experiment
+from fedrec.evaluation.evaluate import evaluate, members
+from fedrec.evaluation.scorers import ModelScorer
+from fedrec.experiment.config import Experiment
+from fedrec.experiment.holdings import clients_data, dataset, tasks_for
+from fedrec.experiment.records import load_params, slug
 from fedrec.folders import CHECKPOINTS, claim, unfinished, writing
-from fedrec.holdings import clients_data, dataset, tasks_for
-from fedrec.records import load_params, slug
-from fedrec.scorers import ModelScorer
 from simulations import engines
 from simulations.progress import reporter
 from simulations.run import main, stopping

@@ -14,20 +14,20 @@ from clients.recommend import experiment_of, recommend
 from fedrec.data import ClientData
 from fedrec.data.split import concatenate
 from fedrec.errors import UserError
-from fedrec.evaluation import evaluate
-from fedrec.experiment import build
-from fedrec.holdings import clients_data, dataset, reader
+from fedrec.evaluation.evaluate import evaluate
+from fedrec.evaluation.scorers import ModelScorer
+from fedrec.experiment.config import build
+from fedrec.experiment.holdings import clients_data, dataset, reader
+from fedrec.experiment.records import Row
 from fedrec.models import Recommender, UserSequence
 from fedrec.models.side import Side
-from fedrec.optimisers import Optimiser
-from fedrec.parameters import Params, covers
-from fedrec.records import Row
-from fedrec.scorers import ModelScorer
-from fedrec.seeds import generator
+from fedrec.params import Params, covers
+from fedrec.rng import generator
 from fedrec.sharing import MODULES, SHARINGS, Sharing
 from fedrec.tasks import parse_task
 from fedrec.training.local import held_out_loss, local_update
 from fedrec.training.losses import task_losses
+from fedrec.training.optimisers import Optimiser
 from fedrec.training.recipe import Batch, Recipe
 from simulations.check import check
 from simulations.engines import launch

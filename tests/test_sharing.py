@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedrec.errors import UserError
-from fedrec.parameters import covers
+from fedrec.params import covers
 from fedrec.sharing import ContractError, Sharing, admit, admit_metrics, admit_rows
 
 NAMES = st.lists(st.sampled_from(["body", "body2", "head", "0", "1", "10", "weight"]), min_size=1, max_size=3).map(

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from fedrec.records import SINGLE
+from fedrec.experiment.records import SINGLE
 from fedrec.report.findings import warnings
 from fedrec.report.page import write_report
 from fedrec.report.several import Balance, balance, balances, singly, spoken

@@ -13,8 +13,8 @@ import torch
 
 from fedrec.data import table as read_table
 from fedrec.errors import UserError
-from fedrec.experiment import build
-from fedrec.holdings import clients_data
+from fedrec.experiment.config import build
+from fedrec.experiment.holdings import clients_data
 from simulations.cli import parse
 from simulations.engines import launch
 from simulations.studies import runners, scale, speed

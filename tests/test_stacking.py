@@ -14,17 +14,16 @@ from hypothesis import strategies as st
 
 from fedrec.data import ClientData, Interactions
 from fedrec.data.types import Ints
-from fedrec.evaluation import Split, evaluate
+from fedrec.evaluation.cohort import evaluate_many
+from fedrec.evaluation.evaluate import Split, evaluate
+from fedrec.evaluation.scorers import ModelScorer
 from fedrec.keyed import TABLES
 from fedrec.models import Recommender
 from fedrec.models.bodies import BODIES
 from fedrec.models.sequences import UserSequence
 from fedrec.models.side import Side
-from fedrec.node_evaluation import evaluate_many
-from fedrec.optimisers import Optimiser
-from fedrec.parameters import Params, norm, subtract
-from fedrec.scorers import ModelScorer
-from fedrec.seeds import generator
+from fedrec.params import Params, norm, subtract
+from fedrec.rng import generator
 from fedrec.sharing import Sharing
 from fedrec.tasks import Task, parse_task
 from fedrec.training.cohort import Cohort, groups
@@ -32,6 +31,7 @@ from fedrec.training.held_out import held_out_many
 from fedrec.training.kernels import loss_and_gradients
 from fedrec.training.local import held_out_loss
 from fedrec.training.losses import batch_loss
+from fedrec.training.optimisers import Optimiser
 from fedrec.training.recipe import Batch, Recipe
 from fedrec.training.results import Sum, client, stack, trained, write
 from fedrec.training.stacks import Part, Stack, Terms
@@ -424,7 +424,7 @@ def test_many_users_are_ranked_in_chunks(monkeypatch: pytest.MonkeyPatch) -> Non
     c = case(ADAM, ragged=True, sizes=(9, 20, 30), users=(3, 8, 4))
     options: dict[str, Any] = {"metrics": ("ndcg@3",), "candidates": 4, "seed": 5}
     whole = evaluate_many(c.cohort, c.shared, c.private, "test", **options)
-    monkeypatch.setattr("fedrec.evaluation.CHUNK", 2)
+    monkeypatch.setattr("fedrec.evaluation.evaluate.CHUNK", 2)
     for a, b in zip(whole, evaluate_many(c.cohort, c.shared, c.private, "test", **options), strict=True):
         assert a.metrics == b.metrics
 

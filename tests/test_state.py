@@ -20,9 +20,9 @@ from clients.app import clients_of
 from clients.client import Client
 from clients.node import Node
 from clients.state import TIMES, Kept, Party, State, restore, saved
-from fedrec.coordination import Link, Own
-from fedrec.holdings import clients_data
-from fedrec.parameters import Params
+from fedrec.experiment.holdings import clients_data
+from fedrec.federation.coordination import Link, Own
+from fedrec.params import Params
 from fedrec.sharing import Broadcast, ContractError
 from fedrec.training.moved import Moved
 from fedrec.wire import Call

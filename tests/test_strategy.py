@@ -14,12 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clients.node import Node
-from fedrec.coordination import Coupling, Descent
 from fedrec.data.types import Ints
-from fedrec.parameters import Params
-from fedrec.records import table_of
+from fedrec.experiment.records import table_of
+from fedrec.federation.coordination import Coupling, Descent
+from fedrec.federation.participation import Turnout
+from fedrec.params import Params
 from fedrec.sharing import Contribution
-from fedrec.turnout import Turnout
 from server.faults import ClientFailure
 from server.joining import join
 from server.plan import Plan

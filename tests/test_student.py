@@ -11,15 +11,15 @@ import torch
 from safetensors.torch import load_file
 
 from clients.recommend import recommend
-from fedrec.channel import LOGITS, probe, public
 from fedrec.data import viewed
 from fedrec.distillation import distil
-from fedrec.experiment import Experiment
-from fedrec.holdings import clients_data, dataset
+from fedrec.experiment.channel import LOGITS, probe, public
+from fedrec.experiment.config import Experiment
+from fedrec.experiment.holdings import clients_data, dataset
+from fedrec.experiment.records import write_record
 from fedrec.models import Recommender
-from fedrec.optimisers import Optimiser
-from fedrec.records import write_record
 from fedrec.report.page import write_report
+from fedrec.training.optimisers import Optimiser
 from simulations import student as module
 from simulations.apps import apps_for
 from simulations.student import student_of

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from fedrec.errors import UserError
-from fedrec.experiment import Experiment
+from fedrec.experiment.config import Experiment
 from fedrec.report.findings import DASH
 from fedrec.report.study import interval
 from fedrec.report.tables import LEAKING

@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from fedrec.holdings import clients_data
+from fedrec.experiment.holdings import clients_data
 from simulations import flower
 from simulations.apps import apps_for
 from simulations.cli import parse

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from fedrec.components import per_client
 from fedrec.errors import UserError
-from fedrec.scorers import PopularityScorer
+from fedrec.evaluation.scorers import PopularityScorer
 from fedrec.tasks import Task, parse_task, task_loss, tasks_of
 from tests.builders import interactions
 

@@ -12,17 +12,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fedrec.data import ClientData, federation
-from fedrec.evaluation import evaluate
+from fedrec.evaluation.evaluate import evaluate
+from fedrec.evaluation.scorers import ModelScorer
 from fedrec.metrics import paired
 from fedrec.models import Recommender
-from fedrec.optimisers import Optimiser
-from fedrec.parameters import Params, clone, norm, subtract
-from fedrec.scorers import ModelScorer
-from fedrec.seeds import generator
+from fedrec.params import Params, clone, norm, subtract
+from fedrec.rng import generator
 from fedrec.sharing import Sharing
 from fedrec.tasks import Task, parse_task
 from fedrec.training.local import local_update
 from fedrec.training.losses import batch_loss
+from fedrec.training.optimisers import Optimiser
 from fedrec.training.recipe import Batch, Phase, Recipe
 from tests.builders import batches, client, interactions, synthetic
 

@@ -11,12 +11,12 @@ from fedrec.models import Recommender
 from fedrec.models.bodies import SPREAD
 from fedrec.models.layers import mlp
 from fedrec.models.transfer import chain, excess, star, task_embedding
-from fedrec.optimisers import Optimiser
-from fedrec.parameters import Params, covers
+from fedrec.params import Params, covers
 from fedrec.sharing import SHARINGS, Sharing
 from fedrec.tasks import parse_task
 from fedrec.training.local import held_out_loss, local_update
 from fedrec.training.losses import batch_loss
+from fedrec.training.optimisers import Optimiser
 from fedrec.training.recipe import Batch, Recipe
 from tests.builders import batches, client, interactions
 from tests.helpers import experiment, fit

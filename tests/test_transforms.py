@@ -9,10 +9,10 @@ import torch
 
 from fedrec.errors import UserError
 from fedrec.models import Recommender
-from fedrec.optimisers import Optimiser
-from fedrec.parameters import Params, norm, subtract
+from fedrec.params import Params, norm, subtract
 from fedrec.tasks import parse_task
 from fedrec.training.local import local_update
+from fedrec.training.optimisers import Optimiser
 from fedrec.training.recipe import Recipe
 from fedrec.training.transforms import Context, State, Transform
 from tests.builders import by_autograd

@@ -15,21 +15,21 @@ from torch import Tensor
 
 from clients.client import Client
 from clients.state import Kept, Party, State, restore, saved
-from fedrec.coordination import Own
 from fedrec.errors import UserError
-from fedrec.experiment import Experiment
-from fedrec.gradients import combine, weights_of
-from fedrec.holdings import clients_data
+from fedrec.experiment.config import Experiment
+from fedrec.experiment.holdings import clients_data
+from fedrec.experiment.parts import stacking_refusal
+from fedrec.federation.coordination import Own
 from fedrec.models import Recommender
-from fedrec.optimisers import Optimiser
-from fedrec.parameters import Params
-from fedrec.parts import stacking_refusal
-from fedrec.seeds import generator
+from fedrec.params import Params
+from fedrec.rng import generator
 from fedrec.sharing import Sharing
 from fedrec.tasks import parse_task
+from fedrec.training.conflict import combine, weights_of
 from fedrec.training.local import local_update
+from fedrec.training.optimisers import Optimiser
 from fedrec.training.recipe import Recipe
-from fedrec.weighting import Weigher, Weighting, balanced, drawn, dynamic, geometric, variances_gradient
+from fedrec.training.weighting import Weigher, Weighting, balanced, drawn, dynamic, geometric, variances_gradient
 from server.strategy import Coordinator
 from simulations.apps import plan_of
 from simulations.engines.nodes import each_alone

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from fedrec.parameters import finite
+from fedrec.params import finite
 from fedrec.sharing import Broadcast, ContractError, Contribution
 from fedrec.wire import ledger, pack, unpack
 from fedrec.wire.arrays import array, numeric, quick

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-import fedrec.seeds as seeds
+import fedrec.rng as seeds
 from fedrec.data.split import chance
 from fedrec.data.text import multi_hot
 from fedrec.data.types import Attributes, Dataset, Floats, Ints

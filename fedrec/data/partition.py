@@ -6,7 +6,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-import fedrec.seeds as seeds
+import fedrec.rng as seeds
 from fedrec.data.attributes import attributes_of
 from fedrec.data.checks import NAMES, merged, refuse, showable
 from fedrec.data.split import SUPPORT, TEST, TRAIN, VALIDATION, Split, concatenate, divide, new_items, ordered

@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-import fedrec.seeds as seeds
+import fedrec.rng as seeds
 from fedrec.data.checks import merged
 from fedrec.data.types import COLUMNS, Attributes, Bools, ClientData, Interactions, Ints
 

@@ -7,7 +7,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 
-import fedrec.seeds as seeds
+import fedrec.rng as seeds
 from fedrec.data.types import Bools, Dataset, Truth
 from fedrec.errors import UserError
 from fedrec.files import largest

@@ -10,14 +10,14 @@ from torch import Tensor
 from fedrec.data import ClientData
 from fedrec.distillation.lessons import Distillation, lesson
 from fedrec.errors import UserError
+from fedrec.evaluation.scorers import ModelScorer
 from fedrec.models import Recommender
-from fedrec.optimisers import Optimiser
-from fedrec.parameters import Params, finite
-from fedrec.scorers import ModelScorer
-from fedrec.seeds import generator
+from fedrec.params import Params, finite
+from fedrec.rng import generator
 from fedrec.sharing import Sharing
 from fedrec.tasks import Task
 from fedrec.training.local import local_update
+from fedrec.training.optimisers import Optimiser
 from fedrec.training.recipe import Recipe
 
 

@@ -10,10 +10,10 @@ from torch.nn import functional as F
 
 from fedrec.data import ClientData
 from fedrec.errors import UserError
-from fedrec.evaluation import CHUNK
+from fedrec.evaluation.evaluate import CHUNK
+from fedrec.evaluation.scorers import ModelScorer
 from fedrec.models import Recommender
-from fedrec.parameters import Params
-from fedrec.scorers import ModelScorer
+from fedrec.params import Params
 from fedrec.tasks import Task
 from fedrec.training.losses import penalties, scores, total
 from fedrec.training.recipe import Batch, Term

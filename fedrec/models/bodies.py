@@ -34,8 +34,8 @@ from torch.nn import functional as F
 import fedrec.models.experts as experts
 import fedrec.models.transfer as transfer
 from fedrec.models.layers import Sizes, depth, layers, linear, mlp, ordered, towers
-from fedrec.parameters import Params
-from fedrec.seeds import generator
+from fedrec.params import Params
+from fedrec.rng import generator
 
 SPREAD = 0.1  # how far the tasks of a common basis start from one another
 

@@ -4,8 +4,8 @@ import numpy as np
 from torch import Tensor
 
 from fedrec.data.types import Floats
-from fedrec.parameters import Params
-from fedrec.seeds import generator
+from fedrec.params import Params
+from fedrec.rng import generator
 
 
 def adapter(table: str) -> str:

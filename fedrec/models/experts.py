@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fedrec.models.layers import Sizes, depth, layers, linear, mlp, networks, ordered, towers
-from fedrec.parameters import Params
+from fedrec.params import Params
 
 
 def mixture(logits: Tensor, experts: Sequence[Tensor]) -> Tensor:

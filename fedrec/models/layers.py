@@ -6,7 +6,7 @@ from itertools import count, pairwise, takewhile
 from torch import Tensor
 from torch.nn import functional as F
 
-from fedrec.parameters import Params
+from fedrec.params import Params
 
 Sizes = dict[str, tuple[int, ...]]
 

@@ -18,8 +18,8 @@ from torch.nn import functional as F
 
 from fedrec.data.encoder import EPSILON, WIDTH
 from fedrec.data.tokens import Tokens, centred
-from fedrec.parameters import Params
-from fedrec.seeds import generator
+from fedrec.params import Params
+from fedrec.rng import generator
 
 A, B, DELTA = "lora.A", "lora.B", "lora.delta"
 INNER = 4 * WIDTH
@@ -70,7 +70,7 @@ class Lora(BaseModel, frozen=True, extra="forbid"):
 
     @property
     def rates(self) -> tuple[tuple[str, float], ...]:
-        """The learning rate 0 of what is not trained, for `fedrec.optimisers`."""
+        """The learning rate 0 of what is not trained, for `fedrec.training.optimisers`."""
         return tuple((name, 0.0) for name in FORMS[self.form].frozen) if self.active else ()
 
     def sizes(self, n_in: int = INNER, n_out: int = WIDTH) -> dict[str, tuple[int, ...]]:

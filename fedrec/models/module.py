@@ -14,8 +14,8 @@ from fedrec.data.types import Floats, Ints
 from fedrec.errors import UserError
 from fedrec.models.recommender import PAIRS, Recommender
 from fedrec.models.tables import table_rows
-from fedrec.parameters import Params
-from fedrec.seeds import derive, generator
+from fedrec.params import Params
+from fedrec.rng import derive, generator
 
 RANDOM = (nn.modules.dropout._DropoutNd, nn.RReLU)
 

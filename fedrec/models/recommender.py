@@ -16,8 +16,8 @@ from fedrec.models.sequences import UserSequence
 from fedrec.models.side import Side
 from fedrec.models.tables import table_rows
 from fedrec.models.transfer import chain, excess
-from fedrec.parameters import Params
-from fedrec.seeds import generator
+from fedrec.params import Params
+from fedrec.rng import generator
 
 KINDS = ("mf", "mlp", "item", *BODIES)
 ITEMS = ("item_table", "item_bias")
@@ -154,7 +154,7 @@ class Recommender:
         if not self.sequence.active:
             return params["user_table"].index_select(0, user)
         if history is None:
-            assert self.side.history is not None, "a history must be bound (fedrec.holdings.reader)"
+            assert self.side.history is not None, "a history must be bound (fedrec.experiment.holdings.reader)"
             history = self.side.history.index_select(0, user.to(self.side.history.device)).to(user.device)
         q = self.items(params, history.clamp(min=0).flatten())
         return self.sequence.encode(params, q.view(*history.shape, self.dim), history >= 0)

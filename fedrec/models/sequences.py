@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fedrec.data.types import Floats
-from fedrec.parameters import Params
-from fedrec.seeds import generator
+from fedrec.params import Params
+from fedrec.rng import generator
 
 Encoder = Literal["none", "gru4rec", "sasrec"]
 

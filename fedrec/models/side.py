@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fedrec.models.lora import Adapted
-from fedrec.parameters import Params
+from fedrec.params import Params
 
 
 @dataclass(frozen=True)

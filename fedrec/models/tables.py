@@ -5,7 +5,7 @@ import functools
 import numpy as np
 
 from fedrec.data.types import Floats, Ints
-from fedrec.seeds import generator
+from fedrec.rng import generator
 
 BLOCK = 64
 

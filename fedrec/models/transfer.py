@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fedrec.models.layers import Sizes, depth, layers, linear, mlp, networks, ordered, towers
-from fedrec.parameters import Params
+from fedrec.params import Params
 
 CHAIN = ("view", "click", "like", "buy")  # behaviours, in the order in which users come to them
 MAPS = ("query", "key", "value")

@@ -5,13 +5,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedrec.experiment import Experiment
-from fedrec.holdings import clients_data
+from fedrec.experiment.config import Experiment
+from fedrec.experiment.holdings import clients_data
+from fedrec.experiment.privacy import UNBOUNDED, Privacy
 from fedrec.privacy.accounting import Event, above, epsilon, merged
 from fedrec.privacy.books import Books
 from fedrec.privacy.guarantee import guarantees
 from fedrec.privacy.ledger import ZEROED, Group, persons, statement
-from fedrec.privacy.rule import UNBOUNDED, Privacy
 
 BESIDE = (
     "Clients tell the server no loss and no metric: what they measure stays with them, and the simulation, which sees "

@@ -14,7 +14,7 @@ from scipy.special import chdtr, chdtrc, ndtr, stdtr
 
 import fedrec.privacy.bounds as lower
 from fedrec.errors import UserError
-from fedrec.parameters import Params
+from fedrec.params import Params
 from fedrec.privacy.bounds import Bound, Estimate, Reals
 from fedrec.privacy.canaries import Canaries, moved, projected
 from fedrec.privacy.differential import Mechanism

@@ -6,13 +6,13 @@ from functools import cached_property
 from pathlib import Path
 
 from fedrec.errors import UserError
+from fedrec.experiment.records import slug
 from fedrec.folders import make_private, once
 from fedrec.privacy.accounting import Event
 from fedrec.privacy.guarantee import Guarantee
 from fedrec.privacy.ledger import Ledger, Note
 from fedrec.privacy.noise import Source
 from fedrec.privacy.secret import Secret, stream
-from fedrec.records import slug
 
 
 @dataclass(frozen=True)

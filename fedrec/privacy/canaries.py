@@ -15,10 +15,10 @@ from fedrec.data.split import concatenate
 from fedrec.data.types import Bools, Ints
 from fedrec.errors import UserError
 from fedrec.keyed import TABLES
-from fedrec.parameters import Params
+from fedrec.params import Params
 from fedrec.privacy.bounds import Reals
 from fedrec.privacy.transcript import Transcript
-from fedrec.seeds import generator
+from fedrec.rng import generator
 
 
 @dataclass(frozen=True)

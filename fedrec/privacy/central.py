@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import torch
 
 from fedrec.keyed import Carrier, add_rows, carried, wide
-from fedrec.parameters import Params, norm, subtract
+from fedrec.params import Params, norm, subtract
 from fedrec.privacy.noise import Source, noised
 
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from fedrec.keyed import TABLES
-from fedrec.parameters import Params
+from fedrec.params import Params
 from fedrec.privacy.gradients import Gradients
 from fedrec.privacy.units import Batch
 

@@ -13,12 +13,12 @@ from fedrec.data import ClientData, before
 from fedrec.errors import UserError
 from fedrec.keyed import TABLES
 from fedrec.models import Recommender
-from fedrec.parameters import Params, clone, flatten, unflatten
+from fedrec.params import Params, clone, flatten, unflatten
 from fedrec.privacy.clipping import clipped
 from fedrec.privacy.gradients import unit_gradients
 from fedrec.privacy.noise import Source, noised
 from fedrec.privacy.units import Units
-from fedrec.seeds import derive
+from fedrec.rng import derive
 from fedrec.sharing import Sharing
 from fedrec.tasks import Task
 from fedrec.training import transforms

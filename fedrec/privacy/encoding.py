@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from fedrec.data.types import Ints
 from fedrec.errors import UserError
 from fedrec.keyed import TABLES
-from fedrec.parameters import Params
+from fedrec.params import Params
 from fedrec.privacy.masks import Words
 from fedrec.sharing import ContractError, admit_rows
 

@@ -14,7 +14,7 @@ from fedrec.errors import UserError
 from fedrec.keyed import TABLES
 from fedrec.models import Recommender
 from fedrec.models.module import ModuleRecommender
-from fedrec.parameters import Params
+from fedrec.params import Params
 from fedrec.privacy.units import Batch as UnitBatch
 from fedrec.tasks import Task
 from fedrec.training.gradients import by_rows

@@ -8,13 +8,13 @@ from typing import Literal, cast
 import numpy as np
 
 from fedrec.data import ClientData
-from fedrec.experiment import Experiment
-from fedrec.holdings import clients_data, reader, tasks_for
+from fedrec.experiment.config import Experiment
+from fedrec.experiment.holdings import clients_data, reader, tasks_for
+from fedrec.experiment.privacy import Privacy
 from fedrec.privacy.accounting import Event, Kind, affordable, calibrate
 from fedrec.privacy.differential import Mechanism, private_steps
 from fedrec.privacy.discrete import Distributed
 from fedrec.privacy.encoding import Encoding
-from fedrec.privacy.rule import Privacy
 from fedrec.privacy.secure_sum import Terms
 
 SERVER = "server"

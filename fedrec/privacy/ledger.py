@@ -17,9 +17,9 @@ import numpy as np
 
 from fedrec.data.types import Ints
 from fedrec.errors import UserError
+from fedrec.experiment.privacy import NOT_PRIVATE, Unit
 from fedrec.folders import locked, make_private, open_private, sync_folder
 from fedrec.privacy.accounting import Event, above, accountant, affordable, bound, epsilon, merged
-from fedrec.privacy.rule import NOT_PRIVATE, Unit
 
 T = TypeVar("T")
 EXACT = 32  # compositions whose loss is laid out, at a fraction of a second each

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from fedrec.keyed import TABLES
-from fedrec.parameters import Params
+from fedrec.params import Params
 from fedrec.sharing import Broadcast, Contribution
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from fedrec.data import ClientData, Histories, Interactions, Negatives, excluded
 from fedrec.data.split import chance
 from fedrec.data.types import Attributes, Bools, Floats, Ints
-from fedrec.seeds import derive
+from fedrec.rng import derive
 from fedrec.tasks import Task
 from fedrec.training.recipe import Recipe
 from fedrec.training.rows import edges, ranges

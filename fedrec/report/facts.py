@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from fedrec.privacy.rule import UNBOUNDED
+from fedrec.experiment.privacy import UNBOUNDED
 from fedrec.report.findings import listing, plural
 from fedrec.report.tables import LEAKING, Run
 

@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from fedrec.experiment.privacy import NOT_PRIVATE
+from fedrec.experiment.records import SINGLE
+from fedrec.federation.participation import arrivals
 from fedrec.metrics import higher_is_better, sign
-from fedrec.privacy.rule import NOT_PRIVATE
-from fedrec.records import SINGLE
 from fedrec.report.several import balances, singly, spoken
 from fedrec.report.tables import LEAKING, Run, counted
 from fedrec.report.verdicts import UNCLEAR
-from fedrec.turnout import arrivals
 
 MINUS, DASH = "\N{MINUS SIGN}", "\N{EN DASH}"
 MANY = 24  # clients: above this they are counted and drawn as a distribution

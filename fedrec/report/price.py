@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from fedrec.experiment.records import CLIPPED, PLAIN, PRICE, UNCLIPPED, write_csv
 from fedrec.metrics import Paired, paired
-from fedrec.records import CLIPPED, PLAIN, PRICE, UNCLIPPED, write_csv
 from fedrec.report.tables import CLIENTS, KEY, Results, Run, differences, read_run
 
 PRIVATE = "private"

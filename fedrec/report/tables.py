@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from fedrec.differences import Side, difference, squared, whole
 from fedrec.errors import UserError
+from fedrec.evaluation.differences import Side, difference, squared, whole
+from fedrec.experiment.privacy import NOT_PRIVATE
+from fedrec.experiment.records import CLIPPED, FAULTS, LEDGER, NO_STUDENT, NOT_SINGLE, OWN, PLAIN, SINGLE, UNCLIPPED
 from fedrec.folders import refuse_unfinished
 from fedrec.metrics import NEGATIVES, Paired, higher_is_better
-from fedrec.privacy.rule import NOT_PRIVATE
-from fedrec.records import CLIPPED, FAULTS, LEDGER, NO_STUDENT, NOT_SINGLE, OWN, PLAIN, SINGLE, UNCLIPPED
 from fedrec.report.verdicts import families, verdicts
 from fedrec.tasks import ATTRIBUTES
 
@@ -35,8 +35,8 @@ ENDS = ("difference", "low", "high", "users", "p")  # columns of a `Paired`, in 
 class Results:
     """The values of one training: `clients` by round, client, split, task and metric; `users` by user of the test.
 
-    `users` has the values and weights of which the test's are the means, see `fedrec.evaluation.PerUser`. Of a task
-    about items, it has the held-out items in the column `user`.
+    `users` has the values and weights of which the test's are the means, see `fedrec.evaluation.evaluate.PerUser`. Of a
+    task about items, it has the held-out items in the column `user`.
     """
 
     clients: pd.DataFrame

@@ -7,13 +7,13 @@ import torch
 
 from fedrec.components import written
 from fedrec.data.types import Ints
-from fedrec.experiment import Experiment
-from fedrec.parameters import Params
+from fedrec.experiment.config import Experiment
+from fedrec.params import Params
 from fedrec.privacy.attacks.scores import Values
 from fedrec.privacy.attacks.table import Attack, own_attacks
 from fedrec.privacy.attacks.targets import Records
 from fedrec.privacy.transcript import Exchanged, Transcript
-from fedrec.seeds import generator
+from fedrec.rng import generator
 from fedrec.sharing import Contribution
 from fedrec.testing.contracts import Rebuilt
 

@@ -4,8 +4,8 @@ from typing import ClassVar
 
 import torch
 
-from fedrec.codecs import Codec, Coding, zeros
-from fedrec.parameters import Params, add, clone, same, subtract
+from fedrec.federation.codecs import Codec, Coding, zeros
+from fedrec.params import Params, add, clone, same, subtract
 from fedrec.testing.contracts import Rebuilt
 
 

@@ -8,22 +8,22 @@ import torch
 from torch import Tensor
 
 from fedrec.components import SEAMS, make, written
-from fedrec.coordination import Drift
-from fedrec.coordination.operators import Constraint, Operator, Vectors
 from fedrec.data import Dataset, from_frame
 from fedrec.data.types import Interactions
+from fedrec.federation.coordination import Drift
+from fedrec.federation.coordination.operators import Constraint, Operator, Vectors
 from fedrec.keyed import TABLES
 from fedrec.metrics import Ranks
 from fedrec.models import Module, ModuleRecommender, Recommender
-from fedrec.optimisers import Optimiser
-from fedrec.parameters import Params, clone, same
-from fedrec.seeds import generator
+from fedrec.params import Params, clone, same
+from fedrec.rng import generator
 from fedrec.sharing import MODULES
 from fedrec.tasks import Task, parse_task, task_loss
 from fedrec.training.losses import batch_loss, scores
+from fedrec.training.optimisers import Optimiser
 from fedrec.training.recipe import Batch, Reference, term
 from fedrec.training.transforms import Context, State
-from fedrec.weighting import Weigher, Weighting
+from fedrec.training.weighting import Weigher, Weighting
 
 USERS, ITEMS = 5, 7
 

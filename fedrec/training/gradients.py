@@ -15,7 +15,7 @@ from torch.func import grad_and_value, vmap
 
 from fedrec.keyed import TABLES, select, wide
 from fedrec.models import Recommender
-from fedrec.parameters import Params
+from fedrec.params import Params
 from fedrec.tasks import Task
 from fedrec.training.kernels import handwritten, loss_and_gradients
 from fedrec.training.losses import batch_loss

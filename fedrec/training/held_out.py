@@ -10,7 +10,7 @@ import torch
 
 from fedrec.data.types import Ints
 from fedrec.metrics import Values
-from fedrec.seeds import generator
+from fedrec.rng import generator
 from fedrec.sharing import Sharing
 from fedrec.training.cohort import Cohort, held_out
 from fedrec.training.draws import draw

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fedrec.models import Recommender
-from fedrec.parameters import Params
+from fedrec.params import Params
 from fedrec.tasks import Task
 from fedrec.training.step import Step
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from torch import Tensor, zeros_like
 
 from fedrec.keyed import TABLES
-from fedrec.optimisers import Optimiser, State
-from fedrec.parameters import Params
+from fedrec.params import Params
 from fedrec.training.gradients import At
+from fedrec.training.optimisers import Optimiser, State
 from fedrec.training.transforms import Context, Transform
 
 

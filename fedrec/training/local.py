@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fedrec.data import ClientData
 from fedrec.models import Recommender
-from fedrec.parameters import Params, clone
+from fedrec.params import Params, clone
 from fedrec.sharing import Sharing
 from fedrec.tasks import Task
 from fedrec.training.cohort import Cohort, cohort
@@ -19,7 +19,7 @@ from fedrec.training.recipe import Recipe, Term
 from fedrec.training.results import client, stack, trained
 from fedrec.training.stacks import NOTHING, Stack, Terms
 from fedrec.training.update import Scope, train
-from fedrec.weighting import Weigher
+from fedrec.training.weighting import Weigher
 
 ONE, EMPTY = np.zeros(1, np.int64), Stack({})
 
@@ -71,10 +71,10 @@ def local_update(
     is the broadcast that the proximal term `mu/2 |x - z|^2` pulls the shared parameters to. `weight` multiplies the
     loss against that term (1 + mu_i of a loss budget); the loss that is returned is without it. `shift` is added to the
     gradients, also where a task sees none. `pull` is a term beside the loss: of a client that exchanges no part of its
-    parameters (`fedrec.channel`), or of a teacher (`fedrec.distillation`). `weigher` weighs the tasks' losses for the
-    steps and goes on to its next state; the loss that is returned has the fixed weights, so that it tells nothing of
-    it. `own` are masks of shared parameters, 1 at what nobody else has: the phase private trains that too. Without a
-    row to train on, the parameters come back unchanged and the loss is NaN.
+    parameters (`fedrec.experiment.channel`), or of a teacher (`fedrec.distillation`). `weigher` weighs the tasks'
+    losses for the steps and goes on to its next state; the loss that is returned has the fixed weights, so that it
+    tells nothing of it. `own` are masks of shared parameters, 1 at what nobody else has: the phase private trains that
+    too. Without a row to train on, the parameters come back unchanged and the loss is NaN.
     """
     terms = Terms(
         stack([anchor]) if anchor else None,

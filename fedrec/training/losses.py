@@ -8,10 +8,10 @@ from torch import Tensor
 
 from fedrec.data import ClientData
 from fedrec.models import Recommender
-from fedrec.optimisers import Optimiser
-from fedrec.parameters import Params
+from fedrec.params import Params
 from fedrec.sharing import Sharing
 from fedrec.tasks import Task, task_loss
+from fedrec.training.optimisers import Optimiser
 from fedrec.training.recipe import Batch, Phase, Recipe
 
 

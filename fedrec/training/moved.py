@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fedrec.keyed import TABLES
-from fedrec.parameters import Params
+from fedrec.params import Params
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from typing import Any, Literal, Protocol
 from torch import Tensor
 
 from fedrec.errors import UserError
-from fedrec.optimisers import Optimiser
-from fedrec.parameters import Params
+from fedrec.params import Params
+from fedrec.training.optimisers import Optimiser
 from fedrec.training.transforms import Transform
 
 Phase = Literal["all", "private", "shared"]

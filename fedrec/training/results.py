@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fedrec.data.types import Ints
 from fedrec.keyed import TABLES
-from fedrec.parameters import Params
+from fedrec.params import Params
 from fedrec.training.cohort import Cohort
 from fedrec.training.moved import Moved
 from fedrec.training.rows import edges

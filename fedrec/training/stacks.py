@@ -11,11 +11,11 @@ from torch import Tensor
 
 from fedrec.data.types import Ints
 from fedrec.keyed import TABLES
-from fedrec.parameters import Params
+from fedrec.params import Params
 from fedrec.training.cohort import Cohort
 from fedrec.training.recipe import Term
 from fedrec.training.rows import Touched
-from fedrec.weighting import Weigher
+from fedrec.training.weighting import Weigher
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,9 @@ class Terms:
     anchor: Stack | None = None
     shift: Stack | None = None
     weight: Tensor | None = None  # [chosen]
-    personal: Stack | None = None  # all parameters of each client: v, trained beside them; see `fedrec.personal`
+    personal: Stack | None = (
+        None  # all parameters of each client: v, trained beside them; see `fedrec.federation.personal`
+    )
     share: Mapping[str, float] = field(default_factory=dict)  # of v in the mixture
     tie: float = 0.0  # lambda of v's pull to `sent`
     sent: Stack | None = None

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fedrec.errors import UserError
-from fedrec.parameters import Params, clone
+from fedrec.params import Params, clone
 
 NOTHING: Params = {}
 State = Mapping[str, Params]

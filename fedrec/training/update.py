@@ -14,8 +14,8 @@ from torch import Tensor
 from fedrec.data.types import Floats, Ints
 from fedrec.keyed import TABLES
 from fedrec.models import Recommender
-from fedrec.parameters import Params, mix
-from fedrec.seeds import generator
+from fedrec.params import Params, mix
+from fedrec.rng import generator
 from fedrec.sharing import Sharing
 from fedrec.training.cohort import Cohort
 from fedrec.training.draws import Drawn, draw
@@ -274,7 +274,7 @@ class Chunk:
                     w.narrow(ends)
                     if v:
                         v.narrow(ends)
-                if v:  # at the w of this step; see `fedrec.personal`
+                if v:  # at the w of this step; see `fedrec.federation.personal`
                     mixed = mix(terms.share, v.view, w.view)
                     _, grads, at = self.gradients(mixed, step, names, t, content, plain=True)
                     v.step(at, {name: terms.share[name] * value for name, value in grads.items()}, t)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord
 
-from fedrec.parameters import Params
+from fedrec.params import Params
 from fedrec.sharing import BYTES, DIMENSIONS, TENSORS, ContractError, admit_name
 
 Numbers = np.ndarray[Any, np.dtype[Any]]

@@ -13,7 +13,7 @@ from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from fedrec.data.types import Ints
 from fedrec.keyed import TABLES, Subtotal
-from fedrec.parameters import LARGEST, Params
+from fedrec.params import LARGEST, Params
 from fedrec.sharing import (
     FAR,
     METRIC,

@@ -9,10 +9,10 @@ import torch
 from clients.device import devices
 from fedrec.data import ClientData
 from fedrec.errors import UserError
-from fedrec.experiment import Experiment
-from fedrec.holdings import clients_data
+from fedrec.experiment.config import Experiment
+from fedrec.experiment.holdings import clients_data
+from fedrec.experiment.records import versions
 from fedrec.privacy.secret import Part, digest
-from fedrec.records import versions
 from simulations.options import flatten
 
 MOVABLE = ("data_dir",)  # where the data lies may change: what it holds is compared

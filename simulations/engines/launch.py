@@ -12,10 +12,10 @@ from flwr.serverapp import ServerApp
 import simulations.engines.process as process
 from clients.device import devices
 from fedrec.errors import UserError
-from fedrec.experiment import Experiment
+from fedrec.experiment.config import Experiment
+from fedrec.experiment.holdings import clients_data
+from fedrec.experiment.records import Row
 from fedrec.folders import CHECKPOINTS, saved
-from fedrec.holdings import clients_data
-from fedrec.records import Row
 from server.checkpoint import Checkpoints, latest
 from simulations.engines.identity import compare, identity
 from simulations.engines.inline import InlineGrid, run_on

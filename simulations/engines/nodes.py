@@ -8,9 +8,9 @@ from clients.app import clients_of
 from clients.device import devices
 from clients.node import Node
 from fedrec.errors import UserError
-from fedrec.experiment import Experiment, build
-from fedrec.holdings import clients_data
-from fedrec.parts import asked_to_stack, stacking_refusal
+from fedrec.experiment.config import Experiment, build
+from fedrec.experiment.holdings import clients_data
+from fedrec.experiment.parts import asked_to_stack, stacking_refusal
 
 MANY = 64  # clients from which they are stacked, unless the experiment says otherwise; on an accelerator all are
 

@@ -4,10 +4,10 @@ import os
 from dataclasses import dataclass
 
 from clients.device import devices
-from fedrec.experiment import Experiment
-from fedrec.holdings import clients_data
+from fedrec.experiment.config import Experiment
+from fedrec.experiment.holdings import clients_data
+from fedrec.experiment.records import natural
 from fedrec.keyed import CHUNK
-from fedrec.records import natural
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,10 @@ from pathlib import Path
 import pandas as pd
 
 from fedrec.data import ClientData
-from fedrec.holdings import clients_data, dataset
+from fedrec.experiment.holdings import clients_data, dataset
 from fedrec.keyed import TABLES
 from fedrec.models import Recommender
-from fedrec.optimisers import Optimiser
-from fedrec.parameters import Params
+from fedrec.params import Params
 from fedrec.privacy.accounting import Event, calibrate
 from fedrec.privacy.accounting import epsilon as accounted
 from fedrec.privacy.audit import ALARM, CHANCE, CHECKS, Claim, Evidence, audit, bounds, estimate, evidence
@@ -23,6 +22,7 @@ from fedrec.privacy.transcript import Transcript
 from fedrec.report.study import Part
 from fedrec.sharing import Broadcast, Contribution, Sharing
 from fedrec.tasks import parse_task
+from fedrec.training.optimisers import Optimiser
 from fedrec.training.recipe import Recipe
 from simulations.cli import arm
 from simulations.studies.harness import Findings, Rows, Run, Study

@@ -18,13 +18,13 @@ from clients.recommend import params_of
 from fedrec.data import ClientData, Content
 from fedrec.data.encoder import PACKAGE
 from fedrec.errors import choose
-from fedrec.evaluation import evaluate
-from fedrec.experiment import Experiment
-from fedrec.holdings import clients_data, item_content, reader
+from fedrec.evaluation.evaluate import evaluate
+from fedrec.evaluation.scorers import ModelScorer, PopularityScorer, Scorer
+from fedrec.experiment.config import Experiment
+from fedrec.experiment.holdings import clients_data, item_content, reader
 from fedrec.metrics import paired, parse_metric
 from fedrec.report.findings import number
 from fedrec.report.study import Page, Part, interval, seeded
-from fedrec.scorers import ModelScorer, PopularityScorer, Scorer
 from simulations.cli import arm as arm_of
 from simulations.engines import launch
 from simulations.studies.harness import Findings, Rows, Run, Study, facts

@@ -13,7 +13,7 @@ import pandas as pd
 
 from fedrec.distillation import Distillation
 from fedrec.errors import UserError
-from fedrec.holdings import clients_data
+from fedrec.experiment.holdings import clients_data
 from fedrec.metrics import paired
 from fedrec.report.findings import number
 from fedrec.report.study import Page, Part, interval, seeded

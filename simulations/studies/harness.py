@@ -19,9 +19,9 @@ import pandas as pd
 import torch
 
 from fedrec.errors import UserError
-from fedrec.experiment import Experiment
+from fedrec.experiment.config import Experiment
+from fedrec.experiment.records import write_csv
 from fedrec.folders import writing
-from fedrec.records import write_csv
 from fedrec.report.study import Page, Part
 from simulations.check import check
 from simulations.cli import heeded

@@ -11,11 +11,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from fedrec.experiment import Experiment
-from fedrec.holdings import clients_data
-from fedrec.parameters import Params
-from fedrec.records import Row, write_csv
-from fedrec.seeds import generator
+from fedrec.experiment.config import Experiment
+from fedrec.experiment.holdings import clients_data
+from fedrec.experiment.records import Row, write_csv
+from fedrec.params import Params
+from fedrec.rng import generator
 
 
 @dataclass(frozen=True)

@@ -51,8 +51,8 @@ def main(argv: Sequence[str]) -> None:
     text, folder, began, *loop = argv
     import torch
 
-    from fedrec.experiment import build
-    from fedrec.holdings import clients_data
+    from fedrec.experiment.config import build
+    from fedrec.experiment.holdings import clients_data
 
     torch.set_num_threads(1)
     experiment, home = build(json.loads(text)), Path(folder)

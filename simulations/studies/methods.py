@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from fedrec.errors import choose
-from fedrec.experiment import Experiment
+from fedrec.experiment.config import Experiment
 from fedrec.metrics import higher_is_better
 from fedrec.report.findings import change, label, number
 from fedrec.report.study import Page, Part, forest, seeded

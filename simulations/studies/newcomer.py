@@ -7,9 +7,9 @@ from pathlib import Path
 import pandas as pd
 
 from fedrec.errors import UserError, choose
-from fedrec.experiment import Experiment
-from fedrec.holdings import clients_data
-from fedrec.records import natural
+from fedrec.experiment.config import Experiment
+from fedrec.experiment.holdings import clients_data
+from fedrec.experiment.records import natural
 from simulations.baselines import run_popularity
 from simulations.studies import methods
 from simulations.studies.harness import Findings, Rows, Run, Study, facts

@@ -14,15 +14,15 @@ from typing import NamedTuple
 import pandas as pd
 
 from fedrec.errors import UserError
-from fedrec.experiment import Experiment, build
-from fedrec.holdings import clients_data, dataset
-from fedrec.origins import origins
+from fedrec.experiment.config import Experiment, build
+from fedrec.experiment.holdings import clients_data, dataset
+from fedrec.experiment.origins import origins
+from fedrec.experiment.records import gather_measured
 from fedrec.privacy.attacks.scores import violates
 from fedrec.privacy.attacks.table import ATTACKS, Attack, own_attacks
 from fedrec.privacy.audit import ALARM, audit, bounds
 from fedrec.privacy.guarantee import guarantees
 from fedrec.privacy.noise import Source
-from fedrec.records import gather_measured
 from fedrec.report.findings import listing, plural
 from simulations.baselines import baseline, run_popularity
 from simulations.cli import arm

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from fedrec.experiment import Experiment, build
-from fedrec.holdings import clients_data, tasks_for
+from fedrec.experiment.config import Experiment, build
+from fedrec.experiment.holdings import clients_data, tasks_for
+from fedrec.experiment.records import CLIPPED, PLAIN, UNCLIPPED
 from fedrec.metrics import paired
-from fedrec.records import CLIPPED, PLAIN, UNCLIPPED
 from fedrec.report.study import Page, Part, interval, seeded
 from simulations.cli import parse
 from simulations.engines import launch

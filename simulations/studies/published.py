@@ -16,8 +16,8 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from fedrec.experiment import Experiment
-from fedrec.holdings import dataset
+from fedrec.experiment.config import Experiment
+from fedrec.experiment.holdings import dataset
 from fedrec.report.study import Page, Part
 from fedrec.report.tables import LEAKING
 from simulations.baselines import run_popularity

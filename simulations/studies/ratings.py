@@ -18,14 +18,14 @@ import pandas as pd
 from markupsafe import Markup
 
 from fedrec.errors import choose
-from fedrec.experiment import Experiment
-from fedrec.holdings import clients_data, reader
+from fedrec.evaluation.scorers import ModelScorer
+from fedrec.experiment.config import Experiment
+from fedrec.experiment.holdings import clients_data, reader
+from fedrec.experiment.records import load_params, slug
 from fedrec.metrics import rmse
-from fedrec.records import load_params, slug
 from fedrec.report.findings import number
 from fedrec.report.plots import Panel, Series, tradeoff
 from fedrec.report.study import Page, Part
-from fedrec.scorers import ModelScorer
 from simulations.cli import arm
 from simulations.engines import launch
 from simulations.studies.harness import Findings, Rows, Run, Study, facts

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from fedrec.experiment import Experiment
-from fedrec.parameters import Params
-from fedrec.records import load_params
+from fedrec.experiment.config import Experiment
+from fedrec.experiment.records import load_params
+from fedrec.params import Params
 from simulations.studies.measure import Measured, measured
 
 REFERENCE, LOOP = "inline", "loop"

@@ -13,7 +13,7 @@ import pandas as pd
 from scipy.stats import linregress
 
 from fedrec.errors import UserError
-from fedrec.experiment import Experiment
+from fedrec.experiment.config import Experiment
 from fedrec.report import plots
 from fedrec.report.study import Page, Part
 from simulations.cli import arm

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from fedrec.experiment import Experiment
-from fedrec.records import write_csv
+from fedrec.experiment.config import Experiment
+from fedrec.experiment.records import write_csv
 from fedrec.report.findings import number
 from fedrec.report.study import Part, interval, seeded
 from simulations.studies.harness import Carry, Findings, Run, Study

@@ -16,9 +16,9 @@ from pathlib import Path
 import pandas as pd
 
 from fedrec.errors import UserError, choose
-from fedrec.experiment import Experiment
+from fedrec.experiment.config import Experiment
+from fedrec.experiment.records import versions, write_csv
 from fedrec.folders import writing
-from fedrec.records import versions, write_csv
 from fedrec.report import plots
 from fedrec.report.study import Page, Part
 from simulations.check import client_count

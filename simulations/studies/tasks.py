@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from fedrec.errors import UserError
-from fedrec.experiment import Experiment
+from fedrec.experiment.config import Experiment
 from fedrec.metrics import Paired, higher_is_better
 from fedrec.report.findings import change, label, number
 from fedrec.report.several import WORDS, Balance, balance

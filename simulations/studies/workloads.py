@@ -8,7 +8,7 @@ import pandas as pd
 
 from fedrec.data.types import Ints
 from fedrec.errors import UserError
-from fedrec.seeds import generator
+from fedrec.rng import generator
 
 HELD_OUT = 2  # rows of every user beside those for training: one for validation, one for the test
 COLUMNS = "user=user,item=item,rating=rating,time=time,platform=platform"

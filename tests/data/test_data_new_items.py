@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from clients.client import Client
 from fedrec.data import ClientData, excluded, federation, pool, public_data, viewed
 from fedrec.data.split import new_items
-from fedrec.evaluation import evaluate
-from fedrec.experiment import Experiment
-from fedrec.holdings import clients_data
-from fedrec.scorers import PopularityScorer
+from fedrec.evaluation.evaluate import evaluate
+from fedrec.evaluation.scorers import PopularityScorer
+from fedrec.experiment.config import Experiment
+from fedrec.experiment.holdings import clients_data
 from fedrec.tasks import parse_task
 from fedrec.training.local import local_update
 from simulations.engines import launch

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from fedrec.data import Dataset, Market, load
 from fedrec.errors import UserError
-from fedrec.experiment import build
+from fedrec.experiment.config import build
 from tests.builders import synthetic
 
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from fedrec.data import Market
-from fedrec.experiment import Experiment, build
-from fedrec.parameters import Params
+from fedrec.experiment.config import Experiment, build
+from fedrec.params import Params
 from fedrec.privacy.attacks.table import ATTACKS, Attack, Case
 from fedrec.privacy.transcript import Transcript
-from fedrec.seeds import derive
+from fedrec.rng import derive
 from simulations.methods import METHODS
 from simulations.witness import Witnessed, case_of, witness
 

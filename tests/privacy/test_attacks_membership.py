@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedrec.experiment import Experiment, build
+from fedrec.experiment.config import Experiment, build
 from fedrec.privacy.attacks.membership import leanings, user_leanings
 from fedrec.privacy.attacks.scores import judge, violates
 from fedrec.privacy.attacks.targets import interactions, pool_of, users

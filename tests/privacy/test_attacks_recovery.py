@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from fedrec.data.types import Ints
-from fedrec.experiment import Experiment
-from fedrec.holdings import clients_data
+from fedrec.experiment.config import Experiment
+from fedrec.experiment.holdings import clients_data
 from fedrec.models.tables import table_rows
 from fedrec.privacy.attacks.inversion import gradient, pursuit
 from fedrec.privacy.attacks.ratings import SCALE, fitting, recovered_ratings

@@ -15,7 +15,7 @@ from scipy.stats import binom, chi2, norm, ttest_ind
 from scipy.stats import t as student
 
 from fedrec.errors import UserError
-from fedrec.parameters import Params
+from fedrec.params import Params
 from fedrec.privacy import differential
 from fedrec.privacy.audit import (
     ALARM,

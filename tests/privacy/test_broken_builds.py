@@ -14,9 +14,9 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from clients.client import Client
 from clients.round import join, trained
 from fedrec.data import ClientData
-from fedrec.experiment import Experiment
-from fedrec.holdings import clients_data, item_content
-from fedrec.parameters import Params
+from fedrec.experiment.config import Experiment
+from fedrec.experiment.holdings import clients_data, item_content
+from fedrec.params import Params
 from fedrec.privacy.guarantee import guarantees
 from fedrec.privacy.masks import Words, pair_mask, public, seal, self_mask
 from fedrec.privacy.noise import Source
@@ -126,7 +126,7 @@ def test_what_else_is_told_of_items_has_unlike_noise_under_one_secret(
             about = replace(about, values={**about.values, "price": price})
         else:
             assert vectors is not None
-            monkeypatch.setattr("fedrec.holdings.item_content", lambda _, v=vectors * factor: (v, ()))
+            monkeypatch.setattr("fedrec.experiment.holdings.item_content", lambda _, v=vectors * factor: (v, ()))
         mine = answer(e, replace(data, attributes=about), tmp_path / name, bytes(range(32)))[0]["item_table"]
         moved[name] = (mine - z)[still].double().reshape(-1)
     assert torch.equal(moved["one"], moved["same"]) and len(moved["one"]) > 500

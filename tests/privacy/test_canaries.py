@@ -7,8 +7,7 @@ import torch
 from fedrec.data import ClientData
 from fedrec.errors import UserError
 from fedrec.models import Recommender
-from fedrec.optimisers import Optimiser
-from fedrec.parameters import Params
+from fedrec.params import Params
 from fedrec.privacy.canaries import Canaries, directions, moved, plant, projected
 from fedrec.privacy.differential import Mechanism, private_update
 from fedrec.privacy.noise import Source
@@ -16,6 +15,7 @@ from fedrec.privacy.transcript import Transcript
 from fedrec.sharing import Broadcast, Contribution, Sharing
 from fedrec.tasks import parse_task
 from fedrec.training.losses import batch_loss
+from fedrec.training.optimisers import Optimiser
 from fedrec.training.recipe import Recipe
 from tests.builders import batches
 from tests.privacy.trials import silo

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from fedrec.errors import UserError
 from fedrec.keyed import Carrier, carrier, catalogue
-from fedrec.parameters import Params, norm, subtract
+from fedrec.params import Params, norm, subtract
 from fedrec.privacy.central import clipped, noisy, noisy_mean
 from fedrec.privacy.noise import Source
 from fedrec.privacy.secret import Secret, digest, stream

@@ -17,19 +17,19 @@ from fedrec.data.types import Ints
 from fedrec.errors import UserError
 from fedrec.keyed import TABLES
 from fedrec.models import Recommender
-from fedrec.optimisers import Optimiser
-from fedrec.parameters import Params, same, subtract
+from fedrec.params import Params, same, subtract
 from fedrec.privacy.clipping import clipped
 from fedrec.privacy.differential import Mechanism, private_steps, private_update
 from fedrec.privacy.gradients import unit_gradients
 from fedrec.privacy.noise import Source
 from fedrec.privacy.units import Batch as UnitBatch
 from fedrec.privacy.units import Units
-from fedrec.seeds import generator
+from fedrec.rng import generator
 from fedrec.sharing import Sharing
 from fedrec.tasks import Task, parse_task
 from fedrec.training.local import local_update
 from fedrec.training.losses import batch_loss, steps
+from fedrec.training.optimisers import Optimiser
 from fedrec.training.recipe import Batch, Phase, Recipe
 from tests.builders import client, interactions
 

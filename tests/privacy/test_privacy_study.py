@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 
 from fedrec.errors import UserError
+from fedrec.experiment.origins import origin
 from fedrec.metrics import Paired
-from fedrec.origins import origin
 from fedrec.privacy.attacks.table import ATTACKS
 from fedrec.privacy.audit import ALARM
 from simulations.studies.__main__ import main

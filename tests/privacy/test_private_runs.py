@@ -15,17 +15,17 @@ from flwr.app import ArrayRecord
 from clients.client import Client
 from clients.secure import source
 from fedrec.errors import UserError
-from fedrec.experiment import Experiment, build
-from fedrec.holdings import clients_data
+from fedrec.experiment.config import Experiment, build
+from fedrec.experiment.holdings import clients_data
+from fedrec.experiment.privacy import Privacy
+from fedrec.experiment.records import Row, load_params
 from fedrec.keyed import carrier
 from fedrec.privacy.account import promise
 from fedrec.privacy.accounting import Event, epsilon
 from fedrec.privacy.books import Books
 from fedrec.privacy.guarantee import SERVER, guarantees
 from fedrec.privacy.ledger import Group, Ledger, OverBudget
-from fedrec.privacy.rule import Privacy
 from fedrec.privacy.secret import digest
-from fedrec.records import Row, load_params
 from fedrec.report.facts import facts
 from fedrec.report.tables import read_run
 from server.faults import ClientFailure

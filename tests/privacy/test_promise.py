@@ -11,9 +11,9 @@ import pytest
 from safetensors.torch import load_file
 
 from fedrec.errors import UserError
-from fedrec.experiment import Experiment, build
-from fedrec.privacy.rule import NOT_PRIVATE
-from fedrec.records import CLIPPED, PLAIN, UNCLIPPED
+from fedrec.experiment.config import Experiment, build
+from fedrec.experiment.privacy import NOT_PRIVATE
+from fedrec.experiment.records import CLIPPED, PLAIN, UNCLIPPED
 from simulations.cli import overrides, parse
 from simulations.defaults import DEFAULTS
 from simulations.options import flatten

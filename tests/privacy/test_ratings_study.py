@@ -7,11 +7,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fedrec.experiment import Experiment
-from fedrec.holdings import clients_data
+from fedrec.experiment.config import Experiment
+from fedrec.experiment.holdings import clients_data
+from fedrec.experiment.records import load_params
 from fedrec.privacy.accounting import epsilon
 from fedrec.privacy.guarantee import guarantees
-from fedrec.records import load_params
 from simulations.engines import launch
 from simulations.studies import harness
 from simulations.studies.__main__ import main

@@ -13,11 +13,11 @@ from flwr.common.constant import ErrorCode
 from clients.home import HOME
 from clients.secure import PRESENT, member_of
 from fedrec.errors import UserError
-from fedrec.experiment import Experiment
-from fedrec.holdings import clients_data
+from fedrec.experiment.config import Experiment
+from fedrec.experiment.holdings import clients_data
+from fedrec.experiment.records import Record, load_params
 from fedrec.privacy.guarantee import terms
 from fedrec.privacy.secure_sum import Stage
-from fedrec.records import Record, load_params
 from fedrec.wire.bundle import bundled, unbundled
 from fedrec.wire.secure import KINDS, STAGES, keys_call, read_masked
 from server.faults import ClientFailure

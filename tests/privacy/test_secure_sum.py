@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from fedrec.errors import UserError
+from fedrec.experiment.privacy import SecureSum
 from fedrec.privacy.encoding import Encoding
 from fedrec.privacy.masks import Words
-from fedrec.privacy.rule import SecureSum
 from fedrec.privacy.secure_sum import Keys, Member, unmasked
-from fedrec.seeds import generator
+from fedrec.rng import generator
 from fedrec.sharing import ContractError
 
 NAMES = ("books", "films", "music", "news", "shop")

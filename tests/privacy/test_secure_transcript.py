@@ -15,7 +15,7 @@ from fedrec.privacy import masks, secure_sum
 from fedrec.privacy.encoding import Encoding
 from fedrec.privacy.masks import Words, pair_mask, public
 from fedrec.privacy.secure_sum import Member
-from fedrec.seeds import generator
+from fedrec.rng import generator
 
 NAMES = ("books", "films", "music", "news", "shop")
 SIZE = 27_000

@@ -17,14 +17,14 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from clients.client import Client
 from clients.round import join, trained
 from clients.secure import Envelope, source
-from fedrec.experiment import Experiment
-from fedrec.holdings import clients_data
+from fedrec.experiment.config import Experiment
+from fedrec.experiment.holdings import clients_data
+from fedrec.experiment.records import failures
 from fedrec.keyed import carrier, catalogue
-from fedrec.parameters import LARGEST, Params
+from fedrec.params import LARGEST, Params
 from fedrec.privacy.encoding import Layout
 from fedrec.privacy.ledger import Ledger
 from fedrec.privacy.secure_sum import Keys, Stage
-from fedrec.records import failures
 from fedrec.sharing import Broadcast, Contribution
 from fedrec.wire import pack
 from fedrec.wire.bundle import bundled, unbundled

@@ -16,17 +16,17 @@ from fedrec.data.types import Attributes
 from fedrec.keyed import TABLES
 from fedrec.models import KINDS, Recommender, UserSequence
 from fedrec.models.side import Side
-from fedrec.optimisers import Optimiser
-from fedrec.parameters import Params
+from fedrec.params import Params
 from fedrec.privacy import differential, gradients
 from fedrec.privacy.clipping import SLACK, clipped
 from fedrec.privacy.gradients import Gradients, by_hand, by_vmap, unit_gradients
 from fedrec.privacy.units import Batch as UnitBatch
 from fedrec.privacy.units import Units
-from fedrec.seeds import generator
+from fedrec.rng import generator
 from fedrec.tasks import Task, parse_task
 from fedrec.training.kernels import handwritten
 from fedrec.training.losses import batch_loss
+from fedrec.training.optimisers import Optimiser
 from fedrec.training.recipe import Batch, Recipe
 from tests.builders import client, interactions
 

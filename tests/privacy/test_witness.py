@@ -3,13 +3,13 @@ from typing import Any
 import pytest
 import torch
 
-from fedrec.coordination import Link
-from fedrec.experiment import Experiment
-from fedrec.holdings import clients_data
+from fedrec.experiment.config import Experiment
+from fedrec.experiment.holdings import clients_data
+from fedrec.experiment.records import natural
+from fedrec.federation.coordination import Link
 from fedrec.privacy.attacks.recovery import item_scores, item_set
 from fedrec.privacy.attacks.targets import catalogue
 from fedrec.privacy.transcript import Transcript
-from fedrec.records import natural
 from fedrec.sharing import Broadcast, Contribution
 from simulations.witness import witness
 from tests.helpers import fit

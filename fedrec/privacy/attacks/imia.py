@@ -7,12 +7,12 @@ import torch
 from torch.nn import functional as F
 
 from fedrec.data.types import Bools, Ints
-from fedrec.experiment import Experiment
-from fedrec.parameters import Params
+from fedrec.experiment.config import Experiment
+from fedrec.params import Params
 from fedrec.privacy.attacks.recovery import STILL, moved
 from fedrec.privacy.attacks.scores import Values
 from fedrec.privacy.transcript import Exchanged, Transcript
-from fedrec.seeds import generator
+from fedrec.rng import generator
 from fedrec.training.losses import trainable
 
 

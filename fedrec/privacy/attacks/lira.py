@@ -5,13 +5,13 @@ from dataclasses import replace
 import numpy as np
 
 from fedrec.data.types import Bools, ClientData
-from fedrec.experiment import Experiment
-from fedrec.holdings import tasks_for
+from fedrec.experiment.config import Experiment
+from fedrec.experiment.holdings import tasks_for
 from fedrec.privacy.attacks.membership import leanings
 from fedrec.privacy.attacks.scores import Values
 from fedrec.privacy.attacks.targets import Records
 from fedrec.privacy.transcript import Exchanged, Transcript
-from fedrec.seeds import generator
+from fedrec.rng import generator
 from fedrec.training.local import local_update
 
 

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fedrec.data.types import Ints
-from fedrec.experiment import Experiment
-from fedrec.parameters import Params
+from fedrec.experiment.config import Experiment
+from fedrec.params import Params
 from fedrec.privacy.attacks.scores import Values
 from fedrec.privacy.attacks.targets import Records
 from fedrec.privacy.transcript import Transcript

@@ -6,7 +6,7 @@ import numpy as np
 from torch import Tensor
 
 from fedrec.data.types import Ints
-from fedrec.experiment import Experiment
+from fedrec.experiment.config import Experiment
 from fedrec.privacy.attacks.recovery import STILL, moved
 from fedrec.privacy.attacks.scores import Values
 from fedrec.privacy.attacks.targets import Records

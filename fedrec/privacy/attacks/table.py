@@ -12,13 +12,13 @@ import pandas as pd
 from fedrec.components import make, parts_of
 from fedrec.data.types import Bools, ClientData, Ints
 from fedrec.errors import RunFailure, UserError, choose
-from fedrec.experiment import Experiment
-from fedrec.parameters import Params
+from fedrec.experiment.config import Experiment
+from fedrec.params import Params
 from fedrec.privacy.attacks import attributes, imia, inversion, lira, membership, ratings, recovery, targets
 from fedrec.privacy.attacks.membership import Held
 from fedrec.privacy.attacks.scores import Result, Values, judge
 from fedrec.privacy.transcript import Transcript
-from fedrec.seeds import generator
+from fedrec.rng import generator
 
 Clients = Literal["silos", "one-user"]
 SAMPLE = 400  # targets of a client and a kind

@@ -12,7 +12,7 @@ from torch import Tensor
 from fedrec.data.split import concatenate
 from fedrec.data.types import Bools, ClientData, Floats, Interactions, Ints
 from fedrec.privacy.transcript import Transcript
-from fedrec.seeds import generator
+from fedrec.rng import generator
 from fedrec.tasks import Task
 
 

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from fedrec.parameters import Params, norm, subtract
+from fedrec.params import Params, norm, subtract
 
 # How far an answer may be beyond the others. It is to catch what would end the run for everybody, and must never meet
 # an honest client: one with ten thousand times the data of the others, or with the noise of a far smaller epsilon. What

@@ -10,15 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedrec.agreement import Scale
-from fedrec.coordination.maps import client_map
 from fedrec.data import ClientData, probe_of, public_data
 from fedrec.data.types import Ints
-from fedrec.experiment import Experiment
-from fedrec.holdings import dataset, reader
+from fedrec.experiment.config import Experiment
+from fedrec.experiment.holdings import dataset, reader
+from fedrec.federation.agreement import Scale
+from fedrec.federation.coordination.maps import client_map
 from fedrec.keyed import TABLES
 from fedrec.models import Recommender
-from fedrec.parameters import Params
+from fedrec.params import Params
 from fedrec.sharing import Sharing
 from fedrec.training.recipe import Term
 

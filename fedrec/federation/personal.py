@@ -8,8 +8,8 @@ a^2 lr times its gradient. Adam and Adagrad get the same gradient, but their ste
 they move the mixture by a lr.
 """
 
-from fedrec.coordination import Drift, Own
-from fedrec.parameters import Params, mix
+from fedrec.federation.coordination import Drift, Own
+from fedrec.params import Params, mix
 
 
 def personal_model(drift: Drift, own: Own, model: Params) -> Params:

@@ -8,10 +8,10 @@ import numpy as np
 from fedrec.data import ClientData
 from fedrec.data.split import concatenate
 from fedrec.data.types import Ints
-from fedrec.experiment import Experiment
-from fedrec.holdings import reader
+from fedrec.experiment.config import Experiment
+from fedrec.experiment.holdings import reader
 from fedrec.keyed import TABLES
-from fedrec.parameters import Params
+from fedrec.params import Params
 from fedrec.sharing import Sharing
 from fedrec.training.local import local_update
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fedrec.data.split import concatenate
 from fedrec.data.types import Bools, ClientData, Floats, Interactions, Ints
+from fedrec.evaluation.scorers import Scorer
 from fedrec.keyed import select
 from fedrec.metrics import (
     NEGATIVES,
@@ -25,9 +26,8 @@ from fedrec.metrics import (
     ranks,
     rmse,
 )
-from fedrec.parameters import Params
-from fedrec.scorers import Scorer
-from fedrec.seeds import generator
+from fedrec.params import Params
+from fedrec.rng import generator
 from fedrec.tasks import Task
 from fedrec.training.rows import edges
 

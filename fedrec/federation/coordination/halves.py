@@ -15,9 +15,9 @@ from typing import ClassVar
 
 import torch
 
-from fedrec.coordination.operators import Mean, Operator, Vectors, Within, proximal_point
+from fedrec.federation.coordination.operators import Mean, Operator, Vectors, Within, proximal_point
 from fedrec.keyed import Carrier, Subtotal, gather, mean, patterns
-from fedrec.parameters import Params, add, flatten, norm, subtract, unflatten
+from fedrec.params import Params, add, flatten, norm, subtract, unflatten
 
 Sums = Sequence[Subtotal]
 SETTLED = 1e-9  # relative residuals below it are rounding, of which a ratio says nothing

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fedrec.errors import UserError
-from fedrec.seeds import generator
+from fedrec.rng import generator
 
 RULES = ("identity", "orthonormal")
 

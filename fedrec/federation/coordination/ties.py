@@ -3,12 +3,12 @@
 import math
 from collections.abc import Mapping
 
-from fedrec.coordination.coupling import Coupling
-from fedrec.coordination.descent import Descent, Stepped
-from fedrec.coordination.halves import Held, Hub, Residuals, Sums, double
+from fedrec.federation.coordination.coupling import Coupling
+from fedrec.federation.coordination.descent import Descent, Stepped
+from fedrec.federation.coordination.halves import Held, Hub, Residuals, Sums, double
+from fedrec.federation.robust import Robust
 from fedrec.keyed import Carrier, gather, mean, mean_of, sums
-from fedrec.parameters import Params
-from fedrec.robust import Robust
+from fedrec.params import Params
 
 Tie = Held | Hub  # what holds Z on the server
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from fedrec.components import PartText, make, one_of, read
 from fedrec.errors import UserError
 from fedrec.keyed import Carrier, gather, mean
-from fedrec.parameters import Params, add, subtract
+from fedrec.params import Params, add, subtract
 from fedrec.sharing import ContractError
 
 PERSONAL = ("none", "ditto", "apfl", "tuned")

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fedrec.coordination.budget import Budget
-from fedrec.coordination.halves import Hub, Link, Residuals
-from fedrec.coordination.operators import Operator
 from fedrec.errors import UserError
+from fedrec.federation.coordination.budget import Budget
+from fedrec.federation.coordination.halves import Hub, Link, Residuals
+from fedrec.federation.coordination.operators import Operator
+from fedrec.federation.participation import drawn
 from fedrec.keyed import Carrier
-from fedrec.parameters import finite, norm, subtract
-from fedrec.turnout import drawn
+from fedrec.params import finite, norm, subtract
 
 Loss = Callable[[Tensor], Tensor]
 LocalSolver = Callable[[Loss, Tensor], Tensor]  # (objective, start) -> approximate minimiser

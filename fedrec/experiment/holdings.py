@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fedrec.data import ClientData, Dataset, Market, content_vectors, federation, latest, load, pool
 from fedrec.data.tokens import item_tokens
-from fedrec.experiment import Experiment
+from fedrec.experiment.config import Experiment
 from fedrec.models import Adapted, Recommender
 from fedrec.tasks import Task
 

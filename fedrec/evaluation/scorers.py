@@ -12,7 +12,7 @@ from torch import Tensor
 from fedrec.data.types import Attributes, Floats, Interactions, Ints
 from fedrec.metrics import Values
 from fedrec.models import Recommender
-from fedrec.parameters import Params
+from fedrec.params import Params
 from fedrec.tasks import NOTHING, Task
 
 

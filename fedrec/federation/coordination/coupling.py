@@ -6,11 +6,11 @@ from typing import Annotated
 
 from pydantic import BaseModel, Field
 
-import fedrec.coordination.operators as operators
+import fedrec.federation.coordination.operators as operators
 from fedrec.components import PartText, make, one_of, read
-from fedrec.coordination.maps import server_maps
-from fedrec.coordination.operators import Mean, Operator
 from fedrec.errors import UserError, choose
+from fedrec.federation.coordination.maps import server_maps
+from fedrec.federation.coordination.operators import Mean, Operator
 
 KINDS = ("mean", "clusters", "mean-regularised", "graph", "mixture", "sum", "linear")
 

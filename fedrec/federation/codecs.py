@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field
 
 from fedrec.components import PartText, make, one_of, read
 from fedrec.errors import UserError
-from fedrec.parameters import Params, add
+from fedrec.params import Params, add
 from fedrec.sharing import ContractError, admit
 
 KINDS = ("identity", "top-k")

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from fedrec.data.types import Ints
-from fedrec.evaluation import Evaluation, Ranked, Split, assemble, rank_many
+from fedrec.evaluation.evaluate import Evaluation, Ranked, Split, assemble, rank_many
+from fedrec.evaluation.scorers import ModelScorer
 from fedrec.keyed import TABLES
-from fedrec.scorers import ModelScorer
 from fedrec.training.cohort import Cohort
 from fedrec.training.results import client
 from fedrec.training.stacks import Stack

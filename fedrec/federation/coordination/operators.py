@@ -125,8 +125,8 @@ class Mixture(Operator):
 class LinearTie(Operator):
     """x_i = A_i theta_i = B_i y for matrices B_i [d_i, m]: the vectors may differ in length.
 
-    Stacked, Z = B (B' P B)^+ B' P V. The maps A_i are the clients' exchanges (`solve`, `fedrec.channel`). A v_i of
-    r d_i entries is r rows of a table, each tied on its own.
+    Stacked, Z = B (B' P B)^+ B' P V. The maps A_i are the clients' exchanges (`solve`,
+    `fedrec.experiment.channel`). A v_i of r d_i entries is r rows of a table, each tied on its own.
     """
 
     maps: tuple[Tensor, ...]

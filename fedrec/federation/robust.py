@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 from torch import Tensor
 
 from fedrec.errors import UserError
-from fedrec.gradients import combine
+from fedrec.training.conflict import combine
 
 
 class Robust(BaseModel, frozen=True, extra="forbid"):

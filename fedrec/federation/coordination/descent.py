@@ -9,13 +9,13 @@ from pydantic import BaseModel, Field
 from torch import Tensor
 
 from fedrec.components import PartText, make, one_of, read
-from fedrec.coordination.halves import Held, Residuals, Sums, double
 from fedrec.errors import UserError
-from fedrec.gradients import Kind, Method, ServerOptimiser, State, combine, weights_of
+from fedrec.federation.coordination.halves import Held, Residuals, Sums, double
+from fedrec.federation.robust import Robust, aggregate
 from fedrec.keyed import scatter
-from fedrec.parameters import Params, flatten, norm, subtract, unflatten
-from fedrec.robust import Robust, aggregate
-from fedrec.seeds import generator
+from fedrec.params import Params, flatten, norm, subtract, unflatten
+from fedrec.rng import generator
+from fedrec.training.conflict import Kind, Method, ServerOptimiser, State, combine, weights_of
 
 
 class Descent(BaseModel, frozen=True, extra="forbid"):

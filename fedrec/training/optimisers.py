@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fedrec.components import number
 from fedrec.errors import UserError
-from fedrec.parameters import Params, covers
+from fedrec.params import Params, covers
 
 State = dict[str, list[Tensor]]
 

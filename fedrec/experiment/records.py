@@ -19,9 +19,9 @@ from safetensors.torch import load_file, save
 
 from fedrec.data.types import Ints
 from fedrec.errors import UserError
-from fedrec.evaluation import PerUser
+from fedrec.evaluation.evaluate import PerUser
 from fedrec.folders import make_private, open_private, write_private
-from fedrec.parameters import Params
+from fedrec.params import Params
 
 Row = dict[str, str | int | float]
 SINGLE = "single-task"  # folder, among the baselines, of a run for each task of clients that have several

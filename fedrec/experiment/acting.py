@@ -4,12 +4,12 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from fedrec.components import per_client
-from fedrec.coordination.maps import RULES as NAMED_MAPS
 from fedrec.errors import UserError
-from fedrec.experiment import Experiment, Method
+from fedrec.experiment.config import Experiment, Method
+from fedrec.experiment.needs import shown, value_of
+from fedrec.experiment.parts import tasks_with
+from fedrec.federation.coordination.maps import RULES as NAMED_MAPS
 from fedrec.models.bodies import BODIES
-from fedrec.needs import shown, value_of
-from fedrec.parts import tasks_with
 from fedrec.tasks import Task, tasks_of
 
 

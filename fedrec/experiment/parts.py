@@ -5,13 +5,13 @@ from typing import Any
 
 from fedrec.components import per_client, read
 from fedrec.errors import UserError
+from fedrec.experiment.needs import Can, Conflict, conflicts, needs, shown, takes
 from fedrec.models.bodies import BODIES
 from fedrec.models.lora import FORMS
 from fedrec.models.transfer import CHAIN
-from fedrec.needs import Can, Conflict, conflicts, needs, shown, takes
-from fedrec.optimisers import rates
-from fedrec.parameters import covers
+from fedrec.params import covers
 from fedrec.tasks import names_of, several, tasks_of
+from fedrec.training.optimisers import rates
 
 
 def models(*kinds: str) -> Callable[[Any], str]:

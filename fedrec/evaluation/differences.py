@@ -13,7 +13,7 @@ from functools import lru_cache
 import numpy as np
 
 from fedrec.metrics import Paired, Values, paired, student
-from fedrec.seeds import generator
+from fedrec.rng import generator
 
 RESAMPLES = 1000
 BLOCK = 1_000_000  # resampled users held in memory at a time

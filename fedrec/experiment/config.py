@@ -10,25 +10,25 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, Field, ValidationError, field_validator, model_validator
 
-from fedrec.agreement import Agreement
-from fedrec.codecs import Coding
 from fedrec.components import SEAMS, PartText, installed, make, one_of, parts_of, per_client, read, with_paths, written
-from fedrec.coordination import BudgetRule, Coupling, Descent, Drift
 from fedrec.data import Content, Market
 from fedrec.errors import UserError, choose, named
-from fedrec.methods import TABLE
+from fedrec.experiment.needs import value_of
+from fedrec.experiment.parts import check_parts
+from fedrec.experiment.privacy import Privacy, SecureSum
+from fedrec.federation.agreement import Agreement
+from fedrec.federation.codecs import Coding
+from fedrec.federation.coordination import BudgetRule, Coupling, Descent, Drift
+from fedrec.federation.methods import TABLE
+from fedrec.federation.participation import Turnout, arrivals, dropouts
+from fedrec.federation.robust import Robust
 from fedrec.metrics import POINTWISE, RANKING, as_part, parse_metric
 from fedrec.models import KINDS, Lora, ModuleRecommender, Recommender, UserSequence
-from fedrec.needs import value_of
-from fedrec.optimisers import Optimiser, rates
-from fedrec.parts import check_parts
-from fedrec.privacy.rule import Privacy, SecureSum
-from fedrec.robust import Robust
 from fedrec.sharing import SHARINGS, Sharing
 from fedrec.tasks import Task, tasks_of
+from fedrec.training.optimisers import Optimiser, rates
 from fedrec.training.recipe import Phase, Recipe
-from fedrec.turnout import Turnout, arrivals, dropouts
-from fedrec.weighting import Weighting
+from fedrec.training.weighting import Weighting
 
 # The bounds of every number of an experiment but the seed; inf only where a field allows it.
 LARGEST, SMALLEST = 1e9, 1e-30

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fedrec.errors import UserError, choose
-from fedrec.seeds import generator
+from fedrec.rng import generator
 
 Schedule = dict[int, tuple[str, ...]]  # round -> clients
 

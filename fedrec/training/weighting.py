@@ -16,9 +16,9 @@ from torch import Tensor
 
 from fedrec.components import PartText, make, one_of, read
 from fedrec.errors import UserError
-from fedrec.gradients import combine, weights_of
-from fedrec.optimisers import Optimiser, State
-from fedrec.parameters import Params, clone, covers
+from fedrec.params import Params, clone, covers
+from fedrec.training.conflict import combine, weights_of
+from fedrec.training.optimisers import Optimiser, State
 
 KINDS = ("fixed", "uncertainty", "dwa", "rlw", "gls", "gradnorm", "aggregator")
 # What is of one task each, whoever shares it.
@@ -56,7 +56,7 @@ class Weighting(BaseModel, frozen=True, extra="forbid"):
     """How a client weighs the losses of its tasks; the default are the fixed weights of the task text.
 
     uncertainty: arXiv 1705.07115; dwa: arXiv 1803.10704, eq. 7; rlw: arXiv 2111.10603; gls: arXiv 1904.08492;
-    gradnorm: arXiv 1711.02257; aggregator: one direction of the tasks' gradients (`fedrec.gradients`).
+    gradnorm: arXiv 1711.02257; aggregator: one direction of the tasks' gradients (`fedrec.training.conflict`).
     """
 
     kind: Annotated[PartText, one_of("weighting.kind")] = Field(

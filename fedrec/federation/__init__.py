@@ -1,0 +1,1 @@
+"""What clients and server agree on: who takes part, what travels and how, and what ties the clients."""
