@@ -228,7 +228,7 @@ def test_a_batch_has_the_history_of_its_rows_and_its_users_are_read_once(monkeyp
 
     monkeypatch.setattr(Recommender, "users", counted)
 
-    def look(params: Params, batch: Batch) -> Tensor:
+    def look(params: Params, batch: Batch, _: object) -> Tensor:
         assert batch.history is not None
         for user, item, history in zip(batch.user.tolist(), batch.item.tolist(), batch.history.tolist(), strict=True):
             seen[user, item] = history
