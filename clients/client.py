@@ -12,7 +12,7 @@ from fedrec.channel import Channel, channel_of
 from fedrec.coordination import Link
 from fedrec.data import ClientData
 from fedrec.experiment import Experiment
-from fedrec.holdings import reader, tasks_for
+from fedrec.holdings import initial, reader, tasks_for
 from fedrec.models import Recommender
 from fedrec.parameters import Params
 from fedrec.tasks import Task
@@ -81,7 +81,7 @@ class Client:
         private = self.experiment.silent  # the mean of a client's ratings is about its users
         tasks = [task for task in self.tasks if not task.attribute]
         offsets = {task.name: task.prior if private else task.start(self.data.train) for task in tasks}
-        return self.model.init(self.experiment.seed, self.data.users, self.data.items, offsets)
+        return initial(self.experiment, self.model, self.data.users, self.data.items, offsets)
 
     def weigher(self, state: Mapping[str, Tensor] | None = None) -> Weigher | None:
         """Return its loss weighting in a state, else in the first one; None with fixed weights."""

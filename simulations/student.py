@@ -16,7 +16,7 @@ from fedrec.distillation import distil
 from fedrec.errors import UserError
 from fedrec.evaluation import PerUser, evaluate, members
 from fedrec.experiment import Experiment
-from fedrec.holdings import clients_data, dataset, reader
+from fedrec.holdings import clients_data, dataset, initial, reader
 from fedrec.metrics import paired
 from fedrec.models import Recommender
 from fedrec.parameters import Params
@@ -56,7 +56,7 @@ def student_of(experiment: Experiment, ids: Ints, logits: torch.Tensor) -> tuple
     model = replace(e.recommender("*"), kind=e.agreement.student)
     params = distil(
         model,
-        model.init(e.seed, users, items, {e.agreement.task: 0.0}),
+        initial(e, model, users, items, {e.agreement.task: 0.0}),
         e.agreement.task,
         torch.from_numpy(user),
         torch.from_numpy(item),

@@ -15,7 +15,7 @@ from clients.state import Kept, State, load
 from fedrec.coordination import Control, Drift, Own, control_change, normalised
 from fedrec.errors import UserError
 from fedrec.evaluation import evaluate
-from fedrec.holdings import clients_data
+from fedrec.holdings import clients_data, initial
 from fedrec.keyed import Carrier, mean
 from fedrec.models import Recommender
 from fedrec.optimisers import Optimiser
@@ -202,7 +202,7 @@ def test_before_any_training_the_tuned_copy_is_the_start() -> None:
     grid = SpyGrid(client_app(lambda _: (e, None)), 3)
     join(Coordinator(grid, plan_of(e)), list(grid.get_node_ids()))
     for data, mine in zip(clients_data(e), personal(grid), strict=True):
-        start = e.recommender(data.name).init(0, data.users, data.items, {"rank": 0.0})
+        start = initial(e, e.recommender(data.name), data.users, data.items, {"rank": 0.0})
         assert equal(mine, {"item_table": start["item_table"]})
 
 

@@ -23,7 +23,7 @@ from fedrec.channel import LOGITS, Logits, channel_of
 from fedrec.coordination import Coupling
 from fedrec.errors import UserError
 from fedrec.experiment import Experiment
-from fedrec.holdings import clients_data
+from fedrec.holdings import clients_data, initial
 from fedrec.keyed import CHUNK
 from fedrec.parameters import Params, norm, subtract
 from fedrec.records import Record, load_params, table_of, write_record
@@ -173,7 +173,7 @@ def test_what_it_shares_is_the_federations_and_what_nobody_else_carries_it_train
     mine = load_params(tmp_path / "model" / f"own-{NEW}.safetensors")
     common = np.isin(data.items, record.rows["item"])
     places = torch.from_numpy(np.searchsorted(record.rows["item"], data.items[common]))
-    start = e.recommender(NEW).init(e.seed, data.users, data.items, {"click": 0.0})
+    start = initial(e, e.recommender(NEW), data.users, data.items, {"click": 0.0})
     for name in ("item_table", "item_bias"):
         assert torch.equal(mine[name][common], record.shared[name][places]), name
         assert (mine[name][~common] != start[name][~common]).any(1).all(), f"{name}: rows of its own must be trained"

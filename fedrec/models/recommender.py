@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fedrec.data.types import Floats, Ints
+from fedrec.data.types import Floats, Keys
 from fedrec.models.bodies import BODIES, initial, product, quotient
 from fedrec.models.content import adapter, described, first_adapter
 from fedrec.models.layers import linear, mlp, ordered
@@ -104,10 +104,10 @@ class Recommender:
             sizes |= {f"attributes.{task}.weight": (len(bias), self.dim), f"attributes.{task}.bias": (len(bias),)}
         return {name: torch.empty(sizes[name], device="meta") for name in sorted(sizes)}
 
-    def init(self, seed: int, users: Ints, items: Ints, offsets: Mapping[str, float | Floats]) -> Params:
-        """Return initial parameters for global user and item ids; `offsets` gives the bias of every task's head.
+    def init(self, seed: int, users: Keys, items: Keys, offsets: Mapping[str, float | Floats]) -> Params:
+        """Return initial parameters for users and items by key; `offsets` gives the bias of every task's head.
 
-        Heads of attributes start with weights of 0.
+        A row starts by the text of its key (`fedrec.models.tables`). Heads of attributes start with weights of 0.
         """
         arrays = self._init_tables(seed, {"user": users, "item": items})
         for task, bias in self.attributes.items():
@@ -253,13 +253,13 @@ class Recommender:
         """Return how wide the rows of a table are."""
         return self.dim if table.endswith("_table") else 1
 
-    def _init_tables(self, seed: int, ids: Mapping[str, Ints]) -> dict[str, Floats]:
+    def _init_tables(self, seed: int, keys: Mapping[str, Keys]) -> dict[str, Floats]:
         """Return the initial tables: vectors are drawn, biases 0; with content all of items are, and adapters drawn."""
         content, arrays = self.side.content, dict[str, Floats]()
         for name, space in self.tables.items():
-            arrays[name] = np.zeros((len(ids[space]), self._wide(name)), np.float32)
+            arrays[name] = np.zeros((len(keys[space]), self._wide(name)), np.float32)
             if name == "user_table" or (name == "item_table" and content is None):
-                arrays[name] = table_rows(seed, name, ids[space], self.dim, self.std)
+                arrays[name] = table_rows(seed, name, keys[space], self.dim, self.std)
         if content is not None:
             d = content.shape[1]
             arrays |= {adapter(table): np.zeros((1, d), np.float32) for table in ITEMS if table in arrays}
