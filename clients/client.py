@@ -11,7 +11,7 @@ from torch import Tensor
 from fedrec.data import ClientData
 from fedrec.experiment.channel import Channel, channel_of
 from fedrec.experiment.config import Experiment
-from fedrec.experiment.holdings import reader, tasks_for
+from fedrec.experiment.holdings import initial, reader, tasks_for
 from fedrec.federation.coordination import Link
 from fedrec.models import Recommender
 from fedrec.params import Params
@@ -81,7 +81,7 @@ class Client:
         private = self.experiment.silent  # the mean of a client's ratings is about its users
         tasks = [task for task in self.tasks if not task.attribute]
         offsets = {task.name: task.prior if private else task.start(self.data.train) for task in tasks}
-        return self.model.init(self.experiment.seed, self.data.users, self.data.items, offsets)
+        return initial(self.experiment, self.model, self.data.users, self.data.items, offsets)
 
     def weigher(self, state: Mapping[str, Tensor] | None = None) -> Weigher | None:
         """Return its loss weighting in a state, else in the first one; None with fixed weights, or of one task."""

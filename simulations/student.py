@@ -17,7 +17,7 @@ from fedrec.evaluation.evaluate import PerUser, evaluate, members
 from fedrec.evaluation.scorers import ModelScorer
 from fedrec.experiment.channel import LOGITS, public
 from fedrec.experiment.config import Experiment
-from fedrec.experiment.holdings import clients_data, dataset, reader
+from fedrec.experiment.holdings import clients_data, dataset, initial, reader
 from fedrec.experiment.records import NO_STUDENT, Record, Row, slug, write_csv, write_json, write_tensors
 from fedrec.metrics import paired
 from fedrec.models import Recommender
@@ -56,7 +56,7 @@ def student_of(experiment: Experiment, ids: Ints, logits: torch.Tensor) -> tuple
     model = replace(e.recommender("*"), kind=e.agreement.student)
     params = distil(
         model,
-        model.init(e.seed, users, items, {e.agreement.task: 0.0}),
+        initial(e, model, users, items, {e.agreement.task: 0.0}),
         e.agreement.task,
         torch.from_numpy(user),
         torch.from_numpy(item),

@@ -180,11 +180,12 @@ def test_a_budget_that_is_given_and_out_of_reach_is_called_infeasible() -> None:
     assert float(record.rounds[-1]["violation"]) > 0.1
 
 
-def test_a_price_pulls_clients_towards_their_budgets() -> None:
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_price_pulls_clients_towards_their_budgets(seed: int) -> None:
     """On unrelated platforms every client is promised its loss alone; the multipliers cut the violation."""
 
     def violation(step: float) -> float:
-        fields = {"clients": 5, "dim": 32, "rounds": 16, "market": {"similarity": 0.0}}
+        fields = {"clients": 5, "dim": 32, "rounds": 12, "seed": seed, "market": {"similarity": 0.0}}
         record, _ = fit(experiment("no-harm", budget={"margin": 0.0, "step": step}, **fields))
         return float(record.rounds[-1]["violation"])
 

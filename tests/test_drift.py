@@ -14,7 +14,7 @@ from clients.state import Kept, State
 from fedrec.errors import UserError
 from fedrec.evaluation.evaluate import evaluate
 from fedrec.evaluation.scorers import ModelScorer
-from fedrec.experiment.holdings import clients_data
+from fedrec.experiment.holdings import clients_data, initial
 from fedrec.experiment.records import write_record
 from fedrec.federation.coordination import Control, Drift, Own, control_change, normalised
 from fedrec.federation.personal import personal_model
@@ -240,7 +240,7 @@ def test_before_any_training_the_tuned_copy_is_the_start() -> None:
     grid = SpyGrid(each_alone(e, None))
     join(Coordinator(grid, plan_of(e)), list(grid.get_node_ids()))
     for data, mine in zip(clients_data(e), personal(grid), strict=True):
-        start = e.recommender(data.name).init(0, data.users, data.items, {"rank": 0.0})
+        start = initial(e, e.recommender(data.name), data.users, data.items, {"rank": 0.0})
         assert equal(mine, {"item_table": start["item_table"]})
 
 

@@ -270,7 +270,7 @@ def test_a_pooled_client_is_evaluated_as_each_member_with_its_own_rows(kind: str
     assert any(len(part.items) < len(pooled.items) for part in parts)
     tasks = (RANK, parse_task("buy"))
     for data, params in found:
-        # A row starts as a function of its global id, so the member's own start is what the pooled one must give it.
+        # A row starts as a function of its key, so the member's own start is what the pooled one must give it.
         alone = model.init(7, data.users, data.items, offsets)
         assert params.keys() == alone.keys()
         assert all(torch.equal(params[name], alone[name]) for name in alone)

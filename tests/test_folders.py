@@ -14,12 +14,13 @@ import pytest
 
 from clients import recommend
 from fedrec.errors import UserError
-from fedrec.experiment.records import write_json
+from fedrec.experiment.records import ROW_STARTS, write_json
 from fedrec.folders import CHECKPOINTS, COMMAND, LOCK, claim, held, unfinished
 from server.strategy import Coordinator
 from simulations import distil, engines
 from simulations import run as command
 from simulations.closing import table
+from simulations.engines.identity import compare
 from simulations.run import main
 from tests.helpers import same
 
@@ -247,14 +248,24 @@ def test_another_version_or_other_data_do_not_fit_the_checkpoint(
     with monkeypatch.context() as patch:
         patch.setattr("simulations.engines.identity.versions", lambda: {"torch": "9.9"})
         assert "resume: torch must have version 2." in refused("--resume", str(out))
+    with monkeypatch.context() as patch:
+        patch.setattr("fedrec.experiment.records.ROW_STARTS", "3")
+        assert "resume: row starts must have version 2 as in the checkpoint, found 3" in refused("--resume", str(out))
     other = tmp_path / "other.csv"
     asked = out / CHECKPOINTS / COMMAND
     damaged(lambda about: about["experiment"].update(data_dir=str(other)))(asked)
-    other.write_text("\n".join(["user,item", *rows[1:], ""]))
-    assert "resume: the data must be what the checkpoint was made from" in refused("--resume", str(out))
+    renamed = [row.replace("u", "v") for row in rows]  # in the same order, but rows start by their keys
+    for lines in (rows[1:], renamed):
+        other.write_text("\n".join(["user,item", *lines, ""]))
+        assert "resume: the data must be what the checkpoint was made from" in refused("--resume", str(out))
     moved = path.rename(tmp_path / "moved.csv")  # where it lies is not what it holds
     damaged(lambda about: about["experiment"].update(data_dir=str(moved)))(asked)
     assert main(["--resume", str(out), "--quiet"]) == 0
+
+
+def test_a_checkpoint_that_does_not_say_how_rows_start_is_refused() -> None:
+    with pytest.raises(UserError, match=r"^resume: row starts must have version unknown as in the checkpoint, found 2"):
+        compare({"experiment": {}, "versions": {}}, {"experiment": {}, "versions": {"row starts": ROW_STARTS}})
 
 
 def test_whether_a_run_is_alive_is_told_by_its_lock(broken: Broken, refused: Callable[..., str]) -> None:

@@ -138,22 +138,6 @@ def test_a_row_starts_the_same_wherever_it_is_carried(mine: np.ndarray, yours: n
     assert len(common) == len(in_a)
 
 
-def test_rows_are_a_callers_own() -> None:
-    ids = np.arange(3)
-    table_rows(0, "item_table", ids, 2, std=1.0)[:] = 7.0
-    assert not (table_rows(0, "item_table", ids, 2, std=1.0) == 7.0).any()
-
-
-def test_rows_differ_by_seed_by_table_and_by_id_and_are_normal() -> None:
-    ids = np.arange(4000)
-    items = table_rows(0, "item_table", ids, 4)
-    assert items.std() == pytest.approx(0.1, rel=0.05)
-    assert abs(items.mean()) < 4 * 0.1 / math.sqrt(items.size)
-    assert len(np.unique(items)) > 0.99 * items.size
-    assert not np.isclose(items, table_rows(1, "item_table", ids, 4)).all(axis=1).any()
-    assert not np.isclose(items, table_rows(0, "user_table", ids, 4)).all(axis=1).any()
-
-
 def test_clients_of_one_model_start_from_one_body_and_their_heads_from_their_offsets() -> None:
     model = Recommender("mlp", 2, (4, 3))
     a = model.init(5, np.arange(3), np.arange(4), {"rank": 0.0})

@@ -21,7 +21,7 @@ from clients.round import receive
 from fedrec.errors import UserError
 from fedrec.experiment.channel import LOGITS, Logits, channel_of
 from fedrec.experiment.config import Experiment
-from fedrec.experiment.holdings import clients_data
+from fedrec.experiment.holdings import clients_data, initial
 from fedrec.experiment.records import Record, load_params, table_of, write_record
 from fedrec.federation.coordination import Coupling
 from fedrec.federation.participation import arrivals
@@ -167,7 +167,7 @@ def test_what_it_shares_is_the_federations_and_what_nobody_else_carries_it_train
     mine = load_params(tmp_path / "model" / f"own-{NEW}.safetensors")
     common = np.isin(data.items, record.rows["item"])
     places = torch.from_numpy(np.searchsorted(record.rows["item"], data.items[common]))
-    start = e.recommender(NEW).init(e.seed, data.users, data.items, {"click": 0.0})
+    start = initial(e, e.recommender(NEW), data.users, data.items, {"click": 0.0})
     for name in ("item_table", "item_bias"):
         assert torch.equal(mine[name][common], record.shared[name][places]), name
         assert (mine[name][~common] != start[name][~common]).any(1).all(), f"{name}: rows of its own must be trained"

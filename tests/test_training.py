@@ -260,13 +260,18 @@ def test_training_depends_on_seed_and_scope_and_not_on_the_global_generators() -
 @pytest.mark.parametrize("kind", ["mf", "mlp"])
 @pytest.mark.parametrize("task", ["rank", "rank-bce", "rating", "click"])
 def test_training_lowers_the_training_loss(kind: Kind, task: str) -> None:
+    """From every start, and by a fifth in the mean over starts: of so few units most may be dead in one."""
     data, tasks = small(n=40), (parse_task(task),)
-    params = start(Recommender(kind, 3, (4, 2)), tasks)
-    losses = []
-    for number in range(6):
-        params, loss = update(params, data, tasks, Recipe(5, 8, Optimiser("adam", 0.02)), kind=kind, number=number)
-        losses.append(loss)
-    assert losses[-1] < 0.8 * losses[0]
+    left = []
+    for seed in range(4):
+        params = start(Recommender(kind, 3, (4, 2)), tasks, seed)
+        losses = []
+        for number in range(6):
+            params, loss = update(params, data, tasks, Recipe(5, 8, Optimiser("adam", 0.02)), kind=kind, number=number)
+            losses.append(loss)
+        assert losses[-1] < losses[0]
+        left.append(losses[-1] / losses[0])
+    assert np.mean(left) < 0.8
 
 
 @pytest.mark.parametrize("kind", ["mf", "mlp"])

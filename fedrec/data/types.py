@@ -9,6 +9,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 Ints = NDArray[np.int64]
+Keys = Ints | NDArray[np.object_]  # of users or items: each stands for its text
 Floats = NDArray[np.float32]
 Bools = NDArray[np.bool_]
 COLUMNS = ("user", "item", "time", "rating", "positive")  # of interactions, beside the labels

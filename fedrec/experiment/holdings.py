@@ -1,6 +1,7 @@
 """What an experiment's clients hold, and what their models read of it."""
 
 import functools
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -11,8 +12,10 @@ from torch import Tensor
 
 from fedrec.data import ClientData, Dataset, Market, content_vectors, federation, latest, load, pool
 from fedrec.data.tokens import item_tokens
+from fedrec.data.types import Floats, Ints, Keys
 from fedrec.experiment.config import Experiment
 from fedrec.models import Adapted, Recommender
+from fedrec.params import Params
 from fedrec.tasks import Task
 
 
@@ -44,6 +47,21 @@ def clients_data(experiment: Experiment) -> tuple[ClientData, ...]:
         volunteers=e.volunteers,
     )
     return (pool(parts),) if e.pool else parts
+
+
+@functools.lru_cache(maxsize=2)
+def keys(experiment: Experiment) -> tuple[Keys, Keys]:
+    """Return the keys of all users and of all items, by global id, kept for the process."""
+    data = dataset(experiment)
+    return data.users["key"].to_numpy(object), data.items["key"].to_numpy(object)
+
+
+def initial(
+    experiment: Experiment, model: Recommender, users: Ints, items: Ints, offsets: Mapping[str, float | Floats]
+) -> Params:
+    """Return the initial parameters of a model for users and items by global id, whose rows start by their keys."""
+    people, catalogue = keys(experiment)
+    return model.init(experiment.seed, people[users], catalogue[items], offsets)
 
 
 def tasks_for(experiment: Experiment, data: ClientData) -> tuple[Task, ...]:

@@ -30,6 +30,7 @@ NOT_SINGLE = "single-task.txt"  # beside it: why there is none
 # Folders, among the baselines, of the runs between one without a promise and that with it, and their table.
 PLAIN, UNCLIPPED, CLIPPED = "plain", "unclipped", "clipped"
 PRICE = "price.csv"
+ROW_STARTS = "2"  # by the hash of a row's key; before them a run started by the row's place in its file
 NO_STUDENT = "student.txt"  # why an output agreement has no student
 CLIENTS = ["round", "client", "split", "task", "metric", "value", "device"]  # columns of clients.csv
 LEDGER = ["round", "client", "direction", "parameter", "rows", "bytes"]  # of ledger.csv
@@ -111,9 +112,10 @@ def write_tensors(path: Path, params: Params, private: bool) -> None:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions that a result depends on."""
+    """Return the versions that a result depends on; that of the row starts says how rows of tables start."""
     names = ("flwr", "torch", "numpy", "pandas")
-    return {"python": platform.python_version(), **{name: version(name) for name in names}}
+    found = {"python": platform.python_version(), **{name: version(name) for name in names}}
+    return {**found, "row starts": ROW_STARTS}
 
 
 def save_client(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from fedrec.data.types import Floats, Ints
+from fedrec.data.types import Floats, Keys
 from fedrec.errors import UserError
 from fedrec.models.recommender import PAIRS, Recommender
 from fedrec.models.tables import table_rows
@@ -37,7 +37,7 @@ class Module:
     no number of users or items. In the sharing contract a table NAME of items is `item_table.NAME`, one of users
     `user_table.NAME`, and a dense parameter `body.NAME`.
 
-    Rows of tables start as N(0, std^2) and are functions of the seed and the row's id; dense parameters start as the
+    Rows of tables start as N(0, std^2) and are functions of the seed and the row's key; dense parameters start as the
     module starts them, from a generator of their own. A module may have no buffers and draw nothing (no dropout), and
     may read nothing but users and items: no content, no sequence, no tasks about items.
     """
@@ -69,9 +69,9 @@ class ModuleRecommender(Recommender):
             found[f"heads.{task}.bias"] = torch.empty(several or (1,), device="meta")
         return {name: found[name] for name in sorted(found)}
 
-    def init(self, seed: int, users: Ints, items: Ints, offsets: Mapping[str, float | Floats]) -> Params:
+    def init(self, seed: int, users: Keys, items: Keys, offsets: Mapping[str, float | Floats]) -> Params:
         """See Recommender."""
-        width, ids = width_of(self.module), {"user": users, "item": items}
+        width, keys = width_of(self.module), {"user": users, "item": items}
         found: Params = {}
         for name, value in started(self.module, seed).items():
             space = self.module.tables.get(name)
@@ -79,7 +79,7 @@ class ModuleRecommender(Recommender):
                 found[self._named(name)] = value.clone()
                 continue
             wide = value.shape[1:].numel()
-            rows = table_rows(seed, self._named(name), ids[space], wide, self.module.std)
+            rows = table_rows(seed, self._named(name), keys[space], wide, self.module.std)
             found[self._named(name)] = torch.from_numpy(rows).view(len(rows), *value.shape[1:])
         for task, offset in offsets.items():
             head = np.full(width, width**-0.5, np.float32)

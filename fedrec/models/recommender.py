@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fedrec.data.types import Floats, Ints
+from fedrec.data.types import Floats, Keys
 from fedrec.models.bodies import BODIES, initial, product, quotient
 from fedrec.models.content import adapter, described, first_adapter
 from fedrec.models.layers import layers, linear, mlp, ordered
@@ -88,30 +88,30 @@ class Recommender:
             sizes |= {f"attributes.{task}.weight": (len(bias), self.dim), f"attributes.{task}.bias": (len(bias),)}
         return {name: torch.empty(sizes[name], device="meta") for name in sorted(sizes)}
 
-    def init(self, seed: int, users: Ints, items: Ints, offsets: Mapping[str, float | Floats]) -> Params:
-        """Return initial parameters for global user and item ids; `offsets` gives the bias of every task's head.
+    def init(self, seed: int, users: Keys, items: Keys, offsets: Mapping[str, float | Floats]) -> Params:
+        """Return initial parameters for users and items by key; `offsets` gives the bias of every task's head.
 
-        Heads of attributes start with weights of 0.
+        A row starts by the text of its key (`fedrec.models.tables`). Heads of attributes start with weights of 0.
         """
         like, encoder = self.shapes(len(users), len(items), offsets), self.side.encoder
         found = self.sequence.init(seed, self.dim) | ({} if encoder is None else encoder.lora.start(seed))
-        ids = {"user": users, "item": items}
+        keys = {"user": users, "item": items}
         for name in [name for name in like if name not in found and not name.startswith("heads.")]:
-            found[name] = self._started(seed, name, tuple(like[name].shape), ids, len(offsets))
+            found[name] = self._started(seed, name, tuple(like[name].shape), keys, len(offsets))
         for task, offset in offsets.items():
             found |= self._init_head(task, self._drawn_head(seed, task, like[f"heads.{task}.weight"].shape[-1]), offset)
         if self.kind == "esmm":  # the head is of P(buy | click), the offset of P(buy)
             found["heads.buy.bias"] = torch.tensor([quotient(float(offsets["buy"]), float(offsets["click"]))])
         return {name: found[name] for name in like}
 
-    def _started(self, seed: int, name: str, size: tuple[int, ...], ids: Mapping[str, Ints], tasks: int) -> Tensor:
+    def _started(self, seed: int, name: str, size: tuple[int, ...], keys: Mapping[str, Keys], tasks: int) -> Tensor:
         """Return a parameter's start: vectors are drawn, biases are 0; with content items are 0, and A is drawn."""
         first, _, rest = name.partition(".")
         if first not in (*self.tables, "adapter", "attributes"):
             return initial(seed, name, size, tasks)
         array = np.zeros(size, np.float32)
         if name == "user_table" or (name == "item_table" and self.side.content is None):
-            array = table_rows(seed, name, ids[self.tables[name]], self.dim, self.std)
+            array = table_rows(seed, name, keys[self.tables[name]], self.dim, self.std)
         elif name == adapter("item_table"):
             array = first_adapter(seed, "item_table", size[0], size[1], self.std)
         elif first == "attributes" and rest.endswith(".bias"):

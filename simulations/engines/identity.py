@@ -10,7 +10,7 @@ from clients.device import devices
 from fedrec.data import ClientData
 from fedrec.errors import UserError
 from fedrec.experiment.config import Experiment
-from fedrec.experiment.holdings import clients_data
+from fedrec.experiment.holdings import clients_data, keys
 from fedrec.experiment.records import versions
 from fedrec.privacy.secret import Part, digest
 from simulations.options import flatten
@@ -21,6 +21,7 @@ MOVABLE = ("data_dir",)  # where the data lies may change: what it holds is comp
 def identity(e: Experiment) -> dict[str, Any]:
     """Return what a run can be told from any other by, as JSON can hold it."""
     parts = [part for data in clients_data(e) for part in parts_of(data)]
+    parts += ["\n".join(every) for every in keys(e)]  # of which rows start
     try:
         own = version("fedrec")
     except PackageNotFoundError:  # run from its folder alone
@@ -51,10 +52,8 @@ def compare(was: Mapping[str, Any], found: Mapping[str, Any]) -> None:
                 f"resume: {name} must be {before.get(name)!r} as in the checkpoint, found {now.get(name)!r}"
             )
     for name, value in found["versions"].items():
-        if was["versions"].get(name) != value:
-            raise UserError(
-                f"resume: {name} must have version {was['versions'].get(name)} as in the checkpoint, found {value}"
-            )
+        if (known := was["versions"].get(name, "unknown")) != value:
+            raise UserError(f"resume: {name} must have version {known} as in the checkpoint, found {value}")
     if list(was["devices"]) != list(found["devices"]):
         raise UserError(f"resume: devices must be {was['devices']} as in the checkpoint, found {found['devices']}")
     if was["data"] != found["data"]:

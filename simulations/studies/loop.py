@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fedrec.experiment.config import Experiment
-from fedrec.experiment.holdings import clients_data
+from fedrec.experiment.holdings import clients_data, initial
 from fedrec.experiment.records import Row, write_csv
 from fedrec.params import Params
 from fedrec.rng import generator
@@ -52,7 +52,7 @@ def start(e: Experiment) -> tuple[Params, list[Silo]]:
     silos = []
     for data in clients_data(e):
         (task,) = e.tasks(data.name)
-        params = e.recommender(data.name).init(e.seed, data.users, data.items, {task.name: task.offset(data.train)})
+        params = initial(e, e.recommender(data.name), data.users, data.items, {task.name: task.offset(data.train)})
         shared, private = e.sharing().split(params)
         columns = (data.train.user, data.train.item, task.target(data.train))
         silos.append(Silo(data.name, private, *(torch.from_numpy(column) for column in columns)))

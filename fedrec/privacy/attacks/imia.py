@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from fedrec.data.types import Bools, Ints
 from fedrec.experiment.config import Experiment
+from fedrec.experiment.holdings import initial
 from fedrec.params import Params
 from fedrec.privacy.attacks.recovery import STILL, moved
 from fedrec.privacy.attacks.scores import Values
@@ -57,7 +58,7 @@ def shadow(one: Exchanged, items: Ints, touched: Ints, label: Bools, experiment:
     """
     e, task = experiment, experiment.tasks(one.client)[0]
     model, recipe, sharing = e.recommender(one.client), e.recipe(), e.sharing()
-    private = sharing.split(model.init(e.seed, np.asarray([user]), items, {task.name: 0.0}))[1]
+    private = sharing.split(initial(e, model, np.asarray([user]), items, {task.name: 0.0}))[1]
     params = {name: value.clone() for name, value in sharing.join(one.z, private).items()}
     item, mine = torch.from_numpy(touched), torch.from_numpy(label[touched])
     count = max(int(mine.sum()), 1)

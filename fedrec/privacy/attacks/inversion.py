@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fedrec.data.types import Ints
 from fedrec.experiment.config import Experiment
+from fedrec.experiment.holdings import initial
 from fedrec.privacy.attacks.scores import Values
 from fedrec.privacy.attacks.targets import Records
 from fedrec.privacy.transcript import Exchanged, Transcript
@@ -58,7 +59,7 @@ def membership(transcript: Transcript, records: Records, *, experiment: Experime
     def score(client: str, part: Records, place: Tensor) -> Values:
         one, found = next(iter(transcript.of(client))), np.zeros(len(part))
         model, size = experiment.recommender(client), max(int(transcript.joined[client].metrics.get("examples", 1)), 1)
-        atoms = model.init(experiment.seed, everybody, part.item[:0], {})["user_table"].double().numpy()
+        atoms = initial(experiment, model, everybody, part.item[:0], {})["user_table"].double().numpy()
         z, g = gradient(one, recipe=recipe, size=size)
         for row in np.unique(place.numpy()):
             rows = np.flatnonzero(place.numpy() == row)

@@ -6,7 +6,7 @@ import numpy as np
 
 from fedrec.data.types import Bools, ClientData
 from fedrec.experiment.config import Experiment
-from fedrec.experiment.holdings import tasks_for
+from fedrec.experiment.holdings import initial, tasks_for
 from fedrec.privacy.attacks.membership import leanings
 from fedrec.privacy.attacks.scores import Values
 from fedrec.privacy.attacks.targets import Records
@@ -51,7 +51,7 @@ def shadow(
     data, sharing = replace(pool, train=pool.train.take(chosen)), experiment.sharing()
     model, tasks = experiment.recommender(pool.name), tasks_for(experiment, pool)
     offsets = {task.name: task.offset(data.train) for task in tasks}
-    private = sharing.split(model.init(experiment.seed, data.users, data.items, offsets))[1]
+    private = sharing.split(initial(experiment, model, data.users, data.items, offsets))[1]
     start = sharing.join(first.z, private)
     scope = ("shadow", pool.name, number)
     params, _ = local_update(model, start, data, tasks, experiment.recipe(), sharing, seed=seed, scope=scope)

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from fedrec.data.types import Ints
 from fedrec.experiment.config import Experiment
+from fedrec.experiment.holdings import initial
 from fedrec.params import Params
 from fedrec.privacy.attacks.scores import Values
 from fedrec.privacy.attacks.targets import Records
@@ -144,7 +145,7 @@ def steps(z: Params, part: Records, item: Tensor, items: Ints, client: str, expe
     """
     task, model = experiment.tasks(client)[0], experiment.recommender(client)
     offset = MEAN if task.kind == "rating" else 0.0
-    start = model.init(experiment.seed, part.user, items, {task.name: offset})
+    start = initial(experiment, model, part.user, items, {task.name: offset})
     params = {name: value.double() for name, value in {**start, **z}.items()}
     for name in ("item_table", "item_bias"):
         if name in params:
