@@ -20,5 +20,5 @@ def about(client: Client, private: Params) -> dict[str, Any]:
         "model": client.model.kind,
         "notes": [*data.notes, *(f"{part.name}: {note}" for part in data.members for note in part.notes)],
         "device": client.device,
-        "private": [{"name": name, "shape": list(value.shape)} for name, value in private.items()],
+        "private": [{"name": name, "shape": list(value.shape)} for name, value in sorted(private.items())],
     }

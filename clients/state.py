@@ -138,7 +138,7 @@ def laid(parts: Sequence[Mapping[str, Tensor] | None], bases: dict[int, Params])
             of[-1], one = list(bases).index(id(one.base)), one.tensors()
         flat.append(one)
     alike: dict[tuple[str, torch.dtype, torch.Size], list[tuple[int, Tensor]]] = {}
-    for name in dict.fromkeys(name for one in flat if one is not None for name in one):
+    for name in sorted({name for one in flat if one is not None for name in one}):  # as parameters are, of any client
         for place, one in enumerate(flat):
             if one is not None and name in one:
                 value = one[name]

@@ -70,8 +70,8 @@ def witness(experiment: Experiment, home: Path | None = None) -> Witnessed:
     if experiment.codec.active:
         grid.transcript.rounds = [replace(one, x=read(one.x, one.z, one.z, duals)) for one in grid.transcript.rounds]
     seen = grid.transcript.without_duals() if experiment.coupling.duals else grid.transcript
-    parties = {name: party for node in grid.nodes.values() for name, party in node.parties.items()}
-    return Witnessed(seen, record, {name: one.state.now.private for name, one in parties.items() if one.joined})
+    private = {name: party.state.now.private for name, party in grid.parties.items() if party.joined}
+    return Witnessed(seen, record, private)
 
 
 def case_of(experiment: Experiment, seen: Witnessed, seed: int = 0) -> Case:

@@ -5,6 +5,7 @@ Shapes: k clients, L rows each (padded), m sampled items for a row, H items of a
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -59,6 +60,13 @@ class Grid:
     @staticmethod
     def of(sizes: Ints, epochs: int, batch_size: int) -> Grid:
         """Return the grid of clients with `sizes` [k] rows, descending, drawn client by client and epoch by epoch."""
+        return (
+            grid_of_one(int(sizes[0]), epochs, batch_size) if len(sizes) == 1 else Grid.laid(sizes, epochs, batch_size)
+        )
+
+    @staticmethod
+    def laid(sizes: Ints, epochs: int, batch_size: int) -> Grid:
+        """Return what `of` does, anew."""
         passes = -(-sizes // batch_size)
         clients = np.searchsorted(-epochs * passes, -np.arange(1, epochs * passes[0] + 1), side="right")
         t, c = np.repeat(np.arange(len(clients)), clients), ranges(np.zeros_like(clients), clients)
@@ -78,6 +86,12 @@ class Grid:
         total = np.maximum(np.add.reduceat(held, self.batch, dtype=np.float32), 1.0)
         found: Floats = held / np.repeat(total, np.diff([*self.batch, len(held)]))
         return found
+
+
+@functools.lru_cache(maxsize=64)
+def grid_of_one(size: int, epochs: int, batch_size: int) -> Grid:
+    """Return the grid of one client: many have as many rows, and all have the same in every round."""
+    return Grid.laid(np.array([size]), epochs, batch_size)
 
 
 @dataclass(frozen=True)

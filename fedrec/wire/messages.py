@@ -33,6 +33,9 @@ Packed = dict[int, tuple[Params, ArrayRecord]]  # by the id of what was packed, 
 ALONE = -1  # the chunk of a client whose own contribution is wanted
 TEXT = 1000  # characters of the reason why a client failed
 ABOUT = ("keep", "seen", "shared", "control", "rows")  # columns of a call, one entry for each client
+# Fields of a message's configuration; those with a usual value are left out where they have it, for all clients.
+USUAL = {"control": -1, "rows": -1, "chunk": ALONE, "weight": 0.0}
+NONE = ("told", "failed", "reason", "sums")
 CALL = frozenset({"round", "split", "rho", "client", "told", "chunk", "weight", *ABOUT})
 ANSWERS = frozenset({"client", "device", "shared", "rows", "metric", "failed", "reason", "sums"})
 QUOTED = 100  # characters of what a message held, in an error
@@ -119,7 +122,7 @@ def call_record(call: Call, packed: Packed | None = None) -> RecordDict:
     )
     first = sent[0]
     chunks = [call.chunks.get(name, (ALONE, 0.0)) for name in call.broadcasts]
-    content["config"] = ConfigRecord(
+    content["config"] = _compact(
         {
             "round": first.round,
             "split": first.split,
@@ -185,7 +188,7 @@ def answers_record(answers: Answers) -> RecordDict:
             (place, metrics.setdefault(name, len(metrics)), value) for name, value in sorted(one.metrics.items())
         ]
     found = answers.contributions
-    content["config"] = ConfigRecord(
+    content["config"] = _compact(
         {
             "client": [one.client for one in found],
             "device": [one.device for one in found],
@@ -224,14 +227,14 @@ def read_answers(content: RecordDict) -> Answers:
         Contribution(name, _pick(values, shared), metrics[place], devices[place], _pick(rows, row) if row != -1 else {})
         for place, (name, shared, row) in enumerate(zip(names, columns["shared"], columns["rows"], strict=True))
     ]
-    failed, reasons = _strings(config, "failed"), texts("config reason", config.get("reason"))
+    failed, reasons = _strings(config, "failed"), texts("config reason", config.get("reason", []))
     if len(failed) != len(reasons):
         raise ContractError(f"config: must hold a reason for each failed client, found {len(reasons)}")
     return Answers(contributions, _subtotals(content, config), dict(zip(failed, reasons, strict=True)))
 
 
 def _subtotals(content: RecordDict, config: ConfigRecord) -> list[Subtotal]:
-    count = config.get("sums")
+    count = config.get("sums", 0)
     if type(count) is not int or count < 0:
         raise ContractError(f"config: must hold the number of sums, found {quoted(count)}")
     found = []
@@ -257,6 +260,12 @@ def _metrics(content: RecordDict, names: Sequence[str], clients: int) -> list[di
     return found
 
 
+def _compact(fields: dict[str, Any]) -> ConfigRecord:
+    """Return a configuration without what is as usual."""
+    unusual = {n: v for n, v in fields.items() if n not in USUAL or any(one != USUAL[n] for one in v)}
+    return ConfigRecord({n: v for n, v in unusual.items() if v or n not in NONE})
+
+
 def _config(content: RecordDict, fields: frozenset[str], *others: str) -> ConfigRecord:
     """Return the configuration of a message; raises ContractError if it is not whole, or not all beside `others`."""
     for name in content:
@@ -266,7 +275,7 @@ def _config(content: RecordDict, fields: frozenset[str], *others: str) -> Config
     config = content.get("config")
     if not isinstance(config, ConfigRecord):
         raise ContractError("record config: must be sent, found missing or of another kind")
-    if config.keys() != fields:
+    if not fields - USUAL.keys() - set(NONE) <= config.keys() <= fields:
         raise ContractError(f"config: must hold {', '.join(sorted(fields))}, found {quoted(sorted(config))}")
     return config
 
@@ -276,14 +285,14 @@ def _strings(config: ConfigRecord, name: str, most: int = NAME) -> list[str]:
 
 
 def _list(config: ConfigRecord, name: str) -> list[Any]:
-    found = config.get(name)
+    found = config.get(name, [] if name in NONE else None)
     if not isinstance(found, list):
         raise ContractError(f"config {name}: must be a list, found {type(found).__name__}")
     return cast("list[Any]", found)
 
 
 def _column(config: ConfigRecord, name: str, length: int) -> list[float]:
-    found = config.get(name)
+    found = config.get(name, [USUAL[name]] * length if name in USUAL else None)
     if not isinstance(found, list) or len(found) != length or not all(isinstance(one, int | float) for one in found):
         raise ContractError(f"config {name}: must hold a number for each of {length} clients")
     return cast("list[float]", found)

@@ -9,6 +9,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from clients.app import answered
 from clients.node import Node
+from clients.state import Party, restore, saved
 from fedrec.folders import store
 from simulations.engines.local import RUN_ID, SERVER_NODE, LocalGrid
 from simulations.engines.storing import packed, unpacked
@@ -39,18 +40,17 @@ class InlineGrid(LocalGrid):
     def save(self, folder: Path) -> list[Path]:
         """Write the clients' private state into a folder; return the files."""
         path = folder / "nodes.state"
-        states = {f"{number}/{name}": r for number, node in self.nodes.items() for name, r in node.state().items()}
-        store(path, packed(RecordDict(states)))
+        store(path, packed(saved(self.parties)))
         return [path]
 
     def restore(self, folder: Path) -> None:
         """Go back to the state in a folder."""
-        states = {number: RecordDict() for number in self.nodes}
-        for key, record in unpacked((folder / "nodes.state").read_bytes()).items():
-            place, _, name = key.partition("/")
-            states[int(place)][name] = record
-        for number, state in states.items():
-            self.nodes[number].restore(state)
+        restore(self.parties, unpacked((folder / "nodes.state").read_bytes()))
+
+    @property
+    def parties(self) -> dict[str, Party]:
+        """All clients, by name."""
+        return {name: party for node in self.nodes.values() for name, party in node.parties.items()}
 
 
 def run_on(grid: Grid, server: ServerApp) -> None:
