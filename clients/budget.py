@@ -49,7 +49,7 @@ def alone(client: Client) -> list[float]:
             params,
             client.data,
             client.tasks,
-            e.recipe(),
+            client.recipe,
             Sharing(()),
             seed=e.seed,
             scope=scope,
@@ -62,4 +62,4 @@ def alone(client: Client) -> list[float]:
 def held_out(client: Client, params: Params) -> float:
     """Return the loss of a client's validation rows."""
     e = client.experiment
-    return held_out_loss(client.model, params, client.data, client.tasks, e.recipe(), seed=e.seed)
+    return held_out_loss(client.model, params, client.data, client.tasks, client.recipe, seed=e.seed)

@@ -18,6 +18,7 @@ from fedrec.params import Params
 from fedrec.tasks import Task
 from fedrec.training.cohort import Cohort
 from fedrec.training.local import single
+from fedrec.training.recipe import Recipe
 from fedrec.training.weighting import Weigher
 
 
@@ -41,9 +42,14 @@ class Client:
         return reader(self.experiment, self.data, "train")
 
     @cached_property
+    def recipe(self) -> Recipe:
+        """How it trains in a round."""
+        return self.experiment.recipe()
+
+    @cached_property
     def cohort(self) -> Cohort:
         """The client as a cohort of its own."""
-        return single(self.model, self.data, self.tasks, self.experiment.recipe(), self.experiment.seed)
+        return single(self.model, self.data, self.tasks, self.recipe, self.experiment.seed)
 
     @cached_property
     def channel(self) -> Channel:
@@ -88,7 +94,7 @@ class Client:
         rule = self.experiment.weighting
         if not rule.active or len(self.tasks) == 1:
             return None
-        return Weigher(rule, self.experiment.recipe().optimiser, dict(state or rule.start(len(self.tasks))))
+        return Weigher(rule, self.recipe.optimiser, dict(state or rule.start(len(self.tasks))))
 
     @cached_property
     def shared_like(self) -> Params:

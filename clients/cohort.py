@@ -254,7 +254,7 @@ class Training:
             self.cohort,
             self.z,
             private,
-            replace(e.recipe(), mu=mu),
+            replace(self.clients[0].recipe, mu=mu),
             e.sharing(),
             seed=e.seed,
             chosen=np.array(list(self.starts), dtype=np.int64),

@@ -78,7 +78,7 @@ def lesson(client: Client, now: Kept, broadcast: Broadcast) -> tuple[Kept, float
     params, loss, _ = update_one(
         client.cohort,
         to(client.channel.join(shared, private), client.device),
-        replace(e.recipe(), phases=("private",)),
+        replace(client.recipe, phases=("private",)),
         e.sharing(),
         seed=e.seed,
         scope=(client.data.name, number),

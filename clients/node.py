@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property
 
 import torch
 from flwr.app import RecordDict
@@ -13,10 +14,11 @@ from clients.round import evaluated, join, trained
 from clients.secure import answer_in_secret
 from clients.state import Party, restore, saved
 from fedrec.errors import UserError
+from fedrec.experiment.channel import keyed
 from fedrec.federation.proportion import change, large, too_far
 from fedrec.keyed import Carrier, Subtotal, carrier, catalogue, subtotal, union
 from fedrec.params import Params, norm, same
-from fedrec.sharing import Broadcast, ContractError, Contribution, admit, admit_metrics, admit_start, admit_told
+from fedrec.sharing import Broadcast, ContractError, Contribution, admit, admit_metrics, admit_told
 from fedrec.wire import ALONE, Answers, Call, answers_record, read_call
 from fedrec.wire.bundle import bundled, unbundled
 from fedrec.wire.messages import TEXT
@@ -31,7 +33,6 @@ class Node:
         self.parties = {client.data.name: Party(client) for client in clients}
         self.stacked = stacked
         self.programs: list[Program] = []
-        self.carriers: dict[str, Carrier] = {}
 
     def answer(self, kind: str, content: RecordDict) -> RecordDict:
         """Return what the clients answer to a message of the server; a client that fails is named in it."""
@@ -47,20 +48,26 @@ class Node:
         found = Answers([])
         for name, party in self.parties.items():
             try:
-                reply = admit_start(self.first(name))
+                reply = self.first(name)
             except Exception as error:
                 found.failed[name] = words(error)
                 continue
             party.secrets.pop("member", None)  # but not which rounds had keys: no round gets a second pair
             last = found.contributions[-1].values if found.contributions else {}
             found.contributions.append(replace(reply, values=last) if same(last, reply.values) else reply)
-        rows = catalogue([one.rows for one in found.contributions])
         if self.stacked:
             joined = [self.parties[one.client] for one in found.contributions]
+            rows = catalogue([one.rows for one in found.contributions])
             self.programs = programs(joined, [one.values for one in found.contributions], rows)
-        else:
-            self.carriers = {r.client: carrier(r.client, r.values, r.rows, rows, 1.0) for r in found.contributions}
         return found
+
+    @cached_property
+    def carriers(self) -> dict[str, Carrier]:
+        """What each of the clients that have joined carries, where the rows are those of all of them."""
+        clients = {name: party.client for name, party in self.parties.items() if party.joined}
+        ids = {name: keyed(one.shared_like, one.data, one.channel) for name, one in clients.items()}
+        rows = catalogue(list(ids.values()))
+        return {name: carrier(name, one.shared_like, ids[name], rows, 1.0) for name, one in clients.items()}
 
     def first(self, name: str) -> Contribution:
         """Return what a client joins with; raises what goes wrong."""

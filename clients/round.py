@@ -155,7 +155,7 @@ def counted(client: Client) -> dict[str, float]:
         return {}
     if e.privacy.inside:  # the number of interactions is nobody's business
         return {"steps": float(steps_of(e, client.data))}
-    return {"steps": float(steps(client.data, client.tasks, e.recipe()))}
+    return {"steps": float(steps(client.data, client.tasks, client.recipe))}
 
 
 def trained(

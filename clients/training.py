@@ -109,7 +109,7 @@ def train_alone(client: Client, start: Params) -> Params:
 
 def update(client: Client, before: Params, number: int, terms: Terms = NOTHING, mu: float = 0.0) -> Trained:
     """Return what the local training of a round makes of parameters; raises UserError if it diverged."""
-    e, recipe = client.experiment, replace(client.experiment.recipe(), mu=mu if terms.anchor else 0.0)
+    e, recipe = client.experiment, replace(client.recipe, mu=mu if terms.anchor else 0.0)
     scope = (client.data.name, number)
     made = update_one(
         client.cohort, to(before, client.device), recipe, e.sharing(), seed=e.seed, scope=scope, terms=terms
@@ -137,7 +137,7 @@ def released(client: Client, before: Params, start: Start) -> tuple[Params, floa
         to(before, client.device),
         client.data,
         client.tasks,
-        replace(e.recipe(), mu=mu),
+        replace(client.recipe, mu=mu),
         e.sharing(),
         own.guarantee.mechanism,
         source,

@@ -29,7 +29,7 @@ class Tables(UserDict[str, str]):
         return self.data[name.partition(".")[0]]
 
     def __contains__(self, name: object) -> bool:
-        return str(name).partition(".")[0] in self.data
+        return name in self.data or str(name).partition(".")[0] in self.data
 
 
 TABLES = Tables({**PARAMETERS, "logits": "probe"})

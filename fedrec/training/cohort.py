@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -43,7 +44,7 @@ class Cohort:
     def __len__(self) -> int:
         return len(self.members)
 
-    @property
+    @cached_property
     def sizes(self) -> Ints:
         """The number of training rows of every client [n], descending."""
         found: Ints = np.diff(self.starts["train"])

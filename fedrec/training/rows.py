@@ -12,7 +12,9 @@ from fedrec.data.types import Bools, Ints
 
 def edges(counts: Ints) -> Ints:
     """Return [0, c_0, c_0 + c_1, ...]."""
-    return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    bounds = np.zeros(len(counts) + 1, np.int64)
+    np.cumsum(counts, out=bounds[1:])
+    return bounds
 
 
 def ranges(starts: Ints, counts: Ints) -> Ints:

@@ -19,6 +19,8 @@ from fedrec.training.draws import Drawn
 from fedrec.training.recipe import Batch
 from fedrec.training.rows import Touched, edges, ranges
 
+SMALL = 2**10  # rows of a client whose grid is kept
+
 
 @dataclass(frozen=True)
 class Step:
@@ -60,9 +62,9 @@ class Grid:
     @staticmethod
     def of(sizes: Ints, epochs: int, batch_size: int) -> Grid:
         """Return the grid of clients with `sizes` [k] rows, descending, drawn client by client and epoch by epoch."""
-        return (
-            grid_of_one(int(sizes[0]), epochs, batch_size) if len(sizes) == 1 else Grid.laid(sizes, epochs, batch_size)
-        )
+        if len(sizes) == 1 and sizes[0] * epochs <= SMALL:
+            return grid_of_one(int(sizes[0]), epochs, batch_size)
+        return Grid.laid(sizes, epochs, batch_size)
 
     @staticmethod
     def laid(sizes: Ints, epochs: int, batch_size: int) -> Grid:
@@ -88,7 +90,7 @@ class Grid:
         return found
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=512)
 def grid_of_one(size: int, epochs: int, batch_size: int) -> Grid:
     """Return the grid of one client: many have as many rows, and all have the same in every round."""
     return Grid.laid(np.array([size]), epochs, batch_size)

@@ -261,10 +261,11 @@ class Chunk:
         owner = {n: torch.from_numpy(touched[TABLES[n]].owner).to(self.device) for n in params if n in TABLES}
         dense = bool(one or recipe.transforms)
         chain = self.chain(touched, recipe.mu, terms.anchor if recipe.mu else None, terms.shift, masks)
-        w = Learner(params, names, recipe.optimiser, dense, chain, owner)
-        chain = self.chain(touched, terms.tie, terms.sent if terms.tie else None)
-        v = Learner(personal, names, recipe.optimiser, dense, chain, owner) if personal else None
-        t, k = 0, 0
+        w, v = Learner(params, names, recipe.optimiser, dense, chain, owner), None
+        if personal:
+            chain = self.chain(touched, terms.tie, terms.sent if terms.tie else None)
+            v = Learner(personal, names, recipe.optimiser, dense, chain, owner)
+        t, k = 0, len(self.clients)
         for schedule in plans:
             for step in schedule:
                 t += 1

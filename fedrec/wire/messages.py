@@ -38,6 +38,7 @@ USUAL = {"control": -1, "rows": -1, "chunk": ALONE, "weight": 0.0}
 NONE = ("told", "failed", "reason", "sums")
 CALL = frozenset({"round", "split", "rho", "client", "told", "chunk", "weight", *ABOUT})
 ANSWERS = frozenset({"client", "device", "shared", "rows", "metric", "failed", "reason", "sums"})
+NEEDED = {fields: fields - USUAL.keys() - set(NONE) for fields in (CALL, ANSWERS)}
 QUOTED = 100  # characters of what a message held, in an error
 
 
@@ -275,7 +276,7 @@ def _config(content: RecordDict, fields: frozenset[str], *others: str) -> Config
     config = content.get("config")
     if not isinstance(config, ConfigRecord):
         raise ContractError("record config: must be sent, found missing or of another kind")
-    if not fields - USUAL.keys() - set(NONE) <= config.keys() <= fields:
+    if not NEEDED[fields] <= config.keys() <= fields:
         raise ContractError(f"config: must hold {', '.join(sorted(fields))}, found {quoted(sorted(config))}")
     return config
 
