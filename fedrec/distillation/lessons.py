@@ -104,7 +104,7 @@ def softened(task: Task, z: Tensor, v: Tensor, temperature: float) -> Tensor:
     if task.loss in ("mse", "own"):
         each = (z - v).square()
     else:
-        classes = [torch.stack([one, torch.zeros_like(one)], dim=-1) for one in (z, v)]
+        classes = [torch.stack([x, torch.zeros_like(x)], dim=-1) for x in (z, v)]
         each = divergence(classes[0], classes[1], temperature)
     return each.mean(-1) if task.attribute else each
 

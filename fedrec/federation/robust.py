@@ -99,9 +99,9 @@ def krum_scores(g: Tensor, f: int, carries: Tensor | None = None) -> Tensor:
     k = len(g)
     here = torch.ones_like(g) if carries is None else carries.double()
     g = g * here
-    own = g.square() @ here.T
+    norms = g.square() @ here.T
     common = here @ here.T
-    squared = (own + own.T - 2 * g @ g.T).clamp(min=0) / common
+    squared = (norms + norms.T - 2 * g @ g.T).clamp(min=0) / common
     squared = squared.masked_fill((common == 0) | torch.eye(k, dtype=torch.bool), math.inf)
     neighbours = min(max(1, k - f - 2), k - 1)
     return squared.sort(dim=1).values[:, :neighbours].sum(1)

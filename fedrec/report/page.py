@@ -85,7 +85,7 @@ def _answer(
     """Return the answer for one task: the words, a headline for each client, and the picture of the differences."""
     task, metric = rows["task"].iloc[0], rows["metric"].iloc[0]
     everyone = together[(together["task"] == task) & (together["metric"] == metric)]
-    first = [stands(one, bool(run.record.get("privacy"))) for one in standing if one.task == task]
+    first = [stands(s, bool(run.record.get("privacy"))) for s in standing if s.task == task]
     return {
         "task": task,
         "words": " ".join(text for text in (*first, answer(rows), unpopular(rows)) if text),
@@ -141,14 +141,14 @@ def _several(run: Run) -> dict[str, Any] | None:
     table = singly(run)
     if not len(table):
         return {"words": f"Not compared: {run.not_single}.", "rows": [], "cut": 0} if run.not_single else None
-    every, together = balances(table), singly(run, together=True)
-    many = len(every) > MANY
-    shown = together if many else pd.concat([table, together]) if len(every) > 1 else table
+    clients, together = balances(table), singly(run, together=True)
+    many = len(clients) > MANY
+    shown = together if many else pd.concat([table, together]) if len(clients) > 1 else table
     return {
-        "words": f"{'All users' if len(every) > 1 else next(iter(every))}: {spoken(together).words}.",
+        "words": f"{'All users' if len(clients) > 1 else next(iter(clients))}: {spoken(together).words}.",
         "rows": [{**row, "verdict": WORDS.get(row["verdict"], row["verdict"])} for row in shown.to_dict("records")],
-        "cut": len(every) if many else 0,
-        "seesaws": sum(found.seesaw for found in every.values()),
+        "cut": len(clients) if many else 0,
+        "seesaws": sum(b.seesaw for b in clients.values()),
     }
 
 

@@ -26,7 +26,7 @@ def price(run: Run) -> pd.DataFrame:
     if not {PLAIN, UNCLIPPED, CLIPPED} <= run.stages.keys():
         return pd.DataFrame(columns=COLUMNS)
     runs: dict[str, Results] = {**run.stages, PRIVATE: run.federated}
-    values = pd.concat({name: found.test() for name, found in runs.items()}, axis=1)
+    values = pd.concat({name: r.test() for name, r in runs.items()}, axis=1)
     values = values.loc[run.federated.test().index].dropna()
     table = values.copy()
     for step, (after, before) in STEPS.items():

@@ -39,9 +39,9 @@ class Balance(NamedTuple):
 def balance(judged: Iterable[tuple[str, str]]) -> Balance:
     """Return the balance of (task, verdict), see `verdicts.verdict`."""
     places: dict[str, list[str]] = {"helped": [], "hurt": [], "no detectable difference": [], "": []}
-    for task, found in judged:
-        found = "no detectable difference" if found == UNCLEAR else found
-        places[found if found in places else ""].append(task)
+    for task, verdict in judged:
+        verdict = "no detectable difference" if verdict == UNCLEAR else verdict
+        places[verdict if verdict in places else ""].append(task)
     return Balance(*(tuple(tasks) for tasks in places.values()))
 
 
@@ -64,9 +64,9 @@ def singly(run: Run, together: bool = False) -> pd.DataFrame:
     if together:
         ours, single = as_one(ours), as_one(single)
     values, alone, apart = ours.test(), single.test(), differences(ours, single)
-    found = [apart[key] for key in values.index]
+    gaps = [apart[key] for key in values.index]
     rows = [
-        [*key, values[key], alone[key], d.mean, d.low, d.high, d.n] for key, d in zip(values.index, found, strict=True)
+        [*key, values[key], alone[key], d.mean, d.low, d.high, d.n] for key, d in zip(values.index, gaps, strict=True)
     ]
     names = [*KEY, "together", "single", "difference", "low", "high", "users"]
     table = pd.DataFrame(rows, columns=names)
@@ -76,7 +76,7 @@ def singly(run: Run, together: bool = False) -> pd.DataFrame:
         open_to = part if part["low"].isna().all() else part[part["low"].notna()]
         first = open_to[open_to["metric"] == primary[str(task)]]
         table.loc[(first if len(first) else open_to).index[:1], "speaks"] = True
-    judged = verdicts(table["metric"], found, families(table, "speaks"))
+    judged = verdicts(table["metric"], gaps, families(table, "speaks"))
     table["verdict"] = pd.Series(judged, dtype=object)
     if together:
         table["client"] = table["client"].where((table["users"] > 0) & (table["metric"] != "auc"), CLIENTS)

@@ -91,9 +91,9 @@ class Run:
     def primary(self, task: str) -> str | None:
         """Return the metric that speaks for a task: the first of the experiment's metrics that the task has."""
         clients = self.federated.clients
-        found = list(dict.fromkeys(clients.loc[clients["task"] == task, "metric"]))
-        wanted = [*self.option("metrics", ()), "auc", "accuracy", "mae", "rmse", "logloss", *found]
-        return next((metric for metric in wanted if metric in found), None)
+        metrics = list(dict.fromkeys(clients.loc[clients["task"] == task, "metric"]))
+        wanted = [*self.option("metrics", ()), "auc", "accuracy", "mae", "rmse", "logloss", *metrics]
+        return next((metric for metric in wanted if metric in metrics), None)
 
 
 def read_table(path: Path, columns: list[str]) -> pd.DataFrame:
@@ -171,9 +171,9 @@ def differences(federated: Results, baseline: Results) -> dict[tuple[str, str, s
 
     Without an interval (n = 0) where there are no values by user whose means the test values are, in both.
     """
-    ours, theirs = federated.test(), baseline.test()
-    theirs = theirs.reindex(ours.index)
-    bare: dict[Any, float] = (ours - theirs).to_dict()
+    ours, base = federated.test(), baseline.test()
+    base = base.reindex(ours.index)
+    bare: dict[Any, float] = (ours - base).to_dict()
     out = {key: Paired(value, math.nan, math.nan, 0) for key, value in bare.items()}
     key = ["user", *KEY]
     both = [r.users[r.users["split"] == "test"].drop_duplicates(key) for r in (federated, baseline)]
@@ -191,7 +191,7 @@ def differences(federated: Results, baseline: Results) -> dict[tuple[str, str, s
         places = np.split(pd.factorize(np.concatenate([part["user"] for part in parts]))[0], [len(rows)])
         columns = [[part[name].to_numpy(np.float64) for name in ("value_x", "value_y", "weight")] for part in parts]
         sides = [Side(place, *column) for place, column in zip(places, columns, strict=False)]
-        shown = float(ours[at]), float(theirs[at])
+        shown = float(ours[at]), float(base[at])
         if all(np.allclose(side.means(metric), shown, 1e-6, 1e-9) for side in sides):
             out[at] = replace(difference(metric, sides), mean=shown[0] - shown[1])
     return out
@@ -203,9 +203,9 @@ def _table(federated: Results, baselines: dict[str, Results]) -> pd.DataFrame:
     users = federated.users[federated.users["split"] == "test"].dropna(subset="value")
     table["users"] = users.groupby(KEY)["user"].nunique().reindex(table.index).fillna(0).astype(int)
     for name in BASELINES:
-        found = baselines.get(name)
-        table[name] = found.test().reindex(table.index) if found else math.nan
-        apart = differences(federated, found) if found else {}
+        base = baselines.get(name)
+        table[name] = base.test().reindex(table.index) if base else math.nan
+        apart = differences(federated, base) if base else {}
         each = [apart.get(key, Paired(math.nan, math.nan, math.nan, 0)) for key in table.index]
         for end, part in (("difference", "mean"), ("low", "low"), ("high", "high"), ("p", "p"), ("users", "n")):
             table[f"{name}_{end}"] = [getattr(gap, part) for gap in each]

@@ -51,15 +51,15 @@ class BudgetRule(BaseModel, frozen=True, extra="forbid"):
 
     def given(self, client: str) -> float | None:
         """Return a client's given limit; None if it has none. Raises UserError for a text that is no number."""
-        found: float | None = None
+        bound: float | None = None
         for part in self.limits.split(";") if self.limits else []:
             name, equals, value = part.rpartition("=")
             limit = number(value)
             if not math.isfinite(limit):
                 raise UserError(f"budget.limits: must be finite numbers, found {part!r}")
-            if name == client or (not equals and found is None):
-                found = limit
-        return found
+            if name == client or (not equals and bound is None):
+                bound = limit
+        return bound
 
     def budgets(self, client: str, alone: list[float]) -> list[float]:
         """Return b_i for every round, the last one for good; infinite where nothing was promised.
