@@ -33,7 +33,7 @@ def origins(parts: Iterable[tuple[str, str]]) -> list[dict[str, str]]:
     return [origin(use) for use in dict.fromkeys(read(text).use for _, text in parts)]
 
 
-def changed(parts: Iterable[tuple[str, str]], recorded: Sequence[Any]) -> list[str]:
+def changes(parts: Iterable[tuple[str, str]], recorded: Sequence[Any]) -> list[str]:
     """Return what to tell of parts that are not what was recorded; they are imported."""
     before = {old.get("use"): old for old in recorded if isinstance(old, Mapping)}
     notes = []

@@ -27,7 +27,7 @@ class Turnout:
 
     def drawn(self, clients: Sequence[str], number: int) -> list[str]:
         """Return the clients of a round from 1, in their order."""
-        return [clients[i] for i in drawn(len(clients), self.participation, self.seed, number - 1)]
+        return [clients[i] for i in draw(len(clients), self.participation, self.seed, number - 1)]
 
     def lost(self, clients: Sequence[str], number: int) -> frozenset[str]:
         """Return those of all clients whose answers a round loses, if they are drawn."""
@@ -62,7 +62,7 @@ class Turnout:
                 )
 
 
-def drawn(n: int, participation: float, seed: int, number: int) -> list[int]:
+def draw(n: int, participation: float, seed: int, number: int) -> list[int]:
     """Return which of `n` clients take part in round `number`, counted from 0: at least one, in order."""
     order = generator(seed, "participation", number).permutation(n)
     return sorted(order[: max(1, round(participation * n))].tolist())

@@ -71,7 +71,7 @@ def aggregate(g: Tensor, p: Tensor, rule: Robust, carries: Tensor | None = None)
         w[krum_scores(g, rule.f, carries).argsort(stable=True)[:m]] = 1 / m
         return combine(g, w, carries)
     if rule.kind == "clip":
-        return combine(clipped(g, rule.norm, carries), p / p.sum(), carries)
+        return combine(clip(g, rule.norm, carries), p / p.sum(), carries)
     raise UserError("robust.kind: must be a rule, found 'none'")
 
 
@@ -107,7 +107,7 @@ def krum_scores(g: Tensor, f: int, carries: Tensor | None = None) -> Tensor:
     return squared.sort(dim=1).values[:, :neighbours].sum(1)
 
 
-def clipped(g: Tensor, bound: float | None = None, carries: Tensor | None = None) -> Tensor:
+def clip(g: Tensor, bound: float | None = None, carries: Tensor | None = None) -> Tensor:
     """Return the rows of G [K, P] scaled down to the norm `bound`, or to the median of their norms."""
     norms = (g if carries is None else g.masked_fill(~carries, 0.0)).norm(dim=1)
     limit = trimmed_mean(norms[:, None], 0.5)[0] if bound is None else torch.tensor(bound, dtype=torch.float64)

@@ -11,8 +11,8 @@ from fedrec.experiment.privacy import NOT_PRIVATE
 from fedrec.experiment.records import SINGLE
 from fedrec.federation.participation import arrivals
 from fedrec.metrics import higher_is_better, sign
-from fedrec.report.several import balances, singly, spoken
-from fedrec.report.tables import LEAKING, Run, counted
+from fedrec.report.several import balance_of, balances, compare_single
+from fedrec.report.tables import LEAKING, Run, unit_of
 from fedrec.report.verdicts import UNCLEAR
 
 MINUS, DASH = "\N{MINUS SIGN}", "\N{EN DASH}"
@@ -123,7 +123,7 @@ def headline(row: Any) -> Headline:
         difference = change(row.local_difference, row.local_low, row.local_high)
         numbers += f" together against {number(row.local)} alone, {difference}"
     if row.local_users:
-        numbers += f", {plural(row.local_users, counted(row.task))}"
+        numbers += f", {plural(row.local_users, unit_of(row.task))}"
     if not higher_is_better(row.metric):
         numbers += " (lower is better)"
     return Headline(tone, before, row.client, after, numbers)
@@ -193,9 +193,9 @@ def _tasks(run: Run) -> Iterator[Caution]:
     """Return which tasks of a client lose by its other tasks, and why that is not known where it is not."""
     if run.not_single:
         yield Caution("note", "What several tasks gain or lose is not known", f"{run.not_single}.")
-    if not (clients := balances(singly(run))):
+    if not (clients := balances(compare_single(run))):
         return
-    whole = spoken(singly(run, together=True))
+    whole = balance_of(compare_single(run, together=True))
     seesaw = [f"{name} ({b.words.removeprefix('SEESAW: ')})" for name, b in clients.items() if b.seesaw]
     losing = [f"{name} ({', '.join(b.lost)})" for name, b in clients.items() if b.lost and not b.seesaw]
     text = f"All users: {whole.words}. " if len(clients) > 1 else ""

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from fedrec.metrics import NEGATIVES
-from fedrec.report.tables import CLIENTS, KEY, METRICS, USERS, Results, Run, as_one, differences, joined
+from fedrec.report.tables import CLIENTS, KEY, METRICS, USERS, Results, Run, as_one, concat, differences
 from fedrec.report.verdicts import UNCLEAR, families, verdicts
 
 WORDS = {"helped": "gained", "hurt": "lost", "no detectable difference": "unclear", "": "not measured"}
@@ -45,7 +45,7 @@ def balance(judged: Iterable[tuple[str, str]]) -> Balance:
     return Balance(*(tuple(tasks) for tasks in places.values()))
 
 
-def singly(run: Run, together: bool = False) -> pd.DataFrame:
+def compare_single(run: Run, together: bool = False) -> pd.DataFrame:
     """Return a row for each client with several tasks, task and metric; `together` takes all users as one client.
 
     Columns: `client`, `task`, `metric`; `together` and `single`, the test values; `difference` of the two with its 95%
@@ -55,7 +55,7 @@ def singly(run: Run, together: bool = False) -> pd.DataFrame:
     """
     ours = run.federated
     each = [r.where(lambda table, task=task: table["task"] == task) for task, r in run.singles.items()]  # type: ignore[misc]
-    single = Results(joined([r.clients for r in each], METRICS), joined([r.users for r in each], [*USERS, "weight"]))
+    single = Results(concat([r.clients for r in each], METRICS), concat([r.users for r in each], [*USERS, "weight"]))
     tests = [results.test().dropna() for results in (ours, single)]
     tasks = ours.test().reset_index().groupby("client")["task"].nunique()
     keys = [key for key in tests[0].index if tasks[key[0]] > 1 and key in tests[1].index]
@@ -83,12 +83,12 @@ def singly(run: Run, together: bool = False) -> pd.DataFrame:
     return table
 
 
-def spoken(table: pd.DataFrame) -> Balance:
-    """Return the balance of the rows of `singly` that speak; of one client, or of all users."""
+def balance_of(table: pd.DataFrame) -> Balance:
+    """Return the balance of the rows of `compare_single` that speak; of one client, or of all users."""
     rows = table[table["speaks"]]
     return balance(zip(rows["task"], rows["verdict"], strict=True))
 
 
 def balances(table: pd.DataFrame) -> dict[str, Balance]:
-    """Return the balance of every client in the rows of `singly`."""
-    return {str(client): spoken(rows) for client, rows in table.groupby("client", sort=False)}
+    """Return the balance of every client in the rows of `compare_single`."""
+    return {str(client): balance_of(rows) for client, rows in table.groupby("client", sort=False)}

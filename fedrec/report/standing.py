@@ -119,7 +119,7 @@ def unpopular(primary: pd.DataFrame) -> str:
     return f"Helped against training alone, but still below popularity: {listing(helped)}." if helped else ""
 
 
-def corrected(primary: pd.DataFrame) -> str:
+def correction(primary: pd.DataFrame) -> str:
     """Return what the verdicts are corrected for; "" without an interval."""
     tests = int(primary["local_p"].notna().sum())
     return f"Verdicts: 5% over all {tests} of them together (Holm); intervals: 95% each." if tests else ""

@@ -116,7 +116,7 @@ def read_table(path: Path, columns: list[str]) -> pd.DataFrame:
     return table
 
 
-def counted(task: str) -> str:
+def unit_of(task: str) -> str:
     """Return what a task is measured on: user, or item."""
     return "item" if task in ATTRIBUTES else "user"
 
@@ -128,10 +128,10 @@ def read_results(folder: Path) -> Results:
     items = [read_table(path, columns) for path in sorted((folder / "items").glob("*.csv"))]
     users += [table.rename(columns={"item": "user"}) for table in items]
     users = [table if "weight" in table else table.assign(weight=1.0) for table in users]
-    return Results(read_table(folder / "clients.csv", METRICS), joined(users, [*USERS, "weight"]))
+    return Results(read_table(folder / "clients.csv", METRICS), concat(users, [*USERS, "weight"]))
 
 
-def joined(tables: Sequence[pd.DataFrame], columns: list[str]) -> pd.DataFrame:
+def concat(tables: Sequence[pd.DataFrame], columns: list[str]) -> pd.DataFrame:
     """Return the rows of all tables; one without a row has the columns alone."""
     some = [table for table in tables if len(table)]
     return pd.concat(some, ignore_index=True) if some else pd.DataFrame(columns=columns)
@@ -270,7 +270,7 @@ def compare(run: Run, together: bool = False) -> pd.DataFrame:
         federated = as_one(federated)
     table = _table(federated, baselines)
     if together:
-        everyone = table["task"].map(lambda task: ITEMS if counted(task) == "item" else EVERYONE)
+        everyone = table["task"].map(lambda task: ITEMS if unit_of(task) == "item" else EVERYONE)
         table["client"] = everyone.where((table["users"] > 0) & (table["metric"] != "auc"), CLIENTS)
     tasks = list(dict.fromkeys(run.federated.clients["task"]))
     table["primary"] = table["metric"] == table["task"].map({task: run.primary(task) for task in tasks})

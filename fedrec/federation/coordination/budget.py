@@ -49,7 +49,7 @@ class BudgetRule(BaseModel, frozen=True, extra="forbid"):
         """Whether any client has a budget."""
         return self.margin is not None or bool(self.limits)
 
-    def given(self, client: str) -> float | None:
+    def limit_of(self, client: str) -> float | None:
         """Return a client's given limit; None if it has none. Raises UserError for a text that is no number."""
         bound: float | None = None
         for part in self.limits.split(";") if self.limits else []:
@@ -67,7 +67,7 @@ class BudgetRule(BaseModel, frozen=True, extra="forbid"):
         `alone` is the lowest loss that the client has reached by itself after each round. A price that followed the
         last one from the start would punish everybody for not having converged yet.
         """
-        given = self.given(client)
+        given = self.limit_of(client)
         if given is not None:
             return [given]
         return [math.inf] if self.margin is None else [loss + self.margin for loss in alone]

@@ -69,13 +69,13 @@ class Stepped(Held):
         if self.robust.active:
             d = aggregate(g, preference, self.robust, carries)
         else:
-            d = self.combined(g, preference, carries)
+            d = self.direction(g, preference, carries)
         self.step(d)
         primal = float(g.square().sum()) ** 0.5
         moved = sum(norm(subtract(self.part(name), before[name])) ** 2 for name in answers) ** 0.5
         return Residuals(primal, self.rho * moved, self.rho)
 
-    def combined(self, g: Tensor, p: Tensor, carries: Tensor | None) -> Tensor:
+    def direction(self, g: Tensor, p: Tensor, carries: Tensor | None) -> Tensor:
         """Return the direction d [P] that the aggregator makes of G [K, P] and the weights p [K].
 
         One of the user's own is a component with `combine(g, p, carries)`; `carries` [K, P] is None where all carry

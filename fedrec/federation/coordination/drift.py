@@ -95,7 +95,7 @@ class Own:
         return {name: (value.double() - self.control[name]).to(value.dtype) for name, value in c.items()}
 
 
-def normalised(
+def normalise(
     answers: Mapping[str, Params], z: Mapping[str, Params], steps: Mapping[str, float], weights: Mapping[str, float]
 ) -> dict[str, Params]:
     """Return z_i - tau_eff / tau_i (z_i - x_i) for every answer x_i, with tau_eff = sum_i p_i tau_i.

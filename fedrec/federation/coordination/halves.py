@@ -36,7 +36,7 @@ class Link:
         """Return the link of a client that has joined with x: u_i = 0, v_i = x_i."""
         return Link({n: torch.zeros_like(v, dtype=torch.float64) for n, v in x.items()}, double(x), rho)
 
-    def rescaled(self, rho: float) -> "Link":
+    def rescale(self, rho: float) -> "Link":
         """Return the link under another rho: the dual rho u_i stays, so u_i is scaled by old/new."""
         if rho == self.rho:
             return self
@@ -122,7 +122,7 @@ class Hub:
 
     def __post_init__(self) -> None:
         self.values = {name: double(value) for name, value in self.values.items()}
-        self.z = self.tied()
+        self.z = self.tie()
 
     def part(self, client: str) -> Params:
         """See Held."""
@@ -170,7 +170,7 @@ class Hub:
         residual |Z+ - Z| / |V - Z|, and halves in the reverse case: V - Z becomes U, and unlike the plain residuals of
         Boyd et al. (2011, section 3.4.1) these ratios do not depend on the scale of the losses (arXiv 1704.06209).
         """
-        before, self.z = self.z, self.tied()
+        before, self.z = self.z, self.tie()
         primal, moved = math.sqrt(math.fsum(squared_gaps)), distance(self.z, before)
         residuals = Residuals(primal, self.rho * moved, self.rho)
         if self.balance:
@@ -182,7 +182,7 @@ class Hub:
             self.rho *= 2.0 if gap > 10 * motion else 0.5 if motion > 10 * gap else 1.0
         return residuals
 
-    def tied(self) -> dict[str, Params]:
+    def tie(self) -> dict[str, Params]:
         """Return every client's z_i."""
         names = list(self.carriers)
         z = tie(self.operator, list(self.carriers.values()), [self.values[name] for name in names], self.rho)

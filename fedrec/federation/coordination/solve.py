@@ -11,7 +11,7 @@ from fedrec.errors import UserError
 from fedrec.federation.coordination.budget import Budget
 from fedrec.federation.coordination.halves import Hub, Link, Residuals
 from fedrec.federation.coordination.operators import Operator
-from fedrec.federation.participation import drawn
+from fedrec.federation.participation import draw
 from fedrec.keyed import Carrier
 from fedrec.params import finite, norm, subtract
 
@@ -191,8 +191,8 @@ def solve(
         hub.z = {str(i): {X: z} for i, z in enumerate(state.z)}  # as it was tied, before rho adapted
     for number in range(len(history), len(history) + rounds):
         gaps = []
-        for i in drawn(len(clients), participation, seed, number):
-            client, z, link = clients[i], hub.z[str(i)], links[i].rescaled(hub.rho)
+        for i in draw(len(clients), participation, seed, number):
+            client, z, link = clients[i], hub.z[str(i)], links[i].rescale(hub.rho)
             anchor = link.anchor(z) if duals else z
             theta[i] = local_solver(client.objective(anchor[X], hub.rho, mu[i]), client.begin(theta[i], z[X]))
             x[i] = client.exchange(theta[i]).detach()
