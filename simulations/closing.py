@@ -12,7 +12,7 @@ from rich.text import Text
 
 from fedrec.metrics import Values, paired
 from fedrec.report.findings import DASH, MINUS, number, warnings
-from fedrec.report.several import WORDS, balance_of, balances, compare_single
+from fedrec.report.several import WORDS, balance_of, balances, transfer
 from fedrec.report.standing import correction, standings, stands, unpopular
 from fedrec.report.tables import compare, comparison, read_run
 from fedrec.report.verdicts import UNCLEAR, labels
@@ -63,10 +63,10 @@ def table(run_dir: Path) -> Table:
 def several(run_dir: Path) -> Table | None:
     """Return what each client's tasks gain or lose by one another; of many clients all users, None without a client."""
     run = read_run(run_dir)
-    rows = compare_single(run)
+    rows = transfer(run)
     if not len(rows):
         return None
-    every, together = balances(rows), compare_single(run, together=True)
+    every, together = balances(rows), transfer(run, together=True)
     title = f"Against a run for each task. {'All users' if len(every) > 1 else next(iter(every))}: "
     seesaw = sum(found.seesaw for found in every.values())
     title += f"{balance_of(together).words}; {seesaw} of {len(every)} clients with a seesaw"

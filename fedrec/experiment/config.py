@@ -232,7 +232,7 @@ class Experiment(Method):
         if not isinstance(values, Mapping) or not isinstance(values.get("method"), str):
             return values
         fields = TABLE[choose("method", values["method"], TABLE)]
-        both = {name: {**fields[name], **value} for name, value in values.items() if nested(fields.get(name), value)}
+        both = {name: {**fields[name], **new} for name, new in values.items() if nested(fields.get(name), new)}
         return {**fields, **values, **both}
 
     @model_validator(mode="after")
@@ -353,9 +353,9 @@ def build(values: dict[str, Any]) -> Experiment:
     for name in values:
         choose("option", name, Experiment.model_fields)
     try:
-        experiment = Experiment(**values)
-        in_range(experiment)
-        return experiment
+        e = Experiment(**values)
+        in_range(e)
+        return e
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])

@@ -40,9 +40,9 @@ def _level(runs: Mapping[str, Run], first: str, others: list[str], together: boo
     table = compare(replace(runs[first], baselines={}), together)[[*KEY, "primary", "federated"]]
     table = table.rename(columns={"federated": first}).set_index(KEY)
     apart = {name: rows.loc[name].set_index(KEY) for name in others}
-    columns = {name: part["federated"] for name, part in apart.items()}
-    columns |= {f"{name}_{end}": part[f"local_{end}"] for name, part in apart.items() for end in ENDS}
-    columns |= {f"{name}_verdict": part["verdict"] for name, part in apart.items()}
+    columns = {name: t["federated"] for name, t in apart.items()}
+    columns |= {f"{name}_{end}": t[f"local_{end}"] for name, t in apart.items() for end in ENDS}
+    columns |= {f"{name}_verdict": t["verdict"] for name, t in apart.items()}
     return table.join(pd.DataFrame(columns)).reset_index()
 
 

@@ -11,7 +11,7 @@ from fedrec.experiment.privacy import NOT_PRIVATE
 from fedrec.experiment.records import SINGLE
 from fedrec.federation.participation import arrivals
 from fedrec.metrics import higher_is_better, sign
-from fedrec.report.several import balance_of, balances, compare_single
+from fedrec.report.several import balance_of, balances, transfer
 from fedrec.report.tables import LEAKING, Run, unit_of
 from fedrec.report.verdicts import UNCLEAR
 
@@ -193,9 +193,9 @@ def _tasks(run: Run) -> Iterator[Caution]:
     """Return which tasks of a client lose by its other tasks, and why that is not known where it is not."""
     if run.not_single:
         yield Caution("note", "What several tasks gain or lose is not known", f"{run.not_single}.")
-    if not (clients := balances(compare_single(run))):
+    if not (clients := balances(transfer(run))):
         return
-    whole = balance_of(compare_single(run, together=True))
+    whole = balance_of(transfer(run, together=True))
     seesaw = [f"{name} ({b.words.removeprefix('SEESAW: ')})" for name, b in clients.items() if b.seesaw]
     losing = [f"{name} ({', '.join(b.lost)})" for name, b in clients.items() if b.lost and not b.seesaw]
     text = f"All users: {whole.words}. " if len(clients) > 1 else ""

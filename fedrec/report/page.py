@@ -11,7 +11,7 @@ from fedrec.report import plots
 from fedrec.report.facts import facts
 from fedrec.report.findings import DASH, MANY, WORST, answer, headline, label, plural, size, warnings
 from fedrec.report.price import price_rows
-from fedrec.report.several import WORDS, balance_of, balances, compare_single
+from fedrec.report.several import WORDS, balance_of, balances, transfer
 from fedrec.report.standing import Standing, correction, standings, stands, unpopular
 from fedrec.report.tables import BASELINES, Run, compare, read_run, unit_of
 from fedrec.report.template import render
@@ -138,10 +138,10 @@ def _comparison(rows: pd.DataFrame, together: pd.DataFrame) -> dict[str, Any]:
 
 def _several(run: Run) -> dict[str, Any] | None:
     """Return what several tasks in one client gain or lose: all users' balance, and the rows of the table."""
-    table = compare_single(run)
+    table = transfer(run)
     if not len(table):
         return {"words": f"Not compared: {run.not_single}.", "rows": [], "cut": 0} if run.not_single else None
-    clients, together = balances(table), compare_single(run, together=True)
+    clients, together = balances(table), transfer(run, together=True)
     many = len(clients) > MANY
     shown = together if many else pd.concat([table, together]) if len(clients) > 1 else table
     return {

@@ -45,7 +45,7 @@ def balance(judged: Iterable[tuple[str, str]]) -> Balance:
     return Balance(*(tuple(tasks) for tasks in places.values()))
 
 
-def compare_single(run: Run, together: bool = False) -> pd.DataFrame:
+def transfer(run: Run, together: bool = False) -> pd.DataFrame:
     """Return a row for each client with several tasks, task and metric; `together` takes all users as one client.
 
     Columns: `client`, `task`, `metric`; `together` and `single`, the test values; `difference` of the two with its 95%
@@ -84,11 +84,11 @@ def compare_single(run: Run, together: bool = False) -> pd.DataFrame:
 
 
 def balance_of(table: pd.DataFrame) -> Balance:
-    """Return the balance of the rows of `compare_single` that speak; of one client, or of all users."""
+    """Return the balance of the rows of `transfer` that speak; of one client, or of all users."""
     rows = table[table["speaks"]]
     return balance(zip(rows["task"], rows["verdict"], strict=True))
 
 
 def balances(table: pd.DataFrame) -> dict[str, Balance]:
-    """Return the balance of every client in the rows of `compare_single`."""
+    """Return the balance of every client in the rows of `transfer`."""
     return {str(client): balance_of(rows) for client, rows in table.groupby("client", sort=False)}

@@ -239,8 +239,8 @@ def _loss(clients: list[_Client], i: int, theta: Tensor, number: int) -> float:
     return value
 
 
-def _line(clients: list[_Client], theta: list[Tensor], mu: list[float], residuals: Residuals, number: int) -> Line:
+def _line(clients: list[_Client], theta: list[Tensor], mu: list[float], gap: Residuals, number: int) -> Line:
     f = [_loss(clients, i, t, number) for i, t in enumerate(theta)]
     objective = sum(client.weight * value for client, value in zip(clients, f, strict=True))
     violation = max(max(value - client.budget.limit, 0.0) for client, value in zip(clients, f, strict=True))
-    return Line(objective, residuals.primal, residuals.dual, violation, tuple(mu), residuals.rho)
+    return Line(objective, gap.primal, gap.dual, violation, tuple(mu), gap.rho)
