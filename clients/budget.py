@@ -29,7 +29,7 @@ def excess(client: Client, state: State, z: Params, number: int) -> tuple[State,
     """Return the state, and by how much the held-out loss at z_i is above the budget of a round; NaN without one."""
     if not state.limits:
         rule, name = client.experiment.budget, client.data.name
-        needed = rule.margin is not None and rule.given(name) is None
+        needed = rule.margin is not None and rule.limit_of(name) is None
         state = replace(state, limits=tuple(rule.budgets(name, alone(client) if needed else [math.inf])))
     limit = state.limits[min(number, len(state.limits)) - 1]
     if math.isinf(limit):

@@ -12,7 +12,7 @@ from clients.home import Lacking, at_home, parted, with_home
 from clients.state import Kept
 from clients.training import require_finite
 from fedrec.data.types import Ints
-from fedrec.experiment.channel import LOGITS, Logits, keyed
+from fedrec.experiment.channel import LOGITS, Logits, row_ids
 from fedrec.keyed import TABLES
 from fedrec.params import Params, to
 from fedrec.rng import generator
@@ -42,7 +42,7 @@ def fitted(client: Client, sent: Broadcast) -> Broadcast:
 def known(client: Client, rows: Mapping[str, Ints]) -> dict[str, Tensor]:
     """Return, for each of a client's shared tables, the ascending local rows [n] that the federation has too."""
     like, sent, found = client.shared_like, admit_rows(rows), dict[str, Tensor]()
-    for space, ids in keyed(like, client.data, client.channel).items():
+    for space, ids in row_ids(like, client.data, client.channel).items():
         theirs = sent.get(space, ids[:0])
         if not np.isin(theirs, ids).all():
             raise ContractError(f"rows {space}: must be among the {len(ids)} that the client carries, found others")

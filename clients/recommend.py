@@ -16,7 +16,7 @@ from fedrec.errors import Parser, UserError, choose, one_line
 from fedrec.evaluation.evaluate import mask_of, members
 from fedrec.evaluation.scorers import ModelScorer
 from fedrec.experiment.config import Experiment, build
-from fedrec.experiment.folding import folded
+from fedrec.experiment.folding import fold_in
 from fedrec.experiment.holdings import clients_data, dataset, reader, tasks_for
 from fedrec.experiment.records import load_params, slug, table_of
 from fedrec.files import named_values, sha256_of
@@ -57,7 +57,7 @@ def recommend(home: Path, client: str, user: str, k: int) -> Recommendation:
         return top(data, count, k, None)
     task = ranking(experiment.tasks(data.name), client)
     users = table_of([row])
-    params = folded(experiment, params, data, "test", users)
+    params = fold_in(experiment, params, data, "test", users)
     scores: Floats = ModelScorer(reader(experiment, data, "test"), params).score_all(task.name, users)[0].numpy()
     known = mask_of(data.known("test"), users, len(data.items))[0]
     return top(data, np.where(known, -np.inf, scores), k, task)

@@ -22,8 +22,8 @@ from clients.state import Kept, State
 from clients.training import COPY, Made, Start, train, train_alone
 from fedrec.evaluation.evaluate import Evaluation, Split, evaluate, held_out, members
 from fedrec.evaluation.scorers import ModelScorer
-from fedrec.experiment.channel import keyed
-from fedrec.experiment.folding import folded
+from fedrec.experiment.channel import row_ids
+from fedrec.experiment.folding import fold_in
 from fedrec.experiment.holdings import reader
 from fedrec.experiment.records import save_client
 from fedrec.federation.coordination import Link, Own, control_change, double
@@ -45,7 +45,7 @@ def join(client: Client) -> tuple[State, Contribution]:
         start = train_alone(client, start)
     shared, private = client.channel.split(start)
     examples = 1.0 if e.silent else float(len(client.data.train))
-    rows = keyed(shared, client.data, client.channel)
+    rows = row_ids(shared, client.data, client.channel)
     reply = Contribution(client.data.name, shared, {"examples": examples}, client.device, rows)
     return State(Kept(0, private, client.link(shared), first(client))), reply
 
@@ -91,7 +91,7 @@ def begin(client: Client, state: State, broadcast: Broadcast) -> tuple[State, St
     shift, rho, anchor = own.shift(broadcast.control), coupling.rho, z
     if link is None:
         return state, Start(broadcast, z, private, own, link, rho, anchor, shift)
-    link = link.rescaled(broadcast.rho if coupling.balance else rho)
+    link = link.rescale(broadcast.rho if coupling.balance else rho)
     state, mu, told = priced(client, state, broadcast)
     return state, Start(broadcast, z, private, own, link, link.rho, link.anchor(z), shift, mu, told)
 
@@ -215,7 +215,7 @@ def measure(client: Client, shared: Params, private: Params, split: Split) -> Ev
     e, params = client.experiment, to(client.experiment.sharing().join(shared, private), client.device)
     found = [
         evaluate(
-            ModelScorer(reader(e, data, split), folded(e, part, data, split, held_out(data, split).user)),
+            ModelScorer(reader(e, data, split), fold_in(e, part, data, split, held_out(data, split).user)),
             data,
             e.tasks(data.name),
             split,

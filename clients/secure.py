@@ -17,7 +17,7 @@ from clients.home import at_home
 from clients.private import books
 from clients.state import Party, State
 from fedrec.data.types import Ints
-from fedrec.experiment.channel import keyed
+from fedrec.experiment.channel import row_ids
 from fedrec.federation.coordination import double
 from fedrec.keyed import TABLES
 from fedrec.params import Params, subtract
@@ -59,7 +59,7 @@ class Envelope:
     def of(client: Client, layout: Layout) -> "Envelope":
         """Return a client's envelope; raises ContractError if its tensors do not fit the layout."""
         like = client.shared_like
-        ids = keyed(like, client.data, client.channel)
+        ids = row_ids(like, client.data, client.channel)
         layout.check(like, ids)
         uniform = client.experiment.weights == "uniform"
         return Envelope(layout, ids, terms(client.experiment), 1 if uniform else max(len(client.data.train), 1))

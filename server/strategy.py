@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from fedrec.experiment.records import Record, Row, to_row
-from fedrec.federation.coordination import Residuals, normalised
+from fedrec.federation.coordination import Residuals, normalise
 from fedrec.federation.proportion import refusals
 from fedrec.params import Params
 from fedrec.sharing import Broadcast, Contribution
@@ -108,7 +108,7 @@ class Coordinator(State):
         if not self.plan.drift.normalise:
             return answers
         weights = {name: self.carriers[name].weight for name in answers}
-        return normalised(answers, self.parts, steps, weights)
+        return normalise(answers, self.parts, steps, weights)
 
     def validate(self, number: int, row: Row) -> Score:
         """Let every client evaluate Z with its private parameters; return the score that selects the round."""

@@ -14,7 +14,7 @@ from fedrec.errors import UserError, choose, named
 from fedrec.experiment.acting import RULES as NEEDS
 from fedrec.experiment.acting import VALUES, acting, acts, needs, refuse
 from fedrec.experiment.config import Experiment, build
-from fedrec.experiment.origins import changed
+from fedrec.experiment.origins import changes
 from fedrec.federation.coordination.maps import RULES
 from fedrec.files import named_values, regular
 from fedrec.folders import CHECKPOINTS, COMMAND, resumable
@@ -75,7 +75,7 @@ def parse(argv: Sequence[str], strict: bool = True) -> Command:
     file, recorded = read_config(config) if config else ({}, [])
     flags = {path: Given(value, f"option {flag(path)}") for path, value in given.items()}
     command = command_of(file, flags, Path(out) if out else None, quiet, compare is not False, every, strict)
-    return replace(command, notes=tuple(changed(command.experiment.own_parts, recorded))) if recorded else command
+    return replace(command, notes=tuple(changes(command.experiment.own_parts, recorded))) if recorded else command
 
 
 def command_of(

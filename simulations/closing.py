@@ -12,8 +12,8 @@ from rich.text import Text
 
 from fedrec.metrics import Values, paired
 from fedrec.report.findings import DASH, MINUS, number, warnings
-from fedrec.report.several import WORDS, balances, singly, spoken
-from fedrec.report.standing import corrected, standings, stands, unpopular
+from fedrec.report.several import WORDS, balance_of, balances, transfer
+from fedrec.report.standing import correction, standings, stands, unpopular
 from fedrec.report.tables import compare, comparison, read_run
 from fedrec.report.verdicts import UNCLEAR, labels
 
@@ -63,13 +63,13 @@ def table(run_dir: Path) -> Table:
 def several(run_dir: Path) -> Table | None:
     """Return what each client's tasks gain or lose by one another; of many clients all users, None without a client."""
     run = read_run(run_dir)
-    rows = singly(run)
+    rows = transfer(run)
     if not len(rows):
         return None
-    every, together = balances(rows), singly(run, together=True)
+    every, together = balances(rows), transfer(run, together=True)
     title = f"Against a run for each task. {'All users' if len(every) > 1 else next(iter(every))}: "
     seesaw = sum(found.seesaw for found in every.values())
-    title += f"{spoken(together).words}; {seesaw} of {len(every)} clients with a seesaw"
+    title += f"{balance_of(together).words}; {seesaw} of {len(every)} clients with a seesaw"
     shown = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, padding=0, show_edge=False)
     for name in ("client", "metric", "all tasks", "single task", "difference [95%]", "by the others"):
         shown.add_column(name, no_wrap=name != "client", justify="left" if name in ("client", "metric") else "right")
@@ -89,7 +89,7 @@ def answers(run_dir: Path) -> list[str]:
     primary, found = table[table["primary"]], standings(run)
     lines = [f"{one.headline}." for one in found if one.headline]
     lines += [stands(one, bool(run.record.get("privacy"))) for one in found]
-    return [line for line in (*lines, unpopular(primary), corrected(primary)) if line]
+    return [line for line in (*lines, unpopular(primary), correction(primary)) if line]
 
 
 def notes(run_dir: Path) -> list[str]:

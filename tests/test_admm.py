@@ -213,7 +213,7 @@ def test_increments_in_float32_do_not_drift() -> None:
 def test_a_rescaled_link_keeps_rho_times_the_dual() -> None:
     link = Link(x_of(torch.tensor([3.0], dtype=torch.float64)), x_of(torch.ones(1)), 2.0)
     for rho in (1e-3, 2.0, 7.0):
-        again = link.rescaled(rho)
+        again = link.rescale(rho)
         assert float(again.rho * again.dual["x"]) == pytest.approx(6.0, rel=1e-15)
         assert again.sent is link.sent
     assert float(link.anchor(x_of(torch.tensor([5.0])))["x"]) == 2.0

@@ -223,11 +223,11 @@ def test_a_budget_without_duals_is_refused() -> None:
 
 def test_given_budgets_are_read_by_client() -> None:
     rule = BudgetRule(limits="films=0.4;0.5")
-    assert (rule.given("films"), rule.given("shop")) == (0.4, 0.5)
+    assert (rule.limit_of("films"), rule.limit_of("shop")) == (0.4, 0.5)
     assert BudgetRule(limits="films=0.4").budgets("shop", [math.inf]) == [math.inf]
     assert BudgetRule(margin=0.1).budgets("shop", [0.7, 0.5]) == pytest.approx([0.8, 0.6])
     with pytest.raises(UserError, match=r"budget.limits: must be finite numbers, found 'films=x'"):
-        BudgetRule(limits="films=x").given("films")
+        BudgetRule(limits="films=x").limit_of("films")
 
 
 def test_the_values_of_the_algebra_are_plain_by_default() -> None:

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from clients.recommend import main as ask
 from fedrec.data import ClientData
-from fedrec.distillation import Distillation, learn, lesson, recommendations, softened
+from fedrec.distillation import Distillation, learn, lesson, recommendations, soft_loss
 from fedrec.errors import UserError
 from fedrec.evaluation.scorers import ModelScorer
 from fedrec.experiment.config import Experiment
@@ -70,9 +70,9 @@ def first_batch(tasks: tuple[Task, ...]) -> Batch:
 
 
 def gradient(z: Tensor, v: Tensor, task: Task, temperature: float) -> Tensor:
-    """Return d mean softened / d z."""
+    """Return d mean `soft_loss` / d z."""
     z = z.clone().requires_grad_(True)
-    (found,) = torch.autograd.grad(softened(task, z, v, temperature).sum(), z)
+    (found,) = torch.autograd.grad(soft_loss(task, z, v, temperature).sum(), z)
     return found
 
 
@@ -82,9 +82,9 @@ def test_soft_labels_are_the_cross_entropy_with_the_teacher(seed: int, temperatu
     rng = generator(seed, "logits")
     z, v = (torch.from_numpy(rng.normal(size=(4, 5))) for _ in range(2))
     expected = F.kl_div(F.log_softmax(z / temperature, 1), F.softmax(v / temperature, 1), reduction="none").sum(1)
-    found = softened(BPR, z, v, temperature)
+    found = soft_loss(BPR, z, v, temperature)
     assert torch.allclose(found, temperature**2 * expected) and bool((found >= -1e-12).all())
-    shifted = softened(BPR, z + 7, v - 3, temperature)  # what is the same for all items of a user says nothing
+    shifted = soft_loss(BPR, z + 7, v - 3, temperature)  # what is the same for all items of a user says nothing
     assert torch.allclose(shifted, found)
 
 
@@ -95,7 +95,7 @@ def test_two_classes_are_a_sigmoid(seed: int, temperature: float) -> None:
     z, v = (torch.from_numpy(rng.normal(size=6)) for _ in range(2))
     p, q = torch.sigmoid(z / temperature), torch.sigmoid(v / temperature)
     expected = temperature**2 * (q * (q / p).log() + (1 - q) * ((1 - q) / (1 - p)).log())
-    assert torch.allclose(softened(LIKE, z, v, temperature), expected)
+    assert torch.allclose(soft_loss(LIKE, z, v, temperature), expected)
 
 
 @pytest.mark.parametrize("task", [BPR, LIKE])
@@ -117,14 +117,14 @@ def test_a_high_temperature_matches_logits(task: Task) -> None:
 @pytest.mark.parametrize("task", [BPR, BCE, LIKE, RATING])
 def test_a_student_that_is_its_teacher_learns_nothing(task: Task, temperature: float) -> None:
     z = torch.from_numpy(generator(0, "logits").normal(size=(8, 5) if task.kind == "rank" else 8))
-    assert float(softened(task, z, z, temperature).abs().max()) < 1e-12
+    assert float(soft_loss(task, z, z, temperature).abs().max()) < 1e-12
     assert float(gradient(z, z, task, temperature).abs().max()) < 1e-12
 
 
 @pytest.mark.parametrize("task", [RATING, parse_task("tests.own_parts:Huber")])
 def test_a_number_is_taught_by_its_square_also_of_a_task_of_ones_own(task: Task) -> None:
     z, v = torch.tensor([1.0, -2.0, 3.0]), torch.tensor([1.5, 2.0, 3.0])
-    assert softened(task, z, v, 2.0).tolist() == [0.25, 16.0, 0.0]
+    assert soft_loss(task, z, v, 2.0).tolist() == [0.25, 16.0, 0.0]
 
 
 def test_a_teacher_that_is_the_student_leaves_the_penalty_alone() -> None:
@@ -148,10 +148,10 @@ def test_attributes_are_softened_by_their_loss(seed: int) -> None:
     rng = generator(seed, "attributes")
     z, v = (torch.from_numpy(rng.normal(size=(4, 3))) for _ in range(2))
     brand, category, price = (parse_task(name) for name in ("brand", "category", "price"))
-    assert torch.equal(softened(brand, z, v, 2.0), softened(BPR, z, v, 2.0))
-    each = torch.stack([softened(LIKE, z[:, c], v[:, c], 2.0) for c in range(3)], dim=1)
-    assert torch.allclose(softened(category, z, v, 2.0), each.mean(1))
-    assert torch.allclose(softened(price, z[:, :1], v[:, :1], 2.0), (z[:, 0] - v[:, 0]).square())
+    assert torch.equal(soft_loss(brand, z, v, 2.0), soft_loss(BPR, z, v, 2.0))
+    each = torch.stack([soft_loss(LIKE, z[:, c], v[:, c], 2.0) for c in range(3)], dim=1)
+    assert torch.allclose(soft_loss(category, z, v, 2.0), each.mean(1))
+    assert torch.allclose(soft_loss(price, z[:, :1], v[:, :1], 2.0), (z[:, 0] - v[:, 0]).square())
 
 
 def test_recommendations_are_the_teachers_best_unlabelled_items_weighed_by_position() -> None:

@@ -16,7 +16,7 @@ from fedrec.evaluation.evaluate import evaluate
 from fedrec.evaluation.scorers import ModelScorer
 from fedrec.experiment.holdings import clients_data, initial
 from fedrec.experiment.records import write_record
-from fedrec.federation.coordination import Control, Drift, Own, control_change, normalised
+from fedrec.federation.coordination import Control, Drift, Own, control_change, normalise
 from fedrec.federation.personal import personal_model
 from fedrec.keyed import Carrier, mean
 from fedrec.models import Recommender
@@ -265,7 +265,7 @@ def test_fednova_by_hand() -> None:
     # z+ = 0 + 13/4 (1/4 1 + 3/4 2) = 13/4 7/4 = 91/16, where FedAvg has 1/4 + 6 = 25/4.
     weights, z = {"a": 1.0, "b": 3.0}, {"w": torch.zeros(1)}
     x = {"a": {"w": torch.tensor([1.0])}, "b": {"w": torch.tensor([8.0])}}
-    found = normalised(x, {"a": z, "b": z}, {"a": 1, "b": 4}, weights)
+    found = normalise(x, {"a": z, "b": z}, {"a": 1, "b": 4}, weights)
     who = {name: Carrier(name, z, {}, p) for name, p in weights.items()}
     assert float(mean([(who[n], found[n]) for n in found])["w"]) == 91 / 16
     assert float(mean([(who[n], x[n]) for n in x])["w"]) == 25 / 4
@@ -274,11 +274,11 @@ def test_fednova_by_hand() -> None:
 def test_fednova_is_fedavg_for_equal_steps_and_leaves_a_client_without_steps_where_it_is() -> None:
     z = {"w": torch.tensor([0.3, -2.0])}
     x = {"a": {"w": torch.tensor([1.7, 0.1])}, "b": {"w": torch.tensor([-0.9, 4.0])}}
-    equal_steps = normalised(x, {"a": z, "b": z}, {"a": 7, "b": 7}, {"a": 2.0, "b": 5.0})
+    equal_steps = normalise(x, {"a": z, "b": z}, {"a": 7, "b": 7}, {"a": 2.0, "b": 5.0})
     assert all(torch.allclose(equal_steps[n]["w"], x[n]["w"].double(), atol=1e-15, rtol=1e-15) for n in x)
-    idle = normalised({**x, "b": z}, {"a": z, "b": z}, {"a": 7, "b": 0}, {"a": 2.0, "b": 5.0})
+    idle = normalise({**x, "b": z}, {"a": z, "b": z}, {"a": 7, "b": 0}, {"a": 2.0, "b": 5.0})
     assert torch.equal(idle["b"]["w"], z["w"].double())
-    assert normalised({}, {}, {}, {}) == {}
+    assert normalise({}, {}, {}, {}) == {}
 
 
 def test_fednova_end_to_end_is_fedavg_where_steps_are_equal_and_not_where_they_differ() -> None:

@@ -14,7 +14,7 @@ from fedrec.data import ClientData, federation, pool, public_data, viewed
 from fedrec.errors import UserError
 from fedrec.evaluation.evaluate import mask_of
 from fedrec.experiment.config import Experiment
-from fedrec.experiment.folding import folded
+from fedrec.experiment.folding import fold_in
 from fedrec.experiment.holdings import clients_data, dataset, reader
 from fedrec.experiment.parts import stacking_refusal
 from fedrec.params import Params
@@ -102,8 +102,8 @@ def test_new_users_start_at_the_mean_row_and_only_their_rows_are_trained(model: 
     params, asked = start(e, data), np.unique(data.test.user)
     copy = {name: value.clone() for name, value in params.items()}
     trained = np.unique(data.train.user)
-    mean = folded(e.model_copy(update={"fold_in": 0}), params, data, "test", asked)
-    found = folded(e, params, data, "test", asked)
+    mean = fold_in(e.model_copy(update={"fold_in": 0}), params, data, "test", asked)
+    found = fold_in(e, params, data, "test", asked)
     assert all(torch.equal(params[name], copy[name]) for name in params)
     others = np.setdiff1d(np.arange(len(data.users)), [*trained, *asked])
     for name, value in params.items():
@@ -126,7 +126,7 @@ def test_folding_in_finds_the_least_squares_row_of_a_user() -> None:
     params = start(e, data)
     rated = np.bincount(data.support.user[np.isfinite(data.support.rating)])
     user = np.array([int(rated.argmax())])
-    found = folded(e, params, data, "test", user)
+    found = fold_in(e, params, data, "test", user)
     mine = data.support.take((data.support.user == user[0]) & np.isfinite(data.support.rating))
     w, c = params["heads.rating.weight"].double(), params["heads.rating.bias"].double()
     q, b_i = params["item_table"].double()[mine.item], params["item_bias"].double()[mine.item, 0]
@@ -143,7 +143,7 @@ def test_what_is_held_out_moves_no_row() -> None:
     e, (data, *_) = parts()
     params, asked = start(e, data), np.unique(data.test.user)
     moved = replace(data.test, item=(data.test.item + 1) % len(data.items))
-    one, two = (folded(e, params, d, "test", asked) for d in (data, replace(data, test=moved)))
+    one, two = (fold_in(e, params, d, "test", asked) for d in (data, replace(data, test=moved)))
     assert all(torch.equal(one[name], two[name]) for name in params)
     task, model = parse_task("rank"), reader(e, data, "test")
     rows = data.support.take(np.isin(data.support.user, asked) & data.support.positive)
@@ -154,18 +154,18 @@ def test_what_is_held_out_moves_no_row() -> None:
         score = model.score_all(params, "rank", user)
         return float(task_loss(task, score.gather(1, item[:, None])[:, 0], torch.ones(len(user)), score).mean())
 
-    assert loss(one) < loss(folded(e.model_copy(update={"fold_in": 0}), params, data, "test", asked)) - 0.01
+    assert loss(one) < loss(fold_in(e.model_copy(update={"fold_in": 0}), params, data, "test", asked)) - 0.01
 
 
 def test_without_a_table_or_another_split_nothing_is_folded_in() -> None:
     for fields in ({"model": "item"}, {"sequence": {"kind": "gru4rec"}}):
         e, (data, *_) = parts(**fields)
         params = reader(e, data, "train").init(0, data.users, data.items, {"rank": 0.0})
-        assert folded(e, params, data, "test", data.test.user) is params
+        assert fold_in(e, params, data, "test", data.test.user) is params
     e = experiment()
     data = clients_data(e)[0]
     params = start(e, data)
-    assert folded(e, params, data, "test", data.test.user) is params
+    assert fold_in(e, params, data, "test", data.test.user) is params
 
 
 @pytest.mark.parametrize("kind", ["none", "sasrec"])

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fedrec.errors import UserError
 from fedrec.federation.coordination import Coupling, Descent
-from fedrec.federation.robust import Robust, aggregate, clipped, krum_scores, trimmed_mean
+from fedrec.federation.robust import Robust, aggregate, clip, krum_scores, trimmed_mean
 from fedrec.params import norm
 from fedrec.rng import generator
 from simulations.check import check
@@ -59,8 +59,8 @@ def test_only_those_that_carry_an_entry_count() -> None:
     assert trimmed_mean(g, 0.5, carries).tolist() == [2, 8, 0]
     assert aggregate(g, even(3), Robust(kind="median"), carries).tolist() == [2, 8, 0]
     # Norms |(1, 7)|, 2 and |(30, 9)|: the median is sqrt(50).
-    assert clipped(g, None, carries)[1, 0] == 2
-    assert float(clipped(g, None, carries)[2, :2].norm()) == pytest.approx(math.sqrt(50))
+    assert clip(g, None, carries)[1, 0] == 2
+    assert float(clip(g, None, carries)[2, :2].norm()) == pytest.approx(math.sqrt(50))
 
 
 def test_krum_picks_by_the_sum_of_the_distances_to_its_nearest() -> None:
@@ -86,8 +86,8 @@ def test_krum_compares_what_both_carry_and_moves_what_the_chosen_carry() -> None
 
 def test_clipping_by_hand() -> None:
     g = rows([3, 4], [0, 1], [0, 10])
-    assert clipped(g, 2.5).tolist() == [[1.5, 2], [0, 1], [0, 2.5]]
-    assert clipped(g).tolist() == [[3, 4], [0, 1], [0, 5]]
+    assert clip(g, 2.5).tolist() == [[1.5, 2], [0, 1], [0, 2.5]]
+    assert clip(g).tolist() == [[3, 4], [0, 1], [0, 5]]
     found = aggregate(g, torch.tensor([1.0, 1.0, 2.0]).double(), Robust(kind="clip", norm=2.5))
     assert found.tolist() == [1.5 / 4, (2 + 1 + 5) / 4]
     assert aggregate(torch.zeros(3, 2), even(3), Robust(kind="clip")).tolist() == [0, 0]

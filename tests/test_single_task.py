@@ -17,7 +17,7 @@ from rich.console import Console
 from fedrec.experiment.records import SINGLE
 from fedrec.report.findings import warnings
 from fedrec.report.page import write_report
-from fedrec.report.several import Balance, balance, balances, singly, spoken
+from fedrec.report.several import Balance, balance, balance_of, balances, transfer
 from fedrec.report.tables import CLIENTS, EVERYONE, compare, read_run
 from server.scores import NEAR_ZERO, selection_scores
 from simulations.baselines import comparisons, single_task
@@ -93,7 +93,7 @@ def test_every_task_of_every_client_is_measured_in_every_evaluated_round(compare
 
 def test_what_is_compared_is_what_both_runs_measured_of_clients_with_several_tasks(compared: Path) -> None:
     run = read_run(compared)
-    table = singly(run)
+    table = transfer(run)
     assert set(table["client"]) == {"films", "news"} and set(table["task"]) == {"click", "buy"}
     for row in table.to_dict("records"):
         key = (row["client"], row["task"], row["metric"])
@@ -166,7 +166,7 @@ SEESAW = {
 
 def test_a_task_that_loses_while_another_gains_is_flagged_by_the_direction_of_its_metric(tmp_path: Path) -> None:
     run = read_run(written(tmp_path / "run", SEESAW))
-    found = balances(singly(run))
+    found = balances(transfer(run))
     assert found == {"films": Balance(("rank", "click"), ("rating",), ("buy",))}
     assert found["films"].seesaw and found["films"].words == ("SEESAW: rank, click gained, rating lost, buy unclear")
     (warning,) = [w for w in warnings(run, compare(run)) if "Seesaw" in w.title]
@@ -188,9 +188,9 @@ def test_the_interval_of_all_users_may_see_what_no_client_sees(tmp_path: Path) -
     """The spread's t-interval is about .019 for 40 users and .013 for 80; a gain of .015 lies between."""
     gains = {(c, t, m): g for c in ("films", "shop") for t, m, g in (("rank", "ndcg@10", 0.015), ("buy", "auc", -1.0))}
     run = read_run(written(tmp_path / "run", gains, ("films", "shop")))
-    assert all(found == Balance((), (), ("rank",), ("buy",)) for found in balances(singly(run)).values())
-    together = singly(run, together=True)
-    assert spoken(together) == Balance(("rank",), (), (), ("buy",))
+    assert all(found == Balance((), (), ("rank",), ("buy",)) for found in balances(transfer(run)).values())
+    together = transfer(run, together=True)
+    assert balance_of(together) == Balance(("rank",), (), (), ("buy",))
     assert dict(zip(together["task"], together["client"], strict=True)) == {"rank": EVERYONE, "buy": CLIENTS}
     assert together.set_index("task")["users"].to_dict() == {"rank": 2 * USERS, "buy": 0}
 

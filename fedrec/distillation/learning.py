@@ -69,9 +69,9 @@ def learn(
             raise UserError(
                 f"lr: must be small enough for finite parameters, found {recipe.optimiser.lr} in round {number}"
             )
-        found = score(params)
-        if found > best.score or math.isnan(best.score):
-            best = Learned(params, number, found)
+        result = score(params)
+        if result > best.score or math.isnan(best.score):
+            best = Learned(params, number, result)
     return best
 
 
@@ -105,9 +105,9 @@ def distil(
             u, i = user[part], item[part]
             error = model.head(params, task, model.features(params, u, i)) - logits[part]
             loss = error.square().mean() + l2 * model.penalty(params, u, i).mean()
-            found = torch.autograd.grad(loss, [params[name] for name in names])
+            grads = torch.autograd.grad(loss, [params[name] for name in names])
             t += 1
-            optimiser.step(params, dict(zip(names, found, strict=True)), state, t)
+            optimiser.step(params, dict(zip(names, grads, strict=True)), state, t)
         if not (finite(loss) and all(finite(value) for value in params.values())):
             rule = f"lr: must be small enough for a finite student, found {optimiser.lr}, with which it diverged"
             raise UserError(f"{rule} in pass {epoch + 1} of {epochs}")

@@ -62,8 +62,8 @@ def lesson(
 ) -> Term:
     """Return alpha L^D(params, batch), the `pull` of a `local_update` with the `weight` 1 - alpha.
 
-    L^D is the sum over tasks of the task's weight times the mean of `softened` over its rows, for a rank task under
-    the kind `ranking` of `recommended`. `local_update` weighs the penalty of the rows by 1 - alpha too: the rest of it
+    L^D is the sum over tasks of the task's weight times the mean of `soft_loss` over its rows, for a rank task under
+    the kind `ranking` of `ranking_loss`. `local_update` weighs the penalty of the rows by 1 - alpha too: the rest of it
     is here, so that it counts in full. Nothing is read of what is held out.
     """
     exemplary = {
@@ -80,9 +80,9 @@ def lesson(
         for task in tasks:
             z, v = heard[task.name], said[task.name]
             if task.name in exemplary:
-                loss = recommended(model, params, task, batch, z, exemplary[task.name])
+                loss = ranking_loss(model, params, task, batch, z, exemplary[task.name])
             else:
-                loss = softened(task, z, v, rule.temperature)
+                loss = soft_loss(task, z, v, rule.temperature)
             mask = batch.labels[task.name][0]
             parts.append(task.weight * (loss * mask).sum() / mask.sum().clamp(min=1.0))
         return rule.weight * total([*parts, *penalties(model, params, batch, l2)])
@@ -90,7 +90,7 @@ def lesson(
     return value
 
 
-def softened(task: Task, z: Tensor, v: Tensor, temperature: float) -> Tensor:
+def soft_loss(task: Task, z: Tensor, v: Tensor, temperature: float) -> Tensor:
     """Return how far a student's scores z lie from its teacher's v, for every row [B].
 
     rank: T^2 KL(softmax(v / T) | softmax(z / T)) over the row's item and its sampled ones, z and v [B, 1 + m]
@@ -104,7 +104,7 @@ def softened(task: Task, z: Tensor, v: Tensor, temperature: float) -> Tensor:
     if task.loss in ("mse", "own"):
         each = (z - v).square()
     else:
-        classes = [torch.stack([one, torch.zeros_like(one)], dim=-1) for one in (z, v)]
+        classes = [torch.stack([x, torch.zeros_like(x)], dim=-1) for x in (z, v)]
         each = divergence(classes[0], classes[1], temperature)
     return each.mean(-1) if task.attribute else each
 
@@ -115,7 +115,7 @@ def divergence(z: Tensor, v: Tensor, temperature: float) -> Tensor:
     return temperature**2 * (log_q.exp() * (log_q - log_p)).sum(-1)
 
 
-def recommended(
+def ranking_loss(
     model: Recommender, params: Params, task: Task, batch: Batch, z: Tensor, exemplary: Exemplary
 ) -> Tensor:
     """Return the loss [B] of the teacher's recommendations pi_1, ..., pi_K to each row's user as further positives.

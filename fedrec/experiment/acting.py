@@ -27,8 +27,8 @@ def tied(e: Experiment) -> bool:
 
 def tasks(e: Experiment) -> list[tuple[Task, ...]]:
     """Return the tasks of every client that is named and of all others; a pooled client has them all."""
-    found = [tasks_of(e.task, client) for client in per_client(e.task)]
-    return [tuple({task.name: task for part in found for task in part}.values())] if e.pool else found
+    groups = [tasks_of(e.task, client) for client in per_client(e.task)]
+    return [tuple({task.name: task for part in groups for task in part}.values())] if e.pool else groups
 
 
 def ranks(e: Experiment) -> bool:

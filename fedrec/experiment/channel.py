@@ -125,7 +125,7 @@ class Logits(Mapped):
         return value
 
 
-def keyed(shared: Mapping[str, Tensor], data: ClientData, channel: Channel) -> dict[str, Ints]:
+def row_ids(shared: Mapping[str, Tensor], data: ClientData, channel: Channel) -> dict[str, Ints]:
     """Return the global row ids of the key spaces that a client's shared tables need."""
     ids = {"user": data.users, "item": data.items}
     if isinstance(channel, Logits):

@@ -232,7 +232,7 @@ class Experiment(Method):
         if not isinstance(values, Mapping) or not isinstance(values.get("method"), str):
             return values
         fields = TABLE[choose("method", values["method"], TABLE)]
-        both = {name: {**fields[name], **one} for name, one in values.items() if nested(fields.get(name), one)}
+        both = {name: {**fields[name], **new} for name, new in values.items() if nested(fields.get(name), new)}
         return {**fields, **values, **both}
 
     @model_validator(mode="after")
@@ -291,8 +291,8 @@ class Experiment(Method):
     def own_parts(self) -> list[tuple[str, str]]:
         """The parts of the user's own, as (field, text), each once."""
         texts = {field: str(value_of(self, field)) for field in SEAMS.keys() - {"metrics", "attack"}}
-        found = [(field, str(part)) for field, text in texts.items() for part in parts_of(text) if part.own]
-        return list(dict.fromkeys([*found, *(("metrics", as_part(name)) for name in self.metrics if ":" in name)]))
+        parts = [(field, str(part)) for field, text in texts.items() for part in parts_of(text) if part.own]
+        return list(dict.fromkeys([*parts, *(("metrics", as_part(name)) for name in self.metrics if ":" in name)]))
 
     def recipe(self) -> Recipe:
         """Return how every client trains in one round."""
@@ -353,9 +353,9 @@ def build(values: dict[str, Any]) -> Experiment:
     for name in values:
         choose("option", name, Experiment.model_fields)
     try:
-        made = Experiment(**values)
-        in_range(made)
-        return made
+        e = Experiment(**values)
+        in_range(e)
+        return e
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])

@@ -16,7 +16,7 @@ from fedrec.sharing import Sharing
 from fedrec.training.local import local_update
 
 
-def folded(
+def fold_in(
     e: Experiment, params: Params, data: ClientData, split: Literal["validation", "test"], users: Ints
 ) -> Params:
     """Return a client's parameters with rows for those of `users` that are new, made when rows of a split are asked.

@@ -66,11 +66,11 @@ def initial(
 
 def tasks_for(experiment: Experiment, data: ClientData) -> tuple[Task, ...]:
     """Return the tasks of a client; a pooled one has every task of its members, each once."""
-    found: dict[str, Task] = {}
+    tasks: dict[str, Task] = {}
     for part in data.members or (data,):
         for task in experiment.tasks(part.name):
-            found.setdefault(task.name, task)
-    return tuple(found.values())
+            tasks.setdefault(task.name, task)
+    return tuple(tasks.values())
 
 
 def reader(experiment: Experiment, data: ClientData, split: Literal["train", "validation", "test"]) -> Recommender:
@@ -86,14 +86,14 @@ def reader(experiment: Experiment, data: ClientData, split: Literal["train", "va
         model = replace(model, attributes=about, classes=classes)
     if vectors is not None:
         # Most clients carry the whole catalogue: they read one tensor.
-        mine = vectors if len(data.items) == len(vectors) else vectors[torch.from_numpy(data.items)]
+        content = vectors if len(data.items) == len(vectors) else vectors[torch.from_numpy(data.items)]
         tokens = item_tokens(dataset(experiment)).of(data.items) if experiment.lora.active else None
         encoder = Adapted(experiment.lora, tokens) if tokens else None
-        model = replace(model, side=replace(model.side, content=mine, encoder=encoder))
+        model = replace(model, side=replace(model.side, content=content, encoder=encoder))
     if not model.sequence.active or split == "train":
         return model
-    every = latest(data, data.known(split), model.sequence.history, experiment.seed)
-    return replace(model, side=replace(model.side, history=torch.from_numpy(every.take(np.arange(len(data.users))))))
+    past = latest(data, data.known(split), model.sequence.history, experiment.seed)
+    return replace(model, side=replace(model.side, history=torch.from_numpy(past.take(np.arange(len(data.users))))))
 
 
 @functools.lru_cache(maxsize=2)

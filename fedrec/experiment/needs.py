@@ -82,7 +82,7 @@ class Part(NamedTuple):
     takes: tuple[Can, ...] = ()
     why: str = ""
 
-    def found(self, e: Any) -> str:
+    def find(self, e: Any) -> str:
         """Return what is found of it in an experiment, as on the command line; nothing where it is not there."""
         if callable(self.here):
             return self.here(e)
@@ -103,28 +103,28 @@ def takes(field: str, *cans: Can, why: str, here: Here = ()) -> Part:
 class Conflict(NamedTuple):
     """A capability that one part needs and another takes away."""
 
-    one: Part
+    part: Part
     can: Can
     other: Part
 
     @property
     def unbuilt(self) -> bool:
         """Whether it rests on the implementation alone, and not on mathematics or privacy."""
-        return self.can in UNBUILT or ("engine" in (self.one.field, self.other.field) and self.can != Can.UNSEEN)
+        return self.can in UNBUILT or ("engine" in (self.part.field, self.other.field) and self.can != Can.UNSEEN)
 
     def text(self, e: Any) -> str:
         """Return the refusal: the part and its need, why that is not there, and the other part."""
-        one, other = (part.found(e) or value_of(e, part.field) for part in (self.one, self.other))
+        value, other = (part.find(e) or value_of(e, part.field) for part in (self.part, self.other))
         why = self.other.why + " (not built)" * self.unbuilt
-        return f"{self.one.field}: {one} needs {self.can}, but {why}, found {self.other.field} {other}"
+        return f"{self.part.field}: {value} needs {self.can}, but {why}, found {self.other.field} {other}"
 
 
-def conflicts(ones: Iterable[Part], others: Iterable[Part]) -> Iterator[Conflict]:
+def conflicts(parts: Iterable[Part], others: Iterable[Part]) -> Iterator[Conflict]:
     """Yield what some parts need and others take away."""
-    for one in ones:
-        for can in one.needs:
+    for part in parts:
+        for can in part.needs:
             yield from (
-                Conflict(one, can, other) for other in others if can in other.takes and other.field != one.field
+                Conflict(part, can, other) for other in others if can in other.takes and other.field != part.field
             )
 
 

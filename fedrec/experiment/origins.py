@@ -24,8 +24,8 @@ def permit(parts: Iterable[tuple[str, str]], allowed: Collection[str]) -> None:
     """Raise UserError for a part, given as (field, text), that a node's own configuration does not allow."""
     for field, text in parts:
         if read(text).use not in allowed:
-            found = ", ".join(sorted(allowed)) or "none"
-            raise UserError(f"{field}: {read(text).use} must be among the components of this node, found {found}")
+            names = ", ".join(sorted(allowed)) or "none"
+            raise UserError(f"{field}: {read(text).use} must be among the components of this node, found {names}")
 
 
 def origins(parts: Iterable[tuple[str, str]]) -> list[dict[str, str]]:
@@ -33,9 +33,9 @@ def origins(parts: Iterable[tuple[str, str]]) -> list[dict[str, str]]:
     return [origin(use) for use in dict.fromkeys(read(text).use for _, text in parts)]
 
 
-def changed(parts: Iterable[tuple[str, str]], recorded: Sequence[Any]) -> list[str]:
+def changes(parts: Iterable[tuple[str, str]], recorded: Sequence[Any]) -> list[str]:
     """Return what to tell of parts that are not what was recorded; they are imported."""
-    before = {one.get("use"): one for one in recorded if isinstance(one, Mapping)}
+    before = {old.get("use"): old for old in recorded if isinstance(old, Mapping)}
     notes = []
     for field, text in parts:
         make(field, text)
@@ -49,9 +49,9 @@ def origin(use: str) -> dict[str, str]:
     """Return where a component came from: its distribution and version, or the SHA-256 of its module's file."""
     name = use.partition(":")[0]
     top = name.partition(".")[0]
-    found = metadata.packages_distributions().get(top)
-    if found:
-        return {"use": use, "distribution": found[0], "version": metadata.version(found[0])}
+    dists = metadata.packages_distributions().get(top)
+    if dists:
+        return {"use": use, "distribution": dists[0], "version": metadata.version(dists[0])}
     file = getattr(sys.modules.get(name), "__file__", None)
     if file is None or not Path(file).is_file():
         return {"use": use, "sha256": "", "file": "none: it was typed into the program"}

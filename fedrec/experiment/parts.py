@@ -48,8 +48,8 @@ def odd_width(e: Any) -> str:
 
 def item_content(e: Any) -> str:
     """Return what describes items."""
-    more = f" with {e.content.vectors.name}" if e.content.vectors else ""
-    return f"{e.content.kind}{more}" if e.content.active else ""
+    vectors = f" with {e.content.vectors.name}" if e.content.vectors else ""
+    return f"{e.content.kind}{vectors}" if e.content.active else ""
 
 
 def other_content(e: Any) -> str:
@@ -221,7 +221,7 @@ STACKED = (
 
 def conflicts_of(e: Any) -> Iterator[Conflict]:
     """Yield what parts of an experiment need and others take away."""
-    here = [part for part in PARTS if part.found(e)]
+    here = [part for part in PARTS if part.find(e)]
     return conflicts(here, here)
 
 
@@ -233,6 +233,6 @@ def check_parts(e: Any) -> None:
 
 def stacking_refusal(e: Any) -> str:
     """Return why the clients of an experiment cannot be trained as one program; nothing if they can."""
-    here = [part for part in PARTS if part.found(e)]
-    every = (*conflicts(STACKED, here), *conflicts(here, STACKED))
-    return every[0].text(e) if every else ""
+    here = [part for part in PARTS if part.find(e)]
+    clashes = (*conflicts(STACKED, here), *conflicts(here, STACKED))
+    return clashes[0].text(e) if clashes else ""

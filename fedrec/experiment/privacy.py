@@ -121,14 +121,14 @@ class Privacy(BaseModel, frozen=True, extra="forbid"):
 
 def budgets(text: str) -> dict[str, float]:
     """Return the budgets of a text such as `2;films=1;shop=inf`, that of all others under ""; raises UserError."""
-    found = {"": math.inf}
+    limits = {"": math.inf}
     for part in text.split(";") if text else []:
         name, equals, epsilon = (word.strip() for word in part.rpartition("="))
         value = number(epsilon)
         if not value > 0 or bool(equals) != bool(name):
             raise UserError(f"must be numbers above 0, or inf, such as '2;films=1', found {part!r}")
-        found[name] = value
-    return found
+        limits[name] = value
+    return limits
 
 
 class SecureSum(BaseModel, frozen=True, extra="forbid"):

@@ -77,7 +77,7 @@ class Record:
 
     def close(self, row: Row) -> None:
         """Add a finished round, with the bytes of all its messages."""
-        latest = takewhile(lambda one: one[1][0]["round"] == row["round"], (t for t in reversed(self.traffic) if t[1]))
+        latest = takewhile(lambda t: t[1][0]["round"] == row["round"], (t for t in reversed(self.traffic) if t[1]))
         total = {"down": 0, "up": 0}
         for names, rows in latest:
             for entry in rows:
@@ -114,8 +114,7 @@ def write_tensors(path: Path, params: Params, private: bool) -> None:
 def versions() -> dict[str, str]:
     """Return the versions that a result depends on; that of the row starts says how rows of tables start."""
     names = ("flwr", "torch", "numpy", "pandas")
-    found = {"python": platform.python_version(), **{name: version(name) for name in names}}
-    return {**found, "row starts": ROW_STARTS}
+    return {"python": platform.python_version(), **{name: version(name) for name in names}, "row starts": ROW_STARTS}
 
 
 def save_client(
@@ -169,8 +168,8 @@ def gather_measured(home: Path) -> list[Row]:
         return []
     types: dict[Any, Any] = dict.fromkeys(("client", "split", "task", "metric", "device"), str)
     missing = {"value": ["", "nan"]}
-    every = pd.concat([pd.read_csv(path, dtype=types, keep_default_na=False, na_values=missing) for path in files])
-    rows = every.drop_duplicates(CLIENTS[:5], keep="last").to_dict("records")
+    table = pd.concat([pd.read_csv(path, dtype=types, keep_default_na=False, na_values=missing) for path in files])
+    rows = table.drop_duplicates(CLIENTS[:5], keep="last").to_dict("records")
     order = sorted(rows, key=lambda row: (row["round"], row["split"] == "test", natural(row["client"])))
     return cast("list[Row]", order)
 
@@ -182,7 +181,7 @@ def write_users(home: Path, per_user: Sequence[PerUser], together: str = "") -> 
     has all of them.
     """
     files: dict[tuple[str, str], list[PerUser]] = {}
-    for part in sorted(per_user, key=lambda one: one.client):
+    for part in sorted(per_user, key=lambda p: p.client):
         files.setdefault(("item" if part.items else "user", together or slug(part.client)), []).append(part)
     for (unit, name), parts in files.items():
         write_private(home / f"{unit}s" / f"{name}.csv", users_table(parts, unit).to_csv(index=False))
@@ -226,7 +225,7 @@ def write_record(
     write_json(home / "model" / "rows.json", {space: ids.tolist() for space, ids in record.rows.items()})
     shared = [{"name": name, "shape": list(value.shape)} for name, value in sorted(record.shared.items())]
     about = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((home / "about").glob("*.json"))]
-    private = {entry["name"]: entry for one in about for entry in one.pop("private")}
+    private = {entry["name"]: entry for c in about for entry in c.pop("private")}
     write_json(
         home / "experiment.json",
         {
@@ -236,7 +235,7 @@ def write_record(
             "data": {
                 "notes": [*notes, *record.notes],
                 "sha256": sha256,
-                "clients": sorted(about, key=lambda one: natural(one["name"])),
+                "clients": sorted(about, key=lambda c: natural(c["name"])),
             },
             "parameters": {"shared": shared, "private": sorted(private.values(), key=lambda p: str(p["name"]))},
             "budgets": record.budgets,

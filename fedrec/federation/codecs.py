@@ -72,8 +72,8 @@ class Coding(BaseModel, frozen=True, extra="forbid"):
     @property
     def codec(self) -> Codec:
         """The codec; raises UserError for one that cannot be made."""
-        made: Codec = make("codec.kind", self.kind) if read(self.kind).own else TopK(self.fraction)
-        return made
+        codec: Codec = make("codec.kind", self.kind) if read(self.kind).own else TopK(self.fraction)
+        return codec
 
     def check(self) -> None:
         """Raise UserError for a codec that fails on a small change, or makes of it what cannot travel or be kept."""

@@ -27,7 +27,7 @@ class Turnout:
 
     def drawn(self, clients: Sequence[str], number: int) -> list[str]:
         """Return the clients of a round from 1, in their order."""
-        return [clients[i] for i in drawn(len(clients), self.participation, self.seed, number - 1)]
+        return [clients[i] for i in draw(len(clients), self.participation, self.seed, number - 1)]
 
     def lost(self, clients: Sequence[str], number: int) -> frozenset[str]:
         """Return those of all clients whose answers a round loses, if they are drawn."""
@@ -62,7 +62,7 @@ class Turnout:
                 )
 
 
-def drawn(n: int, participation: float, seed: int, number: int) -> list[int]:
+def draw(n: int, participation: float, seed: int, number: int) -> list[int]:
     """Return which of `n` clients take part in round `number`, counted from 0: at least one, in order."""
     order = generator(seed, "participation", number).permutation(n)
     return sorted(order[: max(1, round(participation * n))].tolist())
@@ -90,14 +90,14 @@ def dropouts(text: str) -> tuple[float, Schedule]:
 
 def arrivals(text: str, rounds: float = math.inf) -> dict[str, int]:
     """Return the round in which each client joins a run of so many, of 'shop=10;news=12'; raises UserError."""
-    found: dict[str, int] = {}
+    joins: dict[str, int] = {}
     for part in text.split(";") if text else []:
         name, equals, number = part.rpartition("=")
         if not (name and equals and number.isdecimal()):
             raise UserError(f"must be clients and rounds such as 'shop=10;news=12', found {part!r}")
-        if name in found:
+        if name in joins:
             raise UserError(f"must name a client once, found {name} twice")
-        found[name] = int(number)
-        if not 1 <= found[name] < rounds:
+        joins[name] = int(number)
+        if not 1 <= joins[name] < rounds:
             raise UserError(f"must join in a round from 1 to {rounds - 1}, found {name}={number}")
-    return found
+    return joins

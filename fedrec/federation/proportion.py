@@ -30,27 +30,27 @@ def refusals(
     median of the changes of the others; of `increments` the change is |x_i|. What clients have `told`, by its name, may
     be MULTIPLE times the larger of 100 and the upper median of what the others told.
     """
-    found: dict[str, str] = {}
+    faults: dict[str, str] = {}
     if any(large(answers[name], sent[name], increments) for name in answers):
         changes = {name: change(answers[name], sent[name], increments) for name in answers}
-        found |= too_far(changes, {name: norm(sent[name]) for name in answers})
+        faults |= too_far(changes, {name: norm(sent[name]) for name in answers})
     for what, values in told.items():
         for name, value in values.items():
             if value > 100.0 * MULTIPLE and value > (limit := MULTIPLE * max(100.0, others(values, name))):
-                found.setdefault(name, f"{what}: must be at most {limit:.4g} beside the others, found {value:.4g}")
-    return found
+                faults.setdefault(name, f"{what}: must be at most {limit:.4g} beside the others, found {value:.4g}")
+    return faults
 
 
 def too_far(
     changes: Mapping[Who, float], sent: Mapping[Who, float], what: str = "the change of the parameters"
 ) -> dict[Who, str]:
     """Return which of a cohort's `changes` are out of proportion, and why; `sent` has |z_i| of those that may be."""
-    found: dict[Who, str] = {}
+    faults: dict[Who, str] = {}
     for name, size in sent.items():
         limit = MULTIPLE * max(size, 1.0, others(changes, name))
         if changes[name] > limit:
-            found[name] = f"{what} must be at most {limit:.4g} in norm, found {changes[name]:.4g}"
-    return found
+            faults[name] = f"{what} must be at most {limit:.4g} in norm, found {changes[name]:.4g}"
+    return faults
 
 
 def large(answer: Params, sent: Params, increments: bool = False) -> bool:
@@ -74,5 +74,5 @@ def change(answer: Params, sent: Params, increments: bool = False) -> float:
 
 def others(values: Mapping[Who, float], name: Who) -> float:
     """Return the upper median of the values of the others, 0 if there is nobody else."""
-    rest = [value for other, value in values.items() if other != name]
-    return median_high(rest) if rest else 0.0
+    peers = [value for other, value in values.items() if other != name]
+    return median_high(peers) if peers else 0.0

@@ -71,7 +71,7 @@ def aggregate(g: Tensor, p: Tensor, rule: Robust, carries: Tensor | None = None)
         w[krum_scores(g, rule.f, carries).argsort(stable=True)[:m]] = 1 / m
         return combine(g, w, carries)
     if rule.kind == "clip":
-        return combine(clipped(g, rule.norm, carries), p / p.sum(), carries)
+        return combine(clip(g, rule.norm, carries), p / p.sum(), carries)
     raise UserError("robust.kind: must be a rule, found 'none'")
 
 
@@ -99,15 +99,15 @@ def krum_scores(g: Tensor, f: int, carries: Tensor | None = None) -> Tensor:
     k = len(g)
     here = torch.ones_like(g) if carries is None else carries.double()
     g = g * here
-    own = g.square() @ here.T
+    norms = g.square() @ here.T
     common = here @ here.T
-    squared = (own + own.T - 2 * g @ g.T).clamp(min=0) / common
+    squared = (norms + norms.T - 2 * g @ g.T).clamp(min=0) / common
     squared = squared.masked_fill((common == 0) | torch.eye(k, dtype=torch.bool), math.inf)
     neighbours = min(max(1, k - f - 2), k - 1)
     return squared.sort(dim=1).values[:, :neighbours].sum(1)
 
 
-def clipped(g: Tensor, bound: float | None = None, carries: Tensor | None = None) -> Tensor:
+def clip(g: Tensor, bound: float | None = None, carries: Tensor | None = None) -> Tensor:
     """Return the rows of G [K, P] scaled down to the norm `bound`, or to the median of their norms."""
     norms = (g if carries is None else g.masked_fill(~carries, 0.0)).norm(dim=1)
     limit = trimmed_mean(norms[:, None], 0.5)[0] if bound is None else torch.tensor(bound, dtype=torch.float64)

@@ -35,14 +35,14 @@ def _level(runs: Mapping[str, Run], first: str, others: list[str], together: boo
     """Return the rows of `side_by_side` of every client, or of all users `together`."""
     reference = {"local": runs[first].federated}
     tables = {name: compare(replace(runs[name], baselines=reference), together) for name in others}
-    every = pd.concat(tables.values(), keys=tables.keys())
-    every["verdict"] = verdicts(every["metric"], paired_in(every, "local"), families(every, "primary"))
+    rows = pd.concat(tables.values(), keys=tables.keys())
+    rows["verdict"] = verdicts(rows["metric"], paired_in(rows, "local"), families(rows, "primary"))
     table = compare(replace(runs[first], baselines={}), together)[[*KEY, "primary", "federated"]]
     table = table.rename(columns={"federated": first}).set_index(KEY)
-    apart = {name: every.loc[name].set_index(KEY) for name in others}
-    columns = {name: one["federated"] for name, one in apart.items()}
-    columns |= {f"{name}_{end}": one[f"local_{end}"] for name, one in apart.items() for end in ENDS}
-    columns |= {f"{name}_verdict": one["verdict"] for name, one in apart.items()}
+    apart = {name: rows.loc[name].set_index(KEY) for name in others}
+    columns = {name: t["federated"] for name, t in apart.items()}
+    columns |= {f"{name}_{end}": t[f"local_{end}"] for name, t in apart.items() for end in ENDS}
+    columns |= {f"{name}_verdict": t["verdict"] for name, t in apart.items()}
     return table.join(pd.DataFrame(columns)).reset_index()
 
 

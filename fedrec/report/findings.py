@@ -11,8 +11,8 @@ from fedrec.experiment.privacy import NOT_PRIVATE
 from fedrec.experiment.records import SINGLE
 from fedrec.federation.participation import arrivals
 from fedrec.metrics import higher_is_better, sign
-from fedrec.report.several import balances, singly, spoken
-from fedrec.report.tables import LEAKING, Run, counted
+from fedrec.report.several import balance_of, balances, transfer
+from fedrec.report.tables import LEAKING, Run, unit_of
 from fedrec.report.verdicts import UNCLEAR
 
 MINUS, DASH = "\N{MINUS SIGN}", "\N{EN DASH}"
@@ -123,7 +123,7 @@ def headline(row: Any) -> Headline:
         difference = change(row.local_difference, row.local_low, row.local_high)
         numbers += f" together against {number(row.local)} alone, {difference}"
     if row.local_users:
-        numbers += f", {plural(row.local_users, counted(row.task))}"
+        numbers += f", {plural(row.local_users, unit_of(row.task))}"
     if not higher_is_better(row.metric):
         numbers += " (lower is better)"
     return Headline(tone, before, row.client, after, numbers)
@@ -145,8 +145,8 @@ def answer(rows: pd.DataFrame) -> str:
     if not parts:
         return "Not known: the clients were not trained alone. Run again with --compare."
     joined = ", ".join(parts[:-1]) + (", and " if len(parts) > 2 else " and " if len(parts) > 1 else "") + parts[-1]
-    rest = f"; {counts['']:,} could not be compared" if "" in counts else ""
-    return f"Of {plural(len(rows), 'client')}, working together {joined}{rest}."
+    missing = f"; {counts['']:,} could not be compared" if "" in counts else ""
+    return f"Of {plural(len(rows), 'client')}, working together {joined}{missing}."
 
 
 def _losses(primary: pd.DataFrame) -> Iterator[Caution]:
@@ -193,12 +193,12 @@ def _tasks(run: Run) -> Iterator[Caution]:
     """Return which tasks of a client lose by its other tasks, and why that is not known where it is not."""
     if run.not_single:
         yield Caution("note", "What several tasks gain or lose is not known", f"{run.not_single}.")
-    if not (every := balances(singly(run))):
+    if not (clients := balances(transfer(run))):
         return
-    whole = spoken(singly(run, together=True))
-    seesaw = [f"{name} ({found.words.removeprefix('SEESAW: ')})" for name, found in every.items() if found.seesaw]
-    losing = [f"{name} ({', '.join(found.lost)})" for name, found in every.items() if found.lost and not found.seesaw]
-    text = f"All users: {whole.words}. " if len(every) > 1 else ""
+    whole = balance_of(transfer(run, together=True))
+    seesaw = [f"{name} ({b.words.removeprefix('SEESAW: ')})" for name, b in clients.items() if b.seesaw]
+    losing = [f"{name} ({', '.join(b.lost)})" for name, b in clients.items() if b.lost and not b.seesaw]
+    text = f"All users: {whole.words}. " if len(clients) > 1 else ""
     if seesaw or whole.seesaw:
         text += "A task lost against a run of its own while another gained, at 5% over all verdicts (Holm), in: "
         yield Caution("bad", "Seesaw between tasks", f"{text}{listing(seesaw) or 'no client by itself'}.", True)
@@ -227,8 +227,8 @@ def _data(run: Run) -> Iterator[Caution]:
     notes = [str(note) for note in data.get("notes", [])]
     notes += [f"{c['name']}: {note}" for c in clients for note in c.get("notes", [])]
     if notes:
-        more = f"; and {len(notes) - 20} more notes in experiment.json" if len(notes) > 20 else ""
-        yield Caution("note", "About the data", "; ".join(notes[:20]) + more)
+        tail = f"; and {len(notes) - 20} more notes in experiment.json" if len(notes) > 20 else ""
+        yield Caution("note", "About the data", "; ".join(notes[:20]) + tail)
     if lost := run.record.get("resumed"):
         yield Caution("note", "Gone on with", "; ".join(map(str, lost)))
 
@@ -244,8 +244,8 @@ def _student(run: Run) -> Iterator[Caution]:
     text = f"{metric} {number(rows['student'].mean())} against {number(rows['teacher'].mean())}, the mean of its "
     text += f"{plural(len(rows), 'teacher')}, on what is held out of {plural(users, 'public volunteer')}. It was "
     text += "trained on their consensus logits alone, and can rank for volunteers only: it knows no other user. It has "
-    mine, theirs = count(rows["student_parameters"].max()), count(rows["teacher_parameters"].mean())
-    text += f"{mine} parameters, they have {theirs}."
+    student, teacher = count(rows["student_parameters"].max()), count(rows["teacher_parameters"].mean())
+    text += f"{student} parameters, they have {teacher}."
     yield Caution("note", "The server's student", text)
 
 
@@ -281,9 +281,9 @@ def _faults(run: Run) -> Iterator[Caution]:
     for kind, rows in run.faults.groupby("kind", sort=False):
         tone, title = FAULTS.get(str(kind), ("care", str(kind)))
         counts = rows.groupby("client", sort=False).size()
-        told = listing(f"{client} {count}" if client else f"{count}" for client, count in counts.items())
+        clients = listing(f"{client} {count}" if client else f"{count}" for client, count in counts.items())
         last = rows.iloc[-1]
-        text = f"{plural(len(rows), 'time')} ({told}); they are listed in faults.csv."
+        text = f"{plural(len(rows), 'time')} ({clients}); they are listed in faults.csv."
         if kind != "dropout":
             where = f"{last['client']}, {last['during']}, round {last['round']}".lstrip(", ")
             text += f" The last one: {where}: {last['text']}."
@@ -295,5 +295,5 @@ def _faults(run: Run) -> Iterator[Caution]:
 def warnings(run: Run, primary: pd.DataFrame) -> list[Caution]:
     """Return the warnings of a run, the gravest first; `primary` are the rows of `comparison` that speak for a task."""
     first = (_protocol(run), _privacy(run), _losses(primary), _faults(run))
-    found = chain(*first, _newcomers(run), _student(run), _tasks(run), _data(run))
-    return sorted(found, key=lambda warning: ("bad", "care", "note").index(warning.tone))
+    cautions = chain(*first, _newcomers(run), _student(run), _tasks(run), _data(run))
+    return sorted(cautions, key=lambda warning: ("bad", "care", "note").index(warning.tone))

@@ -10,11 +10,11 @@ from fedrec.metrics import higher_is_better, sign
 from fedrec.report import plots
 from fedrec.report.facts import facts
 from fedrec.report.findings import DASH, MANY, WORST, answer, headline, label, plural, size, warnings
-from fedrec.report.price import shown as priced
-from fedrec.report.several import WORDS, balances, singly, spoken
-from fedrec.report.standing import Standing, corrected, standings, stands, unpopular
-from fedrec.report.tables import BASELINES, Run, compare, counted, read_run
-from fedrec.report.template import rendered
+from fedrec.report.price import price_rows
+from fedrec.report.several import WORDS, balance_of, balances, transfer
+from fedrec.report.standing import Standing, correction, standings, stands, unpopular
+from fedrec.report.tables import BASELINES, Run, compare, read_run, unit_of
+from fedrec.report.template import render
 
 # Columns of rounds.csv that are drawn where they are found, with the words on their axis.
 ROUND_CURVES = {
@@ -52,7 +52,7 @@ def page(run: Run) -> str:
     table, together = compare(run), compare(run, together=True)
     primary = table[table["primary"]]
     standing = standings(run, together)
-    return rendered(
+    return render(
         "run",
         leaking=run.stamp(),
         run=run.record,
@@ -60,7 +60,7 @@ def page(run: Run) -> str:
         facts=facts(run),
         many=len(run.names()) > MANY,
         headlines=[s.headline for s in standing if s.headline],
-        corrected=corrected(primary),
+        corrected=correction(primary),
         answers=[
             _answer(run, i, rows, together, standing) for i, (_, rows) in enumerate(primary.groupby("task", sort=False))
         ],
@@ -71,7 +71,7 @@ def page(run: Run) -> str:
         curves=_curves(run, primary),
         budgets=run.record.get("budgets", []),
         privacy=run.record.get("privacy"),
-        price=priced(run, MANY),
+        price=price_rows(run, MANY),
         student=run.student.to_dict("records"),
         traffic=_traffic(run),
         parameters=_parameters(run),
@@ -85,7 +85,7 @@ def _answer(
     """Return the answer for one task: the words, a headline for each client, and the picture of the differences."""
     task, metric = rows["task"].iloc[0], rows["metric"].iloc[0]
     everyone = together[(together["task"] == task) & (together["metric"] == metric)]
-    first = [stands(one, bool(run.record.get("privacy"))) for one in standing if one.task == task]
+    first = [stands(s, bool(run.record.get("privacy"))) for s in standing if s.task == task]
     return {
         "task": task,
         "words": " ".join(text for text in (*first, answer(rows), unpopular(rows)) if text),
@@ -108,7 +108,7 @@ def _differences(run: Run, name: str, rows: pd.DataFrame) -> Figure | None:
     each = "; ".join(f"{h.name}: {h.numbers}" for h in map(headline, rows.itertuples()))
     picture = plots.forest(rows, name, words, f"{words}. {each}")
     if rows["local_low"].notna().any():
-        return Figure(picture, f"The difference over each client's {counted(task)}s, with its 95% interval.")
+        return Figure(picture, f"The difference over each client's {unit_of(task)}s, with its 95% interval.")
     return Figure(picture, "Bare difference of two numbers, without an interval.")
 
 
@@ -126,7 +126,7 @@ def _comparison(rows: pd.DataFrame, together: pd.DataFrame) -> dict[str, Any]:
         "task": task,
         "metric": metric,
         "meaning": MEANINGS.get((task, metric), ""),
-        "unit": f"{counted(task)}s".capitalize(),
+        "unit": f"{unit_of(task)}s".capitalize(),
         "primary": bool(rows["primary"].iloc[0]),
         "rows": shown.to_dict("records"),
         "everyone": len(rows) > 1,
@@ -138,17 +138,17 @@ def _comparison(rows: pd.DataFrame, together: pd.DataFrame) -> dict[str, Any]:
 
 def _several(run: Run) -> dict[str, Any] | None:
     """Return what several tasks in one client gain or lose: all users' balance, and the rows of the table."""
-    table = singly(run)
+    table = transfer(run)
     if not len(table):
         return {"words": f"Not compared: {run.not_single}.", "rows": [], "cut": 0} if run.not_single else None
-    every, together = balances(table), singly(run, together=True)
-    many = len(every) > MANY
-    shown = together if many else pd.concat([table, together]) if len(every) > 1 else table
+    clients, together = balances(table), transfer(run, together=True)
+    many = len(clients) > MANY
+    shown = together if many else pd.concat([table, together]) if len(clients) > 1 else table
     return {
-        "words": f"{'All users' if len(every) > 1 else next(iter(every))}: {spoken(together).words}.",
+        "words": f"{'All users' if len(clients) > 1 else next(iter(clients))}: {balance_of(together).words}.",
         "rows": [{**row, "verdict": WORDS.get(row["verdict"], row["verdict"])} for row in shown.to_dict("records")],
-        "cut": len(every) if many else 0,
-        "seesaws": sum(found.seesaw for found in every.values()),
+        "cut": len(clients) if many else 0,
+        "seesaws": sum(b.seesaw for b in clients.values()),
     }
 
 

@@ -232,8 +232,8 @@ class Panel(NamedTuple):
 def tradeoff(panels: Sequence[Panel], budgets: Sequence[str], name: str, alt: str, height: float = 3.2) -> Markup:
     """Return panels side by side over the same budgets, which are evenly spaced in their order."""
     with mpl.rc_context(STYLE):
-        figure, every = subplots(1, len(panels), height)
-        for axes, panel in zip(every.flat, panels, strict=True):
+        figure, grid = subplots(1, len(panels), height)
+        for axes, panel in zip(grid.flat, panels, strict=True):
             _panel(axes, panel, budgets)
         return svg(figure, name, alt)
 
@@ -249,7 +249,7 @@ def _panel(axes: Axes, panel: Panel, budgets: Sequence[str]) -> None:
         axes.axhline(level, color=MUTED, linewidth=1, linestyle="--")
         axes.annotate(label, (0, level), color=MUTED, fontsize=8, xytext=(2, 3), textcoords="offset points")
     axes.set(title=panel.title, xlabel="epsilon", ylabel=panel.label)
-    axes.set_xticks(x, ["\N{INFINITY}" if one == "inf" else one for one in budgets])
+    axes.set_xticks(x, ["\N{INFINITY}" if eps == "inf" else eps for eps in budgets])
     axes.yaxis.set_major_formatter(number)
     if len(panel.series) > 1:
         axes.legend(loc="best", labelcolor=MUTED, handlelength=1.4, fontsize=8)

@@ -26,7 +26,7 @@ def price(run: Run) -> pd.DataFrame:
     if not {PLAIN, UNCLIPPED, CLIPPED} <= run.stages.keys():
         return pd.DataFrame(columns=COLUMNS)
     runs: dict[str, Results] = {**run.stages, PRIVATE: run.federated}
-    values = pd.concat({name: found.test() for name, found in runs.items()}, axis=1)
+    values = pd.concat({name: r.test() for name, r in runs.items()}, axis=1)
     values = values.loc[run.federated.test().index].dropna()
     table = values.copy()
     for step, (after, before) in STEPS.items():
@@ -47,7 +47,7 @@ def _fill(table: pd.DataFrame, step: str, gaps: list[Paired]) -> None:
     table[[step, f"{step}_low", f"{step}_high"]] = [(gap.mean, gap.low, gap.high) for gap in gaps]
 
 
-def shown(run: Run, most: int) -> list[dict[str, Any]]:
+def price_rows(run: Run, most: int) -> list[dict[str, Any]]:
     """Return the rows of the page: of the metric that speaks for a task every client, of many the mean alone."""
     table = price(run)
     table = table[table["metric"] == table["task"].map(run.primary)]

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from fedrec.metrics import NEGATIVES
-from fedrec.report.tables import CLIENTS, KEY, METRICS, USERS, Results, Run, as_one, differences, joined
+from fedrec.report.tables import CLIENTS, KEY, METRICS, USERS, Results, Run, as_one, concat, differences
 from fedrec.report.verdicts import UNCLEAR, families, verdicts
 
 WORDS = {"helped": "gained", "hurt": "lost", "no detectable difference": "unclear", "": "not measured"}
@@ -39,13 +39,13 @@ class Balance(NamedTuple):
 def balance(judged: Iterable[tuple[str, str]]) -> Balance:
     """Return the balance of (task, verdict), see `verdicts.verdict`."""
     places: dict[str, list[str]] = {"helped": [], "hurt": [], "no detectable difference": [], "": []}
-    for task, found in judged:
-        found = "no detectable difference" if found == UNCLEAR else found
-        places[found if found in places else ""].append(task)
+    for task, verdict in judged:
+        verdict = "no detectable difference" if verdict == UNCLEAR else verdict
+        places[verdict if verdict in places else ""].append(task)
     return Balance(*(tuple(tasks) for tasks in places.values()))
 
 
-def singly(run: Run, together: bool = False) -> pd.DataFrame:
+def transfer(run: Run, together: bool = False) -> pd.DataFrame:
     """Return a row for each client with several tasks, task and metric; `together` takes all users as one client.
 
     Columns: `client`, `task`, `metric`; `together` and `single`, the test values; `difference` of the two with its 95%
@@ -55,7 +55,7 @@ def singly(run: Run, together: bool = False) -> pd.DataFrame:
     """
     ours = run.federated
     each = [r.where(lambda table, task=task: table["task"] == task) for task, r in run.singles.items()]  # type: ignore[misc]
-    single = Results(joined([r.clients for r in each], METRICS), joined([r.users for r in each], [*USERS, "weight"]))
+    single = Results(concat([r.clients for r in each], METRICS), concat([r.users for r in each], [*USERS, "weight"]))
     tests = [results.test().dropna() for results in (ours, single)]
     tasks = ours.test().reset_index().groupby("client")["task"].nunique()
     keys = [key for key in tests[0].index if tasks[key[0]] > 1 and key in tests[1].index]
@@ -64,9 +64,9 @@ def singly(run: Run, together: bool = False) -> pd.DataFrame:
     if together:
         ours, single = as_one(ours), as_one(single)
     values, alone, apart = ours.test(), single.test(), differences(ours, single)
-    found = [apart[key] for key in values.index]
+    gaps = [apart[key] for key in values.index]
     rows = [
-        [*key, values[key], alone[key], d.mean, d.low, d.high, d.n] for key, d in zip(values.index, found, strict=True)
+        [*key, values[key], alone[key], d.mean, d.low, d.high, d.n] for key, d in zip(values.index, gaps, strict=True)
     ]
     names = [*KEY, "together", "single", "difference", "low", "high", "users"]
     table = pd.DataFrame(rows, columns=names)
@@ -76,19 +76,19 @@ def singly(run: Run, together: bool = False) -> pd.DataFrame:
         open_to = part if part["low"].isna().all() else part[part["low"].notna()]
         first = open_to[open_to["metric"] == primary[str(task)]]
         table.loc[(first if len(first) else open_to).index[:1], "speaks"] = True
-    judged = verdicts(table["metric"], found, families(table, "speaks"))
+    judged = verdicts(table["metric"], gaps, families(table, "speaks"))
     table["verdict"] = pd.Series(judged, dtype=object)
     if together:
         table["client"] = table["client"].where((table["users"] > 0) & (table["metric"] != "auc"), CLIENTS)
     return table
 
 
-def spoken(table: pd.DataFrame) -> Balance:
-    """Return the balance of the rows of `singly` that speak; of one client, or of all users."""
+def balance_of(table: pd.DataFrame) -> Balance:
+    """Return the balance of the rows of `transfer` that speak; of one client, or of all users."""
     rows = table[table["speaks"]]
     return balance(zip(rows["task"], rows["verdict"], strict=True))
 
 
 def balances(table: pd.DataFrame) -> dict[str, Balance]:
-    """Return the balance of every client in the rows of `singly`."""
-    return {str(client): spoken(rows) for client, rows in table.groupby("client", sort=False)}
+    """Return the balance of every client in the rows of `transfer`."""
+    return {str(client): balance_of(rows) for client, rows in table.groupby("client", sort=False)}

@@ -45,8 +45,8 @@ class Standing(NamedTuple):
     @property
     def popular(self) -> str | None:
         """The better kind of popularity, if it is better than the federation."""
-        found = [name for name in TRIVIAL if name in self.baselines and self.ahead(name)]
-        return max(found, key=lambda name: self._good(self.baselines[name]), default=None)
+        names = [name for name in TRIVIAL if name in self.baselines and self.ahead(name)]
+        return max(names, key=lambda name: self._good(self.baselines[name]), default=None)
 
     @property
     def headline(self) -> str:
@@ -68,19 +68,19 @@ def standings(run: Run, together: pd.DataFrame | None = None) -> list[Standing]:
     table = compare(run) if single else compare(run, together=True) if together is None else together
     own: dict[tuple[str, str], tuple[float, Paired]] = {}  # popularity among own rows, by task and metric
     if run.own:
-        ours, theirs = ((r if single else as_one(r)) for r in (run.federated, run.own))
-        worth: dict[Any, float] = theirs.test().dropna().to_dict()
-        own = {key[1:]: (worth[key], gap) for key, gap in differences(ours, theirs).items() if key in worth}
+        ours, base = ((r if single else as_one(r)) for r in (run.federated, run.own))
+        worth: dict[Any, float] = base.test().dropna().to_dict()
+        own = {key[1:]: (worth[key], gap) for key, gap in differences(ours, base).items() if key in worth}
     rows = table[table["primary"] & table["federated"].notna()]
     apart = {name: paired_in(rows, name) for name in BASELINES}
-    found = []
+    out = []
     for place, row in enumerate(rows.to_dict("records")):
         values = {name: float(row[name]) for name in BASELINES if row[name] == row[name]}
         gaps = {name: apart[name][place] for name in values}
         if (at := (row["task"], row["metric"])) in own:
             values[OWN], gaps[OWN] = own[at]
-        found.append(Standing(row["client"], row["task"], row["metric"], row["federated"], values, gaps, len(rows) > 1))
-    return found
+        out.append(Standing(row["client"], row["task"], row["metric"], row["federated"], values, gaps, len(rows) > 1))
+    return out
 
 
 def stands(standing: Standing, private: bool) -> str:
@@ -119,7 +119,7 @@ def unpopular(primary: pd.DataFrame) -> str:
     return f"Helped against training alone, but still below popularity: {listing(helped)}." if helped else ""
 
 
-def corrected(primary: pd.DataFrame) -> str:
+def correction(primary: pd.DataFrame) -> str:
     """Return what the verdicts are corrected for; "" without an interval."""
     tests = int(primary["local_p"].notna().sum())
     return f"Verdicts: 5% over all {tests} of them together (Holm); intervals: 95% each." if tests else ""

@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from fedrec.report import plots
 from fedrec.report.findings import DASH, MINUS
-from fedrec.report.template import rendered
+from fedrec.report.template import render
 
 
 def seeded(seeds: int, words: str = "95% intervals over seeds") -> str:
@@ -58,4 +58,4 @@ class Page(NamedTuple):
 
     def write(self, path: Path) -> None:
         """Write the page."""
-        path.write_text(rendered("study", **self._asdict()), encoding="utf-8")
+        path.write_text(render("study", **self._asdict()), encoding="utf-8")

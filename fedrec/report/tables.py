@@ -91,9 +91,9 @@ class Run:
     def primary(self, task: str) -> str | None:
         """Return the metric that speaks for a task: the first of the experiment's metrics that the task has."""
         clients = self.federated.clients
-        found = list(dict.fromkeys(clients.loc[clients["task"] == task, "metric"]))
-        wanted = [*self.option("metrics", ()), "auc", "accuracy", "mae", "rmse", "logloss", *found]
-        return next((metric for metric in wanted if metric in found), None)
+        metrics = list(dict.fromkeys(clients.loc[clients["task"] == task, "metric"]))
+        wanted = [*self.option("metrics", ()), "auc", "accuracy", "mae", "rmse", "logloss", *metrics]
+        return next((metric for metric in wanted if metric in metrics), None)
 
 
 def read_table(path: Path, columns: list[str]) -> pd.DataFrame:
@@ -116,7 +116,7 @@ def read_table(path: Path, columns: list[str]) -> pd.DataFrame:
     return table
 
 
-def counted(task: str) -> str:
+def unit_of(task: str) -> str:
     """Return what a task is measured on: user, or item."""
     return "item" if task in ATTRIBUTES else "user"
 
@@ -128,10 +128,10 @@ def read_results(folder: Path) -> Results:
     items = [read_table(path, columns) for path in sorted((folder / "items").glob("*.csv"))]
     users += [table.rename(columns={"item": "user"}) for table in items]
     users = [table if "weight" in table else table.assign(weight=1.0) for table in users]
-    return Results(read_table(folder / "clients.csv", METRICS), joined(users, [*USERS, "weight"]))
+    return Results(read_table(folder / "clients.csv", METRICS), concat(users, [*USERS, "weight"]))
 
 
-def joined(tables: Sequence[pd.DataFrame], columns: list[str]) -> pd.DataFrame:
+def concat(tables: Sequence[pd.DataFrame], columns: list[str]) -> pd.DataFrame:
     """Return the rows of all tables; one without a row has the columns alone."""
     some = [table for table in tables if len(table)]
     return pd.concat(some, ignore_index=True) if some else pd.DataFrame(columns=columns)
@@ -171,9 +171,9 @@ def differences(federated: Results, baseline: Results) -> dict[tuple[str, str, s
 
     Without an interval (n = 0) where there are no values by user whose means the test values are, in both.
     """
-    ours, theirs = federated.test(), baseline.test()
-    theirs = theirs.reindex(ours.index)
-    bare: dict[Any, float] = (ours - theirs).to_dict()
+    ours, base = federated.test(), baseline.test()
+    base = base.reindex(ours.index)
+    bare: dict[Any, float] = (ours - base).to_dict()
     out = {key: Paired(value, math.nan, math.nan, 0) for key, value in bare.items()}
     key = ["user", *KEY]
     both = [r.users[r.users["split"] == "test"].drop_duplicates(key) for r in (federated, baseline)]
@@ -191,7 +191,7 @@ def differences(federated: Results, baseline: Results) -> dict[tuple[str, str, s
         places = np.split(pd.factorize(np.concatenate([part["user"] for part in parts]))[0], [len(rows)])
         columns = [[part[name].to_numpy(np.float64) for name in ("value_x", "value_y", "weight")] for part in parts]
         sides = [Side(place, *column) for place, column in zip(places, columns, strict=False)]
-        shown = float(ours[at]), float(theirs[at])
+        shown = float(ours[at]), float(base[at])
         if all(np.allclose(side.means(metric), shown, 1e-6, 1e-9) for side in sides):
             out[at] = replace(difference(metric, sides), mean=shown[0] - shown[1])
     return out
@@ -203,9 +203,9 @@ def _table(federated: Results, baselines: dict[str, Results]) -> pd.DataFrame:
     users = federated.users[federated.users["split"] == "test"].dropna(subset="value")
     table["users"] = users.groupby(KEY)["user"].nunique().reindex(table.index).fillna(0).astype(int)
     for name in BASELINES:
-        found = baselines.get(name)
-        table[name] = found.test().reindex(table.index) if found else math.nan
-        apart = differences(federated, found) if found else {}
+        base = baselines.get(name)
+        table[name] = base.test().reindex(table.index) if base else math.nan
+        apart = differences(federated, base) if base else {}
         each = [apart.get(key, Paired(math.nan, math.nan, math.nan, 0)) for key in table.index]
         for end, part in (("difference", "mean"), ("low", "low"), ("high", "high"), ("p", "p"), ("users", "n")):
             table[f"{name}_{end}"] = [getattr(gap, part) for gap in each]
@@ -270,7 +270,7 @@ def compare(run: Run, together: bool = False) -> pd.DataFrame:
         federated = as_one(federated)
     table = _table(federated, baselines)
     if together:
-        everyone = table["task"].map(lambda task: ITEMS if counted(task) == "item" else EVERYONE)
+        everyone = table["task"].map(lambda task: ITEMS if unit_of(task) == "item" else EVERYONE)
         table["client"] = everyone.where((table["users"] > 0) & (table["metric"] != "auc"), CLIENTS)
     tasks = list(dict.fromkeys(run.federated.clients["task"]))
     table["primary"] = table["metric"] == table["task"].map({task: run.primary(task) for task in tasks})

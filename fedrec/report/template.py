@@ -10,7 +10,7 @@ from fedrec.metrics import higher_is_better
 from fedrec.report.findings import change, count, label, number, plural, size
 
 
-def rendered(template: str, **values: object) -> str:
+def render(template: str, **values: object) -> str:
     """Return a page by the name of its template."""
     return _environment().get_template(template).render(**values)
 

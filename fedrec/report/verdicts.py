@@ -28,11 +28,11 @@ def verdict(metric: str, difference: Paired, corrected: float) -> str:
     return UNCLEAR if corrected >= LEVEL else "helped" if low > 0 else "hurt"
 
 
-def verdicts(metrics: Iterable[str], found: Sequence[Paired], families: Iterable[Hashable]) -> list[str]:
+def verdicts(metrics: Iterable[str], gaps: Sequence[Paired], families: Iterable[Hashable]) -> list[str]:
     """Return the verdict of every difference, corrected within its family (Holm), see `verdict`."""
-    corrected = pd.Series([d.p for d in found], dtype=float)
+    corrected = pd.Series([d.p for d in gaps], dtype=float)
     corrected = corrected.groupby(pd.Index(list(families)), sort=False).transform(lambda p: holm(p.tolist()))
-    return [verdict(m, d, p) for m, d, p in zip(metrics, found, corrected, strict=True)]
+    return [verdict(m, d, p) for m, d, p in zip(metrics, gaps, corrected, strict=True)]
 
 
 def families(table: pd.DataFrame, speaks: str) -> list[Hashable]:

@@ -3,7 +3,7 @@
 from fedrec.federation.coordination.budget import BudgetRule
 from fedrec.federation.coordination.coupling import Coupling
 from fedrec.federation.coordination.descent import Descent
-from fedrec.federation.coordination.drift import Control, Drift, Own, control_change, normalised
+from fedrec.federation.coordination.drift import Control, Drift, Own, control_change, normalise
 from fedrec.federation.coordination.halves import Link, Residuals, double
 from fedrec.federation.coordination.ties import Tie, tie_of
 
@@ -19,6 +19,6 @@ __all__ = [
     "Tie",
     "control_change",
     "double",
-    "normalised",
+    "normalise",
     "tie_of",
 ]

@@ -49,17 +49,17 @@ class BudgetRule(BaseModel, frozen=True, extra="forbid"):
         """Whether any client has a budget."""
         return self.margin is not None or bool(self.limits)
 
-    def given(self, client: str) -> float | None:
+    def limit_of(self, client: str) -> float | None:
         """Return a client's given limit; None if it has none. Raises UserError for a text that is no number."""
-        found: float | None = None
+        bound: float | None = None
         for part in self.limits.split(";") if self.limits else []:
             name, equals, value = part.rpartition("=")
             limit = number(value)
             if not math.isfinite(limit):
                 raise UserError(f"budget.limits: must be finite numbers, found {part!r}")
-            if name == client or (not equals and found is None):
-                found = limit
-        return found
+            if name == client or (not equals and bound is None):
+                bound = limit
+        return bound
 
     def budgets(self, client: str, alone: list[float]) -> list[float]:
         """Return b_i for every round, the last one for good; infinite where nothing was promised.
@@ -67,7 +67,7 @@ class BudgetRule(BaseModel, frozen=True, extra="forbid"):
         `alone` is the lowest loss that the client has reached by itself after each round. A price that followed the
         last one from the start would punish everybody for not having converged yet.
         """
-        given = self.given(client)
+        given = self.limit_of(client)
         if given is not None:
             return [given]
         return [math.inf] if self.margin is None else [loss + self.margin for loss in alone]

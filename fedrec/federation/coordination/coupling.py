@@ -76,27 +76,27 @@ class Coupling(BaseModel, frozen=True, extra="forbid"):
 
 def cluster_of(groups: str, clients: Sequence[str]) -> list[int]:
     """Return the cluster of every client; one that is not named is alone."""
-    found: dict[str, int] = {}
+    cluster: dict[str, int] = {}
     for number, group in enumerate(part for part in groups.split(";") if part):
         for name in group.split(","):
             choose("coupling.groups", name, clients)
-            if name in found:
+            if name in cluster:
                 raise UserError(f"coupling.groups: a client may be in one group, found {name!r} twice")
-            found[name] = number
-    return [found.get(name, len(clients) + i) for i, name in enumerate(clients)]
+            cluster[name] = number
+    return [cluster.get(name, len(clients) + i) for i, name in enumerate(clients)]
 
 
 def edges_of(edges: str, clients: Sequence[str]) -> list[tuple[int, int]]:
     """Return the edges as pairs of positions; every pair without a text."""
     if not edges:
         return list(combinations(range(len(clients)), 2))
-    found = []
+    pairs = []
     for edge in edges.split(","):
         ends = edge.split("~")
         if len(ends) != 2 or ends[0] == ends[1]:
             raise UserError(f"coupling.edges: must be pairs such as films~shop, found {edge!r}")
-        found.append((place(ends[0], clients), place(ends[1], clients)))
-    return found
+        pairs.append((place(ends[0], clients), place(ends[1], clients)))
+    return pairs
 
 
 def place(name: str, clients: Sequence[str]) -> int:

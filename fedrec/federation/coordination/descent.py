@@ -59,23 +59,23 @@ class Stepped(Held):
         """See Held."""
         self.rounds += 1
         before = {name: self.part(name) for name in answers}
-        found = [
+        rows = [
             scatter(subtract(double(before[name]), double(x)), self.carriers[name], self.z)
             for name, x in answers.items()
         ]
-        g, mask = (torch.stack([flatten(both[i]) for both in found]) for i in (0, 1))
+        g, mask = (torch.stack([flatten(both[i]) for both in rows]) for i in (0, 1))
         carries = None if bool(mask.all()) else mask
         preference = torch.tensor([self.carriers[name].weight for name in answers], dtype=torch.float64)
         if self.robust.active:
             d = aggregate(g, preference, self.robust, carries)
         else:
-            d = self.combined(g, preference, carries)
+            d = self.direction(g, preference, carries)
         self.step(d)
         primal = float(g.square().sum()) ** 0.5
         moved = sum(norm(subtract(self.part(name), before[name])) ** 2 for name in answers) ** 0.5
         return Residuals(primal, self.rho * moved, self.rho)
 
-    def combined(self, g: Tensor, p: Tensor, carries: Tensor | None) -> Tensor:
+    def direction(self, g: Tensor, p: Tensor, carries: Tensor | None) -> Tensor:
         """Return the direction d [P] that the aggregator makes of G [K, P] and the weights p [K].
 
         One of the user's own is a component with `combine(g, p, carries)`; `carries` [K, P] is None where all carry
@@ -88,8 +88,8 @@ class Stepped(Held):
             return combine(g, w, carries)
         d = make("descent.aggregator", e.aggregator).combine(g, p, carries)
         if not isinstance(d, Tensor) or d.shape != g.shape[1:] or not bool(d.isfinite().all()):
-            found = list(d.shape) if isinstance(d, Tensor) else type(d).__name__
-            raise UserError(f"descent.aggregator: {part.use} must return {g.shape[1]} finite numbers, found {found}")
+            shape = list(d.shape) if isinstance(d, Tensor) else type(d).__name__
+            raise UserError(f"descent.aggregator: {part.use} must return {g.shape[1]} finite numbers, found {shape}")
         return d.double()
 
     def step(self, d: Tensor) -> None:

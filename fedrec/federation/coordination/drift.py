@@ -88,14 +88,14 @@ class Own:
         Raises ContractError if the server's c is missing, or came to a client that does not take part in SCAFFOLD.
         """
         if (c is None) != (self.control is None):
-            rule, found = ("not be sent", "one") if self.control is None else ("be sent", "missing")
-            raise ContractError(f"record control: must {rule}, found {found}")
+            rule, state = ("not be sent", "one") if self.control is None else ("be sent", "missing")
+            raise ContractError(f"record control: must {rule}, found {state}")
         if c is None or self.control is None:
             return None
         return {name: (value.double() - self.control[name]).to(value.dtype) for name, value in c.items()}
 
 
-def normalised(
+def normalise(
     answers: Mapping[str, Params], z: Mapping[str, Params], steps: Mapping[str, float], weights: Mapping[str, float]
 ) -> dict[str, Params]:
     """Return z_i - tau_eff / tau_i (z_i - x_i) for every answer x_i, with tau_eff = sum_i p_i tau_i.
@@ -153,5 +153,5 @@ class Control:
 
     def _mean(self, changes: Mapping[str, Params]) -> Params:
         still = {name: {n: torch.zeros_like(v) for n, v in who.like.items()} for name, who in self.carriers.items()}
-        every = [(who, changes.get(name, still[name])) for name, who in self.carriers.items()]
-        return mean(every, dtype=torch.float64)
+        pairs = [(who, changes.get(name, still[name])) for name, who in self.carriers.items()]
+        return mean(pairs, dtype=torch.float64)

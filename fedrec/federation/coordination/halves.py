@@ -36,7 +36,7 @@ class Link:
         """Return the link of a client that has joined with x: u_i = 0, v_i = x_i."""
         return Link({n: torch.zeros_like(v, dtype=torch.float64) for n, v in x.items()}, double(x), rho)
 
-    def rescaled(self, rho: float) -> "Link":
+    def rescale(self, rho: float) -> "Link":
         """Return the link under another rho: the dual rho u_i stays, so u_i is scaled by old/new."""
         if rho == self.rho:
             return self
@@ -122,7 +122,7 @@ class Hub:
 
     def __post_init__(self) -> None:
         self.values = {name: double(value) for name, value in self.values.items()}
-        self.z = self.tied()
+        self.z = self.tie()
 
     def part(self, client: str) -> Params:
         """See Held."""
@@ -146,11 +146,11 @@ class Hub:
 
     def state(self) -> Params:
         """See Held; the tensors of all clients are under KIND/PLACE/NAME, with the client's place in their order."""
-        found = {"rho": torch.tensor(self.rho, dtype=torch.float64)}
+        params = {"rho": torch.tensor(self.rho, dtype=torch.float64)}
         for kind, parts in (("v", self.values), ("z", self.z)):
             for place, part in enumerate(parts.values()):
-                found |= {f"{kind}/{place}/{name}": value for name, value in part.items()}
-        return found
+                params |= {f"{kind}/{place}/{name}": value for name, value in part.items()}
+        return params
 
     def restore(self, state: Params) -> None:
         """See Held."""
@@ -170,19 +170,19 @@ class Hub:
         residual |Z+ - Z| / |V - Z|, and halves in the reverse case: V - Z becomes U, and unlike the plain residuals of
         Boyd et al. (2011, section 3.4.1) these ratios do not depend on the scale of the losses (arXiv 1704.06209).
         """
-        before, self.z = self.z, self.tied()
+        before, self.z = self.z, self.tie()
         primal, moved = math.sqrt(math.fsum(squared_gaps)), distance(self.z, before)
-        found = Residuals(primal, self.rho * moved, self.rho)
+        residuals = Residuals(primal, self.rho * moved, self.rho)
         if self.balance:
             zero = {name: {n: torch.zeros_like(t) for n, t in z.items()} for name, z in self.z.items()}
             tension, size = distance(self.values, self.z), distance(self.z, zero)
             if primal <= SETTLED * size and moved <= SETTLED * tension:
-                return found
+                return residuals
             gap, motion = primal * tension, moved * size
             self.rho *= 2.0 if gap > 10 * motion else 0.5 if motion > 10 * gap else 1.0
-        return found
+        return residuals
 
-    def tied(self) -> dict[str, Params]:
+    def tie(self) -> dict[str, Params]:
         """Return every client's z_i."""
         names = list(self.carriers)
         z = tie(self.operator, list(self.carriers.values()), [self.values[name] for name in names], self.rho)
@@ -200,16 +200,16 @@ def tie(operator: Operator, carriers: Sequence[Carrier], v: Sequence[Params], rh
         )
         flat: Vectors = proximal_point(
             lambda w: [
-                flatten(one)
-                for one in tie(operator.inner, carriers, [unflatten(a, b) for a, b in zip(w, v, strict=True)], rho)
+                flatten(part)
+                for part in tie(operator.inner, carriers, [unflatten(a, b) for a, b in zip(w, v, strict=True)], rho)
             ],
             operator.convex,
-            [flatten(one) for one in v],
+            [flatten(part) for part in v],
             operator.exact and same,
             operator.iterations,
             operator.tolerance,
         )
-        return [unflatten(one, like) for one, like in zip(flat, v, strict=True)]
+        return [unflatten(x, like) for x, like in zip(flat, v, strict=True)]
     if isinstance(operator, Mean):
         z = mean(list(zip(carriers, v, strict=True)), dtype=torch.float64)
         return [gather(z, who) for who in carriers]
@@ -227,7 +227,7 @@ def tie(operator: Operator, carriers: Sequence[Carrier], v: Sequence[Params], rh
                     z_i[i][name] = value.reshape(block.shape)
                 else:
                     z_i[i].setdefault(name, torch.zeros_like(v[i][name])).index_copy_(0, r, value.reshape(block.shape))
-    return [{name: one[name] for name in who.like} for one, who in zip(z_i, carriers, strict=True)]
+    return [{name: part[name] for name in who.like} for part, who in zip(z_i, carriers, strict=True)]
 
 
 def distance(a: Mapping[str, Params], b: Mapping[str, Params]) -> float:

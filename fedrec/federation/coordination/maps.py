@@ -44,21 +44,21 @@ def server_maps(rule: str, width: int, clients: Sequence[str]) -> tuple[Tensor, 
     """
     if rule in RULES:
         return tuple(torch.eye(width, dtype=torch.float64) for _ in clients)
-    found: list[Tensor] = []
+    maps: list[Tensor] = []
     for client in clients:
         k = _tensor(rule, f"{client}/A").shape[1]
-        found.append(_tensor(rule, f"{client}/B", torch.eye(k)))
-        if found[-1].shape[0] != k:
+        maps.append(_tensor(rule, f"{client}/B", torch.eye(k)))
+        if maps[-1].shape[0] != k:
             raise UserError(
                 f"coupling.maps: {client}/B must have a row for each of the {k} columns of {client}/A, "
-                f"found shape {list(found[-1].shape)}"
+                f"found shape {list(maps[-1].shape)}"
             )
-        if found[-1].shape[1] != found[0].shape[1]:
+        if maps[-1].shape[1] != maps[0].shape[1]:
             raise UserError(
-                f"coupling.maps: {client}/B must have {found[0].shape[1]} columns, as {clients[0]} has, "
-                f"found shape {list(found[-1].shape)}"
+                f"coupling.maps: {client}/B must have {maps[0].shape[1]} columns, as {clients[0]} has, "
+                f"found shape {list(maps[-1].shape)}"
             )
-    return tuple(found)
+    return tuple(maps)
 
 
 def _tensor(file: str, name: str, default: Tensor | None = None) -> Tensor:

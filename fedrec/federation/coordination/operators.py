@@ -69,7 +69,7 @@ class MeanRegularised(Operator):
     def __call__(self, v: Vectors, p: Tensor, rho: float) -> Vectors:
         """See Operator."""
         centre, kept = mean_of(v, p), rho / (rho + self.strength)
-        return [centre + kept * (one - centre) for one in v]
+        return [centre + kept * (x - centre) for x in v]
 
 
 @dataclass(frozen=True)
@@ -134,11 +134,11 @@ class LinearTie(Operator):
     def __call__(self, v: Vectors, p: Tensor, rho: float) -> Vectors:
         """See Operator."""
         widths = [len(b) for b in self.maps]
-        rows = torch.cat([one.reshape(-1, d) for one, d in zip(v, widths, strict=True)], dim=1)  # [r, sum d_i]
+        rows = torch.cat([x.reshape(-1, d) for x, d in zip(v, widths, strict=True)], dim=1)  # [r, sum d_i]
         root = torch.cat([weight.sqrt().expand(d) for weight, d in zip(p, widths, strict=True)])
         scaled = root[:, None] * torch.cat(list(self.maps)).double()
         z = (root * rows) @ torch.linalg.pinv(scaled).T @ scaled.T / root
-        return [one.reshape(-1) for one in z.split(widths, dim=1)]
+        return [part.reshape(-1) for part in z.split(widths, dim=1)]
 
     def restrict(self, members: Sequence[int]) -> "LinearTie":
         """See Operator."""
@@ -154,7 +154,7 @@ class SumTo(Operator):
     def __call__(self, v: Vectors, p: Tensor, rho: float) -> Vectors:
         """See Operator."""
         excess, share = torch.stack(v).sum(0) - self.total, (1 / p) / (1 / p).sum()
-        return [one - part * excess for one, part in zip(v, share, strict=True)]
+        return [x - part * excess for x, part in zip(v, share, strict=True)]
 
 
 class Projects(Protocol):
@@ -175,10 +175,10 @@ class Constraint(Operator):
 
     def __call__(self, v: Vectors, p: Tensor, rho: float) -> Vectors:
         """See Operator."""
-        z = list(self.projects.project([one.clone() for one in v], p, rho, self.clients))
-        if [one.shape for one in z] != [one.shape for one in v] or not all(bool(one.isfinite().all()) for one in z):
+        z = list(self.projects.project([x.clone() for x in v], p, rho, self.clients))
+        if [x.shape for x in z] != [x.shape for x in v] or not all(bool(x.isfinite().all()) for x in z):
             raise UserError(f"coupling.kind: {self.name} must return a finite z_i for each v_i, in its shape")
-        return [one.double() for one in z]
+        return [x.double() for x in z]
 
     def restrict(self, members: Sequence[int]) -> "Constraint":
         """See Operator."""
@@ -188,8 +188,8 @@ class Constraint(Operator):
 def mean_of(v: Vectors, p: Tensor) -> Tensor:
     """Return sum_k p_k v_k / sum_k p_k, summed in order."""
     total = torch.zeros_like(v[0])
-    for weight, one in zip(p, v, strict=True):
-        total = total + weight * one
+    for weight, x in zip(p, v, strict=True):
+        total = total + weight * x
     return total / p.sum()
 
 
@@ -254,7 +254,7 @@ def proximal_point(
     """Return prox of (inner's function + the indicator of `convex`) at v."""
     if exact:
         return [convex(z) for z in inner(v)]
-    z, q, r = v, [torch.zeros_like(one) for one in v], [torch.zeros_like(one) for one in v]
+    z, q, r = v, [torch.zeros_like(x) for x in v], [torch.zeros_like(x) for x in v]
     for _ in range(iterations):
         y = inner([a + b for a, b in zip(z, q, strict=True)])
         q = [a + b - c for a, b, c in zip(z, q, y, strict=True)]
@@ -263,6 +263,6 @@ def proximal_point(
         moved = max(float((a - b).abs().max()) for a, b in zip(z, new, strict=True))
         apart = max(float((a - b).abs().max()) for a, b in zip(y, new, strict=True))
         z = new
-        if max(moved, apart) <= tolerance * (1 + max(float(one.abs().max()) for one in z)):
+        if max(moved, apart) <= tolerance * (1 + max(float(x.abs().max()) for x in z)):
             break
     return z

@@ -11,7 +11,7 @@ from fedrec.errors import UserError
 from fedrec.federation.coordination.budget import Budget
 from fedrec.federation.coordination.halves import Hub, Link, Residuals
 from fedrec.federation.coordination.operators import Operator
-from fedrec.federation.participation import drawn
+from fedrec.federation.participation import draw
 from fedrec.keyed import Carrier
 from fedrec.params import finite, norm, subtract
 
@@ -179,9 +179,9 @@ def solve(
     clients = _clients(losses, initial, exchange, weights, budgets, budget_step)
     if not rho > 0 and (duals or any(not isinstance(client.part, slice) for client in clients)):
         raise UserError(f"rho: must be above 0 with duals or a map as exchange, found {rho}")
-    begun = [one.detach().double() for one in initial]
-    first = [client.exchange(one).detach() for client, one in zip(clients, begun, strict=True)]
-    tied = [Link.start({X: one}, rho) for one in first]
+    begun = [t.detach().double() for t in initial]
+    first = [client.exchange(t).detach() for client, t in zip(clients, begun, strict=True)]
+    tied = [Link.start({X: t}, rho) for t in first]
     now = state or Solution(begun, first, first, tied, [0.0] * len(first), rho, [])
     theta, x, links, mu, history = list(now.theta), list(now.x), list(now.links), list(now.mu), list(now.history)
     carriers = {str(i): Carrier(str(i), {X: x[i]}, {}, client.weight) for i, client in enumerate(clients)}
@@ -191,8 +191,8 @@ def solve(
         hub.z = {str(i): {X: z} for i, z in enumerate(state.z)}  # as it was tied, before rho adapted
     for number in range(len(history), len(history) + rounds):
         gaps = []
-        for i in drawn(len(clients), participation, seed, number):
-            client, z, link = clients[i], hub.z[str(i)], links[i].rescaled(hub.rho)
+        for i in draw(len(clients), participation, seed, number):
+            client, z, link = clients[i], hub.z[str(i)], links[i].rescale(hub.rho)
             anchor = link.anchor(z) if duals else z
             theta[i] = local_solver(client.objective(anchor[X], hub.rho, mu[i]), client.begin(theta[i], z[X]))
             x[i] = client.exchange(theta[i]).detach()
@@ -225,10 +225,10 @@ def _clients(
     for name, value in {"initial": initial, "exchange": parts, "weights": p, "budgets": limits}.items():
         if len(value) != n:
             raise UserError(f"{name}: must have one entry for each of the {n} losses, found {len(value)}")
-    if not all(one > 0 for one in p):
+    if not all(w > 0 for w in p):
         raise UserError(f"weights: must be above 0, found {min(p)}")
     budget = [Budget(math.inf if limit is None else limit, step) for limit in limits]
-    return [_Client(*one) for one in zip(losses, parts, p, budget, strict=True)]
+    return [_Client(*row) for row in zip(losses, parts, p, budget, strict=True)]
 
 
 def _loss(clients: list[_Client], i: int, theta: Tensor, number: int) -> float:
@@ -239,8 +239,8 @@ def _loss(clients: list[_Client], i: int, theta: Tensor, number: int) -> float:
     return value
 
 
-def _line(clients: list[_Client], theta: list[Tensor], mu: list[float], found: Residuals, number: int) -> Line:
+def _line(clients: list[_Client], theta: list[Tensor], mu: list[float], gap: Residuals, number: int) -> Line:
     f = [_loss(clients, i, t, number) for i, t in enumerate(theta)]
     objective = sum(client.weight * value for client, value in zip(clients, f, strict=True))
     violation = max(max(value - client.budget.limit, 0.0) for client, value in zip(clients, f, strict=True))
-    return Line(objective, found.primal, found.dual, violation, tuple(mu), found.rho)
+    return Line(objective, gap.primal, gap.dual, violation, tuple(mu), gap.rho)

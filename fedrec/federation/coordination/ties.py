@@ -25,13 +25,13 @@ class Average(Held):
         parts.sort(key=lambda part: place[part.clients[0]])
         before, self.z = self.z, mean_of(parts, self.carriers, self.z)
         primal = math.fsum(part.gap for part in parts) ** 0.5
-        return Residuals(primal, self.rho * self.moved(before, parts) if self.rho else 0.0, self.rho)
+        return Residuals(primal, self.rho * self.motion(before, parts) if self.rho else 0.0, self.rho)
 
     def move(self, change: Params) -> None:
         """See Held."""
         self.z = {name: (value.double() + change[name]).to(value.dtype) for name, value in self.z.items()}
 
-    def moved(self, before: Params, parts: Sums) -> float:
+    def motion(self, before: Params, parts: Sums) -> float:
         """Return |Z+ - Z| over the clients of a round."""
         rows = {n: (z.double() - before[n].double()).square().reshape(len(z), -1).sum(1) for n, z in self.z.items()}
         full = {name: float(value.sum()) for name, value in rows.items()}
