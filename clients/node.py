@@ -14,7 +14,7 @@ from clients.round import evaluated, join, trained
 from clients.secure import answer_in_secret
 from clients.state import Party, restore, saved
 from fedrec.errors import UserError
-from fedrec.experiment.channel import keyed
+from fedrec.experiment.channel import row_ids
 from fedrec.federation.proportion import change, large, too_far
 from fedrec.keyed import Carrier, Subtotal, carrier, catalogue, subtotal, union
 from fedrec.params import Params, norm, same
@@ -65,7 +65,7 @@ class Node:
     def carriers(self) -> dict[str, Carrier]:
         """What each of the clients that have joined carries, where the rows are those of all of them."""
         clients = {name: party.client for name, party in self.parties.items() if party.joined}
-        ids = {name: keyed(one.shared_like, one.data, one.channel) for name, one in clients.items()}
+        ids = {name: row_ids(one.shared_like, one.data, one.channel) for name, one in clients.items()}
         rows = catalogue(list(ids.values()))
         return {name: carrier(name, one.shared_like, ids[name], rows, 1.0) for name, one in clients.items()}
 
