@@ -55,8 +55,8 @@ class Node:
             party.secrets.pop("member", None)  # but not which rounds had keys: no round gets a second pair
             last = found.contributions[-1].values if found.contributions else {}
             found.contributions.append(replace(reply, values=last) if same(last, reply.values) else reply)
-        if self.stacked:
-            joined = [self.parties[one.client] for one in found.contributions]
+        joined = [self.parties[one.client] for one in found.contributions]
+        if self.stacked and joined:
             rows = catalogue([one.rows for one in found.contributions])
             self.programs = programs(joined, [one.values for one in found.contributions], rows)
         return found
