@@ -37,8 +37,8 @@ class Seam(NamedTuple):
     def names(self) -> tuple[str, ...]:
         """The names of the package's own parts."""
         module, _, name = self.ours.partition(":")
-        found = getattr(importlib.import_module(module), name)
-        return get_args(found) or tuple(found)
+        table = getattr(importlib.import_module(module), name)
+        return get_args(table) or tuple(table)
 
 
 # By the field that holds the part; an attack is an option of the privacy study.
@@ -162,9 +162,9 @@ def written(value: Any) -> Any:
     stands for.
     """
     if isinstance(value, list | tuple):
-        return ",".join(str(written(one)) for one in value)
+        return ",".join(str(written(item)) for item in value)
     if isinstance(value, Mapping) and "use" in value:
-        fields, part = {str(name): one for name, one in value.items() if name != "use"}, read(str(value["use"]))
+        fields, part = {str(name): field for name, field in value.items() if name != "use"}, read(str(value["use"]))
         return str(part._replace(fields={**part.fields, **fields}))
     kind = value if isinstance(value, type) else type(value)
     if not (dataclasses.is_dataclass(kind) or issubclass(kind, BaseModel)):
@@ -179,9 +179,9 @@ def written(value: Any) -> Any:
 
 def fields_of(value: Any) -> dict[str, Any]:
     """Return the fields of a component that are not at their defaults, as JSON has them."""
-    found = {name: getattr(value, name) for name in names_of(type(value))}
+    values = {name: getattr(value, name) for name in names_of(type(value))}
     usual = defaults_of(type(value))
-    given = {name: one for name, one in found.items() if name not in usual or one != usual[name]}
+    given = {name: field for name, field in values.items() if name not in usual or field != usual[name]}
     try:
         plain: dict[str, Any] = json.loads(json.dumps(given))
     except (TypeError, ValueError) as error:
@@ -198,7 +198,7 @@ def fields_known(kind: type[Any]) -> list[tuple[str, str, str]]:
 
 def names_of(kind: type[Any]) -> list[str]:
     """Return the names of a component's fields."""
-    return [one.name for one in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else [*kind.model_fields]
+    return [f.name for f in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else [*kind.model_fields]
 
 
 def defaults_of(kind: type[Any]) -> dict[str, Any]:
@@ -206,13 +206,13 @@ def defaults_of(kind: type[Any]) -> dict[str, Any]:
     if not dataclasses.is_dataclass(kind):
         infos = kind.model_fields.items()
         return {name: info.get_default(call_default_factory=True) for name, info in infos if not info.is_required()}
-    found = {}
-    for one in dataclasses.fields(kind):
-        if one.default is not dataclasses.MISSING:
-            found[one.name] = one.default
-        elif one.default_factory is not dataclasses.MISSING:
-            found[one.name] = one.default_factory()
-    return found
+    usual = {}
+    for field in dataclasses.fields(kind):
+        if field.default is not dataclasses.MISSING:
+            usual[field.name] = field.default
+        elif field.default_factory is not dataclasses.MISSING:
+            usual[field.name] = field.default_factory()
+    return usual
 
 
 def with_fields(text: str, fields: Mapping[str, Any]) -> str:
@@ -222,18 +222,18 @@ def with_fields(text: str, fields: Mapping[str, Any]) -> str:
     """
     if not fields:
         return text
-    parts, found, chosen = per_client(text), {}, {name: {"*": one} for name, one in fields.items()}
+    parts, texts, chosen = per_client(text), {}, {name: {"*": value} for name, value in fields.items()}
     if len(parts) > 1:
-        chosen |= {name: dict(per_client(one)) for name, one in fields.items() if one and isinstance(one, str)}
+        chosen |= {name: dict(per_client(value)) for name, value in fields.items() if value and isinstance(value, str)}
     for client, several in parts.items():
-        mine = {name: values[key] for name, values in chosen.items() for key in ("*", client) if key in values}
+        given = {name: values[key] for name, values in chosen.items() for key in ("*", client) if key in values}
         pieces = []
-        for one, *weight in (divided(piece, "*") for piece in divided(several, ",")):
-            part = read(one)
-            whole = str(part._replace(fields={**part.fields, **mine})) if part.own else str(part)
+        for form, *weight in (divided(piece, "*") for piece in divided(several, ",")):
+            part = read(form)
+            whole = str(part._replace(fields={**part.fields, **given})) if part.own else str(part)
             pieces.append("*".join([whole, *weight]))
-        found[client] = ",".join(pieces)
-    return joined(found)
+        texts[client] = ",".join(pieces)
+    return joined(texts)
 
 
 def joined(values: Mapping[str, str]) -> str:
@@ -243,7 +243,7 @@ def joined(values: Mapping[str, str]) -> str:
 
 def parts_of(text: str) -> list[Part]:
     """Return the parts that a text names, of all clients."""
-    return [read(next(divided(one, "*"))) for several in per_client(text).values() for one in divided(several, ",")]
+    return [read(next(divided(piece, "*"))) for several in per_client(text).values() for piece in divided(several, ",")]
 
 
 def shown(text: str) -> Any:
@@ -276,14 +276,14 @@ def choose_part(field: str, text: str) -> str:
 
 def installed() -> dict[str, str]:
     """Return the paths of the parts that installed distributions have, by their short names."""
-    return {one.name: one.value for one in metadata.entry_points(group=GROUP)}
+    return {entry.name: entry.value for entry in metadata.entry_points(group=GROUP)}
 
 
 def with_paths(field: str, text: str) -> str:
     """Return a text, of one part or of one for each client, by `choose_part`; that of a field of any names as it is."""
     if not SEAMS[field].ours:
         return text
-    return joined({client: choose_part(field, one) for client, one in per_client(text).items()})
+    return joined({client: choose_part(field, part) for client, part in per_client(text).items()})
 
 
 def one_of(field: str) -> AfterValidator:

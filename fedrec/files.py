@@ -39,8 +39,8 @@ def regular(path: Path, thing: str) -> Path:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise UserError(f"{thing}: must be a readable file, found {str(path)[:200]!r} ({reason})") from None
     if not stat.S_ISREG(mode):
-        found = next((name for is_kind, name in KINDS if is_kind(mode)), "another thing")
-        raise UserError(f"{thing}: must be a regular file, found {found} ({path})")
+        kind = next((name for is_kind, name in KINDS if is_kind(mode)), "another thing")
+        raise UserError(f"{thing}: must be a regular file, found {kind} ({path})")
     return path
 
 
@@ -61,14 +61,14 @@ def named_values(path: Path, thing: str, else_: str = "") -> dict[str, Any]:
 
 def memory() -> int:
     """Return the bytes of memory that this process may have: the machine's, or less in a control group."""
-    found = [2**33]  # where the system does not tell
+    sizes = [2**33]  # where the system does not tell
     if hasattr(os, "sysconf") and {"SC_PHYS_PAGES", "SC_PAGE_SIZE"} <= os.sysconf_names.keys():
-        found = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+        sizes = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
     for name in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         limit = Path(name)
         if limit.is_file() and (text := limit.read_text(encoding="ascii").strip()).isdecimal():
-            found.append(int(text))
-    return min(found)
+            sizes.append(int(text))
+    return min(sizes)
 
 
 def largest() -> int:

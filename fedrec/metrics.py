@@ -47,9 +47,9 @@ def cut_of(name: str, cut: str) -> int:
     """Return the cut-off of a metric; raises UserError if it is none."""
     if not re.fullmatch("[1-9][0-9]*", cut, re.ASCII):
         family, at, _ = name.partition("@")
-        found = repr(cut) if at else "none"
+        text = repr(cut) if at else "none"
         rule = "the cut-off must be a whole number of at least 1"
-        raise UserError(f"metric {name!r}: {rule}, found {found}; did you mean '{family}@10'?")
+        raise UserError(f"metric {name!r}: {rule}, found {text}; did you mean '{family}@10'?")
     return int(cut)
 
 
@@ -65,8 +65,8 @@ def own(name: str, ranks_per_user: Sequence[Ranks]) -> Values:
     It is a component with `value(ranks)`, ranks ascending int64 [m], larger is better; `NAME@K` sets its field `k`.
     """
     metric = make("metrics", as_part(name))
-    found = [float(metric.value(np.sort(ranks))) if len(ranks) else math.nan for ranks in ranks_per_user]
-    return np.array(found, dtype=np.float64)
+    values = [float(metric.value(np.sort(ranks))) if len(ranks) else math.nan for ranks in ranks_per_user]
+    return np.array(values, dtype=np.float64)
 
 
 def higher_is_better(name: str) -> bool:
@@ -186,8 +186,8 @@ def placements(score: NDArray[np.floating], label: NDArray[np.bool_]) -> Values:
 
 def macro_auc(score: NDArray[np.floating], label: NDArray[np.bool_]) -> float:
     """Return the mean of `auc` over the columns [n, C] that have both classes; NaN without one."""
-    found = [auc(score[:, c], label[:, c]) for c in range(label.shape[1]) if 0 < label[:, c].sum() < len(label)]
-    return float(np.mean(found)) if found else math.nan
+    areas = [auc(score[:, c], label[:, c]) for c in range(label.shape[1]) if 0 < label[:, c].sum() < len(label)]
+    return float(np.mean(areas)) if areas else math.nan
 
 
 def average_precision(score: NDArray[np.floating], label: NDArray[np.bool_]) -> float:
@@ -270,6 +270,6 @@ def holm(p: Sequence[float]) -> list[float]:
     """
     values = np.asarray(p, np.float64)
     order = np.argsort(values, kind="stable")[: int((~np.isnan(values)).sum())]
-    found = np.full(len(values), math.nan)
-    found[order] = np.minimum(np.maximum.accumulate(values[order] * np.arange(len(order), 0, -1)), 1)
-    return [float(one) for one in found]
+    adjusted = np.full(len(values), math.nan)
+    adjusted[order] = np.minimum(np.maximum.accumulate(values[order] * np.arange(len(order), 0, -1)), 1)
+    return [float(value) for value in adjusted]

@@ -62,12 +62,12 @@ def load(
     with named("dataset"):
         name = choose_part("dataset", name)
     if read(name).own:
-        found = make("dataset", name).load()
-        found = from_frame(found, columns, read(name).use) if isinstance(found, pd.DataFrame) else found
-        if not isinstance(found, Dataset):
-            kind = type(found).__name__
+        data = make("dataset", name).load()
+        data = from_frame(data, columns, read(name).use) if isinstance(data, pd.DataFrame) else data
+        if not isinstance(data, Dataset):
+            kind = type(data).__name__
             raise UserError(f"dataset: {read(name).use} must load a Dataset or a DataFrame, found {kind}")
-        return found
+        return data
     if name == "synthetic":
         return synthetic(market, platforms=platforms, seed=seed)
     if name == "ml-100k":

@@ -29,8 +29,8 @@ def refuse(bad: NDArray[np.bool_], values: Any, thing: str, rule: str, unit: str
     if bad.any():
         first = int(np.argmax(bad))
         value = values[first]
-        found = "nothing" if pd.isna(value) else repr(value)[:80]
-        raise UserError(f"{thing}, {unit} {first + 1}: {rule}, found {found}")
+        text = "nothing" if pd.isna(value) else repr(value)[:80]
+        raise UserError(f"{thing}, {unit} {first + 1}: {rule}, found {text}")
 
 
 def canonical(frame: pd.DataFrame) -> tuple[pd.DataFrame, tuple[str, ...]]:
@@ -49,8 +49,8 @@ def canonical(frame: pd.DataFrame) -> tuple[pd.DataFrame, tuple[str, ...]]:
     platform = frame["platform"].to_numpy()[np.unique(keys, return_index=True)[1]]
     columns = {"user": after.user, "item": after.item, "platform": platform}
     columns |= {"time": after.time, "rating": after.rating, "positive": after.positive, **after.labels}
-    found = pd.DataFrame(columns)[list(frame.columns)]
-    return found.sort_values(order, ignore_index=True), (told(before, after),)
+    rows = pd.DataFrame(columns)[list(frame.columns)]
+    return rows.sort_values(order, ignore_index=True), (told(before, after),)
 
 
 def showable(name: str) -> bool:
@@ -94,11 +94,11 @@ def check_header(file: io.BufferedReader, wanted: Sequence[str], name: str) -> N
     check_once(next(csv.reader([line.decode("utf-8-sig", errors="replace")]), []), wanted, name)
 
 
-def check_once(found: Sequence[str], wanted: Sequence[str], name: str) -> None:
+def check_once(columns: Sequence[str], wanted: Sequence[str], name: str) -> None:
     """Raise UserError if a file has several columns of a wanted name."""
     for column in wanted:
-        if found.count(column) > 1:
-            raise UserError(f"column {column!r} of {name}: must be there once, found {found.count(column)} of them")
+        if columns.count(column) > 1:
+            raise UserError(f"column {column!r} of {name}: must be there once, found {columns.count(column)} of them")
 
 
 def merged(rows: Interactions, keys: Ints) -> Interactions:

@@ -147,9 +147,9 @@ def _checked(path: Path, sha256: str) -> bytes:
         content = path.read_bytes()
     except OSError as error:
         raise UserError(f"text: {path} must be a readable file, found {error.strerror}") from None
-    found = hashlib.sha256(content).hexdigest()
-    if found != sha256:
-        raise UserError(f"text: the SHA-256 of {path} must be {sha256}, found {found}")
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != sha256:
+        raise UserError(f"text: the SHA-256 of {path} must be {sha256}, found {digest}")
     return content
 
 
@@ -190,8 +190,8 @@ def _sound(arrays: Mapping[str, NDArray[np.generic]], count: int) -> Floats | No
     vectors = arrays.get("vectors")
     if vectors is None or vectors.shape != (count, WIDTH) or vectors.dtype != np.float32:
         return None
-    found = vectors.astype(np.float32, copy=False)
-    return found if np.allclose(np.linalg.norm(found, axis=1), 1, atol=1e-4) else None
+    rows = vectors.astype(np.float32, copy=False)
+    return rows if np.allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-4) else None
 
 
 def store(path: Path, arrays: Mapping[str, NDArray[np.generic]]) -> None:

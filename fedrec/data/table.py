@@ -52,10 +52,10 @@ def from_frame(frame: pd.DataFrame, columns: str = "", name: str = "frame") -> D
     return _of_text(frame[wanted].reset_index(drop=True).astype("str"), name, roles, labels)
 
 
-def choose_columns(wanted: Iterable[str], found: Iterable[object], name: str) -> None:
+def choose_columns(wanted: Iterable[str], columns: Iterable[object], name: str) -> None:
     """Raise UserError for a wanted column that is not found; `name` is what errors call the table."""
     for column in wanted:
-        choose(f"column of {name}", column, map(str, found))
+        choose(f"column of {name}", column, map(str, columns))
 
 
 def _of_text(raw: pd.DataFrame, name: str, roles: Mapping[str, str], labels: tuple[str, ...]) -> Dataset:
@@ -216,9 +216,9 @@ def _items(rows: pd.DataFrame, keys: list[str], given: Mapping[str, pd.Series]) 
         items["brand"] = nothing
 
     def first(column: pd.Series) -> pd.Series:
-        found = rows[["item", "platform", "user", "time"]].assign(value=column).dropna()
-        found = found.sort_values(["platform", "user", "time", "value"]).drop_duplicates("item")
-        return found.set_index("item")["value"].reindex(items.index)
+        frame = rows[["item", "platform", "user", "time"]].assign(value=column).dropna()
+        frame = frame.sort_values(["platform", "user", "time", "value"]).drop_duplicates("item")
+        return frame.set_index("item")["value"].reindex(items.index)
 
     for role, column in (("title", "title"), ("category", "categories"), ("brand", "brand")):
         if role in given:

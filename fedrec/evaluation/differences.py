@@ -88,12 +88,12 @@ def resampled(metric: str, sides: Sequence[Side]) -> Values:
     for place, side in enumerate(sides):
         for column, values in enumerate((*side.pair, np.ones(len(side.unit)))):
             columns[side.unit, 3 * place + column] = side.weight * squared(metric, values)
-    block, found = max(1, BLOCK // units), []
+    block, gaps = max(1, BLOCK // units), []
     for start in range(0, RESAMPLES, block):
         sums = drawn_times(units, start, min(block, RESAMPLES - start)) @ columns
         ours, theirs, weight = (sums[:, column::3] for column in range(3))
-        found.append((whole(metric, ours, weight) - whole(metric, theirs, weight)).sum(1))
-    return np.concatenate(found)
+        gaps.append((whole(metric, ours, weight) - whole(metric, theirs, weight)).sum(1))
+    return np.concatenate(gaps)
 
 
 @lru_cache(maxsize=8)

@@ -52,8 +52,8 @@ class Stack:
 def server_rows(space: str, cohort: Cohort, flat: Ints, owner: Ints) -> Ints:
     """Return the rows of the server's tables that flat rows of the clients `owner` are."""
     rows = cohort.server[space]
-    found: Ints = flat - cohort.starts[space][owner] if rows is None else rows[flat]
-    return found
+    ids: Ints = flat - cohort.starts[space][owner] if rows is None else rows[flat]
+    return ids
 
 
 @dataclass(frozen=True)
