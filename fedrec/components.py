@@ -107,7 +107,7 @@ class Part(NamedTuple):
 def per_client(text: str) -> dict[str, str]:
     """Return `{client: value, "*": default}` of a text like `rank;shop=click,buy*2`; `rank` is the default here."""
     parts: dict[str, str] = {}
-    for part in divided(text):
+    for part in split_at(text):
         head, brace, fields = part.partition("{")
         client, equals, value = head.partition("=")
         key, value = (client, value) if equals else ("*", client)
@@ -128,7 +128,7 @@ def number(text: str) -> float:
         return math.nan
 
 
-def divided(text: str, mark: str = ";") -> Iterator[str]:
+def split_at(text: str, mark: str = ";") -> Iterator[str]:
     """Yield the parts of a text between marks, but for those inside the fields of a part, which are JSON."""
     start = place = 0
     while place < len(text):
@@ -155,14 +155,14 @@ def read(text: str) -> Part:
     return Part(use.strip(), fields)
 
 
-def written(value: Any) -> Any:
+def text_of(value: Any) -> Any:
     """Return the text of a part that is given as a text, a mapping {"use": ...}, a component, or its class.
 
     Several are joined by commas; anything else is returned as it is. Raises UserError for a component that no text
     stands for.
     """
     if isinstance(value, list | tuple):
-        return ",".join(str(written(item)) for item in value)
+        return ",".join(str(text_of(item)) for item in value)
     if isinstance(value, Mapping) and "use" in value:
         fields, part = {str(name): field for name, field in value.items() if name != "use"}, read(str(value["use"]))
         return str(part._replace(fields={**part.fields, **fields}))
@@ -228,34 +228,34 @@ def with_fields(text: str, fields: Mapping[str, Any]) -> str:
     for client, several in parts.items():
         given = {name: values[key] for name, values in chosen.items() for key in ("*", client) if key in values}
         pieces = []
-        for form, *weight in (divided(piece, "*") for piece in divided(several, ",")):
+        for form, *weight in (split_at(piece, "*") for piece in split_at(several, ",")):
             part = read(form)
             whole = str(part._replace(fields={**part.fields, **given})) if part.own else str(part)
             pieces.append("*".join([whole, *weight]))
         texts[client] = ",".join(pieces)
-    return joined(texts)
+    return join_clients(texts)
 
 
-def joined(values: Mapping[str, str]) -> str:
+def join_clients(values: Mapping[str, str]) -> str:
     """Return the text whose values by client, "*" for all others, `per_client` reads."""
     return ";".join(value if client == "*" else f"{client}={value}" for client, value in values.items())
 
 
 def parts_of(text: str) -> list[Part]:
     """Return the parts that a text names, of all clients."""
-    return [read(next(divided(piece, "*"))) for several in per_client(text).values() for piece in divided(several, ",")]
+    return [read(next(split_at(p, "*"))) for several in per_client(text).values() for p in split_at(several, ",")]
 
 
-def shown(text: str) -> Any:
+def as_json(text: str) -> Any:
     """Return a part as JSON has it: the text, or with fields {"use": ...}; several, or a weight, stay a text."""
-    if "{" not in text or any(len(list(divided(text, mark))) > 1 for mark in ";,*"):
+    if "{" not in text or any(len(list(split_at(text, mark))) > 1 for mark in ";,*"):
         return text
     part = read(text)
     return {"use": part.use, **part.fields}
 
 
-# A field that holds a part: its text, whatever it is given as, and in JSON what `shown` says.
-PartText = Annotated[str, BeforeValidator(written), PlainSerializer(shown, when_used="json")]
+# A field that holds a part: its text, whatever it is given as, and in JSON what `as_json` says.
+PartText = Annotated[str, BeforeValidator(text_of), PlainSerializer(as_json, when_used="json")]
 
 
 def choose_part(field: str, text: str) -> str:
@@ -283,7 +283,7 @@ def with_paths(field: str, text: str) -> str:
     """Return a text, of one part or of one for each client, by `choose_part`; that of a field of any names as it is."""
     if not SEAMS[field].ours:
         return text
-    return joined({client: choose_part(field, part) for client, part in per_client(text).items()})
+    return join_clients({client: choose_part(field, part) for client, part in per_client(text).items()})
 
 
 def one_of(field: str) -> AfterValidator:

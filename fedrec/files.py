@@ -85,7 +85,7 @@ def sha256_of(path: Path | None) -> str:
 
 
 @contextmanager
-def unpacked(path: Path, thing: str) -> Iterator[io.BufferedReader]:
+def unpack(path: Path, thing: str) -> Iterator[io.BufferedReader]:
     """Yield the bytes of a regular file; those packed as .gz, .bz2, .xz, .zst, or alone in a .zip or .tar, unpacked.
 
     Raises UserError for what is no regular file, an archive of several files, or more than `largest` bytes; while they
@@ -93,10 +93,10 @@ def unpacked(path: Path, thing: str) -> Iterator[io.BufferedReader]:
     """
     regular(path, thing)
     with path.open("rb") as file:
-        yield io.BufferedReader(_Bounded(_opened(path, file, thing), thing, largest()), PEEKED)
+        yield io.BufferedReader(_Bounded(_open(path, file, thing), thing, largest()), PEEKED)
 
 
-def _opened(path: Path, file: IO[bytes], thing: str) -> IO[bytes]:
+def _open(path: Path, file: IO[bytes], thing: str) -> IO[bytes]:
     """Return the bytes that are in an open file, by the end of its name."""
     name = path.name.lower()
     if name.endswith((".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz")):

@@ -152,7 +152,7 @@ def mean(
     for who, values in contributions:
         for name, value in values.items():
             add_rows(total[name], who.part(name), who.weight * value.to("cpu", torch.float64))
-    return {name: value.to(dtype) for name, value in divided(total, members, {**total, **(previous or {})}).items()}
+    return {name: value.to(dtype) for name, value in divide(total, members, {**total, **(previous or {})}).items()}
 
 
 @dataclass(frozen=True)
@@ -226,10 +226,10 @@ def mean_of(parts: Sequence[Subtotal], carriers: Mapping[str, Carrier], previous
         rows, members = union(inside), [*members, *inside]
         for name, value in part.values.items():
             add_rows(total[name], rows.get(name) if len(value) < len(total[name]) else None, value)
-    return {name: value.to(previous[name].dtype) for name, value in divided(total, members, previous).items()}
+    return {name: value.to(previous[name].dtype) for name, value in divide(total, members, previous).items()}
 
 
-def divided(total: Params, members: Sequence[Carrier], previous: Params) -> Params:
+def divide(total: Params, members: Sequence[Carrier], previous: Params) -> Params:
     """Return sum_i p_i x_i over the sum of the weights of those that carry a row, in float64, by name.
 
     `previous` stays where nobody does.

@@ -59,7 +59,7 @@ def as_part(name: str) -> str:
     return str(Part(family, {} if k is None else {"k": k}))
 
 
-def own(name: str, ranks_per_user: Sequence[Ranks]) -> Values:
+def own_values(name: str, ranks_per_user: Sequence[Ranks]) -> Values:
     """Return the values [users] of a metric of the user's own, of the ranks of each user who has any.
 
     It is a component with `value(ranks)`, ranks ascending int64 [m], larger is better; `NAME@K` sets its field `k`.
@@ -136,7 +136,7 @@ def ranking_metrics(ranks_per_user: Sequence[Ranks], metrics: Sequence[str]) -> 
     def value(name: str) -> Values:
         family, k = parse_metric(name)
         if ":" in family:
-            return own(name, ranks_per_user)
+            return own_values(name, ranks_per_user)
         choose(f"metric {name!r}", family, RANKING)
         if k is None:
             return 1 / first

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from fedrec.components import PATH, divided, make, number, per_client, read
+from fedrec.components import PATH, make, number, per_client, read, split_at
 from fedrec.data.types import Attributes, Bools, Floats, Interactions
 from fedrec.errors import UserError, choose
 from fedrec.metrics import Values
@@ -208,7 +208,7 @@ def parse_task(text: str) -> Task:
 
     Or one of the user's own, by path, which is not imported; its head has the name of its class.
     """
-    name, *weights = divided(text.strip(), "*")
+    name, *weights = split_at(text.strip(), "*")
     name, weight_text = name.rstrip(), "*".join(weights).strip()
     weight = number(weight_text) if weights else 1.0
     if not 0 < weight < np.inf:
@@ -232,7 +232,7 @@ def tasks_of(text: str, client: str) -> tuple[Task, ...]:
     chosen = parts.get(client, parts.get("*"))
     if chosen is None:
         raise UserError(f"task: client {client!r} has no task in {text!r}")
-    tasks = tuple(parse_task(part) for part in divided(chosen, ","))
+    tasks = tuple(parse_task(part) for part in split_at(chosen, ","))
     if len({task.name for task in tasks}) < len(tasks):
         raise UserError(f"task: a client may name a task once, found {chosen!r}")
     return tasks

@@ -8,7 +8,7 @@ from fedrec.components import choose_part, make, read
 from fedrec.data.history import Histories, before, latest
 from fedrec.data.movielens import movielens
 from fedrec.data.negatives import Negatives, excluded
-from fedrec.data.partition import federation, probe_of, public_data, viewed
+from fedrec.data.partition import federation, probe_of, public_data, view_public
 from fedrec.data.split import pool
 from fedrec.data.synthetic import Market, synthetic
 from fedrec.data.table import from_frame, table
@@ -38,7 +38,7 @@ __all__ = [
     "public_data",
     "synthetic",
     "table",
-    "viewed",
+    "view_public",
 ]
 
 DATASETS = ("synthetic", "ml-100k", "table")

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from fedrec.data.types import Interactions, Ints
 from fedrec.errors import UserError
-from fedrec.files import PEEKED, unpacked
+from fedrec.files import PEEKED, unpack
 
 LONGEST = 100  # characters of a client's name
 NAMES = f"a name must be printable and have at most {LONGEST} characters"
@@ -50,7 +50,7 @@ def canonical(frame: pd.DataFrame) -> tuple[pd.DataFrame, tuple[str, ...]]:
     columns = {"user": after.user, "item": after.item, "platform": platform}
     columns |= {"time": after.time, "rating": after.rating, "positive": after.positive, **after.labels}
     rows = pd.DataFrame(columns)[list(frame.columns)]
-    return rows.sort_values(order, ignore_index=True), (told(before, after),)
+    return rows.sort_values(order, ignore_index=True), (merge_note(before, after),)
 
 
 def showable(name: str) -> bool:
@@ -71,12 +71,12 @@ def reading(path: Path, form: str) -> Iterator[None]:
 
 
 def read_csv(path: Path, wanted: Sequence[str], **options: Any) -> pd.DataFrame:
-    """Return a CSV (also packed, see `fedrec.files.unpacked`) with at least the wanted columns, each of them once."""
+    """Return a CSV (also packed, see `fedrec.files.unpack`) with at least the wanted columns, each of them once."""
     with warnings.catch_warnings():
         # Rows longer than the header mean a shifted column: pandas cuts them where it reads some columns only, and
         # only warns where all rows are long.
         warnings.simplefilter("error", pd.errors.ParserWarning)
-        with unpacked(path, path.name) as file:
+        with unpack(path, path.name) as file:
             check_header(file, wanted, path.name)
             frame: pd.DataFrame = pd.read_csv(file, index_col=False, keep_default_na=False, **options)
             return frame
@@ -129,7 +129,7 @@ def merged(rows: Interactions, keys: Ints) -> Interactions:
     )
 
 
-def told(before: Interactions, after: Interactions) -> str:
+def merge_note(before: Interactions, after: Interactions) -> str:
     """Return how many rows of which label were merged into how many interactions."""
     text = f"{len(before):,} rows are {len(after):,} interactions: repeats of a (platform, user, item) are merged, "
     text += "with every label that any of them has"

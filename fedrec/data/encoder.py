@@ -109,7 +109,7 @@ def sentence_vectors(texts: Sequence[str]) -> Floats:
     if not distinct:
         return np.zeros((0, WIDTH), dtype=np.float32)
     path = cache_of(distinct)
-    vectors = _sound(stored(path), len(distinct))
+    vectors = _sound(read_cache(path), len(distinct))
     if vectors is None:
         model, vectors = load_encoder(), np.empty((len(distinct), WIDTH), dtype=np.float32)
         with torch.inference_mode(), one_thread():
@@ -134,14 +134,14 @@ def load_encoder() -> Encoder:
         )
     # The package is a folder of files: its code is never run.
     folder = Path(spec.submodule_search_locations[0]) / "model"
-    content = {name: _checked(folder / name, sha256) for name, sha256 in SHA256.items()}
+    content = {name: _read(folder / name, sha256) for name, sha256 in SHA256.items()}
     tokenizer = Tokenizer.from_str(content["tokenizer.json"].decode())
     tokenizer.no_padding()
     tokenizer.enable_truncation(LONGEST)
     return Encoder(load_tensors(content["model.safetensors"]), tokenizer)
 
 
-def _checked(path: Path, sha256: str) -> bytes:
+def _read(path: Path, sha256: str) -> bytes:
     """Return the content of a file with this digest."""
     try:
         content = path.read_bytes()
@@ -177,7 +177,7 @@ def cache_of(texts: Sequence[str], kind: str = "") -> Path:
     return Path(platformdirs.user_cache_dir("fedrec")) / "text" / f"{key}{kind}.safetensors"
 
 
-def stored(path: Path) -> dict[str, NDArray[np.generic]]:
+def read_cache(path: Path) -> dict[str, NDArray[np.generic]]:
     """Return the arrays of a cached file; none if it is not there or damaged."""
     try:
         return dict(load(path.read_bytes()))

@@ -68,7 +68,7 @@ def federation(
         federated.append(replace(client, attributes=known if items is whole else known.take(items)))
     if volunteers:
         public = public_data(dataset, volunteers=volunteers, split=split, fractions=fractions, seed=seed)
-        federated = [informed(client, public) for client in federated]
+        federated = [add_public(client, public) for client in federated]
     return tuple(federated)
 
 
@@ -177,7 +177,7 @@ def volunteers_of(dataset: Dataset, count: int, seed: int) -> Ints:
     return np.sort(seeds.generator(seed, "volunteers").permutation(users)[:count])
 
 
-def informed(client: ClientData, public: ClientData) -> ClientData:
+def add_public(client: ClientData, public: ClientData) -> ClientData:
     """Return a client that also has the public users, and their training rows among the items that it carries.
 
     What is held out of the public users is in no part of it: they are never evaluated among its own users.
@@ -194,7 +194,7 @@ def informed(client: ClientData, public: ClientData) -> ClientData:
     return replace(base, train=concatenate([base.train, added]), notes=(*client.notes, note))
 
 
-def viewed(public: ClientData, name: str, items: Ints) -> ClientData:
+def view_public(public: ClientData, name: str, items: Ints) -> ClientData:
     """Return the public users' split interactions among `items` (global ids, ascending), under a client's name."""
     view = public.mapped(lambda rows: rows.take(np.isin(public.items[rows.item], items))).among(public.users, items)
     new = public.new

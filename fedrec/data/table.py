@@ -9,7 +9,7 @@ import pandas as pd
 from fedrec.data.checks import NAMES, canonical, check_once, read_csv, reading, refuse, showable
 from fedrec.data.types import Dataset, Ints
 from fedrec.errors import UserError, choose
-from fedrec.files import largest, regular, unpacked
+from fedrec.files import largest, regular, unpack
 from fedrec.folders import create_private
 
 ALIASES = {"timestamp": "time", "categories": "category"}
@@ -22,7 +22,7 @@ BINARY = {"0": False, "1": True, "0.0": False, "1.0": True, "false": False, "tru
 
 
 def table(path: Path, columns: str) -> Dataset:
-    """Return the interactions of a CSV (also packed, see `fedrec.files.unpacked`) or Parquet file.
+    """Return the interactions of a CSV (also packed, see `fedrec.files.unpack`) or Parquet file.
 
     `columns` maps roles to the file's columns, for instance `user=user,item=asin,platform=domain,label=click`. Roles:
     user and item (required), rating, time (or timestamp: seconds, a finer unit, or ISO dates), platform, title,
@@ -140,7 +140,7 @@ def _parquet(path: Path, wanted: list[str]) -> pd.DataFrame:
 
 
 def _not_utf8(path: Path) -> UserError:
-    with unpacked(path, path.name) as file:
+    with unpack(path, path.name) as file:
         for number, line in enumerate(file, 1):
             try:
                 line.decode()

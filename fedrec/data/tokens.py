@@ -76,7 +76,7 @@ def sentence_tokens(texts: Sequence[str]) -> Tokens:
     """
     distinct = sorted(set(texts))
     model, path = load_encoder(), encoder.cache_of(distinct, "-tokens")
-    pair = _sound(encoder.stored(path), len(distinct), model)
+    pair = _sound(encoder.read_cache(path), len(distinct), model)
     if pair is None:
         pair = _attended(model, distinct)
         encoder.store(path, {"attended": pair[0], "length": pair[1]})

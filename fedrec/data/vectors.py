@@ -34,7 +34,7 @@ def joined(*modalities: NDArray[np.generic]) -> Floats:
 def read_vectors(path: Path, keys: Sequence[str]) -> tuple[Floats, tuple[str, ...]]:
     """Return the vectors of a file [items, d] in the order of the items' `keys`, and notes that count what is missing.
 
-    A CSV (also packed, see `fedrec.files.unpacked`) or Parquet file has the column `key` and one column of numbers for
+    A CSV (also packed, see `fedrec.files.unpack`) or Parquet file has the column `key` and one column of numbers for
     each dimension, in their order; a safetensors file has one tensor [d] for each item, named by its key. An item that
     the file lacks gets zeros. Raises UserError for a file that cannot be read, a key that is empty or occurs twice, a
     number that is not finite, vectors of unequal length, and where no item is found at all.

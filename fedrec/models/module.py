@@ -73,7 +73,7 @@ class ModuleRecommender(Recommender):
         """See Recommender."""
         width, keys = width_of(self.module), {"user": users, "item": items}
         params: Params = {}
-        for name, value in started(self.module, seed).items():
+        for name, value in start_params(self.module, seed).items():
             space = self.module.tables.get(name)
             if space is None:
                 params[self._named(name)] = value.clone()
@@ -167,7 +167,7 @@ def check(module: Module, network: nn.Module, users: int, items: int) -> None:
 
 
 @functools.lru_cache(maxsize=64)
-def started(module: Module, seed: int) -> Params:
+def start_params(module: Module, seed: int) -> Params:
     """Return the parameters that a module of one user and one item starts with: dense ones are drawn by the seed."""
     skeleton(module, 1, 1)
     with torch.random.fork_rng(devices=[]):

@@ -97,14 +97,14 @@ class Recommender:
         start = self.sequence.init(seed, self.dim) | ({} if encoder is None else encoder.lora.start(seed))
         keys = {"user": users, "item": items}
         for name in [name for name in like if name not in start and not name.startswith("heads.")]:
-            start[name] = self._started(seed, name, tuple(like[name].shape), keys, len(offsets))
+            start[name] = self._start(seed, name, tuple(like[name].shape), keys, len(offsets))
         for task, offset in offsets.items():
             start |= self._init_head(task, self._drawn_head(seed, task, like[f"heads.{task}.weight"].shape[-1]), offset)
         if self.kind == "esmm":  # the head is of P(buy | click), the offset of P(buy)
             start["heads.buy.bias"] = torch.tensor([quotient(float(offsets["buy"]), float(offsets["click"]))])
         return {name: start[name] for name in like}
 
-    def _started(self, seed: int, name: str, size: tuple[int, ...], keys: Mapping[str, Keys], tasks: int) -> Tensor:
+    def _start(self, seed: int, name: str, size: tuple[int, ...], keys: Mapping[str, Keys], tasks: int) -> Tensor:
         """Return a parameter's start: vectors are drawn, biases are 0; with content items are 0, and A is drawn."""
         first, _, rest = name.partition(".")
         if first not in (*self.tables, "adapter", "attributes"):

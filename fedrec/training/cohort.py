@@ -86,14 +86,14 @@ def cohort(
     seed: int,
 ) -> Cohort:
     """Return some clients as one cohort; see `groups`."""
-    sizes = np.array([int(used(tasks, data.train, data.attributes).sum()) for data in datas])
+    sizes = np.array([int(used_rows(tasks, data.train, data.attributes).sum()) for data in datas])
     order = np.argsort(-sizes, kind="stable")
     clients = [datas[i] for i in order]
     starts = {
         "user": edges(np.array([len(data.users) for data in clients])),
         "item": edges(np.array([len(data.items) for data in clients])),
     }
-    taken = avoided(clients, starts["user"], negatives) if any(task.kind == "rank" for task in tasks) else None
+    taken = negatives_of(clients, starts["user"], negatives) if any(task.kind == "rank" for task in tasks) else None
     server = {space: server_rows(clients, space, catalogue.get(space)) for space in ("user", "item")}
     none, sequence = np.zeros(0, np.int64), models[0].sequence
     bare = Cohort(
@@ -113,23 +113,23 @@ def cohort(
         models=tuple(models[i] for i in order),
     )
     pasts = [before(data, sequence.history, seed) for data in clients] if sequence.active else []
-    return learning(bare, [data.train for data in clients], [data.attributes for data in clients], pasts)
+    return with_rows(bare, [data.train for data in clients], [data.attributes for data in clients], pasts)
 
 
-def used(tasks: Sequence[Task], rows: Interactions, about: Attributes) -> Bools:
+def used_rows(tasks: Sequence[Task], rows: Interactions, about: Attributes) -> Bools:
     """Return which rows some task learns from."""
     mask: Bools = np.logical_or.reduce([task.rows(rows, about) for task in tasks])
     return mask
 
 
-def learning(
+def with_rows(
     cohort: Cohort, parts: Sequence[Interactions], abouts: Sequence[Attributes], pasts: Sequence[Histories]
 ) -> Cohort:
     """Return the cohort with the rows of `parts`, one for each client, as those to train on.
 
     `abouts` is what is known of each client's items, `pasts` what was liked before each of its rows.
     """
-    masks = [used(cohort.tasks, part, about) for part, about in zip(parts, abouts, strict=True)]
+    masks = [used_rows(cohort.tasks, part, about) for part, about in zip(parts, abouts, strict=True)]
     kept = [part.take(mask) for part, mask in zip(parts, masks, strict=True)]
     rows, who = concatenate(kept), owners(kept)
     user = cohort.starts["user"][who] + rows.user
@@ -156,7 +156,7 @@ def learning(
         labels=labels,
         bound=bound,
         crowded=full,
-        past=joined(seen, cohort.starts["item"]),
+        past=join_histories(seen, cohort.starts["item"]),
     )
 
 
@@ -169,10 +169,10 @@ def held_out(cohort: Cohort, seed: int) -> Cohort:
     abouts = [replace(data.attributes, train=data.attributes.validation) for data in datas]
     known = [latest(d, d.known("validation"), sequence.history, seed) for d in datas] if sequence.active else []
     pasts = [past.at(data.validation.user) for past, data in zip(known, datas, strict=True)] if known else []
-    return learning(cohort, [data.validation for data in datas], abouts, pasts)
+    return with_rows(cohort, [data.validation for data in datas], abouts, pasts)
 
 
-def joined(pasts: Sequence[Histories], starts: Ints) -> Histories | None:
+def join_histories(pasts: Sequence[Histories], starts: Ints) -> Histories | None:
     """Return the histories of clients end to end, of flat items; None of nobody."""
     if not pasts:
         return None
@@ -195,7 +195,7 @@ def owners(parts: Sequence[Interactions]) -> Ints:
     return np.repeat(np.arange(len(parts)), [len(part) for part in parts])
 
 
-def avoided(datas: Sequence[ClientData], starts: Ints, protocol: Literal["train", "published"]) -> Negatives:
+def negatives_of(datas: Sequence[ClientData], starts: Ints, protocol: Literal["train", "published"]) -> Negatives:
     """Return `excluded` of all clients over flat users; the number of items is the largest catalogue's."""
     user, item = [], []
     for start, data in zip(starts, datas, strict=False):

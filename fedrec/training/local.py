@@ -16,7 +16,7 @@ from fedrec.tasks import Task
 from fedrec.training.cohort import Cohort, cohort
 from fedrec.training.held_out import held_out_many
 from fedrec.training.recipe import Recipe, Term
-from fedrec.training.results import client, stack, trained
+from fedrec.training.results import client, client_after, stack
 from fedrec.training.stacks import NOTHING, Stack, Terms
 from fedrec.training.update import Scope, train
 from fedrec.training.weighting import Weigher
@@ -43,8 +43,8 @@ def update_one(
     """Return what a round of training makes of the only client of a cohort; nothing that is given is changed."""
     before = stack([start])
     for part in train(only, before, EMPTY, recipe, sharing, seed=seed, chosen=ONE, scopes=[scope], terms=terms):
-        v = terms.personal and trained(only, terms.personal, replace(part, values=part.personal), 0)
-        return Trained(trained(only, before, part, 0), float(part.loss), v or {})
+        v = terms.personal and client_after(only, terms.personal, replace(part, values=part.personal), 0)
+        return Trained(client_after(only, before, part, 0), float(part.loss), v or {})
     return Trained(clone(start), float("nan"), client(only, terms.personal, 0) if terms.personal else {})
 
 

@@ -18,14 +18,14 @@ from fedrec.training.recipe import Batch, Phase, Recipe
 def task_losses(model: Recommender, params: Params, tasks: tuple[Task, ...], batch: Batch) -> list[Tensor]:
     """Return the weight of every task times the mean loss of its rows; 0 for a task without rows."""
     losses: list[Tensor] = []
-    for task, (score, negative) in zip(tasks, scored(model, params, tasks, batch), strict=True):
+    for task, (score, negative) in zip(tasks, score_batch(model, params, tasks, batch), strict=True):
         mask, target = batch.labels[task.name]
         loss = task_loss(task, score, target, negative)
         losses.append(task.weight * (loss * mask).sum() / mask.sum().clamp(min=1.0))
     return losses
 
 
-def scored(
+def score_batch(
     model: Recommender, params: Params, tasks: tuple[Task, ...], batch: Batch
 ) -> list[tuple[Tensor, Tensor | None]]:
     """Return each task's scores of the rows [B], of their items [B, C] if it is about these, and of sampled items.
@@ -54,7 +54,7 @@ def scores(model: Recommender, params: Params, tasks: tuple[Task, ...], batch: B
 
     Of an attribute it is what the model says of the row's item [B, C].
     """
-    each = zip(tasks, scored(model, params, tasks, batch), strict=True)
+    each = zip(tasks, score_batch(model, params, tasks, batch), strict=True)
     return {t.name: z if other is None else torch.cat([z[:, None], other], 1) for t, (z, other) in each}
 
 

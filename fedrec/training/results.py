@@ -152,7 +152,7 @@ def client(cohort: Cohort, stack: Stack, position: int) -> Params:
     return params
 
 
-def trained(cohort: Cohort, before: Stack, part: Part, j: int) -> Params:
+def client_after(cohort: Cohort, before: Stack, part: Part, j: int) -> Params:
     """Return the parameters of client `part.clients[j]` that `before` holds, after the round; its own memory."""
     params, alone, position = dict[str, Tensor](), len(part.clients) == 1, int(part.clients[j])
     for name, value in client(cohort, before, position).items():
