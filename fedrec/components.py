@@ -222,9 +222,9 @@ def with_fields(text: str, fields: Mapping[str, Any]) -> str:
     """
     if not fields:
         return text
-    parts, texts, chosen = per_client(text), {}, {name: {"*": value} for name, value in fields.items()}
+    parts, texts, chosen = per_client(text), {}, {name: {"*": v} for name, v in fields.items()}
     if len(parts) > 1:
-        chosen |= {name: dict(per_client(value)) for name, value in fields.items() if value and isinstance(value, str)}
+        chosen |= {name: dict(per_client(v)) for name, v in fields.items() if v and isinstance(v, str)}
     for client, several in parts.items():
         given = {name: values[key] for name, values in chosen.items() for key in ("*", client) if key in values}
         pieces = []

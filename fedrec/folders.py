@@ -108,11 +108,11 @@ def claim(out: Path) -> tuple[Path, list[Path]]:
     """
     out = out.absolute()
     try:
-        folders = [folder for folder in (out, *out.parents) if not folder.exists()]
+        folders = [path for path in (out, *out.parents) if not path.exists()]
         if out.exists() and not out.is_dir():
             raise UserError(f"out: must be a new or an empty folder, found the file {out}")
         out.mkdir(parents=True, exist_ok=True)
-        if (out / UNFINISHED).exists():
+        if unfinished(out):
             raise Taken(
                 f"out: must be a new or an empty folder, found {out} with a run that is not complete{hint(out)}"
             )

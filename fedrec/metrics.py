@@ -33,14 +33,11 @@ def parse_metric(name: str) -> tuple[str, int | None]:
     Raises UserError for an unknown family, a cut-off that is missing or below 1, or one where none belongs.
     """
     family, at, cut = name.partition("@")
-    if ":" in family:
-        return family, cut_of(name, cut) if at else None
-    choose(f"metric {name!r}", family, (*RANKING, *POINTWISE))
-    if family not in CUT:
-        if at:
+    if ":" not in family:
+        choose(f"metric {name!r}", family, (*RANKING, *POINTWISE))
+        if at and family not in CUT:
             raise UserError(f"metric {name!r}: {family} takes no cut-off, found '@{cut}'; did you mean {family!r}?")
-        return family, None
-    return family, cut_of(name, cut)
+    return family, cut_of(name, cut) if at or family in CUT else None
 
 
 def cut_of(name: str, cut: str) -> int:

@@ -34,7 +34,7 @@ def refuse(bad: NDArray[np.bool_], values: Any, thing: str, rule: str, unit: str
 
 
 def canonical(frame: pd.DataFrame) -> tuple[pd.DataFrame, tuple[str, ...]]:
-    """Merge the rows of every (platform, user, item) (`repeats.merged`); sort by (platform, user, time, item).
+    """Merge the rows of every (platform, user, item) (`merged`); sort by (platform, user, time, item).
 
     `frame` has the columns of `Dataset.interactions`; all that are bool but `positive` are labels. Returns the frame,
     which does not depend on the order of the rows, and a note that counts what was merged into what.

@@ -126,7 +126,7 @@ def pool(clients: Sequence[ClientData]) -> ClientData:
     """Return one client `pooled` over the union of users and of items: the data of the pooled upper bound.
 
     The same global id on two clients is one user. A (user, item) that two clients hold in training is one row, merged
-    (`repeats.merged`); one that any client holds out is not trained on. `members` are the clients.
+    (`checks.merged`); one that any client holds out is not trained on. `members` are the clients.
     """
     users = np.unique(np.concatenate([client.users for client in clients]))
     items = np.unique(np.concatenate([client.items for client in clients]))

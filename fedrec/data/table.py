@@ -34,8 +34,7 @@ def table(path: Path, columns: str) -> Dataset:
 
     Raises UserError, naming column, row (from 1 below the header) and value, for whatever cannot be read.
     """
-    roles, labels = _roles(columns)
-    wanted = list(dict.fromkeys([*roles.values(), *labels]))
+    roles, labels, wanted = _roles(columns)
     raw = _parquet(path, wanted) if path.suffix in (".parquet", ".pq") else _csv(path, wanted)
     return _of_text(raw, path.name, roles, labels)
 
@@ -46,8 +45,7 @@ def from_frame(frame: pd.DataFrame, columns: str = "", name: str = "frame") -> D
     Without `columns` every column that is called like a role has it. Raises UserError.
     """
     columns = columns or ",".join(f"{role}={role}" for role in ROLES if role in frame.columns and role != "label")
-    roles, labels = _roles(columns)
-    wanted = list(dict.fromkeys([*roles.values(), *labels]))
+    roles, labels, wanted = _roles(columns)
     choose_columns(wanted, frame.columns, name)
     return _of_text(frame[wanted].reset_index(drop=True).astype("str"), name, roles, labels)
 
@@ -85,8 +83,8 @@ def _of_text(raw: pd.DataFrame, name: str, roles: Mapping[str, str], labels: tup
     return Dataset(name, interactions, people, catalogue, tuple(platforms), labels, (*unit, *notes))
 
 
-def _roles(columns: str) -> tuple[dict[str, str], tuple[str, ...]]:
-    """Return the column of every role, and the label columns in the order given."""
+def _roles(columns: str) -> tuple[dict[str, str], tuple[str, ...], list[str]]:
+    """Return the column of every role, the label columns in the order given, and all columns, each once."""
     roles: dict[str, str] = {}
     labels: list[str] = []
     for part in filter(None, columns.split(",")):
@@ -106,7 +104,7 @@ def _roles(columns: str) -> tuple[dict[str, str], tuple[str, ...]]:
     for role in ("user", "item"):
         if role not in roles:
             raise UserError(f"columns: must map {role} (as in user=user,item=item), found {columns!r}")
-    return roles, tuple(labels)
+    return roles, tuple(labels), list(dict.fromkeys([*roles.values(), *labels]))
 
 
 def _csv(path: Path, wanted: list[str]) -> pd.DataFrame:

@@ -236,8 +236,7 @@ class Recommender:
 
         Behavioural expectation calibrator (arXiv 2105.08489, sec. 3), for parameters of two or more such tasks.
         """
-        logits = [self.head(params, task, features) for task in chain(ordered(params))]
-        return excess(logits)
+        return excess([self.head(params, task, features) for task in chain(ordered(params))])
 
     def _rows(self, params: Params, table: str, item: Tensor | None = None, keep: Tensor | None = None) -> Tensor:
         """Return the rows of a table of items, all or [B], with what their content says."""

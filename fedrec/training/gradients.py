@@ -131,6 +131,5 @@ def by_whole_tables(loss: Loss, params: Params, step: Step, names: Collection[st
     view = {n: v.detach().requires_grad_(n in names) for n, v in first(params, {}, 1, alone=True).items()}
     value, followed = loss(view, step.batch)
     wanted = list(names)
-    raw = torch.autograd.grad(followed, [view[n] for n in wanted], allow_unused=True)
-    grads = {n: torch.zeros_like(view[n]) if g is None else g for n, g in zip(wanted, raw, strict=True)}
-    return value.detach()[None], {n: g if n in TABLES else g[None] for n, g in grads.items()}, {}
+    grads = torch.autograd.grad(followed, [view[n] for n in wanted], materialize_grads=True)
+    return value.detach()[None], {n: g if n in TABLES else g[None] for n, g in zip(wanted, grads, strict=True)}, {}

@@ -1,6 +1,7 @@
 """What training minimises: the losses of the tasks on a batch, the penalties, and what a phase trains of it."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -77,9 +78,7 @@ def penalties(model: Recommender, params: Params, batch: Batch, l2: float) -> li
     items = [batch.item] if batch.negative is None else [batch.item, batch.negative[:, 0]]
     terms = [l2 * mean(model.penalty(params, batch.user, item), batch) for item in items] if l2 else []
     if model.calibrated:
-        p = None if batch.history is None else model.users(params, batch.user, batch.history)
-        keep = None if batch.keep is None else batch.keep[:, 0]
-        features = model.features(params, batch.user, batch.item, p, keep)
+        features, _ = representations(model, params, replace(batch, negative=None))
         terms.append(model.calibration * mean(model.calibrator(params, features), batch))
     return terms
 

@@ -256,9 +256,8 @@ def shared(names: Sequence[str]) -> list[str]:
 def gradient(part: Tensor, params: Params, names: Sequence[str]) -> Tensor:
     """Return the gradient [P] of a loss in `names`, end to end, zero where it does not depend on them."""
     values = [params[name] for name in names]
-    grads = torch.autograd.grad(part, values, retain_graph=True, allow_unused=True)
-    flat = [torch.zeros_like(v).reshape(-1) if g is None else g.reshape(-1) for v, g in zip(values, grads, strict=True)]
-    return torch.cat(flat)
+    grads = torch.autograd.grad(part, values, retain_graph=True, materialize_grads=True)
+    return torch.cat([g.reshape(-1) for g in grads])
 
 
 def gradients(parts: Sequence[Tensor], seen: Tensor, params: Params, names: Sequence[str]) -> Tensor:
