@@ -27,7 +27,7 @@ from fedrec.params import LARGEST, Params, finite, norm, to
 from fedrec.sharing import Broadcast, ContractError
 from fedrec.training.cohort import Cohort, groups
 from fedrec.training.moved import Moved
-from fedrec.training.results import Sum, moved, pieces, spread, trained, whole, write
+from fedrec.training.results import Sum, client_after, moved, pieces, spread, whole, write
 from fedrec.training.stacks import Part, Stack, Terms
 from fedrec.training.update import train
 from fedrec.wire import Answers, Call
@@ -230,13 +230,13 @@ class Training:
             for j, (place, loss) in enumerate(zip(part.clients.tolist(), part.loss.tolist(), strict=True)):
                 losses[place] = loss
                 if terms.personal:
-                    v[place] = to(trained(cohort, terms.personal, replace(part, values=part.personal), j), "cpu")
+                    v[place] = to(client_after(cohort, terms.personal, replace(part, values=part.personal), j), "cpu")
                 if self.weight[place] and not keeps:
                     continue
                 if tuned and self.clients[place].device == "cpu":
                     x[place] = moved(cohort, starts[place].z, part, j)
                 else:
-                    x[place] = to(trained(cohort, self.z, part, j), "cpu")
+                    x[place] = to(client_after(cohort, self.z, part, j), "cpu")
         own = pieces(cohort, private)
         made = {}
         for place, start in starts.items():

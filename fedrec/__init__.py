@@ -46,8 +46,8 @@ def __dir__() -> list[str]:
 def _refuse_hidden() -> None:
     """Raise UserError if a module beside the user's script has the name of one of our packages, and so hides it."""
     for room in _ROOMS:
-        found = find_spec(room)
-        place = found and (found.origin or next(iter(found.submodule_search_locations or ()), None))
+        spec = find_spec(room)
+        place = spec and (spec.origin or next(iter(spec.submodule_search_locations or ()), None))
         if Path(str(place)).parent.parent != Path(__file__).parent.parent:
             from fedrec.errors import UserError
 

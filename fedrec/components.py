@@ -37,8 +37,8 @@ class Seam(NamedTuple):
     def names(self) -> tuple[str, ...]:
         """The names of the package's own parts."""
         module, _, name = self.ours.partition(":")
-        found = getattr(importlib.import_module(module), name)
-        return get_args(found) or tuple(found)
+        table = getattr(importlib.import_module(module), name)
+        return get_args(table) or tuple(table)
 
 
 # By the field that holds the part; an attack is an option of the privacy study.
@@ -107,7 +107,7 @@ class Part(NamedTuple):
 def per_client(text: str) -> dict[str, str]:
     """Return `{client: value, "*": default}` of a text like `rank;shop=click,buy*2`; `rank` is the default here."""
     parts: dict[str, str] = {}
-    for part in divided(text):
+    for part in split_at(text):
         head, brace, fields = part.partition("{")
         client, equals, value = head.partition("=")
         key, value = (client, value) if equals else ("*", client)
@@ -128,7 +128,7 @@ def number(text: str) -> float:
         return math.nan
 
 
-def divided(text: str, mark: str = ";") -> Iterator[str]:
+def split_at(text: str, mark: str = ";") -> Iterator[str]:
     """Yield the parts of a text between marks, but for those inside the fields of a part, which are JSON."""
     start = place = 0
     while place < len(text):
@@ -155,16 +155,16 @@ def read(text: str) -> Part:
     return Part(use.strip(), fields)
 
 
-def written(value: Any) -> Any:
+def text_of(value: Any) -> Any:
     """Return the text of a part that is given as a text, a mapping {"use": ...}, a component, or its class.
 
     Several are joined by commas; anything else is returned as it is. Raises UserError for a component that no text
     stands for.
     """
     if isinstance(value, list | tuple):
-        return ",".join(str(written(one)) for one in value)
+        return ",".join(str(text_of(item)) for item in value)
     if isinstance(value, Mapping) and "use" in value:
-        fields, part = {str(name): one for name, one in value.items() if name != "use"}, read(str(value["use"]))
+        fields, part = {str(name): field for name, field in value.items() if name != "use"}, read(str(value["use"]))
         return str(part._replace(fields={**part.fields, **fields}))
     kind = value if isinstance(value, type) else type(value)
     if not (dataclasses.is_dataclass(kind) or issubclass(kind, BaseModel)):
@@ -179,9 +179,9 @@ def written(value: Any) -> Any:
 
 def fields_of(value: Any) -> dict[str, Any]:
     """Return the fields of a component that are not at their defaults, as JSON has them."""
-    found = {name: getattr(value, name) for name in names_of(type(value))}
+    values = {name: getattr(value, name) for name in names_of(type(value))}
     usual = defaults_of(type(value))
-    given = {name: one for name, one in found.items() if name not in usual or one != usual[name]}
+    given = {name: field for name, field in values.items() if name not in usual or field != usual[name]}
     try:
         plain: dict[str, Any] = json.loads(json.dumps(given))
     except (TypeError, ValueError) as error:
@@ -198,7 +198,7 @@ def fields_known(kind: type[Any]) -> list[tuple[str, str, str]]:
 
 def names_of(kind: type[Any]) -> list[str]:
     """Return the names of a component's fields."""
-    return [one.name for one in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else [*kind.model_fields]
+    return [f.name for f in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else [*kind.model_fields]
 
 
 def defaults_of(kind: type[Any]) -> dict[str, Any]:
@@ -206,13 +206,13 @@ def defaults_of(kind: type[Any]) -> dict[str, Any]:
     if not dataclasses.is_dataclass(kind):
         infos = kind.model_fields.items()
         return {name: info.get_default(call_default_factory=True) for name, info in infos if not info.is_required()}
-    found = {}
-    for one in dataclasses.fields(kind):
-        if one.default is not dataclasses.MISSING:
-            found[one.name] = one.default
-        elif one.default_factory is not dataclasses.MISSING:
-            found[one.name] = one.default_factory()
-    return found
+    usual = {}
+    for field in dataclasses.fields(kind):
+        if field.default is not dataclasses.MISSING:
+            usual[field.name] = field.default
+        elif field.default_factory is not dataclasses.MISSING:
+            usual[field.name] = field.default_factory()
+    return usual
 
 
 def with_fields(text: str, fields: Mapping[str, Any]) -> str:
@@ -222,40 +222,40 @@ def with_fields(text: str, fields: Mapping[str, Any]) -> str:
     """
     if not fields:
         return text
-    parts, found, chosen = per_client(text), {}, {name: {"*": one} for name, one in fields.items()}
+    parts, texts, chosen = per_client(text), {}, {name: {"*": v} for name, v in fields.items()}
     if len(parts) > 1:
-        chosen |= {name: dict(per_client(one)) for name, one in fields.items() if one and isinstance(one, str)}
+        chosen |= {name: dict(per_client(v)) for name, v in fields.items() if v and isinstance(v, str)}
     for client, several in parts.items():
-        mine = {name: values[key] for name, values in chosen.items() for key in ("*", client) if key in values}
+        given = {name: values[key] for name, values in chosen.items() for key in ("*", client) if key in values}
         pieces = []
-        for one, *weight in (divided(piece, "*") for piece in divided(several, ",")):
-            part = read(one)
-            whole = str(part._replace(fields={**part.fields, **mine})) if part.own else str(part)
+        for form, *weight in (split_at(piece, "*") for piece in split_at(several, ",")):
+            part = read(form)
+            whole = str(part._replace(fields={**part.fields, **given})) if part.own else str(part)
             pieces.append("*".join([whole, *weight]))
-        found[client] = ",".join(pieces)
-    return joined(found)
+        texts[client] = ",".join(pieces)
+    return join_clients(texts)
 
 
-def joined(values: Mapping[str, str]) -> str:
+def join_clients(values: Mapping[str, str]) -> str:
     """Return the text whose values by client, "*" for all others, `per_client` reads."""
     return ";".join(value if client == "*" else f"{client}={value}" for client, value in values.items())
 
 
 def parts_of(text: str) -> list[Part]:
     """Return the parts that a text names, of all clients."""
-    return [read(next(divided(one, "*"))) for several in per_client(text).values() for one in divided(several, ",")]
+    return [read(next(split_at(p, "*"))) for several in per_client(text).values() for p in split_at(several, ",")]
 
 
-def shown(text: str) -> Any:
+def as_json(text: str) -> Any:
     """Return a part as JSON has it: the text, or with fields {"use": ...}; several, or a weight, stay a text."""
-    if "{" not in text or any(len(list(divided(text, mark))) > 1 for mark in ";,*"):
+    if "{" not in text or any(len(list(split_at(text, mark))) > 1 for mark in ";,*"):
         return text
     part = read(text)
     return {"use": part.use, **part.fields}
 
 
-# A field that holds a part: its text, whatever it is given as, and in JSON what `shown` says.
-PartText = Annotated[str, BeforeValidator(written), PlainSerializer(shown, when_used="json")]
+# A field that holds a part: its text, whatever it is given as, and in JSON what `as_json` says.
+PartText = Annotated[str, BeforeValidator(text_of), PlainSerializer(as_json, when_used="json")]
 
 
 def choose_part(field: str, text: str) -> str:
@@ -276,14 +276,14 @@ def choose_part(field: str, text: str) -> str:
 
 def installed() -> dict[str, str]:
     """Return the paths of the parts that installed distributions have, by their short names."""
-    return {one.name: one.value for one in metadata.entry_points(group=GROUP)}
+    return {entry.name: entry.value for entry in metadata.entry_points(group=GROUP)}
 
 
 def with_paths(field: str, text: str) -> str:
     """Return a text, of one part or of one for each client, by `choose_part`; that of a field of any names as it is."""
     if not SEAMS[field].ours:
         return text
-    return joined({client: choose_part(field, one) for client, one in per_client(text).items()})
+    return join_clients({client: choose_part(field, part) for client, part in per_client(text).items()})
 
 
 def one_of(field: str) -> AfterValidator:

@@ -39,8 +39,8 @@ def regular(path: Path, thing: str) -> Path:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise UserError(f"{thing}: must be a readable file, found {str(path)[:200]!r} ({reason})") from None
     if not stat.S_ISREG(mode):
-        found = next((name for is_kind, name in KINDS if is_kind(mode)), "another thing")
-        raise UserError(f"{thing}: must be a regular file, found {found} ({path})")
+        kind = next((name for is_kind, name in KINDS if is_kind(mode)), "another thing")
+        raise UserError(f"{thing}: must be a regular file, found {kind} ({path})")
     return path
 
 
@@ -61,14 +61,14 @@ def named_values(path: Path, thing: str, else_: str = "") -> dict[str, Any]:
 
 def memory() -> int:
     """Return the bytes of memory that this process may have: the machine's, or less in a control group."""
-    found = [2**33]  # where the system does not tell
+    sizes = [2**33]  # where the system does not tell
     if hasattr(os, "sysconf") and {"SC_PHYS_PAGES", "SC_PAGE_SIZE"} <= os.sysconf_names.keys():
-        found = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+        sizes = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
     for name in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         limit = Path(name)
         if limit.is_file() and (text := limit.read_text(encoding="ascii").strip()).isdecimal():
-            found.append(int(text))
-    return min(found)
+            sizes.append(int(text))
+    return min(sizes)
 
 
 def largest() -> int:
@@ -85,7 +85,7 @@ def sha256_of(path: Path | None) -> str:
 
 
 @contextmanager
-def unpacked(path: Path, thing: str) -> Iterator[io.BufferedReader]:
+def unpack(path: Path, thing: str) -> Iterator[io.BufferedReader]:
     """Yield the bytes of a regular file; those packed as .gz, .bz2, .xz, .zst, or alone in a .zip or .tar, unpacked.
 
     Raises UserError for what is no regular file, an archive of several files, or more than `largest` bytes; while they
@@ -93,10 +93,10 @@ def unpacked(path: Path, thing: str) -> Iterator[io.BufferedReader]:
     """
     regular(path, thing)
     with path.open("rb") as file:
-        yield io.BufferedReader(_Bounded(_opened(path, file, thing), thing, largest()), PEEKED)
+        yield io.BufferedReader(_Bounded(_open(path, file, thing), thing, largest()), PEEKED)
 
 
-def _opened(path: Path, file: IO[bytes], thing: str) -> IO[bytes]:
+def _open(path: Path, file: IO[bytes], thing: str) -> IO[bytes]:
     """Return the bytes that are in an open file, by the end of its name."""
     name = path.name.lower()
     if name.endswith((".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz")):

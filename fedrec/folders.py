@@ -32,13 +32,13 @@ def writing(out: Path, numbered: bool = False) -> Iterator[Path]:
     It is complete at the end. After an exception nothing is left of it, unless it has a checkpoint: then it stays
     marked, and `reopening` goes on with it. Raises UserError as `claim` does.
     """
-    home, made = claim_next(out) if numbered else claim(out)
+    home, folders = claim_next(out) if numbered else claim(out)
     with held(home):
         try:
             yield home
         except BaseException:
             if not saved(home):
-                clear(home, made)
+                clear(home, folders)
             raise
         complete(home)
 
@@ -108,11 +108,11 @@ def claim(out: Path) -> tuple[Path, list[Path]]:
     """
     out = out.absolute()
     try:
-        made = [folder for folder in (out, *out.parents) if not folder.exists()]
+        folders = [path for path in (out, *out.parents) if not path.exists()]
         if out.exists() and not out.is_dir():
             raise UserError(f"out: must be a new or an empty folder, found the file {out}")
         out.mkdir(parents=True, exist_ok=True)
-        if (out / UNFINISHED).exists():
+        if unfinished(out):
             raise Taken(
                 f"out: must be a new or an empty folder, found {out} with a run that is not complete{hint(out)}"
             )
@@ -124,7 +124,7 @@ def claim(out: Path) -> tuple[Path, list[Path]]:
         raise Taken(f"out: must be a new or an empty folder, found {out} with content") from None
     except OSError as error:
         raise UserError(f"out: must be in a folder that can be written, found {out}: {error.strerror}") from None
-    return out, made
+    return out, folders
 
 
 def hint(out: Path) -> str:
@@ -176,11 +176,11 @@ def resumable(home: Path) -> bool:
     return unfinished(home) or (home / CHECKPOINTS / ENDED).exists()
 
 
-def clear(home: Path, made: Iterable[Path]) -> None:
-    """Remove all that is in a folder, and those of the folders `made`, the lowest first, that are empty then."""
+def clear(home: Path, folders: Iterable[Path]) -> None:
+    """Remove all that is in a folder, and of `folders`, the lowest first, those that are empty then."""
     for path in home.iterdir():
         remove(path)
-    for folder in made:
+    for folder in folders:
         with suppress(OSError):
             folder.rmdir()
 
@@ -228,11 +228,11 @@ def write_private(path: Path, data: bytes | str) -> None:
 def once(path: Path, data: bytes) -> bytes:
     """Return the content of a file for its owner alone, which the first call of all processes writes, whole."""
     if not path.exists():
-        own = path.with_name(f".{path.name}.{os.getpid()}")
-        store(own, data)
+        temp = path.with_name(f".{path.name}.{os.getpid()}")
+        store(temp, data)
         with suppress(FileExistsError):  # another process was first
-            os.link(own, path)
-        own.unlink()
+            os.link(temp, path)
+        temp.unlink()
     return path.read_bytes()
 
 

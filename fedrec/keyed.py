@@ -57,8 +57,8 @@ class Carrier:
 
 def catalogue(rows: Sequence[Mapping[str, Ints]]) -> dict[str, Ints]:
     """Return, per key space, the ascending union of the clients' global row ids: the rows of the server's tables."""
-    spaces = {space for one in rows for space in one}
-    return {space: np.unique(np.concatenate([one[space] for one in rows if space in one])) for space in sorted(spaces)}
+    spaces = {space for ids in rows for space in ids}
+    return {space: np.unique(np.concatenate([ids[space] for ids in rows if space in ids])) for space in sorted(spaces)}
 
 
 def carrier(
@@ -71,8 +71,8 @@ def carrier(
             ids = rows.get(TABLES[name])
             size = len(value) if value.dim() else 0
             if ids is None or not value.dim() or len(ids) != size:
-                found = "none" if ids is None else str(len(ids))
-                raise ContractError(f"{name}: must come with {size} row ids, found {found}")
+                count = "none" if ids is None else str(len(ids))
+                raise ContractError(f"{name}: must come with {size} row ids, found {count}")
             positions[name] = torch.from_numpy(np.searchsorted(server_rows[TABLES[name]], ids))
     whole = frozenset(name for name, places in positions.items() if len(places) == len(server_rows[TABLES[name]]))
     # One zero seen under every index: a thousand copies of a table are not kept for their shapes.
@@ -91,7 +91,7 @@ def carried(name: str, carriers: Iterable[Carrier], server: Mapping[str, Sized],
 
     With `weigh` the sum of their weights.
     """
-    found = torch.zeros(len(server[name]) if name in TABLES else 1, dtype=torch.float64)
+    total = torch.zeros(len(server[name]) if name in TABLES else 1, dtype=torch.float64)
     everything = 0.0
     for who in carriers:
         if name in who.like:
@@ -99,8 +99,8 @@ def carried(name: str, carriers: Iterable[Carrier], server: Mapping[str, Sized],
             if rows is None:
                 everything += weight
             else:
-                found[rows] += weight
-    return found.add_(everything)
+                total[rows] += weight
+    return total.add_(everything)
 
 
 def gather(server: Params, who: Carrier) -> Params:
@@ -152,7 +152,7 @@ def mean(
     for who, values in contributions:
         for name, value in values.items():
             add_rows(total[name], who.part(name), who.weight * value.to("cpu", torch.float64))
-    return {name: value.to(dtype) for name, value in divided(total, members, {**total, **(previous or {})}).items()}
+    return {name: value.to(dtype) for name, value in divide(total, members, {**total, **(previous or {})}).items()}
 
 
 @dataclass(frozen=True)
@@ -169,14 +169,14 @@ class Subtotal:
 
 def union(carriers: Sequence[Carrier]) -> dict[str, Tensor]:
     """Return, for each table, the ascending places on the server of the rows that some of the clients carry."""
-    found: dict[str, Tensor] = {}
+    places: dict[str, Tensor] = {}
     for name in sorted({name for who in carriers for name in who.positions}):
-        every = [who for who in carriers if name in who.positions]
-        whole = next((who for who in every if name in who.whole), None)
-        found[name] = (
-            whole.positions[name] if whole else torch.unique(torch.cat([who.positions[name] for who in every]))
+        holders = [who for who in carriers if name in who.positions]
+        whole = next((who for who in holders if name in who.whole), None)
+        places[name] = (
+            whole.positions[name] if whole else torch.unique(torch.cat([who.positions[name] for who in holders]))
         )
-    return found
+    return places
 
 
 def add_among(total: Params, rows: Mapping[str, Tensor], who: Carrier, values: Params, weight: float) -> None:
@@ -226,19 +226,19 @@ def mean_of(parts: Sequence[Subtotal], carriers: Mapping[str, Carrier], previous
         rows, members = union(inside), [*members, *inside]
         for name, value in part.values.items():
             add_rows(total[name], rows.get(name) if len(value) < len(total[name]) else None, value)
-    return {name: value.to(previous[name].dtype) for name, value in divided(total, members, previous).items()}
+    return {name: value.to(previous[name].dtype) for name, value in divide(total, members, previous).items()}
 
 
-def divided(total: Params, members: Sequence[Carrier], previous: Params) -> Params:
+def divide(total: Params, members: Sequence[Carrier], previous: Params) -> Params:
     """Return sum_i p_i x_i over the sum of the weights of those that carry a row, in float64, by name.
 
     `previous` stays where nobody does.
     """
-    found = {}
+    means = {}
     for name, value in sorted(total.items()):
         mass = wide(carried(name, members, total, weigh=True), value)
-        found[name] = torch.where(mass > 0, value / mass.clamp(min=1e-300), previous[name].double())
-    return found
+        means[name] = torch.where(mass > 0, value / mass.clamp(min=1e-300), previous[name].double())
+    return means
 
 
 def server_shapes(carriers: Sequence[Carrier], previous: Params | None) -> dict[str, tuple[int, ...]]:
@@ -246,14 +246,14 @@ def server_shapes(carriers: Sequence[Carrier], previous: Params | None) -> dict[
     shapes = {name: tuple(value.shape) for name, value in (previous or {}).items()}
     for who in carriers:
         for name, value in who.like.items():
-            mine, table = tuple(value.shape), name in TABLES
+            shape, table = tuple(value.shape), name in TABLES
             if table:
                 rows = int(who.positions[name].max()) + 1 if name in who.positions and len(value) else 0
-                mine = (max(rows, shapes[name][0] if name in shapes else 0), *mine[1:])
-            if name in shapes and shapes[name][table:] != mine[table:]:
+                shape = (max(rows, shapes[name][0] if name in shapes else 0), *shape[1:])
+            if name in shapes and shapes[name][table:] != shape[table:]:
                 rule = f"must have {'width' if table else 'shape'} {shapes[name][table:]}"
-                raise ContractError(f"{name}: {rule}, found {mine[table:]} from {who.client}")
-            shapes[name] = mine
+                raise ContractError(f"{name}: {rule}, found {shape[table:]} from {who.client}")
+            shapes[name] = shape
     return shapes
 
 
@@ -267,10 +267,10 @@ def patterns(name: str, carriers: Sequence[Carrier], holders: list[int]) -> list
         where = carriers[i].positions[name].numpy()
         local[k, where] = np.arange(len(where))
     present, pattern = np.unique(local >= 0, axis=1, return_inverse=True)
-    found: list[tuple[list[int], list[Tensor | None]]] = []
+    groups: list[tuple[list[int], list[Tensor | None]]] = []
     for column in range(present.shape[1]):
         inside = np.flatnonzero(present[:, column])
         rows = np.flatnonzero(pattern == column)
         if len(inside):
-            found.append(([holders[k] for k in inside], [torch.from_numpy(local[k, rows]) for k in inside]))
-    return found
+            groups.append(([holders[k] for k in inside], [torch.from_numpy(local[k, rows]) for k in inside]))
+    return groups

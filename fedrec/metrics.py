@@ -33,23 +33,20 @@ def parse_metric(name: str) -> tuple[str, int | None]:
     Raises UserError for an unknown family, a cut-off that is missing or below 1, or one where none belongs.
     """
     family, at, cut = name.partition("@")
-    if ":" in family:
-        return family, cut_of(name, cut) if at else None
-    choose(f"metric {name!r}", family, (*RANKING, *POINTWISE))
-    if family not in CUT:
-        if at:
+    if ":" not in family:
+        choose(f"metric {name!r}", family, (*RANKING, *POINTWISE))
+        if at and family not in CUT:
             raise UserError(f"metric {name!r}: {family} takes no cut-off, found '@{cut}'; did you mean {family!r}?")
-        return family, None
-    return family, cut_of(name, cut)
+    return family, cut_of(name, cut) if at or family in CUT else None
 
 
 def cut_of(name: str, cut: str) -> int:
     """Return the cut-off of a metric; raises UserError if it is none."""
     if not re.fullmatch("[1-9][0-9]*", cut, re.ASCII):
         family, at, _ = name.partition("@")
-        found = repr(cut) if at else "none"
+        text = repr(cut) if at else "none"
         rule = "the cut-off must be a whole number of at least 1"
-        raise UserError(f"metric {name!r}: {rule}, found {found}; did you mean '{family}@10'?")
+        raise UserError(f"metric {name!r}: {rule}, found {text}; did you mean '{family}@10'?")
     return int(cut)
 
 
@@ -59,14 +56,14 @@ def as_part(name: str) -> str:
     return str(Part(family, {} if k is None else {"k": k}))
 
 
-def own(name: str, ranks_per_user: Sequence[Ranks]) -> Values:
+def own_values(name: str, ranks_per_user: Sequence[Ranks]) -> Values:
     """Return the values [users] of a metric of the user's own, of the ranks of each user who has any.
 
     It is a component with `value(ranks)`, ranks ascending int64 [m], larger is better; `NAME@K` sets its field `k`.
     """
     metric = make("metrics", as_part(name))
-    found = [float(metric.value(np.sort(ranks))) if len(ranks) else math.nan for ranks in ranks_per_user]
-    return np.array(found, dtype=np.float64)
+    values = [float(metric.value(np.sort(ranks))) if len(ranks) else math.nan for ranks in ranks_per_user]
+    return np.array(values, dtype=np.float64)
 
 
 def higher_is_better(name: str) -> bool:
@@ -136,7 +133,7 @@ def ranking_metrics(ranks_per_user: Sequence[Ranks], metrics: Sequence[str]) -> 
     def value(name: str) -> Values:
         family, k = parse_metric(name)
         if ":" in family:
-            return own(name, ranks_per_user)
+            return own_values(name, ranks_per_user)
         choose(f"metric {name!r}", family, RANKING)
         if k is None:
             return 1 / first
@@ -186,8 +183,8 @@ def placements(score: NDArray[np.floating], label: NDArray[np.bool_]) -> Values:
 
 def macro_auc(score: NDArray[np.floating], label: NDArray[np.bool_]) -> float:
     """Return the mean of `auc` over the columns [n, C] that have both classes; NaN without one."""
-    found = [auc(score[:, c], label[:, c]) for c in range(label.shape[1]) if 0 < label[:, c].sum() < len(label)]
-    return float(np.mean(found)) if found else math.nan
+    areas = [auc(score[:, c], label[:, c]) for c in range(label.shape[1]) if 0 < label[:, c].sum() < len(label)]
+    return float(np.mean(areas)) if areas else math.nan
 
 
 def average_precision(score: NDArray[np.floating], label: NDArray[np.bool_]) -> float:
@@ -270,6 +267,6 @@ def holm(p: Sequence[float]) -> list[float]:
     """
     values = np.asarray(p, np.float64)
     order = np.argsort(values, kind="stable")[: int((~np.isnan(values)).sum())]
-    found = np.full(len(values), math.nan)
-    found[order] = np.minimum(np.maximum.accumulate(values[order] * np.arange(len(order), 0, -1)), 1)
-    return [float(one) for one in found]
+    adjusted = np.full(len(values), math.nan)
+    adjusted[order] = np.minimum(np.maximum.accumulate(values[order] * np.arange(len(order), 0, -1)), 1)
+    return [float(value) for value in adjusted]

@@ -184,8 +184,8 @@ def admit_device(value: object) -> str:
     if not isinstance(value, str):
         raise ContractError(f"device: must be a text, found {type(value).__name__}")
     if not DEVICE.fullmatch(value):
-        found = f"{len(value)} characters" if len(value) > 64 else ascii(value)
-        raise ContractError(f"device: must be 1 to 64 letters, digits, dots, colons and dashes, found {found}")
+        text = f"{len(value)} characters" if len(value) > 64 else ascii(value)
+        raise ContractError(f"device: must be 1 to 64 letters, digits, dots, colons and dashes, found {text}")
     return value
 
 
@@ -201,9 +201,9 @@ def admit_metrics(received: Mapping[str, float], allowed: Iterable[str]) -> dict
     return dict(received)
 
 
-def admit_told(reply: Contribution, told: frozenset[str]) -> None:
-    """Raise ContractError unless an answer to a training round tells all of `told`, as numbers to calculate with."""
-    for name in sorted(told):
+def admit_told(reply: Contribution, names: frozenset[str]) -> None:
+    """Raise ContractError unless an answer to a training round tells all of `names`, as numbers to calculate with."""
+    for name in sorted(names):
         value = reply.metrics.get(name)
         if value is None:
             raise ContractError(f"metric {name}: must be sent, found missing")

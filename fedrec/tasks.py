@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from fedrec.components import PATH, divided, make, number, per_client, read
+from fedrec.components import PATH, make, number, per_client, read, split_at
 from fedrec.data.types import Attributes, Bools, Floats, Interactions
 from fedrec.errors import UserError, choose
 from fedrec.metrics import Values
@@ -121,10 +121,10 @@ class Task:
     def measured(self, score: Floats, target: Floats) -> dict[str, Values]:
         """Return what a task of the user's own measures of rows [n]: its loss, and its metrics; raises UserError."""
         where, each = f"task {self.part}", task_loss(self, torch.from_numpy(score), torch.from_numpy(target), None)
-        more = self.own.metrics(score, target) if hasattr(self.own, "metrics") else {}
-        for name in more:
+        extra = self.own.metrics(score, target) if hasattr(self.own, "metrics") else {}
+        for name in extra:
             choose(f"{where}: metric", name, BY_ROW)
-        return {name: numbers(f"{where}: {name}", one, len(score)) for name, one in {"loss": each, **more}.items()}
+        return {name: numbers(f"{where}: {name}", v, len(score)) for name, v in {"loss": each, **extra}.items()}
 
     def usual(self, about: Attributes) -> Floats:
         """Return what the head of an attribute starts with, and says of every item [C]: what is usual in training.
@@ -133,8 +133,8 @@ class Task:
         mean. Raises UserError for an attribute that the items do not have.
         """
         if self.name not in about.values:
-            found = ", ".join(sorted(about.values)) or "none"
-            raise UserError(f"task {self.name}: must be a known attribute of the items, found {found}")
+            names = ", ".join(sorted(about.values)) or "none"
+            raise UserError(f"task {self.name}: must be a known attribute of the items, found {names}")
         value = about.values[self.name][about.train & about.known(self.name)].astype(np.float64)
         if self.kind == "multi-class":
             return log_shares(value)
@@ -147,16 +147,16 @@ class Task:
 
 def numbers(thing: str, values: Any, rows: int) -> Values:
     """Return what the user's own code says of rows [rows]; raises UserError for anything but a number of each."""
-    found = np.asarray(values)
-    if found.shape != (rows,) or found.dtype.kind not in "fiub":
-        raise UserError(f"{thing} must be a number for each of {rows} rows, found {found.dtype} {list(found.shape)}")
-    return found.astype(np.float64)
+    array = np.asarray(values)
+    if array.shape != (rows,) or array.dtype.kind not in "fiub":
+        raise UserError(f"{thing} must be a number for each of {rows} rows, found {array.dtype} {list(array.shape)}")
+    return array.astype(np.float64)
 
 
 def log_shares(rows: NDArray[np.floating]) -> Floats:
     """Return the logarithms of the classes' shares [C] of rows [n, C], one row added to each."""
-    found: Floats = np.log((rows.sum(0, dtype=np.float64) + 1) / (len(rows) + rows.shape[1])).astype(np.float32)
-    return found
+    logs: Floats = np.log((rows.sum(0, dtype=np.float64) + 1) / (len(rows) + rows.shape[1])).astype(np.float32)
+    return logs
 
 
 BEHAVIOURS = 3  # view, click, buy
@@ -185,8 +185,8 @@ def task_loss(task: Task, score: Tensor, target: Tensor, negative: Tensor | None
     if task.part:
         loss = task.own.loss(score, target)
         if not isinstance(loss, Tensor) or loss.shape != score.shape:
-            found = list(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
-            raise UserError(f"task {task.part}: loss must return a tensor {list(score.shape)}, found {found}")
+            kind = list(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+            raise UserError(f"task {task.part}: loss must return a tensor {list(score.shape)}, found {kind}")
         return loss
     if task.loss == "ce":
         return score.logsumexp(-1) - (target * score).sum(-1)
@@ -208,7 +208,7 @@ def parse_task(text: str) -> Task:
 
     Or one of the user's own, by path, which is not imported; its head has the name of its class.
     """
-    name, *weights = divided(text.strip(), "*")
+    name, *weights = split_at(text.strip(), "*")
     name, weight_text = name.rstrip(), "*".join(weights).strip()
     weight = number(weight_text) if weights else 1.0
     if not 0 < weight < np.inf:
@@ -232,7 +232,7 @@ def tasks_of(text: str, client: str) -> tuple[Task, ...]:
     chosen = parts.get(client, parts.get("*"))
     if chosen is None:
         raise UserError(f"task: client {client!r} has no task in {text!r}")
-    tasks = tuple(parse_task(part) for part in divided(chosen, ","))
+    tasks = tuple(parse_task(part) for part in split_at(chosen, ","))
     if len({task.name for task in tasks}) < len(tasks):
         raise UserError(f"task: a client may name a task once, found {chosen!r}")
     return tasks
@@ -240,8 +240,8 @@ def tasks_of(text: str, client: str) -> tuple[Task, ...]:
 
 def names_of(text: str, chosen: Callable[[Task], object]) -> str:
     """Return the tasks that some client has and that are chosen, joined by commas; "" without one."""
-    every = [task for client in per_client(text) for task in tasks_of(text, client)]
-    return ",".join(dict.fromkeys(task.name for task in every if chosen(task)))
+    tasks = [task for client in per_client(text) for task in tasks_of(text, client)]
+    return ",".join(dict.fromkeys(task.name for task in tasks if chosen(task)))
 
 
 def several(text: str) -> str:

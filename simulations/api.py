@@ -12,7 +12,7 @@ import pandas as pd
 from pydantic import BaseModel
 from rich.console import Console
 
-from fedrec.components import SEAMS, written
+from fedrec.components import SEAMS, text_of
 from fedrec.data.table import FRAME, columns_text, write_frame
 from fedrec.errors import RunFailure, UserError
 from fedrec.experiment.config import Experiment, Method
@@ -192,7 +192,7 @@ def plain(path: str, value: Any) -> Any:
     Raises UserError for a nested value of another class than the field's, of which a record would say nothing.
     """
     if path in SEAMS:
-        return [written(one) for one in value] if isinstance(value, list | tuple) else written(value)
+        return [text_of(one) for one in value] if isinstance(value, list | tuple) else text_of(value)
     if isinstance(value, BaseModel):
         kind = Method if path == "method" else getattr(Experiment.model_fields.get(path), "annotation", None)
         if isinstance(kind, type) and issubclass(kind, BaseModel):

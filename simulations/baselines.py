@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fedrec.components import divided, joined, per_client
+from fedrec.components import join_clients, per_client, split_at
 from fedrec.data import ClientData
 from fedrec.errors import UserError
 from fedrec.evaluation.evaluate import PerUser, evaluate
@@ -47,9 +47,9 @@ def single_task(experiment: Experiment, task: str) -> Experiment:
         raise UserError("each task's run would spend a privacy budget of its own, on top of that of the run itself")
     parts = {}
     for client, text in per_client(experiment.task).items():
-        names = {parse_task(one).name: next(divided(one, "*")).strip() for one in divided(text, ",")}
+        names = {parse_task(one).name: next(split_at(one, "*")).strip() for one in split_at(text, ",")}
         parts[client] = names.get(task, next(iter(names.values())))
-    made = build({**experiment.model_dump(), "task": joined(parts), "deadline": 0.0})
+    made = build({**experiment.model_dump(), "task": join_clients(parts), "deadline": 0.0})
     return acting(made, usual(made))
 
 

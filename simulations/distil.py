@@ -21,7 +21,7 @@ from rich.table import Table
 from clients.client import Client
 from clients.recommend import experiment_of, params_of
 from clients.round import measure
-from fedrec.components import divided, joined, per_client
+from fedrec.components import join_clients, per_client, split_at
 from fedrec.data import ClientData
 from fedrec.distillation import KINDS, Distillation, learn
 from fedrec.errors import Parser, UserError, choose
@@ -127,14 +127,14 @@ def students_of(e: Experiment, wanted: Mapping[str, Any], tasks: Sequence[str]) 
 
 def only(text: str, tasks: Sequence[str]) -> str:
     """Return an experiment's `task` text with the named tasks alone; raises UserError for one that nobody has."""
-    parts = {client: list(divided(value, ",")) for client, value in per_client(text).items()}
+    parts = {client: list(split_at(value, ",")) for client, value in per_client(text).items()}
     for name in tasks:
         choose("task", name, dict.fromkeys(parse_task(part).name for value in parts.values() for part in value))
     kept = {
         client: [part for part in value if not tasks or parse_task(part).name in tasks]
         for client, value in parts.items()
     }
-    return joined({client: ",".join(value) for client, value in kept.items() if value})
+    return join_clients({client: ",".join(value) for client, value in kept.items() if value})
 
 
 def cost_rows(client: str, s: Experiment, e: Experiment, models: Sequence[Model]) -> Iterator[Row]:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from clients.recommend import params_of
-from fedrec.data import ClientData, viewed
+from fedrec.data import ClientData, view_public
 from fedrec.data.types import Ints
 from fedrec.distillation import distil
 from fedrec.errors import UserError
@@ -74,7 +74,7 @@ def compared(
     e: Experiment, home: Path, data: ClientData, model: Recommender, params: Params, users: Ints, items: Ints
 ) -> list[Row]:
     """Return by metric how student and teacher do on the volunteers' held-out items that the teacher carries."""
-    view = viewed(public(e), data.name, np.intersect1d(data.items, items))
+    view = view_public(public(e), data.name, np.intersect1d(data.items, items))
     knows = ClientData("student", users, items, view.train, view.validation, view.test, members=(view,))
     ours, price = scores(e, model, knows, params)
     rows: list[Row] = [dict.fromkeys(STUDENT, math.nan) for _ in ours]

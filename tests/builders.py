@@ -14,7 +14,7 @@ from fedrec.params import Params, clone
 from fedrec.rng import generator
 from fedrec.sharing import Sharing
 from fedrec.tasks import Task
-from fedrec.training.cohort import learning
+from fedrec.training.cohort import with_rows
 from fedrec.training.draws import draw
 from fedrec.training.local import EMPTY, ONE, single
 from fedrec.training.losses import batch_loss, scores, trainable
@@ -87,7 +87,7 @@ def batches(
     """
     model = model or Recommender("item", 1)
     one, once = single(model, avoided or data, tasks, recipe, seed), replace(recipe, epochs=1)
-    one = learning(
+    one = with_rows(
         one,
         [data.train],
         [data.attributes],

@@ -14,7 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedrec.components import Part, divided, make, per_client, read, shown, with_fields, written
+from fedrec.components import Part, as_json, make, per_client, read, split_at, text_of, with_fields
 from fedrec.errors import UserError
 from fedrec.experiment.config import Experiment, build
 from fedrec.federation.coordination import Coupling
@@ -54,7 +54,7 @@ def test_a_part_is_read_as_it_was_written(fields: dict[str, Any]) -> None:
     assert read(str(part)) == part
     assert build({"model": {"use": "a.b:C", **fields}}).model == str(part)
     assert per_client(f"mf;shop={part}") == {"*": "mf", "shop": str(part)}
-    assert list(divided(f"{part};{part}")) == [str(part)] * 2
+    assert list(split_at(f"{part};{part}")) == [str(part)] * 2
 
 
 def test_the_ways_to_write_a_part_down_are_one_value() -> None:
@@ -177,7 +177,7 @@ def test_a_part_that_another_process_cannot_rebuild_is_refused_before_anything_r
         """A class that no other process can name."""
 
     with pytest.raises(UserError, match="define it at the top of a module"):
-        written(Inside())
+        text_of(Inside())
 
 
 def test_a_method_is_what_it_is_called() -> None:
@@ -365,6 +365,6 @@ def test_a_frame_is_read_as_its_file(tmp_path: Path) -> None:
 
 
 def test_one_part_for_all_is_shown_as_fields_and_others_as_text() -> None:
-    assert shown("mf") == "mf"
-    assert shown('m:C{"x": 1}') == {"use": "m:C", "x": 1}
-    assert shown('mf;shop=m:C{"x": 1}') == 'mf;shop=m:C{"x": 1}'
+    assert as_json("mf") == "mf"
+    assert as_json('m:C{"x": 1}') == {"use": "m:C", "x": 1}
+    assert as_json('mf;shop=m:C{"x": 1}') == 'mf;shop=m:C{"x": 1}'

@@ -29,8 +29,7 @@ from fedrec.training.local import local_update, single, update_one
 from fedrec.training.losses import batch_loss, steps
 from fedrec.training.optimisers import Optimiser
 from fedrec.training.recipe import Recipe
-from fedrec.training.results import stack
-from fedrec.training.results import trained as after
+from fedrec.training.results import client_after, stack
 from fedrec.training.stacks import Terms
 from fedrec.wire import ledger
 from server.joining import join
@@ -143,7 +142,7 @@ def test_a_copy_that_is_all_ones_own_is_trained_as_if_it_were_alone(optimiser: A
             data, z = c.cohort.datas[place], {"item_table": c.starts[place]["item_table"]}
             alone, _ = local_update(c.cohort.model, starts[place], data, c.cohort.tasks, replace(recipe, mu=0.5),
                 c.sharing, seed=c.seed, scope=(data.name, 3), anchor=z)  # fmt: skip
-            mine = after(c.cohort, stack(starts), replace(part, values=part.personal), j)
+            mine = client_after(c.cohort, stack(starts), replace(part, values=part.personal), j)
             assert norm(subtract(alone, starts[place])) > 1e-2
             for name, value in alone.items():
                 torch.testing.assert_close(mine[name], value, atol=1e-5, rtol=1e-5)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from clients.recommend import recommend
-from fedrec.data import ClientData, federation, pool, public_data, viewed
+from fedrec.data import ClientData, federation, pool, public_data, view_public
 from fedrec.errors import UserError
 from fedrec.evaluation.evaluate import mask_of
 from fedrec.experiment.config import Experiment
@@ -80,7 +80,7 @@ def test_what_is_known_of_a_new_user_is_known_to_volunteers_views_and_to_the_ran
     plain = clients_data(experiment(**NEW))[0]
     assert people(data, "support") == people(plain, "support") - (people(plain, "support") - set(data.users.tolist()))
     public = public_data(dataset(e), volunteers=10, split="new-users", fractions=(0.2, 0.2), seed=e.seed)
-    view = viewed(public, "films", data.items)
+    view = view_public(public, "films", data.items)
     assert len(view.support) == np.isin(public.items[public.support.item], data.items).sum() > 0
     user = np.unique(data.test.user)[:3]
     mask = mask_of(data.known("test"), user, len(data.items))

@@ -33,7 +33,7 @@ from fedrec.training.local import held_out_loss
 from fedrec.training.losses import batch_loss
 from fedrec.training.optimisers import Optimiser
 from fedrec.training.recipe import Batch, Recipe
-from fedrec.training.results import Sum, client, stack, trained, write
+from fedrec.training.results import Sum, client, client_after, stack, write
 from fedrec.training.stacks import Part, Stack, Terms
 from fedrec.training.step import Grid, Step
 from fedrec.training.update import CELLS, DRAWS, ROWS, cuts, train
@@ -102,7 +102,7 @@ class Case:
         """Return (parameters, loss) of every trained client, by its position."""
         return {
             int(c): (
-                {**trained(self.cohort, self.shared, p, j), **trained(self.cohort, self.private, p, j)},
+                {**client_after(self.cohort, self.shared, p, j), **client_after(self.cohort, self.private, p, j)},
                 float(p.loss[j]),
             )
             for p in parts
@@ -498,7 +498,7 @@ def test_a_personal_half_is_trained_in_lockstep(kind: str, optimiser: Any, phase
             data, tasks = c.cohort.datas[position], c.cohort.tasks
             scope: Any = {"seed": c.seed, "scope": (data.name, 3), "v": starts[position], "alpha": 0.3}
             *_, v = by_autograd(c.cohort.model, c.starts[position], data, tasks, recipe, c.sharing, **scope)
-            mine = trained(c.cohort, stack(starts), replace(part, values=part.personal), j)
+            mine = client_after(c.cohort, stack(starts), replace(part, values=part.personal), j)
             same(mine, v, skip=False)
             moved = max(moved, norm(subtract(mine, starts[position])))
     assert moved > 1e-2

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from clients.recommend import recommend
-from fedrec.data import viewed
+from fedrec.data import view_public
 from fedrec.distillation import distil
 from fedrec.experiment.channel import LOGITS, probe, public
 from fedrec.experiment.config import Experiment
@@ -83,7 +83,7 @@ def test_a_view_holds_the_volunteers_rows_among_some_items_and_no_others() -> No
     e = agreement()
     known = public(e)
     items = np.sort(np.random.Generator(np.random.PCG64(0)).permutation(known.items)[:300])
-    view = viewed(known, "films", items)
+    view = view_public(known, "films", items)
     for name in ("train", "validation", "test"):
         whole, part = getattr(known, name), getattr(view, name)
         expected = {(u, known.items[i]) for u, i in zip(whole.user, whole.item, strict=True) if known.items[i] in items}
@@ -109,7 +109,7 @@ def test_a_run_tests_student_and_teachers_on_the_same_rows(finished: tuple[Exper
         and about["items"] == np.unique(probe(e) % len(dataset(e).items)).tolist()
     )
     for data in clients_data(e):
-        view = viewed(public(e), data.name, np.intersect1d(data.items, about["items"]))
+        view = view_public(public(e), data.name, np.intersect1d(data.items, about["items"]))
         held = len(np.unique(view.test.user[view.test.positive]))
         assert set(table.loc[table["client"] == data.name, "users"]) == {held}
 

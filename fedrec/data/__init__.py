@@ -8,7 +8,7 @@ from fedrec.components import choose_part, make, read
 from fedrec.data.history import Histories, before, latest
 from fedrec.data.movielens import movielens
 from fedrec.data.negatives import Negatives, excluded
-from fedrec.data.partition import federation, probe_of, public_data, viewed
+from fedrec.data.partition import federation, probe_of, public_data, view_public
 from fedrec.data.split import pool
 from fedrec.data.synthetic import Market, synthetic
 from fedrec.data.table import from_frame, table
@@ -38,7 +38,7 @@ __all__ = [
     "public_data",
     "synthetic",
     "table",
-    "viewed",
+    "view_public",
 ]
 
 DATASETS = ("synthetic", "ml-100k", "table")
@@ -62,12 +62,12 @@ def load(
     with named("dataset"):
         name = choose_part("dataset", name)
     if read(name).own:
-        found = make("dataset", name).load()
-        found = from_frame(found, columns, read(name).use) if isinstance(found, pd.DataFrame) else found
-        if not isinstance(found, Dataset):
-            kind = type(found).__name__
+        data = make("dataset", name).load()
+        data = from_frame(data, columns, read(name).use) if isinstance(data, pd.DataFrame) else data
+        if not isinstance(data, Dataset):
+            kind = type(data).__name__
             raise UserError(f"dataset: {read(name).use} must load a Dataset or a DataFrame, found {kind}")
-        return found
+        return data
     if name == "synthetic":
         return synthetic(market, platforms=platforms, seed=seed)
     if name == "ml-100k":

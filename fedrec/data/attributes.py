@@ -29,7 +29,7 @@ def attributes_of(dataset: Dataset, fractions: tuple[float, float], seed: int) -
         has["brand"] = [list(filter(None, [text])) for text in items["brand"]]
     values: dict[str, Floats] = {}
     for name, lists in has.items():
-        if 0 < len({one for names in lists for one in names}) <= MOST:
+        if 0 < len({label for names in lists for label in names}) <= MOST:
             some = np.array([bool(names) for names in lists], dtype=np.bool_)
             values[name] = np.where(some[:, None], multi_hot(lists, MOST), np.float32("nan"))
     deviation = 1.0

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from fedrec.data.types import Interactions, Ints
 from fedrec.errors import UserError
-from fedrec.files import PEEKED, unpacked
+from fedrec.files import PEEKED, unpack
 
 LONGEST = 100  # characters of a client's name
 NAMES = f"a name must be printable and have at most {LONGEST} characters"
@@ -29,12 +29,12 @@ def refuse(bad: NDArray[np.bool_], values: Any, thing: str, rule: str, unit: str
     if bad.any():
         first = int(np.argmax(bad))
         value = values[first]
-        found = "nothing" if pd.isna(value) else repr(value)[:80]
-        raise UserError(f"{thing}, {unit} {first + 1}: {rule}, found {found}")
+        text = "nothing" if pd.isna(value) else repr(value)[:80]
+        raise UserError(f"{thing}, {unit} {first + 1}: {rule}, found {text}")
 
 
 def canonical(frame: pd.DataFrame) -> tuple[pd.DataFrame, tuple[str, ...]]:
-    """Merge the rows of every (platform, user, item) (`repeats.merged`); sort by (platform, user, time, item).
+    """Merge the rows of every (platform, user, item) (`merged`); sort by (platform, user, time, item).
 
     `frame` has the columns of `Dataset.interactions`; all that are bool but `positive` are labels. Returns the frame,
     which does not depend on the order of the rows, and a note that counts what was merged into what.
@@ -49,8 +49,8 @@ def canonical(frame: pd.DataFrame) -> tuple[pd.DataFrame, tuple[str, ...]]:
     platform = frame["platform"].to_numpy()[np.unique(keys, return_index=True)[1]]
     columns = {"user": after.user, "item": after.item, "platform": platform}
     columns |= {"time": after.time, "rating": after.rating, "positive": after.positive, **after.labels}
-    found = pd.DataFrame(columns)[list(frame.columns)]
-    return found.sort_values(order, ignore_index=True), (told(before, after),)
+    rows = pd.DataFrame(columns)[list(frame.columns)]
+    return rows.sort_values(order, ignore_index=True), (merge_note(before, after),)
 
 
 def showable(name: str) -> bool:
@@ -71,12 +71,12 @@ def reading(path: Path, form: str) -> Iterator[None]:
 
 
 def read_csv(path: Path, wanted: Sequence[str], **options: Any) -> pd.DataFrame:
-    """Return a CSV (also packed, see `fedrec.files.unpacked`) with at least the wanted columns, each of them once."""
+    """Return a CSV (also packed, see `fedrec.files.unpack`) with at least the wanted columns, each of them once."""
     with warnings.catch_warnings():
         # Rows longer than the header mean a shifted column: pandas cuts them where it reads some columns only, and
         # only warns where all rows are long.
         warnings.simplefilter("error", pd.errors.ParserWarning)
-        with unpacked(path, path.name) as file:
+        with unpack(path, path.name) as file:
             check_header(file, wanted, path.name)
             frame: pd.DataFrame = pd.read_csv(file, index_col=False, keep_default_na=False, **options)
             return frame
@@ -94,11 +94,11 @@ def check_header(file: io.BufferedReader, wanted: Sequence[str], name: str) -> N
     check_once(next(csv.reader([line.decode("utf-8-sig", errors="replace")]), []), wanted, name)
 
 
-def check_once(found: Sequence[str], wanted: Sequence[str], name: str) -> None:
+def check_once(columns: Sequence[str], wanted: Sequence[str], name: str) -> None:
     """Raise UserError if a file has several columns of a wanted name."""
     for column in wanted:
-        if found.count(column) > 1:
-            raise UserError(f"column {column!r} of {name}: must be there once, found {found.count(column)} of them")
+        if columns.count(column) > 1:
+            raise UserError(f"column {column!r} of {name}: must be there once, found {columns.count(column)} of them")
 
 
 def merged(rows: Interactions, keys: Ints) -> Interactions:
@@ -129,7 +129,7 @@ def merged(rows: Interactions, keys: Ints) -> Interactions:
     )
 
 
-def told(before: Interactions, after: Interactions) -> str:
+def merge_note(before: Interactions, after: Interactions) -> str:
     """Return how many rows of which label were merged into how many interactions."""
     text = f"{len(before):,} rows are {len(after):,} interactions: repeats of a (platform, user, item) are merged, "
     text += "with every label that any of them has"

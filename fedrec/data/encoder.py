@@ -109,7 +109,7 @@ def sentence_vectors(texts: Sequence[str]) -> Floats:
     if not distinct:
         return np.zeros((0, WIDTH), dtype=np.float32)
     path = cache_of(distinct)
-    vectors = _sound(stored(path), len(distinct))
+    vectors = _sound(read_cache(path), len(distinct))
     if vectors is None:
         model, vectors = load_encoder(), np.empty((len(distinct), WIDTH), dtype=np.float32)
         with torch.inference_mode(), one_thread():
@@ -134,22 +134,22 @@ def load_encoder() -> Encoder:
         )
     # The package is a folder of files: its code is never run.
     folder = Path(spec.submodule_search_locations[0]) / "model"
-    content = {name: _checked(folder / name, sha256) for name, sha256 in SHA256.items()}
+    content = {name: _read(folder / name, sha256) for name, sha256 in SHA256.items()}
     tokenizer = Tokenizer.from_str(content["tokenizer.json"].decode())
     tokenizer.no_padding()
     tokenizer.enable_truncation(LONGEST)
     return Encoder(load_tensors(content["model.safetensors"]), tokenizer)
 
 
-def _checked(path: Path, sha256: str) -> bytes:
+def _read(path: Path, sha256: str) -> bytes:
     """Return the content of a file with this digest."""
     try:
         content = path.read_bytes()
     except OSError as error:
         raise UserError(f"text: {path} must be a readable file, found {error.strerror}") from None
-    found = hashlib.sha256(content).hexdigest()
-    if found != sha256:
-        raise UserError(f"text: the SHA-256 of {path} must be {sha256}, found {found}")
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != sha256:
+        raise UserError(f"text: the SHA-256 of {path} must be {sha256}, found {digest}")
     return content
 
 
@@ -177,7 +177,7 @@ def cache_of(texts: Sequence[str], kind: str = "") -> Path:
     return Path(platformdirs.user_cache_dir("fedrec")) / "text" / f"{key}{kind}.safetensors"
 
 
-def stored(path: Path) -> dict[str, NDArray[np.generic]]:
+def read_cache(path: Path) -> dict[str, NDArray[np.generic]]:
     """Return the arrays of a cached file; none if it is not there or damaged."""
     try:
         return dict(load(path.read_bytes()))
@@ -190,8 +190,8 @@ def _sound(arrays: Mapping[str, NDArray[np.generic]], count: int) -> Floats | No
     vectors = arrays.get("vectors")
     if vectors is None or vectors.shape != (count, WIDTH) or vectors.dtype != np.float32:
         return None
-    found = vectors.astype(np.float32, copy=False)
-    return found if np.allclose(np.linalg.norm(found, axis=1), 1, atol=1e-4) else None
+    rows = vectors.astype(np.float32, copy=False)
+    return rows if np.allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-4) else None
 
 
 def store(path: Path, arrays: Mapping[str, NDArray[np.generic]]) -> None:

@@ -69,10 +69,10 @@ def _fields(path: Path, separator: str, count: int, unique: str = "") -> pd.Data
     rows = [line.removesuffix("\r").split(separator) for line in lines]
     wrong = np.asarray([len(row) != count for row in rows])
     refuse(wrong, lines, f"{path}", f"must have {count} fields", "line")
-    found = pd.DataFrame(rows, columns=range(count), dtype="str")
+    frame = pd.DataFrame(rows, columns=range(count), dtype="str")
     if unique:
-        refuse(found[0].duplicated().to_numpy(), found[0].tolist(), f"{path}", f"{unique} must occur once", "line")
-    return found
+        refuse(frame[0].duplicated().to_numpy(), frame[0].tolist(), f"{path}", f"{unique} must occur once", "line")
+    return frame
 
 
 def _whole(path: Path, text: pd.Series, rule: str, lowest: int, highest: int) -> pd.Series:

@@ -46,14 +46,14 @@ class Negatives:
     def known(self, users: Ints) -> Ints:
         """Return how many positives every user of `users` has."""
         end = len(self._starts) - 1
-        found: Ints = self._starts[np.minimum(users + 1, end)] - self._starts[np.minimum(users, end)]
-        return found
+        count: Ints = self._starts[np.minimum(users + 1, end)] - self._starts[np.minimum(users, end)]
+        return count
 
     def nth(self, users: Ints, r: Ints) -> Ints:
         """Return the r-th item outside the positives of every user of `users`, both of one shape."""
         start = self._starts[np.minimum(users, len(self._starts) - 1)]
-        found: Ints = r + np.searchsorted(self._gaps, users * self.n_items + r, side="right") - start
-        return found
+        item: Ints = r + np.searchsorted(self._gaps, users * self.n_items + r, side="right") - start
+        return item
 
 
 def excluded(data: ClientData, protocol: Protocol) -> Negatives:

@@ -68,7 +68,7 @@ def federation(
         federated.append(replace(client, attributes=known if items is whole else known.take(items)))
     if volunteers:
         public = public_data(dataset, volunteers=volunteers, split=split, fractions=fractions, seed=seed)
-        federated = [informed(client, public) for client in federated]
+        federated = [add_public(client, public) for client in federated]
     return tuple(federated)
 
 
@@ -177,7 +177,7 @@ def volunteers_of(dataset: Dataset, count: int, seed: int) -> Ints:
     return np.sort(seeds.generator(seed, "volunteers").permutation(users)[:count])
 
 
-def informed(client: ClientData, public: ClientData) -> ClientData:
+def add_public(client: ClientData, public: ClientData) -> ClientData:
     """Return a client that also has the public users, and their training rows among the items that it carries.
 
     What is held out of the public users is in no part of it: they are never evaluated among its own users.
@@ -189,19 +189,19 @@ def informed(client: ClientData, public: ClientData) -> ClientData:
         user=np.searchsorted(users, public.users[rows.user]),
         item=np.searchsorted(client.items, public.items[rows.item]),
     )
-    own = client.among(users, client.items)
+    base = client.among(users, client.items)
     note = f"{len(public.users)} of the users are public volunteers, with {len(added)} training rows; never tested here"
-    return replace(own, train=concatenate([own.train, added]), notes=(*client.notes, note))
+    return replace(base, train=concatenate([base.train, added]), notes=(*client.notes, note))
 
 
-def viewed(public: ClientData, name: str, items: Ints) -> ClientData:
+def view_public(public: ClientData, name: str, items: Ints) -> ClientData:
     """Return the public users' split interactions among `items` (global ids, ascending), under a client's name."""
-    found = public.mapped(lambda rows: rows.take(np.isin(public.items[rows.item], items))).among(public.users, items)
+    view = public.mapped(lambda rows: rows.take(np.isin(public.items[rows.item], items))).among(public.users, items)
     new = public.new
     if new is not None:
         here = np.searchsorted(public.items, items)
         new = new[0][here], new[1][here]
-    return replace(found, name=name, notes=(), members=(), attributes=Attributes(), new=new)
+    return replace(view, name=name, notes=(), members=(), attributes=Attributes(), new=new)
 
 
 def probe_of(public: ClientData, each: int, seed: int) -> Ints:

@@ -126,7 +126,7 @@ def pool(clients: Sequence[ClientData]) -> ClientData:
     """Return one client `pooled` over the union of users and of items: the data of the pooled upper bound.
 
     The same global id on two clients is one user. A (user, item) that two clients hold in training is one row, merged
-    (`repeats.merged`); one that any client holds out is not trained on. `members` are the clients.
+    (`checks.merged`); one that any client holds out is not trained on. `members` are the clients.
     """
     users = np.unique(np.concatenate([client.users for client in clients]))
     items = np.unique(np.concatenate([client.items for client in clients]))
@@ -168,13 +168,13 @@ def pool(clients: Sequence[ClientData]) -> ClientData:
 def _of_all(clients: Sequence[ClientData]) -> Attributes:
     """Return what is public of the union of the clients' items, ascending; all clients know the same of an item."""
     index = np.unique(np.concatenate([client.items for client in clients]), return_index=True)[1]
-    every = [client.attributes for client in clients]
+    parts = [client.attributes for client in clients]
     joined = Attributes(
-        {name: np.concatenate([one.values[name] for one in every]) for name in every[0].values},
-        np.concatenate([one.train for one in every]),
-        np.concatenate([one.validation for one in every]),
-        np.concatenate([one.test for one in every]),
-        every[0].deviation,
+        {name: np.concatenate([part.values[name] for part in parts]) for name in parts[0].values},
+        np.concatenate([part.train for part in parts]),
+        np.concatenate([part.validation for part in parts]),
+        np.concatenate([part.test for part in parts]),
+        parts[0].deviation,
     )
     return joined.take(index) if len(joined.train) else joined
 
@@ -183,5 +183,5 @@ def concatenate(parts: Sequence[Interactions]) -> Interactions:
     """Return the rows of all parts, one after the other, with the labels that all have."""
     columns = {name: np.concatenate([getattr(part, name) for part in parts]) for name in COLUMNS}
     labels = [name for name in parts[0].labels if all(name in part.labels for part in parts)]
-    every = {name: np.concatenate([part.labels[name] for part in parts]) for name in labels}
-    return Interactions(**columns, labels=every)
+    values = {name: np.concatenate([part.labels[name] for part in parts]) for name in labels}
+    return Interactions(**columns, labels=values)

@@ -9,7 +9,7 @@ import pandas as pd
 from fedrec.data.checks import NAMES, canonical, check_once, read_csv, reading, refuse, showable
 from fedrec.data.types import Dataset, Ints
 from fedrec.errors import UserError, choose
-from fedrec.files import largest, regular, unpacked
+from fedrec.files import largest, regular, unpack
 from fedrec.folders import create_private
 
 ALIASES = {"timestamp": "time", "categories": "category"}
@@ -22,7 +22,7 @@ BINARY = {"0": False, "1": True, "0.0": False, "1.0": True, "false": False, "tru
 
 
 def table(path: Path, columns: str) -> Dataset:
-    """Return the interactions of a CSV (also packed, see `fedrec.files.unpacked`) or Parquet file.
+    """Return the interactions of a CSV (also packed, see `fedrec.files.unpack`) or Parquet file.
 
     `columns` maps roles to the file's columns, for instance `user=user,item=asin,platform=domain,label=click`. Roles:
     user and item (required), rating, time (or timestamp: seconds, a finer unit, or ISO dates), platform, title,
@@ -34,8 +34,7 @@ def table(path: Path, columns: str) -> Dataset:
 
     Raises UserError, naming column, row (from 1 below the header) and value, for whatever cannot be read.
     """
-    roles, labels = _roles(columns)
-    wanted = list(dict.fromkeys([*roles.values(), *labels]))
+    roles, labels, wanted = _roles(columns)
     raw = _parquet(path, wanted) if path.suffix in (".parquet", ".pq") else _csv(path, wanted)
     return _of_text(raw, path.name, roles, labels)
 
@@ -46,16 +45,15 @@ def from_frame(frame: pd.DataFrame, columns: str = "", name: str = "frame") -> D
     Without `columns` every column that is called like a role has it. Raises UserError.
     """
     columns = columns or ",".join(f"{role}={role}" for role in ROLES if role in frame.columns and role != "label")
-    roles, labels = _roles(columns)
-    wanted = list(dict.fromkeys([*roles.values(), *labels]))
+    roles, labels, wanted = _roles(columns)
     choose_columns(wanted, frame.columns, name)
     return _of_text(frame[wanted].reset_index(drop=True).astype("str"), name, roles, labels)
 
 
-def choose_columns(wanted: Iterable[str], found: Iterable[object], name: str) -> None:
+def choose_columns(wanted: Iterable[str], columns: Iterable[object], name: str) -> None:
     """Raise UserError for a wanted column that is not found; `name` is what errors call the table."""
     for column in wanted:
-        choose(f"column of {name}", column, map(str, found))
+        choose(f"column of {name}", column, map(str, columns))
 
 
 def _of_text(raw: pd.DataFrame, name: str, roles: Mapping[str, str], labels: tuple[str, ...]) -> Dataset:
@@ -85,8 +83,8 @@ def _of_text(raw: pd.DataFrame, name: str, roles: Mapping[str, str], labels: tup
     return Dataset(name, interactions, people, catalogue, tuple(platforms), labels, (*unit, *notes))
 
 
-def _roles(columns: str) -> tuple[dict[str, str], tuple[str, ...]]:
-    """Return the column of every role, and the label columns in the order given."""
+def _roles(columns: str) -> tuple[dict[str, str], tuple[str, ...], list[str]]:
+    """Return the column of every role, the label columns in the order given, and all columns, each once."""
     roles: dict[str, str] = {}
     labels: list[str] = []
     for part in filter(None, columns.split(",")):
@@ -106,7 +104,7 @@ def _roles(columns: str) -> tuple[dict[str, str], tuple[str, ...]]:
     for role in ("user", "item"):
         if role not in roles:
             raise UserError(f"columns: must map {role} (as in user=user,item=item), found {columns!r}")
-    return roles, tuple(labels)
+    return roles, tuple(labels), list(dict.fromkeys([*roles.values(), *labels]))
 
 
 def _csv(path: Path, wanted: list[str]) -> pd.DataFrame:
@@ -140,7 +138,7 @@ def _parquet(path: Path, wanted: list[str]) -> pd.DataFrame:
 
 
 def _not_utf8(path: Path) -> UserError:
-    with unpacked(path, path.name) as file:
+    with unpack(path, path.name) as file:
         for number, line in enumerate(file, 1):
             try:
                 line.decode()
@@ -216,9 +214,9 @@ def _items(rows: pd.DataFrame, keys: list[str], given: Mapping[str, pd.Series]) 
         items["brand"] = nothing
 
     def first(column: pd.Series) -> pd.Series:
-        found = rows[["item", "platform", "user", "time"]].assign(value=column).dropna()
-        found = found.sort_values(["platform", "user", "time", "value"]).drop_duplicates("item")
-        return found.set_index("item")["value"].reindex(items.index)
+        frame = rows[["item", "platform", "user", "time"]].assign(value=column).dropna()
+        frame = frame.sort_values(["platform", "user", "time", "value"]).drop_duplicates("item")
+        return frame.set_index("item")["value"].reindex(items.index)
 
     for role, column in (("title", "title"), ("category", "categories"), ("brand", "brand")):
         if role in given:

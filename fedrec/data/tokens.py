@@ -76,11 +76,11 @@ def sentence_tokens(texts: Sequence[str]) -> Tokens:
     """
     distinct = sorted(set(texts))
     model, path = load_encoder(), encoder.cache_of(distinct, "-tokens")
-    found = _sound(encoder.stored(path), len(distinct), model)
-    if found is None:
-        found = _attended(model, distinct)
-        encoder.store(path, {"attended": found[0], "length": found[1]})
-    y, length = found
+    pair = _sound(encoder.read_cache(path), len(distinct), model)
+    if pair is None:
+        pair = _attended(model, distinct)
+        encoder.store(path, {"attended": pair[0], "length": pair[1]})
+    y, length = pair
     place = {text: row for row, text in enumerate(distinct)}
     text = torch.tensor([place[text] for text in texts], dtype=torch.int64)
     start = torch.from_numpy(np.concatenate([[0], np.cumsum(length)]).astype(np.int64))
@@ -101,14 +101,14 @@ _kept = functools.lru_cache(maxsize=2)(sentence_tokens)
 
 def _attended(model: Encoder, texts: Sequence[str]) -> tuple[Floats, Ints]:
     """Return y [T, 384] of all tokens of the texts, one text after the other, and how many each has [n]."""
-    found: list[Floats] = [np.zeros((0, WIDTH), dtype=np.float32)] * len(texts)
+    parts: list[Floats] = [np.zeros((0, WIDTH), dtype=np.float32)] * len(texts)
     with torch.no_grad(), encoder.one_thread():
         for rows in encoder.by_length(texts):
             ids, mask = model.tokens([texts[row] for row in rows])
             for row, y, here in zip(rows, model.attended(ids, mask), mask, strict=True):
-                found[row] = y[here].numpy()
-    y = np.concatenate([np.zeros((0, WIDTH), dtype=np.float32), *found])
-    return y, np.array([len(one) for one in found], dtype=np.int64)
+                parts[row] = y[here].numpy()
+    y = np.concatenate([np.zeros((0, WIDTH), dtype=np.float32), *parts])
+    return y, np.array([len(part) for part in parts], dtype=np.int64)
 
 
 def _sound(arrays: Mapping[str, NDArray[np.generic]], count: int, model: Encoder) -> tuple[Floats, Ints] | None:

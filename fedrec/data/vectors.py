@@ -34,24 +34,24 @@ def joined(*modalities: NDArray[np.generic]) -> Floats:
 def read_vectors(path: Path, keys: Sequence[str]) -> tuple[Floats, tuple[str, ...]]:
     """Return the vectors of a file [items, d] in the order of the items' `keys`, and notes that count what is missing.
 
-    A CSV (also packed, see `fedrec.files.unpacked`) or Parquet file has the column `key` and one column of numbers for
+    A CSV (also packed, see `fedrec.files.unpack`) or Parquet file has the column `key` and one column of numbers for
     each dimension, in their order; a safetensors file has one tensor [d] for each item, named by its key. An item that
     the file lacks gets zeros. Raises UserError for a file that cannot be read, a key that is empty or occurs twice, a
     number that is not finite, vectors of unequal length, and where no item is found at all.
     """
-    found, rows = _tensors(path) if path.suffix == ".safetensors" else _table(path)
-    index = pd.Index(found).get_indexer(pd.Index(list(keys), dtype="str"))
+    names, rows = _tensors(path) if path.suffix == ".safetensors" else _table(path)
+    index = pd.Index(names).get_indexer(pd.Index(list(keys), dtype="str"))
     here = index >= 0
     if not here.any():
         raise UserError(f"{path.name}: key must be that of an item, found none of {len(keys)} items")
     vectors = np.zeros((len(keys), rows.shape[1]), dtype=np.float32)
     vectors[here] = rows[index[here]]
-    missing, foreign = int((~here).sum()), len(found) - len(np.unique(index[here]))
+    missing, foreign = int((~here).sum()), len(names) - len(np.unique(index[here]))
     notes = []
     if missing:
         notes.append(f"{path.name}: {missing} of {len(keys)} items have no vector and get zeros")
     if foreign:
-        notes.append(f"{path.name}: {foreign} of {len(found)} vectors are of no item and were dropped")
+        notes.append(f"{path.name}: {foreign} of {len(names)} vectors are of no item and were dropped")
     return vectors, tuple(notes)
 
 
@@ -65,9 +65,9 @@ def _table(path: Path) -> tuple[list[str], Floats]:
         with reading(path, "CSV"):
             frame = read_csv(path, ["key"], dtype={"key": "str"})
     if "key" not in frame or frame.shape[1] < 2 or frame.empty:
-        found = f"{len(frame)} rows of {', '.join(map(str, frame.columns[:5]))}"
+        text = f"{len(frame)} rows of {', '.join(map(str, frame.columns[:5]))}"
         raise UserError(
-            f"{path.name}: must have the column 'key', columns of numbers and at least one row, found {found}"
+            f"{path.name}: must have the column 'key', columns of numbers and at least one row, found {text}"
         )
     key = frame["key"]
     refuse((key.isna() | (key == "")).to_numpy(), key, f"{path.name}, column 'key'", "must not be empty")

@@ -49,29 +49,29 @@ def evaluate_many(
         def scores(users: Ints, owner: Ints, width: int) -> Tensor:
             if linear:
                 return linear_scores(cohort, shared, private, task, users, owner)
-            found, edge = torch.zeros((len(users), width)), np.searchsorted(owner, np.unique(owner))
+            rows, edge = torch.zeros((len(users), width)), np.searchsorted(owner, np.unique(owner))
             for a, b in zip(edge, [*edge[1:], len(owner)], strict=True):
                 position = int(owner[a])
-                mine = reader(position).score_all(task, users[a:b] - cohort.starts["user"][position])
-                found[a:b, : mine.shape[1]] = mine
-            return found
+                part = reader(position).score_all(task, users[a:b] - cohort.starts["user"][position])
+                rows[a:b, : part.shape[1]] = part
+            return rows
 
         return rank_many(cohort.datas, scores, split, metrics, candidates, seed, chosen)
 
-    every = {task.name: ranked(task.name) for task in cohort.tasks if task.kind == "rank"}
+    ranks = {task.name: ranked(task.name) for task in cohort.tasks if task.kind == "rank"}
 
-    def one(number: int, position: int) -> Evaluation:
-        return assemble(reader(position), cohort.datas[position], cohort.tasks, split, lambda task: every[task][number])
+    def evaluation(number: int, position: int) -> Evaluation:
+        return assemble(reader(position), cohort.datas[position], cohort.tasks, split, lambda task: ranks[task][number])
 
-    return [one(number, position) for number, position in enumerate(chosen.tolist())]
+    return [evaluation(number, position) for number, position in enumerate(chosen.tolist())]
 
 
 def bilinear(cohort: Cohort, shared: Stack) -> bool:
     """Tell whether all clients score the rows of the server's item tables, without a body and whatever they read."""
     plain = cohort.model.kind in ("mf", "item") and cohort.model.tabled == (cohort.model.kind == "mf")
     items = {"item_table"} if cohort.model.kind == "item" else {"item_table", "item_bias"}
-    one = not shared.each and items <= shared.values.keys() and cohort.server["item"] is None
-    return plain and one and cohort.model.side.content is None
+    common = not shared.each and items <= shared.values.keys() and cohort.server["item"] is None
+    return plain and common and cohort.model.side.content is None
 
 
 def linear_scores(cohort: Cohort, shared: Stack, private: Stack, task: str, users: Ints, owner: Ints) -> Tensor:
@@ -85,5 +85,5 @@ def linear_scores(cohort: Cohort, shared: Stack, private: Stack, task: str, user
     if cohort.model.kind == "item":
         return torch.addmm(c, w, items["item_table"].T).cpu()
     c = w[:, -2:-1] * take("user_bias") + c
-    found = torch.addmm(c, take("user_table") * w[:, :-2], items["item_table"].T)
-    return found.add_(w[:, -1:] * items["item_bias"].T).cpu()
+    score = torch.addmm(c, take("user_table") * w[:, :-2], items["item_table"].T)
+    return score.add_(w[:, -1:] * items["item_bias"].T).cpu()

@@ -76,24 +76,24 @@ def difference(metric: str, sides: Sequence[Side]) -> Paired:
     n, units = min(len(side.unit) for side in sides), len(np.unique(np.concatenate([side.unit for side in sides])))
     if n < 2:
         return Paired(ours - theirs, math.nan, math.nan, n)
-    gaps = resampled(metric, sides)
+    gaps = resample(metric, sides)
     error = float(gaps[np.isfinite(gaps)].std()) * math.sqrt(n / (n - 1))
     return student(ours - theirs, error, units, max(1.0, min(side.effective for side in sides) - 1))
 
 
-def resampled(metric: str, sides: Sequence[Side]) -> Values:
+def resample(metric: str, sides: Sequence[Side]) -> Values:
     """Return the difference [RESAMPLES], summed over the sides, in every draw of as many users."""
     units = 1 + max(int(side.unit.max()) for side in sides)
     columns = np.zeros((units, 3 * len(sides)))
     for place, side in enumerate(sides):
         for column, values in enumerate((*side.pair, np.ones(len(side.unit)))):
             columns[side.unit, 3 * place + column] = side.weight * squared(metric, values)
-    block, found = max(1, BLOCK // units), []
+    block, gaps = max(1, BLOCK // units), []
     for start in range(0, RESAMPLES, block):
         sums = drawn_times(units, start, min(block, RESAMPLES - start)) @ columns
         ours, theirs, weight = (sums[:, column::3] for column in range(3))
-        found.append((whole(metric, ours, weight) - whole(metric, theirs, weight)).sum(1))
-    return np.concatenate(found)
+        gaps.append((whole(metric, ours, weight) - whole(metric, theirs, weight)).sum(1))
+    return np.concatenate(gaps)
 
 
 @lru_cache(maxsize=8)

@@ -101,27 +101,27 @@ def assemble(
 ) -> Evaluation:
     """Return `evaluate`'s result, given the users of every rank task and their metrics, see `rank_many`."""
     held, about = held_out(data, split), data.attributes
-    found: dict[tuple[str, str, str], float] = {}
+    metrics: dict[tuple[str, str, str], float] = {}
     per_user: list[PerUser] = []
     for task in tasks:
-        own = partial(PerUser, data.name, task.name)
+        entry = partial(PerUser, data.name, task.name)
         if task.kind == "rank":
             users, values = rank(task.name)
             whole = means(values)
-            per_user += [own(name, data.users[users], value) for name, value in values.items()]
+            per_user += [entry(name, data.users[users], value) for name, value in values.items()]
         elif task.attribute:
             asked = about.validation if split == "validation" else about.test
             item = np.flatnonzero(asked & about.known(task.name))
             said, target = scorer.attribute(task.name, item), about.values[task.name][item]
             whole, values = about_items(task, said, target, about.deviation)
-            per_user += [own(name, data.items[item], value, items=True) for name, value in values.items()]
+            per_user += [entry(name, data.items[item], value, items=True) for name, value in values.items()]
         else:
             rows = held.take(task.rows(held))
             score = scorer.score(task.name, rows.user, rows.item)
             whole, each = pointwise(task, score, task.target(rows), rows.user)
-            per_user += [own(n, data.users[part.users], part.values, weights=part.rows) for n, part in each.items()]
-        found |= {(data.name, task.name, name): value for name, value in whole.items()}
-    return Evaluation(found, tuple(per_user))
+            per_user += [entry(n, data.users[part.users], part.values, weights=part.rows) for n, part in each.items()]
+        metrics |= {(data.name, task.name, name): value for name, value in whole.items()}
+    return Evaluation(metrics, tuple(per_user))
 
 
 @dataclass(frozen=True)
@@ -145,8 +145,8 @@ def pointwise(task: Task, score: Floats, target: Floats, user: Ints) -> tuple[di
         squares = ByUser.of(user, np.square(score.astype(np.float64) - target))
         return {"rmse": rmse(score, target)}, {"rmse": replace(squares, values=np.sqrt(squares.values))}
     if task.classes or task.part:
-        found = task.measured(score, target) if task.part else of_classes(score, target)
-        return means(found), {name: ByUser.of(user, value) for name, value in found.items()}
+        values = task.measured(score, target) if task.part else of_classes(score, target)
+        return means(values), {name: ByUser.of(user, value) for name, value in values.items()}
     label = target > 0.5
     nats, place = log_loss(score, label), placements(score, label)
     whole = {"auc": auc(score, label), **means({"logloss": nats})}
@@ -218,7 +218,7 @@ def rank_many(
     asked = np.isin(owner, chosen)
     users, owner = users[asked], owner[asked]
     keys = candidate_keys(datas, owner, split, seed) if candidates != "full" else None
-    found: list[Ints] = []
+    places: list[Ints] = []
     for start in range(0, len(users), CHUNK):
         part, who = users[start : start + CHUNK], owner[start : start + CHUNK]
         width = int(items[who].max())
@@ -229,8 +229,8 @@ def rank_many(
             met = [column.mask(part, who, width) for column in (train, validation, test, support)]
             drawn = np.stack([np.pad(next(keys), (0, width - items[p]), constant_values=2.0) for p in who])
             excluded = ~smallest(drawn, np.logical_or.reduce([closed, *met]), candidates) | closed
-        found += ranks(scores(part, who, width), torch.from_numpy(relevant), torch.from_numpy(excluded))
-    values = ranking_metrics(found, metrics)
+        places += ranks(scores(part, who, width), torch.from_numpy(relevant), torch.from_numpy(excluded))
+    values = ranking_metrics(places, metrics)
     bounds = zip(chosen, *(np.searchsorted(users, first[chosen + last]) for last in (0, 1)), strict=True)
     return [(users[a:b] - first[c], {name: value[a:b] for name, value in values.items()}) for c, a, b in bounds]
 

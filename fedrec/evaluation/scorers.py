@@ -67,8 +67,8 @@ class ModelScorer:
     def attribute(self, task: str, item: Ints) -> Floats:
         """See Scorer."""
         items = torch.from_numpy(item).to(self.device)
-        found: Floats = self.ready.attribute(self.params, task, items).cpu().numpy()
-        return found
+        score: Floats = self.ready.attribute(self.params, task, items).cpu().numpy()
+        return score
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Tally:
     @staticmethod
     def of(tasks: Sequence[Task], parts: Sequence[tuple[Interactions, Ints]], items: int) -> "Tally":
         """Add up the rows of `parts`, each with the places [n] of its rows' items among `items`."""
-        found = Tally({}, {})
+        tally = Tally({}, {})
         for task in tasks:
             if task.attribute:
                 continue
@@ -91,12 +91,12 @@ class Tally:
                 place, target = item[mask], task.target(rows)[mask].astype(np.float64).reshape(-1, task.classes or 1)
                 count += np.bincount(place, minlength=items)
                 total += np.stack([np.bincount(place, column, items) for column in target.T], 1)
-            found.count[task.name], found.total[task.name] = count, total
-        return found
+            tally.count[task.name], tally.total[task.name] = count, total
+        return tally
 
     def take(self, items: Ints) -> "Tally":
         """Return what is said of some items."""
-        count, total = ({name: value[items] for name, value in one.items()} for one in (self.count, self.total))
+        count, total = ({name: value[items] for name, value in table.items()} for table in (self.count, self.total))
         return Tally(count, total)
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, Field, ValidationError, field_validator, model_validator
 
-from fedrec.components import SEAMS, PartText, installed, make, one_of, parts_of, per_client, read, with_paths, written
+from fedrec.components import SEAMS, PartText, installed, make, one_of, parts_of, per_client, read, text_of, with_paths
 from fedrec.data import Content, Market
 from fedrec.errors import UserError, choose, named
 from fedrec.experiment.needs import value_of
@@ -336,7 +336,7 @@ def nested(a: Any, b: Any) -> bool:
 
 def measure(value: Any) -> Any:
     """Return the name of a metric that is given as a component or its mapping: its only field is a cut-off k."""
-    text = written(value)
+    text = text_of(value)
     if not isinstance(text, str):
         return text
     name, at, cut = text.partition("@")

@@ -97,14 +97,14 @@ def cross_stitch_sizes(n: int, hidden: tuple[int, ...], experts: int, tasks: Seq
 
 def cross_stitch(params: Params, x: Tensor, tasks: Sequence[str]) -> list[Tensor]:
     """h_t <- sum_s a_ts h_s behind every layer of the tasks' networks (arXiv 1604.03539, eq. 1)."""
-    every = ordered(params)
-    found = dict.fromkeys(every, x)
-    for layer in depth(params, f"body.{every[0]}"):
-        own = {task: F.relu(linear(params, f"body.{task}.{layer}", found[task])) for task in every}
-        for to in every:
-            terms = [params[f"stitch.{layer}.{to}.{origin}.weight"] * own[origin] for origin in every]
-            found[to] = torch.stack(terms).sum(0)
-    return [found[task] for task in tasks]
+    names = ordered(params)
+    h = dict.fromkeys(names, x)
+    for layer in depth(params, f"body.{names[0]}"):
+        z = {task: F.relu(linear(params, f"body.{task}.{layer}", h[task])) for task in names}
+        for to in names:
+            terms = [params[f"stitch.{layer}.{to}.{origin}.weight"] * z[origin] for origin in names]
+            h[to] = torch.stack(terms).sum(0)
+    return [h[task] for task in tasks]
 
 
 def mtan_sizes(n: int, hidden: tuple[int, ...], experts: int, tasks: Sequence[str]) -> Sizes:

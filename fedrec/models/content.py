@@ -15,8 +15,8 @@ def adapter(table: str) -> str:
 
 def first_adapter(seed: int, table: str, rows: int, d: int, std: float) -> Floats:
     """Return the initial A [rows, d] of a table, N(0, std^2): A c has the deviation `std` for |c| = 1, as rows have."""
-    made: Floats = generator(seed, "init", "adapter", table).normal(0, std, (rows, d)).astype(np.float32)
-    return made
+    drawn: Floats = generator(seed, "init", "adapter", table).normal(0, std, (rows, d)).astype(np.float32)
+    return drawn
 
 
 def spoken(params: Params, table: str, content: Tensor, item: Tensor | None = None) -> Tensor:
@@ -26,8 +26,8 @@ def spoken(params: Params, table: str, content: Tensor, item: Tensor | None = No
     if item is not None and len(item) < len(content):
         return content.index_select(0, item.to(content.device)).to(a.device) @ a.T
     # Of more rows than there are items most repeat one.
-    every = content.to(a.device) @ a.T
-    return every if item is None else every.index_select(0, item)
+    rows = content.to(a.device) @ a.T
+    return rows if item is None else rows.index_select(0, item)
 
 
 def described(

@@ -56,18 +56,18 @@ def ple(params: Params, x: Tensor, tasks: Sequence[str]) -> list[Tensor]:
     One level is CGC. The shared gate's rows go by the task whose experts they weigh, so that clients with unlike tasks
     share the rest.
     """
-    every, shared = ordered(params), networks(params, "body.experts")
-    h, found, last = x, dict.fromkeys(every, x), len(depth(params, shared[0])) - 1
+    names, shared = ordered(params), networks(params, "body.experts")
+    h, states, last = x, dict.fromkeys(names, x), len(depth(params, shared[0])) - 1
     for level in range(last):
         common = [F.relu(linear(params, f"{path}.{level}", h)) for path in shared]
         own = {
-            t: [F.relu(linear(params, f"{path}.{level}", found[t])) for path in networks(params, f"extraction.{t}")]
-            for t in every
+            t: [F.relu(linear(params, f"{path}.{level}", states[t])) for path in networks(params, f"extraction.{t}")]
+            for t in names
         }
-        rows = [params[f"body.gates.{level}.{t}.weight"] for t in every] + [params[f"body.gates.{level}.weight"]]
-        gates = {t: found[t] @ params[f"extraction.{t}.gate.{level}.weight"].T for t in every}
-        found = {t: mixture(gates[t], [*own[t], *common]) for t in every}
-        h = mixture(h @ torch.cat(rows).T, [expert for t in every for expert in own[t]] + common)
+        rows = [params[f"body.gates.{level}.{t}.weight"] for t in names] + [params[f"body.gates.{level}.weight"]]
+        gates = {t: states[t] @ params[f"extraction.{t}.gate.{level}.weight"].T for t in names}
+        states = {t: mixture(gates[t], [*own[t], *common]) for t in names}
+        h = mixture(h @ torch.cat(rows).T, [expert for t in names for expert in own[t]] + common)
     common = [F.relu(linear(params, f"{path}.{last}", h)) for path in shared]
-    own = {t: [mlp(params, path, found[t]) for path in networks(params, f"experts.{t}")] for t in tasks}
-    return [mixture(found[t] @ params[f"gates.{t}.weight"].T, [*own[t], *common]) for t in tasks]
+    own = {t: [mlp(params, path, states[t]) for path in networks(params, f"experts.{t}")] for t in tasks}
+    return [mixture(states[t] @ params[f"gates.{t}.weight"].T, [*own[t], *common]) for t in tasks]

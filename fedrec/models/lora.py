@@ -77,16 +77,16 @@ class Lora(BaseModel, frozen=True, extra="forbid"):
         """Return the sizes of the parameters; none without an adapter."""
         if not self.active:
             return {}
-        found: dict[str, tuple[int, ...]] = {A: (self.rank, n_in), B: (n_out, self.rank)}
-        return {**found, DELTA: (n_out, n_in)} if self.form == "exact" else found
+        sizes: dict[str, tuple[int, ...]] = {A: (self.rank, n_in), B: (n_out, self.rank)}
+        return {**sizes, DELTA: (n_out, n_in)} if self.form == "exact" else sizes
 
     def start(self, seed: int, n_in: int = INNER, n_out: int = WIDTH) -> Params:
         """Return the parameters' start, the same for all clients: A ~ N(0, 1 / n_in), the others 0, so that dW = 0."""
-        found = {name: torch.zeros(size) for name, size in self.sizes(n_in, n_out).items()}
+        params = {name: torch.zeros(size) for name, size in self.sizes(n_in, n_out).items()}
         if self.active:
             drawn = generator(seed, "init", "lora", "A").normal(0, n_in**-0.5, (self.rank, n_in))
-            found[A] = torch.from_numpy(drawn.astype(np.float32))
-        return found
+            params[A] = torch.from_numpy(drawn.astype(np.float32))
+        return params
 
     def change(self, params: Mapping[str, Tensor]) -> Tensor:
         """Return dW = delta + (alpha / r) B A [n_out, n_in]."""
@@ -146,8 +146,8 @@ class Adapted:
             z = tokens.projected.index_select(0, at)
         else:
             z = mapped(tokens.inputs, params[A], at)
-        more = ((2 * mapped(tokens.centred, d.T, at) + z @ (d.T @ d)) * z).sum(1) / len(d)
-        scale = (tokens.square[at] + more + EPSILON).rsqrt() / count.repeat_interleave(count)
+        extra = ((2 * mapped(tokens.centred, d.T, at) + z @ (d.T @ d)) * z).sum(1) / len(d)
+        scale = (tokens.square[at] + extra + EPSILON).rsqrt() / count.repeat_interleave(count)
         bags = count.cumsum(0) - count
         mean = F.embedding_bag(at, tokens.centred, bags, mode="sum", per_sample_weights=scale)
         rows = torch.arange(len(at), device=at.device)

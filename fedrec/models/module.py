@@ -58,35 +58,35 @@ class ModuleRecommender(Recommender):
 
     def shapes(self, users: int, items: int, tasks: Iterable[str]) -> Params:
         """See Recommender."""
-        found = {
+        like = {
             self._named(name): torch.empty(value.shape, device="meta")
             for name, value in skeleton(self.module, users, items).named_parameters()
         }
         width = width_of(self.module)
         for task in tasks:
             several = (self.classes[task],) if task in self.classes else ()
-            found[f"heads.{task}.weight"] = torch.empty((*several, width), device="meta")
-            found[f"heads.{task}.bias"] = torch.empty(several or (1,), device="meta")
-        return {name: found[name] for name in sorted(found)}
+            like[f"heads.{task}.weight"] = torch.empty((*several, width), device="meta")
+            like[f"heads.{task}.bias"] = torch.empty(several or (1,), device="meta")
+        return {name: like[name] for name in sorted(like)}
 
     def init(self, seed: int, users: Keys, items: Keys, offsets: Mapping[str, float | Floats]) -> Params:
         """See Recommender."""
         width, keys = width_of(self.module), {"user": users, "item": items}
-        found: Params = {}
-        for name, value in started(self.module, seed).items():
+        params: Params = {}
+        for name, value in start_params(self.module, seed).items():
             space = self.module.tables.get(name)
             if space is None:
-                found[self._named(name)] = value.clone()
+                params[self._named(name)] = value.clone()
                 continue
             wide = value.shape[1:].numel()
             rows = table_rows(seed, self._named(name), keys[space], wide, self.module.std)
-            found[self._named(name)] = torch.from_numpy(rows).view(len(rows), *value.shape[1:])
+            params[self._named(name)] = torch.from_numpy(rows).view(len(rows), *value.shape[1:])
         for task, offset in offsets.items():
             head = np.full(width, width**-0.5, np.float32)
-            if any(name.startswith("body.") for name in found):
+            if any(name.startswith("body.") for name in params):
                 head = generator(seed, "init", "head").normal(0, width**-0.5, width).astype(np.float32)
-            found |= self._init_head(task, head, offset)
-        return {name: found[name] for name in sorted(found)}
+            params |= self._init_head(task, head, offset)
+        return {name: params[name] for name in sorted(params)}
 
     @property
     def gathers(self) -> bool:
@@ -119,10 +119,10 @@ class ModuleRecommender(Recommender):
     def score_all(self, params: Params, task: str, user: Tensor) -> Tensor:
         """See Recommender."""
         count = self._sizes(params)[1]
-        every = torch.arange(count, device=user.device)
+        items = torch.arange(count, device=user.device)
         scores = []
         for part in torch.split(user, max(1, PAIRS // max(count, 1))):
-            h = self.features(params, part.repeat_interleave(count), every.repeat(len(part)))
+            h = self.features(params, part.repeat_interleave(count), items.repeat(len(part)))
             scores.append(self.head(params, task, h).view(len(part), count))
         return torch.cat(scores) if scores else torch.zeros((0, count), device=user.device)
 
@@ -132,8 +132,8 @@ class ModuleRecommender(Recommender):
 
     def _sizes(self, params: Params) -> tuple[int, int]:
         """Return the numbers of users and items that parameters have rows for; 1 where no table tells."""
-        found = {space: len(params[name]) for name, space in self.tables.items()}
-        return found.get("user", 1), found.get("item", 1)
+        sizes = {space: len(params[name]) for name, space in self.tables.items()}
+        return sizes.get("user", 1), sizes.get("item", 1)
 
 
 @functools.lru_cache(maxsize=256)
@@ -151,7 +151,7 @@ def check(module: Module, network: nn.Module, users: int, items: int) -> None:
     buffers = [key for key, _ in network.named_buffers()]
     if buffers:
         raise UserError(f"model: {name} must have no buffers, which are neither trained nor shared, found {buffers[0]}")
-    random = [type(one).__name__ for one in network.modules() if isinstance(one, RANDOM)]
+    random = [type(layer).__name__ for layer in network.modules() if isinstance(layer, RANDOM)]
     if random:
         raise UserError(f"model: {name} must draw nothing while it is trained, found {random[0]}")
     if "item" not in module.tables.values():
@@ -167,7 +167,7 @@ def check(module: Module, network: nn.Module, users: int, items: int) -> None:
 
 
 @functools.lru_cache(maxsize=64)
-def started(module: Module, seed: int) -> Params:
+def start_params(module: Module, seed: int) -> Params:
     """Return the parameters that a module of one user and one item starts with: dense ones are drawn by the seed."""
     skeleton(module, 1, 1)
     with torch.random.fork_rng(devices=[]):
@@ -179,10 +179,10 @@ def started(module: Module, seed: int) -> Params:
 @functools.lru_cache(maxsize=64)
 def width_of(module: Module) -> int:
     """Return the width of h; raises UserError if it is no matrix [B, width] of numbers."""
-    one = torch.zeros(2, dtype=torch.int64)
+    ids = torch.zeros(2, dtype=torch.int64)
     with torch.no_grad():
-        h = module.network(Meta(1, 1)).eval()(one, one)
+        h = module.network(Meta(1, 1)).eval()(ids, ids)
     if not isinstance(h, Tensor) or h.dim() != 2 or len(h) != 2 or not h.is_floating_point():
-        found = list(h.shape) if isinstance(h, Tensor) else type(h).__name__
-        raise UserError(f"model: {type(module).__qualname__} must return h [B, width] for 2 rows, found {found}")
+        kind = list(h.shape) if isinstance(h, Tensor) else type(h).__name__
+        raise UserError(f"model: {type(module).__qualname__} must return h [B, width] for 2 rows, found {kind}")
     return int(h.shape[1])

@@ -94,17 +94,17 @@ class Recommender:
         A row starts by the text of its key (`fedrec.models.tables`). Heads of attributes start with weights of 0.
         """
         like, encoder = self.shapes(len(users), len(items), offsets), self.side.encoder
-        found = self.sequence.init(seed, self.dim) | ({} if encoder is None else encoder.lora.start(seed))
+        start = self.sequence.init(seed, self.dim) | ({} if encoder is None else encoder.lora.start(seed))
         keys = {"user": users, "item": items}
-        for name in [name for name in like if name not in found and not name.startswith("heads.")]:
-            found[name] = self._started(seed, name, tuple(like[name].shape), keys, len(offsets))
+        for name in [name for name in like if name not in start and not name.startswith("heads.")]:
+            start[name] = self._start(seed, name, tuple(like[name].shape), keys, len(offsets))
         for task, offset in offsets.items():
-            found |= self._init_head(task, self._drawn_head(seed, task, like[f"heads.{task}.weight"].shape[-1]), offset)
+            start |= self._init_head(task, self._drawn_head(seed, task, like[f"heads.{task}.weight"].shape[-1]), offset)
         if self.kind == "esmm":  # the head is of P(buy | click), the offset of P(buy)
-            found["heads.buy.bias"] = torch.tensor([quotient(float(offsets["buy"]), float(offsets["click"]))])
-        return {name: found[name] for name in like}
+            start["heads.buy.bias"] = torch.tensor([quotient(float(offsets["buy"]), float(offsets["click"]))])
+        return {name: start[name] for name in like}
 
-    def _started(self, seed: int, name: str, size: tuple[int, ...], keys: Mapping[str, Keys], tasks: int) -> Tensor:
+    def _start(self, seed: int, name: str, size: tuple[int, ...], keys: Mapping[str, Keys], tasks: int) -> Tensor:
         """Return a parameter's start: vectors are drawn, biases are 0; with content items are 0, and A is drawn."""
         first, _, rest = name.partition(".")
         if first not in (*self.tables, "adapter", "attributes"):
@@ -217,7 +217,7 @@ class Recommender:
             return torch.cat(scores).view(len(p), len(q)) if len(p) else p.new_zeros((0, len(q)))
         weight, bias = params["body.0.weight"], params["body.0.bias"]
         left, right = p @ weight[:, : self.dim].T, q @ weight[:, self.dim :].T + bias
-        rows = [self.head(params, task, mlp(params, "body", F.relu(one + right), first=1)) for one in left]
+        rows = [self.head(params, task, mlp(params, "body", F.relu(row + right), first=1)) for row in left]
         return torch.stack(rows) if rows else p.new_zeros((0, q.shape[0]))
 
     def penalty(self, params: Params, user: Tensor, item: Tensor) -> Tensor:
@@ -236,8 +236,7 @@ class Recommender:
 
         Behavioural expectation calibrator (arXiv 2105.08489, sec. 3), for parameters of two or more such tasks.
         """
-        logits = [self.head(params, task, features) for task in chain(ordered(params))]
-        return excess(logits)
+        return excess([self.head(params, task, features) for task in chain(ordered(params))])
 
     def _rows(self, params: Params, table: str, item: Tensor | None = None, keep: Tensor | None = None) -> Tensor:
         """Return the rows of a table of items, all or [B], with what their content says."""
@@ -265,7 +264,7 @@ class Recommender:
     def _score(self, params: Params, task: str, tasks: list[str], h: Tensor) -> Tensor:
         """Return the scores [B] or [B, C] of a task, one of `tasks`, for their h [B, tasks, width]."""
 
-        def own(t: str) -> Tensor:
+        def tower(t: str) -> Tensor:
             return self._read(params, t, mlp(params, f"towers.{t}", h[:, tasks.index(t)]))
 
-        return product(own("click"), own("buy")) if self.kind == "esmm" and task == "buy" else own(task)
+        return product(tower("click"), tower("buy")) if self.kind == "esmm" and task == "buy" else tower(task)

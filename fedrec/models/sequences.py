@@ -44,20 +44,20 @@ class UserSequence(BaseModel, frozen=True, extra="forbid"):
         """Return the sizes of the encoder's parameters for q_i of a width; nothing without an encoder."""
         if not self.active:
             return {}
-        found: dict[str, tuple[int, ...]] = {"sequence.start": (dim,)}
+        sizes: dict[str, tuple[int, ...]] = {"sequence.start": (dim,)}
         if self.kind == "gru4rec":
             for part in ("input", "hidden"):
-                found |= {f"sequence.{part}.weight": (3 * dim, dim), f"sequence.{part}.bias": (3 * dim,)}
-            return found
-        found["sequence.positions.weight"] = (self.history, dim)
+                sizes |= {f"sequence.{part}.weight": (3 * dim, dim), f"sequence.{part}.bias": (3 * dim,)}
+            return sizes
+        sizes["sequence.positions.weight"] = (self.history, dim)
         blocks = [f"sequence.blocks.{block}" for block in range(self.blocks)]
         for norm in ("sequence", *blocks, *(f"{path}.forward" for path in blocks)):
-            found |= {f"{norm}.norm.weight": (dim,), f"{norm}.norm.bias": (dim,)}
+            sizes |= {f"{norm}.norm.weight": (dim,), f"{norm}.norm.bias": (dim,)}
         for path in blocks:
-            found |= {f"{path}.{part}.weight": (dim, dim) for part in ("query", "key", "value")}
+            sizes |= {f"{path}.{part}.weight": (dim, dim) for part in ("query", "key", "value")}
             for layer in (0, 1):
-                found |= {f"{path}.forward.{layer}.weight": (dim, dim), f"{path}.forward.{layer}.bias": (dim,)}
-        return found
+                sizes |= {f"{path}.forward.{layer}.weight": (dim, dim), f"{path}.forward.{layer}.bias": (dim,)}
+        return sizes
 
     def init(self, seed: int, dim: int) -> Params:
         """Return the encoder's initial parameters, each a function of (seed, its name, its size).
@@ -117,8 +117,8 @@ def sasrec(params: Params, q: Tensor, known: Tensor, blocks: int, heads: int) ->
     x = q * q.shape[2] ** 0.5 + params["sequence.positions.weight"]
     length = x.shape[1]
     causal = torch.ones(length, length, dtype=torch.bool, device=q.device).tril()
-    own = torch.eye(length, dtype=torch.bool, device=q.device)  # so that padding, which nothing reads, has a softmax
-    sees = (causal & known[:, None, :]) | own
+    eye = torch.eye(length, dtype=torch.bool, device=q.device)  # so that padding, which nothing reads, has a softmax
+    sees = (causal & known[:, None, :]) | eye
     for block in range(blocks):
         path, n = f"sequence.blocks.{block}", 1 if block == blocks - 1 else length
         h = normed(params, path, x)

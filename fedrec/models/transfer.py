@@ -57,12 +57,12 @@ def aitm(params: Params, x: Tensor, tasks: Sequence[str]) -> list[Tensor]:
     """
     line = chain(ordered(params))
     line = line[: max((line.index(task) + 1 for task in chain(tasks)), default=0)]
-    found = {task: mlp(params, f"body.{task}", x) for task in dict.fromkeys([*line, *tasks])}
+    h = {task: mlp(params, f"body.{task}", x) for task in dict.fromkeys([*line, *tasks])}
     for origin, to in pairwise(line):
         path = f"transfer.{to}.{origin}"
-        p = F.relu(linear(params, f"{path}.carry", found[origin]))
-        found[to] = attend(params, path, p, found[to])
-    return [found[task] for task in tasks]
+        p = F.relu(linear(params, f"{path}.carry", h[origin]))
+        h[to] = attend(params, path, p, h[to])
+    return [h[task] for task in tasks]
 
 
 def excess(logits: Sequence[Tensor]) -> Tensor:
@@ -112,10 +112,10 @@ def task_embedding(params: Params, x: Tensor, tasks: Sequence[str]) -> list[Tens
     in all layers, and without the penalties that make S sparse and L small.
     """
     basis = networks(params, "body.basis")
-    found = dict.fromkeys(tasks, x)
+    h = dict.fromkeys(tasks, x)
     for layer in depth(params, basis[0]):
         weight, bias = (torch.stack([params[f"{at}.{layer}.{part}"] for at in basis]) for part in ("weight", "bias"))
-        for task in found:
+        for task in h:
             s = params[f"tasks.{task}.weight"]
-            found[task] = F.relu(F.linear(found[task], torch.tensordot(s, weight, 1), s @ bias))
-    return [found[task] for task in tasks]
+            h[task] = F.relu(F.linear(h[task], torch.tensordot(s, weight, 1), s @ bias))
+    return [h[task] for task in tasks]

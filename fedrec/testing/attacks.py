@@ -5,7 +5,7 @@ from typing import ClassVar, cast
 import numpy as np
 import torch
 
-from fedrec.components import written
+from fedrec.components import text_of
 from fedrec.data.types import Ints
 from fedrec.experiment.config import Experiment
 from fedrec.params import Params
@@ -52,7 +52,7 @@ class AttackContract(Rebuilt):
     def scored(self, transcript: Transcript, records: Records) -> Values:
         """Return its scores, which are refused unless there is a number for every target."""
         made = self.component
-        attack = made if isinstance(made, Attack) else own_attacks(cast(str, written(made)))[0]
+        attack = made if isinstance(made, Attack) else own_attacks(cast(str, text_of(made)))[0]
         return attack.run(transcript, records=records, experiment=self.experiment)
 
     def test_it_gives_every_target_a_number_and_the_same_twice(self) -> None:

@@ -7,7 +7,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from fedrec.components import SEAMS, make, written
+from fedrec.components import SEAMS, make, text_of
 from fedrec.data import Dataset, from_frame
 from fedrec.data.types import Interactions
 from fedrec.federation.coordination import Drift
@@ -37,7 +37,7 @@ class Rebuilt:
     def test_another_process_can_rebuild_it(self) -> None:
         """The text that stands for it makes an equal one."""
         if all(hasattr(self.component, method) for method in SEAMS[self.field].methods):
-            assert make(self.field, written(self.component)) == self.component
+            assert make(self.field, text_of(self.component)) == self.component
 
 
 class RecommenderContract(Rebuilt):
@@ -124,7 +124,7 @@ class TaskContract(Rebuilt):
     @property
     def task(self) -> Task:
         """The task that is tested."""
-        return parse_task(written(self.component))
+        return parse_task(text_of(self.component))
 
     def costs(self, score: Tensor) -> Tensor:
         """Return the loss of every row that is learnt from, for a score of each."""
@@ -382,7 +382,7 @@ class WeightingContract(Rebuilt):
 
     def steps(self) -> list[Tensor]:
         """Return x times what is followed in four steps [3], for the losses x^2 / t; the last step has no third one."""
-        rule = Weighting(kind=written(self.component))
+        rule = Weighting(kind=text_of(self.component))
         made, found = Weigher(rule, Optimiser("sgd", 0.1), rule.start(3)), []
         for t in range(1, 5):
             made.epoch(generator(t, "contract"), first=t == 1)
@@ -414,7 +414,7 @@ class CompanionContract(Rebuilt):
 
     def test_its_shares_are_fractions(self) -> None:
         """Numbers from 0 to 1, not all 0, and the same again."""
-        drift, names = Drift(personal=written(self.component), weight=0.5), self.model.shapes(USERS, ITEMS, ["rank"])
+        drift, names = Drift(personal=text_of(self.component), weight=0.5), self.model.shapes(USERS, ITEMS, ["rank"])
         found = drift.shares(names)
         assert all(0 <= found[name] <= 1 for name in names) and any(found.values())
         assert drift.shares(names) == found

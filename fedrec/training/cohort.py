@@ -47,8 +47,8 @@ class Cohort:
     @cached_property
     def sizes(self) -> Ints:
         """The number of training rows of every client [n], descending."""
-        found: Ints = np.diff(self.starts["train"])
-        return found
+        sizes: Ints = np.diff(self.starts["train"])
+        return sizes
 
 
 def groups(
@@ -66,15 +66,15 @@ def groups(
     `catalogue` has the ascending global ids of the server's rows for every key space that is shared. A client whose
     model can be differentiated alone only is a cohort by itself; all are if they are to stay `apart`.
     """
-    found: dict[object, list[int]] = {}
+    by_key: dict[object, list[int]] = {}
     for position, key in enumerate(zip(models, tasks, strict=True)):
-        found.setdefault(position if apart or not key[0].gathers else key, []).append(position)
-    made = []
-    for members in found.values():
-        mine, theirs = [datas[m] for m in members], [models[m] for m in members]
-        one = cohort(mine, theirs, tasks[members[0]], negatives, catalogue, seed)
-        made.append(replace(one, members=tuple(members[i] for i in one.members)))
-    return made
+        by_key.setdefault(position if apart or not key[0].gathers else key, []).append(position)
+    cohorts = []
+    for members in by_key.values():
+        clients = [datas[m] for m in members]
+        group = cohort(clients, [models[m] for m in members], tasks[members[0]], negatives, catalogue, seed)
+        cohorts.append(replace(group, members=tuple(members[i] for i in group.members)))
+    return cohorts
 
 
 def cohort(
@@ -86,19 +86,19 @@ def cohort(
     seed: int,
 ) -> Cohort:
     """Return some clients as one cohort; see `groups`."""
-    sizes = np.array([int(used(tasks, data.train, data.attributes).sum()) for data in datas])
+    sizes = np.array([int(used_rows(tasks, data.train, data.attributes).sum()) for data in datas])
     order = np.argsort(-sizes, kind="stable")
-    mine = [datas[i] for i in order]
+    clients = [datas[i] for i in order]
     starts = {
-        "user": edges(np.array([len(data.users) for data in mine])),
-        "item": edges(np.array([len(data.items) for data in mine])),
+        "user": edges(np.array([len(data.users) for data in clients])),
+        "item": edges(np.array([len(data.items) for data in clients])),
     }
-    taken = avoided(mine, starts["user"], negatives) if any(task.kind == "rank" for task in tasks) else None
-    server = {space: server_rows(mine, space, catalogue.get(space)) for space in ("user", "item")}
+    taken = negatives_of(clients, starts["user"], negatives) if any(task.kind == "rank" for task in tasks) else None
+    server = {space: server_rows(clients, space, catalogue.get(space)) for space in ("user", "item")}
     none, sequence = np.zeros(0, np.int64), models[0].sequence
     bare = Cohort(
         tuple(order.tolist()),
-        tuple(mine),
+        tuple(clients),
         models[0],
         tasks,
         starts,
@@ -112,24 +112,24 @@ def cohort(
         past=None,
         models=tuple(models[i] for i in order),
     )
-    pasts = [before(data, sequence.history, seed) for data in mine] if sequence.active else []
-    return learning(bare, [data.train for data in mine], [data.attributes for data in mine], pasts)
+    pasts = [before(data, sequence.history, seed) for data in clients] if sequence.active else []
+    return with_rows(bare, [data.train for data in clients], [data.attributes for data in clients], pasts)
 
 
-def used(tasks: Sequence[Task], rows: Interactions, about: Attributes) -> Bools:
+def used_rows(tasks: Sequence[Task], rows: Interactions, about: Attributes) -> Bools:
     """Return which rows some task learns from."""
-    found: Bools = np.logical_or.reduce([task.rows(rows, about) for task in tasks])
-    return found
+    mask: Bools = np.logical_or.reduce([task.rows(rows, about) for task in tasks])
+    return mask
 
 
-def learning(
+def with_rows(
     cohort: Cohort, parts: Sequence[Interactions], abouts: Sequence[Attributes], pasts: Sequence[Histories]
 ) -> Cohort:
     """Return the cohort with the rows of `parts`, one for each client, as those to train on.
 
     `abouts` is what is known of each client's items, `pasts` what was liked before each of its rows.
     """
-    masks = [used(cohort.tasks, part, about) for part, about in zip(parts, abouts, strict=True)]
+    masks = [used_rows(cohort.tasks, part, about) for part, about in zip(parts, abouts, strict=True)]
     kept = [part.take(mask) for part, mask in zip(parts, masks, strict=True)]
     rows, who = concatenate(kept), owners(kept)
     user = cohort.starts["user"][who] + rows.user
@@ -156,7 +156,7 @@ def learning(
         labels=labels,
         bound=bound,
         crowded=full,
-        past=joined(seen, cohort.starts["item"]),
+        past=join_histories(seen, cohort.starts["item"]),
     )
 
 
@@ -169,15 +169,15 @@ def held_out(cohort: Cohort, seed: int) -> Cohort:
     abouts = [replace(data.attributes, train=data.attributes.validation) for data in datas]
     known = [latest(d, d.known("validation"), sequence.history, seed) for d in datas] if sequence.active else []
     pasts = [past.at(data.validation.user) for past, data in zip(known, datas, strict=True)] if known else []
-    return learning(cohort, [data.validation for data in datas], abouts, pasts)
+    return with_rows(cohort, [data.validation for data in datas], abouts, pasts)
 
 
-def joined(pasts: Sequence[Histories], starts: Ints) -> Histories | None:
+def join_histories(pasts: Sequence[Histories], starts: Ints) -> Histories | None:
     """Return the histories of clients end to end, of flat items; None of nobody."""
     if not pasts:
         return None
     flat = [np.where(p.liked < 0, -1, p.liked + start) for p, start in zip(pasts, starts, strict=False)]
-    edge = edges(np.array([len(one) for one in flat]))
+    edge = edges(np.array([len(part) for part in flat]))
     start, end = (
         np.concatenate([rows + at for rows, at in zip(column, edge, strict=False)])
         for column in ([p.start for p in pasts], [p.end for p in pasts])
@@ -195,7 +195,7 @@ def owners(parts: Sequence[Interactions]) -> Ints:
     return np.repeat(np.arange(len(parts)), [len(part) for part in parts])
 
 
-def avoided(datas: Sequence[ClientData], starts: Ints, protocol: Literal["train", "published"]) -> Negatives:
+def negatives_of(datas: Sequence[ClientData], starts: Ints, protocol: Literal["train", "published"]) -> Negatives:
     """Return `excluded` of all clients over flat users; the number of items is the largest catalogue's."""
     user, item = [], []
     for start, data in zip(starts, datas, strict=False):
@@ -213,6 +213,6 @@ def avoided(datas: Sequence[ClientData], starts: Ints, protocol: Literal["train"
 def server_rows(datas: Sequence[ClientData], space: str, catalogue: Ints | None) -> Ints | None:
     """Return the server's row of every flat row; None if every client's ids are the catalogue, or it is not shared."""
     ids = [data.users if space == "user" else data.items for data in datas]
-    if catalogue is None or all(len(one) == len(catalogue) and np.array_equal(one, catalogue) for one in ids):
+    if catalogue is None or all(len(part) == len(catalogue) and np.array_equal(part, catalogue) for part in ids):
         return None
     return np.searchsorted(catalogue, np.concatenate(ids))

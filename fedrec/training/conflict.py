@@ -157,11 +157,11 @@ def _cagrad(unit: Floats, d: Floats, p: Floats, c: float) -> Floats:
     extra, middle = np.zeros_like(d), 0.0 if low < 0 < high else (low + high) / 2
     for _ in range(100):
         try:
-            found = solve_qp(np.eye(len(start)), start, g.T, middle / d)
-            inside = float(np.linalg.norm(found[0] - start)) <= c
+            qp = solve_qp(np.eye(len(start)), start, g.T, middle / d)
+            inside = float(np.linalg.norm(qp[0] - start)) <= c
         except ValueError:  # quadprog's word for an empty set
             inside = False
-        low, high, extra = (middle, high, found[4]) if inside else (low, middle, extra)
+        low, high, extra = (middle, high, qp[4]) if inside else (low, middle, extra)
         if (middle := (low + high) / 2) in (low, high):
             break
     return np.asarray(p + extra * length / d)

@@ -48,11 +48,11 @@ def draw(cohort: Cohort, clients: Ints, recipe: Recipe, stream: Callable[[int, i
                 r[start:stop] = rng.integers(0, high).reshape(-1, m)
             if keep is not None:
                 keep[start:stop] = kept(stop - start, 1 + m, recipe.hidden, rng)
-    item = np.concatenate([cohort.item[row][:, None], sampled(cohort, clients, row, r, sizes, recipe)], 1)
+    item = np.concatenate([cohort.item[row][:, None], sample_items(cohort, clients, row, r, sizes, recipe)], 1)
     return Drawn(row, np.repeat(np.arange(len(clients)), sizes * recipe.epochs), item, keep)
 
 
-def sampled(cohort: Cohort, clients: Ints, row: Ints, r: Ints, sizes: Ints, recipe: Recipe) -> Ints:
+def sample_items(cohort: Cohort, clients: Ints, row: Ints, r: Ints, sizes: Ints, recipe: Recipe) -> Ints:
     """Return the flat items [M, m] of the draws r [M, m]: see `Negatives.draw`."""
     if cohort.taken is None:
         return r

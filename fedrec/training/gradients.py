@@ -50,10 +50,10 @@ def gradients(
     user = torch.arange(len(item), device=item.device)[:, None] if step.user is None else step.user[:, 0]
     at = {"user": user, "item": item}
     view = select(params, at)
-    loss, found = by_rows(model, view, tasks, same, columns, l2, names, None if content is None else content[item])
+    loss, each = by_rows(model, view, tasks, same, columns, l2, names, None if content is None else content[item])
     if weight is not None:
-        found = {n: v * wide(weight, v) for n, v in found.items()}
-    grads = {n: v.flatten(0, 1) if n in TABLES else v for n, v in found.items()}
+        each = {n: v * wide(weight, v) for n, v in each.items()}
+    grads = {n: v.flatten(0, 1) if n in TABLES else v for n, v in each.items()}
     return loss, grads, {"user": None if step.user is None else flat(user), "item": flat(item)}
 
 
@@ -75,15 +75,15 @@ def by_rows(
     """
 
     def loss_of(moved: Params, held: Params, content: Tensor | None, columns: dict[str, Any]) -> Tensor:
-        mine = replace(model, side=replace(model.side, content=content))
-        return batch_loss(mine, {**held, **moved}, tasks, Batch(**{**same, **columns}), l2)
+        variant = replace(model, side=replace(model.side, content=content))
+        return batch_loss(variant, {**held, **moved}, tasks, Batch(**{**same, **columns}), l2)
 
     wanted = set(names) or set(list(view)[:1])  # without any gradient a GRU has no rule for a batch of weights
     moved, held = ({n: v for n, v in view.items() if (n in wanted) == here} for here in (True, False))
     axes = [{n: 0 if n in TABLES else axis for n in part} for part in (moved, held)]
     each = vmap(grad_and_value(loss_of), in_dims=(*axes, None if content is None else 0, 0))
-    found, loss = each(moved, held, content, columns)
-    return loss.detach(), {n: v for n, v in found.items() if n in names}
+    grads, loss = each(moved, held, content, columns)
+    return loss.detach(), {n: v for n, v in grads.items() if n in names}
 
 
 def flat(rows: Tensor | None) -> Tensor | None:
@@ -129,8 +129,7 @@ def by_whole_tables(loss: Loss, params: Params, step: Step, names: Collection[st
     Whatever the model reads, and whatever stands beside the loss of the tasks.
     """
     view = {n: v.detach().requires_grad_(n in names) for n, v in first(params, {}, 1, alone=True).items()}
-    told, followed = loss(view, step.batch)
+    value, followed = loss(view, step.batch)
     wanted = list(names)
-    found = torch.autograd.grad(followed, [view[n] for n in wanted], allow_unused=True)
-    grads = {n: torch.zeros_like(view[n]) if g is None else g for n, g in zip(wanted, found, strict=True)}
-    return told.detach()[None], {n: g if n in TABLES else g[None] for n, g in grads.items()}, {}
+    grads = torch.autograd.grad(followed, [view[n] for n in wanted], materialize_grads=True)
+    return value.detach()[None], {n: g if n in TABLES else g[None] for n, g in zip(wanted, grads, strict=True)}, {}

@@ -29,7 +29,7 @@ def held_out_many(cohort: Cohort, shared: Stack, private: Stack, recipe: Recipe,
     """
     held = held_out(cohort, seed)
     once = replace(recipe, epochs=1, phases=("all",), hidden=0.0, l2=0.0)
-    found = np.full(len(chosen), np.nan)
+    losses = np.full(len(chosen), np.nan)
     order = np.argsort(-held.sizes[chosen], kind="stable")
     order = order[held.sizes[chosen[order]] > 0]
     size = held.sizes[chosen[order]]
@@ -37,8 +37,8 @@ def held_out_many(cohort: Cohort, shared: Stack, private: Stack, recipe: Recipe,
     for start, stop in pairwise(cuts(cells, size, size, None)):
         part = order[start:stop]
         chunk = Chunk(held, chosen[part], shared, private, once, Sharing(()), False, NOTHING, None)
-        found[part] = losses_of(chunk, seed)
-    return found
+        losses[part] = losses_of(chunk, seed)
+    return losses
 
 
 def losses_of(chunk: Chunk, seed: int) -> Values:
@@ -51,7 +51,7 @@ def losses_of(chunk: Chunk, seed: int) -> Values:
     model = replace(chunk.model, calibration=0.0)  # which is no task's loss
     if chunk.alone:
         model = model.read(first(params, touched, 1, alone=True))
-    found = torch.zeros(len(clients), dtype=torch.float64, device=chunk.device)
+    sums = torch.zeros(len(clients), dtype=torch.float64, device=chunk.device)
     for step in chunk.schedule(drawn, touched, 1):
         k = len(step.item)
         view = first(params, touched, k, chunk.alone)
@@ -59,6 +59,6 @@ def losses_of(chunk: Chunk, seed: int) -> Values:
             loss = total(task_losses(model, view, tasks, step.batch))[None]
         else:
             loss, _, _ = gradients(model, view, tasks, step, 0.0, None, (), content)
-        found[:k] += loss.double() * (step.share > 0).sum(1)
-    losses: Values = found.cpu().numpy() / cohort.sizes[clients]
+        sums[:k] += loss.double() * (step.share > 0).sum(1)
+    losses: Values = sums.cpu().numpy() / cohort.sizes[clients]
     return losses

@@ -46,7 +46,7 @@ def loss_and_gradients(
     p = _rows(params["user_table"], user, k) if model.kind != "item" else None
     head = torch.stack([params[f"heads.{task.name}.weight"] for task in tasks], 1)  # [k, T, width]
     bias = torch.stack([params[f"heads.{task.name}.bias"] for task in tasks], 2)  # [k, 1, T]
-    found: Params = {}
+    grads: Params = {}
     wanted = set(names)
     if p is None:
         score = torch.baddbmm(bias, q, head.mT)
@@ -73,23 +73,23 @@ def loss_and_gradients(
             d_p, d_q = d_x * q, d_x * p
         total = d_score.sum(1, keepdim=True) if user is None else d_score
         by_task = [d_head, torch.bmm(total.mT, b_u), torch.bmm(d_score.mT, b_i)]
-        found["user_bias"], found["item_bias"] = torch.bmm(total, w_u), torch.bmm(d_score, w_i)
+        grads["user_bias"], grads["item_bias"] = torch.bmm(total, w_u), torch.bmm(d_score, w_i)
         rows = {"user_table": p, "item_table": q, "user_bias": b_u, "item_bias": b_i}
     else:
         by_task = [torch.bmm(d_score.mT, layers[-1])]
-        d_p, d_q = _backward(model, params, p, q, layers, torch.bmm(d_score, head), found, wanted)
+        d_p, d_q = _backward(model, params, p, q, layers, torch.bmm(d_score, head), grads, wanted)
         rows = {"user_table": p, "item_table": q}
     if p is not None:
-        found["user_table"] = d_p
-    found["item_table"] = d_q
+        grads["user_table"] = d_p
+    grads["item_table"] = d_q
     d_weight, d_bias = torch.cat(by_task, 2), d_score.sum(1)
     for number, task in enumerate(tasks):
-        found[f"heads.{task.name}.weight"] = d_weight[:, number]
-        found[f"heads.{task.name}.bias"] = d_bias[:, number : number + 1]
+        grads[f"heads.{task.name}.weight"] = d_weight[:, number]
+        grads[f"heads.{task.name}.bias"] = d_bias[:, number : number + 1]
     if l2:
-        loss = loss + _penalty(rows, found, step, l2, weight)
+        loss = loss + _penalty(rows, grads, step, l2, weight)
     return loss, {
-        name: found[name].reshape(-1, found[name].shape[-1]) if name in rows else found[name] for name in names
+        name: grads[name].reshape(-1, grads[name].shape[-1]) if name in rows else grads[name] for name in names
     }
 
 
@@ -144,27 +144,27 @@ def _backward(
     q: Tensor,
     layers: list[Tensor],
     d_h: Tensor,
-    found: Params,
+    grads: Params,
     wanted: set[str],
 ) -> tuple[Tensor, Tensor]:
     train_body = "body.0.weight" in wanted
     for layer in range(len(model.hidden) - 1, 0, -1):
         d_z = torch.ops.aten.threshold_backward(d_h, layers[layer], 0)
         if train_body:
-            found[f"body.{layer}.weight"] = torch.bmm(d_z.mT, layers[layer - 1])
-            found[f"body.{layer}.bias"] = d_z.sum(1)
+            grads[f"body.{layer}.weight"] = torch.bmm(d_z.mT, layers[layer - 1])
+            grads[f"body.{layer}.bias"] = d_z.sum(1)
         d_h = torch.bmm(d_z, params[f"body.{layer}.weight"])
     d_z = torch.ops.aten.threshold_backward(d_h, layers[0], 0)
     d_left = d_z.sum(1, keepdim=True) if p.shape[1] == 1 else d_z
     if train_body:
-        found["body.0.weight"] = torch.cat([torch.bmm(d_left.mT, p), torch.bmm(d_z.mT, q)], 2)
-        found["body.0.bias"] = d_left.sum(1)
+        grads["body.0.weight"] = torch.cat([torch.bmm(d_left.mT, p), torch.bmm(d_z.mT, q)], 2)
+        grads["body.0.bias"] = d_left.sum(1)
     weight = params["body.0.weight"]
     return torch.bmm(d_left, weight[:, :, : model.dim]), torch.bmm(d_z, weight[:, :, model.dim :])
 
 
-def _penalty(rows: Params, found: Params, step: Step, l2: float, weight: Tensor | None) -> Tensor:
-    """Add the gradient of the penalty to `found`; return its value [k]: of the rows, and of the first sampled item."""
+def _penalty(rows: Params, grads: Params, step: Step, l2: float, weight: Tensor | None) -> Tensor:
+    """Add the gradient of the penalty to `grads`; return its value [k]: of the rows, and of the first sampled item."""
     k, sampled, length = step.item.shape
     share = step.share * l2
     coefficient = share.new_zeros((k, sampled, length))
@@ -174,5 +174,5 @@ def _penalty(rows: Params, found: Params, step: Step, l2: float, weight: Tensor 
     for name, value in rows.items():
         c = flat.sum(1, keepdim=True) if value.shape[1] < flat.shape[1] else flat
         total = total + (c * value.square()).sum((1, 2))
-        found[name] = found[name] + (2 * c if weight is None else 2 * weight[:, None, None] * c) * value
+        grads[name] = grads[name] + (2 * c if weight is None else 2 * weight[:, None, None] * c) * value
     return total

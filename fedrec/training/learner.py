@@ -30,7 +30,7 @@ class Learner:
 
     def __post_init__(self) -> None:
         self.whole: State = self.optimiser.start({name: self.params[name] for name in self.names})
-        self.kept = [one.init(self.params) for one in self.transforms]
+        self.kept = [transform.init(self.params) for transform in self.transforms]
         self.moved = {name for kept in self.kept for part in kept.values() for name in part}
         self.buffers: Params = {}
         self.narrow({name: len(value) for name, value in self.params.items()})
@@ -46,8 +46,8 @@ class Learner:
     def step(self, at: At, grads: Params, t: int) -> None:
         """Make step `t` = 1, 2, ... along what the transforms make of what `gradients` returns; changes `grads`."""
         filled = self.scatter(at, grads)
-        for place, one in enumerate(self.transforms):
-            grads, self.kept[place] = one.update(grads, self.kept[place], self.view, Context(t, self.rows))
+        for place, transform in enumerate(self.transforms):
+            grads, self.kept[place] = transform.update(grads, self.kept[place], self.view, Context(t, self.rows))
         self.optimiser.step(self.view, grads, self.state, t)
         for value, index in filled:
             value.index_fill_(0, index, 0.0)

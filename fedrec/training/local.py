@@ -16,7 +16,7 @@ from fedrec.tasks import Task
 from fedrec.training.cohort import Cohort, cohort
 from fedrec.training.held_out import held_out_many
 from fedrec.training.recipe import Recipe, Term
-from fedrec.training.results import client, stack, trained
+from fedrec.training.results import client, client_after, stack
 from fedrec.training.stacks import NOTHING, Stack, Terms
 from fedrec.training.update import Scope, train
 from fedrec.training.weighting import Weigher
@@ -38,14 +38,14 @@ class Trained(NamedTuple):
 
 
 def update_one(
-    one: Cohort, start: Params, recipe: Recipe, sharing: Sharing, *, seed: int, scope: Scope, terms: Terms = NOTHING
+    only: Cohort, start: Params, recipe: Recipe, sharing: Sharing, *, seed: int, scope: Scope, terms: Terms = NOTHING
 ) -> Trained:
     """Return what a round of training makes of the only client of a cohort; nothing that is given is changed."""
     before = stack([start])
-    for part in train(one, before, EMPTY, recipe, sharing, seed=seed, chosen=ONE, scopes=[scope], terms=terms):
-        v = terms.personal and trained(one, terms.personal, replace(part, values=part.personal), 0)
-        return Trained(trained(one, before, part, 0), float(part.loss), v or {})
-    return Trained(clone(start), float("nan"), client(one, terms.personal, 0) if terms.personal else {})
+    for part in train(only, before, EMPTY, recipe, sharing, seed=seed, chosen=ONE, scopes=[scope], terms=terms):
+        v = terms.personal and client_after(only, terms.personal, replace(part, values=part.personal), 0)
+        return Trained(client_after(only, before, part, 0), float(part.loss), v or {})
+    return Trained(clone(start), float("nan"), client(only, terms.personal, 0) if terms.personal else {})
 
 
 def local_update(
@@ -84,13 +84,13 @@ def local_update(
         weigher=weigher,
         masks=stack([own]) if own else None,
     )
-    one = single(model, data, tasks, recipe, seed)
-    return update_one(one, dict(params), recipe, sharing, seed=seed, scope=scope, terms=terms)[:2]
+    only = single(model, data, tasks, recipe, seed)
+    return update_one(only, dict(params), recipe, sharing, seed=seed, scope=scope, terms=terms)[:2]
 
 
 def held_out_loss(
     model: Recommender, params: Params, data: ClientData, tasks: tuple[Task, ...], recipe: Recipe, *, seed: int
 ) -> float:
     """Return the loss of the validation rows of one client; see `held_out_many`."""
-    one = single(model, data, tasks, recipe, seed)
-    return float(held_out_many(one, stack([params]), EMPTY, recipe, seed=seed, chosen=ONE)[0])
+    only = single(model, data, tasks, recipe, seed)
+    return float(held_out_many(only, stack([params]), EMPTY, recipe, seed=seed, chosen=ONE)[0])

@@ -1,6 +1,7 @@
 """What training minimises: the losses of the tasks on a batch, the penalties, and what a phase trains of it."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -17,15 +18,15 @@ from fedrec.training.recipe import Batch, Phase, Recipe
 
 def task_losses(model: Recommender, params: Params, tasks: tuple[Task, ...], batch: Batch) -> list[Tensor]:
     """Return the weight of every task times the mean loss of its rows; 0 for a task without rows."""
-    found: list[Tensor] = []
-    for task, (score, negative) in zip(tasks, scored(model, params, tasks, batch), strict=True):
+    losses: list[Tensor] = []
+    for task, (score, negative) in zip(tasks, score_batch(model, params, tasks, batch), strict=True):
         mask, target = batch.labels[task.name]
         loss = task_loss(task, score, target, negative)
-        found.append(task.weight * (loss * mask).sum() / mask.sum().clamp(min=1.0))
-    return found
+        losses.append(task.weight * (loss * mask).sum() / mask.sum().clamp(min=1.0))
+    return losses
 
 
-def scored(
+def score_batch(
     model: Recommender, params: Params, tasks: tuple[Task, ...], batch: Batch
 ) -> list[tuple[Tensor, Tensor | None]]:
     """Return each task's scores of the rows [B], of their items [B, C] if it is about these, and of sampled items.
@@ -36,7 +37,7 @@ def scored(
     keep = None if batch.keep is None else batch.keep[:, 0]
     about_pairs = not all(task.attribute for task in tasks)
     features, sampled = representations(model, params, batch) if about_pairs else (batch.item, None)
-    found: list[tuple[Tensor, Tensor | None]] = []
+    pairs: list[tuple[Tensor, Tensor | None]] = []
     for task in tasks:
         negative = None
         if task.kind == "rank" and sampled is not None:
@@ -45,8 +46,8 @@ def scored(
             score = model.attribute(params, task.name, batch.item, keep)
         else:
             score = model.head(params, task.name, features)
-        found.append((score, negative))
-    return found
+        pairs.append((score, negative))
+    return pairs
 
 
 def scores(model: Recommender, params: Params, tasks: tuple[Task, ...], batch: Batch) -> dict[str, Tensor]:
@@ -54,7 +55,7 @@ def scores(model: Recommender, params: Params, tasks: tuple[Task, ...], batch: B
 
     Of an attribute it is what the model says of the row's item [B, C].
     """
-    each = zip(tasks, scored(model, params, tasks, batch), strict=True)
+    each = zip(tasks, score_batch(model, params, tasks, batch), strict=True)
     return {t.name: z if other is None else torch.cat([z[:, None], other], 1) for t, (z, other) in each}
 
 
@@ -75,13 +76,11 @@ def representations(model: Recommender, params: Params, batch: Batch) -> tuple[T
 def penalties(model: Recommender, params: Params, batch: Batch, l2: float) -> list[Tensor]:
     """Return l2 times the mean penalty of the batch's rows and of its sampled items, if any; last the calibrator's."""
     items = [batch.item] if batch.negative is None else [batch.item, batch.negative[:, 0]]
-    found = [l2 * mean(model.penalty(params, batch.user, item), batch) for item in items] if l2 else []
+    terms = [l2 * mean(model.penalty(params, batch.user, item), batch) for item in items] if l2 else []
     if model.calibrated:
-        p = None if batch.history is None else model.users(params, batch.user, batch.history)
-        keep = None if batch.keep is None else batch.keep[:, 0]
-        features = model.features(params, batch.user, batch.item, p, keep)
-        found.append(model.calibration * mean(model.calibrator(params, features), batch))
-    return found
+        features, _ = representations(model, params, replace(batch, negative=None))
+        terms.append(model.calibration * mean(model.calibrator(params, features), batch))
+    return terms
 
 
 def mean(values: Tensor, batch: Batch) -> Tensor:
@@ -91,10 +90,10 @@ def mean(values: Tensor, batch: Batch) -> Tensor:
 
 def total(parts: Sequence[Tensor]) -> Tensor:
     """Return the sum of at least one scalar, added in order."""
-    found = parts[0].new_zeros(())
+    value = parts[0].new_zeros(())
     for part in parts:
-        found = found + part
-    return found
+        value = value + part
+    return value
 
 
 def batch_loss(model: Recommender, params: Params, tasks: tuple[Task, ...], batch: Batch, l2: float) -> Tensor:

@@ -28,8 +28,8 @@ class Optimiser:
 
     def rate(self, name: str) -> float:
         """Return a parameter's learning rate: that of the longest module path that covers it, else `lr`."""
-        own = [(len(module), lr) for module, lr in self.lrs if covers((module,), name)]
-        return max(own)[1] if own else self.lr
+        rules = [(len(module), lr) for module, lr in self.lrs if covers((module,), name)]
+        return max(rules)[1] if rules else self.lr
 
     def start(self, params: Params) -> State:
         """Return the state before the first step: Adam's two moments, Adagrad's sum of squares, nothing for SGD."""
@@ -82,13 +82,13 @@ def rates(text: str) -> tuple[tuple[str, float], ...]:
     A module of rate 0 is not trained. Raises UserError for a part of another form, a rate that is negative or not
     finite, and a module named twice.
     """
-    found: dict[str, float] = {}
+    table: dict[str, float] = {}
     for part in text.split(",") if text else ():
         module, equals, rate = (word.strip() for word in part.partition("="))
         value = number(rate)
         if not (module and equals and 0 <= value < math.inf):
             raise UserError(f"must be MODULE=RATE parts with finite rates of at least 0, found {part!r}")
-        if module in found:
+        if module in table:
             raise UserError(f"must name every module once, found {module!r} twice")
-        found[module] = value
-    return tuple(found.items())
+        table[module] = value
+    return tuple(table.items())

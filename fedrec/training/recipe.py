@@ -77,10 +77,10 @@ def term(part: Objective) -> Term:
     """Return the term of a part of the user's own; it raises UserError for what is no number."""
 
     def value(params: Params, batch: Batch, ctx: Reference) -> Tensor:
-        found: Any = part.value(params, batch, ctx)
-        if not isinstance(found, Tensor) or found.shape:
-            shown = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        result: Any = part.value(params, batch, ctx)
+        if not isinstance(result, Tensor) or result.shape:
+            shown = list(result.shape) if isinstance(result, Tensor) else type(result).__name__
             raise UserError(f"objective: {type(part).__qualname__} must return a tensor [], found {shown}")
-        return found
+        return result
 
     return value

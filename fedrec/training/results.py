@@ -106,22 +106,22 @@ def stack(params: Sequence[Mapping[str, Tensor]]) -> Stack:
     if len(params) == 1:
         return Stack({name: value if name in TABLES else value[None] for name, value in params[0].items()})
     join = {name: torch.cat if name in TABLES else torch.stack for name in params[0]}
-    return Stack({name: join[name]([one[name] for one in params]) for name in params[0]})
+    return Stack({name: join[name]([part[name] for part in params]) for name in params[0]})
 
 
 def spread(cohort: Cohort, parts: Mapping[int, Mapping[str, Tensor]]) -> Stack:
     """Return a stack of the parameters of some clients by position, zero for the others; all have the same names."""
     first, sizes = next(iter(parts.values())), {space: np.diff(cohort.starts[space]) for space in ("user", "item")}
-    made = dict(parts)
+    full = dict(parts)
     for place in range(len(cohort)) if len(parts) < len(cohort) else ():
-        if place not in made:
-            made[place] = {
+        if place not in full:
+            full[place] = {
                 name: value.new_zeros(()).expand(sizes[TABLES[name]][place], *value.shape[1:])
                 if name in TABLES
                 else torch.zeros_like(value)
                 for name, value in first.items()
             }
-    return stack([made[place] for place in range(len(cohort))])
+    return stack([full[place] for place in range(len(cohort))])
 
 
 def pieces(cohort: Cohort, stack: Stack) -> list[Params]:
@@ -137,36 +137,36 @@ def pieces(cohort: Cohort, stack: Stack) -> list[Params]:
 
 def client(cohort: Cohort, stack: Stack, position: int) -> Params:
     """Return one client's parameters; they share the memory of a stack of each."""
-    found = {}
+    params = {}
     for name, value in stack.values.items():
         if name not in TABLES:
-            found[name] = value[position] if stack.each else value
+            params[name] = value[position] if stack.each else value
             continue
         space = TABLES[name]
         start, stop = cohort.starts[space][position : position + 2]
         rows = cohort.server[space]
         if stack.each:
-            found[name] = value[start:stop]
+            params[name] = value[start:stop]
         else:
-            found[name] = value if rows is None else value.index_select(0, on(rows[start:stop], value))
-    return found
+            params[name] = value if rows is None else value.index_select(0, on(rows[start:stop], value))
+    return params
 
 
-def trained(cohort: Cohort, before: Stack, part: Part, j: int) -> Params:
+def client_after(cohort: Cohort, before: Stack, part: Part, j: int) -> Params:
     """Return the parameters of client `part.clients[j]` that `before` holds, after the round; its own memory."""
-    found, alone, position = dict[str, Tensor](), len(part.clients) == 1, int(part.clients[j])
+    params, alone, position = dict[str, Tensor](), len(part.clients) == 1, int(part.clients[j])
     for name, value in client(cohort, before, position).items():
         if name not in TABLES:
-            found[name] = part.values[name][j] if alone else part.values[name][j].clone()
+            params[name] = part.values[name][j] if alone else part.values[name][j].clone()
             continue
         touched = part.touched[TABLES[name]]
         start, stop = touched.edge[j : j + 2]
         if alone and stop - start == len(value):
-            found[name] = part.values[name]
+            params[name] = part.values[name]
             continue
         rows = touched.flat[start:stop] - cohort.starts[TABLES[name]][position]
-        found[name] = value.index_copy(0, on(rows, value), part.values[name][start:stop])
-    return found
+        params[name] = value.index_copy(0, on(rows, value), part.values[name][start:stop])
+    return params
 
 
 def moved(cohort: Cohort, base: Params, part: Part, j: int) -> Moved:

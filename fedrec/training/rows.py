@@ -20,8 +20,8 @@ def edges(counts: Ints) -> Ints:
 def ranges(starts: Ints, counts: Ints) -> Ints:
     """Return starts_0, starts_0 + 1, ... (counts_0 of them), starts_1, ... ."""
     edge = edges(counts)
-    found: Ints = np.arange(edge[-1]) + np.repeat(starts - edge[:-1], counts)
-    return found
+    rows: Ints = np.arange(edge[-1]) + np.repeat(starts - edge[:-1], counts)
+    return rows
 
 
 @dataclass(frozen=True)
@@ -52,5 +52,5 @@ class Touched:
 
     def find(self, flat: Ints, owner: Ints) -> Ints:
         """Return the stacked rows of flat rows of the clients `owner`."""
-        found: Ints = self.place[flat + self.shift[owner]]
-        return found
+        rows: Ints = self.place[flat + self.shift[owner]]
+        return rows

@@ -52,8 +52,8 @@ class Stack:
 def server_rows(space: str, cohort: Cohort, flat: Ints, owner: Ints) -> Ints:
     """Return the rows of the server's tables that flat rows of the clients `owner` are."""
     rows = cohort.server[space]
-    found: Ints = flat - cohort.starts[space][owner] if rows is None else rows[flat]
-    return found
+    ids: Ints = flat - cohort.starts[space][owner] if rows is None else rows[flat]
+    return ids
 
 
 @dataclass(frozen=True)
@@ -77,9 +77,7 @@ class Terms:
     anchor: Stack | None = None
     shift: Stack | None = None
     weight: Tensor | None = None  # [chosen]
-    personal: Stack | None = (
-        None  # all parameters of each client: v, trained beside them; see `fedrec.federation.personal`
-    )
+    personal: Stack | None = None  # v, all parameters of each, trained beside; see `fedrec.federation.personal`
     share: Mapping[str, float] = field(default_factory=dict)  # of v in the mixture
     tie: float = 0.0  # lambda of v's pull to `sent`
     sent: Stack | None = None

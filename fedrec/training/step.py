@@ -86,8 +86,8 @@ class Grid:
         """Return mask / (its sum over the batch), 0 for padding [cells], for a mask [M] of the drawn rows."""
         held = mask[self.index] * (self.share > 0)
         total = np.maximum(np.add.reduceat(held, self.batch, dtype=np.float32), 1.0)
-        found: Floats = held / np.repeat(total, np.diff([*self.batch, len(held)]))
-        return found
+        scale: Floats = held / np.repeat(total, np.diff([*self.batch, len(held)]))
+        return scale
 
 
 @functools.lru_cache(maxsize=512)
@@ -113,10 +113,10 @@ class Past:
     def take(self, cells: slice, device: str) -> Tensor:
         """Return the stacked rows [n, H] of what was liked before the rows of some cells; -1 where there are fewer."""
         flat = self.histories.take(self.row[cells])
-        found: Ints = np.full(flat.shape, -1, np.int64)
+        rows: Ints = np.full(flat.shape, -1, np.int64)
         row, column = np.nonzero(flat >= 0)
-        found[row, column] = self.touched.find(flat[row, column], self.owner[cells][row])
-        return torch.from_numpy(found).to(device)
+        rows[row, column] = self.touched.find(flat[row, column], self.owner[cells][row])
+        return torch.from_numpy(rows).to(device)
 
 
 @dataclass(frozen=True)

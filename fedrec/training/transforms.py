@@ -75,7 +75,7 @@ def chain(
 ) -> list[Transform]:
     """Return what is made of the gradients of the loss, in order; a mask is last, so that what it hides stays."""
     ours = (proximal(mu, anchor), shift(moved), mask(kept))
-    return [*map(Own, own), *(one for one in ours if one.values)]
+    return [*map(Own, own), *(part for part in ours if part.values)]
 
 
 @dataclass(frozen=True)
@@ -91,8 +91,8 @@ class Own:
     @torch.no_grad()
     def update(self, grads: Params, state: State, params: Params, ctx: Context) -> tuple[Params, State]:
         """See Transform; raises UserError for gradients of other names or shapes."""
-        made, state = self.part.update(clone(grads), state, params, ctx)
-        if {n: v.shape for n, v in made.items()} != {n: v.shape for n, v in grads.items()}:
-            part, found = type(self.part).__qualname__, ", ".join(made)
-            raise UserError(f"transform: {part} must return every gradient in its shape, found others: {found}")
-        return made, state
+        result, state = self.part.update(clone(grads), state, params, ctx)
+        if {n: v.shape for n, v in result.items()} != {n: v.shape for n, v in grads.items()}:
+            part, names = type(self.part).__qualname__, ", ".join(result)
+            raise UserError(f"transform: {part} must return every gradient in its shape, found others: {names}")
+        return result, state

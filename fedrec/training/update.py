@@ -69,8 +69,8 @@ def train(
     for start, stop in pairwise(cuts(cells[size > 0], rows[size > 0], draws[size > 0], chunk)):
         part = slice(start, stop)
         weight = None if terms.weight is None else terms.weight[part]
-        one = Chunk(cohort, chosen[part], shared, private, recipe, sharing, moving, terms, weight)
-        yield one.train(seed, scopes[part])
+        group = Chunk(cohort, chosen[part], shared, private, recipe, sharing, moving, terms, weight)
+        yield group.train(seed, scopes[part])
 
 
 def cuts(cells: Ints, rows: Ints, draws: Ints, chunk: int | None) -> list[int]:
@@ -78,16 +78,16 @@ def cuts(cells: Ints, rows: Ints, draws: Ints, chunk: int | None) -> list[int]:
 
     Given are every client's cells of a step, rows of its tables, and items that it draws.
     """
-    found, width, height, held, drawn = [0], 0, 0, 0, 0
-    for position, (cell, row, more) in enumerate(zip(cells.tolist(), rows.tolist(), draws.tolist(), strict=True)):
-        count = position - found[-1]
-        width, height, held, drawn = max(width, cell), height + row, held + cell, drawn + more
+    ends, width, height, held, drawn = [0], 0, 0, 0, 0
+    for position, (cell, row, pick) in enumerate(zip(cells.tolist(), rows.tolist(), draws.tolist(), strict=True)):
+        count = position - ends[-1]
+        width, height, held, drawn = max(width, cell), height + row, held + cell, drawn + pick
         total = (count + 1) * width
         wide = total > CELLS or total - held > PADDING
         if count and (wide or height > ROWS or drawn > DRAWS or count == chunk):
-            found.append(position)
-            width, height, held, drawn = cell, row, cell, more
-    return [*found, len(cells)] if len(cells) else [0]
+            ends.append(position)
+            width, height, held, drawn = cell, row, cell, pick
+    return [*ends, len(cells)] if len(cells) else [0]
 
 
 @dataclass(frozen=True)
@@ -117,8 +117,8 @@ class Chunk:
             names = trainable(sorted(params), cohort.tasks, self.sharing, phase, recipe.optimiser)
             moved, masks = self.terms.shift, self.terms.masks if phase == "private" else None
             names += [name for name in (moved.values if moved else {}) if name not in names]
-            own = masks.values if masks else {}
-            names += [name for name in own if name not in names and recipe.optimiser.rate(name)]
+            masked = masks.values if masks else {}
+            names += [name for name in masked if name not in names and recipe.optimiser.rate(name)]
             if names:
                 plans = self.plans(drawn, seed, scopes, number, touched)
                 self.phase(params, personal, names, plans, touched, masks, loss)
@@ -136,9 +136,9 @@ class Chunk:
     @cached_property
     def starts(self) -> tuple[Params, Params]:
         """The parameters of the first client before the round, and their mixture with its personal ones."""
-        every = self.touched([])
-        both = self.params(every), self.fixed(self.terms.personal, every)
-        w, v = (first(one, {}, 1, alone=True) for one in both)
+        touched = self.touched([])
+        both = self.params(touched), self.fixed(self.terms.personal, touched)
+        w, v = (first(p, {}, 1, alone=True) for p in both)
         return w, mix(self.terms.share, v, w)
 
     @cached_property
@@ -188,15 +188,15 @@ class Chunk:
         self, drawn: Sequence[Drawn], seed: int, scopes: Sequence[Scope], number: int, touched: Mapping[str, Touched]
     ) -> Iterator[Schedule]:
         """Yield the steps of a phase: those of all epochs at once, or epoch by epoch where all rows are there."""
-        recipe, weighers = self.recipe, [one for one in (self.terms.weigher, self.terms.second) if one]
+        recipe, weighers = self.recipe, [w for w in (self.terms.weigher, self.terms.second) if w]
         if not self.whole:
             yield self.schedule(drawn[number], touched, recipe.epochs)
             return
         for epoch in range(recipe.epochs):
             for weigher in weighers:
                 weigher.epoch(generator(seed, "weights", *scopes[0], number, epoch), first=epoch == 0)
-            one = self.draw(replace(recipe, epochs=1), seed, scopes, number, epoch)
-            yield self.schedule(one, touched, 1)
+            sample = self.draw(replace(recipe, epochs=1), seed, scopes, number, epoch)
+            yield self.schedule(sample, touched, 1)
             for weigher in weighers:
                 weigher.ended()
 
@@ -206,8 +206,8 @@ class Chunk:
         among = {**self.shared.values, **(self.private.values if self.recipe.transforms else {})}
         whole = {TABLES[name] for name in among if name in TABLES} if self.moving else set()
         named = {
-            "user": [(cohort.user[one.row], one.owner) for one in drawn[:1]],  # every epoch meets every row
-            "item": [(one.item, one.owner[:, None]) for one in drawn],
+            "user": [(cohort.user[part.row], part.owner) for part in drawn[:1]],  # every epoch meets every row
+            "item": [(part.item, part.owner[:, None]) for part in drawn],
         }
         if cohort.past and drawn:
             liked = cohort.past.take(drawn[0].row)
@@ -257,9 +257,9 @@ class Chunk:
         the first rows of every tensor, all at the same step of the optimiser.
         """
         recipe, terms, content = self.recipe, self.terms, self.content(touched)
-        one = len(self.clients) == 1  # whose sums are those of a term of 0 beside them, too
+        lone = len(self.clients) == 1  # whose sums are those of a term of 0 beside them, too
         owner = {n: torch.from_numpy(touched[TABLES[n]].owner).to(self.device) for n in params if n in TABLES}
-        dense = bool(one or recipe.transforms)
+        dense = bool(lone or recipe.transforms)
         chain = self.chain(touched, recipe.mu, terms.anchor if recipe.mu else None, terms.shift, masks)
         w, v = Learner(params, names, recipe.optimiser, dense, chain, owner), None
         if personal:
@@ -285,7 +285,7 @@ class Chunk:
 
     def chain(self, touched: Mapping[str, Touched], mu: float, *stacks: Stack | None) -> list[Transform]:
         """Return what is made of the gradients of the loss, in order: of an anchor, a shift, and masks."""
-        return chain(self.recipe.transforms, mu, *(self.fixed(one, touched) for one in stacks))
+        return chain(self.recipe.transforms, mu, *(self.fixed(s, touched) for s in stacks))
 
     def content(self, touched: Mapping[str, Touched]) -> Tensor | None:
         """Return what the models read of the stacked rows of items, of several clients; None if that is nothing."""
@@ -308,22 +308,22 @@ class Chunk:
         If `plain`, of the personal parameters, of the loss alone.
         """
         model, tasks, l2, terms = self.model, self.cohort.tasks, self.recipe.l2, self.terms
-        own = [*map(term, self.recipe.objective)]
-        reference = Reference(self.starts[plain], lambda p, batch: scores(model, p, tasks, batch)) if own else None
-        beside = own if terms.pull is None or plain else [*own, terms.pull]
+        pulls = [*map(term, self.recipe.objective)]
+        reference = Reference(self.starts[plain], lambda p, batch: scores(model, p, tasks, batch)) if pulls else None
+        beside = pulls if terms.pull is None or plain else [*pulls, terms.pull]
         weight = None if self.weight is None or plain else self.weight[: len(step.item)].to(self.device).float()
         if not self.alone:
             return gradients(model, params, tasks, step, l2, weight, names, content)
 
         def loss(view: Params, batch: Batch) -> tuple[Tensor, Tensor]:
             parts, rest = task_losses(model, view, tasks, batch), penalties(model, view, batch, l2)
-            told = followed = total([*parts, *rest])
+            value = followed = total([*parts, *rest])
             if weigher := terms.second if plain else terms.weigher:
                 seen = [bool(batch.labels[task.name][0].any()) for task in tasks]
                 followed = total([weigher.loss(parts, seen, view, names, t), *rest])
             followed = followed if weight is None else weight[0] * followed
-            for one in beside:
-                followed = followed + one(view, batch, reference)
-            return told, followed
+            for pull in beside:
+                followed = followed + pull(view, batch, reference)
+            return value, followed
 
         return by_whole_tables(loss, params, step, names)

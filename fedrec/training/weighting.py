@@ -74,8 +74,8 @@ class Weighting(BaseModel, frozen=True, extra="forbid"):
     @property
     def part(self) -> TaskWeights | None:
         """The weighting of the user's own, if it is one."""
-        found: TaskWeights | None = make("weighting.kind", self.kind) if read(self.kind).own else None
-        return found
+        part: TaskWeights | None = make("weighting.kind", self.kind) if read(self.kind).own else None
+        return part
 
     def start(self, tasks: int) -> Params:
         """Return what the client of so many tasks remembers from round to round, [T] each; empty if that is nothing.
@@ -85,8 +85,8 @@ class Weighting(BaseModel, frozen=True, extra="forbid"):
         if self.part:
             return self.part.init(tasks)
         names = {"uncertainty": ("log_variances",), "dwa": ("older", "newer"), "gradnorm": ("weights", "initial")}
-        found = {name: torch.zeros(tasks, dtype=torch.float64) for name in names.get(self.kind, ())}
-        return {name: value + 1 if name == "weights" else value for name, value in found.items()}
+        state = {name: torch.zeros(tasks, dtype=torch.float64) for name in names.get(self.kind, ())}
+        return {name: value + 1 if name == "weights" else value for name, value in state.items()}
 
 
 def dynamic(older: Tensor, newer: Tensor) -> Tensor:
@@ -202,9 +202,9 @@ class Weigher:
             ctx = Tasks(mask, self.rng, partial(gradients, parts, mask, params, shared(names)))
             weights, self.state = part.weights(values, clone(self.state), ctx)
             if weights.shape != values.shape:
-                who, found = type(part).__qualname__, list(weights.shape)
+                who, shape = type(part).__qualname__, list(weights.shape)
                 raise UserError(
-                    f"weighting.kind: {who} must return a weight of every loss [{len(values)}], found {found}"
+                    f"weighting.kind: {who} must return a weight of every loss [{len(values)}], found {shape}"
                 )
         else:
             assert self.rng is not None
@@ -256,14 +256,13 @@ def shared(names: Sequence[str]) -> list[str]:
 def gradient(part: Tensor, params: Params, names: Sequence[str]) -> Tensor:
     """Return the gradient [P] of a loss in `names`, end to end, zero where it does not depend on them."""
     values = [params[name] for name in names]
-    grads = torch.autograd.grad(part, values, retain_graph=True, allow_unused=True)
-    flat = [torch.zeros_like(v).reshape(-1) if g is None else g.reshape(-1) for v, g in zip(values, grads, strict=True)]
-    return torch.cat(flat)
+    grads = torch.autograd.grad(part, values, retain_graph=True, materialize_grads=True)
+    return torch.cat([g.reshape(-1) for g in grads])
 
 
 def gradients(parts: Sequence[Tensor], seen: Tensor, params: Params, names: Sequence[str]) -> Tensor:
     """Return the gradients [T, P] in `names` of the losses that are seen, float64; those of others are 0."""
-    found = torch.zeros(len(parts), sum(params[name].numel() for name in names), dtype=torch.float64)
+    grads = torch.zeros(len(parts), sum(params[name].numel() for name in names), dtype=torch.float64)
     for row in seen.nonzero().flatten().tolist() if names else ():
-        found[row] = gradient(parts[row], params, names)
-    return found
+        grads[row] = gradient(parts[row], params, names)
+    return grads

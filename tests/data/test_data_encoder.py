@@ -169,9 +169,9 @@ def test_a_missing_package_is_named(missing: str, monkeypatch: pytest.MonkeyPatc
 def test_files_that_are_not_the_models_are_refused(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(UserError, match=r"the SHA-256 of .*tokenizer.json must be be50c3\w+, found 44136f"):
-        module._checked(tmp_path / "tokenizer.json", module.SHA256["tokenizer.json"])
+        module._read(tmp_path / "tokenizer.json", module.SHA256["tokenizer.json"])
     with pytest.raises(UserError, match="must be a readable file, found No such file"):
-        module._checked(tmp_path / "model.safetensors", module.SHA256["model.safetensors"])
+        module._read(tmp_path / "model.safetensors", module.SHA256["model.safetensors"])
 
 
 def test_no_texts_need_no_weights(monkeypatch: pytest.MonkeyPatch) -> None:

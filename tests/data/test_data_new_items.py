@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clients.client import Client
-from fedrec.data import ClientData, excluded, federation, pool, public_data, viewed
+from fedrec.data import ClientData, excluded, federation, pool, public_data, view_public
 from fedrec.data.split import new_items
 from fedrec.evaluation.evaluate import evaluate
 from fedrec.evaluation.scorers import PopularityScorer
@@ -120,7 +120,7 @@ def test_volunteers_have_met_nothing_that_is_new() -> None:
     options: Any = {"split": "new-items", "fractions": (0.2, 0.3), "seed": 0, "volunteers": 9}
     for data in federation(market, clients=3, **options):
         assert data.offered("train")[data.train.item].all()
-        view = viewed(public_data(market, **options), data.name, data.items)
+        view = view_public(public_data(market, **options), data.name, data.items)
         assert view.new is not None
         assert data.new is not None
         assert np.array_equal(view.new, data.new)
