@@ -83,19 +83,19 @@ def promise(rule: Privacy, groups: Sequence[Group], events: Mapping[str, Sequenc
         words = statement(spent, rule.unit, rule.delta, rule.replay)
         held = f"Whoever is held by {' and '.join(who[0])}: " if len(who[0]) > 1 else ""
         return f"{held}{words[0].upper()}{words[1:]}."
-    told = [f"For {_names(who)}: {statement(spent, rule.unit, rule.delta, rule.replay)}." for (_, spent), who in said]
+    texts = [f"For {_names(who)}: {statement(spent, rule.unit, rule.delta, rule.replay)}." for (_, spent), who in said]
     unit, relation = ZEROED[rule.unit], ZEROED[rule.unit].partition(" (")[0]
-    told = [told[0], *(text.replace(unit, relation) for text in told[1:])]  # what a unit is need be said once
-    more = f" {len(told) - SAID} more are in the table." if len(told) > SAID else ""
-    return f"The promise is not the same for all. {' '.join(told[:SAID])}{more}"
+    texts = [texts[0], *(text.replace(unit, relation) for text in texts[1:])]  # what a unit is need be said once
+    tail = f" {len(texts) - SAID} more are in the table." if len(texts) > SAID else ""
+    return f"The promise is not the same for all. {' '.join(texts[:SAID])}{tail}"
 
 
 def _names(groups: Sequence[tuple[str, ...]]) -> str:
     """Return groups as a list of names, a long one cut short."""
-    every = [" and ".join(parties) + " together" * (len(parties) > 1) for parties in sorted(groups)]
-    if len(every) > NAMED:
-        every = [*every[: NAMED - 1], f"{len(every) - NAMED + 1} others"]
-    return " and ".join(part for part in (", ".join(every[:-1]), every[-1]) if part)
+    names = [" and ".join(parties) + " together" * (len(parties) > 1) for parties in sorted(groups)]
+    if len(names) > NAMED:
+        names = [*names[: NAMED - 1], f"{len(names) - NAMED + 1} others"]
+    return " and ".join(part for part in (", ".join(names[:-1]), names[-1]) if part)
 
 
 def shown(epsilon: float) -> str:

@@ -95,20 +95,20 @@ def evidence(transcript: Transcript, client: str, canaries: Canaries, along: Par
     if not movement:
         raise UserError(f"audit: the transcript must hold a table of items from {client!r}, found none")
     rounds = list(transcript.of(client))
-    told = [transcript.joined[client].metrics, *(one.metrics for one in rounds)]
-    loose = {f"metric {name}" for metrics in told for name in metrics}
-    for one in rounds:
-        loose |= {name for name, value in one.update().items() if name not in claim.lr and bool(value.any())}
+    answers = [transcript.joined[client].metrics, *(round_.metrics for round_ in rounds)]
+    loose = {f"metric {name}" for metrics in answers for name in metrics}
+    for round_ in rounds:
+        loose |= {name for name, value in round_.update().items() if name not in claim.lr and bool(value.any())}
     return Evidence(movement, *projected(movement, along), canaries, tuple(sorted(loose)))
 
 
-def bounds(found: Evidence, claim: Claim, confidence: float = 0.99) -> tuple[Bound, ...]:
+def bounds(facts: Evidence, claim: Claim, confidence: float = 0.99) -> tuple[Bound, ...]:
     """Return the lower bounds of epsilon: any mechanism's; where everyone is in every step, the Gaussian ones too.
 
     The numbers of guesses follow from the claim, before anything is looked at. The Gaussian bound comes so close that
     it exceeds the epsilon of an honest mechanism nearly as often as its confidence allows.
     """
-    scores, coins, m = found.scores, found.canaries.coins, len(found.canaries.coins)
+    scores, coins, m = facts.scores, facts.canaries.coins, len(facts.canaries.coins)
     ranks = (lower.steinke, lower.f_dp) if claim.mechanism.rate == 1 else (lower.steinke,)
     result = []
     for method in ranks:
@@ -119,13 +119,13 @@ def bounds(found: Evidence, claim: Claim, confidence: float = 0.99) -> tuple[Bou
     return tuple(result)
 
 
-def estimate(found: Evidence, claim: Claim) -> Estimate:
+def estimate(facts: Evidence, claim: Claim) -> Estimate:
     """Return the one-shot estimate of epsilon, from the cosines of canaries' directions with the whole update."""
-    length = math.sqrt(sum(float(np.square(rows.sum(0)).sum()) for rows in found.movement.values()))
-    return lower.one_shot(found.scores / length, found.canaries.coins, claim.delta)
+    length = math.sqrt(sum(float(np.square(rows.sum(0)).sum()) for rows in facts.movement.values()))
+    return lower.one_shot(facts.scores / length, facts.canaries.coins, claim.delta)
 
 
-def audit(found: Evidence, claim: Claim, twin: Transcript | None = None, level: float = ALARM) -> list[Finding]:
+def audit(facts: Evidence, claim: Claim, twin: Transcript | None = None, level: float = ALARM) -> list[Finding]:
     """Return the findings of all checks; with a `twin`, two first rounds from the same state, that of fresh noise too.
 
     `twin` holds the first round of two runs that differ by their noise alone. `level` is shared by all checks, and by
@@ -135,31 +135,31 @@ def audit(found: Evidence, claim: Claim, twin: Transcript | None = None, level: 
     if not claim.mechanism.noise:
         raise UserError("audit: needs a mechanism with noise, found noise 0")
     each = level / CHECKS
-    checks = [leak(found, claim, each), unaccounted(found), noise(found, claim, each), response(found, claim, each)]
-    checks += [repeated(found, each), count(found, claim, each), sampling(found, claim, each)]
+    checks = [leak(facts, claim, each), unaccounted(facts), noise(facts, claim, each), response(facts, claim, each)]
+    checks += [repeated(facts, each), count(facts, claim, each), sampling(facts, claim, each)]
     return [*checks, fresh(twin, claim, each)] if twin else checks
 
 
-def leak(found: Evidence, claim: Claim, level: float) -> Finding:
+def leak(facts: Evidence, claim: Claim, level: float) -> Finding:
     """Check that no lower bound is above the accounted epsilon; two bounds share the level."""
-    found_bounds = [b for b in bounds(found, claim, 1 - level / 2) if b.method != "f-DP"]
-    alarms = [text for bound in found_bounds if (text := lower.alarm(bound, claim.epsilon))]
-    best = max(found_bounds, key=lambda b: b.epsilon)
+    limits = [b for b in bounds(facts, claim, 1 - level / 2) if b.method != "f-DP"]
+    alarms = [text for bound in limits if (text := lower.alarm(bound, claim.epsilon))]
+    best = max(limits, key=lambda b: b.epsilon)
     calm = f"epsilon is at least {best.epsilon:.2f} ({best.method}); {claim.epsilon:.2f} was accounted"
     at = (claim.epsilon, claim.delta)
     least = min(
         lower.independent_p(b.guesses, b.correct, *at)
         if b.method == "Gaussian"
         else lower.steinke_p(b.canaries, b.guesses, b.correct, *at)
-        for b in found_bounds
+        for b in limits
     )
     return Finding("leak", min(2 * least, 1.0), "; ".join(alarms) or calm, level)
 
 
-def unaccounted(found: Evidence) -> Finding:
+def unaccounted(facts: Evidence) -> Finding:
     """Check that nothing left the silo but what is noised; this one cannot err."""
-    text = f"left without noise: {', '.join(found.loose)}" if found.loose else "only noised parameters left"
-    return Finding("unaccounted", 0.0 if found.loose else 1.0, text, 0.0)
+    text = f"left without noise: {', '.join(facts.loose)}" if facts.loose else "only noised parameters left"
+    return Finding("unaccounted", 0.0 if facts.loose else 1.0, text, 0.0)
 
 
 def _loudness(rows: Reals, claim: Claim) -> tuple[float, float, float]:
@@ -171,44 +171,44 @@ def _loudness(rows: Reals, claim: Claim) -> tuple[float, float, float]:
     return math.sqrt(square / n), float(chdtr(n, square)), float(chdtrc(n, square))
 
 
-def noise(found: Evidence, claim: Claim, level: float) -> Finding:
+def noise(facts: Evidence, claim: Claim, level: float) -> Finding:
     """Check that the rows of canaries that are out move by the claimed noise: each table, neither less nor more."""
-    out = ~found.canaries.coins
-    told = {name: _loudness(rows[:, out], claim) for name, rows in found.movement.items()}
-    text = ", ".join(f"{name} {ratio:.3f}" for name, (ratio, _, _) in told.items())
-    p = 2 * len(told) * min(min(less, more) for _, less, more in told.values())
+    out = ~facts.canaries.coins
+    loud = {name: _loudness(rows[:, out], claim) for name, rows in facts.movement.items()}
+    text = ", ".join(f"{name} {ratio:.3f}" for name, (ratio, _, _) in loud.items())
+    p = 2 * len(loud) * min(min(less, more) for _, less, more in loud.values())
     return Finding("noise", min(p, 1.0), f"noise over the claimed noise: {text}", level)
 
 
-def _responses(found: Evidence, claim: Claim) -> tuple[float, float]:
+def _responses(facts: Evidence, claim: Claim) -> tuple[float, float]:
     """Return (how far canaries move by being in, over what the clip allows; its standard error)."""
-    coins, scores = found.canaries.coins, found.scores
-    expected = len(found.along) * claim.steps * claim.mechanism.rate * float(found.reach.mean())
+    coins, scores = facts.canaries.coins, facts.scores
+    expected = len(facts.along) * claim.steps * claim.mechanism.rate * float(facts.reach.mean())
     inside, outside = scores[coins], scores[~coins]
     error = math.sqrt(inside.var(ddof=1) / len(inside) + outside.var(ddof=1) / len(outside))
     return float(inside.mean() - outside.mean()) / expected, max(error / expected, 1e-12)
 
 
-def response(found: Evidence, claim: Claim, level: float) -> Finding:
+def response(facts: Evidence, claim: Claim, level: float) -> Finding:
     """Check that a canary that is in moves its rows by its gradient clipped to C: in the mean exactly 1, in C's unit.
 
     More: it is not clipped, or not as one unit. Less: it is clipped together with others, or the canaries are too weak
     to reach the clip.
     """
-    ratio, error = _responses(found, claim)
-    fewer = min(int(found.canaries.coins.sum()), int((~found.canaries.coins).sum()))
+    ratio, error = _responses(facts, claim)
+    fewer = min(int(facts.canaries.coins.sum()), int((~facts.canaries.coins).sum()))
     p = 2 * float(stdtr(fewer - 1, -abs(ratio - 1) / error))  # Welch's t has at least so many degrees of freedom
     why = " (not clipped as one unit)" if ratio > 1 else " (clipped together with others)"
     return Finding("response", p, f"a unit moves {ratio:.3f} times the clip{why if p < level else ''}", level)
 
 
-def repeated(found: Evidence, level: float) -> Finding:
+def repeated(facts: Evidence, level: float) -> Finding:
     """Check that the noise of different rounds is uncorrelated, on rows of canaries that are out.
 
     With n entries x_t a round, the sum over t < s of <x_t, x_s> has mean 0, and over its standard deviation is normal.
     """
-    out = ~found.canaries.coins
-    x = np.concatenate([rows[:, out].reshape(len(rows), -1) for rows in found.movement.values()], axis=1)
+    out = ~facts.canaries.coins
+    x = np.concatenate([rows[:, out].reshape(len(rows), -1) for rows in facts.movement.values()], axis=1)
     r, n = x.shape
     if r < 2:
         return Finding("repeated", 1.0, "one round has nothing to repeat", level)
@@ -221,31 +221,31 @@ def repeated(found: Evidence, level: float) -> Finding:
     return Finding("repeated", p, f"rounds' noise has correlation {correlation:.4f}", level)
 
 
-def count(found: Evidence, claim: Claim, level: float) -> Finding:
+def count(facts: Evidence, claim: Claim, level: float) -> Finding:
     """Check that the sum is divided by the public number: else noise and response are off by the same factor.
 
     The canaries that are out are users without a gradient: a mechanism that divides by how many have one gives itself
     away.
     """
-    out = ~found.canaries.coins
-    rows = np.concatenate([rows[:, out].ravel() for rows in found.movement.values()])
+    out = ~facts.canaries.coins
+    rows = np.concatenate([rows[:, out].ravel() for rows in facts.movement.values()])
     loud, less, more = _loudness(rows, claim)
-    ratio, error = _responses(found, claim)
+    ratio, error = _responses(facts, claim)
     p = 2 * min(less, more) if abs(ratio - loud) < 3 * error < abs(loud - 1) else 1.0
     text = f"noise and response are {loud:.3f} and {ratio:.3f} times what division by {claim.users} users gives"
     return Finding("count", p, text, level)
 
 
-def sampling(found: Evidence, claim: Claim, level: float) -> Finding:
+def sampling(facts: Evidence, claim: Claim, level: float) -> Finding:
     """Check that canaries are not drawn more often than the sampling rate q says.
 
     The number of a round's T steps that draw a canary is binomial: over its squared mean, its variance is
     (1 - q) / (q T) whatever scale and noise, and it is what canaries that are in vary more than those that are out.
     """
-    q, coins = claim.mechanism.rate, found.canaries.coins
+    q, coins = claim.mechanism.rate, facts.canaries.coins
     if q == 1:
         return Finding("sampling", 1.0, "everyone is in every step", level)
-    inside, outside = found.along[:, coins].ravel(), found.along[:, ~coins].ravel()
+    inside, outside = facts.along[:, coins].ravel(), facts.along[:, ~coins].ravel()
     a = float(inside.mean())
     excess = float(inside.var() - outside.var()) - a * a * (1 - q) / (q * claim.steps)
     parts = ((np.square(x - x.mean()).var() / len(x)) for x in (inside, outside))
@@ -261,11 +261,11 @@ def fresh(twin: Transcript, claim: Claim, level: float) -> Finding:
 
     What else they differ by, as in who was drawn, makes them differ more.
     """
-    first, second, told = *twin.rounds, {}
+    first, second, loud = *twin.rounds, {}
     for name, unit in claim.units.items():
         rows = (first.x[name].double() - second.x[name].double()).numpy() / (unit * math.sqrt(2))
         ratio, less, _ = _loudness(rows, claim)
-        told[name] = ratio, less
-    text = ", ".join(f"{name} {ratio:.3f}" for name, (ratio, _) in told.items())
-    p = min(len(told) * min(less for _, less in told.values()), 1.0)
+        loud[name] = ratio, less
+    text = ", ".join(f"{name} {ratio:.3f}" for name, (ratio, _) in loud.items())
+    p = min(len(loud) * min(less for _, less in loud.values()), 1.0)
     return Finding("fresh", p, f"noise between two runs over the claimed noise: {text}", level)

@@ -52,8 +52,8 @@ class Books:
         name, source = self.stream(number, inputs)
         event = g.event
         if twice:
-            made = [one for one in self.ledger.entries if (one.run, one.round) == (self.run, number)]
-            event = next((one.event for one in made if one.inputs == name), twice if made else event)
+            booked = [entry for entry in self.ledger.entries if (entry.run, entry.round) == (self.run, number)]
+            event = next((entry.event for entry in booked if entry.inputs == name), twice if booked else event)
         self.ledger.book(number, event, g.budget, self.run, name, g.overlap)
         return source
 

@@ -165,14 +165,14 @@ def best_guesses(method: Method, canaries: int, epsilon: float, delta: float, co
     Whoever abstains unless |score - middle| > t is right with Phi(mu/2 - t) and wrong with Phi(-mu/2 - t). The number
     depends on what is known before the run alone, so that it needs no correction.
     """
-    mu, found = gaussian_mu(epsilon, delta), []
+    mu, bounds = gaussian_mu(epsilon, delta), []
     for t in np.linspace(0.0, mu / 2 + 2.5, 26):
         right, wrong = canaries * float(ndtr(mu / 2 - t)), canaries * float(ndtr(-mu / 2 - t))
         guesses = 2 * round((right + wrong) / 2)
         if guesses:
             correct = min(math.floor(guesses * right / (right + wrong)), guesses)
-            found.append((method(canaries, guesses, correct, delta, confidence).epsilon, guesses))
-    return max(found)[1]
+            bounds.append((method(canaries, guesses, correct, delta, confidence).epsilon, guesses))
+    return max(bounds)[1]
 
 
 def ranked(scores: Reals, coins: Bools, guesses: int) -> int:

@@ -75,21 +75,21 @@ def directions(canaries: Canaries, start: Params, head: str, trained: Collection
     w = start[f"heads.{head}.weight"].double()
     taste = start["user_table"][len(start["user_table"]) - len(canaries.users) :].double() * w[:-2]
     both = {"item_table": taste, "item_bias": w[-1].expand(len(taste), 1)}
-    found = {name: torch.stack([one, -one], 1) for name, one in both.items() if name in trained}
-    norm = torch.cat(list(found.values()), 2).square().sum((1, 2), keepdim=True).sqrt()
-    return {name: value / norm for name, value in found.items()}
+    grads = {name: torch.stack([value, -value], 1) for name, value in both.items() if name in trained}
+    norm = torch.cat(list(grads.values()), 2).square().sum((1, 2), keepdim=True).sqrt()
+    return {name: value / norm for name, value in grads.items()}
 
 
 def moved(transcript: Transcript, client: str, canaries: Canaries, units: Mapping[str, float]) -> dict[str, Reals]:
     """Return what moved the canaries' rows: of every released table of items [rounds, m, 2, d], in given units."""
-    found: dict[str, list[Reals]] = {}
-    for one in transcript.of(client):
-        update = one.update()
+    moves: dict[str, list[Reals]] = {}
+    for round_ in transcript.of(client):
+        update = round_.update()
         for name in update.keys() & units.keys():
             if TABLES.get(name) == "item":
                 row = torch.from_numpy(np.searchsorted(transcript.ids(client, name), canaries.items))
-                found.setdefault(name, []).append((update[name].double()[row] / units[name]).numpy())
-    return {name: np.stack(rows) for name, rows in sorted(found.items())}
+                moves.setdefault(name, []).append((update[name].double()[row] / units[name]).numpy())
+    return {name: np.stack(rows) for name, rows in sorted(moves.items())}
 
 
 def projected(movement: Mapping[str, Reals], along: Params) -> tuple[Reals, Reals]:

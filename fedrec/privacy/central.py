@@ -43,12 +43,12 @@ def noisy_mean(
 
     `like` are the server's parameters. All clients of the run count in n, drawn or not, answered or not: n is public.
     """
-    found: Params = {}
+    mean: Params = {}
     for name, value in sorted(like.items()):
         total = torch.zeros(value.shape, dtype=torch.float64)
         for client, who in carriers.items():
             if name in who.like and client in changes:
                 add_rows(total, who.part(name), changes[client][name].double())
         held = wide(carried(name, carriers.values(), like).clamp(min=1.0), value)
-        found[name] = noised(total, std, source) / (rate * held)
-    return found
+        mean[name] = noised(total, std, source) / (rate * held)
+    return mean

@@ -85,7 +85,7 @@ def private_steps(
     """
     names = list(model.shapes(1, 1, [task.name for task in tasks]))
     trained = [trainable(names, tasks, sharing, phase, recipe.optimiser) for phase in recipe.phases]
-    phases = sum(bool(mechanism.noisy(one, sharing)) for one in trained)
+    phases = sum(bool(mechanism.noisy(part, sharing)) for part in trained)
     return phases * recipe.epochs * mechanism.passes
 
 
@@ -128,26 +128,26 @@ def private_update(
     units, coins = Units.of(data, tasks, recipe, mechanism.unit, past), source.spawn()
     size = mechanism.rate * len(data.users) if mechanism.unit == "user" else float(recipe.batch_size)
     room = parts(params, str(next(iter(params.values())).device), handwritten(model, tasks))
-    stacked, tie, moved = (stack([one or {}]).values for one in (params, anchor if recipe.mu else None, shift))
-    told = {name: stacked[name] for name in mechanism.noisy(list(params), sharing)}
-    owner = {name: value.new_zeros(len(value), dtype=torch.int64) for name, value in told.items() if name in TABLES}
+    stacked, tie, moved = (stack([part or {}]).values for part in (params, anchor if recipe.mu else None, shift))
+    covered = {name: stacked[name] for name in mechanism.noisy(list(params), sharing)}
+    owner = {name: value.new_zeros(len(value), dtype=torch.int64) for name, value in covered.items() if name in TABLES}
     chain, losses = transforms.chain(recipe.transforms, recipe.mu, tie, moved, {}), list[Tensor]()
     for number, phase in enumerate(recipe.phases):
         names = trainable(params, tasks, sharing, phase, recipe.optimiser)
         noisy = mechanism.noisy(names, sharing)
         own = {name: stacked[name] for name in names if name not in noisy}
         still = {name: torch.zeros_like(params[name]) for name in moved if name not in names}
-        w = Learner(told, [*noisy, *still], recipe.optimiser, True, chain, owner)
+        w = Learner(covered, [*noisy, *still], recipe.optimiser, True, chain, owner)
         v = Learner(own, list(own), recipe.optimiser, True)
         for t in range(1, (recipe.epochs * mechanism.passes if names else 0) + 1):
             chosen = np.flatnonzero(coins.uniform(units.count) <= mechanism.rate)
             negatives = derive(seed, "private", *scope, number, t)
             into, rows = ({name: torch.zeros_like(params[name]) for name in part} for part in (noisy, own))
             for batch in units.batches(chosen, negatives, *room):
-                found = unit_gradients(model, params, tasks, batch, recipe.l2, names)
+                grads = unit_gradients(model, params, tasks, batch, recipe.l2, names)
                 weight = batch.rows if mechanism.unit == "user" else torch.ones_like(batch.rows)
-                clipped(found, batch, weight, mechanism.clip, into, rows)
-                losses.append(found.loss)
+                clipped(grads, batch, weight, mechanism.clip, into, rows)
+                losses.append(grads.loss)
             w.step({}, stack([still | released(into, mechanism, size, source)]).values, t)
             v.step({}, rows, t)
     return params, float(torch.cat(losses).double().nanmean()) if losses else math.nan

@@ -101,9 +101,9 @@ def rounded(x: NDArray[np.float64], square: int, source: Source) -> Integers:
     """
     low = np.floor(x)
     while True:
-        found = (low + (source.uniform(len(x)) <= x - low)).astype(np.int64)
-        if sum(n * n for n in found.tolist()) <= square:
-            return found
+        whole = (low + (source.uniform(len(x)) <= x - low)).astype(np.int64)
+        if sum(n * n for n in whole.tolist()) <= square:
+            return whole
 
 
 def discrete_gaussian(variance: int, size: int, source: Source) -> Integers:
@@ -146,10 +146,10 @@ def discrete_laplace(t: int, size: int, source: Source) -> Integers:
 
 def gathered(attempt: Callable[[int], Integers], size: int, factor: float) -> Integers:
     """Return the first `size` numbers that attempts keep."""
-    found = np.zeros(0, dtype=np.int64)
-    while len(found) < size:
-        found = np.concatenate([found, attempt(int((size - len(found)) * factor) + 16)])
-    return found[:size]
+    kept = np.zeros(0, dtype=np.int64)
+    while len(kept) < size:
+        kept = np.concatenate([kept, attempt(int((size - len(kept)) * factor) + 16)])
+    return kept[:size]
 
 
 def uniform(t: int, size: int, source: Source) -> Integers:
@@ -173,10 +173,10 @@ def below_exp(
     """
     words = np.frombuffer(source.bytes(8 * len(gamma)), "<u8")
     gap = np.exp(-gamma) - words.astype(np.float64) * 2.0**-64
-    found = gap > 0
+    below = gap > 0
     for i in np.flatnonzero(np.abs(gap) <= margin):
-        found[i] = settled(int(words[i]), exact(int(i)), source)
-    return np.asarray(found)
+        below[i] = settled(int(words[i]), exact(int(i)), source)
+    return np.asarray(below)
 
 
 def settled(word: int, gamma: Fraction, source: Source) -> bool:

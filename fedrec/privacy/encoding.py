@@ -115,15 +115,15 @@ class Layout:
         """Return a client's entries [P], zero where it has none, and which masses [M] are its own."""
         entries, held = [np.zeros(0)], [np.zeros(0, np.bool_)]
         for name, shape in self.shapes.items():
-            full, mine = np.zeros(shape), np.zeros(self.height(name), dtype=np.bool_)
+            full, mask = np.zeros(shape), np.zeros(self.height(name), dtype=np.bool_)
             if name in values and name in TABLES:
                 inside = self.inside(name, ids)
                 places = np.searchsorted(self.rows[name], ids[TABLES[name]][inside])
-                full[places], mine[places] = values[name].double().numpy()[inside], True
+                full[places], mask[places] = values[name].double().numpy()[inside], True
             elif name in values:
-                full, mine[:] = values[name].double().numpy(), True
+                full, mask[:] = values[name].double().numpy(), True
             entries.append(full.reshape(-1))
-            held.append(mine)
+            held.append(mask)
         return np.concatenate(entries), np.concatenate(held)
 
     def take(self, entries: NDArray[np.float64], masses: NDArray[np.float64]) -> tuple[Params, Params]:
@@ -141,13 +141,13 @@ class Layout:
     def pick(self, entries: NDArray[np.float64], like: Params, ids: Mapping[str, Ints]) -> Params:
         """Return a client's part of a vector [P] in the shapes and dtypes of `like`, zero where it has no place."""
         values, _ = self.take(entries, np.zeros(self.masses))
-        found: Params = {}
+        part: Params = {}
         for name, value in like.items():
-            found[name] = torch.zeros(value.shape, dtype=value.dtype)
+            part[name] = torch.zeros(value.shape, dtype=value.dtype)
             if name in self.rows:
                 inside = self.inside(name, ids)
                 places = np.searchsorted(self.rows[name], ids[TABLES[name]][inside])
-                found[name][torch.from_numpy(inside)] = values[name][torch.from_numpy(places)].to(value.dtype)
+                part[name][torch.from_numpy(inside)] = values[name][torch.from_numpy(places)].to(value.dtype)
             elif name in self.shapes:
-                found[name] = values[name].to(value.dtype)
-        return found
+                part[name] = values[name].to(value.dtype)
+        return part

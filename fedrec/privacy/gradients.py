@@ -81,15 +81,15 @@ def by_hand(
         if TABLES.get(name) != "item"
     }
     tables = {name: value for name, value in params.items() if name not in view}
-    loss, found = loss_and_gradients(model, view | tables, tasks, batch.step, l2, None, names)
+    loss, grads = loss_and_gradients(model, view | tables, tasks, batch.step, l2, None, names)
 
     def by_unit(values: Tensor) -> Tensor:
         if k == len(batch.user):
             return values  # every unit has one block
         return values.new_zeros((len(batch.user), *values.shape[1:])).index_add_(0, owner, values)
 
-    dense = {name: by_unit(value) for name, value in found.items() if name not in tables}
-    pairs = {name: value for name, value in found.items() if name in tables}
+    dense = {name: by_unit(value) for name, value in grads.items() if name not in tables}
+    pairs = {name: value for name, value in grads.items() if name in tables}
     item = batch.step.item.reshape(k, -1)
     unit, item = owner.repeat_interleave(item.shape[1]), item.reshape(-1)
     each = Gradients(by_unit(loss), dense, pairs, unit, item)
@@ -112,9 +112,9 @@ def by_vmap(
     if content is not None:
         content = content[item.to(content.device)].to(item.device).double()
     model.shapes(1, item.shape[1], ())  # makes a module of one's own for so many rows: it could not be inside vmap
-    loss, found = by_rows(model, view, tasks, same, columns, l2, names, content, axis=None)
-    dense = {n: v[:, 0] if n in TABLES else v for n, v in found.items() if TABLES.get(n) != "item"}
-    pairs = {n: v.flatten(0, 1) for n, v in found.items() if n not in dense}
+    loss, grads = by_rows(model, view, tasks, same, columns, l2, names, content, axis=None)
+    dense = {n: v[:, 0] if n in TABLES else v for n, v in grads.items() if TABLES.get(n) != "item"}
+    pairs = {n: v.flatten(0, 1) for n, v in grads.items() if n not in dense}
     unit = torch.arange(len(item), device=item.device).repeat_interleave(item.shape[1])
     return Gradients(loss, dense, pairs, unit, item.flatten()).merged().like(params)
 
@@ -125,15 +125,15 @@ def check_units(model: Recommender, tasks: tuple[Task, ...]) -> None:
     probed = [(f"task {task.part}", Recommender("mf", 2), task) for task in tasks if task.part]
     if isinstance(model, ModuleRecommender):
         probed.append((f"model {type(model.module).__qualname__}", model, Task("click", "binary", "bce")))
-    for part, one, task in probed:
+    for part, probe, task in probed:
         try:
-            found = "" if reads_its_rows(one, task) else "that it reads others"
+            fault = "" if reads_its_rows(probe, task) else "that it reads others"
         except UserError:
             raise
         except Exception as error:  # whatever code that vmap cannot differentiate makes it raise
-            found = f"{type(error).__name__}: {error}".partition("\n")[0]
-        if found:
-            raise UserError(f"privacy.unit: {part} must be made of a unit's own rows, by vmap, found {found}")
+            fault = f"{type(error).__name__}: {error}".partition("\n")[0]
+        if fault:
+            raise UserError(f"privacy.unit: {part} must be made of a unit's own rows, by vmap, found {fault}")
 
 
 def reads_its_rows(model: Recommender, task: Task) -> bool:
@@ -142,13 +142,13 @@ def reads_its_rows(model: Recommender, task: Task) -> bool:
     params = {n: torch.randn(v.shape, generator=rng).double() for n, v in model.shapes(4, 5, [task.name]).items()}
     user, item, rows = torch.tensor([3, 2]), torch.tensor([[[3, 1, 2]], [[4, 0, 0]]]), torch.tensor([3, 2])
     step = Step(None, item, ones, {task.name: (ones, ones)})
-    found = by_vmap(model, params, (task,), UnitBatch(step, torch.arange(2), False, user, rows), 0.0, list(params))
+    grads = by_vmap(model, params, (task,), UnitBatch(step, torch.arange(2), False, user, rows), 0.0, list(params))
     batches = [
         Batch(user[u].expand(n), item[u, 0, :n], None, {task.name: (ones[u, :n], ones[u, :n])})
         for u, n in enumerate(rows.tolist())
     ]
-    whole = torch.stack([batch_loss(model, params, (task,), one, 0.0) for one in batches])
-    return torch.allclose(found.loss, whole, equal_nan=True)
+    whole = torch.stack([batch_loss(model, params, (task,), batch, 0.0) for batch in batches])
+    return torch.allclose(grads.loss, whole, equal_nan=True)
 
 
 def laid_out(batch: UnitBatch) -> tuple[Tensor, dict[str, Any], dict[str, Any]]:

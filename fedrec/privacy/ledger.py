@@ -188,11 +188,11 @@ class Ledger:
     def _afford(self, number: int, event: Event, budget: float, overlap: int) -> None:
         """Raise OverBudget if an event is too much after those that are known."""
         delta, event = self.note.delta, event.times(overlap)
-        known, one = [entry.event.times(overlap) for entry in self._entries], replace(event, count=1)
-        others = [other for other in known if replace(other, count=1) != one]
+        known, step = [entry.event.times(overlap) for entry in self._entries], replace(event, count=1)
+        others = [other for other in known if replace(other, count=1) != step]
         steps = sum(other.count for other in [*known, event]) - sum(other.count for other in others)
         # How many steps fit is found once for all rounds that are alike.
-        if steps <= affordable(one, budget, delta, others):
+        if steps <= affordable(step, budget, delta, others):
             return
         after = epsilon([*known, event], delta)
         if after > budget:
@@ -215,10 +215,10 @@ class Ledger:
         data = file.read(size - self._read)
         lines = [line for line in data.split(b"\n") if line]
         if lines and not self._found:
-            found = self._parsed(lines.pop(0), Note.of)
+            note = self._parsed(lines.pop(0), Note.of)
             if self._asked:
-                found.admit(self._asked, self.path)
-            self._found = found
+                note.admit(self._asked, self.path)
+            self._found = note
         self._entries += [self._parsed(line, Entry.of) for line in lines]
         if data:
             self._read, self._whole = size, data.endswith(b"\n")
@@ -267,8 +267,8 @@ def persons(events: Mapping[str, Iterable[Event]], members: Mapping[str, Ints], 
         quick = len(costs) >= EXACT and bounds[known] <= most
         costs[known] = bounds[known] if quick else epsilon(known, delta)
         most = max(most, costs[known])
-    found = [Group(silos, people, costs[spent[silos]]) for silos, people in groups.items()]
-    return sorted(found, key=lambda group: (-group.epsilon, group.silos))
+    result = [Group(silos, people, costs[spent[silos]]) for silos, people in groups.items()]
+    return sorted(result, key=lambda group: (-group.epsilon, group.silos))
 
 
 def statement(events: Iterable[Event], unit: Unit, delta: float, replay: bool = False) -> str:

@@ -43,10 +43,10 @@ class Secret:
                 f"{self.marker.name}; start a new run"
             )
         make_private(self.path.parent)
-        found = once(self.path, os.urandom(SIZE))
-        if len(found) != SIZE:
-            raise UserError(f"privacy: the secret {self.path} must have {SIZE} bytes, found {len(found)}")
-        return found
+        key = once(self.path, os.urandom(SIZE))
+        if len(key) != SIZE:
+            raise UserError(f"privacy: the secret {self.path} must have {SIZE} bytes, found {len(key)}")
+        return key
 
     def forget(self) -> None:
         """Remove the key for good, which is on the disk before it is gone: what was made with it is never made again.

@@ -122,15 +122,15 @@ class Member:
                 raise ContractError(f"shares: must be of the other clients on the roster, found {name!r}")
         if len(received) + 1 < self.threshold:
             raise ContractError(f"shares: must be of {self.threshold} clients with itself, found {len(received) + 1}")
-        mine = dict(self.shares)
+        shares = dict(self.shares)
         total = x + self_mask(self.seed, number, self.name, len(x))
         for name, text in received.items():
             keys = self.roster[name]
-            mine[name] = unseal(self.seal_key, keys.seal, number, name, self.name, text)
-            if len(mine[name]) != 2 * SHARE:
-                raise ContractError(f"shares: must have {2 * SHARE} bytes, found {len(mine[name])} of {name}")
+            shares[name] = unseal(self.seal_key, keys.seal, number, name, self.name, text)
+            if len(shares[name]) != 2 * SHARE:
+                raise ContractError(f"shares: must have {2 * SHARE} bytes, found {len(shares[name])} of {name}")
             total += pair_mask(self.mask_key, keys.mask, number, self.name, name, len(x))
-        return replace(self, stage="unmask", shares=mine), total
+        return replace(self, stage="unmask", shares=shares), total
 
     def unmask(self, number: int, survivors: Sequence[str], dropped: Sequence[str]) -> dict[str, bytes]:
         """Return its share of each peer's secret: of who is in the sum the seed, of who dropped out the mask key.
@@ -174,14 +174,14 @@ def unmasked(
     `dropped` shared, but are not in the sum. Raises ContractError for fewer than `threshold` shares, or wrong ones.
     """
     points = dict(zip(sorted(roster), range(1, len(roster) + 1), strict=True))
-    found = total.copy()
+    bare = total.copy()
     for name in (*survivors, *dropped):
-        secret = combine({points[who]: one[name] for who, one in shares.items()}, threshold)
+        secret = combine({points[who]: dealt[name] for who, dealt in shares.items()}, threshold)
         if name in survivors:
-            found -= self_mask(secret, number, name, len(total))
+            bare -= self_mask(secret, number, name, len(total))
             continue
         if public(secret) != roster[name].mask:
             raise ContractError(f"shares: must be of the key that {name} advertised, found another")
         for peer in survivors:  # what the dropped client would have added is what is left of the peer's mask
-            found += pair_mask(secret, roster[peer].mask, number, name, peer, len(total))
-    return found
+            bare += pair_mask(secret, roster[peer].mask, number, name, peer, len(total))
+    return bare

@@ -31,10 +31,10 @@ def split(secret: bytes, threshold: int, points: Sequence[int]) -> dict[int, byt
 
 def value(coefficients: Sequence[int], x: int) -> int:
     """Return sum_k c_k x^k mod p (Horner)."""
-    found = 0
+    total = 0
     for c in reversed(coefficients):
-        found = (found * x + c) % PRIME
-    return found
+        total = (total * x + c) % PRIME
+    return total
 
 
 def combine(shares: Mapping[int, bytes], threshold: int) -> bytes:
@@ -67,11 +67,11 @@ def interpolated(values: Sequence[int], points: tuple[int, ...], x: int) -> int:
 @lru_cache(maxsize=1024)
 def weights(points: tuple[int, ...], x: int) -> tuple[int, ...]:
     """Return the Lagrange weights prod_{k != j} (x - x_k) / (x_j - x_k), which a round's secrets have in common."""
-    found = []
+    values = []
     for j in points:
         above = below = 1
         for k in points:
             if k != j:
                 above, below = above * (x - k) % PRIME, below * (j - k) % PRIME
-        found.append(above * pow(below, -1, PRIME) % PRIME)
-    return tuple(found)
+        values.append(above * pow(below, -1, PRIME) % PRIME)
+    return tuple(values)

@@ -45,7 +45,7 @@ class Transcript:
 
     def of(self, client: str) -> Iterator[Exchanged]:
         """Yield the rounds of one client."""
-        return (one for one in self.rounds if one.client == client)
+        return (round_ for round_ in self.rounds if round_.client == client)
 
     def ids(self, client: str, name: str) -> "np.ndarray[tuple[int], np.dtype[np.int64]]":
         """Return the global ids of the rows of one of a client's shared tables, as it announced them."""
@@ -59,13 +59,13 @@ class Transcript:
         """
         v = {name: {k: t.double() for k, t in reply.values.items()} for name, reply in self.joined.items()}
         u = {name: {k: torch.zeros_like(t) for k, t in values.items()} for name, values in v.items()}
-        found = Transcript(self.joined)
-        for one in self.rounds:
+        plain = Transcript(self.joined)
+        for round_ in self.rounds:
             x = {}
-            for name, z in one.z.items():
-                v[one.client][name] += one.x[name]
-                exact = (v[one.client][name] - u[one.client][name] + z) / 2
-                u[one.client][name] += exact - z
+            for name, z in round_.z.items():
+                v[round_.client][name] += round_.x[name]
+                exact = (v[round_.client][name] - u[round_.client][name] + z) / 2
+                u[round_.client][name] += exact - z
                 x[name] = exact.to(z.dtype)
-            found.rounds.append(replace(one, x=x))
-        return found
+            plain.rounds.append(replace(round_, x=x))
+        return plain

@@ -111,8 +111,8 @@ class Units:
 
         def scale(mask: NDArray[np.bool_]) -> Floats:
             total = np.maximum(np.bincount(number, weights=mask, minlength=len(size)), 1.0)
-            found: Floats = np.where(real, (mask / total[number])[index], 0.0).astype(np.float32)
-            return found
+            share: Floats = np.where(real, (mask / total[number])[index], 0.0).astype(np.float32)
+            return share
 
         rank = any(task.kind == "rank" for task in tasks)
         return Units(
@@ -223,8 +223,8 @@ def labelled(task: Task, rows: Interactions, about: Attributes, whose: Ints) -> 
     mask, target = np.zeros(len(rows), np.bool_), np.zeros(len(rows), np.float32)
     order = np.argsort(whose, kind="stable")
     for index in np.split(order, np.flatnonzero(np.diff(whose[order])) + 1) if len(order) else ():
-        one = rows.take(index)
-        mask[index], target[index] = task.rows(one), task.target(one)
+        part = rows.take(index)
+        mask[index], target[index] = task.rows(part), task.target(part)
     return mask, target
 
 

@@ -74,10 +74,10 @@ def one_hot(values: Sequence[str], least: int = 20) -> Bools:
 
     Raises ValueError if there is none.
     """
-    found, counts = np.unique(np.asarray(values, dtype=str), return_counts=True)
+    kinds, counts = np.unique(np.asarray(values, dtype=str), return_counts=True)
     if counts.max(initial=0) < least:
         raise ValueError(f"values: {least} users must have one in common, found {counts.max(initial=0)}")
-    return np.asarray(np.asarray(values, dtype=str)[:, None] == found[counts >= least])
+    return np.asarray(np.asarray(values, dtype=str)[:, None] == kinds[counts >= least])
 
 
 def from_item_sets(
@@ -90,7 +90,7 @@ def from_item_sets(
 
 def from_updates(transcript: Transcript, *, clients: Sequence[str], known: Bools, attributes: Bools) -> Values:
     """Return `told` by the movement of every item's row in all rounds of one-user `clients`, at unit length."""
-    moved = [np.sum([direction(one) for one in transcript.of(client)], axis=0) for client in clients]
+    moved = [np.sum([direction(round_) for round_ in transcript.of(client)], axis=0) for client in clients]
     return told(unit(np.stack(moved)), known, attributes)
 
 
@@ -102,10 +102,10 @@ def from_vectors(
     They are those of the platforms' last round. A user table that is shared is in the transcript, and what is held of
     it does not count.
     """
-    found: dict[int, NDArray[np.float64]] = {}
-    for client, one in held.items():
-        every = {**one.private, **list(transcript.of(client))[-1].x}
-        tables = [every[name] for name in ("user_table", "user_bias") if name in every]
+    vectors: dict[int, NDArray[np.float64]] = {}
+    for client, kept in held.items():
+        params = {**kept.private, **list(transcript.of(client))[-1].x}
+        tables = [params[name] for name in ("user_table", "user_bias") if name in params]
         rows = torch.cat(tables, dim=1).double().numpy()
-        found |= dict(zip(one.users.tolist(), rows, strict=True))
-    return told(np.stack([found[user] for user in users.tolist()]), known, attributes)
+        vectors |= dict(zip(kept.users.tolist(), rows, strict=True))
+    return told(np.stack([vectors[user] for user in users.tolist()]), known, attributes)

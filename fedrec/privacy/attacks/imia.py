@@ -28,42 +28,42 @@ def imia(
     -1, the larger the sooner it was confirmed. For clients whose task is a ranking. Known beside the transcript: hyper-
     parameters and seed, and with the global id of the `user` the vector that it starts with (the paper draws one).
     """
-    one = next(iter(transcript.of(client)))
-    rng, far = generator(seed, "imia", client), moved(one)
+    round_ = next(iter(transcript.of(client)))
+    rng, far = generator(seed, "imia", client), moved(round_)
     open_ = np.flatnonzero(far > STILL * float(far.max(initial=0.0)))
     touched, quota = open_, int(transcript.joined[client].metrics.get("examples", len(open_) / 5))
-    found = np.full(len(far), -3.0)
+    scores = np.full(len(far), -3.0)
     label = np.zeros(len(far), np.bool_)
     for turn in range(20):
-        left = max(min(quota - int((found > 0).sum()), len(open_)), 0)
+        left = max(min(quota - int((scores > 0).sum()), len(open_)), 0)
         label[open_] = False
         label[rng.permutation(open_)[:left]] = True
-        x = shadow(one, transcript.ids(client, "item_table"), touched, label, experiment, user)
-        parts = [(one.x[name] - x[name]).double() for name in ("item_table", "item_bias") if name in x]
+        x = shadow(round_, transcript.ids(client, "item_table"), touched, label, experiment, user)
+        parts = [(round_.x[name] - x[name]).double() for name in ("item_table", "item_bias") if name in x]
         gap = torch.cat(parts, dim=1).norm(dim=1).numpy()[open_]  # of every item's row, table and bias
         order = np.argsort(gap, kind="stable")[: max(1, round(keep * len(open_)))]
         sure = open_[order]
-        found[sure] = np.where(label[sure], 1.0, -1.0) * (1 + 1 / (1 + turn))
+        scores[sure] = np.where(label[sure], 1.0, -1.0) * (1 + 1 / (1 + turn))
         open_ = np.setdiff1d(open_, sure)
         if not len(open_):
             break
-    found[open_] = 0.0
-    return found
+    scores[open_] = 0.0
+    return scores
 
 
-def shadow(one: Exchanged, items: Ints, touched: Ints, label: Bools, experiment: Experiment, user: int) -> Params:
+def shadow(round_: Exchanged, items: Ints, touched: Ints, label: Bools, experiment: Experiment, user: int) -> Params:
     """Return what a client would send if `label` [items] told its positives among the items that it `touched`.
 
     Every step is on all of them: binary cross entropy, in which the negatives count as much as those that are sampled.
     """
-    e, task = experiment, experiment.tasks(one.client)[0]
-    model, recipe, sharing = e.recommender(one.client), e.recipe(), e.sharing()
+    e, task = experiment, experiment.tasks(round_.client)[0]
+    model, recipe, sharing = e.recommender(round_.client), e.recipe(), e.sharing()
     private = sharing.split(initial(e, model, np.asarray([user]), items, {task.name: 0.0}))[1]
-    params = {name: value.clone() for name, value in sharing.join(one.z, private).items()}
-    item, mine = torch.from_numpy(touched), torch.from_numpy(label[touched])
-    count = max(int(mine.sum()), 1)
+    params = {name: value.clone() for name, value in sharing.join(round_.z, private).items()}
+    item, liked = torch.from_numpy(touched), torch.from_numpy(label[touched])
+    count = max(int(liked.sum()), 1)
     each = 1.0 if task.loss == "bpr" else float(recipe.num_negatives)
-    weight = torch.where(mine, 1.0, -each * count / max(len(item) - count, 1)) / count
+    weight = torch.where(liked, 1.0, -each * count / max(len(item) - count, 1)) / count
     names = trainable(params, (task,), sharing, "all", recipe.optimiser)
     state = recipe.optimiser.start({name: params[name] for name in names})
     for t in range(1, recipe.epochs * len(recipe.phases) + 1):

@@ -24,10 +24,10 @@ from fedrec.training.recipe import Recipe
 TERMS = 8  # users of one item in a batch that are looked for; d = 32 equations tell about so many of a thousand
 
 
-def gradient(one: Exchanged, *, recipe: Recipe, size: int) -> tuple[dict[str, Values], dict[str, Values]]:
+def gradient(round_: Exchanged, *, recipe: Recipe, size: int) -> tuple[dict[str, Values], dict[str, Values]]:
     """Return z and B/(2 lr) (z - x) of the item table [items, d] and its biases [items, 1], B the `size` of a batch."""
-    z = {name: np.asarray(one.z[name].double().numpy()) for name in ("item_table", "item_bias")}
-    x = {name: np.asarray(one.x[name].double().numpy()) for name in z}
+    z = {name: np.asarray(round_.z[name].double().numpy()) for name in ("item_table", "item_bias")}
+    x = {name: np.asarray(round_.x[name].double().numpy()) for name in z}
     return z, {name: (z[name] - x[name]) * size / (2 * recipe.optimiser.rate(name)) for name in z}
 
 
@@ -57,16 +57,16 @@ def membership(transcript: Transcript, records: Records, *, experiment: Experime
     everybody, recipe = np.arange(population), experiment.recipe()
 
     def score(client: str, part: Records, place: Tensor) -> Values:
-        one, found = next(iter(transcript.of(client))), np.zeros(len(part))
+        round_, scores = next(iter(transcript.of(client))), np.zeros(len(part))
         model, size = experiment.recommender(client), max(int(transcript.joined[client].metrics.get("examples", 1)), 1)
         atoms = initial(experiment, model, everybody, part.item[:0], {})["user_table"].double().numpy()
-        z, g = gradient(one, recipe=recipe, size=size)
+        z, g = gradient(round_, recipe=recipe, size=size)
         for row in np.unique(place.numpy()):
             rows = np.flatnonzero(place.numpy() == row)
             chosen, e = pursuit(g["item_table"][row], atoms, recipe.l2 * z["item_table"][row])
             share = np.zeros(population)
             share[chosen] = np.abs(e) / max(float(np.linalg.norm(e)), 1e-300)
-            found[rows] = share[part.user[rows]]
-        return found
+            scores[rows] = share[part.user[rows]]
+        return scores
 
     return records.scored(transcript, score)

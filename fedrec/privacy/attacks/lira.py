@@ -35,12 +35,12 @@ def likelihood_ratios(
         held = pool.users[rows.user] * width + pool.items[rows.item]
         inside[k] = np.isin(records.user * width + records.item, held)
         phi[k] = leanings(alone, records, experiment=experiment)
-    mine = leanings(transcript, records, experiment=experiment)
+    observed = leanings(transcript, records, experiment=experiment)
     n_in, n_out = inside.sum(0), (~inside).sum(0)
     mean_in = (phi * inside).sum(0) / np.maximum(n_in, 1)
     mean_out = (phi * ~inside).sum(0) / np.maximum(n_out, 1)
     variance = float(np.square(phi - np.where(inside, mean_in, mean_out)).sum() / max(phi.size - 2 * phi.shape[1], 1))
-    ratio = ((mine - mean_out) ** 2 - (mine - mean_in) ** 2) / (2 * max(variance, 1e-300))
+    ratio = ((observed - mean_out) ** 2 - (observed - mean_in) ** 2) / (2 * max(variance, 1e-300))
     return np.asarray(np.where((n_in > 0) & (n_out > 0), ratio, 0.0), np.float64)
 
 

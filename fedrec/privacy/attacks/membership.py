@@ -80,19 +80,19 @@ def fit(rows: Params, part: Records, item: Tensor, ranked: bool, ridge: float) -
     q = rows["item_table"].double()[item]
     b = rows["item_bias"].double()[item, 0] if "item_bias" in rows else torch.zeros(len(item), dtype=torch.float64)
     _, group = part.profiles()
-    found = np.zeros(len(part))
+    losses = np.zeros(len(part))
     for user in range(int(group.max()) + 1):
-        mine = np.flatnonzero(group == user)
+        at = np.flatnonzero(group == user)
         if ranked:
-            others = (q[mine].sum(0) - q[mine]) / max(len(mine) - 1, 1)
-            found[mine] = -((q[mine] * others).sum(1) + b[mine]).numpy()
+            others = (q[at].sum(0) - q[at]) / max(len(at) - 1, 1)
+            losses[at] = -((q[at] * others).sum(1) + b[at]).numpy()
             continue
-        y = torch.from_numpy(part.rating[mine].astype(np.float64)) - MEAN - b[mine]
-        design = torch.cat([q[mine], torch.ones(len(mine), 1, dtype=torch.float64)], dim=1)
+        y = torch.from_numpy(part.rating[at].astype(np.float64)) - MEAN - b[at]
+        design = torch.cat([q[at], torch.ones(len(at), 1, dtype=torch.float64)], dim=1)
         gram = design.T @ design + ridge * float(q.square().mean()) * torch.eye(design.shape[1]).double()
         hat = design @ torch.linalg.solve(gram, design.T)
-        found[mine] = ((y - hat @ y) / (1 - hat.diagonal()).clamp(min=1e-6)).square().numpy()
-    return found
+        losses[at] = ((y - hat @ y) / (1 - hat.diagonal()).clamp(min=1e-6)).square().numpy()
+    return losses
 
 
 def leanings(transcript: Transcript, records: Records, *, experiment: Experiment, rounds: int = 1) -> Values:
@@ -104,8 +104,8 @@ def leanings(transcript: Transcript, records: Records, *, experiment: Experiment
     """
 
     def score(client: str, part: Records, item: Tensor) -> Values:
-        found = [along for along, _, _ in _lean(transcript, client, part, item, experiment, rounds)]
-        return np.asarray(torch.stack(found).sum(0).numpy())
+        cosines = [along for along, _, _ in _lean(transcript, client, part, item, experiment, rounds)]
+        return np.asarray(torch.stack(cosines).sum(0).numpy())
 
     return records.scored(transcript, score)
 
@@ -132,9 +132,9 @@ def _lean(
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Yield sqrt(d) cos(u_i, g_i), |g_i| and |u_i|, each [n], of the records of a client in its first rounds."""
     items = transcript.ids(client, "item_table")
-    for one in islice(transcript.of(client), rounds):
-        g = steps(one.z, part, item, items, client, experiment)["item_table"]
-        u = (one.x["item_table"].double() - one.z["item_table"].double())[item]
+    for round_ in islice(transcript.of(client), rounds):
+        g = steps(round_.z, part, item, items, client, experiment)["item_table"]
+        u = (round_.x["item_table"].double() - round_.z["item_table"].double())[item]
         yield F.cosine_similarity(u, g, dim=1, eps=1e-12) * u.shape[1] ** 0.5, g.norm(dim=1), u.norm(dim=1)
 
 
@@ -159,10 +159,10 @@ def steps(z: Params, part: Records, item: Tensor, items: Ints, client: str, expe
 
 
 def _ranked(score_all: Callable[[Tensor], Tensor], user: Tensor, item: Tensor) -> Values:
-    found = torch.zeros(len(user), dtype=torch.float64)
+    result = torch.zeros(len(user), dtype=torch.float64)
     for chosen in torch.split(torch.from_numpy(np.unique(user.numpy())), 256):
         s = score_all(chosen).double()
         rows = torch.isin(user, chosen).nonzero()[:, 0]
-        mine = s[torch.searchsorted(chosen, user[rows])]
-        found[rows] = -F.softplus(mine - mine.gather(1, item[rows, None])).mean(1)
-    return found.numpy()
+        scores = s[torch.searchsorted(chosen, user[rows])]
+        result[rows] = -F.softplus(scores - scores.gather(1, item[rows, None])).mean(1)
+    return result.numpy()

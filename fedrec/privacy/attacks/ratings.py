@@ -17,7 +17,7 @@ SCALE = np.arange(1.0, 6.0)
 
 
 def recovered_ratings(
-    one: Exchanged, *, recipe: Recipe, offset: float | None = None, prior: Values | None = None
+    round_: Exchanged, *, recipe: Recipe, offset: float | None = None, prior: Values | None = None
 ) -> tuple[Ints, Values]:
     """Return the positions [n] among the client's items that its user rated, and the ratings [n], 1 to 5.
 
@@ -30,15 +30,15 @@ def recovered_ratings(
     only that they are whole numbers of the scale, and the offset or the prior, tell c. Several steps are taken for one
     of their sum, which holds as long as the residuals change little.
     """
-    far = moved(one)
+    far = moved(round_)
     touched = np.flatnonzero(far > STILL * float(far.max(initial=0.0)))
     if not len(touched):
         return touched, np.zeros(0)
-    z = {name: one.z[name].double()[touched] for name in ("item_table", "item_bias")}
-    x = {name: one.x[name].double()[touched] for name in ("item_table", "item_bias")}
+    z = {name: round_.z[name].double()[touched] for name in ("item_table", "item_bias")}
+    x = {name: round_.x[name].double()[touched] for name in ("item_table", "item_bias")}
     n, lr = len(touched), {name: recipe.optimiser.rate(name) for name in z}
-    if "heads.rating.bias" in one.z:
-        offset = float(one.z["heads.rating.bias"])
+    if "heads.rating.bias" in round_.z:
+        offset = float(round_.z["heads.rating.bias"])
     passes = recipe.epochs * sum(phase != "private" for phase in recipe.phases)
     size = min(n, recipe.batch_size)
     g = {name: (z[name] - x[name]) * size / (2 * lr[name] * passes) - recipe.l2 * z[name] for name in z}

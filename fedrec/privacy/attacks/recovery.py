@@ -27,8 +27,8 @@ def item_scores(transcript: Transcript, client: str, *, tasks: tuple[Task, ...])
     are not.
     """
     ranked = any(task.kind == "rank" for task in tasks)
-    found = [direction(one) if ranked else moved(one) for one in transcript.of(client)]
-    return np.asarray(sum(part / max(float(np.abs(part).max(initial=0.0)), 1e-300) for part in found), np.float64)
+    moves = [direction(round_) if ranked else moved(round_) for round_ in transcript.of(client)]
+    return np.asarray(sum(part / max(float(np.abs(part).max(initial=0.0)), 1e-300) for part in moves), np.float64)
 
 
 def item_set(scores: Values) -> Bools:
@@ -36,29 +36,29 @@ def item_set(scores: Values) -> Bools:
     return np.asarray(scores > STILL * float(np.abs(scores).max(initial=0.0)), np.bool_)
 
 
-def moved(one: Exchanged) -> Values:
+def moved(round_: Exchanged) -> Values:
     """Return how far every item's row moved [items]: the norm over its table and bias."""
-    parts = [_rows(one, name) for name in ("item_table", "item_bias") if name in one.x]
+    parts = [_rows(round_, name) for name in ("item_table", "item_bias") if name in round_.x]
     return np.asarray(torch.cat(parts, dim=1).norm(dim=1).numpy())
 
 
-def direction(one: Exchanged) -> Values:
+def direction(round_: Exchanged) -> Values:
     """Return the movement of every item's row along the direction of interacted items [items].
 
     A bias rises with a positive and falls with a negative (arXiv 1205.2618, eq. 5). Without biases the rows of one user
     are c_i p_u, and the direction p_u is the first singular vector; its sign is the one by which more rows fall, since
     fresh negatives are drawn in every epoch.
     """
-    if "item_bias" in one.x:
-        return np.asarray(_rows(one, "item_bias").sum(1).numpy())
-    rows = _rows(one, "item_table")
+    if "item_bias" in round_.x:
+        return np.asarray(_rows(round_, "item_bias").sum(1).numpy())
+    rows = _rows(round_, "item_table")
     along = rows @ torch.linalg.eigh(rows.T @ rows).eigenvectors[:, -1]
     touched = along[along.abs() > STILL * along.abs().max()]
     return np.asarray((along if (touched > 0).sum() < (touched < 0).sum() else -along).numpy())
 
 
-def _rows(one: Exchanged, name: str) -> Tensor:
-    return one.x[name].double() - one.z[name].double()
+def _rows(round_: Exchanged, name: str) -> Tensor:
+    return round_.x[name].double() - round_.z[name].double()
 
 
 def catalogue_scores(transcript: Transcript, *, clients: Sequence[str], tasks: tuple[Task, ...]) -> Values:
@@ -66,5 +66,5 @@ def catalogue_scores(transcript: Transcript, *, clients: Sequence[str], tasks: t
 
     They are ranks among the client's items: what scale a client's noise has says nothing of its items.
     """
-    found = [item_scores(transcript, client, tasks=tasks) for client in clients]
-    return np.concatenate([ranks(scores[:, None])[:, 0] for scores in found])
+    parts = [item_scores(transcript, client, tasks=tasks) for client in clients]
+    return np.concatenate([ranks(scores[:, None])[:, 0] for scores in parts])

@@ -89,9 +89,9 @@ class Attack:
         """Return what it is asked, with what its arguments declare of what may be known of a run, and no more."""
         e, asked = case.experiment, self.targets(case)
         held = {part.name: Held(part.users, case.private[part.name]) for part in case.parts}
-        every = {"experiment": e, "tasks": e.tasks(case.parts[0].name), "held": held, "population": len(case.users)}
-        every |= {"prior": case.prior, "seed": case.seed, **asked.known}
-        return replace(asked, known={name: every[name] for name in signature(self.run).parameters if name in every})
+        facts = {"experiment": e, "tasks": e.tasks(case.parts[0].name), "held": held, "population": len(case.users)}
+        facts |= {"prior": case.prior, "seed": case.seed, **asked.known}
+        return replace(asked, known={name: facts[name] for name in signature(self.run).parameters if name in facts})
 
     def result(self, transcript: Transcript, case: Case) -> Result:
         """Ask, run and score; raises ValueError where there are no targets of both kinds."""
@@ -107,7 +107,7 @@ def _catalogue(case: Case) -> Question:
     parts = _some(case)
     known = {"clients": [part.name for part in parts], "users": np.asarray([part.users[0] for part in parts])}
     truth = [targets.catalogue(part) for part in parts]
-    groups = np.repeat(np.arange(len(parts)), [len(one) for one in truth])
+    groups = np.repeat(np.arange(len(parts)), [len(mask) for mask in truth])
     return Question(known, np.concatenate(truth), groups)
 
 
@@ -200,26 +200,26 @@ def own_attacks(text: str) -> list[Attack]:
     where its `unit` is user, of every one of `records.profiles()` whether the user took part. It may say which tables
     it `reads`, and that it is not `released`. Raises UserError.
     """
-    found = []
+    attacks = []
     for part in parts_of(text) if text else ():
-        own, name = make("attack", str(part)), str(part)
-        unit = choose(f"attack: unit of {part.use}", getattr(own, "unit", "interaction"), ASKED)
-        run, reads = partial(_attempted, own, name, unit), tuple(getattr(own, "reads", ("item_table",)))
-        released = bool(getattr(own, "released", True))
-        found += [Attack(name, unit, who, BOTH, run, ASKED[unit], released, reads) for who in get_args(Clients)]
-    return found
+        attack, name = make("attack", str(part)), str(part)
+        unit = choose(f"attack: unit of {part.use}", getattr(attack, "unit", "interaction"), ASKED)
+        run, reads = partial(_attempted, attack, name, unit), tuple(getattr(attack, "reads", ("item_table",)))
+        released = bool(getattr(attack, "released", True))
+        attacks += [Attack(name, unit, who, BOTH, run, ASKED[unit], released, reads) for who in get_args(Clients)]
+    return attacks
 
 
 def _attempted(
-    own: Any, name: str, unit: str, transcript: Transcript, records: targets.Records, experiment: Experiment
+    attack: Any, name: str, unit: str, transcript: Transcript, records: targets.Records, experiment: Experiment
 ) -> Values:
     """Return the scores of an attack of the user's own; raises RunFailure if it fails, or gives none to some target."""
     count = len(records) if unit == "interaction" else len(records.profiles()[0])
     try:
-        scores = np.asarray(own.scores(transcript, records=records, experiment=experiment), np.float64)
+        scores = np.asarray(attack.scores(transcript, records=records, experiment=experiment), np.float64)
     except Exception as error:
         raise RunFailure(f"attack {name}: {type(error).__name__}: {error}") from error
     if scores.shape != (count,) or np.isnan(scores).any():
-        found = "NaN" if scores.shape == (count,) else list(scores.shape)
-        raise RunFailure(f"attack {name}: scores must be a number for each of {count} targets, found {found}")
+        fault = "NaN" if scores.shape == (count,) else list(scores.shape)
+        raise RunFailure(f"attack {name}: scores must be a number for each of {count} targets, found {fault}")
     return scores

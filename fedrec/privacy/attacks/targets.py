@@ -42,10 +42,10 @@ class Records:
 
     def scored(self, transcript: Transcript, score: Callable[[str, "Records", Tensor], NDArray[Any]]) -> NDArray[Any]:
         """Return the scores [n] of the records, found client by client."""
-        found = np.zeros(len(self))
+        scores = np.zeros(len(self))
         for client, rows, part, item in self.by_client(transcript):
-            found[rows] = score(client, part, item)
-        return found
+            scores[rows] = score(client, part, item)
+        return scores
 
     def unrated(self) -> "Records":
         """Return the records without their ratings, for an attack that is to find those."""
@@ -72,15 +72,15 @@ def interactions(parts: Sequence[ClientData], *, per_client: int, seed: int) -> 
     At most `per_client` of each kind, drawn by seed; so that they differ by nothing but being trained on, the split
     should be `random`.
     """
-    found, truth = [], []
+    samples, truth = [], []
     for number, part in enumerate(parts):
         held = concatenate([part.validation, part.test])
         count = min(per_client, len(part.train), len(held))
         for kind, rows in ((True, part.train), (False, held)):
             drawn = generator(seed, "targets", part.name, int(kind)).permutation(len(rows))[:count]
-            found.append(_records(part, number, rows.take(np.sort(drawn))))
+            samples.append(_records(part, number, rows.take(np.sort(drawn))))
             truth.append(np.full(count, kind))
-    records = _join(parts, found)
+    records = _join(parts, samples)
     order = np.lexsort((records.item, records.user, records.of))  # which says nothing of the truth
     return records.take(order), np.concatenate(truth)[order]
 
@@ -91,7 +91,7 @@ def users(parts: Sequence[ClientData], *, per_client: int, seed: int) -> tuple[R
     Half are its own users, half those of the other clients, at most `per_client` of each; a profile is all that the
     user trains on, wherever that is. The truth is in the order of `Records.profiles`.
     """
-    found, truth = [], []
+    profiles, truth = [], []
     homes = np.concatenate([np.full(len(part.users), number) for number, part in enumerate(parts)])
     ids = np.concatenate([part.users for part in parts])
     for number, part in enumerate(parts):
@@ -103,9 +103,9 @@ def users(parts: Sequence[ClientData], *, per_client: int, seed: int) -> tuple[R
             home = parts[int(homes[np.flatnonzero(ids == user)[0]])]
             rows = home.train.take(home.users[home.train.user] == user)
             if len(rows):
-                found.append(_records(home, number, rows))
+                profiles.append(_records(home, number, rows))
                 truth.append(bool(np.isin(user, own)))
-    return _join(parts, found), np.asarray(truth, np.bool_)
+    return _join(parts, profiles), np.asarray(truth, np.bool_)
 
 
 def pool_of(part: ClientData) -> ClientData:
@@ -113,9 +113,9 @@ def pool_of(part: ClientData) -> ClientData:
 
     What of it is trained on is nowhere in it: it is what an adversary with shadow models may know.
     """
-    every = concatenate([part.train, part.validation, part.test])
+    data = concatenate([part.train, part.validation, part.test])
     nothing = np.zeros(0, np.int64)
-    rows = every.take(np.lexsort((every.item, every.user)))
+    rows = data.take(np.lexsort((data.item, data.user)))
     return replace(part, train=rows, validation=rows.take(nothing), test=rows.take(nothing), notes=())
 
 
@@ -131,6 +131,6 @@ def _records(part: ClientData, number: int, rows: Interactions) -> Records:
     return Records((), of, part.users[rows.user], part.items[rows.item], rows.rating)
 
 
-def _join(parts: Sequence[ClientData], found: Sequence[Records]) -> Records:
-    columns = [np.concatenate([getattr(one, name) for one in found]) for name in ("of", "user", "item", "rating")]
+def _join(parts: Sequence[ClientData], samples: Sequence[Records]) -> Records:
+    columns = [np.concatenate([getattr(s, name) for s in samples]) for name in ("of", "user", "item", "rating")]
     return Records(tuple(part.name for part in parts), *columns)
