@@ -48,9 +48,9 @@ def wait_for(grid: Grid, clients: int | None, seconds: float = 60.0, settle: flo
     start = changed = time.monotonic()
     nodes: list[int] = []
     while time.monotonic() - start < seconds:
-        found = sorted(grid.get_node_ids())
-        changed = changed if len(found) == len(nodes) else time.monotonic()
-        nodes = found
+        ids = sorted(grid.get_node_ids())
+        changed = changed if len(ids) == len(nodes) else time.monotonic()
+        nodes = ids
         if nodes and (len(nodes) >= clients if clients is not None else time.monotonic() - changed >= settle):
             break
         time.sleep(0.05)

@@ -84,11 +84,11 @@ class Checkpoints:
                 if path.name not in (RECORD, MANIFEST):
                     path.unlink()
 
-    def go_on(self, found: "Found") -> None:
+    def go_on(self, point: "Found") -> None:
         """Let the engine go back to a checkpoint; those after it are damaged, and what they hold is made again."""
-        self.restore(found.folder)
+        self.restore(point.folder)
         for later in complete(self.root):
-            if int(later.name) > found.snapshot.round:
+            if int(later.name) > point.snapshot.round:
                 remove(later)
 
 
@@ -144,12 +144,12 @@ def told(error: Exception) -> str:
 
 def checked(folder: Path, names: Sequence[str]) -> dict[str, bytes]:
     """Return the content of files of a checkpoint; raises ValueError if one differs from its checksum."""
-    manifest, found = manifest_of(folder), {}
+    manifest, files = manifest_of(folder), {}
     for name in names:
-        found[name] = (folder / name).read_bytes()
-        if sha256(found[name]).hexdigest() != manifest[name]:
+        files[name] = (folder / name).read_bytes()
+        if sha256(files[name]).hexdigest() != manifest[name]:
             raise ValueError(f"{name} must have the checksum of the manifest, found another")
-    return found
+    return files
 
 
 def manifest_of(folder: Path) -> dict[str, str]:
@@ -162,9 +162,8 @@ def manifest_of(folder: Path) -> dict[str, str]:
 
 def complete(root: Path) -> list[Path]:
     """Return the folders of checkpoints that were written to the end, oldest first."""
-    return sorted(
-        (path for path in root.glob("[0-9]*") if path.is_dir() and path.name.isdecimal()), key=lambda one: int(one.name)
-    )
+    folders = (path for path in root.glob("[0-9]*") if path.is_dir() and path.name.isdecimal())
+    return sorted(folders, key=lambda folder: int(folder.name))
 
 
 ROWS = ("rounds", "clients", "traffic", "notes", "resumed", "faults")

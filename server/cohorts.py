@@ -32,33 +32,33 @@ def opened(answer: Message | None, clients: Sequence[str], deadline: float = 0.0
     Of clients that are joining the names are not known before, but how many may join at `most` from this node.
     """
     try:
-        found = read_answers(content_of(answer, deadline))
-        names = named(found)
+        answers = read_answers(content_of(answer, deadline))
+        names = named(answers)
         if most and not 0 < len(names) <= most:
             raise ContractError(f"client: must be one of its own for each node, found {len(names)}")
-        return Opened(each(found, list(names) if most else clients), found.subtotals)
+        return Opened(each(answers, list(names) if most else clients), answers.subtotals)
     except Refused as refused:
         return Opened(dict.fromkeys(clients, refused), [])
     except ContractError as error:
         return Opened(dict.fromkeys(clients, Refused("contract", str(error))), [])
 
 
-def named(found: Answers) -> dict[str, None]:
+def named(answers: Answers) -> dict[str, None]:
     """Return the names that an answer uses; raises ContractError if it has one twice."""
-    names = [*(reply.client for reply in found.contributions), *found.failed]
+    names = [*(reply.client for reply in answers.contributions), *answers.failed]
     if len(set(names)) < len(names):
         raise ContractError(f"client: must have a name of its own, found one of {len(names)} twice")
     return dict.fromkeys(names)
 
 
-def each(found: Answers, clients: Sequence[str]) -> Letters:
+def each(answers: Answers, clients: Sequence[str]) -> Letters:
     """Return the letter of every client of a host."""
     letters: Letters = dict.fromkeys(clients, Refused("silence", "did not answer"))
-    for reply in found.contributions:
+    for reply in answers.contributions:
         if reply.client not in letters:
             raise ContractError(f"must answer under its own name, found {reply.client!a}")
         letters[reply.client] = reply
-    return letters | {name: Refused("error", f"failed: {text}") for name, text in found.failed.items()}
+    return letters | {name: Refused("error", f"failed: {text}") for name, text in answers.failed.items()}
 
 
 def calls(
@@ -72,16 +72,16 @@ def calls(
     The chunks are those of the mean over all clients, so that the sum of a chunk does not depend on who makes it.
     """
     chunk, names = chunks(nodes), tuple(sorted(told)) if summed else ()
-    found = {node: Call({}, told=names) for node in dict.fromkeys(nodes[n] for n in broadcasts)}
+    by_node = {node: Call({}, told=names) for node in dict.fromkeys(nodes[n] for n in broadcasts)}
     homes: dict[int, set[int]] = {}
     for name in summed:
         homes.setdefault(chunk[name], set()).add(nodes[name])
     for name, broadcast in broadcasts.items():
-        call = found[nodes[name]]
+        call = by_node[nodes[name]]
         call.broadcasts[name] = broadcast
         if name in summed and len(homes[chunk[name]]) == 1:
             call.chunks[name] = (chunk[name], summed[name].weight)
-    return found
+    return by_node
 
 
 def admit_subtotal(part: Subtotal, call: Call, carriers: Mapping[str, Carrier]) -> Subtotal:
@@ -116,15 +116,15 @@ def weighted_sent(
     part: Subtotal, call: Call, members: Sequence[Carrier], rows: Mapping[str, torch.Tensor], like: Params
 ) -> Params:
     """Return sum_i p_i z_i of what the clients of a sum were sent, on its rows."""
-    found = {name: torch.zeros(value.shape, dtype=torch.float64) for name, value in like.items()}
+    total = {name: torch.zeros(value.shape, dtype=torch.float64) for name, value in like.items()}
     weights: dict[int, tuple[Params, Carrier, float]] = {}  # those who were sent one object are added once
     for who in members:
         z, weight = call.broadcasts[who.client].values, call.chunks[who.client][1]
         before = weights.get(id(z), (z, who, 0.0))[2]
         weights[id(z)] = (z, who, before + weight)
     for z, who, weight in weights.values():
-        add_among(found, rows, who, z, weight)
-    return found
+        add_among(total, rows, who, z, weight)
+    return total
 
 
 Form = tuple[tuple[str, torch.Size, torch.dtype], ...]
@@ -155,7 +155,7 @@ class Tally:
         if not rows and (id(values), id(control), size) in self.known:
             self.known[id(values), id(control), size].append(client)
             return
-        ids = tuple((space, len(found)) for space, found in rows.items())
+        ids = tuple((space, len(column)) for space, column in rows.items())
         key = (self.form(values), self.form(control or {}), ids, size)
         if key not in self.alike:
             content = RecordDict({"shared": pack(values)})

@@ -50,7 +50,7 @@ class Exchange:
             [Message(RecordDict({"shared.0": pack({})}), node, "query.join", group_id="0") for node in nodes]
         )
         most = math.inf if self.hosts else 1
-        found, joined = Outcome(), []
+        outcome, joined = Outcome(), []
         for node in nodes:
             # Taken from the answers: of a thousand tables there is one copy at a time, not two.
             for letter in opened(answers.pop(node, None), [f"node {node}"], most=most).letters.values():
@@ -58,24 +58,24 @@ class Exchange:
                 if isinstance(reply, Contribution):
                     joined.append((node, reply))
                 else:
-                    found.faults.append(Fault(0, reply.client or f"node {node}", "join", reply.kind, reply.text))
+                    outcome.faults.append(Fault(0, reply.client or f"node {node}", "join", reply.kind, reply.text))
         # The name itself comes last in the key: "7" and "07" are equal to `natural`, and sums must have one order.
-        joined.sort(key=lambda one: (natural(one[1].client), one[1].client))
+        joined.sort(key=lambda pair: (natural(pair[1].client), pair[1].client))
         names = Counter(reply.client for _, reply in joined)
         wrong = {name: f"must have a name of its own, found it {n} times" for name, n in names.items() if n > 1}
         wrong |= unlike([reply for _, reply in joined if reply.client not in wrong])
         wrong |= unheard([reply for _, reply in joined if reply.client not in wrong])
         for node, reply in joined:
             if reply.client in wrong:
-                found.faults.append(Fault(0, reply.client, "join", "contract", wrong[reply.client]))
+                outcome.faults.append(Fault(0, reply.client, "join", "contract", wrong[reply.client]))
                 continue
             self.nodes[reply.client] = node
-            found.replies.append(reply)
+            outcome.replies.append(reply)
         up = Tally(0, "up")
-        for reply in found.replies:
+        for reply in outcome.replies:
             up.add(reply.client, reply.values, None, reply.metrics, reply.rows)
         self.record.tally(up.alike.values())
-        return found
+        return outcome
 
     def send(
         self,
@@ -104,19 +104,19 @@ class Exchange:
             down.add(name, broadcast.values, broadcast.control, rows=broadcast.rows)
         self.record.tally(down.alike.values())
         letters: Letters = {}
-        found = Outcome()
+        outcome = Outcome()
         answers = self.answers(self.messages(kind, asked, number), deadline)
         for node, call in asked.items():
-            one = opened(answers.pop(node, None), list(call.broadcasts), deadline)
-            letters |= one.letters
-            found.subtotals.extend(admitted_sums(one, call, sums, letters))
-        inside = {name for part in found.subtotals for name in part.clients}
+            answer = opened(answers.pop(node, None), list(call.broadcasts), deadline)
+            letters |= answer.letters
+            outcome.subtotals.extend(admitted_sums(answer, call, sums, letters))
+        inside = {name for part in outcome.subtotals for name in part.clients}
         letters |= dict.fromkeys(lost & broadcasts.keys(), Refused("dropout", "dropped out, as the run says"))
         verdicts = {}
         for name in broadcasts:
-            mine = {} if name in inside else like.get(name, {})
-            read = partial(self.codec.read, z=broadcasts[name].values, like=mine, increments=self.increments)
-            admit_one = partial(admitted, like=mine, metrics=metrics, check=check, read=read)
+            expected = {} if name in inside else like.get(name, {})
+            read = partial(self.codec.read, z=broadcasts[name].values, like=expected, increments=self.increments)
+            admit_one = partial(admitted, like=expected, metrics=metrics, check=check, read=read)
             verdicts[name] = judged(letters[name], admit_one)
         verdicts |= cohorts_refused(verdicts, self.nodes, refuse)
         during = split if kind == "evaluate" else kind
@@ -125,13 +125,13 @@ class Exchange:
             if isinstance(reply, Contribution):
                 assert isinstance(sent, Contribution)  # nothing else counts
                 up.add(name, broadcast.values if name in inside else sent.values, metrics=reply.metrics)
-                found.replies.append(reply)
+                outcome.replies.append(reply)
                 continue
-            found.faults.append(Fault(number, name, during, reply.kind, reply.text))
+            outcome.faults.append(Fault(number, name, during, reply.kind, reply.text))
             if isinstance(sent, Contribution):
                 self.record.log([name], [refused_entry(sent, number)])
         self.record.tally(up.alike.values())
-        return whole_sums(found)
+        return whole_sums(outcome)
 
     def messages(self, kind: str, asked: Mapping[int, Call], number: int) -> list[Message]:
         """Return the message to every node; what clients have in common is packed once."""
@@ -172,37 +172,33 @@ def cohorts_refused(
     for name, reply in answers.items():
         if isinstance(reply, Contribution) and name in chunk:
             cohorts.setdefault(chunk[name], {})[name] = reply
-    return {name: Refused("contract", text) for one in cohorts.values() for name, text in refuse(one).items()}
+    return {name: Refused("contract", text) for cohort in cohorts.values() for name, text in refuse(cohort).items()}
 
 
-def admitted_sums(one: Opened, call: Call, carriers: Mapping[str, Carrier], letters: Letters) -> list[Subtotal]:
+def admitted_sums(answer: Opened, call: Call, carriers: Mapping[str, Carrier], letters: Letters) -> list[Subtotal]:
     """Return the sums of a node that count; the clients of one that does not are refused in `letters`."""
-    found: list[Subtotal] = []
-    for part in one.subtotals:
+    sums: list[Subtotal] = []
+    for part in answer.subtotals:
         try:
-            if any(set(part.clients) & set(other.clients) for other in found):
+            if any(set(part.clients) & set(other.clients) for other in sums):
                 raise ContractError("sum: must be the only one of its clients, found another")
-            found.append(admit_subtotal(part, call, carriers))
+            sums.append(admit_subtotal(part, call, carriers))
         except ContractError as error:
             refused = Refused("contract", str(error))
             letters |= {name: refused for name in part.clients if name in call.broadcasts}
-    return found
+    return sums
 
 
-def whole_sums(found: Outcome) -> Outcome:
+def whole_sums(outcome: Outcome) -> Outcome:
     """Return an outcome without the sums of which a client was refused: they cannot be taken without it."""
-    refused = {fault.client: fault for fault in found.faults}
-    broken = [part for part in found.subtotals if refused.keys() & set(part.clients)]
+    refused = {fault.client: fault for fault in outcome.faults}
+    broken = [part for part in outcome.subtotals if refused.keys() & set(part.clients)]
     lost = {name: part for part in broken for name in part.clients if name not in refused}
-    faults = [
-        Fault(
-            found.faults[0].round, name, found.faults[0].during, "contract", "was summed with a client that is refused"
-        )
-        for name in lost
-    ]
-    replies = [reply for reply in found.replies if reply.client not in lost]
-    sums = [part for part in found.subtotals if part not in broken]
-    return Outcome(replies, [*found.faults, *faults], sums)
+    text = "was summed with a client that is refused"
+    faults = [replace(outcome.faults[0], client=name, kind="contract", text=text) for name in lost]
+    replies = [reply for reply in outcome.replies if reply.client not in lost]
+    sums = [part for part in outcome.subtotals if part not in broken]
+    return Outcome(replies, [*outcome.faults, *faults], sums)
 
 
 def refused_entry(sent: Contribution, number: int) -> Entry:

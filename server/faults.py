@@ -50,8 +50,8 @@ class Outcome:
             texts: dict[str, list[str]] = {}
             for fault in self.faults:
                 texts.setdefault(fault.text, []).append(fault.client)
-            told = "; ".join(f"{', '.join(names)}: {text}" for text, names in texts.items())
-            raise ClientFailure(f"{what}: {needed} of {total} clients must answer, found {len(self.replies)} ({told})")
+            why = "; ".join(f"{', '.join(names)}: {text}" for text, names in texts.items())
+            raise ClientFailure(f"{what}: {needed} of {total} clients must answer, found {len(self.replies)} ({why})")
 
 
 def judged(letter: "Contribution | Refused", judge: Callable[[Contribution], Contribution]) -> "Contribution | Refused":

@@ -92,8 +92,8 @@ def follow(s: State, number: int) -> None:
         return
     if not s.best.round or s.best.round != s.newcomers.stands:
         s.newcomers.stands, s.newcomers.scores = s.best.round, {}  # what was trained on another Z is not kept
-    found = evaluated(s, number, "validation", [name for name in here if s.newcomers.seen[name]])
-    for name, value in selection_scores(found, s.plan.select).items():
+    measured = evaluated(s, number, "validation", [name for name in here if s.newcomers.seen[name]])
+    for name, value in selection_scores(measured, s.plan.select).items():
         if value > s.newcomers.scores.get(name, -np.inf):
             s.newcomers.scores[name] = value
             s.newcomers.improved.add(name)
@@ -109,12 +109,12 @@ def assess(s: State) -> None:
 
 def evaluated(s: State, number: int, split: str, names: list[str]) -> dict[Key, float]:
     """Return what newcomers measured of Z with their private parts."""
-    found: dict[Key, float] = {}
+    measured: dict[Key, float] = {}
     for reply in send(s, "evaluate", number, names, split):
         metrics = own_metrics(reply, pooled=False)
         s.record.score(number, split, metrics, reply.device)
-        found |= metrics
-    return found
+        measured |= metrics
+    return measured
 
 
 def send(s: State, kind: str, number: int, names: list[str], split: str = "validation") -> list[Contribution]:
@@ -149,13 +149,13 @@ def send(s: State, kind: str, number: int, names: list[str], split: str = "valid
 
 def lacking(reply: Contribution, known: Params) -> list[str]:
     """Return a note for each shared parameter of which the federation has nothing, or not every row, for a newcomer."""
-    found = []
+    notes = []
     for name, value in reply.values.items():
         if name not in known:
-            found.append(f"{reply.client}: no other client has {name}, which it trains by itself")
+            notes.append(f"{reply.client}: no other client has {name}, which it trains by itself")
         elif len(known[name]) < len(value):
             rows = f"{len(value) - len(known[name])} of its {len(value)} rows of {name} are carried by no other client"
-            found.append(
+            notes.append(
                 f"{reply.client}: {rows}; {'ignored' if TABLES[name] == 'probe' else 'it trains them by itself'}"
             )
-    return found
+    return notes

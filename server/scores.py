@@ -32,8 +32,8 @@ class Score:
         """Return whether this round is better, judged by the clients that both rounds know."""
         if not best.values:
             return True
-        mine, theirs = (average(score.values[who] for who in best.values) for score in (self, best))
-        return mine - OVER_BUDGET * self.violation > theirs - OVER_BUDGET * best.violation
+        new, old = (average(score.values[who] for who in best.values) for score in (self, best))
+        return new - OVER_BUDGET * self.violation > old - OVER_BUDGET * best.violation
 
 
 @dataclass(frozen=True)
@@ -62,26 +62,26 @@ class Scores:
     last: Score = field(default_factory=Score)
     keys: dict[str, tuple[Key, ...]] = field(default_factory=dict)  # what each client has measured
 
-    def judge(self, found: Mapping[Key, float], select: Sequence[str], best: Score) -> Score:
+    def judge(self, metrics: Mapping[Key, float], select: Sequence[str], best: Score) -> Score:
         """Return the score of a round by what its clients measured.
 
         Of a client that gives no score counts the worse of its last one and its one in the best round: without the
         client, no round is better than the best for what only that client has lost.
         """
-        values = selection_scores(found, select)
-        over = {who: value for (who, _, metric), value in found.items() if metric == "excess" and value == value}
-        made = Score(
+        values = selection_scores(metrics, select)
+        over = {who: value for (who, _, metric), value in metrics.items() if metric == "excess" and value == value}
+        score = Score(
             standing(values, self.last.values, best.values, min), standing(over, self.last.over, best.over, max)
         )
         self.last = Score(self.last.values | values, self.last.over | over)
-        return made
+        return score
 
 
 def standing(
-    found: dict[str, float], last: dict[str, float], best: dict[str, float], worse: Callable[[float, float], float]
+    values: dict[str, float], last: dict[str, float], best: dict[str, float], worse: Callable[[float, float], float]
 ) -> dict[str, float]:
     """Return what was found, and for every other client that is known the worse of its `last` and its `best`."""
-    return {who: found[who] if who in found else worse(last[who], best.get(who, last[who])) for who in last | found}
+    return {who: values[who] if who in values else worse(last[who], best.get(who, last[who])) for who in last | values}
 
 
 def own_metrics(reply: Contribution, pooled: bool) -> dict[Key, float]:
@@ -89,7 +89,7 @@ def own_metrics(reply: Contribution, pooled: bool) -> dict[Key, float]:
 
     A metric may be NaN, which is no value. Raises ContractError.
     """
-    found: dict[Key, float] = {}
+    metrics: dict[Key, float] = {}
     for name, value in reply.metrics.items():
         who, task, metric = ("", *name.rsplit("/", 2))[-3:]
         if who != reply.client and not pooled:
@@ -97,8 +97,8 @@ def own_metrics(reply: Contribution, pooled: bool) -> dict[Key, float]:
         low, high = bounds(metric)
         if math.isinf(value) or value < low or value > high:
             raise ContractError(f"metric {name}: must be a number from {low:g} to {high:g}, found {value}")
-        found[who, task, metric] = value
-    return found
+        metrics[who, task, metric] = value
+    return metrics
 
 
 def bounds(metric: str) -> tuple[float, float]:
@@ -116,15 +116,15 @@ def selection_scores(metrics: Mapping[Key, float], select: Sequence[str]) -> dic
     less is better. Metrics of several tasks lie on unlike scales, and the largest would choose alone: the score is the
     mean of their logarithms, in which a hundredth of one task's value weighs as much as a hundredth of another's.
     """
-    found: dict[str, dict[str, tuple[str, float]]] = {}
+    tasks: dict[str, dict[str, tuple[str, float]]] = {}
     for name in select:
         for (who, task, metric), value in metrics.items():
             if metric == name and not math.isnan(value):
-                found.setdefault(who, {}).setdefault(task, (metric, value))
+                tasks.setdefault(who, {}).setdefault(task, (metric, value))
     scores: dict[str, float] = {}
-    for who in dict.fromkeys(who for who, _, _ in metrics if who in found):
-        several = len(found[who]) > 1
-        marks = [(metric, math.log(max(v, 0.0) + NEAR_ZERO) if several else v) for metric, v in found[who].values()]
+    for who in dict.fromkeys(who for who, _, _ in metrics if who in tasks):
+        several = len(tasks[who]) > 1
+        marks = [(metric, math.log(max(v, 0.0) + NEAR_ZERO) if several else v) for metric, v in tasks[who].values()]
         scores[who] = average(sign(metric) * mark for metric, mark in marks)
     return scores
 

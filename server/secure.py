@@ -67,7 +67,7 @@ class SecureRound:
     ) -> dict[str, T]:
         """Return the answers to a stage as `read`, and note faults; raises ClientFailure if too few are left."""
         self.log(contents, "down")
-        letters, found = self.letters(KINDS[stage], contents), dict[str, T]()
+        letters, answers = self.letters(KINDS[stage], contents), dict[str, T]()
         for name in contents:
             try:
                 if name in lost:
@@ -75,18 +75,18 @@ class SecureRound:
                 letter = letters[name]
                 if isinstance(letter, Refused):
                     raise letter
-                found[name] = read(letter, name)
+                answers[name] = read(letter, name)
                 self.log({name: letter}, "up")
             except Refused as refused:
                 self.faults.append(Fault(self.number, name, stage, refused.kind, refused.text))
             except ContractError as error:
                 self.faults.append(Fault(self.number, name, stage, "contract", Refused("contract", str(error)).text))
                 self.exchange.record.log([name], [refused_entry(letters[name], self.number, name)])
-        if len(found) < self.terms.threshold:
+        if len(answers) < self.terms.threshold:
             self.exchange.record.faults += [to_row(fault) for fault in self.faults]
-            left = Outcome([Contribution(name, {}) for name in found], self.faults)
+            left = Outcome([Contribution(name, {}) for name in answers], self.faults)
             left.require(self.terms.threshold, f"round {self.number}, {stage} of the secure sum")
-        return found
+        return answers
 
     def letters(self, kind: str, contents: Mapping[str, RecordDict]) -> dict[str, RecordDict | Refused]:
         """Return the clients' answers as they came, of a host with several in one message."""
@@ -98,10 +98,10 @@ class SecureRound:
             for node, names in homes.items()
         ]
         answers = self.exchange.answers(messages, self.deadline)
-        found: dict[str, RecordDict | Refused] = {}
+        letters: dict[str, RecordDict | Refused] = {}
         for node, names in homes.items():
-            found |= opened(answers.get(node), names, self.deadline)
-        return found
+            letters |= opened(answers.get(node), names, self.deadline)
+        return letters
 
     def log(self, contents: Mapping[str, RecordDict], direction: str) -> None:
         """Add messages to the byte ledger."""
@@ -120,8 +120,8 @@ class SecureRound:
             "unmask", dict.fromkeys(sums, call), lambda content, name: read_shares(content, name, SHARE, dealt)
         )
         total = np.zeros_like(next(iter(sums.values())).words)
-        for one in sums.values():
-            total += one.words
+        for part in sums.values():
+            total += part.words
         return unmasked(total, self.number, self.terms.threshold, keys, survivors, dropped, shares)
 
 
@@ -141,7 +141,7 @@ def fresh(keys: Keys, taken: set[bytes]) -> Keys:
 def refused_entry(content: RecordDict | Refused, number: int, client: str) -> Entry:
     """Return the one line of the byte ledger for an answer that was refused, whatever it holds."""
     arrays = [] if isinstance(content, Refused) else [r for r in content.values() if isinstance(r, ArrayRecord)]
-    return Entry(number, client, "up", "refused", 0, sum(len(one.data) for record in arrays for one in record.values()))
+    return Entry(number, client, "up", "refused", 0, sum(len(raw.data) for record in arrays for raw in record.values()))
 
 
 def opened(answer: Message | None, names: Sequence[str], deadline: float) -> dict[str, RecordDict | Refused]:
@@ -179,13 +179,13 @@ def layout_of(carriers: Sequence[Carrier], rows: Mapping[str, NDArray[np.int64]]
 
 def apart(carriers: Mapping[str, Carrier], z: Params, terms: Terms) -> list[str]:
     """Return a note for every tensor of which too few clients carry some, which therefore stay at home."""
-    found = []
+    notes = []
     for name in z:
         few = int((carried(name, carriers.values(), z) < terms.carriers).sum())
         if few:
             what = f"{few} rows of {name}" if name in TABLES else name
-            found.append(f"secure sums: {what} stay at home, carried by fewer than {terms.carriers} clients")
-    return found
+            notes.append(f"secure sums: {what} stay at home, carried by fewer than {terms.carriers} clients")
+    return notes
 
 
 def mean_change(
@@ -203,7 +203,7 @@ def mean_change(
     Raises ContractError for a sum that no answers within the bounds add up to.
     """
     values, mass = layout.take(terms.values(words[: layout.size]), words[layout.size :].astype(np.float64))
-    found = {name: torch.zeros(value.shape, dtype=torch.float64) for name, value in z.items()}
+    change = {name: torch.zeros(value.shape, dtype=torch.float64) for name, value in z.items()}
     for name, total in values.items():
         places = torch.from_numpy(np.isin(rows[TABLES[name]], layout.rows[name])) if name in TABLES else slice(None)
         held = carried(name, survivors, z)[places]
@@ -214,8 +214,8 @@ def mean_change(
             raise ContractError(f"secure sum: {name} must lie within the bounds of its clients, found that it does not")
         over = wide(carried(name, everybody, z)[places] if everybody else mass[name], total)
         before = 0.0 if everybody or terms.noise else z[name][places].double()
-        found[name][places] = torch.where(over > 0, total / over.clamp(min=1.0) - before, 0.0)
-    return found
+        change[name][places] = torch.where(over > 0, total / over.clamp(min=1.0) - before, 0.0)
+    return change
 
 
 def secret(c: State, terms: Terms, number: int, broadcasts: Mapping[str, Broadcast], lost: frozenset[str]) -> Outcome:
@@ -224,14 +224,14 @@ def secret(c: State, terms: Terms, number: int, broadcasts: Mapping[str, Broadca
     Where what the clients of the sum give for it does not fit, all of them are refused. Raises ClientFailure where too
     few are left.
     """
-    one, taken = SecureRound(c.exchange, terms, number, c.plan.turnout.deadline), set[bytes]()
-    keys = one.ask(
+    round_, taken = SecureRound(c.exchange, terms, number, c.plan.turnout.deadline), set[bytes]()
+    keys = round_.ask(
         "keys",
         {name: keys_call(number) for name in broadcasts},
         lambda content, name: fresh(read_keys(content, name), taken),
     )
     call = roster_call(number, keys)
-    sealed = one.ask(
+    sealed = round_.ask(
         "shares",
         dict.fromkeys(keys, call),
         lambda content, name: read_shares(content, name, SEALED, [peer for peer in keys if peer != name]),
@@ -240,8 +240,8 @@ def secret(c: State, terms: Terms, number: int, broadcasts: Mapping[str, Broadca
     packed: Packed = {}  # what many clients are sent alike
     calls: dict[str, RecordDict] = {}
     for name in sealed:
-        theirs = [(peer, shares[name]) for peer, shares in sealed.items() if peer != name]
-        calls[name] = masked_call(name, Masked(broadcasts[name], theirs, places), packed)
+        peers = [(peer, shares[name]) for peer, shares in sealed.items() if peer != name]
+        calls[name] = masked_call(name, Masked(broadcasts[name], peers, places), packed)
 
     def read(content: RecordDict, name: str) -> Sum:
         answer = read_masked_answer(content, name, places.size + places.masses)
@@ -249,13 +249,13 @@ def secret(c: State, terms: Terms, number: int, broadcasts: Mapping[str, Broadca
         c.plan.check(Contribution(answer.client, {}, answer.metrics, answer.device), True)
         return answer
 
-    sums = one.ask("masked", calls, read, lost)
+    sums = round_.ask("masked", calls, read, lost)
     replies = [Contribution(answer.client, {}, answer.metrics, answer.device) for answer in sums.values()]
     inside = [c.carriers[reply.client] for reply in replies]
     everybody = list(c.carriers.values()) if c.plan.coupling.duals else None
     try:
-        words = one.opened(keys, list(sealed), sums)
+        words = round_.opened(keys, list(sealed), sums)
         change = mean_change(words, places, terms, inside, everybody, c.z, c.record.rows)
     except ContractError as error:
-        return one.broken(replies, str(error))
-    return Outcome(replies, one.faults, change=change)
+        return round_.broken(replies, str(error))
+    return Outcome(replies, round_.faults, change=change)

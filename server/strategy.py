@@ -67,10 +67,10 @@ class Coordinator(State):
         self.seen |= {reply.client: number for reply in replies}
         losses = {reply.client: reply.metrics["loss"] for reply in replies if not self.plan.silent}
         for reply in replies:
-            told = {name: reply.metrics[name] for name in ("loss", "mu") if name in self.plan.told}
-            self.record.score(number, "train", {(reply.client, "all", n): v for n, v in told.items()}, reply.device)
-            if "mu" in told:
-                self.prices[reply.client] = told["mu"]
+            metrics = {name: reply.metrics[name] for name in ("loss", "mu") if name in self.plan.told}
+            self.record.score(number, "train", {(reply.client, "all", n): v for n, v in metrics.items()}, reply.device)
+            if "mu" in metrics:
+                self.prices[reply.client] = metrics["mu"]
         return {
             "round": number,
             "seconds": time.perf_counter() - started,
@@ -126,7 +126,7 @@ class Coordinator(State):
         A test is of the round's Z with the private parameters of that round. What a client measured before and does
         not tell now is recorded as missing.
         """
-        found: dict[Key, float] = {}
+        measured: dict[Key, float] = {}
         replies = {reply.client: reply for reply in self.send("evaluate", number, list(self.carriers), split).replies}
         for name in self.carriers:
             reply = replies.get(name)
@@ -136,8 +136,8 @@ class Coordinator(State):
             metrics = own_metrics(reply, self.plan.pooled)
             self.scores.keys[name] = tuple(key for key in metrics if key[2] != "excess")
             self.record.score(number, split, metrics, reply.device)
-            found |= metrics
-        return found
+            measured |= metrics
+        return measured
 
     def save(self, number: int, last: bool) -> None:
         """Write a checkpoint after a round that is to have one, and after the last one."""
@@ -148,14 +148,14 @@ class Coordinator(State):
 
     def resume(self) -> int:
         """Go back to the checkpoint that there may be; return its round, 0 without one."""
-        found = self.checkpoints.found if self.checkpoints else None
-        if found is None or self.checkpoints is None:
+        point = self.checkpoints.found if self.checkpoints else None
+        if point is None or self.checkpoints is None:
             return 0
-        put_back(self, found.snapshot)
-        self.saved = {name: len(rows) for name, rows in found.snapshot.record.items()}
-        self.record.resumed += found.refused
-        self.checkpoints.go_on(found)
-        return found.snapshot.round
+        put_back(self, point.snapshot)
+        self.saved = {name: len(rows) for name, rows in point.snapshot.record.items()}
+        self.record.resumed += point.refused
+        self.checkpoints.go_on(point)
+        return point.snapshot.round
 
     def ending(self, number: int) -> bool:
         """Return whether a round is the last, and note why if more were asked for."""
@@ -177,14 +177,14 @@ class Coordinator(State):
         if not clients:
             return Outcome()
         control = {name: self.control.part(name) for name in clients} if self.control and train else {}
-        made: dict[tuple[int, bool, int, int], Broadcast] = {}  # what many clients are sent alike is one object
+        cache: dict[tuple[int, bool, int, int], Broadcast] = {}  # what many clients are sent alike is one object
         broadcasts = {}
         for name in clients:
             part, keep, c = self.parts[name], name in self.improved, control.get(name)
             key = (id(part), keep, self.seen[name], id(c))
-            if key not in made:
-                made[key] = Broadcast(number, part, keep, split, self.tie.rho, self.seen[name], c)
-            broadcasts[name] = made[key]
+            if key not in cache:
+                cache[key] = Broadcast(number, part, keep, split, self.tie.rho, self.seen[name], c)
+            broadcasts[name] = cache[key]
         if train and plan.secure:
             outcome = secret(self, plan.secure, number, broadcasts, lost)
         else:
@@ -214,12 +214,12 @@ class Coordinator(State):
         another counts, and the clip is what bounds each.
         """
         values = {name: reply.values for name, reply in answers.items() if reply.values}
-        told: dict[str, dict[str, float]] = {
+        metrics: dict[str, dict[str, float]] = {
             what: {name: reply.metrics[what] for name, reply in answers.items()}
             for what in ("steps", "gap")
             if what in self.plan.told
         }
-        return refusals(values, self.parts, self.plan.coupling.duals, told)
+        return refusals(values, self.parts, self.plan.coupling.duals, metrics)
 
     @property
     def summed(self) -> bool:

@@ -32,17 +32,17 @@ def pack(params: Mapping[str, torch.Tensor]) -> ArrayRecord:
 
 def unpack(record: ArrayRecord) -> Params:
     """Return the tensors of a record; raises ContractError for too many, or one without pickle that is no numbers."""
-    return {name: torch.from_numpy(one) for name, one in numbers(record, "").items()}
+    return {name: torch.from_numpy(value) for name, value in numbers(record, "").items()}
 
 
 def numbers(record: ArrayRecord, what: str) -> dict[str, Numbers]:
     """Return the arrays of a record, called `what` and their name in a ContractError."""
     if len(record) > TENSORS:
         raise ContractError(f"record: must hold at most {TENSORS} arrays, found {len(record)}")
-    size = sum(len(one.data) for one in record.values())
+    size = sum(len(raw.data) for raw in record.values())
     if size > BYTES:
         raise ContractError(f"record: must hold at most {BYTES} bytes, found {size}")
-    return {name: numeric(what + admit_name("parameter", name), one) for name, one in record.items()}
+    return {name: numeric(what + admit_name("parameter", name), raw) for name, raw in record.items()}
 
 
 def array(value: Numbers) -> Array:
@@ -51,19 +51,19 @@ def array(value: Numbers) -> Array:
     return Array(dtype=name, shape=value.shape, stype="numpy.ndarray", data=b"".join((head, value.data)))
 
 
-def numeric(name: str, one: Array) -> Numbers:
+def numeric(name: str, raw: Array) -> Numbers:
     """Return the numbers of an array; raises ContractError if it cannot be read without pickle or holds none."""
-    value = quick(one)
+    value = quick(raw)
     if value is None:
         try:
-            value = one.numpy()
+            value = raw.numpy()
         except Exception as error:  # whatever a header that is not NumPy's own makes it raise
             raise ContractError(f"{name}: must be a NumPy array without objects, found {error}") from None
-    if not isinstance(value, np.ndarray):  # an archive of several, which `one.numpy` opens too
+    if not isinstance(value, np.ndarray):  # an archive of several, which `raw.numpy` opens too
         raise ContractError(f"{name}: must be one NumPy array, found {type(value).__name__}")
     if value.dtype.kind not in "fiu" or value.dtype.itemsize > 8 or not value.dtype.isnative:
         raise ContractError(f"{name}: must be numeric, found {value.dtype}")
-    if (one.dtype, tuple(one.shape)) != (str(value.dtype), value.shape):
+    if (raw.dtype, tuple(raw.shape)) != (str(value.dtype), value.shape):
         raise ContractError(
             f"{name}: must be {value.dtype} of {list(value.shape)}, as its data say, found another form"
         )
@@ -72,10 +72,10 @@ def numeric(name: str, one: Array) -> Numbers:
     return np.ascontiguousarray(value).reshape(value.shape)
 
 
-def quick(one: Array) -> Numbers | None:
+def quick(raw: Array) -> Numbers | None:
     """Return the array if it is of the usual kind: numbers in C order, and exactly as many as its header says."""
-    data = one.data
-    if one.stype != "numpy.ndarray" or data[:8] != b"\x93NUMPY\x01\x00":
+    data = raw.data
+    if raw.stype != "numpy.ndarray" or data[:8] != b"\x93NUMPY\x01\x00":
         return None
     end = FIXED + int.from_bytes(data[8:FIXED], "little")
     known = form(data[:end]) if end <= LONGEST else None

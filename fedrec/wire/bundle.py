@@ -15,7 +15,7 @@ def bundled(contents: Mapping[str, RecordDict], failed: Mapping[str, str] | None
     about: dict[str, Any] = {"client": list(contents)}
     if failed is not None:
         about |= {"failed": list(failed), "reason": list(failed.values())}
-    parts = {f"{place}/{name}": r for place, one in enumerate(contents.values()) for name, r in one.items()}
+    parts = {f"{place}/{name}": r for place, content in enumerate(contents.values()) for name, r in content.items()}
     return RecordDict({"clients": ConfigRecord(about), **parts})
 
 
@@ -26,11 +26,11 @@ def unbundled(content: RecordDict) -> tuple[dict[str, RecordDict], dict[str, str
     failed, reasons = strings("failed", about.get("failed", [])), texts("reason", about.get("reason", []))
     if len({*names, *failed}) < len(names) + len(failed) or len(failed) != len(reasons):
         raise ContractError("clients: must be named once, with a reason for each that failed")
-    found = {str(place): RecordDict() for place in range(len(names))}
+    parts = {str(place): RecordDict() for place in range(len(names))}
     for key, record in content.items():
         place, slash, name = key.partition("/")
-        if slash and place in found:
-            found[place][name] = record
+        if slash and place in parts:
+            parts[place][name] = record
         elif key != "clients":
             raise ContractError(f"record {plain(key)}: must be of a client of the message")
-    return dict(zip(names, found.values(), strict=True)), dict(zip(failed, reasons, strict=True))
+    return dict(zip(names, parts.values(), strict=True)), dict(zip(failed, reasons, strict=True))

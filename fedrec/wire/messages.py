@@ -105,9 +105,9 @@ class _Distinct:
     def record(self, record: ArrayRecord) -> int:
         """Return the number of a record, the same for equal content."""
         digest = blake2b(digest_size=16)
-        for name, one in record.items() if self.many else ():
-            digest.update(f"{name} {len(one.data)} ".encode())
-            digest.update(one.data)
+        for name, raw in record.items() if self.many else ():
+            digest.update(f"{name} {len(raw.data)} ".encode())
+            digest.update(raw.data)
         key = digest.digest()
         if key not in self.numbers:
             self.numbers[key] = len([name for name in self.content if name.startswith(self.prefix)])
@@ -130,11 +130,11 @@ def call_record(call: Call, packed: Packed | None = None) -> RecordDict:
             "rho": first.rho,
             "client": list(call.broadcasts),
             "told": list(call.told),
-            "keep": [one.keep for one in sent],
-            "seen": [one.seen for one in sent],
-            "shared": [values.add(one.values) for one in sent],
-            "control": [controls.add(one.control) for one in sent],
-            "rows": [rows.ids(one.rows) for one in sent],
+            "keep": [b.keep for b in sent],
+            "seen": [b.seen for b in sent],
+            "shared": [values.add(b.values) for b in sent],
+            "control": [controls.add(b.control) for b in sent],
+            "rows": [rows.ids(b.rows) for b in sent],
             "chunk": [chunk for chunk, _ in chunks],
             "weight": [weight for _, weight in chunks],
         }
@@ -156,12 +156,12 @@ def read_call(content: RecordDict) -> Call:
     if type(head["round"]) is not int or head["split"] not in ("validation", "test"):
         raise ContractError(f"config: must hold round, split and rho, found {quoted(head)}")
     admit_rho(head["rho"])
-    made: dict[tuple[float, ...], Broadcast] = {}  # equal ones are one object, which need be looked at once
+    cache: dict[tuple[float, ...], Broadcast] = {}  # equal ones are one object, which need be looked at once
     broadcasts = {}
     for name, *about in zip(names, *(columns[n] for n in ABOUT), strict=True):
-        if tuple(about) not in made:
+        if tuple(about) not in cache:
             keep, seen, shared, control, row = about
-            made[tuple(about)] = Broadcast(
+            cache[tuple(about)] = Broadcast(
                 values=_pick(values, shared),
                 control=None if control == -1 else _pick(controls, control),
                 rows={} if row == -1 else _pick(ids, row),
@@ -169,7 +169,7 @@ def read_call(content: RecordDict) -> Call:
                 seen=int(seen),
                 **cast(dict[str, Any], head),
             )
-        broadcasts[name] = made[tuple(about)]
+        broadcasts[name] = cache[tuple(about)]
     chunks = {
         name: (int(chunk), float(weight))
         for name, chunk, weight in zip(names, columns["chunk"], columns["weight"], strict=True)
@@ -184,17 +184,17 @@ def answers_record(answers: Answers) -> RecordDict:
     values, rows = _Distinct(content, "shared.", many), _Distinct(content, "rows.", many)
     metrics: dict[str, int] = {}
     triples: list[tuple[int, int, float]] = []
-    for place, one in enumerate(answers.contributions):
+    for place, reply in enumerate(answers.contributions):
         triples += [
-            (place, metrics.setdefault(name, len(metrics)), value) for name, value in sorted(one.metrics.items())
+            (place, metrics.setdefault(name, len(metrics)), value) for name, value in sorted(reply.metrics.items())
         ]
-    found = answers.contributions
+    replies = answers.contributions
     content["config"] = _compact(
         {
-            "client": [one.client for one in found],
-            "device": [one.device for one in found],
-            "shared": [values.add(one.values) for one in found],
-            "rows": [rows.ids(one.rows) for one in found],
+            "client": [reply.client for reply in replies],
+            "device": [reply.device for reply in replies],
+            "shared": [values.add(reply.values) for reply in replies],
+            "rows": [rows.ids(reply.rows) for reply in replies],
             "metric": list(metrics),
             "failed": list(answers.failed),
             "reason": list(answers.failed.values()),
@@ -217,7 +217,7 @@ def answers_record(answers: Answers) -> RecordDict:
 def read_answers(content: RecordDict) -> Answers:
     """Return what a node answered; raises ContractError for a malformed message, or one that holds more."""
     config = _config(content, ANSWERS, "metrics", "shared.", "rows.", "sum.", "of.")
-    names, devices = _strings(config, "client"), [admit_device(one) for one in _list(config, "device")]
+    names, devices = _strings(config, "client"), [admit_device(device) for device in _list(config, "device")]
     columns = {name: _column(config, name, len(names)) for name in ("shared", "rows")}
     if len(devices) != len(names):
         raise ContractError(f"config: must hold a device for each of {len(names)} clients, found {len(devices)}")
@@ -238,14 +238,14 @@ def _subtotals(content: RecordDict, config: ConfigRecord) -> list[Subtotal]:
     count = config.get("sums", 0)
     if type(count) is not int or count < 0:
         raise ContractError(f"config: must hold the number of sums, found {quoted(count)}")
-    found = []
+    sums = []
     for place in range(count):
         about, values = part(content, f"of.{place}", ConfigRecord), content.get(f"sum.{place}")
         gap = about.get("gap")
         if not isinstance(values, ArrayRecord) or type(gap) is not float or not 0 <= gap <= FAR:
             raise ContractError(f"sum {place}: must hold tensors and a gap that is finite and not negative")
-        found.append(Subtotal(tuple(_strings(about, "client")), unpack(values), gap))
-    return found
+        sums.append(Subtotal(tuple(_strings(about, "client")), unpack(values), gap))
+    return sums
 
 
 def _metrics(content: RecordDict, names: Sequence[str], clients: int) -> list[dict[str, float]]:
@@ -253,17 +253,17 @@ def _metrics(content: RecordDict, names: Sequence[str], clients: int) -> list[di
     columns = [record.get(name) for name in ("client", "name", "value")]
     if not all(isinstance(column, list) for column in columns) or len({len(cast("list[Any]", c)) for c in columns}) > 1:
         raise ContractError("metrics: must hold three columns of one length")
-    found: list[dict[str, float]] = [{} for _ in range(clients)]
+    metrics: list[dict[str, float]] = [{} for _ in range(clients)]
     for place, name, value in zip(*cast("list[list[Any]]", columns), strict=True):
         if not (type(place) is type(name) is int and 0 <= place < clients and 0 <= name < len(names)):
             raise ContractError(f"metrics: must name a client and a metric of the message, found {place}, {name}")
-        found[int(place)][names[int(name)]] = float(value)
-    return found
+        metrics[int(place)][names[int(name)]] = float(value)
+    return metrics
 
 
 def _compact(fields: dict[str, Any]) -> ConfigRecord:
     """Return a configuration without what is as usual."""
-    unusual = {n: v for n, v in fields.items() if n not in USUAL or any(one != USUAL[n] for one in v)}
+    unusual = {n: v for n, v in fields.items() if n not in USUAL or any(value != USUAL[n] for value in v)}
     return ConfigRecord({n: v for n, v in unusual.items() if v or n not in NONE})
 
 
@@ -282,46 +282,46 @@ def _config(content: RecordDict, fields: frozenset[str], *others: str) -> Config
 
 
 def _strings(config: ConfigRecord, name: str, most: int = NAME) -> list[str]:
-    return [admit_name(f"config {name}", one, most) for one in _list(config, name)]
+    return [admit_name(f"config {name}", text, most) for text in _list(config, name)]
 
 
 def _list(config: ConfigRecord, name: str) -> list[Any]:
-    found = config.get(name, [] if name in NONE else None)
-    if not isinstance(found, list):
-        raise ContractError(f"config {name}: must be a list, found {type(found).__name__}")
-    return cast("list[Any]", found)
+    column = config.get(name, [] if name in NONE else None)
+    if not isinstance(column, list):
+        raise ContractError(f"config {name}: must be a list, found {type(column).__name__}")
+    return cast("list[Any]", column)
 
 
 def _column(config: ConfigRecord, name: str, length: int) -> list[float]:
-    found = config.get(name, [USUAL[name]] * length if name in USUAL else None)
-    if not isinstance(found, list) or len(found) != length or not all(isinstance(one, int | float) for one in found):
+    column = config.get(name, [USUAL[name]] * length if name in USUAL else None)
+    if not isinstance(column, list) or len(column) != length or not all(isinstance(n, int | float) for n in column):
         raise ContractError(f"config {name}: must hold a number for each of {length} clients")
-    return cast("list[float]", found)
+    return cast("list[float]", column)
 
 
 def _whole(config: ConfigRecord, name: str, length: int) -> list[float]:
-    found = _column(config, name, length)
-    if not all(isinstance(one, int) for one in found):
+    column = _column(config, name, length)
+    if not all(isinstance(value, int) for value in column):
         raise ContractError(f"config {name}: must hold whole numbers, found others")
-    return found
+    return column
 
 
 def _records(content: RecordDict, prefix: str) -> list[ArrayRecord]:
     # Not through `array_records`, which copies and checks the whole message at every access.
-    found = {n: one for n, one in content.items() if n.startswith(prefix) and isinstance(one, ArrayRecord)}
-    if set(found) != {f"{prefix}{place}" for place in range(len(found))}:
-        raise ContractError(f"record {prefix}: must be numbered from 0, found {quoted(sorted(found))}")
-    return [found[f"{prefix}{place}"] for place in range(len(found))]
+    records = {n: record for n, record in content.items() if n.startswith(prefix) and isinstance(record, ArrayRecord)}
+    if set(records) != {f"{prefix}{place}" for place in range(len(records))}:
+        raise ContractError(f"record {prefix}: must be numbered from 0, found {quoted(sorted(records))}")
+    return [records[f"{prefix}{place}"] for place in range(len(records))]
 
 
 def _tensors(content: RecordDict, prefix: str) -> list[Params]:
     return [unpack(record) for record in _records(content, prefix)]
 
 
-def _pick(found: Sequence[T], place: float) -> T:
-    if not (0 <= place < len(found) and place == int(place)):
-        raise ContractError(f"part: must be one of the {len(found)} that were sent, found {place}")
-    return found[int(place)]
+def _pick(parts: Sequence[T], place: float) -> T:
+    if not (0 <= place < len(parts) and place == int(place)):
+        raise ContractError(f"part: must be one of the {len(parts)} that were sent, found {place}")
+    return parts[int(place)]
 
 
 def ids_record(rows: Mapping[str, Ints]) -> ArrayRecord:
@@ -343,9 +343,9 @@ def admit_rho(value: object) -> float:
 
 def texts(name: str, value: object) -> list[str]:
     """Return a list of texts of any kind, shortened; raises ContractError for anything else."""
-    if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
+    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
         raise ContractError(f"{name}: must be a list of texts, found {type(value).__name__}")
-    return [str(one)[:TEXT] for one in value]
+    return [str(text)[:TEXT] for text in value]
 
 
 def plain(name: str) -> str:
@@ -364,18 +364,18 @@ def part(record: RecordDict, name: str, kind: type[R]) -> R:
 
     Not through `array_records` and the like, which copy and check the whole message at every access.
     """
-    found = record.get(name)
-    return found if isinstance(found, kind) else kind()
+    inner = record.get(name)
+    return inner if isinstance(inner, kind) else kind()
 
 
 def ledger(content: RecordDict, number: int, client: str, direction: str) -> list[Entry]:
     """Return one entry for each array of a message about one client, in the order of their names."""
     entries = []
     for place in ("rows", "shared", "control"):
-        records = (one for name, one in content.items() if name.partition(".")[0] == place)
+        records = (record for name, record in content.items() if name.partition(".")[0] == place)
         arrays = (item for record in records if isinstance(record, ArrayRecord) for item in record.items())
-        for name, one in sorted(arrays, key=lambda item: item[0]):
-            count = one.shape[0] if one.shape and (name in TABLES or place == "rows") else 0
+        for name, raw in sorted(arrays, key=lambda item: item[0]):
+            count = raw.shape[0] if raw.shape and (name in TABLES or place == "rows") else 0
             label = name if place == "shared" else f"{place}:{name}"
-            entries.append(Entry(number, client, direction, label, count, len(one.data)))
+            entries.append(Entry(number, client, direction, label, count, len(raw.data)))
     return entries

@@ -101,10 +101,10 @@ def shares_answer(client: str, shares: Mapping[str, bytes]) -> RecordDict:
 def read_shares(content: RecordDict, client: str, size: int, names: Sequence[str]) -> dict[str, bytes]:
     """Return a share of `size` bytes for each of the names and nobody else; raises ContractError."""
     _from(content, client, "shares")
-    found, shares = _table(content, "shares", share=size)
-    if sorted(found) != sorted(names):
-        raise ContractError(f"shares: must be one for each of {len(names)} clients, found {len(found)} for others")
-    return dict(zip(found, shares, strict=True))
+    clients, shares = _table(content, "shares", share=size)
+    if sorted(clients) != sorted(names):
+        raise ContractError(f"shares: must be one for each of {len(names)} clients, found {len(clients)} for others")
+    return dict(zip(clients, shares, strict=True))
 
 
 def masked_call(client: str, asked: Masked, packed: Packed | None = None) -> RecordDict:
@@ -158,13 +158,13 @@ def read_masked_answer(content: RecordDict, client: str, size: int) -> Sum:
 
 def read_metrics(content: RecordDict) -> dict[str, float]:
     """Return the metrics of a message; raises ContractError for more than one number under a name."""
-    found: dict[str, float] = {}
+    metrics: dict[str, float] = {}
     for name, value in part(content, "metrics", MetricRecord).items():
         admit_name("metric", name, METRIC)
         if isinstance(value, list):
             raise ContractError(f"metric {name}: must be one number, found {len(value)}")
-        found[name] = float(value)
-    return found
+        metrics[name] = float(value)
+    return metrics
 
 
 def unmask_call(number: int, survivors: Sequence[str], dropped: Sequence[str]) -> RecordDict:
@@ -196,10 +196,10 @@ def member_record(member: Member) -> ConfigRecord:
 
 def read_member(record: ConfigRecord) -> Member:
     """Return what `member_record` wrote."""
-    found = cast("dict[str, Any]", dict(record))
-    roster, mask, seal, dealer, share = (found.pop(name) for name in ("roster", "mask", "seal", "dealer", "share"))
+    fields = cast("dict[str, Any]", dict(record))
+    roster, mask, seal, dealer, share = (fields.pop(name) for name in ("roster", "mask", "seal", "dealer", "share"))
     keys = {name: Keys(a, b) for name, a, b in zip(roster, mask, seal, strict=True)}
-    return Member(**found, roster=keys, shares=dict(zip(dealer, share, strict=True)))
+    return Member(**fields, roster=keys, shares=dict(zip(dealer, share, strict=True)))
 
 
 def secure_ledger(content: RecordDict, number: int, client: str, direction: str) -> list[Entry]:
@@ -208,8 +208,8 @@ def secure_ledger(content: RecordDict, number: int, client: str, direction: str)
     metrics = part(content, "metrics", MetricRecord)
     if metrics:
         entries.append(Entry(number, client, direction, "metrics", 0, sum(len(name) + 8 for name in metrics)))
-    for name, one in part(content, "masked", ArrayRecord).items():
-        entries.append(Entry(number, client, direction, f"masked:{name}", 0, len(one.data)))
+    for name, raw in part(content, "masked", ArrayRecord).items():
+        entries.append(Entry(number, client, direction, f"masked:{name}", 0, len(raw.data)))
     for place in ("keys", "roster", "shares", "layout", "peers"):
         record = part(content, place, ConfigRecord)
         if record:
@@ -257,8 +257,8 @@ def _table(content: RecordDict, place: str, **sizes: int) -> list[list[Any]]:
 
 def _bytes(name: str, value: object, size: int) -> bytes:
     if not isinstance(value, bytes) or len(value) != size:
-        found = f"{len(value)} bytes" if isinstance(value, bytes) else type(value).__name__
-        raise ContractError(f"{name}: must be {size} bytes, found {found}")
+        fault = f"{len(value)} bytes" if isinstance(value, bytes) else type(value).__name__
+        raise ContractError(f"{name}: must be {size} bytes, found {fault}")
     return value
 
 
@@ -266,4 +266,4 @@ def strings(name: str, value: object) -> list[str]:
     """Return a list of texts; raises ContractError for anything else."""
     if not isinstance(value, list):
         raise ContractError(f"{name}: must be a list of names, found {type(value).__name__}")
-    return [admit_name(name, one) for one in value]
+    return [admit_name(name, text) for text in value]
