@@ -115,7 +115,7 @@ def latest(root: Path) -> Found | None:
         try:
             return replace(read(folders[: place + 1]), refused=tuple(refused))
         except Exception as error:  # whatever a file may hold
-            refused.append(f"checkpoint {folders[place].name} is refused: {told(error)}")
+            refused.append(f"checkpoint {folders[place].name} is refused: {explain(error)}")
     if refused:
         raise UserError(f"resume: {root} must hold a whole checkpoint, found none ({'; '.join(refused)})")
     return None
@@ -124,17 +124,17 @@ def latest(root: Path) -> Found | None:
 def read(folders: Sequence[Path]) -> Found:
     """Return the last of some checkpoints with the rows of all; raises an exception for a damaged file."""
     last = folders[-1]
-    content = checked(last, list(manifest_of(last)))
+    content = read_files(last, list(manifest_of(last)))
     record: dict[str, list[Any]] = {}
     for folder in folders:
-        for name, rows in json.loads(checked(folder, [RECORD])[RECORD]).items():
+        for name, rows in json.loads(read_files(folder, [RECORD])[RECORD]).items():
             record.setdefault(name, []).extend(rows)
     server = json.loads(content["server.json"])
     snapshot = Snapshot(int(last.name), load(content["server.safetensors"]), server["numbers"], record)
     return Found(last, snapshot, server["about"])
 
 
-def told(error: Exception) -> str:
+def explain(error: Exception) -> str:
     """Return what is wrong with a file, in one line."""
     if isinstance(error, OSError):
         return f"{Path(error.filename or '').name} must be a readable file ({error.strerror})"
@@ -142,7 +142,7 @@ def told(error: Exception) -> str:
     return text if isinstance(error, ValueError) else f"must be what was written, found {type(error).__name__}: {text}"
 
 
-def checked(folder: Path, names: Sequence[str]) -> dict[str, bytes]:
+def read_files(folder: Path, names: Sequence[str]) -> dict[str, bytes]:
     """Return the content of files of a checkpoint; raises ValueError if one differs from its checksum."""
     manifest, files = manifest_of(folder), {}
     for name in names:

@@ -26,24 +26,24 @@ class Opened:
     subtotals: list[Subtotal]
 
 
-def opened(answer: Message | None, clients: Sequence[str], deadline: float = 0.0, most: float = 0) -> Opened:
+def open_answer(answer: Message | None, clients: Sequence[str], deadline: float = 0.0, most: float = 0) -> Opened:
     """Return what a node answered for its clients; what is missing or cannot be read is a refusal of each of them.
 
     Of clients that are joining the names are not known before, but how many may join at `most` from this node.
     """
     try:
         answers = read_answers(content_of(answer, deadline))
-        names = named(answers)
+        names = names_of(answers)
         if most and not 0 < len(names) <= most:
             raise ContractError(f"client: must be one of its own for each node, found {len(names)}")
-        return Opened(each(answers, list(names) if most else clients), answers.subtotals)
+        return Opened(letters_of(answers, list(names) if most else clients), answers.subtotals)
     except Refused as refused:
         return Opened(dict.fromkeys(clients, refused), [])
     except ContractError as error:
         return Opened(dict.fromkeys(clients, Refused("contract", str(error))), [])
 
 
-def named(answers: Answers) -> dict[str, None]:
+def names_of(answers: Answers) -> dict[str, None]:
     """Return the names that an answer uses; raises ContractError if it has one twice."""
     names = [*(reply.client for reply in answers.contributions), *answers.failed]
     if len(set(names)) < len(names):
@@ -51,7 +51,7 @@ def named(answers: Answers) -> dict[str, None]:
     return dict.fromkeys(names)
 
 
-def each(answers: Answers, clients: Sequence[str]) -> Letters:
+def letters_of(answers: Answers, clients: Sequence[str]) -> Letters:
     """Return the letter of every client of a host."""
     letters: Letters = dict.fromkeys(clients, Refused("silence", "did not answer"))
     for reply in answers.contributions:

@@ -16,8 +16,8 @@ from fedrec.params import Params
 from fedrec.sharing import Broadcast, ContractError, Contribution, admit_metrics, admit_start
 from fedrec.wire import Call, Entry, call_record, pack
 from fedrec.wire.messages import Packed
-from server.cohorts import Letters, Opened, Tally, admit_subtotal, calls, opened
-from server.faults import Fault, Outcome, Refused, judged, unheard, unlike
+from server.cohorts import Letters, Opened, Tally, admit_subtotal, calls, open_answer
+from server.faults import Fault, Outcome, Refused, review, unheard, unlike
 
 TIMEOUT = 24 * 3600.0
 NOBODY: Mapping[str, Carrier] = {}
@@ -53,8 +53,8 @@ class Exchange:
         outcome, joined = Outcome(), []
         for node in nodes:
             # Taken from the answers: of a thousand tables there is one copy at a time, not two.
-            for letter in opened(answers.pop(node, None), [f"node {node}"], most=most).letters.values():
-                reply = judged(letter, admit_start)
+            for letter in open_answer(answers.pop(node, None), [f"node {node}"], most=most).letters.values():
+                reply = review(letter, admit_start)
                 if isinstance(reply, Contribution):
                     joined.append((node, reply))
                 else:
@@ -107,18 +107,18 @@ class Exchange:
         outcome = Outcome()
         answers = self.answers(self.messages(kind, asked, number), deadline)
         for node, call in asked.items():
-            answer = opened(answers.pop(node, None), list(call.broadcasts), deadline)
+            answer = open_answer(answers.pop(node, None), list(call.broadcasts), deadline)
             letters |= answer.letters
-            outcome.subtotals.extend(admitted_sums(answer, call, sums, letters))
+            outcome.subtotals.extend(admit_sums(answer, call, sums, letters))
         inside = {name for part in outcome.subtotals for name in part.clients}
         letters |= dict.fromkeys(lost & broadcasts.keys(), Refused("dropout", "dropped out, as the run says"))
         verdicts = {}
         for name in broadcasts:
             expected = {} if name in inside else like.get(name, {})
             read = partial(self.codec.read, z=broadcasts[name].values, like=expected, increments=self.increments)
-            admit_one = partial(admitted, like=expected, metrics=metrics, check=check, read=read)
-            verdicts[name] = judged(letters[name], admit_one)
-        verdicts |= cohorts_refused(verdicts, self.nodes, refuse)
+            admit = partial(admit_answer, like=expected, metrics=metrics, check=check, read=read)
+            verdicts[name] = review(letters[name], admit)
+        verdicts |= refuse_cohorts(verdicts, self.nodes, refuse)
         during = split if kind == "evaluate" else kind
         for name, broadcast in broadcasts.items():
             reply, sent = verdicts[name], letters[name]
@@ -144,7 +144,7 @@ class Exchange:
         return {reply.metadata.src_node_id: reply for reply in replies}
 
 
-def admitted(
+def admit_answer(
     reply: Contribution,
     like: Params,
     metrics: frozenset[str],
@@ -161,7 +161,7 @@ def admitted(
     return reply
 
 
-def cohorts_refused(
+def refuse_cohorts(
     answers: Mapping[str, Contribution | Refused], order: Iterable[str], refuse: Refuse
 ) -> dict[str, Refused]:
     """Return the refusals of answers beside those of their cohorts.
@@ -175,7 +175,7 @@ def cohorts_refused(
     return {name: Refused("contract", text) for cohort in cohorts.values() for name, text in refuse(cohort).items()}
 
 
-def admitted_sums(answer: Opened, call: Call, carriers: Mapping[str, Carrier], letters: Letters) -> list[Subtotal]:
+def admit_sums(answer: Opened, call: Call, carriers: Mapping[str, Carrier], letters: Letters) -> list[Subtotal]:
     """Return the sums of a node that count; the clients of one that does not are refused in `letters`."""
     sums: list[Subtotal] = []
     for part in answer.subtotals:

@@ -54,7 +54,7 @@ class Outcome:
             raise ClientFailure(f"{what}: {needed} of {total} clients must answer, found {len(self.replies)} ({why})")
 
 
-def judged(letter: "Contribution | Refused", judge: Callable[[Contribution], Contribution]) -> "Contribution | Refused":
+def review(letter: "Contribution | Refused", judge: Callable[[Contribution], Contribution]) -> "Contribution | Refused":
     """Return what came from a client, if `judge` admits it, and else why not."""
     if isinstance(letter, Refused):
         return letter

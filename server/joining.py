@@ -16,7 +16,7 @@ from fedrec.keyed import TABLES, alone, carrier, catalogue, gather, select
 from fedrec.params import Params
 from fedrec.sharing import Broadcast, Contribution, admit_told
 from server.scores import Key, own_metrics, selection_scores
-from server.secure import apart
+from server.secure import home_notes
 from server.state import State
 
 NEARLY_ALL = 0.95  # of the weight of three clients or more
@@ -41,7 +41,7 @@ def join(c: State, nodes: Sequence[int]) -> None:
     values = {r.client: r.values for r in joined}
     try:
         c.tie = tie_of(plan.coupling, plan.descent, c.carriers, values, plan.seed, plan.robust, bool(plan.secure))
-        at_home = apart(c.carriers, c.z, plan.secure) if plan.secure else []
+        at_home = home_notes(c.carriers, c.z, plan.secure) if plan.secure else []
         if at_home and plan.coupling.duals:
             raise UserError(f"secure: every client's rows must be summed under duals, found {at_home[0]}")
         c.record.notes += at_home
@@ -92,7 +92,7 @@ def follow(s: State, number: int) -> None:
         return
     if not s.best.round or s.best.round != s.newcomers.stands:
         s.newcomers.stands, s.newcomers.scores = s.best.round, {}  # what was trained on another Z is not kept
-    measured = evaluated(s, number, "validation", [name for name in here if s.newcomers.seen[name]])
+    measured = evaluate(s, number, "validation", [name for name in here if s.newcomers.seen[name]])
     for name, value in selection_scores(measured, s.plan.select).items():
         if value > s.newcomers.scores.get(name, -np.inf):
             s.newcomers.scores[name] = value
@@ -101,13 +101,13 @@ def follow(s: State, number: int) -> None:
 
 def assess(s: State) -> None:
     """Test what each newcomer has kept, on the selected Z; one whose round never came is named in the notes."""
-    evaluated(s, s.best.round, "test", [name for name in s.newcomers.carriers if s.newcomers.seen[name]])
+    evaluate(s, s.best.round, "test", [name for name in s.newcomers.carriers if s.newcomers.seen[name]])
     for name in s.newcomers.carriers:
         if not s.newcomers.seen[name]:
             s.record.notes.append(f"{name} was to join in round {s.newcomers.rounds[name]}, and has not trained")
 
 
-def evaluated(s: State, number: int, split: str, names: list[str]) -> dict[Key, float]:
+def evaluate(s: State, number: int, split: str, names: list[str]) -> dict[Key, float]:
     """Return what newcomers measured of Z with their private parts."""
     measured: dict[Key, float] = {}
     for reply in send(s, "evaluate", number, names, split):

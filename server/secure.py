@@ -100,7 +100,7 @@ class SecureRound:
         answers = self.exchange.answers(messages, self.deadline)
         letters: dict[str, RecordDict | Refused] = {}
         for node, names in homes.items():
-            letters |= opened(answers.get(node), names, self.deadline)
+            letters |= open_letters(answers.get(node), names, self.deadline)
         return letters
 
     def log(self, contents: Mapping[str, RecordDict], direction: str) -> None:
@@ -112,7 +112,7 @@ class SecureRound:
         """Return the outcome of a round of which the sum is refused, with all who are in it."""
         return Outcome([], [*self.faults, *(Fault(self.number, r.client, "unmask", "contract", text) for r in replies)])
 
-    def opened(self, keys: Mapping[str, Keys], dealt: Sequence[str], sums: Mapping[str, Sum]) -> Words:
+    def open_sum(self, keys: Mapping[str, Keys], dealt: Sequence[str], sums: Mapping[str, Sum]) -> Words:
         """Return the sum without its masks; raises ContractError if what the clients give for it does not fit."""
         survivors, dropped = list(sums), [name for name in dealt if name not in sums]
         call = unmask_call(self.number, survivors, dropped)
@@ -125,7 +125,7 @@ class SecureRound:
         return unmasked(total, self.number, self.terms.threshold, keys, survivors, dropped, shares)
 
 
-def fresh(keys: Keys, taken: set[bytes]) -> Keys:
+def admit_keys(keys: Keys, taken: set[bytes]) -> Keys:
     """Return a client's keys if they are keys, and its own; raises ContractError.
 
     For a roster with a key twice, or one that is none, every client would refuse its part in the round.
@@ -144,7 +144,7 @@ def refused_entry(content: RecordDict | Refused, number: int, client: str) -> En
     return Entry(number, client, "up", "refused", 0, sum(len(raw.data) for record in arrays for raw in record.values()))
 
 
-def opened(answer: Message | None, names: Sequence[str], deadline: float) -> dict[str, RecordDict | Refused]:
+def open_letters(answer: Message | None, names: Sequence[str], deadline: float) -> dict[str, RecordDict | Refused]:
     """Return the letters of the clients of a node; what is missing or cannot be read is a refusal of each of them."""
     try:
         contents, failed = unbundled(content_of(answer, deadline))
@@ -177,7 +177,7 @@ def layout_of(carriers: Sequence[Carrier], rows: Mapping[str, NDArray[np.int64]]
     return Layout(shapes, ids)
 
 
-def apart(carriers: Mapping[str, Carrier], z: Params, terms: Terms) -> list[str]:
+def home_notes(carriers: Mapping[str, Carrier], z: Params, terms: Terms) -> list[str]:
     """Return a note for every tensor of which too few clients carry some, which therefore stay at home."""
     notes = []
     for name in z:
@@ -218,7 +218,7 @@ def mean_change(
     return change
 
 
-def secret(c: State, terms: Terms, number: int, broadcasts: Mapping[str, Broadcast], lost: frozenset[str]) -> Outcome:
+def sum_up(c: State, terms: Terms, number: int, broadcasts: Mapping[str, Broadcast], lost: frozenset[str]) -> Outcome:
     """Return what became of a round whose answers are summed in secret: the mean change, and who is in it.
 
     Where what the clients of the sum give for it does not fit, all of them are refused. Raises ClientFailure where too
@@ -228,7 +228,7 @@ def secret(c: State, terms: Terms, number: int, broadcasts: Mapping[str, Broadca
     keys = round_.ask(
         "keys",
         {name: keys_call(number) for name in broadcasts},
-        lambda content, name: fresh(read_keys(content, name), taken),
+        lambda content, name: admit_keys(read_keys(content, name), taken),
     )
     call = roster_call(number, keys)
     sealed = round_.ask(
@@ -254,7 +254,7 @@ def secret(c: State, terms: Terms, number: int, broadcasts: Mapping[str, Broadca
     inside = [c.carriers[reply.client] for reply in replies]
     everybody = list(c.carriers.values()) if c.plan.coupling.duals else None
     try:
-        words = round_.opened(keys, list(sealed), sums)
+        words = round_.open_sum(keys, list(sealed), sums)
         change = mean_change(words, places, terms, inside, everybody, c.z, c.record.rows)
     except ContractError as error:
         return round_.broken(replies, str(error))

@@ -15,7 +15,7 @@ from server.exchange import none_refused
 from server.faults import Fault, Outcome
 from server.joining import assess, follow, join
 from server.scores import Best, Key, Score, average, own_metrics, weighted
-from server.secure import secret
+from server.secure import sum_up
 from server.state import State
 
 
@@ -53,7 +53,7 @@ class Coordinator(State):
             self.best = Best(number, z=self.z, parts=self.parts)
         self.record.shared, self.record.selected_round, self.parts = self.best.z, self.best.round, self.best.parts
         self.record.budgets = self.best.budgets()
-        self.evaluated(self.best.round, "test")
+        self.evaluate(self.best.round, "test")
         assess(self)
         self.record.seconds = time.perf_counter() - started
         return self.record
@@ -113,14 +113,14 @@ class Coordinator(State):
     def validate(self, number: int, row: Row) -> Score:
         """Let every client evaluate Z with its private parameters; return the score that selects the round."""
         started = time.perf_counter()
-        score = self.scores.judge(self.evaluated(number, "validation"), self.plan.select, self.best.score)
+        score = self.scores.judge(self.evaluate(number, "validation"), self.plan.select, self.best.score)
         row["validation"] = average(score.values.values())
         row["evaluate_seconds"] = time.perf_counter() - started
         if self.plan.budgets:
             row["violation"] = score.violation
         return score
 
-    def evaluated(self, number: int, split: str) -> dict[Key, float]:
+    def evaluate(self, number: int, split: str) -> dict[Key, float]:
         """Let every client evaluate what it is sent, and return what they measured.
 
         A test is of the round's Z with the private parameters of that round. What a client measured before and does
@@ -186,7 +186,7 @@ class Coordinator(State):
                 cache[key] = Broadcast(number, part, keep, split, self.tie.rho, self.seen[name], c)
             broadcasts[name] = cache[key]
         if train and plan.secure:
-            outcome = secret(self, plan.secure, number, broadcasts, lost)
+            outcome = sum_up(self, plan.secure, number, broadcasts, lost)
         else:
             outcome = self.exchange.send(
                 kind,
