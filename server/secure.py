@@ -19,8 +19,8 @@ from fedrec.experiment.records import to_row
 from fedrec.keyed import TABLES, Carrier, carried, wide
 from fedrec.params import Params
 from fedrec.privacy.encoding import Layout
-from fedrec.privacy.masks import KEY, Words, agreed
-from fedrec.privacy.secure_sum import Keys, Stage, Terms, unmasked
+from fedrec.privacy.masks import KEY, Words, agree
+from fedrec.privacy.secure_sum import Keys, Stage, Terms, unmask_sum
 from fedrec.privacy.shamir import SHARE
 from fedrec.sharing import Broadcast, ContractError, Contribution, admit_metrics
 from fedrec.wire import Entry
@@ -122,7 +122,7 @@ class SecureRound:
         total = np.zeros_like(next(iter(sums.values())).words)
         for part in sums.values():
             total += part.words
-        return unmasked(total, self.number, self.terms.threshold, keys, survivors, dropped, shares)
+        return unmask_sum(total, self.number, self.terms.threshold, keys, survivors, dropped, shares)
 
 
 def admit_keys(keys: Keys, taken: set[bytes]) -> Keys:
@@ -131,7 +131,7 @@ def admit_keys(keys: Keys, taken: set[bytes]) -> Keys:
     For a roster with a key twice, or one that is none, every client would refuse its part in the round.
     """
     for key in (keys.mask, keys.seal):
-        agreed(token_bytes(KEY), key)
+        agree(token_bytes(KEY), key)
         if key in taken:
             raise ContractError("keys: must be two of its own, found one twice")
         taken.add(key)

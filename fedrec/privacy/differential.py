@@ -148,12 +148,12 @@ def private_update(
                 weight = batch.rows if mechanism.unit == "user" else torch.ones_like(batch.rows)
                 clipped(grads, batch, weight, mechanism.clip, into, rows)
                 losses.append(grads.loss)
-            w.step({}, stack([still | released(into, mechanism, size, source)]).values, t)
+            w.step({}, stack([still | release_mean(into, mechanism, size, source)]).values, t)
             v.step({}, rows, t)
     return params, float(torch.cat(losses).double().nanmean()) if losses else math.nan
 
 
-def released(sums: Params, mechanism: Mechanism, size: float, source: Source) -> Params:
+def release_mean(sums: Params, mechanism: Mechanism, size: float, source: Source) -> Params:
     """Return (sum + sigma C N(0, I)) / size of the clipped sums."""
     if not sums:
         return {}

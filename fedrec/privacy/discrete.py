@@ -86,7 +86,7 @@ class Distributed:
         size = math.hypot(*change.tolist()) if len(change) else 0.0
         scaled = change * (GRID / self.clip * min(1.0, self.clip / size if size else 1.0))
         count = len(change)
-        noisy = rounded(scaled, self.square(count), source) + discrete_gaussian(self.variance(count), count, source)
+        noisy = to_grid(scaled, self.square(count), source) + discrete_gaussian(self.variance(count), count, source)
         return np.asarray(noisy.view(np.uint64))
 
     def values(self, words: Words) -> NDArray[np.float64]:
@@ -94,7 +94,7 @@ class Distributed:
         return np.asarray(words.view(np.int64).astype(np.float64) * (self.clip / GRID))
 
 
-def rounded(x: NDArray[np.float64], square: int, source: Source) -> Integers:
+def to_grid(x: NDArray[np.float64], square: int, source: Source) -> Integers:
     """Return integers of mean x (but for what the condition takes), drawn until their squared norm is at most `square`.
 
     Which of the two neighbours it is only matters to the accuracy; the norm, to the guarantee, and is exact.
@@ -123,7 +123,7 @@ def discrete_gaussian(variance: int, size: int, source: Source) -> Integers:
         )
         return np.asarray(y[keep])
 
-    return gathered(attempt, size, 2.0)
+    return collect(attempt, size, 2.0)
 
 
 def discrete_laplace(t: int, size: int, source: Source) -> Integers:
@@ -141,10 +141,10 @@ def discrete_laplace(t: int, size: int, source: Source) -> Integers:
         minus = np.frombuffer(source.bytes(len(y)), np.uint8) < 128
         return np.asarray(np.where(minus, -y, y)[~minus | (y > 0)])
 
-    return gathered(attempt, size, 2.0)
+    return collect(attempt, size, 2.0)
 
 
-def gathered(attempt: Callable[[int], Integers], size: int, factor: float) -> Integers:
+def collect(attempt: Callable[[int], Integers], size: int, factor: float) -> Integers:
     """Return the first `size` numbers that attempts keep."""
     kept = np.zeros(0, dtype=np.int64)
     while len(kept) < size:
@@ -160,7 +160,7 @@ def uniform(t: int, size: int, source: Source) -> Integers:
         words = np.frombuffer(source.bytes(8 * count), "<u8")
         return np.asarray((words[words <= limit] % np.uint64(t)).astype(np.int64))
 
-    return gathered(attempt, size, 1.0)
+    return collect(attempt, size, 1.0)
 
 
 def below_exp(
@@ -175,11 +175,11 @@ def below_exp(
     gap = np.exp(-gamma) - words.astype(np.float64) * 2.0**-64
     below = gap > 0
     for i in np.flatnonzero(np.abs(gap) <= margin):
-        below[i] = settled(int(words[i]), exact(int(i)), source)
+        below[i] = settle(int(words[i]), exact(int(i)), source)
     return np.asarray(below)
 
 
-def settled(word: int, gamma: Fraction, source: Source) -> bool:
+def settle(word: int, gamma: Fraction, source: Source) -> bool:
     """Return whether the real that begins with a word of 64 bits is below exp(-gamma)."""
     bits, digits = 64, 60
     while True:

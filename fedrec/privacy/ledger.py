@@ -215,15 +215,15 @@ class Ledger:
         data = file.read(size - self._read)
         lines = [line for line in data.split(b"\n") if line]
         if lines and not self._found:
-            note = self._parsed(lines.pop(0), Note.of)
+            note = self._parse(lines.pop(0), Note.of)
             if self._asked:
                 note.admit(self._asked, self.path)
             self._found = note
-        self._entries += [self._parsed(line, Entry.of) for line in lines]
+        self._entries += [self._parse(line, Entry.of) for line in lines]
         if data:
             self._read, self._whole = size, data.endswith(b"\n")
 
-    def _parsed(self, line: bytes, of: Callable[[dict[str, Any]], T]) -> T:
+    def _parse(self, line: bytes, of: Callable[[dict[str, Any]], T]) -> T:
         """Return what a line says. One that was cut short is no JSON object: what can be read is all of it."""
         try:
             return of(json.loads(line))

@@ -28,14 +28,14 @@ def public(private: bytes) -> bytes:
     return X25519PrivateKey.from_private_bytes(private).public_key().public_bytes_raw()
 
 
-def derived(secret: bytes, purpose: str, number: int, *names: str) -> bytes:
+def derive(secret: bytes, purpose: str, number: int, *names: str) -> bytes:
     """Return the key [32 bytes] that a secret gives for one purpose, round and pair of clients."""
     about = [b"fedrec secure sum", purpose.encode(), number.to_bytes(8, "big"), *(name.encode() for name in names)]
     info = b"".join(len(part).to_bytes(4, "big") + part for part in about)  # so that no two lists have one encoding
     return HKDF(SHA256(), KEY, salt=None, info=info).derive(secret)
 
 
-def agreed(private: bytes, peer: bytes) -> bytes:
+def agree(private: bytes, peer: bytes) -> bytes:
     """Return the secret [32 bytes] that only the owners of two key pairs know; raises ContractError for a bad key."""
     try:
         return X25519PrivateKey.from_private_bytes(private).exchange(X25519PublicKey.from_public_bytes(peer))
@@ -43,32 +43,32 @@ def agreed(private: bytes, peer: bytes) -> bytes:
         raise ContractError("key: must be a public key of X25519, found none") from None
 
 
-def expanded(key: bytes, size: int) -> Words:
+def expand(key: bytes, size: int) -> Words:
     """Return the mask [size] of a key."""
     return np.frombuffer(Source(key, True).bytes(8 * size), "<u8").astype(np.uint64)
 
 
 def self_mask(seed: bytes, number: int, name: str, size: int) -> Words:
     """Return PRG(b_i) [size], the mask that only the shares of a client that is in the sum take away."""
-    return expanded(derived(seed, "self", number, name), size)
+    return expand(derive(seed, "self", number, name), size)
 
 
 def pair_mask(private: bytes, peer_key: bytes, number: int, name: str, peer: str, size: int) -> Words:
     """Return what a client adds for a peer [size]: PRG(s_ij), with the sign that makes the two cancel."""
     low, high = sorted((name, peer))
-    mask = expanded(derived(agreed(private, peer_key), "pair", number, low, high), size)
+    mask = expand(derive(agree(private, peer_key), "pair", number, low, high), size)
     return mask if name == low else np.negative(mask)
 
 
 def seal(private: bytes, peer_key: bytes, number: int, sender: str, reader: str, text: bytes) -> bytes:
     """Return a text that only `reader` can open, and that only `sender` can have written."""
-    key = derived(agreed(private, peer_key), "seal", number, sender, reader)
+    key = derive(agree(private, peer_key), "seal", number, sender, reader)
     return ChaCha20Poly1305(key).encrypt(NONCE, text, None)
 
 
 def unseal(private: bytes, peer_key: bytes, number: int, sender: str, reader: str, sealed: bytes) -> bytes:
     """Return what `seal` sealed; raises ContractError for anything else."""
-    key = derived(agreed(private, peer_key), "seal", number, sender, reader)
+    key = derive(agree(private, peer_key), "seal", number, sender, reader)
     try:
         return ChaCha20Poly1305(key).decrypt(NONCE, sealed, None)
     except InvalidTag:

@@ -160,7 +160,7 @@ def once(what: str, names: Sequence[str]) -> None:
         seen.add(name)
 
 
-def unmasked(
+def unmask_sum(
     total: Words,
     number: int,
     threshold: int,

@@ -51,15 +51,15 @@ def combine(shares: Mapping[int, bytes], threshold: int) -> bytes:
         raise ContractError(f"shares: must be numbers of the field in {SHARE} bytes, found another")
     known = values[:threshold]
     for x, y in zip(points[threshold:], values[threshold:], strict=True):
-        if interpolated(known, points[:threshold], x) != y:
+        if interpolate(known, points[:threshold], x) != y:
             raise ContractError(f"shares: must lie on one polynomial of degree {threshold - 1}, found others")
-    secret = interpolated(known, points[:threshold], 0)
+    secret = interpolate(known, points[:threshold], 0)
     if secret >= 1 << 8 * SECRET:
         raise ContractError(f"shares: must be of a secret of {SECRET} bytes, found a larger one")
     return secret.to_bytes(SECRET, "big")
 
 
-def interpolated(values: Sequence[int], points: tuple[int, ...], x: int) -> int:
+def interpolate(values: Sequence[int], points: tuple[int, ...], x: int) -> int:
     """Return f(x) of the polynomial through the values at the points."""
     return sum(y * w for y, w in zip(values, weights(points, x), strict=True)) % PRIME
 

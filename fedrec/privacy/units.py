@@ -97,7 +97,7 @@ class Units:
         if past and unit != "user":
             raise ValueError("past: must be none for interactions, which are read in the histories of others")
         whose = data.train.user if unit == "user" else np.arange(len(data.train))
-        labels = {task.name: labelled(task, data.train, data.attributes, whose) for task in tasks}
+        labels = {task.name: label_rows(task, data.train, data.attributes, whose) for task in tasks}
         used = np.flatnonzero(np.logical_or.reduce([mask for mask, _ in labels.values()]))
         if unit == "user":
             used = used[np.argsort(data.train.user[used], kind="stable")]
@@ -212,7 +212,7 @@ class Units:
         return r.reshape(shape)
 
 
-def labelled(task: Task, rows: Interactions, about: Attributes, whose: Ints) -> tuple[Bools, Floats]:
+def label_rows(task: Task, rows: Interactions, about: Attributes, whose: Ints) -> tuple[Bools, Floats]:
     """Return the rows that a task learns from [n], and its targets [n].
 
     One of the user's own is asked for the rows of each unit in `whose` [n] by themselves: what it makes of the mean of

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.stats import binomtest
 
-from fedrec.privacy.attacks.attributes import infer, logistic, one_hot, told
+from fedrec.privacy.attacks.attributes import infer, infer_ranks, logistic, one_hot
 from fedrec.privacy.attacks.scores import judge, ranks
 from tests.privacy.attacked import ATTACK, attacked, market, movies, real
 
@@ -32,7 +32,7 @@ def test_a_planted_attribute_is_found_and_a_random_one_is_not() -> None:
     rng = np.random.default_rng(0)
     x, known = rng.normal(size=(400, 30)), np.arange(400) % 2 == 0
     y = np.column_stack([x[:, :9].sum(1) + rng.normal(size=400) > 0, rng.random(400) < 0.3])
-    scores = told(x, known, y[known]).reshape(2, 200)
+    scores = infer_ranks(x, known, y[known]).reshape(2, 200)
     assert judge(scores[0], y[~known, 0]).auc > 0.9
     assert judge(scores[1], y[~known, 1]).chance
 
@@ -41,14 +41,14 @@ def test_of_many_features_the_main_components_are_used() -> None:
     rng = np.random.default_rng(0)
     taste, known = rng.normal(size=(600, 3)), np.arange(600) < 300
     x = taste @ rng.normal(size=(3, 1000)) + rng.normal(size=(600, 1000))
-    assert judge(told(x, known, taste[known, :1] > 0), taste[~known, 0] > 0).auc > 0.95
+    assert judge(infer_ranks(x, known, taste[known, :1] > 0), taste[~known, 0] > 0).auc > 0.95
 
 
 def test_the_band_covers_chance_as_often_as_it_says() -> None:
     rng, hits = np.random.default_rng(0), 0
     known, y = np.arange(100) % 2 == 0, np.arange(100) % 7 < 3
     for _ in range(200):
-        hits += judge(told(rng.normal(size=(100, 40)), known, y[known, None]), y[~known]).chance
+        hits += judge(infer_ranks(rng.normal(size=(100, 40)), known, y[known, None]), y[~known]).chance
     assert binomtest(hits, 200, 0.95).pvalue > 1e-3
 
 

@@ -21,7 +21,7 @@ from fedrec.privacy.guarantee import guarantees
 from fedrec.privacy.masks import Words, pair_mask, public, seal, self_mask
 from fedrec.privacy.noise import Source
 from fedrec.privacy.secure_sum import Member
-from fedrec.privacy.shamir import PRIME, interpolated, split
+from fedrec.privacy.shamir import PRIME, interpolate, split
 from fedrec.sharing import Broadcast
 from tests.helpers import experiment, first_of, fit
 from tests.letters import read_contribution
@@ -222,10 +222,10 @@ def coefficients(shares: dict[int, bytes], threshold: int) -> list[int]:
     values = [int.from_bytes(shares[x], "big") for x in points]
     found = []
     for _ in range(threshold - 1):
-        at_0 = interpolated(values, points, 0)
+        at_0 = interpolate(values, points, 0)
         values = [(y - at_0) * pow(x, -1, PRIME) % PRIME for x, y in zip(points[1:], values[1:], strict=True)]
         points = points[1:]
-        found.append(interpolated(values, points, 0))
+        found.append(interpolate(values, points, 0))
     return found
 
 

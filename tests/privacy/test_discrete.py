@@ -13,7 +13,7 @@ from scipy.stats import chi2, kstest
 
 from fedrec.errors import UserError
 from fedrec.privacy import discrete
-from fedrec.privacy.discrete import GRID, Distributed, below_exp, discrete_gaussian, discrete_laplace, rounded, settled
+from fedrec.privacy.discrete import GRID, Distributed, below_exp, discrete_gaussian, discrete_laplace, settle, to_grid
 from fedrec.privacy.noise import Source
 from fedrec.sharing import ContractError
 
@@ -83,9 +83,9 @@ def test_a_word_on_the_edge_is_settled_by_more_bits() -> None:
     """2^64 exp(-1/2) = 11188515852577165299 + 0.8377: its whole part as first word decides nothing by itself."""
     word, rest, n = 11188515852577165299, 0.8377, 400
     assert word / 2**64 == math.exp(-0.5)
-    below = sum(settled(word, Fraction(1, 2), source("edge", i)) for i in range(n))
+    below = sum(settle(word, Fraction(1, 2), source("edge", i)) for i in range(n))
     assert abs(below - n * rest) < 5 * math.sqrt(n * rest * (1 - rest))
-    assert settled(word - 1, Fraction(1, 2), source("below")) and not settled(word + 1, Fraction(1, 2), source("above"))
+    assert settle(word - 1, Fraction(1, 2), source("below")) and not settle(word + 1, Fraction(1, 2), source("above"))
 
 
 @settings(deadline=None, max_examples=20)
@@ -121,12 +121,12 @@ def test_what_is_summed_is_never_longer_than_the_bound(norm: float, monkeypatch:
 
 def test_rounding_has_the_mean_of_what_it_rounds() -> None:
     x = np.tile([0.25, -0.5, 3.9, 7.0], 50_000)
-    found = rounded(x, 10**9, source("rounding")).reshape(-1, 4).mean(0)
+    found = to_grid(x, 10**9, source("rounding")).reshape(-1, 4).mean(0)
     assert np.abs(found - x[:4]).max() < 5 * 0.5 / math.sqrt(50_000)
 
 
 def test_rounding_is_drawn_again_until_it_is_short() -> None:
-    found = rounded(np.full(100, 0.5), 40, source("again"))  # of mean 50, so that most are too long
+    found = to_grid(np.full(100, 0.5), 40, source("again"))  # of mean 50, so that most are too long
     assert (found**2).sum() <= 40
 
 

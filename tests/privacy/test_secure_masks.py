@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedrec.privacy.masks import agreed, derived, expanded, pair_mask, public, seal, self_mask, unseal
+from fedrec.privacy.masks import agree, derive, expand, pair_mask, public, seal, self_mask, unseal
 from fedrec.sharing import ContractError
 
 A, B, C = (bytes([n]) * 32 for n in (1, 2, 3))
@@ -17,11 +17,11 @@ def test_known_answers_of_the_standards() -> None:
     nine = bytes([9, *[0] * 31])
     assert public(nine).hex() == "422c8e7a6227d7bca1350b3e2bb7279f7897b87bb6854b783c60e80311ae3079"
     stream = bytes.fromhex("76b8e0ada0f13d90405d6ae55386bd28bdd219b8a08ded1aa836efcc8b770dc7")
-    assert expanded(bytes(32), 4).astype("<u8").tobytes() == stream
+    assert expand(bytes(32), 4).astype("<u8").tobytes() == stream
 
 
 def test_both_ends_agree_on_one_secret_and_a_third_on_another() -> None:
-    assert agreed(A, public(B)) == agreed(B, public(A)) != agreed(C, public(B))
+    assert agree(A, public(B)) == agree(B, public(A)) != agree(C, public(B))
 
 
 def test_a_key_is_for_one_purpose_round_and_pair() -> None:
@@ -32,9 +32,9 @@ def test_a_key_is_for_one_purpose_round_and_pair() -> None:
         ("pair", 1, "b", "a"),
     ]
     about += [("pair", 1, "ab", ""), ("pair", 1, "", "ab"), ("pair", 1, "a"), ("pair", 1, "a", "b", "")]
-    keys = [derived(A, *one) for one in about]
+    keys = [derive(A, *one) for one in about]
     assert len(set(keys)) == len(keys) and all(len(key) == 32 for key in keys)
-    assert derived(A, "pair", 1, "a", "b") == keys[0] != derived(B, "pair", 1, "a", "b")
+    assert derive(A, "pair", 1, "a", "b") == keys[0] != derive(B, "pair", 1, "a", "b")
 
 
 def test_the_masks_of_all_pairs_cancel() -> None:
@@ -72,4 +72,4 @@ def test_only_the_reader_opens_a_seal_and_only_of_its_sender_and_round() -> None
 @pytest.mark.parametrize("key", [bytes(32), bytes([1, *[0] * 31]), b"short"])
 def test_a_public_key_that_makes_the_secret_public_is_refused(key: bytes) -> None:
     with pytest.raises(ContractError, match="public key of X25519"):
-        agreed(A, key)
+        agree(A, key)

@@ -10,7 +10,7 @@ from fedrec.errors import UserError
 from fedrec.experiment.privacy import SecureSum
 from fedrec.privacy.encoding import Encoding
 from fedrec.privacy.masks import Words
-from fedrec.privacy.secure_sum import Keys, Member, unmasked
+from fedrec.privacy.secure_sum import Keys, Member, unmask_sum
 from fedrec.rng import generator
 from fedrec.sharing import ContractError
 
@@ -49,7 +49,7 @@ class Protocol:
         total = np.zeros_like(next(iter(x.values())))
         for words in self.sent.values():
             total += words
-        return unmasked(total, n, self.threshold, keys, survivors, dropped, shares)
+        return unmask_sum(total, n, self.threshold, keys, survivors, dropped, shares)
 
 
 def words(size: int = SIZE, names: Sequence[str] = NAMES) -> dict[str, Words]:
@@ -117,13 +117,13 @@ def test_a_wrong_share_gives_no_sum() -> None:
     keys, members, _, masked = after_masking()
     shares = {name: members[name].unmask(1, NAMES, []) for name in NAMES}
     total = sum_of(masked)
-    assert unmasked(total, 1, 3, keys, NAMES, [], shares) is not None
+    assert unmask_sum(total, 1, 3, keys, NAMES, [], shares) is not None
     shares["shop"] = {**shares["shop"], "films": shares["shop"]["books"]}
     with pytest.raises(ContractError, match="one polynomial"):
-        unmasked(total, 1, 3, keys, NAMES, [], shares)
+        unmask_sum(total, 1, 3, keys, NAMES, [], shares)
     few = {name: shares[name] for name in ("books", "films", "shop")}  # as many as needed: nothing to compare with
-    wrong = unmasked(total, 1, 3, keys, NAMES, [], few)
-    assert not np.array_equal(wrong, unmasked(total, 1, 3, keys, NAMES, [], {n: shares[n] for n in NAMES[:3]}))
+    wrong = unmask_sum(total, 1, 3, keys, NAMES, [], few)
+    assert not np.array_equal(wrong, unmask_sum(total, 1, 3, keys, NAMES, [], {n: shares[n] for n in NAMES[:3]}))
 
 
 def test_a_recovered_key_must_be_the_one_that_was_advertised() -> None:
@@ -132,7 +132,7 @@ def test_a_recovered_key_must_be_the_one_that_was_advertised() -> None:
     shares = {name: members[name].unmask(1, survivors, ["shop"]) for name in survivors}
     swapped = {**keys, "shop": replace(keys["shop"], mask=keys["films"].mask)}
     with pytest.raises(ContractError, match="key that shop advertised"):
-        unmasked(sum_of(masked), 1, 3, swapped, survivors, ["shop"], shares)
+        unmask_sum(sum_of(masked), 1, 3, swapped, survivors, ["shop"], shares)
 
 
 def sum_of(sent: Mapping[str, Words]) -> Words:

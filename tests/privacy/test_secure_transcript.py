@@ -93,28 +93,28 @@ def no_mask(key: bytes, size: int) -> Words:
 
 
 def half(key: bytes, size: int) -> Words:
-    return masks_expanded(key, size) & np.uint64(0xFFFFFFFF)
+    return masks_expand(key, size) & np.uint64(0xFFFFFFFF)
 
 
 def without_a_bit(key: bytes, size: int) -> Words:
-    return masks_expanded(key, size) & np.uint64(2**63 - 1)
+    return masks_expand(key, size) & np.uint64(2**63 - 1)
 
 
 def one_word(key: bytes, size: int) -> Words:
-    return np.full(size, masks_expanded(key, 1)[0])
+    return np.full(size, masks_expand(key, 1)[0])
 
 
 def short_cycle(key: bytes, size: int) -> Words:
-    return np.resize(masks_expanded(key, 64), size)
+    return np.resize(masks_expand(key, 64), size)
 
 
-masks_expanded = masks.expanded
+masks_expand = masks.expand
 MUTANTS = {"missing": no_mask, "32 bits": half, "63 bits": without_a_bit, "one word": one_word, "cycle": short_cycle}
 
 
 @pytest.mark.parametrize("mutant", MUTANTS)
 def test_a_bad_mask_is_found_out(mutant: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(masks, "expanded", MUTANTS[mutant])
+    monkeypatch.setattr(masks, "expand", MUTANTS[mutant])
     assert found_out(lambda name, number: round_of(UPDATES[name], number))
 
 
@@ -123,14 +123,14 @@ def test_keys_of_an_earlier_round_give_other_masks_since_the_round_is_in_them(
 ) -> None:
     old = round_of(UPDATES["nothing"], 9).members
     assert found_out(lambda name, number: round_of(UPDATES[name], number, old)) == []
-    derived = masks.derived
-    monkeypatch.setattr(masks, "derived", lambda secret, purpose, number, *names: derived(secret, purpose, 0, *names))
+    derive = masks.derive
+    monkeypatch.setattr(masks, "derive", lambda secret, purpose, number, *names: derive(secret, purpose, 0, *names))
     assert "rounds share a mask" in found_out(lambda name, number: round_of(UPDATES[name], number, old))
 
 
 def test_a_mask_that_all_clients_share_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(secure_sum, "pair_mask", lambda *about: np.zeros(about[-1], np.uint64))
-    monkeypatch.setattr(secure_sum, "self_mask", lambda seed, number, name, size: masks.expanded(b"k" * 32, size))
+    monkeypatch.setattr(secure_sum, "self_mask", lambda seed, number, name, size: masks.expand(b"k" * 32, size))
     assert "clients share a mask" in found_out(lambda name, number: round_of(UPDATES[name], number))
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.stats import chi2
 from sympy import isprime
 
-from fedrec.privacy.shamir import PRIME, SECRET, SHARE, combine, interpolated, split, value
+from fedrec.privacy.shamir import PRIME, SECRET, SHARE, combine, interpolate, split, value
 from fedrec.sharing import ContractError
 
 
@@ -35,7 +35,7 @@ def test_any_threshold_of_shares_tells_the_secret(secret: bytes, n: int, data: s
 def test_a_polynomial_of_known_coefficients() -> None:
     """f(x) = 3 + 5 x + 7 x^2: f(1) = 15, f(2) = 41, f(4) = 135, and back f(0) = 3, f(3) = 81."""
     assert [value([3, 5, 7], x) for x in (1, 2, 4)] == [15, 41, 135]
-    assert interpolated([15, 41, 135], (1, 2, 4), 0) == 3 and interpolated([15, 41, 135], (1, 2, 4), 3) == 81
+    assert interpolate([15, 41, 135], (1, 2, 4), 0) == 3 and interpolate([15, 41, 135], (1, 2, 4), 3) == 81
 
 
 def test_fewer_shares_fit_every_secret() -> None:
@@ -45,7 +45,7 @@ def test_fewer_shares_fit_every_secret() -> None:
     seen = (2, 5)
     for other in (1, secrets.randbelow(2**256)):
         known = [other, *(int.from_bytes(shares[x], "big") for x in seen)]
-        forged = {x: interpolated(known, (0, *seen), x).to_bytes(SHARE, "big") for x in points}
+        forged = {x: interpolate(known, (0, *seen), x).to_bytes(SHARE, "big") for x in points}
         assert all(forged[x] == shares[x] for x in seen)
         assert combine(forged, t) == other.to_bytes(SECRET, "big")
 

@@ -59,7 +59,7 @@ def logistic(x: Values, attribute: Bools, l2: float, steps: int = 50) -> Values:
     return w
 
 
-def told(features: Values, known: Bools, attributes: Bools) -> Values:
+def infer_ranks(features: Values, known: Bools, attributes: Bools) -> Values:
     """Return how likely it is that users have attributes, column by column, as one vector [k * users not known].
 
     `features` [users, d] are of all users, `attributes` [users known, k] of those in the mask `known` [users]. Every
@@ -83,21 +83,21 @@ def one_hot(values: Sequence[str], least: int = 20) -> Bools:
 def from_item_sets(
     transcript: Transcript, *, clients: Sequence[str], tasks: tuple[Task, ...], known: Bools, attributes: Bools
 ) -> Values:
-    """Return `told` by the item sets that `recovery` finds of one-user `clients`, as vectors of unit length."""
+    """Return `infer_ranks` by the item sets that `recovery` finds of one-user `clients`, as vectors of unit length."""
     sets = [item_set(item_scores(transcript, client, tasks=tasks)) for client in clients]
-    return told(unit(np.stack(sets)), known, attributes)
+    return infer_ranks(unit(np.stack(sets)), known, attributes)
 
 
 def from_updates(transcript: Transcript, *, clients: Sequence[str], known: Bools, attributes: Bools) -> Values:
-    """Return `told` by the movement of every item's row in all rounds of one-user `clients`, at unit length."""
+    """Return `infer_ranks` by the movement of every item's row in all rounds of one-user `clients`, at unit length."""
     moved = [np.sum([direction(round_) for round_ in transcript.of(client)], axis=0) for client in clients]
-    return told(unit(np.stack(moved)), known, attributes)
+    return infer_ranks(unit(np.stack(moved)), known, attributes)
 
 
 def from_vectors(
     transcript: Transcript, *, users: Ints, held: Mapping[str, Held], known: Bools, attributes: Bools
 ) -> Values:
-    """Return `told` by the vectors of `users`, with a bias if they have one, for an insider of all platforms.
+    """Return `infer_ranks` by the vectors of `users`, with a bias if they have one, for an insider of all platforms.
 
     They are those of the platforms' last round. A user table that is shared is in the transcript, and what is held of
     it does not count.
@@ -108,4 +108,4 @@ def from_vectors(
         tables = [params[name] for name in ("user_table", "user_bias") if name in params]
         rows = torch.cat(tables, dim=1).double().numpy()
         vectors |= dict(zip(kept.users.tolist(), rows, strict=True))
-    return told(np.stack([vectors[user] for user in users.tolist()]), known, attributes)
+    return infer_ranks(np.stack([vectors[user] for user in users.tolist()]), known, attributes)
