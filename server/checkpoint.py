@@ -51,7 +51,7 @@ class Checkpoints:
     restore: Callable[[Path], None]
     every: int = 1
     about: Mapping[str, Any] = field(default_factory=dict)
-    found: "Found | None" = None
+    found: "Checkpoint | None" = None
 
     def due(self, number: int) -> bool:
         """Return whether a round is to be saved."""
@@ -84,7 +84,7 @@ class Checkpoints:
                 if path.name not in (RECORD, MANIFEST):
                     path.unlink()
 
-    def go_on(self, point: "Found") -> None:
+    def go_on(self, point: "Checkpoint") -> None:
         """Let the engine go back to a checkpoint; those after it are damaged, and what they hold is made again."""
         self.restore(point.folder)
         for later in complete(self.root):
@@ -93,7 +93,7 @@ class Checkpoints:
 
 
 @dataclass(frozen=True)
-class Found:
+class Checkpoint:
     """What to go on from: a folder, its state with all rows, what is run; `refused` are damaged ones."""
 
     folder: Path
@@ -102,7 +102,7 @@ class Found:
     refused: tuple[str, ...] = field(default=())
 
 
-def latest(root: Path) -> Found | None:
+def latest(root: Path) -> Checkpoint | None:
     """Return the newest checkpoint that is whole; None if there is none at all.
 
     One that is damaged is refused by name and the one before it is used. Raises UserError if all are damaged.
@@ -121,7 +121,7 @@ def latest(root: Path) -> Found | None:
     return None
 
 
-def read(folders: Sequence[Path]) -> Found:
+def read(folders: Sequence[Path]) -> Checkpoint:
     """Return the last of some checkpoints with the rows of all; raises an exception for a damaged file."""
     last = folders[-1]
     content = read_files(last, list(manifest_of(last)))
@@ -131,7 +131,7 @@ def read(folders: Sequence[Path]) -> Found:
             record.setdefault(name, []).extend(rows)
     server = json.loads(content["server.json"])
     snapshot = Snapshot(int(last.name), load(content["server.safetensors"]), server["numbers"], record)
-    return Found(last, snapshot, server["about"])
+    return Checkpoint(last, snapshot, server["about"])
 
 
 def explain(error: Exception) -> str:

@@ -65,13 +65,13 @@ def calls(
     broadcasts: Mapping[str, Broadcast],
     nodes: Mapping[str, int],
     summed: Mapping[str, Carrier],
-    told: Iterable[str] = (),
+    metrics: Iterable[str] = (),
 ) -> dict[int, Call]:
     """Return the call of every node. A client of `summed` is in a chunk if one host has all of the chunk that is sent.
 
     The chunks are those of the mean over all clients, so that the sum of a chunk does not depend on who makes it.
     """
-    chunk, names = chunks(nodes), tuple(sorted(told)) if summed else ()
+    chunk, names = chunks(nodes), tuple(sorted(metrics)) if summed else ()
     by_node = {node: Call({}, told=names) for node in dict.fromkeys(nodes[n] for n in broadcasts)}
     homes: dict[int, set[int]] = {}
     for name in summed:

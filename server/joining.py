@@ -25,7 +25,7 @@ NEARLY_ALL = 0.95  # of the weight of three clients or more
 def join(c: State, nodes: Sequence[int]) -> None:
     """Learn what every client carries; Z starts as the mean of what they bring."""
     outcome = c.exchange.join(nodes)
-    everybody = c.counted(outcome, len(nodes), "joining")
+    everybody = c.accept(outcome, len(nodes), "joining")
     joined = [reply for reply in everybody if reply.client not in c.plan.newcomers]
     late = [reply for reply in everybody if reply.client in c.plan.newcomers]
     for reply in late:  # to the end of the order of all sums, which is that of a run without them

@@ -78,7 +78,7 @@ class State:
         """The server's parameters."""
         return self.tie.whole()
 
-    def counted(self, outcome: Outcome, asked: int, what: str) -> list[Contribution]:
+    def accept(self, outcome: Outcome, asked: int, what: str) -> list[Contribution]:
         """Record the faults and return the replies; raises ClientFailure if they are fewer than the quorum."""
         self.record.faults += [to_row(fault) for fault in outcome.faults]
         outcome.require(max(self.plan.turnout.needed(asked), what == "joining"), what)

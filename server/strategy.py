@@ -95,11 +95,11 @@ class Coordinator(State):
             self.tie.move(change)
         elif outcome.replies:
             gaps = {reply.client: reply.metrics["gap"] for reply in replies} if self.plan.coupling.duals else {}
-            residuals = self.tie.update(self.corrected(replies), gaps, outcome.subtotals)
+            residuals = self.tie.update(self.correct(replies), gaps, outcome.subtotals)
         self.parts = {name: self.tie.part(name) for name in self.carriers}
         return residuals
 
-    def corrected(self, replies: Sequence[Contribution]) -> dict[str, Params]:
+    def correct(self, replies: Sequence[Contribution]) -> dict[str, Params]:
         """Return what clients sent, normalised under FedNova, after SCAFFOLD's c has followed them."""
         answers = {reply.client: reply.values for reply in replies}
         steps = {reply.client: reply.metrics["steps"] for reply in replies} if self.plan.drift.counted else {}
@@ -199,7 +199,7 @@ class Coordinator(State):
                 self.carriers if train and self.summed else {},
                 self.beside if train and not plan.release else none_refused,
             )
-        replies = self.counted(outcome, len(clients), f"round {number}" if train else f"{split} of round {number}")
+        replies = self.accept(outcome, len(clients), f"round {number}" if train else f"{split} of round {number}")
         # A client whose answer is missing may not have heard: it is told again, and goes back to that state by itself.
         self.improved -= {reply.client for reply in replies}
         if train and len(replies) < plan.robust.needed:

@@ -11,7 +11,7 @@ import torch
 
 from fedrec.keyed import Carrier, add_rows, carried, wide
 from fedrec.params import Params, norm, subtract
-from fedrec.privacy.noise import Source, noised
+from fedrec.privacy.noise import Source, add_noise
 
 
 def clipped(x: Params, z: Params, clip: float) -> Params:
@@ -26,7 +26,7 @@ def clipped(x: Params, z: Params, clip: float) -> Params:
 def noisy(change: Params, z: Params, std: float, source: Source) -> Params:
     """Return z + change + N(0, std^2) on every coordinate, in the dtypes of z."""
     return {
-        name: (z[name].double() + noised(value, std, source)).to(z[name].dtype)
+        name: (z[name].double() + add_noise(value, std, source)).to(z[name].dtype)
         for name, value in sorted(change.items())
     }
 
@@ -50,5 +50,5 @@ def noisy_mean(
             if name in who.like and client in changes:
                 add_rows(total, who.part(name), changes[client][name].double())
         held = wide(carried(name, carriers.values(), like).clamp(min=1.0), value)
-        mean[name] = noised(total, std, source) / (rate * held)
+        mean[name] = add_noise(total, std, source) / (rate * held)
     return mean

@@ -16,7 +16,7 @@ from fedrec.models import Recommender
 from fedrec.params import Params, clone, flatten, unflatten
 from fedrec.privacy.clipping import clipped
 from fedrec.privacy.gradients import unit_gradients
-from fedrec.privacy.noise import Source, noised
+from fedrec.privacy.noise import Source, add_noise
 from fedrec.privacy.units import Units
 from fedrec.rng import derive
 from fedrec.sharing import Sharing
@@ -158,7 +158,7 @@ def release_mean(sums: Params, mechanism: Mechanism, size: float, source: Source
     if not sums:
         return {}
     std = mechanism.noise * mechanism.clip if mechanism.noise else 0.0  # the clip may be infinite
-    total = noised(flatten(sums), std, source)
+    total = add_noise(flatten(sums), std, source)
     return {name: value.to(sums[name].dtype) for name, value in unflatten(total.div_(size), sums).items()}
 
 

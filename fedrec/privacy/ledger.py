@@ -126,7 +126,7 @@ class Ledger:
         self._entries: list[Entry] = []
         self._read = 0  # bytes
         self._whole = True  # the last line ends
-        self._found: Note | None = None
+        self._head: Note | None = None
         self._asked = note
         if note is None and not path.exists():
             raise UserError(f"ledger: must be a file of what was spent, found none at {str(path)!r}")
@@ -135,7 +135,7 @@ class Ledger:
     @property
     def note(self) -> Note:
         """What the events are about."""
-        note = self._found or self._asked
+        note = self._head or self._asked
         if note is None:
             raise UserError(
                 f"ledger {str(self.path)!r}: must begin with a note of client, unit and delta, found nothing"
@@ -175,13 +175,13 @@ class Ledger:
             if booked:
                 return
             self._afford(number, event, budget, overlap)
-            lines = [] if self._found else [self.note.record()]
+            lines = [] if self._head else [self.note.record()]
             lines.append({"round": number, "run": run, "inputs": inputs} | event.record())
             text = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
             file.write((text if self._whole else "\n" + text).encode())
             file.flush()
             os.fsync(file.fileno())
-            if not self._found:
+            if not self._head:
                 sync_folder(self.path.parent)
             self._refresh(file)
 
@@ -214,11 +214,11 @@ class Ledger:
         file.seek(self._read)
         data = file.read(size - self._read)
         lines = [line for line in data.split(b"\n") if line]
-        if lines and not self._found:
+        if lines and not self._head:
             note = self._parse(lines.pop(0), Note.of)
             if self._asked:
                 note.admit(self._asked, self.path)
-            self._found = note
+            self._head = note
         self._entries += [self._parse(line, Entry.of) for line in lines]
         if data:
             self._read, self._whole = size, data.endswith(b"\n")
@@ -257,9 +257,9 @@ def persons(events: Mapping[str, Iterable[Event]], members: Mapping[str, Ints], 
     for silo in sorted(members):
         for person in np.unique(members[silo]).tolist():
             holders.setdefault(person, []).append(silo)
-    own = {silo: merged(events[silo]) for silo in members}
+    booked = {silo: merged(events[silo]) for silo in members}
     groups = Counter(map(tuple, holders.values()))
-    spent = {silos: merged(event for silo in silos for event in own[silo]) for silos in groups}
+    spent = {silos: merged(event for silo in silos for event in booked[silo]) for silos in groups}
     bounds = {known: bound(known, delta) for known in set(spent.values())}
     costs, most = dict[tuple[Event, ...], float](), -math.inf
     for known in sorted(bounds, key=lambda known: -bounds[known]):

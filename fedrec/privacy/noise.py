@@ -52,7 +52,7 @@ class Source:
         return (words.astype(np.float64) + 1.0) * 2.0**-53
 
     def normal(self, *shape: int) -> Tensor:
-        """Return standard normal numbers in float64 (Box-Muller), the largest possible 8.6; see `noised`."""
+        """Return standard normal numbers in float64 (Box-Muller), the largest possible 8.6; see `add_noise`."""
         n = math.prod(shape)
         half = (n + 1) // 2
         words = bytearray(16 * half)
@@ -64,7 +64,7 @@ class Source:
         return torch.cat([angle.cos().mul_(radius), angle.sin_().mul_(radius)])[:n].view(shape)
 
 
-def noised(total: Tensor, std: float, source: Source) -> Tensor:
+def add_noise(total: Tensor, std: float, source: Source) -> Tensor:
     """Return total + std N(0, I) in float64, of which floating-point numbers betray nothing of the total.
 
     The numbers that a sum of floating-point numbers can be differ between neighbours, and so tell them apart (Mironov,

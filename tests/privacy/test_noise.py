@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fedrec.errors import UserError
-from fedrec.privacy.noise import GRAIN, Source, noised
+from fedrec.privacy.noise import GRAIN, Source, add_noise
 
 N = 1_000_000
 
@@ -93,14 +93,14 @@ def test_the_stream_is_chacha20() -> None:
 @pytest.mark.parametrize("shape", [(0,), (1,), (3, 0), (5,), (2, 3, 4)])
 def test_any_shape_is_drawn(shape: tuple[int, ...]) -> None:
     assert Source.system().normal(*shape).shape == shape
-    assert noised(torch.zeros(shape), 2.0, Source.system()).shape == shape
+    assert add_noise(torch.zeros(shape), 2.0, Source.system()).shape == shape
 
 
 @settings(deadline=None, max_examples=50)
 @given(st.floats(1e-6, 1e6), st.integers(0, 100), st.floats(-1000, 1000))
 def test_noise_and_total_are_whole_multiples_of_a_grain(std: float, seed: int, size: float) -> None:
     total = torch.from_numpy(np.random.Generator(np.random.PCG64(seed)).normal(0, 1, 50) * size * std)
-    got = noised(total, std, Source.replayable(seed))
+    got = add_noise(total, std, Source.replayable(seed))
     whole = got / (std * GRAIN)
     torch.testing.assert_close(whole, whole.round(), rtol=1e-15, atol=0)
     # The very numbers that the noise is made of, and the total to half a grain each.
@@ -114,16 +114,16 @@ def test_neighbours_have_the_same_possible_outcomes_to_the_last_bit() -> None:
     z = Source.replayable(1).normal(1000)
     a, b = torch.full((1000,), 1.1, dtype=torch.float64), torch.ones(1000, dtype=torch.float64)
     assert not torch.equal((a + z) - z, a)  # the plain sum is rounded, differently for every number
-    shift = (noised(a, 1.0, Source.replayable(1)) - noised(b, 1.0, Source.replayable(1))) / GRAIN
+    shift = (add_noise(a, 1.0, Source.replayable(1)) - add_noise(b, 1.0, Source.replayable(1))) / GRAIN
     assert torch.equal(shift, torch.full_like(shift, round(0.1 / GRAIN)))
 
 
 def test_without_noise_the_total_comes_back() -> None:
     total = torch.tensor([0.1, -3.0])
-    assert torch.equal(noised(total, 0.0, Source.system()), total.double())
+    assert torch.equal(add_noise(total, 0.0, Source.system()), total.double())
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, 2.0**21])
 def test_a_total_that_would_not_be_added_exactly_is_refused(bad: float) -> None:
     with pytest.raises(UserError, match=r"total: every entry must be finite and at most 2\^20 standard deviations"):
-        noised(torch.tensor([0.0, bad]), 1.0, Source.system())
+        add_noise(torch.tensor([0.0, bad]), 1.0, Source.system())
