@@ -60,7 +60,7 @@ class Envelope:
         """Return a client's envelope; raises ContractError if its tensors do not fit the layout."""
         like = client.shared_like
         ids = row_ids(like, client.data, client.channel)
-        layout.check(like, ids)
+        layout.check(like)
         uniform = client.experiment.weights == "uniform"
         return Envelope(layout, ids, terms(client.experiment), 1 if uniform else max(len(client.data.train), 1))
 

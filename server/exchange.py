@@ -96,7 +96,8 @@ class Exchange:
         finds nothing wrong with it beside those of its cohort, the clients that are summed with it. Of the clients in
         `summed` the server needs only the sum: a host may add up what they send.
         """
-        number, split = next(iter(broadcasts.values())).round, next(iter(broadcasts.values())).split
+        first = next(iter(broadcasts.values()))
+        number = first.round
         sums = {name: who for name, who in summed.items() if name not in lost} if self.hosts else {}
         asked = calls(broadcasts, self.nodes, sums, metrics)
         down, up = Tally(number, "down"), Tally(number, "up")
@@ -119,7 +120,7 @@ class Exchange:
             admit = partial(admit_answer, like=expected, metrics=metrics, check=check, read=read)
             verdicts[name] = review(letters[name], admit)
         verdicts |= refuse_cohorts(verdicts, self.nodes, refuse)
-        during = split if kind == "evaluate" else kind
+        during = first.split if kind == "evaluate" else kind
         for name, broadcast in broadcasts.items():
             reply, sent = verdicts[name], letters[name]
             if isinstance(reply, Contribution):

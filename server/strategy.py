@@ -148,9 +148,9 @@ class Coordinator(State):
 
     def resume(self) -> int:
         """Go back to the checkpoint that there may be; return its round, 0 without one."""
-        point = self.checkpoints.found if self.checkpoints else None
-        if point is None or self.checkpoints is None:
+        if not self.checkpoints or not self.checkpoints.found:
             return 0
+        point = self.checkpoints.found
         put_back(self, point.snapshot)
         self.saved = {name: len(rows) for name, rows in point.snapshot.record.items()}
         self.record.resumed += point.refused

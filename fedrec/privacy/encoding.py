@@ -93,7 +93,7 @@ class Layout:
         """Return the number of masses of a tensor."""
         return self.shapes[name][0] if name in TABLES else 1
 
-    def check(self, like: Params, ids: Mapping[str, Ints]) -> None:
+    def check(self, like: Params) -> None:
         """Raise ContractError if a client's tensors, whose shapes are `like`, have no place in the vector."""
         for name, shape in self.shapes.items():
             if (name in TABLES) != (name in self.rows) or (name in TABLES and shape[:1] != (len(self.rows[name]),)):

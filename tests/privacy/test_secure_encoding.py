@@ -119,7 +119,7 @@ def test_a_client_picks_its_part_and_knows_what_has_no_place() -> None:
 )
 def test_a_layout_that_does_not_fit_is_refused(wrong: Layout, text: str) -> None:
     with pytest.raises(ContractError, match=text):
-        wrong.check(values(), IDS)
+        wrong.check(values())
 
 
 def test_an_empty_layout_holds_nothing() -> None:
