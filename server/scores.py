@@ -129,7 +129,7 @@ def selection_scores(metrics: Mapping[Key, float], select: Sequence[str]) -> dic
     return scores
 
 
-def weighted(losses: dict[str, float], carriers: dict[str, Carrier]) -> float:
+def objective(losses: dict[str, float], carriers: dict[str, Carrier]) -> float:
     """Return the objective sum_i p_i f_i with weights that sum to 1, over the clients that have a loss."""
     present = [(carriers[name].weight, loss) for name, loss in losses.items() if not math.isnan(loss)]
     mass = math.fsum(weight for weight, _ in present)

@@ -14,7 +14,7 @@ from server.checkpoint import Checkpoints, put_back, take
 from server.exchange import none_refused
 from server.faults import Fault, Outcome
 from server.joining import assess, follow, join
-from server.scores import Best, Key, Score, average, own_metrics, weighted
+from server.scores import Best, Key, Score, average, objective, own_metrics
 from server.secure import sum_up
 from server.state import State
 
@@ -77,7 +77,7 @@ class Coordinator(State):
             "drawn": len(drawn),
             "clients": len(replies),
             "train_loss": average(losses.values()),
-            "objective": weighted(losses, self.carriers),
+            "objective": objective(losses, self.carriers),
             "primal_residual": residuals.primal,
             "dual_residual": residuals.dual,
             "rho": residuals.rho,

@@ -8,7 +8,7 @@ from typing import Any
 from fedrec.experiment.config import Experiment
 from fedrec.experiment.holdings import clients_data
 from fedrec.experiment.privacy import UNBOUNDED, Privacy
-from fedrec.privacy.accounting import Event, above, epsilon, merged
+from fedrec.privacy.accounting import Event, above, epsilon, merge
 from fedrec.privacy.books import Books
 from fedrec.privacy.guarantee import guarantees
 from fedrec.privacy.ledger import ZEROED, Group, persons, statement
@@ -74,7 +74,7 @@ def promise(rule: Privacy, groups: Sequence[Group], events: Mapping[str, Sequenc
     """
     alike: dict[tuple[float, tuple[Event, ...]], list[tuple[str, ...]]] = {}  # what was spent, and by whom
     for group in groups:
-        spent = merged(event for who in group.silos for event in events[who])
+        spent = merge(event for who in group.silos for event in events[who])
         alike.setdefault((group.epsilon, spent), []).append(group.silos)
     said = sorted(alike.items(), reverse=True)
     differ = len({cost for (cost, _), _ in said}) > 1 and (";" in rule.epsilon or math.isinf(said[0][0][0]))

@@ -85,7 +85,7 @@ def _number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def merged(events: Iterable[Event]) -> tuple[Event, ...]:
+def merge(events: Iterable[Event]) -> tuple[Event, ...]:
     """Return the events with those that are alike counted as one, in an order of their own."""
     counts: Counter[Event] = Counter()
     for event in events:
@@ -97,7 +97,7 @@ def epsilon(events: Iterable[Event], delta: float) -> float:
     """Return the least epsilon known at `delta` for the composition of the events, in any order; inf without noise."""
     if not 0 < delta < 1:
         raise UserError(f"delta: must be above 0 and below 1, found {delta!r}")
-    return _epsilon(merged(events), delta)
+    return _epsilon(merge(events), delta)
 
 
 def accountant(events: Iterable[Event]) -> str:
@@ -106,7 +106,7 @@ def accountant(events: Iterable[Event]) -> str:
     PLD: the privacy loss distribution. RDP: Renyi divergences (arXiv 1702.07476), looser, for all of it where a part is
     known by its concentrated DP only, and where epsilon is far beyond any protection. none: no noise, no guarantee.
     """
-    known = merged(events)
+    known = merge(events)
     if any(event.sigma == 0 for event in known):
         return "none"
     loose = any(event.kind == "concentrated" for event in known) or _bound(known, 1e-6) > WEAK
@@ -174,7 +174,7 @@ def bound(events: Iterable[Event], delta: float) -> float:
 
     It is some 10 to 20% above an epsilon from 1 on, and further above a smaller one.
     """
-    known = merged(events)
+    known = merge(events)
     return math.inf if any(event.sigma == 0 for event in known) else _bound(known, delta)
 
 
@@ -195,7 +195,7 @@ def calibrate(
     _budget(epsilon)
     if epsilon == math.inf:
         return 0.0
-    return _calibrated(epsilon, delta, Event(1.0, rate, steps, kind), merged(before))
+    return _calibrated(epsilon, delta, Event(1.0, rate, steps, kind), merge(before))
 
 
 @lru_cache(maxsize=1024)
@@ -217,7 +217,7 @@ def _calibrated(budget: float, delta: float, event: Event, before: tuple[Event, 
 def affordable(event: Event, budget: float, delta: float, before: Iterable[Event] = (), most: int = MOST) -> int:
     """Return how many steps like those of `event`, whatever its count, fit after `before`: at most `most`."""
     _budget(budget)
-    return _affordable(replace(event, count=1), budget, delta, merged(before), most)
+    return _affordable(replace(event, count=1), budget, delta, merge(before), most)
 
 
 @lru_cache(maxsize=1024)
@@ -238,7 +238,7 @@ def _edge(
     """Return the greatest x from `low` to `high` with epsilon(after(x)) <= budget, which `low` has."""
 
     def quick(x: float) -> float:
-        return _bound(merged(after(x)), delta)
+        return _bound(merge(after(x)), delta)
 
     def cost(x: float) -> float:
         return epsilon(after(x), delta)

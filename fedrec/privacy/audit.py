@@ -16,7 +16,7 @@ import fedrec.privacy.bounds as lower
 from fedrec.errors import UserError
 from fedrec.params import Params
 from fedrec.privacy.bounds import Bound, Estimate, Reals
-from fedrec.privacy.canaries import Canaries, moved, projected
+from fedrec.privacy.canaries import Canaries, moves_of, project
 from fedrec.privacy.differential import Mechanism
 from fedrec.privacy.transcript import Transcript
 
@@ -91,7 +91,7 @@ class Finding:
 
 def evidence(transcript: Transcript, client: str, canaries: Canaries, along: Params, claim: Claim) -> Evidence:
     """Return what a transcript shows of a client's canaries, whose directions are `along`."""
-    movement = moved(transcript, client, canaries, claim.units)
+    movement = moves_of(transcript, client, canaries, claim.units)
     if not movement:
         raise UserError(f"audit: the transcript must hold a table of items from {client!r}, found none")
     rounds = list(transcript.of(client))
@@ -99,7 +99,7 @@ def evidence(transcript: Transcript, client: str, canaries: Canaries, along: Par
     loose = {f"metric {name}" for metrics in answers for name in metrics}
     for round_ in rounds:
         loose |= {name for name, value in round_.update().items() if name not in claim.lr and bool(value.any())}
-    return Evidence(movement, *projected(movement, along), canaries, tuple(sorted(loose)))
+    return Evidence(movement, *project(movement, along), canaries, tuple(sorted(loose)))
 
 
 def bounds(facts: Evidence, claim: Claim, confidence: float = 0.99) -> tuple[Bound, ...]:

@@ -80,7 +80,7 @@ def directions(canaries: Canaries, start: Params, head: str, trained: Collection
     return {name: value / norm for name, value in grads.items()}
 
 
-def moved(transcript: Transcript, client: str, canaries: Canaries, units: Mapping[str, float]) -> dict[str, Reals]:
+def moves_of(transcript: Transcript, client: str, canaries: Canaries, units: Mapping[str, float]) -> dict[str, Reals]:
     """Return what moved the canaries' rows: of every released table of items [rounds, m, 2, d], in given units."""
     moves: dict[str, list[Reals]] = {}
     for round_ in transcript.of(client):
@@ -92,7 +92,7 @@ def moved(transcript: Transcript, client: str, canaries: Canaries, units: Mappin
     return {name: np.stack(rows) for name, rows in sorted(moves.items())}
 
 
-def projected(movement: Mapping[str, Reals], along: Params) -> tuple[Reals, Reals]:
+def project(movement: Mapping[str, Reals], along: Params) -> tuple[Reals, Reals]:
     """Return how far canaries moved along their directions [rounds, m], and what part of these was released [m]."""
     shown = {name: along[name].numpy() for name in movement}
     reach = np.sqrt(np.concatenate([np.square(v).sum((1, 2))[None] for v in shown.values()]).sum(0))

@@ -49,7 +49,7 @@ class Gradients:
                 square.index_add_(0, self.unit, self.pairs[name].flatten(1).square().sum(1).double())
         return square.sqrt_()
 
-    def merged(self) -> Gradients:
+    def merge(self) -> Gradients:
         """Return the same with every pair once, where `unit` and `item` may name it several times."""
         items = int(self.item.max()) + 1
         key, place = torch.unique(self.unit * items + self.item, return_inverse=True)
@@ -93,7 +93,7 @@ def by_hand(
     item = batch.step.item.reshape(k, -1)
     unit, item = owner.repeat_interleave(item.shape[1]), item.reshape(-1)
     each = Gradients(by_unit(loss), dense, pairs, unit, item)
-    return each if batch.distinct else each.merged()
+    return each if batch.distinct else each.merge()
 
 
 def by_vmap(
@@ -116,7 +116,7 @@ def by_vmap(
     dense = {n: v[:, 0] if n in TABLES else v for n, v in grads.items() if TABLES.get(n) != "item"}
     pairs = {n: v.flatten(0, 1) for n, v in grads.items() if n not in dense}
     unit = torch.arange(len(item), device=item.device).repeat_interleave(item.shape[1])
-    return Gradients(loss, dense, pairs, unit, item.flatten()).merged().like(params)
+    return Gradients(loss, dense, pairs, unit, item.flatten()).merge().like(params)
 
 
 @functools.lru_cache(maxsize=64)

@@ -19,7 +19,7 @@ from fedrec.data.types import Ints
 from fedrec.errors import UserError
 from fedrec.experiment.privacy import NOT_PRIVATE, Unit
 from fedrec.folders import locked, make_private, open_private, sync_folder
-from fedrec.privacy.accounting import Event, above, accountant, affordable, bound, epsilon, merged
+from fedrec.privacy.accounting import Event, above, accountant, affordable, bound, epsilon, merge
 
 T = TypeVar("T")
 EXACT = 32  # compositions whose loss is laid out, at a fraction of a second each
@@ -257,9 +257,9 @@ def persons(events: Mapping[str, Iterable[Event]], members: Mapping[str, Ints], 
     for silo in sorted(members):
         for person in np.unique(members[silo]).tolist():
             holders.setdefault(person, []).append(silo)
-    booked = {silo: merged(events[silo]) for silo in members}
+    booked = {silo: merge(events[silo]) for silo in members}
     groups = Counter(map(tuple, holders.values()))
-    spent = {silos: merged(event for silo in silos for event in booked[silo]) for silos in groups}
+    spent = {silos: merge(event for silo in silos for event in booked[silo]) for silos in groups}
     bounds = {known: bound(known, delta) for known in set(spent.values())}
     costs, most = dict[tuple[Event, ...], float](), -math.inf
     for known in sorted(bounds, key=lambda known: -bounds[known]):
@@ -273,7 +273,7 @@ def persons(events: Mapping[str, Iterable[Event]], members: Mapping[str, Ints], 
 
 def statement(events: Iterable[Event], unit: Unit, delta: float, replay: bool = False) -> str:
     """Return a guarantee as a sentence, with all that it rests on; epsilon is rounded up."""
-    known = merged(events)
+    known = merge(events)
     steps = " and ".join(_steps(event) for event in known) or "nothing released"
     by = accountant(known)
     if by == "none":

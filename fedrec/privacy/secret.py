@@ -75,14 +75,14 @@ def digest(*parts: Part) -> bytes:
     """Return a hash of named tensors, interactions, texts and numbers; equal only for equal parts in equal order."""
     state = hashlib.blake2b(digest_size=SIZE)
     for part in parts:
-        chunks = list(encoded(part))
+        chunks = list(encode(part))
         state.update(len(chunks).to_bytes(8, "big"))
         for chunk in chunks:
             state.update(len(chunk).to_bytes(8, "big") + chunk)
     return state.digest()
 
 
-def encoded(part: Part) -> list[bytes]:
+def encode(part: Part) -> list[bytes]:
     """Return a part as byte strings."""
     if isinstance(part, str | int):
         return [f"{type(part).__name__} {part}".encode()]

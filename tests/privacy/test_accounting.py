@@ -26,7 +26,7 @@ from fedrec.privacy.accounting import (
     bound,
     calibrate,
     epsilon,
-    merged,
+    merge,
 )
 
 few = settings(max_examples=5)
@@ -35,7 +35,7 @@ SAMPLED = Event(3.0, 0.1, 30)  # an epsilon of 0.75 at 1e-5
 
 def delta_of(events: Iterable[Event], eps: float) -> float:
     """Return the least delta known at an epsilon for the composition of the events, from what `epsilon` goes by."""
-    known = merged(events)
+    known = merge(events)
     by = accountant(known)
     if by == "none":
         return 1.0
@@ -174,7 +174,7 @@ EVENTS = st.builds(
 def test_neither_order_nor_counting_in_parts_matters(events: list[Event], random: Any) -> None:
     parts = [part for e in events for part in (Event(e.sigma, e.rate, 1, e.kind),) * e.count]
     random.shuffle(parts)
-    assert merged(parts) == merged(events)
+    assert merge(parts) == merge(events)
     assert epsilon(parts, 1e-5) == epsilon(events, 1e-5)
 
 

@@ -7,7 +7,7 @@ from fedrec.experiment.holdings import clients_data
 from fedrec.models.tables import table_rows
 from fedrec.privacy.attacks.inversion import gradient, pursuit
 from fedrec.privacy.attacks.ratings import SCALE, fitting, recovered_ratings
-from fedrec.privacy.attacks.recovery import STILL, item_scores, item_set, moved
+from fedrec.privacy.attacks.recovery import STILL, distance, item_scores, item_set
 from fedrec.privacy.attacks.scores import Values
 from fedrec.privacy.attacks.targets import catalogue
 from fedrec.privacy.transcript import Exchanged
@@ -105,7 +105,7 @@ def inverted(
     rating; the head's `offset` is known, or fitted.
     """
     z, g = gradient(one, recipe=recipe, size=size)
-    far = moved(one)
+    far = distance(one)
     users, items, known = [], [], []
     for item in np.flatnonzero(far > STILL * float(far.max(initial=0.0))):
         q = z["item_table"][item]

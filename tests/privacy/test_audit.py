@@ -36,7 +36,7 @@ from fedrec.privacy.audit import (
     sampling,
 )
 from fedrec.privacy.bounds import gaussian_mu, halved, independent, independent_p, steinke, steinke_p
-from fedrec.privacy.canaries import Canaries, projected
+from fedrec.privacy.canaries import Canaries, project
 from fedrec.privacy.clipping import clipped
 from fedrec.privacy.differential import Mechanism, private_update
 from fedrec.privacy.noise import Source
@@ -260,7 +260,7 @@ def test_every_check_errs_as_often_as_it_states(q: float) -> None:
         canaries = Canaries(np.arange(m), np.arange(2 * m).reshape(m, 2), coins)
         signal = (rng.binomial(steps, q, (rounds, m)) * coins)[..., None, None] * np.array([[1.0], [-1.0]]) / 2**0.5
         movement = {"item_bias": signal + sigma * steps**0.5 * rng.standard_normal((rounds, m, 2, 1))}
-        along, reach = projected(movement, {"item_bias": torch.tensor([[[1.0], [-1.0]]]).expand(m, 2, 1) / 2**0.5})
+        along, reach = project(movement, {"item_bias": torch.tensor([[[1.0], [-1.0]]]).expand(m, 2, 1) / 2**0.5})
         found = Evidence(movement, along, reach, canaries, ())
         for check in (noise, response, count, sampling):
             alarms[check.__name__] += check(found, claim, 0.05).broken
@@ -277,7 +277,7 @@ def test_p_values_are_those_of_their_tests() -> None:
     coins = np.arange(m) % 2 == 0
     canaries = Canaries(np.arange(m), np.arange(2 * m).reshape(m, 2), coins)
     movement = {"item_bias": sigma * 2 * rng.standard_normal((1, m, 2, 1))}
-    along, reach = projected(movement, {"item_bias": torch.tensor([[[1.0], [-1.0]]]).expand(m, 2, 1) / 2**0.5})
+    along, reach = project(movement, {"item_bias": torch.tensor([[[1.0], [-1.0]]]).expand(m, 2, 1) / 2**0.5})
     found = Evidence(movement, along, reach, canaries, ())
     squares = float(np.square(movement["item_bias"][:, ~coins]).sum()) / (4 * sigma**2)
     assert noise(found, claim, 0.1).p == pytest.approx(2 * min(chi2.cdf(squares, 120), chi2.sf(squares, 120)))

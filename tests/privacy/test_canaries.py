@@ -8,7 +8,7 @@ from fedrec.data import ClientData
 from fedrec.errors import UserError
 from fedrec.models import Recommender
 from fedrec.params import Params
-from fedrec.privacy.canaries import Canaries, directions, moved, plant, projected
+from fedrec.privacy.canaries import Canaries, directions, moves_of, plant, project
 from fedrec.privacy.differential import Mechanism, private_update
 from fedrec.privacy.noise import Source
 from fedrec.privacy.transcript import Transcript
@@ -112,8 +112,8 @@ def test_without_noise_a_canary_moves_exactly_by_the_clip_in_its_direction_and_s
     transcript, canaries, params, data, unit = rounds(0.0)
     units = dict.fromkeys(SHARING.modules, unit)
     along = directions(canaries, params, "rating", units)
-    movement = moved(transcript, data.name, canaries, units)
-    told, reach = projected(movement, along)
+    movement = moves_of(transcript, data.name, canaries, units)
+    told, reach = project(movement, along)
     assert told.shape == (4, M) and np.allclose(reach, 1)
     assert np.allclose(told[:, canaries.coins], 1, atol=1e-3)
     assert not told[:, ~canaries.coins].any()
@@ -124,7 +124,7 @@ def test_without_noise_a_canary_moves_exactly_by_the_clip_in_its_direction_and_s
 def test_what_is_not_released_is_no_part_of_the_direction() -> None:
     transcript, canaries, params, data, unit = rounds(0.0, 1)
     along = directions(canaries, params, "rating", SHARING.modules)
-    told, reach = projected(moved(transcript, data.name, canaries, {"item_bias": unit}), along)
+    told, reach = project(moves_of(transcript, data.name, canaries, {"item_bias": unit}), along)
     assert ((reach > 0.8) & (reach < 1)).all()
     assert np.allclose(told[0, canaries.coins], reach[canaries.coins], atol=1e-3)
 
@@ -132,7 +132,7 @@ def test_what_is_not_released_is_no_part_of_the_direction() -> None:
 def test_with_noise_canaries_are_independent_of_each_other() -> None:
     transcript, canaries, params, data, unit = rounds(1.0, 40)
     units = dict.fromkeys(SHARING.modules, unit)
-    told = projected(moved(transcript, data.name, canaries, units), directions(canaries, params, "rating", units))[0]
+    told = project(moves_of(transcript, data.name, canaries, units), directions(canaries, params, "rating", units))[0]
     rest = told - canaries.coins  # noise alone: N(0, 1), a correlation between two canaries is N(0, 1 / 40)
     apart = np.asarray(np.corrcoef(rest.T))[np.triu_indices(M, 1)]
     assert np.isclose(rest.std(), 1, atol=0.06)

@@ -10,7 +10,7 @@ from fedrec.data.types import Bools, Ints
 from fedrec.experiment.config import Experiment
 from fedrec.experiment.holdings import initial
 from fedrec.params import Params
-from fedrec.privacy.attacks.recovery import STILL, moved
+from fedrec.privacy.attacks.recovery import STILL, distance
 from fedrec.privacy.attacks.scores import Values
 from fedrec.privacy.transcript import Exchanged, Transcript
 from fedrec.rng import generator
@@ -29,7 +29,7 @@ def imia(
     parameters and seed, and with the global id of the `user` the vector that it starts with (the paper draws one).
     """
     round_ = next(iter(transcript.of(client)))
-    rng, far = generator(seed, "imia", client), moved(round_)
+    rng, far = generator(seed, "imia", client), distance(round_)
     open_ = np.flatnonzero(far > STILL * float(far.max(initial=0.0)))
     touched, quota = open_, int(transcript.joined[client].metrics.get("examples", len(open_) / 5))
     scores = np.full(len(far), -3.0)

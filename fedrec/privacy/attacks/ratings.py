@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fedrec.data.types import Ints
 from fedrec.experiment.config import Experiment
-from fedrec.privacy.attacks.recovery import STILL, moved
+from fedrec.privacy.attacks.recovery import STILL, distance
 from fedrec.privacy.attacks.scores import Values
 from fedrec.privacy.attacks.targets import Records
 from fedrec.privacy.transcript import Exchanged, Transcript
@@ -30,7 +30,7 @@ def recovered_ratings(
     only that they are whole numbers of the scale, and the offset or the prior, tell c. Several steps are taken for one
     of their sum, which holds as long as the residuals change little.
     """
-    far = moved(round_)
+    far = distance(round_)
     touched = np.flatnonzero(far > STILL * float(far.max(initial=0.0)))
     if not len(touched):
         return touched, np.zeros(0)

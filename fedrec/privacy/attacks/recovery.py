@@ -27,7 +27,7 @@ def item_scores(transcript: Transcript, client: str, *, tasks: tuple[Task, ...])
     are not.
     """
     ranked = any(task.kind == "rank" for task in tasks)
-    moves = [direction(round_) if ranked else moved(round_) for round_ in transcript.of(client)]
+    moves = [direction(round_) if ranked else distance(round_) for round_ in transcript.of(client)]
     return np.asarray(sum(part / max(float(np.abs(part).max(initial=0.0)), 1e-300) for part in moves), np.float64)
 
 
@@ -36,7 +36,7 @@ def item_set(scores: Values) -> Bools:
     return np.asarray(scores > STILL * float(np.abs(scores).max(initial=0.0)), np.bool_)
 
 
-def moved(round_: Exchanged) -> Values:
+def distance(round_: Exchanged) -> Values:
     """Return how far every item's row moved [items]: the norm over its table and bias."""
     parts = [_rows(round_, name) for name in ("item_table", "item_bias") if name in round_.x]
     return np.asarray(torch.cat(parts, dim=1).norm(dim=1).numpy())
