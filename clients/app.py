@@ -45,11 +45,11 @@ def client_app(read: Read) -> ClientApp:
     def open_client(context: Context) -> Client:
         experiment, home = read(context)
         key = int(context.node_config["partition-id"]), str(context.node_config.get("device", ""))
-        one = known.get(key)
-        if one is None or (one.experiment, one.home) != (experiment, home):
-            (one,) = clients_of(experiment, home, [key[0]], key[1])
-            known[key] = one
-        return one
+        client = known.get(key)
+        if client is None or (client.experiment, client.home) != (experiment, home):
+            (client,) = clients_of(experiment, home, [key[0]], key[1])
+            known[key] = client
+        return client
 
     def act(message: Message, context: Context) -> RecordDict:
         node = Node([open_client(context)])

@@ -40,7 +40,7 @@ def excess(client: Client, state: State, z: Params, number: int) -> tuple[State,
 
 def alone(client: Client) -> list[float]:
     """Return the lowest held-out loss that a client has reached after each round of training alone."""
-    e, params, found = client.experiment, to(client.start(), client.device), [math.inf]
+    e, params, lowest = client.experiment, to(client.start(), client.device), [math.inf]
     weigher = client.weigher()
     for number in range(1, e.rounds + 1):
         scope = (client.data.name, "alone", number)
@@ -55,8 +55,8 @@ def alone(client: Client) -> list[float]:
             scope=scope,
             weigher=weigher,
         )
-        found.append(min(found[-1], held_out(client, params)))
-    return found[1:]
+        lowest.append(min(lowest[-1], held_out(client, params)))
+    return lowest[1:]
 
 
 def held_out(client: Client, params: Params) -> float:

@@ -74,8 +74,8 @@ class Client:
     def told(self) -> Params:
         """What files tell of its items beside their ids, of which its gradients are made too."""
         content, values = self.model.side.content, self.data.attributes.values
-        found = {} if content is None else {"content": content}
-        return found | {task.name: torch.from_numpy(values[task.name]) for task in self.tasks if task.attribute}
+        tensors = {} if content is None else {"content": content}
+        return tensors | {task.name: torch.from_numpy(values[task.name]) for task in self.tasks if task.attribute}
 
     @property
     def noisy(self) -> bool:

@@ -21,9 +21,9 @@ def devices(choice: str) -> list[str]:
         return present or ["cpu"]
     names: list[str] = []
     for part in choice.split(","):
-        found = present if part == "cuda" else [part] if part == "cpu" or part in present else []
-        if not found:
+        chosen = present if part == "cuda" else [part] if part == "cpu" or part in present else []
+        if not chosen:
             there = ", ".join(("auto", "cpu", *present)) + ("" if present else " (no CUDA device is visible)")
             raise UserError(f"device: must be one of {there}, found {part!r}")
-        names += found
+        names += chosen
     return names

@@ -12,12 +12,12 @@ Lacking = Mapping[str, Tensor | None]  # shared parameters: local rows [n] of a 
 
 def at_home(shared: Params, lacking: Lacking) -> Params:
     """Return the values and the rows of what a client keeps of shared parameters, by the names of its memory."""
-    found: Params = {}
+    kept: Params = {}
     for name, rows in lacking.items():
-        found[f"{HOME}{name}"] = shared[name] if rows is None else shared[name][rows]
+        kept[f"{HOME}{name}"] = shared[name] if rows is None else shared[name][rows]
         if rows is not None:
-            found[f"{HOME}{name}{ROWS}"] = rows
-    return found
+            kept[f"{HOME}{name}{ROWS}"] = rows
+    return kept
 
 
 def parted(private: Params) -> tuple[Params, Params]:
@@ -32,8 +32,8 @@ def with_home(z: Params, home: Params) -> Params:
     """Return what a client starts from: the server's values, and its own where it shares nothing."""
     if not home:
         return z  # itself: what many clients start from is then one for all
-    found = dict(z)
+    start = dict(z)
     for name in (key.removeprefix(HOME) for key in home if not key.endswith(ROWS)):
         value, rows = home[f"{HOME}{name}"], home.get(f"{HOME}{name}{ROWS}")
-        found[name] = value if rows is None else z[name].index_copy(0, rows, value)
-    return found
+        start[name] = value if rows is None else z[name].index_copy(0, rows, value)
+    return start

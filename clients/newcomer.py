@@ -41,24 +41,24 @@ def fitted(client: Client, sent: Broadcast) -> Broadcast:
 
 def known(client: Client, rows: Mapping[str, Ints]) -> dict[str, Tensor]:
     """Return, for each of a client's shared tables, the ascending local rows [n] that the federation has too."""
-    like, sent, found = client.shared_like, admit_rows(rows), dict[str, Tensor]()
+    like, sent, places = client.shared_like, admit_rows(rows), dict[str, Tensor]()
     for space, ids in row_ids(like, client.data, client.channel).items():
-        theirs = sent.get(space, ids[:0])
-        if not np.isin(theirs, ids).all():
+        common = sent.get(space, ids[:0])
+        if not np.isin(common, ids).all():
             raise ContractError(f"rows {space}: must be among the {len(ids)} that the client carries, found others")
-        found |= {name: torch.from_numpy(np.searchsorted(ids, theirs)) for name in like if TABLES.get(name) == space}
-    return found
+        places |= {name: torch.from_numpy(np.searchsorted(ids, common)) for name in like if TABLES.get(name) == space}
+    return places
 
 
 def lacking(client: Client, broadcast: Broadcast) -> Lacking:
     """Return the shared parameters, or the local rows of one, that the federation does not have."""
-    places, found = known(client, broadcast.rows), dict[str, Tensor | None]()
+    places, rows = known(client, broadcast.rows), dict[str, Tensor | None]()
     for name, value in client.shared_like.items():
         if name not in broadcast.values:
-            found[name] = None
+            rows[name] = None
         elif name in places and len(places[name]) < len(value):
-            found[name] = torch.from_numpy(np.setdiff1d(np.arange(len(value)), places[name].numpy()))
-    return found
+            rows[name] = torch.from_numpy(np.setdiff1d(np.arange(len(value)), places[name].numpy()))
+    return rows
 
 
 def lesson(client: Client, now: Kept, broadcast: Broadcast) -> tuple[Kept, float]:

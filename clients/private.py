@@ -29,11 +29,11 @@ def books(client: Client) -> Books | None:
 
 def protected(client: Client, number: int, x: Params, z: Params) -> Params:
     """Return what a client sends in the place of x: z + clip(x - z) + noise, if it adds noise to its own update."""
-    rule, own = client.experiment.privacy, books(client)
-    if rule.unit != "client" or rule.where == "sum" or own is None:
+    rule, ledger = client.experiment.privacy, books(client)
+    if rule.unit != "client" or rule.where == "sum" or ledger is None:
         return x
-    source = own.open(number, digest(*client.setting, number, x, z))
-    return noisy(clipped(x, z, rule.clip), z, own.guarantee.std, source)
+    source = ledger.open(number, digest(*client.setting, number, x, z))
+    return noisy(clipped(x, z, rule.clip), z, ledger.guarantee.std, source)
 
 
 def open_loss(client: Client, loss: float) -> dict[str, float]:
@@ -56,16 +56,16 @@ def unsaid(client: Client, broadcast: Broadcast) -> Iterator[None]:
 
     After the final test, whatever came of it, the client has no secret any more: it trains no further in this run.
     """
-    own = books(client)
+    ledger = books(client)
     try:
         yield
     except Exception:
-        if own is None:
+        if ledger is None:
             raise
         text = f"the {broadcast.split} of round {broadcast.round} failed"
         logging.getLogger(__name__).exception(text)
         if client.home is not None:
             add_failure(client.home, client.data.name, f"{text}; its log says why")
     finally:
-        if own is not None and broadcast.split == "test":
-            own.secret.forget()
+        if ledger is not None and broadcast.split == "test":
+            ledger.secret.forget()

@@ -68,15 +68,15 @@ def held_by(home: Path, experiment: Experiment, client: str) -> tuple[ClientData
     holders = {data.name: part for part in clients_data(experiment) for data in (part, *part.members)}
     holder = holders[choose("client", client, holders)]
     params = params_of(home, experiment, holder)
-    return next((found for found in members(holder, params) if found[0].name == client), (holder, params))
+    return next((pair for pair in members(holder, params) if pair[0].name == client), (holder, params))
 
 
 def ranking(tasks: Sequence[Task], client: str) -> Task:
     """Return the task to recommend by: rank, else the first that scores items for a user; raises UserError."""
     able = [task for task in tasks if not (task.attribute or task.classes)]
     if not able:
-        found = ", ".join(task.name for task in tasks)
-        raise UserError(f"task: {client} must have one that orders items for a user, found {found}")
+        names = ", ".join(task.name for task in tasks)
+        raise UserError(f"task: {client} must have one that orders items for a user, found {names}")
     return next((task for task in able if task.kind == "rank"), able[0])
 
 
@@ -89,8 +89,8 @@ def top(data: ClientData, scores: Floats, k: int, task: Task | None) -> Recommen
 
 def local_row(data: Dataset, client: ClientData, user: str) -> int | None:
     """Return the client's row of the user of a key, or None if it has no such user."""
-    (found,) = np.nonzero(data.users["key"].to_numpy()[client.users] == user)
-    return int(found[0]) if len(found) else None
+    (rows,) = np.nonzero(data.users["key"].to_numpy()[client.users] == user)
+    return int(rows[0]) if len(rows) else None
 
 
 def experiment_of(home: Path) -> Experiment:
@@ -131,32 +131,32 @@ def params_of(home: Path, experiment: Experiment, data: ClientData) -> Params:
             raise UserError(f"run: {home} must have a row for every {space} of {data.name}: has the data changed?")
     names = [task.name for task in tasks_for(experiment, data)]
     like = reader(experiment, data, "train").shapes(len(data.users), len(data.items), names)
-    own = {name: value for name, value in experiment.sharing().split(like)[0].items() if name in shared}
+    tables = {name: value for name, value in experiment.sharing().split(like)[0].items() if name in shared}
     try:
         if personal:
             part = load_params(home / "model" / f"own-{slug(data.name)}.safetensors")
         else:
-            part = gather(shared, carrier(data.name, own, rows, server_rows, 1.0))
+            part = gather(shared, carrier(data.name, tables, rows, server_rows, 1.0))
         return admit(Sharing.join(part, private), like)
     except ContractError as error:
         raise UserError(f"run: {home} does not fit the data: {error}") from None
 
 
-def show(console: Console, client: str, user: str, made: Recommendation, data: Dataset) -> None:
+def show(console: Console, client: str, user: str, answer: Recommendation, data: Dataset) -> None:
     """Print a ranked list."""
-    if made.task is None:
+    if answer.task is None:
         console.print(
             f"cold answer: {one_line(client)} has no user {user!r}; what is most popular in its own training data:",
             soft_wrap=True,
         )
     else:
         console.print(
-            f"{one_line(client)} recommends to user {one_line(user)}, by the task {made.task.name}:", soft_wrap=True
+            f"{one_line(client)} recommends to user {one_line(user)}, by the task {answer.task.name}:", soft_wrap=True
         )
-    table = Table("rank", "title", "categories", "score" if made.task else "positives")
+    table = Table("rank", "title", "categories", "score" if answer.task else "positives")
     titles, categories = data.items["title"].to_numpy(), data.items["categories"].to_numpy()
-    for place, (item, score) in enumerate(zip(made.items, made.scores, strict=True), start=1):
-        value = f"{score:.4f}" if made.task else f"{score:.0f}"
+    for place, (item, score) in enumerate(zip(answer.items, answer.scores, strict=True), start=1):
+        value = f"{score:.4f}" if answer.task else f"{score:.0f}"
         table.add_row(str(place), one_line(titles[item]), one_line(categories[item]).replace("|", ", "), value)
     console.print(table)
 
@@ -170,7 +170,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("-k", type=int, default=10, help="number of items [10]")
     try:
         options = parser.parse_args(argv)
-        made = recommend(options.run, options.client, options.user, options.k)
+        answer = recommend(options.run, options.client, options.user, options.k)
         data = dataset(experiment_of(options.run))
     except UserError as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
@@ -178,7 +178,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
-    show(Console(markup=False, emoji=False, highlight=False), options.client, options.user, made, data)
+    show(Console(markup=False, emoji=False, highlight=False), options.client, options.user, answer, data)
     return 0
 
 

@@ -191,18 +191,18 @@ def tested(client: Client, state: State, broadcast: Broadcast) -> Evaluation:
     private, home = parted(kept.private)
     model = client.channel.join(with_home(broadcast.values, home), private)
     shared, private = e.sharing().split(personal_model(e.drift, kept.own, model))
-    found = measure(client, shared, private, "test" if final else "validation")
+    result = measure(client, shared, private, "test" if final else "validation")
     if final and client.home is not None:
-        mine = shared if e.personal or client.newcomer else {}
-        save_client(client.home, client.data.name, private, mine, found.per_user, about(client, private))
-    return found
+        copies = shared if e.personal or client.newcomer else {}
+        save_client(client.home, client.data.name, private, copies, result.per_user, about(client, private))
+    return result
 
 
-def told(client: Client, state: State, broadcast: Broadcast, found: Evaluation) -> tuple[State, Contribution]:
-    """Return the state, and what a client tells of what it `found`; under a promise of privacy nothing."""
-    metrics = {"/".join(key): value for key, value in found.metrics.items()}
+def told(client: Client, state: State, broadcast: Broadcast, result: Evaluation) -> tuple[State, Contribution]:
+    """Return the state, and what a client tells of its evaluation; under a promise of privacy nothing."""
+    metrics = {"/".join(key): value for key, value in result.metrics.items()}
     if client.experiment.privacy.active:
-        measured(client, broadcast, found.metrics)
+        measured(client, broadcast, result.metrics)
         metrics = {}
     elif client.experiment.budget.active and broadcast.split == "validation":
         state, over = excess(client, state, broadcast.values, client.experiment.rounds)
@@ -213,7 +213,7 @@ def told(client: Client, state: State, broadcast: Broadcast, found: Evaluation) 
 def measure(client: Client, shared: Params, private: Params, split: Split) -> Evaluation:
     """Return the metrics of this client's model, or of every member's if it is a pooled one."""
     e, params = client.experiment, to(client.experiment.sharing().join(shared, private), client.device)
-    found = [
+    results = [
         evaluate(
             ModelScorer(reader(e, data, split), fold_in(e, part, data, split, held_out(data, split).user)),
             data,
@@ -226,6 +226,6 @@ def measure(client: Client, shared: Params, private: Params, split: Split) -> Ev
         for data, part in members(client.data, params)
     ]
     return Evaluation(
-        {key: value for one in found for key, value in one.metrics.items()},
-        tuple(part for one in found for part in one.per_user),
+        {key: value for result in results for key, value in result.metrics.items()},
+        tuple(part for result in results for part in result.per_user),
     )

@@ -91,10 +91,10 @@ def source(client: Client, number: int, x: Params, z: Params) -> Source | None:
     A round that is repeated gets other noise and is booked again: its sum may be over other clients, and of two sums
     with the same noise the difference is a few clients' parts, under a part of the noise.
     """
-    own = books(client)
-    if own is None or terms(client.experiment).noise is None:
+    ledger = books(client)
+    if ledger is None or terms(client.experiment).noise is None:
         return None
-    return own.open(number, digest(*client.setting, number, x, z, token_hex()))
+    return ledger.open(number, digest(*client.setting, number, x, z, token_hex()))
 
 
 Train = Callable[[Client, State, Broadcast, Envelope], tuple[State, Contribution, Params]]
@@ -115,9 +115,9 @@ def answer_in_secret(kind: str, content: RecordDict, party: Party, train: Train)
         party.secrets[PRESENT] = member_record(member)
         return shares_answer(name, sealed)
     if kind == KINDS["unmask"]:
-        found = member_of(party).unmask(*read_unmask(content))
+        shares = member_of(party).unmask(*read_unmask(content))
         party.secrets.pop(PRESENT)
-        return shares_answer(name, found)
+        return shares_answer(name, shares)
     asked = read_masked(content)
     envelope, number = Envelope.of(client, asked.layout), asked.broadcast.round
     party.joined, reply, z = train(client, party.state, asked.broadcast, envelope)

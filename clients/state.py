@@ -80,8 +80,8 @@ class State:
         if self.now.round == seen:
             return self
         if self.before is None or self.before.round != seen:
-            found = f"found {seen} in round {self.now.round}"
-            raise ContractError(f"seen: must be one of the last two contributions, {found}")
+            text = f"found {seen} in round {self.now.round}"
+            raise ContractError(f"seen: must be one of the last two contributions, {text}")
         return replace(self, now=self.before, before=None)
 
     def trained(self, kept: Kept) -> State:
@@ -108,21 +108,21 @@ class Party:
 def saved(parties: Mapping[str, Party]) -> RecordDict:
     """Return the state of a node's clients as Flower records, the tensors of one name end to end."""
     joined = {name: party.state for name, party in parties.items() if party.joined}
-    found = RecordDict({f"{SECRET}{n}/{key}": r for n, one in parties.items() for key, r in one.secrets.items()})
+    records = RecordDict({f"{SECRET}{n}/{key}": r for n, party in parties.items() for key, r in party.secrets.items()})
     about: dict[str, Any] = {"names": list(joined), "limits": [state.limits for state in joined.values()]}
     bases: dict[int, Params] = {}
     for when in TIMES:
-        every: list[Kept | None] = [getattr(state, when) for state in joined.values()]
-        about[when] = [kept and kept.marks for kept in every]
-        tensors = [kept.tensors if kept else {} for kept in every]
+        snapshots: list[Kept | None] = [getattr(state, when) for state in joined.values()]
+        about[when] = [kept and kept.marks for kept in snapshots]
+        tensors = [kept.tensors if kept else {} for kept in snapshots]
         for kind in KINDS:
-            parts = [mine.get(kind) for mine in tensors]
+            parts = [by_kind.get(kind) for by_kind in tensors]
             if any(part is not None for part in parts):
-                found[f"{when}.{kind}"], about[f"{when}.{kind}"] = laid(parts, bases)
+                records[f"{when}.{kind}"], about[f"{when}.{kind}"] = laid(parts, bases)
     for number, base in enumerate(bases.values()):
-        found[f"base.{number}"] = pack(base)
-    found["about"] = ConfigRecord({"about": json.dumps(about)})
-    return found
+        records[f"base.{number}"] = pack(base)
+    records["about"] = ConfigRecord({"about": json.dumps(about)})
+    return records
 
 
 def laid(parts: Sequence[Mapping[str, Tensor] | None], bases: dict[int, Params]) -> tuple[ArrayRecord, Any]:
@@ -131,34 +131,34 @@ def laid(parts: Sequence[Mapping[str, Tensor] | None], bases: dict[int, Params])
     Of what is another's but for some rows, that other is added to `bases`.
     """
     of, flat = [], []
-    for one in parts:
+    for params in parts:
         of.append(-1)
-        if isinstance(one, Moved):
-            bases.setdefault(id(one.base), one.base)
-            of[-1], one = list(bases).index(id(one.base)), one.tensors()
-        flat.append(one)
+        if isinstance(params, Moved):
+            bases.setdefault(id(params.base), params.base)
+            of[-1], params = list(bases).index(id(params.base)), params.tensors()
+        flat.append(params)
     alike: dict[tuple[str, torch.dtype, torch.Size], list[tuple[int, Tensor]]] = {}
-    for name in sorted({name for one in flat if one is not None for name in one}):  # as parameters are, of any client
-        for place, one in enumerate(flat):
-            if one is not None and name in one:
-                value = one[name]
+    for name in sorted({name for p in flat if p is not None for name in p}):  # as parameters are, of any client
+        for place, p in enumerate(flat):
+            if p is not None and name in p:
+                value = p[name]
                 alike.setdefault((name, value.dtype, value.shape[1:]), []).append((place, value))
     arrays, rows = {}, {}
     for number, ((name, _, _), values) in enumerate(alike.items()):
         key = f"{name}:{number}"
         arrays[key] = torch.cat([value for _, value in values])
         rows[key] = [[place for place, _ in values], [len(value) for _, value in values]]
-    return pack(arrays), [of, [one is None for one in flat], rows]
+    return pack(arrays), [of, [params is None for params in flat], rows]
 
 
-def restore(parties: Mapping[str, Party], found: RecordDict) -> None:
+def restore(parties: Mapping[str, Party], records: RecordDict) -> None:
     """Let the clients of a node go back to what `saved` returned; nobody has joined where that is nothing."""
-    about = json.loads(str(part(found, "about", ConfigRecord).get("about", '{"names": []}')))
+    about = json.loads(str(part(records, "about", ConfigRecord).get("about", '{"names": []}')))
     bases: list[Params] = []
-    while isinstance(base := found.get(f"base.{len(bases)}"), ArrayRecord):
+    while isinstance(base := records.get(f"base.{len(bases)}"), ArrayRecord):
         bases.append(unpack(base))
     each = {
-        when: {k: apart(found[f"{when}.{k}"], about[f"{when}.{k}"], bases) for k in KINDS if f"{when}.{k}" in found}
+        when: {k: apart(records[f"{when}.{k}"], about[f"{when}.{k}"], bases) for k in KINDS if f"{when}.{k}" in records}
         for when in TIMES
     }
     for party in parties.values():
@@ -168,11 +168,11 @@ def restore(parties: Mapping[str, Party], found: RecordDict) -> None:
         for when in TIMES:
             marks = about[when][place]
             kept[when] = marks and Kept.of(marks, {kind: parts[place] for kind, parts in each[when].items()})
-            if made := kept[when]:
-                kept[when] = replace(made, private=to(made.private, parties[name].client.device))
+            if snapshot := kept[when]:
+                kept[when] = replace(snapshot, private=to(snapshot.private, parties[name].client.device))
         if now := kept["now"]:
             parties[name].joined = State(now, kept["before"], kept["kept"], tuple(about["limits"][place]))
-    for key, record in found.items():
+    for key, record in records.items():
         if key.startswith(SECRET):
             name, _, kind = key.removeprefix(SECRET).rpartition("/")
             parties[name].secrets[kind] = record
@@ -181,11 +181,11 @@ def restore(parties: Mapping[str, Party], found: RecordDict) -> None:
 def apart(record: Any, about: Any, bases: Sequence[Params]) -> list[Mapping[str, Tensor] | None]:
     """Return the tensors of each client of what `laid` made."""
     arrays, (of, none, rows) = unpack(record), about
-    found: list[Params] = [{} for _ in of]
+    parts: list[Params] = [{} for _ in of]
     for key, (places, sizes) in rows.items():
         for place, value in zip(places, torch.split(arrays[key], sizes), strict=True):
-            found[place][key.rpartition(":")[0]] = value
+            parts[place][key.rpartition(":")[0]] = value
     return [
-        None if none[place] else mine if of[place] < 0 else Moved.read(bases[of[place]], mine)
-        for place, mine in enumerate(found)
+        None if none[place] else tensors if of[place] < 0 else Moved.read(bases[of[place]], tensors)
+        for place, tensors in enumerate(parts)
     ]

@@ -76,9 +76,9 @@ def train(client: Client, start: Start) -> Made:
 def weightings(own: Own) -> tuple[Params, Params]:
     """Return the state of the weights of the tasks' losses in a client's model, and in the second that it trains."""
     copies = {name for name in own.weighting or {} if name.startswith(COPY)}
-    every = (own.weighting or {}).items()
-    first = {name: value for name, value in every if name not in copies}
-    return first, {name.removeprefix(COPY): value for name, value in every if name in copies}
+    weights = (own.weighting or {}).items()
+    first = {name: value for name, value in weights if name not in copies}
+    return first, {name.removeprefix(COPY): value for name, value in weights if name in copies}
 
 
 def terms(client: Client, start: Start, weigher: Weigher | None, second: Weigher | None) -> Terms:
@@ -111,11 +111,11 @@ def update(client: Client, before: Params, number: int, terms: Terms = NOTHING, 
     """Return what the local training of a round makes of parameters; raises UserError if it diverged."""
     e, recipe = client.experiment, replace(client.recipe, mu=mu if terms.anchor else 0.0)
     scope = (client.data.name, number)
-    made = update_one(
+    result = update_one(
         client.cohort, to(before, client.device), recipe, e.sharing(), seed=e.seed, scope=scope, terms=terms
     )
-    params = require_finite(client, to(made.params, "cpu"), number, before)
-    return Trained(params, made.loss, to(made.personal, "cpu"))
+    params = require_finite(client, to(result.params, "cpu"), number, before)
+    return Trained(params, result.loss, to(result.personal, "cpu"))
 
 
 def released(client: Client, before: Params, start: Start) -> tuple[Params, float]:
@@ -123,15 +123,15 @@ def released(client: Client, before: Params, start: Start) -> tuple[Params, floa
 
     Raises OverBudget, before any training, if the round would exceed what was promised.
     """
-    e, own = client.experiment, books(client)
-    assert own is not None
+    e, ledger = client.experiment, books(client)
+    assert ledger is not None
     number, mu, shift = start.sent.round, start.rho, start.shift
     data = (client.data.train, client.data.validation, client.data.test)
     # An accelerator never sums twice alike: what it makes again is another answer, and has noise of its own.
     again = "" if client.device == "cpu" else token_hex()
-    told = [client.told] if client.told else []
-    inputs = digest(*client.setting, again, number, before, start.anchor, f"{mu!r}", shift or {}, *data, *told)
-    source = own.open(number, inputs)
+    side = [client.told] if client.told else []
+    inputs = digest(*client.setting, again, number, before, start.anchor, f"{mu!r}", shift or {}, *data, *side)
+    source = ledger.open(number, inputs)
     params, loss = private_update(
         client.model,
         to(before, client.device),
@@ -139,7 +139,7 @@ def released(client: Client, before: Params, start: Start) -> tuple[Params, floa
         client.tasks,
         replace(client.recipe, mu=mu),
         e.sharing(),
-        own.guarantee.mechanism,
+        ledger.guarantee.mechanism,
         source,
         seed=e.seed,
         scope=(client.data.name, number),
@@ -147,7 +147,7 @@ def released(client: Client, before: Params, start: Start) -> tuple[Params, floa
         shift=shift and to(shift, client.device),
     )
     params = to(params, "cpu")
-    released = own.guarantee.mechanism.noisy(list(params), e.sharing())
+    released = ledger.guarantee.mechanism.noisy(list(params), e.sharing())
     kept = require_finite(client, {n: v for n, v in params.items() if n not in released}, number, before)
     return {**params, **kept, **require_finite(client, {n: params[n] for n in released}, number)}, loss
 
