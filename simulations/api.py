@@ -69,8 +69,8 @@ def run(
         raise UserError(f"checkpoint_every: must be a whole number from 0, found {every!r}")
     if experiment:
         told_whole(experiment, Experiment)
-    base, own = given(experiment.model_dump() if experiment else {}), of_table(given(fields), data, columns)
-    return finished(cli.command_of(base, own, folder(out), quiet, compare, every), data)
+    base, values = given(experiment.model_dump() if experiment else {}), of_table(given(fields), data, columns)
+    return finished(cli.command_of(base, values, folder(out), quiet, compare, every), data)
 
 
 def resume(path: PathLike, *, compare: bool | None = None, quiet: bool = True) -> Run:
@@ -100,23 +100,23 @@ def compare(
     """
     named = {name: opened(arm) for name, arm in (arms if isinstance(arms, Mapping) else by_name(arms)).items()}
     common = of_table(given(fields), data, columns)
-    made = {name: arm_of(common, given(arm)) for name, arm in named.items() if not isinstance(arm, Run)}
-    if common and not made:
+    planned = {name: arm_of(common, given(arm)) for name, arm in named.items() if not isinstance(arm, Run)}
+    if common and not planned:
         raise UserError(f"{next(iter(common))}: acts only with a method to run, found runs alone")
-    cli.heard(common, made.values())
+    cli.heard(common, planned.values())
     if len(named) < 2:
         raise UserError(f"compare: must have at least two, found {len(named)}")
-    (first, one), *others = ((n, arm.experiment if isinstance(arm, Run) else made[n]) for n, arm in named.items())
+    (first, base), *others = ((n, arm.experiment if isinstance(arm, Run) else planned[n]) for n, arm in named.items())
     for (name, other), field in product(others, TESTED):
-        if (x := getattr(one, field)) != (y := getattr(other, field)):
+        if (x := getattr(base, field)) != (y := getattr(other, field)):
             raise UserError(f"compare: {field} must be the same in all, found {x!r} in {first} and {y!r} in {name}")
-    for one in made.values() if data is None else ():
-        check(one)
-    commands = {n: Command(e, folder(out, n), quiet, False, int(e.engine in cli.SAVING)) for n, e in made.items()}
+    for e in planned.values() if data is None else ():
+        check(e)
+    commands = {n: Command(e, folder(out, n), quiet, False, int(e.engine in cli.SAVING)) for n, e in planned.items()}
     runs = {n: arm if isinstance(arm, Run) else finished(commands[n], data) for n, arm in named.items()}
-    table = side_by_side({name: one.read for name, one in runs.items()})
+    table = side_by_side({name: r.read for name, r in runs.items()})
     table = table if all_metrics else table[table["primary"]].reset_index(drop=True)
-    table.attrs["runs"] = {name: str(one.path) for name, one in runs.items()}
+    table.attrs["runs"] = {name: str(r.path) for name, r in runs.items()}
     return table
 
 
@@ -140,11 +140,11 @@ def by_name(arms: Sequence[Arm]) -> dict[str, Arm]:
     return named
 
 
-def arm_of(common: Mapping[str, Given], own: Mapping[str, Given]) -> Experiment:
+def arm_of(common: Mapping[str, Given], fields: Mapping[str, Given]) -> Experiment:
     """Return the experiment of one arm, in which some of the fields that are common to all need not act."""
-    made = cli.resolve({**common, **own}, strict=False)
-    cli.heard(own, [made])
-    return baseline(made, made.method) if made.method in ("local", "pooled") else made
+    e = cli.resolve({**common, **fields}, strict=False)
+    cli.heard(fields, [e])
+    return baseline(e, e.method) if e.method in ("local", "pooled") else e
 
 
 def finished(command: Command, data: pd.DataFrame | None = None) -> Run:
@@ -178,12 +178,12 @@ def given(values: Mapping[str, Any]) -> dict[str, Given]:
     """Return fields of an experiment by dotted path; raises UserError for a name that is none."""
     flat: dict[str, Any] = {}
     for name, value in values.items():
-        one = plain(name, value)
-        if name == "method" and isinstance(one, Mapping):  # its other fields lie below all that is given
-            flat = flatten(one) | flat
-        elif one != {}:
-            flat |= flatten({name: one})
-    return {path: Given(one.value, path) for path, one in cli.fields(flat, "run").items()}
+        content = plain(name, value)
+        if name == "method" and isinstance(content, Mapping):  # its other fields lie below all that is given
+            flat = flatten(content) | flat
+        elif content != {}:
+            flat |= flatten({name: content})
+    return {path: Given(field.value, path) for path, field in cli.fields(flat, "run").items()}
 
 
 def plain(path: str, value: Any) -> Any:
@@ -192,14 +192,14 @@ def plain(path: str, value: Any) -> Any:
     Raises UserError for a nested value of another class than the field's, of which a record would say nothing.
     """
     if path in SEAMS:
-        return [text_of(one) for one in value] if isinstance(value, list | tuple) else text_of(value)
+        return [text_of(part) for part in value] if isinstance(value, list | tuple) else text_of(value)
     if isinstance(value, BaseModel):
         kind = Method if path == "method" else getattr(Experiment.model_fields.get(path), "annotation", None)
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             told_whole(value, kind, path)
         return plain(path, value.model_dump(exclude_unset=True))
     if isinstance(value, Mapping):
-        return {name: plain(f"{path}.{name}", one) for name, one in value.items()}
+        return {name: plain(f"{path}.{name}", part) for name, part in value.items()}
     return value.tolist() if isinstance(value, np.generic | np.ndarray) else value
 
 

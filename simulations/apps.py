@@ -60,14 +60,14 @@ def plan_of(experiment: Experiment, home: Path | None = None) -> Plan:
 
 def affordable(experiment: Experiment, home: Path | None) -> int:
     """Return how many rounds everybody's budget allows; raises UserError if it is none."""
-    e, found = experiment, [experiment.rounds]
+    e, rounds = experiment, [experiment.rounds]
     for who, g in guarantees(e).items():
-        found.append(Books(g, home, e.seed).left() if home else g.affordable())
-        if not found[-1]:
+        rounds.append(Books(g, home, e.seed).left() if home else g.affordable())
+        if not rounds[-1]:
             raise UserError(
                 f"privacy.epsilon: must allow {who} a round after all that was spent before, found {g.budget:g}"
             )
-    return min(found)
+    return min(rounds)
 
 
 def evaluated(experiment: Experiment) -> Iterator[str]:
@@ -82,8 +82,8 @@ def evaluated(experiment: Experiment) -> Iterator[str]:
     }
     for part in clients_data(experiment):
         for task in tasks_for(experiment, part):
-            found = task.measured(*np.zeros((2, 0), np.float32)) if task.part else measures[task.kind]
-            yield from (f"{task.name}/{name}" for name in found)
+            names = task.measured(*np.zeros((2, 0), np.float32)) if task.part else measures[task.kind]
+            yield from (f"{task.name}/{name}" for name in names)
     if experiment.budget.active:
         yield "all/excess"
 
@@ -98,8 +98,8 @@ def finish(experiment: Experiment, home: Path, record: Record) -> None:
         if len(record.rounds) < experiment.rounds:
             record.stopped = record.stopped or "budget"
     notes = (*dataset(experiment).notes, *item_content(experiment)[1])
-    own, digest = origins(experiment.own_parts), sha256_of(experiment.data_dir)
-    write_record(home, record, experiment.model_dump(mode="json"), notes, own, digest)
+    origin, digest = origins(experiment.own_parts), sha256_of(experiment.data_dir)
+    write_record(home, record, experiment.model_dump(mode="json"), notes, origin, digest)
     if experiment.agreement.active:
         teach(experiment, record, home)
 
@@ -161,9 +161,9 @@ def read_for_client(context: Context) -> tuple[Experiment, Path]:
 
     Parts by path are imported if the node's own configuration names them, separated by blanks: components.
     """
-    found = from_context(context, int(context.node_config["num-partitions"]))
-    permit(found[0].own_parts, str(context.node_config.get("components", "")).split())
-    return found
+    experiment, home = from_context(context, int(context.node_config["num-partitions"]))
+    permit(experiment.own_parts, str(context.node_config.get("components", "")).split())
+    return experiment, home
 
 
 server = server_app(lambda context: from_context(context, 0)[0].clients or None, read_for_server)

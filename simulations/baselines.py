@@ -33,8 +33,8 @@ def baseline(experiment: Experiment, method: str) -> Experiment:
     Nobody is drawn, no answer is lost, nobody comes later and there is no noise: training alone needs no messages.
     Nor has it the optimiser that a promise of privacy chose for its noise. What cannot act in it is at its default.
     """
-    made = build({**without_promise(experiment), **METHODS[method].model_dump(), **PRESENT})
-    return acting(made, usual(made))
+    e = build({**without_promise(experiment), **METHODS[method].model_dump(), **PRESENT})
+    return acting(e, usual(e))
 
 
 def single_task(experiment: Experiment, task: str) -> Experiment:
@@ -47,10 +47,10 @@ def single_task(experiment: Experiment, task: str) -> Experiment:
         raise UserError("each task's run would spend a privacy budget of its own, on top of that of the run itself")
     parts = {}
     for client, text in per_client(experiment.task).items():
-        names = {parse_task(one).name: next(split_at(one, "*")).strip() for one in split_at(text, ",")}
+        names = {parse_task(part).name: next(split_at(part, "*")).strip() for part in split_at(text, ",")}
         parts[client] = names.get(task, next(iter(names.values())))
-    made = build({**experiment.model_dump(), "task": join_clients(parts), "deadline": 0.0})
-    return acting(made, usual(made))
+    e = build({**experiment.model_dump(), "task": join_clients(parts), "deadline": 0.0})
+    return acting(e, usual(e))
 
 
 def single_tasks(experiment: Experiment) -> tuple[dict[str, Experiment], str]:
@@ -58,20 +58,20 @@ def single_tasks(experiment: Experiment) -> tuple[dict[str, Experiment], str]:
     clients = [tasks_for(experiment, member) for data in clients_data(experiment) for member in data.members or (data,)]
     names = dict.fromkeys(task.name for tasks in clients if len(tasks) > 1 for task in tasks)
     try:
-        found = {name: single_task(experiment, name) for name in names}
-        for one in found.values():
-            check(one)
+        singles = {name: single_task(experiment, name) for name in names}
+        for e in singles.values():
+            check(e)
     except UserError as error:
         return {}, str(error)
-    return found, ""
+    return singles, ""
 
 
 def comparisons(experiment: Experiment) -> tuple[dict[str, Experiment], str]:
     """Return the baselines to train by their folders, and why tasks are not trained singly, if so."""
     whole = {method: baseline(experiment, method) for method in ("local", "pooled") if method != experiment.method}
     apart, why = single_tasks(experiment)
-    every = {**whole, **stages(experiment), **{f"{SINGLE}/{task}": one for task, one in apart.items()}}
-    return {name: one.model_copy(update={"tracker": "none"}) for name, one in every.items()}, why
+    runs = {**whole, **stages(experiment), **{f"{SINGLE}/{task}": e for task, e in apart.items()}}
+    return {name: e.model_copy(update={"tracker": "none"}) for name, e in runs.items()}, why
 
 
 def run_popularity(experiment: Experiment, home: Path) -> None:
@@ -83,7 +83,7 @@ def run_popularity(experiment: Experiment, home: Path) -> None:
     """
     home.mkdir(parents=True)
     parts = clients_data(baseline(experiment, "local"))
-    tasks = {task.name: task for part in parts for task in tasks_for(experiment, part)}
+    tasks = list({task.name: task for part in parts for task in tasks_for(experiment, part)}.values())
     items = 1 + max(int(part.items.max(initial=-1)) for part in parts)
     rows = [(part.train, part.items[part.train.item]) for part in parts]
     if experiment.volunteers:  # their rows stand in those of every client, and count once
@@ -92,12 +92,11 @@ def run_popularity(experiment: Experiment, home: Path) -> None:
         rows = [(train.take(kept), item[kept]) for (train, item), kept in zip(rows, others, strict=True)]
         rows.append((volunteers.train, volunteers.items[volunteers.train.item]))
         items = max(items, 1 + int(volunteers.items.max(initial=-1)))
-    every = Tally.of(list(tasks.values()), rows, items)
-    measure_popularity(experiment, parts, home, lambda part: every.take(part.items))
+    tally = Tally.of(tasks, rows, items)
+    measure_popularity(experiment, parts, home, lambda part: tally.take(part.items))
     if len(parts) > 1:
-        own = list(tasks.values())
         measure_popularity(
-            experiment, parts, home / OWN, lambda part: Tally.of(own, [(part.train, part.train.item)], len(part.items))
+            experiment, parts, home / OWN, lambda p: Tally.of(tasks, [(p.train, p.train.item)], len(p.items))
         )
 
 
@@ -106,10 +105,10 @@ def measure_popularity(
 ) -> None:
     """Write how what the `tally` of each client says of its items does on its test data."""
     home.mkdir(exist_ok=True)
-    record, every = Record(), list[PerUser]()
+    record, users = Record(), list[PerUser]()
     for data in parts:
         tasks = experiment.tasks(data.name)
-        found = evaluate(
+        result = evaluate(
             PopularityScorer.of(tasks, tally(data), about=data.attributes),
             data,
             tasks,
@@ -118,7 +117,7 @@ def measure_popularity(
             candidates=experiment.candidates,
             seed=experiment.seed,
         )
-        record.score(0, "test", found.metrics, "cpu")
-        every += found.per_user
-    write_users(home, every, "popularity")
+        record.score(0, "test", result.metrics, "cpu")
+        users += result.per_user
+    write_users(home, users, "popularity")
     write_csv(home / "clients.csv", record.clients)

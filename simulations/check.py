@@ -86,10 +86,10 @@ def cohort(experiment: Experiment, clients: list[str]) -> list[str]:
     """Return the clients that are no newcomers; raises UserError if there are none, or a newcomer is no client."""
     for name in experiment.arrivals:
         choose("newcomers", name, clients)
-    found = [name for name in clients if name not in experiment.arrivals]
-    if not found:
+    present = [name for name in clients if name not in experiment.arrivals]
+    if not present:
         raise UserError(f"newcomers: must leave a client for them to join, found all {len(clients)}")
-    return found
+    return present
 
 
 def check_secure(experiment: Experiment, clients: list[str]) -> None:
@@ -129,9 +129,9 @@ def check_tasks(experiment: Experiment, parts: tuple[ClientData, ...]) -> None:
             rows[task.name] = rows.get(task.name, 0) + int(task.rows(data.train, data.attributes).sum())
         if experiment.privacy.inside:
             check_units(reader(experiment, data, "train"), tasks_for(experiment, data))
-        told = experiment.agreement.task
-        if experiment.agreement.active and told not in [task.name for task in tasks_for(experiment, data)]:
-            raise UserError(f"agreement.task: every client must have the task {told}, found none in {data.name}")
+        agreed = experiment.agreement.task
+        if experiment.agreement.active and agreed not in [task.name for task in tasks_for(experiment, data)]:
+            raise UserError(f"agreement.task: every client must have the task {agreed}, found none in {data.name}")
     for name, count in rows.items():
         if not count:
             raise UserError(f"task {name}: a client that has it must have a training row for it, found none")

@@ -98,7 +98,7 @@ def command_of(
 
 def fields_of_parts(extra: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     """Return the options that give a field of a part of its own, `--model.width 64`, by path, and all the others."""
-    found: dict[str, str] = {}
+    values: dict[str, str] = {}
     others: list[str] = []
     tokens = iter(extra)
     for token in tokens:
@@ -109,8 +109,8 @@ def fields_of_parts(extra: Sequence[str]) -> tuple[dict[str, str], list[str]]:
             continue
         if not equals and (value := next(tokens, "")) == "":
             raise UserError(f"option {name}: a value must follow, found none")
-        found[path] = value
-    return found, others
+        values[path] = value
+    return values, others
 
 
 def seam_of(path: str) -> str:
@@ -237,25 +237,25 @@ def assembled(values: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises UserError for a field that a part of ours does not have.
     """
-    found = {path: value for path, value in values.items() if not seam_of(path)}
+    result = {path: value for path, value in values.items() if not seam_of(path)}
     for seam in {seam_of(path) for path in values} - {""}:
         with named(f"option {flag(seam)}"):
-            found[seam] = with_paths(seam, str(found[seam]))
+            result[seam] = with_paths(seam, str(result[seam]))
     for path, value in values.items():
         seam = seam_of(path)
         if not seam:
             continue
         name = path.removeprefix(f"{seam}.")
-        for client, text in per_client(str(found[seam])).items():
+        for client, text in per_client(str(result[seam])).items():
             parts = parts_of(text)
             if not any(part.own for part in parts) and per_client(str(value)).keys() & {client, "*"}:
                 use = parts[0].use
                 aliases = ALIASES.get(seam, {}).get(use, {})
                 if not aliases:
                     raise UserError(f"option {flag(path)}: {use} has no fields of its own, found {value}")
-                found[aliases[choose(path.rpartition(".")[0] + f": field of {use}", name, aliases)]] = value
-        found[seam] = with_fields(str(found[seam]), {name: value})
-    return found
+                result[aliases[choose(path.rpartition(".")[0] + f": field of {use}", name, aliases)]] = value
+        result[seam] = with_fields(str(result[seam]), {name: value})
+    return result
 
 
 def convert(path: str, given: Given) -> Any:
@@ -335,8 +335,8 @@ def fields(content: Mapping[str, Any], source: str) -> dict[str, Given]:
 
 def nearest(name: str, valid: Iterable[str]) -> str:
     """Return the hint for a wrong name: the nearest valid one, if any is near."""
-    by_stem = {one.lstrip("-"): one for one in valid}
-    leaf = [one for one in by_stem if one.rpartition(".")[2] == name.lstrip("-")]  # --epsilon for --privacy.epsilon
+    by_stem = {word.lstrip("-"): word for word in valid}
+    leaf = [word for word in by_stem if word.rpartition(".")[2] == name.lstrip("-")]  # --epsilon for --privacy.epsilon
     near = leaf if len(leaf) == 1 else difflib.get_close_matches(name.lstrip("-"), by_stem, n=1)
     return f"; did you mean {by_stem[near[0]]}?" if near else "; see --help"
 

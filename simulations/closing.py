@@ -66,14 +66,14 @@ def several(run_dir: Path) -> Table | None:
     rows = transfer(run)
     if not len(rows):
         return None
-    every, together = balances(rows), transfer(run, together=True)
-    title = f"Against a run for each task. {'All users' if len(every) > 1 else next(iter(every))}: "
-    seesaw = sum(found.seesaw for found in every.values())
-    title += f"{balance_of(together).words}; {seesaw} of {len(every)} clients with a seesaw"
+    clients, together = balances(rows), transfer(run, together=True)
+    title = f"Against a run for each task. {'All users' if len(clients) > 1 else next(iter(clients))}: "
+    seesaw = sum(balance.seesaw for balance in clients.values())
+    title += f"{balance_of(together).words}; {seesaw} of {len(clients)} clients with a seesaw"
     shown = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, padding=0, show_edge=False)
     for name in ("client", "metric", "all tasks", "single task", "difference [95%]", "by the others"):
         shown.add_column(name, no_wrap=name != "client", justify="left" if name in ("client", "metric") else "right")
-    table = together if len(rows) > 3 * MANY else pd.concat([rows, together]) if len(every) > 1 else rows
+    table = together if len(rows) > 3 * MANY else pd.concat([rows, together]) if len(clients) > 1 else rows
     for _, row in table[table["speaks"]].iterrows():
         gain = gap(row["difference"], row["low"], row["high"])
         values = [number(row[name], 4) for name in ("together", "single")]
@@ -86,9 +86,9 @@ def answers(run_dir: Path) -> list[str]:
     """Return where the run stands among its baselines, the strongest by name, and what the verdicts stand for."""
     run = read_run(run_dir)
     table = compare(run)
-    primary, found = table[table["primary"]], standings(run)
-    lines = [f"{one.headline}." for one in found if one.headline]
-    lines += [stands(one, bool(run.record.get("privacy"))) for one in found]
+    primary, places = table[table["primary"]], standings(run)
+    lines = [f"{place.headline}." for place in places if place.headline]
+    lines += [stands(place, bool(run.record.get("privacy"))) for place in places]
     return [line for line in (*lines, unpopular(primary), correction(primary)) if line]
 
 

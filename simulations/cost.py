@@ -43,5 +43,5 @@ def parameters(params: Mapping[str, Tensor]) -> int:
 def milliseconds(scorer: ModelScorer, task: str, rows: list[int]) -> float:
     """Return the median time in which the catalogue is scored for some users; the first time does not count."""
     users = table_of(rows)
-    found = repeat(lambda: scorer.score_all(task, users), number=1, repeat=REPETITIONS + 1)
-    return 1000 * median(found[1:])
+    times = repeat(lambda: scorer.score_all(task, users), number=1, repeat=REPETITIONS + 1)
+    return 1000 * median(times[1:])

@@ -71,7 +71,7 @@ def distilled(
     params = params_of(run, e, data)
     teacher, student = Client(e, data, "cpu", None), Client(s, data, "cpu", None)
     task = student.tasks[0].name
-    found = [measured(TEACHER, teacher, params, 0, task)]
+    models = [measured(TEACHER, teacher, params, 0, task)]
     for name, rule in rules.items():
         learned = learn(
             student.model,
@@ -85,8 +85,8 @@ def distilled(
             teacher=ModelScorer(teacher.model, params),
             rule=rule,
         )
-        found.append(measured(name, student, learned.params, learned.round, task))
-    return found
+        models.append(measured(name, student, learned.params, learned.round, task))
+    return models
 
 
 def measured(name: str, client: Client, params: Params, number: int, task: str) -> Model:
@@ -114,15 +114,15 @@ def students_of(e: Experiment, wanted: Mapping[str, Any], tasks: Sequence[str]) 
     UserError.
     """
     alone = baseline(e, "pooled" if e.pool else "local").model_dump()
-    made = build({**alone, "weighting": Weighting().model_dump(), **wanted, "task": only(e.task, tasks)})
-    for name in set(wanted) & set(inert(made, usual(made))):
+    s = build({**alone, "weighting": Weighting().model_dump(), **wanted, "task": only(e.task, tasks)})
+    for name in set(wanted) & set(inert(s, usual(s))):
         raise UserError(f"{name}: acts only with {RULES[name].needs}, found {wanted[name]}")
-    made = acting(made, usual(made))
-    if found := several(made.task):
+    s = acting(s, usual(s))
+    if text := several(s.task):
         raise UserError(
-            f"task: must have one score for a user and an item to be taught (add --task rank), found {found}"
+            f"task: must have one score for a user and an item to be taught (add --task rank), found {text}"
         )
-    return made
+    return s
 
 
 def only(text: str, tasks: Sequence[str]) -> str:
@@ -152,8 +152,8 @@ def metric_rows(models: Sequence[Model]) -> Iterator[Row]:
     tests = {"teacher": teacher.test(), "student": student.test(), "alone": alone.test()}
     for key in models[1].test.metrics:
         row: Row = {**dict(zip(KEY, key, strict=True)), **{name: test[key] for name, test in tests.items()}}
-        for name, found in gaps.items():
-            gap = found[key]
+        for name, pairs in gaps.items():
+            gap = pairs[key]
             ends = {f"minus_{name}_low": gap.low, f"minus_{name}_high": gap.high}
             row |= {"users": gap.n, f"minus_{name}": gap.mean, **ends}
         yield row
@@ -166,10 +166,10 @@ def results_of(model: Model) -> Results:
     return Results(pd.DataFrame(record.clients), users_table(model.test.per_user))
 
 
-def write(home: Path, s: Experiment, about: Mapping[str, Any], found: Mapping[str, Sequence[Model]]) -> None:
+def write(home: Path, s: Experiment, about: Mapping[str, Any], trained: Mapping[str, Sequence[Model]]) -> None:
     """Write the parameters of the students as a run of clients that train alone, and what was done."""
     (home / "model").mkdir()
-    for client, (_, *students) in found.items():
+    for client, (_, *students) in trained.items():
         for model, stem in zip(students, ("client", "alone"), strict=True):
             write_tensors(home / "model" / f"{stem}-{slug(client)}.safetensors", model.params, private=True)
     write_tensors(home / "model" / "shared.safetensors", {}, private=False)
@@ -238,10 +238,10 @@ def distil_run(options: argparse.Namespace, console: Console) -> None:
             choose(f"task of {name}", task.name, teacher)
     out = options.out or options.run / "students"
     with writing(out) as home:
-        found = {name: distilled(options.run, e, s, parts[name], {STUDENT: rule, ALONE: None}) for name in names}
-        costs = [row for name, models in found.items() for row in cost_rows(name, s, e, models)]
-        metrics = [row for models in found.values() for row in metric_rows(models)]
-        write(home, s, {"run": str(options.run.absolute()), **asdict(rule)}, found)
+        trained = {name: distilled(options.run, e, s, parts[name], {STUDENT: rule, ALONE: None}) for name in names}
+        costs = [row for name, models in trained.items() for row in cost_rows(name, s, e, models)]
+        metrics = [row for models in trained.values() for row in metric_rows(models)]
+        write(home, s, {"run": str(options.run.absolute()), **asdict(rule)}, trained)
         write_csv(home / "costs.csv", costs)
         write_csv(home / "metrics.csv", metrics)
     show(console, costs, metrics)

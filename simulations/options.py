@@ -82,7 +82,7 @@ def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser: a flag for every field of Experiment, and those that decide nothing about the result."""
-    made = Parser(
+    p = Parser(
         prog="python -m simulations.run",
         description="Train recommenders that learn together, each with a private part, and report whether it helped.",
         usage="%(prog)s [--FIELD VALUE ...] [--config FILE] [--out DIR] [--no-compare] [--quiet]",
@@ -92,8 +92,8 @@ def parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
         add_help=False,
     )
-    made.add_argument("-h", "--help", nargs="?", const="", metavar="TOPIC", help="the first page, or more of a topic")
-    groups = {name: made.add_argument_group(name) for name in GROUPS}
+    p.add_argument("-h", "--help", nargs="?", const="", metavar="TOPIC", help="the first page, or more of a topic")
+    groups = {name: p.add_argument_group(name) for name in GROUPS}
     defaults = flatten(Experiment().model_dump())
     for path, info in FIELDS.items():
         text = f"{info.description or ''} [{shown(defaults[path])}]".replace("%", "%%")
@@ -108,7 +108,7 @@ def parser() -> argparse.ArgumentParser:
     running.add_argument("--compare", action=argparse.BooleanOptionalAction, help=whether)
     running.add_argument("--version", action="version", version=version(), help="print the version of fedrec")
     running.add_argument("--quiet", action="store_true", help="print only the result")
-    return made
+    return p
 
 
 def count(text: str) -> int:
@@ -182,8 +182,8 @@ def version() -> str:
 def group(path: str) -> str:
     """Return the group of a field in --help."""
     top = path.partition(".")[0]
-    rest = "method" if top in Method.model_fields else "training"
-    return next((name for name, names in GROUPS.items() if top in names.split()), rest)
+    other = "method" if top in Method.model_fields else "training"
+    return next((name for name, names in GROUPS.items() if top in names.split()), other)
 
 
 def described_methods() -> str:
@@ -192,8 +192,8 @@ def described_methods() -> str:
     defaults = flatten(Method().model_dump())
     for name, method in METHODS.items():
         set_fields = flatten(method.model_dump(include=method.model_fields_set - {"method"}))
-        told = {path: value for path, value in set_fields.items() if path == "share" or value != defaults[path]}
-        words = [f"{path}={by_name.get(value, shown(value))}" for path, value in told.items()]
+        values = {path: value for path, value in set_fields.items() if path == "share" or value != defaults[path]}
+        words = [f"{path}={by_name.get(value, shown(value))}" for path, value in values.items()]
         lines.append(f"  {name:<9} " + "  ".join(words))
     return "\n".join(lines)
 

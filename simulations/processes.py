@@ -79,12 +79,12 @@ def marked(mark: str) -> list[int]:
 
     Flower and Ray start processes in sessions of their own, where no process group reaches them.
     """
-    found = []
+    pids = []
     for entry in Path("/proc").glob("[0-9]*/environ"):
         with suppress(OSError):
             if mark.encode() in entry.read_bytes().split(b"\0"):
-                found.append(int(entry.parent.name))
-    return found
+                pids.append(int(entry.parent.name))
+    return pids
 
 
 def quiet(home: Path) -> dict[str, str]:

@@ -24,8 +24,8 @@ class Reporter:
 
     def round(self, row: Row) -> None:
         """Show a finished round."""
-        told = {"loss": row.get("train_loss"), "validation": row.get("validation")}
-        shown: Any = {name: f"{value:.4f}" for name, value in told.items() if value is not None}
+        values = {"loss": row.get("train_loss"), "validation": row.get("validation")}
+        shown: Any = {name: f"{value:.4f}" for name, value in values.items() if value is not None}
         self.progress.update(self.task, advance=1, **shown)
 
 

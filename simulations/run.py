@@ -180,13 +180,13 @@ def checked(command: Command) -> tuple[dict[str, Experiment], str]:
         return {}, ""
     others, why = comparisons(command.experiment)
     if command.trained and command.out:
-        others = {name: one for name, one in others.items() if not (command.out / "baselines" / name).exists()}
+        others = {name: e for name, e in others.items() if not (command.out / "baselines" / name).exists()}
         if not others:
             raise UserError(
                 f"option --resume: must be a run that lacks a baseline, found {str(command.out)!r} with all"
             )
-    for one in others.values():
-        check(one)
+    for e in others.values():
+        check(e)
     return others, why
 
 
@@ -214,7 +214,7 @@ def baselines(
     """Train the baselines that a run is to have and lacks; return what is to be said of those that failed."""
     if why:
         (home / "baselines" / NOT_SINGLE).write_text(why, encoding="utf-8")
-    lacking = {name: one for name, one in others.items() if not (home / "baselines" / name).exists()}
+    lacking = {name: e for name, e in others.items() if not (home / "baselines" / name).exists()}
     failures = []
     for name, other in lacking.items():
         if stopped():

@@ -99,10 +99,10 @@ class Run:
         Columns: `item` (its key), `title`, `categories`, and `score` - or `positives`, for a user that the client does
         not have, who gets what is most popular in the client's own training data. Raises UserError.
         """
-        made = recommend.recommend(self.path, client, str(user), k)
-        items = dataset(self.experiment).items.iloc[made.items]
+        answer = recommend.recommend(self.path, client, str(user), k)
+        items = dataset(self.experiment).items.iloc[answer.items]
         table = items[["key", "title", "categories"]].rename(columns={"key": "item"}).reset_index(drop=True)
-        return table.assign(**{"score" if made.task else "positives": made.scores})
+        return table.assign(**{"score" if answer.task else "positives": answer.scores})
 
     def model(self, client: str) -> ModelScorer:
         """Return the recommender of a client with its parameters, shared and private; raises UserError."""

@@ -34,8 +34,8 @@ def speaking(socket: str) -> Iterator[None]:
     import httpx
     from flwr.supercore.protobuf.client import ProtobufClient
 
-    made: Any = ProtobufClient  # whose method is replaced
-    usual = made.__init__
+    kind: Any = ProtobufClient  # whose method is replaced
+    usual = kind.__init__
 
     def begin(self: Any, *args: Any, **kwargs: Any) -> None:
         usual(self, *args, **kwargs)
@@ -43,11 +43,11 @@ def speaking(socket: str) -> Iterator[None]:
         self._client.close()
         self._client = httpx.Client(transport=httpx.HTTPTransport(uds=socket), timeout=timeout)
 
-    made.__init__ = begin
+    kind.__init__ = begin
     try:
         yield
     finally:
-        made.__init__ = usual
+        kind.__init__ = usual
 
 
 @contextmanager

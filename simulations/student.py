@@ -78,15 +78,15 @@ def compared(
     knows = ClientData("student", users, items, view.train, view.validation, view.test, members=(view,))
     ours, price = scores(e, model, knows, params)
     rows: list[Row] = [dict.fromkeys(STUDENT, math.nan) for _ in ours]
-    for row, one in zip(rows, ours, strict=True):
-        row |= {"client": one.client, "task": one.task, "metric": one.metric, "users": len(one.values)}
-        row |= {"student": one.values.mean(), "student_parameters": price.parameters, "student_ms": price.one_ms}
+    for row, score in zip(rows, ours, strict=True):
+        row |= {"client": score.client, "task": score.task, "metric": score.metric, "users": len(score.values)}
+        row |= {"student": score.values.mean(), "student_parameters": price.parameters, "student_ms": price.one_ms}
     if not (home / "model" / f"client-{slug(data.name)}.safetensors").exists():  # it ran on another machine
         return rows
     model = reader(e, replace(data, items=view.items), "test")  # which reads the content of what is asked alone
     theirs, price = scores(e, model, replace(data, members=(view,)), params_of(home, e, data))
-    for row, one, other in zip(rows, ours, theirs, strict=True):
-        gap = paired(one.values, other.values)
+    for row, score, other in zip(rows, ours, theirs, strict=True):
+        gap = paired(score.values, other.values)
         row |= {"users": gap.n, "teacher": other.values.mean(), "low": gap.low, "high": gap.high}
         row |= {"teacher_parameters": price.parameters, "teacher_ms": price.one_ms}
     return rows
@@ -97,6 +97,6 @@ def scores(e: Experiment, model: Recommender, data: ClientData, params: Params) 
     ((view, part),) = members(data, params)
     task = next(task for task in e.tasks(view.name) if task.name == e.agreement.task)
     scorer = ModelScorer(model, part)
-    found = evaluate(scorer, view, (task,), "test", metrics=e.metrics, candidates=e.candidates, seed=e.seed)
+    result = evaluate(scorer, view, (task,), "test", metrics=e.metrics, candidates=e.candidates, seed=e.seed)
     price = cost(scorer, task.name, len(view.users))
-    return found.per_user, replace(price, parameters=parameters(params))
+    return result.per_user, replace(price, parameters=parameters(params))

@@ -92,10 +92,10 @@ class SocketGrid(HttpGrid):
         replies, wait = list[Message](), LOOK[0]
         end = time.monotonic() + (float("inf") if timeout is None else timeout)
         while waiting and time.monotonic() < end:
-            found = list(self.pull_messages(waiting))
-            replies += found
-            waiting -= {reply.metadata.reply_to_message_id for reply in found}
-            wait = LOOK[0] if found else min(wait * 1.5, LOOK[1])
+            batch = list(self.pull_messages(waiting))
+            replies += batch
+            waiting -= {reply.metadata.reply_to_message_id for reply in batch}
+            wait = LOOK[0] if batch else min(wait * 1.5, LOOK[1])
             self.check()
             time.sleep(wait if waiting else 0.0)
         return replies

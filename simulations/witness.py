@@ -56,7 +56,7 @@ class WitnessGrid(InlineGrid):
         assert isinstance(record, ArrayRecord)
         if self._sent is None or self._sent[0] is not record:
             self._sent = (record, next(iter(sent.values())).values)
-        return {name: replace(one, values=self._sent[1]) for name, one in sent.items()}
+        return {name: replace(broadcast, values=self._sent[1]) for name, broadcast in sent.items()}
 
 
 def witness(experiment: Experiment, home: Path | None = None) -> Witnessed:
@@ -68,7 +68,7 @@ def witness(experiment: Experiment, home: Path | None = None) -> Witnessed:
     record = Coordinator(grid, plan_of(experiment, home)).fit(list(grid.get_node_ids()))
     read, duals = experiment.codec.read, experiment.coupling.duals  # as the server does, which has the codec
     if experiment.codec.active:
-        grid.transcript.rounds = [replace(one, x=read(one.x, one.z, one.z, duals)) for one in grid.transcript.rounds]
+        grid.transcript.rounds = [replace(r, x=read(r.x, r.z, r.z, duals)) for r in grid.transcript.rounds]
     seen = grid.transcript.without_duals() if experiment.coupling.duals else grid.transcript
     private = {name: party.state.now.private for name, party in grid.parties.items() if party.joined}
     return Witnessed(seen, record, private)
@@ -79,8 +79,8 @@ def case_of(experiment: Experiment, seen: Witnessed, seed: int = 0) -> Case:
 
     The frequencies of ratings that adversaries may know are those of the whole dataset.
     """
-    found = dataset(experiment)
-    rating = found.interactions["rating"].dropna().round().astype(int).clip(1, 5)
+    whole = dataset(experiment)
+    rating = whole.interactions["rating"].dropna().round().astype(int).clip(1, 5)
     prior = np.bincount(rating, minlength=6)[1:].astype(np.float64)
     parts = [used(part, tasks_for(experiment, part)) for part in clients_data(experiment)]
-    return Case(experiment, parts, seen.private, found.users, prior, seed)
+    return Case(experiment, parts, seen.private, whole.users, prior, seed)

@@ -21,14 +21,14 @@ MOVABLE = ("data_dir",)  # where the data lies may change: what it holds is comp
 def identity(e: Experiment) -> dict[str, Any]:
     """Return what a run can be told from any other by, as JSON can hold it."""
     parts = [part for data in clients_data(e) for part in parts_of(data)]
-    parts += ["\n".join(every) for every in keys(e)]  # of which rows start
+    parts += ["\n".join(texts) for texts in keys(e)]  # of which rows start
     try:
-        own = version("fedrec")
+        release = version("fedrec")
     except PackageNotFoundError:  # run from its folder alone
-        own = "unknown"
+        release = "unknown"
     return {
         "experiment": flatten(e.model_dump(mode="json")),
-        "versions": {**versions(), "fedrec": own},
+        "versions": {**versions(), "fedrec": release},
         "devices": devices(e.device),
         "data": digest(*parts).hex(),
     }
@@ -43,18 +43,18 @@ def parts_of(data: ClientData) -> Iterator[Part]:
         yield from parts_of(member)
 
 
-def compare(was: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+def compare(was: Mapping[str, Any], current: Mapping[str, Any]) -> None:
     """Raise UserError, which names what differs, unless two identities are of the same run."""
-    before, now = flatten(was["experiment"]), found["experiment"]
+    before, now = flatten(was["experiment"]), current["experiment"]
     for name in {**now, **before}:
         if name not in MOVABLE and before.get(name) != now.get(name):
             raise UserError(
                 f"resume: {name} must be {before.get(name)!r} as in the checkpoint, found {now.get(name)!r}"
             )
-    for name, value in found["versions"].items():
+    for name, value in current["versions"].items():
         if (known := was["versions"].get(name, "unknown")) != value:
             raise UserError(f"resume: {name} must have version {known} as in the checkpoint, found {value}")
-    if list(was["devices"]) != list(found["devices"]):
-        raise UserError(f"resume: devices must be {was['devices']} as in the checkpoint, found {found['devices']}")
-    if was["data"] != found["data"]:
+    if list(was["devices"]) != list(current["devices"]):
+        raise UserError(f"resume: devices must be {was['devices']} as in the checkpoint, found {current['devices']}")
+    if was["data"] != current["data"]:
         raise UserError("resume: the data must be what the checkpoint was made from, found other interactions")

@@ -32,7 +32,7 @@ def hosted(experiment: Experiment, home: Path | None, partitions: Sequence[int],
 
 def each_alone(experiment: Experiment, home: Path | None) -> list[Node]:
     """Return a node for every client."""
-    return [Node([one]) for one in clients_of(experiment, home, range(len(clients_data(experiment))))]
+    return [Node([client]) for client in clients_of(experiment, home, range(len(clients_data(experiment))))]
 
 
 def stacked(experiment: Experiment) -> bool:

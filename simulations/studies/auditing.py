@@ -76,8 +76,8 @@ def audited(
     def train(shared: Params, number: int) -> Params:
         params = SHARING.join(shared, SHARING.split(start)[1])
         scope = (data.name, number)
-        found = update(MODEL, params, data, TASKS, recipe, SHARING, mechanism, source, seed=trial.seed, scope=scope)
-        return SHARING.split(found[0])[0]
+        result = update(MODEL, params, data, TASKS, recipe, SHARING, mechanism, source, seed=trial.seed, scope=scope)
+        return SHARING.split(result[0])[0]
 
     shared = transcript.joined[data.name].values
     again = train(shared, 1)
@@ -120,9 +120,9 @@ def findings(results: pd.DataFrame, runs: Sequence[Run], options: Namespace) -> 
     """Return what the audits show; the study fails if a check does."""
     rows = records(results)
     shown = [{str(k): f"{v:.2f}" if isinstance(v, float) else str(v) for k, v in row.items()} for row in rows]
-    told = list(meaning(set(results["verdict"]), len(runs)))
+    words = list(meaning(set(results["verdict"]), len(runs)))
     broken = sorted(set(results.loc[results["verdict"] == BROKEN, "what"]))
-    return Findings(tables=[Part("", shown)], notes=told, failed=", ".join(broken))
+    return Findings(tables=[Part("", shown)], notes=words, failed=", ".join(broken))
 
 
 def meaning(verdicts: Collection[str], audits: int) -> Iterator[str]:
@@ -144,20 +144,20 @@ def measure(run: Run, home: Path) -> Rows:
     """Return bounds, estimate and findings of one of some audits of an experiment's first silo, a row each."""
     trial, audits = run.about, run.labels["audits"]
     data, whole = clients_data(run.experiment)[0], dataset(run.experiment)
-    found, claim, twin = audited(data, len(whole.users), len(whole.items), trial, Source.system())
+    seen, claim, twin = audited(data, len(whole.users), len(whole.items), trial, Source.system())
     about: Row = {"epsilon": trial.epsilon, "seed": str(trial.seed), "accounted": claim.epsilon}
-    told = []
-    for bound in bounds(found, claim):
+    rows = []
+    for bound in bounds(seen, claim):
         text = f"at confidence {bound.confidence:.0%}; assumes {bound.assumes}"
         if bound.epsilon > claim.epsilon:
             text += f"; above the accounted one, as {1 - bound.confidence:.0%} are by chance: the check leak decides"
-        told.append((f"bound, {bound.method}", f"{bound.epsilon:.3f}", "", text))
-    one = estimate(found, claim)
-    told.append((f"estimate, {one.method}", f"{one.epsilon:.3f}", "", "no bound"))
-    for finding in audit(found, claim, twin, ALARM / audits) if claim.mechanism.noise else ():
+        rows.append((f"bound, {bound.method}", f"{bound.epsilon:.3f}", "", text))
+    guess = estimate(seen, claim)
+    rows.append((f"estimate, {guess.method}", f"{guess.epsilon:.3f}", "", "no bound"))
+    for finding in audit(seen, claim, twin, ALARM / audits) if claim.mechanism.noise else ():
         verdict = BROKEN if finding.broken else AGAIN if finding.unusual else "holds"
-        told.append((finding.check, verdict, f"{finding.p:.2g}", finding.text))
-    return [about | dict(zip(("what", "verdict", "p", "text"), row, strict=True)) for row in told]
+        rows.append((finding.check, verdict, f"{finding.p:.2g}", finding.text))
+    return [about | dict(zip(("what", "verdict", "p", "text"), row, strict=True)) for row in rows]
 
 
 STUDY = Study("auditing", OPTIONS, plan, measure, findings, workers=0, results="findings.csv")

@@ -107,7 +107,7 @@ def measure(run: Run, home: Path) -> Rows:
     """Return a row for each measure of a run, with its best validation."""
     began, validation = process_time(), float("nan")
     if run.labels["arm"] == POPULARITY:
-        found = baselines(run.experiment)
+        values = baselines(run.experiment)
     else:
         launch(run.experiment, home)
         rows = pd.read_csv(home / "clients.csv")
@@ -117,24 +117,24 @@ def measure(run: Run, home: Path) -> Rows:
         trained = {
             data.name: ModelScorer(reader(e, data, "test"), params_of(home, e, data)) for data in clients_data(e)
         }
-        found = {(run.labels["arm"], name): value for name, value in measured(e, trained).items()}
+        values = {(run.labels["arm"], name): value for name, value in measured(e, trained).items()}
     about = {"split": run.labels["split"], "seed": run.labels["seed"], "validation": validation}
     seconds = process_time() - began
-    return [{"arm": a, "measure": m, "value": v, **about, "seconds": seconds} for (a, m), v in found.items()]
+    return [{"arm": a, "measure": m, "value": v, **about, "seconds": seconds} for (a, m), v in values.items()]
 
 
 def measured(experiment: Experiment, scorers: dict[str, Scorer] | dict[str, ModelScorer]) -> dict[str, float]:
     """Return the mean over clients of each measure of the experiment's split, given every client's scorer."""
-    found: dict[str, list[float]] = {}
+    scores: dict[str, list[float]] = {}
     for data in clients_data(experiment):
         views = {KNOWN: data} if data.new is None else {NEW: data, ALL: replace(data, new=None)}
         for name, view in views.items():
             e, tasks = experiment, experiment.tasks(data.name)
-            made = evaluate(
+            result = evaluate(
                 scorers[data.name], view, tasks, "test", metrics=(METRIC,), candidates=e.candidates, seed=e.seed
             )
-            found.setdefault(name, []).append(made.metrics[data.name, tasks[0].name, METRIC])
-    return {name: float(np.mean(values)) for name, values in found.items()}
+            scores.setdefault(name, []).append(result.metrics[data.name, tasks[0].name, METRIC])
+    return {name: float(np.mean(values)) for name, values in scores.items()}
 
 
 def baselines(experiment: Experiment) -> dict[tuple[str, str], float]:
@@ -143,15 +143,15 @@ def baselines(experiment: Experiment) -> dict[tuple[str, str], float]:
     counted: dict[str, Scorer] = {}
     for data in parts:
         counted[data.name] = PopularityScorer.fit(experiment.tasks(data.name), data.train, len(data.items))
-    found = {(POPULARITY, name): value for name, value in measured(experiment, counted).items()}
+    values = {(POPULARITY, name): value for name, value in measured(experiment, counted).items()}
     for arm, kind in LIKED.items():
         if kind == "hashed" or encoder():
             scorer = liked(experiment.model_copy(update={"content": Content(kind=kind)}))
             everywhere: dict[str, Scorer] = dict.fromkeys(counted, scorer)
-            found |= {(arm, name): value for name, value in measured(experiment, everywhere).items()}
+            values |= {(arm, name): value for name, value in measured(experiment, everywhere).items()}
     if parts[0].new is not None:
-        found[CHANCE, NEW] = float(np.mean([chance(data) for data in parts]))
-    return found
+        values[CHANCE, NEW] = float(np.mean([chance(data) for data in parts]))
+    return values
 
 
 def liked(experiment: Experiment, ridge: float = 1.0) -> PopularityScorer:
@@ -199,19 +199,19 @@ def summary(results: pd.DataFrame) -> list[Row]:
     """Return a row for each measure and arm: mean, sd, the best validation's mean, and the difference to ids alone."""
     rows: list[Row] = []
     for name in TABLES:
-        own = results[results["measure"] == name]
-        values, held = by_arm(own, "arm"), own.groupby("arm")["validation"].mean()
-        for arm, mine in values.items():
-            gap = paired(mine, values[IDS])
-            row = {"measure": name, "arm": arm, "seeds": len(mine), **spread(mine), "validation": float(held.loc[arm])}
+        group = results[results["measure"] == name]
+        values, held = by_arm(group, "arm"), group.groupby("arm")["validation"].mean()
+        for arm, runs in values.items():
+            gap = paired(runs, values[IDS])
+            row = {"measure": name, "arm": arm, "seeds": len(runs), **spread(runs), "validation": float(held.loc[arm])}
             rows.append({**row, "minus_ids": gap.mean, "low": gap.low, "high": gap.high})
     return rows
 
 
 def parts(rows: Sequence[Row]) -> list[Part]:
     """Return the tables of the measures that there are."""
-    found = [Part(words, [texts(row) for row in rows if row["measure"] == name]) for name, words in TABLES.items()]
-    return [part for part in found if part.rows]
+    tables = [Part(words, [texts(row) for row in rows if row["measure"] == name]) for name, words in TABLES.items()]
+    return [part for part in tables if part.rows]
 
 
 def texts(row: Row) -> dict[str, str]:

@@ -90,12 +90,12 @@ def summary(results: pd.DataFrame) -> list[Row]:
     """
     size, one, batch, value = (by_arm(results, "model", name) for name in ("parameters", "one_ms", "batch_ms", "value"))
     rows: list[Row] = []
-    for name, mine in value.items():
+    for name, scores in value.items():
         parameters, teacher = float(size[name].mean()), float(size[TEACHER].mean())
         row: Row = {"model": name, "parameters": parameters, "size": parameters / teacher}
-        row |= {"one_ms": float(np.median(one[name])), "batch_ms": float(np.median(batch[name])), **spread(mine)}
-        share = paired(mine / value[TEACHER], np.zeros(len(mine)))
-        rows.append(row | ends({"share": share, "minus_alone": paired(mine, value[ALONE])}))
+        row |= {"one_ms": float(np.median(one[name])), "batch_ms": float(np.median(batch[name])), **spread(scores)}
+        share = paired(scores / value[TEACHER], np.zeros(len(scores)))
+        rows.append(row | ends({"share": share, "minus_alone": paired(scores, value[ALONE])}))
     return rows
 
 

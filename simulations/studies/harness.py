@@ -91,9 +91,9 @@ def conduct(study: Study, argv: Sequence[str]) -> None:
     workers = {"workers": (study.workers, "processes")} if study.workers else {}
     options = parsed(study.name, {**study.options, **workers}, argv, study.more)
     runs = study.plan(options)
-    every = [e for run in runs for e in (run.experiment, *run.others)]
-    heeded(options.flags, every)
-    for experiment in every:
+    planned = [e for run in runs for e in (run.experiment, *run.others)]
+    heeded(options.flags, planned)
+    for experiment in planned:
         if experiment.tracker != "none":
             raise UserError(f"option --tracker: is for a single run, found {experiment.tracker} for a study")
         check(experiment)
@@ -103,31 +103,31 @@ def conduct(study: Study, argv: Sequence[str]) -> None:
             runs = study.refine(runs, options, carry, home)
         results = carry(runs)
         results.to_csv(home / study.results, index=False)
-        found = study.findings(results, runs, options)
-        write(home, found)
-    show(options.out, found)
+        findings = study.findings(results, runs, options)
+        write(home, findings)
+    show(options.out, findings)
 
 
-def write(home: Path, found: Findings) -> None:
+def write(home: Path, findings: Findings) -> None:
     """Write the summary and the page of a study into its folder."""
-    if found.summary:
-        write_csv(home / "summary.csv", found.summary)
-    if found.page:
-        found.page.write(home / PAGE)
+    if findings.summary:
+        write_csv(home / "summary.csv", findings.summary)
+    if findings.page:
+        findings.page.write(home / PAGE)
 
 
-def show(out: Path, found: Findings) -> None:
+def show(out: Path, findings: Findings) -> None:
     """Print what a study shows; raises SystemExit if it has failed."""
-    page = found.page or Page("", "", found.heading, found.tables, {})
-    print_all(found.heading or page.kicker, found.tables or page.parts, found.notes)
-    print(f"report: {out / PAGE}" if found.page else f"results: {out}")
-    if found.failed:
-        raise SystemExit(f"failed: {found.failed}")
+    page = findings.page or Page("", "", findings.heading, findings.tables, {})
+    print_all(findings.heading or page.kicker, findings.tables or page.parts, findings.notes)
+    print(f"report: {out / PAGE}" if findings.page else f"results: {out}")
+    if findings.failed:
+        raise SystemExit(f"failed: {findings.failed}")
 
 
 def carry_out(study: Study, workers: int, home: Path, runs: Sequence[Run]) -> pd.DataFrame:
     """Carry out runs in so many processes, or (0, 1) in this one; return their rows in the order of the runs."""
-    one = partial(perform, study.measure, home)
+    work = partial(perform, study.measure, home)
     carry: Callable[..., Iterable[Rows]] = map
     with ExitStack() as stack:
         if workers > 1 or (workers and study.fresh):
@@ -139,7 +139,7 @@ def carry_out(study: Study, workers: int, home: Path, runs: Sequence[Run]) -> pd
         elif workers:  # to start a process takes seconds
             stack.callback(torch.set_num_threads, torch.get_num_threads())
             torch.set_num_threads(1)
-        return pd.DataFrame([row for rows in carry(one, runs) for row in rows])
+        return pd.DataFrame([row for rows in carry(work, runs) for row in rows])
 
 
 def perform(measure: Callable[[Run, Path], Rows], home: Path, run: Run) -> Rows:

@@ -82,11 +82,11 @@ def megabytes() -> float:
     A page that processes share, such as a library's, counts once for each of them; the peaks need not have been at one
     time. Both make it an upper bound. NaN on other systems.
     """
-    found = []
+    peaks = []
     for pid in marked(f"{OURS}={os.environ[OURS]}"):
         with suppress(OSError):
-            found += re.findall(r"^VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
-    return sum(map(int, found)) / 1024 if found else float("nan")
+            peaks += re.findall(r"^VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    return sum(map(int, peaks)) / 1024 if peaks else float("nan")
 
 
 if __name__ == "__main__":

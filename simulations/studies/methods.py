@@ -70,9 +70,9 @@ def experiment_of(text: str, flags: Sequence[str]) -> Experiment:
     `--share` among the flags is for what is federated: `local` and `pooled` share nothing, and a method whose point is
     to share the heads too, and what else is of tasks, goes on doing so.
     """
-    name, *own = text.split(":")
+    name, *words = text.split(":")
     choose("methods", name, METHODS)
-    options = [f"--{one}" for one in own]
+    options = [f"--{word}" for word in words]
     e = arm([*ENGINE, *flags, "--method", name, *options])
     heeded(options, [e])
     if name in ("local", "pooled"):
@@ -118,29 +118,29 @@ def summary(results: pd.DataFrame) -> list[Row]:
     reaches.
     """
     rows: list[Row] = []
-    for (task, metric), own in measures(results):
-        values, clients = by_arm(own, "method"), own.pivot_table("value", ["client", "seed"], "method")
+    for (task, metric), group in measures(results):
+        values, clients = by_arm(group, "method"), group.pivot_table("value", ["client", "seed"], "method")
         gaps = {name: differences(values, name, GAPS) for name in values}
-        gains = {name: found["minus_local"] for name, found in gaps.items() if "minus_local" in found}
+        gains = {name: pairs["minus_local"] for name, pairs in gaps.items() if "minus_local" in pairs}
         words = dict(zip(gains, verdicts([metric] * len(gains), [*gains.values()], [0] * len(gains)), strict=True))
-        for name, mine in values.items():
-            row: Row = {"task": task, "metric": metric, "method": name, **spread(mine), **ends(gaps[name])}
+        for name, scores in values.items():
+            row: Row = {"task": task, "metric": metric, "method": name, **spread(scores), **ends(gaps[name])}
             if name in gains:  # of any client, each the mean over the seeds
                 gain = (clients[name] - clients["local"]).groupby("client").mean()
                 least = gain.min() if higher_is_better(metric) else gain.max()
                 row |= {"worst": float(least), "verdict": words[name]}
             if "pooled" in values:
-                row["share_of_pooled"] = float(mine.mean() / values["pooled"].mean())
+                row["share_of_pooled"] = float(scores.mean() / values["pooled"].mean())
             rows.append(row)
     return rows
 
 
 def part(rows: Sequence[Row], task: str, metric: str) -> Part:
     """Return the table and the figure of one metric."""
-    own = [row for row in rows if (row["task"], row["metric"]) == (task, metric)]
-    gains = [(row["method"], *band(row, "minus_local"), row["verdict"]) for row in own if "verdict" in row]
+    lines = [row for row in rows if (row["task"], row["metric"]) == (task, metric)]
+    gains = [(row["method"], *band(row, "minus_local"), row["verdict"]) for row in lines if "verdict" in row]
     figure = forest(gains, f"{task}-{metric}", f"{label(metric)} minus alone") if gains else None
-    return Part(f"{task}: {label(metric)}", [texts(row) for row in own], VERDICTS, figure)
+    return Part(f"{task}: {label(metric)}", [texts(row) for row in lines], VERDICTS, figure)
 
 
 def texts(row: Row) -> dict[str, str]:

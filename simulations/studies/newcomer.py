@@ -46,16 +46,16 @@ def plan(options: Namespace) -> list[Run]:
         if not 1 < options.joins < whole.rounds:
             raise UserError(f"joins: must be a round from 2 to {whole.rounds - 1}, found {options.joins}")
         late = [*flags, "--newcomers", f"{who}={options.joins}"]
-        found = {
+        arms = {
             "local": experiment_of("local", [*flags, "--rounds", str(whole.rounds - options.joins + 1)]),
             "local-long": experiment_of("local", flags),
             "late": experiment_of(options.federated, late),
             "beginning": whole,
         }
         if whole.volunteers:
-            found["taught"] = experiment_of(options.teaching, late)
-        found[POPULARITY] = found["local"]
-        for name, e in found.items():
+            arms["taught"] = experiment_of(options.teaching, late)
+        arms[POPULARITY] = arms["local"]
+        for name, e in arms.items():
             runs.append(Run({"method": name, "seed": seed, "client": who}, e, folder=f"{name}-{seed}"))
     return runs
 
@@ -82,7 +82,7 @@ def measure(run: Run, home: Path) -> Rows:
         home.mkdir()
         parts = [data.name for data in clients_data(e)]
         alone = run.labels["method"] in ALONE
-        nodes = [one for one, part in zip(each_alone(e, home), parts, strict=True) if part == who or not alone]
+        nodes = [node for node, part in zip(each_alone(e, home), parts, strict=True) if part == who or not alone]
         run_on(InlineGrid(nodes), apps_for(e, home, nodes=len(nodes))[0])
     rows = read_test(home)
     return records(rows[rows["client"] == who].assign(**run.labels))
@@ -90,14 +90,14 @@ def measure(run: Run, home: Path) -> Rows:
 
 def findings(results: pd.DataFrame, runs: Sequence[Run], options: Namespace) -> Findings:
     """Return what the newcomer reaches in every way, and the page that compares them."""
-    told = {name: ARMS[name] for name in dict.fromkeys(results["method"]) if name != POPULARITY}
+    words = {name: ARMS[name] for name in dict.fromkeys(results["method"]) if name != POPULARITY}
     about = {
         "newcomer": ", ".join(dict.fromkeys(run.labels["client"] for run in runs)),
         "joins in round": str(options.joins),
         **facts(runs),
-        **told,
+        **words,
     }
-    notes = [f"{name}: {text}" for name, text in told.items()]
+    notes = [f"{name}: {text}" for name, text in words.items()]
     return methods.findings(results, runs, options, "the newcomer alone", about, notes)
 
 

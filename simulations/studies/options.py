@@ -50,30 +50,30 @@ def overview() -> str:
     return "\n".join([usage, "", *lines, "", *textwrap.wrap(end, 79)])
 
 
-def parsed(name: str, own: Options, argv: Sequence[str], more: str = "") -> Namespace:
+def parsed(name: str, fields: Options, argv: Sequence[str], epilog: str = "") -> Namespace:
     """Return the options of a study, `out` among them, and as `flags` what is left: those of a run.
 
-    `more` is said below them in --help. Raises UserError for a wrong value and for a count below 1.
+    `epilog` is said below them in --help. Raises UserError for a wrong value and for a count below 1.
     """
     parser = Parser(
         prog=f"python -m simulations.studies {name}",
         description=WORDS[name],
-        epilog=" ".join(filter(None, [more, "" if name in FIXED else REST])),
+        epilog=" ".join(filter(None, [epilog, "" if name in FIXED else REST])),
         allow_abbrev=False,
     )
     out = (Path(f"runs/study-{name}"), "a new folder for the results")
-    for option, (default, words) in {**own, "out": out}.items():
+    for option, (default, words) in {**fields, "out": out}.items():
         if default is False:
             parser.add_argument(f"--{option}", action="store_true", help=words)
         elif isinstance(default, type):
             parser.add_argument(f"--{option}", type=default, help=words)
         else:
-            told = words if default in ("", 0) or words.endswith("]") else f"{words} [%(default)s]"
-            parser.add_argument(f"--{option}", type=type(default), default=default, help=told)
+            text = words if default in ("", 0) or words.endswith("]") else f"{words} [%(default)s]"
+            parser.add_argument(f"--{option}", type=type(default), default=default, help=text)
     options, flags = parser.parse_known_args(argv)
     for counts in COUNTS:
-        found = {count: getattr(options, count) for count in counts if count in options}
-        if min(found.values(), default=1) < 1:
-            values = ", ".join(map(str, found.values()))
-            raise UserError(f"{', '.join(found)}: must be at least 1, found {values}")
+        numbers = {count: getattr(options, count) for count in counts if count in options}
+        if min(numbers.values(), default=1) < 1:
+            values = ", ".join(map(str, numbers.values()))
+            raise UserError(f"{', '.join(numbers)}: must be at least 1, found {values}")
     return Namespace(**vars(options), flags=flags)

@@ -97,11 +97,11 @@ def plan(options: Namespace) -> list[Run]:
     budgets, people = [budget(text) for text in options.epsilon.split(",")], people_of(options.one_user, options.flags)
     if "__main__:" in options.attack:
         raise UserError(f"attack: must be a class of a module, which other processes import, found {options.attack}")
-    found = runs_of(budgets, range(options.seeds), options.canaries, options.flags, people, options.attack)
-    for run in found:
+    runs = runs_of(budgets, range(options.seeds), options.canaries, options.flags, people, options.attack)
+    for run in runs:
         if run.labels["scene"] == CLIENTS and len(clients_data(run.experiment)) < 2:
             raise UserError("clients: must be at least 2 to learn together, found 1")
-    return found
+    return runs
 
 
 def people_of(given: int | None, flags: Sequence[str]) -> int:
@@ -109,18 +109,18 @@ def people_of(given: int | None, flags: Sequence[str]) -> int:
     if given == 0:
         return 0
     users = int(dataset(experiment_of(SCENES[1], OPEN, flags)).interactions["user"].nunique())
-    found = min(PEOPLE, users) if given is None else given
-    if not LEAST <= found <= users:
+    people = min(PEOPLE, users) if given is None else given
+    if not LEAST <= people <= users:
         rule = f"must be from {LEAST}, below which no attack can be told from chance, to the number of users, {users}"
-        raise UserError(f"one-user: {rule}, or 0 for no such scene, found {found}")
-    return found
+        raise UserError(f"one-user: {rule}, or 0 for no such scene, found {people}")
+    return people
 
 
 def runs_of(
     budgets: Sequence[str], seeds: Sequence[int], canaries: int, flags: Sequence[str], people: int, attack: str = ""
 ) -> list[Run]:
     """Return the runs of the study: a scene, what its runs are compared with ("alone"), and an audit ("audit")."""
-    found: list[Run] = []
+    runs: list[Run] = []
     scenes = [scene for scene in SCENES if people or scene.name != ONE_USER]
     noisy = [text for text in budgets if text != OPEN]
     kinds = {CLIENTS: "silos", ONE_USER: "one-user"}
@@ -128,14 +128,14 @@ def runs_of(
     covering = [a for scene in scenes for a in attacks if a.clients == kinds[scene.name] and covered(a)]
     tests = Tests(canaries, max(1, (len(covering) + 1) * len(noisy) * len(seeds)), attack)  # and an audit
     for seed in seeds:
-        own = [*flags, "--seed", str(seed), "--engine", "inline"]
+        given = [*flags, "--seed", str(seed), "--engine", "inline"]
         named = []
         for scene in scenes:
             budgeted = [*((scene.name, text) for text in budgets), (f"{scene.name} alone", OPEN)]
-            named += [(name, text, experiment_of(scene, text, own, people)) for name, text in budgeted]
-        named += [("audit", text, experiment_of(SCENES[0], OPEN, own)) for text in noisy]
-        found += [Run({"scene": name, "epsilon": text, "seed": seed}, e, about=tests) for name, text, e in named]
-    return found
+            named += [(name, text, experiment_of(scene, text, given, people)) for name, text in budgeted]
+        named += [("audit", text, experiment_of(SCENES[0], OPEN, given)) for text in noisy]
+        runs += [Run({"scene": name, "epsilon": text, "seed": seed}, e, about=tests) for name, text, e in named]
+    return runs
 
 
 def experiment_of(scene: Scene, text: str, flags: Sequence[str], people: int | None = None) -> Experiment:
@@ -181,14 +181,14 @@ def about(runs: Sequence[Run], scenes: Mapping[str, Setting], budgets: Sequence[
     source = f", {first.data_dir.name}" if first.data_dir else ""
     same = facts(runs)
     who = clients_data(first)[0].name
-    own = origins(("attack", attack.name) for attack in own_attacks(runs[0].about.attack))
+    attacks = origins(("attack", attack.name) for attack in own_attacks(runs[0].about.attack))
     return {
         "Data": f"{first.dataset}{source}: {plural(len(dataset(first).users), 'user')}",
-        "Clients": "; ".join(f"{name}: {one.who}" for name, one in scenes.items()),
-        "Rounds": "; ".join(f"{name}: {one.rounds}" for name, one in scenes.items()),
+        "Clients": "; ".join(f"{name}: {scene.who}" for name, scene in scenes.items()),
+        "Rounds": "; ".join(f"{name}: {scene.rounds}" for name, scene in scenes.items()),
         "Seeds": ", ".join(dict.fromkeys(str(run.labels["seed"]) for run in runs)),
         "Budgets": ", ".join(budgets),
-        **({"Your attacks": "; ".join(" ".join(one.values()) for one in own)} if own else {}),
+        **({"Your attacks": "; ".join(" ".join(attack.values()) for attack in attacks)} if attacks else {}),
         "Audit": f"{runs[0].about.canaries:,} canaries in a run of {who}" if audits else "none",
         **{name: text for name, text in same.items() if name not in ("dataset", "data_dir", "clients", "rounds")},
     }
@@ -223,15 +223,15 @@ def attack_rows(run: Run, home: Path) -> list[Row]:
         if not attack.fits(case):
             continue
         try:
-            found = attack.result(seen.transcript, case)
+            score = attack.result(seen.transcript, case)
         except ValueError:  # there are no targets of both kinds, such as too few people of an occupation
             continue
-        row = {"kind": "attack", "name": attack.name, "value": found.auc, "low": found.auc_low, "high": found.auc_high}
-        row |= {"tpr": found.tpr_at, "tpr_low": found.tpr_low, "tpr_high": found.tpr_high, "unit": attack.unit}
-        row |= {"members": found.members, "others": found.others, "groups": found.groups}
+        row = {"kind": "attack", "name": attack.name, "value": score.auc, "low": score.auc_low, "high": score.auc_high}
+        row |= {"tpr": score.tpr_at, "tpr_low": score.tpr_low, "tpr_high": score.tpr_high, "unit": attack.unit}
+        row |= {"members": score.members, "others": score.others, "groups": score.groups}
         level = 1 - ALARM / run.about.promises
-        broken = covered(attack) and violates(found, promised, e.privacy.delta, level)
-        rows.append({**row, "released": attack.released, "chance": found.chance, "violates": broken})
+        broken = covered(attack) and violates(score, promised, e.privacy.delta, level)
+        rows.append({**row, "released": attack.released, "chance": score.chance, "violates": broken})
     return rows
 
 
@@ -239,8 +239,8 @@ def reference_rows(run: Run, home: Path) -> list[Row]:
     """Return how the clients do alone, and by what is popular among their own users."""
     launch(baseline(run.experiment, "local"), home / "local")
     run_popularity(run.experiment, home / "popularity")
-    found = {name: utility_rows(pd.read_csv(home / name / "clients.csv")) for name in ("local", "popularity")}
-    return [{**row, "kind": name} for name, rows in found.items() for row in rows]
+    tables = {name: utility_rows(pd.read_csv(home / name / "clients.csv")) for name in ("local", "popularity")}
+    return [{**row, "kind": name} for name, rows in tables.items() for row in rows]
 
 
 def utility_rows(table: pd.DataFrame) -> list[Row]:
@@ -255,12 +255,12 @@ def audit_rows(run: Run, home: Path) -> list[Row]:
     e, tests = run.experiment, run.about
     data, whole = clients_data(e)[0], dataset(e)
     trial = Trial(float(run.labels["epsilon"]), e.privacy.delta, tests.canaries, seed=run.labels["seed"])
-    found, claim, twin = audited(data, len(whole.users), len(whole.items), trial, Source.system())
+    seen, claim, twin = audited(data, len(whole.users), len(whole.items), trial, Source.system())
     rows: list[Row] = [{"kind": "accounted", "name": "accounted", "value": claim.epsilon}]
-    rows += [{"kind": "bound", "name": one.method, "value": one.epsilon} for one in bounds(found, claim)]
-    for one in audit(found, claim, twin, ALARM / tests.promises):
-        text = f"{one.text} (p {one.p:.2g})"
-        rows.append({"kind": "check", "name": one.check, "value": float(one.broken), "text": text})
+    rows += [{"kind": "bound", "name": bound.method, "value": bound.epsilon} for bound in bounds(seen, claim)]
+    for finding in audit(seen, claim, twin, ALARM / tests.promises):
+        text = f"{finding.text} (p {finding.p:.2g})"
+        rows.append({"kind": "check", "name": finding.check, "value": float(finding.broken), "text": text})
     return rows
 
 

@@ -57,7 +57,7 @@ def page(
     results: pd.DataFrame, budgets: Sequence[str], scenes: Mapping[str, Setting], about: Mapping[str, str]
 ) -> Page:
     """Return the page of the study."""
-    parts = [part for name, one in scenes.items() for part in scene_parts(results, budgets, name, one.title)]
+    parts = [part for name, setting in scenes.items() for part in scene_parts(results, budgets, name, setting.title)]
     audits = results[results["scene"] == "audit"]
     if len(audits):
         parts.append(audit_part(audits, [text for text in budgets if text != OPEN]))
@@ -74,46 +74,46 @@ def seeded(results: pd.DataFrame) -> str:
 
 def notes(results: pd.DataFrame) -> list[str]:
     """Return what a reader must not miss: a broken promise, a failed check."""
-    found = []
+    texts = []
     attacks = results[results["kind"] == "attack"]
     broken = attacks[attacks["violates"].eq(True)] if len(attacks) else attacks
     for row in broken.itertuples():
-        found.append(
+        texts.append(
             f"The attack {row.name} on {row.scene} breaks the promise of epsilon {row.epsilon}, by a test that does so "
             "once in a thousand studies whose promises hold."
         )
     for row in results[(results["kind"] == "check") & (results["value"] > 0)].itertuples():
-        found.append(f"The audit at epsilon {row.epsilon} says that a property does not hold: {row.name}: {row.text}")
+        texts.append(f"The audit at epsilon {row.epsilon} says that a property does not hold: {row.name}: {row.text}")
     for (epsilon, seed), run in results[results["scene"] == "audit"].groupby(["epsilon", "seed"]):
         accounted = float(run.loc[run["kind"] == "accounted", "value"].iloc[0])
         for row in run[(run["kind"] == "bound") & (run["value"] > accounted)].itertuples():
-            found.append(
+            texts.append(
                 f"At epsilon {epsilon}, seed {seed}, the bound {row.name} at 99% is {row.value:.2f}: that is above the "
                 "accounted epsilon, as one such bound of a known-good build in a hundred is. The check leak decides."
             )
-    return found
+    return texts
 
 
 def scene_parts(results: pd.DataFrame, budgets: Sequence[str], scene: str, title: str) -> list[Part]:
     """Return the sections of a scene: utility and, if any attack fits what is shared, attacks against the budget."""
-    own, alone = results[results["scene"] == scene], results[results["scene"] == f"{scene} alone"]
-    names = list(dict.fromkeys(own.loc[own["kind"] == "utility", "name"]))
+    table, alone = results[results["scene"] == scene], results[results["scene"] == f"{scene} alone"]
+    names = list(dict.fromkeys(table.loc[table["kind"] == "utility", "name"]))
     panels, rows, tests = [], [], len(names) * len(budgets)
     words = "Mean over the clients of a metric of each on its test rows. local: every client alone, nothing leaves it."
     for name in names:
         metric = name.split()[-1]
-        value = mean_of(own, "utility", name, budgets)
+        value = mean_of(table, "utility", name, budgets)
         levels = [(kind, mean_of(alone, kind, name, [OPEN])[0]) for kind in ("local", "popularity")]
         way = "higher" if higher_is_better(metric) else "lower"
-        words += f" {worth(metric, gains(own, alone, name, budgets, 1 - LEVEL / tests), budgets, tests)}"
+        words += f" {worth(metric, gains(table, alone, name, budgets, 1 - LEVEL / tests), budgets, tests)}"
         panels.append(Panel(f"{label(metric)}, {way} is better", label(metric), [Series("together", value)], levels))
         rows.append({"metric": name, **{f"epsilon {b}": number(v, 4) for b, v in zip(budgets, value, strict=True)}}
                     | {kind: number(level, 4) for kind, level in levels})  # fmt: skip
-        gained = zip(budgets, gains(own, alone, name, budgets), strict=True)
-        less = {f"epsilon {b}": change(one.mean, one.low, one.high) for b, one in gained}
+        gained = zip(budgets, gains(table, alone, name, budgets), strict=True)
+        less = {f"epsilon {b}": change(gain.mean, gain.low, gain.high) for b, gain in gained}
         rows.append({"metric": f"{name} minus local", **less, "local": "", "popularity": ""})
     utility = Part(f"{title}: utility", rows, words, tradeoff(panels, budgets, f"{scene}-utility", words))
-    attacks = own[own["kind"] == "attack"]
+    attacks = table[table["kind"] == "attack"]
     return [utility, attack_part(attacks, budgets, scene, title)] if len(attacks) else [utility]
 
 
@@ -126,21 +126,21 @@ def attack_part(attacks: pd.DataFrame, budgets: Sequence[str], scene: str, title
         for name in names
         for text in budgets
     }
-    found = {key: leak(part, len(parts)) for key, part in parts.items()}
+    leaks = {key: leak(part, len(parts)) for key, part in parts.items()}
     panels = []
     for heading, group in (("from what was released", outside), ("insiders", [n for n in names if n not in outside])):
         series = [
             Series(
-                name, *([getattr(found[name, b], part, math.nan) for b in budgets] for part in ("auc", "low", "high"))
+                name, *([getattr(leaks[name, b], part, math.nan) for b in budgets] for part in ("auc", "low", "high"))
             )
             for name in group
-            if any(found[name, text] for text in budgets)
+            if any(leaks[name, text] for text in budgets)
         ]
         if series:
             panels.append(Panel(heading, "AUC", series, [("chance", 0.5)]))
     rows = [
         {"attack": name if name in outside or "insider" in name else f"{name} (insider)"}
-        | {f"epsilon {text}": cell(found[name, text], parts[name, text]) for text in budgets}
+        | {f"epsilon {text}": cell(leaks[name, text], parts[name, text]) for text in budgets}
         for name in names
     ]
     over = "the wider of those over targets and over seeds" if attacks["seed"].nunique() > 1 else "over the targets"
@@ -153,12 +153,12 @@ def attack_part(attacks: pd.DataFrame, budgets: Sequence[str], scene: str, title
     return Part(f"{title}: attacks", rows, words, figure)
 
 
-def cell(found: Leak | None, part: pd.DataFrame) -> str:
+def cell(result: Leak | None, part: pd.DataFrame) -> str:
     """Return an attack's result at a budget as it is printed."""
-    if found is None:
+    if result is None:
         return f"too few ({asked(part)})" if len(part) else DASH
-    ends = f"[{number(found.low, 2)}, {number(found.high, 2)}]"
-    return f"{number(found.auc, 2)}{'*' * found.star} {ends} {number(found.tpr, 2)}"
+    ends = f"[{number(result.low, 2)}, {number(result.high, 2)}]"
+    return f"{number(result.auc, 2)}{'*' * result.star} {ends} {number(result.tpr, 2)}"
 
 
 def audit_part(audits: pd.DataFrame, budgets: Sequence[str]) -> Part:
@@ -168,8 +168,8 @@ def audit_part(audits: pd.DataFrame, budgets: Sequence[str]) -> Part:
     series = [Series("accounted", accounted)]
     series += [Series(name, mean_of(audits, "bound", name, budgets)) for name in bounds]
     rows = [
-        {"": one.label, **{f"epsilon {b}": number(v, 2) for b, v in zip(budgets, one.value, strict=True)}}
-        for one in series
+        {"": line.label, **{f"epsilon {b}": number(v, 2) for b, v in zip(budgets, line.value, strict=True)}}
+        for line in series
     ]
     checks = audits[audits["kind"] == "check"]
     words = (
@@ -227,22 +227,22 @@ def values(table: pd.DataFrame, kind: str, name: str, epsilon: str) -> "pd.Serie
 
 
 def gains(
-    own: pd.DataFrame, alone: pd.DataFrame, name: str, budgets: Sequence[str], confidence: float = 1 - LEVEL
+    table: pd.DataFrame, alone: pd.DataFrame, name: str, budgets: Sequence[str], confidence: float = 1 - LEVEL
 ) -> list[Paired]:
     """Return together minus alone at every budget, paired by seed, with intervals over the seeds."""
     local = values(alone, "local", name, "inf")
-    both = [values(own, "utility", name, text).align(local, join="inner") for text in budgets]
+    both = [values(table, "utility", name, text).align(local, join="inner") for text in budgets]
     return [paired(a.to_numpy(np.float64), b.to_numpy(np.float64), confidence) for a, b in both]
 
 
-def worth(metric: str, found: Sequence[Paired], budgets: Sequence[str], tests: int) -> str:
+def worth(metric: str, pairs: Sequence[Paired], budgets: Sequence[str], tests: int) -> str:
     """Say where together is better or worse than alone, by differences corrected for `tests`."""
-    sign, seeds = 1 if higher_is_better(metric) else -1, max(one.n for one in found)
+    sign, seeds = 1 if higher_is_better(metric) else -1, max(pair.n for pair in pairs)
     if seeds < 2:
         return f"{label(metric)}: one seed gives no interval, so it is not told where together beats alone."
     places: dict[str, list[str]] = {"better": [], "worse": [], "not told apart": []}
-    for text, one in zip(budgets, found, strict=True):
-        low, high = sorted((sign * one.low, sign * one.high))
+    for text, pair in zip(budgets, pairs, strict=True):
+        low, high = sorted((sign * pair.low, sign * pair.high))
         places["better" if low > 0 else "worse" if high < 0 else "not told apart"].append(text)
     said = "; ".join(f"{words} at epsilon {listing(where)}" for words, where in places.items() if where)
     end = f"95% intervals over {seeds} paired seeds, corrected for {tests} comparisons"

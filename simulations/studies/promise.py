@@ -55,11 +55,11 @@ def plan(options: Namespace) -> list[Run]:
     flags = [*USUAL.split(), *options.flags]
     if not options.choose:
         return arms(flags, options.seeds)
-    every = [point for part in options.grid.split("|") for point in points(part)]
+    grid = [point for part in options.grid.split("|") for point in points(part)]
     return [
         Run({"name": " ".join(point), "seed": seed}, once(parse([*flags, *point, "--seed", str(seed)]).experiment))
         for seed in range(CHOOSING, CHOOSING + options.seeds)
-        for point in every
+        for point in grid
     ]
 
 
@@ -76,7 +76,7 @@ def arms(flags: Sequence[str], seeds: int) -> list[Run]:
         steps = stages(e) | {PRIVATE: e}
         if e.privacy.inside:
             steps[SAME] = same_training(e)
-        runs += [Run({"name": name, "seed": seed}, one if name == PLAIN else once(one)) for name, one in steps.items()]
+        runs += [Run({"name": name, "seed": seed}, arm if name == PLAIN else once(arm)) for name, arm in steps.items()]
     return runs
 
 
@@ -146,8 +146,8 @@ def texts(row: Row) -> dict[str, str]:
     after, before = STEPS[str(row["step"])]
     names = f"{before} to {after}"
     share = f"{float(row['after']) / float(row['before']) - 1:+.1%}"
-    found = {"step": str(row["step"]), "runs": names, "before": f"{row['before']:.4f}", "after": f"{row['after']:.4f}"}
-    return {**found, "change [95%]": interval(row, "change"), "relative": share}
+    cells = {"step": str(row["step"]), "runs": names, "before": f"{row['before']:.4f}", "after": f"{row['after']:.4f}"}
+    return {**cells, "change [95%]": interval(row, "change"), "relative": share}
 
 
 STUDY = Study("promise", OPTIONS, plan, measure, findings)

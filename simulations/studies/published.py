@@ -110,8 +110,8 @@ def measure(run: Run, home: Path) -> Rows:
         best = Outcome(means(home))
     else:
         choices = zip((run.experiment, *run.others), LINES[method].grid, strict=True)
-        found = [trained(e, choice) for e, choice in choices]
-        best = max(found, key=lambda one: -math.inf if math.isnan(one.validation) else one.validation)
+        tried = [trained(e, choice) for e, choice in choices]
+        best = max(tried, key=lambda outcome: -math.inf if math.isnan(outcome.validation) else outcome.validation)
     # The process and the largest of those that its engine has started.
     whose = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
     megabytes = sum(resource.getrusage(who).ru_maxrss for who in whose) / 1024
@@ -135,8 +135,8 @@ def trained(experiment: Experiment, options: str = "") -> Outcome:
 
 def means(home: Path) -> dict[str, float]:
     """Return the mean over the clients of a run of every test metric."""
-    found = read_test(home).groupby("metric", sort=False)["value"].mean()
-    return {str(name): float(value) for name, value in found.items()}
+    table = read_test(home).groupby("metric", sort=False)["value"].mean()
+    return {str(name): float(value) for name, value in table.items()}
 
 
 def findings(results: pd.DataFrame, runs: Sequence[Run], options: Namespace) -> Findings:
@@ -149,30 +149,30 @@ def findings(results: pd.DataFrame, runs: Sequence[Run], options: Namespace) -> 
     lines = [line(rows, method) for method in dict.fromkeys(row["method"] for row in rows)]
     part = Part("Both protocols", lines, REFERENCE * known)
     page = Page("What a published number is worth without its leak", WORDS, kicker, [part], same)
-    return Findings(rows, page, [Part("", [dict(list(one.items())[: -len(COSTS)]) for one in lines])])
+    return Findings(rows, page, [Part("", [dict(list(cells.items())[: -len(COSTS)]) for cells in lines])])
 
 
 def summary(results: pd.DataFrame) -> list[Row]:
     """Return a row for each line, metric and protocol: mean and sd over seeds, and the mean and highest cost."""
     rows: list[Row] = []
-    for (method, metric, protocol), own in results.groupby(["method", "metric", "protocol"], sort=False):
-        row: Row = {"method": method, "metric": metric, "protocol": protocol, **spread(own["value"].to_numpy())}
+    for (method, metric, protocol), group in results.groupby(["method", "metric", "protocol"], sort=False):
+        row: Row = {"method": method, "metric": metric, "protocol": protocol, **spread(group["value"].to_numpy())}
         row["warning"] = LEAKING if protocol == "published" and method != POPULARITY else ""
-        rows.append(row | {"seconds": float(own["seconds"].mean()), "megabytes": float(own["megabytes"].max())})
+        rows.append(row | {"seconds": float(group["seconds"].mean()), "megabytes": float(group["megabytes"].max())})
     return rows
 
 
 def line(rows: Sequence[Row], method: str) -> dict[str, str]:
     """Return a line under both protocols as it is printed: `0.719 ± 0.004`, without the deviation if there is none."""
-    found = {"method": method}
+    cells = {"method": method}
     for protocol in PROTOCOLS:
         name = "published" if protocol == "published" else "leak-free"
         for row in rows:
             if (row["method"], row["protocol"]) == (method, protocol):
                 sd = "" if math.isnan(row["sd"]) else f" ± {row['sd']:.3f}"
-                found[f"{name} {row['metric']}"] = f"{row['mean']:.3f}{sd}\n{row['warning']}".rstrip()
+                cells[f"{name} {row['metric']}"] = f"{row['mean']:.3f}{sd}\n{row['warning']}".rstrip()
     first = next(row for row in rows if row["method"] == method)
-    return {**found, **{heading: f"{first[column]:.0f}" for heading, column in COSTS.items()}}
+    return {**cells, **{heading: f"{first[column]:.0f}" for heading, column in COSTS.items()}}
 
 
 STUDY = Study("published", OPTIONS, plan, measure, findings, fresh=True)

@@ -189,10 +189,10 @@ def findings(results: pd.DataFrame, runs: Sequence[Run], options: Namespace) -> 
 def summary(results: pd.DataFrame) -> pd.DataFrame:
     """Return a row for each line, budget and choice: the RMSE's mean and sd over the seeds, the clipped one's mean."""
     keys = ["line", "epsilon", "rounds", "step"]
-    found = results.groupby(keys, sort=False).agg(
+    table = results.groupby(keys, sort=False).agg(
         seeds=("seed", "size"), mean=("rmse", "mean"), sd=("rmse", "std"), clipped=("clipped_rmse", "mean")
     )
-    return found.reset_index()
+    return table.reset_index()
 
 
 def best(table: pd.DataFrame) -> pd.DataFrame:
@@ -212,8 +212,8 @@ def figure_of(table: pd.DataFrame) -> Markup | None:
         return None
     levels = [(str(row["line"]), float(row["mean"])) for row in records(others)]
     panel = Panel("RMSE of ratings, lower is better", "RMSE", series, levels)
-    told = ", ".join(f"{row['line']} at {row['epsilon']} {row['mean']:.3f}" for row in records(table))
-    return tradeoff([panel], list(dict.fromkeys(private["epsilon"])), "ratings", f"RMSE against epsilon: {told}", 3.6)
+    text = ", ".join(f"{row['line']} at {row['epsilon']} {row['mean']:.3f}" for row in records(table))
+    return tradeoff([panel], list(dict.fromkeys(private["epsilon"])), "ratings", f"RMSE against epsilon: {text}", 3.6)
 
 
 def texts(table: pd.DataFrame) -> list[dict[str, str]]:

@@ -49,8 +49,8 @@ class Result:
 
     def strayed(self, other: "Result") -> float:
         """Return the largest difference of a loss, over the rounds that both have."""
-        found = [abs(a - b) for a, b in zip(self.losses, other.losses, strict=False)]
-        return math.inf if any(map(math.isnan, found)) else max(found)
+        gaps = [abs(a - b) for a, b in zip(self.losses, other.losses, strict=False)]
+        return math.inf if any(map(math.isnan, gaps)) else max(gaps)
 
     def distance(self, other: "Result") -> float:
         """Return the largest difference of a shared parameter after the last round.
@@ -61,8 +61,8 @@ class Result:
             return self.strayed(other)
         if self.shared.keys() != other.shared.keys():
             return math.inf
-        found = [float((value - other.shared[name]).abs().max()) for name, value in self.shared.items()]
-        return math.inf if any(map(math.isnan, found)) else max(found)
+        gaps = [float((value - other.shared[name]).abs().max()) for name, value in self.shared.items()]
+        return math.inf if any(map(math.isnan, gaps)) else max(gaps)
 
 
 def attempted(plan: Mapping[str, Experiment], repeat: int, wrong: list[str]) -> list[Result]:
@@ -99,17 +99,17 @@ def compared(results: Sequence[Result], first: Sequence[Result]) -> list[dict[st
 
     `first` are results after one round, by which those are judged that need not be equal to the bit.
     """
-    references = [next((one for one in runs if one.row["runner"] == REFERENCE), None) for runs in (results, first)]
-    loops = {one.row["repeat"]: one.row["seconds"] for one in results if one.row["runner"] == LOOP}
-    early = {one.row["runner"]: one for one in first}
-    found = []
-    for one in results:
-        name, off, strayed = one.row["runner"], math.inf, math.inf
+    references = [next((r for r in runs if r.row["runner"] == REFERENCE), None) for runs in (results, first)]
+    loops = {r.row["repeat"]: r.row["seconds"] for r in results if r.row["runner"] == LOOP}
+    early = {r.row["runner"]: r for r in first}
+    rows = []
+    for result in results:
+        name, off, strayed = result.row["runner"], math.inf, math.inf
         exact = RUNNERS[name].exact
-        judged, reference = (one, references[0]) if exact else (early.get(name), references[1])
+        judged, reference = (result, references[0]) if exact else (early.get(name), references[1])
         if judged and reference and references[0]:
-            off, strayed = judged.distance(reference), one.strayed(references[0])
+            off, strayed = judged.distance(reference), result.strayed(references[0])
         agrees = off <= (0.0 if exact else CLOSE) and strayed <= (0.0 if exact else STRAYED)
-        times = loops.get(one.row["repeat"], math.nan) / one.row["seconds"] if agrees else math.nan
-        found.append({**one.row, "times": times, "difference": off, "strayed": strayed, "agrees": agrees})
-    return found
+        times = loops.get(result.row["repeat"], math.nan) / result.row["seconds"] if agrees else math.nan
+        rows.append({**result.row, "times": times, "difference": off, "strayed": strayed, "agrees": agrees})
+    return rows

@@ -96,20 +96,20 @@ def straight(interactions: Sequence[float], seconds: Sequence[float]) -> Line:
     x, y = np.asarray(interactions, np.float64), np.asarray(seconds, np.float64)
     if len(x) < 2:
         return Line(float(y[0] / x[0]), 0.0, float("nan"), 1.0)
-    found = linregress(x, y)
-    return Line(found.slope, found.intercept, found.rvalue**2, float((y[-1] / x[-1]) / (y[0] / x[0])))
+    fit = linregress(x, y)
+    return Line(fit.slope, fit.intercept, fit.rvalue**2, float((y[-1] / x[-1]) / (y[0] / x[0])))
 
 
-def texts(one: Row) -> dict[str, str]:
+def texts(row: Row) -> dict[str, str]:
     """Return a row of the summary as it is printed, by heading."""
     return {
-        "clients": f"{one['clients']:,.0f}",
-        "interactions": f"{one['interactions']:,.0f}",
-        "seconds a round": f"{one['seconds']:.3g}",
-        "µs an interaction": f"{1e6 * one['seconds'] / one['interactions']:.3g}",
-        "start-up, s": f"{one['startup']:.1f}",
-        "peak MB": f"{one['megabytes']:,.0f}",
-        "MB sent a round": f"{one['bytes'] / 1e6:,.0f}",
+        "clients": f"{row['clients']:,.0f}",
+        "interactions": f"{row['interactions']:,.0f}",
+        "seconds a round": f"{row['seconds']:.3g}",
+        "µs an interaction": f"{1e6 * row['seconds'] / row['interactions']:.3g}",
+        "start-up, s": f"{row['startup']:.1f}",
+        "peak MB": f"{row['megabytes']:,.0f}",
+        "MB sent a round": f"{row['bytes'] / 1e6:,.0f}",
     }
 
 

@@ -38,7 +38,7 @@ OPTIONS = {"seeds": (3, SEEDS)}
 def plan(options: Namespace, choices: Mapping[str, str] | None = None) -> list[Run]:
     """Return the runs of every split, seed and line, each model with its choice or the first that it has."""
     choices = choices or {model: points[0] for model, (_, points) in MODELS.items()}
-    found = []
+    runs = []
     for split in SPLITS:
         experiments = {
             (f"{model} {way}", seed): experiment(options.flags, model, way, split, choices[model], seed)
@@ -48,11 +48,11 @@ def plan(options: Namespace, choices: Mapping[str, str] | None = None) -> list[R
         }
         first = next(iter(experiments))[0]
         experiments |= {(POPULARITY, seed): experiments[first, seed] for seed in range(options.seeds)}
-        found += [
+        runs += [
             Run({"method": line, "seed": seed, "split": split}, e, about=choices, folder=f"{split}/{line}-{seed}")
             for (line, seed), e in experiments.items()
         ]
-    return found
+    return runs
 
 
 def experiment(flags: Sequence[str], model: str, way: str, split: str, choice: str, seed: int) -> Experiment:
@@ -88,11 +88,11 @@ def summary(results: pd.DataFrame) -> list[Row]:
     rows: list[Row] = []
     for split, part in results.groupby("split", sort=False):
         values = by_arm(part, "method")
-        for line, mine in values.items():
+        for line, scores in values.items():
             model, _, way = line.partition(" ")
             others = dict(zip(GAPS, (f"{model} local", f"mf {way}", POPULARITY), strict=True))
             gaps = differences(values, line, others) if model != POPULARITY else {}
-            rows.append({"split": str(split), "method": line, **spread(mine), **ends(gaps)})
+            rows.append({"split": str(split), "method": line, **spread(scores), **ends(gaps)})
     return rows
 
 

@@ -80,11 +80,11 @@ def study(workloads: Sequence[Workload], chosen: Sequence[str], repeats: int, se
         write_csv(home / "results.csv", rows)
         machine = f"{platform.machine()}, {os.cpu_count()} CPUs, {platform.system()}"
         settings = {workload.name: workload.flags for workload in workloads}
-        told = {"machine": machine, "repeats": str(repeats), **settings, "versions": str(versions())}
-        page = page_of(table, [*wrong, *notes], told)
-        found = Findings(table, page, notes=notes)
-        write(home, found)
-    show(out, found)
+        facts = {"machine": machine, "repeats": str(repeats), **settings, "versions": str(versions())}
+        page = page_of(table, [*wrong, *notes], facts)
+        findings = Findings(table, page, notes=notes)
+        write(home, findings)
+    show(out, findings)
     return wrong
 
 
@@ -101,7 +101,7 @@ def runs(workload: Workload, plan: dict[str, Experiment], repeats: int, wrong: l
 
 def planned(workload: Workload, names: Sequence[str], path: Path, seed: int, notes: list[str]) -> dict[str, Experiment]:
     """Return the experiment of every runner that can run a workload; `notes` gets what is to be said of others."""
-    found = {}
+    plan = {}
     for name in names:
         runner, rounds = RUNNERS[name], SLOW.get((workload.name, name), workload.rounds)
         options = replace(workload, rounds=rounds).experiment(path)
@@ -114,8 +114,8 @@ def planned(workload: Workload, names: Sequence[str], path: Path, seed: int, not
             continue
         if rounds != workload.rounds:
             notes.append(f"{name} ran once on {workload.name}, for {rounds} of {workload.rounds} rounds")
-        found[name] = experiment
-    return found
+        plan[name] = experiment
+    return plan
 
 
 def summary(results: pd.DataFrame) -> list[Row]:
@@ -140,14 +140,14 @@ def texts(row: Row) -> dict[str, str]:
     }
 
 
-def page_of(table: Sequence[Row], notes: Sequence[str], told: dict[str, str]) -> Page:
+def page_of(table: Sequence[Row], notes: Sequence[str], facts: dict[str, str]) -> Page:
     """Return the page of the study."""
     parts = []
     for name, words in {row["workload"]: KNOWN[row["workload"]].words for row in table}.items():
-        own = [row for row in table if row["workload"] == name]
-        right = [row for row in own if row["agrees"]]
+        lines = [row for row in table if row["workload"] == name]
+        right = [row for row in lines if row["agrees"]]
         label = f"times as fast as the sequential loop, {name}"
         runners, times = [str(row["runner"]) for row in right], [row["times"] for row in right]
         figure = plots.bars(runners, times, name, label, f"{label}: {dict(zip(runners, times, strict=True))}")
-        parts.append(Part(name, [texts(row) for row in own], words, figure))
-    return Page("How fast is a round?", WORDS, told["machine"], parts, told, notes)
+        parts.append(Part(name, [texts(row) for row in lines], words, figure))
+    return Page("How fast is a round?", WORDS, facts["machine"], parts, facts, notes)

@@ -55,9 +55,9 @@ def differences(values: Mapping[str, Values], arm: str, others: Mapping[str, str
     return {name: paired(values[arm], values[other]) for name, other in there.items()}
 
 
-def ends(found: Mapping[str, Paired]) -> Row:
+def ends(gaps: Mapping[str, Paired]) -> Row:
     """Return means with their intervals, by column."""
-    values = {name: (p.mean, p.low, p.high) for name, p in found.items()}
+    values = {name: (p.mean, p.low, p.high) for name, p in gaps.items()}
     return {f"{name}{end}": x for name, p in values.items() for end, x in zip(ENDS, p, strict=True)}
 
 
@@ -69,8 +69,8 @@ def band(row: Row, name: str) -> list[float]:
 def ranked(results: pd.DataFrame, *keys: str) -> pd.DataFrame:
     """Return the mean validation over seeds by some columns, the best first in all but the last."""
     means = results.drop_duplicates([*keys, "seed"]).groupby(list(keys), sort=False)["validation"]
-    found = means.agg(validation="mean", seeds="size").reset_index()
-    return found.sort_values([*keys[:-1], "validation"], ascending=[True] * (len(keys) - 1) + [False], kind="stable")
+    table = means.agg(validation="mean", seeds="size").reset_index()
+    return table.sort_values([*keys[:-1], "validation"], ascending=[True] * (len(keys) - 1) + [False], kind="stable")
 
 
 def points(grid: str) -> list[tuple[str, ...]]:

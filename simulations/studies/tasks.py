@@ -70,21 +70,21 @@ class Arm:
 
     def experiments(self, flags: Sequence[str], seed: int) -> dict[str, Experiment]:
         """Return the experiment of every task, or of all; raises UserError where the tasks cannot be parted."""
-        own = dict(self.options)
+        chosen = dict(self.options)
         fixed = ["--model", self.body, "--weighting.kind", self.weighting, "--seed", str(seed)]
 
-        def made(task: str) -> Experiment:
-            e = arm_of([*USUAL.split(), *flags, *fixed, *own.get(task, ())])
+        def arm_on(task: str) -> Experiment:
+            e = arm_of([*USUAL.split(), *flags, *fixed, *chosen.get(task, ())])
             return e if self.federated else baseline(e, "local")
 
         if not self.single:
-            return {EVERY: made(EVERY)}
-        found, why = single_tasks(made(EVERY))
-        if not found:
+            return {EVERY: arm_on(EVERY)}
+        singles, why = single_tasks(arm_on(EVERY))
+        if not singles:
             raise UserError(
                 f"task: {self.body} must have tasks to train one by one, {why or 'found no client with two'}"
             )
-        return {task: single_tasks(made(task))[0][task] for task in found}
+        return {task: single_tasks(arm_on(task))[0][task] for task in singles}
 
 
 def plan(options: Namespace) -> list[Run]:
@@ -122,11 +122,11 @@ def seeds_of(text: str, reported: int) -> list[int]:
     """Return the seeds to tune on; raises UserError for one that is reported."""
     if not all(part.strip().isdecimal() for part in text.split(",") if text):
         raise UserError(f"tune: must be whole numbers joined by commas, found {text!r}")
-    found = [int(part) for part in text.split(",") if part]
-    for seed in found:
+    seeds = [int(part) for part in text.split(",") if part]
+    for seed in seeds:
         if seed < reported:
             raise UserError(f"tune: must be seeds that are not reported, from {reported} on, found {seed}")
-    return found
+    return seeds
 
 
 def runs_of(arms: Sequence[Arm], flags: Sequence[str], seeds: Iterable[int], tried: Sequence[str] = ()) -> list[Run]:
@@ -153,12 +153,12 @@ def measure(run: Run, home: Path) -> Rows:
 
 def findings(results: pd.DataFrame, runs: Sequence[Run], options: Namespace) -> Findings:
     """Return what every arm gains against the single-task ones, and its page."""
-    rows, told = summary(results), facts(runs)
+    rows, about = summary(results), facts(runs)
     if options.tune:
-        told["tuned"] = f"on the validation of seeds {options.tune}, {options.grid}"
+        about["tuned"] = f"on the validation of seeds {options.tune}, {options.grid}"
     for arm in dict.fromkeys(run.about for run in runs):
-        told |= {f"{arm.name}{', ' + task if task else ''}": " ".join(found) for task, found in arm.options}
-    return Findings(rows, page(rows, options.seeds, told), tables(rows), notes=notes(rows))
+        about |= {f"{arm.name}{', ' + task if task else ''}": " ".join(words) for task, words in arm.options}
+    return Findings(rows, page(rows, options.seeds, about), tables(rows), notes=notes(rows))
 
 
 def tuned(arms: Sequence[Arm], tried: pd.DataFrame) -> list[Arm]:
@@ -180,21 +180,21 @@ def summary(results: pd.DataFrame) -> list[Row]:
     several = results.groupby("client")["task"].transform("nunique") > 1
     rows: list[Row] = []
     gaps: dict[str, list[tuple[Row, Paired]]] = {key: [] for key in AGAINST}
-    for (task, metric), own in measures(results[several]):
-        values, arms = by_arm(own, "arm"), own.drop_duplicates("arm").set_index("arm").to_dict("index")
-        for name, mine in values.items():
+    for (task, metric), group in measures(results[several]):
+        values, arms = by_arm(group, "arm"), group.drop_duplicates("arm").set_index("arm").to_dict("index")
+        for name, scores in values.items():
             others = {f"minus_{key}": f"{single} {arms[name]['body']}" for key, single in AGAINST.items()}
             there = differences(values, name, others)
             multi = not arms[name]["single"]
-            rows.append({"task": task, "metric": metric, "arm": name, "multi": multi, **spread(mine), **ends(there)})
+            rows.append({"task": task, "metric": metric, "arm": name, "multi": multi, **spread(scores), **ends(there)})
             for column, p in there.items():
                 gaps[column.removeprefix("minus_")].append((rows[-1], p))
     speaks = {row["task"]: row["metric"] for row in reversed(rows)}
-    for key, found in gaps.items():
-        told = [row["multi"] and speaks[row["task"]] == row["metric"] for row, _ in found]
-        family = ["" if t else f"{row['task']}/{row['metric']}" for t, (row, _) in zip(told, found, strict=True)]
-        words = verdicts([row["metric"] for row, _ in found], [p for _, p in found], family)
-        for (row, _), word in zip(found, words, strict=True):
+    for key, pairs in gaps.items():
+        judged = [row["multi"] and speaks[row["task"]] == row["metric"] for row, _ in pairs]
+        family = ["" if t else f"{row['task']}/{row['metric']}" for t, (row, _) in zip(judged, pairs, strict=True)]
+        words = verdicts([row["metric"] for row, _ in pairs], [p for _, p in pairs], family)
+        for (row, _), word in zip(pairs, words, strict=True):
             row[f"against_{key}"] = WORDS.get(word, word)
     return rows
 
@@ -207,18 +207,18 @@ def balances(rows: Sequence[Row], key: str) -> dict[str, Balance]:
         if row["multi"]:
             word = str(row[f"against_{key}"])
             judged.setdefault(row["arm"], {}).setdefault(row["task"], names.get(word, word))
-    return {arm: balance(found.items()) for arm, found in judged.items()}
+    return {arm: balance(words.items()) for arm, words in judged.items()}
 
 
 def page(rows: Sequence[Row], seeds: int, facts: dict[str, str]) -> Page:
     """Return the page."""
     notes = [
-        f"{arm}, against {AGAINST[key]}: {found.words}."
+        f"{arm}, against {AGAINST[key]}: {result.words}."
         for key in ("federated", "local")
-        for arm, found in balances(rows, key).items()
-        if found.lost
+        for arm, result in balances(rows, key).items()
+        if result.lost
     ]
-    words = "; ".join(f"{arm}: {found.words}" for arm, found in balances(rows, "federated").items())
+    words = "; ".join(f"{arm}: {result.words}" for arm, result in balances(rows, "federated").items())
     measures = list(dict.fromkeys((row["task"], row["metric"]) for row in rows))
     return Page(
         "What do several tasks in one model gain or lose?",
@@ -233,25 +233,25 @@ def page(rows: Sequence[Row], seeds: int, facts: dict[str, str]) -> Page:
 
 def part(rows: Sequence[Row], task: str, metric: str) -> Part:
     """Return the table and the figure of one metric."""
-    own = [row for row in rows if (row["task"], row["metric"]) == (task, metric)]
-    told = {"gained": "helped", "lost": "hurt"}
+    lines = [row for row in rows if (row["task"], row["metric"]) == (task, metric)]
+    words = {"gained": "helped", "lost": "hurt"}
     gains = [
-        (row["arm"], *band(row, "minus_federated"), told.get(row["against_federated"], ""))
-        for row in own
+        (row["arm"], *band(row, "minus_federated"), words.get(row["against_federated"], ""))
+        for row in lines
         if row["multi"]
     ]
     figure = forest(gains, f"{task}-{metric}", f"{label(metric)} minus federated single-task")
     better = "more" if higher_is_better(metric) else "less"
-    return Part(f"{task}: {label(metric)}", [texts(row) for row in own], f"{better.capitalize()} is better.", figure)
+    return Part(f"{task}: {label(metric)}", [texts(row) for row in lines], f"{better.capitalize()} is better.", figure)
 
 
 def texts(row: Row) -> dict[str, str]:
     """Return a row as it is printed."""
-    found = {"Arm": row["arm"], "Mean": number(row["mean"], 4), "SD": number(row["sd"], 4)}
+    cells = {"Arm": row["arm"], "Mean": number(row["mean"], 4), "SD": number(row["sd"], 4)}
     for key, name in AGAINST.items():
         there = f"minus_{key}" in row
-        found[f"Minus {name}"] = f"{change(*band(row, f'minus_{key}'))} {row[f'against_{key}']}" if there else ""
-    return found
+        cells[f"Minus {name}"] = f"{change(*band(row, f'minus_{key}'))} {row[f'against_{key}']}" if there else ""
+    return cells
 
 
 def tables(rows: Sequence[Row]) -> list[Part]:
@@ -272,9 +272,9 @@ def tables(rows: Sequence[Row]) -> list[Part]:
 def notes(rows: Sequence[Row]) -> list[str]:
     """Return the balance of every multi-task arm in words."""
     return [
-        f"{short(arm)}, against {single}: {found.words}"
+        f"{short(arm)}, against {single}: {result.words}"
         for key, single in AGAINST.items()
-        for arm, found in balances(rows, key).items()
+        for arm, result in balances(rows, key).items()
     ]
 
 

@@ -53,11 +53,11 @@ class Workload:
     def platform(self, seed: int, platform: int) -> pd.DataFrame:
         """Return the interactions of one platform; raises UserError if its users are too few to meet every item."""
         rng, sizes = generator(seed, self.name, "items", platform), self.sizes(seed, platform) + HELD_OUT
-        own = -(-self.items // self.users)  # items of which a user is the one who surely meets them
-        if own > sizes.min():
+        share = -(-self.items // self.users)  # items of which a user is the one who surely meets them
+        if share > sizes.min():
             raise UserError(f"users: must be enough to meet {self.items} items, found {self.users}")
         chance = rng.random((self.users, self.items))
-        sure = np.arange(self.users * own).reshape(self.users, own) % self.items
+        sure = np.arange(self.users * share).reshape(self.users, share) % self.items
         np.put_along_axis(chance, sure, -1.0, axis=1)
         nearest = np.argsort(chance, axis=1)
         user = np.repeat(np.arange(self.users), sizes)
