@@ -23,7 +23,7 @@ from fedrec.training.results import stack
 from fedrec.training.stacks import Terms
 
 
-def fitted(client: Client, sent: Broadcast) -> Broadcast:
+def fit_message(client: Client, sent: Broadcast) -> Broadcast:
     """Return a message with tables of all the client's rows, zero where the federation has none.
 
     Raises ContractError for what the client does not share, and for rows that it does not carry.
@@ -69,7 +69,7 @@ def lesson(client: Client, now: Kept, broadcast: Broadcast) -> tuple[Kept, float
     """
     e, own, number = client.experiment, now.own, broadcast.round
     private, home = parted(now.private)
-    pull, rest = taught(client, broadcast), lacking(client, broadcast)
+    pull, rest = consensus_pull(client, broadcast), lacking(client, broadcast)
     if pull:
         rest = {}  # logits that nobody else has are not parameters
     shared = with_home(broadcast.values, home or at_home(client.channel.split(client.start())[0], rest))
@@ -95,7 +95,7 @@ def mask(value: Tensor, rows: Tensor | None) -> Tensor:
     return torch.ones_like(value) if rows is None else torch.zeros_like(value).index_fill(0, rows, 1.0)
 
 
-def taught(client: Client, broadcast: Broadcast) -> Term | None:
+def consensus_pull(client: Client, broadcast: Broadcast) -> Term | None:
     """Return the pull to the consensus logits that there are; None for a client that shares parameters."""
     channel, e = client.channel, client.experiment
     if not isinstance(channel, Logits):

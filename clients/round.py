@@ -15,7 +15,7 @@ from clients.about import about
 from clients.budget import excess, priced
 from clients.client import Client
 from clients.home import parted, with_home
-from clients.newcomer import fitted, lesson
+from clients.newcomer import fit_message, lesson
 from clients.private import measured, open_loss, protected, unsaid
 from clients.secure import Envelope
 from clients.state import Kept, State
@@ -69,7 +69,7 @@ def receive(client: Client, broadcast: Broadcast) -> Broadcast:
     """Return the server's message, admitted against this client's own contract."""
     admit_round(broadcast.round, client.experiment.rounds)
     if client.newcomer:
-        return fitted(client, broadcast)
+        return fit_message(client, broadcast)
     if broadcast.rows:
         raise ContractError(f"record rows: must not be sent but to newcomers, found {', '.join(broadcast.rows)}")
     if client.experiment.coupling.balance and not 0 < broadcast.rho < math.inf:
@@ -177,11 +177,11 @@ def evaluated(client: Client, state: State, sent: Broadcast) -> tuple[State, Con
     broadcast = receive(client, sent)
     state, reply = followed(state, broadcast), Contribution(client.data.name, {}, {}, client.device)
     with unsaid(client, broadcast):
-        state, reply = told(client, state, broadcast, tested(client, state, broadcast))
+        state, reply = told(client, state, broadcast, assess(client, state, broadcast))
     return state, reply
 
 
-def tested(client: Client, state: State, broadcast: Broadcast) -> Evaluation:
+def assess(client: Client, state: State, broadcast: Broadcast) -> Evaluation:
     """Return how a client measures a message that was received and followed.
 
     After the final test it keeps what is its own.

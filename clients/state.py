@@ -118,14 +118,14 @@ def saved(parties: Mapping[str, Party]) -> RecordDict:
         for kind in KINDS:
             parts = [by_kind.get(kind) for by_kind in tensors]
             if any(part is not None for part in parts):
-                records[f"{when}.{kind}"], about[f"{when}.{kind}"] = laid(parts, bases)
+                records[f"{when}.{kind}"], about[f"{when}.{kind}"] = lay_out(parts, bases)
     for number, base in enumerate(bases.values()):
         records[f"base.{number}"] = pack(base)
     records["about"] = ConfigRecord({"about": json.dumps(about)})
     return records
 
 
-def laid(parts: Sequence[Mapping[str, Tensor] | None], bases: dict[int, Params]) -> tuple[ArrayRecord, Any]:
+def lay_out(parts: Sequence[Mapping[str, Tensor] | None], bases: dict[int, Params]) -> tuple[ArrayRecord, Any]:
     """Return tensors of clients, those of one name and form end to end, and how many rows are whose.
 
     Of what is another's but for some rows, that other is added to `bases`.
@@ -158,7 +158,7 @@ def restore(parties: Mapping[str, Party], records: RecordDict) -> None:
     while isinstance(base := records.get(f"base.{len(bases)}"), ArrayRecord):
         bases.append(unpack(base))
     each = {
-        when: {k: apart(records[f"{when}.{k}"], about[f"{when}.{k}"], bases) for k in KINDS if f"{when}.{k}" in records}
+        when: {k: split(records[f"{when}.{k}"], about[f"{when}.{k}"], bases) for k in KINDS if f"{when}.{k}" in records}
         for when in TIMES
     }
     for party in parties.values():
@@ -178,8 +178,8 @@ def restore(parties: Mapping[str, Party], records: RecordDict) -> None:
             parties[name].secrets[kind] = record
 
 
-def apart(record: Any, about: Any, bases: Sequence[Params]) -> list[Mapping[str, Tensor] | None]:
-    """Return the tensors of each client of what `laid` made."""
+def split(record: Any, about: Any, bases: Sequence[Params]) -> list[Mapping[str, Tensor] | None]:
+    """Return the tensors of each client that `lay_out` laid out."""
     arrays, (of, none, rows) = unpack(record), about
     parts: list[Params] = [{} for _ in of]
     for key, (places, sizes) in rows.items():

@@ -59,7 +59,7 @@ def train(client: Client, start: Start) -> Made:
     first, copy = weightings(own)
     weigher, second = client.weigher(first), client.weigher(copy) if e.drift.second else None
     if e.privacy.inside:
-        params, loss = released(client, before, start)
+        params, loss = train_privately(client, before, start)
         if e.drift.second:  # Ditto's copy, of which w knows nothing, nor it of w
             anchor = Terms(stack([to(start.z, client.device)]))
             own = replace(own, personal=update(client, dict(own.personal or {}), number, anchor, e.drift.pull).params)
@@ -118,7 +118,7 @@ def update(client: Client, before: Params, number: int, terms: Terms = NOTHING, 
     return Trained(params, result.loss, to(result.personal, "cpu"))
 
 
-def released(client: Client, before: Params, start: Start) -> tuple[Params, float]:
+def train_privately(client: Client, before: Params, start: Start) -> tuple[Params, float]:
     """Return what `update` makes, trained with the noise that lets the shared parameters leave.
 
     Raises OverBudget, before any training, if the round would exceed what was promised.

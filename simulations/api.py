@@ -70,7 +70,7 @@ def run(
     if experiment:
         told_whole(experiment, Experiment)
     base, values = given(experiment.model_dump() if experiment else {}), of_table(given(fields), data, columns)
-    return finished(cli.command_of(base, values, folder(out), quiet, compare, every), data)
+    return carry_out(cli.command_of(base, values, folder(out), quiet, compare, every), data)
 
 
 def resume(path: PathLike, *, compare: bool | None = None, quiet: bool = True) -> Run:
@@ -78,7 +78,7 @@ def resume(path: PathLike, *, compare: bool | None = None, quiet: bool = True) -
 
     Raises as `run` does.
     """
-    return finished(cli.resumed(Path(path).expanduser(), quiet, compare))
+    return carry_out(cli.resumed(Path(path).expanduser(), quiet, compare))
 
 
 def compare(
@@ -98,12 +98,12 @@ def compare(
     mapping of arms names them. `attrs["runs"]` of the table has the paths. Raises as `run` does, and UserError for runs
     that are not tested on the same rows.
     """
-    named = {name: opened(arm) for name, arm in (arms if isinstance(arms, Mapping) else by_name(arms)).items()}
+    named = {name: open_arm(arm) for name, arm in (arms if isinstance(arms, Mapping) else by_name(arms)).items()}
     common = of_table(given(fields), data, columns)
     planned = {name: arm_of(common, given(arm)) for name, arm in named.items() if not isinstance(arm, Run)}
     if common and not planned:
         raise UserError(f"{next(iter(common))}: acts only with a method to run, found runs alone")
-    cli.heard(common, planned.values())
+    cli.check_given(common, planned.values())
     if len(named) < 2:
         raise UserError(f"compare: must have at least two, found {len(named)}")
     (first, base), *others = ((n, arm.experiment if isinstance(arm, Run) else planned[n]) for n, arm in named.items())
@@ -113,14 +113,14 @@ def compare(
     for e in planned.values() if data is None else ():
         check(e)
     commands = {n: Command(e, folder(out, n), quiet, False, int(e.engine in cli.SAVING)) for n, e in planned.items()}
-    runs = {n: arm if isinstance(arm, Run) else finished(commands[n], data) for n, arm in named.items()}
+    runs = {n: arm if isinstance(arm, Run) else carry_out(commands[n], data) for n, arm in named.items()}
     table = side_by_side({name: r.read for name, r in runs.items()})
     table = table if all_metrics else table[table["primary"]].reset_index(drop=True)
     table.attrs["runs"] = {name: str(r.path) for name, r in runs.items()}
     return table
 
 
-def opened(arm: Arm) -> Run | Mapping[str, Any]:
+def open_arm(arm: Arm) -> Run | Mapping[str, Any]:
     """Return the run that is meant, or the fields of one that is to be run; raises UserError for no run's folder."""
     if isinstance(arm, str) and (arm in METHODS or not Path(arm).is_dir()):
         return {"method": arm}
@@ -143,11 +143,11 @@ def by_name(arms: Sequence[Arm]) -> dict[str, Arm]:
 def arm_of(common: Mapping[str, Given], fields: Mapping[str, Given]) -> Experiment:
     """Return the experiment of one arm, in which some of the fields that are common to all need not act."""
     e = cli.resolve({**common, **fields}, strict=False)
-    cli.heard(fields, [e])
+    cli.check_given(fields, [e])
     return baseline(e, e.method) if e.method in ("local", "pooled") else e
 
 
-def finished(command: Command, data: pd.DataFrame | None = None) -> Run:
+def carry_out(command: Command, data: pd.DataFrame | None = None) -> Run:
     """Do what a command asks for, on `data` if there are any; return its run. Raises as `run` does."""
     forget()
     console = Console(markup=False, emoji=False)

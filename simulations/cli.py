@@ -181,17 +181,17 @@ def overrides(run_config: Mapping[str, bool | float | int | str]) -> Experiment:
 
 
 def arm(argv: Sequence[str]) -> Experiment:
-    """Return an experiment of a study, some of whose options cannot act in it; see `heeded`."""
+    """Return an experiment of a study, some of whose options cannot act in it; see `check_flags`."""
     return parse(argv, strict=False).experiment
 
 
-def heeded(argv: Sequence[str], experiments: Iterable[Experiment]) -> None:
+def check_flags(argv: Sequence[str], experiments: Iterable[Experiment]) -> None:
     """Raise UserError for an option among a study's that can act in none of its experiments."""
     given = vars(parser().parse_known_args(argv)[0])
-    heard({path: Given(value, f"option {flag(path)}") for path, value in given.items()}, experiments)
+    check_given({path: Given(value, f"option {flag(path)}") for path, value in given.items()}, experiments)
 
 
-def heard(given: Mapping[str, Given], experiments: Iterable[Experiment]) -> None:
+def check_given(given: Mapping[str, Given], experiments: Iterable[Experiment]) -> None:
     """Raise UserError for a value that can act in none of the experiments it is given to."""
     arms, initial = list(experiments), flatten(Experiment().model_dump())
     for path, (value, where) in given.items():

@@ -45,7 +45,7 @@ def run(argv: Sequence[str]) -> None:
     command = parse(argv)
     if command.resume:
         raise UserError("option --resume: flwr run makes no checkpoints, so that a run cannot be gone on with")
-    heeded(argv, command.experiment)
+    check_flags(argv, command.experiment)
     check(command.experiment)
     require_ray("flwr run: a simulation")
     if not (ROOT / "pyproject.toml").is_file():
@@ -56,7 +56,7 @@ def run(argv: Sequence[str]) -> None:
     close(out, Console(markup=False, emoji=False), command.quiet)
 
 
-def heeded(argv: Sequence[str], experiment: Experiment) -> None:
+def check_flags(argv: Sequence[str], experiment: Experiment) -> None:
     """Raise UserError for an option of `simulations.run` that `flwr run` does not use; `argv` or a file gave it."""
     given, usual = vars(parser().parse_known_args(argv)[0]), Experiment()
     asked = {name: getattr(experiment, name) for name in RUNNING if getattr(experiment, name) != getattr(usual, name)}

@@ -117,9 +117,9 @@ def perform(command: Command, console: Console, told: Told, way: Way, write: Wri
                     record = json.loads((home / "experiment.json").read_text(encoding="utf-8"))
                     keep(home, record["stopped"] == "interrupted" and not record["privacy"])
         except (ClientFailure, ContractError, OSError) as error:
-            raise RunFailure(f"{one_line(error)}{continued(command, out, home, way)}") from error
+            raise RunFailure(f"{one_line(error)}{way_on(command, out, home, way)}") from error
         except KeyboardInterrupt:
-            raise KeyboardInterrupt(f"stopped{continued(command, out, home, way) or NOTHING}") from None
+            raise KeyboardInterrupt(f"stopped{way_on(command, out, home, way) or NOTHING}") from None
         return Ended(out, stopped(), failures)
 
 
@@ -156,7 +156,7 @@ def remember(command: Command, home: Path) -> None:
     replace(home / CHECKPOINTS / COMMAND, json_text({**about, "every": command.every}).encode())
 
 
-def continued(command: Command, out: Path | None, home: Path | None, way: Way) -> str:
+def way_on(command: Command, out: Path | None, home: Path | None, way: Way) -> str:
     """Return how to go on with a run that did not come to its end, if it can be."""
     if out and command.trained:
         return f"; the baselines that the run lacks are added by {way(out, True)}"
@@ -220,7 +220,7 @@ def baselines(
         if stopped():
             break
         shown.phase(f"baseline {name}", other.rounds)
-        if text := compared(other, name, home, stopped, launch):
+        if text := train_baseline(other, name, home, stopped, launch):
             failures.append(f"baseline {name}: {text}")
             told(f"failed: {failures[-1]}")
     remove(home / PARTIAL)  # of one that was killed, and is not wanted now
@@ -240,7 +240,7 @@ def whole(make: Callable[[Path], None], home: Path, name: str, stopped: Callable
         remove(partial)
 
 
-def compared(other: Experiment, name: str, home: Path, stopped: Callable[[], bool], launch: Launch) -> str:
+def train_baseline(other: Experiment, name: str, home: Path, stopped: Callable[[], bool], launch: Launch) -> str:
     """Train a baseline into `home` whole or not at all; return why it failed, or an empty text."""
     from server.faults import ClientFailure
 

@@ -44,7 +44,7 @@ def teach(experiment: Experiment, record: Record, home: Path) -> None:
     about = {"kind": model.kind, "dim": model.dim, "hidden": model.hidden, "task": experiment.agreement.task}
     write_json(home / "model" / "student.json", {**about, "users": users.tolist(), "items": items.tolist()})
     teachers = [data for data in clients_data(experiment) if data.name not in experiment.arrivals]
-    rows = [row for data in teachers for row in compared(experiment, home, data, *students)]
+    rows = [row for data in teachers for row in compare_models(experiment, home, data, *students)]
     write_csv(home / "student.csv", rows, STUDENT)
 
 
@@ -70,7 +70,7 @@ def student_of(experiment: Experiment, ids: Ints, logits: torch.Tensor) -> tuple
     return model, params, users, items
 
 
-def compared(
+def compare_models(
     e: Experiment, home: Path, data: ClientData, model: Recommender, params: Params, users: Ints, items: Ints
 ) -> list[Row]:
     """Return by metric how student and teacher do on the volunteers' held-out items that the teacher carries."""

@@ -19,7 +19,7 @@ from simulations import flower
 from simulations.apps import apps_for, plan_of
 from simulations.baselines import baseline, comparisons, run_popularity, single_task
 from simulations.check import check
-from simulations.cli import arm, heeded, parse
+from simulations.cli import arm, check_flags, parse
 from simulations.engines.nodes import stacked
 from simulations.engines.slots import slots_of
 from simulations.methods import METHODS, usual
@@ -496,9 +496,9 @@ def test_a_study_refuses_an_option_that_acts_in_none_of_its_experiments() -> Non
     flags = ["--coupling.strength", "0.5"]
     arms = [arm([*flags, "--method", name]) for name in ("fedper", "mr-mtl")]
     assert [e.coupling.strength for e in arms] == [1e-4, 0.5]
-    heeded(flags, arms)
+    check_flags(flags, arms)
     with pytest.raises(UserError, match=r"^option --coupling\.strength: acts only with"):
-        heeded(flags, arms[:1])
+        check_flags(flags, arms[:1])
 
 
 @pytest.mark.parametrize(
@@ -507,10 +507,10 @@ def test_a_study_refuses_an_option_that_acts_in_none_of_its_experiments() -> Non
 )
 def test_a_study_refuses_a_value_that_acts_in_none_of_its_experiments(flags: list[str], least: list[str]) -> None:
     arms = [arm([*flags, *more]) for more in (least, [])]
-    heeded(flags, arms)
+    check_flags(flags, arms)
     refuse(arms[0], usual(arms[0]))
     with pytest.raises(UserError, match=f"^option {flags[0]}: acts only with more "):
-        heeded(flags, arms[:1])
+        check_flags(flags, arms[:1])
 
 
 def test_what_cannot_act_is_set_back_and_nothing_else() -> None:

@@ -19,7 +19,7 @@ from fedrec.report.study import Page, Part
 from simulations.cli import arm
 from simulations.studies import harness
 from simulations.studies.harness import Findings, Run, Study, carry_out, conduct, facts
-from simulations.studies.options import parsed
+from simulations.studies.options import parse_options
 from simulations.studies.tables import by_arm, differences, ends, spread, table_of
 from tests.helpers import Here
 
@@ -76,7 +76,7 @@ def test_a_study_keeps_the_order_of_its_runs_and_their_folders(
 
 
 def test_a_real_pool_keeps_the_order_too(tmp_path: Path) -> None:
-    runs = plan(parsed("methods", OPTIONS, ["--arms", "b,a,c"]))
+    runs = plan(parse_options("methods", OPTIONS, ["--arms", "b,a,c"]))
     here, there = (carry_out(TOY, workers, tmp_path / str(workers), runs[:3]) for workers in (0, 2))
     pd.testing.assert_frame_equal(here, there)
 
@@ -89,7 +89,7 @@ def test_one_worker_is_this_process_with_one_thread_while_it_works(
     torch.set_num_threads(3)
     try:
         one = replace(TOY, measure=lambda run, home: [{"process": os.getpid(), "threads": torch.get_num_threads()}])
-        (row,) = carry_out(one, 1, tmp_path, plan(parsed("methods", OPTIONS, []))[:1]).to_dict("records")
+        (row,) = carry_out(one, 1, tmp_path, plan(parse_options("methods", OPTIONS, []))[:1]).to_dict("records")
         assert row == {"process": os.getpid(), "threads": 1} and torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(threads)
@@ -158,10 +158,10 @@ def test_what_is_refined_is_run_in_place_of_the_plan(tmp_path: Path) -> None:
 
 
 def test_options_have_their_types_and_what_is_left_is_of_a_run() -> None:
-    found = parsed("methods", OPTIONS, ["--deep", "--rounds", "7", "--n", "3"])
+    found = parse_options("methods", OPTIONS, ["--deep", "--rounds", "7", "--n", "3"])
     assert (found.arms, found.seeds, found.deep, found.n) == ("b,a", 2, True, 3)
     assert found.out == Path("runs/study-methods") and found.flags == ["--rounds", "7"]
-    assert parsed("methods", OPTIONS, []).n is None
+    assert parse_options("methods", OPTIONS, []).n is None
 
 
 def test_arms_are_paired_by_seed() -> None:

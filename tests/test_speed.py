@@ -21,7 +21,7 @@ from simulations.studies import runners, scale, speed
 from simulations.studies.__main__ import main
 from simulations.studies.loop import run_loop
 from simulations.studies.measure import Measured, measured
-from simulations.studies.runners import LOOP, REFERENCE, RUNNERS, Result, Runner, compared
+from simulations.studies.runners import LOOP, REFERENCE, RUNNERS, Result, Runner, compare
 from simulations.studies.workloads import COLUMNS, W1, W2, Workload
 
 SMALL = (
@@ -147,7 +147,7 @@ def test_losses_that_stray_and_what_is_no_number_do_not_agree() -> None:
         return Result(row, losses, {"item_table": torch.full((2, 2), value)})
 
     def agrees(one: Result, early: Result) -> bool:
-        rows = compared([result(REFERENCE, [1.0, 2.0]), one], [result(REFERENCE, [1.0]), early])
+        rows = compare([result(REFERENCE, [1.0, 2.0]), one], [result(REFERENCE, [1.0]), early])
         return bool(rows[1]["agrees"])
 
     assert agrees(result(LOOP, [1.0, 2.0005], 9.0), result(LOOP, [1.0], 9e-6))

@@ -138,7 +138,7 @@ def test_a_student_comes_near_its_teachers_and_shuffled_logits_teach_nothing(
     z = load_file(home / "model" / "shared.safetensors")["logits"]
     order = torch.from_numpy(np.random.Generator(np.random.PCG64(0)).permutation(len(z)))
     shuffled = student_of(e, probe(e), z[order])
-    found = [row for data in clients_data(e) for row in module.compared(e, tmp_path, data, *shuffled)]
+    found = [row for data in clients_data(e) for row in module.compare_models(e, tmp_path, data, *shuffled)]
     blind = np.mean([row["student"] for row in found if row["metric"] == "ndcg@10"])
     assert all(np.isnan(float(row["teacher"])) for row in found)  # no teacher's files are in that folder
     assert student > 0.5 * teachers and student > 2 * blind, (student, teachers, blind)
@@ -158,7 +158,7 @@ def test_the_student_of_three_unlike_recommenders_is_no_worse_than_their_mean(tm
     assert {name for values in (*sent, *answers) for name in values} == {LOGITS}
     students = student_of(e, record.rows["probe"], record.shared[LOGITS])
     write_record(home, record, e.model_dump(mode="json"))
-    rows = [row for data in clients_data(e) for row in module.compared(e, home, data, *students)]
+    rows = [row for data in clients_data(e) for row in module.compare_models(e, home, data, *students)]
     ndcg = [row for row in rows if row["metric"] == "ndcg@10"]
     student, teachers = (np.mean([float(row[name]) for row in ndcg]) for name in ("student", "teacher"))
     assert student >= teachers, (student, teachers)

@@ -24,8 +24,8 @@ from fedrec.experiment.records import write_csv
 from fedrec.folders import writing
 from fedrec.report.study import Page, Part
 from simulations.check import check
-from simulations.cli import heeded
-from simulations.studies.options import Options, parsed
+from simulations.cli import check_flags
+from simulations.studies.options import Options, parse_options
 from simulations.studies.tables import Row, print_all
 
 Rows = list[Row]
@@ -89,10 +89,10 @@ class Study:
 def conduct(study: Study, argv: Sequence[str]) -> None:
     """Conduct a study; raises UserError before anything runs, and SystemExit if it has failed."""
     workers = {"workers": (study.workers, "processes")} if study.workers else {}
-    options = parsed(study.name, {**study.options, **workers}, argv, study.more)
+    options = parse_options(study.name, {**study.options, **workers}, argv, study.more)
     runs = study.plan(options)
     planned = [e for run in runs for e in (run.experiment, *run.others)]
-    heeded(options.flags, planned)
+    check_flags(options.flags, planned)
     for experiment in planned:
         if experiment.tracker != "none":
             raise UserError(f"option --tracker: is for a single run, found {experiment.tracker} for a study")

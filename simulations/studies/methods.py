@@ -16,7 +16,7 @@ from fedrec.report.tables import LEAKING
 from fedrec.report.verdicts import verdicts
 from fedrec.sharing import SHARINGS
 from simulations.baselines import baseline, run_popularity
-from simulations.cli import arm, heeded
+from simulations.cli import arm, check_flags
 from simulations.closing import SHORT, gap
 from simulations.engines import launch
 from simulations.methods import METHODS
@@ -74,7 +74,7 @@ def experiment_of(text: str, flags: Sequence[str]) -> Experiment:
     choose("methods", name, METHODS)
     options = [f"--{word}" for word in words]
     e = arm([*ENGINE, *flags, "--method", name, *options])
-    heeded(options, [e])
+    check_flags(options, [e])
     if name in ("local", "pooled"):
         return baseline(e, name)
     rest = tuple(module for module in METHODS[name].share if module not in (*SHARINGS["shared-body"], *e.share))

@@ -50,7 +50,7 @@ def overview() -> str:
     return "\n".join([usage, "", *lines, "", *textwrap.wrap(end, 79)])
 
 
-def parsed(name: str, fields: Options, argv: Sequence[str], epilog: str = "") -> Namespace:
+def parse_options(name: str, fields: Options, argv: Sequence[str], epilog: str = "") -> Namespace:
     """Return the options of a study, `out` among them, and as `flags` what is left: those of a run.
 
     `epilog` is said below them in --help. Raises UserError for a wrong value and for a count below 1.

@@ -94,7 +94,7 @@ def read(runner: str, repeat: int, home: Path, took: Measured) -> Result:
     return Result(row, rounds["train_loss"].tolist(), load_params(home / "model" / "shared.safetensors"))
 
 
-def compared(results: Sequence[Result], first: Sequence[Result]) -> list[dict[str, Any]]:
+def compare(results: Sequence[Result], first: Sequence[Result]) -> list[dict[str, Any]]:
     """Return a row for every run: what it took, against the loop of its repeat, and how far its result is off.
 
     `first` are results after one round, by which those are judged that need not be equal to the bit.

@@ -86,9 +86,9 @@ def findings(results: pd.DataFrame, runs: Sequence[Run], options: Namespace) -> 
     x, y = [row["interactions"] for row in rows], [row["seconds"] for row in rows]
     line, same = straight(x, y), facts(runs)
     figure = plots.fit(x, y, line.slope, line.at, "scale", ("interactions", "seconds a round"))
-    part = Part("Time against interactions", [texts(row) for row in rows], told(line), figure)
+    part = Part("Time against interactions", [texts(row) for row in rows], in_words(line), figure)
     page = Page("How far does it scale?", WORDS, f"engine {same.get('engine', 'process')}", [part], same)
-    return Findings(rows, page, notes=[told(line)])
+    return Findings(rows, page, notes=[in_words(line)])
 
 
 def straight(interactions: Sequence[float], seconds: Sequence[float]) -> Line:
@@ -113,7 +113,7 @@ def texts(row: Row) -> dict[str, str]:
     }
 
 
-def told(line: Line) -> str:
+def in_words(line: Line) -> str:
     """Return the fit in words."""
     return (
         f"Seconds = {line.at:.3g} + {1e6 * line.slope:.3g} x million interactions, R² = {line.squared:.4f}; an "

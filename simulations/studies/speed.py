@@ -24,8 +24,8 @@ from fedrec.report.study import Page, Part
 from simulations.check import client_count
 from simulations.cli import parse
 from simulations.studies.harness import Findings, show, write
-from simulations.studies.options import parsed
-from simulations.studies.runners import LOOP, REFERENCE, RUNNERS, Result, attempted, compared
+from simulations.studies.options import parse_options
+from simulations.studies.runners import LOOP, REFERENCE, RUNNERS, Result, attempted, compare
 from simulations.studies.tables import Row, records
 from simulations.studies.workloads import W1, W2, Workload
 
@@ -51,7 +51,7 @@ SLOW = {("W2", "ray"): 2}  # rounds of what takes so long that it runs once
 
 def run(argv: Sequence[str]) -> None:
     """Run every workload with every runner; exit with status 1 if one fails or has another result."""
-    options = parsed("speed", OPTIONS, argv)
+    options = parse_options("speed", OPTIONS, argv)
     if options.flags:
         raise UserError(f"option {options.flags[0]}: no such option of the study; its workloads are fixed")
     workloads = [KNOWN[choose("workloads", name, KNOWN)] for name in options.workloads.split(",")]
@@ -96,7 +96,7 @@ def runs(workload: Workload, plan: dict[str, Experiment], repeats: int, wrong: l
     for repeat in range(repeats):
         slow = {name for name in plan if repeat and (workload.name, name) in SLOW}
         results += attempted({name: e for name, e in plan.items() if name not in slow}, repeat, wrong)
-    return compared(results, first)
+    return compare(results, first)
 
 
 def planned(workload: Workload, names: Sequence[str], path: Path, seed: int, notes: list[str]) -> dict[str, Experiment]:
