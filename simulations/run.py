@@ -44,7 +44,7 @@ from simulations.tracking import tracking
 PARTIAL = ".baseline"  # in the folder of a run: a baseline that is being made
 NOTHING = ": nothing was written"
 
-Told = Callable[[str], None]
+Tell = Callable[[str], None]
 Way = Callable[[Path, bool], str]
 Launch = Callable[..., None]
 Write = Callable[[Path], Experiment]
@@ -77,10 +77,10 @@ def run(command: Command, console: Console) -> int:
     return 130 if ended.interrupted else int(bool(ended.failures))
 
 
-def perform(command: Command, console: Console, told: Told, way: Way, write: Write | None = None) -> Ended:
+def perform(command: Command, console: Console, tell: Tell, way: Way, write: Write | None = None) -> Ended:
     """Check the experiment, run it and its baselines, and write the record and the report.
 
-    `told` gets what the user should know of a run that goes on, `way` says how to go on with one that does not. `write`
+    `tell` gets what the user should know of a run that goes on, `way` says how to go on with one that does not. `write`
     puts data into the folder of the run, and returns the experiment that reads them. Raises UserError before any work,
     RunFailure, and KeyboardInterrupt after a second Ctrl-C: what they say is what `run` prints.
     """
@@ -92,25 +92,25 @@ def perform(command: Command, console: Console, told: Told, way: Way, write: Wri
 
     others, why = ({}, "") if write else checked(command)
     out, home = command.out, None
-    with stopping(told) as stopped:
+    with stopping(tell) as stopped:
         try:
             with folder(command) as home:
                 out = command.out or base(command.experiment).with_name(home.name)
                 if write:
                     command = dataclasses.replace(command, experiment=write(home))
                     others, why = checked(command)
-                say(command, out, console, told)
+                say(command, out, console, tell)
                 with (
                     reporter(console, command.quiet) as shown,
-                    tracking(command.experiment, home, shown.round, told) as on_round,
+                    tracking(command.experiment, home, shown.round, tell) as on_round,
                     idle_workers() as idle,
                 ):
-                    engine = partial(launch, on_round=shown.round, stop=stopped, told=told, idle=idle)
+                    engine = partial(launch, on_round=shown.round, stop=stopped, tell=tell, idle=idle)
                     if not command.resume:
                         remember(command, home)
                     if not command.trained:
                         train(command, home, shown, partial(engine, on_round=on_round))
-                    failures = baselines(others, why, home, shown, stopped, told, engine)
+                    failures = baselines(others, why, home, shown, stopped, tell, engine)
                 write_price(home)
                 write_report(home, complete=False)
                 if not command.trained:  # what was stopped can be gone on with if it has what its noise comes from
@@ -123,14 +123,14 @@ def perform(command: Command, console: Console, told: Told, way: Way, write: Wri
         return Ended(out, stopped(), failures)
 
 
-def say(command: Command, out: Path, console: Console, told: Told) -> None:
+def say(command: Command, out: Path, console: Console, tell: Tell) -> None:
     """Say, before anything is run, what a promise of privacy sets, what else is to be known, and where the run is."""
     from simulations.engines.nodes import apart
 
     if command.promised and not command.quiet:
         console.print(f"defaults under a promise: {command.promised}", highlight=False, markup=False)
     for note in (*command.notes, *filter(None, [apart(command.experiment)])):
-        told(f"note: {note}")
+        tell(f"note: {note}")
     if not command.quiet:
         console.print(f"run: {out}", highlight=False, markup=False, soft_wrap=True)
 
@@ -208,7 +208,7 @@ def baselines(
     home: Path,
     shown: Reporter,
     stopped: Callable[[], bool],
-    told: Told,
+    tell: Tell,
     launch: Launch,
 ) -> tuple[str, ...]:
     """Train the baselines that a run is to have and lacks; return what is to be said of those that failed."""
@@ -222,7 +222,7 @@ def baselines(
         shown.phase(f"baseline {name}", other.rounds)
         if text := train_baseline(other, name, home, stopped, launch):
             failures.append(f"baseline {name}: {text}")
-            told(f"failed: {failures[-1]}")
+            tell(f"failed: {failures[-1]}")
     remove(home / PARTIAL)  # of one that was killed, and is not wanted now
     return tuple(failures)
 
@@ -252,7 +252,7 @@ def train_baseline(other: Experiment, name: str, home: Path, stopped: Callable[[
 
 
 @contextmanager
-def stopping(told: Told = complain) -> Iterator[Callable[[], bool]]:
+def stopping(tell: Tell = complain) -> Iterator[Callable[[], bool]]:
     """Yield a function that tells whether Ctrl-C was pressed: the first lets the round finish, the second stops."""
     pressed: list[int] = []
     if current_thread() is not main_thread():  # which Ctrl-C does not reach
@@ -264,7 +264,7 @@ def stopping(told: Told = complain) -> Iterator[Callable[[], bool]]:
         if len(pressed) == 2:  # only once: the clean-up must not be stopped
             raise KeyboardInterrupt
         if len(pressed) == 1:
-            told("\nstopping after this round; press Ctrl-C again to stop at once")
+            tell("\nstopping after this round; press Ctrl-C again to stop at once")
 
     before = signal.signal(signal.SIGINT, press)
     try:

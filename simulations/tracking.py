@@ -15,7 +15,7 @@ from simulations.runs import SUMMARY
 
 @contextmanager
 def tracking(
-    experiment: Experiment, home: Path, shown: Callable[[Row], None], told: Callable[[str], None]
+    experiment: Experiment, home: Path, shown: Callable[[Row], None], tell: Callable[[str], None]
 ) -> Iterator[Callable[[Row], None]]:
     """Yield what shows a finished round and tells the tracker; at the end it is told what `Run.summary` says.
 
@@ -28,7 +28,7 @@ def tracking(
     tracker = make.__wrapped__("tracker", experiment.tracker)  # another for each run: it may hold an open file
     failed: list[str] = []
 
-    def tell(event: str, value: Any) -> None:
+    def call(event: str, value: Any) -> None:
         if failed or not hasattr(tracker, event):
             return
         try:
@@ -37,12 +37,12 @@ def tracking(
             failed.append(f"tracker: {experiment.tracker}: {event}: {type(error).__name__}: {error}")
             if event == "start":
                 raise UserError(failed[0]) from error
-            told(f"failed: {failed[0]}; the run goes on without it")
+            tell(f"failed: {failed[0]}; the run goes on without it")
 
     def on_round(row: Row) -> None:
         shown(row)
-        tell("round", dict(row))
+        call("round", dict(row))
 
-    tell("start", experiment.model_dump(mode="json"))
+    call("start", experiment.model_dump(mode="json"))
     yield on_round
-    tell("end", compare(read_run(home, complete=False))[list(SUMMARY)].rename(columns=SUMMARY).to_dict("records"))
+    call("end", compare(read_run(home, complete=False))[list(SUMMARY)].rename(columns=SUMMARY).to_dict("records"))

@@ -135,7 +135,7 @@ def test_ten_killed_workers_change_nothing(
     whole = into(tmp_path / "whole", e.model_copy(update={"engine": "inline"}))
     told: list[str] = []
     with killer(0, kills, 3.0) as killed:
-        home = into(tmp_path / "killed", e, told=told.append, every=1, on_round=lasting(killed, kills))
+        home = into(tmp_path / "killed", e, tell=told.append, every=1, on_round=lasting(killed, kills))
     assert len(killed) == len(told) == kills
     assert set(told) == {"a worker died (exit code -9) and was started again"}
     same(whole, home, but=("engine", "workers"))
@@ -161,7 +161,7 @@ def test_without_checkpoints_a_worker_repeats_all_that_it_was_asked(tmp_path: Pa
             (child,) = active_children()
             child.kill()
 
-    same(whole, into(tmp_path / "killed", e, told=told.append, on_round=on_round), but=("engine",))
+    same(whole, into(tmp_path / "killed", e, tell=told.append, on_round=on_round), but=("engine",))
     assert told == ["a worker died (exit code -9) and was started again"]
 
 

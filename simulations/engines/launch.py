@@ -29,13 +29,13 @@ def launch(
     home: Path,
     on_round: Callable[[Row], None] = lambda row: None,
     stop: Callable[[], bool] = lambda: False,
-    told: Callable[[str], None] = lambda text: None,
+    tell: Callable[[str], None] = lambda text: None,
     every: int = 0,
     idle: list[process.Started] | None = None,
 ) -> None:
     """Run an experiment, and write its record into `home`.
 
-    `told` gets what the user should know of the engine. With `every` above 0 there is a checkpoint after so many
+    `tell` gets what the user should know of the engine. With `every` above 0 there is a checkpoint after so many
     rounds, and the run goes on from the one that `home` may hold. Worker processes that are `idle` are taken, and wait
     there again after the run. Raises UserError if the checkpoint is of another run.
     """
@@ -48,7 +48,7 @@ def launch(
         raise UserError("resume: checkpoint-every must be above 0 for a run that has checkpoints, found 0")
     if e.engine in ("inline", "batched", "process"):
         with process.idle_workers() if idle is None else nullcontext(idle) as workers:
-            run_here(e, home, apps, told, every, workers)
+            run_here(e, home, apps, tell, every, workers)
     elif every:
         raise UserError(f"checkpoint-every: must be 0 for the engine {e.engine}, which keeps clients' state to itself")
     elif e.engine == "ray":
@@ -63,7 +63,7 @@ def run_here(
     e: Experiment,
     home: Path,
     apps: Callable[..., tuple[ServerApp, ClientApp]],
-    told: Callable[[str], None],
+    tell: Callable[[str], None],
     every: int,
     idle: list[process.Started],
 ) -> None:
@@ -79,7 +79,7 @@ def run_here(
         # As many workers as before, each with the same clients, whatever cores this machine has.
         slots = slots_of(e.model_copy(update={"workers": last.about["workers"]}) if last else e, clients)
         about["workers"] = len(slots)
-        grid = process.ProcessGrid(slots, settings, told, idle)
+        grid = process.ProcessGrid(slots, settings, tell, idle)
     elif e.engine == "batched" and not e.pool:
         grid = InlineGrid([hosted(e, home, in_order(e), devices(e.device)[0])], hosts=True)
     else:

@@ -53,17 +53,17 @@ class Worker:
 class ProcessGrid(LocalGrid):
     """A grid whose nodes are worker processes, each a node of several clients.
 
-    `settings` tells a worker what to run (see `serve`); `told` is called with what the user should know. Workers
+    `settings` tells a worker what to run (see `serve`); `tell` is called with what the user should know. Workers
     that are `idle` are taken first, see `idle_workers`.
     """
 
     hosts = True
 
     def __init__(
-        self, slots: Sequence[Slot], settings: Mapping[str, Any], told: Callable[[str], None], idle: list[Started]
+        self, slots: Sequence[Slot], settings: Mapping[str, Any], tell: Callable[[str], None], idle: list[Started]
     ) -> None:
         super().__init__()
-        self.settings, self.told, self.idle = dict(settings), told, idle
+        self.settings, self.tell, self.idle = dict(settings), tell, idle
         self.answered: dict[str, RecordDict] = {}
         self.asked: dict[str, Message] = {}
         self.workers = {SERVER_NODE + 1 + k: Worker(slot, *self._start(slot)) for k, slot in enumerate(slots)}
@@ -191,7 +191,7 @@ class ProcessGrid(LocalGrid):
         if worker.deaths >= LIVES:
             clients = ", ".join(map(str, worker.slot.partitions[:5]))
             raise ClientFailure(f"worker of clients {clients}: died {worker.deaths} times, last with exit code {code}")
-        self.told(f"a worker died (exit code {code}) and was started again")
+        self.tell(f"a worker died (exit code {code}) and was started again")
         answered = len(worker.since) + bool(worker.joined) - len(worker.waiting)
         worker.pipe.close()
         worker.process, worker.pipe = self._start(worker.slot)
