@@ -29,7 +29,7 @@ def clients_of(experiment: Experiment, home: Path | None, partitions: Sequence[i
     return [Client(experiment, parts[i], device_of(device or experiment.device, i), home) for i in partitions]
 
 
-def answer_or_error(message: Message, act: Callable[[], RecordDict]) -> Message:
+def reply(message: Message, act: Callable[[], RecordDict]) -> Message:
     """Return a node's answer to a message, or the error that its failure is."""
     try:
         return Message(act(), reply_to=message)
@@ -59,7 +59,7 @@ def client_app(read: Read) -> ClientApp:
         return content
 
     def call(message: Message, context: Context) -> Message:
-        return answer_or_error(message, lambda: act(message, context))
+        return reply(message, lambda: act(message, context))
 
     app.query("join")(call)
     app.train()(call)

@@ -148,7 +148,7 @@ def lay_out(parts: Sequence[Mapping[str, Tensor] | None], bases: dict[int, Param
         key = f"{name}:{number}"
         arrays[key] = torch.cat([value for _, value in values])
         rows[key] = [[place for place, _ in values], [len(value) for _, value in values]]
-    return pack(arrays), [of, [params is None for params in flat], rows]
+    return pack(arrays), [of, [p is None for p in flat], rows]
 
 
 def restore(parties: Mapping[str, Party], records: RecordDict) -> None:

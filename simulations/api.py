@@ -100,19 +100,19 @@ def compare(
     """
     named = {name: open_arm(arm) for name, arm in (arms if isinstance(arms, Mapping) else by_name(arms)).items()}
     common = of_table(given(fields), data, columns)
-    planned = {name: arm_of(common, given(arm)) for name, arm in named.items() if not isinstance(arm, Run)}
-    if common and not planned:
+    new = {name: arm_of(common, given(arm)) for name, arm in named.items() if not isinstance(arm, Run)}
+    if common and not new:
         raise UserError(f"{next(iter(common))}: acts only with a method to run, found runs alone")
-    cli.check_given(common, planned.values())
+    cli.check_given(common, new.values())
     if len(named) < 2:
         raise UserError(f"compare: must have at least two, found {len(named)}")
-    (first, base), *others = ((n, arm.experiment if isinstance(arm, Run) else planned[n]) for n, arm in named.items())
+    (first, base), *others = ((n, arm.experiment if isinstance(arm, Run) else new[n]) for n, arm in named.items())
     for (name, other), field in product(others, TESTED):
         if (x := getattr(base, field)) != (y := getattr(other, field)):
             raise UserError(f"compare: {field} must be the same in all, found {x!r} in {first} and {y!r} in {name}")
-    for e in planned.values() if data is None else ():
+    for e in new.values() if data is None else ():
         check(e)
-    commands = {n: Command(e, folder(out, n), quiet, False, int(e.engine in cli.SAVING)) for n, e in planned.items()}
+    commands = {n: Command(e, folder(out, n), quiet, False, int(e.engine in cli.SAVING)) for n, e in new.items()}
     runs = {n: arm if isinstance(arm, Run) else carry_out(commands[n], data) for n, arm in named.items()}
     table = side_by_side({name: r.read for name, r in runs.items()})
     table = table if all_metrics else table[table["primary"]].reset_index(drop=True)

@@ -3,6 +3,7 @@
 import math
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,6 +21,7 @@ from fedrec.report.verdicts import UNCLEAR, labels
 MANY = 20
 MEANS = "Intervals: a client's over its users or items, a mean's over the clients."
 ONE = "Intervals: over a client's users or items; the mean of one client has none."
+STYLE: dict[str, Any] = {"title_justify": "left", "box": box.SIMPLE_HEAD, "show_edge": False}  # of tables
 SHORT = {"no detectable difference": "unclear", UNCLEAR: "unclear (Holm)"}
 
 
@@ -37,7 +39,7 @@ def table(run_dir: Path) -> Table:
     heading = f"Test {title} {protocol}".strip()
     if read_run(run_dir).record.get("privacy") and rows["popularity"].notna().any():
         heading += "; popular is not private"
-    shown = Table(title=Text(heading), title_justify="left", box=box.SIMPLE_HEAD, padding=0, show_edge=False)
+    shown = Table(title=Text(heading), padding=0, **STYLE)
     for name in ("client", "together", "alone", "difference [95%]", "pooled", "popular", "verdict"):
         shown.add_column(name, no_wrap=name != "client", justify="left" if name in ("client", "verdict") else "right")
     if len(rows) <= MANY:
@@ -70,7 +72,7 @@ def several(run_dir: Path) -> Table | None:
     title = f"Against a run for each task. {'All users' if len(clients) > 1 else next(iter(clients))}: "
     seesaw = sum(balance.seesaw for balance in clients.values())
     title += f"{balance_of(together).words}; {seesaw} of {len(clients)} clients with a seesaw"
-    shown = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, padding=0, show_edge=False)
+    shown = Table(title=Text(title), padding=0, **STYLE)
     for name in ("client", "metric", "all tasks", "single task", "difference [95%]", "by the others"):
         shown.add_column(name, no_wrap=name != "client", justify="left" if name in ("client", "metric") else "right")
     table = together if len(rows) > 3 * MANY else pd.concat([rows, together]) if len(clients) > 1 else rows

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -39,7 +38,7 @@ from fedrec.tasks import parse_task, several
 from fedrec.training.weighting import Weighting
 from server.scores import selection_scores
 from simulations.baselines import baseline
-from simulations.closing import gap
+from simulations.closing import STYLE, gap
 from simulations.cost import BATCH, Cost, cost
 from simulations.methods import usual
 from simulations.start import ready, status_of
@@ -182,7 +181,7 @@ def write(home: Path, s: Experiment, about: Mapping[str, Any], trained: Mapping[
 
 def show(console: Console, costs: Sequence[Row], metrics: Sequence[Row]) -> None:
     """Print what the models cost and reach."""
-    table = Table(title="Cost", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+    table = Table(title="Cost", padding=(0, 1, 0, 0), **STYLE)
     for name in ("client", "model", "parameters", "of teacher", "ms a user", f"ms {BATCH} users", "round"):
         table.add_column(name, justify="left" if name in ("client", "model") else "right")
     for row in costs:
@@ -190,7 +189,7 @@ def show(console: Console, costs: Sequence[Row], metrics: Sequence[Row]) -> None
         table.add_row(str(row["client"]), str(row["model"]), *cells, str(row["round"] or "-"))
     console.print(table)
     title = "Test, and 95% intervals over users of the student's difference to the others"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+    table = Table(title=title, padding=(0, 1, 0, 0), **STYLE)
     for name in ("client", "metric", *COLUMNS, *(f"to {name}" for name in OTHERS)):
         table.add_column(name, justify="left" if name in ("client", "metric") else "right", no_wrap=name != "client")
     for row in metrics:

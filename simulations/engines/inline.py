@@ -7,7 +7,7 @@ from pathlib import Path
 from flwr.app import Context, Message, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
-from clients.app import answer_or_error
+from clients.app import reply
 from clients.node import Node
 from clients.state import Party, restore, saved
 from fedrec.folders import store
@@ -31,7 +31,7 @@ class InlineGrid(LocalGrid):
 
     def _answer(self, message: Message) -> Message:
         node = self.nodes[message.metadata.dst_node_id]
-        return answer_or_error(message, lambda: node.answer(message.metadata.message_type, message.content))
+        return reply(message, lambda: node.answer(message.metadata.message_type, message.content))
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Return the replies in the order of the messages; see LocalGrid."""

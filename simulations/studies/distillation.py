@@ -100,7 +100,7 @@ def summary(results: pd.DataFrame) -> list[Row]:
 
 
 def texts(row: Row, metric: str) -> dict[str, str]:
-    """Return a row of the summary as it is printed, by heading."""
+    """Return a row as it is printed, by heading."""
     return {
         "Model": row["model"],
         "Parameters": f"{row['parameters']:,.0f}",

@@ -144,7 +144,7 @@ def part(rows: Sequence[Row], task: str, metric: str) -> Part:
 
 
 def texts(row: Row) -> dict[str, str]:
-    """Return a row of the summary as it is printed, by heading."""
+    """Return a row as it is printed, by heading."""
     return {
         "Method": row["method"],
         "Mean": number(row["mean"]),

@@ -101,7 +101,7 @@ def straight(interactions: Sequence[float], seconds: Sequence[float]) -> Line:
 
 
 def texts(row: Row) -> dict[str, str]:
-    """Return a row of the summary as it is printed, by heading."""
+    """Return a row as it is printed, by heading."""
     return {
         "clients": f"{row['clients']:,.0f}",
         "interactions": f"{row['interactions']:,.0f}",

@@ -97,7 +97,7 @@ def summary(results: pd.DataFrame) -> list[Row]:
 
 
 def texts(row: Row) -> dict[str, str]:
-    """Return a row of the summary as it is printed, by heading."""
+    """Return a row as it is printed, by heading."""
     gaps = {words: interval(row, name) if name in row else "" for name, words in GAPS.items()}
     known = {"split": row["split"], "method": row["method"]}
     return {**known, "mean": f"{row['mean']:.4f}", "sd": number(row["sd"], 4), **gaps}

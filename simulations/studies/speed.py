@@ -127,7 +127,7 @@ def summary(results: pd.DataFrame) -> list[Row]:
 
 
 def texts(row: Row) -> dict[str, str]:
-    """Return a row of the summary as it is printed, by heading."""
+    """Return a row as it is printed, by heading."""
     travelled = row["bytes_down"] + row["bytes_up"]
     return {
         "runner": row["runner"],

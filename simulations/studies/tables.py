@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from fedrec.errors import UserError
 from fedrec.metrics import Paired, Values, paired
 from fedrec.report.study import Part
+from simulations.closing import STYLE
 
 Row = dict[str, Any]
 NUMBER = "0123456789.+-\N{MINUS SIGN}\N{EN DASH}"  # what begins one
@@ -102,7 +102,7 @@ def table_of(part: Part, width: int) -> Table:
     widths = {name: max(map(len, (name, *texts))) for name, texts in cells.items()}
     fits = sum(widths[name] if name in numbers else min(widths[name], LEAST) for name in cells) + len(cells) <= width
     padding = (0, 1, 0, 0) if sum(widths.values()) + 2 * len(cells) <= width else (0, 0, 0, 0)
-    table = Table(title=part.title, title_justify="left", box=box.SIMPLE_HEAD, padding=padding, show_edge=False)
+    table = Table(title=part.title, padding=padding, **STYLE)
     for name in cells:
         number = name in numbers
         table.add_column(name, justify="right" if number else "left", no_wrap=fits and number, overflow="fold")
