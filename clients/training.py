@@ -111,11 +111,11 @@ def update(client: Client, before: Params, number: int, terms: Terms = NOTHING, 
     """Return what the local training of a round makes of parameters; raises UserError if it diverged."""
     e, recipe = client.experiment, replace(client.recipe, mu=mu if terms.anchor else 0.0)
     scope = (client.data.name, number)
-    result = update_one(
+    fit = update_one(
         client.cohort, to(before, client.device), recipe, e.sharing(), seed=e.seed, scope=scope, terms=terms
     )
-    params = require_finite(client, to(result.params, "cpu"), number, before)
-    return Trained(params, result.loss, to(result.personal, "cpu"))
+    params = require_finite(client, to(fit.params, "cpu"), number, before)
+    return Trained(params, fit.loss, to(fit.personal, "cpu"))
 
 
 def train_privately(client: Client, before: Params, start: Start) -> tuple[Params, float]:

@@ -108,7 +108,7 @@ def measure_popularity(
     record, users = Record(), list[PerUser]()
     for data in parts:
         tasks = experiment.tasks(data.name)
-        result = evaluate(
+        test = evaluate(
             PopularityScorer.of(tasks, tally(data), about=data.attributes),
             data,
             tasks,
@@ -117,7 +117,7 @@ def measure_popularity(
             candidates=experiment.candidates,
             seed=experiment.seed,
         )
-        record.score(0, "test", result.metrics, "cpu")
-        users += result.per_user
+        record.score(0, "test", test.metrics, "cpu")
+        users += test.per_user
     write_users(home, users, "popularity")
     write_csv(home / "clients.csv", record.clients)

@@ -23,20 +23,19 @@ from fedrec.folders import numbers, vacant
 from simulations.check import check, client_count, require_ray
 from simulations.cli import parse
 from simulations.options import flag, parser
-from simulations.processes import answers, last_line, quiet, socket_of, started
+from simulations.processes import START, answers, last_line, quiet, socket_of, started
 from simulations.run import base, close
 from simulations.sockets import NOWHERE, private_folder, write_commands
 from simulations.start import ready, status_of
 
 ROOT = Path(__file__).parent.parent
-START = 60.0  # seconds within which a SuperLink must answer
 NAME = "local"  # of the connection in Flower's configuration
 RUNNING = ("engine", "workers", "stack")  # fields of how the clients run
 ENDING = ("-m", "simulations.processes")  # runs a command that ends with this process
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run what the command line asks for; return 0, 2 for a wrong input, 1 for a failed run, 130 after Ctrl-C."""
+    """Run what the command line asks for; return the status, see `status_of`."""
     return status_of(lambda: run(sys.argv[1:] if argv is None else argv))
 
 

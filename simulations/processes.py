@@ -18,6 +18,8 @@ import httpx
 from simulations.sockets import SOCKET, listening, ray_token, speaking
 
 MARK = "FEDREC_STARTED_BY"
+START = 60.0  # seconds within which a SuperLink must answer first
+GONE = 10.0  # and later
 
 
 def end_with_parent() -> None:

@@ -65,7 +65,7 @@ def complain(text: str) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run what the command line asks for; return 0, 2 for a wrong input, 1 for a failed run, 130 after Ctrl-C."""
+    """Run what the command line asks for; return the status, see `status_of`."""
     given = sys.argv[1:] if argv is None else argv
     return status_of(lambda: run(parse(given), Console(markup=False, emoji=False)), f"stopped{NOTHING}")
 

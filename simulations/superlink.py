@@ -49,12 +49,10 @@ from flwr.superlink.grid import HttpGrid
 from fedrec.components import read
 from fedrec.experiment.config import Experiment
 from server.faults import ClientFailure
-from simulations.processes import answers, last_line, quiet, socket_of, started
+from simulations.processes import GONE, START, answers, last_line, quiet, socket_of, started
 from simulations.sockets import NOWHERE, private_folder, speaking
 from simulations.supernode import inflated
 
-START = 60.0  # seconds within which a SuperLink must answer first
-GONE = 10.0  # and later
 LOOK = (0.02, 0.3)  # seconds between two looks for replies: from the first, by and by, to the second
 
 # What a run is made of, as Flower sees it: no code, since every process has this installation.

@@ -26,12 +26,10 @@ from flwr.supernode.fleet_http_connection import http_request_response
 from clients.app import client_app
 from fedrec.experiment.config import Experiment, build
 from fedrec.experiment.origins import permit
-from simulations.processes import answers, end_with_parent
+from simulations.processes import GONE, START, answers, end_with_parent
 from simulations.sockets import NOWHERE, speaking
 
 IDLE = (0.02, 1.0)  # seconds between two looks for a message: from the first, by and by, to the second
-START = 60.0  # seconds within which a SuperLink must answer first
-GONE = 10.0  # and later
 
 
 def read(context: Context, allowed: Collection[str] = ()) -> tuple[Experiment, Path]:

@@ -16,7 +16,7 @@ from simulations.studies.options import WORDS, overview
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the study that the command line names; return 0, 2 for a wrong input, 1 for a failure, 130 after Ctrl-C."""
+    """Run the study that the command line names; return the status, see `status_of`."""
     name, *rest = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     if name in ("-h", "--help"):
         print(overview())

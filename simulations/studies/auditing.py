@@ -76,8 +76,8 @@ def audited(
     def train(shared: Params, number: int) -> Params:
         params = SHARING.join(shared, SHARING.split(start)[1])
         scope = (data.name, number)
-        result = update(MODEL, params, data, TASKS, recipe, SHARING, mechanism, source, seed=trial.seed, scope=scope)
-        return SHARING.split(result[0])[0]
+        fit = update(MODEL, params, data, TASKS, recipe, SHARING, mechanism, source, seed=trial.seed, scope=scope)
+        return SHARING.split(fit[0])[0]
 
     shared = transcript.joined[data.name].values
     again = train(shared, 1)

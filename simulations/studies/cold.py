@@ -130,10 +130,10 @@ def measured(experiment: Experiment, scorers: dict[str, Scorer] | dict[str, Mode
         views = {KNOWN: data} if data.new is None else {NEW: data, ALL: replace(data, new=None)}
         for name, view in views.items():
             e, tasks = experiment, experiment.tasks(data.name)
-            result = evaluate(
+            test = evaluate(
                 scorers[data.name], view, tasks, "test", metrics=(METRIC,), candidates=e.candidates, seed=e.seed
             )
-            scores.setdefault(name, []).append(result.metrics[data.name, tasks[0].name, METRIC])
+            scores.setdefault(name, []).append(test.metrics[data.name, tasks[0].name, METRIC])
     return {name: float(np.mean(values)) for name, values in scores.items()}
 
 
