@@ -661,7 +661,7 @@ def test_the_closing_table_and_the_report_show_every_task_and_baseline(
     first, second = tests[0]["value"].to_numpy() - tests[1]["value"].to_numpy()
     # Two clients, the mean m = (a + b) / 2 and the t quantile 12.706 of one degree of freedom: m +- 12.706 |a - b| / 2.
     mean, half = (first + second) / 2, 12.7062 * abs(first - second) / 2
-    band = f"{mean:+.3f} [{mean - half:+.3f}, {mean + half:+.3f}]".replace("0.", ".")
+    band = f"{mean:+.3f} [{mean - half:+.3f}, {mean + half:+.3f}]".replace("0.", ".").replace("-", "−")
     assert band in next(line for line in lines if line.startswith("mean of 2")) and "over the clients" in shown
     page = report(mixed)
     assert all(name in page for name in ("RMSE", "AUC", "NDCG@10", "mlp", "heads.click.weight"))
