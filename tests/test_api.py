@@ -319,7 +319,8 @@ def test_the_summary_has_the_numbers_and_the_verdicts_of_the_terminal_and_the_pa
         gap = closing.gap(row["difference"], row["low"], row["high"])
         word = run.verdicts[row["client"]]
         assert word == row["verdict"] and word in LEADS
-        assert line.split() == [row["client"], *cells[:2], *gap.split(), *cells[2:], *closing.SHORT.get(word, word).split()]
+        verdict = closing.SHORT.get(word, word).split()
+        assert line.split() == [row["client"], *cells[:2], *gap.split(), *cells[2:], *verdict]
         _, before, after = LEADS[word]
         assert f"{before} {row['client']} {after}".strip() in page
     assert list(run.summary(all_metrics=True)["metric"].unique()) == ["ndcg@10", "hr@10"]
