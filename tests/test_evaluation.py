@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fedrec import evaluation
 from fedrec.data import ClientData, Interactions, federation, pool
 from fedrec.data.types import Floats, Ints
+from fedrec.evaluation import evaluate as module
 from fedrec.evaluation.evaluate import Evaluation, Split, evaluate, mask_of, members, smallest
 from fedrec.evaluation.scorers import ModelScorer, PopularityScorer
 from fedrec.metrics import NEGATIVES
@@ -168,7 +168,7 @@ def test_candidates_depend_on_the_seed_the_client_and_the_split_alone(monkeypatc
     assert sampled_ranks(scores, data, seed=1) != found
     assert sampled_ranks(scores, data, split="validation") != found
     assert sampled_ranks(scores, replace(data, name="shop")) != found
-    monkeypatch.setattr(evaluation, "CHUNK", 7)
+    monkeypatch.setattr(module, "CHUNK", 7)
     assert sampled_ranks(scores, data) == found
 
 
