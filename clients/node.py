@@ -11,7 +11,7 @@ from flwr.app import RecordDict
 from clients.client import Client
 from clients.cohort import Program, programs
 from clients.round import evaluated, join, trained
-from clients.secure import answer_in_secret
+from clients.secure import PRESENT, answer_in_secret
 from clients.state import Party, restore, saved
 from fedrec.errors import UserError
 from fedrec.experiment.channel import row_ids
@@ -52,7 +52,7 @@ class Node:
             except Exception as error:
                 found.failed[name] = words(error)
                 continue
-            party.secrets.pop("member", None)  # but not which rounds had keys: no round gets a second pair
+            party.secrets.pop(PRESENT, None)  # but not which rounds had keys: no round gets a second pair
             last = found.contributions[-1].values if found.contributions else {}
             found.contributions.append(replace(reply, values=last) if same(last, reply.values) else reply)
         joined = [self.parties[one.client] for one in found.contributions]
@@ -109,9 +109,7 @@ class Node:
 
     def reply(self, kind: str, name: str, sent: Broadcast) -> Contribution:
         """Return what a client contributes; raises what goes wrong."""
-        if name not in self.parties:
-            raise ContractError(f"client: must be of this node, found {name!a}")
-        party = self.parties[name]
+        party = self.party(name)
         if kind == "train":
             if party.client.experiment.secure.active:
                 raise ContractError("secure: the answer must go into a secure sum, found a request for it as it is")
@@ -179,9 +177,13 @@ class Node:
 
     def staged(self, kind: str, name: str, content: RecordDict) -> RecordDict:
         """Return what a client answers to a stage of a secure sum; raises what goes wrong."""
+        return answer_in_secret(kind, content, self.party(name), trained)
+
+    def party(self, name: str) -> Party:
+        """Return a client of this node; raises ContractError for any other."""
         if name not in self.parties:
             raise ContractError(f"client: must be of this node, found {name!a}")
-        return answer_in_secret(kind, content, self.parties[name], trained)
+        return self.parties[name]
 
     def state(self) -> RecordDict:
         """Return the private state of all clients."""

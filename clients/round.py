@@ -59,7 +59,8 @@ def first(client: Client) -> Own:
     if drift.correction == "scaffold":
         like = client.shared_like
         control = {name: torch.zeros(value.shape, dtype=torch.float64) for name, value in like.items()}
-    weighting = client.experiment.weighting.start(len(client.tasks))
+    weigher = client.weigher()
+    weighting = dict(weigher.state) if weigher else {}
     if drift.second:
         weighting |= {f"{COPY}{name}": value for name, value in weighting.items()}
     return Own(personal, control, weighting or None)

@@ -109,7 +109,7 @@ def answer_in_secret(kind: str, content: RecordDict, party: Party, train: Train)
     if not client.experiment.secure.active:
         raise ContractError("secure: must be active in the client's own configuration, found it is not")
     if kind == KINDS["keys"]:
-        return keys_answer(name, begin(party, read_number(content)).keys)
+        return keys_answer(name, draw_keys(party, read_number(content)).keys)
     if kind == KINDS["shares"]:
         member, sealed = member_of(party).share(*read_roster(content))
         party.secrets[PRESENT] = member_record(member)
@@ -127,7 +127,7 @@ def answer_in_secret(kind: str, content: RecordDict, party: Party, train: Train)
     return masked_answer(Sum(name, total, reply.metrics, client.device))
 
 
-def begin(party: Party, number: int) -> Member:
+def draw_keys(party: Party, number: int) -> Member:
     """Draw the keys of a round; raises ContractError for one that is not after all rounds before."""
     last = part(party.secrets, LAST, ConfigRecord).get("round", 0)
     assert isinstance(last, int)

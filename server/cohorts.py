@@ -52,7 +52,7 @@ def names_of(answers: Answers) -> dict[str, None]:
 
 
 def letters_of(answers: Answers, clients: Sequence[str]) -> Letters:
-    """Return the letter of every client of a host."""
+    """Return the letter of every client of a node."""
     letters: Letters = dict.fromkeys(clients, Refused("silence", "did not answer"))
     for reply in answers.contributions:
         if reply.client not in letters:
@@ -67,7 +67,7 @@ def calls(
     summed: Mapping[str, Carrier],
     metrics: Iterable[str] = (),
 ) -> dict[int, Call]:
-    """Return the call of every node. A client of `summed` is in a chunk if one host has all of the chunk that is sent.
+    """Return the call of every node. A client of `summed` is in a chunk if one node has all of the chunk that is sent.
 
     The chunks are those of the mean over all clients, so that the sum of a chunk does not depend on who makes it.
     """

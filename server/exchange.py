@@ -94,7 +94,7 @@ class Exchange:
         A reply counts if it stands for exactly the tensors of `like`, with metrics of the allow-list, `check` raises no
         ContractError, it comes within `deadline` seconds (0: within a day), it is not among the `lost`, and `refuse`
         finds nothing wrong with it beside those of its cohort, the clients that are summed with it. Of the clients in
-        `summed` the server needs only the sum: a host may add up what they send.
+        `summed` the server needs only the sum: a node may add up what they send.
         """
         first = next(iter(broadcasts.values()))
         number = first.round
@@ -167,7 +167,7 @@ def refuse_cohorts(
 ) -> dict[str, Refused]:
     """Return the refusals of answers beside those of their cohorts.
 
-    A cohort is a chunk of the clients in their order, which one host may see too: the verdict is the same whoever sums.
+    A cohort is a chunk of the clients in their order, which one node may see too: the verdict is the same whoever sums.
     """
     chunk, cohorts = chunks(order), dict[int, dict[str, Contribution]]()
     for name, reply in answers.items():

@@ -89,7 +89,7 @@ class SecureRound:
         return answers
 
     def letters(self, kind: str, contents: Mapping[str, RecordDict]) -> dict[str, RecordDict | Refused]:
-        """Return the clients' answers as they came, of a host with several in one message."""
+        """Return the clients' answers as they came, those of one node in one message."""
         homes: dict[int, list[str]] = {}
         for name in contents:
             homes.setdefault(self.exchange.nodes[name], []).append(name)

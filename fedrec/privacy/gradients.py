@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Collection
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,8 +16,7 @@ from fedrec.models.module import ModuleRecommender
 from fedrec.params import Params
 from fedrec.privacy.units import Batch as UnitBatch
 from fedrec.tasks import Task
-from fedrec.training.gradients import by_rows
-from fedrec.training.gradients import laid_out as laid_out_step
+from fedrec.training.gradients import by_rows, laid_out
 from fedrec.training.kernels import handwritten, loss_and_gradients
 from fedrec.training.losses import batch_loss
 from fedrec.training.recipe import Batch
@@ -106,7 +104,7 @@ def by_vmap(
     hangs on its other rows: what stands beside a unit may not move its gradient.
     """
     assert model.side.encoder is None, "an encoder reads a text once for all rows that name it, whoever's they are"
-    item, same, columns = laid_out(batch)
+    item, same, columns = laid_out(batch.padded())
     at, content = {"user": batch.user[:, None], "item": item}, model.side.content
     view = {name: (value[at[TABLES[name]]] if name in TABLES else value).double() for name, value in params.items()}
     if content is not None:
@@ -149,8 +147,3 @@ def reads_its_rows(model: Recommender, task: Task) -> bool:
     ]
     whole = torch.stack([batch_loss(model, params, (task,), batch, 0.0) for batch in batches])
     return torch.allclose(grads.loss, whole, equal_nan=True)
-
-
-def laid_out(batch: UnitBatch) -> tuple[Tensor, dict[str, Any], dict[str, Any]]:
-    """Return what `fedrec.training.gradients.laid_out` does, of units as the clients of one step."""
-    return laid_out_step(batch.padded())

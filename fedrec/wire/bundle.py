@@ -1,4 +1,4 @@
-"""Messages of several clients of one host in one, each as it would travel alone."""
+"""Messages of the clients of one node in one, each as it would travel alone."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -24,10 +24,12 @@ from fedrec.privacy.units import Batch as UnitBatch
 from fedrec.privacy.units import Units
 from fedrec.rng import generator
 from fedrec.tasks import Task, parse_task
+from fedrec.training import gradients as training
 from fedrec.training.kernels import handwritten
 from fedrec.training.losses import batch_loss
 from fedrec.training.optimisers import Optimiser
 from fedrec.training.recipe import Batch, Recipe
+from fedrec.training.step import Step
 from tests.builders import client, interactions
 
 Unit = Literal["interaction", "user"]
@@ -241,11 +243,11 @@ def test_the_clipped_gradients_of_units_are_those_of_their_rows_alone(name: str,
 def columns_of(change: Callable[[dict[str, Any]], dict[str, Any]]) -> Callable[..., Any]:
     """Return a `laid_out` that changes what the units' losses read."""
 
-    def broken(batch: UnitBatch) -> tuple[torch.Tensor, dict[str, Any], dict[str, Any]]:
-        item, same, columns = laid_out(batch)
+    def broken(step: Step) -> tuple[torch.Tensor, dict[str, Any], dict[str, Any]]:
+        item, same, columns = laid_out(step)
         return item, same, change(columns)
 
-    laid_out = gradients.laid_out
+    laid_out = training.laid_out
     return broken
 
 
