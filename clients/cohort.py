@@ -21,9 +21,9 @@ from fedrec.experiment.config import Experiment
 from fedrec.experiment.holdings import reader
 from fedrec.experiment.records import save_client, slug, write_users
 from fedrec.federation.personal import personal_model
-from fedrec.federation.proportion import large, too_far
+from fedrec.federation.proportion import large, size, too_far
 from fedrec.keyed import TABLES, Subtotal
-from fedrec.params import LARGEST, Params, finite, norm, to
+from fedrec.params import LARGEST, Params, finite, to
 from fedrec.sharing import Broadcast, ContractError
 from fedrec.training.cohort import Cohort, groups
 from fedrec.training.moved import Moved
@@ -310,7 +310,7 @@ class Training:
                 squares += change.double().square().reshape(len(value), -1).sum(1).cpu()
         sizes = zip(part.clients.tolist(), squares.sqrt().tolist(), strict=True)
         changes = {place: size for place, size in sizes if self.weight[place]}
-        return too_far(changes, {place: norm(self.starts[place].z) for place in changes})
+        return too_far(changes, {place: size(self.starts[place].z) for place in changes})
 
     def leave_out(self, failed: Collection[int]) -> None:
         """Take clients that failed out of the sum that they were to be in."""

@@ -15,9 +15,9 @@ from clients.secure import PRESENT, answer_in_secret
 from clients.state import Party, restore, saved
 from fedrec.errors import UserError
 from fedrec.experiment.channel import row_ids
-from fedrec.federation.proportion import change, large, too_far
+from fedrec.federation.proportion import change, large, size, too_far
 from fedrec.keyed import Carrier, Subtotal, carrier, catalogue, subtotal, union
-from fedrec.params import Params, norm, same
+from fedrec.params import Params, same
 from fedrec.sharing import Broadcast, ContractError, Contribution, admit, admit_metrics, admit_told
 from fedrec.wire import ALONE, Answers, Call, answers_record, read_call
 from fedrec.wire.bundle import bundled, unbundled
@@ -160,7 +160,7 @@ class Node:
                 held.append(reply)
             else:
                 yield reply
-        refused = too_far(changes, {reply.client: norm(call.broadcasts[reply.client].values) for reply in held})
+        refused = too_far(changes, {reply.client: size(call.broadcasts[reply.client].values) for reply in held})
         found.failed.update(refused)
         yield from (reply for reply in held if reply.client not in refused)
 

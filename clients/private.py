@@ -37,8 +37,11 @@ def protected(client: Client, number: int, x: Params, z: Params) -> Params:
 
 
 def open_loss(client: Client, loss: float) -> dict[str, float]:
-    """Return the training loss as a client tells it: not at all under a promise of privacy, which it would break."""
-    return {} if client.experiment.privacy.active else {"loss": loss}
+    """Return the training loss as a client tells it: not at all under a promise of privacy, which it would break.
+
+    Nor has a model by sums one: it sends its sums before there is anything to lose by.
+    """
+    return {} if client.experiment.privacy.active or client.experiment.by_sums else {"loss": loss}
 
 
 def measured(client: Client, broadcast: Broadcast, metrics: Mapping[Measure, float]) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from clients.about import about
 from clients.budget import excess, priced
 from clients.client import Client
+from clients.heads import choose_head
 from clients.home import parted, with_home
 from clients.newcomer import fit_message, lesson
 from clients.private import measured, open_loss, protected, unsaid
@@ -30,7 +31,7 @@ from fedrec.federation.coordination import Link, Own, control_change, double
 from fedrec.federation.personal import personal_model
 from fedrec.params import Params, add, norm, subtract, to
 from fedrec.privacy.guarantee import steps_of
-from fedrec.sharing import Broadcast, ContractError, Contribution, admit, admit_round
+from fedrec.sharing import SUMS, Broadcast, ContractError, Contribution, admit, admit_round
 from fedrec.training.losses import steps
 
 
@@ -44,6 +45,7 @@ def join(client: Client) -> tuple[State, Contribution]:
     if e.agreement.active and not client.newcomer:
         start = train_alone(client, start)
     shared, private = client.channel.split(start)
+    private = {name: value for name, value in private.items() if not name.startswith(SUMS)}  # made anew of its data
     examples = 1.0 if e.silent else float(len(client.data.train))
     rows = row_ids(shared, client.data, client.channel)
     reply = Contribution(client.data.name, shared, {"examples": examples}, client.device, rows)
@@ -178,6 +180,8 @@ def evaluated(client: Client, state: State, sent: Broadcast) -> tuple[State, Con
     broadcast = receive(client, sent)
     state, reply = followed(state, broadcast), Contribution(client.data.name, {}, {}, client.device)
     with unsaid(client, broadcast):
+        if broadcast.split == "validation":
+            state = choose_head(client, state, broadcast)
         state, reply = told(client, state, broadcast, assess(client, state, broadcast))
     return state, reply
 

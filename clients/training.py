@@ -1,6 +1,7 @@
 """What a client trains in a round: its model, with or without the noise that lets it leave, and what is its own."""
 
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from secrets import token_hex
@@ -13,6 +14,7 @@ from clients.private import books
 from fedrec.errors import UserError
 from fedrec.experiment.channel import Mapped
 from fedrec.federation.coordination import Link, Own
+from fedrec.models import SummedRecommender
 from fedrec.params import Params, finite, to
 from fedrec.privacy.differential import private_update
 from fedrec.privacy.secret import digest
@@ -55,6 +57,9 @@ class Made:
 def train(client: Client, start: Start) -> Made:
     """Return what a client makes of a round by itself; raises UserError if it diverged."""
     e, own, number = client.experiment, start.own, start.sent.round
+    if isinstance(client.model, SummedRecommender):
+        kept = client.model.own() if client.experiment.pool else {}  # its members have less than it learns from
+        return Made(math.nan, {**start.private, **kept}, own, owed(client, start, client.model))
     before = client.channel.join(start.z, start.private)
     first, copy = weightings(own)
     weigher, second = client.weigher(first), client.weigher(copy) if e.drift.second else None
@@ -71,6 +76,16 @@ def train(client: Client, start: Start) -> Made:
         state = weigher.state | {f"{COPY}{name}": value for name, value in (second.state if second else {}).items()}
         own = replace(own, weighting=require_finite(client, state, number, start.own.weighting) or None)
     return Made(loss, private, own, x)
+
+
+def owed(client: Client, start: Start, model: SummedRecommender) -> Params:
+    """Return the sums of a client that the server lacks: its own, or nothing where it has taken them already.
+
+    Nothing of what it keeps changes: of data that are as they were the sums are too.
+    """
+    if not client.experiment.share or start.sent.seen:
+        return {name: torch.zeros_like(value) for name, value in start.z.items()}
+    return model.own()
 
 
 def weightings(own: Own) -> tuple[Params, Params]:

@@ -45,7 +45,7 @@ class Seam(NamedTuple):
 SEAMS = {
     "dataset": Seam("source", ("load",), "fedrec.data:DATASETS"),
     "task": Seam("task", ("target", "loss")),
-    "model": Seam("recommender", ("network",), "fedrec.models:KINDS"),
+    "model": Seam("recommender", ("network",), "fedrec.models:NAMES"),
     "metrics": Seam("metric", ("value",)),
     "transform": Seam("transform", ("init", "update"), "fedrec.components:NONE"),
     "weighting.kind": Seam("weighting", ("init", "weights"), "fedrec.training.weighting:KINDS"),

@@ -217,16 +217,21 @@ def sums(answers: Mapping[str, Params], z: Mapping[str, Params], carriers: Mappi
     ]
 
 
-def mean_of(parts: Sequence[Subtotal], carriers: Mapping[str, Carrier], previous: Params) -> Params:
-    """Return z = sum_i p_i x_i / sum_i p_i of sums that were made in one order; see `mean`."""
-    total = {name: torch.zeros(value.shape, dtype=torch.float64) for name, value in previous.items()}
-    members: list[Carrier] = []
+def total_of(parts: Sequence[Subtotal], carriers: Mapping[str, Carrier], like: Params) -> Params:
+    """Return sum_i p_i x_i of sums that were made in one order, in float64; `like` has the server's shapes."""
+    total = {name: torch.zeros(value.shape, dtype=torch.float64) for name, value in like.items()}
     for part in parts:
-        inside = [carriers[name] for name in part.clients]
-        rows, members = union(inside), [*members, *inside]
+        rows = union([carriers[name] for name in part.clients])
         for name, value in part.values.items():
             add_rows(total[name], rows.get(name) if len(value) < len(total[name]) else None, value)
-    return {name: value.to(previous[name].dtype) for name, value in divide(total, members, previous).items()}
+    return total
+
+
+def mean_of(parts: Sequence[Subtotal], carriers: Mapping[str, Carrier], previous: Params) -> Params:
+    """Return z = sum_i p_i x_i / sum_i p_i of sums that were made in one order; see `mean`."""
+    members = [carriers[name] for part in parts for name in part.clients]
+    means = divide(total_of(parts, carriers, previous), members, previous)
+    return {name: value.to(previous[name].dtype) for name, value in means.items()}
 
 
 def divide(total: Params, members: Sequence[Carrier], previous: Params) -> Params:

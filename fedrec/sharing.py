@@ -22,10 +22,11 @@ from fedrec.params import LARGEST, Params, covers, finite
 # What a recommender may have: matrix factorisation has no body and an MLP no biases, adapters and lora need content, a
 # sequence encoder takes the place of what is of users, and only multi-task bodies have the rest. The heads of tasks
 # about items are `attributes`.
-ITEMS = ("item_table", "item_bias", "adapter", "lora")
+ITEMS = ("item_table", "item_bias", "adapter", "lora", "sums")
 BODY = ("body", "sequence")
 MIXING = ("experts", "gates", "attention", "stitch", "transfer", "tasks", "extraction")
-MODULES = (*PARAMETERS, "adapter", "lora", *BODY, "domain", *MIXING, "towers", "heads", "attributes")
+SUMS = "sums."  # before the names of what is summed over users, of which the federation has the total and no mean
+MODULES = (*PARAMETERS, "adapter", "lora", "sums", *BODY, "domain", *MIXING, "towers", "heads", "attributes")
 # What clients share, by name: ever more of a model, from what is known of items to all that is neither of users nor of
 # one platform: `domain` travels under its own name only.
 SHARINGS = {

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from flwr.app import Message, RecordDict
 
-from fedrec.federation.proportion import MULTIPLE
+from fedrec.federation.proportion import MULTIPLE, least
 from fedrec.keyed import Carrier, Subtotal, add_among, chunks, union
 from fedrec.params import Params, norm, subtract
-from fedrec.sharing import Broadcast, ContractError, Contribution, admit
+from fedrec.sharing import SUMS, Broadcast, ContractError, Contribution, admit
 from fedrec.wire import Answers, Call, Entry, ids_record, ledger, pack, read_answers
 from server.faults import Refused, content_of
 
@@ -104,7 +104,7 @@ def admit_subtotal(part: Subtotal, call: Call, carriers: Mapping[str, Carrier]) 
     values = admit(part.values, like)
     sent = weighted_sent(part, call, members, rows, like)
     mass = math.fsum(call.chunks[name][1] for name in part.clients)
-    moved, limit = norm(subtract(values, sent)), MULTIPLE * max(norm(sent), mass)
+    moved, limit = norm(subtract(values, sent)), MULTIPLE * max(norm(sent), mass * least(like))
     if moved > limit:
         raise ContractError(
             f"sum: must change the mean by at most {limit / mass:.4g} in norm, found {moved / mass:.4g}"
@@ -127,7 +127,7 @@ def weighted_sent(
     return total
 
 
-Form = tuple[tuple[str, torch.Size, torch.dtype], ...]
+Form = tuple[tuple[str, torch.Size, torch.dtype, int], ...]  # of sums, which travel as entries, also how many
 Sizes = tuple[tuple[str, int], ...]
 NOTHING: Mapping[str, Any] = {}
 
@@ -174,5 +174,7 @@ class Tally:
     def form(self, values: Params) -> Form:
         """Return the names, shapes and dtypes of tensors; those that many clients have in common are looked at once."""
         if id(values) not in self.forms:  # kept, since an id names an object only as long as it lives
-            self.forms[id(values)] = (values, tuple((n, v.shape, v.dtype) for n, v in values.items()))
+            entries = {n: int(v.count_nonzero()) for n, v in values.items() if n.startswith(SUMS)}
+            form = tuple((n, v.shape, v.dtype, entries.get(n, 0)) for n, v in values.items())
+            self.forms[id(values)] = (values, form)
         return self.forms[id(values)][1]

@@ -105,7 +105,7 @@ def unlike(replies: Sequence[Contribution]) -> dict[str, str]:
 def unheard(replies: Sequence[Contribution]) -> dict[str, str]:
     """Return, for each client whose first tensors are out of all proportion to the others', what is wrong with them."""
     sizes = {reply.client: norm(reply.values) for reply in replies}
-    return too_far(sizes, dict.fromkeys(sizes, 0.0), "the first parameters") if len(sizes) > 1 else {}
+    return too_far(sizes, dict.fromkeys(sizes, 1.0), "the first parameters") if len(sizes) > 1 else {}
 
 
 def forms_of(values: Params) -> dict[str, str]:

@@ -36,11 +36,13 @@ def join(c: State, nodes: Sequence[int]) -> None:
     # Weights of mean 1: a penalty means the same whatever the size of the data.
     unit, plan = math.fsum(size.values()) / len(size), c.plan
     for r in joined:
-        weight = 1.0 if plan.secure else size[r.client] / unit
+        weight = 1.0 if plan.secure or plan.by_sums else size[r.client] / unit
         c.carriers[r.client] = carrier(r.client, r.values, r.rows, c.record.rows, weight)
     values = {r.client: r.values for r in joined}
     try:
-        c.tie = tie_of(plan.coupling, plan.descent, c.carriers, values, plan.seed, plan.robust, bool(plan.secure))
+        c.tie = tie_of(
+            plan.coupling, plan.descent, c.carriers, values, plan.seed, plan.robust, bool(plan.secure), plan.by_sums
+        )
         at_home = home_notes(c.carriers, c.z, plan.secure) if plan.secure else []
         if at_home and plan.coupling.duals:
             raise UserError(f"secure: every client's rows must be summed under duals, found {at_home[0]}")

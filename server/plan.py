@@ -34,6 +34,7 @@ class Plan:
     turnout: Turnout = field(default_factory=Turnout)
     robust: Robust = field(default_factory=Robust)
     codec: Coding = field(default_factory=Coding)
+    by_sums: bool = False  # whether clients send sums over their users, of which the total counts
     silent: bool = False  # whether clients tell nothing that was made of their data without noise
     secure: Terms | None = None  # how the answers of a round are summed, if the server sees none of them
     release: Release | None = None  # how the mean of a round is protected, if it is the server that does it
@@ -46,7 +47,7 @@ class Plan:
         loss; gap = |x_i - z_i|^2 with duals; excess and price of a budget; steps where they are counted.
         """
         names = {
-            "loss": not self.silent,
+            "loss": not self.silent and not self.by_sums,
             "gap": self.coupling.duals and not self.secure,
             "excess": self.budgets,
             "mu": self.budgets,

@@ -65,7 +65,7 @@ class Coordinator(State):
         outcome = self.send("train", number, drawn, lost=self.plan.turnout.lost(clients, number))
         replies, residuals = outcome.replies, self.coordinate(outcome, number)
         self.seen |= {reply.client: number for reply in replies}
-        losses = {reply.client: reply.metrics["loss"] for reply in replies if not self.plan.silent}
+        losses = {reply.client: reply.metrics["loss"] for reply in replies if "loss" in self.plan.told}
         for reply in replies:
             metrics = {name: reply.metrics[name] for name in ("loss", "mu") if name in self.plan.told}
             self.record.score(number, "train", {(reply.client, "all", n): v for n, v in metrics.items()}, reply.device)
@@ -219,7 +219,7 @@ class Coordinator(State):
             for what in ("steps", "gap")
             if what in self.plan.told
         }
-        return refusals(values, self.parts, self.plan.coupling.duals, metrics)
+        return refusals(values, self.parts, self.plan.coupling.duals or self.plan.by_sums, metrics)
 
     @property
     def summed(self) -> bool:

@@ -51,6 +51,7 @@ def plan_of(experiment: Experiment, home: Path | None = None) -> Plan:
         turnout=e.turnout,
         robust=e.robust,
         codec=e.codec,
+        by_sums=e.by_sums,
         silent=e.privacy.active,
         secure=terms(e) if e.secure.active else None,
         release=Release(Books(noisy, home, e.seed)) if noisy and home else None,

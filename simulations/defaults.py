@@ -15,6 +15,10 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-def defaults(unit: str, given: Collection[str]) -> dict[str, Any]:
-    """Return the fields that a promise to a `unit` sets, by dotted path, but for those that are given."""
-    return {path: value for path, value in DEFAULTS.get(unit, {}).items() if path not in given}
+BY_SUMS = {"rounds": 1}  # of which one is exact
+
+
+def defaults(unit: str, given: Collection[str], sums: bool = False) -> dict[str, Any]:
+    """Return the fields that a promise to a `unit`, or a model by `sums`, sets and nobody gave, by dotted path."""
+    usual = {**DEFAULTS.get(unit, {}), **(BY_SUMS if sums else {})}
+    return {path: value for path, value in usual.items() if path not in given}

@@ -75,6 +75,14 @@ KNOWN: dict[Can, Case] = {
     Can.ONE_RATE: Case({**SGD, "optimiser": "adam"}, SGD, "c_i = (z - x_i) / (tau lr) for one lr"),
     Can.UNPULLED: Case({**LORA, "lora.form": "exact", "coupling.rho": 0.1}, {**LORA, "coupling.rho": 0.1}, "no step"),
     Can.LOCKSTEP: Case({**USER, "method": "apfl"}, {**USER, "method": "ditto"}, "a step of both on the units drawn"),
+    Can.GRADIENTS: Case(
+        {"model": "ease", "objective": "tests.own_parts:Ridge"},
+        {"model": "mf", "objective": "tests.own_parts:Ridge"},
+        "W is solved for",
+    ),
+    Can.ONE_RANKING: Case(
+        {"model": "ease", "task": "rank,click"}, {"model": "mf", "task": "rank,click"}, "X'X is of one relation"
+    ),
     Can.LOSSES: Case({**USER, **DWA}, {**CLIENT, **DWA}, "weights made of losses are made of rows"),
     Can.UNIT_GRADIENTS: Case(
         {**USER, **LORA}, {**USER, "content.kind": "minilm"}, "not built: a pass of the encoder for every unit"

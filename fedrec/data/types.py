@@ -114,9 +114,9 @@ class Attributes:
         return np.asarray(np.isfinite(self.values[name]).all(axis=1))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ClientData:
-    """What one client holds: its users, its catalogue and its split interactions.
+    """What one client holds: its users, its catalogue and its split interactions; equal to nothing but itself.
 
     `users[u]` and `items[i]` are the global ids of local rows u and i; both ascend. `items` is the client's whole
     catalogue, so it says nothing about which items its users touched. `attributes` is what everybody knows of them.

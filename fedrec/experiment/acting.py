@@ -10,6 +10,7 @@ from fedrec.experiment.needs import shown, value_of
 from fedrec.experiment.parts import tasks_with
 from fedrec.federation.coordination.maps import RULES as NAMED_MAPS
 from fedrec.models.bodies import BODIES
+from fedrec.models.quadratic import KINDS as SUMMED
 from fedrec.tasks import Task, tasks_of
 
 
@@ -43,8 +44,8 @@ def kinds(e: Experiment) -> set[str]:
 
 
 def ours(e: Experiment) -> bool:
-    """Return whether some model, or the student, is one of the package's own."""
-    return any(":" not in kind for kind in kinds(e)) or e.agreement.active
+    """Return whether some model, or the student, is one of the package's own that has tables."""
+    return any(":" not in kind for kind in kinds(e) - {*SUMMED}) or e.agreement.active
 
 
 def layered(e: Experiment) -> bool:
@@ -54,12 +55,13 @@ def layered(e: Experiment) -> bool:
 
 def folds(e: Experiment) -> bool:
     """Return whether new users have rows of a table that can be learnt."""
-    return e.split == "new-users" and kinds(e) != {"item"} and not e.sequence.active
+    return e.split == "new-users" and kinds(e) != {"item"} and not e.sequence.active and not e.by_sums
 
 
 def batched(e: Experiment) -> bool:
     """Return whether anything is trained in batches: noisy steps for users draw users."""
-    return e.privacy.unit != "user" or e.drift.personal == "ditto" or (bool(e.fold_in) and folds(e))
+    steps = not e.by_sums and e.privacy.unit != "user"
+    return steps or e.drift.personal == "ditto" or (bool(e.fold_in) and folds(e))
 
 
 def phased(e: Experiment) -> bool:
@@ -73,7 +75,7 @@ def avoids(e: Experiment) -> bool:
     The negatives of a protected interaction come from the whole catalogue.
     """
     drawn = e.privacy.unit != "interaction" or e.drift.personal == "ditto"
-    return ranks(e) and ((drawn and e.split != "new-users") or (bool(e.fold_in) and folds(e)))
+    return ranks(e) and not e.by_sums and ((drawn and e.split != "new-users") or (bool(e.fold_in) and folds(e)))
 
 
 def promised(e: Experiment) -> bool:
@@ -90,6 +92,11 @@ def chunked(e: Experiment) -> bool:
 def parts(e: Experiment, path: str) -> dict[str, str]:
     """Return the values that a field has for single clients."""
     return {client: value for client, value in per_client(str(value_of(e, path))).items() if client != "*"}
+
+
+def returns(e: Experiment) -> bool:
+    """Return whether a client that learns by sums may be missed in a round, and come in a later one."""
+    return e.participation < 1 or e.dropout != "0" or e.deadline > 0
 
 
 def validations(e: Experiment) -> int:
@@ -119,6 +126,9 @@ LORA = Rule(lambda e: e.lora.active, "an adapter (add --lora.rank 8 --content.ki
 PRIVATE = Rule(lambda e: e.privacy.active, "privacy.unit (add --privacy.unit user)")
 SECURE = Rule(lambda e: e.secure.active, "secure sums (add --secure.active)")
 PROCESSES = Rule(lambda e: e.engine == "process" and not e.pool, "several clients in processes (add --engine process)")
+STEPS = Rule(lambda e: not e.by_sums, "a model that learns by steps along gradients (add --model mf)")
+TOTALS = Rule(lambda e: e.by_sums, "a model that learns by sums (add --model slist)")
+ORDERED = Rule(lambda e: bool(kinds(e) & {"slist", "slit"}), "a model by sums that knows the order (add --model slist)")
 MANY = Rule(lambda e: not e.pool, "more than the one pooled client (take another --method)")
 
 
@@ -139,15 +149,19 @@ def each(paths: str, rule: Rule) -> dict[str, Rule]:
 PARTED = ("model", "dim")  # fields that may have a part for each client
 # Fields of which some values cannot act, where others can; the default always does.
 VALUES: dict[str, Rule] = {path: parted(path) for path in PARTED} | {
+    "rounds": Rule(
+        lambda e: not e.by_sums or e.rounds == 1 or returns(e),
+        "steps along gradients, or clients that may be missed: one round of sums is exact (add --model mf)",
+    ),
     "patience": Rule(
         lambda e: not e.patience or e.patience < validations(e),
         "more validations than it waits for (take more --rounds, or a smaller --eval-every)",
-    )
+    ),
 }
 # Fields that act in every experiment, if only when a client fails (quorum).
 ANYWHERE = (
     "method share pool clients dataset partition volunteers split task model content.kind "
-    "content.vectors sequence.kind rounds local_epochs optimiser lr lrs transform objective l2 patience eval_every "
+    "content.vectors sequence.kind rounds lrs transform objective patience eval_every "
     "dropout quorum newcomers agreement.items lora.rank privacy.unit secure.active seed engine device tracker"
 )
 ALWAYS = frozenset(ANYWHERE.split())
@@ -202,7 +216,12 @@ RULES: dict[str, Rule] = {
     ),
     "fold_in": Rule(folds, "new users who have a row of a table (add --split new-users)"),
     "negatives": Rule(avoids, "a task that ranks, for users with held-out items (add --split leave-one-out)"),
-    **each("num_negatives candidates metrics", RANK),
+    **each("local_epochs optimiser lr l2", STEPS),
+    "num_negatives": Rule(lambda e: ranks(e) and STEPS.acts(e), f"{RANK.needs}, and {STEPS.needs}"),
+    **each("candidates metrics", RANK),
+    **each("quadratic.length quadratic.ridge quadratic.popular quadratic.rare", TOTALS),
+    **each("quadratic.past quadratic.future quadratic.recent", ORDERED),
+    "quadratic.whole": Rule(lambda e: "slist" in kinds(e), "model slist (add --model slist)"),
     "weighting.kind": TASKS,
     "weighting.aggregator": Rule(
         lambda e: TASKS.acts(e) and e.weighting.kind == "aggregator",
@@ -220,7 +239,8 @@ RULES: dict[str, Rule] = {
     **each("sequence.blocks sequence.heads", SASREC),
     **each("lora.form lora.alpha", LORA),
     "batch_size": Rule(batched, "steps on rows, for privacy.unit user draws users (take privacy.rate)"),
-    **each("weights participation", MANY),
+    "weights": Rule(lambda e: MANY.acts(e) and STEPS.acts(e), f"{MANY.needs}, and {STEPS.needs}"),
+    "participation": MANY,
     "deadline": Rule(
         lambda e: e.engine != "batched", "an engine whose clients answer one by one (add --engine process)"
     ),

@@ -23,7 +23,17 @@ from fedrec.federation.methods import TABLE
 from fedrec.federation.participation import Turnout, arrivals, dropouts
 from fedrec.federation.robust import Robust
 from fedrec.metrics import POINTWISE, RANKING, as_part, parse_metric
-from fedrec.models import KINDS, Lora, ModuleRecommender, Recommender, UserSequence
+from fedrec.models import (
+    NAMES,
+    SUMMED,
+    Lora,
+    ModuleRecommender,
+    Quadratic,
+    Recommender,
+    SummedRecommender,
+    UserSequence,
+)
+from fedrec.params import covers
 from fedrec.sharing import SHARINGS, Sharing
 from fedrec.tasks import Task, tasks_of
 from fedrec.training.optimisers import Optimiser, rates
@@ -32,6 +42,7 @@ from fedrec.training.weighting import Weighting
 
 # The bounds of every number of an experiment but the seed; inf only where a field allows it.
 LARGEST, SMALLEST = 1e9, 1e-30
+SUMMED_NAMES = frozenset(SUMMED)
 
 
 class Method(BaseModel, frozen=True, extra="forbid"):
@@ -39,7 +50,7 @@ class Method(BaseModel, frozen=True, extra="forbid"):
 
     method: str = Field("fedper", description="method: a value of simulations/methods.py")
     share: tuple[str, ...] = Field(
-        ("item_table", "item_bias", "adapter", "lora", "body", "sequence"),
+        ("item_table", "item_bias", "adapter", "lora", "sums", "body", "sequence"),
         description="modules that are shared, by path, or named sharings; what is not named is private",
     )
     phases: tuple[Phase, ...] = Field(("all",), description="what is trained locally, one phase after the other")
@@ -113,8 +124,9 @@ class Experiment(Method):
     )
     weighting: Weighting = Field(Weighting(), description="how a client weighs the losses of its tasks")
     model: Annotated[PartText, AfterValidator(partial(with_paths, "model"))] = Field(
-        "mf", description="one, or one for each client 'mf;shop=mlp': " + ", ".join(KINDS)
+        "mf", description="one, or one for each client 'mf;shop=mlp': " + ", ".join(NAMES)
     )
+    quadratic: Quadratic = Field(Quadratic(), description="what a model by sums weighs")
     dim: int | str = Field(32, description="width of the user and item tables, or one for each client: '32;phone=8'")
     init_std: float = Field(0.1, ge=0, le=1000, description="standard deviation that the tables start with")
     hidden: tuple[Annotated[int, Field(ge=1, le=65_536)], ...] = Field(
@@ -235,6 +247,14 @@ class Experiment(Method):
         both = {name: {**fields[name], **new} for name, new in values.items() if nested(fields.get(name), new)}
         return {**fields, **values, **both}
 
+    @model_validator(mode="before")
+    @classmethod
+    def _rounds_of_sums(cls, values: Any) -> Any:
+        """Take one round for a model that is exact after it, where no number is given."""
+        if not isinstance(values, Mapping) or "rounds" in values or not by_sums(str(values.get("model", "mf"))):
+            return values
+        return {**values, "rounds": 1}
+
     @model_validator(mode="after")
     def _consistent(self) -> Experiment:
         for name in self.metrics:
@@ -242,6 +262,9 @@ class Experiment(Method):
                 choose("metrics", parse_metric(name)[0], RANKING)
         with named("lrs"):
             rates(self.lrs)
+        kinds = set(per_client(self.model).values())
+        if self.by_sums and len(kinds) > 1:
+            raise UserError(f"model: must be one for all where clients learn by sums, found {self.model}")
         with named("dim"):
             for text in per_client(str(self.dim)).values():
                 if not (text.isdecimal() and 1 <= int(text) <= 4096):
@@ -271,6 +294,16 @@ class Experiment(Method):
             return False  # there are none
         # Under secure sums, what few clients carry stays at home.
         return self.coupling.personal or self.drift.personal != "none" or self.secure.active
+
+    @property
+    def by_sums(self) -> bool:
+        """Whether the clients learn by sums, and not by gradients."""
+        return by_sums(self.model)
+
+    @property
+    def has_heads(self) -> bool:
+        """Whether clients that learn by sums have a private head around what is shared."""
+        return self.by_sums and bool(self.share) and not covers(self.share, "heads")
 
     @property
     def silent(self) -> bool:
@@ -326,7 +359,14 @@ class Experiment(Method):
         shape = (int(width), self.hidden, self.init_std, self.experts, self.calibration)
         if read(kind).own:
             return ModuleRecommender("mlp", *shape, module=make("model", kind))
+        if kind in SUMMED:
+            return SummedRecommender(kind, *shape, quadratic=self.quadratic)
         return Recommender(kind, *shape, sequence=self.sequence)
+
+
+def by_sums(model: str) -> bool:
+    """Return whether a client of this text learns by sums."""
+    return not SUMMED_NAMES.isdisjoint(per_client(model).values())
 
 
 def nested(a: Any, b: Any) -> bool:

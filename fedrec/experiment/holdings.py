@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from fedrec.data import ClientData, Dataset, Market, content_vectors, federation, latest, load, pool
+from fedrec.data.history import sequences
 from fedrec.data.tokens import item_tokens
 from fedrec.data.types import Floats, Ints, Keys
 from fedrec.experiment.config import Experiment
-from fedrec.models import Adapted, Recommender
+from fedrec.models import Adapted, Recommender, SummedRecommender
 from fedrec.params import Params
 from fedrec.tasks import Task
 
@@ -80,6 +81,10 @@ def reader(experiment: Experiment, data: ClientData, split: Literal["train", "va
     in training, of a test row also in validation.
     """
     model, vectors = experiment.recommender(data.name), item_content(experiment)[0]
+    if isinstance(model, SummedRecommender):
+        met = sequences(data, [data.train] if split == "train" else data.known(split), experiment.seed)
+        model = replace(model, catalogue_size=len(dataset(experiment).items), places=data.items, past=met)
+        return replace(model, own=functools.partial(own_sums, experiment, data))
     about = {task.name: task.usual(data.attributes) for task in tasks_for(experiment, data) if task.attribute}
     classes = {task.name: task.classes for task in tasks_for(experiment, data) if task.classes}
     if about or classes:
@@ -94,6 +99,14 @@ def reader(experiment: Experiment, data: ClientData, split: Literal["train", "va
         return model
     past = latest(data, data.known(split), model.sequence.history, experiment.seed)
     return replace(model, side=replace(model.side, history=torch.from_numpy(past.take(np.arange(len(data.users))))))
+
+
+@functools.lru_cache(maxsize=8)
+def own_sums(experiment: Experiment, data: ClientData) -> Params:
+    """Return the sums over the users of a client, of its training rows, kept for a few clients."""
+    model = reader(experiment, data, "train")
+    assert isinstance(model, SummedRecommender)
+    return model.sums(model.past)
 
 
 @functools.lru_cache(maxsize=2)

@@ -8,6 +8,7 @@ from fedrec.errors import UserError
 from fedrec.experiment.needs import Can, Conflict, conflicts, needs, shown, takes
 from fedrec.models.bodies import BODIES
 from fedrec.models.lora import FORMS
+from fedrec.models.quadratic import KINDS as SUMMED
 from fedrec.models.transfer import CHAIN
 from fedrec.params import covers
 from fedrec.tasks import names_of, several, tasks_of
@@ -44,6 +45,12 @@ def odd_width(e: Any) -> str:
     """Return the first width that the heads of attention do not divide."""
     widths = per_client(str(e.dim)).values()
     return next((width for width in widths if e.sequence.kind == "sasrec" and int(width) % e.sequence.heads), "")
+
+
+def other_than_rank(e: Any) -> str:
+    """Return the tasks that are not ranking alone."""
+    names = [task.name for client in per_client(e.task) for task in tasks_of(e.task, client)]
+    return "" if {*names} == {"rank"} else ",".join(dict.fromkeys(names))
 
 
 def item_content(e: Any) -> str:
@@ -96,6 +103,11 @@ def asked_to_stack(e: Any) -> str:
 
 ONE_ROUND = "the server steps along what it makes of one round's answers"
 ONE_MEAN = "what is released of whole clients is one noisy mean with fixed weights"
+NO_STEPS = (
+    *(Can.GRADIENTS, Can.UNIT_GRADIENTS, Can.CLIENT_GRADIENTS, Can.COMMON_START, Can.LOCKSTEP, Can.TIE, Can.DUALS),
+    *(Can.STEPS, Can.GRAM, Can.MEMORY, Can.INCREMENTS, Can.RESIDUALS, Can.READS_ITEMS, Can.USER_SIDE, Can.PAIR_SCORES),
+    *(Can.ENCODER, Can.LISTENERS, Can.LOGITS, Can.TABLES, Can.LOSSES),
+)
 AGREES = (Can.PUBLIC_USERS, Can.LOGITS, Can.EXCHANGE, Can.TIE, Can.ONE_PHASE, Can.KNOWN_USERS, Can.PAIR_SCORES)
 PRICED = (Can.TIE, Can.DUALS, Can.VALIDATION, Can.KNOWN_USERS)
 INSIDE = ("interaction", "user")
@@ -104,6 +116,9 @@ PARTS = (
     takes("model", Can.USER_SIDE, why="item has none (add --model mf)", here=models("item")),
     takes("model", Can.CLIENT_GRADIENTS, why="a module of one's own may read other rows", here=own_models),
     takes("model", Can.READS_ITEMS, Can.USER_SIDE, why="a module of one's own reads the ids alone", here=own_models),
+    takes("model", *NO_STEPS, why="a model by sums is solved for (take --model mf)", here=models(*SUMMED)),
+    needs("model", Can.ONE_RANKING, here=models(*SUMMED)),
+    takes("task", Can.ONE_RANKING, why="there is another (add --task rank)", here=other_than_rank),
     needs("model", Can.TWO_WIDTHS, here=models(*(kind for kind in BODIES if BODIES[kind].widths > 1))),
     takes(
         "hidden",
@@ -157,6 +172,10 @@ PARTS = (
     needs("coupling.balance", Can.RESIDUALS),
     needs("coupling.duals", Can.INCREMENTS),
     takes("coupling.duals", Can.DUALS, why="there are none (add --coupling.duals)", here=(False,)),
+    needs("phases", Can.GRADIENTS),
+    needs("transform", Can.GRADIENTS),
+    needs("objective", Can.GRADIENTS),
+    needs("coupling.rho", Can.GRADIENTS),
     takes("coupling.rho", Can.TIE, why="nothing else ties a client (add --coupling.rho 1e-4)", here=(0,)),
     takes("coupling.rho", Can.UNPULLED, why="the delta is made when training is over"),
     needs("budget.margin", *PRICED, here=lambda e: shown(e.budget.margin) * (e.budget.margin is not None)),

@@ -11,6 +11,7 @@ from typing import TypeVar
 from torch import Tensor
 
 from fedrec.params import Params, norm, subtract
+from fedrec.sharing import SUMS
 
 # How far an answer may be beyond the others. It is to catch what would end the run for everybody, and must never meet
 # an honest client: one with ten thousand times the data of the others, or with the noise of a far smaller epsilon. What
@@ -26,14 +27,14 @@ def refusals(
 ) -> dict[str, str]:
     """Return, for each client of a cohort whose answer is out of proportion, what is wrong with it.
 
-    The change |x_i - z_i| of an answer x_i to `sent` z_i may be MULTIPLE times the largest of |z_i|, 1, and the upper
+    The change |x_i - z_i| of an answer x_i to `sent` z_i may be MULTIPLE times the largest of its `size` and the upper
     median of the changes of the others; of `increments` the change is |x_i|. What clients have `told`, by its name, may
     be MULTIPLE times the larger of 100 and the upper median of what the others told.
     """
     faults: dict[str, str] = {}
     if any(large(answers[name], sent[name], increments) for name in answers):
         changes = {name: change(answers[name], sent[name], increments) for name in answers}
-        faults |= too_far(changes, {name: norm(sent[name]) for name in answers})
+        faults |= too_far(changes, {name: size(sent[name]) for name in answers})
     for what, values in told.items():
         for name, value in values.items():
             if value > 100.0 * MULTIPLE and value > (limit := MULTIPLE * max(100.0, others(values, name))):
@@ -44,10 +45,13 @@ def refusals(
 def too_far(
     changes: Mapping[Who, float], sent: Mapping[Who, float], what: str = "the change of the parameters"
 ) -> dict[Who, str]:
-    """Return which of a cohort's `changes` are out of proportion, and why; `sent` has |z_i| of those that may be."""
+    """Return which of a cohort's `changes` are out of proportion, and why.
+
+    `sent` has the `size` of z_i of those that may be.
+    """
     faults: dict[Who, str] = {}
-    for name, size in sent.items():
-        limit = MULTIPLE * max(size, 1.0, others(changes, name))
+    for name, usual in sent.items():
+        limit = MULTIPLE * max(usual, others(changes, name))
         if changes[name] > limit:
             faults[name] = f"{what} must be at most {limit:.4g} in norm, found {changes[name]:.4g}"
     return faults
@@ -58,7 +62,17 @@ def large(answer: Params, sent: Params, increments: bool = False) -> bool:
     most = math.sqrt(math.fsum(v.numel() * largest(v) ** 2 for v in answer.values() if v.numel()))
     if most <= MULTIPLE - 1:  # then |x_i - z_i| <= |x_i| + |z_i| is within the limit whatever z_i is
         return False
-    return change(answer, sent, increments) > MULTIPLE * max(norm(sent), 1.0)
+    return change(answer, sent, increments) > MULTIPLE * size(sent)
+
+
+def size(sent: Params) -> float:
+    """Return |z_i|, but the `least` where it is smaller."""
+    return max(norm(sent), least(sent))
+
+
+def least(sent: Params) -> float:
+    """Return what is no size to speak of: 1, or the number of entries of sums over users, which have no scale."""
+    return max(1.0, float(sum(value.numel() for name, value in sent.items() if name.startswith(SUMS))))
 
 
 def largest(value: Tensor) -> float:

@@ -2,16 +2,25 @@
 
 from fedrec.models.lora import Adapted, Lora
 from fedrec.models.module import Meta, Module, ModuleRecommender
+from fedrec.models.quadratic import KINDS as SUMMED
+from fedrec.models.quadratic import Quadratic
 from fedrec.models.recommender import KINDS, Recommender
 from fedrec.models.sequences import UserSequence
+from fedrec.models.summed import SummedRecommender
+
+NAMES = (*KINDS, *SUMMED)
 
 __all__ = [
     "KINDS",
+    "NAMES",
+    "SUMMED",
     "Adapted",
     "Lora",
     "Meta",
     "Module",
     "ModuleRecommender",
+    "Quadratic",
     "Recommender",
+    "SummedRecommender",
     "UserSequence",
 ]

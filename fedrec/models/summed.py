@@ -1,0 +1,130 @@
+"""Quadratic recommenders: what is learnt is solved for from sums over users, with a private head around it.
+
+The shared parameters of a client are its sums G_i and C_i (`fedrec.models.quadratic`), the federation's their total.
+A client scores with B_i = W + D_i: W solves (G + ridge) W = C, and D_i minimises f_i(W + D) + 1/(2 w) |D|^2 in the
+metric of G. That is (G + w G_i + ridge) B_i = C + w C_i: w = 0 is the shared model, and w to infinity the client's own.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedrec.data.history import Sequences
+from fedrec.data.types import Floats, Ints, Keys
+from fedrec.models.quadratic import Matrix, Quadratic, inputs, precision, score, statistics
+from fedrec.models.recommender import Recommender
+from fedrec.params import Params
+from fedrec.sharing import SUMS
+
+GRAM, CROSS = f"{SUMS}gram", f"{SUMS}cross"
+
+
+def nobody() -> Sequences:
+    """Return the sequences of no users."""
+    return Sequences(np.zeros(0, np.int64), np.zeros(1, np.int64))
+
+
+@dataclass(frozen=True)
+class SummedRecommender(Recommender):
+    """A recommender whose parameters are sums over users, and of each ranking task the weight w of its private head.
+
+    sums.gram [n (n + 1) / 2] is the upper triangle of G by rows, sums.cross [n, n] is C, over all n = `catalogue_size`
+    items of the public catalogue, where the client's own lie at `places`. They are float64, and float32 of many items.
+    Without sums in the parameters its own stand in their place: a client that learns alone.
+
+    `own` returns the sums over its users, `past` are their sequences as they are known when it is asked.
+    """
+
+    quadratic: Quadratic = field(default=Quadratic(), kw_only=True)
+    catalogue_size: int = field(default=0, kw_only=True)
+    places: Ints = field(default_factory=lambda: np.zeros(0, np.int64), kw_only=True, compare=False, repr=False)
+    own: Callable[[], Params] = field(default=dict, kw_only=True, compare=False, repr=False)
+    past: Sequences = field(default_factory=nobody, kw_only=True, compare=False, repr=False)
+    scores: Matrix | None = field(default=None, kw_only=True, compare=False, repr=False)  # of all its users
+
+    def shapes(self, users: int, items: int, tasks: Iterable[str]) -> Params:
+        """See Recommender."""
+        n, dtype = self.catalogue_size, self.dtype
+        like = {f"heads.{task}.weight": torch.empty(1, device="meta") for task in tasks}
+        like[GRAM] = torch.empty(n * (n + 1) // 2, device="meta", dtype=dtype)
+        like[CROSS] = torch.empty(n, n, device="meta", dtype=dtype)
+        return {name: like[name] for name in sorted(like)}
+
+    def init(self, seed: int, users: Keys, items: Keys, offsets: Mapping[str, float | Floats]) -> Params:
+        """Return sums over nobody, and heads that are the shared model."""
+        like = self.shapes(len(users), len(items), offsets)
+        return {name: torch.zeros(value.shape, dtype=value.dtype) for name, value in like.items()}
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of its sums."""
+        return torch.float64 if precision(self.catalogue_size) is np.float64 else torch.float32
+
+    @property
+    def gathers(self) -> bool:
+        """See Recommender; it makes no gradients."""
+        return False
+
+    @property
+    def tabled(self) -> bool:
+        """See Recommender."""
+        return False
+
+    @property
+    def tables(self) -> Mapping[str, str]:
+        """See Recommender; its rows are of the whole catalogue."""
+        return {}
+
+    def sums(self, sequences: Sequences) -> Params:
+        """Return the sums over some users with sequences of its items."""
+        gram, cross = statistics(self.kind, self.quadratic, self.placed(sequences), self.catalogue_size)
+        dtype = precision(self.catalogue_size)
+        whole = (part.toarray().astype(dtype, copy=False) for part in (gram, cross))
+        return pack(*whole)
+
+    def placed(self, sequences: Sequences) -> Sequences:
+        """Return sequences of its items by their places in the whole catalogue."""
+        return replace(sequences, item=self.places[sequences.item])
+
+    def read(self, params: Params, *items: Tensor | None) -> "SummedRecommender":
+        """Return the recommender that has solved for what it scores with."""
+        if self.scores is not None:
+            return self
+        weight = next((float(value) for name, value in params.items() if name.startswith("heads.")), 0.0)
+        if GRAM not in params:
+            gram, cross = unpack(self.own())
+        else:
+            gram, cross = unpack(params)
+            if weight:
+                own = unpack(self.own())
+                gram, cross = gram + weight * own[0], cross + weight * own[1]
+        x = inputs(self.kind, self.quadratic, self.placed(self.past), self.catalogue_size)
+        scores = score(self.kind, self.quadratic, gram, cross, x)
+        return replace(self, scores=scores[:, self.places])
+
+    def score_all(self, params: Params, task: str, user: Tensor) -> Tensor:
+        """See Recommender."""
+        scores = self.read(params).scores
+        assert scores is not None
+        return torch.from_numpy(np.asarray(scores[user.cpu().numpy()], np.float32))
+
+
+def pack(gram: Matrix, cross: Matrix) -> Params:
+    """Return G and C [n, n] as they travel: of the symmetric G the upper triangle, row by row."""
+    half = np.concatenate([row[place:] for place, row in enumerate(gram)]) if len(gram) else gram.reshape(-1)
+    return {GRAM: torch.from_numpy(half), CROSS: torch.from_numpy(np.ascontiguousarray(cross))}
+
+
+def unpack(params: Mapping[str, Tensor]) -> tuple[Matrix, Matrix]:
+    """Return G and C [n, n] of sums as they travel."""
+    half, cross = params[GRAM].numpy(), params[CROSS].numpy()
+    n, start = len(cross), 0
+    gram = np.zeros((n, n), half.dtype)
+    for place in range(n):
+        row = half[start : start + n - place]
+        gram[place, place:], gram[place:, place] = row, row
+        start += n - place
+    return gram, cross
