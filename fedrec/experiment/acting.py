@@ -294,7 +294,8 @@ def acting(e: Experiment, method: Method) -> Experiment:
 
 def reset(e: Experiment, path: str) -> Experiment:
     """Return the experiment with one field at its default; of parts for clients that of all others remains."""
-    value, (top, _, inner) = value_of(type(e)(), path), path.partition(".")
+    usual = type(e)(model=e.model) if e.by_sums else type(e)()  # which have another number of rounds
+    value, (top, _, inner) = value_of(usual, path), path.partition(".")
     if path in PARTED:
         others = type(value)(per_client(str(value_of(e, path))).get("*", value))
         value = others if others != value_of(e, path) else value
