@@ -66,7 +66,7 @@ class Coordinator(State):
         replies, residuals = outcome.replies, self.coordinate(outcome, number)
         self.seen |= {reply.client: number for reply in replies}
         losses = {reply.client: reply.metrics["loss"] for reply in replies if not self.plan.silent}
-        told = [name for name in ("loss", "mu") if name in self.plan.told]
+        told: list[str] = [name for name in ("loss", "mu") if name in self.plan.told]
         for reply in replies:
             metrics = {(reply.client, "all", name): reply.metrics[name] for name in told}
             self.record.score(number, "train", metrics, reply.device)
