@@ -84,13 +84,13 @@ def receive(client: Client, broadcast: Broadcast) -> Broadcast:
 def followed(state: State, broadcast: Broadcast) -> State:
     """Return the state after it has followed the server: a lost contribution undone, the best round kept."""
     state = state.settled(broadcast.seen)
-    return replace(state, kept=state.now) if broadcast.keep else state
+    return state._replace(kept=state.now) if broadcast.keep else state
 
 
 def begin(client: Client, state: State, broadcast: Broadcast) -> tuple[State, Start]:
     """Return the state and the start of a round's training, for a message that was received and followed."""
-    (private, home), coupling, own = parted(state.now.private), client.experiment.coupling, state.now.own
-    z, link = with_home(broadcast.values, home), state.now.link
+    (_, private, link, own, _), coupling = state.now, client.experiment.coupling
+    z = with_home(broadcast.values, private)
     shift, rho, anchor = own.shift(broadcast.control), coupling.rho, z
     if link is None:
         return state, Start(broadcast, z, private, own, link, rho, anchor, shift)

@@ -66,11 +66,12 @@ class Coordinator(State):
         replies, residuals = outcome.replies, self.coordinate(outcome, number)
         self.seen |= {reply.client: number for reply in replies}
         losses = {reply.client: reply.metrics["loss"] for reply in replies if "loss" in self.plan.told}
+        told: list[str] = [name for name in ("loss", "mu") if name in self.plan.told]
         for reply in replies:
-            metrics = {name: reply.metrics[name] for name in ("loss", "mu") if name in self.plan.told}
-            self.record.score(number, "train", {(reply.client, "all", n): v for n, v in metrics.items()}, reply.device)
-            if "mu" in metrics:
-                self.prices[reply.client] = metrics["mu"]
+            metrics = {(reply.client, "all", name): reply.metrics[name] for name in told}
+            self.record.score(number, "train", metrics, reply.device)
+        if "mu" in told:
+            self.prices |= {reply.client: reply.metrics["mu"] for reply in replies}
         return {
             "round": number,
             "seconds": time.perf_counter() - started,

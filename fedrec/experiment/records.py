@@ -59,7 +59,8 @@ class Record:
         """Add metrics, keyed by (client or pooled member, task, metric)."""
         for (client, task, metric), value in metrics.items():
             row: Row = {"round": number, "client": client, "split": split, "task": task, "metric": metric}
-            self.clients.append({**row, "value": value, "device": device})
+            row["value"], row["device"] = value, device
+            self.clients.append(row)
 
     def log(self, clients: Sequence[str], entries: Iterable[Any]) -> None:
         """Add to the ledger what a message held, once for each of the clients that sent or got such a message."""
