@@ -49,6 +49,7 @@ class Record:
     notes: list[str] = field(default_factory=list)
     resumed: list[str] = field(default_factory=list)  # what was lost of a run that was gone on with, and made again
     budgets: list[Row] = field(default_factory=list)
+    certificate: dict[str, Any] = field(default_factory=dict)  # what proves the parameters the best there are
     privacy: dict[str, Any] = field(default_factory=dict)  # what was promised and spent
     faults: list[Row] = field(default_factory=list)  # answers that did not count
     selected_round: int = 0
@@ -240,6 +241,7 @@ def write_record(
             },
             "parameters": {"shared": shared, "private": sorted(private.values(), key=lambda p: str(p["name"]))},
             "budgets": record.budgets,
+            "certificate": record.certificate,
             "privacy": record.privacy,
             "selected_round": record.selected_round,
             "stopped": record.stopped,
