@@ -1,5 +1,7 @@
 """Implicit ALS by sums: the pooled sweep, the objective, its fixed points, and platforms that meet in their users."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -34,7 +36,7 @@ def keys(n: int) -> list[str]:
 @given(st.lists(st.integers(0, 30), max_size=4), st.integers(0, 5))
 def test_a_sweep_over_any_partition_of_the_users_is_that_over_all_of_them(cuts: list[int], seed: int) -> None:
     liked, bounds = market(seed=seed), [0, *sorted(cuts), 30]
-    parts = [liked[a:b] for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+    parts = [liked[a:b] for a, b in pairwise(bounds)]
     y = begin(SMALL, seed, keys(12))
     np.testing.assert_allclose(sweep(SMALL, parts, y), sweep(SMALL, [liked], y), rtol=1e-9, atol=1e-12)
 
@@ -47,17 +49,13 @@ def test_it_is_alternating_least_squares_row_by_row(nu: float) -> None:
     a, ridge = config.unliked, config.ridge
     p = np.stack(
         [
-            np.linalg.solve(
-                y.T @ np.diag(row + a) @ y + ridge * (row.sum() + a * 12) ** nu * np.eye(3), y.T @ row
-            )
+            np.linalg.solve(y.T @ np.diag(row + a) @ y + ridge * (row.sum() + a * 12) ** nu * np.eye(3), y.T @ row)
             for row in x
         ]
     )
     expected = np.stack(
         [
-            np.linalg.solve(
-                p.T @ np.diag(row + a) @ p + ridge * (row.sum() + a * 30) ** nu * np.eye(3), p.T @ row
-            )
+            np.linalg.solve(p.T @ np.diag(row + a) @ p + ridge * (row.sum() + a * 30) ** nu * np.eye(3), p.T @ row)
             for row in x.T
         ]
     )
@@ -103,14 +101,13 @@ def test_platforms_with_the_same_users_and_other_items_agree_on_pooled_factors()
     """Consensus by ADMM with exact inner solves: at rest all have one P, at which the pooled objective rests too."""
     parts = [market(items=6, seed=1), market(items=9, seed=2)]
     ys = [begin(SMALL, 5, [f"{n}{i}" for i in range(x.shape[1])]) for n, x in enumerate(parts)]
-    z, rho = np.zeros((30, 3)), 1.0
-    ps, duals = [z, z], [z, z]
+    rho, duals = 1.0, [np.zeros((30, 3))] * 2
     ps = [solve_users(SMALL, x, y) for x, y in zip(parts, ys, strict=True)]
-    z = np.mean(ps, 0)
+    z = sum(ps) / 2
     for _ in range(2000):
         ps = [solve_users(SMALL, x, y, Tie(z - u, rho)) for x, y, u in zip(parts, ys, duals, strict=True)]
         ys = [solve_items(SMALL, item_sums(x, p)) for x, p in zip(parts, ps, strict=True)]
-        z = np.mean([p + u for p, u in zip(ps, duals, strict=True)], 0)
+        z = np.asarray(sum(ps) + sum(duals)) / 2
         duals = [u + p - z for p, u in zip(ps, duals, strict=True)]
     assert max(np.abs(p - z).max() for p in ps) < 1e-6
     pooled = csr_array(np.hstack([x.toarray() for x in parts]))

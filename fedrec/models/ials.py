@@ -132,7 +132,7 @@ def square(triangles: Matrix, d: int) -> Matrix:
 
 
 def _solve(liked: csr_array | None, second: Matrix, right: Matrix, common: Matrix, ridge: Values) -> Matrix:
-    """Return the solutions [m, d] of (second + common + ridge) x = right; `second` is first summed over what is liked."""
+    """Return the solutions [m, d] of (second + common + ridge) x = right, `second` summed over what is liked."""
     found, d = np.empty_like(right), right.shape[1]
     for start in range(0, len(right), BATCH):
         part = slice(start, start + BATCH)
