@@ -103,11 +103,11 @@ def test_platforms_with_the_same_users_and_other_items_agree_on_pooled_factors()
     ys = [begin(SMALL, 5, [f"{n}{i}" for i in range(x.shape[1])]) for n, x in enumerate(parts)]
     rho, duals = 1.0, [np.zeros((30, 3))] * 2
     ps = [solve_users(SMALL, x, y) for x, y in zip(parts, ys, strict=True)]
-    z = sum(ps) / 2
+    z = np.sum(ps, 0) / 2
     for _ in range(2000):
         ps = [solve_users(SMALL, x, y, Tie(z - u, rho)) for x, y, u in zip(parts, ys, duals, strict=True)]
         ys = [solve_items(SMALL, item_sums(x, p)) for x, p in zip(parts, ps, strict=True)]
-        z = np.asarray(sum(ps) + sum(duals)) / 2
+        z = (np.sum(ps, 0) + np.sum(duals, 0)) / 2
         duals = [u + p - z for p, u in zip(ps, duals, strict=True)]
     assert max(np.abs(p - z).max() for p in ps) < 1e-6
     pooled = csr_array(np.hstack([x.toarray() for x in parts]))

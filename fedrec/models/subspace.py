@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from pydantic import BaseModel, Field
-from scipy.linalg import cho_factor, cho_solve
+from scipy.linalg import cho_factor, cho_solve, qr
 from scipy.sparse import csr_array
 
 from fedrec.models.quadratic import Matrix, Quadratic, penalty, scale
@@ -46,7 +46,7 @@ def advance(config: Subspace, total: Matrix, diagonal: Matrix) -> Matrix:
     """Return the next V [n, k], orthonormal, from the sum of the answers and the diagonal [n] of G."""
     mean = diagonal.mean() or 1.0
     damped = (diagonal / mean + SELDOM) ** -config.damping
-    return np.asarray(np.linalg.qr(damped[:, None] * total)[0])
+    return np.asarray(qr(damped[:, None] * total, mode="economic", overwrite_a=True)[0])
 
 
 @dataclass(frozen=True)
