@@ -72,18 +72,16 @@ def inputs(kind: str, config: Quadratic, sequences: Sequences, items: int) -> cs
     return _histories(np.asarray(behind**-config.recent), sequences, items)
 
 
-def penalty(kind: str, config: Quadratic, gram: Matrix) -> Matrix:
-    """Return the ridge [n] of every item, from the diagonal of G alone; above 0."""
-    diagonal = np.diagonal(gram)
+def penalty(config: Quadratic, diagonal: Matrix) -> Matrix:
+    """Return the ridge [n] of every item, from the diagonal [n] of G alone; above 0."""
     mean = diagonal.mean() or 1.0
-    return np.asarray(config.ridge * mean * np.maximum(diagonal / mean, 1e-3) ** config.popular, dtype=gram.dtype)
+    return np.asarray(config.ridge * mean * np.maximum(diagonal / mean, 1e-3) ** config.popular, dtype=diagonal.dtype)
 
 
-def scale(kind: str, config: Quadratic, gram: Matrix) -> Matrix:
-    """Return what the column [n] of every item in C is multiplied by, from the diagonal of G alone."""
-    diagonal = np.diagonal(gram)
+def scale(config: Quadratic, diagonal: Matrix) -> Matrix:
+    """Return what the column [n] of every item in C is multiplied by, from the diagonal [n] of G alone."""
     mean = diagonal.mean() or 1.0
-    return np.asarray(np.maximum(diagonal / mean, 1e-3) ** -config.rare, dtype=gram.dtype)
+    return np.asarray(np.maximum(diagonal / mean, 1e-3) ** -config.rare, dtype=diagonal.dtype)
 
 
 def solve(kind: str, config: Quadratic, gram: Matrix, cross: Matrix) -> Matrix:
@@ -91,7 +89,7 @@ def solve(kind: str, config: Quadratic, gram: Matrix, cross: Matrix) -> Matrix:
 
     Beside what is given it holds two matrices [n, n]. Raises UserError unless G + ridge is positive definite.
     """
-    factor, weights = _factor(kind, config, gram), np.empty_like(gram)
+    factor, weights = _factor(config, gram), np.empty_like(gram)
     right = np.eye(len(gram), dtype=gram.dtype) if kind == "ease" else cross
     for start in range(0, len(gram), COLUMNS):
         block = np.asfortranarray(right[:, start : start + COLUMNS], gram.dtype)
@@ -99,7 +97,7 @@ def solve(kind: str, config: Quadratic, gram: Matrix, cross: Matrix) -> Matrix:
     if kind == "ease":
         weights /= -np.diagonal(weights).copy()
         np.fill_diagonal(weights, 0)
-    weights *= scale(kind, config, gram)
+    weights *= scale(config, np.diagonal(gram))
     return weights
 
 
@@ -108,16 +106,16 @@ def score(kind: str, config: Quadratic, gram: Matrix, cross: Matrix, x: csr_arra
     if kind == "ease" or 2 * x.shape[0] >= x.shape[1]:
         return np.asarray(x.astype(gram.dtype) @ solve(kind, config, gram, cross))
     right = x.astype(gram.dtype).toarray().T
-    half = cho_solve((_factor(kind, config, gram), True), right, overwrite_b=True, check_finite=False)
+    half = cho_solve((_factor(config, gram), True), right, overwrite_b=True, check_finite=False)
     scores = np.asarray(half.T @ cross)
-    scores *= scale(kind, config, gram)
+    scores *= scale(config, np.diagonal(gram))
     return scores
 
 
-def _factor(kind: str, config: Quadratic, gram: Matrix) -> Matrix:
+def _factor(config: Quadratic, gram: Matrix) -> Matrix:
     """Return the lower Cholesky factor [n, n] of G + ridge; above its diagonal is anything."""
     system = np.array(gram, order="F")
-    system[np.diag_indices_from(system)] += penalty(kind, config, gram)
+    system[np.diag_indices_from(system)] += penalty(config, np.diagonal(gram))
     try:
         return np.asarray(cho_factor(system, lower=True, overwrite_a=True, check_finite=False)[0])
     except LinAlgError:
