@@ -31,6 +31,21 @@ class Histories:
         return np.asarray(self.liked[np.where(place >= self.start[rows, None], place, -1)], dtype=np.int64)
 
 
+@dataclass(frozen=True)
+class Sequences:
+    """What users liked, in order: user u (local) liked the local items `item[start[u]:start[u + 1]]`, latest last."""
+
+    item: Ints  # [total]
+    start: Ints  # [users + 1]
+
+
+def sequences(data: ClientData, known: Sequence[Interactions], seed: int) -> Sequences:
+    """Return what every user of a client liked of what is `known`, in the order of `before`."""
+    _, rows = _in_order(data, concatenate(known), seed)
+    count = np.bincount(rows.user[rows.positive], minlength=len(data.users))
+    return Sequences(rows.item[rows.positive], np.append(0, np.cumsum(count)))
+
+
 def before(data: ClientData, length: int, seed: int) -> Histories:
     """Return what the users of a client's training rows liked in training strictly before each of them.
 
