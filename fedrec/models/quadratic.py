@@ -7,15 +7,17 @@ ease: x reconstructs x without its own weight, G = C = X'X (arXiv 1905.03375). s
 between two items of a user tells the decayed future, G = S'S and C = S'T. slist: both, in shares (arXiv 2103.16104).
 """
 
+from math import ceil
 from typing import Literal, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field
-from scipy.sparse import coo_array, csr_array
+from scipy.sparse import coo_array, csr_array, diags_array
 
 from fedrec.data.history import Sequences
+from fedrec.data.types import Ints
 from fedrec.errors import UserError, choose
 
 Kind = Literal["ease", "slist", "slit"]
@@ -23,7 +25,8 @@ KINDS: tuple[str, ...] = get_args(Kind)
 Matrix = NDArray[np.floating]
 Values = NDArray[np.float64]
 EXACT = 5000  # items up to which a fit has float64
-TOGETHER = 4096  # items up to which users' sums are added in a dense matrix
+VANISHED = 37  # decays after which a weight is below the precision of 1
+BATCH = 4_000_000  # pairs of positions that are added at a time, to bound memory
 
 
 class Quadratic(BaseModel, frozen=True, extra="forbid"):
@@ -50,24 +53,20 @@ def statistics(kind: str, config: Quadratic, sequences: Sequences, items: int) -
     Raises UserError for an unknown kind.
     """
     choose("model", kind, KINDS)
-    share = {"ease": 1.0, "slist": config.whole, "slit": 0.0}[kind]
     lengths = np.diff(sequences.start)
-    weight = np.maximum(lengths, 1.0) ** (-config.length / 2)
-    whole = _histories(np.repeat(weight, lengths), sequences, items)
-    if share == 1:
-        gram = csr_array(whole.T @ whole)
-        return gram, gram
-    gram, cross = _transitions(config, sequences, items)
-    if share == 0:
-        return gram, cross
-    both = csr_array(whole.T @ whole)
-    return csr_array(share * both + (1 - share) * gram), csr_array(share * both + (1 - share) * cross)
+    weight = np.maximum(lengths, 1.0) ** -config.length
+    histories = _histories(np.repeat(np.sqrt(weight), lengths), sequences, items)
+    whole = csr_array(histories.T @ histories)
+    if kind == "ease":
+        return whole, whole
+    gram, cross = _transitions(config, weight, sequences, items)
+    share = config.whole if kind == "slist" else 0.0
+    return csr_array(share * whole + (1 - share) * gram), csr_array(share * whole + (1 - share) * cross)
 
 
 def inputs(kind: str, config: Quadratic, sequences: Sequences, items: int) -> csr_array:
     """Return the histories [users, items] that are scored: 1 for every item, or less the longer ago it was."""
-    lengths = np.diff(sequences.start)
-    ago = np.repeat(sequences.start[1:], lengths) - 1 - np.arange(len(sequences.item))
+    ago = _following(sequences)
     return _histories(np.exp(-ago / config.recent) if kind != "ease" else np.ones(len(ago)), sequences, items)
 
 
@@ -124,56 +123,55 @@ def _histories(weight: Values, sequences: Sequences, items: int) -> csr_array:
     return rows
 
 
-def _transitions(config: Quadratic, sequences: Sequences, items: int) -> tuple[csr_array, csr_array]:
-    """Return S'S and S'T of all points between two items of a user.
+def _transitions(config: Quadratic, weight: Values, sequences: Sequences, items: int) -> tuple[csr_array, csr_array]:
+    """Return (1 - a^2) S'S and (1 - a^2) S'T of all points between two items of a user of some `weight` [users].
 
-    The point before position t has exp((i + 1 - t) / past) at the positions i < t in S, and exp((t - j) / future) at
-    the positions j >= t in T. Summed over t both are geometric series, in closed form for every pair of positions.
+    With a = exp(-1 / past) and b = exp(-1 / future), the point before position t has a^(t - 1 - i) at the positions
+    i < t in S, and b^(j - t) at the positions j >= t in T. Summed over t, positions i <= j of l add (1 - a^2) S'S =
+    a^(j - i) - a^(l - 1 - i) a^(l - 1 - j), and, for i < j, S'T = (a^(j - i) - b^(j - i)) / (a - b): what depends on
+    the distance alone, and histories as they end. The factor keeps the diagonal near the numbers of users.
     """
     lengths = np.diff(sequences.start)
-    longest = int(lengths.max(initial=0))
     a, b = np.exp(-1 / config.past), np.exp(-1 / config.future)
-    away = np.arange(longest)
-    near = a**away
-    # sum of a^(2 k) for k < m, and of a^k b^(d - 1 - k) for k < d
-    series = np.concatenate([[0.0], np.cumsum(a ** (2 * away))])
-    through = np.concatenate([[0.0], np.convolve(near, b**away)[: max(longest - 1, 0)]]) if longest else away
-    # by the distance j - i of positions, then from the end
-    sums = [_Sum(items), _Sum(items)]
-    distance = away[None] - away[:, None]
-    decay, ahead = near[np.abs(distance)], np.where(distance > 0, through[np.maximum(distance, 0)], 0.0)
-    left = longest - 1 - np.maximum(away[:, None], away[None])
-    for first, length in zip(sequences.start, lengths, strict=False):
-        if length < 2:
-            continue
-        item, weight = sequences.item[first : first + length], float(length) ** -config.length
-        sums[0].add(item, weight * decay[:length, :length] * series[left[-length:, -length:]])
-        sums[1].add(item, weight * ahead[:length, :length])
-    return sums[0].total(), sums[1].total()
+    reach = min(int(lengths.max(initial=1)), 1 + ceil(VANISHED * max(config.past, config.future)))
+    near, ahead = a ** np.arange(reach), b ** np.arange(reach)
+    through = (1 - a**2) * np.append(0.0, np.convolve(near, ahead)[: reach - 1])  # has no 0 / 0 where a is b
+    weights = np.repeat(weight, lengths)
+    upper, cross = _by_distance((near, through), weights, sequences, items)
+    ended = _histories(np.sqrt(weights) * a ** _following(sequences), sequences, items)
+    own = diags_array(np.bincount(sequences.item, weights, items))
+    return csr_array(upper + upper.T + own - ended.T @ ended), cross
 
 
-class _Sum:
-    """A sum of blocks over items; dense where there are few of them."""
+def _by_distance(
+    kernels: tuple[Values, ...], weights: Values, sequences: Sequences, items: int
+) -> tuple[csr_array, ...]:
+    """Return for each kernel [reach] the sum [items, items] of kernel[j - i] weights[i] over users' positions i < j."""
+    left = np.arange(len(sequences.item))
+    following, found, waiting = _following(sequences), [], 0
+    totals = [csr_array((items, items)) for _ in kernels]
+    for distance in range(1, len(kernels[0])):
+        left = left[following[left] >= distance]
+        found.append((distance, left))
+        waiting += len(left)
+        if waiting > BATCH or distance == len(kernels[0]) - 1:
+            row = sequences.item[np.concatenate([first for _, first in found])]
+            column = sequences.item[np.concatenate([first + d for d, first in found])]
+            for k, kernel in enumerate(kernels):
+                value = np.concatenate([kernel[d] * weights[first] for d, first in found])
+                totals[k] = totals[k] + _summed(value, row, column, items)
+            found, waiting = [], 0
+    return tuple(totals)
 
-    def __init__(self, items: int) -> None:
-        self.dense = np.zeros((items, items)) if items <= TOGETHER else None
-        self.items, self.parts = items, [(np.zeros(0), np.zeros(0, np.int64))]
 
-    def add(self, item: NDArray[np.int64], block: Values) -> None:
-        """Add a block [k, k] at the rows and columns `item` [k]."""
-        if self.dense is None:
-            self.parts.append((block.ravel(), (item[:, None] * self.items + item).ravel()))
-        elif len(np.unique(item)) == len(item):
-            self.dense[item[:, None], item] += block
-        else:
-            np.add.at(self.dense, (item[:, None], item), block)
+def _summed(value: Values, row: Ints, column: Ints, items: int) -> csr_array:
+    """Return the sum [items, items] of values at rows and columns, which may repeat."""
+    if items**2 > 2 * len(value):
+        return csr_array(coo_array((value, (row, column)), shape=(items, items)))
+    return csr_array(np.bincount(row * items + column, value, items**2).reshape(items, items))
 
-    def total(self) -> csr_array:
-        """Return the sum."""
-        if self.dense is not None:
-            return csr_array(self.dense)
-        value, place = (np.concatenate(parts) for parts in zip(*self.parts, strict=True))
-        shape = (self.items, self.items)
-        total = csr_array(coo_array((value, np.divmod(place, self.items)), shape=shape))
-        total.eliminate_zeros()
-        return total
+
+def _following(sequences: Sequences) -> Ints:
+    """Return how many items of the same user follow every one [total]."""
+    ends = np.repeat(sequences.start[1:], np.diff(sequences.start))
+    return np.asarray(ends - 1 - np.arange(len(sequences.item)))
