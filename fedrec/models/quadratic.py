@@ -11,9 +11,9 @@ from math import ceil
 from typing import Literal, get_args
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field
+from scipy.linalg import LinAlgError, cho_factor, cho_solve
 from scipy.sparse import coo_array, csr_array, diags_array
 
 from fedrec.data.history import Sequences
@@ -26,20 +26,21 @@ Matrix = NDArray[np.floating]
 Values = NDArray[np.float64]
 EXACT = 5000  # items up to which a fit has float64
 VANISHED = 37  # decays after which a weight is below the precision of 1
+COLUMNS = 1024  # of W that are solved for at a time, to bound memory
 BATCH = 4_000_000  # pairs of positions that are added at a time, to bound memory
 
 
 class Quadratic(BaseModel, frozen=True, extra="forbid"):
     """What a quadratic recommender weighs. Decays are in items: one that is `decay` items away has the weight 1/e."""
 
-    past: float = Field(10.0, gt=0, description="slist, slit: decay of the items before a point of a history")
-    future: float = Field(1.0, gt=0, description="slist, slit: decay of the items behind it")
-    recent: float = Field(10.0, gt=0, description="slist, slit: decay of a history that is scored, from its end")
-    whole: float = Field(0.5, ge=0, le=1, description="slist: share of whole histories beside transitions")
-    length: float = Field(0.0, ge=0, le=2, description="users weigh 1 / (their number of items)^this")
-    ridge: float = Field(1.0, gt=0, description="weight of |W|^2, in units of the mean of the diagonal of G")
-    popular: float = Field(0.0, ge=0, le=1, description="an item's ridge grows as its diagonal of G to this power")
-    rare: float = Field(0.0, ge=0, le=1, description="an item's scores shrink as its diagonal of G to this power")
+    past: float = Field(1.0, gt=0, description="slist, slit: decay of the items before a point of a history")
+    future: float = Field(5.0, gt=0, description="slist, slit: decay of the items behind it")
+    recent: float = Field(5.0, gt=0, description="slist, slit: decay of a history that is scored, from its end")
+    whole: float = Field(0.4, ge=0, le=1, description="slist: share of whole histories beside transitions")
+    length: float = Field(0.5, ge=0, le=2, description="users weigh 1 / (their number of items)^this")
+    ridge: float = Field(4.0, gt=0, description="weight of |W|^2, in units of the mean of the diagonal of G")
+    popular: float = Field(0.25, ge=0, le=1, description="an item's ridge grows as its diagonal of G to this power")
+    rare: float = Field(0.1, ge=0, le=1, description="an item's scores shrink as its diagonal of G to this power")
 
 
 def precision(items: int) -> type[np.floating]:
@@ -85,34 +86,41 @@ def scale(kind: str, config: Quadratic, gram: Matrix) -> Matrix:
 
 
 def solve(kind: str, config: Quadratic, gram: Matrix, cross: Matrix) -> Matrix:
-    """Return W [n, n], of the type of G: (G + ridge) W = C times `scale`; of ease the best with zero diagonal."""
-    factor = _factor(kind, config, gram)
+    """Return W [n, n], of the type of G: (G + ridge) W = C times `scale`; of ease the best with zero diagonal.
+
+    Beside what is given it holds two matrices [n, n]. Raises UserError unless G + ridge is positive definite.
+    """
+    factor, weights = _factor(kind, config, gram), np.empty_like(gram)
+    right = np.eye(len(gram), dtype=gram.dtype) if kind == "ease" else cross
+    for start in range(0, len(gram), COLUMNS):
+        block = np.asfortranarray(right[:, start : start + COLUMNS], gram.dtype)
+        weights[:, start : start + COLUMNS] = cho_solve((factor, True), block, overwrite_b=True, check_finite=False)
     if kind == "ease":
-        inverse = torch.cholesky_inverse(factor).numpy()
-        weights = -inverse / np.diagonal(inverse)
+        weights /= -np.diagonal(weights).copy()
         np.fill_diagonal(weights, 0)
-    else:
-        weights = torch.cholesky_solve(torch.from_numpy(np.asarray(cross, gram.dtype)), factor).numpy()
-    return np.asarray(weights * scale(kind, config, gram))
+    weights *= scale(kind, config, gram)
+    return weights
 
 
 def score(kind: str, config: Quadratic, gram: Matrix, cross: Matrix, x: csr_array) -> Matrix:
-    """Return the scores x W [B, n] of histories x [B, n], without W where that costs less."""
-    if kind == "ease" or x.shape[0] >= x.shape[1]:
+    """Return the scores x W [B, n] of histories x [B, n], without W where that costs less; raises as `solve`."""
+    if kind == "ease" or 2 * x.shape[0] >= x.shape[1]:
         return np.asarray(x.astype(gram.dtype) @ solve(kind, config, gram, cross))
-    right = torch.from_numpy(x.T.toarray().astype(gram.dtype))
-    half = torch.cholesky_solve(right, _factor(kind, config, gram)).numpy()
-    return np.asarray(half.T @ cross * scale(kind, config, gram))
+    right = x.astype(gram.dtype).toarray().T
+    half = cho_solve((_factor(kind, config, gram), True), right, overwrite_b=True, check_finite=False)
+    scores = np.asarray(half.T @ cross)
+    scores *= scale(kind, config, gram)
+    return scores
 
 
-def _factor(kind: str, config: Quadratic, gram: Matrix) -> torch.Tensor:
-    """Return the lower factor [n, n] of G + ridge."""
-    system = np.array(gram)
+def _factor(kind: str, config: Quadratic, gram: Matrix) -> Matrix:
+    """Return the lower Cholesky factor [n, n] of G + ridge; above its diagonal is anything."""
+    system = np.array(gram, order="F")
     system[np.diag_indices_from(system)] += penalty(kind, config, gram)
-    factor, failed = torch.linalg.cholesky_ex(torch.from_numpy(system))
-    if failed:
-        raise UserError(f"quadratic.ridge: must make the sums positive definite, found {config.ridge}")
-    return torch.as_tensor(factor)
+    try:
+        return np.asarray(cho_factor(system, lower=True, overwrite_a=True, check_finite=False)[0])
+    except LinAlgError:
+        raise UserError(f"quadratic.ridge: must make the sums positive definite, found {config.ridge}") from None
 
 
 def _histories(weight: Values, sequences: Sequences, items: int) -> csr_array:
