@@ -7,7 +7,6 @@ ease: x reconstructs x without its own weight, G = C = X'X (arXiv 1905.03375). s
 between two items of a user tells the decayed future, G = S'S and C = S'T. slist: both, in shares (arXiv 2103.16104).
 """
 
-from math import ceil
 from typing import Literal, get_args
 
 import numpy as np
@@ -25,17 +24,19 @@ KINDS: tuple[str, ...] = get_args(Kind)
 Matrix = NDArray[np.floating]
 Values = NDArray[np.float64]
 EXACT = 5000  # items up to which a fit has float64
-VANISHED = 37  # decays after which a weight is below the precision of 1
 COLUMNS = 1024  # of W that are solved for at a time, to bound memory
 BATCH = 4_000_000  # pairs of positions that are added at a time, to bound memory
 
 
 class Quadratic(BaseModel, frozen=True, extra="forbid"):
-    """What a quadratic recommender weighs. Decays are in items: one that is `decay` items away has the weight 1/e."""
+    """What a quadratic recommender weighs; the defaults are of validation on films, music and two shops.
 
-    past: float = Field(1.0, gt=0, description="slist, slit: decay of the items before a point of a history")
-    future: float = Field(5.0, gt=0, description="slist, slit: decay of the items behind it")
-    recent: float = Field(5.0, gt=0, description="slist, slit: decay of a history that is scored, from its end")
+    With k items between, or behind in a history that is scored, an item weighs exp(-k / past), or (1 + k)^-exponent.
+    """
+
+    past: float = Field(1.0, gt=0, description="slist, slit: decay of the items before a point of a history, in items")
+    future: float = Field(0.5, ge=0, le=4, description="slist, slit: exponent of the items behind it")
+    recent: float = Field(0.75, ge=0, le=4, description="exponent of the items of a history that is scored")
     whole: float = Field(0.4, ge=0, le=1, description="slist: share of whole histories beside transitions")
     length: float = Field(0.5, ge=0, le=2, description="users weigh 1 / (their number of items)^this")
     ridge: float = Field(4.0, gt=0, description="weight of |W|^2, in units of the mean of the diagonal of G")
@@ -66,9 +67,9 @@ def statistics(kind: str, config: Quadratic, sequences: Sequences, items: int) -
 
 
 def inputs(kind: str, config: Quadratic, sequences: Sequences, items: int) -> csr_array:
-    """Return the histories [users, items] that are scored: 1 for every item, or less the longer ago it was."""
-    ago = _following(sequences)
-    return _histories(np.exp(-ago / config.recent) if kind != "ease" else np.ones(len(ago)), sequences, items)
+    """Return the histories [users, items] that are scored: the last item has 1, earlier ones less."""
+    behind = 1.0 + _following(sequences)
+    return _histories(np.asarray(behind**-config.recent), sequences, items)
 
 
 def penalty(kind: str, config: Quadratic, gram: Matrix) -> Matrix:
@@ -134,20 +135,19 @@ def _histories(weight: Values, sequences: Sequences, items: int) -> csr_array:
 def _transitions(config: Quadratic, weight: Values, sequences: Sequences, items: int) -> tuple[csr_array, csr_array]:
     """Return (1 - a^2) S'S and (1 - a^2) S'T of all points between two items of a user of some `weight` [users].
 
-    With a = exp(-1 / past) and b = exp(-1 / future), the point before position t has a^(t - 1 - i) at the positions
-    i < t in S, and b^(j - t) at the positions j >= t in T. Summed over t, positions i <= j of l add (1 - a^2) S'S =
-    a^(j - i) - a^(l - 1 - i) a^(l - 1 - j), and, for i < j, S'T = (a^(j - i) - b^(j - i)) / (a - b): what depends on
-    the distance alone, and histories as they end. The factor keeps the diagonal near the numbers of users.
+    With a = exp(-1 / past), the point before position t has a^(t - 1 - i) at the positions i < t in S, and
+    (1 + j - t)^-future at the positions j >= t in T. Summed over t, positions i <= j of l add (1 - a^2) S'S =
+    a^(j - i) - a^(l - 1 - i) a^(l - 1 - j): what depends on the distance alone, as all of S'T does, and histories as
+    they end. The factor keeps the diagonal near the number of users.
     """
     lengths = np.diff(sequences.start)
-    a, b = np.exp(-1 / config.past), np.exp(-1 / config.future)
-    reach = min(int(lengths.max(initial=1)), 1 + ceil(VANISHED * max(config.past, config.future)))
-    near, ahead = a ** np.arange(reach), b ** np.arange(reach)
-    through = (1 - a**2) * np.append(0.0, np.convolve(near, ahead)[: reach - 1])  # has no 0 / 0 where a is b
+    a, distance = np.exp(-1 / config.past), np.arange(lengths.max(initial=1))
+    near = a**distance
+    through = (1 - a**2) * np.append(0.0, np.convolve(near, (1.0 + distance) ** -config.future)[: len(near) - 1])
     weights = np.repeat(weight, lengths)
     upper, cross = _by_distance((near, through), weights, sequences, items)
     ended = _histories(np.sqrt(weights) * a ** _following(sequences), sequences, items)
-    own = diags_array(np.bincount(sequences.item, weights, items))
+    own = diags_array(np.bincount(sequences.item, weights, items).astype(np.float64))
     return csr_array(upper + upper.T + own - ended.T @ ended), cross
 
 

@@ -1,6 +1,7 @@
 """Histories: what was liked strictly before a row, in the split's order, by a loop; and nothing that is held out."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedrec.data import ClientData, Interactions, before, latest, pool
+from fedrec.data.history import sequences
 from fedrec.data.split import chance, concatenate
 from tests.builders import client, interactions
 
@@ -66,6 +68,9 @@ def test_a_user_who_is_asked_has_what_is_known_and_nothing_that_is_held_out(
         assert found.tolist() == expected
         again = latest(data, known, length, seed).at(np.array([3, 3, 0], np.int64)).take(np.arange(3))
         assert again.tolist() == [expected[3], expected[3], expected[0]]
+        whole = sequences(data, known, seed)
+        every_user = [whole.item[a:b].tolist() for a, b in pairwise(whole.start.tolist())]
+        assert every_user == [[item for _, item in liked(data, every, user, seed)] for user in range(4)]
 
 
 @pytest.mark.parametrize("seed", [0, 1])
