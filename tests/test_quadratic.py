@@ -144,8 +144,9 @@ def test_one_user_of_two_items_by_hand() -> None:
     config = PLAIN.model_copy(update={"ridge": 2.0, "past": 3.0})
     gram, cross = sums("slit", config, [[0, 1]], items=2)
     unit = 1 - np.exp(-2 / 3)
-    np.testing.assert_allclose(gram, [[unit, 0], [0, 0]], atol=1e-15)
-    np.testing.assert_allclose(cross, [[0, unit], [0, 0]], atol=1e-15)
+    expected = np.zeros((2, 2, 2))
+    expected[0, 0, 0] = expected[1, 0, 1] = unit
+    np.testing.assert_allclose((gram, cross), expected, atol=1e-15)
     np.testing.assert_allclose(solve("slit", config, gram, cross), [[0, 0.5], [0, 0]], atol=1e-15)
 
 
