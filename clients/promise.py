@@ -88,7 +88,7 @@ class Judge:
         """The losses at the weights that the client's own sums give."""
         model = self.model
         gram, cross = unpack(model.own())
-        return self.losses(solve(model.kind, model.quadratic, gram, cross) / scale(model.kind, model.quadratic, gram))
+        return self.losses(solve(model.kind, model.quadratic, gram, cross) / scale(model.quadratic, np.diagonal(gram)))
 
 
 def of_users(part: Sequences, users: Ints) -> Sequences:

@@ -69,9 +69,8 @@ def penalty_of(experiment: Experiment) -> Penalty:
     """Return what of a model by sums the server is told, to solve for weights."""
     kind, config = next(iter(per_client(experiment.model).values())), experiment.quadratic
 
-    def by(function: Callable[[str, Quadratic, Matrix], Matrix], diagonal: Tensor) -> Tensor:
-        n = len(diagonal)
-        return torch.from_numpy(function(kind, config, np.broadcast_to(diagonal.numpy()[:, None], (n, n))))
+    def by(function: Callable[[Quadratic, Matrix], Matrix], diagonal: Tensor) -> Tensor:
+        return torch.from_numpy(function(config, diagonal.numpy()))
 
     return Penalty(partial(by, penalty), partial(by, scale), kind == "ease", experiment.budget.step)
 

@@ -8,17 +8,15 @@ import torch
 from torch import Tensor
 
 from fedrec.data import ClientData
-from fedrec.errors import UserError
 from fedrec.experiment.config import Experiment
 from fedrec.experiment.holdings import clients_data, own_sums
 from fedrec.federation.coordination.operators import Operator
 from fedrec.federation.coordination.quadratic import Objective, Problem
 from fedrec.federation.coordination.solved import WEIGHT
-from fedrec.models.quadratic import penalty, scale, solve
+from fedrec.models.quadratic import penalty
 from fedrec.models.summed import unpack
 from server.strategy import Coordinator
 from simulations.apps import plan_of
-from simulations.check import check
 from simulations.engines.nodes import each_alone
 from tests.helpers import SpyGrid, experiment
 from tests.test_quadratic_couplings import apart, by_solver
@@ -55,7 +53,7 @@ def stated(e: Experiment, operator: Operator) -> Problem:
     """Return the joint problem in words of its own: the ridge of the total, shared as the traces of G_i are."""
     sums = sums_of(e)
     total = sum(gram for gram, _ in sums)
-    ridge = penalty(e.model, e.quadratic, total)
+    ridge = penalty(e.quadratic, np.diagonal(total))
     objectives = tuple(
         Objective(torch.from_numpy(g), torch.from_numpy(c), torch.from_numpy(ridge * np.trace(g) / np.trace(total)))
         for g, c in sums
