@@ -11,7 +11,7 @@ from torch import Tensor
 from fedrec.data import ClientData
 from fedrec.experiment.channel import Channel, channel_of
 from fedrec.experiment.config import Experiment
-from fedrec.experiment.holdings import initial, reader, tasks_for
+from fedrec.experiment.holdings import initial, reader, tasks_for, weights_sent
 from fedrec.federation.coordination import Link
 from fedrec.models import Recommender, SummedRecommender
 from fedrec.params import Params
@@ -106,7 +106,7 @@ class Client:
     @property
     def received_like(self) -> Params:
         """Return the names, shapes and dtypes of what it is sent, without data."""
-        if isinstance(self.model, SummedRecommender) and self.experiment.weighs:
+        if isinstance(self.model, SummedRecommender) and weights_sent(self.experiment):
             return self.model.weights_like
         return self.shared_like
 

@@ -19,10 +19,10 @@ FEWEST = 20  # users with held-out rows, of whom a choice says something
 
 
 def choose_head(client: Client, state: State, broadcast: Broadcast) -> State:
-    """Return the state with the weight w of a client's own sums that does best on its validation.
+    """Return the state with the weight w of a client's own sums, chosen on its validation.
 
-    w = 0, the shared model, is always a candidate, and all there is for a client with few users to choose by. Ties go
-    to the smaller w.
+    It is the smallest w, from 0 (the shared model), that is within one standard error of the best one: the error is of
+    the mean of the users' differences. A client with few users to choose by has w = 0.
     """
     e, data = client.experiment, client.data
     held = held_out(data, "validation")
@@ -41,8 +41,10 @@ def choose_head(client: Client, state: State, broadcast: Broadcast) -> State:
             candidates=e.candidates,
             seed=e.seed,
         )
-        scores.append(next(iter(result.metrics.values())))
-    best = WEIGHTS[int(np.argmax(scores))]
+        scores.append(result.per_user[0].values)
+    gap = max(scores, key=lambda values: float(values.mean())) - np.array(scores)
+    near = gap.mean(1) <= gap.std(1, ddof=1) / gap.shape[1] ** 0.5
+    best = WEIGHTS[int(np.argmax(near))]
     return state._replace(now=state.now._replace(private=with_weight(state.now.private, best)))
 
 

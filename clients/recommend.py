@@ -17,7 +17,7 @@ from fedrec.evaluation.evaluate import mask_of, members
 from fedrec.evaluation.scorers import ModelScorer
 from fedrec.experiment.config import Experiment, build
 from fedrec.experiment.folding import fold_in
-from fedrec.experiment.holdings import clients_data, dataset, reader, tasks_for
+from fedrec.experiment.holdings import clients_data, dataset, kept_shapes, reader, tasks_for
 from fedrec.experiment.records import load_params, slug, table_of
 from fedrec.files import named_values, sha256_of
 from fedrec.folders import refuse_unfinished
@@ -130,7 +130,7 @@ def params_of(home: Path, experiment: Experiment, data: ClientData) -> Params:
         if not np.isin(rows[space], server_rows.get(space, table_of([]))).all():
             raise UserError(f"run: {home} must have a row for every {space} of {data.name}: has the data changed?")
     names = [task.name for task in tasks_for(experiment, data)]
-    like = reader(experiment, data, "train").shapes(len(data.users), len(data.items), names)
+    like = kept_shapes(experiment, data, names)
     tables = {name: value for name, value in experiment.sharing().split(like)[0].items() if name in shared}
     try:
         if personal:

@@ -61,7 +61,7 @@ class Envelope:
         like = client.shared_like
         ids = row_ids(like, client.data, client.channel)
         layout.check(like)
-        uniform = client.experiment.weights == "uniform"
+        uniform = client.experiment.weights == "uniform" or client.experiment.by_sums
         return Envelope(layout, ids, terms(client.experiment), 1 if uniform else max(len(client.data.train), 1))
 
     def words(self, values: Params, z: Params, source: Source | None) -> Words:

@@ -84,9 +84,8 @@ def owed(client: Client, start: Start, model: SummedRecommender) -> Params:
 
     Nothing of what it keeps changes: of data that are as they were the sums are too.
     """
-    if not client.experiment.share or start.sent.seen:
-        return {name: torch.zeros(like.shape, dtype=like.dtype) for name, like in client.shared_like.items()}
-    return model.own()
+    nothing = {name: torch.zeros(like.shape, dtype=like.dtype) for name, like in client.shared_like.items()}
+    return nothing if not client.experiment.share or start.sent.seen else nothing | model.own()
 
 
 def weightings(own: Own) -> tuple[Params, Params]:

@@ -41,6 +41,11 @@ class Plan:
     release: Release | None = None  # how the mean of a round is protected, if it is the server that does it
     newcomers: Mapping[str, int] = field(default_factory=dict)  # the round in which a client joins, if it does later
 
+    @property
+    def unselected(self) -> bool:
+        """Whether the last round counts: nobody tells how good one is, or a later sum is of more users."""
+        return self.silent or (self.by_sums and not self.budgets)
+
     @cached_property
     def told(self) -> frozenset[str]:
         """Return what a client tells of its training, beside the shared tensors.

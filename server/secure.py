@@ -22,7 +22,7 @@ from fedrec.privacy.encoding import Layout
 from fedrec.privacy.masks import KEY, Words, agree
 from fedrec.privacy.secure_sum import Keys, Stage, Terms, unmask_sum
 from fedrec.privacy.shamir import SHARE
-from fedrec.sharing import Broadcast, ContractError, Contribution, admit_metrics
+from fedrec.sharing import SUMS, Broadcast, ContractError, Contribution, admit_metrics
 from fedrec.wire import Entry
 from fedrec.wire.bundle import bundled, unbundled
 from fedrec.wire.messages import Packed
@@ -199,8 +199,8 @@ def mean_change(
 ) -> Params:
     """Return the mean of x_i - z [server rows], row by row over the survivors that carry it; 0 where nothing is.
 
-    With duals the sum is of increments of v_i, and `everybody` counts in the mean: who sent none has moved nothing.
-    Raises ContractError for a sum that no answers within the bounds add up to.
+    Of sums over users it is their sum. With duals the sum is of increments of v_i, and `everybody` counts in the mean:
+    who sent none has moved nothing. Raises ContractError for a sum that no answers within the bounds add up to.
     """
     values, mass = layout.take(terms.values(words[: layout.size]), words[layout.size :].astype(np.float64))
     change = {name: torch.zeros(value.shape, dtype=torch.float64) for name, value in z.items()}
@@ -213,7 +213,9 @@ def mean_change(
         ):
             raise ContractError(f"secure sum: {name} must lie within the bounds of its clients, found that it does not")
         over = wide(carried(name, everybody, z)[places] if everybody else mass[name], total)
-        before = 0.0 if everybody or terms.noise else z[name][places].double()
+        if name.startswith(SUMS):
+            over = torch.ones_like(over)
+        before = 0.0 if everybody or terms.noise or name.startswith(SUMS) else z[name][places].double()
         change[name][places] = torch.where(over > 0, total / over.clamp(min=1.0) - before, 0.0)
     return change
 

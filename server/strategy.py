@@ -40,7 +40,7 @@ class Coordinator(State):
             if self.plan.due(number):
                 score = self.validate(number, row)
                 self.stale += 1
-                if self.plan.silent or score.beats(self.best.score):
+                if self.plan.unselected or score.beats(self.best.score):
                     self.best, self.stale = self.candidate(number, score), 0
                     self.improved = set(self.carriers)
             follow(self, number)

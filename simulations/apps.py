@@ -15,7 +15,7 @@ from clients.app import client_app
 from fedrec.components import per_client
 from fedrec.errors import UserError
 from fedrec.experiment.config import Experiment
-from fedrec.experiment.holdings import clients_data, dataset, item_content, tasks_for
+from fedrec.experiment.holdings import clients_data, dataset, item_content, tasks_for, weights_sent
 from fedrec.experiment.origins import origins, permit
 from fedrec.experiment.records import Record, Row, failures, write_record
 from fedrec.federation.coordination import Penalty
@@ -57,7 +57,7 @@ def plan_of(experiment: Experiment, home: Path | None = None) -> Plan:
         robust=e.robust,
         codec=e.codec,
         by_sums=e.by_sums,
-        penalty=penalty_of(e) if e.weighs else None,
+        penalty=penalty_of(e) if weights_sent(e) else None,
         silent=e.privacy.active,
         secure=terms(e) if e.secure.active else None,
         release=Release(Books(noisy, home, e.seed)) if noisy and home else None,

@@ -24,7 +24,7 @@ GROUPS = {
     "method": "",
     "training": "",
     "taking part": "participation dropout deadline quorum newcomers",
-    "privacy": "privacy secure",
+    "privacy": "privacy secure reveal",
     "evaluation": "metrics candidates patience eval_every",
     "running": "seed engine workers stack device tracker",
 }

@@ -73,6 +73,7 @@ BASES: dict[str, Flat] = {
     "sasrec": {"sequence.kind": "sasrec"},
     "ease": {"model": "ease", "rounds": 1},
     "slist": {"model": "slist", "rounds": 1},
+    "two": {"model": "slist", "rounds": 1, "clients": 2},
     "absent": {"model": "slit", "participation": 0.5},
     "silos": {"partition": "users", "market.users": 60},
 }
@@ -106,6 +107,7 @@ CHANGES: dict[str, list[Any]] = {
     "drift.normalise": [True],
     "drift.personal": ["tuned"],
     "drift.weight": [0.9],
+    "reveal": [True],
     "quadratic.past": [9.0],
     "quadratic.future": [3.0],
     "quadratic.recent": [3.0],

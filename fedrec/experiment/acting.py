@@ -6,6 +6,7 @@ from typing import NamedTuple
 from fedrec.components import per_client
 from fedrec.errors import UserError
 from fedrec.experiment.config import Experiment, Method
+from fedrec.experiment.holdings import PAIR
 from fedrec.experiment.needs import shown, value_of
 from fedrec.experiment.parts import tasks_with
 from fedrec.federation.coordination.maps import RULES as NAMED_MAPS
@@ -247,7 +248,12 @@ RULES: dict[str, Rule] = {
     ),
     **each("privacy.epsilon privacy.delta privacy.clip privacy.noise", PRIVATE),
     **each("privacy.rate privacy.where privacy.ledger privacy.replay", PRIVATE),
-    **each("secure.threshold secure.bound secure.carriers", SECURE),
+    **each("secure.threshold secure.carriers", SECURE),
+    "secure.bound": Rule(lambda e: SECURE.acts(e) and STEPS.acts(e), f"{SECURE.needs}, and {STEPS.needs}"),
+    "reveal": Rule(
+        lambda e: e.by_sums and e.coupling.plain and (e.clients or PAIR) == PAIR,
+        "two clients that learn by sums and share their total (add --model slist --clients 2)",
+    ),
     **each("workers stack", PROCESSES),
 }
 

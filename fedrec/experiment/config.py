@@ -192,6 +192,11 @@ class Experiment(Method):
         "theirs is in what is shared",
     )
     privacy: Privacy = Field(Privacy(), description="what is protected, and at what cost")
+    reveal: bool = Field(
+        False,
+        description="two clients that learn by sums are sent the total, which less its own is the other's; without it "
+        "each is sent what is solved for",
+    )
     secure: SecureSum = Field(SecureSum(), description="sums of the clients' answers that nobody sees one of")
     seed: int = Field(0, ge=0, lt=2**63, description="seed of everything random")
     engine: Literal["process", "inline", "batched", "ray", "superlink"] = Field(

@@ -1,7 +1,7 @@
 """What an experiment's clients hold, and what their models read of it."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -17,7 +17,10 @@ from fedrec.data.types import Floats, Ints, Keys
 from fedrec.experiment.config import Experiment
 from fedrec.models import Adapted, Recommender, SummedRecommender
 from fedrec.params import Params
+from fedrec.sharing import SUMS
 from fedrec.tasks import Task
+
+PAIR = 2  # clients of whom each can subtract its own from a total
 
 
 @functools.lru_cache(maxsize=2)
@@ -107,6 +110,23 @@ def own_sums(experiment: Experiment, data: ClientData) -> Params:
     model = reader(experiment, data, "train")
     assert isinstance(model, SummedRecommender)
     return model.sums(model.past)
+
+
+def kept_shapes(experiment: Experiment, data: ClientData, tasks: Sequence[str]) -> Params:
+    """Return the names, shapes and dtypes of what a client recommends with: of sums what it was sent, if anything."""
+    model = reader(experiment, data, "train")
+    like = model.shapes(len(data.users), len(data.items), tasks)
+    if not isinstance(model, SummedRecommender) or experiment.pool:
+        return like
+    heads = {name: value for name, value in like.items() if not name.startswith(SUMS)}
+    return heads | model.weights_like if weights_sent(experiment) else like if experiment.share else heads
+
+
+def weights_sent(experiment: Experiment) -> bool:
+    """Return whether clients that learn by sums are sent weights, and not the total: of two that is the other's."""
+    e = experiment
+    alone = e.by_sums and bool(e.share) and not e.reveal and len(clients_data(e)) == PAIR
+    return e.weighs or alone
 
 
 @functools.lru_cache(maxsize=2)

@@ -18,6 +18,7 @@ from fedrec.privacy.encoding import Encoding
 from fedrec.privacy.secure_sum import Terms
 
 SERVER = "server"
+PER_USER = 2.0
 
 
 @dataclass(frozen=True)
@@ -85,13 +86,22 @@ def _guarantee(e: Experiment, who: str, rate: float, count: int, overlap: int) -
     return Guarantee(who, rule, Event(noise, rate, count, kind), e.rounds, budget, overlap)
 
 
+def largest_sum(experiment: Experiment) -> float:
+    """Return what no entry of a client's sums over users exceeds, of public numbers: how many users each has.
+
+    A user's own entries are at most 2 (`fedrec.models.quadratic`), for it has an item once.
+    """
+    return PER_USER * max(len(data.users) for data in clients_data(experiment))
+
+
 @functools.lru_cache(maxsize=2)
 def terms(experiment: Experiment) -> Terms:
     """Return the terms of an experiment's secure sums; raises UserError where they cannot hold."""
     e = experiment
     clients = len(e.turnout.drawn([data.name for data in clients_data(e)], 1))
     threshold = e.secure.needed(clients)
-    encoding = Encoding(e.secure.bound, clients, 1) if e.weights == "uniform" else Encoding(e.secure.bound, clients)
+    bound = largest_sum(e) if e.by_sums else e.secure.bound
+    encoding = Encoding(bound, clients, 1) if e.weights == "uniform" or e.by_sums else Encoding(bound, clients)
     noise = None
     if e.privacy.unit == "client" and e.privacy.where == "sum":
         sigma = min(guarantee.event.sigma for guarantee in guarantees(e).values())

@@ -1,0 +1,277 @@
+"""Learning by sums over Flower: one round is what all data together give; nothing travels but sums and weights."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Array, ArrayRecord, Message
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from clients.client import Client
+from clients.heads import WEIGHTS, choose_head
+from clients.recommend import recommend
+from clients.round import join
+from fedrec.data.history import sequences
+from fedrec.experiment.config import Experiment, build
+from fedrec.experiment.holdings import clients_data, dataset, own_sums, reader
+from fedrec.federation.coordination.solved import WEIGHT
+from fedrec.models import SummedRecommender
+from fedrec.models.quadratic import KINDS, inputs, score, solve, statistics
+from fedrec.models.summed import CROSS, GRAM, pack, unpack
+from fedrec.params import Params
+from fedrec.sharing import Broadcast, ContractError, Contribution
+from fedrec.wire import pack as packed
+from fedrec.wire import unpack as unpacked
+from fedrec.wire.arrays import NONZERO
+from server.strategy import Coordinator
+from simulations.api import run
+from simulations.apps import plan_of
+from simulations.baselines import baseline
+from simulations.engines import launch
+from tests.helpers import FaultyGrid, experiment, fit
+from tests.letters import read_broadcast, read_contribution
+
+MARKET = {"users": 40, "items": 30, "impressions": 20}
+
+
+def small(**fields: Any) -> Experiment:
+    return experiment(**{"model": "slist", "rounds": 1, "market": MARKET, "clients": 5, **fields})
+
+
+def pooled_sums(e: Experiment) -> tuple[np.ndarray, np.ndarray]:
+    """Return G and C over the users of all clients, made at once of their sequences end to end."""
+    items, start = [], [0]
+    for data in clients_data(e):
+        of_client = sequences(data, [data.train], e.seed)
+        items.append(data.items[of_client.item])
+        start += (of_client.start[1:] + start[-1]).tolist()
+    together = type(of_client)(np.concatenate(items), np.array(start))
+    gram, cross = statistics(e.model, e.quadratic, together, len(dataset(e).items))
+    return gram.toarray(), cross.toarray()
+
+
+def relative(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.abs(a - b).max() / np.abs(b).max())
+
+
+@pytest.mark.parametrize("model", KINDS)
+@pytest.mark.parametrize("fields", [{}, {"clients": 1}, {"participation": 0.4, "rounds": 9, "seed": 4}])
+def test_one_round_is_all_data_together(model: str, fields: dict[str, Any]) -> None:
+    e = small(model=model, **fields)
+    record, _ = fit(e)
+    gram, cross = unpack(record.shared)
+    everything = pooled_sums(e)
+    for here, there in ((gram, everything[0]), (cross, everything[1])):
+        assert relative(here, there) < 1e-12
+    w = solve(model, e.quadratic, gram, cross)
+    assert relative(w, solve(model, e.quadratic, *everything)) < 1e-9
+
+
+def test_a_lost_answer_is_owed_and_comes_later() -> None:
+    """The server took nothing of shop in the first round, and has all in the second; nobody is counted twice."""
+    whole, _ = fit(small())
+    late, _ = fit(small(dropout="1:shop", rounds=2))
+    lost, _ = fit(small(dropout="1:shop"))
+    assert relative(unpack(late.shared)[0], unpack(whole.shared)[0]) < 1e-12
+    assert relative(unpack(lost.shared)[0], unpack(whole.shared)[0]) > 1e-2
+
+
+@pytest.mark.parametrize("partition", ["platform", "one-user"])
+def test_a_secure_sum_is_the_sum_but_for_its_fixed_point(partition: str) -> None:
+    """Of each client an entry is off by at most 2^-(f + 1), with f = 40 binary digits for so few users."""
+    clients = {"clients": 5} if partition == "platform" else {"clients": 6, "market": {**MARKET, "users": 6}}
+    e = small(partition=partition, **clients)
+    plain, _ = fit(e)
+    secret, grid = fit(e.model_copy(update={"secure": e.secure.model_copy(update={"active": True})}))
+    for here, there in zip(unpack(secret.shared), unpack(plain.shared), strict=True):
+        assert np.abs(here - there).max() <= len(clients_data(e)) * 2.0**-41 + 1e-12
+    assert not any("shared.0" in m.content for m in grid.received if m.metadata.message_type == "train")
+
+
+def test_nothing_but_sums_travels_and_heads_stay_at_home(tmp_path: Path) -> None:
+    record, grid = fit(small(), tmp_path)
+    arrays = {
+        name
+        for message in [*grid.sent, *grid.received]
+        for place, part in message.content.items()
+        if isinstance(part, ArrayRecord) and place.startswith("shared")
+        for name in part
+    }
+    assert arrays == {GRAM, CROSS}
+    assert {row["parameter"] for row in record.ledger} == {GRAM, CROSS, "metrics"}
+    metrics = {name for m in grid.received for name in read_contribution(m.content).metrics}
+    assert {name.rpartition("/")[2] for name in metrics} <= {"examples", "ndcg@10", "hr@10"}
+
+
+def test_of_two_clients_each_is_sent_weights_alone_unless_they_reveal() -> None:
+    """The total less its own is the other's: without `reveal` no message down holds a sum."""
+    _, grid = fit(small(clients=2))
+    down = [read_broadcast(m.content).values for m in grid.sent if m.metadata.message_type == "evaluate"]
+    assert down
+    assert all(WEIGHT in values and not {GRAM, CROSS} & values.keys() for values in down)
+    e = small(clients=2, reveal=True)
+    _, grid = fit(e)
+    total = unpack(read_broadcast(grid.sent[-1].content).values)[0]
+    own, other = (unpack(own_sums(e, data))[0] for data in clients_data(e))
+    assert relative(total - own, other) < 1e-12
+
+
+def test_a_head_adds_its_own_sums_to_the_total() -> None:
+    e = small()
+    record, _ = fit(e)
+    data = clients_data(e)[0]
+    model = reader(e, data, "test")
+    assert isinstance(model, SummedRecommender)
+    gram, cross = unpack(record.shared)
+    own = unpack(own_sums(e, data))
+    x = inputs(e.model, e.quadratic, model.placed(model.past), len(gram))
+    for w in (0.0, 3.0):
+        params = {**record.shared, "heads.rank.weight": torch.tensor([w])}
+        scores = model.score_all(params, "rank", torch.arange(len(data.users))).numpy()
+        expected = score(e.model, e.quadratic, gram + w * own[0], cross + w * own[1], x)[:, data.items]
+        np.testing.assert_allclose(scores, expected, rtol=1e-6, atol=1e-7)
+
+
+def test_a_client_alone_solves_its_own_sums_and_a_pooled_one_everybodys() -> None:
+    e = small(split="random")
+    alone, _ = fit(baseline(e, "local"))
+    assert not alone.shared
+    together, _ = fit(small(split="random", method="fedavg", share="all-but-users"))
+    pooled, _ = fit(baseline(e, "pooled"))
+    by_client = {row["client"]: row["value"] for row in together.clients if row["split"] == "test"}
+    for row in pooled.clients:
+        if row["split"] == "test" and row["metric"] == "ndcg@10":
+            tests = [r for r in together.clients if r["split"] == "test" and r["metric"] == "ndcg@10"]
+            assert {r["client"]: r["value"] for r in tests}[row["client"]] == pytest.approx(row["value"], abs=1e-9)
+    assert by_client
+
+
+@pytest.fixture(scope="module")
+def conflicting() -> Experiment:
+    """A market in which one platform's users want the opposite of the others', with enough of them to choose by."""
+    return build(
+        {
+            "model": "slist",
+            "clients": 3,
+            "engine": "inline",
+            "market": {"users": 150, "items": 60, "impressions": 40, "conflicting": 1},
+        }
+    )
+
+
+def test_a_client_whose_users_are_unlike_the_others_chooses_a_head(conflicting: Experiment) -> None:
+    record, _ = fit(conflicting)
+    chosen = {}
+    for data in clients_data(conflicting):
+        client = Client(conflicting, data, "cpu", None)
+        state, _ = join(client)
+        state = choose_head(client, state, Broadcast(1, record.shared, split="validation"))
+        chosen[data.name] = float(state.now.private["heads.rank.weight"])
+    assert set(chosen.values()) <= set(WEIGHTS)
+    assert max(chosen.values()) > 0
+
+
+def test_few_users_choose_no_head() -> None:
+    e = small(partition="one-user", clients=4, market={**MARKET, "users": 4})
+    record, _ = fit(e)
+    client = Client(e, clients_data(e)[0], "cpu", None)
+    state, _ = join(client)
+    assert choose_head(client, state, Broadcast(1, record.shared)).now.private == state.now.private
+
+
+@pytest.mark.parametrize("engine", ["batched", "process"])
+def test_every_engine_gives_the_same_bits(engine: str, tmp_path: Path) -> None:
+    records = {}
+    for name in ("inline", engine):
+        launch(small(engine=name), tmp_path / name)
+        records[name] = (tmp_path / name / "model" / "shared.safetensors").read_bytes()
+    assert records["inline"] == records[engine]
+
+
+@pytest.mark.parametrize("fields", [{}, {"clients": 2}, {"method": "local"}])
+def test_a_finished_run_recommends_what_it_was_evaluated_with(fields: dict[str, Any], tmp_path: Path) -> None:
+    """The test item of the users whom a rank metric found stands among what they are recommended."""
+    run(model="slist", market=MARKET, engine="inline", compare=False, out=tmp_path / "run", **{"clients": 5, **fields})
+    e = build({"model": "slist", "market": MARKET, "engine": "inline", "clients": 5, **fields})
+    data = clients_data(e)[0]
+    hits = np.genfromtxt(tmp_path / "run" / "users" / f"{data.name}.csv", delimiter=",", names=True, dtype=None)
+    found = {int(row["user"]): row["value"] for row in hits if row["metric"] == "hr10" or row["metric"] == "hr@10"}
+    keys = dataset(e).users["key"].to_numpy()
+    for user, hit in list(found.items())[:5]:
+        held = data.test.item[(data.test.user == np.searchsorted(data.users, user)) & data.test.positive]
+        best = recommend(tmp_path / "run", data.name, str(keys[user]), 10).items
+        assert bool(np.isin(data.items[held], best).any()) == (hit > 0)
+
+
+def lie(change: Callable[[Params], Mapping[str, torch.Tensor]]) -> Callable[[Contribution, Message], Contribution]:
+    return lambda reply, _: Contribution(reply.client, dict(change(reply.values)), reply.metrics, reply.device)
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (lambda v: {**v, GRAM: v[GRAM] * float("nan")}, "finite"),
+        (lambda v: {**v, CROSS: v[CROSS][:-1]}, "shape"),
+        (lambda v: {GRAM: v[GRAM]}, "must be sent"),
+        (lambda v: {**v, CROSS: v[CROSS].float()}, "dtype"),
+        (lambda v: {**v, GRAM: v[GRAM] + 1e11}, "norm"),
+        (lambda v: {**v, "heads.rank.weight": torch.ones(1)}, "unknown name"),
+    ],
+)
+def test_sums_that_are_none_are_refused(change: Callable[[Params], Params], text: str) -> None:
+    e = small()
+    grid = FaultyGrid(e, {("shop", "train", 1): lie(change)})
+    record = Coordinator(grid, plan_of(e)).fit(list(grid.get_node_ids()))
+    (fault,) = record.faults
+    assert fault["client"] == "shop"
+    assert text in str(fault["text"])
+    without, _ = fit(small(dropout="1:shop"))
+    assert relative(unpack(record.shared)[0], unpack(without.shared)[0]) < 1e-12
+
+
+SPARSE = hnp.arrays(
+    st.sampled_from([np.float32, np.float64]),
+    hnp.array_shapes(min_dims=1, max_dims=2, max_side=9),
+    elements=st.sampled_from([0.0, 0.0, 0.0, 0.0, 0.0, 1.5, -2.0]),
+)
+
+
+@given(SPARSE)
+def test_sums_come_back_from_their_entries_to_the_bit(value: np.ndarray) -> None:
+    name = "sums.x"
+    record = packed({name: torch.from_numpy(value.copy())})
+    back = unpacked(record)[name].numpy()
+    assert back.dtype == value.dtype
+    np.testing.assert_array_equal(back, value)
+    assert len(record[name].data) <= len(packed({"x": torch.from_numpy(value.copy())})["x"].data)
+
+
+@pytest.mark.parametrize(
+    ("shape", "data", "text"),
+    [
+        ((4,), b"", "as many entries"),
+        ((4,), (1).to_bytes(8, "little"), "as many entries"),
+        ((4,), (2).to_bytes(8, "little") + np.array([1, 1], "<i4").tobytes() + bytes(8), "ascending places"),
+        ((4,), (1).to_bytes(8, "little") + np.array([4], "<i4").tobytes() + bytes(4), "ascending places"),
+        ((4,), (1).to_bytes(8, "little") + np.array([-1], "<i4").tobytes() + bytes(4), "ascending places"),
+        ((10**6, 10**6), bytes(8), "at most"),
+    ],
+)
+def test_entries_that_are_none_are_refused(shape: tuple[int, ...], data: bytes, text: str) -> None:
+    record = ArrayRecord({"sums.x": Array("float32", shape, NONZERO, data)})
+    with pytest.raises(ContractError, match=text):
+        unpacked(record)
+
+
+def test_the_triangle_is_the_whole_matrix() -> None:
+    rng = np.random.default_rng(0)
+    half = rng.normal(size=(5, 5))
+    gram, cross = half + half.T, rng.normal(size=(5, 5))
+    back = unpack(pack(gram, cross))
+    np.testing.assert_array_equal(back[0], gram)
+    np.testing.assert_array_equal(back[1], cross)
