@@ -14,7 +14,7 @@ from fedrec.experiment.holdings import reader
 from fedrec.params import Params
 from fedrec.sharing import Broadcast
 
-WEIGHTS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)  # among which a client chooses
+WEIGHTS = (0.0, 1.0, 4.0)  # among which a client chooses
 FEWEST = 20  # users with held-out rows, of whom a choice says something
 
 

@@ -33,7 +33,14 @@ SUMMARY = {
 # Functions that keep what they made of files, or of classes, by the names of these.
 KEPT = (
     components.make,
-    *(holdings.read_dataset, holdings.keys, holdings.clients_data, holdings.item_content, maps.read_maps),
+    *(
+        holdings.read_dataset,
+        holdings.keys,
+        holdings.clients_data,
+        holdings.own_sums,
+        holdings.item_content,
+        maps.read_maps,
+    ),
     *(channel.public, channel.probe, guarantee.terms, guarantee.guarantees),
 )
 

@@ -9,6 +9,7 @@ A client that is sent weights W_i instead of a total has its head in the metric 
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -16,12 +17,13 @@ from torch import Tensor
 
 from fedrec.data.history import Sequences
 from fedrec.data.types import Floats, Ints, Keys
-from fedrec.models.quadratic import Matrix, Quadratic, inputs, precision, score, statistics
+from fedrec.models.quadratic import Matrix, Quadratic, inputs, precision, score, solve, statistics
 from fedrec.models.recommender import Recommender
 from fedrec.params import Params
 from fedrec.sharing import SUMS
 
 GRAM, CROSS, WEIGHT, SCALE = (f"{SUMS}{name}" for name in ("gram", "cross", "weight", "scale"))
+FEW = 50  # so many times fewer users than items are scored by weights that many clients have in common
 
 
 def nobody() -> Sequences:
@@ -111,11 +113,14 @@ class SummedRecommender(Recommender):
             return replace(self, scores=scores[:, self.places])
         if GRAM not in params:
             gram, cross = unpack(self.own())
+        elif weight:
+            (gram, cross), own = unpack(params), unpack(self.own())
+            gram, cross = gram + weight * own[0], cross + weight * own[1]
+        elif FEW * x.shape[0] <= x.shape[1]:  # what others of this node are sent too
+            w = shared_weights(Total(self.kind, self.quadratic, params[GRAM], params[CROSS]))
+            return replace(self, scores=(x @ w)[:, self.places])
         else:
             gram, cross = unpack(params)
-            if weight:
-                own = unpack(self.own())
-                gram, cross = gram + weight * own[0], cross + weight * own[1]
         scores = score(self.kind, self.quadratic, gram, cross, x)
         return replace(self, scores=scores[:, self.places])
 
@@ -124,6 +129,30 @@ class SummedRecommender(Recommender):
         scores = self.read(params).scores
         assert scores is not None
         return torch.from_numpy(np.asarray(scores[user.cpu().numpy()], np.float32))
+
+
+@dataclass(frozen=True, eq=False)
+class Total:
+    """Sums and what is solved for; equal to any with the same values."""
+
+    kind: str
+    config: Quadratic
+    gram: Tensor
+    cross: Tensor
+
+    def __hash__(self) -> int:
+        return hash((self.kind, self.config, self.cross.shape))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Total) or (self.kind, self.config) != (other.kind, other.config):
+            return False
+        return torch.equal(self.gram, other.gram) and torch.equal(self.cross, other.cross)
+
+
+@lru_cache(maxsize=1)
+def shared_weights(total: Total) -> Matrix:
+    """Return W [n, n] of sums, kept for the clients that are sent the same."""
+    return solve(total.kind, total.config, *unpack({GRAM: total.gram, CROSS: total.cross}))
 
 
 def pack(gram: Matrix, cross: Matrix) -> Params:
