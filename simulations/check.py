@@ -16,6 +16,7 @@ from fedrec.experiment.config import Experiment
 from fedrec.experiment.holdings import clients_data, reader, tasks_for
 from fedrec.experiment.origins import portable
 from fedrec.experiment.records import natural
+from fedrec.federation.coordination.systems import span
 from fedrec.params import covers
 from fedrec.privacy.gradients import check_units
 from fedrec.privacy.guarantee import terms
@@ -54,7 +55,10 @@ def check(experiment: Experiment) -> None:
     stacked(experiment)
     present = cohort(experiment, [data.name for data in parts])
     clients = sorted(present, key=lambda name: (natural(name), name))
-    experiment.coupling.operator(clients)
+    if experiment.weighs:
+        span(experiment.coupling.exact(clients), len(clients))
+    else:
+        experiment.coupling.operator(clients)
     experiment.turnout.check(clients, experiment.rounds)
     if experiment.secure.active:
         check_secure(experiment, clients)

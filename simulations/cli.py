@@ -91,7 +91,7 @@ def command_of(
     experiment = resolve(file, given, strict=strict)
     if every is None:
         every = 1 if experiment.engine in SAVING else 0
-    applied = defaults(experiment.privacy.unit, {*file, *given})
+    applied = defaults(flatten(experiment.model_dump()), {*file, *given})
     promised = " ".join(f"{flag(path)} {shown(value)}" for path, value in applied.items())
     return Command(experiment, out, quiet, compare, every, promised=promised)
 
@@ -221,7 +221,7 @@ def resolve(*layers: Mapping[str, Given], strict: bool = True) -> Experiment:
         values |= {path: convert(path, given) for path, given in layer.items()}
     values = assembled(values)
     where = {path: given.where for layer in layers for path, given in layer.items()}
-    values |= defaults(str(values["privacy.unit"]), where, by_sums(str(values["model"])))
+    values |= defaults(values, where, by_sums(str(values["model"])))
     try:
         experiment = build(nest(values))
         if not strict:

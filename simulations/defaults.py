@@ -15,11 +15,17 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-# One round is exact, with nothing that is approached by rounds.
+# Of clients that learn by sums one round is exact, and nothing is approached by rounds but the prices of a promise.
 BY_SUMS = {"rounds": 1, "coupling.rho": 0.0, "coupling.duals": False, "coupling.balance": False}
+PROMISED = {"rounds": 20}
+PULLED = {"coupling.strength": 10.0}  # in units of the mean of a client's diagonal of G
 
 
-def defaults(unit: str, given: Collection[str], sums: bool = False) -> dict[str, Any]:
-    """Return the fields that a promise to a `unit`, or a model by `sums`, sets and nobody gave, by dotted path."""
-    usual = {**DEFAULTS.get(unit, {}), **(BY_SUMS if sums else {})}
+def defaults(values: Mapping[str, Any], given: Collection[str], sums: bool = False) -> dict[str, Any]:
+    """Return the fields that a promise of privacy, or a model by `sums`, sets and nobody gave, by dotted path."""
+    usual = dict(DEFAULTS.get(str(values["privacy.unit"]), {}))
+    if sums:
+        usual |= BY_SUMS
+        usual |= PROMISED if values["budget.margin"] is not None or values["budget.limits"] else {}
+        usual |= PULLED if values["coupling.kind"] in ("mean-regularised", "graph") else {}
     return {path: value for path, value in usual.items() if path not in given}

@@ -98,6 +98,7 @@ CHANGES: dict[str, list[Any]] = {
     "budget.margin": [0.01],
     "budget.limits": ["0.1"],
     "budget.step": [1.0],
+    "budget.confidence": [2.0],
     "descent.aggregator": ["mgda"],
     "descent.eps": [0.3],
     "descent.c": [0.9],

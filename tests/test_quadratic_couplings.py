@@ -145,7 +145,7 @@ def best_of(stated: Any, w: Sequence[Any]) -> list[np.ndarray]:
     return min(found, key=lambda one: one[0])[1]
 
 
-def apart(a: Tensor, b: Sequence[np.ndarray] | Tensor) -> float:
+def apart(a: Tensor, b: Sequence[np.ndarray] | Sequence[Tensor] | Tensor | np.ndarray) -> float:
     """Return the largest difference."""
     return float(np.abs(a.numpy() - np.stack([np.asarray(x) for x in b])).max())
 

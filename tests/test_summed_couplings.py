@@ -1,5 +1,6 @@
 """Couplings of clients that learn by sums, over Flower: each is sent the weights that solve the joint problem."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -7,18 +8,24 @@ import pytest
 import torch
 from torch import Tensor
 
+from clients.client import Client
+from clients.promise import judge_of
 from fedrec.data import ClientData
-from fedrec.experiment.config import Experiment
+from fedrec.errors import UserError
+from fedrec.experiment.config import Experiment, build
 from fedrec.experiment.holdings import clients_data, own_sums
-from fedrec.federation.coordination.operators import Operator
-from fedrec.federation.coordination.quadratic import Objective, Problem
+from fedrec.federation.coordination.ascent import solve as quadratic
+from fedrec.federation.coordination.operators import Mean, Operator
+from fedrec.federation.coordination.quadratic import Objective, Problem, Promise
 from fedrec.federation.coordination.solved import WEIGHT
-from fedrec.models.quadratic import penalty
+from fedrec.models.quadratic import penalty, scale, solve
 from fedrec.models.summed import unpack
 from server.strategy import Coordinator
 from simulations.apps import plan_of
+from simulations.check import check
 from simulations.engines.nodes import each_alone
 from tests.helpers import SpyGrid, experiment
+from tests.letters import read_broadcast, read_contribution
 from tests.test_quadratic_couplings import apart, by_solver
 
 NAMES = ["films", "shop", "news"]
@@ -36,7 +43,7 @@ COUPLINGS: dict[str, dict[str, Any]] = {
 
 
 def small(coupling: dict[str, Any], model: str = "slist", **fields: Any) -> Experiment:
-    return experiment(model=model, market=MARKET, coupling=coupling, rounds=1, split="random", **fields)
+    return experiment(model=model, market=MARKET, coupling=coupling, split="random", **{"rounds": 1, **fields})
 
 
 def in_order(e: Experiment) -> list[ClientData]:
@@ -52,7 +59,7 @@ def sums_of(e: Experiment) -> list[tuple[np.ndarray, np.ndarray]]:
 def stated(e: Experiment, operator: Operator) -> Problem:
     """Return the joint problem in words of its own: the ridge of the total, shared as the traces of G_i are."""
     sums = sums_of(e)
-    total = sum(gram for gram, _ in sums)
+    total = np.sum([gram for gram, _ in sums], axis=0)
     ridge = penalty(e.quadratic, np.diagonal(total))
     objectives = tuple(
         Objective(torch.from_numpy(g), torch.from_numpy(c), torch.from_numpy(ridge * np.trace(g) / np.trace(total)))
@@ -66,12 +73,18 @@ def unit_of(e: Experiment) -> float:
     return float(np.mean([np.diagonal(gram).mean() for gram, _ in sums_of(e)]))
 
 
-def weights(e: Experiment) -> tuple[Tensor, dict[str, Any]]:
-    """Return what every client is sent in the end, and the certificate of the record."""
+def finished(e: Experiment) -> Coordinator:
+    """Return the server after a run."""
     grid = SpyGrid(each_alone(e, None))
     server = Coordinator(grid, plan_of(e))
-    record = server.fit(list(grid.get_node_ids()))
-    return torch.stack([server.parts[data.name][WEIGHT] for data in in_order(e)]), record.certificate
+    server.fit(list(grid.get_node_ids()))
+    return server
+
+
+def weights(e: Experiment) -> tuple[Tensor, dict[str, Any]]:
+    """Return what every client is sent in the end, and the certificate of the record."""
+    server = finished(e)
+    return torch.stack([server.parts[data.name][WEIGHT] for data in in_order(e)]), server.record.certificate
 
 
 @pytest.mark.parametrize("model", ["slist", "ease"])
@@ -82,4 +95,101 @@ def test_what_clients_are_sent_is_the_solution_of_an_interior_point_solver(name:
     scaled = e.coupling.model_copy(update={"strength": e.coupling.strength * unit_of(e)})
     operator = scaled.exact([data.name for data in in_order(e)])
     assert float(found.abs().max()) > 0.01 and apart(found, by_solver(stated(e, operator))) < 1e-6
+    assert (max(proof["multipliers_ball"].values()) > 0.01) == ("ball" in name)
     assert abs(proof["relative_gap"]) <= 1e-10 and proof["violation"] <= 1e-12 and proof["residual"] < 1e-10
+
+
+def test_sums_alone_go_up_and_weights_alone_come_down() -> None:
+    e = small(COUPLINGS["mean-regularised"])
+    grid = SpyGrid(each_alone(e, None))
+    Coordinator(grid, plan_of(e)).fit(list(grid.get_node_ids()))
+    trained = [one for one in grid.received if one.metadata.message_type == "train"]
+    up = {name for reply in trained for name in read_contribution(reply.content).values}
+    sent = [one for one in grid.sent if one.metadata.message_type != "query.join"]
+    down = {name for one in sent for name in read_broadcast(one.content).values}
+    assert len(trained) == 3
+    assert up == {"sums.cross", "sums.gram"} and down == {"sums.scale", "sums.weight"}
+
+
+@pytest.mark.parametrize("model", ["slist", "ease"])
+def test_consensus_in_a_ball_that_does_not_bind_is_what_the_total_gives(model: str) -> None:
+    e = small({"radius": 1e6}, model)
+    found, proof = weights(e)
+    sums = sums_of(e)
+    gram, cross = (np.sum(parts, axis=0) for parts in zip(*sums, strict=True))
+    total = solve(model, e.quadratic, gram, cross) / scale(model, e.quadratic, gram)
+    assert apart(found, np.stack([total] * len(sums))) < 1e-10 and not any(proof["multipliers_ball"].values())
+
+
+def test_no_pull_is_every_client_alone_under_its_share_of_the_ridge() -> None:
+    e = small({"kind": "graph", "strength": 0.0})
+    found, _ = weights(e)
+    alone = [torch.linalg.solve(one.hessian, one.cross) for one in stated(e, Mean()).objectives]
+    assert apart(found, alone) < 1e-10 and apart(found, [found[0]] * 3) > 0.01
+
+
+def test_a_client_that_is_missed_in_a_round_is_there_after_the_next() -> None:
+    """Rounds in which clients are missed end where one round with all does, to the bit."""
+    whole = finished(small(COUPLINGS["graph"]))
+    late = finished(small(COUPLINGS["graph"], rounds=6, participation=0.7))
+    assert min(int(row["clients"]) for row in late.record.rounds) < 3 and set(late.seen.values()) != {1}
+    for name in NAMES:
+        assert torch.equal(whole.tie.part(name)[WEIGHT], late.tie.part(name)[WEIGHT])
+
+
+PROMISED: dict[str, Any] = {
+    "coupling": {"kind": "mean-regularised", "strength": 20.0},
+    "budget": {"margin": 0.0, "confidence": 1.0, "step": 100.0},
+    "market": {"users": 200, "items": 8, "impressions": 6, "conflicting": 1},
+    "split": "new-users",
+}
+
+
+def test_prices_are_the_multipliers_of_what_they_keep() -> None:
+    """W under prices mu solves min sum_i f_i + h with f_i(W_i) at most what it is, by multipliers mu."""
+    e = experiment(model="slist", rounds=4, **PROMISED)
+    found, proof = weights(e)
+    mu = torch.tensor([proof["multipliers_budget"][data.name] for data in in_order(e)]).double()
+    assert float(mu.max()) > 0.05 and proof["relative_gap"] <= 1e-10
+    operator = e.coupling.model_copy(update={"strength": 20.0 * unit_of(e)}).exact(NAMES)
+    free = stated(e, operator)
+    kept = tuple(
+        Promise(one, one.value(w)) if price else None
+        for one, w, price in zip(free.objectives, found, mu.tolist(), strict=True)
+    )
+    assert apart(found, by_solver(replace(free, promises=kept))) < 1e-6
+    assert apart(quadratic(replace(free, promises=kept)).certificate.multipliers.mu, mu.tolist()) < 1e-6
+
+
+def test_a_promise_is_judged_by_rows_that_were_not_learnt_from() -> None:
+    """Of new users the sums of a judge are those of their whole histories."""
+    e = experiment(model="ease", rounds=2, **PROMISED)
+    data = clients_data(e)[0]
+    judge = judge_of(Client(e, data, "cpu", None))
+    asked = np.unique(data.validation.user[data.validation.positive])
+    assert int(judge.size.sum()) == len(asked)
+    liked = np.concatenate(
+        [part.take(part.positive & np.isin(part.user, asked)).item for part in (data.support, data.validation)]
+    )
+    assert sum(gram.diagonal().sum() for gram, _ in judge.sums) == pytest.approx(len(liked))
+
+
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        ({"coupling": {"kind": "linear", "rho": 1e-4}}, "linear needs"),
+        ({"coupling": {"rho": 1e-4, "duals": True}}, "a model by sums is solved for"),
+        (
+            {"coupling": {"kind": "clusters"}, "secure": {"active": True}, "weights": "uniform"},
+            "sees no more than a sum",
+        ),
+        ({"coupling": {"kind": "mixture", "mixing": "1,0"}}, "coupling.mixing: must have 3 rows"),
+        (
+            {"budget": {"limits": "0.1"}, "privacy": {"unit": "client", "epsilon": "8"}, "weights": "uniform"},
+            "budget.limits",
+        ),
+    ],
+)
+def test_what_sums_cannot_be_tied_by_is_refused_before_anything_runs(fields: dict[str, Any], text: str) -> None:
+    with pytest.raises(UserError, match=text):
+        check(build({"model": "slist", "clients": 3, "engine": "inline", "rounds": 1, **fields}))

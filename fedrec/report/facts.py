@@ -1,5 +1,8 @@
 """What was run, in words."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import pandas as pd
 
 from fedrec.experiment.privacy import UNBOUNDED
@@ -35,6 +38,7 @@ def facts(run: Run) -> dict[str, str]:
         "Clients": f"{len(names):,}: {listing(names)}",
         "Tasks": str(option("task", "?")),
         "Rounds": rounds,
+        **solved(record.get("certificate") or {}),
         "Tested model": chosen,
         "Split": str(option("split", "?")),
         "Ranking": "among the whole catalogue" if sampled == "full" else f"among {sampled} sampled candidates",
@@ -44,6 +48,26 @@ def facts(run: Run) -> dict[str, str]:
         "Seed": str(option("seed", "?")),
         "Time": f"{seconds:,.{0 if seconds >= 10 else 1}f} s",
     }
+
+
+def solved(proof: Mapping[str, Any]) -> dict[str, str]:
+    """Return in words what proves that the clients' weights are the best there are, for a record that has a proof."""
+    if not proof:
+        return {}
+    binding = {what: bound(proof[f"multipliers_{what}"]) for what in ("budget", "ball")}
+    words = [f"; the {what} binds {listing(names)}" for what, names in binding.items() if names]
+    lacking = f"{short(proof['relative_gap'])} of the objective is all that can be lacking"
+    return {"Coupling": f"solved exactly: {lacking}{''.join(words)}"}
+
+
+def bound(multipliers: Mapping[str, float]) -> list[str]:
+    """Return the clients with a price."""
+    return [name for name, value in multipliers.items() if value > 0]
+
+
+def short(gap: float) -> str:
+    """Return a relative gap as one would say it: what is below the precision of numbers is that."""
+    return "under 1e-15" if gap < 1e-15 else f"{gap:.0e}"
 
 
 def privacy(run: Run) -> str:

@@ -100,7 +100,7 @@ class Solved(Held):
         grams = [square(one[GRAM], len(one[CROSS])) for one in self.sums.values()]
         diagonal = torch.stack([gram.diagonal() for gram in grams]).sum(0)
         ridge, total = self.penalty.ridge(diagonal), max(float(diagonal.sum()), 1e-300)
-        shares = torch.tensor([float(gram.diagonal().sum()) / total for gram in grams]).double().clamp(min=SMALLEST)
+        shares = torch.stack([gram.diagonal().sum() for gram in grams]).div(total).clamp(min=SMALLEST)
         shares = shares / shares.sum()
         own = tuple(
             Objective(gram, one[CROSS], share * ridge)
