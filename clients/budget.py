@@ -1,7 +1,6 @@
 """A client's loss budget: what it is promised, by how much it is missed, and the price of keeping it."""
 
 import math
-from dataclasses import replace
 
 from clients.client import Client
 from clients.state import State
@@ -30,7 +29,7 @@ def excess(client: Client, state: State, z: Params, number: int) -> tuple[State,
     if not state.limits:
         rule, name = client.experiment.budget, client.data.name
         needed = rule.margin is not None and rule.limit_of(name) is None
-        state = replace(state, limits=tuple(rule.budgets(name, alone(client) if needed else [math.inf])))
+        state = state._replace(limits=tuple(rule.budgets(name, alone(client) if needed else [math.inf])))
     limit = state.limits[min(number, len(state.limits)) - 1]
     if math.isinf(limit):
         return state, math.nan

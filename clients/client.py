@@ -13,7 +13,7 @@ from fedrec.experiment.channel import Channel, channel_of
 from fedrec.experiment.config import Experiment
 from fedrec.experiment.holdings import initial, reader, tasks_for
 from fedrec.federation.coordination import Link
-from fedrec.models import Recommender
+from fedrec.models import Recommender, SummedRecommender
 from fedrec.params import Params
 from fedrec.tasks import Task
 from fedrec.training.cohort import Cohort
@@ -102,6 +102,13 @@ class Client:
         names = [task.name for task in self.tasks]
         shapes = self.model.shapes(len(self.data.users), len(self.data.items), names)
         return self.channel.split(shapes)[0]
+
+    @property
+    def received_like(self) -> Params:
+        """Return the names, shapes and dtypes of what it is sent, without data."""
+        if isinstance(self.model, SummedRecommender) and self.experiment.weighs:
+            return self.model.weights_like
+        return self.shared_like
 
     def link(self, shared: Params) -> Link | None:
         """Return the link of a client that joins with its shared parameters; None without duals."""

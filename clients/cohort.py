@@ -27,7 +27,7 @@ from fedrec.params import LARGEST, Params, finite, to
 from fedrec.sharing import Broadcast, ContractError
 from fedrec.training.cohort import Cohort, groups
 from fedrec.training.moved import Moved
-from fedrec.training.results import Sum, client_after, moved, pieces, spread, whole, write
+from fedrec.training.results import Piece, Sum, client_after, moved, spread, whole, write
 from fedrec.training.stacks import Part, Stack, Terms
 from fedrec.training.update import train
 from fedrec.wire import Answers, Call
@@ -47,7 +47,7 @@ def programs(parties: Sequence[Party], start: Sequence[Params], rows: Mapping[st
 def unmoved(state: State, start: Params) -> State:
     """Return the state of a client that joins whose tuned copy is what it joins with, which all may share."""
     own = replace(state.now.own, personal=Moved.start(start))
-    return replace(state, now=replace(state.now, own=own))
+    return state._replace(now=state.now._replace(own=own))
 
 
 @dataclass
@@ -85,27 +85,23 @@ class Program:
 
         What clients of one shape are sent alike is admitted once.
         """
-        known: dict[tuple[int, int, int], Broadcast | str] = {}
-        found: dict[int, Broadcast] = {}
+        known: dict[tuple[int, int, int], Broadcast] = {}
+        sent: dict[int, Broadcast] = {}
         failed: dict[int, str] = {}
-        for place, broadcast in sorted((self.places[n], b) for n, b in call.broadcasts.items() if n in self.places):
-            one = self.clients[place]
-            key = (id(broadcast), len(one.data.users), len(one.data.items))
-            if key not in known:
-                try:
-                    known[key] = receive(one, broadcast)
-                except ContractError as error:
-                    known[key] = str(error)
-            admitted = known[key]
-            if isinstance(admitted, str):
-                failed[place] = admitted
+        for place, party in enumerate(self.parties):
+            data = party.client.data
+            broadcast = call.broadcasts.get(data.name)
+            if broadcast is None:
                 continue
+            key = (id(broadcast), len(data.users), len(data.items))
             try:
-                self.parties[place].joined = followed(self.parties[place].state, admitted)
-                found[place] = admitted
+                if key not in known:
+                    known[key] = receive(party.client, broadcast)
+                party.joined = followed(party.state, known[key])
+                sent[place] = known[key]
             except ContractError as error:
                 failed[place] = str(error)
-        return found, failed
+        return sent, failed
 
     def train(self, sent: Mapping[int, Broadcast], call: Call, failed: dict[int, str]) -> Answers:
         """Train clients for a round, and return what they answer; note who fails."""
@@ -124,7 +120,7 @@ class Program:
         for place, one in made.items():
             party = self.parties[place]
             party.joined, reply = finish(party.client, party.state, starts[place], one)
-            found.contributions.append(replace(reply, values={}) if training.weight[place] and reply.values else reply)
+            found.contributions.append(replace(reply, values={}) if reply.values and training.weight[place] else reply)
         found.subtotals.extend(training.subtotals())
         return found
 
@@ -227,23 +223,25 @@ class Training:
                 self.leave_out(failed)
                 self.total.add(cohort, self.z, part, weight[torch.from_numpy(part.clients)])
             write(private, part)
+            summed = (self.weight[part.clients] != 0).tolist()
             for j, (place, loss) in enumerate(zip(part.clients.tolist(), part.loss.tolist(), strict=True)):
                 losses[place] = loss
                 if terms.personal:
                     v[place] = to(client_after(cohort, terms.personal, replace(part, values=part.personal), j), "cpu")
-                if self.weight[place] and not keeps:
+                if summed[j] and not keeps:
                     continue
                 if tuned and self.clients[place].device == "cpu":
                     x[place] = moved(cohort, starts[place].z, part, j)
                 else:
                     x[place] = to(client_after(cohort, self.z, part, j), "cpu")
-        own = pieces(cohort, private)
         made = {}
         for place, start in starts.items():
             if place not in failed:
                 asked, still = keeps or not self.weight[place], Moved.start(start.z) if tuned else start.z
                 mine = replace(start.own, personal=v.get(place, start.own.personal)) if v else start.own
-                made[place] = Made(losses[place], own[place], mine, x.get(place, still) if asked else None)
+                made[place] = Made(
+                    losses[place], Piece(cohort, private, place), mine, x.get(place, still) if asked else None
+                )
         return made
 
     def parts(self, private: Stack, mu: float, terms: Terms) -> Iterator[Part]:

@@ -1,9 +1,10 @@
 """The private head of a client that learns by sums: how much of its own sums it adds to the federation's."""
 
-from dataclasses import replace
+from collections.abc import Mapping
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from clients.client import Client
 from clients.state import State
@@ -42,9 +43,9 @@ def choose_head(client: Client, state: State, broadcast: Broadcast) -> State:
         )
         scores.append(next(iter(result.metrics.values())))
     best = WEIGHTS[int(np.argmax(scores))]
-    return replace(state, now=replace(state.now, private=with_weight(state.now.private, best)))
+    return state._replace(now=state.now._replace(private=with_weight(state.now.private, best)))
 
 
-def with_weight(private: Params, weight: float) -> Params:
+def with_weight(private: Mapping[str, Tensor], weight: float) -> Params:
     """Return private parameters with the weight w of every head."""
     return {n: torch.full_like(v, weight) if n.startswith("heads.") else v for n, v in private.items()}

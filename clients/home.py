@@ -20,20 +20,19 @@ def at_home(shared: Params, lacking: Lacking) -> Params:
     return kept
 
 
-def parted(private: Params) -> tuple[Params, Params]:
+def parted(private: Mapping[str, Tensor]) -> tuple[Params, Params]:
     """Return a client's private parameters without, and only, what it keeps of shared ones."""
     home = {name: value for name, value in private.items() if name.startswith(HOME)}
-    if not home:
-        return private, home
     return {name: value for name, value in private.items() if name not in home}, home
 
 
-def with_home(z: Params, home: Params) -> Params:
+def with_home(z: Params, private: Mapping[str, Tensor]) -> Params:
     """Return what a client starts from: the server's values, and its own where it shares nothing."""
-    if not home:
+    kept = [name.removeprefix(HOME) for name in private if name.startswith(HOME) and not name.endswith(ROWS)]
+    if not kept:
         return z  # itself: what many clients start from is then one for all
     start = dict(z)
-    for name in (key.removeprefix(HOME) for key in home if not key.endswith(ROWS)):
-        value, rows = home[f"{HOME}{name}"], home.get(f"{HOME}{name}{ROWS}")
+    for name in kept:
+        value, rows = private[f"{HOME}{name}"], private.get(f"{HOME}{name}{ROWS}")
         start[name] = value if rows is None else z[name].index_copy(0, rows, value)
     return start

@@ -18,6 +18,7 @@ from clients.heads import choose_head
 from clients.home import parted, with_home
 from clients.newcomer import fit_message, lesson
 from clients.private import measured, open_loss, protected, unsaid
+from clients.promise import excess_of_weights
 from clients.secure import Envelope
 from clients.state import Kept, State
 from clients.training import COPY, Made, Start, train, train_alone
@@ -77,20 +78,20 @@ def receive(client: Client, broadcast: Broadcast) -> Broadcast:
         raise ContractError(f"record rows: must not be sent but to newcomers, found {', '.join(broadcast.rows)}")
     if client.experiment.coupling.balance and not 0 < broadcast.rho < math.inf:
         raise ContractError(f"rho: must be above 0 and finite where it adapts, found {broadcast.rho}")
-    like, c = client.shared_like, broadcast.control
+    like, c = client.received_like, broadcast.control
     return replace(broadcast, values=admit(broadcast.values, like), control=None if c is None else admit(c, like))
 
 
 def followed(state: State, broadcast: Broadcast) -> State:
     """Return the state after it has followed the server: a lost contribution undone, the best round kept."""
     state = state.settled(broadcast.seen)
-    return replace(state, kept=state.now) if broadcast.keep else state
+    return state._replace(kept=state.now) if broadcast.keep else state
 
 
 def begin(client: Client, state: State, broadcast: Broadcast) -> tuple[State, Start]:
     """Return the state and the start of a round's training, for a message that was received and followed."""
-    (private, home), coupling, own = parted(state.now.private), client.experiment.coupling, state.now.own
-    z, link = with_home(broadcast.values, home), state.now.link
+    (_, private, link, own, _), coupling = state.now, client.experiment.coupling
+    z = with_home(broadcast.values, private)
     shift, rho, anchor = own.shift(broadcast.control), coupling.rho, z
     if link is None:
         return state, Start(broadcast, z, private, own, link, rho, anchor, shift)
@@ -210,7 +211,10 @@ def told(client: Client, state: State, broadcast: Broadcast, result: Evaluation)
         measured(client, broadcast, result.metrics)
         metrics = {}
     elif client.experiment.budget.active and broadcast.split == "validation":
-        state, over = excess(client, state, broadcast.values, client.experiment.rounds)
+        if client.experiment.by_sums:
+            over = excess_of_weights(client, broadcast.values)
+        else:
+            state, over = excess(client, state, broadcast.values, client.experiment.rounds)
         metrics[f"{client.data.name}/all/excess"] = over
     return state, Contribution(client.data.name, {}, metrics, client.device)
 

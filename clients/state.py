@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
@@ -24,14 +24,13 @@ TIMES = ("now", "before", "kept")
 KINDS = ("private", "dual", "sent", "personal", "control", "weighting", "memory")
 
 
-@dataclass(frozen=True)
-class Kept:
+class Kept(NamedTuple):
     """What a client remembers after a contribution: its private parameters, its tie, what is its own, its price mu."""
 
     round: int
-    private: Params
+    private: Mapping[str, Tensor]
     link: Link | None = None
-    own: Own = field(default=Own())
+    own: Own = Own()
     mu: float = 0.0
 
     @property
@@ -54,8 +53,7 @@ class Kept:
         return Kept(int(marks[0]), dict(private or {}), link, Own(*own), marks[1])
 
 
-@dataclass(frozen=True)
-class State:
+class State(NamedTuple):
     """One client's state: after its last contribution, after the one before, and of the best round.
 
     A contribution may be lost on its way. The server says in every message which one it took last (`seen`), and the
@@ -82,7 +80,7 @@ class State:
         if self.before is None or self.before.round != seen:
             text = f"found {seen} in round {self.now.round}"
             raise ContractError(f"seen: must be one of the last two contributions, {text}")
-        return replace(self, now=self.before, before=None)
+        return self._replace(now=self.before, before=None)
 
     def trained(self, kept: Kept) -> State:
         """Return the state after another contribution."""
@@ -169,7 +167,7 @@ def restore(parties: Mapping[str, Party], records: RecordDict) -> None:
             marks = about[when][place]
             kept[when] = marks and Kept.of(marks, {kind: parts[place] for kind, parts in each[when].items()})
             if snapshot := kept[when]:
-                kept[when] = replace(snapshot, private=to(snapshot.private, parties[name].client.device))
+                kept[when] = snapshot._replace(private=to(snapshot.private, parties[name].client.device))
         if now := kept["now"]:
             parties[name].joined = State(now, kept["before"], kept["kept"], tuple(about["limits"][place]))
     for key, record in records.items():

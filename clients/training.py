@@ -3,13 +3,16 @@
 import logging
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from secrets import token_hex
+from types import MappingProxyType
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from clients.client import Client
+from clients.home import parted
 from clients.private import books
 from fedrec.errors import UserError
 from fedrec.experiment.channel import Mapped
@@ -28,28 +31,26 @@ from fedrec.training.weighting import Weigher
 COPY = "copy."  # before the names of the weights of a second model's losses
 
 
-@dataclass(frozen=True)
-class Start:
+class Start(NamedTuple):
     """Where the training of a round starts, and what it minimises: (1 + mu) f_i + rho/2 |x_i - anchor|^2."""
 
     sent: Broadcast
     z: Params  # what was sent, with what the client keeps of it at home
-    private: Params
+    private: Mapping[str, Tensor]
     own: Own
     link: Link | None
     rho: float
     anchor: Params
     shift: Params | None  # added to the gradients
     mu: float = 0.0
-    told: dict[str, float] = field(default_factory=dict)
+    told: Mapping[str, float] = MappingProxyType({})
 
 
-@dataclass(frozen=True)
-class Made:
+class Made(NamedTuple):
     """What the training of a round made of a client."""
 
     loss: float
-    private: Params
+    private: Mapping[str, Tensor]
     own: Own
     x: Mapping[str, Tensor] | None = None  # its shared parameters, where they are asked for
 
@@ -59,8 +60,8 @@ def train(client: Client, start: Start) -> Made:
     e, own, number = client.experiment, start.own, start.sent.round
     if isinstance(client.model, SummedRecommender):
         kept = client.model.own() if client.experiment.pool else {}  # its members have less than it learns from
-        return Made(math.nan, {**start.private, **kept}, own, owed(client, start, client.model))
-    before = client.channel.join(start.z, start.private)
+        return Made(math.nan, {**parted(start.private)[0], **kept}, own, owed(client, start, client.model))
+    before = client.channel.join(start.z, parted(start.private)[0])
     first, copy = weightings(own)
     weigher, second = client.weigher(first), client.weigher(copy) if e.drift.second else None
     if e.privacy.inside:
@@ -84,7 +85,7 @@ def owed(client: Client, start: Start, model: SummedRecommender) -> Params:
     Nothing of what it keeps changes: of data that are as they were the sums are too.
     """
     if not client.experiment.share or start.sent.seen:
-        return {name: torch.zeros_like(value) for name, value in start.z.items()}
+        return {name: torch.zeros(like.shape, dtype=like.dtype) for name, like in client.shared_like.items()}
     return model.own()
 
 

@@ -100,7 +100,7 @@ class Broadcast:
     rows: dict[str, Ints] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Contribution:
     """What a client sends back: its shared tensors, metrics from the allow-list, and its device."""
 

@@ -186,7 +186,12 @@ def take(c: State, number: int, since: dict[str, int]) -> Snapshot:
         "prices": c.prices,
         "last": asdict(c.scores.last),
         "keys": {name: [list(key) for key in keys] for name, keys in c.scores.keys.items()},
-        "best": {"round": c.best.round, "score": asdict(c.best.score), "prices": c.best.prices},
+        "best": {
+            "round": c.best.round,
+            "score": asdict(c.best.score),
+            "prices": c.best.prices,
+            "proof": c.best.certificate,
+        },
         "newcomers": c.newcomers.state(),
         "seconds": c.record.seconds,
     }
@@ -212,7 +217,7 @@ def put_back(c: State, snapshot: Snapshot) -> None:
         # What every client was sent is a part of z, unless the coupling is personal.
         own = {name: under(f"part/{place}/", snapshot.tensors) for place, name in enumerate(c.carriers)}
         parts = own if c.plan.coupling.personal else {name: gather(z, who) for name, who in c.carriers.items()}
-        c.best = Best(about["round"], Score(**about["score"]), z, parts, about["prices"])
+        c.best = Best(about["round"], Score(**about["score"]), z, parts, about["prices"], about["proof"])
     c.newcomers.restore(numbers["newcomers"])
     for name in ROWS:
         setattr(c.record, name, snapshot.record[name])

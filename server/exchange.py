@@ -113,24 +113,24 @@ class Exchange:
             outcome.subtotals.extend(admit_sums(answer, call, sums, letters))
         inside = {name for part in outcome.subtotals for name in part.clients}
         letters |= dict.fromkeys(lost & broadcasts.keys(), Refused("dropout", "dropped out, as the run says"))
+        read = partial(self.codec.read, increments=self.increments)
         verdicts = {}
-        for name in broadcasts:
+        for name, sent in broadcasts.items():
             expected = {} if name in inside else like.get(name, {})
-            read = partial(self.codec.read, z=broadcasts[name].values, like=expected, increments=self.increments)
-            admit = partial(admit_answer, like=expected, metrics=metrics, check=check, read=read)
+            admit = partial(admit_answer, z=sent.values, like=expected, metrics=metrics, check=check, read=read)
             verdicts[name] = review(letters[name], admit)
         verdicts |= refuse_cohorts(verdicts, self.nodes, refuse)
         during = first.split if kind == "evaluate" else kind
         for name, broadcast in broadcasts.items():
-            reply, sent = verdicts[name], letters[name]
+            reply, letter = verdicts[name], letters[name]
             if isinstance(reply, Contribution):
-                assert isinstance(sent, Contribution)  # nothing else counts
-                up.add(name, broadcast.values if name in inside else sent.values, metrics=reply.metrics)
+                assert isinstance(letter, Contribution)  # nothing else counts
+                up.add(name, broadcast.values if name in inside else letter.values, metrics=reply.metrics)
                 outcome.replies.append(reply)
                 continue
             outcome.faults.append(Fault(number, name, during, reply.kind, reply.text))
-            if isinstance(sent, Contribution):
-                self.record.log([name], [refused_entry(sent, number)])
+            if isinstance(letter, Contribution):
+                self.record.log([name], [refused_entry(letter, number)])
         self.record.tally(up.alike.values())
         return whole_sums(outcome)
 
@@ -147,17 +147,18 @@ class Exchange:
 
 def admit_answer(
     reply: Contribution,
+    z: Params,
     like: Params,
     metrics: frozenset[str],
     check: Callable[[Contribution], object],
-    read: Callable[[Params], Params],
+    read: Callable[[Params, Params, Params], Params],
 ) -> Contribution:
     """Return a reply with its tensors in the order of `like`; raises ContractError for what it may not hold."""
     if reply.rows:
         raise ContractError("record rows: must be sent to join alone, found it in an answer")
     # The task/metric of client/task/metric, and any other name as it is.
     admit_metrics({"/".join(metric.rsplit("/", 2)[-2:]): value for metric, value in reply.metrics.items()}, metrics)
-    reply = replace(reply, values=read(reply.values)) if reply.values or like else reply
+    reply = replace(reply, values=read(reply.values, z, like)) if reply.values or like else reply
     check(reply)
     return reply
 

@@ -40,9 +40,9 @@ def join(c: State, nodes: Sequence[int]) -> None:
         c.carriers[r.client] = carrier(r.client, r.values, r.rows, c.record.rows, weight)
     values = {r.client: r.values for r in joined}
     try:
-        c.tie = tie_of(
-            plan.coupling, plan.descent, c.carriers, values, plan.seed, plan.robust, bool(plan.secure), plan.by_sums
-        )
+        robust, summed = plan.robust, bool(plan.secure)
+        told = (plan.seed, robust, summed, plan.by_sums, plan.penalty)
+        c.tie = tie_of(plan.coupling, plan.descent, c.carriers, values, *told)
         at_home = home_notes(c.carriers, c.z, plan.secure) if plan.secure else []
         if at_home and plan.coupling.duals:
             raise UserError(f"secure: every client's rows must be summed under duals, found {at_home[0]}")

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from fedrec.federation.codecs import Coding
-from fedrec.federation.coordination import Coupling, Descent, Drift
+from fedrec.federation.coordination import Coupling, Descent, Drift, Penalty
 from fedrec.federation.participation import Turnout
 from fedrec.federation.robust import Robust
 from fedrec.privacy.secure_sum import Terms
@@ -35,6 +35,7 @@ class Plan:
     robust: Robust = field(default_factory=Robust)
     codec: Coding = field(default_factory=Coding)
     by_sums: bool = False  # whether clients send sums over their users, of which the total counts
+    penalty: Penalty | None = None  # with which the server solves for weights, where it sends no total
     silent: bool = False  # whether clients tell nothing that was made of their data without noise
     secure: Terms | None = None  # how the answers of a round are summed, if the server sees none of them
     release: Release | None = None  # how the mean of a round is protected, if it is the server that does it
@@ -49,8 +50,8 @@ class Plan:
         names = {
             "loss": not self.silent and not self.by_sums,
             "gap": self.coupling.duals and not self.secure,
-            "excess": self.budgets,
-            "mu": self.budgets,
+            "excess": self.budgets and not self.by_sums,
+            "mu": self.budgets and not self.by_sums,
             "steps": self.drift.counted,
         }
         return frozenset(name for name, sent in names.items() if sent)

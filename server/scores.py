@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from fedrec.experiment.records import Row
 from fedrec.keyed import Carrier
@@ -45,6 +46,7 @@ class Best:
     z: Params = field(default_factory=dict)
     parts: dict[str, Params] = field(default_factory=dict)
     prices: dict[str, float] = field(default_factory=dict)
+    certificate: dict[str, Any] = field(default_factory=dict)  # what proves its parameters the best there are
 
     def budgets(self) -> list[Row]:
         """Return, for each client with a budget, its price mu, f - b, their product, and whether the budget is met."""

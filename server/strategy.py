@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from fedrec.experiment.records import Record, Row, to_row
-from fedrec.federation.coordination import Residuals, normalise
+from fedrec.federation.coordination import Residuals, Solved, normalise
 from fedrec.federation.proportion import refusals
 from fedrec.params import Params
 from fedrec.sharing import Broadcast, Contribution
@@ -41,7 +41,7 @@ class Coordinator(State):
                 score = self.validate(number, row)
                 self.stale += 1
                 if self.plan.silent or score.beats(self.best.score):
-                    self.best, self.stale = Best(number, score, self.z, self.parts, dict(self.prices)), 0
+                    self.best, self.stale = self.candidate(number, score), 0
                     self.improved = set(self.carriers)
             follow(self, number)
             self.record.close(row)
@@ -50,13 +50,17 @@ class Coordinator(State):
             ended = self.ending(number)
             self.save(number, ended)
         if not self.best.round:  # interrupted before the first validation
-            self.best = Best(number, z=self.z, parts=self.parts)
+            self.best = self.candidate(number, Score())
         self.record.shared, self.record.selected_round, self.parts = self.best.z, self.best.round, self.best.parts
-        self.record.budgets = self.best.budgets()
+        self.record.budgets, self.record.certificate = self.best.budgets(), self.best.certificate
         self.evaluate(self.best.round, "test")
         assess(self)
         self.record.seconds = time.perf_counter() - started
         return self.record
+
+    def candidate(self, number: int, score: Score) -> Best:
+        """Return a round as it may be the best."""
+        return Best(number, score, self.z, self.parts, dict(self.prices), self.tie.certificate())
 
     def round(self, number: int) -> Row:
         """Send the clients of a round their parts of Z, and tie what they send back."""
@@ -66,11 +70,12 @@ class Coordinator(State):
         replies, residuals = outcome.replies, self.coordinate(outcome, number)
         self.seen |= {reply.client: number for reply in replies}
         losses = {reply.client: reply.metrics["loss"] for reply in replies if "loss" in self.plan.told}
+        told: list[str] = [name for name in ("loss", "mu") if name in self.plan.told]
         for reply in replies:
-            metrics = {name: reply.metrics[name] for name in ("loss", "mu") if name in self.plan.told}
-            self.record.score(number, "train", {(reply.client, "all", n): v for n, v in metrics.items()}, reply.device)
-            if "mu" in metrics:
-                self.prices[reply.client] = metrics["mu"]
+            metrics = {(reply.client, "all", name): reply.metrics[name] for name in told}
+            self.record.score(number, "train", metrics, reply.device)
+        if "mu" in told:
+            self.prices |= {reply.client: reply.metrics["mu"] for reply in replies}
         return {
             "round": number,
             "seconds": time.perf_counter() - started,
@@ -91,6 +96,8 @@ class Coordinator(State):
         if self.plan.release:
             answers = {reply.client: reply.values for reply in replies}
             change = self.plan.release.change(number, answers, self.parts, self.carriers, self.z)
+        if isinstance(self.tie, Solved):
+            self.prices = self.tie.charge(self.scores.last.over)
         if change is not None:
             self.tie.move(change)
         elif outcome.replies:

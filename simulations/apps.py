@@ -5,18 +5,23 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 from flwr.app import Context
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
+from torch import Tensor
 
 from clients.app import client_app
+from fedrec.components import per_client
 from fedrec.errors import UserError
 from fedrec.experiment.config import Experiment
 from fedrec.experiment.holdings import clients_data, dataset, item_content, tasks_for
 from fedrec.experiment.origins import origins, permit
 from fedrec.experiment.records import Record, Row, failures, write_record
+from fedrec.federation.coordination import Penalty
 from fedrec.files import sha256_of
 from fedrec.folders import vacant
+from fedrec.models.quadratic import Matrix, Quadratic, penalty, scale
 from fedrec.privacy.account import account
 from fedrec.privacy.books import Books
 from fedrec.privacy.guarantee import SERVER, guarantees, terms
@@ -52,11 +57,22 @@ def plan_of(experiment: Experiment, home: Path | None = None) -> Plan:
         robust=e.robust,
         codec=e.codec,
         by_sums=e.by_sums,
+        penalty=penalty_of(e) if e.weighs else None,
         silent=e.privacy.active,
         secure=terms(e) if e.secure.active else None,
         release=Release(Books(noisy, home, e.seed)) if noisy and home else None,
         newcomers=e.arrivals,
     )
+
+
+def penalty_of(experiment: Experiment) -> Penalty:
+    """Return what of a model by sums the server is told, to solve for weights."""
+    kind, config = next(iter(per_client(experiment.model).values())), experiment.quadratic
+
+    def by(function: Callable[[Quadratic, Matrix], Matrix], diagonal: Tensor) -> Tensor:
+        return torch.from_numpy(function(config, diagonal.numpy()))
+
+    return Penalty(partial(by, penalty), partial(by, scale), kind == "ease", experiment.budget.step)
 
 
 def affordable(experiment: Experiment, home: Path | None) -> int:

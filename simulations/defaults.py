@@ -15,7 +15,8 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-BY_SUMS = {"rounds": 1}  # of which one is exact
+# One round is exact, with nothing that is approached by rounds.
+BY_SUMS = {"rounds": 1, "coupling.rho": 0.0, "coupling.duals": False, "coupling.balance": False}
 
 
 def defaults(unit: str, given: Collection[str], sums: bool = False) -> dict[str, Any]:

@@ -71,8 +71,8 @@ BASES: dict[str, Flat] = {
     "hashed": {"content.kind": "hashed", "content.dim": 8},
     "gru4rec": {"sequence.kind": "gru4rec"},
     "sasrec": {"sequence.kind": "sasrec"},
-    "ease": {"model": "ease"},
-    "slist": {"model": "slist"},
+    "ease": {"model": "ease", "rounds": 1},
+    "slist": {"model": "slist", "rounds": 1},
     "absent": {"model": "slit", "participation": 0.5},
     "silos": {"partition": "users", "market.users": 60},
 }

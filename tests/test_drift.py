@@ -53,7 +53,7 @@ def personal(grid: SpyGrid) -> list[Params]:
 
 def local(grid: SpyGrid) -> list[Params]:
     """Return every client's private parameters after the last round."""
-    return [state_of(node).now.private for node in grid.nodes.values()]
+    return [dict(state_of(node).now.private) for node in grid.nodes.values()]
 
 
 def trained(method: str, **fields: Any) -> SpyGrid:
@@ -246,7 +246,7 @@ def test_before_any_training_the_tuned_copy_is_the_start() -> None:
 def test_a_lost_round_takes_the_personal_model_back() -> None:
     made = [Kept(number, {}, None, Own({"v": torch.tensor([float(number)])})) for number in range(4)]
     state = State(made[0]).trained(made[1])
-    state = replace(state, kept=state.now).trained(made[2]).settled(1)
+    state = state._replace(kept=state.now).trained(made[2]).settled(1)
     assert state.now.own.personal == {"v": torch.tensor([1.0])}
     state = state.trained(made[3])
     assert state.now.own.personal == {"v": torch.tensor([3.0])}

@@ -49,7 +49,7 @@ class Named(Turnout):
 def forgetful(node: Node) -> RecordDict:
     """Return the state of a node's client without what it would go back to."""
     (party,) = node.parties.values()
-    return saved({party.client.data.name: replace(party, joined=replace(party.state, before=None))})
+    return saved({party.client.data.name: replace(party, joined=party.state._replace(before=None))})
 
 
 def states(grid: InlineGrid) -> list[dict[str, bytes]]:

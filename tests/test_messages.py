@@ -1,6 +1,5 @@
 """A spy on the wire: no private tensor's name or bytes in any message, nothing outside the contract."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +138,7 @@ def test_an_error_of_a_client_does_not_quote_private_data(tmp_path: Path, caplog
     (party,) = grid.nodes[before.metadata.dst_node_id].parties.values()
     state = party.state
     broken: Any = {"secret": 41.5}
-    party.joined = replace(state, now=replace(state.now, private=broken))
+    party.joined = state._replace(now=state.now._replace(private=broken))
     assert reason(grid._answer(before)) == "AttributeError"
     node = AppNode(client_app(lambda _: (e, None)), 0, 3)
     node.context.state = RecordDict({"about": ConfigRecord({"about": '{"names": [41.5]}'})})

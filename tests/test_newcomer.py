@@ -62,7 +62,7 @@ def nodes_of(grid: SpyGrid) -> dict[str, Node]:
 def private(node: Node, best: bool = False) -> Params:
     """Return a client's private parameters: the present ones, or those of the best round."""
     state = state_of(node)
-    return (state.best if best else state.now).private
+    return dict((state.best if best else state.now).private)
 
 
 def without(e: Experiment, *names: str) -> tuple[Record, SpyGrid]:

@@ -147,7 +147,7 @@ def test_one_user_of_two_items_by_hand() -> None:
     expected = np.zeros((2, 2, 2))
     expected[0, 0, 0] = expected[1, 0, 1] = unit
     np.testing.assert_allclose((gram, cross), expected, atol=1e-15)
-    np.testing.assert_allclose(solve("slit", config, gram, cross), [[0, 0.5], [0, 0]], atol=1e-15)
+    np.testing.assert_allclose(solve("slit", config, gram, cross), np.array([[0, 0.5], [0, 0]]), atol=1e-15)
 
 
 def test_limits_of_the_decays() -> None:

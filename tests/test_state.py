@@ -5,7 +5,6 @@ node of several clients gives away and takes back.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -121,9 +120,9 @@ def test_everything_that_there_is_comes_back(way: str) -> None:
     assert equal(found, one)
     assert found.now.link is not None and (found.now.round, found.now.link.rho, found.now.mu) == (3, 0.5, 3 / 13)
     assert found.now.link.dual["item_table"].dtype == torch.float64
-    assert not equal(found, replace(one, limits=()))
-    assert not any(equal(found, other) for other in (replace(one, now=after(5)), replace(one, kept=None)))
-    assert not equal(found, replace(one, before=after(2, link=True)))
+    assert not equal(found, one._replace(limits=()))
+    assert not any(equal(found, other) for other in (one._replace(now=after(5)), one._replace(kept=None)))
+    assert not equal(found, one._replace(before=after(2, link=True)))
 
 
 @KEPT
@@ -140,14 +139,14 @@ def test_the_best_round_comes_back_whenever_the_run_ends(way: str, better: list[
     for number, improved in enumerate(better, 1):
         one = WAYS[way](one)
         if tell:
-            one = replace(one, kept=one.now)
+            one = one._replace(kept=one.now)
         tell = False
         one = one.trained(after(number))
         if number % every == 0 and (improved or not best):
             best, tell = number, True
     one = WAYS[way](one)
     if tell:
-        one = replace(one, kept=one.now)
+        one = one._replace(kept=one.now)
     assert alike(WAYS[way](one).best, after(best or len(better)))
 
 

@@ -95,8 +95,8 @@ def parts(e: Experiment, path: str) -> dict[str, str]:
 
 
 def returns(e: Experiment) -> bool:
-    """Return whether a client that learns by sums may be missed in a round, and come in a later one."""
-    return e.participation < 1 or e.dropout != "0" or e.deadline > 0
+    """Return whether of sums a later round tells more: of a client that was missed, or of a price that changes."""
+    return e.budget.active or e.participation < 1 or e.dropout != "0" or e.deadline > 0
 
 
 def validations(e: Experiment) -> int:
@@ -151,7 +151,7 @@ PARTED = ("model", "dim")  # fields that may have a part for each client
 VALUES: dict[str, Rule] = {path: parted(path) for path in PARTED} | {
     "rounds": Rule(
         lambda e: not e.by_sums or e.rounds == 1 or returns(e),
-        "steps along gradients, or clients that may be missed: one round of sums is exact (add --model mf)",
+        "steps along gradients, clients that may be missed, or a budget: one round of sums is exact (add --model mf)",
     ),
     "patience": Rule(
         lambda e: not e.patience or e.patience < validations(e),
@@ -186,6 +186,7 @@ RULES: dict[str, Rule] = {
     "budget.margin": Rule(promised, "a client that budget.limits gives no limit (name the clients: films=0.4)"),
     "budget.limits": SHARED,
     "budget.step": BUDGET,
+    "budget.confidence": Rule(lambda e: e.by_sums and e.budget.active, "a loss budget, and a model by sums"),
     "descent.aggregator": PARAMETERS,
     "descent.eps": chosen("descent.aggregator", "fedmgda"),
     "descent.c": chosen("descent.aggregator", "cagrad"),
@@ -294,7 +295,8 @@ def acting(e: Experiment, method: Method) -> Experiment:
 
 def reset(e: Experiment, path: str) -> Experiment:
     """Return the experiment with one field at its default; of parts for clients that of all others remains."""
-    value, (top, _, inner) = value_of(type(e)(), path), path.partition(".")
+    usual = type(e)(model=e.model) if e.by_sums else type(e)()  # which have another number of rounds
+    value, (top, _, inner) = value_of(usual, path), path.partition(".")
     if path in PARTED:
         others = type(value)(per_client(str(value_of(e, path))).get("*", value))
         value = others if others != value_of(e, path) else value

@@ -301,6 +301,11 @@ class Experiment(Method):
         return by_sums(self.model)
 
     @property
+    def weighs(self) -> bool:
+        """Whether clients that learn by sums are sent weights, each its own, and not the total of the sums."""
+        return self.by_sums and bool(self.share) and (not self.coupling.plain or self.budget.active)
+
+    @property
     def has_heads(self) -> bool:
         """Whether clients that learn by sums have a private head around what is shared."""
         return self.by_sums and bool(self.share) and not covers(self.share, "heads")

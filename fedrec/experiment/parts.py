@@ -47,6 +47,11 @@ def odd_width(e: Any) -> str:
     return next((width for width in widths if e.sequence.kind == "sasrec" and int(width) % e.sequence.heads), "")
 
 
+def by_rounds(e: Any, field: str) -> bool:
+    """Return whether a budget is kept by what clients minimise in their rounds: of sums by what the server solves."""
+    return not e.by_sums and getattr(e.budget, field) not in (None, "")
+
+
 def other_than_rank(e: Any) -> str:
     """Return the tasks that are not ranking alone."""
     names = [task.name for client in per_client(e.task) for task in tasks_of(e.task, client)]
@@ -105,11 +110,11 @@ ONE_ROUND = "the server steps along what it makes of one round's answers"
 ONE_MEAN = "what is released of whole clients is one noisy mean with fixed weights"
 NO_STEPS = (
     *(Can.GRADIENTS, Can.UNIT_GRADIENTS, Can.CLIENT_GRADIENTS, Can.COMMON_START, Can.LOCKSTEP, Can.TIE, Can.DUALS),
-    *(Can.STEPS, Can.GRAM, Can.MEMORY, Can.INCREMENTS, Can.RESIDUALS, Can.READS_ITEMS, Can.USER_SIDE, Can.PAIR_SCORES),
+    *(Can.STEPS, Can.GRAM, Can.INCREMENTS, Can.RESIDUALS, Can.READS_ITEMS, Can.USER_SIDE, Can.PAIR_SCORES),
     *(Can.ENCODER, Can.LISTENERS, Can.LOGITS, Can.TABLES, Can.LOSSES),
 )
 AGREES = (Can.PUBLIC_USERS, Can.LOGITS, Can.EXCHANGE, Can.TIE, Can.ONE_PHASE, Can.KNOWN_USERS, Can.PAIR_SCORES)
-PRICED = (Can.TIE, Can.DUALS, Can.VALIDATION, Can.KNOWN_USERS)
+PRICED = (Can.TIE, Can.DUALS, Can.KNOWN_USERS)
 INSIDE = ("interaction", "user")
 PARTS = (
     # Recommenders, their tasks, and what they read.
@@ -165,6 +170,7 @@ PARTS = (
     takes("newcomers", Can.MEMORY, Can.INCREMENTS, why="newcomers send nothing"),
     # What the server makes of the answers.
     needs("coupling.kind", Can.MEMORY),
+    needs("coupling.kind", Can.GRADIENTS, here=lambda e: e.coupling.kind * (":" in e.coupling.kind)),
     needs("coupling.kind", Can.TABLES, Can.TIE, Can.ONE_PHASE, here=("linear",)),
     takes("coupling.kind", Can.COMMON_START, Can.PARAMETERS, why="clients keep their own rows", here=("linear",)),
     needs("coupling.radius", Can.MEMORY),
@@ -178,8 +184,11 @@ PARTS = (
     needs("coupling.rho", Can.GRADIENTS),
     takes("coupling.rho", Can.TIE, why="nothing else ties a client (add --coupling.rho 1e-4)", here=(0,)),
     takes("coupling.rho", Can.UNPULLED, why="the delta is made when training is over"),
-    needs("budget.margin", *PRICED, here=lambda e: shown(e.budget.margin) * (e.budget.margin is not None)),
-    needs("budget.limits", *PRICED),
+    needs("budget.margin", Can.VALIDATION, here=lambda e: shown(e.budget.margin) * (e.budget.margin is not None)),
+    needs("budget.limits", Can.VALIDATION),
+    needs("budget.margin", *PRICED, here=lambda e: shown(e.budget.margin) * by_rounds(e, "margin")),
+    needs("budget.limits", *PRICED, here=lambda e: e.budget.limits * by_rounds(e, "limits")),
+    needs("budget.step", Can.MEMORY, here=lambda e: shown(e.budget.step) * (e.by_sums and e.budget.active)),
     needs("descent", Can.COMMON_START, here=server_step),
     takes("descent", Can.MEMORY, Can.INCREMENTS, why=ONE_ROUND, here=server_step),
     needs("descent.aggregator", Can.GRAM),

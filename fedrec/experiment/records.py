@@ -49,6 +49,7 @@ class Record:
     notes: list[str] = field(default_factory=list)
     resumed: list[str] = field(default_factory=list)  # what was lost of a run that was gone on with, and made again
     budgets: list[Row] = field(default_factory=list)
+    certificate: dict[str, Any] = field(default_factory=dict)  # what proves the parameters the best there are
     privacy: dict[str, Any] = field(default_factory=dict)  # what was promised and spent
     faults: list[Row] = field(default_factory=list)  # answers that did not count
     selected_round: int = 0
@@ -59,7 +60,8 @@ class Record:
         """Add metrics, keyed by (client or pooled member, task, metric)."""
         for (client, task, metric), value in metrics.items():
             row: Row = {"round": number, "client": client, "split": split, "task": task, "metric": metric}
-            self.clients.append({**row, "value": value, "device": device})
+            row["value"], row["device"] = value, device
+            self.clients.append(row)
 
     def log(self, clients: Sequence[str], entries: Iterable[Any]) -> None:
         """Add to the ledger what a message held, once for each of the clients that sent or got such a message."""
@@ -239,6 +241,7 @@ def write_record(
             },
             "parameters": {"shared": shared, "private": sorted(private.values(), key=lambda p: str(p["name"]))},
             "budgets": record.budgets,
+            "certificate": record.certificate,
             "privacy": record.privacy,
             "selected_round": record.selected_round,
             "stopped": record.stopped,

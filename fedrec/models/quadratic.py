@@ -39,9 +39,9 @@ class Quadratic(BaseModel, frozen=True, extra="forbid"):
     recent: float = Field(0.75, ge=0, le=4, description="exponent of the items of a history that is scored")
     whole: float = Field(0.4, ge=0, le=1, description="slist: share of whole histories beside transitions")
     length: float = Field(0.25, ge=0, le=2, description="users weigh 1 / (their number of items)^this")
-    ridge: float = Field(4.0, gt=0, description="weight of |W|^2, in units of the mean of the diagonal of G")
+    ridge: float = Field(3.0, gt=0, description="weight of |W|^2, in units of the mean of the diagonal of G")
     popular: float = Field(0.25, ge=0, le=1, description="an item's ridge grows as its diagonal of G to this power")
-    rare: float = Field(0.2, ge=0, le=1, description="an item's scores shrink as its diagonal of G to this power")
+    rare: float = Field(0.15, ge=0, le=1, description="an item's scores shrink as its diagonal of G to this power")
 
 
 def precision(items: int) -> type[np.floating]:

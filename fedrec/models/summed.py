@@ -3,6 +3,8 @@
 The shared parameters of a client are its sums G_i and C_i (`fedrec.models.quadratic`), the federation's their total.
 A client scores with B_i = W + D_i: W solves (G + ridge) W = C, and D_i minimises f_i(W + D) + 1/(2 w) |D|^2 in the
 metric of G. That is (G + w G_i + ridge) B_i = C + w C_i: w = 0 is the shared model, and w to infinity the client's own.
+A client that is sent weights W_i instead of a total has its head in the metric of its own sums: B_i = (W_i + w A_i) /
+(1 + w), where A_i is what its own sums alone give.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -19,7 +21,7 @@ from fedrec.models.recommender import Recommender
 from fedrec.params import Params
 from fedrec.sharing import SUMS
 
-GRAM, CROSS = f"{SUMS}gram", f"{SUMS}cross"
+GRAM, CROSS, WEIGHT, SCALE = (f"{SUMS}{name}" for name in ("gram", "cross", "weight", "scale"))
 
 
 def nobody() -> Sequences:
@@ -59,6 +61,13 @@ class SummedRecommender(Recommender):
         return {name: torch.zeros(value.shape, dtype=value.dtype) for name, value in like.items()}
 
     @property
+    def weights_like(self) -> Params:
+        """Return the names, shapes and dtypes of the weights that a client may be sent in the place of a total."""
+        n, dtype = self.catalogue_size, self.dtype
+        shapes = {SCALE: (n,), WEIGHT: (n, n)}
+        return {name: torch.empty(shape, device="meta", dtype=dtype) for name, shape in shapes.items()}
+
+    @property
     def dtype(self) -> torch.dtype:
         """The type of its sums."""
         return torch.float64 if precision(self.catalogue_size) is np.float64 else torch.float32
@@ -94,6 +103,12 @@ class SummedRecommender(Recommender):
         if self.scores is not None:
             return self
         weight = next((float(value) for name, value in params.items() if name.startswith("heads.")), 0.0)
+        x = inputs(self.kind, self.quadratic, self.placed(self.past), self.catalogue_size)
+        if WEIGHT in params:
+            scores = x @ (params[WEIGHT] * params[SCALE]).numpy()
+            if weight:
+                scores = (scores + weight * score(self.kind, self.quadratic, *unpack(self.own()), x)) / (1 + weight)
+            return replace(self, scores=scores[:, self.places])
         if GRAM not in params:
             gram, cross = unpack(self.own())
         else:
@@ -101,7 +116,6 @@ class SummedRecommender(Recommender):
             if weight:
                 own = unpack(self.own())
                 gram, cross = gram + weight * own[0], cross + weight * own[1]
-        x = inputs(self.kind, self.quadratic, self.placed(self.past), self.catalogue_size)
         scores = score(self.kind, self.quadratic, gram, cross, x)
         return replace(self, scores=scores[:, self.places])
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -111,8 +111,10 @@ def stack(params: Sequence[Mapping[str, Tensor]]) -> Stack:
 
 def spread(cohort: Cohort, parts: Mapping[int, Mapping[str, Tensor]]) -> Stack:
     """Return a stack of the parameters of some clients by position, zero for the others; all have the same names."""
-    first, sizes = next(iter(parts.values())), {space: np.diff(cohort.starts[space]) for space in ("user", "item")}
-    full = dict(parts)
+    first = next(iter(parts.values()))
+    if isinstance(first, Piece) and len(parts) == len(cohort) and all(first.beside(p, c) for c, p in parts.items()):
+        return first.stack
+    full, sizes = dict(parts), {space: np.diff(cohort.starts[space]) for space in ("user", "item")}
     for place in range(len(cohort)) if len(parts) < len(cohort) else ():
         if place not in full:
             full[place] = {
@@ -124,15 +126,29 @@ def spread(cohort: Cohort, parts: Mapping[int, Mapping[str, Tensor]]) -> Stack:
     return stack([full[place] for place in range(len(cohort))])
 
 
-def pieces(cohort: Cohort, stack: Stack) -> list[Params]:
-    """Return every client's part of a stack of each; they share its memory."""
-    split = {
-        name: torch.split(value, np.diff(cohort.starts[TABLES[name]]).tolist()) if name in TABLES else value.unbind(0)
-        for name, value in stack.values.items()
-    }
-    if not split:
-        return [{} for _ in range(len(cohort))]
-    return [dict(zip(split, values, strict=True)) for values in zip(*split.values(), strict=True)]
+@dataclass(frozen=True, slots=True, eq=False)
+class Piece(Mapping[str, Tensor]):
+    """One client's parameters where they lie in a stack of each: a tensor is made when it is asked for."""
+
+    cohort: Cohort
+    stack: Stack
+    position: int
+
+    def __getitem__(self, name: str) -> Tensor:
+        """Return one parameter, which shares the memory of the stack."""
+        return client(self.cohort, self.stack, self.position)[name]
+
+    def __iter__(self) -> Iterator[str]:
+        """Yield the names."""
+        return iter(self.stack.values)
+
+    def __len__(self) -> int:
+        """Return how many parameters there are."""
+        return len(self.stack.values)
+
+    def beside(self, params: Mapping[str, Tensor], position: int) -> bool:
+        """Return whether parameters are those at a position of the same stack."""
+        return isinstance(params, Piece) and params.stack is self.stack and params.position == position
 
 
 def client(cohort: Cohort, stack: Stack, position: int) -> Params:

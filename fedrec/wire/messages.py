@@ -158,10 +158,10 @@ def read_call(content: RecordDict) -> Call:
     admit_rho(head["rho"])
     cache: dict[tuple[float, ...], Broadcast] = {}  # equal ones are one object, which need be looked at once
     broadcasts = {}
-    for name, *about in zip(names, *(columns[n] for n in ABOUT), strict=True):
-        if tuple(about) not in cache:
+    for name, about in zip(names, zip(*(columns[n] for n in ABOUT), strict=True), strict=True):
+        if about not in cache:
             keep, seen, shared, control, row = about
-            cache[tuple(about)] = Broadcast(
+            cache[about] = Broadcast(
                 values=_pick(values, shared),
                 control=None if control == -1 else _pick(controls, control),
                 rows={} if row == -1 else _pick(ids, row),
@@ -169,7 +169,7 @@ def read_call(content: RecordDict) -> Call:
                 seen=int(seen),
                 **cast(dict[str, Any], head),
             )
-        broadcasts[name] = cache[tuple(about)]
+        broadcasts[name] = cache[about]
     chunks = {
         name: (int(chunk), float(weight))
         for name, chunk, weight in zip(names, columns["chunk"], columns["weight"], strict=True)
@@ -185,9 +185,8 @@ def answers_record(answers: Answers) -> RecordDict:
     metrics: dict[str, int] = {}
     triples: list[tuple[int, int, float]] = []
     for place, reply in enumerate(answers.contributions):
-        triples += [
-            (place, metrics.setdefault(name, len(metrics)), value) for name, value in sorted(reply.metrics.items())
-        ]
+        for name, value in sorted(reply.metrics.items()):
+            triples.append((place, metrics.setdefault(name, len(metrics)), value))
     replies = answers.contributions
     content["config"] = _compact(
         {
@@ -263,7 +262,7 @@ def _metrics(content: RecordDict, names: Sequence[str], clients: int) -> list[di
 
 def _compact(fields: dict[str, Any]) -> ConfigRecord:
     """Return a configuration without what is as usual."""
-    unusual = {n: v for n, v in fields.items() if n not in USUAL or any(value != USUAL[n] for value in v)}
+    unusual = {n: v for n, v in fields.items() if n not in USUAL or set(v) - {USUAL[n]}}
     return ConfigRecord({n: v for n, v in unusual.items() if v or n not in NONE})
 
 
@@ -294,14 +293,14 @@ def _list(config: ConfigRecord, name: str) -> list[Any]:
 
 def _column(config: ConfigRecord, name: str, length: int) -> list[float]:
     column = config.get(name, [USUAL[name]] * length if name in USUAL else None)
-    if not isinstance(column, list) or len(column) != length or not all(isinstance(n, int | float) for n in column):
+    if not isinstance(column, list) or len(column) != length or not set(map(type, column)) <= {bool, int, float}:
         raise ContractError(f"config {name}: must hold a number for each of {length} clients")
     return cast("list[float]", column)
 
 
 def _whole(config: ConfigRecord, name: str, length: int) -> list[float]:
     column = _column(config, name, length)
-    if not all(isinstance(value, int) for value in column):
+    if not set(map(type, column)) <= {bool, int}:
         raise ContractError(f"config {name}: must hold whole numbers, found others")
     return column
 

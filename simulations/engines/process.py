@@ -270,6 +270,7 @@ def serve(pipe: Connection, text: str) -> None:
     Thread(target=end_with_parent, daemon=True).start()
     node = node_of(json.loads(text))
     gc.freeze()  # what the imports left need not be searched for garbage again and again
+    gc.set_threshold(100_000, 50, 100)  # as where the run is
     while True:
         try:
             head, _, body = pipe.recv_bytes().partition(b"\n")

@@ -5,6 +5,7 @@ from fedrec.federation.coordination.coupling import Coupling
 from fedrec.federation.coordination.descent import Descent
 from fedrec.federation.coordination.drift import Control, Drift, Own, control_change, normalise
 from fedrec.federation.coordination.halves import Link, Residuals, double
+from fedrec.federation.coordination.solved import Penalty, Solved
 from fedrec.federation.coordination.ties import Tie, tie_of
 
 __all__ = [
@@ -15,7 +16,9 @@ __all__ = [
     "Drift",
     "Link",
     "Own",
+    "Penalty",
     "Residuals",
+    "Solved",
     "Tie",
     "control_change",
     "double",

@@ -35,7 +35,8 @@ class BudgetRule(BaseModel, frozen=True, extra="forbid"):
     """f_i(z_i) <= b_i for the loss on held-out validation rows, with a multiplier mu_i that the client keeps.
 
     With `margin`, b_i is the lowest loss that the client reaches alone, plus the margin: no negative transfer. With
-    `limits`, b_i is given. The multiplier counts in units of the client's own weight: it minimises (1 + mu_i) f_i.
+    `limits`, b_i is given. The multiplier counts in units of the client's own weight: it minimises (1 + mu_i) f_i. Of
+    clients that learn by sums the server has the multipliers, and minimises sum_i (1 + mu_i) f_i itself.
     """
 
     margin: float | None = Field(
@@ -43,6 +44,9 @@ class BudgetRule(BaseModel, frozen=True, extra="forbid"):
     )
     limits: str = Field("", description="given budgets: '0.5', or for each client 'films=0.4;shop=0.5'")
     step: float = Field(10.0, gt=0, allow_inf_nan=False, description="dual step of the multipliers")
+    confidence: float = Field(
+        0.0, ge=0, allow_inf_nan=False, description="by sums: standard errors that a held-out loss is judged with"
+    )
 
     @property
     def active(self) -> bool:

@@ -48,6 +48,14 @@ class Coupling(BaseModel, frozen=True, extra="forbid"):
 
     def operator(self, clients: Sequence[str]) -> Operator:
         """Return the operator over the clients in their order; raises UserError where the fields do not fit."""
+        if self.kind in ("mean-regularised", "graph", "linear") and not self.rho:
+            raise UserError(f"coupling.rho: must be above 0 for {self.kind}, found 0")
+        if (self.duals or self.balance) and not self.rho:
+            raise UserError("coupling.rho: must be above 0 with duals or balance, found 0")
+        return self.exact(clients)
+
+    def exact(self, clients: Sequence[str]) -> Operator:
+        """Return the operator where nothing is approached by rounds, so that no rho is needed; raises UserError."""
         inner: Operator = Mean()
         if self.kind == "clusters":
             inner = operators.Clusters(tuple(cluster_of(self.groups, clients)))
@@ -63,10 +71,6 @@ class Coupling(BaseModel, frozen=True, extra="forbid"):
             inner = operators.LinearTie(server_maps(self.maps, self.width, clients))
         elif read(self.kind).own:
             inner = operators.Constraint(make("coupling.kind", self.kind), read(self.kind).use, tuple(clients))
-        if self.kind in ("mean-regularised", "graph", "linear") and not self.rho:
-            raise UserError(f"coupling.rho: must be above 0 for {self.kind}, found 0")
-        if (self.duals or self.balance) and not self.rho:
-            raise UserError("coupling.rho: must be above 0 with duals or balance, found 0")
         if self.radius is not None and self.bound is not None:
             raise UserError(f"coupling: may have a radius or a bound, found both {self.radius} and {self.bound}")
         if self.radius is not None:

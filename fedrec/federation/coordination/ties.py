@@ -8,6 +8,7 @@ import torch
 from fedrec.federation.coordination.coupling import Coupling
 from fedrec.federation.coordination.descent import Descent, Stepped
 from fedrec.federation.coordination.halves import Held, Hub, Residuals, Sums, double
+from fedrec.federation.coordination.solved import Penalty, Solved
 from fedrec.federation.robust import Robust
 from fedrec.keyed import Carrier, gather, mean, mean_of, sums, total_of
 from fedrec.params import Params
@@ -93,12 +94,15 @@ def tie_of(
     robust: Robust,
     summed: bool = False,
     by_sums: bool = False,
+    penalty: Penalty | None = None,
 ) -> Tie:
     """Return the tie of clients that join with `values`; raises UserError where the coupling does not fit them.
 
     `summed` says that the server gets sums alone, also of increments; `by_sums` that what clients send are sums of
-    which the total is asked for.
+    which the total is asked for, or, with a `penalty`, the weights that the coupling makes of them.
     """
+    if penalty:
+        return Solved(0.0, carriers, {}, coupling=coupling, penalty=penalty)
     if by_sums:
         like = next(iter(values.values()))
         return Total(coupling.rho, carriers, {name: torch.zeros_like(value) for name, value in like.items()})
