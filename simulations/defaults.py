@@ -15,11 +15,14 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-# One round is exact, with nothing that is approached by rounds.
-BY_SUMS = {"rounds": 1, "coupling.rho": 0.0, "coupling.duals": False, "coupling.balance": False}
+# Nothing is approached by rounds.
+BY_SUMS = {"coupling.rho": 0.0, "coupling.duals": False, "coupling.balance": False}
 
 
-def defaults(unit: str, given: Collection[str], sums: bool = False) -> dict[str, Any]:
-    """Return the fields that a promise to a `unit`, or a model by `sums`, sets and nobody gave, by dotted path."""
-    usual = {**DEFAULTS.get(unit, {}), **(BY_SUMS if sums else {})}
+def defaults(unit: str, given: Collection[str], rounds: int = 0) -> dict[str, Any]:
+    """Return the fields that a promise to a `unit` sets and nobody gave, by dotted path.
+
+    Or a model by sums, which takes so many `rounds` until there is something to evaluate.
+    """
+    usual = {**DEFAULTS.get(unit, {}), **({**BY_SUMS, "rounds": rounds, "eval_every": rounds} if rounds else {})}
     return {path: value for path, value in usual.items() if path not in given}
