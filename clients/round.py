@@ -32,7 +32,7 @@ from fedrec.federation.coordination import Link, Own, control_change, double
 from fedrec.federation.personal import personal_model
 from fedrec.params import Params, add, norm, subtract, to
 from fedrec.privacy.guarantee import steps_of
-from fedrec.sharing import SUMS, Broadcast, ContractError, Contribution, admit, admit_round
+from fedrec.sharing import Broadcast, ContractError, Contribution, admit, admit_round, is_sum
 from fedrec.training.losses import steps
 
 
@@ -46,7 +46,7 @@ def join(client: Client) -> tuple[State, Contribution]:
     if e.agreement.active and not client.newcomer:
         start = train_alone(client, start)
     shared, private = client.channel.split(start)
-    private = {name: value for name, value in private.items() if not name.startswith(SUMS)}  # made anew of its data
+    private = {name: value for name, value in private.items() if not is_sum(name)}  # made anew of its data
     examples = 1.0 if e.silent else float(len(client.data.train))
     rows = row_ids(shared, client.data, client.channel)
     reply = Contribution(client.data.name, shared, {"examples": examples}, client.device, rows)

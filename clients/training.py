@@ -80,12 +80,12 @@ def train(client: Client, start: Start) -> Made:
 
 
 def owed(client: Client, start: Start, model: SummedRecommender) -> Params:
-    """Return the sums of a client that the server lacks: its own, or nothing where it has taken them already.
+    """Return the sums of a client that the server lacks, zero where it has taken them already.
 
     Nothing of what it keeps changes: of data that are as they were the sums are too.
     """
     nothing = {name: torch.zeros(like.shape, dtype=like.dtype) for name, like in client.shared_like.items()}
-    return nothing if not client.experiment.share or start.sent.seen else nothing | model.own()
+    return {**nothing, **model.owed(start.z, start.sent.round, start.sent.seen)} if client.experiment.share else nothing
 
 
 def weightings(own: Own) -> tuple[Params, Params]:

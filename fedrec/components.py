@@ -62,6 +62,12 @@ GROUP = "fedrec.components"  # of the entry points by which installed distributi
 # Fields of the package's own parts that are fields of the experiment: what `--model.width 64` stands for.
 WIDE = {"width": "dim", "std": "init_std"}
 LAYERED = {**WIDE, "hidden": "hidden"}
+SUMS = {
+    **{name: f"quadratic.{name}" for name in ("length", "ridge", "popular", "rare")},
+    "sums": "sums.kind",
+    **{name: f"sums.{name}" for name in ("k", "passes", "damping")},
+}
+ORDERED = {**SUMS, **{name: f"quadratic.{name}" for name in ("past", "future", "recent")}}
 ALIASES: dict[str, dict[str, dict[str, str]]] = {
     "dataset": {
         "synthetic": {
@@ -74,6 +80,9 @@ ALIASES: dict[str, dict[str, dict[str, str]]] = {
         **dict.fromkeys(("mf", "item"), WIDE),
         **dict.fromkeys(("mlp", "shared-bottom", "cross-stitch", "mtan", "esmm", "star"), LAYERED),
         **{name: {**LAYERED, "experts": "experts"} for name in ("mmoe", "ple", "task-embedding")},
+        "ease": SUMS,
+        "slit": ORDERED,
+        "slist": {**ORDERED, "whole": "quadratic.whole"},
         "aitm": {**LAYERED, "calibration": "calibration"},
     },
     "descent.aggregator": {"fedmgda": {"eps": "descent.eps"}, "cagrad": {"c": "descent.c"}},

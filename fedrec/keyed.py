@@ -19,7 +19,13 @@ from fedrec.params import Params, norm, subtract
 Ints = NDArray[np.int64]
 CHUNK = 64
 # What is keyed by rows, and the key space of the rows: parameters, and the logits on the public probe.
-PARAMETERS = {"item_table": "item", "item_bias": "item", "user_table": "user", "user_bias": "user"}
+PARAMETERS = {
+    "item_table": "item",
+    "item_bias": "item",
+    "item_sums": "item",
+    "user_table": "user",
+    "user_bias": "user",
+}
 
 
 class Tables(UserDict[str, str]):

@@ -22,10 +22,13 @@ from fedrec.params import LARGEST, Params, covers, finite
 # What a recommender may have: matrix factorisation has no body and an MLP no biases, adapters and lora need content, a
 # sequence encoder takes the place of what is of users, and only multi-task bodies have the rest. The heads of tasks
 # about items are `attributes`.
-ITEMS = ("item_table", "item_bias", "adapter", "lora", "sums")
+ITEMS = ("item_table", "item_bias", "adapter", "lora", "sums", "item_sums")
 BODY = ("body", "sequence")
 MIXING = ("experts", "gates", "attention", "stitch", "transfer", "tasks", "extraction")
 SUMS = "sums."  # before the names of what is summed over users, of which the federation has the total and no mean
+# Sums in a subspace, see `fedrec.models.projected`: tables with a row for each item, and what is of no item.
+BASIS, ANSWER, DIAGONAL = (f"item_sums.{name}" for name in ("basis", "answer", "diagonal"))
+INNER, RIDGE, EXTENT = (f"{SUMS}{name}" for name in ("inner", "ridge", "extent"))
 MODULES = (*PARAMETERS, "adapter", "lora", "sums", *BODY, "domain", *MIXING, "towers", "heads", "attributes")
 # What clients share, by name: ever more of a model, from what is known of items to all that is neither of users nor of
 # one platform: `domain` travels under its own name only.
@@ -46,6 +49,11 @@ DIMENSIONS = 8
 BYTES = 2**32  # of the tensors of one message
 FAR = 1e100  # size of a metric; sums and squares of such are still numbers
 EXAMPLES = 1e12  # training rows that a client may say that it has
+
+
+def is_sum(name: str) -> bool:
+    """Return whether a parameter is a sum over users, or what sums are asked for with."""
+    return name.startswith((SUMS, "item_sums."))
 
 
 @dataclass(frozen=True)

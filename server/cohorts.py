@@ -11,7 +11,7 @@ from flwr.app import Message, RecordDict
 from fedrec.federation.proportion import MULTIPLE, least
 from fedrec.keyed import Carrier, Subtotal, add_among, chunks, union
 from fedrec.params import Params, norm, subtract
-from fedrec.sharing import SUMS, Broadcast, ContractError, Contribution, admit
+from fedrec.sharing import Broadcast, ContractError, Contribution, admit, is_sum
 from fedrec.wire import Answers, Call, Entry, ids_record, ledger, pack, read_answers
 from server.faults import Refused, content_of
 
@@ -174,7 +174,7 @@ class Tally:
     def form(self, values: Params) -> Form:
         """Return the names, shapes and dtypes of tensors; those that many clients have in common are looked at once."""
         if id(values) not in self.forms:  # kept, since an id names an object only as long as it lives
-            entries = {n: int(v.count_nonzero()) for n, v in values.items() if n.startswith(SUMS)}
+            entries = {n: int(v.count_nonzero()) for n, v in values.items() if is_sum(n)}
             form = tuple((n, v.shape, v.dtype, entries.get(n, 0)) for n, v in values.items())
             self.forms[id(values)] = (values, form)
         return self.forms[id(values)][1]

@@ -41,7 +41,7 @@ def join(c: State, nodes: Sequence[int]) -> None:
     values = {r.client: r.values for r in joined}
     try:
         robust, summed = plan.robust, bool(plan.secure)
-        told = (plan.seed, robust, summed, plan.by_sums, plan.penalty)
+        told = (plan.seed, robust, summed, plan.by_sums, plan.penalty, plan.search)
         c.tie = tie_of(plan.coupling, plan.descent, c.carriers, values, *told)
         at_home = home_notes(c.carriers, c.z, plan.secure) if plan.secure else []
         if at_home and plan.coupling.duals:

@@ -10,6 +10,7 @@ from fedrec.federation.participation import Turnout
 from fedrec.federation.robust import Robust
 from fedrec.privacy.secure_sum import Terms
 from fedrec.sharing import Contribution, admit_told
+from fedrec.subspace import Search
 from server.release import Release
 from server.scores import own_metrics
 
@@ -35,6 +36,7 @@ class Plan:
     robust: Robust = field(default_factory=Robust)
     codec: Coding = field(default_factory=Coding)
     by_sums: bool = False  # whether clients send sums over their users, of which the total counts
+    search: Search | None = None  # of the subspace in which the sums are, if they are not of all pairs
     penalty: Penalty | None = None  # with which the server solves for weights, where it sends no total
     silent: bool = False  # whether clients tell nothing that was made of their data without noise
     secure: Terms | None = None  # how the answers of a round are summed, if the server sees none of them

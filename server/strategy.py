@@ -96,6 +96,7 @@ class Coordinator(State):
         if self.plan.release:
             answers = {reply.client: reply.values for reply in replies}
             change = self.plan.release.change(number, answers, self.parts, self.carriers, self.z)
+        self.tie.number = number
         if isinstance(self.tie, Solved):
             self.prices = self.tie.charge(self.scores.last.over)
         if change is not None:

@@ -25,6 +25,7 @@ from fedrec.models.quadratic import Matrix, Quadratic, penalty, scale
 from fedrec.privacy.account import account
 from fedrec.privacy.books import Books
 from fedrec.privacy.guarantee import SERVER, guarantees, terms
+from fedrec.subspace import Search
 from server.app import Finish, server_app
 from server.checkpoint import Checkpoints
 from server.plan import Plan
@@ -57,6 +58,7 @@ def plan_of(experiment: Experiment, home: Path | None = None) -> Plan:
         robust=e.robust,
         codec=e.codec,
         by_sums=e.by_sums,
+        search=Search(e.sums, e.quadratic.popular) if e.by_sums and e.sums.active else None,
         penalty=penalty_of(e) if weights_sent(e) else None,
         silent=e.privacy.active,
         secure=terms(e) if e.secure.active else None,

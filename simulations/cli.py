@@ -13,7 +13,7 @@ from fedrec.components import ALIASES, SEAMS, parts_of, per_client, with_fields,
 from fedrec.errors import UserError, choose, named
 from fedrec.experiment.acting import RULES as NEEDS
 from fedrec.experiment.acting import VALUES, acting, acts, needs, refuse
-from fedrec.experiment.config import Experiment, build, by_sums
+from fedrec.experiment.config import Experiment, build, rounds_of
 from fedrec.experiment.origins import changes
 from fedrec.federation.coordination.maps import RULES
 from fedrec.files import named_values, regular
@@ -221,7 +221,7 @@ def resolve(*layers: Mapping[str, Given], strict: bool = True) -> Experiment:
         values |= {path: convert(path, given) for path, given in layer.items()}
     values = assembled(values)
     where = {path: given.where for layer in layers for path, given in layer.items()}
-    values |= defaults(values, where, by_sums(str(values["model"])))
+    values |= defaults(values, where, rounds_of(nest(values)))
     try:
         experiment = build(nest(values))
         if not strict:

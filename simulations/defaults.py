@@ -15,17 +15,20 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-# Of clients that learn by sums one round is exact, and nothing is approached by rounds but the prices of a promise.
-BY_SUMS = {"rounds": 1, "coupling.rho": 0.0, "coupling.duals": False, "coupling.balance": False}
-PROMISED = {"rounds": 20}
+# Of clients that learn by sums nothing is approached by rounds, but the prices of a promise.
+BY_SUMS = {"coupling.rho": 0.0, "coupling.duals": False, "coupling.balance": False}
+PROMISED = {"rounds": 20, "eval_every": 1}
 PULLED = {"coupling.strength": 10.0}  # in units of the mean of a client's diagonal of G
 
 
-def defaults(values: Mapping[str, Any], given: Collection[str], sums: bool = False) -> dict[str, Any]:
-    """Return the fields that a promise of privacy, or a model by `sums`, sets and nobody gave, by dotted path."""
+def defaults(values: Mapping[str, Any], given: Collection[str], rounds: int = 0) -> dict[str, Any]:
+    """Return the fields that a promise of privacy, or a model by sums, sets and nobody gave, by dotted path.
+
+    A model by sums takes so many `rounds` until there is something to evaluate; any other none.
+    """
     usual = dict(DEFAULTS.get(str(values["privacy.unit"]), {}))
-    if sums:
-        usual |= BY_SUMS
+    if rounds:
+        usual |= {**BY_SUMS, "rounds": rounds, "eval_every": rounds}
         usual |= PROMISED if values["budget.margin"] is not None or values["budget.limits"] else {}
         usual |= PULLED if values["coupling.kind"] in ("mean-regularised", "graph") else {}
     return {path: value for path, value in usual.items() if path not in given}

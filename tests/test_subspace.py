@@ -13,7 +13,8 @@ from scipy.sparse import csr_array
 
 from fedrec.data.history import Sequences
 from fedrec.models.quadratic import KINDS, Matrix, Quadratic, inputs, solve, statistics
-from fedrec.models.subspace import LowRank, Projection, Subspace, act, advance, begin, fit, project
+from fedrec.models.subspace import LowRank, Projection, act, begin, fit, fit_alone, project
+from fedrec.subspace import Subspace, advance, metric, square, triangle
 
 CONFIG = Quadratic(popular=0.5, rare=0.2)
 ITEMS = 14
@@ -38,9 +39,10 @@ def keys(n: int) -> list[str]:
 
 def find(config: Subspace, clients: list[tuple[csr_array, csr_array]], n: int) -> tuple[Matrix, Projection]:
     """Return the basis that clients find together, and the sum of their projections on it."""
-    basis, diagonal = begin(config, 0, keys(n)), np.sum([gram.diagonal() for gram, _ in clients], 0)
-    for done in range(config.passes):
-        basis = advance(config, np.sum([act(config, cross, basis, done) for _, cross in clients], 0), diagonal)
+    basis, diagonal = begin(min(config.k, n), 0, keys(n)), np.sum([gram.diagonal() for gram, _ in clients], 0)
+    for number in range(1, config.passes + 1):
+        answers = [act(cross, basis, config.transposed(number)) for _, cross in clients]
+        basis = advance(config, np.sum(answers, 0), diagonal)
     return basis, reduce(Projection.plus, [project(gram, cross, basis) for gram, cross in clients])
 
 
@@ -62,7 +64,7 @@ def test_clients_find_what_the_pooled_users_find(kind: str, cuts: list[int], see
     pooled = statistics(kind, CONFIG, sequences, ITEMS)
     together, alone = find(config, clients, ITEMS), find(config, [pooled], ITEMS)
     np.testing.assert_allclose(
-        matrix(fit(kind, CONFIG, *together)), matrix(fit(kind, CONFIG, *alone)), rtol=1e-7, atol=1e-9
+        matrix(fit_alone(kind, CONFIG, *together)), matrix(fit_alone(kind, CONFIG, *alone)), rtol=1e-7, atol=1e-9
     )
 
 
@@ -70,9 +72,8 @@ def test_clients_find_what_the_pooled_users_find(kind: str, cuts: list[int], see
 @pytest.mark.parametrize("passes", [0, 3])
 def test_a_subspace_of_everything_is_the_dense_fit(kind: str, passes: int) -> None:
     sums = statistics(kind, CONFIG, market(), ITEMS)
-    basis, total = find(Subspace(k=ITEMS + 5, passes=passes), [sums], ITEMS)  # no wider than there are items
-    assert basis.shape == (ITEMS, ITEMS)
-    np.testing.assert_allclose(matrix(fit(kind, CONFIG, basis, total)), dense(kind, *sums), rtol=1e-8, atol=1e-8)
+    basis, total = find(Subspace(k=ITEMS, passes=passes), [sums], ITEMS)
+    np.testing.assert_allclose(matrix(fit_alone(kind, CONFIG, basis, total)), dense(kind, *sums), rtol=1e-8, atol=1e-8)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -81,8 +82,8 @@ def test_what_is_found_depends_on_the_space_and_not_on_its_basis(kind: str) -> N
     basis, total = find(Subspace(k=5), [sums], ITEMS)
     turned = basis @ np.random.default_rng(1).standard_normal((5, 5))
     np.testing.assert_allclose(
-        matrix(fit(kind, CONFIG, turned, project(*sums, turned))),
-        matrix(fit(kind, CONFIG, basis, total)),
+        matrix(fit_alone(kind, CONFIG, turned, project(*sums, turned))),
+        matrix(fit_alone(kind, CONFIG, basis, total)),
         rtol=1e-7,
         atol=1e-9,
     )
@@ -99,7 +100,7 @@ def test_the_fit_has_the_least_objective_of_the_subspace(seed: int) -> None:
     def value(w: Matrix) -> float:
         return float((w * (system @ w)).sum() / 2 - (cross * w).sum())
 
-    w = matrix(fit("slist", plain, basis, total))
+    w = matrix(fit_alone("slist", plain, basis, total))
     rng = np.random.default_rng(seed)
     assert all(value(w) < value(w + 0.01 * basis @ rng.standard_normal((4, ITEMS))) for _ in range(20))
 
@@ -117,20 +118,21 @@ def test_passes_come_to_the_leading_left_directions_of_what_follows_what() -> No
 
 def test_clients_meet_in_the_rows_of_their_common_items() -> None:
     """What a client answers of the items that it has is all that it answers, and needs no other rows of the basis."""
-    rng, config = np.random.default_rng(0), Subspace(k=3)
+    rng = np.random.default_rng(0)
     gram, cross = statistics("slist", CONFIG, market(items=9), 9)
     own = np.sort(rng.permutation(ITEMS)[:9])
     wide = [np.zeros((ITEMS, ITEMS)), np.zeros((ITEMS, ITEMS))]
     for full, one in zip(wide, (gram, cross), strict=True):
         full[np.ix_(own, own)] = one.toarray()
     basis = rng.standard_normal((ITEMS, 3))
-    for done in range(2):
-        answer = act(config, csr_array(wide[1]), basis, done)
-        np.testing.assert_allclose(answer[own], act(config, cross, basis[own], done))
+    for transposed in (False, True):
+        answer = act(csr_array(wide[1]), basis, transposed)
+        np.testing.assert_allclose(answer[own], act(cross, basis[own], transposed))
         assert not np.delete(answer, own, 0).any()
     here, there = project(gram, cross, basis[own]), project(csr_array(wide[0]), csr_array(wide[1]), basis)
     np.testing.assert_allclose(here.inner, there.inner)
-    np.testing.assert_allclose(here.outer, there.outer[:, own])
+    np.testing.assert_allclose(here.outer, there.outer[own])
+    assert here.mass == pytest.approx(there.mass)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -138,9 +140,9 @@ def test_a_head_of_weight_0_is_the_shared_model_and_a_heavy_one_is_alone(kind: s
     clients = [statistics(kind, CONFIG, market(seed=seed), ITEMS) for seed in (1, 2)]
     basis, total = find(Subspace(k=5), clients, ITEMS)
     own = project(*clients[0], basis)
-    shared, alone = (matrix(fit(kind, CONFIG, basis, one)) for one in (total, own))
-    np.testing.assert_array_equal(matrix(fit(kind, CONFIG, basis, total.plus(own, 0.0))), shared)
-    heavy = matrix(fit(kind, CONFIG, basis, total.plus(own, 1e9)))
+    shared, alone = (matrix(fit_alone(kind, CONFIG, basis, one)) for one in (total, own))
+    np.testing.assert_array_equal(matrix(fit_alone(kind, CONFIG, basis, total.plus(own, 0.0))), shared)
+    heavy = matrix(fit_alone(kind, CONFIG, basis, total.plus(own, 1e9)))
     np.testing.assert_allclose(heavy, alone, atol=1e-6)
     assert np.abs(alone - shared).max() > 0.01
 
@@ -148,9 +150,9 @@ def test_a_head_of_weight_0_is_the_shared_model_and_a_heavy_one_is_alone(kind: s
 def test_a_client_that_leaves_was_never_there() -> None:
     clients = [statistics("slist", CONFIG, market(seed=seed), ITEMS) for seed in (1, 2)]
     basis, total = find(Subspace(k=5), clients, ITEMS)
-    left = fit("slist", CONFIG, basis, total.plus(project(*clients[1], basis), -1.0))
+    left = fit_alone("slist", CONFIG, basis, total.plus(project(*clients[1], basis), -1.0))
     np.testing.assert_allclose(
-        matrix(left), matrix(fit("slist", CONFIG, basis, project(*clients[0], basis))), rtol=1e-8, atol=1e-10
+        matrix(left), matrix(fit_alone("slist", CONFIG, basis, project(*clients[0], basis))), rtol=1e-8, atol=1e-10
     )
 
 
@@ -158,12 +160,27 @@ def test_a_client_that_leaves_was_never_there() -> None:
 def test_nobody_who_liked_anything_is_told_nothing(kind: str) -> None:
     nothing = csr_array((ITEMS, ITEMS))
     basis, total = find(Subspace(k=4), [(nothing, nothing)], ITEMS)
-    np.testing.assert_array_equal(matrix(fit(kind, CONFIG, basis, total)), np.zeros((ITEMS, ITEMS)))
+    np.testing.assert_array_equal(matrix(fit_alone(kind, CONFIG, basis, total)), np.zeros((ITEMS, ITEMS)))
 
 
 def test_a_row_of_the_start_is_of_its_key() -> None:
-    config = Subspace(k=2)
-    np.testing.assert_array_equal(begin(config, 3, ["a", "b", "c"])[1], begin(config, 3, ["b", "c", "d"])[0])
+    np.testing.assert_array_equal(begin(2, 3, ["a", "b", "c"])[1], begin(2, 3, ["b", "c", "d"])[0])
+
+
+def test_a_client_with_some_of_the_items_fits_its_rows_of_the_whole() -> None:
+    """The ridge is of all items, by the metric and the mass; rows that it does not carry are not asked for."""
+    sums = statistics("slist", CONFIG, market(), ITEMS)
+    basis, total = find(Subspace(k=5), [sums], ITEMS)
+    own, weights = np.array([1, 4, 5, 11]), metric(basis, total.diagonal, CONFIG.popular)
+    part = Projection(total.inner, total.outer[own], total.diagonal[own], total.mass)
+    for kind in KINDS:
+        some = matrix(fit(kind, CONFIG, basis[own], weights, part, ITEMS))
+        np.testing.assert_allclose(some, matrix(fit_alone(kind, CONFIG, basis, total))[np.ix_(own, own)], atol=1e-12)
+
+
+def test_a_triangle_is_of_the_square() -> None:
+    x = np.random.default_rng(0).standard_normal((5, 5))
+    np.testing.assert_array_equal(square(triangle(x + x.T)), x + x.T)
 
 
 def test_a_large_catalogue_has_nothing_of_its_square() -> None:
@@ -173,7 +190,7 @@ def test_a_large_catalogue_has_nothing_of_its_square() -> None:
     tracemalloc.start()
     clients = [statistics("slist", CONFIG, part(sequences, a, a + 2000), n) for a in (0, 2000)]
     basis, total = find(config, clients, n)
-    scores = fit("slist", CONFIG, basis, total).score(inputs("slist", CONFIG, part(sequences, 0, 50), n))
+    scores = fit_alone("slist", CONFIG, basis, total).score(inputs("slist", CONFIG, part(sequences, 0, 50), n))
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert scores.shape == (50, n) and np.isfinite(scores).all() and scores.std() > 0

@@ -117,7 +117,7 @@ def test_consensus_in_a_ball_that_does_not_bind_is_what_the_total_gives(model: s
     found, proof = weights(e)
     sums = sums_of(e)
     gram, cross = (np.sum(parts, axis=0) for parts in zip(*sums, strict=True))
-    total = solve(model, e.quadratic, gram, cross) / scale(model, e.quadratic, gram)
+    total = solve(model, e.quadratic, gram, cross) / scale(e.quadratic, np.diagonal(gram))
     assert apart(found, np.stack([total] * len(sums))) < 1e-10 and not any(proof["multipliers_ball"].values())
 
 

@@ -130,6 +130,7 @@ PROCESSES = Rule(lambda e: e.engine == "process" and not e.pool, "several client
 STEPS = Rule(lambda e: not e.by_sums, "a model that learns by steps along gradients (add --model mf)")
 TOTALS = Rule(lambda e: e.by_sums, "a model that learns by sums (add --model slist)")
 ORDERED = Rule(lambda e: bool(kinds(e) & {"slist", "slit"}), "a model by sums that knows the order (add --model slist)")
+TABLES = Rule(lambda e: e.by_sums and e.sums.active, "tables of sums (add --sums.kind subspace)")
 MANY = Rule(lambda e: not e.pool, "more than the one pooled client (take another --method)")
 
 
@@ -151,8 +152,9 @@ PARTED = ("model", "dim")  # fields that may have a part for each client
 # Fields of which some values cannot act, where others can; the default always does.
 VALUES: dict[str, Rule] = {path: parted(path) for path in PARTED} | {
     "rounds": Rule(
-        lambda e: not e.by_sums or e.rounds == 1 or returns(e),
-        "steps along gradients, clients that may be missed, or a budget: one round of sums is exact (add --model mf)",
+        lambda e: not e.by_sums or e.rounds == e.sums.rounds or returns(e),
+        "steps along gradients, clients that may be missed, or a budget: one round of sums is exact, behind the passes "
+        "of a subspace (add --model mf)",
     ),
     "patience": Rule(
         lambda e: not e.patience or e.patience < validations(e),
@@ -224,6 +226,8 @@ RULES: dict[str, Rule] = {
     **each("quadratic.length quadratic.ridge quadratic.popular quadratic.rare", TOTALS),
     **each("quadratic.past quadratic.future quadratic.recent", ORDERED),
     "quadratic.whole": Rule(lambda e: "slist" in kinds(e), "model slist (add --model slist)"),
+    "sums.kind": TOTALS,
+    **each("sums.k sums.passes sums.damping", TABLES),
     "weighting.kind": TASKS,
     "weighting.aggregator": Rule(
         lambda e: TASKS.acts(e) and e.weighting.kind == "aggregator",
@@ -301,7 +305,7 @@ def acting(e: Experiment, method: Method) -> Experiment:
 
 def reset(e: Experiment, path: str) -> Experiment:
     """Return the experiment with one field at its default; of parts for clients that of all others remains."""
-    usual = type(e)(model=e.model) if e.by_sums else type(e)()  # which have another number of rounds
+    usual = type(e)(model=e.model, sums=e.sums) if e.by_sums else type(e)()  # which have another number of rounds
     value, (top, _, inner) = value_of(usual, path), path.partition(".")
     if path in PARTED:
         others = type(value)(per_client(str(value_of(e, path))).get("*", value))

@@ -28,6 +28,7 @@ from fedrec.models import (
     SUMMED,
     Lora,
     ModuleRecommender,
+    ProjectedRecommender,
     Quadratic,
     Recommender,
     SummedRecommender,
@@ -35,6 +36,7 @@ from fedrec.models import (
 )
 from fedrec.params import covers
 from fedrec.sharing import SHARINGS, Sharing
+from fedrec.subspace import Subspace
 from fedrec.tasks import Task, tasks_of
 from fedrec.training.optimisers import Optimiser, rates
 from fedrec.training.recipe import Phase, Recipe
@@ -50,7 +52,7 @@ class Method(BaseModel, frozen=True, extra="forbid"):
 
     method: str = Field("fedper", description="method: a value of simulations/methods.py")
     share: tuple[str, ...] = Field(
-        ("item_table", "item_bias", "adapter", "lora", "sums", "body", "sequence"),
+        ("item_table", "item_bias", "adapter", "lora", "sums", "item_sums", "body", "sequence"),
         description="modules that are shared, by path, or named sharings; what is not named is private",
     )
     phases: tuple[Phase, ...] = Field(("all",), description="what is trained locally, one phase after the other")
@@ -127,6 +129,7 @@ class Experiment(Method):
         "mf", description="one, or one for each client 'mf;shop=mlp': " + ", ".join(NAMES)
     )
     quadratic: Quadratic = Field(Quadratic(), description="what a model by sums weighs")
+    sums: Subspace = Field(Subspace(), description="what of its sums travels")
     dim: int | str = Field(32, description="width of the user and item tables, or one for each client: '32;phone=8'")
     init_std: float = Field(0.1, ge=0, le=1000, description="standard deviation that the tables start with")
     hidden: tuple[Annotated[int, Field(ge=1, le=65_536)], ...] = Field(
@@ -255,10 +258,9 @@ class Experiment(Method):
     @model_validator(mode="before")
     @classmethod
     def _rounds_of_sums(cls, values: Any) -> Any:
-        """Take one round for a model that is exact after it, where no number is given."""
-        if not isinstance(values, Mapping) or "rounds" in values or not by_sums(str(values.get("model", "mf"))):
-            return values
-        return {**values, "rounds": 1}
+        """Take the rounds after which a model by sums is exact, and evaluate it then, where no number is given."""
+        rounds = rounds_of(values) if isinstance(values, Mapping) else 0
+        return {**({"rounds": rounds, "eval_every": rounds} if rounds else {}), **values}
 
     @model_validator(mode="after")
     def _consistent(self) -> Experiment:
@@ -267,6 +269,9 @@ class Experiment(Method):
                 choose("metrics", parse_metric(name)[0], RANKING)
         with named("lrs"):
             rates(self.lrs)
+        if self.by_sums and self.rounds < self.sums.rounds:
+            rule = f"must be at least {self.sums.rounds}, for {self.sums.passes} passes and the sums"
+            raise UserError(f"rounds: {rule}, found {self.rounds}")
         kinds = set(per_client(self.model).values())
         if self.by_sums and len(kinds) > 1:
             raise UserError(f"model: must be one for all where clients learn by sums, found {self.model}")
@@ -370,6 +375,8 @@ class Experiment(Method):
         if read(kind).own:
             return ModuleRecommender("mlp", *shape, module=make("model", kind))
         if kind in SUMMED:
+            if self.sums.active:
+                return ProjectedRecommender(kind, *shape, quadratic=self.quadratic, subspace=self.sums)
             return SummedRecommender(kind, *shape, quadratic=self.quadratic)
         return Recommender(kind, *shape, sequence=self.sequence)
 
@@ -377,6 +384,15 @@ class Experiment(Method):
 def by_sums(model: str) -> bool:
     """Return whether a client of this text learns by sums."""
     return not SUMMED_NAMES.isdisjoint(per_client(model).values())
+
+
+def rounds_of(values: Mapping[str, Any]) -> int:
+    """Return after how many rounds a model by sums is exact, from the fields of an experiment; 0 for another one."""
+    sums = values.get("sums", {})
+    given = sums if isinstance(sums, Mapping) else sums.model_dump()
+    passes = str(given.get("passes", Subspace().passes))  # which has not been checked
+    finds = given.get("kind") == "subspace" and passes.isdecimal()
+    return (int(passes) * finds + 1) * by_sums(str(values.get("model", "mf")))
 
 
 def nested(a: Any, b: Any) -> bool:

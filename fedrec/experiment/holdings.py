@@ -15,7 +15,10 @@ from fedrec.data.history import sequences
 from fedrec.data.tokens import item_tokens
 from fedrec.data.types import Floats, Ints, Keys
 from fedrec.experiment.config import Experiment
-from fedrec.models import Adapted, Recommender, SummedRecommender
+from fedrec.models import Adapted, ProjectedRecommender, Recommender, SummedRecommender
+from fedrec.models.projected import Statistics
+from fedrec.models.quadratic import Matrix
+from fedrec.models.subspace import begin
 from fedrec.params import Params
 from fedrec.sharing import SUMS
 from fedrec.tasks import Task
@@ -87,7 +90,11 @@ def reader(experiment: Experiment, data: ClientData, split: Literal["train", "va
     if isinstance(model, SummedRecommender):
         met = sequences(data, [data.train] if split == "train" else data.known(split), experiment.seed)
         model = replace(model, catalogue_size=len(dataset(experiment).items), places=data.items, past=met)
-        return replace(model, own=functools.partial(own_sums, experiment, data))
+        model = replace(model, own=functools.partial(own_sums, experiment, data))
+        if isinstance(model, ProjectedRecommender):
+            first = functools.partial(first_basis, experiment, model, data.items)
+            model = replace(model, counts=functools.partial(own_statistics, experiment, data), first=first)
+        return model
     about = {task.name: task.usual(data.attributes) for task in tasks_for(experiment, data) if task.attribute}
     classes = {task.name: task.classes for task in tasks_for(experiment, data) if task.classes}
     if about or classes:
@@ -127,6 +134,19 @@ def weights_sent(experiment: Experiment) -> bool:
     e = experiment
     alone = e.by_sums and bool(e.share) and not e.reveal and len(clients_data(e)) == PAIR
     return e.weighs or alone
+
+
+@functools.lru_cache(maxsize=8)
+def own_statistics(experiment: Experiment, data: ClientData) -> Statistics:
+    """Return G and C over the users and items of a client, of its training rows, kept for a few clients."""
+    model = reader(experiment, data, "train")
+    assert isinstance(model, ProjectedRecommender)
+    return model.statistics(model.past)
+
+
+def first_basis(experiment: Experiment, model: ProjectedRecommender, items: Ints) -> Matrix:
+    """Return the rows [items, k] of the subspace before the first pass."""
+    return begin(model.width, experiment.seed, [str(key) for key in keys(experiment)[1][items]])
 
 
 @functools.lru_cache(maxsize=2)

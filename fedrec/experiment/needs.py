@@ -54,6 +54,7 @@ class Can(StrEnum):
     USER_SIDE = "a user side"
     ENCODER = "the sentence encoder alone"
     STILL = "no rate for what its form does not train"
+    PAIRS = "sums of all pairs of items"
     ONE_RANKING = "the one task rank"
     READS_ITEMS = "an item side that reads more than ids"
     UNTOLD = "answers that nothing which is read tells"

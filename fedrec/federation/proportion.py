@@ -11,7 +11,7 @@ from typing import TypeVar
 from torch import Tensor
 
 from fedrec.params import Params, norm, subtract
-from fedrec.sharing import SUMS
+from fedrec.sharing import is_sum
 
 # How far an answer may be beyond the others. It is to catch what would end the run for everybody, and must never meet
 # an honest client: one with ten thousand times the data of the others, or with the noise of a far smaller epsilon. What
@@ -72,7 +72,7 @@ def size(sent: Params) -> float:
 
 def least(sent: Params) -> float:
     """Return what is no size to speak of: 1, or the number of entries of sums over users, which have no scale."""
-    return max(1.0, float(sum(value.numel() for name, value in sent.items() if name.startswith(SUMS))))
+    return max(1.0, float(sum(value.numel() for name, value in sent.items() if is_sum(name))))
 
 
 def largest(value: Tensor) -> float:

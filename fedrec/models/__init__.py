@@ -2,6 +2,7 @@
 
 from fedrec.models.lora import Adapted, Lora
 from fedrec.models.module import Meta, Module, ModuleRecommender
+from fedrec.models.projected import ProjectedRecommender
 from fedrec.models.quadratic import KINDS as SUMMED
 from fedrec.models.quadratic import Quadratic
 from fedrec.models.recommender import KINDS, Recommender
@@ -19,6 +20,7 @@ __all__ = [
     "Meta",
     "Module",
     "ModuleRecommender",
+    "ProjectedRecommender",
     "Quadratic",
     "Recommender",
     "SummedRecommender",

@@ -1,61 +1,37 @@
 """Quadratic recommenders in a subspace: W of rank k from sums over users of tables [n, k], and nothing [n, n].
 
 G and C are sums over users, see `fedrec.models.quadratic`, and so is what they make of a matrix V [n, k] that all know.
-A few passes V <- orth(D C V), of C and its transpose in turn, find the directions in which histories tell what comes
-next: orthogonal iteration (Golub and Van Loan, Matrix Computations, 8.2.4). D = (diagonal of G)^-damping keeps items
-that are everywhere from taking them all. Of the last V the sums V'GV [k, k] and V'C [k, n] are all that a fit needs.
+Passes over C and its transpose in turn find the V in which histories tell what comes next (`fedrec.subspace`); of the
+last one the sums V'GV [k, k] and C'V [n, k] are all that a fit needs. Tables have a row for each item, so that clients
+with other catalogues meet in the rows that they have in common.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from pydantic import BaseModel, Field
-from scipy.linalg import cho_factor, cho_solve, qr
+from scipy.linalg import cho_factor, cho_solve
 from scipy.sparse import csr_array
 
-from fedrec.models.quadratic import Matrix, Quadratic, penalty, scale
+from fedrec.models.quadratic import Matrix, Quadratic
 from fedrec.rng import normal_rows
+from fedrec.subspace import Subspace, advance, metric, relative
 
-SELDOM = 0.1  # of the mean of the diagonal of G is added to it, so that items that hardly occur do not take all of V
-JITTER = 1e-12  # of the trace of V'GV, where it may be singular
-
-
-class Subspace(BaseModel, frozen=True, extra="forbid"):
-    """How a subspace is found: a pass is a round, and the fit is one more."""
-
-    k: int = Field(128, ge=1, description="rank of W, columns of the tables that are sent")
-    passes: int = Field(4, ge=0, description="rounds of orthogonal iteration; 0 with a basis that is public")
-    damping: float = Field(0.6, ge=0, le=2, description="how much the basis turns from frequent items")
-
-
-def begin(config: Subspace, seed: int, keys: list[str]) -> Matrix:
-    """Return the seeded V [n, k] before the first pass: its rows depend on the items' keys alone; k is at most n."""
-    width = min(config.k, len(keys))
-    return normal_rows(seed, "subspace", keys=keys, width=width).astype(np.float64)
-
-
-def act(config: Subspace, cross: csr_array, basis: Matrix, done: int) -> Matrix:
-    """Return what some users answer in a pass, [n, k], after so many that are done: C V or C'V in turn, at last C V.
-
-    Rows of items that these users do not have are zero, and those of the basis are not looked at.
-    """
-    return np.asarray((cross.T if (config.passes - done) % 2 == 0 else cross) @ basis)
-
-
-def advance(config: Subspace, total: Matrix, diagonal: Matrix) -> Matrix:
-    """Return the next V [n, k], orthonormal, from the sum of the answers and the diagonal [n] of G."""
-    mean = diagonal.mean() or 1.0
-    damped = (diagonal / mean + SELDOM) ** -config.damping
-    return np.asarray(qr(damped[:, None] * total, mode="economic", overwrite_a=True)[0])
+OWN = 0.99  # the most of itself that ease is taken to tell of an item; in all of space it is below 1
 
 
 @dataclass(frozen=True)
 class Projection:
-    """What the fit needs of some users: V'GV [k, k], V'C [k, n] and the diagonal of G [n]."""
+    """What a fit in the span of V needs of some users, with a row for each of n items.
+
+    `inner` [k, k] is V'GV, `outer` [n, k] is C'V, `diagonal` [n] that of G, and `mass` the sum of all its entries, also
+    of items that are not among the n.
+    """
 
     inner: Matrix
     outer: Matrix
     diagonal: Matrix
+    mass: float
 
     def plus(self, other: "Projection", weight: float = 1.0) -> "Projection":
         """Return the sum with others' over the same basis; with a private head, of the total and w times one's own."""
@@ -63,17 +39,13 @@ class Projection:
             self.inner + weight * other.inner,
             self.outer + weight * other.outer,
             self.diagonal + weight * other.diagonal,
+            self.mass + weight * other.mass,
         )
-
-
-def project(gram: csr_array, cross: csr_array, basis: Matrix) -> Projection:
-    """Return what some users answer in the last round."""
-    return Projection(basis.T @ (gram @ basis), np.asarray((cross.T @ basis).T), gram.diagonal())
 
 
 @dataclass(frozen=True)
 class LowRank:
-    """W = left right, [n, k] and [k, n], without `own` [n] on its diagonal."""
+    """W = left right', both [n, k], without `own` [n] on its diagonal."""
 
     left: Matrix
     right: Matrix
@@ -81,31 +53,57 @@ class LowRank:
 
     def score(self, x: csr_array) -> Matrix:
         """Return x W [B, n] of histories x [B, n]."""
-        scores = np.asarray((x @ self.left) @ self.right)
+        scores = np.asarray((x @ self.left) @ self.right.T)
         if self.own is not None:
             rows, items = x.nonzero()
             scores[rows, items] -= np.asarray(x[rows, items]) * self.own[items]
         return scores
 
 
-def fit(kind: str, config: Quadratic, basis: Matrix, sums: Projection) -> LowRank:
-    """Return the W of least objective among V A: A = (V'(G + ridge)V)^-1 V'C; where k is n, that of all W.
+def begin(k: int, seed: int, keys: Sequence[str]) -> Matrix:
+    """Return the seeded V [n, k] before the first pass, float64: its rows depend on the items' keys alone."""
+    return normal_rows(seed, "subspace", keys=keys, width=k).astype(np.float64)
 
-    Of ease it is the best with zero diagonal for the G of rank k that has the same action on V (Nystroem's, which is
-    positive semidefinite): with I - diagonal(P) = (G + ridge)^-1 G, no [n, n] is made either.
+
+def act(cross: csr_array, basis: Matrix, transposed: bool) -> Matrix:
+    """Return what some users answer in a pass, [n, k]: C V, or C'V.
+
+    Rows of items that these users do not have are zero, and those of the basis are not looked at.
     """
-    ridge, columns = penalty(config, sums.diagonal), scale(config, sums.diagonal)
+    return np.asarray((cross.T if transposed else cross) @ basis)
+
+
+def project(gram: csr_array, cross: csr_array, basis: Matrix) -> Projection:
+    """Return what some users answer in the last round."""
+    diagonal = gram.diagonal()
+    return Projection(basis.T @ (gram @ basis), act(cross, basis, True), diagonal, float(diagonal.sum()))
+
+
+def find(config: Subspace, gram: csr_array, cross: csr_array, basis: Matrix) -> Matrix:
+    """Return the V [n, k] that some users find by themselves from the one before the first pass."""
+    diagonal = gram.diagonal()
+    for number in range(1, config.passes + 1):
+        basis = advance(config, act(cross, basis, config.transposed(number)), diagonal)
+    return basis
+
+
+def fit(kind: str, config: Quadratic, basis: Matrix, weights: Matrix, sums: Projection, items: int) -> LowRank:
+    """Return the W of least objective among V A: A = (V'(G + ridge)V)^-1 V'C; where V is of all items, that of all W.
+
+    `weights` [k, k] is the `fedrec.subspace.metric` of V over all `items`, to the power `config.popular`. Of ease it is
+    the best with zero diagonal: W = I - P over its diagonal, where (G + ridge)^-1 G = I - P is of rank k.
+    """
+    mean = sums.mass / items if sums.mass else 1.0
+    system = sums.inner + config.ridge * mean * weights
+    found = cho_solve(cho_factor((system + system.T) / 2, lower=True), sums.outer.T).T
+    columns = relative(sums.diagonal, mean) ** -config.rare
     if kind != "ease":
-        system = sums.inner + basis.T @ (ridge[:, None] * basis)
-        return LowRank(basis, _solve(system, sums.outer * columns))
-    left = (sums.outer / ridge).T
-    jitter = JITTER * (np.trace(sums.inner) or 1.0)
-    right = _solve(sums.inner + jitter * np.eye(len(sums.inner)) + sums.outer @ left, sums.outer)
-    own = np.einsum("nk,kn->n", left, right)  # of (G + ridge)^-1 G, from 0 to below 1
-    right *= columns / (1 - own)
-    return LowRank(left, right, columns * own / (1 - own))
+        return LowRank(basis, found * columns[:, None])
+    own = np.minimum((basis * found).sum(1), OWN)
+    columns = columns / (1 - own)
+    return LowRank(basis, found * columns[:, None], columns * own)
 
 
-def _solve(system: Matrix, right: Matrix) -> Matrix:
-    """Return system^-1 right by Cholesky; the system [k, k] is made symmetric first."""
-    return np.asarray(cho_solve(cho_factor((system + system.T) / 2, lower=True), right))
+def fit_alone(kind: str, config: Quadratic, basis: Matrix, sums: Projection) -> LowRank:
+    """Return the `fit` of users whose items are all items."""
+    return fit(kind, config, basis, metric(basis, sums.diagonal, config.popular), sums, len(basis))

@@ -16,7 +16,7 @@ import torch
 from flwr.app import Array, ArrayRecord
 
 from fedrec.params import Params
-from fedrec.sharing import BYTES, DIMENSIONS, SUMS, TENSORS, ContractError, admit_name
+from fedrec.sharing import BYTES, DIMENSIONS, TENSORS, ContractError, admit_name, is_sum
 
 Numbers = np.ndarray[Any, np.dtype[Any]]
 FIXED = 10  # bytes before the text of a header: NumPy's magic, the version, the length of the text
@@ -31,7 +31,7 @@ def pack(params: Mapping[str, torch.Tensor]) -> ArrayRecord:
     record = ArrayRecord()
     for name in sorted(params):
         value = params[name].detach().cpu().contiguous().numpy()
-        record[name] = (nonzero(value) if name.startswith(SUMS) else None) or array(value)
+        record[name] = (nonzero(value) if is_sum(name) else None) or array(value)
     return record
 
 

@@ -74,6 +74,7 @@ class Held:
     rho: float
     carriers: dict[str, Carrier]
     z: Params
+    number: int = field(default=0, init=False)  # the round that it ties
 
     def part(self, client: str) -> Params:
         """Return a client's z_i, in the dtypes that travel."""
@@ -123,6 +124,7 @@ class Hub:
     duals: bool = True
     balance: bool = False
     z: dict[str, Params] = field(init=False)
+    number: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
         self.values = {name: double(value) for name, value in self.values.items()}

@@ -9,9 +9,11 @@ from fedrec.federation.coordination.coupling import Coupling
 from fedrec.federation.coordination.descent import Descent, Stepped
 from fedrec.federation.coordination.halves import Held, Hub, Residuals, Sums, double
 from fedrec.federation.coordination.solved import Penalty, Solved
+from fedrec.federation.coordination.totals import Projected, Total
 from fedrec.federation.robust import Robust
-from fedrec.keyed import Carrier, gather, mean, mean_of, sums, total_of
+from fedrec.keyed import Carrier, gather, mean, mean_of, sums
 from fedrec.params import Params
+from fedrec.subspace import Search
 
 Tie = Held | Hub  # what holds Z on the server
 
@@ -45,25 +47,6 @@ class Average(Held):
         return math.sqrt(math.fsum(squares))
 
 
-class Total(Held):
-    """The sum of all that clients ever sent: answers are increments, in any order, and a missing one is owed."""
-
-    additive = True
-
-    def update(self, answers: Mapping[str, Params], gaps: Mapping[str, float], subtotals: Sums = ()) -> Residuals:
-        """See Held."""
-        place = {name: number for number, name in enumerate(self.carriers)}
-        nothing = {name: answers[name] for name in answers}  # no distance to what was sent is asked for
-        parts = [*sums(answers, nothing, self.carriers), *subtotals]
-        parts.sort(key=lambda part: place[part.clients[0]])
-        self.move(total_of(parts, self.carriers, self.z))
-        return Residuals(math.nan, math.nan, self.rho)
-
-    def move(self, change: Params) -> None:
-        """See Held."""
-        self.z = {name: (value.double() + change[name]).to(value.dtype) for name, value in self.z.items()}
-
-
 class Consensus(Held):
     """The mean of what all clients sent last, of which the server is told no more than the mean increment.
 
@@ -95,14 +78,21 @@ def tie_of(
     summed: bool = False,
     by_sums: bool = False,
     penalty: Penalty | None = None,
+    search: Search | None = None,
 ) -> Tie:
     """Return the tie of clients that join with `values`; raises UserError where the coupling does not fit them.
 
     `summed` says that the server gets sums alone, also of increments; `by_sums` that what clients send are sums of
-    which the total is asked for, or, with a `penalty`, the weights that the coupling makes of them.
+    which the total is asked for, or, with a `penalty`, the weights that the coupling makes of them, or, with a
+    `search`, what they make of a subspace.
     """
     if penalty:
         return Solved(0.0, carriers, {}, coupling=coupling, penalty=penalty)
+    if search:
+        z = mean([(carriers[name], value) for name, value in values.items()], dtype=torch.float64)
+        like = next(iter(values.values()))
+        z = {name: value.to(like[name].dtype) for name, value in z.items()}
+        return Projected(coupling.rho, carriers, z, search=search)
     if by_sums:
         like = next(iter(values.values()))
         return Total(coupling.rho, carriers, {name: torch.zeros_like(value) for name, value in like.items()})

@@ -1,0 +1,55 @@
+"""Ties of sums: the total of what clients send, and a subspace that is found by totals."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+
+from fedrec.federation.coordination.halves import Held, Residuals, Sums
+from fedrec.keyed import sums, total_of
+from fedrec.params import Params
+from fedrec.sharing import ANSWER, BASIS, DIAGONAL, EXTENT, INNER, RIDGE
+from fedrec.subspace import Search, advance, metric, triangle
+
+
+class Total(Held):
+    """The sum of all that clients ever sent: answers are increments, in any order, and a missing one is owed."""
+
+    additive = True
+
+    def update(self, answers: Mapping[str, Params], gaps: Mapping[str, float], subtotals: Sums = ()) -> Residuals:
+        """See Held."""
+        place = {name: number for number, name in enumerate(self.carriers)}
+        nothing = {name: answers[name] for name in answers}  # no distance to what was sent is asked for
+        parts = [*sums(answers, nothing, self.carriers), *subtotals]
+        parts.sort(key=lambda part: place[part.clients[0]])
+        self.move(total_of(parts, self.carriers, self.z))
+        return Residuals(math.nan, math.nan, self.rho)
+
+    def move(self, change: Params) -> None:
+        """See Held."""
+        self.z = {name: (value.double() + change[name]).to(value.dtype) for name, value in self.z.items()}
+
+
+@dataclass
+class Projected(Total):
+    """A subspace of the rows of tables, and in the end the total of what clients' sums make of it.
+
+    In the first rounds, the passes, what clients answer of the subspace turns it; then their answers add up. A round
+    that nobody answers is a pass less.
+    """
+
+    search: Search = field(kw_only=True)
+
+    def move(self, change: Params) -> None:
+        """See Held."""
+        diagonal = self.z[DIAGONAL].double() + change[DIAGONAL]
+        new = {DIAGONAL: diagonal, EXTENT: torch.tensor([len(diagonal), float(diagonal.sum())])}
+        if self.number <= self.search.subspace.passes:
+            new[BASIS] = torch.from_numpy(advance(self.search.subspace, change[ANSWER].numpy(), diagonal.numpy()))
+        else:
+            new |= {name: self.z[name].double() + change[name] for name in (ANSWER, INNER)}
+            found = metric(self.z[BASIS].double().numpy(), diagonal.numpy(), self.search.power)
+            new[RIDGE] = torch.from_numpy(triangle(found))
+        self.z = {name: new.get(name, value).to(value.dtype) for name, value in self.z.items()}

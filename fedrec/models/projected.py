@@ -1,0 +1,119 @@
+"""Quadratic recommenders whose clients answer with their sums' action on a subspace; see `fedrec.models.subspace`.
+
+What is shared has a row for each item of a client: the subspace, what the clients answer, and the diagonal of G. The
+head is as in `fedrec.models.summed`, (G + w G_i) within the subspace, under the ridge of the federation's items.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from scipy.sparse import csr_array
+from torch import Tensor
+
+from fedrec.data.history import Sequences
+from fedrec.data.types import Floats, Keys
+from fedrec.models.quadratic import Matrix, inputs, statistics
+from fedrec.models.subspace import LowRank, Projection, act, begin, find, fit, project
+from fedrec.models.summed import SummedRecommender
+from fedrec.params import Params
+from fedrec.sharing import ANSWER, BASIS, DIAGONAL, EXTENT, INNER, RIDGE
+from fedrec.subspace import Subspace, metric, square, triangle
+
+Statistics = tuple[csr_array, csr_array]
+
+
+@dataclass(frozen=True)
+class ProjectedRecommender(SummedRecommender):
+    """A recommender whose parameters are tables [items, k], small sums, and the weight w of its private head.
+
+    item_sums.basis [items, k] is V, item_sums.answer [items, k] the total of C'V, item_sums.diagonal [items] that of G,
+    sums.inner and sums.ridge [k (k + 1) / 2] upper triangles of V'GV and of V's metric, sums.extent [2] the number of
+    all items and the sum of the whole diagonal. `counts` returns G and C over its own items and users, `first` the rows
+    of V before the first pass.
+    """
+
+    subspace: Subspace = field(default=Subspace(), kw_only=True)
+    counts: Callable[[], Statistics] | None = field(default=None, kw_only=True, compare=False, repr=False)
+    first: Callable[[], Matrix] | None = field(default=None, kw_only=True, compare=False, repr=False)
+    found: LowRank | None = field(default=None, kw_only=True, compare=False, repr=False)
+    histories: csr_array | None = field(default=None, kw_only=True, compare=False, repr=False)
+
+    def shapes(self, users: int, items: int, tasks: Iterable[str]) -> Params:
+        """See Recommender."""
+        k = self.width
+        half = (k * (k + 1) // 2,)
+        shapes = {BASIS: (items, k), ANSWER: (items, k), DIAGONAL: (items,), INNER: half, RIDGE: half, EXTENT: (2,)}
+        like = {f"heads.{task}.weight": torch.empty(1, device="meta") for task in tasks}
+        like |= {name: torch.empty(shape, device="meta", dtype=self.dtype) for name, shape in shapes.items()}
+        return {name: like[name] for name in sorted(like)}
+
+    def init(self, seed: int, users: Keys, items: Keys, offsets: Mapping[str, float | Floats]) -> Params:
+        """Return the seeded subspace, a row of which depends on its item's key, sums over nobody, and no heads."""
+        start = super().init(seed, users, items, offsets)
+        basis = begin(start[BASIS].shape[1], seed, [str(key) for key in items])
+        return start | {BASIS: torch.from_numpy(basis).to(self.dtype)}
+
+    @property
+    def width(self) -> int:
+        """The columns k of its tables."""
+        return min(self.subspace.k, self.catalogue_size)
+
+    def statistics(self, sequences: Sequences) -> Statistics:
+        """Return G and C of some users with sequences of its items."""
+        return statistics(self.kind, self.quadratic, sequences, len(self.places))
+
+    def sums(self, sequences: Sequences) -> Params:
+        """Return what it would be sent after all rounds if it were the only client."""
+        assert self.first is not None
+        gram, cross = self.ready
+        basis = find(self.subspace, gram, cross, self.first())
+        sums = project(gram, cross, basis)
+        tables = {BASIS: basis, ANSWER: sums.outer, DIAGONAL: sums.diagonal, INNER: triangle(sums.inner)}
+        tables[RIDGE] = triangle(metric(basis, sums.diagonal, self.quadratic.popular))
+        tables[EXTENT] = np.array([len(basis), sums.mass])
+        return {name: torch.from_numpy(value).to(self.dtype) for name, value in tables.items()}
+
+    @property
+    def ready(self) -> Statistics:
+        """G and C over its own users."""
+        return self.counts() if self.counts else self.statistics(self.past)
+
+    def owed(self, z: Params, number: int, seen: int) -> Params:
+        """See SummedRecommender: in a pass C V or C'V, then the sums of the last V; the diagonal once, before all."""
+        answer = {name: torch.zeros_like(value) for name, value in z.items()}
+        gram, cross = self.ready
+        basis = z[BASIS].numpy()
+        if not seen:
+            answer[DIAGONAL] = torch.from_numpy(gram.diagonal()).to(self.dtype)
+        if number <= self.subspace.passes:
+            acted = act(cross, basis, self.subspace.transposed(number))
+            return answer | {ANSWER: torch.from_numpy(acted).to(self.dtype)}
+        if seen <= self.subspace.passes:
+            sums = project(gram, cross, basis)
+            told = {ANSWER: sums.outer, INNER: triangle(sums.inner)}
+            answer |= {name: torch.from_numpy(value).to(self.dtype) for name, value in told.items()}
+        return answer
+
+    def read(self, params: Params, *items: Tensor | None) -> "ProjectedRecommender":
+        """Return the recommender that has solved for what it scores with."""
+        if self.found is not None:
+            return self
+        weight = next((float(value) for name, value in params.items() if name.startswith("heads.")), 0.0)
+        shared = params if BASIS in params else self.own()
+        basis, extent = shared[BASIS].numpy(), shared[EXTENT].numpy()
+        total = Projection(
+            square(shared[INNER].numpy()), shared[ANSWER].numpy(), shared[DIAGONAL].numpy(), float(extent[1])
+        )
+        if weight and BASIS in params:
+            total = total.plus(project(*self.ready, basis), weight)
+        found = fit(self.kind, self.quadratic, basis, square(shared[RIDGE].numpy()), total, int(extent[0]) or 1)
+        x = inputs(self.kind, self.quadratic, self.past, len(self.places))
+        return replace(self, found=found, histories=x)
+
+    def score_all(self, params: Params, task: str, user: Tensor) -> Tensor:
+        """See Recommender."""
+        ready = self.read(params)
+        assert ready.found is not None and ready.histories is not None
+        return torch.from_numpy(np.asarray(ready.found.score(ready.histories[user.cpu().numpy()]), np.float32))
