@@ -8,7 +8,7 @@ from torch import Tensor
 
 from clients.client import Client
 from clients.state import State
-from fedrec.evaluation.evaluate import evaluate, held_out
+from fedrec.evaluation.evaluate import Evaluation, evaluate, held_out
 from fedrec.evaluation.scorers import ModelScorer
 from fedrec.experiment.holdings import reader
 from fedrec.params import Params
@@ -18,8 +18,8 @@ WEIGHTS = (0.0, 1.0, 4.0)  # among which a client chooses
 FEWEST = 20  # users with held-out rows, of whom a choice says something
 
 
-def choose_head(client: Client, state: State, broadcast: Broadcast) -> State:
-    """Return the state with the weight w of a client's own sums, chosen on its validation.
+def choose_head(client: Client, state: State, broadcast: Broadcast) -> tuple[State, Evaluation | None]:
+    """Return the state with the weight w of a client's own sums, chosen on its validation, and how that does there.
 
     It is the smallest w, from 0 (the shared model), that is within one standard error of the best one: the error is of
     the mean of the users' differences. A client with few users to choose by has w = 0.
@@ -27,9 +27,9 @@ def choose_head(client: Client, state: State, broadcast: Broadcast) -> State:
     e, data = client.experiment, client.data
     held = held_out(data, "validation")
     if not e.has_heads or len(np.unique(held.user[held.positive])) < FEWEST:
-        return state
+        return state, None
     model = reader(e, data, "validation")
-    scores = []
+    results = []
     for weight in WEIGHTS:
         params = e.sharing().join(broadcast.values, with_weight(state.now.private, weight))
         result = evaluate(
@@ -37,15 +37,16 @@ def choose_head(client: Client, state: State, broadcast: Broadcast) -> State:
             data,
             client.tasks,
             "validation",
-            metrics=e.metrics[:1],
+            metrics=e.metrics,
             candidates=e.candidates,
             seed=e.seed,
         )
-        scores.append(result.per_user[0].values)
-    gap = max(scores, key=lambda values: float(values.mean())) - np.array(scores)
-    near = gap.mean(1) <= gap.std(1, ddof=1) / gap.shape[1] ** 0.5
-    best = WEIGHTS[int(np.argmax(near))]
-    return state._replace(now=state.now._replace(private=with_weight(state.now.private, best)))
+        results.append(result)
+    scores = np.array([result.per_user[0].values for result in results])
+    gap = scores[scores.mean(1).argmax()] - scores
+    best = int(np.argmax(gap.mean(1) <= gap.std(1, ddof=1) / gap.shape[1] ** 0.5))
+    private = with_weight(state.now.private, WEIGHTS[best])
+    return state._replace(now=state.now._replace(private=private)), results[best]
 
 
 def with_weight(private: Mapping[str, Tensor], weight: float) -> Params:

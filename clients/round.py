@@ -181,9 +181,10 @@ def evaluated(client: Client, state: State, sent: Broadcast) -> tuple[State, Con
     broadcast = receive(client, sent)
     state, reply = followed(state, broadcast), Contribution(client.data.name, {}, {}, client.device)
     with unsaid(client, broadcast):
+        result = None
         if broadcast.split == "validation":
-            state = choose_head(client, state, broadcast)
-        state, reply = told(client, state, broadcast, assess(client, state, broadcast))
+            state, result = choose_head(client, state, broadcast)
+        state, reply = told(client, state, broadcast, result or assess(client, state, broadcast))
     return state, reply
 
 

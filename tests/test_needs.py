@@ -80,6 +80,11 @@ KNOWN: dict[Can, Case] = {
         {"model": "mf", "objective": "tests.own_parts:Ridge"},
         "W is solved for",
     ),
+    Can.PAIRS: Case(
+        {"model": "slist", "sums.kind": "subspace", **SECURE},
+        {"model": "slist", **SECURE},
+        "not built: a sum in secret of V that turns",
+    ),
     Can.ONE_RANKING: Case(
         {"model": "ease", "task": "rank,click"}, {"model": "mf", "task": "rank,click"}, "X'X is of one relation"
     ),

@@ -17,7 +17,7 @@ from fedrec.data.types import Floats, Ints, Keys
 from fedrec.experiment.config import Experiment
 from fedrec.models import Adapted, ProjectedRecommender, Recommender, SummedRecommender
 from fedrec.models.projected import Statistics
-from fedrec.models.quadratic import Matrix
+from fedrec.models.quadratic import Matrix, statistics
 from fedrec.models.subspace import begin
 from fedrec.params import Params
 from fedrec.sharing import SUMS
@@ -111,12 +111,21 @@ def reader(experiment: Experiment, data: ClientData, split: Literal["train", "va
     return replace(model, side=replace(model.side, history=torch.from_numpy(past.take(np.arange(len(data.users))))))
 
 
-@functools.lru_cache(maxsize=8)
 def own_sums(experiment: Experiment, data: ClientData) -> Params:
-    """Return the sums over the users of a client, of its training rows, kept for a few clients."""
+    """Return the sums over the users of a client, of its training rows."""
     model = reader(experiment, data, "train")
     assert isinstance(model, SummedRecommender)
-    return model.sums(model.past)
+    if isinstance(model, ProjectedRecommender):
+        return model.sums(model.past)
+    return model.dense(*whole_statistics(experiment, data))
+
+
+@functools.lru_cache(maxsize=8)
+def whole_statistics(experiment: Experiment, data: ClientData) -> Statistics:
+    """Return G and C over the users of a client and all items, of its training rows, kept for a few clients."""
+    model = reader(experiment, data, "train")
+    assert isinstance(model, SummedRecommender)
+    return statistics(model.kind, model.quadratic, model.placed(model.past), model.catalogue_size)
 
 
 def kept_shapes(experiment: Experiment, data: ClientData, tasks: Sequence[str]) -> Params:

@@ -64,7 +64,7 @@ class Can(StrEnum):
 
 
 # What is missing for the implementation alone, as is most of what tells clients of one program from others.
-UNBUILT = frozenset({Can.UNIT_GRADIENTS, Can.CLIENT_GRADIENTS, Can.PAIR_SCORES, Can.LOGITS})
+UNBUILT = frozenset({Can.PAIRS, Can.UNIT_GRADIENTS, Can.CLIENT_GRADIENTS, Can.PAIR_SCORES, Can.LOGITS})
 # Values of a field whose part is not there.
 NOTHING = (None, False, 0, "", "none", "mean", "fixed", "identity", (), ("all",))
 

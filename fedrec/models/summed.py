@@ -13,6 +13,7 @@ from functools import lru_cache
 
 import numpy as np
 import torch
+from scipy.sparse import csr_array
 from torch import Tensor
 
 from fedrec.data.history import Sequences
@@ -91,10 +92,12 @@ class SummedRecommender(Recommender):
 
     def sums(self, sequences: Sequences) -> Params:
         """Return the sums over some users with sequences of its items."""
-        gram, cross = statistics(self.kind, self.quadratic, self.placed(sequences), self.catalogue_size)
+        return self.dense(*statistics(self.kind, self.quadratic, self.placed(sequences), self.catalogue_size))
+
+    def dense(self, gram: csr_array, cross: csr_array) -> Params:
+        """Return G and C [n, n] as they travel."""
         dtype = precision(self.catalogue_size)
-        whole = (part.toarray().astype(dtype, copy=False) for part in (gram, cross))
-        return pack(*whole)
+        return pack(*(part.astype(dtype).toarray() for part in (gram, cross)))
 
     def owed(self, z: Params, number: int, seen: int) -> Params:
         """Return what the client owes the total in a round, of which the server took its answer of round `seen` last.
