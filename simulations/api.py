@@ -15,12 +15,13 @@ from rich.console import Console
 from fedrec.components import SEAMS, text_of
 from fedrec.data.table import FRAME, columns_text, write_frame
 from fedrec.errors import RunFailure, UserError
+from fedrec.experiment.choice import AUTO, BY_STEPS, BY_SUMS
 from fedrec.experiment.config import Experiment, Method
 from fedrec.folders import resumable
 from fedrec.report.beside import side_by_side
 from simulations import cli
 from simulations.baselines import baseline
-from simulations.check import check, told_whole
+from simulations.check import check, check_sums, told_whole
 from simulations.cli import Command, Given
 from simulations.methods import METHODS
 from simulations.options import flatten
@@ -100,6 +101,8 @@ def compare(
     """
     named = {name: open_arm(arm) for name, arm in (arms if isinstance(arms, Mapping) else by_name(arms)).items()}
     common = of_table(given(fields), data, columns)
+    if not all(isinstance(arm, Run) for arm in named.values()):
+        common |= common_model(common, named.values())
     new = {name: arm_of(common, given(arm)) for name, arm in named.items() if not isinstance(arm, Run)}
     if common and not new:
         raise UserError(f"{next(iter(common))}: acts only with a method to run, found runs alone")
@@ -118,6 +121,22 @@ def compare(
     table = table if all_metrics else table[table["primary"]].reset_index(drop=True)
     table.attrs["runs"] = {name: str(r.path) for name, r in runs.items()}
     return table
+
+
+def common_model(common: Mapping[str, Given], arms: Iterable[Run | Mapping[str, Any]]) -> dict[str, Given]:
+    """Return the model of all arms to run that name none: that by sums, unless one of all arms has or needs another."""
+    if "model" in common and common["model"].value != AUTO:
+        return {}
+    try:
+        for arm in arms:
+            e = arm.experiment if isinstance(arm, Run) else cli.decide({**common, **given(arm)}).experiment
+            if not e.by_sums:
+                raise UserError(f"model: must be one for all, found {e.model}")
+            if not isinstance(arm, Run) and e.data_dir != Path(FRAME):
+                check_sums(e)
+    except UserError:
+        return given({"model": BY_STEPS})
+    return given({"model": BY_SUMS})
 
 
 def open_arm(arm: Arm) -> Run | Mapping[str, Any]:
@@ -153,10 +172,10 @@ def carry_out(command: Command, data: pd.DataFrame | None = None) -> Run:
     console = Console(markup=False, emoji=False)
     tell = logging.getLogger("fedrec").warning
 
-    def write(home: Path) -> Experiment:
+    def write(home: Path) -> Path:
         assert data is not None
         write_frame(data, command.experiment.columns, home / FRAME)
-        return command.experiment.model_copy(update={"data_dir": home / FRAME})
+        return home / FRAME
 
     ended = perform(command, console, lambda text: tell("%s", text.strip()), calls, None if data is None else write)
     if not command.quiet:

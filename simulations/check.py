@@ -13,10 +13,11 @@ from fedrec.errors import UserError, choose
 from fedrec.experiment.acting import refuse
 from fedrec.experiment.channel import Logits, channel_of
 from fedrec.experiment.config import Experiment
-from fedrec.experiment.holdings import clients_data, reader, tasks_for
+from fedrec.experiment.holdings import clients_data, dataset, reader, tasks_for
 from fedrec.experiment.origins import portable
 from fedrec.experiment.records import natural
 from fedrec.federation.coordination.systems import span
+from fedrec.models.quadratic import precision
 from fedrec.params import covers
 from fedrec.privacy.gradients import check_units
 from fedrec.privacy.guarantee import terms
@@ -24,7 +25,16 @@ from fedrec.sharing import MODULES
 from simulations.engines.nodes import stacked
 from simulations.methods import usual
 
+MOST_ITEMS, MOST_BYTES = 15_000, 8e9  # of sums that are learnt from without being asked for
 Shapes = dict[str, tuple[tuple[int, ...], str]]  # of a shared parameter, and the first client that has it
+
+
+def check_sums(experiment: Experiment) -> None:
+    """Raise UserError if nobody asked for a model by sums, and those of the data would be too large."""
+    items, clients = len(dataset(experiment).items), client_count(experiment)
+    size = clients * items * (3 * items + 1) // 2 * np.dtype(precision(items)).itemsize
+    if items > MOST_ITEMS or size > MOST_BYTES:
+        raise UserError(f"the sums of {clients:,} clients over {items:,} items would be {size / 1e9:,.0f} GB")
 
 
 def check(experiment: Experiment) -> None:

@@ -5,6 +5,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, get_args, get_origin
@@ -13,6 +14,7 @@ from fedrec.components import ALIASES, SEAMS, parts_of, per_client, with_fields,
 from fedrec.errors import UserError, choose, named
 from fedrec.experiment.acting import RULES as NEEDS
 from fedrec.experiment.acting import VALUES, acting, acts, needs, refuse
+from fedrec.experiment.choice import AUTO, BY_STEPS, BY_SUMS, check_choice, describe, reason
 from fedrec.experiment.config import Experiment, build, rounds_of
 from fedrec.experiment.origins import changes
 from fedrec.federation.coordination.maps import RULES
@@ -37,7 +39,22 @@ class Command:
     resume: bool = False  # go on with the run in `out`
     trained: bool = False  # it has all its rounds: only baselines are to be added
     promised: str = ""  # the options that a promise of privacy set
+    model: str = ""  # which one was chosen, and why, if nobody named it
+    by_steps: Experiment | None = None  # the same with a model by gradients, for data of which sums are too large
     notes: tuple[str, ...] = ()  # what else must be said of it
+
+    def changed(self, **fields: Any) -> "Command":
+        """Return the command with some fields of its experiment changed."""
+        by_steps = self.by_steps and self.by_steps.model_copy(update=fields)
+        return replace(self, experiment=self.experiment.model_copy(update=fields), by_steps=by_steps)
+
+
+class Choice(NamedTuple):
+    """An experiment, why it has its model if nobody named one, and the same by gradients where that can be."""
+
+    experiment: Experiment
+    words: str = ""
+    by_steps: Experiment | None = None
 
 
 class Given(NamedTuple):
@@ -88,12 +105,48 @@ def command_of(
     strict: bool = True,
 ) -> Command:
     """Return the command to run the experiment of two layers, see `resolve`; `every` is None for the usual."""
-    experiment = resolve(file, given, strict=strict)
+    choice = decide(file, given) if strict else Choice(resolve(file, given, strict=False))
+    experiment = choice.experiment
     if every is None:
         every = 1 if experiment.engine in SAVING else 0
     applied = defaults(flatten(experiment.model_dump()), {*file, *given})
     promised = " ".join(f"{flag(path)} {shown(value)}" for path, value in applied.items())
-    return Command(experiment, out, quiet, compare, every, promised=promised)
+    return Command(
+        experiment, out, quiet, compare, every, promised=promised, model=choice.words, by_steps=choice.by_steps
+    )
+
+
+def decide(*layers: Mapping[str, Given]) -> Choice:
+    """Return the experiment of the layers, see `resolve`, with the model that is chosen if they name none, or auto.
+
+    That is the model by sums, unless something else that is given needs gradients.
+    """
+    names = [str(layer["model"].value) for layer in layers if "model" in layer]
+    if names and names[-1] != AUTO:
+        return Choice(resolve(*layers))
+    by_steps = None
+    with suppress(UserError):
+        by_steps = resolve(*with_model(BY_STEPS, *layers))
+    try:
+        experiment = resolve(*with_model(BY_SUMS, *layers))
+        check_choice(experiment)
+        for path, (value, where) in {path: given for layer in layers for path, given in layer.items()}.items():
+            if by_steps and path in NEEDS and acts(by_steps, path) and not acts(experiment, path):
+                raise UserError(f"{where}: acts only with {needs(experiment, path)}, found {value}")
+    except UserError as error:
+        e = by_steps or resolve(*with_model(BY_STEPS, *layers))
+        return Choice(e, f"{BY_STEPS}, since {reason(str(error))}")
+    return Choice(experiment, f"{describe(experiment)} ({BY_STEPS} where something needs gradients)", by_steps)
+
+
+def with_model(name: str, *layers: Mapping[str, Given]) -> list[Mapping[str, Given]]:
+    """Return the layers above one that names a model, in the place of auto and of what it replaced."""
+    auto = max((place for place, layer in enumerate(layers) if "model" in layer), default=-1)
+    upper: list[Mapping[str, Given]] = []
+    for place, layer in enumerate(layers):
+        replaced = {path for path in layer if path == "model" or (place < auto and seam_of(path) == "model")}
+        upper.append({path: value for path, value in layer.items() if path not in replaced})
+    return [{"model": Given(name, "option --model")}, *upper]
 
 
 def fields_of_parts(extra: Sequence[str]) -> tuple[dict[str, str], list[str]]:

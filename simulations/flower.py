@@ -24,7 +24,7 @@ from simulations.check import check, client_count, require_ray
 from simulations.cli import parse
 from simulations.options import flag, parser
 from simulations.processes import START, answers, last_line, quiet, socket_of, started
-from simulations.run import base, close
+from simulations.run import base, close, fitting
 from simulations.sockets import NOWHERE, private_folder, write_commands
 from simulations.start import ready, status_of
 
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(argv: Sequence[str]) -> None:
     """Run what a command line asks for; raises UserError before anything is started, and RunFailure."""
-    command = parse(argv)
+    command = fitting(parse(argv))
     if command.resume:
         raise UserError("option --resume: flwr run makes no checkpoints, so that a run cannot be gone on with")
     check_flags(argv, command.experiment)

@@ -17,9 +17,9 @@ MOST: Mapping[str, Mapping[str, tuple[str, str]]] = {
     "learning": {
         "--method NAME": ("how the clients learn together, see below", "fedper"),
         "--share NAMES": ("what of a model is shared; the rest is private", ""),
-        "--model NAME": ("mf, mlp, mmoe ..., or a recommender of your own", "mf"),
+        "--model NAME": ("slist, or mf where gradients are needed; or yours", "auto"),
         "--task NAMES": ("rank, rating, a label, or several: rank,click", "rank"),
-        "--rounds N": ("rounds of communication", "20"),
+        "--rounds N": ("rounds of communication; 1 where sums are learnt", "20"),
         "--local-epochs N": ("passes over a client's data in a round", "2"),
         "--lr X": ("local learning rate", "0.01"),
     },

@@ -12,6 +12,7 @@ from pydantic.fields import FieldInfo
 
 from fedrec.components import ALIASES, SEAMS, fields_known, find, parts_of, with_paths
 from fedrec.errors import Parser, choose, named
+from fedrec.experiment.choice import AUTO
 from fedrec.experiment.config import Experiment, Method
 from fedrec.sharing import SHARINGS
 from simulations.defaults import DEFAULTS
@@ -56,6 +57,7 @@ def flag(path: str) -> str:
 
 
 FIELDS = dict(leaves(Experiment))
+CHOSEN = {"model": AUTO}  # what stands for a field that nobody gave, where that is not its default
 OTHERS = "--out --config --compare --no-compare --quiet --checkpoint-every --resume --version --help"
 OPTIONS = [*map(flag, FIELDS), *OTHERS.split()]
 
@@ -94,7 +96,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("-h", "--help", nargs="?", const="", metavar="TOPIC", help="the first page, or more of a topic")
     groups = {name: p.add_argument_group(name) for name in GROUPS}
-    defaults = flatten(Experiment().model_dump())
+    defaults = flatten(Experiment().model_dump()) | CHOSEN
     for path, info in FIELDS.items():
         text = f"{info.description or ''} [{shown(defaults[path])}]".replace("%", "%%")
         if info.annotation is bool:

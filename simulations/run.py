@@ -47,7 +47,7 @@ NOTHING = ": nothing was written"
 Tell = Callable[[str], None]
 Way = Callable[[Path, bool], str]
 Launch = Callable[..., None]
-Write = Callable[[Path], Experiment]
+Write = Callable[[Path], Path]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +81,7 @@ def perform(command: Command, console: Console, tell: Tell, way: Way, write: Wri
     """Check the experiment, run it and its baselines, and write the record and the report.
 
     `tell` gets what the user should know of a run that goes on, `way` says how to go on with one that does not. `write`
-    puts data into the folder of the run, and returns the experiment that reads them. Raises UserError before any work,
+    puts data into the folder of the run, and returns their path. Raises UserError before any work,
     RunFailure, and KeyboardInterrupt after a second Ctrl-C: what they say is what `run` prints.
     """
     from fedrec.report.page import write_report
@@ -90,6 +90,7 @@ def perform(command: Command, console: Console, tell: Tell, way: Way, write: Wri
     from simulations.engines import launch
     from simulations.engines.process import idle_workers
 
+    command = command if write else fitting(command)
     others, why = ({}, "") if write else checked(command)
     out, home = command.out, None
     with stopping(tell) as stopped:
@@ -97,7 +98,7 @@ def perform(command: Command, console: Console, tell: Tell, way: Way, write: Wri
             with folder(command) as home:
                 out = command.out or base(command.experiment).with_name(home.name)
                 if write:
-                    command = dataclasses.replace(command, experiment=write(home))
+                    command = fitting(command.changed(data_dir=write(home)))
                     others, why = checked(command)
                 say(command, out, console, tell)
                 with (
@@ -123,10 +124,27 @@ def perform(command: Command, console: Console, tell: Tell, way: Way, write: Wri
         return Ended(out, stopped(), failures)
 
 
+def fitting(command: Command) -> Command:
+    """Return the command with a model by gradients, where one by sums was chosen and its data are too large for it."""
+    from simulations.check import check_sums
+
+    if command.by_steps is None:
+        return command
+    try:
+        check_sums(command.experiment)
+    except UserError as error:
+        return dataclasses.replace(
+            command, experiment=command.by_steps, model=f"{command.by_steps.model}, since {error}"
+        )
+    return command
+
+
 def say(command: Command, out: Path, console: Console, tell: Tell) -> None:
     """Say, before anything is run, what a promise of privacy sets, what else is to be known, and where the run is."""
     from simulations.engines.nodes import apart
 
+    if command.model and not command.quiet:
+        console.print(f"model: {command.model}", highlight=False, markup=False)
     if command.promised and not command.quiet:
         console.print(f"defaults under a promise: {command.promised}", highlight=False, markup=False)
     for note in (*command.notes, *filter(None, [apart(command.experiment)])):

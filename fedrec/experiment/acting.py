@@ -211,7 +211,10 @@ RULES: dict[str, Rule] = {
     "codec.fraction": chosen("codec.kind", "top-k"),
     "data_dir": Rule(lambda e: e.dataset in ("ml-100k", "table"), "data of a file or a folder (add --dataset table)"),
     "columns": Rule(lambda e: e.dataset == "table" or ":" in e.dataset, "a table (add --dataset table)"),
-    **each("dim init_std", Rule(ours, "a model of ours (add --model mf); the fields of another are --model.FIELD")),
+    **each(
+        "dim init_std",
+        Rule(ours, "a model of ours with tables (add --model mf); the fields of another are --model.FIELD"),
+    ),
     **each("market.similarity market.conflicting market.users market.items market.impressions", MARKET),
     "skew": Rule(lambda e: e.partition in ("auto", "users"), "silos of users (add --partition users)"),
     "fractions": Rule(

@@ -126,7 +126,9 @@ class Experiment(Method):
     )
     weighting: Weighting = Field(Weighting(), description="how a client weighs the losses of its tasks")
     model: Annotated[PartText, AfterValidator(partial(with_paths, "model"))] = Field(
-        "mf", description="one, or one for each client 'mf;shop=mlp': " + ", ".join(NAMES)
+        "mf",
+        description="auto (slist, which learns by sums, or mf where something else that is asked for needs gradients), "
+        "one, or one for each client 'mf;shop=mlp': " + ", ".join(NAMES),
     )
     quadratic: Quadratic = Field(Quadratic(), description="what a model by sums weighs")
     sums: Subspace = Field(Subspace(), description="what of its sums travels")

@@ -46,5 +46,6 @@ def stacked(experiment: Experiment) -> bool:
 
 def apart(experiment: Experiment) -> str:
     """Return what is to be said of clients that train one at a time though they are asked to as one program."""
-    reason = stacking_refusal(experiment) if experiment.engine == "batched" else ""
+    steps = experiment.engine == "batched" and not experiment.by_sums
+    reason = stacking_refusal(experiment) if steps else ""
     return f"{reason}; its clients are trained one at a time" if reason else ""

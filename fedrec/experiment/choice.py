@@ -1,0 +1,59 @@
+"""Which model is taken where nobody names one: the one by sums, unless something that was asked for needs gradients."""
+
+import re
+
+from fedrec.errors import UserError
+from fedrec.experiment.acting import refuse
+from fedrec.experiment.config import Experiment, Method, build
+from fedrec.federation.methods import TABLE
+from fedrec.params import covers
+
+AUTO, BY_SUMS, BY_STEPS = "auto", "slist", "mf"
+STEPS = "steps along gradients"
+
+
+def check_choice(e: Experiment) -> None:
+    """Raise UserError if an experiment by sums is possible, but is not what its values ask for."""
+    if e.privacy.active:
+        raise UserError(f"privacy.unit: {e.privacy.unit} needs {STEPS} to add noise to")
+    if e.share and not covers(e.share, "sums"):
+        raise UserError(f"share: acts only with a model that has {' and '.join(e.share)}, found no sums in it")
+    if e.split == "new-items":
+        raise UserError("split: new-items needs more of an item than who liked it")
+    if e.codec.active:
+        raise UserError(f"codec.kind: {e.codec.kind} needs changes along gradients, which may be rounded")
+    if e.stack == "yes":
+        raise UserError(f"stack: yes needs {STEPS} that make one program")
+
+
+def reason(error: str) -> str:
+    """Return the part of a refusal that says what needs gradients, without what to do about it."""
+    if STEPS in error and (found := re.match(r"(?:option )?(.+): acts only with .*, found (.*)", error)):
+        return f"{found[1]} {found[2]} acts only with {STEPS}"
+    text = re.split(r", but |,? \((?:add|take) |; (?:add|take) |, found ", error)[0]
+    text = re.sub("^(option )?(--)?(model: )?", "", text).replace(": ", " ", 1)
+    return text if " needs " in text or " acts only with " in text else f"{text.partition(' ')[0]} needs {STEPS}"
+
+
+def why_steps(e: Experiment) -> str:
+    """Return what of an experiment needs a model by gradients; nothing if a model by sums would do."""
+    values = {**e.model_dump(), "model": BY_SUMS}
+    if e.rounds == Experiment().rounds:
+        del values["rounds"]  # nobody asked for the usual number
+    try:
+        other = build(values)
+        refuse(other, Method(method=e.method, **TABLE[e.method]) if e.method in TABLE else Method())
+        check_choice(other)
+    except UserError as error:
+        return reason(str(error))
+    return ""
+
+
+def describe(e: Experiment) -> str:
+    """Return which model an experiment has, and why, in words."""
+    if e.by_sums:
+        return f"{e.model}, learnt by sums in {'one round' if e.rounds == 1 else f'{e.rounds} rounds'}"
+    if e.model != BY_STEPS:
+        return f"{e.model}, as asked for"
+    why = why_steps(e)
+    return f"{e.model}, since {why}" if why else f"{e.model}, learnt by {STEPS}"
