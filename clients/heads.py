@@ -10,7 +10,8 @@ from clients.client import Client
 from clients.state import State
 from fedrec.evaluation.evaluate import Evaluation, evaluate, held_out
 from fedrec.evaluation.scorers import ModelScorer
-from fedrec.experiment.holdings import reader
+from fedrec.experiment.holdings import dataset, reader
+from fedrec.models.quadratic import EXACT
 from fedrec.params import Params
 from fedrec.sharing import Broadcast
 
@@ -22,11 +23,13 @@ def choose_head(client: Client, state: State, broadcast: Broadcast) -> tuple[Sta
     """Return the state with the weight w of a client's own sums, chosen on its validation, and how that does there.
 
     It is the smallest w, from 0 (the shared model), that is within one standard error of the best one: the error is of
-    the mean of the users' differences. A client with few users to choose by has w = 0.
+    the mean of the users' differences. A client with few users to choose by has w = 0, as have all
+    whose sums over pairs are of so many items that each w would take a minute.
     """
     e, data = client.experiment, client.data
     held = held_out(data, "validation")
-    if not e.has_heads or len(np.unique(held.user[held.positive])) < FEWEST:
+    many = len(dataset(e).items) > EXACT and not e.sums.active
+    if not e.has_heads or many or len(np.unique(held.user[held.positive])) < FEWEST:
         return state, None
     model = reader(e, data, "validation")
     results = []

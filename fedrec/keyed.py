@@ -18,6 +18,7 @@ from fedrec.params import Params, norm, subtract
 
 Ints = NDArray[np.int64]
 CHUNK = 64
+SUMS = "sums."  # before the names of what is summed over users, of which the federation has the total and no mean
 # What is keyed by rows, and the key space of the rows: parameters, and the logits on the public probe.
 PARAMETERS = {
     "item_table": "item",
@@ -185,12 +186,19 @@ def union(carriers: Sequence[Carrier]) -> dict[str, Tensor]:
     return places
 
 
+def sum_type(name: str, value: Tensor) -> torch.dtype:
+    """Return the type in which values are added up: float64, of sums over users their own, which fits their size."""
+    return value.dtype if name.startswith(SUMS) else torch.float64
+
+
 def add_among(total: Params, rows: Mapping[str, Tensor], who: Carrier, values: Params, weight: float) -> None:
     """Add a client's values, times a weight, to sums over several clients in place; `rows` is the `union` of these."""
     for name, value in values.items():
-        scaled, among = weight * value.to("cpu", torch.float64), rows.get(name, value)
+        dtype, among = sum_type(name, value), rows.get(name, value)
+        scaled = value.to("cpu", dtype) if weight == 1 else weight * value.to("cpu", dtype)
         if name not in total:
-            total[name] = torch.zeros((len(among), *value.shape[1:]) if name in rows else value.shape).double()
+            shape = (len(among), *value.shape[1:]) if name in rows else value.shape
+            total[name] = torch.zeros(shape, dtype=dtype)
         part = name in rows and len(value) < len(among)
         add_rows(total[name], torch.searchsorted(among, who.positions[name]) if part else None, scaled)
 
@@ -225,7 +233,7 @@ def sums(answers: Mapping[str, Params], z: Mapping[str, Params], carriers: Mappi
 
 def total_of(parts: Sequence[Subtotal], carriers: Mapping[str, Carrier], like: Params) -> Params:
     """Return sum_i p_i x_i of sums that were made in one order, in float64; `like` has the server's shapes."""
-    total = {name: torch.zeros(value.shape, dtype=torch.float64) for name, value in like.items()}
+    total = {name: torch.zeros(value.shape, dtype=sum_type(name, value)) for name, value in like.items()}
     for part in parts:
         rows = union([carriers[name] for name in part.clients])
         for name, value in part.values.items():

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 Params = dict[str, Tensor]
+PART = 2**24  # entries that are squared at a time, to bound memory
 # What a parameter may be at most: no recommender comes near, and squares of it summed over any table stay far below the
 # largest number in single precision (3e38).
 LARGEST = 1e12
@@ -39,7 +40,8 @@ def mix(share: Mapping[str, float], v: Mapping[str, Tensor], w: Mapping[str, Ten
 
 def norm(params: Mapping[str, Tensor]) -> float:
     """Return the Euclidean norm of all entries together, summed in float64."""
-    return math.sqrt(math.fsum(float(value.double().square().sum()) for value in params.values()))
+    parts = (part for value in params.values() for part in torch.split(value.reshape(-1), PART))
+    return math.sqrt(math.fsum(float(part.double().square().sum()) for part in parts))
 
 
 def finite(value: Tensor) -> bool:

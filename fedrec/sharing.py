@@ -17,6 +17,7 @@ from fedrec.data.types import Ints
 from fedrec.errors import ContractError as ContractError
 from fedrec.errors import choose
 from fedrec.keyed import PARAMETERS, TABLES, carrier
+from fedrec.keyed import SUMS as SUMS
 from fedrec.params import LARGEST, Params, covers, finite
 
 # What a recommender may have: matrix factorisation has no body and an MLP no biases, adapters and lora need content, a
@@ -25,7 +26,6 @@ from fedrec.params import LARGEST, Params, covers, finite
 ITEMS = ("item_table", "item_bias", "adapter", "lora", "sums", "item_sums")
 BODY = ("body", "sequence")
 MIXING = ("experts", "gates", "attention", "stitch", "transfer", "tasks", "extraction")
-SUMS = "sums."  # before the names of what is summed over users, of which the federation has the total and no mean
 # Sums in a subspace, see `fedrec.models.projected`: tables with a row for each item, and what is of no item.
 BASIS, ANSWER, DIAGONAL = (f"item_sums.{name}" for name in ("basis", "answer", "diagonal"))
 INNER, RIDGE, EXTENT = (f"{SUMS}{name}" for name in ("inner", "ridge", "extent"))

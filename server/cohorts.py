@@ -9,7 +9,7 @@ import torch
 from flwr.app import Message, RecordDict
 
 from fedrec.federation.proportion import MULTIPLE, least
-from fedrec.keyed import Carrier, Subtotal, add_among, chunks, union
+from fedrec.keyed import Carrier, Subtotal, add_among, chunks, sum_type, union
 from fedrec.params import Params, norm, subtract
 from fedrec.sharing import Broadcast, ContractError, Contribution, admit, is_sum
 from fedrec.wire import Answers, Call, Entry, ids_record, ledger, pack, read_answers
@@ -98,7 +98,9 @@ def admit_subtotal(part: Subtotal, call: Call, carriers: Mapping[str, Carrier]) 
         if not who.like.keys() <= shapes.keys():
             shapes |= who.like
     like = {
-        name: value.new_empty((len(rows[name]) if name in rows else len(value), *value.shape[1:])).double()
+        name: value.new_empty(
+            (len(rows[name]) if name in rows else len(value), *value.shape[1:]), dtype=sum_type(name, value)
+        )
         for name, value in shapes.items()
     }
     values = admit(part.values, like)
@@ -116,7 +118,7 @@ def weighted_sent(
     part: Subtotal, call: Call, members: Sequence[Carrier], rows: Mapping[str, torch.Tensor], like: Params
 ) -> Params:
     """Return sum_i p_i z_i of what the clients of a sum were sent, on its rows."""
-    total = {name: torch.zeros(value.shape, dtype=torch.float64) for name, value in like.items()}
+    total = {name: torch.zeros_like(value) for name, value in like.items()}
     weights: dict[int, tuple[Params, Carrier, float]] = {}  # those who were sent one object are added once
     for who in members:
         z, weight = call.broadcasts[who.client].values, call.chunks[who.client][1]

@@ -126,7 +126,7 @@ class SummedRecommender(Recommender):
         elif weight:
             (gram, cross), own = unpack(params), unpack(self.own())
             gram, cross = gram + weight * own[0], cross + weight * own[1]
-        elif FEW * x.shape[0] <= x.shape[1]:  # what others of this node are sent too
+        elif FEW * x.shape[0] <= x.shape[1] or self.dtype == torch.float32:  # what others of this node are sent too
             w = shared_weights(Total(self.kind, self.quadratic, params[GRAM], params[CROSS]))
             return replace(self, scores=(x @ w)[:, self.places])
         else:
