@@ -30,9 +30,8 @@ class ProjectedRecommender(SummedRecommender):
 
     item_sums.basis [items, k] is V, item_sums.answer [items, k] the total of C'V, item_sums.diagonal [items] that of G,
     sums.inner and sums.ridge [k (k + 1) / 2] upper triangles of V'GV and of V's metric, sums.extent [2] the number of
-    all items and the sum of the whole diagonal. Tables are float32, what is small float64. `counts` returns G and C over
-    its own items and users, `first` the rows
-    of V before the first pass.
+    all items and the sum of the whole diagonal. Tables are float32, what is small float64. `counts` returns G and C
+    over its own items and users, `first` the rows of V before the first pass.
     """
 
     subspace: Subspace = field(default=Subspace(), kw_only=True)
