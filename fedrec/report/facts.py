@@ -2,6 +2,9 @@
 
 import pandas as pd
 
+from fedrec.errors import UserError
+from fedrec.experiment.choice import describe
+from fedrec.experiment.config import build
 from fedrec.experiment.privacy import UNBOUNDED
 from fedrec.report.findings import listing, plural
 from fedrec.report.tables import LEAKING, Run
@@ -30,6 +33,7 @@ def facts(run: Run) -> dict[str, str]:
     devices = run.federated.clients.get("device", pd.Series(dtype=str))
     negatives = f"outside the held-out items too: {LEAKING}" if run.leaking() else "outside the training positives"
     return {
+        "Model": model_of(run),
         "Method": f"{option('method', '?')}; shared: {shared(run)}",
         "Data": f"{option('dataset', '?')}: {plural(users, 'user')}{public}, {plural(held_out, 'test interaction')}",
         "Clients": f"{len(names):,}: {listing(names)}",
@@ -44,6 +48,14 @@ def facts(run: Run) -> dict[str, str]:
         "Seed": str(option("seed", "?")),
         "Time": f"{seconds:,.{0 if seconds >= 10 else 1}f} s",
     }
+
+
+def model_of(run: Run) -> str:
+    """Return which model was learnt, and why, in words; of a record that cannot be built its name."""
+    try:
+        return describe(build(run.record.get("experiment", {})))
+    except UserError:
+        return str(run.option("model", "?"))
 
 
 def privacy(run: Run) -> str:
