@@ -14,16 +14,22 @@ from fedrec.data import ClientData
 from fedrec.errors import UserError
 from fedrec.evaluation.evaluate import PerUser, evaluate
 from fedrec.evaluation.scorers import PopularityScorer, Tally
-from fedrec.experiment.acting import acting
+from fedrec.experiment.acting import acting, tasks
 from fedrec.experiment.channel import public
 from fedrec.experiment.config import Experiment, build
-from fedrec.experiment.holdings import clients_data, tasks_for
-from fedrec.experiment.records import OWN, SINGLE, Record, write_csv, write_users
+from fedrec.experiment.holdings import clients_data, dataset, tasks_for
+from fedrec.experiment.records import CLOSED, OWN, SINGLE, Record, write_csv, write_users
 from fedrec.tasks import parse_task
 from simulations.check import check
 from simulations.methods import METHODS, usual
 from simulations.promises import stages, without_promise
 
+CLOSED_FORMS = ("slist", "ease")
+CHEAP = 3e11  # clients times the cube of their items: what a closed form beside a run may cost
+SAME = (  # fields of the data and of how they are tested
+    *("clients", "dataset", "data_dir", "columns", "market", "partition", "skew", "volunteers"),
+    *("split", "fractions", "candidates", "metrics", "seed"),
+)
 PRESENT = {"participation": 1.0, "dropout": "0", "deadline": 0.0, "secure": {}, "newcomers": ""}
 
 
@@ -66,11 +72,34 @@ def single_tasks(experiment: Experiment) -> tuple[dict[str, Experiment], str]:
     return singles, ""
 
 
+def closed_forms(experiment: Experiment) -> dict[str, Experiment]:
+    """Return the models by sums, alone and pooled, that a model by gradients which ranks is compared with, by name.
+
+    They are of the same data, split, metrics and seed, and are cheap: where they would not be there are none.
+    """
+    e = experiment
+    ranked = all(any(task.name == "rank" for task in group) for group in tasks(e))
+    if e.by_sums or not ranked or e.split == "new-items":
+        return {}
+    same = {name: getattr(e, name) for name in SAME}
+    items, found = len(dataset(e).items), dict[str, Experiment]()
+    for method, clients in (("local", len(clients_data(baseline(e, "local")))), ("pooled", 1)):
+        for kind in CLOSED_FORMS if clients * items**3 <= CHEAP else ():
+            made = build({**same, **METHODS[method].model_dump(), "model": kind, "engine": "inline"})
+            try:
+                check(made)
+            except UserError:
+                continue
+            found[f"{kind}-{method}"] = made
+    return found
+
+
 def comparisons(experiment: Experiment) -> tuple[dict[str, Experiment], str]:
     """Return the baselines to train by their folders, and why tasks are not trained singly, if so."""
     whole = {method: baseline(experiment, method) for method in ("local", "pooled") if method != experiment.method}
     apart, why = single_tasks(experiment)
-    runs = {**whole, **stages(experiment), **{f"{SINGLE}/{task}": e for task, e in apart.items()}}
+    closed = {f"{CLOSED}/{name}": e for name, e in closed_forms(experiment).items()}
+    runs = {**whole, **closed, **stages(experiment), **{f"{SINGLE}/{task}": e for task, e in apart.items()}}
     return {name: e.model_copy(update={"tracker": "none"}) for name, e in runs.items()}, why
 
 
@@ -83,7 +112,7 @@ def run_popularity(experiment: Experiment, home: Path) -> None:
     """
     home.mkdir(parents=True)
     parts = clients_data(baseline(experiment, "local"))
-    tasks = list({task.name: task for part in parts for task in tasks_for(experiment, part)}.values())
+    kinds = list({task.name: task for part in parts for task in tasks_for(experiment, part)}.values())
     items = 1 + max(int(part.items.max(initial=-1)) for part in parts)
     rows = [(part.train, part.items[part.train.item]) for part in parts]
     if experiment.volunteers:  # their rows stand in those of every client, and count once
@@ -92,11 +121,11 @@ def run_popularity(experiment: Experiment, home: Path) -> None:
         rows = [(train.take(kept), item[kept]) for (train, item), kept in zip(rows, others, strict=True)]
         rows.append((volunteers.train, volunteers.items[volunteers.train.item]))
         items = max(items, 1 + int(volunteers.items.max(initial=-1)))
-    tally = Tally.of(tasks, rows, items)
+    tally = Tally.of(kinds, rows, items)
     measure_popularity(experiment, parts, home, lambda part: tally.take(part.items))
     if len(parts) > 1:
         measure_popularity(
-            experiment, parts, home / OWN, lambda p: Tally.of(tasks, [(p.train, p.train.item)], len(p.items))
+            experiment, parts, home / OWN, lambda p: Tally.of(kinds, [(p.train, p.train.item)], len(p.items))
         )
 
 

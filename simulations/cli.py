@@ -223,7 +223,10 @@ def overrides(run_config: Mapping[str, bool | float | int | str]) -> Experiment:
     values = dict(run_config)
     whole = str(values.pop("experiment", ""))
     if not whole:
-        return resolve(fields(values, "run-config"))
+        usual = flatten(Experiment().model_dump())  # which Flower is told of all that may be given
+        layer = fields(values, "run-config").items()
+        given = {path: g for path, g in layer if path == "model" or shown(g.value) != shown(usual.get(path))}
+        return decide(given).experiment
     try:
         content = json.loads(whole)
     except ValueError as error:

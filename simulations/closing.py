@@ -15,6 +15,7 @@ from fedrec.metrics import Values, paired
 from fedrec.report.findings import DASH, MINUS, number, warnings
 from fedrec.report.several import WORDS, balance_of, balances, transfer
 from fedrec.report.standing import correction, standings, stands, unpopular
+from fedrec.report.summed import sums_told
 from fedrec.report.tables import compare, comparison, read_run
 from fedrec.report.verdicts import UNCLEAR, labels
 
@@ -85,13 +86,13 @@ def several(run_dir: Path) -> Table | None:
 
 
 def answers(run_dir: Path) -> list[str]:
-    """Return where the run stands among its baselines, the strongest by name, and what the verdicts stand for."""
+    """Return where the run stands among its baselines, what the verdicts stand for, and what a run by sums ties."""
     run = read_run(run_dir)
     table = compare(run)
     primary, places = table[table["primary"]], standings(run)
-    lines = [f"{place.headline}." for place in places if place.headline]
+    lines = [f"{text}." for place in places for text in (place.headline, place.beaten) if text]
     lines += [stands(place, bool(run.record.get("privacy"))) for place in places]
-    return [line for line in (*lines, unpopular(primary), correction(primary)) if line]
+    return [line for line in (*lines, unpopular(primary), correction(primary), *sums_told(run)) if line]
 
 
 def notes(run_dir: Path) -> list[str]:

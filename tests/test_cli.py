@@ -14,7 +14,7 @@ from fedrec.experiment.config import Experiment, Method
 from simulations.cli import Command, overrides, parse
 from simulations.help import MOST, TOPICS
 from simulations.methods import METHODS, usual
-from simulations.options import FIELDS, GROUPS, OPTIONS, flatten, leaves, nest, shown
+from simulations.options import CHOSEN, FIELDS, GROUPS, OPTIONS, flatten, leaves, nest, shown
 
 ROOT = Path(__file__).parents[1]
 
@@ -33,12 +33,12 @@ def refusal(*argv: str) -> str:
     return message
 
 
-def test_nothing_given_is_the_default_experiment() -> None:
-    assert parse([]) == Command(Experiment(), None, quiet=False, compare=True, every=1)
+def test_nothing_given_but_a_model_is_the_default_experiment() -> None:
+    assert parse(["--model", "mf"]) == Command(Experiment(), None, quiet=False, compare=True, every=1)
 
 
 def test_flags_that_are_no_fields() -> None:
-    command = parse(["--out", "runs/a b", "--quiet", "--compare"])
+    command = parse(["--model", "mf", "--out", "runs/a b", "--quiet", "--compare"])
     assert command == Command(Experiment(), Path("runs/a b"), quiet=True, compare=True, every=1)
 
 
@@ -276,7 +276,7 @@ def test_the_first_page_of_help_is_short_and_true(capsys: pytest.CaptureFixture[
     page = helped(capsys, "--help")
     assert page == helped(capsys, "-h") and len(page.splitlines()) <= 60
     assert max(map(len, page.splitlines())) < 80
-    defaults = flatten(Experiment().model_dump())
+    defaults = flatten(Experiment().model_dump()) | CHOSEN
     for group in MOST.values():
         for name, (_, default) in group.items():
             option = name.split()[0]
@@ -309,7 +309,7 @@ def test_help_beside_a_part_tells_its_fields(capsys: pytest.CaptureFixture[str])
 
 def test_help_names_every_flag_with_its_true_default(capsys: pytest.CaptureFixture[str]) -> None:
     shown = " ".join(helped(capsys, "--help", "all").split())
-    defaults = flatten(Experiment().model_dump())
+    defaults = flatten(Experiment().model_dump()) | CHOSEN
     for path, info in FIELDS.items():
         assert f"--{path.replace('_', '-')} " in shown.replace(",", " ")
         default = defaults[path]

@@ -5,6 +5,9 @@ from typing import Any
 
 import pandas as pd
 
+from fedrec.errors import UserError
+from fedrec.experiment.choice import describe
+from fedrec.experiment.config import build
 from fedrec.experiment.privacy import UNBOUNDED
 from fedrec.report.findings import listing, plural
 from fedrec.report.tables import LEAKING, Run
@@ -33,6 +36,7 @@ def facts(run: Run) -> dict[str, str]:
     devices = run.federated.clients.get("device", pd.Series(dtype=str))
     negatives = f"outside the held-out items too: {LEAKING}" if run.leaking() else "outside the training positives"
     return {
+        "Model": model_of(run),
         "Method": f"{option('method', '?')}; shared: {shared(run)}",
         "Data": f"{option('dataset', '?')}: {plural(users, 'user')}{public}, {plural(held_out, 'test interaction')}",
         "Clients": f"{len(names):,}: {listing(names)}",
@@ -68,6 +72,14 @@ def bound(multipliers: Mapping[str, float]) -> list[str]:
 def short(gap: float) -> str:
     """Return a relative gap as one would say it: what is below the precision of numbers is that."""
     return "under 1e-15" if gap < 1e-15 else f"{gap:.0e}"
+
+
+def model_of(run: Run) -> str:
+    """Return which model was learnt, and why, in words; of a record that cannot be built its name."""
+    try:
+        return describe(build(run.record.get("experiment", {})))
+    except UserError:
+        return str(run.option("model", "?"))
 
 
 def privacy(run: Run) -> str:

@@ -8,11 +8,12 @@ from markupsafe import Markup
 
 from fedrec.metrics import higher_is_better, sign
 from fedrec.report import plots
-from fedrec.report.facts import facts
+from fedrec.report.facts import facts, model_of
 from fedrec.report.findings import DASH, MANY, WORST, answer, headline, label, plural, size, warnings
 from fedrec.report.price import price_rows
 from fedrec.report.several import WORDS, balance_of, balances, transfer
 from fedrec.report.standing import Standing, correction, standings, stands, unpopular
+from fedrec.report.summed import sums_told
 from fedrec.report.tables import BASELINES, Run, compare, read_run, unit_of
 from fedrec.report.template import render
 
@@ -59,7 +60,7 @@ def page(run: Run) -> str:
         option=run.option,
         facts=facts(run),
         many=len(run.names()) > MANY,
-        headlines=[s.headline for s in standing if s.headline],
+        headlines=[text for s in standing for text in (s.headline, s.beaten) if text],
         corrected=correction(primary),
         answers=[
             _answer(run, i, rows, together, standing) for i, (_, rows) in enumerate(primary.groupby("task", sort=False))
@@ -69,6 +70,8 @@ def page(run: Run) -> str:
         baselines=run.baselines,
         several=_several(run),
         curves=_curves(run, primary),
+        model=model_of(run),
+        sums=sums_told(run),
         budgets=run.record.get("budgets", []),
         privacy=run.record.get("privacy"),
         price=price_rows(run, MANY),

@@ -13,7 +13,18 @@ import pandas as pd
 from fedrec.errors import UserError
 from fedrec.evaluation.differences import Side, difference, squared, whole
 from fedrec.experiment.privacy import NOT_PRIVATE
-from fedrec.experiment.records import CLIPPED, FAULTS, LEDGER, NO_STUDENT, NOT_SINGLE, OWN, PLAIN, SINGLE, UNCLIPPED
+from fedrec.experiment.records import (
+    CLIPPED,
+    CLOSED,
+    FAULTS,
+    LEDGER,
+    NO_STUDENT,
+    NOT_SINGLE,
+    OWN,
+    PLAIN,
+    SINGLE,
+    UNCLIPPED,
+)
 from fedrec.folders import refuse_unfinished
 from fedrec.metrics import NEGATIVES, Paired, higher_is_better
 from fedrec.report.verdicts import families, verdicts
@@ -68,6 +79,7 @@ class Run:
     not_single: str  # why the tasks were not
     no_student: str = ""  # why there is none
     stages: dict[str, Results] = field(default_factory=dict)  # the runs between one without a promise and that with it
+    closed: dict[str, Results] = field(default_factory=dict)  # models by sums, as MODEL-local or MODEL-pooled
 
     def option(self, name: str, default: Any = None) -> Any:
         """Return an option of the experiment."""
@@ -162,6 +174,10 @@ def read_run(run_dir: Path, complete: bool = True) -> Run:
             name: read_results(folder)
             for name in (PLAIN, UNCLIPPED, CLIPPED)
             if ((folder := run_dir / "baselines" / name) / "clients.csv").exists()
+        },
+        {
+            path.parent.name: read_results(path.parent)
+            for path in sorted((run_dir / "baselines" / CLOSED).glob("*/clients.csv"))
         },
     )
 

@@ -1,0 +1,54 @@
+"""What a run that learns by sums ties, what its clients sent for that, and what can be read from it."""
+
+from fedrec.models.quadratic import KINDS
+from fedrec.report.findings import listing, size
+from fedrec.report.tables import Run
+from fedrec.sharing import SUMS
+
+
+def sums_told(run: Run) -> list[str]:
+    """Return in sentences the constraint, who made each client's part, what travelled, and what it tells to whom.
+
+    Empty for a run that learns by gradients, or in which nothing is shared.
+    """
+    sums = run.ledger[run.ledger["parameter"].str.startswith(SUMS)]
+    if run.option("model") not in KINDS or not run.option("share"):
+        return []
+    clients = len(run.names())
+    each = "W_1 = W_2" if clients == 2 else f"W_1 = ... = W_{clients}"
+    tied = f"Constraint: {each}, one W between items, solved for from the sum of the clients' G_i and C_i; "
+    private = [p["name"] for p in run.record.get("parameters", {}).get("private", [])]
+    headed = any(name.startswith("heads.") for name in private)
+    tied += "private heads: B_i = W + D_i, of which D_i is never sent." if headed else "no private heads: B_i = W."
+    return [tied, made(run), *travelled(run, len(sums) > 0), readable(run, clients)]
+
+
+def made(run: Run) -> str:
+    """Return on which device each client made its part."""
+    devices = run.federated.clients.drop_duplicates("client", keep="last").groupby("device", sort=False)["client"]
+    return f"Made on {'; '.join(f'{device}: {listing(names)}' for device, names in devices)}."
+
+
+def travelled(run: Run, plain: bool) -> list[str]:
+    """Return how large what a client sent, and was sent, was, by parameter."""
+    table = run.ledger[run.ledger["parameter"].str.startswith(SUMS)] if plain else run.ledger
+    table = table[(table["bytes"] > 0) & (table["round"] > 0)]
+    parts = []
+    for direction, words in (("up", "A client sent in a round"), ("down", "and was sent")):
+        rows = table[table["direction"] == direction]
+        mean = rows.groupby("parameter", sort=False)["bytes"].mean()
+        parts.append(f"{words} " + (", ".join(f"{name} {size(count)}" for name, count in mean.items()) or "nothing"))
+    return [f"{parts[0]}; {parts[1]}."] if len(table) else []
+
+
+def readable(run: Run, clients: int) -> str:
+    """Return what whoever gets the sums can read from them."""
+    alone = run.option("partition") == "one-user"
+    tell = "each client's items" if alone else "which pairs of items the same users of a client liked"
+    if (run.option("secure") or {}).get("active"):
+        text = "The server reads the total alone: which pairs of items the same users liked, of all clients together."
+    else:
+        text = f"The server can read from them {tell} (--secure.active hides all but the total)."
+    if clients == 2:
+        text += " Each of the two clients can subtract its own sums from the total that it is sent: it has the other's."
+    return text
