@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedrec.metrics import Values, paired
+from fedrec.report.facts import solved
 from fedrec.report.findings import DASH, MINUS, number, warnings
 from fedrec.report.several import WORDS, balance_of, balances, transfer
 from fedrec.report.standing import correction, standings, stands, unpopular
@@ -92,6 +93,7 @@ def answers(run_dir: Path) -> list[str]:
     primary, places = table[table["primary"]], standings(run)
     lines = [f"{text}." for place in places for text in (place.headline, place.beaten) if text]
     lines += [stands(place, bool(run.record.get("privacy"))) for place in places]
+    lines += [f"{what}: {words}" for what, words in solved(run.record.get("certificate") or {}).items()]
     return [line for line in (*lines, unpopular(primary), correction(primary), *sums_told(run)) if line]
 
 

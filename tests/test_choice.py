@@ -2,6 +2,7 @@
 
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,7 @@ from simulations.methods import METHODS
 from simulations.run import fitting
 from tests.test_front import TOLD
 
-SMALL = {"clients": 2, "engine": "inline", "market": {"users": 30, "items": 40, "impressions": 15}}
+SMALL: dict[str, Any] = {"clients": 2, "engine": "inline", "market": {"users": 30, "items": 40, "impressions": 15}}
 BY_SUMS = """
 --clients 5
 --model auto
