@@ -105,7 +105,7 @@ def _pairs(history: Ints, m: int, weight: Values, same: bool) -> Part:
     if not same:
         value[history == history[:, None]] = 0
     place, cell = np.unique((history[:, None] * m + history)[value > 0], return_inverse=True)
-    return Part(place, np.bincount(cell, value[value > 0], len(place)))
+    return Part(place, np.bincount(cell, value[value > 0], len(place)).astype(np.float64))
 
 
 def _matrix(parts: list[Part], items: int) -> csr_array:

@@ -37,4 +37,4 @@ def ordered(users: int, sigma: float, classes: bool) -> Recipe:
 
 def unordered(users: int, sigma: float) -> Recipe:
     """Return the recipe of pairs without an order."""
-    return Recipe(0.1, 0.0, 0.9, min(max(50, round(0.09 * users / sigma)), MOST))
+    return Recipe(0.1, 0.0, 0.9, min(max(50, round(0.09 * users / sigma)), MOST), 10.0)

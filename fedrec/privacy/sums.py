@@ -51,8 +51,10 @@ class Release:
     within exp(+-10 P exp(-pi^2 v)) (arXiv 2102.06387, Theorem 9). That of variance s + w is, but for such factors of
     exp(+-P exp(-2 pi^2 w)), a Gaussian of variance s of which every entry z is then replaced by a discrete Gaussian of
     variance w around z, which does not look at the data: with w = `discrete.LEAST`, which every share has on top,
-    both are below 1e-200, and the accountant's own rounding is above 1e-9. `overlap` silos may hold the same person,
-    each of which adds norm 1 for it: together as much as overlap^2 steps of it cost, of which each silo books `overlap`.
+    both are below 1e-200, and the accountant's own rounding is above 1e-9.
+
+    `overlap` silos may hold the same person, for whom each adds norm 1: that costs as much as overlap^2 steps, of which
+    each silo books `overlap`.
     """
 
     size: int
