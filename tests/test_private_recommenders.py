@@ -103,8 +103,8 @@ def test_scores_of_a_prior_are_a_product_with_its_matrix() -> None:
 def test_pairs_are_thresholded_freed_of_their_weights_and_scaled_to_the_share_of_the_head() -> None:
     prior = Prior.of(np.array([4.0, 1.0, 3.0, 2.0]), CLASSES, np.zeros((2, 2)))
     head, weight = np.array([0, 2]), np.array([1.0, 2.0])
-    found = pairs(np.array([[9.0, 5.0], [-4.0, 9.0]]), 1.0, head, weight, prior).toarray()
-    kept = np.array([4.0, -3.0]) / 2  # off the diagonal, one noise nearer to 0, over both weights
+    found = pairs(np.array([[9.0, 5.0], [4.0, 9.0]]), 1.0, head, weight, prior).toarray()
+    kept = np.array([4.0, 3.0]) / 2  # off the diagonal, one noise nearer to 0, over both weights
     assert np.allclose(found[[0, 2], [2, 0]], kept / kept.sum() * (7 / 10) ** 2)
     assert np.count_nonzero(found) == 2
 
@@ -112,7 +112,7 @@ def test_pairs_are_thresholded_freed_of_their_weights_and_scaled_to_the_share_of
 @pytest.mark.parametrize("noise", [3.0, np.inf])
 def test_nothing_is_left_of_what_is_below_the_noise(noise: float) -> None:
     prior = Prior.of(np.ones(4), CLASSES, np.zeros((2, 2)))
-    found = pairs(np.array([[9.0, 3.0], [-2.0, 9.0]]), noise, np.array([0, 2]), np.ones(2), prior)
+    found = pairs(np.array([[9.0, 3.0], [-5.0, 9.0]]), noise, np.array([0, 2]), np.ones(2), prior)
     assert found.nnz == 0
     model = Markov(found, prior, 1.0, 0.3)
     assert np.allclose(model.scores(csr_array(np.eye(4))), 0.3 / 2 / 16)  # popularity alone

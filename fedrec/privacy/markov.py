@@ -75,12 +75,12 @@ def weights(popularity: Values, head: Ints) -> Values:
 def pairs(values: Values, noise: float, head: Ints, weight: Values, prior: Prior) -> csr_array:
     """Return the pairs [items, items] of transitions [m, m] with noise of a standard deviation, soft-thresholded at it.
 
-    What is left is freed of its weights, and scaled to what the prior says the head has of all transitions.
+    There are no negative transitions. What is left is freed of its weights, and scaled to what the prior says the head
+    has of all transitions.
     """
-    items, (row, column) = len(prior.popularity), np.nonzero(np.abs(values) > noise)
+    items, (row, column) = len(prior.popularity), np.nonzero(values > noise)
     row, column = row[row != column], column[row != column]
-    kept = values[row, column]
-    kept = (kept - np.sign(kept) * noise) / (weight[row] * weight[column])
+    kept = (values[row, column] - noise) / (weight[row] * weight[column])
     total = float(kept.sum())
     scale = prior.mass(head) / prior.mass() / total if total > 0 else 0.0
     return csr_array(coo_array((kept * scale, (head[row], head[column])), shape=(items, items)))

@@ -1,0 +1,100 @@
+"""What silos release together under a promise, the model that follows, and a silo's own beside its exact sums."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from scipy.sparse import coo_array, csr_array
+
+from fedrec.data.history import Sequences
+from fedrec.data.types import Ints
+from fedrec.privacy.contributions import class_transitions, own_transitions, popularity, transitions
+from fedrec.privacy.markov import Markov, Prior, pairs, weights
+from fedrec.privacy.sums import GRID, Values
+
+SHARES = (0.03, 0.1, 0.3)  # c of what others released, as a user of theirs counts beside one of a silo's own
+RECENT = (3.0, 10.0)  # decays of a history that is scored
+PRIORS = (0.3, 1.0)  # weights of the prior
+DAMPING = 0.1  # of the largest popularity
+
+
+@dataclass(frozen=True)
+class Released:
+    """The sums of `users` users: popularity [items], transitions of public classes [k, k] and within a head [m, m].
+
+    `noise` is the standard deviation of an entry of the popularity, and of the pairs; 0 of what is exact. `weight` [m]
+    are the weights of the head's items that all users' pairs were normalised with.
+    """
+
+    users: int
+    popularity: Values
+    classes: Ints
+    between: Values
+    head: Ints
+    weight: Values
+    pairs: Values
+    noise: tuple[float, float] = (0.0, 0.0)
+
+    def model(self, prior_weight: float) -> Markov:
+        """Return the model of everybody, with no one's exact sums."""
+        prior = Prior.of(self.popularity, self.classes, self.between)
+        kept = pairs(self.pairs, self.noise[1], self.head, self.weight, prior)
+        return Markov(kept, prior, max(self.noise[0], 1e-9), prior_weight)
+
+    def others(self, own: Sequences) -> "Released":
+        """Return the same without a silo's own users, whose part it knows to the step: what it knows of the others."""
+        k, m, users = len(self.between), len(self.head), len(own.start) - 1
+        return Released(
+            self.users - users,
+            self.popularity - popularity(own, len(self.popularity)) / GRID,
+            self.classes,
+            self.between - class_transitions(own, self.classes, k).reshape(k, k) / GRID,
+            self.head,
+            self.weight,
+            self.pairs - transitions(own, self.head, self.weight).reshape(m, m) / GRID,
+            self.noise,
+        )
+
+
+class Candidate(NamedTuple):
+    """A model that a silo may choose: with `share` 0 it has nothing of the others."""
+
+    share: float
+    recent: float
+    model: Markov
+
+
+def candidates(own: Sequences, classes: Ints, released: Released | None, items: int) -> Iterator[Candidate]:
+    """Yield the models of a silo's own exact sums plus c (noisy total - own), c = 0 first: that is the silo alone.
+
+    Alone has the same public classes, and is tried with the same settings. The choice is the silo's, on its own
+    validation, and no part of it leaves.
+    """
+    k = len(released.between) if released else int(classes.max(initial=0)) + 1
+    users = len(own.start) - 1
+    known = popularity(own, items) / GRID
+    between = class_transitions(own, classes, k).reshape(k, k) / GRID
+    mine = _freed(own_transitions(own, items, weights(known, np.arange(items))), weights(known, np.arange(items)))
+    theirs = released.others(own) if released else None
+    for share in (0.0, *(SHARES if theirs else ())):
+        seen, lumped, kept, mass = known, between, users * mine, float(users)
+        if theirs and share:
+            seen = known + share * np.maximum(theirs.popularity, 0)
+            lumped = between + share * theirs.between
+        prior = Prior.of(seen, classes, lumped)
+        if theirs and share:
+            found = pairs(theirs.pairs, theirs.noise[1], theirs.head, theirs.weight, prior)
+            kept, mass = kept + share * theirs.users * found, mass + share * theirs.users * bool(found.nnz)
+        damping = DAMPING * float(prior.popularity.max())
+        for recent in RECENT:
+            for weight in PRIORS:
+                yield Candidate(share, recent, Markov(csr_array(kept / mass), prior, damping, weight))
+
+
+def _freed(values: csr_array, weight: Values) -> csr_array:
+    """Return exact transitions [items, items] without their weights, scaled to sum 1."""
+    cells = coo_array(values)
+    row, column = cells.coords
+    data = cells.data / (weight[row] * weight[column])
+    return csr_array((data / (data.sum() or 1.0), (row, column)), shape=values.shape)
