@@ -1,7 +1,7 @@
 """A private federation of ordered histories as two secure sums: popularity, then transitions among what is popular."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -40,7 +40,8 @@ class Plan:
     @cached_property
     def recipe(self) -> Recipe:
         """The settings that follow."""
-        return ordered(self.users, self.sigma, self.count > 1)
+        recipe = ordered(self.users, self.sigma, self.count > 1)
+        return replace(recipe, items=min(recipe.items, len(self.classes)))
 
     def release(self, size: int, share: float) -> Release:
         """Return a release that takes a share of the budget."""

@@ -89,7 +89,7 @@ def candidates(own: Sequences, classes: Ints, released: Released | None, items: 
         damping = DAMPING * float(prior.popularity.max())
         for recent in RECENT:
             for weight in PRIORS:
-                yield Candidate(share, recent, Markov(csr_array(kept / mass), prior, damping, weight))
+                yield Candidate(share, recent, Markov(csr_array(kept / (mass or 1.0)), prior, damping, weight))
 
 
 def _freed(values: csr_array, weight: Values) -> csr_array:
