@@ -15,14 +15,14 @@ from fedrec.data.movielens import movielens
 from fedrec.data.partition import federation
 from fedrec.data.release_years import GROUPS, year_groups
 from fedrec.data.types import ClientData, Ints
+from fedrec.models.contributions import GRID, popularity
+from fedrec.models.markov import Markov
+from fedrec.models.released import RECENT, SHARES, Released, personal
 from fedrec.privacy.accounting import epsilon
-from fedrec.privacy.contributions import popularity
 from fedrec.privacy.discrete import Integers
-from fedrec.privacy.markov import Markov
 from fedrec.privacy.noise import Source
 from fedrec.privacy.plan import Plan
-from fedrec.privacy.released import Candidate, Released, candidates
-from fedrec.privacy.sums import GRID, multiplier
+from fedrec.privacy.sums import multiplier
 from fedrec.rng import generator
 
 real = pytest.mark.skipif("FEDREC_DATA" not in os.environ, reason="FEDREC_DATA does not name the folder of real data")
@@ -98,22 +98,26 @@ def test_what_a_silo_knows_of_the_others_is_their_sum() -> None:
     assert others.users == 400
 
 
-def test_a_silo_alone_is_a_candidate_and_has_nothing_of_the_others() -> None:
-    own = silos()[0]
-    mine = [c for c in candidates(own, CLASSES, released(2.0), 30) if c.share == 0]
-    alone = list(candidates(own, CLASSES, None, 30))
-    assert len(mine) == len(alone) > 1
-    x = csr_array(np.eye(30))
-    for one, other in zip(mine, alone, strict=True):
-        assert (one.model.scores(x) == other.model.scores(x)).all()
-        assert one.recent == other.recent
+def test_a_share_of_nothing_is_the_silo_alone() -> None:
+    own, x = silos()[0], csr_array(np.eye(30))
+    alone = personal(own, CLASSES, None, 30, 0.3).scores(x)
+    assert (personal(own, CLASSES, released(2.0), 30, 0.0).scores(x) == alone).all()
+    assert np.abs(personal(own, CLASSES, released(2.0), 30, 0.3).scores(x) - alone).max() > 0
 
 
-def test_everything_of_noise_alone_leaves_a_model_of_finite_numbers() -> None:
+def test_a_large_share_of_sums_without_noise_is_the_model_of_all() -> None:
+    """A silo of nobody has what the others have together, whatever its share."""
+    seen = released(0.01)
+    whole = personal(EMPTY, CLASSES, seen, 30, 1.0).scores(csr_array(np.eye(30)))
+    ahead = (whole.argmax(1) - np.arange(30)) % 30
+    assert set(ahead) <= {1, 2, 3}
+
+
+def test_sums_of_noise_alone_make_a_model_of_finite_numbers() -> None:
     nobody = Plan(500, 5, 2.0, CLASSES).carry_out([EMPTY] * 5, Source.system())
     assert np.isfinite(nobody.model(0.3).scores(csr_array(np.eye(30)))).all()
-    for candidate in candidates(EMPTY, CLASSES, nobody, 30):
-        assert np.isfinite(candidate.model.scores(csr_array(np.eye(30)))).all()
+    for share in SHARES:
+        assert np.isfinite(personal(EMPTY, CLASSES, nobody, 30, share).scores(csr_array(np.eye(30)))).all()
 
 
 def test_release_years_make_groups_of_alike_size() -> None:
@@ -179,24 +183,25 @@ def test_private_sums_of_five_silos_are_above_popularity(
     assert np.concatenate(found).mean() >= least
 
 
-def chosen(options: list[Candidate], data: ClientData, seed: int) -> Candidate:
-    """Return a silo's choice: the best mean gain of all places on its validation."""
-    value = [float((1 / np.log2(places(c.model, c.recent, data, "validation", seed) + 2)).mean()) for c in options]
-    return options[int(np.argmax(value))]
+def value(model: Markov, data: ClientData, seed: int) -> float:
+    """Return the mean gain of all places, by which a silo chooses on its validation."""
+    return float((1 / np.log2(places(model, RECENT, data, "validation", seed) + 2)).mean())
 
 
 @cache
-def personal(count: int, seed: int) -> dict[float, np.ndarray]:
-    """Return the NDCG@10 of every user by budget, less that of its silo alone with the same settings to choose from."""
+def gains(count: int, seed: int) -> dict[float, np.ndarray]:
+    """Return the NDCG@10 of every user by budget, less that of its silo alone with the same settings."""
     parts, own, classes = films(count, seed)
     result: dict[float, list[np.ndarray]] = {budget: [] for budget in BUDGETS}
     for data, mine in zip(parts, own, strict=True):
-        alone = chosen(list(candidates(mine, classes, None, len(classes))), data, seed)
-        before = ndcg(places(alone.model, alone.recent, data, "test", seed))
+        alone = personal(mine, classes, None, len(classes), 0.0)
+        before, least = ndcg(places(alone, RECENT, data, "test", seed)), value(alone, data, seed)
         for budget in BUDGETS:
-            joint = [c for c in candidates(mine, classes, private(count, seed, budget)[1], len(classes)) if c.share]
-            best = chosen([alone, *joint], data, seed)
-            result[budget].append(ndcg(places(best.model, best.recent, data, "test", seed)) - before)
+            seen = private(count, seed, budget)[1]
+            options = [personal(mine, classes, seen, len(classes), share) for share in SHARES[1:]]
+            values = [least, *(value(model, data, seed) for model in options)]
+            best = [alone, *options][int(np.argmax(values))]
+            result[budget].append(ndcg(places(best, RECENT, data, "test", seed)) - before)
     return {budget: np.concatenate(found) for budget, found in result.items()}
 
 
@@ -206,7 +211,7 @@ def personal(count: int, seed: int) -> dict[float, np.ndarray]:
 def test_twenty_silos_gain_by_private_sums_beside_their_own(
     budget: float, least: float, tries: Callable[[int, int], int]
 ) -> None:
-    change = np.concatenate([personal(20, seed)[budget] for seed in range(tries(0, 5))])
+    change = np.concatenate([gains(20, seed)[budget] for seed in range(tries(0, 5))])
     error = change.std() / np.sqrt(len(change))
     assert change.mean() >= least, f"{change.mean():+.4f} +- {1.96 * error:.4f}"
 
@@ -215,5 +220,5 @@ def test_twenty_silos_gain_by_private_sums_beside_their_own(
 @pytest.mark.soak
 @pytest.mark.parametrize("budget", BUDGETS)
 def test_five_silos_lose_nothing_to_speak_of(budget: float, tries: Callable[[int, int], int]) -> None:
-    change = np.concatenate([personal(5, seed)[budget] for seed in range(tries(0, 5))])
+    change = np.concatenate([gains(5, seed)[budget] for seed in range(tries(0, 5))])
     assert change.mean() >= -0.003

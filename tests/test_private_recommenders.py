@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.sparse import csr_array
 
-from fedrec.privacy.markov import Markov, Prior, floored, pairs, weights
-from fedrec.privacy.recipe import MOST, ordered, unordered
+from fedrec.models.markov import Markov, Prior, floored, pairs, weights
+from fedrec.models.recipe import MOST, ordered, unordered
 from fedrec.privacy.shrinkage import Pairs, shrink_eigenvalues
 from fedrec.rng import generator
 

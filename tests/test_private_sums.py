@@ -11,12 +11,21 @@ from scipy.stats import chi2
 
 from fedrec.data.history import Sequences
 from fedrec.errors import UserError
-from fedrec.privacy import contributions
+from fedrec.models import contributions
+from fedrec.models.contributions import (
+    GRID,
+    class_transitions,
+    following,
+    gram,
+    own_transitions,
+    popularity,
+    symmetric,
+    to_grid,
+)
+from fedrec.models.contributions import transitions as transitions_of
 from fedrec.privacy.accounting import epsilon
-from fedrec.privacy.contributions import class_transitions, following, gram, own_transitions, popularity, symmetric
-from fedrec.privacy.contributions import transitions as transitions_of
 from fedrec.privacy.noise import Source
-from fedrec.privacy.sums import GRID, Release, multiplier, parted, to_grid
+from fedrec.privacy.sums import Release, multiplier, parted
 
 ITEMS, CLASSES = 9, 3
 LEVEL = 1e-6

@@ -8,14 +8,14 @@ import numpy as np
 
 from fedrec.data.history import Sequences
 from fedrec.data.types import Ints
+from fedrec.models.contributions import GRID, Values, class_transitions, popularity, transitions
+from fedrec.models.markov import weights
+from fedrec.models.recipe import Recipe, ordered
+from fedrec.models.released import Released
 from fedrec.privacy.accounting import Event
-from fedrec.privacy.contributions import class_transitions, popularity, transitions
 from fedrec.privacy.discrete import Integers
-from fedrec.privacy.markov import weights
 from fedrec.privacy.noise import Source
-from fedrec.privacy.recipe import Recipe, ordered
-from fedrec.privacy.released import Released
-from fedrec.privacy.sums import GRID, Release, Values, parted
+from fedrec.privacy.sums import Release, parted
 
 
 @dataclass(frozen=True)

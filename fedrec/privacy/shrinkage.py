@@ -6,7 +6,7 @@ import numpy as np
 from scipy.sparse import csr_array, diags_array
 
 from fedrec.data.types import Ints
-from fedrec.privacy.sums import Values
+from fedrec.models.contributions import Values
 
 
 def shrink_eigenvalues(matrix: Values, noise: float) -> Values:

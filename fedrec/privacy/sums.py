@@ -8,35 +8,12 @@ import math
 from dataclasses import dataclass
 from fractions import Fraction
 
-import numpy as np
-from numpy.typing import NDArray
-
 from fedrec.errors import UserError
 from fedrec.experiment.privacy import FEWEST
+from fedrec.models.contributions import GRID, Values
 from fedrec.privacy.accounting import Event, calibrate
 from fedrec.privacy.discrete import LEAST, WIDEST, Integers, discrete_gaussian
 from fedrec.privacy.noise import Source
-
-Values = NDArray[np.float64]
-GRID = 2**18  # the norm 1 in steps
-
-
-def to_grid(x: Values) -> Integers:
-    """Return a user's contribution [P] at norm 1 as whole steps, rounded towards zero: their norm is at most GRID.
-
-    Rounding towards zero makes no entry larger, so that the norm stays below that of what is rounded; how float64
-    divides is checked on the whole numbers themselves, whose squares int64 adds exactly. A vector without a norm, or
-    whose norm is not finite, contributes nothing.
-    """
-    size = float(np.linalg.norm(x))
-    if not (math.isfinite(size) and size > 0 and np.isfinite(x).all()):
-        return np.zeros(len(x), np.int64)
-    unit = x / size
-    while True:
-        steps = np.trunc(unit * GRID).astype(np.int64)
-        if int(steps @ steps) <= GRID**2:
-            return np.asarray(steps)
-        unit *= 1 - 2.0**-40
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from fedrec.data.history import Sequences
+from fedrec.models.contributions import GRID, gram, symmetric
 from fedrec.privacy.attacks.scores import judge, violates
 from fedrec.privacy.attacks.sums import item_scores, membership_scores, pair_scores, recovery
-from fedrec.privacy.contributions import gram, symmetric
 from fedrec.privacy.noise import Source
-from fedrec.privacy.sums import GRID, Release, multiplier
+from fedrec.privacy.sums import Release, multiplier
 from fedrec.rng import generator
 
 ITEMS, USERS, SILOS = 40, 300, 5

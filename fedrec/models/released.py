@@ -1,21 +1,17 @@
 """What silos release together under a promise, the model that follows, and a silo's own beside its exact sums."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 from scipy.sparse import coo_array, csr_array
 
 from fedrec.data.history import Sequences
 from fedrec.data.types import Ints
-from fedrec.privacy.contributions import class_transitions, own_transitions, popularity, transitions
-from fedrec.privacy.markov import Markov, Prior, pairs, weights
-from fedrec.privacy.sums import GRID, Values
+from fedrec.models.contributions import GRID, Values, class_transitions, own_transitions, popularity, transitions
+from fedrec.models.markov import Markov, Prior, pairs, weights
 
-SHARES = (0.03, 0.1, 0.3)  # c of what others released, as a user of theirs counts beside one of a silo's own
-RECENT = (3.0, 10.0)  # decays of a history that is scored
-PRIORS = (0.3, 1.0)  # weights of the prior
+SHARES = (0.0, 0.03, 0.1, 0.3)  # c of what others released, as a user of theirs counts beside one of a silo's own
+RECENT, PRIOR = 10.0, 0.3  # decay of a history that is scored, weight of the prior
 DAMPING = 0.1  # of the largest popularity
 
 
@@ -57,39 +53,26 @@ class Released:
         )
 
 
-class Candidate(NamedTuple):
-    """A model that a silo may choose: with `share` 0 it has nothing of the others."""
+def personal(own: Sequences, classes: Ints, released: Released | None, items: int, share: float) -> Markov:
+    """Return the model of a silo's own exact sums plus c (noisy total - own), c = `share`.
 
-    share: float
-    recent: float
-    model: Markov
-
-
-def candidates(own: Sequences, classes: Ints, released: Released | None, items: int) -> Iterator[Candidate]:
-    """Yield the models of a silo's own exact sums plus c (noisy total - own), c = 0 first: that is the silo alone.
-
-    Alone has the same public classes, and is tried with the same settings. The choice is the silo's, on its own
-    validation, and no part of it leaves.
+    With c = 0, or nothing released, that is the silo alone, with the same public classes and settings. The choice of c
+    is the silo's, on its own validation, and no part of it leaves.
     """
     k = len(released.between) if released else int(classes.max(initial=0)) + 1
-    users = len(own.start) - 1
-    known = popularity(own, items) / GRID
-    between = class_transitions(own, classes, k).reshape(k, k) / GRID
-    mine = _freed(own_transitions(own, items, weights(known, np.arange(items))), weights(known, np.arange(items)))
-    theirs = released.others(own) if released else None
-    for share in (0.0, *(SHARES if theirs else ())):
-        seen, lumped, kept, mass = known, between, users * mine, float(users)
-        if theirs and share:
-            seen = known + share * np.maximum(theirs.popularity, 0)
-            lumped = between + share * theirs.between
-        prior = Prior.of(seen, classes, lumped)
-        if theirs and share:
-            found = pairs(theirs.pairs, theirs.noise[1], theirs.head, theirs.weight, prior)
-            kept, mass = kept + share * theirs.users * found, mass + share * theirs.users * bool(found.nnz)
-        damping = DAMPING * float(prior.popularity.max())
-        for recent in RECENT:
-            for weight in PRIORS:
-                yield Candidate(share, recent, Markov(csr_array(kept / (mass or 1.0)), prior, damping, weight))
+    users, known = len(own.start) - 1, popularity(own, items) / GRID
+    weight = weights(known, np.arange(items))
+    lumped = class_transitions(own, classes, k).reshape(k, k) / GRID
+    kept, mass = users * _freed(own_transitions(own, items, weight), weight), float(users)
+    theirs = released.others(own) if released and share else None
+    if theirs:
+        known = known + share * np.maximum(theirs.popularity, 0)
+        lumped = lumped + share * theirs.between
+    prior = Prior.of(known, classes, lumped)
+    if theirs:
+        found = pairs(theirs.pairs, theirs.noise[1], theirs.head, theirs.weight, prior)
+        kept, mass = kept + share * theirs.users * found, mass + share * theirs.users * bool(found.nnz)
+    return Markov(csr_array(kept / (mass or 1.0)), prior, DAMPING * float(prior.popularity.max()), PRIOR)
 
 
 def _freed(values: csr_array, weight: Values) -> csr_array:

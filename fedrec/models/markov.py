@@ -10,7 +10,7 @@ import numpy as np
 from scipy.sparse import coo_array, csr_array, diags_array
 
 from fedrec.data.types import Ints
-from fedrec.privacy.sums import Values
+from fedrec.models.contributions import Values
 
 FLOOR = 0.02  # of the largest popularity: below it noise would weigh an item
 LEAST = 1e-3  # of the largest transition between classes

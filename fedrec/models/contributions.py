@@ -1,21 +1,24 @@
-"""What users add to sums under a promise: each a vector of norm 1, in whole steps (`privacy.sums.to_grid`).
+"""What users add to sums under a promise: each a vector of norm 1, in whole steps (`to_grid`).
 
 They are normalised rather than clipped, so that the norm of all is used. A user without what a sum is about adds
 nothing. What a user adds is a function of its own history and of what is public or released already: the head, and the
 weights of its items. So every sum moves by at most GRID, in the Euclidean norm, where one user is taken out.
 """
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from fedrec.data.history import Sequences
 from fedrec.data.types import Ints
-from fedrec.privacy.discrete import Integers
-from fedrec.privacy.sums import Values, to_grid
 
+Values = NDArray[np.float64]
+Integers = NDArray[np.int64]
+GRID = 2**18  # the norm 1 in steps
 PAST, FUTURE = 5.0, 1.0  # decays of what comes before a point of a history, and behind it
 LONGEST = 1000  # items of a history, the last ones: its pairs are laid out one user at a time
 TOGETHER = 100  # users whose pairs are added at a time
@@ -26,6 +29,24 @@ class Part(NamedTuple):
 
     place: Ints
     value: Values
+
+
+def to_grid(x: Values) -> Integers:
+    """Return a user's contribution [P] at norm 1 as whole steps, rounded towards zero: their norm is at most GRID.
+
+    Rounding towards zero makes no entry larger, so that the norm stays below that of what is rounded; how float64
+    divides is checked on the whole numbers themselves, whose squares int64 adds exactly. A vector without a norm, or
+    whose norm is not finite, contributes nothing.
+    """
+    size = float(np.linalg.norm(x))
+    if not (math.isfinite(size) and size > 0 and np.isfinite(x).all()):
+        return np.zeros(len(x), np.int64)
+    unit = x / size
+    while True:
+        steps = np.trunc(unit * GRID).astype(np.int64)
+        if int(steps @ steps) <= GRID**2:
+            return np.asarray(steps)
+        unit *= 1 - 2.0**-40
 
 
 def popularity(sequences: Sequences, items: int) -> Integers:
