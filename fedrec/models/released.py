@@ -1,0 +1,83 @@
+"""What silos release together under a promise, the model that follows, and a silo's own beside its exact sums."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.sparse import coo_array, csr_array
+
+from fedrec.data.history import Sequences
+from fedrec.data.types import Ints
+from fedrec.models.contributions import GRID, Values, class_transitions, own_transitions, popularity, transitions
+from fedrec.models.markov import Markov, Prior, pairs, weights
+
+SHARES = (0.0, 0.03, 0.1, 0.3)  # c of what others released, as a user of theirs counts beside one of a silo's own
+RECENT, PRIOR = 10.0, 0.3  # decay of a history that is scored, weight of the prior
+DAMPING = 0.1  # of the largest popularity
+
+
+@dataclass(frozen=True)
+class Released:
+    """The sums of `users` users: popularity [items], transitions of public classes [k, k] and within a head [m, m].
+
+    `noise` is the standard deviation of an entry of the popularity, and of the pairs; 0 of what is exact. `weight` [m]
+    are the weights of the head's items that all users' pairs were normalised with.
+    """
+
+    users: int
+    popularity: Values
+    classes: Ints
+    between: Values
+    head: Ints
+    weight: Values
+    pairs: Values
+    noise: tuple[float, float] = (0.0, 0.0)
+
+    def model(self, prior_weight: float) -> Markov:
+        """Return the model of everybody, with no one's exact sums."""
+        prior = Prior.of(self.popularity, self.classes, self.between)
+        kept = pairs(self.pairs, self.noise[1], self.head, self.weight, prior)
+        return Markov(kept, prior, max(self.noise[0], 1e-9), prior_weight)
+
+    def others(self, own: Sequences) -> "Released":
+        """Return the same without a silo's own users, whose part it knows to the step: what it knows of the others."""
+        k, m, users = len(self.between), len(self.head), len(own.start) - 1
+        return Released(
+            self.users - users,
+            self.popularity - popularity(own, len(self.popularity)) / GRID,
+            self.classes,
+            self.between - class_transitions(own, self.classes, k).reshape(k, k) / GRID,
+            self.head,
+            self.weight,
+            self.pairs - transitions(own, self.head, self.weight).reshape(m, m) / GRID,
+            self.noise,
+        )
+
+
+def personal(own: Sequences, classes: Ints, released: Released | None, items: int, share: float) -> Markov:
+    """Return the model of a silo's own exact sums plus c (noisy total - own), c = `share`.
+
+    With c = 0, or nothing released, that is the silo alone, with the same public classes and settings. The choice of c
+    is the silo's, on its own validation, and no part of it leaves.
+    """
+    k = len(released.between) if released else int(classes.max(initial=0)) + 1
+    users, known = len(own.start) - 1, popularity(own, items) / GRID
+    weight = weights(known, np.arange(items))
+    lumped = class_transitions(own, classes, k).reshape(k, k) / GRID
+    kept, mass = users * _freed(own_transitions(own, items, weight), weight), float(users)
+    theirs = released.others(own) if released and share else None
+    if theirs:
+        known = known + share * np.maximum(theirs.popularity, 0)
+        lumped = lumped + share * theirs.between
+    prior = Prior.of(known, classes, lumped)
+    if theirs:
+        found = pairs(theirs.pairs, theirs.noise[1], theirs.head, theirs.weight, prior)
+        kept, mass = kept + share * theirs.users * found, mass + share * theirs.users * bool(found.nnz)
+    return Markov(csr_array(kept / (mass or 1.0)), prior, DAMPING * float(prior.popularity.max()), PRIOR)
+
+
+def _freed(values: csr_array, weight: Values) -> csr_array:
+    """Return exact transitions [items, items] without their weights, scaled to sum 1."""
+    cells = coo_array(values)
+    row, column = cells.coords
+    data = cells.data / (weight[row] * weight[column])
+    return csr_array((data / (data.sum() or 1.0), (row, column)), shape=values.shape)

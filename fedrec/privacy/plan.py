@@ -1,0 +1,103 @@
+"""A private federation of ordered histories as two secure sums: popularity, then transitions among what is popular."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+
+from fedrec.data.history import Sequences
+from fedrec.data.types import Ints
+from fedrec.models.contributions import GRID, Values, class_transitions, popularity, transitions
+from fedrec.models.markov import weights
+from fedrec.models.recipe import Recipe, ordered
+from fedrec.models.released import Released
+from fedrec.privacy.accounting import Event
+from fedrec.privacy.discrete import Integers
+from fedrec.privacy.noise import Source
+from fedrec.privacy.sums import Release, parted
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What everybody knows beforehand: numbers of users and silos, the noise multiplier of it all, and the catalogue.
+
+    `classes` [items] are the public classes of the items, of one where nothing is known. `overlap` silos may hold the
+    same person.
+    """
+
+    users: int
+    silos: int
+    sigma: float
+    classes: Ints
+    overlap: int = 1
+
+    @cached_property
+    def count(self) -> int:
+        """The number k of classes."""
+        return int(self.classes.max(initial=0)) + 1
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """The settings that follow."""
+        recipe = ordered(self.users, self.sigma, self.count > 1)
+        return replace(recipe, items=min(recipe.items, len(self.classes)))
+
+    def release(self, size: int, share: float) -> Release:
+        """Return a release that takes a share of the budget."""
+        return Release(size, parted(self.sigma, share), self.silos, self.overlap)
+
+    @property
+    def first(self) -> Release:
+        """The release of popularity."""
+        return self.release(len(self.classes), self.recipe.popularity)
+
+    @property
+    def second(self) -> tuple[Release, ...]:
+        """The releases that follow: transitions of classes, and of the head; those that have a share."""
+        shares = ((self.count, self.recipe.classes), (self.recipe.items, self.recipe.pairs))
+        return tuple(self.release(size**2, share) for size, share in shares if share)
+
+    @property
+    def events(self) -> tuple[Event, ...]:
+        """All that a silo books, in the order of the rounds."""
+        return tuple(release.event for release in (self.first, *self.second))
+
+    def popularity(self, own: Sequences, source: Source) -> Integers:
+        """Return what a silo adds to the first sum [items]: its users' contributions, and its share of the noise."""
+        return self.first.share(popularity(own, len(self.classes)), source)
+
+    def transitions(self, own: Sequences, total: Integers, source: Source) -> Integers:
+        """Return what a silo adds to the second sum, given the first: its releases one after the other."""
+        head, weight = self.head(total)
+        sums = [class_transitions(own, self.classes, self.count)] if self.recipe.classes else []
+        sums += [transitions(own, head, weight)] if self.recipe.pairs else []
+        shares = [release.share(sum_, source) for release, sum_ in zip(self.second, sums, strict=True)]
+        return np.concatenate([np.zeros(0, np.int64), *shares])
+
+    def head(self, total: Integers) -> tuple[Ints, Values]:
+        """Return the most popular items [m] by the first sum, ties by id, and their weights [m]."""
+        head = np.argsort(-total, kind="stable")[: self.recipe.items]
+        return head, weights(total / GRID, head)
+
+    def released(self, first: Integers, second: Integers) -> Released:
+        """Return what two sums over all silos say."""
+        between, pairs = np.zeros((self.count, self.count)), np.zeros((self.recipe.items, self.recipe.items))
+        cut = between.size if self.recipe.classes else 0
+        if self.recipe.classes:
+            between = (second[:cut] / GRID).reshape(between.shape)
+        if self.recipe.pairs:
+            pairs = (second[cut:] / GRID).reshape(pairs.shape)
+        noise = (self.deviation(self.first), self.deviation(self.second[-1]) if self.recipe.pairs else 0.0)
+        return Released(self.users, first / GRID, self.classes, between, *self.head(first), pairs, noise)
+
+    def deviation(self, release: Release) -> float:
+        """Return the standard deviation of an entry of a sum: the shares of all silos, in units of the norm 1."""
+        return float(np.sqrt(release.variance * self.silos)) / GRID
+
+    def carry_out(self, silos: Sequence[Sequences], source: Source) -> Released:
+        """Return what is released of the histories of all silos, as the two secure sums would."""
+        sources = [source.spawn() for _ in silos]
+        pairs = list(zip(silos, sources, strict=True))
+        first = np.sum([self.popularity(own, mine) for own, mine in pairs], axis=0)
+        return self.released(first, np.sum([self.transitions(own, first, mine) for own, mine in pairs], axis=0))
