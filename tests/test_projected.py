@@ -78,7 +78,7 @@ def test_clients_find_what_the_pooled_users_find(model: str, fields: dict[str, A
 
 def test_the_sums_are_those_of_the_last_basis_whoever_was_missed() -> None:
     """A client that was missed in a pass turns nothing then; one that was missed in the last round owes its sums."""
-    e = small(dropout="2:shop,4:films", rounds=5, eval_every=5)
+    e = small(dropout="2:shop;4:films", rounds=5, eval_every=5)
     record, _ = fit_over_flower(e)
     gram, cross = pooled(e)
     basis = record.shared[BASIS].numpy().astype(np.float64)
@@ -87,7 +87,7 @@ def test_the_sums_are_those_of_the_last_basis_whoever_was_missed() -> None:
     np.testing.assert_allclose(square(record.shared[INNER].numpy()), sums.inner, rtol=1e-6, atol=1e-6)
     np.testing.assert_allclose(record.shared[ANSWER].numpy(), sums.outer, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(record.shared[DIAGONAL].numpy(), sums.diagonal, rtol=1e-6)
-    without, _ = fit_over_flower(small(dropout="2:shop,4:films"))
+    without, _ = fit_over_flower(small(dropout="2:shop;4:films"))
     assert float((without.shared[INNER] - record.shared[INNER]).abs().max()) > 1e-2
 
 
@@ -98,7 +98,7 @@ def test_a_message_has_rows_for_the_items_of_its_client_and_nothing_of_their_squ
     assert len(set(size.values())) > 1 or max(size.values()) < MARKET["items"]
     widest = max(int(row["bytes"]) for row in record.ledger if row["parameter"] in SHARED)
     assert widest <= 4 * e.sums.k * max(size.values()) + 200
-    assert {row["parameter"] for row in record.ledger} == {*SHARED, "metrics"}
+    assert {row["parameter"] for row in record.ledger} == {*SHARED, "metrics", "rows:item"}
 
 
 @pytest.mark.parametrize("engine", ["batched", "process"])
@@ -153,7 +153,6 @@ def test_a_client_alone_finds_its_own_subspace_and_a_pooled_one_everybodys() -> 
         ({"budget": {"margin": 0.1}}, "sums of all pairs of items"),
         ({"secure": {"active": True}}, "sums of all pairs of items"),
         ({"clients": 2}, "reveal"),
-        ({"model": "mf"}, "model by sums|learns by sums"),
     ],
 )
 def test_what_does_not_go_with_it_is_refused(fields: dict[str, Any], text: str) -> None:

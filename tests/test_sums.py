@@ -1,5 +1,8 @@
 """Learning by sums over Flower: one round is what all data together give; nothing travels but sums and weights."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,7 @@ from clients.round import join
 from fedrec.data.history import sequences
 from fedrec.experiment.config import Experiment, build
 from fedrec.experiment.holdings import clients_data, dataset, own_sums, reader
+from fedrec.experiment.records import load_params
 from fedrec.federation.coordination.solved import WEIGHT
 from fedrec.models import SummedRecommender
 from fedrec.models.quadratic import KINDS, inputs, score, solve, statistics
@@ -275,3 +279,37 @@ def test_the_triangle_is_the_whole_matrix() -> None:
     back = unpack(pack(gram, cross))
     np.testing.assert_array_equal(back[0], gram)
     np.testing.assert_array_equal(back[1], cross)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("engine", ["ray", "superlink"])
+@pytest.mark.parametrize("clients", [1, 5])
+def test_flowers_own_engines_give_the_same_bits(
+    engine: str, clients: int, tmp_path: Path, tries: Callable[[int, int], int]
+) -> None:
+    tries(0, 1)
+    e = small(clients=clients)
+    records = []
+    for name in ("inline", engine):
+        config = tmp_path / f"{name}.json"
+        config.write_text(e.model_copy(update={"engine": name}).model_dump_json())
+        argv = ["-m", "simulations.run", "--config", str(config), "--no-compare", "--out", str(tmp_path / name)]
+        subprocess.run([sys.executable, *argv], check=True, timeout=300)
+        records.append((tmp_path / name / "model" / "shared.safetensors").read_bytes())
+    assert records[0] == records[1]
+
+
+@pytest.mark.soak
+@pytest.mark.skipif("FEDREC_DATA" not in os.environ, reason="needs the folder of data in FEDREC_DATA")
+@pytest.mark.parametrize("engine", ["inline", "process", "batched"])
+def test_a_thousand_phones_are_all_data_together(engine: str, tmp_path: Path, tries: Callable[[int, int], int]) -> None:
+    """943 clients of one user each: the largest difference of W over the largest |W|, and the same ranking."""
+    tries(0, 1)
+    folder = Path(os.environ["FEDREC_DATA"]) / "ml-100k"
+    e = build({"model": "slist", "dataset": "ml-100k", "data_dir": folder, "partition": "one-user", "engine": engine})
+    launch(e, tmp_path / engine)
+    gram, cross = unpack(load_params(tmp_path / engine / "model" / "shared.safetensors"))
+    here, there = (solve(e.model, e.quadratic, *sums) for sums in ((gram, cross), pooled_sums(e)))
+    assert relative(here, there) <= 1e-6
+    first = np.argsort(-here, axis=1, kind="stable")[:, :10]
+    np.testing.assert_array_equal(first, np.argsort(-there, axis=1, kind="stable")[:, :10])

@@ -394,7 +394,7 @@ def rounds_of(values: Mapping[str, Any]) -> int:
     given = sums if isinstance(sums, Mapping) else sums.model_dump()
     passes = str(given.get("passes", Subspace().passes))  # which has not been checked
     finds = given.get("kind") == "subspace" and passes.isdecimal()
-    return (int(passes) * finds + 1) * by_sums(str(values.get("model", "mf")))
+    return ((int(passes) if finds else 0) + 1) * by_sums(str(values.get("model", "mf")))
 
 
 def nested(a: Any, b: Any) -> bool:
