@@ -17,7 +17,7 @@ MOST: Mapping[str, Mapping[str, tuple[str, str]]] = {
     "learning": {
         "--method NAME": ("how the clients learn together, see below", "fedper"),
         "--share NAMES": ("what of a model is shared; the rest is private", ""),
-        "--model NAME": ("slist, or mf where gradients are needed; or yours", "auto"),
+        "--model NAME": ("slist, or mf if gradients are needed; or yours", "auto"),
         "--task NAMES": ("rank, rating, a label, or several: rank,click", "rank"),
         "--rounds N": ("rounds of communication; 1 for sums", "20"),
         "--local-epochs N": ("passes over a client's data in a round", "2"),

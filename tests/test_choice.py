@@ -10,7 +10,12 @@ import fedrec
 from fedrec.errors import UserError
 from fedrec.experiment.choice import describe
 from fedrec.experiment.config import Experiment, build
+from fedrec.experiment.holdings import dataset
+from fedrec.experiment.records import CLOSED
+from fedrec.metrics import Paired
+from fedrec.report.standing import Standing, stands
 from simulations.api import common_model, given
+from simulations.baselines import closed_forms, comparisons
 from simulations.cli import Command, decide, overrides, parse
 from simulations.methods import METHODS
 from simulations.run import fitting
@@ -57,7 +62,8 @@ BY_STEPS = {
 @pytest.mark.parametrize("line", BY_SUMS.strip().splitlines())
 def test_where_nothing_needs_gradients_the_model_learns_by_sums(line: str) -> None:
     command = parse(shlex.split(line))
-    assert command.experiment.model == "slist" and command.by_steps and command.by_steps.model == "mf"
+    assert command.experiment.model == "slist"
+    assert "--quadratic" in line or (command.by_steps and command.by_steps.model == "mf")
     assert command.model.startswith("slist, learnt by sums in ")
     assert command.experiment.rounds == (4 if "--rounds" in line else 1)
 
@@ -131,9 +137,12 @@ def test_every_method_has_a_model_that_it_can_be_run_with(name: str) -> None:
 
 def test_the_commands_of_the_readme_resolve() -> None:
     lines = [argv for page, argv in TOLD if page == "README.md" and "--config" not in argv and "..." not in argv]
-    found = [parse(argv[3:]).experiment for argv in lines if argv[2:3] == ["simulations.run"]]
+    lines = [argv for argv in lines if argv[2:3] == ["simulations.run"]]
+    found = [parse(argv[3:]).experiment for argv in lines]
     assert {e.model for e in found} > {"slist", "mf"}
-    assert all(e.model in ("mf", "slist") or "--model" in " ".join(argv) for e, argv in zip(found, lines, strict=False))
+    for e, argv in zip(found, lines, strict=True):
+        assert "--model" in argv or e.model in ("mf", "slist")
+        assert "--lr" not in argv or not e.by_sums
 
 
 def test_sums_that_the_data_make_too_large_are_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,3 +162,45 @@ def test_python_chooses_too_and_says_it(tmp_path: Path, capsys: pytest.CaptureFi
     assert run.experiment.model == "slist" and run.experiment.rounds == 1
     assert capsys.readouterr().out.startswith("model: slist, learnt by sums in one round (mf where something needs")
     assert "Model: slist, learnt by sums in one round" in run.report_path.read_text()
+
+
+def standing(**values: float) -> Standing:
+    """Return the standing of a run with NDCG@10 of .06 among baselines, each with an interval of .02."""
+    gaps = {name: Paired(0.06 - value, 0.05 - value, 0.07 - value, 9) for name, value in values.items()}
+    return Standing("All users", "rank", "ndcg@10", 0.06, values, gaps, False)
+
+
+def test_a_closed_form_that_beats_a_model_is_named_as_the_strongest_and_first() -> None:
+    beaten = standing(local=0.05, pooled=0.06, **{"slist-local": 0.08, "slist-pooled": 0.11, "ease-pooled": 0.07})
+    assert "the strongest baseline is all clients together with the closed form slist, .1100 (" in stands(beaten, False)
+    assert "Closed forms: each client alone with the closed form slist .0800." in stands(beaten, False)
+    assert beaten.beaten == (
+        "The model is the weaker part: all clients together with the closed form slist reaches .1100, this run .0600"
+    )
+    near, below = standing(local=0.05, **{"slist-pooled": 0.065}), standing(local=0.05, **{"slist-pooled": 0.03})
+    assert near.strongest == "slist-pooled" and not near.beaten  # the interval says nothing
+    assert below.strongest == "local" and not below.beaten and "Closed forms:" in stands(below, False)
+
+
+def test_closed_forms_stand_beside_a_model_by_gradients_that_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = {f"{kind}-{method}" for kind in ("slist", "ease") for method in ("local", "pooled")}
+    usual = decide(given(SMALL | {"lr": 0.02})).experiment
+    made = closed_forms(usual)
+    assert made.keys() == names and all(e.by_sums and e.seed == usual.seed for e in made.values())
+    assert [made[name].pool for name in ("slist-local", "slist-pooled")] == [False, True]
+    assert {f"{CLOSED}/{name}" for name in names} < comparisons(usual)[0].keys()
+    assert closed_forms(decide(given(SMALL | {"task": "rank,click"})).experiment).keys() == names
+    for more in ({"model": "slist"}, {"task": "click"}, {"split": "new-items"}):
+        assert not closed_forms(decide(given(SMALL | more)).experiment)
+    monkeypatch.setattr(
+        "simulations.baselines.CHEAP", 1.5 * len(dataset(usual).items) ** 3
+    )  # of two clients 3 times as much
+    assert closed_forms(usual).keys() == {"slist-pooled", "ease-pooled"}
+
+
+def test_a_run_by_gradients_has_its_closed_forms_and_names_them(tmp_path: Path) -> None:
+    run = fedrec.run(**SMALL, rounds=1, local_epochs=1, out=tmp_path / "run")
+    assert {path.name for path in (run.path / "baselines" / CLOSED).iterdir()} == run.read.closed.keys()
+    assert len(run.read.closed) == 4
+    page = run.report_path.read_text()
+    assert "the closed form slist" in page and "Model: mf, since local_epochs 1 acts only with" in page

@@ -5,13 +5,14 @@ from fedrec.report.findings import listing, size
 from fedrec.report.tables import Run
 from fedrec.sharing import SUMS
 
+MASKED = "masked:"  # before the name of what a client adds to a secure sum
+
 
 def sums_told(run: Run) -> list[str]:
     """Return in sentences the constraint, who made each client's part, what travelled, and what it tells to whom.
 
     Empty for a run that learns by gradients, or in which nothing is shared.
     """
-    sums = run.ledger[run.ledger["parameter"].str.startswith(SUMS)]
     if run.option("model") not in KINDS or not run.option("share"):
         return []
     clients = len(run.names())
@@ -20,7 +21,7 @@ def sums_told(run: Run) -> list[str]:
     private = [p["name"] for p in run.record.get("parameters", {}).get("private", [])]
     headed = any(name.startswith("heads.") for name in private)
     tied += "private heads: B_i = W + D_i, of which D_i is never sent." if headed else "no private heads: B_i = W."
-    return [tied, made(run), *travelled(run, len(sums) > 0), readable(run, clients)]
+    return [tied, made(run), travelled(run), readable(run, clients)]
 
 
 def made(run: Run) -> str:
@@ -29,16 +30,14 @@ def made(run: Run) -> str:
     return f"Made on {'; '.join(f'{device}: {listing(names)}' for device, names in devices)}."
 
 
-def travelled(run: Run, plain: bool) -> list[str]:
-    """Return how large what a client sent, and was sent, was, by parameter."""
-    table = run.ledger[run.ledger["parameter"].str.startswith(SUMS)] if plain else run.ledger
-    table = table[(table["bytes"] > 0) & (table["round"] > 0)]
+def travelled(run: Run) -> str:
+    """Return how large what a client sent, and was sent, was in a round, by parameter."""
+    table = run.ledger[run.ledger["parameter"].str.startswith((SUMS, MASKED)) & (run.ledger["round"] > 0)]
     parts = []
     for direction, words in (("up", "A client sent in a round"), ("down", "and was sent")):
-        rows = table[table["direction"] == direction]
-        mean = rows.groupby("parameter", sort=False)["bytes"].mean()
+        mean = table[table["direction"] == direction].groupby("parameter", sort=False)["bytes"].mean()
         parts.append(f"{words} " + (", ".join(f"{name} {size(count)}" for name, count in mean.items()) or "nothing"))
-    return [f"{parts[0]}; {parts[1]}."] if len(table) else []
+    return f"{parts[0]}; {parts[1]}."
 
 
 def readable(run: Run, clients: int) -> str:
