@@ -57,6 +57,7 @@ def until(number: int) -> Any:
 
 
 COUPLED = {"coupling": {"rho": 1e-3, "duals": True, "balance": True}}
+PULLED = {"kind": "mean-regularised", "strength": 20.0}
 CASES: dict[str, dict[str, Any]] = {
     "fedper": {},
     "clusters-admm": {"coupling": {"kind": "clusters", "groups": "films,shop", "rho": 1e-3, "duals": True}},
@@ -68,12 +69,13 @@ CASES: dict[str, dict[str, Any]] = {
     "no-harm": {},
     "turnout": {**COUPLED, "participation": 0.7, "dropout": "0.2", "quorum": 0.0},
     "agreement": {"volunteers": 20, "model": "mf;shop=mlp"},
+    "sums": {"model": "slist", "coupling": PULLED, "budget": {"margin": 0.0, "confidence": 1.0, "step": 100.0}},
 }
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_run_that_is_broken_off_in_any_round_ends_as_if_it_had_not_been(case: str, tmp_path: Path) -> None:
-    method = {"clusters-admm": "admm", "turnout": "admm"}.get(case, case)
+    method = {"clusters-admm": "admm", "turnout": "admm", "sums": "fedper"}.get(case, case)
     e = experiment(method, rounds=4, **CASES[case])
     whole = into(tmp_path / "whole", e)
     broken = tmp_path / "broken"
