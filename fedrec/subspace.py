@@ -25,6 +25,8 @@ class Subspace(BaseModel, frozen=True, extra="forbid"):
     passes: int = Field(4, ge=0, le=100, description="rounds that find the subspace, before the one of the sums")
     damping: float = Field(0.9, ge=0, le=2, description="how much the subspace turns from frequent items")
 
+    ridge: float = Field(0.2, gt=0, le=1, description="share of the ridge in a subspace, which is a penalty itself")
+
     @property
     def active(self) -> bool:
         """Whether tables travel."""

@@ -1,5 +1,6 @@
 """Checks that an experiment can run, before anything is started or written."""
 
+from collections.abc import Sequence
 from importlib.util import find_spec
 from multiprocessing import current_process
 
@@ -13,7 +14,7 @@ from fedrec.errors import UserError, choose
 from fedrec.experiment.acting import refuse
 from fedrec.experiment.channel import Logits, channel_of
 from fedrec.experiment.config import Experiment
-from fedrec.experiment.holdings import clients_data, dataset, reader, tasks_for
+from fedrec.experiment.holdings import PAIR, clients_data, dataset, reader, tasks_for
 from fedrec.experiment.origins import portable
 from fedrec.experiment.records import natural
 from fedrec.federation.coordination.systems import span
@@ -62,6 +63,10 @@ def check(experiment: Experiment) -> None:
     for module, _ in experiment.recipe().optimiser.lrs:
         if not any(covers((module,), name) for name in names):
             choose("lrs", module, MODULES)
+    if told_apart(experiment, parts):
+        raise UserError(
+            "sums.kind: must be dense of two clients: a total tells the other's sums (or add --reveal), found subspace"
+        )
     stacked(experiment)
     present = cohort(experiment, [data.name for data in parts])
     clients = sorted(present, key=lambda name: (natural(name), name))
@@ -119,6 +124,11 @@ def check_secure(experiment: Experiment, clients: list[str]) -> None:
                 f"dropout: must leave the secure sums {agreed.threshold} of the {len(asked)} clients of every round, "
                 f"found {left} in round {number}"
             )
+
+
+def told_apart(e: Experiment, parts: Sequence[ClientData]) -> bool:
+    """Return whether a total in a subspace would tell each of two clients the other's sums, which it may not."""
+    return e.by_sums and e.sums.active and bool(e.share) and not e.reveal and len(parts) == PAIR
 
 
 def check_names(experiment: Experiment, parts: tuple[ClientData, ...]) -> None:

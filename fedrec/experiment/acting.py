@@ -230,7 +230,7 @@ RULES: dict[str, Rule] = {
     **each("quadratic.past quadratic.future quadratic.recent", ORDERED),
     "quadratic.whole": Rule(lambda e: "slist" in kinds(e), "model slist (add --model slist)"),
     "sums.kind": TOTALS,
-    **each("sums.k sums.passes sums.damping", TABLES),
+    **each("sums.k sums.passes sums.damping sums.ridge", TABLES),
     "weighting.kind": TASKS,
     "weighting.aggregator": Rule(
         lambda e: TASKS.acts(e) and e.weighting.kind == "aggregator",

@@ -18,7 +18,7 @@ from fedrec.models.quadratic import Matrix, inputs, statistics
 from fedrec.models.subspace import LowRank, Projection, act, begin, find, fit, project
 from fedrec.models.summed import SummedRecommender
 from fedrec.params import Params
-from fedrec.sharing import ANSWER, BASIS, DIAGONAL, EXTENT, INNER, RIDGE
+from fedrec.sharing import ANSWER, BASIS, DIAGONAL, EXTENT, INNER, RIDGE, SUMS
 from fedrec.subspace import Subspace, metric, square, triangle
 
 Statistics = tuple[csr_array, csr_array]
@@ -30,8 +30,8 @@ class ProjectedRecommender(SummedRecommender):
 
     item_sums.basis [items, k] is V, item_sums.answer [items, k] the total of C'V, item_sums.diagonal [items] that of G,
     sums.inner and sums.ridge [k (k + 1) / 2] upper triangles of V'GV and of V's metric, sums.extent [2] the number of
-    all items and the sum of the whole diagonal. `counts` returns G and C over its own items and users, `first` the rows
-    of V before the first pass.
+    all items and the sum of the whole diagonal. Tables are float32, what is small float64. `counts` returns G and C
+    over its own items and users, `first` the rows of V before the first pass.
     """
 
     subspace: Subspace = field(default=Subspace(), kw_only=True)
@@ -46,14 +46,14 @@ class ProjectedRecommender(SummedRecommender):
         half = (k * (k + 1) // 2,)
         shapes = {BASIS: (items, k), ANSWER: (items, k), DIAGONAL: (items,), INNER: half, RIDGE: half, EXTENT: (2,)}
         like = {f"heads.{task}.weight": torch.empty(1, device="meta") for task in tasks}
-        like |= {name: torch.empty(shape, device="meta", dtype=self.dtype) for name, shape in shapes.items()}
+        like |= {name: torch.empty(shape, device="meta", dtype=dtype(name)) for name, shape in shapes.items()}
         return {name: like[name] for name in sorted(like)}
 
     def init(self, seed: int, users: Keys, items: Keys, offsets: Mapping[str, float | Floats]) -> Params:
         """Return the seeded subspace, a row of which depends on its item's key, sums over nobody, and no heads."""
         start = super().init(seed, users, items, offsets)
         basis = begin(start[BASIS].shape[1], seed, [str(key) for key in items])
-        return start | {BASIS: torch.from_numpy(basis).to(self.dtype)}
+        return start | {BASIS: typed(BASIS, basis)}
 
     @property
     def width(self) -> int:
@@ -73,7 +73,7 @@ class ProjectedRecommender(SummedRecommender):
         tables = {BASIS: basis, ANSWER: sums.outer, DIAGONAL: sums.diagonal, INNER: triangle(sums.inner)}
         tables[RIDGE] = triangle(metric(basis, sums.diagonal, self.quadratic.popular))
         tables[EXTENT] = np.array([len(basis), sums.mass])
-        return {name: torch.from_numpy(value).to(self.dtype) for name, value in tables.items()}
+        return {name: typed(name, value) for name, value in tables.items()}
 
     @property
     def ready(self) -> Statistics:
@@ -82,19 +82,14 @@ class ProjectedRecommender(SummedRecommender):
 
     def owed(self, z: Params, number: int, seen: int) -> Params:
         """See SummedRecommender: in a pass C V or C'V, then the sums of the last V; the diagonal once, before all."""
-        answer = {name: torch.zeros_like(value) for name, value in z.items()}
-        gram, cross = self.ready
-        basis = z[BASIS].numpy()
-        if not seen:
-            answer[DIAGONAL] = torch.from_numpy(gram.diagonal()).to(self.dtype)
+        (gram, cross), basis = self.ready, z[BASIS].numpy()
+        told = {} if seen else {DIAGONAL: gram.diagonal()}
         if number <= self.subspace.passes:
-            acted = act(cross, basis, self.subspace.transposed(number))
-            return answer | {ANSWER: torch.from_numpy(acted).to(self.dtype)}
-        if seen <= self.subspace.passes:
+            told[ANSWER] = act(cross, basis, self.subspace.transposed(number))
+        elif seen <= self.subspace.passes:
             sums = project(gram, cross, basis)
-            told = {ANSWER: sums.outer, INNER: triangle(sums.inner)}
-            answer |= {name: torch.from_numpy(value).to(self.dtype) for name, value in told.items()}
-        return answer
+            told |= {ANSWER: sums.outer, INNER: triangle(sums.inner)}
+        return {name: typed(name, value) for name, value in told.items()}
 
     def read(self, params: Params, *items: Tensor | None) -> "ProjectedRecommender":
         """Return the recommender that has solved for what it scores with."""
@@ -108,7 +103,8 @@ class ProjectedRecommender(SummedRecommender):
         )
         if weight and BASIS in params:
             total = total.plus(project(*self.ready, basis), weight)
-        found = fit(self.kind, self.quadratic, basis, square(shared[RIDGE].numpy()), total, int(extent[0]) or 1)
+        config = self.quadratic.model_copy(update={"ridge": self.subspace.ridge * self.quadratic.ridge})
+        found = fit(self.kind, config, basis, square(shared[RIDGE].numpy()), total, int(extent[0]) or 1)
         x = inputs(self.kind, self.quadratic, self.past, len(self.places))
         return replace(self, found=found, histories=x)
 
@@ -117,3 +113,13 @@ class ProjectedRecommender(SummedRecommender):
         ready = self.read(params)
         assert ready.found is not None and ready.histories is not None
         return torch.from_numpy(np.asarray(ready.found.score(ready.histories[user.cpu().numpy()]), np.float32))
+
+
+def dtype(name: str) -> torch.dtype:
+    """Return the type of a parameter."""
+    return torch.float64 if name.startswith(SUMS) else torch.float32
+
+
+def typed(name: str, value: Matrix) -> Tensor:
+    """Return the value of a parameter in its type."""
+    return torch.from_numpy(value).to(dtype(name))

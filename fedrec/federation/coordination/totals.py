@@ -44,6 +44,8 @@ class Projected(Total):
 
     def move(self, change: Params) -> None:
         """See Held."""
+        if not self.z:
+            return
         diagonal = self.z[DIAGONAL].double() + change[DIAGONAL]
         new = {DIAGONAL: diagonal, EXTENT: torch.tensor([len(diagonal), float(diagonal.sum())])}
         if self.number <= self.search.subspace.passes:
