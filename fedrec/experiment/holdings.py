@@ -20,7 +20,7 @@ from fedrec.models.projected import Statistics
 from fedrec.models.quadratic import Matrix, statistics
 from fedrec.models.subspace import begin
 from fedrec.params import Params
-from fedrec.sharing import SUMS
+from fedrec.sharing import is_sum
 from fedrec.tasks import Task
 
 PAIR = 2  # clients of whom each can subtract its own from a total
@@ -134,14 +134,14 @@ def kept_shapes(experiment: Experiment, data: ClientData, tasks: Sequence[str]) 
     like = model.shapes(len(data.users), len(data.items), tasks)
     if not isinstance(model, SummedRecommender) or experiment.pool:
         return like
-    heads = {name: value for name, value in like.items() if not name.startswith(SUMS)}
+    heads = {name: value for name, value in like.items() if not is_sum(name)}
     return heads | model.weights_like if weights_sent(experiment) else like if experiment.share else heads
 
 
 def weights_sent(experiment: Experiment) -> bool:
     """Return whether clients that learn by sums are sent weights, and not the total: of two that is the other's."""
     e = experiment
-    alone = e.by_sums and bool(e.share) and not e.reveal and len(clients_data(e)) == PAIR
+    alone = e.by_sums and not e.sums.active and bool(e.share) and not e.reveal and len(clients_data(e)) == PAIR
     return e.weighs or alone
 
 
