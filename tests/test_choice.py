@@ -192,9 +192,7 @@ def test_closed_forms_stand_beside_a_model_by_gradients_that_ranks(monkeypatch: 
     assert closed_forms(decide(given(SMALL | {"task": "rank,click"})).experiment).keys() == names
     for more in ({"model": "slist"}, {"task": "click"}, {"split": "new-items"}):
         assert not closed_forms(decide(given(SMALL | more)).experiment)
-    monkeypatch.setattr(
-        "simulations.baselines.CHEAP", 1.5 * len(dataset(usual).items) ** 3
-    )  # of two clients 3 times as much
+    monkeypatch.setattr("simulations.baselines.CHEAP", 1.5 * len(dataset(usual).items) ** 3)
     assert closed_forms(usual).keys() == {"slist-pooled", "ease-pooled"}
 
 
