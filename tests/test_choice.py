@@ -132,7 +132,8 @@ def test_arms_that_are_compared_have_one_model(arms: list[dict[str, str]], model
 def test_every_method_has_a_model_that_it_can_be_run_with(name: str) -> None:
     more = {"agreement": "--volunteers 60", "scaffold": "--optimiser sgd", "pfedrec": "--model item"}.get(name, "")
     e = parse(["--method", name, *more.split()]).experiment
-    assert e.by_sums == (name in ("local", "pooled", "fedavg", "fedper"))
+    exact = ("local", "pooled", "fedavg", "fedper", "fedprox", "admm", "mr-mtl", "graph", "no-harm")
+    assert e.by_sums == (name in exact)
 
 
 def test_the_commands_of_the_readme_resolve() -> None:

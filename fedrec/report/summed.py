@@ -1,6 +1,7 @@
 """What a run that learns by sums ties, what its clients sent for that, and what can be read from it."""
 
 from fedrec.models.quadratic import KINDS
+from fedrec.models.summed import GRAM
 from fedrec.report.findings import listing, size
 from fedrec.report.tables import Run
 from fedrec.sharing import SUMS
@@ -18,6 +19,9 @@ def sums_told(run: Run) -> list[str]:
     clients = len(run.names())
     each = "W_1 = W_2" if clients == 2 else f"W_1 = ... = W_{clients}"
     tied = f"Constraint: {each}, one W between items, solved for from the sum of the clients' G_i and C_i; "
+    if run.record.get("certificate"):
+        kind = (run.option("coupling") or {}).get("kind")
+        tied = f"Constraint: W_1, ..., W_{clients} between items are coupled ({kind}), and solved for together; "
     private = [p["name"] for p in run.record.get("parameters", {}).get("private", [])]
     headed = any(name.startswith("heads.") for name in private)
     tied += "private heads: B_i = W + D_i, of which D_i is never sent." if headed else "no private heads: B_i = W."
@@ -44,10 +48,12 @@ def readable(run: Run, clients: int) -> str:
     """Return what whoever gets the sums can read from them."""
     alone = run.option("partition") == "one-user"
     tell = "each client's items" if alone else "which pairs of items the same users of a client liked"
-    if (run.option("secure") or {}).get("active"):
+    if run.record.get("privacy"):
+        text = "What the server can read from them is bounded by the promise of this page."
+    elif (run.option("secure") or {}).get("active"):
         text = "The server reads the total alone: which pairs of items the same users liked, of all clients together."
     else:
         text = f"The server can read from them {tell} (--secure.active hides all but the total)."
-    if clients == 2:
+    if clients == 2 and run.ledger["parameter"].eq(GRAM).mul(run.ledger["direction"].eq("down")).any():
         text += " Each of the two clients can subtract its own sums from the total that it is sent: it has the other's."
     return text
