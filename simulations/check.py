@@ -18,6 +18,7 @@ from fedrec.experiment.holdings import PAIR, clients_data, dataset, reader, task
 from fedrec.experiment.origins import portable
 from fedrec.experiment.records import natural
 from fedrec.federation.coordination.systems import span
+from fedrec.files import largest
 from fedrec.models.quadratic import precision
 from fedrec.params import covers
 from fedrec.privacy.gradients import check_units
@@ -72,12 +73,23 @@ def check(experiment: Experiment) -> None:
     clients = sorted(present, key=lambda name: (natural(name), name))
     if experiment.weighs:
         span(experiment.coupling.exact(clients), len(clients))
+        check_room(len(clients), len(dataset(experiment).items))
     else:
         experiment.coupling.operator(clients)
     experiment.turnout.check(clients, experiment.rounds)
     if experiment.secure.active:
         check_secure(experiment, clients)
     experiment.robust.check(len(experiment.turnout.drawn(clients, 1)))
+
+
+def check_room(clients: int, items: int) -> None:
+    """Raise UserError if the server cannot hold every client's sums, and what it makes of them."""
+    size = 8 * 6 * clients * items**2
+    if size > largest():
+        raise UserError(
+            f"coupling: must be of clients whose sums, [{items}, {items}] of each, fit into {largest():,} bytes with "
+            f"what is made of them, found {size:,} of {clients} clients (the total alone takes --coupling.kind mean)"
+        )
 
 
 def told_whole(value: BaseModel, kind: type[BaseModel], field: str = "experiment") -> None:

@@ -193,3 +193,11 @@ def test_a_promise_is_judged_by_rows_that_were_not_learnt_from() -> None:
 def test_what_sums_cannot_be_tied_by_is_refused_before_anything_runs(fields: dict[str, Any], text: str) -> None:
     with pytest.raises(UserError, match=text):
         check(build({"model": "slist", "clients": 3, "engine": "inline", "rounds": 1, **fields}))
+
+
+def test_sums_that_a_server_cannot_hold_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    e = small(COUPLINGS["graph"])
+    check(e)
+    monkeypatch.setattr("simulations.check.largest", lambda: 8 * 6 * 3 * 8**2 - 1)
+    with pytest.raises(UserError, match=r"coupling: must be of clients whose sums, \[8, 8\] of each, fit into 9,215"):
+        check(e)
