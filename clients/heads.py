@@ -11,11 +11,15 @@ from clients.state import State
 from fedrec.evaluation.evaluate import Evaluation, evaluate, held_out
 from fedrec.evaluation.scorers import ModelScorer
 from fedrec.experiment.holdings import dataset, reader
+from fedrec.models import NoisyRecommender
+from fedrec.models.noisy import ALONE
 from fedrec.models.quadratic import EXACT
+from fedrec.models.released import SHARES
 from fedrec.params import Params
 from fedrec.sharing import Broadcast
 
 WEIGHTS = (0.0, 1.0, 4.0)  # among which a client chooses
+OF_NOISY = (ALONE, *(1 / share for share in SHARES if share))  # where the others' sums have noise
 FEWEST = 20  # users with held-out rows, of whom a choice says something
 
 
@@ -32,6 +36,8 @@ def choose_head(client: Client, state: State, broadcast: Broadcast) -> tuple[Sta
     if not e.has_heads or many or len(np.unique(held.user[held.positive])) < FEWEST:
         return state, None
     model = reader(e, data, "validation")
+    if isinstance(model, NoisyRecommender):
+        return choose_share(client, state, broadcast, model), None
     results = []
     for weight in WEIGHTS:
         params = e.sharing().join(broadcast.values, with_weight(state.now.private, weight))
@@ -50,6 +56,22 @@ def choose_head(client: Client, state: State, broadcast: Broadcast) -> tuple[Sta
     best = int(np.argmax(gap.mean(1) <= gap.std(1, ddof=1) / gap.shape[1] ** 0.5))
     private = with_weight(state.now.private, WEIGHTS[best])
     return state._replace(now=state.now._replace(private=private)), results[best]
+
+
+def choose_share(client: Client, state: State, broadcast: Broadcast, model: NoisyRecommender) -> State:
+    """Return the state with the weight w of a client's own exact sums beside the noisy ones of others.
+
+    It is the best on validation by the mean gain of all places, which tells more of few users than a first page does;
+    to be alone is among the choices, and is taken where nothing is better.
+    """
+    e, data, found = client.experiment, client.data, []
+    for weight in OF_NOISY:
+        scorer = ModelScorer(model, e.sharing().join(broadcast.values, with_weight(state.now.private, weight)))
+        every = (f"ndcg@{len(data.items)}",)
+        result = evaluate(scorer, data, client.tasks, "validation", metrics=every, candidates=e.candidates, seed=e.seed)
+        found.append(float(result.per_user[0].values.mean()))
+    best = with_weight(state.now.private, OF_NOISY[int(np.argmax(found))])
+    return state._replace(now=state.now._replace(private=best))
 
 
 def with_weight(private: Mapping[str, Tensor], weight: float) -> Params:

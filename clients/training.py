@@ -13,11 +13,12 @@ from torch import Tensor
 
 from clients.client import Client
 from clients.home import parted
+from clients.noisy import noisy_sums
 from clients.private import books
 from fedrec.errors import UserError
 from fedrec.experiment.channel import Mapped
 from fedrec.federation.coordination import Link, Own
-from fedrec.models import SummedRecommender
+from fedrec.models import NoisyRecommender, SummedRecommender
 from fedrec.params import Params, finite, to
 from fedrec.privacy.differential import private_update
 from fedrec.privacy.secret import digest
@@ -58,6 +59,8 @@ class Made(NamedTuple):
 def train(client: Client, start: Start) -> Made:
     """Return what a client makes of a round by itself; raises UserError if it diverged."""
     e, own, number = client.experiment, start.own, start.sent.round
+    if isinstance(client.model, NoisyRecommender):
+        return Made(math.nan, parted(start.private)[0], own, noisy_sums(client, client.model, start.sent))
     if isinstance(client.model, SummedRecommender):
         kept = client.model.own() if client.experiment.pool else {}  # its members have less than it learns from
         return Made(math.nan, {**parted(start.private)[0], **kept}, own, owed(client, start, client.model))

@@ -28,6 +28,7 @@ def defaults(values: Mapping[str, Any], given: Collection[str], rounds: int = 0)
     """
     usual = dict(DEFAULTS.get(str(values["privacy.unit"]), {}))
     if rounds:
+        usual = {}  # it makes no steps
         usual |= {**BY_SUMS, "rounds": rounds, "eval_every": rounds}
         usual |= PROMISED if values["budget.margin"] is not None or values["budget.limits"] else {}
         usual |= PULLED if values["coupling.kind"] in ("mean-regularised", "graph") else {}

@@ -125,11 +125,18 @@ SEQUENCE = Rule(lambda e: e.sequence.active, "a sequence encoder (add --sequence
 SASREC = Rule(lambda e: e.sequence.kind == "sasrec", "sequence.kind sasrec (add --sequence.kind sasrec)")
 LORA = Rule(lambda e: e.lora.active, "an adapter (add --lora.rank 8 --content.kind minilm)")
 PRIVATE = Rule(lambda e: e.privacy.active, "privacy.unit (add --privacy.unit user)")
+CLIPPED = Rule(
+    lambda e: e.privacy.active and not e.privacy.summed,
+    "privacy.unit, with noise on updates (leave out --privacy.where)",
+)
 SECURE = Rule(lambda e: e.secure.active, "secure sums (add --secure.active)")
 PROCESSES = Rule(lambda e: e.engine == "process" and not e.pool, "several clients in processes (add --engine process)")
 STEPS = Rule(lambda e: not e.by_sums, "a model that learns by steps along gradients (add --model mf)")
-TOTALS = Rule(lambda e: e.by_sums, "a model that learns by sums (add --model slist)")
-ORDERED = Rule(lambda e: bool(kinds(e) & {"slist", "slit"}), "a model by sums that knows the order (add --model slist)")
+TOTALS = Rule(lambda e: e.by_sums and not e.privacy.summed, "a model that learns by sums (add --model slist)")
+ORDERED = Rule(
+    lambda e: TOTALS.acts(e) and bool(kinds(e) & {"slist", "slit"}),
+    "a model by sums that knows the order (add --model slist)",
+)
 TABLES = Rule(lambda e: e.by_sums and e.sums.active, "tables of sums (add --sums.kind subspace)")
 MANY = Rule(lambda e: not e.pool, "more than the one pooled client (take another --method)")
 
@@ -152,7 +159,7 @@ PARTED = ("model", "dim")  # fields that may have a part for each client
 # Fields of which some values cannot act, where others can; the default always does.
 VALUES: dict[str, Rule] = {path: parted(path) for path in PARTED} | {
     "rounds": Rule(
-        lambda e: not e.by_sums or e.rounds == e.sums.rounds or returns(e),
+        lambda e: not e.by_sums or e.rounds == e.sums.rounds or returns(e) or e.privacy.summed,
         "steps along gradients, clients that may be missed, or a budget: one round of sums is exact, behind the passes "
         "of a subspace (add --model mf)",
     ),
@@ -228,7 +235,7 @@ RULES: dict[str, Rule] = {
     **each("candidates metrics", RANK),
     **each("quadratic.length quadratic.ridge quadratic.popular quadratic.rare", TOTALS),
     **each("quadratic.past quadratic.future quadratic.recent", ORDERED),
-    "quadratic.whole": Rule(lambda e: "slist" in kinds(e), "model slist (add --model slist)"),
+    "quadratic.whole": Rule(lambda e: ORDERED.acts(e) and "slist" in kinds(e), "model slist (add --model slist)"),
     "sums.kind": TOTALS,
     **each("sums.k sums.passes sums.damping sums.ridge", TABLES),
     "weighting.kind": TASKS,
@@ -253,9 +260,10 @@ RULES: dict[str, Rule] = {
     "deadline": Rule(
         lambda e: e.engine != "batched", "an engine whose clients answer one by one (add --engine process)"
     ),
-    **each("privacy.epsilon privacy.delta privacy.clip privacy.noise", PRIVATE),
-    **each("privacy.rate privacy.where privacy.ledger privacy.replay", PRIVATE),
-    **each("secure.threshold secure.carriers", SECURE),
+    **each("privacy.epsilon privacy.delta privacy.noise privacy.where privacy.ledger privacy.replay", PRIVATE),
+    **each("privacy.clip privacy.rate", CLIPPED),
+    "secure.threshold": Rule(lambda e: SECURE.acts(e) and not e.privacy.summed, SECURE.needs),
+    "secure.carriers": SECURE,
     "secure.bound": Rule(lambda e: SECURE.acts(e) and STEPS.acts(e), f"{SECURE.needs}, and {STEPS.needs}"),
     "reveal": Rule(
         lambda e: e.by_sums and e.coupling.plain and (e.clients or PAIR) == PAIR,

@@ -28,6 +28,7 @@ from fedrec.models import (
     SUMMED,
     Lora,
     ModuleRecommender,
+    NoisyRecommender,
     ProjectedRecommender,
     Quadratic,
     Recommender,
@@ -377,6 +378,8 @@ class Experiment(Method):
         if read(kind).own:
             return ModuleRecommender("mlp", *shape, module=make("model", kind))
         if kind in SUMMED:
+            if self.privacy.summed:
+                return NoisyRecommender(kind, *shape, quadratic=self.quadratic)
             if self.sums.active:
                 return ProjectedRecommender(kind, *shape, quadratic=self.quadratic, subspace=self.sums)
             return SummedRecommender(kind, *shape, quadratic=self.quadratic)
@@ -394,7 +397,10 @@ def rounds_of(values: Mapping[str, Any]) -> int:
     given = sums if isinstance(sums, Mapping) else sums.model_dump()
     passes = str(given.get("passes", Subspace().passes))  # which has not been checked
     finds = given.get("kind") == "subspace" and passes.isdecimal()
-    return ((int(passes) if finds else 0) + 1) * by_sums(str(values.get("model", "mf")))
+    rule = values.get("privacy", {})
+    kept = rule if isinstance(rule, Mapping) else rule.model_dump()
+    private = (kept.get("unit"), kept.get("where")) == ("user", "sum")  # popularity, then what is made with it
+    return ((int(passes) if finds else 0) + 1 + private) * by_sums(str(values.get("model", "mf")))
 
 
 def nested(a: Any, b: Any) -> bool:

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from fedrec.data import ClientData, Dataset, Market, content_vectors, federation, latest, load, pool
 from fedrec.data.history import sequences
+from fedrec.data.release_years import year_groups
 from fedrec.data.tokens import item_tokens
 from fedrec.data.types import Floats, Ints, Keys
 from fedrec.experiment.config import Experiment
-from fedrec.models import Adapted, ProjectedRecommender, Recommender, SummedRecommender
+from fedrec.models import Adapted, NoisyRecommender, ProjectedRecommender, Recommender, SummedRecommender
 from fedrec.models.projected import Statistics
 from fedrec.models.quadratic import Matrix, statistics
 from fedrec.models.subspace import begin
@@ -91,6 +92,9 @@ def reader(experiment: Experiment, data: ClientData, split: Literal["train", "va
         met = sequences(data, [data.train] if split == "train" else data.known(split), experiment.seed)
         model = replace(model, catalogue_size=len(dataset(experiment).items), places=data.items, past=met)
         model = replace(model, own=functools.partial(own_sums, experiment, data))
+        if isinstance(model, NoisyRecommender):
+            learnt = sequences(data, [data.train], experiment.seed)
+            return replace(model, groups=item_classes(experiment), learnt=learnt)
         if isinstance(model, ProjectedRecommender):
             first = functools.partial(first_basis, experiment, model, data.items)
             model = replace(model, counts=functools.partial(own_statistics, experiment, data), first=first)
@@ -143,6 +147,12 @@ def weights_sent(experiment: Experiment) -> bool:
     e = experiment
     alone = e.by_sums and not e.sums.active and bool(e.share) and not e.reveal and len(clients_data(e)) == PAIR
     return e.weighs or alone
+
+
+@functools.lru_cache(maxsize=2)
+def item_classes(experiment: Experiment) -> Ints:
+    """Return the public classes of the whole catalogue: groups of alike release years, where titles have them."""
+    return year_groups([str(title) for title in dataset(experiment).items["title"]])
 
 
 @functools.lru_cache(maxsize=8)

@@ -32,6 +32,10 @@ class Can(StrEnum):
     PUBLIC_USERS = "public users"
     HIDDEN_USERS = "users of whom nobody is public"
     SECURE_SUMS = "secure sums to add noise in"
+    USER_SUMS = "sums over users of their transitions"
+    TWO_ROUNDS = "two rounds, of popularity and of what is popular"
+    ALL_ANSWERS = "the answers of all clients"
+    NORMS = "updates that one norm bounds"
     # How a client trains.
     COMMON_START = "clients that start from the server's parameters"
     TIE = "a proximal tie, coupling.rho above 0"

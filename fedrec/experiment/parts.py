@@ -91,6 +91,27 @@ def noise_at(*where: str) -> Callable[[Any], str]:
     return lambda e: e.privacy.where * (e.privacy.unit == "client" and e.privacy.where in where)
 
 
+def inside(e: Any) -> str:
+    """Return the unit whose noise is added in a client's own training."""
+    return str(e.privacy.unit * e.privacy.inside)
+
+
+def examples(e: Any) -> str:
+    """Return what weighs clients by their data; sums over users have no weights."""
+    return str(e.weights * (e.weights == "examples" and not e.by_sums))
+
+
+def noisy_sums(e: Any) -> str:
+    """Return the unit whose noise is added to sums over users."""
+    return str(e.privacy.where * e.privacy.summed)
+
+
+def unordered(e: Any) -> str:
+    """Return the models that make no transitions."""
+    kinds = set(per_client(e.model).values())
+    return ",".join(sorted(kinds - {"slist", "slit"}))
+
+
 def second_model(e: Any) -> str:
     """Return the second model that clients train."""
     return str(e.drift.personal) if e.drift.second else ""
@@ -115,7 +136,6 @@ NO_STEPS = (
 )
 AGREES = (Can.PUBLIC_USERS, Can.LOGITS, Can.EXCHANGE, Can.TIE, Can.ONE_PHASE, Can.KNOWN_USERS, Can.PAIR_SCORES)
 PRICED = (Can.TIE, Can.DUALS, Can.KNOWN_USERS)
-INSIDE = ("interaction", "user")
 PARTS = (
     # Recommenders, their tasks, and what they read.
     takes("model", Can.USER_SIDE, why="item has none (add --model mf)", here=models("item")),
@@ -218,14 +238,14 @@ PARTS = (
     takes("drift.personal", Can.UNPULLED, why="the delta is made when training is over", here=second_model),
     needs("drift.personal", Can.LOCKSTEP, here=lambda e: second_model(e) * (e.drift.personal != "ditto")),
     # What is protected.
-    takes("weights", Can.PUBLIC_WEIGHTS, why="they are made of the data (add --weights uniform)", here=("examples",)),
+    takes("weights", Can.PUBLIC_WEIGHTS, why="they are made of the data (add --weights uniform)", here=examples),
     needs("patience", Can.VALIDATION),
     needs("privacy.unit", Can.PUBLIC_WEIGHTS, Can.EXCHANGE, Can.PARAMETERS, Can.HIDDEN_USERS),
     takes("privacy.unit", Can.VALIDATION, why="no noise covers it"),
     takes("privacy.unit", Can.LISTENERS, why="the promise is for the clients of every round"),
-    needs("privacy.unit", Can.UNIT_GRADIENTS, Can.ALONE, here=INSIDE),
-    takes("privacy.unit", Can.LOSSES, why="noise on gradients covers no weights that are made of losses", here=INSIDE),
-    takes("privacy.unit", Can.LOCKSTEP, why="noisy steps draw their own units", here=INSIDE),
+    needs("privacy.unit", Can.UNIT_GRADIENTS, Can.ALONE, here=inside),
+    takes("privacy.unit", Can.LOSSES, why="noise on gradients covers no weights that are made of losses", here=inside),
+    takes("privacy.unit", Can.LOCKSTEP, why="noisy steps draw their own units", here=inside),
     takes("privacy.unit", Can.HISTORIES, why="then no bound on a row's gradient holds", here=("interaction",)),
     needs("privacy.where", Can.ALONE, here=noise_at("client", "sum")),
     takes("privacy.where", Can.STEPS, Can.INCREMENTS, why="noise is on one update", here=noise_at("client")),
@@ -233,6 +253,24 @@ PARTS = (
     takes("privacy.where", Can.MEMORY, Can.INCREMENTS, why=ONE_MEAN, here=noise_at("server", "sum")),
     needs("privacy.where", Can.ROWS, here=noise_at("server")),
     needs("privacy.where", Can.SECURE_SUMS, here=noise_at("sum")),
+    needs("privacy.where", Can.SECURE_SUMS, Can.USER_SUMS, Can.TWO_ROUNDS, Can.ALL_ANSWERS, Can.ALONE, here=noisy_sums),
+    takes("privacy.where", Can.MEMORY, why="noise is on two totals alone", here=noisy_sums),
+    takes("model", Can.USER_SUMS, why="it makes none (add --model slist)", here=unordered),
+    takes("rounds", Can.TWO_ROUNDS, why="there are others", here=lambda e: shown(e.rounds) * (e.rounds != 2)),
+    takes(
+        "participation",
+        Can.ALL_ANSWERS,
+        why="some are not asked",
+        here=lambda e: shown(e.participation) * (e.participation < 1),
+    ),
+    needs("privacy.unit", Can.NORMS, here=lambda e: "client" * (e.privacy.unit == "client")),
+    takes(
+        "model",
+        Can.NORMS,
+        why="of few clients no sum would be left above the noise: what counts is their number over sigma (add "
+        "--privacy.unit user --privacy.where sum)",
+        here=models(*SUMMED),
+    ),
     needs("secure.active", Can.EXCHANGE, Can.UNSEEN, Can.SUMS),
     takes("secure.active", Can.ROWS, Can.GRAM, Can.STEPS, why="the server sees no more than a sum"),
     takes("secure.active", Can.RESIDUALS, Can.MEMORY, why="the server sees no more than a sum"),

@@ -43,7 +43,8 @@ class Privacy(BaseModel, frozen=True, extra="forbid"):
     where: Literal["server", "client", "sum"] = Field(
         "server",
         validate_default=True,
-        description="client: who adds the noise: the server, every client by itself, or all of them in a secure sum",
+        description="client: who adds the noise: the server, every client by itself, or all of them in a secure sum; "
+        "user: sum, for models by sums",
     )
     ledger: Path | None = Field(
         None, description="folder of what was spent that outlives the run; in the run without it"
@@ -58,7 +59,12 @@ class Privacy(BaseModel, frozen=True, extra="forbid"):
     @property
     def inside(self) -> bool:
         """Whether the noise is added in a client's own training."""
-        return self.unit in ("interaction", "user")
+        return self.unit in ("interaction", "user") and not self.summed
+
+    @property
+    def summed(self) -> bool:
+        """Whether the noise is on sums over users, which clients add up in a secure sum."""
+        return self.unit == "user" and self.where == "sum"
 
     @property
     def trusting(self) -> bool:
@@ -98,9 +104,9 @@ class Privacy(BaseModel, frozen=True, extra="forbid"):
     @classmethod
     def _of_updates(cls, where: str, info: ValidationInfo) -> str:
         unit, epsilon, clip = (info.data.get(name) for name in ("unit", "epsilon", "clip"))
-        if unit in ("interaction", "user") and where != "server":
-            raise UserError(f"is for the unit client, found {where} for {unit}")
-        if unit == "client" and where != "client" and ";" in (epsilon or ""):
+        if unit in ("interaction", "user") and where != "server" and (unit, where) != ("user", "sum"):
+            raise UserError(f"is for the unit client, or sum for the unit user, found {where} for {unit}")
+        if (unit, where) in (("client", "server"), ("client", "sum"), ("user", "sum")) and ";" in (epsilon or ""):
             raise UserError(f"must be client for more than one epsilon, found {where} with {epsilon!r}")
         if unit == "client" and where == "sum" and clip == math.inf:
             raise UserError("must not be sum without a finite clip, since its numbers have bounds, found clip inf")
@@ -116,6 +122,8 @@ class Privacy(BaseModel, frozen=True, extra="forbid"):
             raise UserError("needs an epsilon to calibrate the noise to, or a noise multiplier, found neither")
         if self.active and math.isinf(self.clip) and self.noise != 0:
             raise UserError(f"clip: must be finite where there is noise, found {self.clip} with noise {self.noise}")
+        if self.summed and self.noise is not None and self.noise <= 0:
+            raise UserError(f"noise: must be above 0 in sums over users, found {self.noise:g}")
         return self
 
 

@@ -2,6 +2,7 @@
 
 from fedrec.models.lora import Adapted, Lora
 from fedrec.models.module import Meta, Module, ModuleRecommender
+from fedrec.models.noisy import NoisyRecommender
 from fedrec.models.projected import ProjectedRecommender
 from fedrec.models.quadratic import KINDS as SUMMED
 from fedrec.models.quadratic import Quadratic
@@ -20,6 +21,7 @@ __all__ = [
     "Meta",
     "Module",
     "ModuleRecommender",
+    "NoisyRecommender",
     "ProjectedRecommender",
     "Quadratic",
     "Recommender",

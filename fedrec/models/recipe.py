@@ -31,12 +31,13 @@ class Recipe:
     prior: float = 0.0
 
 
-def ordered(users: int, sigma: float, classes: bool) -> Recipe:
-    """Return the recipe of transitions, with public `classes` of items or without."""
+def ordered(users: int, sigma: float, classes: bool, catalogue: int = MOST) -> Recipe:
+    """Return the recipe of transitions between items of a catalogue, with public `classes` of items or without."""
     _, (popularity, lumped, pairs), recent, prior = max(level for level in LEVELS if level[0] <= users / sigma)
     if not classes:
         popularity, lumped, pairs = popularity / (1 - lumped), 0.0, pairs / (1 - lumped)
-    return Recipe(popularity, lumped, pairs, min(round(users / sigma / 8), MOST) if pairs else 0, recent, prior)
+    items = min(round(users / sigma / 8), MOST, catalogue) if pairs else 0
+    return Recipe(popularity, lumped, pairs, items, recent, prior)
 
 
 def unordered(users: int, sigma: float) -> Recipe:

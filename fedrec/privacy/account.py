@@ -10,7 +10,7 @@ from fedrec.experiment.holdings import clients_data
 from fedrec.experiment.privacy import UNBOUNDED, Privacy
 from fedrec.privacy.accounting import Event, above, epsilon, merge
 from fedrec.privacy.books import Books
-from fedrec.privacy.guarantee import guarantees
+from fedrec.privacy.guarantee import guarantees, sums_plan
 from fedrec.privacy.ledger import ZEROED, Group, persons, statement
 
 BESIDE = (
@@ -25,6 +25,17 @@ TRUST = {
     "client": "The noise is added by every client to its own update: no server needs to be trusted.",
     "sum": "Every client adds a part of the noise; the server sees the sum alone.",
 }
+OF_SUMS = (
+    "Every client adds a part of the noise to two secure sums over all users, of vectors of norm 1, and even a client "
+    "that takes its own part away faces what is promised; every client is sent the totals, which less its own users "
+    "are those of the others, with this noise. What counts is users / sigma, {ratio:,.0f} here: {hope}."
+)
+HOPES = (  # from which users / sigma on, and what to expect
+    (0, "popularity is all that is left of it, and no client is the better for it"),
+    (200, "a little more than popularity, which small clients may gain by"),
+    (350, "transitions of the most popular items, by which clients of some dozens of users gain"),
+    (700, "most of what transitions of the popular items tell"),
+)
 
 
 def account(e: Experiment, home: Path) -> dict[str, Any]:
@@ -41,7 +52,7 @@ def account(e: Experiment, home: Path) -> dict[str, Any]:
                 "steps": sum(event.count for event in ledger.events),
                 "rate": g.event.rate,
                 "noise": g.event.sigma,
-                "clip": f"{rule.clip:.3g}" if math.isfinite(rule.clip) else "none",
+                "clip": "norm 1" if rule.summed else f"{rule.clip:.3g}" if math.isfinite(rule.clip) else "none",
                 "budget": "" if math.isinf(g.budget) else f"{g.budget:g}",
                 "spent": shown(epsilon(ledger.events, rule.delta)),
             }
@@ -52,7 +63,7 @@ def account(e: Experiment, home: Path) -> dict[str, Any]:
     spent = [event for who in (people[0].silos if people else (worst,)) for event in events[who]]
     groups = people or [Group((who,), 0, epsilon(spent, rule.delta)) for who, spent in events.items()]
     inside = "Every silo that promises anything adds its noise in its own training."
-    trust = TRUST[rule.where] if rule.unit == "client" else inside
+    trust = TRUST[rule.where] if rule.unit == "client" else inside if rule.inside else hope(e)
     return {
         "words": f"{promise(rule, groups, events)} {trust}",
         "unit": rule.unit,
@@ -65,6 +76,13 @@ def account(e: Experiment, home: Path) -> dict[str, Any]:
         "parties": parties,
         "people": [{"silos": list(g.silos), "people": g.people, "spent": shown(g.epsilon)} for g in people],
     }
+
+
+def hope(e: Experiment) -> str:
+    """Return who adds noise to sums over users, and what is to be expected of so many users under it."""
+    plan = sums_plan(e)
+    ratio = plan.users / plan.sigma
+    return OF_SUMS.format(ratio=ratio, hope=max(level for level in HOPES if level[0] <= ratio)[1])
 
 
 def promise(rule: Privacy, groups: Sequence[Group], events: Mapping[str, Sequence[Event]]) -> str:

@@ -50,7 +50,7 @@ class Books:
         """
         g = self.guarantee
         name, source = self.stream(number, inputs)
-        event = g.event
+        event = g.event_of(number)
         if twice:
             booked = [entry for entry in self.ledger.entries if (entry.run, entry.round) == (self.run, number)]
             event = next((entry.event for entry in booked if entry.inputs == name), twice if booked else event)

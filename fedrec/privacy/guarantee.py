@@ -1,6 +1,7 @@
 """What an experiment promises: the noise of every client, what a round costs, and the terms of its secure sums."""
 
 import functools
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, cast
@@ -9,16 +10,19 @@ import numpy as np
 
 from fedrec.data import ClientData
 from fedrec.experiment.config import Experiment
-from fedrec.experiment.holdings import clients_data, reader, tasks_for
+from fedrec.experiment.holdings import clients_data, item_classes, reader, tasks_for
 from fedrec.experiment.privacy import Privacy
-from fedrec.privacy.accounting import Event, Kind, affordable, calibrate
+from fedrec.privacy.accounting import Event, Kind, affordable, calibrate, epsilon
 from fedrec.privacy.differential import Mechanism, private_steps
 from fedrec.privacy.discrete import Distributed
 from fedrec.privacy.encoding import Encoding
+from fedrec.privacy.plan import Plan
 from fedrec.privacy.secure_sum import Terms
+from fedrec.privacy.sums import multiplier
 
 SERVER = "server"
 PER_USER = 2.0
+WIDEST_SUM = 2.0**22  # no entry of a silo with its noise comes near it, which leaves the steps of a grid exact
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,11 @@ class Guarantee:
     rounds: int
     budget: float
     overlap: int = 1
+    later: Event | None = None  # of a second round, where it costs another; there are no more then
+
+    def event_of(self, number: int) -> Event:
+        """Return what a round costs."""
+        return self.later if self.later and number > 1 else self.event
 
     @property
     def std(self) -> float:
@@ -51,6 +60,9 @@ class Guarantee:
         """Return how many rounds the budget allows after what was spent before, at most those of the run."""
         round_ = self.event.times(self.overlap)
         earlier = [event.times(self.overlap) for event in before]
+        if self.later:
+            whole = [*earlier, round_, self.later.times(self.overlap)]
+            return self.rounds if math.isinf(self.budget) or epsilon(whole, self.rule.delta) <= self.budget else 0
         return affordable(round_, self.budget, self.rule.delta, earlier, self.rounds * round_.count) // round_.count
 
 
@@ -63,9 +75,22 @@ def guarantees(e: Experiment) -> dict[str, Guarantee]:
     if rule.trusting:
         return {SERVER: _guarantee(e, SERVER, rate=e.participation, count=1, overlap=1)}
     parts, together = clients_data(e), rule.inside and rule.unit == "user" and ";" not in rule.epsilon
-    holders = np.unique(np.concatenate([data.users for data in parts]), return_counts=True)[1]
-    overlap = int(holders.max(initial=1)) if together else 1  # how many silos hold the same person, the most of anybody
+    overlap = most_holders(e) if together else 1
     return {data.name: _guarantee(e, data.name, rule.rate, steps_of(e, data), overlap) for data in parts}
+
+
+def most_holders(e: Experiment) -> int:
+    """Return how many clients hold the same person, the most of anybody."""
+    users = np.concatenate([data.users for data in clients_data(e)])
+    return int(np.unique(users, return_counts=True)[1].max(initial=1))
+
+
+@functools.lru_cache(maxsize=2)
+def sums_plan(e: Experiment) -> Plan:
+    """Return the releases of sums over users with noise; raises UserError where a budget or silos do not do."""
+    parts, overlap, rule = clients_data(e), most_holders(e), e.privacy
+    sigma = rule.noise or multiplier(rule.budget(""), rule.delta, overlap)
+    return Plan(sum(len(data.users) for data in parts), len(parts), sigma, item_classes(e), overlap)
 
 
 def steps_of(e: Experiment, data: ClientData) -> int:
@@ -79,6 +104,11 @@ def steps_of(e: Experiment, data: ClientData) -> int:
 
 def _guarantee(e: Experiment, who: str, rate: float, count: int, overlap: int) -> Guarantee:
     rule, budget = e.privacy, e.privacy.budget(who)
+    if rule.summed:
+        plan = sums_plan(e)
+        first, *rest = plan.events
+        later = Event((sum(event.sigma**-2 for event in rest)) ** -0.5, count=plan.overlap)  # of both as one
+        return Guarantee(who, rule, first, e.rounds, budget, plan.overlap, later)
     kind: Kind = "concentrated" if rule.unit == "client" and rule.where == "sum" else "gaussian"  # `privacy.discrete`
     noise = rule.noise
     if noise is None:
@@ -99,8 +129,8 @@ def terms(experiment: Experiment) -> Terms:
     """Return the terms of an experiment's secure sums; raises UserError where they cannot hold."""
     e = experiment
     clients = len(e.turnout.drawn([data.name for data in clients_data(e)], 1))
-    threshold = e.secure.needed(clients)
-    bound = largest_sum(e) if e.by_sums else e.secure.bound
+    threshold = clients if e.privacy.summed else e.secure.needed(clients)  # of a noisy sum nobody's share is missing
+    bound = (WIDEST_SUM if e.privacy.summed else largest_sum(e)) if e.by_sums else e.secure.bound
     encoding = Encoding(bound, clients, 1) if e.weights == "uniform" or e.by_sums else Encoding(bound, clients)
     noise = None
     if e.privacy.unit == "client" and e.privacy.where == "sum":

@@ -1,7 +1,7 @@
 """A private federation of ordered histories as two secure sums: popularity, then transitions among what is popular."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -10,6 +10,7 @@ from fedrec.data.history import Sequences
 from fedrec.data.types import Ints
 from fedrec.models.contributions import GRID, Values, class_transitions, popularity, transitions
 from fedrec.models.markov import weights
+from fedrec.models.noisy import head_of
 from fedrec.models.recipe import Recipe, ordered
 from fedrec.models.released import Released
 from fedrec.privacy.accounting import Event
@@ -40,8 +41,7 @@ class Plan:
     @cached_property
     def recipe(self) -> Recipe:
         """The settings that follow."""
-        recipe = ordered(self.users, self.sigma, self.count > 1)
-        return replace(recipe, items=min(recipe.items, len(self.classes)))
+        return ordered(self.users, self.sigma, self.count > 1, len(self.classes))
 
     def release(self, size: int, share: float) -> Release:
         """Return a release that takes a share of the budget."""
@@ -77,23 +77,30 @@ class Plan:
 
     def head(self, total: Integers) -> tuple[Ints, Values]:
         """Return the most popular items [m] by the first sum, ties by id, and their weights [m]."""
-        head = np.argsort(-total, kind="stable")[: self.recipe.items]
-        return head, weights(total / GRID, head)
+        popularity = total / GRID
+        head = head_of(popularity, self.recipe.items)
+        return head, weights(popularity, head)
 
     def released(self, first: Integers, second: Integers) -> Released:
         """Return what two sums over all silos say."""
-        between, pairs = np.zeros((self.count, self.count)), np.zeros((self.recipe.items, self.recipe.items))
-        cut = between.size if self.recipe.classes else 0
-        if self.recipe.classes:
-            between = (second[:cut] / GRID).reshape(between.shape)
-        if self.recipe.pairs:
-            pairs = (second[cut:] / GRID).reshape(pairs.shape)
-        noise = (self.deviation(self.first), self.deviation(self.second[-1]) if self.recipe.pairs else 0.0)
-        return Released(self.users, first / GRID, self.classes, between, *self.head(first), pairs, noise)
+        between, pairs = self.parts(second)
+        noise = tuple(float(np.sqrt(variance * self.silos)) for variance in self.public[:2])
+        return Released(self.users, first / GRID, self.classes, between, *self.head(first), pairs, (noise[0], noise[1]))
 
-    def deviation(self, release: Release) -> float:
-        """Return the standard deviation of an entry of a sum: the shares of all silos, in units of the norm 1."""
-        return float(np.sqrt(release.variance * self.silos)) / GRID
+    def parts(self, second: Integers) -> tuple[Values, Values]:
+        """Return the transitions between classes [k, k], and within the head [m, m], of a second sum or a part of it.
+
+        Of what has no share there is none: between classes zero, and a head of nothing.
+        """
+        cut = self.count**2 if self.recipe.classes else 0
+        between = (second[:cut] / GRID).reshape(self.count, self.count) if cut else np.zeros((self.count, self.count))
+        return between, (second[cut:] / GRID).reshape(self.recipe.items, self.recipe.items)
+
+    @property
+    def public(self) -> tuple[float, float, float]:
+        """A silo's part of the variances of an entry's noise, of popularity and of pairs, and of sigma^2."""
+        variance = [release.variance / GRID**2 for release in (self.first, *self.second[-1:])]
+        return variance[0], variance[1] if self.recipe.pairs else 0.0, self.sigma**2 / self.silos
 
     def carry_out(self, silos: Sequence[Sequences], source: Source) -> Released:
         """Return what is released of the histories of all silos, as the two secure sums would."""
