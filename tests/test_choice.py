@@ -104,7 +104,7 @@ def test_a_record_keeps_its_model_and_a_flag_may_ask_for_another(tmp_path: Path)
 
 def test_what_neither_model_takes_is_refused_in_the_words_of_the_usual_one() -> None:
     with pytest.raises(UserError, match=r"quadratic.ridge: acts only with a model that learns by sums"):
-        parse(["--quadratic.ridge", "3", "--lr", "1"])
+        parse(["--quadratic.ridge", "7", "--lr", "1"])
     with pytest.raises(UserError, match="volunteers"):
         parse(["--method", "agreement"])
 

@@ -6,6 +6,7 @@ from fedrec.report.findings import listing, size
 from fedrec.report.tables import Run
 from fedrec.sharing import SUMS
 
+TABLES = "item_sums."  # before the names of those that have a row for each item
 MASKED = "masked:"  # before the name of what a client adds to a secure sum
 
 
@@ -35,11 +36,12 @@ def made(run: Run) -> str:
 
 
 def travelled(run: Run) -> str:
-    """Return how large what a client sent, and was sent, was in a round, by parameter."""
-    table = run.ledger[run.ledger["parameter"].str.startswith((SUMS, MASKED)) & (run.ledger["round"] > 0)]
+    """Return how large all that a client sent, and was sent, is in the mean over clients, by parameter."""
+    table = run.ledger[run.ledger["parameter"].str.startswith((SUMS, TABLES, MASKED)) & (run.ledger["round"] > 0)]
+    clients = max(len(run.names()), 1)
     parts = []
-    for direction, words in (("up", "A client sent in a round"), ("down", "and was sent")):
-        mean = table[table["direction"] == direction].groupby("parameter", sort=False)["bytes"].mean()
+    for direction, words in (("up", "A client sent"), ("down", "and was sent")):
+        mean = table[table["direction"] == direction].groupby("parameter", sort=False)["bytes"].sum() / clients
         parts.append(f"{words} " + (", ".join(f"{name} {size(count)}" for name, count in mean.items()) or "nothing"))
     return f"{parts[0]}; {parts[1]}."
 
