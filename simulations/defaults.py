@@ -15,7 +15,7 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-# Of clients that learn by sums nothing is approached by rounds, but the prices of a promise.
+# Of coupled clients that learn by sums nothing is approached by rounds, but the prices of a promise.
 BY_SUMS = {"coupling.rho": 0.0, "coupling.duals": False, "coupling.balance": False}
 PROMISED = {"rounds": 20, "eval_every": 1}
 PULLED = {"coupling.strength": 10.0}  # in units of the mean of a client's diagonal of G
@@ -28,8 +28,9 @@ def defaults(values: Mapping[str, Any], given: Collection[str], rounds: int = 0)
     """
     usual = dict(DEFAULTS.get(str(values["privacy.unit"]), {}))
     if rounds:
-        usual = {}  # it makes no steps
-        usual |= {**BY_SUMS, "rounds": rounds, "eval_every": rounds}
+        # It makes no steps; and a coupling is solved for, which others approach by duals and a pull.
+        usual = {"rounds": rounds, "eval_every": rounds}
+        usual |= BY_SUMS if values["coupling.kind"] != "mean" else {}
         usual |= PROMISED if values["budget.margin"] is not None or values["budget.limits"] else {}
         usual |= PULLED if values["coupling.kind"] in ("mean-regularised", "graph") else {}
     return {path: value for path, value in usual.items() if path not in given}

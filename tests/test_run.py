@@ -38,7 +38,7 @@ from simulations.run import main, stopping
 ROOT = Path(__file__).parents[1]
 MARKET = ["--market.users", "20", "--market.items", "60", "--market.impressions", "10"]
 SIZE = ["--engine", "inline", "--clients", "3", "--rounds", "2", "--dim", "4"]
-SMALL = [*MARKET, *SIZE]
+SMALL = [*MARKET, *SIZE, "--model", "mf"]
 COLUMNS = "user=user,item=item,platform=shop"
 
 
@@ -332,7 +332,7 @@ def test_a_baseline_that_fails_takes_nothing_from_the_run(
     ended = run(*SMALL, "--compare", "--out", str(out))
     assert ended.status == 1
     assert ended.err.startswith("failed: baseline local: [Errno 28] No space left on device")
-    assert sorted(path.name for path in (out / "baselines").iterdir()) == ["pooled", "popularity"]
+    assert sorted(path.name for path in (out / "baselines").iterdir()) == ["closed-form", "pooled", "popularity"]
     assert "Not run: local" in report(out)
 
 
@@ -397,6 +397,7 @@ def interrupt(engine: str, presses: int, out: Path) -> Ended:
     What happens is waited for, however long it takes on a machine that has other work.
     """
     argv = [*MARKET, "--engine", engine, "--clients", "2", "--rounds", "100000", "--dim", "4", "--out", str(out)]
+    argv += ["--model", "mf"]
     argv += ["--local-epochs", "800"] * (presses > 1)  # a round must last beyond the second
     with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
         begun = subprocess.Popen(
