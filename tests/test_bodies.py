@@ -326,7 +326,17 @@ def test_sharings_grow_and_may_be_mixed_with_modules() -> None:
     assert all(a < b for a, b in pairwise(sizes))
     assert not set(SHARINGS) & set(MODULES)
     made = parse(["--share", "shared-body,gates.rank,body"]).experiment
-    assert made.share == ("item_table", "item_bias", "adapter", "lora", "body", "sequence", "gates.rank")
+    assert made.share == (
+        "item_table",
+        "item_bias",
+        "adapter",
+        "lora",
+        "sums",
+        "item_sums",
+        "body",
+        "sequence",
+        "gates.rank",
+    )
     assert all(f"  {name} " in parser().format_help() for name in SHARINGS)
 
 
