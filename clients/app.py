@@ -11,7 +11,7 @@ from clients.client import Client
 from clients.device import device_of
 from clients.node import Node, words
 from fedrec.experiment.config import Experiment
-from fedrec.experiment.holdings import clients_data
+from fedrec.experiment.earlier import parties
 from fedrec.wire.secure import STAGES
 
 Read = Callable[[Context], tuple[Experiment, Path | None]]
@@ -22,7 +22,7 @@ def clients_of(experiment: Experiment, home: Path | None, partitions: Sequence[i
 
     Raises ValueError for a partition that there is not.
     """
-    parts = clients_data(experiment)
+    parts = parties(experiment)
     for index in partitions:
         if index >= len(parts):
             raise ValueError(f"partition-id: must be below the number of clients {len(parts)}, found {index}")

@@ -11,6 +11,7 @@ from clients.state import State
 from fedrec.evaluation.evaluate import Evaluation, evaluate, held_out
 from fedrec.evaluation.scorers import ModelScorer
 from fedrec.experiment.holdings import dataset, reader
+from fedrec.experiment.records import load_params, slug
 from fedrec.models import NoisyRecommender
 from fedrec.models.noisy import ALONE
 from fedrec.models.quadratic import EXACT
@@ -31,6 +32,8 @@ def choose_head(client: Client, state: State, broadcast: Broadcast) -> tuple[Sta
     whose sums over pairs are of so many items that each w would take a minute.
     """
     e, data = client.experiment, client.data
+    if kept_head(client):
+        return state, None
     held = held_out(data, "validation")
     many = len(dataset(e).items) > EXACT and not e.sums.active
     if not e.has_heads or many or len(np.unique(held.user[held.positive])) < FEWEST:
@@ -72,6 +75,17 @@ def choose_share(client: Client, state: State, broadcast: Broadcast, model: Nois
         found.append(float(result.per_user[0].values.mean()))
     best = with_weight(state.now.private, OF_NOISY[int(np.argmax(found))])
     return state._replace(now=state.now._replace(private=best))
+
+
+def kept_head(client: Client) -> Params:
+    """Return the head that a client keeps of a run that is gone on from; nothing where it is to choose one."""
+    e = client.experiment
+    if e.start is None or e.retune:
+        return {}
+    path = e.start / "model" / f"client-{slug(client.data.name)}.safetensors"
+    return (
+        {name: value for name, value in load_params(path).items() if name.startswith("heads.")} if path.exists() else {}
+    )
 
 
 def with_weight(private: Mapping[str, Tensor], weight: float) -> Params:

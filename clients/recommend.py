@@ -10,17 +10,16 @@ from rich.console import Console
 from rich.table import Table
 
 from fedrec.data import ClientData, Dataset
-from fedrec.data.table import FRAME
 from fedrec.data.types import Floats, Ints
 from fedrec.errors import Parser, UserError, choose, one_line
 from fedrec.evaluation.evaluate import mask_of, members
 from fedrec.evaluation.scorers import ModelScorer
-from fedrec.experiment.config import Experiment, build
+from fedrec.experiment.config import Experiment
+from fedrec.experiment.earlier import experiment_of as experiment_of
 from fedrec.experiment.folding import fold_in
 from fedrec.experiment.holdings import clients_data, dataset, kept_shapes, reader, tasks_for
 from fedrec.experiment.records import load_params, slug, table_of
 from fedrec.files import named_values, sha256_of
-from fedrec.folders import refuse_unfinished
 from fedrec.keyed import TABLES, carrier, gather
 from fedrec.params import Params
 from fedrec.sharing import ContractError, Sharing, admit
@@ -91,25 +90,6 @@ def local_row(data: Dataset, client: ClientData, user: str) -> int | None:
     """Return the client's row of the user of a key, or None if it has no such user."""
     (rows,) = np.nonzero(data.users["key"].to_numpy()[client.users] == user)
     return int(rows[0]) if len(rows) else None
-
-
-def experiment_of(home: Path) -> Experiment:
-    """Return the experiment of a run; raises UserError if there is no run."""
-    if not home.is_dir():
-        raise UserError(f"run: must be the folder of a finished run, found {str(home)!r}")
-    refuse_unfinished(home)
-    record = named_values(home / "experiment.json", "run")
-    if not isinstance(record.get("experiment"), dict):
-        raise UserError(f"run: {home / 'experiment.json'} must have the key 'experiment', found none")
-    return moved(build(record["experiment"]), home)
-
-
-def moved(experiment: Experiment, home: Path) -> Experiment:
-    """Return the experiment of a run whose folder may have been moved since, with the data that lie in that folder."""
-    if experiment.data_dir is None or experiment.data_dir.name != FRAME or experiment.data_dir.exists():
-        return experiment
-    run = home.absolute().parents[1] if home.absolute().parent.name == "baselines" else home.absolute()
-    return experiment.model_copy(update={"data_dir": run / FRAME})
 
 
 def params_of(home: Path, experiment: Experiment, data: ClientData) -> Params:

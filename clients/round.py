@@ -14,7 +14,7 @@ from torch import Tensor
 from clients.about import about
 from clients.budget import excess, priced
 from clients.client import Client
-from clients.heads import choose_head
+from clients.heads import choose_head, kept_head
 from clients.home import parted, with_home
 from clients.newcomer import fit_message, lesson
 from clients.private import measured, open_loss, protected, unsaid
@@ -47,6 +47,7 @@ def join(client: Client) -> tuple[State, Contribution]:
         start = train_alone(client, start)
     shared, private = client.channel.split(start)
     private = {name: value for name, value in private.items() if not is_sum(name)}  # made anew of its data
+    private |= kept_head(client)
     examples = 1.0 if e.silent else float(len(client.data.train))
     rows = row_ids(shared, client.data, client.channel)
     reply = Contribution(client.data.name, shared, {"examples": examples}, client.device, rows)

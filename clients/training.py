@@ -17,9 +17,10 @@ from clients.noisy import noisy_sums
 from clients.private import books
 from fedrec.errors import UserError
 from fedrec.experiment.channel import Mapped
+from fedrec.experiment.earlier import past_sums
 from fedrec.federation.coordination import Link, Own
 from fedrec.models import NoisyRecommender, SummedRecommender
-from fedrec.params import Params, finite, to
+from fedrec.params import Params, finite, subtract, to
 from fedrec.privacy.differential import private_update
 from fedrec.privacy.secret import digest
 from fedrec.rng import generator
@@ -85,10 +86,14 @@ def train(client: Client, start: Start) -> Made:
 def owed(client: Client, start: Start, model: SummedRecommender) -> Params:
     """Return the sums of a client that the server lacks, zero where it has taken them already.
 
+    Of a run that is gone on from the server has what it took then, and lacks the difference.
+
     Nothing of what it keeps changes: of data that are as they were the sums are too.
     """
+    e, seen = client.experiment, start.sent.seen
     nothing = {name: torch.zeros(like.shape, dtype=like.dtype) for name, like in client.shared_like.items()}
-    return {**nothing, **model.owed(start.z, start.sent.round, start.sent.seen)} if client.experiment.share else nothing
+    own = {**nothing, **model.owed(start.z, start.sent.round, seen)} if e.share else nothing
+    return subtract(own, past_sums(e, client.data.name)) if e.start and not seen else own
 
 
 def weightings(own: Own) -> tuple[Params, Params]:

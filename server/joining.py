@@ -43,6 +43,8 @@ def join(c: State, nodes: Sequence[int]) -> None:
         robust, summed = plan.robust, bool(plan.secure)
         told = (plan.seed, robust, summed, plan.by_sums, plan.penalty, plan.search)
         c.tie = tie_of(plan.coupling, plan.descent, c.carriers, values, *told)
+        if plan.begun:
+            c.tie.move(plan.begun.total)
         at_home = home_notes(c.carriers, c.z, plan.secure) if plan.secure else []
         if at_home and plan.coupling.duals:
             raise UserError(f"secure: every client's rows must be summed under duals, found {at_home[0]}")

@@ -8,11 +8,26 @@ from fedrec.federation.codecs import Coding
 from fedrec.federation.coordination import Coupling, Descent, Drift, Penalty
 from fedrec.federation.participation import Turnout
 from fedrec.federation.robust import Robust
+from fedrec.params import Params
 from fedrec.privacy.secure_sum import Terms
 from fedrec.sharing import Contribution, admit_told
 from fedrec.subspace import Search
 from server.release import Release
 from server.scores import own_metrics
+
+
+@dataclass(frozen=True)
+class Begun:
+    """What a run of sums goes on from: a total, whose sums it has, who is asked for a change, and who of them leaves.
+
+    `clients` are those whose sums the total has; what it has of them must not be wrong afterwards, so all of them that
+    are asked must answer. Newcomers may be missing.
+    """
+
+    total: Params
+    clients: frozenset[str]
+    asked: frozenset[str]
+    leaving: frozenset[str]
 
 
 @dataclass(frozen=True)
@@ -38,6 +53,7 @@ class Plan:
     by_sums: bool = False  # whether clients send sums over their users, of which the total counts
     search: Search | None = None  # of the subspace in which the sums are, if they are not of all pairs
     penalty: Penalty | None = None  # with which the server solves for weights, where it sends no total
+    begun: Begun | None = None  # what they are added to; nothing without it
     silent: bool = False  # whether clients tell nothing that was made of their data without noise
     secure: Terms | None = None  # how the answers of a round are summed, if the server sees none of them
     release: Release | None = None  # how the mean of a round is protected, if it is the server that does it

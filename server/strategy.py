@@ -17,6 +17,7 @@ from server.joining import assess, follow, join
 from server.scores import Best, Key, Score, average, objective, own_metrics
 from server.secure import sum_up
 from server.state import State
+from server.totals import bid_farewell, require_changes, summed
 
 
 @dataclass
@@ -53,6 +54,7 @@ class Coordinator(State):
             self.best = self.candidate(number, Score())
         self.record.shared, self.record.selected_round, self.parts = self.best.z, self.best.round, self.best.parts
         self.record.budgets, self.record.certificate = self.best.budgets(), self.best.certificate
+        self.record.summed = summed(self) if self.plan.by_sums else None
         self.evaluate(self.best.round, "test")
         assess(self)
         self.record.seconds = time.perf_counter() - started
@@ -66,9 +68,14 @@ class Coordinator(State):
         """Send the clients of a round their parts of Z, and tie what they send back."""
         started, clients = time.perf_counter(), list(self.carriers)
         drawn = (self.plan.release or self.plan.turnout).drawn(clients, number)
+        if self.plan.begun:
+            drawn = [name for name in clients if name in self.plan.begun.asked and not self.seen[name]]
         outcome = self.send("train", number, drawn, lost=self.plan.turnout.lost(clients, number))
         replies, residuals = outcome.replies, self.coordinate(outcome, number)
         self.seen |= {reply.client: number for reply in replies}
+        if self.plan.begun:
+            require_changes(self, outcome)
+            bid_farewell(self)
         losses = {reply.client: reply.metrics["loss"] for reply in replies if "loss" in self.plan.told}
         told: list[str] = [name for name in ("loss", "mu") if name in self.plan.told]
         for reply in replies:
@@ -163,6 +170,8 @@ class Coordinator(State):
         self.saved = {name: len(rows) for name, rows in point.snapshot.record.items()}
         self.record.resumed += point.refused
         self.checkpoints.go_on(point)
+        if self.plan.begun:
+            bid_farewell(self)
         return point.snapshot.round
 
     def ending(self, number: int) -> bool:

@@ -172,10 +172,10 @@ def carry_out(command: Command, data: pd.DataFrame | None = None) -> Run:
     console = Console(markup=False, emoji=False)
     tell = logging.getLogger("fedrec").warning
 
-    def write(home: Path) -> Path:
+    def write(home: Path) -> dict[str, Path]:
         assert data is not None
         write_frame(data, command.experiment.columns, home / FRAME)
-        return home / FRAME
+        return {"data_dir": home / FRAME}
 
     ended = perform(command, console, lambda text: tell("%s", text.strip()), calls, None if data is None else write)
     if not command.quiet:

@@ -15,6 +15,7 @@ from clients.app import client_app
 from fedrec.components import per_client
 from fedrec.errors import UserError
 from fedrec.experiment.config import Experiment
+from fedrec.experiment.earlier import changed, earlier, leavers, parties, total
 from fedrec.experiment.holdings import clients_data, dataset, item_content, tasks_for, weights_sent
 from fedrec.experiment.origins import origins, permit
 from fedrec.experiment.records import Record, Row, failures, write_record
@@ -28,7 +29,7 @@ from fedrec.privacy.guarantee import SERVER, guarantees, terms
 from fedrec.subspace import Search
 from server.app import Finish, server_app
 from server.checkpoint import Checkpoints
-from server.plan import Plan
+from server.plan import Begun, Plan
 from server.release import Release
 from simulations.check import check
 from simulations.cli import overrides
@@ -60,6 +61,7 @@ def plan_of(experiment: Experiment, home: Path | None = None) -> Plan:
         by_sums=e.by_sums,
         search=Search(e.sums, e.quadratic.popular) if e.by_sums and e.sums.active else None,
         penalty=penalty_of(e) if weights_sent(e) else None,
+        begun=begun(e),
         silent=e.privacy.active,
         secure=terms(e) if e.secure.active else None,
         release=Release(Books(noisy, home, e.seed)) if noisy and home else None,
@@ -75,6 +77,14 @@ def penalty_of(experiment: Experiment) -> Penalty:
         return torch.from_numpy(function(config, diagonal.numpy()))
 
     return Penalty(partial(by, penalty), partial(by, scale), kind == "ease", experiment.budget.step)
+
+
+def begun(experiment: Experiment) -> Begun | None:
+    """Return what the run goes on from; None if it begins with nothing."""
+    e = experiment
+    if e.start is None:
+        return None
+    return Begun(total(e), earlier(e.start).clients, changed(e), frozenset(data.name for data in leavers(e)))
 
 
 def affordable(experiment: Experiment, home: Path | None) -> int:
@@ -139,7 +149,7 @@ def apps_for(
     def read(_: Context, clients: int) -> tuple[Plan, Finish]:
         return plan_of(experiment, home), partial(finish, experiment, home)
 
-    count = nodes or len(clients_data(experiment))
+    count = nodes or len(parties(experiment))
     server = server_app(lambda _: count, read, on_round, stop, checkpoints)
     return server, client_app(lambda _: (experiment, home))
 

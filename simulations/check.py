@@ -14,6 +14,7 @@ from fedrec.errors import UserError, choose
 from fedrec.experiment.acting import refuse
 from fedrec.experiment.channel import Logits, channel_of
 from fedrec.experiment.config import Experiment
+from fedrec.experiment.earlier import check_start
 from fedrec.experiment.holdings import PAIR, clients_data, dataset, reader, tasks_for
 from fedrec.experiment.origins import portable
 from fedrec.experiment.records import natural
@@ -53,6 +54,7 @@ def check(experiment: Experiment) -> None:
     if experiment.codec.active:
         experiment.codec.check()
     refuse(experiment, usual(experiment))
+    check_start(experiment)
     parts = clients_data(experiment)
     check_names(experiment, parts)
     for name in experiment.privacy.budgets.keys() - {""}:

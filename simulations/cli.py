@@ -16,6 +16,7 @@ from fedrec.experiment.acting import RULES as NEEDS
 from fedrec.experiment.acting import VALUES, acting, acts, needs, refuse
 from fedrec.experiment.choice import AUTO, BY_STEPS, BY_SUMS, check_choice, describe, reason
 from fedrec.experiment.config import Experiment, build, rounds_of
+from fedrec.experiment.earlier import experiment_of
 from fedrec.experiment.origins import changes
 from fedrec.federation.coordination.maps import RULES
 from fedrec.files import named_values, regular
@@ -88,8 +89,10 @@ def parse(argv: Sequence[str], strict: bool = True) -> Command:
             others = ", ".join(map(flag, given))
             raise UserError(f"option --resume: a run goes on as it was begun, found {others} beside it")
         return resumed(Path(broken), quiet, compare)
-    out, config, every = (given.pop(name, None) for name in ("out", "config", "checkpoint_every"))
-    file, recorded = read_config(config) if config else ({}, [])
+    out, config, every, begun = (given.pop(name, None) for name in ("out", "config", "checkpoint_every", "from"))
+    if config and begun:
+        raise UserError(f"option --from: takes what is not given from the run, found --config {config} beside it")
+    file, recorded = read_config(config) if config else goes_on(begun) if begun else ({}, [])
     flags = {path: Given(value, f"option {flag(path)}") for path, value in given.items()}
     command = command_of(file, flags, Path(out) if out else None, quiet, compare is not False, every, strict)
     return replace(command, notes=tuple(changes(command.experiment.own_parts, recorded))) if recorded else command
@@ -375,6 +378,14 @@ def read_config(file: str) -> tuple[dict[str, Given], list[Any]]:
     if not isinstance(content, dict):
         raise UserError(f"option --config: {file} must hold named fields, found {type(content).__name__}")
     return fields(content, file), recorded if isinstance(recorded, list) else []
+
+
+def goes_on(run: str) -> tuple[dict[str, Given], list[Any]]:
+    """Return the fields of the experiment that goes on from a run, and its parts' origins; raises UserError."""
+    home, where = Path(run).expanduser().absolute(), "option --from"
+    with named(where):
+        content = experiment_of(home).model_dump(mode="json") | {"start": str(home), "retune": False}
+    return fields(content, where), read_config(str(home / "experiment.json"))[1]
 
 
 def fields(content: Mapping[str, Any], source: str) -> dict[str, Given]:

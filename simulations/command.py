@@ -11,6 +11,7 @@ COMMANDS = {
     "studies": ("simulations.studies.__main__", "compare methods, budgets of privacy, engines and more over seeds"),
     "recommend": ("clients.recommend", "what a client of a finished run recommends to one of its users"),
     "distil": ("simulations.distil", "small students of the models of a finished run"),
+    "unlearn": ("simulations.unlearn", "forget clients or users of a finished run"),
     "flower": ("simulations.flower", "a run by Flower's own command"),
 }
 MORE = "fedrec COMMAND --help lists the options."

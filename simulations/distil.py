@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from clients.client import Client
-from clients.recommend import experiment_of, params_of
+from clients.recommend import params_of
 from clients.round import measure
 from fedrec.components import join_clients, per_client, split_at
 from fedrec.data import ClientData
@@ -28,6 +28,7 @@ from fedrec.evaluation.evaluate import Evaluation, Split
 from fedrec.evaluation.scorers import ModelScorer
 from fedrec.experiment.acting import RULES, acting, inert
 from fedrec.experiment.config import Experiment, build
+from fedrec.experiment.earlier import experiment_of
 from fedrec.experiment.holdings import clients_data, tasks_for
 from fedrec.experiment.records import Record, Row, slug, users_table, versions, write_csv, write_json, write_tensors
 from fedrec.folders import writing

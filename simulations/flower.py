@@ -19,8 +19,9 @@ from rich.console import Console
 
 from fedrec.errors import RunFailure, UserError, one_line
 from fedrec.experiment.config import Experiment
+from fedrec.experiment.earlier import parties
 from fedrec.folders import numbers, vacant
-from simulations.check import check, client_count, require_ray
+from simulations.check import check, require_ray
 from simulations.cli import parse
 from simulations.options import flag, parser
 from simulations.processes import START, answers, last_line, quiet, socket_of, started
@@ -81,7 +82,7 @@ def flower(experiment: Experiment, out: Path, silent: bool) -> None:
 
             if not answers(socket, START, alive):
                 raise RunFailure(f"SuperLink: must answer within {START:.0f} s, found nothing at {socket}")
-            nodes = f"num-supernodes={client_count(experiment)} client-resources-num-cpus=1"
+            nodes = f"num-supernodes={len(parties(experiment))} client-resources-num-cpus=1"
             options = ["--run-config", str(home / "run.toml"), "--federation-config", nodes, "--stream"]
             flwr(["run", str(ROOT), NAME, *options], home / "run" if silent else None, environment)
             flwr(["list", NAME, "--format", "json"], home / "list", environment)

@@ -21,10 +21,11 @@ from simulations.methods import METHODS
 
 # What --help groups together; a method's fields form a group of their own, and the rest is training.
 GROUPS = {
-    "data": "clients dataset data_dir columns market partition skew volunteers split fractions fold_in",
+    "data": "clients dataset data_dir columns market partition skew volunteers split fractions fold_in "
+    "without forgotten",
     "method": "",
     "training": "",
-    "taking part": "participation dropout deadline quorum newcomers",
+    "taking part": "participation dropout deadline quorum newcomers start retune",
     "privacy": "privacy secure reveal",
     "evaluation": "metrics candidates patience eval_every",
     "running": "seed engine workers stack device tracker",
@@ -58,7 +59,7 @@ def flag(path: str) -> str:
 
 FIELDS = dict(leaves(Experiment))
 CHOSEN = {"model": AUTO}  # what stands for a field that nobody gave, where that is not its default
-OTHERS = "--out --config --compare --no-compare --quiet --checkpoint-every --resume --version --help"
+OTHERS = "--out --config --from --compare --no-compare --quiet --checkpoint-every --resume --version --help"
 OPTIONS = [*map(flag, FIELDS), *OTHERS.split()]
 
 
@@ -131,6 +132,7 @@ RESUMING = "go on with the run in DIR that was broken off or stopped; with --com
 RUNNING = {  # options that decide nothing about the result: what a value is called, its type, and the help
     "--out": ("DIR", nonempty, "where the run is recorded; new or empty"),
     "--config": ("FILE", nonempty, "JSON or TOML file of fields, or an experiment.json"),
+    "--from": ("RUN", nonempty, "go on from the sums of a run: those whose data are others send the difference alone"),
     "--checkpoint-every": ("N", count, "rounds between two checkpoints; 0: none [1; 0 for ray and superlink]"),
     "--resume": ("DIR", nonempty, RESUMING),
 }

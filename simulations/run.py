@@ -47,7 +47,7 @@ NOTHING = ": nothing was written"
 Tell = Callable[[str], None]
 Way = Callable[[Path, bool], str]
 Launch = Callable[..., None]
-Write = Callable[[Path], Path]
+Write = Callable[[Path], Mapping[str, Path]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,13 +77,22 @@ def run(command: Command, console: Console) -> int:
     return 130 if ended.interrupted else int(bool(ended.failures))
 
 
-def perform(command: Command, console: Console, tell: Tell, way: Way, write: Write | None = None) -> Ended:
+def perform(
+    command: Command,
+    console: Console,
+    tell: Tell,
+    way: Way,
+    write: Write | None = None,
+    compare: Callable[[Path], object] = lambda home: None,
+) -> Ended:
     """Check the experiment, run it and its baselines, and write the record and the report.
 
     `tell` gets what the user should know of a run that goes on, `way` says how to go on with one that does not. `write`
-    puts data into the folder of the run, and returns their path. Raises UserError before any work,
+    puts data into the folder of the run, and returns the fields that say where they are;
+    `compare` adds to the record what the report is to say of another run. Raises UserError before any work,
     RunFailure, and KeyboardInterrupt after a second Ctrl-C: what they say is what `run` prints.
     """
+    from fedrec.report.changes import write_changes
     from fedrec.report.page import write_report
     from fedrec.report.price import write_price
     from server.faults import ClientFailure
@@ -98,7 +107,7 @@ def perform(command: Command, console: Console, tell: Tell, way: Way, write: Wri
             with folder(command) as home:
                 out = command.out or base(command.experiment).with_name(home.name)
                 if write:
-                    command = fitting(command.changed(data_dir=write(home)))
+                    command = fitting(command.changed(**write(home)))
                     others, why = checked(command)
                 say(command, out, console, tell)
                 with (
@@ -112,6 +121,9 @@ def perform(command: Command, console: Console, tell: Tell, way: Way, write: Wri
                     if not command.trained:
                         train(command, home, shown, partial(engine, on_round=on_round))
                     failures = baselines(others, why, home, shown, stopped, tell, engine)
+                if command.experiment.start:
+                    write_changes(command.experiment.start, home)
+                compare(home)
                 write_price(home)
                 write_report(home, complete=False)
                 if not command.trained:  # what was stopped can be gone on with if it has what its noise comes from

@@ -9,6 +9,7 @@ import pandas as pd
 
 import fedrec.components as components
 import fedrec.experiment.channel as channel
+import fedrec.experiment.earlier as earlier
 import fedrec.experiment.holdings as holdings
 from clients import recommend
 from fedrec.evaluation.scorers import ModelScorer
@@ -42,6 +43,7 @@ KEPT = (
         holdings.item_content,
         maps.read_maps,
     ),
+    *(holdings.read_users, earlier.earlier),
     *(channel.public, channel.probe, guarantee.terms, guarantee.guarantees),
 )
 
@@ -122,7 +124,7 @@ def load_run(path: str | os.PathLike[str]) -> Run:
     """Return the run in a folder; raises UserError if there is none, or one that is not complete."""
     forget()
     home = Path(path).expanduser().absolute()
-    return Run(home, recommend.experiment_of(home))
+    return Run(home, earlier.experiment_of(home))
 
 
 def forget() -> None:

@@ -148,6 +148,18 @@ class ClientData:
         moved = self.mapped(lambda rows: replace(rows, user=user[rows.user], item=item[rows.item]))
         return replace(moved, users=users, items=items)
 
+    def without(self, users: Ints) -> "ClientData":
+        """Return the same without some local users."""
+        kept = np.ones(len(self.users), np.bool_)
+        kept[users] = False
+        place = np.cumsum(kept) - 1
+
+        def left(rows: Interactions) -> Interactions:
+            rest = rows.take(kept[rows.user])
+            return replace(rest, user=place[rest.user])
+
+        return replace(self.mapped(left), users=self.users[kept])
+
     def offered(self, split: Literal["train", "validation", "test"]) -> Bools:
         """Return the mask [items] of the items that a split is about; all of them where no item is new."""
         if self.new is None:

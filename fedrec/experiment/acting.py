@@ -172,7 +172,8 @@ VALUES: dict[str, Rule] = {path: parted(path) for path in PARTED} | {
 ANYWHERE = (
     "method share pool clients dataset partition volunteers split task model content.kind "
     "content.vectors sequence.kind rounds lrs transform objective patience eval_every "
-    "dropout quorum newcomers agreement.items lora.rank privacy.unit secure.active seed engine device tracker"
+    "dropout quorum newcomers without forgotten agreement.items lora.rank privacy.unit secure.active seed engine "
+    "device tracker"
 )
 ALWAYS = frozenset(ANYWHERE.split())
 RULES: dict[str, Rule] = {
@@ -236,6 +237,10 @@ RULES: dict[str, Rule] = {
     **each("quadratic.length quadratic.ridge quadratic.popular quadratic.rare", TOTALS),
     **each("quadratic.past quadratic.future quadratic.recent", ORDERED),
     "quadratic.whole": Rule(lambda e: ORDERED.acts(e) and "slist" in kinds(e), "model slist (add --model slist)"),
+    "start": TOTALS,
+    "retune": Rule(
+        lambda e: e.start is not None and e.has_heads, "heads of a run that is gone on from (add --from RUN)"
+    ),
     "sums.kind": TOTALS,
     **each("sums.k sums.passes sums.damping sums.ridge", TABLES),
     "weighting.kind": TASKS,
@@ -266,7 +271,7 @@ RULES: dict[str, Rule] = {
     "secure.carriers": SECURE,
     "secure.bound": Rule(lambda e: SECURE.acts(e) and STEPS.acts(e), f"{SECURE.needs}, and {STEPS.needs}"),
     "reveal": Rule(
-        lambda e: e.by_sums and e.coupling.plain and (e.clients or PAIR) == PAIR,
+        lambda e: e.by_sums and e.coupling.plain and (not e.clients or e.clients - len(e.without) == PAIR),
         "two clients that learn by sums and share their total (add --model slist --clients 2)",
     ),
     **each("workers stack", PROCESSES),

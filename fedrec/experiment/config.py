@@ -197,6 +197,10 @@ class Experiment(Method):
         description="clients that join in a later round and train only what is private: 'shop=10;news=12'; nothing of "
         "theirs is in what is shared",
     )
+    without: tuple[str, ...] = Field((), description="clients of the data that do not take part")
+    forgotten: Path | None = Field(None, description="CSV file of users of clients that are in no data: client,user")
+    start: Path | None = Field(None, description="folder of a run by sums, from whose total this one goes on (--from)")
+    retune: bool = Field(False, description="after --from: choose again what was chosen on validation")
     privacy: Privacy = Field(Privacy(), description="what is protected, and at what cost")
     reveal: bool = Field(
         False,
@@ -226,7 +230,7 @@ class Experiment(Method):
     def _parts(cls, value: Any) -> Any:
         return tuple(map(measure, value)) if isinstance(value, list | tuple) else value
 
-    @field_validator("phases", "metrics", "hidden", "fractions", mode="before")
+    @field_validator("phases", "metrics", "hidden", "fractions", "without", mode="before")
     @classmethod
     def _comma_separated(cls, value: Any) -> Any:
         return value.split(",") if isinstance(value, str) and value else () if value == "" else value

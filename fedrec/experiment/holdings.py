@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -15,6 +16,7 @@ from fedrec.data.history import sequences
 from fedrec.data.release_years import year_groups
 from fedrec.data.tokens import item_tokens
 from fedrec.data.types import Floats, Ints, Keys
+from fedrec.errors import UserError, one_line
 from fedrec.experiment.config import Experiment
 from fedrec.models import Adapted, NoisyRecommender, ProjectedRecommender, Recommender, SummedRecommender
 from fedrec.models.projected import Statistics
@@ -54,7 +56,30 @@ def clients_data(experiment: Experiment) -> tuple[ClientData, ...]:
         seed=e.seed,
         volunteers=e.volunteers,
     )
+    parts = tuple(left(e, part) for part in parts if part.name not in e.without)
+    if not parts:
+        raise UserError(f"without: must leave a client, found all {len(e.without)}")
     return (pool(parts),) if e.pool else parts
+
+
+def left(experiment: Experiment, data: ClientData) -> ClientData:
+    """Return what a client holds without the users that are forgotten."""
+    if experiment.forgotten is None:
+        return data
+    gone = read_users(experiment.forgotten).get(data.name, frozenset())
+    key = dataset(experiment).users["key"].to_numpy(object)[data.users]
+    rows = np.flatnonzero([one in gone for one in key])
+    return data.without(rows) if len(rows) else data
+
+
+@functools.lru_cache(maxsize=2)
+def read_users(path: Path) -> dict[str, frozenset[str]]:
+    """Return the keys of users by client of a CSV file with the columns client and user; raises UserError."""
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+        return {str(name): frozenset(rows) for name, rows in table.groupby("client")["user"]}
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"forgotten: {path} must be a CSV file of client,user, found {one_line(error)}") from None
 
 
 @functools.lru_cache(maxsize=2)

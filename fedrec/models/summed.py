@@ -24,6 +24,7 @@ from fedrec.params import Params
 from fedrec.sharing import SUMS
 
 GRAM, CROSS, WEIGHT, SCALE = (f"{SUMS}{name}" for name in ("gram", "cross", "weight", "scale"))
+GRID = 2.0**-30  # of what is added in float64
 FEW = 50  # so many times fewer users than items are scored by weights that many clients have in common
 
 
@@ -95,9 +96,16 @@ class SummedRecommender(Recommender):
         return self.dense(*statistics(self.kind, self.quadratic, self.placed(sequences), self.catalogue_size))
 
     def dense(self, gram: csr_array, cross: csr_array) -> Params:
-        """Return G and C [n, n] as they travel."""
+        """Return G and C [n, n] as they travel.
+
+        In float64 they are whole multiples of `GRID`, so that totals below 2^23 are exact whatever the order in which
+        they are added, and what is subtracted again leaves no trace of having been there.
+        """
         dtype = precision(self.catalogue_size)
-        return pack(*(part.astype(dtype).toarray() for part in (gram, cross)))
+        parts = [part.astype(dtype) for part in (gram, cross)]
+        for part in parts if dtype is np.float64 else ():
+            part.data = np.rint(part.data / GRID) * GRID
+        return pack(*(part.toarray() for part in parts))
 
     def owed(self, z: Params, number: int, seen: int) -> Params:
         """Return what the client owes the total in a round, of which the server took its answer of round `seen` last.

@@ -75,6 +75,8 @@ def page(run: Run) -> str:
         budgets=run.record.get("budgets", []),
         privacy=run.record.get("privacy"),
         price=price_rows(run, MANY),
+        changes=run.changes[run.changes["metric"].isin(set(primary["metric"]))].to_dict("records"),
+        unlearned=run.unlearned,
         student=run.student.to_dict("records"),
         traffic=_traffic(run),
         parameters=_parameters(run),

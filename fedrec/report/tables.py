@@ -39,6 +39,8 @@ METRICS = ["round", *KEY, "split", "value"]
 USERS = ["client", "user", "split", "task", "metric", "value"]
 COSTS = ["teacher_parameters", "student_parameters", "teacher_ms", "student_ms"]
 STUDENT = ["client", "task", "metric", "users", "teacher", "student", "low", "high", *COSTS]
+CHANGES, UNLEARNED = "changes.csv", "unlearned.json"  # of a run that follows another, and of one that forgets
+CHANGED = [*KEY, "before", "after", "difference", "low", "high", "users"]
 ENDS = ("difference", "low", "high", "users", "p")  # columns of a `Paired`, in the order of its fields
 
 
@@ -78,6 +80,8 @@ class Run:
     singles: dict[str, Results]  # of each task, trained in a run of its own
     not_single: str  # why the tasks were not
     no_student: str = ""  # why there is none
+    changes: pd.DataFrame = field(default_factory=pd.DataFrame)  # what it changed, if it follows another
+    unlearned: dict[str, Any] = field(default_factory=dict)  # whom it forgot, and what that tells
     stages: dict[str, Results] = field(default_factory=dict)  # the runs between one without a promise and that with it
     closed: dict[str, Results] = field(default_factory=dict)  # models by sums, as MODEL-local or MODEL-pooled
 
@@ -118,7 +122,7 @@ def read_table(path: Path, columns: list[str]) -> pd.DataFrame:
     names = ("client", "user", "item", "split", "task", "metric", "direction", "parameter", "device", "during", "kind")
     counts = ("round", "value", "weight", "rows", "bytes", "seconds", "train_loss", "bytes_up", "bytes_down")
     types: dict[Any, Any] = dict.fromkeys((*names, "text"), str)
-    missing = {name: ["", "nan", "NaN"] for name in (*counts, *STUDENT[3:])}
+    missing = {name: ["", "nan", "NaN"] for name in (*counts, *STUDENT[3:], *CHANGED[3:])}
     table = pd.read_csv(path, dtype=types, keep_default_na=False, na_values=missing)
     for column in columns:
         if column not in table:
@@ -170,6 +174,8 @@ def read_run(run_dir: Path, complete: bool = True) -> Run:
         {path.parent.name: read_results(path.parent) for path in sorted(single.glob("*/clients.csv"))},
         why.read_text("utf-8") if (why := single.with_name(NOT_SINGLE)).exists() else "",
         why.read_text("utf-8") if (why := run_dir / NO_STUDENT).exists() else "",
+        read_table(run_dir / CHANGES, CHANGED),
+        json.loads(path.read_text("utf-8")) if (path := run_dir / UNLEARNED).exists() else {},
         {
             name: read_results(folder)
             for name in (PLAIN, UNCLIPPED, CLIPPED)

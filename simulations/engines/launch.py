@@ -13,7 +13,7 @@ import simulations.engines.process as process
 from clients.device import devices
 from fedrec.errors import UserError
 from fedrec.experiment.config import Experiment
-from fedrec.experiment.holdings import clients_data
+from fedrec.experiment.earlier import parties
 from fedrec.experiment.records import Row
 from fedrec.folders import CHECKPOINTS, saved
 from server.checkpoint import Checkpoints, latest
@@ -42,7 +42,7 @@ def launch(
     from simulations.apps import apps_for
 
     apps = partial(apps_for, experiment, home, on_round, stop)
-    e, clients = experiment, len(clients_data(experiment))
+    e, clients = experiment, len(parties(experiment))
     home.mkdir(parents=True, exist_ok=True)
     if not every and saved(home):
         raise UserError("resume: checkpoint-every must be above 0 for a run that has checkpoints, found 0")
@@ -68,7 +68,7 @@ def run_here(
     idle: list[process.Started],
 ) -> None:
     """Run an experiment on a grid of this process, whose nodes' state can be saved; raises UserError as `launch`."""
-    clients = len(clients_data(e))
+    clients = len(parties(e))
     about = identity(e) if every else {}
     last = latest(home / CHECKPOINTS) if every else None
     if last:

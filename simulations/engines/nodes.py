@@ -9,7 +9,7 @@ from clients.device import devices
 from clients.node import Node
 from fedrec.errors import UserError
 from fedrec.experiment.config import Experiment, build
-from fedrec.experiment.holdings import clients_data
+from fedrec.experiment.earlier import parties
 from fedrec.experiment.parts import asked_to_stack, stacking_refusal
 
 MANY = 64  # clients from which they are stacked, unless the experiment says otherwise; on an accelerator all are
@@ -32,7 +32,7 @@ def hosted(experiment: Experiment, home: Path | None, partitions: Sequence[int],
 
 def each_alone(experiment: Experiment, home: Path | None) -> list[Node]:
     """Return a node for every client."""
-    return [Node([client]) for client in clients_of(experiment, home, range(len(clients_data(experiment))))]
+    return [Node([client]) for client in clients_of(experiment, home, range(len(parties(experiment))))]
 
 
 def stacked(experiment: Experiment) -> bool:
@@ -40,7 +40,7 @@ def stacked(experiment: Experiment) -> bool:
     e, wanted, reason = experiment, asked_to_stack(experiment), stacking_refusal(experiment)
     if wanted and reason and e.stack == "yes":
         raise UserError(f"{reason}; take --stack no")
-    many = len(clients_data(e)) >= MANY or devices(e.device) != ["cpu"]
+    many = len(parties(e)) >= MANY or devices(e.device) != ["cpu"]
     return not (e.pool or reason) and (bool(wanted) or (e.engine == "process" and e.stack == "auto" and many))
 
 

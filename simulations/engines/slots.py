@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from clients.device import devices
 from fedrec.experiment.config import Experiment
-from fedrec.experiment.holdings import clients_data
+from fedrec.experiment.earlier import parties
 from fedrec.experiment.records import natural
 from fedrec.keyed import CHUNK
 
@@ -36,5 +36,5 @@ def slots_of(experiment: Experiment, clients: int) -> list[Slot]:
 
 def in_order(experiment: Experiment) -> list[int]:
     """Return the partitions in the order in which the server sums their clients."""
-    names = [data.name for data in clients_data(experiment)]
+    names = [data.name for data in parties(experiment)]
     return sorted(range(len(names)), key=lambda place: (natural(names[place]), names[place]))

@@ -14,7 +14,10 @@ from fedrec.subspace import Search, advance, metric, triangle
 
 
 class Total(Held):
-    """The sum of all that clients ever sent: answers are increments, in any order, and a missing one is owed."""
+    """The sum of all that clients ever sent: answers are increments, in any order, and a missing one is owed.
+
+    What is nothing but the rounding of a subtraction is 0: it would tell where there was something.
+    """
 
     additive = True
 
@@ -29,7 +32,10 @@ class Total(Held):
 
     def move(self, change: Params) -> None:
         """See Held."""
-        self.z = {name: (value.double() + change[name]).to(value.dtype) for name, value in self.z.items()}
+        for name, value in self.z.items():
+            after = (value.double() + change[name]).to(value.dtype)
+            after[after.abs() <= 8 * torch.finfo(value.dtype).eps * value.abs()] = 0
+            self.z = {**self.z, name: after}
 
 
 @dataclass
