@@ -53,6 +53,7 @@ class LowRank:
 
     def score(self, x: csr_array) -> Matrix:
         """Return x W [B, n] of histories x [B, n]."""
+        x = x.astype(self.left.dtype)
         scores = np.asarray((x @ self.left) @ self.right.T)
         if self.own is not None:
             rows, items = x.nonzero()
@@ -95,8 +96,8 @@ def fit(kind: str, config: Quadratic, basis: Matrix, weights: Matrix, sums: Proj
     """
     mean = sums.mass / items if sums.mass else 1.0
     system = sums.inner + config.ridge * mean * weights
-    found = cho_solve(cho_factor((system + system.T) / 2, lower=True), sums.outer.T).T
-    columns = relative(sums.diagonal, mean) ** -config.rare
+    found = cho_solve(cho_factor((system + system.T) / 2, lower=True), sums.outer.T).T.astype(basis.dtype)
+    columns = (relative(sums.diagonal, mean) ** -config.rare).astype(basis.dtype)
     if kind != "ease":
         return LowRank(basis, found * columns[:, None])
     own = np.minimum((basis * found).sum(1), OWN)
