@@ -19,7 +19,7 @@ from fedrec.errors import UserError
 from fedrec.experiment.earlier import experiment_of
 from fedrec.experiment.holdings import clients_data, dataset
 from fedrec.experiment.records import load_params, write_tensors
-from fedrec.federation.coordination.ties import Total
+from fedrec.federation.coordination.totals import Total
 from fedrec.keyed import Carrier
 from fedrec.models.quadratic import solve
 from fedrec.models.summed import CROSS, GRAM, SummedRecommender, unpack
