@@ -29,6 +29,8 @@ def summed(s: State) -> list[str]:
         for row in s.record.ledger
         if row["direction"] == "up" and 0 < int(row["round"]) <= s.best.round and row["parameter"] not in NO_SUMS
     }
+    if s.plan.secure:  # of which the ledger also has the keys of those that were lost
+        sent = {name for name, number in s.seen.items() if number}
     return sorted(before | (sent & s.carriers.keys()))
 
 
