@@ -24,12 +24,14 @@ def noisy_sums(client: Client, model: NoisyRecommender, sent: Broadcast) -> Para
     ledger, plan = books(client), sums_plan(client.experiment)
     assert ledger is not None
     number, own = sent.round, model.placed(model.past)
-    source = ledger.open(number, digest(*client.setting, number, sent.values, token_hex()))
     like = {name: torch.zeros(value.shape, dtype=value.dtype) for name, value in client.shared_like.items()}
+    if number > len(plan.rounds):
+        return like
+    source = ledger.open(number, digest(*client.setting, number, sent.values, token_hex()))
     if number == 1:
         like[POPULARITY] = torch.from_numpy(plan.popularity(own, source) / GRID)
         like[PUBLIC] = torch.tensor([len(own.start) - 1, *plan.public], dtype=torch.float64)
-    elif number == 2:
+    else:
         first = np.rint(sent.values[POPULARITY].numpy() * GRID).astype(np.int64)
         between, pairs = plan.parts(plan.transitions(own, first, source))
         like[BETWEEN] = torch.from_numpy(between)

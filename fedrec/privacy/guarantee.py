@@ -39,11 +39,11 @@ class Guarantee:
     rounds: int
     budget: float
     overlap: int = 1
-    later: Event | None = None  # of a second round, where it costs another; there are no more then
+    each: tuple[Event, ...] = ()  # of every round that is booked, where they cost unlike
 
     def event_of(self, number: int) -> Event:
         """Return what a round costs."""
-        return self.later if self.later and number > 1 else self.event
+        return self.each[number - 1] if self.each else self.event
 
     @property
     def std(self) -> float:
@@ -60,8 +60,8 @@ class Guarantee:
         """Return how many rounds the budget allows after what was spent before, at most those of the run."""
         round_ = self.event.times(self.overlap)
         earlier = [event.times(self.overlap) for event in before]
-        if self.later:
-            whole = [*earlier, round_, self.later.times(self.overlap)]
+        if self.each:
+            whole = [*earlier, *(event.times(self.overlap) for event in self.each)]
             return self.rounds if math.isinf(self.budget) or epsilon(whole, self.rule.delta) <= self.budget else 0
         return affordable(round_, self.budget, self.rule.delta, earlier, self.rounds * round_.count) // round_.count
 
@@ -106,9 +106,7 @@ def _guarantee(e: Experiment, who: str, rate: float, count: int, overlap: int) -
     rule, budget = e.privacy, e.privacy.budget(who)
     if rule.summed:
         plan = sums_plan(e)
-        first, *rest = plan.events
-        later = Event((sum(event.sigma**-2 for event in rest)) ** -0.5, count=plan.overlap)  # of both as one
-        return Guarantee(who, rule, first, e.rounds, budget, plan.overlap, later)
+        return Guarantee(who, rule, plan.rounds[0], e.rounds, budget, plan.overlap, plan.rounds)
     kind: Kind = "concentrated" if rule.unit == "client" and rule.where == "sum" else "gaussian"  # `privacy.discrete`
     noise = rule.noise
     if noise is None:

@@ -1,5 +1,6 @@
 """A private federation of ordered histories as two secure sums: popularity, then transitions among what is popular."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -62,6 +63,13 @@ class Plan:
     def events(self) -> tuple[Event, ...]:
         """All that a silo books, in the order of the rounds."""
         return tuple(release.event for release in (self.first, *self.second))
+
+    @property
+    def rounds(self) -> tuple[Event, ...]:
+        """What each of the sums costs: Gaussians of one round are one, 1 / sigma^2 adds up."""
+        first, *rest = self.events
+        together = math.fsum(event.sigma**-2 for event in rest)
+        return (first, Event(together**-0.5, count=self.overlap)) if together else (first,)
 
     def popularity(self, own: Sequences, source: Source) -> Integers:
         """Return what a silo adds to the first sum [items]: its users' contributions, and its share of the noise."""
