@@ -19,6 +19,16 @@ UNIFORM: Flat = {"weights": "uniform"}
 USER: Flat = {**UNIFORM, "privacy.unit": "user", "privacy.epsilon": "8"}
 CLIENT: Flat = {**USER, "privacy.unit": "client"}
 SECURE: Flat = {"secure.active": True}
+NOISY: Flat = {
+    **SECURE,
+    "model": "slist",
+    "rounds": 2,
+    "eval_every": 2,
+    "privacy.unit": "user",
+    "privacy.where": "sum",
+    "privacy.noise": 1.0,
+    "weights": "uniform",
+}
 ADMM: Flat = {"method": "admm"}
 SGD: Flat = {"method": "scaffold", "optimiser": "sgd"}
 AGREED: Flat = {"method": "agreement", "volunteers": 6}
@@ -84,6 +94,14 @@ KNOWN: dict[Can, Case] = {
         {"model": "slist", "sums.kind": "subspace", **SECURE},
         {"model": "slist", **SECURE},
         "not built: a sum in secret of V that turns",
+    ),
+    Can.USER_SUMS: Case({**NOISY, "model": "ease"}, NOISY, "its recipe needs the order"),
+    Can.TWO_ROUNDS: Case({**NOISY, "rounds": 3}, NOISY, "each release has its share of the budget"),
+    Can.ALL_ANSWERS: Case({**NOISY, "participation": 0.6}, NOISY, "a missing share of the noise"),
+    Can.NORMS: Case(
+        {"model": "slist", "privacy.unit": "client", "privacy.where": "client", "privacy.noise": 1.0, **UNIFORM},
+        {"model": "mf", "privacy.unit": "client", "privacy.where": "client", "privacy.noise": 1.0, **UNIFORM},
+        "a client's sums grow with its users",
     ),
     Can.ONE_RANKING: Case(
         {"model": "ease", "task": "rank,click"}, {"model": "mf", "task": "rank,click"}, "X'X is of one relation"
