@@ -196,7 +196,7 @@ def test_twenty_cases_of_clients_and_users_equal_a_run_that_never_had_them(
     for number in range(tries(2, 20)):
         rng = np.random.default_rng(number)
         engine, kind = engines[number // 2 % len(engines) if number > 1 else 0], ("slist", "ease", "slit")[number % 3]
-        size = ["--market.users", rng.integers(25, 45), "--market.items", rng.integers(20, 40), "--engine", engine]
+        size = ["--market.users", rng.integers(25, 45), "--market.items", rng.integers(26, 40), "--engine", engine]
         options = [*SMALL, *size, "--clients", 5, "--model", kind, "--seed", number]
         first = made(tmp_path / f"{number}-first", *options)
         names = [data.name for data in clients_data(experiment_of(first))]
