@@ -196,7 +196,7 @@ def test_twenty_cases_of_clients_and_users_equal_a_run_that_never_had_them(
     for number in range(tries(2, 20)):
         rng = np.random.default_rng(number)
         engine, kind = engines[number // 2 % len(engines) if number > 1 else 0], ("slist", "ease", "slit")[number % 3]
-        size = ["--market.users", rng.integers(25, 45), "--market.items", rng.integers(20, 40), "--engine", engine]
+        size = ["--market.users", rng.integers(25, 45), "--market.items", rng.integers(26, 40), "--engine", engine]
         options = [*SMALL, *size, "--clients", 5, "--model", kind, "--seed", number]
         first = made(tmp_path / f"{number}-first", *options)
         names = [data.name for data in clients_data(experiment_of(first))]
@@ -215,6 +215,17 @@ def test_twenty_cases_of_clients_and_users_equal_a_run_that_never_had_them(
         same(gone, never)
         fits = [solve(kind, experiment_of(first).quadratic, *unpack(total(home))) for home in (gone, never)]
         assert np.abs(fits[0] - fits[1]).max() <= 1e-6 * np.abs(fits[1]).max()
+
+
+def test_of_a_secure_sum_is_subtracted_what_is_revealed(tmp_path: Path) -> None:
+    options = [*SMALL, "--clients", 4, "--model", "slist", "--secure.active"]
+    first = made(tmp_path / "first", *options)
+    gone = forget(first, tmp_path / "gone", "--client", "shop", "--reveal")
+    never = made(tmp_path / "never", *options, "--without", "shop")
+    for name, value in total(never).items():
+        torch.testing.assert_close(total(gone)[name], value, rtol=0, atol=1e-6 * float(value.abs().max()))
+    assert record(gone)["summed"] == ["books", "films", "news"]
+    assert not record(gone)["experiment"]["secure"]["active"]
 
 
 USERS = st.lists(st.lists(st.integers(0, 5), min_size=1, max_size=6), min_size=1, max_size=6)
@@ -382,6 +393,7 @@ def test_what_cannot_be_unlearnt_is_refused_in_words(whole: Path, fields: dict[s
         (["--model", "ease"], "model: must be slist as in the run to go on from"),
         (["--clients", "3"], "start: must lose no client but those that leave"),
         (["--without", ",".join(NAMES)], "without: must leave a client"),
+        (["--secure.active"], "take --no-secure.active to tell the server"),
         (["--config", "x.toml"], "option --from: takes what is not given from the run"),
     ],
 )

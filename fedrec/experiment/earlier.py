@@ -72,6 +72,13 @@ def check_start(experiment: Experiment) -> None:
     """Raise UserError for an experiment that cannot go on from the run it names, since its sums are others."""
     if experiment.start is None:
         return
+    if experiment.privacy.active or earlier(experiment.start).experiment.privacy.active:
+        raise UserError("start: nothing is added to a released total; a new noisy release of everything must be made")
+    if experiment.secure.active:
+        raise UserError(
+            "start: what is added to a secure sum tells the sums of those who send, and of nobody else; take "
+            "--no-secure.active to tell the server"
+        )
     old, new, leaving = earlier(experiment.start), experiment, {data.name for data in leavers(experiment)}
     pairs = [("model", old.experiment.model, new.model), ("share", old.experiment.share, new.share)]
     pairs += [(f"quadratic.{n}", getattr(old.experiment.quadratic, n), getattr(new.quadratic, n)) for n in DEFINED]
