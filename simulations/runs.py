@@ -41,10 +41,11 @@ KEPT = (
         holdings.whole_statistics,
         holdings.own_statistics,
         holdings.item_content,
+        holdings.item_classes,
         maps.read_maps,
     ),
     *(holdings.read_users, earlier.earlier),
-    *(channel.public, channel.probe, guarantee.terms, guarantee.guarantees),
+    *(channel.public, channel.probe, guarantee.terms, guarantee.guarantees, guarantee.sums_plan),
 )
 
 

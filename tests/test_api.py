@@ -180,7 +180,7 @@ def test_what_is_wrong_is_raised_before_any_work_and_prints_nothing(
 def test_fields_are_layered_as_options_are() -> None:
     def read(experiment: Experiment | None = None, **fields: Any) -> Experiment:
         base = api.given(experiment.model_dump() if experiment else {})
-        return cli.resolve(base, api.given(fields))
+        return cli.decide(base, api.given(fields)).experiment
 
     pairs: list[tuple[dict[str, Any], str]] = [
         ({}, ""),
@@ -288,7 +288,8 @@ def test_without_out_a_run_is_numbered_and_shows_what_the_command_shows_if_asked
     paths = [fedrec.run(compare=False, quiet=quiet, **SMALL).path for quiet in (True, False)]
     assert paths == [tmp_path / "runs" / name for name in ("synthetic-fedper-seed0", "synthetic-fedper-seed0-2")]
     out, err = capfd.readouterr()
-    assert err == "" and out.startswith("run: runs/synthetic-fedper-seed0-2\n") and "verdict" in out
+    why = "model: mf, since rounds 2 acts only with steps along gradients\n"
+    assert err == "" and out.startswith(f"{why}run: runs/synthetic-fedper-seed0-2\n") and "verdict" in out
     assert out.endswith("report: runs/synthetic-fedper-seed0-2/report.html\n")
 
 
@@ -489,11 +490,13 @@ def test_a_baseline_that_fails_raises_and_can_be_added(
         with pytest.raises(fedrec.RunFailure) as caught:
             fedrec.run(out=out, **SMALL)
     text = "baseline {}: training: 2 of 3 clients must answer, found 0"
-    both = "; ".join(text.format(name) for name in ("local", "pooled"))
+    closed = [f"closed-form/{model}-{method}" for method in ("local", "pooled") for model in ("slist", "ease")]
+    failed = [text.format(name) for name in ("local", "pooled", *closed)]
     assert (
-        str(caught.value) == f"{both}; the run itself is whole, and fedrec.resume({str(out)!r}, compare=True) adds it"
+        str(caught.value)
+        == f"{'; '.join(failed)}; the run itself is whole, and fedrec.resume({str(out)!r}, compare=True) adds it"
     )
-    assert [one.getMessage() for one in caplog.records] == [f"failed: {text.format(n)}" for n in ("local", "pooled")]
+    assert [one.getMessage() for one in caplog.records] == [f"failed: {text}" for text in failed]
     assert set(fedrec.load_run(out).verdicts.values()) == {""}
     assert fedrec.resume(out, compare=True).verdicts == run.verdicts
     with pytest.raises(UserError, match="must be a run that lacks a baseline"):
