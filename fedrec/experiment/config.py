@@ -404,7 +404,7 @@ def rounds_of(values: Mapping[str, Any]) -> int:
     rule = values.get("privacy", {})
     kept = rule if isinstance(rule, Mapping) else rule.model_dump()
     private = (kept.get("unit"), kept.get("where")) == ("user", "sum")  # popularity, then what is made with it
-    return ((int(passes) if finds else 0) + 1 + private) * by_sums(str(values.get("model", "mf")))
+    return ((int(passes) if finds else 0) + 1 + private) * by_sums(str(text_of(values.get("model", "mf"))))
 
 
 def nested(a: Any, b: Any) -> bool:
