@@ -71,7 +71,7 @@ def test_one_round_is_all_data_together(model: str, fields: dict[str, Any]) -> N
     gram, cross = unpack(record.shared)
     everything = pooled_sums(e)
     for here, there in ((gram, everything[0]), (cross, everything[1])):
-        assert relative(here, there) < 1e-12
+        assert np.abs(here - there).max() <= len(clients_data(e)) * 2.0**-31 + 1e-12  # what each rounds to its grid
     w = solve(model, e.quadratic, gram, cross)
     assert relative(w, solve(model, e.quadratic, *everything)) < 1e-9
 
