@@ -48,7 +48,7 @@ def test_a_promise_sets_what_is_not_given(unit: str, tmp_path: Path) -> None:
     record = {"experiment": parse(argv).experiment.model_dump(mode="json")}
     (tmp_path / "r.json").write_text(json.dumps(record))
     assert fields("--config", str(tmp_path / "r.json")) == found
-    assert fields() == usual
+    assert fields("--model", "mf") == usual
 
 
 def test_python_has_no_hidden_defaults() -> None:
@@ -83,7 +83,7 @@ def test_a_run_without_noise_is_stamped(unit: str, tmp_path: Path, capsys: pytes
     argv = [*SMALL, "--privacy.unit", unit, "--privacy.noise", "0", "--privacy.clip", "inf", "--no-compare"]
     assert main([*argv, "--out", str(tmp_path / "run")]) == 0
     shown, page = capsys.readouterr().out, (tmp_path / "run" / "report.html").read_text()
-    assert shown.splitlines()[0].startswith("defaults under a promise: --weights uniform")
+    assert shown.splitlines()[1].startswith("defaults under a promise: --weights uniform")
     assert shown.count(NOT_PRIVATE) >= 2 and page.count(NOT_PRIVATE) > 5
     tensors = load_file(tmp_path / "run" / "model" / "shared.safetensors")
     assert all(bool(value.isfinite().all()) for value in tensors.values())
