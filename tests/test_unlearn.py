@@ -192,10 +192,10 @@ def test_a_change_that_is_lost_ends_the_run_where_the_total_would_be_wrong(
 def test_twenty_cases_of_clients_and_users_equal_a_run_that_never_had_them(
     tmp_path: Path, tries: Callable[[int, int], int]
 ) -> None:
-    engines = ("inline", "process", "batched", "ray", "superlink")
+    engines = ("inline", "process", "batched", "superlink")
     for number in range(tries(2, 20)):
         rng = np.random.default_rng(number)
-        engine, kind = engines[number // 2 % len(engines) if number > 1 else 0], ("slist", "ease", "slit")[number % 3]
+        engine, kind = engines[number // 2] if number < 8 else "inline", ("slist", "ease", "slit")[number % 3]
         size = ["--market.users", rng.integers(25, 45), "--market.items", rng.integers(26, 40), "--engine", engine]
         options = [*SMALL, *size, "--clients", 5, "--model", kind, "--seed", number]
         first = made(tmp_path / f"{number}-first", *options)
@@ -211,7 +211,7 @@ def test_twenty_cases_of_clients_and_users_equal_a_run_that_never_had_them(
             clients = ",".join(rng.choice(names, rng.integers(1, 3), replace=False))
             gone = forget(first, tmp_path / f"{number}-gone", "--client", clients)
             options += ["--without", clients]
-        never = made(tmp_path / f"{number}-never", *options)
+        never = made(tmp_path / f"{number}-never", *options, "--engine", "inline")
         same(gone, never)
         fits = [solve(kind, experiment_of(first).quadratic, *unpack(total(home))) for home in (gone, never)]
         assert np.abs(fits[0] - fits[1]).max() <= 1e-6 * np.abs(fits[1]).max()
