@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.sparse import csr_array
@@ -25,6 +25,7 @@ def wigner(m: int, noise: float, *scope: str | int) -> np.ndarray:
 
 
 @given(squares)
+@example(np.array([[2e-162]]))  # its square is the smallest number that there is
 def test_without_noise_shrinkage_changes_nothing(a: np.ndarray) -> None:
     gram = a @ a.T
     assert np.allclose(shrink_eigenvalues(gram, 0.0), gram, atol=1e-9)

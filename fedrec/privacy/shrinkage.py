@@ -18,7 +18,7 @@ def shrink_eigenvalues(matrix: Values, noise: float) -> Values:
     """
     values, vectors = np.linalg.eigh(matrix)
     edge = noise * np.sqrt(2.0 * len(matrix))
-    kept = values > max(edge, 0.0)
+    kept = values > max(edge, np.finfo(np.float64).tiny)  # half of less is 0, by which is divided
     found, vectors = values[kept], vectors[:, kept]
     true = (found + np.sqrt(found**2 - edge**2)) / 2
     return np.asarray((vectors * (true * (1 - (edge / (2 * true)) ** 2))) @ vectors.T)
