@@ -17,8 +17,9 @@ from fedrec.data.history import Sequences, sequences
 from fedrec.data.types import Ints
 from fedrec.models import SummedRecommender
 from fedrec.models.quadratic import Matrix, scale, solve, statistics
-from fedrec.models.summed import WEIGHT, unpack
+from fedrec.models.summed import unpack
 from fedrec.params import Params
+from fedrec.sharing import WEIGHT
 
 Reals = NDArray[np.float64]
 GROUPS = 20  # of users, of whose mean losses the spread tells how sure the mean of all is

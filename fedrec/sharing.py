@@ -26,8 +26,11 @@ from fedrec.params import LARGEST, Params, covers, finite
 ITEMS = ("item_table", "item_bias", "adapter", "lora", "sums", "item_sums")
 BODY = ("body", "sequence")
 MIXING = ("experts", "gates", "attention", "stitch", "transfer", "tasks", "extraction")
+# Sums over pairs of items, see `fedrec.models.summed`, and what may be sent in the place of their total.
+GRAM, CROSS, WEIGHT, SCALE = (f"{SUMS}{name}" for name in ("gram", "cross", "weight", "scale"))
 # Sums in a subspace, see `fedrec.models.projected`: tables with a row for each item, and what is of no item.
-BASIS, ANSWER, DIAGONAL = (f"item_sums.{name}" for name in ("basis", "answer", "diagonal"))
+ITEM_SUMS = "item_sums."
+BASIS, ANSWER, DIAGONAL = (f"{ITEM_SUMS}{name}" for name in ("basis", "answer", "diagonal"))
 INNER, RIDGE, EXTENT = (f"{SUMS}{name}" for name in ("inner", "ridge", "extent"))
 MODULES = (*PARAMETERS, "adapter", "lora", "sums", *BODY, "domain", *MIXING, "towers", "heads", "attributes")
 # What clients share, by name: ever more of a model, from what is known of items to all that is neither of users nor of
@@ -53,7 +56,7 @@ EXAMPLES = 1e12  # training rows that a client may say that it has
 
 def is_sum(name: str) -> bool:
     """Return whether a parameter is a sum over users, or what sums are asked for with."""
-    return name.startswith((SUMS, "item_sums."))
+    return name.startswith((SUMS, ITEM_SUMS))
 
 
 @dataclass(frozen=True)

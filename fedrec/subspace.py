@@ -5,6 +5,7 @@ clients and that nobody makes: each answers with what its own part of it makes o
 summed.
 """
 
+import math
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -71,13 +72,15 @@ def metric(basis: Matrix, diagonal: Matrix, power: float) -> Matrix:
 
 def triangle(matrix: Matrix) -> Matrix:
     """Return the upper triangle [k (k + 1) / 2] by rows of a symmetric matrix [k, k]."""
-    return np.asarray(matrix[np.triu_indices(len(matrix))])
+    return np.concatenate([matrix[:0, 0], *(row[place:] for place, row in enumerate(matrix))])
 
 
 def square(half: Matrix) -> Matrix:
     """Return the symmetric matrix [k, k] whose upper `triangle` this is."""
-    k = int(np.sqrt(2 * len(half)))
+    k, start = math.isqrt(2 * len(half)), 0
     full = np.empty((k, k), half.dtype)
-    one, other = np.triu_indices(k)
-    full[one, other] = full[other, one] = half
+    for place in range(k):  # by rows: indices of a large matrix would be larger than it
+        row = half[start : start + k - place]
+        full[place, place:] = full[place:, place] = row
+        start += len(row)
     return full

@@ -212,10 +212,11 @@ def mean_change(
             (total.abs() <= wide(mass[name], total) * limit).all()
         ):
             raise ContractError(f"secure sum: {name} must lie within the bounds of its clients, found that it does not")
-        over = wide(carried(name, everybody, z)[places] if everybody else mass[name], total)
         if name.startswith(SUMS):
-            over = torch.ones_like(over)
-        before = 0.0 if everybody or terms.noise or name.startswith(SUMS) else z[name][places].double()
+            change[name][places] = total
+            continue
+        over = wide(carried(name, everybody, z)[places] if everybody else mass[name], total)
+        before = 0.0 if everybody or terms.noise else z[name][places].double()
         change[name][places] = torch.where(over > 0, total / over.clamp(min=1.0) - before, 0.0)
     return change
 

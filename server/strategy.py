@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from fedrec.experiment.records import Record, Row, to_row
-from fedrec.federation.coordination import Residuals, Solved, normalise
+from fedrec.federation.coordination import Residuals, normalise
 from fedrec.federation.proportion import refusals
 from fedrec.params import Params
 from fedrec.sharing import Broadcast, Contribution
@@ -104,8 +104,7 @@ class Coordinator(State):
             answers = {reply.client: reply.values for reply in replies}
             change = self.plan.release.change(number, answers, self.parts, self.carriers, self.z)
         self.tie.number = number
-        if isinstance(self.tie, Solved):
-            self.prices = self.tie.charge(self.scores.last.over)
+        self.prices |= self.tie.charge(self.scores.last.over)
         if change is not None:
             self.tie.move(change)
         elif outcome.replies:

@@ -25,7 +25,7 @@ from fedrec.wire import pack
 from fedrec.wire.bundle import unbundled
 from server.strategy import Coordinator
 from simulations.apps import plan_of
-from simulations.engines import InlineGrid
+from simulations.engines import InlineGrid, launch
 from simulations.engines.inline import run_on
 from simulations.engines.nodes import each_alone
 from simulations.methods import METHODS, usual
@@ -64,6 +64,12 @@ class AppNode(Node):
 def run_inline(server: ServerApp, client: ClientApp, clients: int) -> None:
     """Run the apps of an experiment in this process, whatever its engine: the reference result."""
     run_on(InlineGrid([AppNode(client, i, clients) for i in range(clients)]), server)
+
+
+def shared_by(e: Experiment, home: Path) -> bytes:
+    """Return what the clients of an experiment share in the end, run by its engine."""
+    launch(e, home)
+    return (home / "model" / "shared.safetensors").read_bytes()
 
 
 class SpyGrid(InlineGrid):

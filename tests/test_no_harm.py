@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from clients.client import Client
 from clients.promise import Judge
 from fedrec.experiment.holdings import clients_data
-from fedrec.federation.coordination.solved import WEIGHT
 from fedrec.metrics import paired
+from fedrec.sharing import WEIGHT
 from tests.helpers import experiment
 from tests.test_summed_couplings import finished
 

@@ -21,8 +21,7 @@ from fedrec.sharing import ANSWER, BASIS, DIAGONAL, EXTENT, INNER, RIDGE
 from fedrec.subspace import metric, square
 from simulations.baselines import baseline
 from simulations.check import check
-from simulations.engines import launch
-from tests.helpers import experiment
+from tests.helpers import experiment, shared_by
 from tests.helpers import fit as fit_over_flower
 
 MARKET = {"users": 40, "items": 30, "impressions": 20}
@@ -103,11 +102,8 @@ def test_a_message_has_rows_for_the_items_of_its_client_and_nothing_of_their_squ
 
 @pytest.mark.parametrize("engine", ["batched", "process"])
 def test_every_engine_gives_the_same_bits(engine: str, tmp_path: Path) -> None:
-    records = {}
-    for name in ("inline", engine):
-        launch(small(engine=name), tmp_path / name)
-        records[name] = (tmp_path / name / "model" / "shared.safetensors").read_bytes()
-    assert records["inline"] == records[engine]
+    first, second = (shared_by(small(engine=name), tmp_path / name) for name in ("inline", engine))
+    assert first == second
 
 
 def test_a_head_adds_its_own_sums_within_the_subspace() -> None:

@@ -17,9 +17,9 @@ from fedrec.experiment.holdings import clients_data, own_sums
 from fedrec.federation.coordination.ascent import solve as quadratic
 from fedrec.federation.coordination.operators import Mean, Operator
 from fedrec.federation.coordination.quadratic import Objective, Problem, Promise
-from fedrec.federation.coordination.solved import WEIGHT
 from fedrec.models.quadratic import penalty, scale, solve
 from fedrec.models.summed import unpack
+from fedrec.sharing import WEIGHT
 from server.strategy import Coordinator
 from simulations.apps import plan_of
 from simulations.check import check

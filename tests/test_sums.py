@@ -23,12 +23,11 @@ from fedrec.data.history import sequences
 from fedrec.experiment.config import Experiment, build
 from fedrec.experiment.holdings import clients_data, dataset, own_sums, reader
 from fedrec.experiment.records import load_params
-from fedrec.federation.coordination.solved import WEIGHT
 from fedrec.models import SummedRecommender
 from fedrec.models.quadratic import KINDS, inputs, score, solve, statistics
-from fedrec.models.summed import CROSS, GRAM, pack, unpack
+from fedrec.models.summed import pack, unpack
 from fedrec.params import Params
-from fedrec.sharing import Broadcast, ContractError, Contribution
+from fedrec.sharing import CROSS, GRAM, WEIGHT, Broadcast, ContractError, Contribution
 from fedrec.wire import pack as packed
 from fedrec.wire import unpack as unpacked
 from fedrec.wire.arrays import NONZERO
@@ -37,7 +36,7 @@ from simulations.api import run
 from simulations.apps import plan_of
 from simulations.baselines import baseline
 from simulations.engines import launch
-from tests.helpers import FaultyGrid, experiment, fit
+from tests.helpers import FaultyGrid, experiment, fit, shared_by
 from tests.letters import read_broadcast, read_contribution
 
 MARKET = {"users": 40, "items": 30, "impressions": 20}
@@ -190,11 +189,8 @@ def test_few_users_choose_no_head() -> None:
 
 @pytest.mark.parametrize("engine", ["batched", "process"])
 def test_every_engine_gives_the_same_bits(engine: str, tmp_path: Path) -> None:
-    records = {}
-    for name in ("inline", engine):
-        launch(small(engine=name), tmp_path / name)
-        records[name] = (tmp_path / name / "model" / "shared.safetensors").read_bytes()
-    assert records["inline"] == records[engine]
+    first, second = (shared_by(small(engine=name), tmp_path / name) for name in ("inline", engine))
+    assert first == second
 
 
 @pytest.mark.parametrize("fields", [{}, {"clients": 2}, {"method": "local"}])

@@ -25,13 +25,14 @@ from fedrec.experiment.records import load_params, write_tensors
 from fedrec.federation.coordination.totals import Total
 from fedrec.keyed import Carrier
 from fedrec.models.quadratic import solve
-from fedrec.models.summed import CROSS, GRAM, SummedRecommender, unpack
+from fedrec.models.summed import SummedRecommender, unpack
 from fedrec.params import Params
 from fedrec.privacy.attacks.forgotten import Profiles, co_occurrences
 from fedrec.privacy.attacks.scores import judge
 from fedrec.report import page
 from fedrec.report.changes import changes
 from fedrec.report.tables import Results, read_results
+from fedrec.sharing import CROSS, GRAM
 from simulations import unlearn
 from simulations.run import main as run
 from tests.test_quadratic import of

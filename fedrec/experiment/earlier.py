@@ -22,9 +22,9 @@ from fedrec.experiment.records import load_params
 from fedrec.files import named_values
 from fedrec.folders import refuse_unfinished
 from fedrec.models import SummedRecommender
-from fedrec.models.summed import CROSS, GRAM, pack, unpack
+from fedrec.models.summed import pack, unpack
 from fedrec.params import Params
-from fedrec.sharing import SUMS, is_sum
+from fedrec.sharing import CROSS, GRAM, SUMS, is_sum
 
 FORGOTTEN = "forgotten.csv"  # in the folder of a run: the users that it is without
 DEFINED = ("past", "future", "whole", "length")  # fields of a quadratic model that its sums are made with

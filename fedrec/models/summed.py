@@ -21,9 +21,9 @@ from fedrec.data.types import Floats, Ints, Keys
 from fedrec.models.quadratic import Matrix, Quadratic, inputs, precision, score, solve, statistics
 from fedrec.models.recommender import Recommender
 from fedrec.params import Params
-from fedrec.sharing import SUMS
+from fedrec.sharing import CROSS, GRAM, SCALE, WEIGHT
+from fedrec.subspace import square, triangle
 
-GRAM, CROSS, WEIGHT, SCALE = (f"{SUMS}{name}" for name in ("gram", "cross", "weight", "scale"))
 GRID = 2.0**-30  # of what is added in float64
 FEW = 50  # so many times fewer users than items are scored by weights that many clients have in common
 
@@ -135,7 +135,7 @@ class SummedRecommender(Recommender):
             (gram, cross), own = unpack(params), unpack(self.own())
             gram, cross = gram + weight * own[0], cross + weight * own[1]
         elif FEW * x.shape[0] <= x.shape[1] or self.dtype == torch.float32:  # what others of this node are sent too
-            w = shared_weights(Total(self.kind, self.quadratic, params[GRAM], params[CROSS]))
+            w = shared_weights(Solvable(self.kind, self.quadratic, params[GRAM], params[CROSS]))
             return replace(self, scores=(x @ w)[:, self.places])
         else:
             gram, cross = unpack(params)
@@ -150,7 +150,7 @@ class SummedRecommender(Recommender):
 
 
 @dataclass(frozen=True, eq=False)
-class Total:
+class Solvable:
     """Sums and what is solved for; equal to any with the same values."""
 
     kind: str
@@ -162,30 +162,22 @@ class Total:
         return hash((self.kind, self.config, self.cross.shape))
 
     def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Total) or (self.kind, self.config) != (other.kind, other.config):
+        if not isinstance(other, Solvable) or (self.kind, self.config) != (other.kind, other.config):
             return False
         return torch.equal(self.gram, other.gram) and torch.equal(self.cross, other.cross)
 
 
 @lru_cache(maxsize=1)
-def shared_weights(total: Total) -> Matrix:
+def shared_weights(total: Solvable) -> Matrix:
     """Return W [n, n] of sums, kept for the clients that are sent the same."""
     return solve(total.kind, total.config, *unpack({GRAM: total.gram, CROSS: total.cross}))
 
 
 def pack(gram: Matrix, cross: Matrix) -> Params:
     """Return G and C [n, n] as they travel: of the symmetric G the upper triangle, row by row."""
-    half = np.concatenate([row[place:] for place, row in enumerate(gram)]) if len(gram) else gram.reshape(-1)
-    return {GRAM: torch.from_numpy(half), CROSS: torch.from_numpy(np.ascontiguousarray(cross))}
+    return {GRAM: torch.from_numpy(triangle(gram)), CROSS: torch.from_numpy(np.ascontiguousarray(cross))}
 
 
 def unpack(params: Mapping[str, Tensor]) -> tuple[Matrix, Matrix]:
     """Return G and C [n, n] of sums as they travel."""
-    half, cross = params[GRAM].numpy(), params[CROSS].numpy()
-    n, start = len(cross), 0
-    gram = np.zeros((n, n), half.dtype)
-    for place in range(n):
-        row = half[start : start + n - place]
-        gram[place, place:], gram[place:, place] = row, row
-        start += n - place
-    return gram, cross
+    return square(params[GRAM].numpy()), params[CROSS].numpy()

@@ -1,12 +1,10 @@
 """What a run that learns by sums ties, what its clients sent for that, and what can be read from it."""
 
 from fedrec.models.quadratic import KINDS
-from fedrec.models.summed import GRAM
 from fedrec.report.findings import listing, size
 from fedrec.report.tables import Run
-from fedrec.sharing import SUMS
+from fedrec.sharing import GRAM, ITEM_SUMS, SUMS
 
-TABLES = "item_sums."  # before the names of those that have a row for each item
 MASKED = "masked:"  # before the name of what a client adds to a secure sum
 
 
@@ -37,7 +35,7 @@ def made(run: Run) -> str:
 
 def travelled(run: Run) -> str:
     """Return how large all that a client sent, and was sent, is in the mean over clients, by parameter."""
-    table = run.ledger[run.ledger["parameter"].str.startswith((SUMS, TABLES, MASKED)) & (run.ledger["round"] > 0)]
+    table = run.ledger[run.ledger["parameter"].str.startswith((SUMS, ITEM_SUMS, MASKED)) & (run.ledger["round"] > 0)]
     clients = max(len(run.names()), 1)
     parts = []
     for direction, words in (("up", "A client sent"), ("down", "and was sent")):

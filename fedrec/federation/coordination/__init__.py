@@ -5,7 +5,7 @@ from fedrec.federation.coordination.coupling import Coupling
 from fedrec.federation.coordination.descent import Descent
 from fedrec.federation.coordination.drift import Control, Drift, Own, control_change, normalise
 from fedrec.federation.coordination.halves import Link, Residuals, double
-from fedrec.federation.coordination.solved import Penalty, Solved
+from fedrec.federation.coordination.solved import Penalty
 from fedrec.federation.coordination.ties import Tie, tie_of
 
 __all__ = [
@@ -18,7 +18,6 @@ __all__ = [
     "Own",
     "Penalty",
     "Residuals",
-    "Solved",
     "Tie",
     "control_change",
     "double",

@@ -95,6 +95,10 @@ class Held:
         """Take the mean change of a round that was made elsewhere, so that nobody sees a client's."""
         raise TypeError("tie: must be told what each client sent, found a mean")
 
+    def charge(self, over: Mapping[str, float]) -> dict[str, float]:
+        """Return the prices after clients were told to be so far above their budgets, where it is the tie that asks."""
+        return {}
+
     def certificate(self) -> dict[str, Any]:
         """Return what proves Z the best there is, as JSON can hold it; nothing where it is approached by rounds."""
         return {}
@@ -149,6 +153,10 @@ class Hub:
         for name, sent in answers.items():
             self.absorb(name, sent)
         return self.step(list(gaps.values()))
+
+    def charge(self, over: Mapping[str, float]) -> dict[str, float]:
+        """See Held."""
+        return {}
 
     def certificate(self) -> dict[str, Any]:
         """See Held."""

@@ -18,9 +18,9 @@ from fedrec.federation.coordination.coupling import Coupling
 from fedrec.federation.coordination.halves import Held, Residuals, Sums, double
 from fedrec.federation.coordination.quadratic import Certificate, Objective, Problem, Promise, certify
 from fedrec.params import Params, add
-from fedrec.sharing import SUMS
+from fedrec.sharing import CROSS, GRAM, SCALE, WEIGHT
+from fedrec.subspace import square
 
-GRAM, CROSS, WEIGHT, SCALE = (f"{SUMS}{name}" for name in ("gram", "cross", "weight", "scale"))
 SMALLEST = 1e-6  # share of the ridge that a client has at least, so that every objective has one minimiser
 
 
@@ -75,7 +75,7 @@ class Solved(Held):
         return self.tie()
 
     def charge(self, over: Mapping[str, float]) -> dict[str, float]:
-        """Return the prices after the clients were told to be so far above their budgets."""
+        """See Held."""
         budget = Budget(0.0, self.penalty.step)
         self.prices |= {name: budget.multiplier(self.prices.get(name, 0.0), excess) for name, excess in over.items()}
         return dict(self.prices)
@@ -97,7 +97,7 @@ class Solved(Held):
 
     def objectives(self) -> tuple[tuple[Objective, ...], float, Tensor]:
         """Return the clients' objectives, the mean diagonal of a client's G, and the scale of the columns."""
-        grams = [square(one[GRAM], len(one[CROSS])) for one in self.sums.values()]
+        grams = [torch.from_numpy(square(one[GRAM].numpy())) for one in self.sums.values()]
         diagonal = torch.stack([gram.diagonal() for gram in grams]).sum(0)
         ridge, total = self.penalty.ridge(diagonal), max(float(diagonal.sum()), 1e-300)
         shares = torch.stack([gram.diagonal().sum() for gram in grams]).div(total).clamp(min=SMALLEST)
@@ -143,15 +143,6 @@ def as_promised(
     )
     at = replace(found.certificate.multipliers, mu=torch.tensor(prices, dtype=torch.float64))
     return certify(replace(problem, objectives=objectives, promises=kept), found.w, at)
-
-
-def square(half: Tensor, n: int) -> Tensor:
-    """Return the symmetric matrix [n, n] of its upper triangle by rows [n (n + 1) / 2]."""
-    full = torch.zeros(n, n, dtype=half.dtype)
-    row, column = torch.triu_indices(n, n)
-    full[row, column] = half
-    full[column, row] = half
-    return full
 
 
 def told(proof: Certificate, clients: list[str]) -> dict[str, Any]:
