@@ -9,6 +9,7 @@ from fedrec.errors import UserError
 from fedrec.experiment.choice import describe
 from fedrec.experiment.config import build
 from fedrec.experiment.privacy import UNBOUNDED
+from fedrec.models.quadratic import KINDS
 from fedrec.report.findings import listing, plural
 from fedrec.report.tables import LEAKING, Run
 
@@ -25,7 +26,8 @@ def facts(run: Run) -> dict[str, str]:
         "interrupted": ", interrupted",
         "budget": ", the privacy budget allowed no more",
     }.get(stopped, "")
-    best = selected is not None and not run.record.get("privacy")
+    summed = option("model") in KINDS
+    best = selected is not None and not run.record.get("privacy") and not (summed and not run.record.get("budgets"))
     chosen = f"round {selected}, the best on validation" if best else "the last round"
     users = sum(int(c.get("users", 0)) for c in clients)
     held_out = sum(int(c.get("test", 0)) for c in clients)
@@ -46,7 +48,7 @@ def facts(run: Run) -> dict[str, str]:
         "Tested model": chosen,
         "Split": str(option("split", "?")),
         "Ranking": "among the whole catalogue" if sampled == "full" else f"among {sampled} sampled candidates",
-        "Negatives": negatives,
+        **({} if summed else {"Negatives": negatives}),
         "Privacy": privacy(run),
         "Engine": f"{option('engine', '?')}; devices: {listing(sorted(set(devices) - {''})) or 'not recorded'}",
         "Seed": str(option("seed", "?")),
