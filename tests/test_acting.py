@@ -460,7 +460,8 @@ def test_an_option_that_cannot_act_is_refused_in_one_line(
 
 
 def test_what_is_at_its_default_or_set_by_the_method_is_no_option() -> None:
-    assert parse(["--privacy.delta", "1e-5", "--experts", "4", "--market.users", "300"]).experiment == Experiment()
+    usual = ["--model", "mf", "--privacy.delta", "1e-5", "--experts", "4", "--market.users", "300"]
+    assert parse(usual).experiment == Experiment()
     assert parse(["--method", "ditto", "--drift.personal", "none"]).experiment.drift.personal == "none"
 
 

@@ -315,14 +315,19 @@ def acting(e: Experiment, method: Method) -> Experiment:
         paths = list(inert(e, method))
         if not paths:
             return e
+        before = e
         for path in paths:
             e = reset(e, path)
+        if e == before:  # for ever, otherwise
+            raise AssertionError(f"{', '.join(paths)}: cannot act, and have no default that would")
 
 
 def reset(e: Experiment, path: str) -> Experiment:
     """Return the experiment with one field at its default; of parts for clients that of all others remains."""
-    usual = type(e)(model=e.model, sums=e.sums) if e.by_sums else type(e)()  # which have another number of rounds
-    value, (top, _, inner) = value_of(usual, path), path.partition(".")
+    top, _, inner = path.partition(".")
+    # A model by sums has another number of rounds, which follows from its sums.
+    kept = {"model": e.model, **({} if top == "sums" else {"sums": e.sums})} if e.by_sums else {}
+    value = value_of(type(e)(**kept), path)
     if path in PARTED:
         others = type(value)(per_client(str(value_of(e, path))).get("*", value))
         value = others if others != value_of(e, path) else value
