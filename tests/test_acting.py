@@ -33,6 +33,7 @@ SMALL |= {"local_epochs": 1, "dim": 4, "engine": "inline", "seed": 1, "batch_siz
 AGREED: Flat = {"method": "agreement", "volunteers": 6, "agreement.items": 8, "agreement.epochs": 2}
 USER: Flat = {"weights": "uniform", "privacy.unit": "user", "privacy.noise": 1.0, "privacy.replay": True}
 SETS = {"coupling.kind": "clusters", "coupling.groups": "films,shop", "coupling.rho": 0.1}
+STILL: Flat = {name: getattr(Experiment(), name) for name in ("local_epochs", "dim", "batch_size")}  # which acts not
 # Experiments that differ in what acts in them; every field must act in one of them, and be refused where it cannot.
 BASES: dict[str, Flat] = {
     "usual": {},
@@ -71,9 +72,10 @@ BASES: dict[str, Flat] = {
     "hashed": {"content.kind": "hashed", "content.dim": 8},
     "gru4rec": {"sequence.kind": "gru4rec"},
     "sasrec": {"sequence.kind": "sasrec"},
-    "ease": {"model": "ease", "rounds": 1},
-    "slist": {"model": "slist", "rounds": 1},
+    "ease": {"model": "ease", "rounds": 1, **STILL},
+    "slist": {"model": "slist", "rounds": 1, **STILL},
     "no harm by sums": {
+        **STILL,
         "model": "slist",
         "method": "no-harm",
         "coupling.strength": 10.0,
@@ -83,9 +85,9 @@ BASES: dict[str, Flat] = {
         "budget.limits": "-1",
         "budget.step": 1.0,
     },
-    "subspace": {"model": "slist", "sums.kind": "subspace", "sums.passes": 2, "rounds": 3, "eval_every": 3},
-    "two": {"model": "slist", "rounds": 1, "clients": 2},
-    "absent": {"model": "slit", "participation": 0.5},
+    "subspace": {"model": "slist", "sums.kind": "subspace", "sums.passes": 2, "rounds": 3, "eval_every": 3, **STILL},
+    "two": {"model": "slist", "rounds": 1, "clients": 2, **STILL},
+    "absent": {"model": "slit", "participation": 0.5, **STILL},
     "silos": {"partition": "users", "market.users": 60},
 }
 # Another value of every field; of some it takes other fields too, or more than one to have one that is taken.

@@ -28,7 +28,6 @@ BY_SUMS = """
 --method fedavg
 --method local
 --method pooled
---task rank-bce
 --secure.active
 --participation 0.5 --rounds 4
 --split new-users
@@ -46,15 +45,16 @@ BY_STEPS = {
     "--dim 8": "dim acts only with a model of ours with tables",
     "--method fedrep": "phases private,shared needs steps along gradients",
     "--method median": "robust.kind median needs every client's answer by itself",
+    "--task rank-bce": "task rank-bce needs steps along gradients",
     "--task click": "slist needs the one task rank",
     "--task rank,like": "slist needs the one task rank",
-    "--share user_table,user_bias": "share acts only with a model that has user_table and user_bias",
+    "--share user_table,user_bias": "slist needs its sums to be what is shared",
     "--content.kind hashed": "content.kind hashed needs an item side that reads more than ids",
     "--sequence.kind sasrec": "sequence.kind sasrec needs a user side",
     "--split new-items": "split new-items needs more of an item than who liked it",
     "--newcomers shop=10": "newcomers needs steps along gradients",
     "--privacy.unit user --privacy.epsilon 2": "privacy.unit user needs gradients by unit",
-    "--codec.kind top-k": "codec.kind top-k needs changes along gradients",
+    "--codec.kind top-k": "codec.kind top-k needs steps along gradients",
     "--stack yes": "stack yes needs steps along gradients that make one program",
 }
 

@@ -234,8 +234,8 @@ RULES: dict[str, Rule] = {
     **each("local_epochs optimiser lr l2", STEPS),
     "num_negatives": Rule(lambda e: ranks(e) and STEPS.acts(e), f"{RANK.needs}, and {STEPS.needs}"),
     **each("candidates metrics", RANK),
-    **each("quadratic.length quadratic.ridge quadratic.popular quadratic.rare", TOTALS),
-    **each("quadratic.past quadratic.future quadratic.recent", ORDERED),
+    **each("quadratic.length quadratic.ridge quadratic.popular quadratic.rare quadratic.recent", TOTALS),
+    **each("quadratic.past quadratic.future", ORDERED),
     "quadratic.whole": Rule(lambda e: ORDERED.acts(e) and "slist" in kinds(e), "model slist (add --model slist)"),
     "start": TOTALS,
     "retune": Rule(

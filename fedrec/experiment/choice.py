@@ -6,7 +6,6 @@ from fedrec.errors import UserError
 from fedrec.experiment.acting import refuse
 from fedrec.experiment.config import Experiment, Method, build
 from fedrec.federation.methods import TABLE
-from fedrec.params import covers
 
 AUTO, BY_SUMS, BY_STEPS = "auto", "slist", "mf"
 STEPS = "steps along gradients"
@@ -16,12 +15,8 @@ def check_choice(e: Experiment) -> None:
     """Raise UserError if an experiment by sums is possible, but is not what its values ask for."""
     if e.privacy.active:
         raise UserError(f"privacy.unit: {e.privacy.unit} needs {STEPS} to add noise to")
-    if e.share and not covers(e.share, "sums"):
-        raise UserError(f"share: acts only with a model that has {' and '.join(e.share)}, found no sums in it")
     if e.split == "new-items":
         raise UserError("split: new-items needs more of an item than who liked it")
-    if e.codec.active:
-        raise UserError(f"codec.kind: {e.codec.kind} needs changes along gradients, which may be rounded")
     if e.stack == "yes":
         raise UserError(f"stack: yes needs {STEPS} that make one program")
 

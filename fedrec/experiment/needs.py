@@ -60,6 +60,7 @@ class Can(StrEnum):
     STILL = "no rate for what its form does not train"
     PAIRS = "sums of all pairs of items"
     ONE_RANKING = "the one task rank"
+    ITS_SUMS = "its sums to be what is shared, if anything is"
     READS_ITEMS = "an item side that reads more than ids"
     UNTOLD = "answers that nothing which is read tells"
     PAIR_SCORES = "a score of any user and item"

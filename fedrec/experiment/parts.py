@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from fedrec.components import per_client, read
+from fedrec.components import per_client, read, split_at
 from fedrec.errors import UserError
 from fedrec.experiment.needs import Can, Conflict, conflicts, needs, shown, takes
 from fedrec.models.bodies import BODIES
@@ -11,7 +11,7 @@ from fedrec.models.lora import FORMS
 from fedrec.models.quadratic import KINDS as SUMMED
 from fedrec.models.transfer import CHAIN
 from fedrec.params import covers
-from fedrec.tasks import names_of, several, tasks_of
+from fedrec.tasks import names_of, parse_task, several, tasks_of
 from fedrec.training.optimisers import rates
 
 
@@ -56,6 +56,18 @@ def other_than_rank(e: Any) -> str:
     """Return the tasks that are not ranking alone."""
     names = [task.name for client in per_client(e.task) for task in tasks_of(e.task, client)]
     return "" if {*names} == {"rank"} else ",".join(dict.fromkeys(names))
+
+
+def tuned_loss(e: Any) -> str:
+    """Return the task that ranks by another loss than the usual one, or with a weight."""
+    texts = [text for client in per_client(e.task).values() for text in split_at(client, ",")]
+    return next((text for text in texts if text != "rank" and parse_task(text).kind == "rank"), "")
+
+
+def shared_beside_sums(e: Any) -> str:
+    """Return what is shared where it is something, and not what a model by sums has."""
+    sums = "item_sums" if e.sums.active else "sums"
+    return shown(e.share) * (bool(e.share) and not covers(e.share, sums))
 
 
 def item_content(e: Any) -> str:
@@ -148,6 +160,9 @@ PARTS = (
     needs("secure.active", Can.PAIRS, here=lambda e: "True" * (e.by_sums and e.secure.active)),
     needs("model", Can.ONE_RANKING, here=models(*SUMMED)),
     takes("task", Can.ONE_RANKING, why="there is another (add --task rank)", here=other_than_rank),
+    needs("task", Can.GRADIENTS, here=tuned_loss),
+    needs("model", Can.ITS_SUMS, here=models(*SUMMED)),
+    takes("share", Can.ITS_SUMS, why="others are (leave out --share)", here=shared_beside_sums),
     needs("model", Can.TWO_WIDTHS, here=models(*(kind for kind in BODIES if BODIES[kind].widths > 1))),
     takes(
         "hidden",
@@ -160,7 +175,7 @@ PARTS = (
     needs("model", Can.BEHAVIOURS, here=models("aitm")),
     takes("task", Can.BEHAVIOURS, why="there are fewer", here=lambda e: missing_tasks(e, "aitm", CHAIN)),
     needs("task", Can.READS_ITEMS, here=tasks_with("attribute")),
-    needs("content.kind", Can.READS_ITEMS),
+    needs("content.kind", Can.READS_ITEMS, here=item_content),
     needs("task", Can.UNTOLD, here=lambda e: "category" * ("category" in several(e.task))),
     takes("task", Can.CLIENT_GRADIENTS, why="a loss of one's own may know one client alone", here=tasks_with("part")),
     needs("weighting.kind", Can.LOSSES),
@@ -178,6 +193,7 @@ PARTS = (
     takes("split", Can.KNOWN_USERS, why="new users have no row before they are tested", here=("new-users",)),
     # What is exchanged.
     takes("pool", Can.EXCHANGE, why="one client has the data of all"),
+    needs("share", Can.EXCHANGE, here=lambda e: shown(e.share) * e.by_sums),
     takes(
         "share",
         Can.EXCHANGE,
@@ -205,6 +221,8 @@ PARTS = (
     needs("phases", Can.GRADIENTS),
     needs("transform", Can.GRADIENTS),
     needs("objective", Can.GRADIENTS),
+    needs("lrs", Can.GRADIENTS),
+    needs("codec.kind", Can.GRADIENTS),
     needs("coupling.rho", Can.GRADIENTS),
     takes("coupling.rho", Can.TIE, why="nothing else ties a client (add --coupling.rho 1e-4)", here=(0,)),
     takes("coupling.rho", Can.UNPULLED, why="the delta is made when training is over"),
