@@ -169,18 +169,15 @@ def test_without_checkpoints_a_worker_repeats_all_that_it_was_asked(tmp_path: Pa
 
 def test_a_worker_that_always_dies_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     e = experiment(engine="process", workers=1)
-    monkeypatch.setenv("PYTHONPATH", str(broken_package(tmp_path)))
+    monkeypatch.setattr("simulations.engines.process.serve", die)
     with pytest.raises(ClientFailure, match="worker of clients 0, 2, 1: died 5 times, last with exit code 7"):
         into(tmp_path / "home", e)
     assert not active_children()
 
 
-def broken_package(where: Path) -> Path:
-    """Return a folder that makes a new Python process leave with status 7 as soon as it loads Flower's apps."""
-    folder = where / "broken"
-    folder.mkdir()
-    (folder / "sitecustomize.py").write_text("import os, sys\nif '--multiprocessing-fork' in sys.argv: os._exit(7)\n")
-    return folder
+def die(*settings: object) -> None:
+    """Be a worker that ends as soon as it has begun."""
+    os._exit(7)
 
 
 def arguments(out: Path, *more: str) -> list[str]:

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_all_start_methods, get_context, parent_process
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from threading import Lock, Thread, current_thread, main_thread
@@ -29,6 +29,7 @@ from simulations.engines.slots import Slot
 from simulations.engines.storing import packed, unpacked
 
 if TYPE_CHECKING:
+    from multiprocessing.context import ForkServerContext, SpawnContext
     from multiprocessing.process import BaseProcess
 
 NAMELESS = Lock()  # runs in several threads start their workers one after the other
@@ -75,9 +76,9 @@ class ProcessGrid(LocalGrid):
             with suppress(OSError):  # of one that has died, as its first answer will tell
                 ours.send_bytes(b"begin\n" + text.encode())
             return process, ours
-        context = get_context("spawn")
+        context = starter()
         ours, theirs = context.Pipe()
-        process = context.Process(target=serve, args=(theirs, text), daemon=True)
+        process = context.Process(target=serve, args=(theirs, text, dict(os.environ)), daemon=True)
         with deaf(), nameless():
             process.start()
         theirs.close()
@@ -223,6 +224,15 @@ def end(workers: Sequence[Started]) -> None:
             process.join()
 
 
+def starter() -> "ForkServerContext | SpawnContext":
+    """Return how workers are started: as copies of a process that has made their imports, where a system has that."""
+    if "forkserver" not in get_all_start_methods():
+        return get_context("spawn")
+    context = get_context("forkserver")
+    context.set_forkserver_preload([__name__, "simulations.engines.nodes"])
+    return context
+
+
 @contextmanager
 def deaf() -> Iterator[None]:
     """Let a process that is started here ignore Ctrl-C, which is for the process that holds the run."""
@@ -259,7 +269,7 @@ def end_with_parent() -> None:
     os._exit(1)
 
 
-def serve(pipe: Connection, text: str) -> None:
+def serve(pipe: Connection, text: str, environment: Mapping[str, str]) -> None:
     """Be a worker: answer requests in their order until the pipe is closed.
 
     A request is `KIND` or `save FILE` or `load FILE`, a line break, and a message's content; or `begin`, a line break,
@@ -268,6 +278,8 @@ def serve(pipe: Connection, text: str) -> None:
     from simulations.engines.nodes import node_of
 
     Thread(target=end_with_parent, daemon=True).start()
+    os.environ.clear()  # which was that of the first worker's start
+    os.environ.update(environment)
     node = node_of(json.loads(text))
     gc.freeze()  # what the imports left need not be searched for garbage again and again
     gc.set_threshold(100_000, 50, 100)  # as where the run is
