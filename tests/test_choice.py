@@ -39,10 +39,11 @@ BY_SUMS = """
 BY_STEPS = {
     "--rounds 30": "--rounds 30 acts only with steps along gradients",
     "--rounds 20": "--rounds 20 acts only with steps along gradients",
+    "--eval-every 2": "--eval-every 2 acts only with more than one round",
     "--lr 0.003": "--lr 0.003 acts only with steps along gradients",
     "--lr 0.01": "--lr 0.01 acts only with steps along gradients",
     "--model auto --local-epochs 3": "--local-epochs 3 acts only with steps along gradients",
-    "--dim 8": "dim acts only with a model of ours with tables",
+    "--dim 8": "--dim 8 acts only with a model of ours with tables",
     "--method fedrep": "phases private,shared needs steps along gradients",
     "--method median": "robust.kind median needs every client's answer by itself",
     "--task rank-bce": "task rank-bce needs steps along gradients",
@@ -74,7 +75,9 @@ def test_what_needs_gradients_takes_matrix_factorisation_and_says_so(line: str, 
     assert command.experiment == parse([*without_auto(line), "--model", "mf"]).experiment
     assert command.model.startswith(f"mf, since {why}")
     if line not in ("--rounds 20", "--lr 0.01"):  # which a record cannot tell from what nobody gave
-        assert describe(command.experiment) == command.model.replace("--", "").replace("local-", "local_")
+        assert describe(command.experiment) == command.model.replace("--", "").replace("local-", "local_").replace(
+            "eval-", "eval_"
+        )
 
 
 def without_auto(line: str) -> list[str]:

@@ -171,7 +171,7 @@ VALUES: dict[str, Rule] = {path: parted(path) for path in PARTED} | {
 # Fields that act in every experiment, if only when a client fails (quorum).
 ANYWHERE = (
     "method share pool clients dataset partition volunteers split task model content.kind "
-    "content.vectors sequence.kind rounds lrs transform objective patience eval_every "
+    "content.vectors sequence.kind rounds lrs transform objective patience "
     "dropout quorum newcomers without forgotten agreement.items lora.rank privacy.unit secure.active seed engine "
     "device tracker"
 )
@@ -262,6 +262,7 @@ RULES: dict[str, Rule] = {
     "batch_size": Rule(batched, "steps on rows, for privacy.unit user draws users (take privacy.rate)"),
     "weights": Rule(lambda e: MANY.acts(e) and STEPS.acts(e), f"{MANY.needs}, and {STEPS.needs}"),
     "participation": MANY,
+    "eval_every": Rule(lambda e: e.rounds > 1, "more than one round (take more --rounds)"),
     "deadline": Rule(
         lambda e: e.engine != "batched", "an engine whose clients answer one by one (add --engine process)"
     ),

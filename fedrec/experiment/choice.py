@@ -23,8 +23,8 @@ def check_choice(e: Experiment) -> None:
 
 def reason(error: str) -> str:
     """Return the part of a refusal that says what needs gradients, without what to do about it."""
-    if STEPS in error and (found := re.match(r"(?:option )?(.+): acts only with .*, found (.*)", error)):
-        return f"{found[1]} {found[2]} acts only with {STEPS}"
+    if found := re.match(r"(?:option )?(.+): acts only with (.*?)(?: \(.*)?, found (.*)", error):
+        return f"{found[1]} {found[3]} acts only with {STEPS if STEPS in error else found[2]}"
     text = re.split(r", but |,? \((?:add|take) |; (?:add|take) |, found ", error)[0]
     text = re.sub("^(option )?(--)?(model: )?", "", text).replace(": ", " ", 1)
     return text if " needs " in text or " acts only with " in text else f"{text.partition(' ')[0]} needs {STEPS}"

@@ -279,6 +279,9 @@ class Experiment(Method):
         if self.by_sums and self.rounds < self.sums.rounds:
             rule = f"must be at least {self.sums.rounds}, for {self.sums.passes} passes and the sums"
             raise UserError(f"rounds: {rule}, found {self.rounds}")
+        if self.by_sums and min(self.eval_every, self.rounds) < self.sums.rounds:
+            rule = f"must be at least {self.sums.rounds}, before which there is no model"
+            raise UserError(f"eval_every: {rule}, found {self.eval_every}")
         kinds = set(per_client(self.model).values())
         if self.by_sums and len(kinds) > 1:
             raise UserError(f"model: must be one for all where clients learn by sums, found {self.model}")
