@@ -119,7 +119,7 @@ def killed(commands: Commands, argv: Sequence[str], out: Path, moments: Sequence
 def test_a_run_that_is_killed_at_any_moment_ends_to_the_bit(
     engine: str, tries: Callable[[int, int], int], tmp_path: Path
 ) -> None:
-    wanted, kills, commands = tries(int(engine != "batched"), 20), 0, Commands(tmp_path)
+    wanted, kills, commands = tries(int(engine == "inline"), 20), 0, Commands(tmp_path)
     rng = generator(0, "kill", engine)
     methods = list(METHODS)
     for number in range(10 * wanted):

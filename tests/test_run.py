@@ -434,8 +434,10 @@ needs_proc = pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason=
 
 
 @needs_proc
+@pytest.mark.soak
 @pytest.mark.parametrize("engine", ["inline", "process", "ray"])
-def test_ctrl_c_keeps_what_was_finished(engine: str, tmp_path: Path) -> None:
+def test_ctrl_c_keeps_what_was_finished(engine: str, tmp_path: Path, tries: Callable[[int, int], int]) -> None:
+    tries(int(engine != "ray"), 1)
     ended = interrupt(engine, 1, tmp_path / "out")
     assert ended.status == 130
     assert ended.err.split("\n") == ["", "stopping after this round; press Ctrl-C again to stop at once", ""]

@@ -203,7 +203,11 @@ def test_ctrl_c_twice_ends_every_process(tmp_path: Path) -> None:
 
 @needs_proc
 @needs_flwr
-def test_flwr_run_works_offline_tells_a_failure_and_leaves_nothing_behind(tmp_path: Path) -> None:
+@pytest.mark.soak
+def test_flwr_run_works_offline_tells_a_failure_and_leaves_nothing_behind(
+    tmp_path: Path, tries: Callable[[int, int], int]
+) -> None:
+    tries(0, 1)
     out, none = tmp_path / "out", tmp_path / "none"
     diverging = ["--lr", "900000", "--optimiser", "sgd", "--rounds", "30", "--task", "rating"]
     good = Begun("flower", "--rounds", "1", "--quiet", "--out", str(out))
