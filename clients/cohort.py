@@ -139,7 +139,7 @@ class Program:
         def asked(place: int) -> ModelScorer:
             return ModelScorer(readers[place], to(model_of(place), self.clients[place].device))
 
-        plain = e.drift.personal == "none" and not self.cohort.model.sequence.active
+        plain = not e.trains_copies and not self.cohort.model.sequence.active
         readers = {} if plain else {place: reader(e, self.clients[place].data, split) for place in sent}
         evaluations = evaluate_many(
             self.cohort,

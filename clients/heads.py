@@ -29,14 +29,14 @@ def choose_head(client: Client, state: State, broadcast: Broadcast) -> tuple[Sta
 
     It is the smallest w, from 0 (the shared model), that is within one standard error of the best one: the error is of
     the mean of the users' differences. A client with few users to choose by has w = 0, as have all
-    whose sums over pairs are of so many items that each w would take a minute.
+    whose sums over pairs are of so many items that each w would take a minute. A w that is given stays.
     """
     e, data = client.experiment, client.data
     if kept_head(client):
         return state, None
     held = held_out(data, "validation")
     many = len(dataset(e).items) > EXACT and not e.sums.active
-    if not e.has_heads or many or len(np.unique(held.user[held.positive])) < FEWEST:
+    if not e.chooses_heads or many or len(np.unique(held.user[held.positive])) < FEWEST:
         return state, None
     model = reader(e, data, "validation")
     if isinstance(model, NoisyRecommender):
@@ -80,7 +80,7 @@ def choose_share(client: Client, state: State, broadcast: Broadcast, model: Nois
 def kept_head(client: Client) -> Params:
     """Return the head that a client keeps of a run that is gone on from; nothing where it is to choose one."""
     e = client.experiment
-    if e.start is None or e.retune:
+    if e.start is None or e.retune or not e.chooses_heads:
         return {}
     path = e.start / "model" / f"client-{slug(client.data.name)}.safetensors"
     return (

@@ -57,7 +57,7 @@ def join(client: Client) -> tuple[State, Contribution]:
 def first(client: Client) -> Own:
     """Return what is a client's own when it joins: its start as personal model, c_i = 0, and its first weighting."""
     drift, personal, control = client.experiment.drift, None, None
-    if drift.personal != "none":
+    if client.experiment.trains_copies:
         start = client.start()
         personal = client.experiment.sharing().split(start)[0] if drift.personal == "tuned" else start
     if drift.correction == "scaffold":

@@ -84,7 +84,9 @@ def begun(experiment: Experiment) -> Begun | None:
     e = experiment
     if e.start is None:
         return None
-    return Begun(total(e), earlier(e.start).clients, changed(e), frozenset(data.name for data in leavers(e)))
+    # A secure sum is of all: who has nothing to send adds zero.
+    asked = frozenset(data.name for data in parties(e)) if e.secure.active else changed(e)
+    return Begun(total(e), earlier(e.start).clients, asked, frozenset(data.name for data in leavers(e)))
 
 
 def affordable(experiment: Experiment, home: Path | None) -> int:

@@ -18,7 +18,7 @@ from fedrec.experiment.acting import acting, tasks
 from fedrec.experiment.channel import public
 from fedrec.experiment.config import Experiment, build
 from fedrec.experiment.holdings import clients_data, dataset, tasks_for
-from fedrec.experiment.records import CLOSED, OWN, SINGLE, Record, write_csv, write_users
+from fedrec.experiment.records import CLOSED, NOT_CLOSED, NOT_SINGLE, OWN, SINGLE, Record, write_csv, write_users
 from fedrec.tasks import parse_task
 from simulations.check import check
 from simulations.methods import METHODS, usual
@@ -77,14 +77,10 @@ def closed_forms(experiment: Experiment) -> dict[str, Experiment]:
 
     They are of the same data, split, metrics and seed, and are cheap: where they would not be there are none.
     """
-    e = experiment
-    ranked = all(any(task.name == "rank" for task in group) for group in tasks(e))
-    if e.by_sums or not ranked or e.split == "new-items":
-        return {}
+    e, found = experiment, dict[str, Experiment]()
     same = {name: getattr(e, name) for name in SAME}
-    items, found = len(dataset(e).items), dict[str, Experiment]()
-    for method, clients in (("local", len(clients_data(baseline(e, "local")))), ("pooled", 1)):
-        for kind in CLOSED_FORMS if clients * items**3 <= CHEAP else ():
+    for method, cost in closed_costs(e).items():
+        for kind in CLOSED_FORMS if cost <= CHEAP else ():
             made = build({**same, **METHODS[method].model_dump(), "model": kind, "engine": "inline"})
             try:
                 check(made)
@@ -94,13 +90,35 @@ def closed_forms(experiment: Experiment) -> dict[str, Experiment]:
     return found
 
 
-def comparisons(experiment: Experiment) -> tuple[dict[str, Experiment], str]:
-    """Return the baselines to train by their folders, and why tasks are not trained singly, if so."""
+def closed_costs(experiment: Experiment) -> dict[str, float]:
+    """Return what a closed form beside a run costs, clients times the cube of their items, by method; none by sums."""
+    e = experiment
+    ranked = all(any(task.name == "rank" for task in group) for group in tasks(e))
+    if e.by_sums or not ranked or e.split == "new-items":
+        return {}
+    each = float(len(dataset(e).items)) ** 3
+    return {"local": len(clients_data(baseline(e, "local"))) * each, "pooled": each}
+
+
+def left_out(experiment: Experiment) -> str:
+    """Return which closed forms are not made, and why; an empty text if all are."""
+    dear = {method: cost for method, cost in closed_costs(experiment).items() if cost > CHEAP}
+    if not dear:
+        return ""
+    forms, whose = " and ".join(CLOSED_FORMS), " and ".join(f"--method {method}" for method in dear)
+    cost = f"clients times the cube of the items are {max(dear.values()):.0e}, above {CHEAP:.0e}"
+    return f"{forms} by {whose} is left out for its cost, {cost} (alone: --model {CLOSED_FORMS[0]})"
+
+
+def comparisons(experiment: Experiment) -> tuple[dict[str, Experiment], dict[str, str]]:
+    """Return the baselines to train by their folders, and by file why others are not, if so."""
     whole = {method: baseline(experiment, method) for method in ("local", "pooled") if method != experiment.method}
     apart, why = single_tasks(experiment)
     closed = {f"{CLOSED}/{name}": e for name, e in closed_forms(experiment).items()}
     runs = {**whole, **closed, **stages(experiment), **{f"{SINGLE}/{task}": e for task, e in apart.items()}}
-    return {name: e.model_copy(update={"tracker": "none"}) for name, e in runs.items()}, why
+    notes = {NOT_SINGLE: why, NOT_CLOSED: left_out(experiment)}
+    told = {name: text for name, text in notes.items() if text}
+    return {name: e.model_copy(update={"tracker": "none"}) for name, e in runs.items()}, told
 
 
 def run_popularity(experiment: Experiment, home: Path) -> None:

@@ -19,6 +19,7 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
 BY_SUMS = {"coupling.rho": 0.0, "coupling.duals": False, "coupling.balance": False}
 PROMISED = {"rounds": 20, "eval_every": 1}
 PULLED = {"coupling.strength": 10.0}  # in units of the mean of a client's diagonal of G
+HEADED = {"drift.weight": 1.0}  # in the metric of the sum
 
 
 def defaults(values: Mapping[str, Any], given: Collection[str], rounds: int = 0) -> dict[str, Any]:
@@ -32,5 +33,6 @@ def defaults(values: Mapping[str, Any], given: Collection[str], rounds: int = 0)
         usual = {"rounds": rounds, "eval_every": rounds}
         usual |= BY_SUMS if values["coupling.kind"] != "mean" else {}
         usual |= PROMISED if values["budget.margin"] is not None or values["budget.limits"] else {}
+        usual |= HEADED if values["drift.personal"] == "ditto" else {}
         usual |= PULLED if values["coupling.kind"] in ("mean-regularised", "graph") else {}
     return {path: value for path, value in usual.items() if path not in given}

@@ -21,7 +21,7 @@ from rich.console import Console
 
 from fedrec.errors import RunFailure, UserError, one_line
 from fedrec.experiment.config import Experiment
-from fedrec.experiment.records import NOT_SINGLE, json_text
+from fedrec.experiment.records import json_text
 from fedrec.folders import (
     CHECKPOINTS,
     COMMAND,
@@ -100,7 +100,7 @@ def perform(
     from simulations.engines.process import idle_workers
 
     command = command if write else fitting(command)
-    others, why = ({}, "") if write else checked(command)
+    others, why = ({}, {}) if write else checked(command)
     out, home = command.out, None
     with stopping(tell) as stopped:
         try:
@@ -200,14 +200,14 @@ def flags(out: Path, compare: bool) -> str:
     return f"--resume {out}{' --compare' * compare}"
 
 
-def checked(command: Command) -> tuple[dict[str, Experiment], str]:
+def checked(command: Command) -> tuple[dict[str, Experiment], dict[str, str]]:
     """Check what is to be run before any of it is; return the baselines, see `comparisons`. Raises UserError."""
     from simulations.baselines import comparisons
     from simulations.check import check
 
     check(command.experiment)
     if not command.compare:
-        return {}, ""
+        return {}, {}
     others, why = comparisons(command.experiment)
     if command.trained and command.out:
         others = {name: e for name, e in others.items() if not (command.out / "baselines" / name).exists()}
@@ -234,7 +234,7 @@ def train(command: Command, home: Path, shown: Reporter, launch: Launch) -> None
 
 def baselines(
     others: Mapping[str, Experiment],
-    why: str,
+    why: Mapping[str, str],
     home: Path,
     shown: Reporter,
     stopped: Callable[[], bool],
@@ -242,8 +242,8 @@ def baselines(
     launch: Launch,
 ) -> tuple[str, ...]:
     """Train the baselines that a run is to have and lacks; return what is to be said of those that failed."""
-    if why:
-        (home / "baselines" / NOT_SINGLE).write_text(why, encoding="utf-8")
+    for name, text in why.items():
+        (home / "baselines" / name).write_text(text, encoding="utf-8")
     lacking = {name: e for name, e in others.items() if not (home / "baselines" / name).exists()}
     failures = []
     for name, other in lacking.items():

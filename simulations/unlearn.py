@@ -24,7 +24,7 @@ from rich.table import Table
 from fedrec.components import join_clients, per_client
 from fedrec.errors import Parser, UserError, choose, one_line
 from fedrec.experiment.config import Experiment, build
-from fedrec.experiment.earlier import FORGOTTEN, experiment_of, total
+from fedrec.experiment.earlier import FORGOTTEN, TOGETHER, experiment_of, parties, total
 from fedrec.experiment.holdings import PAIR, clients_data, dataset, read_users
 from fedrec.experiment.records import load_params, write_json
 from fedrec.folders import write_private
@@ -43,6 +43,7 @@ ABOUT = "Forget clients of a finished run, or users of them: a new run that is a
 KEPT = (
     "kept, and not unlearned: the weight of every private head, and all settings (--retune chooses the weights again)"
 )
+SECRET = "the server is told what is to be subtracted in all, and of nobody alone"
 SEEN = {"before": "the old model", "after": "the new model alone", "both": "both models"}
 
 
@@ -52,6 +53,11 @@ class Leaving:
 
     clients: tuple[str, ...]
     users: Mapping[str, np.typing.NDArray[np.int64]]
+
+    @property
+    def senders(self) -> tuple[str, ...]:
+        """The clients that send what is to be subtracted."""
+        return self.clients or tuple(self.users)
 
     @property
     def words(self) -> str:
@@ -107,16 +113,16 @@ def without(run: Path, e: Experiment, who: Leaving, retune: bool, reveal: bool) 
             "privacy: nothing is taken from a released total, since the difference would tell who left without noise; "
             "a new noisy release of everything must be made and booked (simulations.run --without)"
         )
-    if e.by_sums and e.secure.active and not reveal:
+    if e.by_sums and e.secure.active and not reveal and len(who.senders) < TOGETHER:
         raise UserError(
-            "secure: what is taken from a secure sum tells the sums of those who leave, and of nobody else; add "
-            f"--reveal to tell the server the sums of {who.words}"
+            "secure: what is taken from a secure sum tells the sums of those who leave, and of nobody else; let "
+            f"another leave with them, or add --reveal to tell the server the sums of {who.words}"
         )
     pair = e.by_sums and len(clients_data(e)) - len(who.clients) == PAIR
     if reveal and not (e.by_sums and (e.secure.active or pair)):
         raise UserError("option --reveal: acts only with a run by sums that is secure or leaves two, found another")
-    if retune and not e.has_heads:
-        raise UserError("option --retune: acts only with a run by sums with private heads, found another")
+    if retune and not e.chooses_heads:
+        raise UserError("option --retune: acts only with a run by sums whose private heads are chosen, found another")
     named = {name: left_out(str(getattr(e, name)), who.clients) for name in ("task", "model", "dim")}
     late = ";".join(part for part in e.newcomers.split(";") if part.partition("=")[0].strip() not in who.clients)
     begun: dict[str, Any] = {}
@@ -130,6 +136,8 @@ def without(run: Path, e: Experiment, who: Leaving, retune: bool, reveal: bool) 
             "dropout": "0",
         }
     secure = e.secure.model_copy(update={"active": e.secure.active and not reveal})
+    if e.by_sums:  # nobody may be missing
+        secure = secure.model_copy(update={"threshold": None})
     gone = {"without": (*e.without, *who.clients), "newcomers": late, "secure": secure.model_dump()}
     return build({**e.model_dump(), **named, **begun, **gone})
 
@@ -169,11 +177,14 @@ def said(e: Experiment, who: Leaving, retune: bool) -> Iterator[str]:
         yield f"{e.model} learns by gradients, of which nothing is subtracted: trained again from the start"
         yield f"left out from the first round on: {who.words}"
         return
-    asked = ", ".join(map(one_line, who.clients or who.users))
-    yield f"nobody but {asked} is asked: for what is to be subtracted, made again of its own data"
+    asked = ", ".join(map(one_line, who.senders))
+    if e.secure.active:
+        yield f"all {len(parties(e))} clients add up in secret, and all but {asked} add zero: {SECRET}"
+    else:
+        yield f"nobody but {asked} is asked: for what is to be subtracted, made again of its own data"
     if who.users:
         yield f"the sums of {who.words} tell the server these users' items, not who they are"
-    if e.has_heads and not retune:
+    if e.chooses_heads and not retune:
         yield KEPT
 
 
@@ -234,7 +245,7 @@ def unlearn(options: argparse.Namespace, console: Console) -> int:
     e = experiment_of(run)
     who = leaving(e, [name for name in options.client.split(",") if name], options.users)
     s = without(run, e, who, options.retune, options.reveal)
-    words = list(said(e, who, options.retune))
+    words = list(said(s, who, options.retune))
     name = f"{run.absolute().name}-without-{'-'.join(who.clients) or 'users'}"
     out = options.out or run.absolute().with_name(name.replace("/", "_"))
 

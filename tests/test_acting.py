@@ -74,6 +74,7 @@ BASES: dict[str, Flat] = {
     "sasrec": {"sequence.kind": "sasrec"},
     "ease": {"model": "ease", "rounds": 1, **STILL},
     "slist": {"model": "slist", "rounds": 1, **STILL},
+    "ditto by sums": {"model": "slist", "method": "ditto", "rounds": 1, "drift.weight": 1.0, **STILL},
     "no harm by sums": {
         **STILL,
         "model": "slist",

@@ -11,12 +11,13 @@ from fedrec.errors import UserError
 from fedrec.experiment.choice import describe
 from fedrec.experiment.config import Experiment, build
 from fedrec.experiment.holdings import dataset
-from fedrec.experiment.records import CLOSED
+from fedrec.experiment.records import CLOSED, NOT_CLOSED
 from fedrec.metrics import Paired
 from fedrec.report.standing import Standing, stands
 from simulations.api import common_model, given
-from simulations.baselines import closed_forms, comparisons
+from simulations.baselines import closed_forms, comparisons, left_out
 from simulations.cli import Command, decide, overrides, parse
+from simulations.closing import notes
 from simulations.methods import METHODS
 from simulations.run import fitting
 from tests.test_front import TOLD
@@ -135,7 +136,7 @@ def test_arms_that_are_compared_have_one_model(arms: list[dict[str, str]], model
 def test_every_method_has_a_model_that_it_can_be_run_with(name: str) -> None:
     more = {"agreement": "--volunteers 60", "scaffold": "--optimiser sgd", "pfedrec": "--model item"}.get(name, "")
     e = parse(["--method", name, *more.split()]).experiment
-    exact = ("local", "pooled", "fedavg", "fedper", "mr-mtl", "graph", "no-harm")
+    exact = ("local", "pooled", "fedavg", "fedper", "ditto", "apfl", "mr-mtl", "graph", "no-harm")
     assert e.by_sums == (name in exact)
 
 
@@ -190,6 +191,7 @@ def test_closed_forms_stand_beside_a_model_by_gradients_that_ranks(monkeypatch: 
     names = {f"{kind}-{method}" for kind in ("slist",) for method in ("local", "pooled")}
     usual = decide(given(SMALL | {"lr": 0.02})).experiment
     made = closed_forms(usual)
+    assert not comparisons(usual)[1]
     assert made.keys() == names and all(e.by_sums and e.seed == usual.seed for e in made.values())
     assert [made[name].pool for name in ("slist-local", "slist-pooled")] == [False, True]
     assert {f"{CLOSED}/{name}" for name in names} < comparisons(usual)[0].keys()
@@ -198,6 +200,10 @@ def test_closed_forms_stand_beside_a_model_by_gradients_that_ranks(monkeypatch: 
         assert not closed_forms(decide(given(SMALL | more)).experiment)
     monkeypatch.setattr("simulations.baselines.CHEAP", 1.5 * len(dataset(usual).items) ** 3)
     assert closed_forms(usual).keys() == {"slist-pooled"}
+    assert comparisons(usual)[1][NOT_CLOSED].startswith("slist by --method local is left out for its cost, cl")
+    monkeypatch.setattr("simulations.baselines.CHEAP", 0.5 * len(dataset(usual).items) ** 3)
+    assert "slist by --method local and --method pooled is left out" in comparisons(usual)[1][NOT_CLOSED]
+    assert not left_out(decide(given(SMALL | {"model": "slist"})).experiment)
 
 
 def test_a_run_by_gradients_has_its_closed_forms_and_names_them(tmp_path: Path) -> None:
@@ -206,3 +212,6 @@ def test_a_run_by_gradients_has_its_closed_forms_and_names_them(tmp_path: Path) 
     assert len(run.read.closed) == 2
     page = run.report_path.read_text()
     assert "the closed form slist" in page and "Model: mf, since local_epochs 1 acts only with" in page
+    assert "A closed form may be stronger" not in page
+    (run.path / "baselines" / NOT_CLOSED).write_text("slist is left out")
+    assert any("A closed form may be stronger" in note and "slist is left out." in note for note in notes(run.path))

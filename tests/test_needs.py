@@ -30,6 +30,7 @@ NOISY: Flat = {
     "weights": "uniform",
 }
 ADMM: Flat = {"method": "admm"}
+DITTO: Flat = {"method": "ditto"}
 SGD: Flat = {"method": "scaffold", "optimiser": "sgd"}
 AGREED: Flat = {"method": "agreement", "volunteers": 6}
 LINEAR: Flat = {"coupling.kind": "linear", "coupling.rho": 0.1, "share": "item_table"}
@@ -79,6 +80,10 @@ KNOWN: dict[Can, Case] = {
     Can.COMMON_START: Case(
         {**LINEAR, "drift.personal": "tuned"}, {"share": "item_table", "drift.personal": "tuned"}, "x_i is not z"
     ),
+    Can.GIVEN_HEAD: Case(
+        {**NOISY, **DITTO, "drift.weight": 1}, {"model": "slist", **DITTO, "drift.weight": 1}, "own exact sums"
+    ),
+    Can.APPROACH: Case({"model": "slist", "method": "fedprox"}, {"model": "mf", "method": "fedprox"}, "W is there"),
     Can.TIE: Case({**BUDGET, "coupling.rho": 0.0}, BUDGET, "mu weighs f_i against rho |x - z|^2"),
     Can.DUALS: Case({**BUDGET, "coupling.duals": False}, BUDGET, "an ADMM without u has no fixed point"),
     Can.ONE_PHASE: Case({**SGD, "phases": "private,shared"}, SGD, "c_i is of the gradient in all at once"),
@@ -193,6 +198,8 @@ MORE: list[tuple[Can, Flat]] = [
     (Can.ONE_RATE, {**SGD, "lrs": "heads=1"}),
     (Can.UNPULLED, {**EXACT, **SGD}),
     (Can.UNPULLED, {**EXACT, "method": "ditto"}),
+    (Can.GIVEN_HEAD, {"model": "slist", **DITTO, "share": "all-but-users"}),
+    (Can.PAIRS, {"model": "slist", "method": "apfl", "sums.kind": "subspace"}),
     (Can.LISTENERS, {**LATE, "method": "pfedrec"}),
     (Can.LISTENERS, {**LATE, **USER}),
     (Can.LISTENERS, {**LATE, **SECURE}),

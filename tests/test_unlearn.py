@@ -29,6 +29,7 @@ from fedrec.models.summed import SummedRecommender, unpack
 from fedrec.params import Params
 from fedrec.privacy.attacks.forgotten import Profiles, co_occurrences
 from fedrec.privacy.attacks.scores import judge
+from fedrec.privacy.guarantee import terms
 from fedrec.report import page
 from fedrec.report.changes import changes
 from fedrec.report.tables import Results, read_results
@@ -39,6 +40,7 @@ from tests.test_quadratic import of
 
 SMALL = ["--market.users", "40", "--market.items", "30", "--no-compare", "--quiet", "--engine", "inline"]
 ROOT = Path(__file__).resolve().parent.parent
+SECRET = [*SMALL, "--clients", "5", "--model", "slist", "--secure.active"]
 NAMES = ("books", "films", "news", "shop")
 
 
@@ -100,6 +102,12 @@ def people(home: Path, client: str) -> list[str]:
     return [str(key) for key in dataset(e).users["key"].to_numpy()[data.users]]
 
 
+def heads(home: Path) -> dict[str, float]:
+    """Return the weight of every client's private head."""
+    paths = (home / "model").glob("client-*.safetensors")
+    return {p.stem.removeprefix("client-"): float(load_params(p)["heads.rank.weight"]) for p in paths}
+
+
 def listed(path: Path, keys: Sequence[str]) -> Path:
     path.write_text("".join(f"{key}\n" for key in keys))
     return path
@@ -134,10 +142,6 @@ def test_nobody_is_asked_for_sums_but_who_leaves(whole: Path, tmp_path: Path) ->
 
 
 def test_heads_stay_as_they_were_chosen_unless_they_are_chosen_again(whole: Path, tmp_path: Path) -> None:
-    def heads(home: Path) -> dict[str, float]:
-        names = [name for name in NAMES if name != "books"]
-        return {n: float(load_params(home / "model" / f"client-{n}.safetensors")["heads.rank.weight"]) for n in names}
-
     odd = shutil.copytree(whole, tmp_path / "odd")
     for name in NAMES:  # a choice that nobody would make
         write_tensors(
@@ -241,6 +245,58 @@ def test_of_a_secure_sum_is_subtracted_what_is_revealed(tmp_path: Path) -> None:
         torch.testing.assert_close(total(gone)[name], value, rtol=0, atol=1e-6 * float(value.abs().max()))
     assert record(gone)["summed"] == ["books", "films", "news"]
     assert not record(gone)["experiment"]["secure"]["active"]
+
+
+@pytest.fixture(scope="module")
+def secret(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of five clients, of whose sums the server has the total alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(page, "write_report", lambda *_, **__: None)
+        return made(tmp_path_factory.mktemp("runs") / "secret", *SECRET)
+
+
+def test_of_two_that_leave_a_secure_sum_nobody_is_told_more_than_what_they_add_up_to(
+    secret: Path, tmp_path: Path
+) -> None:
+    first, second, *stay = names = [data.name for data in clients_data(experiment_of(secret))]
+    gone = forget(secret, tmp_path / "gone", "--client", f"{first},{second}")
+    never = made(tmp_path / "never", *SECRET, "--without", f"{first},{second}")
+    same(gone, never)
+    assert record(gone)["summed"] == sorted(stay)
+    e = experiment_of(gone)
+    assert e.secure.active and (terms(e).clients, terms(e).threshold) == (5, 5)  # of one that is missing the other's
+    sent = [r for r in table(gone, "ledger.csv") if r["direction"] == "up" and r["round"] == "1"]
+    assert {row["client"] for row in sent if row["parameter"] == "masked:sum"} == {*names}
+    assert not any(row["parameter"].startswith("sums.") for row in sent)
+    words = json.loads((gone / "unlearned.json").read_text())["words"]
+    assert words[0].startswith(f"All 5 clients add up in secret, and all but {first}, {second} add zero")
+    assert set(heads(gone)) == set(stay) and all(heads(gone)[name] == heads(secret)[name] for name in stay)
+
+
+@pytest.mark.soak
+def test_users_of_two_clients_leave_a_secure_sum_together(
+    secret: Path, tmp_path: Path, tries: Callable[[int, int], int]
+) -> None:
+    tries(0, 1)
+    first, *_, last = (data.name for data in clients_data(experiment_of(secret)))
+    users = {name: people(secret, name)[2:6] for name in (first, last)}
+    file = listed(tmp_path / "keys", [key for keys in users.values() for key in keys])
+    gone = forget(secret, tmp_path / "gone", "--client", f"{first},{last}", "--users", file)
+    never_had(tmp_path / "users.csv", secret, users)
+    same(gone, made(tmp_path / "never", *SECRET, "--forgotten", tmp_path / "users.csv"))
+
+
+@pytest.mark.parametrize(
+    ("leave", "text"), [(1, "let another leave with them, or add --reveal"), (3, "of more than two"), (4, "needs 3")]
+)
+def test_where_one_would_be_told_nobody_leaves_a_secure_sum(
+    secret: Path, tmp_path: Path, leave: int, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of one that leaves, or of one that is left, the sums are what the server is told; of two the other's."""
+    names = [data.name for data in clients_data(experiment_of(secret))][:leave]
+    assert unlearn.main([str(secret), "--client", ",".join(names), "--out", str(tmp_path / "out")]) == 2
+    assert text in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 USERS = st.lists(st.lists(st.integers(0, 5), min_size=1, max_size=6), min_size=1, max_size=6)

@@ -62,7 +62,7 @@ def folds(e: Experiment) -> bool:
 def batched(e: Experiment) -> bool:
     """Return whether anything is trained in batches: noisy steps for users draw users."""
     steps = not e.by_sums and e.privacy.unit != "user"
-    return steps or e.drift.personal == "ditto" or (bool(e.fold_in) and folds(e))
+    return steps or (e.drift.personal == "ditto" and not e.by_sums) or (bool(e.fold_in) and folds(e))
 
 
 def phased(e: Experiment) -> bool:
@@ -239,7 +239,8 @@ RULES: dict[str, Rule] = {
     "quadratic.whole": Rule(lambda e: ORDERED.acts(e) and "slist" in kinds(e), "model slist (add --model slist)"),
     "start": TOTALS,
     "retune": Rule(
-        lambda e: e.start is not None and e.has_heads, "heads of a run that is gone on from (add --from RUN)"
+        lambda e: e.start is not None and e.chooses_heads,
+        "heads of a chosen weight, of a run that is gone on from (add --from RUN)",
     ),
     "sums.kind": TOTALS,
     **each("sums.k sums.passes sums.damping sums.ridge", TABLES),
@@ -268,7 +269,10 @@ RULES: dict[str, Rule] = {
     ),
     **each("privacy.epsilon privacy.delta privacy.noise privacy.where privacy.ledger privacy.replay", PRIVATE),
     **each("privacy.clip privacy.rate", CLIPPED),
-    "secure.threshold": Rule(lambda e: SECURE.acts(e) and not e.privacy.summed, SECURE.needs),
+    "secure.threshold": Rule(
+        lambda e: SECURE.acts(e) and not e.privacy.summed and e.start is None,
+        f"{SECURE.needs}, of which not all must stay: without noise, and not --from a run",
+    ),
     "secure.carriers": SECURE,
     "secure.bound": Rule(lambda e: SECURE.acts(e) and STEPS.acts(e), f"{SECURE.needs}, and {STEPS.needs}"),
     "reveal": Rule(

@@ -35,7 +35,8 @@ def why_steps(e: Experiment) -> str:
     values = {**e.model_dump(), "model": BY_SUMS}
     if e.rounds == Experiment().rounds:
         del values["rounds"]  # nobody asked for the usual number
-    if e.method in TABLE and e.coupling == Method(method=e.method, **TABLE[e.method]).coupling:
+    usual = Method(method=e.method, **TABLE[e.method]).coupling if e.method in TABLE else None
+    if e.coupling == usual and e.coupling.kind != "mean":
         values["coupling"] |= {"rho": 0.0, "duals": False, "balance": False}  # by sums a method does without
     try:
         other = build(values)

@@ -282,6 +282,8 @@ class Experiment(Method):
         if self.by_sums and min(self.eval_every, self.rounds) < self.sums.rounds:
             rule = f"must be at least {self.sums.rounds}, before which there is no model"
             raise UserError(f"eval_every: {rule}, found {self.eval_every}")
+        if self.by_sums and self.drift.personal == "ditto" and not self.drift.weight:
+            raise UserError("drift.weight: must be above 0 for ditto by sums, found 0 (take --method local)")
         kinds = set(per_client(self.model).values())
         if self.by_sums and len(kinds) > 1:
             raise UserError(f"model: must be one for all where clients learn by sums, found {self.model}")
@@ -313,7 +315,12 @@ class Experiment(Method):
         if self.agreement.active:
             return False  # there are none
         # Under secure sums, what few clients carry stays at home.
-        return self.coupling.personal or self.drift.personal != "none" or self.secure.active
+        return self.coupling.personal or self.trains_copies or self.secure.active
+
+    @property
+    def trains_copies(self) -> bool:
+        """Whether a client trains a personal model beside what is shared: by sums its private head is one."""
+        return self.drift.personal != "none" and not self.by_sums
 
     @property
     def by_sums(self) -> bool:
@@ -329,6 +336,18 @@ class Experiment(Method):
     def has_heads(self) -> bool:
         """Whether clients that learn by sums have a private head around what is shared."""
         return self.by_sums and bool(self.share) and not covers(self.share, "heads")
+
+    @property
+    def chooses_heads(self) -> bool:
+        """Whether such a client chooses the weight of its head: Ditto and APFL are given it."""
+        return self.has_heads and not self.drift.second
+
+    @property
+    def given_head(self) -> float:
+        """The weight of the private heads around sums that is given: w = 1 / lambda of Ditto, alpha of APFL, else 0."""
+        if not (self.has_heads and self.drift.second):
+            return 0.0
+        return self.drift.weight if self.drift.personal == "apfl" else 1 / self.drift.weight
 
     @property
     def silent(self) -> bool:
@@ -388,8 +407,11 @@ class Experiment(Method):
             if self.privacy.summed:
                 return NoisyRecommender(kind, *shape, quadratic=self.quadratic)
             if self.sums.active:
-                return ProjectedRecommender(kind, *shape, quadratic=self.quadratic, subspace=self.sums)
-            return SummedRecommender(kind, *shape, quadratic=self.quadratic)
+                return ProjectedRecommender(
+                    kind, *shape, quadratic=self.quadratic, subspace=self.sums, weight=self.given_head
+                )
+            mixes = self.drift.personal == "apfl"
+            return SummedRecommender(kind, *shape, quadratic=self.quadratic, weight=self.given_head, mixes=mixes)
         return Recommender(kind, *shape, sequence=self.sequence)
 
 

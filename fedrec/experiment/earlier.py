@@ -27,6 +27,7 @@ from fedrec.params import Params
 from fedrec.sharing import CROSS, GRAM, SUMS, is_sum
 
 FORGOTTEN = "forgotten.csv"  # in the folder of a run: the users that it is without
+TOGETHER = 2  # clients of whom none is told alone, where their sums change in one secure sum
 DEFINED = ("past", "future", "whole", "length")  # fields of a quadratic model that its sums are made with
 
 
@@ -74,11 +75,6 @@ def check_start(experiment: Experiment) -> None:
         return
     if experiment.privacy.active or earlier(experiment.start).experiment.privacy.active:
         raise UserError("start: nothing is added to a released total; a new noisy release of everything must be made")
-    if experiment.secure.active:
-        raise UserError(
-            "start: what is added to a secure sum tells the sums of those who send, and of nobody else; take "
-            "--no-secure.active to tell the server"
-        )
     old, new, leaving = earlier(experiment.start), experiment, {data.name for data in leavers(experiment)}
     pairs = [("model", old.experiment.model, new.model), ("share", old.experiment.share, new.share)]
     pairs += [(f"quadratic.{n}", getattr(old.experiment.quadratic, n), getattr(new.quadratic, n)) for n in DEFINED]
@@ -96,6 +92,13 @@ def check_start(experiment: Experiment) -> None:
         text = f"{', '.join(sorted(gone))} whose sums it has, and whom these data lack"
         raise UserError(f"start: must lose no client but those that leave (add --without), found {text}")
     total(new)
+    if new.secure.active:
+        new.secure.needed(len(clients_data(new)))  # the new total is the sum of those
+        if len(changed(new)) < TOGETHER:
+            raise UserError(
+                "start: what is added to a secure sum tells the sums of those who send, and of nobody else, where "
+                f"they are fewer than {TOGETHER}; take --no-secure.active to tell the server"
+            )
 
 
 def is_dense(experiment: Experiment) -> bool:

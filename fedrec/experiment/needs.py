@@ -38,6 +38,8 @@ class Can(StrEnum):
     NORMS = "updates that one norm bounds"
     # How a client trains.
     COMMON_START = "clients that start from the server's parameters"
+    GIVEN_HEAD = "private heads of a weight that is given"
+    APPROACH = "rounds that approach a consensus"
     TIE = "a proximal tie, coupling.rho above 0"
     DUALS = "duals, beside which a loss has its price"
     ONE_PHASE = "the one phase all"

@@ -129,6 +129,26 @@ def second_model(e: Any) -> str:
     return str(e.drift.personal) if e.drift.second else ""
 
 
+def solved_head(e: Any) -> str:
+    """Return the second model that is a private head around sums."""
+    return str(e.drift.personal) if e.by_sums and e.drift.personal in ("ditto", "apfl") else ""
+
+
+def trained_copy(e: Any) -> str:
+    """Return the personal model that clients train."""
+    return "" if e.drift.personal == "none" or solved_head(e) else str(e.drift.personal)
+
+
+def in_lockstep(e: Any) -> str:
+    """Return the second model that makes its steps with the first."""
+    return "" if e.drift.personal == "ditto" or solved_head(e) else second_model(e)
+
+
+def shared_heads(e: Any) -> str:
+    """Return what is shared of a model by sums, if its heads are."""
+    return ",".join(e.share) if e.by_sums and covers(e.share, "heads") else ""
+
+
 def server_step(e: Any) -> str:
     """Return how the server steps, where that is not to the mean."""
     return "" if e.descent.plain else f"{e.descent.aggregator} with {e.descent.optimiser}"
@@ -146,6 +166,7 @@ NO_STEPS = (
     *(Can.STEPS, Can.GRAM, Can.INCREMENTS, Can.RESIDUALS, Can.READS_ITEMS, Can.USER_SIDE, Can.PAIR_SCORES),
     *(Can.ENCODER, Can.LISTENERS, Can.LOGITS, Can.TABLES, Can.LOSSES, Can.ROWS),
 )
+REACHED = "by sums it is reached in one (take --method fedavg for fedprox, fedper for admm, or --model mf)"
 AGREES = (Can.PUBLIC_USERS, Can.LOGITS, Can.EXCHANGE, Can.TIE, Can.ONE_PHASE, Can.KNOWN_USERS, Can.PAIR_SCORES)
 PRICED = (Can.TIE, Can.DUALS, Can.KNOWN_USERS)
 PARTS = (
@@ -154,6 +175,7 @@ PARTS = (
     takes("model", Can.CLIENT_GRADIENTS, why="a module of one's own may read other rows", here=own_models),
     takes("model", Can.READS_ITEMS, Can.USER_SIDE, why="a module of one's own reads the ids alone", here=own_models),
     takes("model", *NO_STEPS, why="a model by sums is solved for (take --model mf)", here=models(*SUMMED)),
+    takes("model", Can.APPROACH, why=REACHED, here=models(*SUMMED)),
     takes("sums.kind", Can.PAIRS, why="a subspace has none (add --sums.kind dense)", here=("subspace",)),
     needs("coupling.kind", Can.PAIRS, here=lambda e: e.coupling.kind * (e.by_sums and not e.coupling.plain)),
     needs("budget.step", Can.PAIRS, here=lambda e: "a loss budget" * (e.by_sums and e.budget.active)),
@@ -209,6 +231,7 @@ PARTS = (
     needs("newcomers", Can.EXCHANGE, Can.LISTENERS, Can.ALONE),
     takes("newcomers", Can.MEMORY, Can.INCREMENTS, why="newcomers send nothing"),
     # What the server makes of the answers.
+    needs("coupling.rho", Can.APPROACH),
     needs("coupling.kind", Can.MEMORY),
     needs("coupling.kind", Can.GRADIENTS, here=lambda e: e.coupling.kind * (":" in e.coupling.kind)),
     needs("coupling.kind", Can.TABLES, Can.TIE, Can.ONE_PHASE, here=("linear",)),
@@ -223,7 +246,6 @@ PARTS = (
     needs("objective", Can.GRADIENTS),
     needs("lrs", Can.GRADIENTS),
     needs("codec.kind", Can.GRADIENTS),
-    needs("coupling.rho", Can.GRADIENTS),
     takes("coupling.rho", Can.TIE, why="nothing else ties a client (add --coupling.rho 1e-4)", here=(0,)),
     takes("coupling.rho", Can.UNPULLED, why="the delta is made when training is over"),
     needs("budget.margin", Can.VALIDATION, here=lambda e: shown(e.budget.margin) * (e.budget.margin is not None)),
@@ -251,10 +273,13 @@ PARTS = (
     takes("drift.correction", Can.LISTENERS, why="control variates are made of every client's part"),
     needs("drift.normalise", Can.COMMON_START, Can.STEPS),
     takes("drift.normalise", Can.INCREMENTS, why="changes of parameters are scaled to their steps"),
-    needs("drift.personal", Can.COMMON_START),
+    needs("drift.personal", Can.COMMON_START, here=trained_copy),
+    needs("drift.personal", Can.GIVEN_HEAD, here=solved_head),
+    needs("drift.personal", Can.PAIRS, here=lambda e: solved_head(e) * (e.drift.personal == "apfl")),
+    takes("share", Can.GIVEN_HEAD, why="heads are shared (add --share shared-body)", here=shared_heads),
     takes("drift.personal", Can.LISTENERS, why="a copy of what is shared is trained"),
     takes("drift.personal", Can.UNPULLED, why="the delta is made when training is over", here=second_model),
-    needs("drift.personal", Can.LOCKSTEP, here=lambda e: second_model(e) * (e.drift.personal != "ditto")),
+    needs("drift.personal", Can.LOCKSTEP, here=in_lockstep),
     # What is protected.
     takes("weights", Can.PUBLIC_WEIGHTS, why="they are made of the data (add --weights uniform)", here=examples),
     needs("patience", Can.VALIDATION),
@@ -273,6 +298,7 @@ PARTS = (
     needs("privacy.where", Can.SECURE_SUMS, here=noise_at("sum")),
     needs("privacy.where", Can.SECURE_SUMS, Can.USER_SUMS, Can.TWO_ROUNDS, Can.ALL_ANSWERS, Can.ALONE, here=noisy_sums),
     takes("privacy.where", Can.MEMORY, why="noise is on two totals alone", here=noisy_sums),
+    takes("privacy.where", Can.GIVEN_HEAD, why="beside noisy sums a client chooses it", here=noisy_sums),
     takes("model", Can.USER_SUMS, why="it makes none (add --model slist)", here=unordered),
     takes("rounds", Can.TWO_ROUNDS, why="there are others", here=lambda e: shown(e.rounds) * (e.rounds != 2)),
     takes(

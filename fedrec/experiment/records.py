@@ -30,6 +30,7 @@ NOT_SINGLE = "single-task.txt"  # beside it: why there is none
 # Folders, among the baselines, of the runs between one without a promise and that with it, and their table.
 PLAIN, UNCLIPPED, CLIPPED = "plain", "unclipped", "clipped"
 CLOSED = "closed-form"  # folder, among the baselines, of models by sums beside one by gradients
+NOT_CLOSED = "closed-form.txt"  # beside it: why there are fewer
 PRICE = "price.csv"
 ROW_STARTS = "2"  # by the hash of a row's key; before them a run started by the row's place in its file
 NO_STUDENT = "student.txt"  # why an output agreement has no student

@@ -4,7 +4,7 @@ The shared parameters of a client are its sums G_i and C_i (`fedrec.models.quadr
 A client scores with B_i = W + D_i: W solves (G + ridge) W = C, and D_i minimises f_i(W + D) + 1/(2 w) |D|^2 in the
 metric of G. That is (G + w G_i + ridge) B_i = C + w C_i: w = 0 is the shared model, and w to infinity the client's own.
 A client that is sent weights W_i instead of a total has its head in the metric of its own sums: B_i = (W_i + w A_i) /
-(1 + w), where A_i is what its own sums alone give.
+(1 + w), where A_i is what its own sums alone give. A head that `mixes` is B_i = (1 - w) W + w A_i, with w from 0 to 1.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -45,6 +45,8 @@ class SummedRecommender(Recommender):
     """
 
     quadratic: Quadratic = field(default=Quadratic(), kw_only=True)
+    weight: float = field(default=0.0, kw_only=True)  # w of the heads as they begin
+    mixes: bool = field(default=False, kw_only=True)
     catalogue_size: int = field(default=0, kw_only=True)
     places: Ints = field(default_factory=lambda: np.zeros(0, np.int64), kw_only=True, compare=False, repr=False)
     own: Callable[[], Params] = field(default=dict, kw_only=True, compare=False, repr=False)
@@ -60,9 +62,10 @@ class SummedRecommender(Recommender):
         return {name: like[name] for name in sorted(like)}
 
     def init(self, seed: int, users: Keys, items: Keys, offsets: Mapping[str, float | Floats]) -> Params:
-        """Return sums over nobody, and heads that are the shared model."""
+        """Return sums over nobody, and heads of the weight that is given; that of 0 is the shared model."""
         like = self.shapes(len(users), len(items), offsets)
-        return {name: torch.zeros(value.shape, dtype=value.dtype) for name, value in like.items()}
+        start = {name: torch.zeros(value.shape, dtype=value.dtype) for name, value in like.items()}
+        return {n: torch.full_like(v, self.weight) if n.startswith("heads.") else v for n, v in start.items()}
 
     @property
     def weights_like(self) -> Params:
@@ -126,21 +129,27 @@ class SummedRecommender(Recommender):
         x = inputs(self.kind, self.quadratic, self.placed(self.past), self.catalogue_size)
         if WEIGHT in params:
             scores = x @ (params[WEIGHT] * params[SCALE]).numpy()
-            if weight:
-                scores = (scores + weight * score(self.kind, self.quadratic, *unpack(self.own()), x)) / (1 + weight)
+            scores = self.beside(scores, weight if self.mixes else weight / (1 + weight), x)
             return replace(self, scores=scores[:, self.places])
         if GRAM not in params:
             gram, cross = unpack(self.own())
-        elif weight:
+        elif weight and not self.mixes:
             (gram, cross), own = unpack(params), unpack(self.own())
             gram, cross = gram + weight * own[0], cross + weight * own[1]
         elif FEW * x.shape[0] <= x.shape[1] or self.dtype == torch.float32:  # what others of this node are sent too
             w = shared_weights(Solvable(self.kind, self.quadratic, params[GRAM], params[CROSS]))
-            return replace(self, scores=(x @ w)[:, self.places])
+            return replace(self, scores=self.beside(x @ w, weight, x)[:, self.places])
         else:
             gram, cross = unpack(params)
         scores = score(self.kind, self.quadratic, gram, cross, x)
+        scores = self.beside(scores, weight, x) if self.mixes and GRAM in params else scores
         return replace(self, scores=scores[:, self.places])
+
+    def beside(self, scores: Matrix, share: float, x: csr_array) -> Matrix:
+        """Return scores [B, n] of histories x [B, n] mixed with a share of those by the client's own sums alone."""
+        if not share:
+            return scores
+        return (1 - share) * scores + share * score(self.kind, self.quadratic, *unpack(self.own()), x)
 
     def score_all(self, params: Params, task: str, user: Tensor) -> Tensor:
         """See Recommender."""

@@ -10,6 +10,7 @@ import numpy as np
 
 from fedrec.data import ClientData
 from fedrec.experiment.config import Experiment
+from fedrec.experiment.earlier import earlier, parties
 from fedrec.experiment.holdings import clients_data, item_classes, reader, tasks_for
 from fedrec.experiment.privacy import Privacy
 from fedrec.privacy.accounting import Event, Kind, affordable, calibrate, epsilon
@@ -117,17 +118,21 @@ def _guarantee(e: Experiment, who: str, rate: float, count: int, overlap: int) -
 def largest_sum(experiment: Experiment) -> float:
     """Return what no entry of a client's sums over users exceeds, of public numbers: how many users each has.
 
-    A user's own entries are at most 2 (`fedrec.models.quadratic`), for it has an item once.
+    A user's own entries are from 0 to 2 (`fedrec.models.quadratic`), for it has an item once. Nor does a difference
+    from what a client had in a run that is gone on from.
     """
-    return PER_USER * max(len(data.users) for data in clients_data(experiment))
+    before = clients_data(earlier(experiment.start).experiment) if experiment.start else ()
+    return PER_USER * max(len(data.users) for data in (*clients_data(experiment), *before))
 
 
 @functools.lru_cache(maxsize=2)
 def terms(experiment: Experiment) -> Terms:
     """Return the terms of an experiment's secure sums; raises UserError where they cannot hold."""
     e = experiment
-    clients = len(e.turnout.drawn([data.name for data in clients_data(e)], 1))
-    threshold = clients if e.privacy.summed else e.secure.needed(clients)  # of a noisy sum nobody's share is missing
+    names = [data.name for data in parties(e)]
+    clients = len(names if e.start else e.turnout.drawn(names, 1))
+    # Of a noisy sum nobody's share is missing, nor of a change one of two parts, which would tell the other.
+    threshold = clients if e.privacy.summed or e.start else e.secure.needed(clients)
     bound = (WIDEST_SUM if e.privacy.summed else largest_sum(e)) if e.by_sums else e.secure.bound
     encoding = Encoding(bound, clients, 1) if e.weights == "uniform" or e.by_sums else Encoding(bound, clients)
     noise = None

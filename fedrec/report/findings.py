@@ -191,6 +191,8 @@ def _protocol(run: Run) -> Iterator[Caution]:
 
 def _tasks(run: Run) -> Iterator[Caution]:
     """Return which tasks of a client lose by its other tasks, and why that is not known where it is not."""
+    if run.not_closed:
+        yield Caution("note", "A closed form may be stronger than all that is compared", f"{run.not_closed}.")
     if run.not_single:
         yield Caution("note", "What several tasks gain or lose is not known", f"{run.not_single}.")
     if not (clients := balances(transfer(run))):

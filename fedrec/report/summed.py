@@ -23,8 +23,18 @@ def sums_told(run: Run) -> list[str]:
         tied = f"Constraint: W_1, ..., W_{clients} between items are coupled ({kind}), and solved for together; "
     private = [p["name"] for p in run.record.get("parameters", {}).get("private", [])]
     headed = any(name.startswith("heads.") for name in private)
-    tied += "private heads: B_i = W + D_i, of which D_i is never sent." if headed else "no private heads: B_i = W."
+    tied += f"private heads: {head(run)}." if headed else "no private heads: B_i = W."
     return [tied, made(run), travelled(run), readable(run, clients)]
+
+
+def head(run: Run) -> str:
+    """Return what a client scores with, of which its own part is never sent."""
+    drift = run.option("drift") or {}
+    if drift.get("personal") == "apfl":
+        share = drift["weight"]
+        return f"B_i = {share:g} A_i + {1 - share:g} W, of which A_i, of its own sums alone, is never sent"
+    kept = "B_i = W + D_i, of which D_i is never sent"
+    return kept + (f"; w = {1 / drift['weight']:g} for all" if drift.get("personal") == "ditto" else "")
 
 
 def made(run: Run) -> str:

@@ -19,6 +19,7 @@ from fedrec.experiment.records import (
     FAULTS,
     LEDGER,
     NO_STUDENT,
+    NOT_CLOSED,
     NOT_SINGLE,
     OWN,
     PLAIN,
@@ -84,6 +85,7 @@ class Run:
     unlearned: dict[str, Any] = field(default_factory=dict)  # whom it forgot, and what that tells
     stages: dict[str, Results] = field(default_factory=dict)  # the runs between one without a promise and that with it
     closed: dict[str, Results] = field(default_factory=dict)  # models by sums, as MODEL-local or MODEL-pooled
+    not_closed: str = ""  # why there are fewer
 
     def option(self, name: str, default: Any = None) -> Any:
         """Return an option of the experiment."""
@@ -185,6 +187,7 @@ def read_run(run_dir: Path, complete: bool = True) -> Run:
             path.parent.name: read_results(path.parent)
             for path in sorted((run_dir / "baselines" / CLOSED).glob("*/clients.csv"))
         },
+        why.read_text("utf-8") if (why := single.with_name(NOT_CLOSED)).exists() else "",
     )
 
 
