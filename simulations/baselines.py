@@ -107,7 +107,7 @@ def left_out(experiment: Experiment) -> str:
         return ""
     forms, whose = " and ".join(CLOSED_FORMS), " and ".join(f"--method {method}" for method in dear)
     cost = f"clients times the cube of the items are {max(dear.values()):.0e}, above {CHEAP:.0e}"
-    return f"{forms} by {whose} is left out for its cost, {cost} (alone: --model {CLOSED_FORMS[0]})"
+    return f"{forms} by {whose} is left out for its cost, {cost} (take --model {CLOSED_FORMS[0]})"
 
 
 def comparisons(experiment: Experiment) -> tuple[dict[str, Experiment], dict[str, str]]:
