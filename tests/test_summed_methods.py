@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 
 from clients.client import Client
 from clients.heads import choose_head
@@ -17,7 +16,7 @@ from fedrec.experiment.holdings import clients_data, own_sums, reader
 from fedrec.experiment.records import load_params
 from fedrec.federation.methods import TABLE
 from fedrec.models import SummedRecommender
-from fedrec.models.quadratic import inputs, penalty, scale
+from fedrec.models.quadratic import Matrix, inputs, penalty, scale
 from fedrec.models.summed import unpack
 from fedrec.params import Params
 from fedrec.sharing import CROSS, GRAM, SCALE, WEIGHT, Broadcast
@@ -25,7 +24,6 @@ from simulations.cli import parse
 from tests.helpers import experiment, fit
 
 MARKET = {"users": 60, "items": 25, "impressions": 20}
-Matrix = NDArray[np.float64]
 
 
 def small(method: str, weight: float = 0.0, **fields: Any) -> Experiment:
