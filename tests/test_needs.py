@@ -100,6 +100,9 @@ KNOWN: dict[Can, Case] = {
         {"model": "slist", **SECURE},
         "not built: a sum in secret of V that turns",
     ),
+    Can.ITS_SUMS: Case(
+        {"model": "slist", "share": "item_table"}, {"model": "slist", "share": "sums"}, "there is no table of items"
+    ),
     Can.USER_SUMS: Case({**NOISY, "model": "ease"}, NOISY, "its recipe needs the order"),
     Can.TWO_ROUNDS: Case({**NOISY, "rounds": 3}, NOISY, "each release has its share of the budget"),
     Can.ALL_ANSWERS: Case({**NOISY, "participation": 0.6}, NOISY, "a missing share of the noise"),

@@ -184,7 +184,7 @@ PARTS = (
     takes("task", Can.ONE_RANKING, why="there is another (add --task rank)", here=other_than_rank),
     needs("task", Can.GRADIENTS, here=tuned_loss),
     needs("model", Can.ITS_SUMS, here=models(*SUMMED)),
-    takes("share", Can.ITS_SUMS, why="others are (leave out --share)", here=shared_beside_sums),
+    takes("share", Can.ITS_SUMS, why="others are (leave out --share, or take --model mf)", here=shared_beside_sums),
     needs("model", Can.TWO_WIDTHS, here=models(*(kind for kind in BODIES if BODIES[kind].widths > 1))),
     takes(
         "hidden",
