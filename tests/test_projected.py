@@ -1,14 +1,19 @@
 """Sums in a subspace over Flower: what the pooled users find, in tables that have rows for items and nothing [n, n]."""
 
+import json
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from fedrec.data.history import sequences
 from fedrec.errors import UserError
+from fedrec.experiment.choice import describe
 from fedrec.experiment.config import Experiment, build
 from fedrec.experiment.holdings import clients_data, keys, reader
 from fedrec.experiment.records import Record
@@ -21,6 +26,9 @@ from fedrec.sharing import ANSWER, BASIS, DIAGONAL, EXTENT, INNER, RIDGE
 from fedrec.subspace import metric, square
 from simulations.baselines import baseline
 from simulations.check import check
+from simulations.cli import parse
+from simulations.engines import launch
+from simulations.run import main
 from tests.helpers import experiment, shared_by
 from tests.helpers import fit as fit_over_flower
 
@@ -32,6 +40,12 @@ def small(k: int = 5, passes: int = 3, **fields: Any) -> Experiment:
     sums = {"kind": "subspace", "k": k, "passes": passes}
     usual = {"model": "slist", "market": MARKET, "clients": 5, "rounds": passes + 1, "eval_every": passes + 1}
     return experiment(**{**usual, "sums": sums, **fields})
+
+
+def public(basis: str | Path, k: int = 5, **fields: Any) -> Experiment:
+    """Return an experiment of one round in a public subspace."""
+    sums = {"kind": "subspace", "k": k, "basis": str(basis)}
+    return small(**{"sums": sums, "rounds": 1, "eval_every": 1, **fields})
 
 
 def pooled(e: Experiment) -> tuple[Any, Any]:
@@ -141,6 +155,91 @@ def test_a_client_alone_finds_its_own_subspace_and_a_pooled_one_everybodys() -> 
     assert values_of(alone) != pytest.approx(values_of(pooled), abs=1e-2)
 
 
+def written(path: Path, keys: Sequence[str], vectors: Matrix) -> Path:
+    """Return a file of vectors of items."""
+    pd.DataFrame(vectors).assign(key=keys).to_csv(path, index=False)
+    return path
+
+
+@pytest.mark.parametrize("model", ["ease", "slist"])
+def test_what_the_passes_found_needs_one_round_when_it_is_public(model: str, tmp_path: Path) -> None:
+    """But for the rounding of tables to float32."""
+    e = small(model=model)
+    found, _ = fit_over_flower(e)
+    names = [str(key) for key in keys(e)[1][found.rows["item"]]]
+    path = written(
+        tmp_path / "basis.csv", names, found.shared[BASIS].numpy() @ np.random.default_rng(0).normal(size=(5, 6))
+    )
+    once, _ = fit_over_flower(public(path, model=model))
+    assert {row["round"] for row in once.ledger} == {0, 1}
+    expected = weights_of(e, found.shared)
+    np.testing.assert_allclose(weights_of(e, once.shared), expected, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("basis", ["categories", "texts"])
+def test_what_is_public_of_items_is_a_subspace_for_clients_alone_and_together(basis: str) -> None:
+    e = public(basis, k=6, split="random")
+    together, _ = fit_over_flower(public(basis, k=6, split="random", method="fedavg", share="all-but-users"))
+    pooled, _ = fit_over_flower(baseline(e, "pooled"))
+    alone, _ = fit_over_flower(baseline(e, "local"))
+    v = together.shared[BASIS].numpy()
+    np.testing.assert_allclose(v.T @ v, np.eye(v.shape[1]), atol=1e-5)
+    assert values_of(together) == pytest.approx(values_of(pooled), abs=1e-6)
+    assert values_of(alone) != pytest.approx(values_of(pooled), abs=1e-2)
+
+
+def test_a_client_whose_items_tell_less_apart_has_fewer_directions(tmp_path: Path) -> None:
+    """The films have one vector, which the shop's items do not."""
+    e = small()
+    films, everything = clients_data(e)[0], keys(e)[1]
+    vectors = np.random.default_rng(0).normal(size=(len(everything), 4))
+    vectors[films.items] = [1.0, 0, 0, 0]
+    e = baseline(public(written(tmp_path / "v.csv", everything, vectors)), "local")
+    model = reader(e, clients_data(e)[0], "test")
+    assert isinstance(model, ProjectedRecommender)
+    assert model.own()[BASIS].shape == (len(films.items), 1)
+    assert torch.isfinite(model.score_all(model.own(), "rank", torch.arange(3))).all()
+
+
+@pytest.mark.parametrize(
+    ("rows", "text"),
+    [
+        ({}, "no such file"),
+        ({"nobody": 1.0}, "key must be that of an item, found none"),
+        ({"FIRST": 0.0}, "must tell items apart, found nothing of"),
+        ({"FIRST": math.nan}, "must be a finite number"),
+    ],
+)
+def test_a_file_that_is_no_subspace_is_refused_in_one_line(
+    rows: dict[str, float], text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    e, path = small(), tmp_path / "v.csv"
+    names = [str(keys(e)[1][0]) if name == "FIRST" else name for name in rows]
+    if rows:
+        written(path, names, np.array([[value, value] for value in rows.values()]))
+    market = [f"--market.{name}={value}" for name, value in MARKET.items()]
+    line = ["--model", "slist", "--model.sums", "subspace", "--model.basis", str(path), "--clients", "5", *market]
+    assert main([*line, "--out", str(tmp_path / "run")]) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith("error: sums.basis: ") and text in shown.lower(), shown
+    assert shown.count("\n") == 1
+
+
+def test_a_file_is_found_from_anywhere_and_what_it_lacks_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written(tmp_path / "v.csv", [str(key) for key in keys(small())[1][:9]], np.eye(9))
+    monkeypatch.chdir(tmp_path)
+    e = parse(["--model", "slist", "--sums.kind", "subspace", "--sums.basis", "v.csv"]).experiment
+    assert (e.sums.basis, e.rounds, e.eval_every) == (str(tmp_path / "v.csv"), 1, 1)
+    assert "public subspace of v.csv" in describe(e)
+    with pytest.raises(UserError, match=r"^option --sums\.passes: acts only with .* passes find"):
+        parse(["--model", "slist", "--sums.kind", "subspace", "--sums.basis", "texts", "--sums.passes", "2"])
+    launch(public(tmp_path / "v.csv", k=9), tmp_path / "run")
+    notes = json.loads((tmp_path / "run" / "experiment.json").read_text())["data"]["notes"]
+    assert f"v.csv: {MARKET['items'] - 9} of {MARKET['items']} items have no vector and get zeros" in notes
+
+
 @pytest.mark.parametrize(
     ("fields", "text"),
     [
@@ -149,6 +248,7 @@ def test_a_client_alone_finds_its_own_subspace_and_a_pooled_one_everybodys() -> 
         ({"budget": {"margin": 0.1}}, "sums of all pairs of items"),
         ({"secure": {"active": True}}, "sums of all pairs of items"),
         ({"clients": 2}, "reveal"),
+        ({"clients": 2, "sums": {}, "rounds": 1, "quadratic": {"repeats": 0.5}}, "quadratic.repeats"),
     ],
 )
 def test_what_does_not_go_with_it_is_refused(fields: dict[str, Any], text: str) -> None:
