@@ -137,8 +137,19 @@ def cohort(experiment: Experiment, clients: list[str]) -> list[str]:
 
 
 def check_secure(experiment: Experiment, clients: list[str]) -> None:
-    """Raise UserError if the terms of a secure sum cannot hold, or the dropouts take a round below its threshold."""
+    """Raise UserError if the terms of a secure sum cannot hold, or the dropouts take a round below its threshold.
+
+    In a subspace clients must have one catalogue, so that all of them carry every row.
+    """
     agreed = terms(experiment)
+    if experiment.by_sums and experiment.sums.active:
+        sizes = [len(data.items) for data in clients_data(experiment)]
+        every = len(np.unique(np.concatenate([data.items for data in clients_data(experiment)])))
+        if min(sizes) < every:
+            raise UserError(
+                "sums.kind: must be dense of clients with other catalogues under secure sums, in which an item that few "
+                f"carry tells of them, found subspace of {every} items, of which one has {min(sizes)}"
+            )
     if experiment.dropout == "0":
         return
     for number in range(1, experiment.rounds + 1):

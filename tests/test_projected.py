@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from flwr.app import ArrayRecord
 
 from fedrec.data.history import sequences
 from fedrec.errors import UserError
@@ -22,8 +23,10 @@ from fedrec.models.projected import typed
 from fedrec.models.quadratic import Matrix, statistics
 from fedrec.models.subspace import Projection, begin, find, fit, project
 from fedrec.params import Params
+from fedrec.privacy.guarantee import largest_sum
 from fedrec.sharing import ANSWER, BASIS, DIAGONAL, EXTENT, INNER, RIDGE
 from fedrec.subspace import metric, square
+from fedrec.wire import unpack as unpacked
 from simulations.baselines import baseline
 from simulations.check import check
 from simulations.cli import parse
@@ -112,6 +115,33 @@ def test_a_message_has_rows_for_the_items_of_its_client_and_nothing_of_their_squ
     widest = max(int(row["bytes"]) for row in record.ledger if row["parameter"] in SHARED)
     assert widest <= 4 * e.sums.k * max(size.values()) + 200
     assert {row["parameter"] for row in record.ledger} == {*SHARED, "metrics", "rows:item"}
+
+
+@pytest.mark.parametrize("fields", [{}, {"dropout": "2:silo-1;4:silo-3", "rounds": 5, "eval_every": 5}])
+@pytest.mark.parametrize("basis", ["", "texts"])
+def test_a_secure_sum_is_the_sum_but_for_its_fixed_point(basis: str, fields: dict[str, Any]) -> None:
+    """Nobody's answer to any pass is seen, and whoever is missed is owed as in the open."""
+    silos = {"partition": "users", **(fields if not basis else {})}
+    e = public(basis, **silos) if basis else small(**silos)
+    plain, _ = fit_over_flower(e)
+    secret, grid = fit_over_flower(e.model_copy(update={"secure": e.secure.model_copy(update={"active": True})}))
+    expected = weights_of(e, plain.shared)
+    np.testing.assert_allclose(weights_of(e, secret.shared), expected, atol=1e-5 * np.abs(expected).max())
+    assert not any("shared.0" in m.content for m in grid.received if m.metadata.message_type == "train")
+
+
+def test_no_entry_of_a_clients_sums_comes_near_the_bound_of_a_secure_sum() -> None:
+    e = small(partition="users")
+    _, grid = fit_over_flower(e)
+    largest = max(
+        float(np.abs(value.numpy()).max())
+        for message in grid.received
+        for part in message.content.values()
+        if isinstance(part, ArrayRecord)
+        for value in unpacked(part).values()
+        if value.is_floating_point() and value.numel()
+    )
+    assert 1 < largest < largest_sum(e) / 2
 
 
 @pytest.mark.parametrize("engine", ["batched", "process"])
@@ -246,7 +276,7 @@ def test_a_file_is_found_from_anywhere_and_what_it_lacks_is_said(
         ({"rounds": 3}, "must be at least 4"),
         ({"coupling": {"kind": "clusters", "groups": "films,shop"}}, "sums of all pairs of items"),
         ({"budget": {"margin": 0.1}}, "sums of all pairs of items"),
-        ({"secure": {"active": True}}, "sums of all pairs of items"),
+        ({"secure": {"active": True}}, "clients with other catalogues"),
         ({"clients": 2}, "reveal"),
         ({"clients": 2, "sums": {}, "rounds": 1, "quadratic": {"repeats": 0.5}}, "quadratic.repeats"),
     ],

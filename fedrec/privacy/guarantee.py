@@ -10,7 +10,7 @@ import numpy as np
 
 from fedrec.data import ClientData
 from fedrec.experiment.config import Experiment
-from fedrec.experiment.holdings import clients_data, item_classes, reader, tasks_for
+from fedrec.experiment.holdings import clients_data, dataset, item_classes, reader, tasks_for
 from fedrec.experiment.privacy import Privacy
 from fedrec.privacy.accounting import Event, Kind, affordable, calibrate, epsilon
 from fedrec.privacy.differential import Mechanism, private_steps
@@ -117,9 +117,13 @@ def _guarantee(e: Experiment, who: str, rate: float, count: int, overlap: int) -
 def largest_sum(experiment: Experiment) -> float:
     """Return what no entry of a client's sums over users exceeds, of public numbers: how many users each has.
 
-    A user's own entries are at most 2 (`fedrec.models.quadratic`), for it has an item once.
+    A user's own entries are at most 2 (`fedrec.models.quadratic`), for it has an item once. In a subspace of n items a
+    row of C has at most sqrt(n) times that for its norm, a column of V at most 2 sqrt(n), as it starts, and V'GV of an
+    orthonormal V at most the trace of G.
     """
-    return PER_USER * max(len(data.users) for data in clients_data(experiment))
+    e = experiment
+    most = PER_USER * max(len(data.users) for data in clients_data(e))
+    return most * 2 * len(dataset(e).items) if e.sums.active else most
 
 
 @functools.lru_cache(maxsize=2)
