@@ -147,7 +147,7 @@ def check_secure(experiment: Experiment, clients: list[str]) -> None:
         every = len(np.unique(np.concatenate([data.items for data in clients_data(experiment)])))
         if min(sizes) < every:
             raise UserError(
-                "sums.kind: must be dense of clients with other catalogues under secure sums, in which an item that few "
+                "sums.kind: must be dense of clients with other catalogues under secure sums, where an item that few "
                 f"carry tells of them, found subspace of {every} items, of which one has {min(sizes)}"
             )
     if experiment.dropout == "0":
