@@ -30,6 +30,7 @@ NOISY: Flat = {
     "weights": "uniform",
 }
 ADMM: Flat = {"method": "admm"}
+GROUPED: Flat = {"coupling.kind": "clusters", "coupling.groups": "films,shop"}
 SGD: Flat = {"method": "scaffold", "optimiser": "sgd"}
 AGREED: Flat = {"method": "agreement", "volunteers": 6}
 LINEAR: Flat = {"coupling.kind": "linear", "coupling.rho": 0.1, "share": "item_table"}
@@ -91,9 +92,9 @@ KNOWN: dict[Can, Case] = {
         "W is solved for",
     ),
     Can.PAIRS: Case(
-        {"model": "slist", "sums.kind": "subspace", **SECURE},
-        {"model": "slist", **SECURE},
-        "not built: a sum in secret of V that turns",
+        {"model": "slist", "sums.kind": "subspace", **GROUPED},
+        {"model": "slist", **GROUPED},
+        "not built: weights that are solved for within V",
     ),
     Can.USER_SUMS: Case({**NOISY, "model": "ease"}, NOISY, "its recipe needs the order"),
     Can.TWO_ROUNDS: Case({**NOISY, "rounds": 3}, NOISY, "each release has its share of the budget"),

@@ -117,12 +117,15 @@ def test_a_message_has_rows_for_the_items_of_its_client_and_nothing_of_their_squ
     assert {row["parameter"] for row in record.ledger} == {*SHARED, "metrics", "rows:item"}
 
 
-@pytest.mark.parametrize("fields", [{}, {"dropout": "2:silo-1;4:silo-3", "rounds": 5, "eval_every": 5}])
-@pytest.mark.parametrize("basis", ["", "texts"])
-def test_a_secure_sum_is_the_sum_but_for_its_fixed_point(basis: str, fields: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "e",
+    [
+        small(partition="users", dropout="2:silo-1;4:silo-3", rounds=5, eval_every=5),
+        public("texts", partition="users", model="ease"),
+    ],
+)
+def test_a_secure_sum_is_the_sum_but_for_its_fixed_point(e: Experiment) -> None:
     """Nobody's answer to any pass is seen, and whoever is missed is owed as in the open."""
-    silos = {"partition": "users", **(fields if not basis else {})}
-    e = public(basis, **silos) if basis else small(**silos)
     plain, _ = fit_over_flower(e)
     secret, grid = fit_over_flower(e.model_copy(update={"secure": e.secure.model_copy(update={"active": True})}))
     expected = weights_of(e, plain.shared)
@@ -191,25 +194,23 @@ def written(path: Path, keys: Sequence[str], vectors: Matrix) -> Path:
     return path
 
 
-@pytest.mark.parametrize("model", ["ease", "slist"])
-def test_what_the_passes_found_needs_one_round_when_it_is_public(model: str, tmp_path: Path) -> None:
+def test_what_the_passes_found_needs_one_round_when_it_is_public(tmp_path: Path) -> None:
     """But for the rounding of tables to float32."""
-    e = small(model=model)
+    e = small()
     found, _ = fit_over_flower(e)
     names = [str(key) for key in keys(e)[1][found.rows["item"]]]
     path = written(
         tmp_path / "basis.csv", names, found.shared[BASIS].numpy() @ np.random.default_rng(0).normal(size=(5, 6))
     )
-    once, _ = fit_over_flower(public(path, model=model))
+    once, _ = fit_over_flower(public(path))
     assert {row["round"] for row in once.ledger} == {0, 1}
     expected = weights_of(e, found.shared)
     np.testing.assert_allclose(weights_of(e, once.shared), expected, atol=1e-5 * np.abs(expected).max())
 
 
-@pytest.mark.parametrize("basis", ["categories", "texts"])
-def test_what_is_public_of_items_is_a_subspace_for_clients_alone_and_together(basis: str) -> None:
-    e = public(basis, k=6, split="random")
-    together, _ = fit_over_flower(public(basis, k=6, split="random", method="fedavg", share="all-but-users"))
+def test_what_is_public_of_items_is_a_subspace_for_clients_alone_and_together() -> None:
+    e = public("categories", k=6, split="random")
+    together, _ = fit_over_flower(public("categories", k=6, split="random", method="fedavg", share="all-but-users"))
     pooled, _ = fit_over_flower(baseline(e, "pooled"))
     alone, _ = fit_over_flower(baseline(e, "local"))
     v = together.shared[BASIS].numpy()
