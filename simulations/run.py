@@ -148,7 +148,7 @@ def fitting(command: Command) -> Command:
     if command.by_steps is None and command.in_subspace is None:
         return command
     try:
-        check_sums(command.experiment, named=command.by_steps is None)
+        check_sums(command.experiment, named=not command.model)
     except UserError as error:
         other = command.in_subspace
         if other and not told_apart(other, clients_data(other)):

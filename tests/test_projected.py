@@ -225,7 +225,7 @@ def test_a_client_whose_items_tell_less_apart_has_fewer_directions(tmp_path: Pat
     films, everything = clients_data(e)[0], keys(e)[1]
     vectors = np.random.default_rng(0).normal(size=(len(everything), 4))
     vectors[films.items] = [1.0, 0, 0, 0]
-    e = baseline(public(written(tmp_path / "v.csv", everything, vectors)), "local")
+    e = baseline(public(written(tmp_path / "v.csv", [str(key) for key in everything], vectors)), "local")
     model = reader(e, clients_data(e)[0], "test")
     assert isinstance(model, ProjectedRecommender)
     assert model.own()[BASIS].shape == (len(films.items), 1)
