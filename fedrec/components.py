@@ -63,9 +63,9 @@ GROUP = "fedrec.components"  # of the entry points by which installed distributi
 WIDE = {"width": "dim", "std": "init_std"}
 LAYERED = {**WIDE, "hidden": "hidden"}
 SUMS = {
-    **{name: f"quadratic.{name}" for name in ("length", "ridge", "popular", "rare")},
+    **{name: f"quadratic.{name}" for name in ("length", "ridge", "popular", "rare", "repeats")},
     "sums": "sums.kind",
-    **{name: f"sums.{name}" for name in ("k", "passes", "damping")},
+    **{name: f"sums.{name}" for name in ("k", "passes", "damping", "basis")},
 }
 ORDERED = {**SUMS, **{name: f"quadratic.{name}" for name in ("past", "future", "recent")}}
 ALIASES: dict[str, dict[str, dict[str, str]]] = {

@@ -11,10 +11,11 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field
-from scipy.linalg import qr
+from scipy.linalg import qr, svd
 
 Matrix = NDArray[np.floating]
 SELDOM = 0.5  # of the mean of a diagonal is added to it, so that rows that are hardly there do not take all of V
+ROUNDING = 1e-6  # of the largest size of a direction, below which another is nothing but rounding
 LEAST = 1e-3  # of the mean of a diagonal, below which an entry counts as this
 
 
@@ -25,7 +26,11 @@ class Subspace(BaseModel, frozen=True, extra="forbid"):
     k: int = Field(128, ge=1, le=4096, description="columns of the tables")
     passes: int = Field(4, ge=0, le=100, description="rounds that find the subspace, before the one of the sums")
     damping: float = Field(0.9, ge=0, le=2, description="how much the subspace turns from frequent items")
-
+    basis: str = Field(
+        "",
+        description="a public subspace, of categories, texts, or a file of vectors of items (a column 'key' and "
+        "numbers), in the place of one that passes find",
+    )
     ridge: float = Field(0.2, gt=0, le=1, description="share of the ridge in a subspace, which is a penalty itself")
 
     @property
@@ -34,13 +39,18 @@ class Subspace(BaseModel, frozen=True, extra="forbid"):
         return self.kind == "subspace"
 
     @property
+    def turns(self) -> int:
+        """The passes that are made: none of a public subspace."""
+        return 0 if self.basis else self.passes
+
+    @property
     def rounds(self) -> int:
         """The rounds of a run that misses nobody."""
-        return self.passes + 1 if self.active else 1
+        return self.turns + 1 if self.active else 1
 
     def transposed(self, number: int) -> bool:
         """Return whether it is C'V that the pass of a round, from 1, asks for: the last pass asks for C V."""
-        return (self.passes - number) % 2 == 1
+        return (self.turns - number) % 2 == 1
 
 
 class Search(NamedTuple):
@@ -57,6 +67,12 @@ def advance(config: Subspace, total: Matrix, diagonal: Matrix) -> Matrix:
     """
     damped = (diagonal / (diagonal.mean() or 1.0) + SELDOM) ** -config.damping
     return np.asarray(qr(damped[:, None] * total, mode="economic", overwrite_a=True, check_finite=False)[0])
+
+
+def leading(vectors: Matrix, k: int) -> Matrix:
+    """Return an orthonormal V [n, at most k] of the leading directions of the columns of vectors [n, d], float64."""
+    left, size, _ = svd(vectors.astype(np.float64), full_matrices=False, check_finite=False)
+    return np.asarray(left[:, size > ROUNDING * size[:1].max(initial=0.0)][:, :k])
 
 
 def relative(diagonal: Matrix, mean: float) -> Matrix:

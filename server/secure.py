@@ -22,7 +22,7 @@ from fedrec.privacy.encoding import Layout
 from fedrec.privacy.masks import KEY, Words, agree
 from fedrec.privacy.secure_sum import Keys, Stage, Terms, unmask_sum
 from fedrec.privacy.shamir import SHARE
-from fedrec.sharing import SUMS, Broadcast, ContractError, Contribution, admit_metrics
+from fedrec.sharing import Broadcast, ContractError, Contribution, admit_metrics, is_sum
 from fedrec.wire import Entry
 from fedrec.wire.bundle import bundled, unbundled
 from fedrec.wire.messages import Packed
@@ -212,7 +212,7 @@ def mean_change(
             (total.abs() <= wide(mass[name], total) * limit).all()
         ):
             raise ContractError(f"secure sum: {name} must lie within the bounds of its clients, found that it does not")
-        if name.startswith(SUMS):
+        if is_sum(name):
             change[name][places] = total
             continue
         over = wide(carried(name, everybody, z)[places] if everybody else mass[name], total)

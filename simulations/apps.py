@@ -16,7 +16,7 @@ from fedrec.components import per_client
 from fedrec.errors import UserError
 from fedrec.experiment.config import Experiment
 from fedrec.experiment.earlier import changed, earlier, leavers, parties, total
-from fedrec.experiment.holdings import clients_data, dataset, item_content, tasks_for, weights_sent
+from fedrec.experiment.holdings import clients_data, dataset, item_content, public_basis, tasks_for, weights_sent
 from fedrec.experiment.origins import origins, permit
 from fedrec.experiment.records import Record, Row, failures, write_record
 from fedrec.federation.coordination import Penalty
@@ -129,6 +129,8 @@ def finish(experiment: Experiment, home: Path, record: Record) -> None:
         if len(record.rounds) < experiment.rounds:
             record.stopped = record.stopped or "budget"
     notes = (*dataset(experiment).notes, *item_content(experiment)[1])
+    if experiment.by_sums and experiment.sums.basis:
+        notes += public_basis(experiment)[1]
     origin, digest = origins(experiment.own_parts), sha256_of(experiment.data_dir)
     write_record(home, record, experiment.model_dump(mode="json"), notes, origin, digest)
     if experiment.agreement.active:

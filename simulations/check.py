@@ -15,7 +15,7 @@ from fedrec.experiment.acting import refuse
 from fedrec.experiment.channel import Logits, channel_of
 from fedrec.experiment.config import Experiment
 from fedrec.experiment.earlier import check_start
-from fedrec.experiment.holdings import PAIR, clients_data, dataset, reader, tasks_for
+from fedrec.experiment.holdings import PAIR, clients_data, dataset, reader, tasks_for, weights_sent
 from fedrec.experiment.origins import portable
 from fedrec.experiment.records import natural
 from fedrec.federation.coordination.systems import span
@@ -24,7 +24,7 @@ from fedrec.models.quadratic import precision
 from fedrec.params import covers
 from fedrec.privacy.gradients import check_units
 from fedrec.privacy.guarantee import terms
-from fedrec.sharing import MODULES
+from fedrec.sharing import BYTES, MODULES
 from simulations.engines.nodes import stacked
 from simulations.methods import usual
 
@@ -32,11 +32,16 @@ MOST_ITEMS, MOST_BYTES = 15_000, 8e9  # of sums that are learnt from without bei
 Shapes = dict[str, tuple[tuple[int, ...], str]]  # of a shared parameter, and the first client that has it
 
 
-def check_sums(experiment: Experiment) -> None:
-    """Raise UserError if nobody asked for a model by sums, and those of the data would be too large."""
+def check_sums(experiment: Experiment, named: bool = False) -> None:
+    """Raise UserError if nobody asked for sums over pairs of items, and those of the data would be too large.
+
+    Of a model that somebody has `named` they may be as many as the clients are.
+    """
+    if experiment.sums.active:
+        return
     items, clients = len(dataset(experiment).items), client_count(experiment)
     size = clients * items * (3 * items + 1) // 2 * np.dtype(precision(items)).itemsize
-    if items > MOST_ITEMS or size > MOST_BYTES:
+    if items > MOST_ITEMS or (size > MOST_BYTES and not named):
         raise UserError(f"the sums of {clients:,} clients over {items:,} items would be {size / 1e9:,.0f} GB")
 
 
@@ -70,6 +75,12 @@ def check(experiment: Experiment) -> None:
         raise UserError(
             "sums.kind: must be dense of two clients: a total tells the other's sums (or add --reveal), found subspace"
         )
+    if experiment.quadratic.repeats is not None and weights_sent(experiment):
+        raise UserError(
+            "quadratic.repeats: must be left out where the server solves for weights, of coupled clients, under a "
+            f"budget or of two (or add --reveal), found {experiment.quadratic.repeats:g}"
+        )
+    check_message(experiment)
     stacked(experiment)
     present = cohort(experiment, [data.name for data in parts])
     clients = sorted(present, key=lambda name: (natural(name), name))
@@ -126,8 +137,19 @@ def cohort(experiment: Experiment, clients: list[str]) -> list[str]:
 
 
 def check_secure(experiment: Experiment, clients: list[str]) -> None:
-    """Raise UserError if the terms of a secure sum cannot hold, or the dropouts take a round below its threshold."""
+    """Raise UserError if the terms of a secure sum cannot hold, or the dropouts take a round below its threshold.
+
+    In a subspace clients must have one catalogue, so that all of them carry every row.
+    """
     agreed = terms(experiment)
+    if experiment.by_sums and experiment.sums.active:
+        sizes = [len(data.items) for data in clients_data(experiment)]
+        every = len(np.unique(np.concatenate([data.items for data in clients_data(experiment)])))
+        if min(sizes) < every:
+            raise UserError(
+                "sums.kind: must be dense of clients with other catalogues under secure sums, where an item that few "
+                f"carry tells of them, found subspace of {every} items, of which one has {min(sizes)}"
+            )
     if experiment.dropout == "0":
         return
     for number in range(1, experiment.rounds + 1):
@@ -138,6 +160,17 @@ def check_secure(experiment: Experiment, clients: list[str]) -> None:
                 f"dropout: must leave the secure sums {agreed.threshold} of the {len(asked)} clients of every round, "
                 f"found {left} in round {number}"
             )
+
+
+def check_message(experiment: Experiment) -> None:
+    """Raise UserError if no message could hold the sums over pairs of items that a client sends."""
+    e, items = experiment, len(dataset(experiment).items)
+    size = items * (3 * items + 1) // 2 * np.dtype(precision(items)).itemsize
+    if e.by_sums and e.share and not (e.pool or e.sums.active or e.privacy.summed) and size > BYTES:
+        raise UserError(
+            f"sums.kind: must be subspace of {items:,} items, whose sums over pairs are {size / 1e9:,.1f} GB of a "
+            f"client, with at most {BYTES / 1e9:,.1f} in a message, found dense"
+        )
 
 
 def told_apart(e: Experiment, parts: Sequence[ClientData]) -> bool:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple, get_args, get_origin
 
 from fedrec.components import ALIASES, SEAMS, parts_of, per_client, with_fields, with_paths
+from fedrec.data.text import PUBLIC
 from fedrec.errors import UserError, choose, named
 from fedrec.experiment.acting import RULES as NEEDS
 from fedrec.experiment.acting import VALUES, acting, acts, needs, refuse
@@ -42,20 +43,26 @@ class Command:
     promised: str = ""  # the options that a promise of privacy set
     model: str = ""  # which one was chosen, and why, if nobody named it
     by_steps: Experiment | None = None  # the same with a model by gradients, for data of which sums are too large
+    in_subspace: Experiment | None = None  # the same with sums in a subspace, for such data too
     notes: tuple[str, ...] = ()  # what else must be said of it
 
     def changed(self, **fields: Any) -> "Command":
         """Return the command with some fields of its experiment changed."""
-        by_steps = self.by_steps and self.by_steps.model_copy(update=fields)
-        return replace(self, experiment=self.experiment.model_copy(update=fields), by_steps=by_steps)
+        names = ("experiment", "by_steps", "in_subspace")
+        made = {name: getattr(self, name) and getattr(self, name).model_copy(update=fields) for name in names}
+        return replace(self, **made)
 
 
 class Choice(NamedTuple):
-    """An experiment, why it has its model if nobody named one, and the same by gradients where that can be."""
+    """An experiment, why it has its model if nobody named one, and where these can be the same by gradients, if so.
+
+    `in_subspace` is the same with sums in a subspace, if nobody says what of its sums travels.
+    """
 
     experiment: Experiment
     words: str = ""
     by_steps: Experiment | None = None
+    in_subspace: Experiment | None = None
 
 
 class Given(NamedTuple):
@@ -115,7 +122,15 @@ def command_of(
     applied = defaults(flatten(experiment.model_dump()), {*file, *given})
     promised = " ".join(f"{flag(path)} {shown(value)}" for path, value in applied.items())
     return Command(
-        experiment, out, quiet, compare, every, promised=promised, model=choice.words, by_steps=choice.by_steps
+        experiment,
+        out,
+        quiet,
+        compare,
+        every,
+        promised=promised,
+        model=choice.words,
+        by_steps=choice.by_steps,
+        in_subspace=choice.in_subspace,
     )
 
 
@@ -126,7 +141,8 @@ def decide(*layers: Mapping[str, Given]) -> Choice:
     """
     names = [str(layer["model"].value) for layer in layers if "model" in layer]
     if names and names[-1] != AUTO:
-        return Choice(resolve(*layers))
+        experiment = resolve(*layers)
+        return Choice(experiment, in_subspace=in_subspace(experiment, layers))
     by_steps = None
     with suppress(UserError):
         by_steps = resolve(*with_model(BY_STEPS, *layers))
@@ -139,7 +155,17 @@ def decide(*layers: Mapping[str, Given]) -> Choice:
     except UserError as error:
         e = by_steps or resolve(*with_model(BY_STEPS, *layers))
         return Choice(e, f"{BY_STEPS}, since {reason(str(error))}")
-    return Choice(experiment, f"{describe(experiment)} ({BY_STEPS} where something needs gradients)", by_steps)
+    words = f"{describe(experiment)} ({BY_STEPS} where something needs gradients)"
+    return Choice(experiment, words, by_steps, in_subspace(experiment, with_model(BY_SUMS, *layers)))
+
+
+def in_subspace(experiment: Experiment, layers: Sequence[Mapping[str, Given]]) -> Experiment | None:
+    """Return the experiment of layers with sums in a subspace; None where they say what travels, or it cannot be."""
+    if not experiment.by_sums or any({"sums.kind", "model.sums"} & layer.keys() for layer in layers):
+        return None
+    with suppress(UserError):
+        return resolve(*layers, {"sums.kind": Given("subspace", "option --sums.kind")})
+    return None
 
 
 def with_model(name: str, *layers: Mapping[str, Given]) -> list[Mapping[str, Given]]:
@@ -334,6 +360,8 @@ def convert(path: str, given: Given) -> Any:
         return Path(value).expanduser().absolute()
     if path == "coupling.maps" and isinstance(value, str) and value not in RULES:
         return str(Path(value).absolute())
+    if path == "sums.basis" and isinstance(value, str) and value not in ("", *PUBLIC):
+        return str(Path(value).expanduser().absolute())
     return value
 
 

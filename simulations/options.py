@@ -27,7 +27,7 @@ GROUPS = {
     "training": "",
     "taking part": "participation dropout deadline quorum newcomers start retune",
     "privacy": "privacy secure reveal",
-    "evaluation": "metrics candidates patience eval_every",
+    "evaluation": "metrics candidates history patience eval_every",
     "running": "seed engine workers stack device tracker",
 }
 

@@ -20,6 +20,7 @@ from types import FrameType
 from rich.console import Console
 
 from fedrec.errors import RunFailure, UserError, one_line
+from fedrec.experiment.choice import describe
 from fedrec.experiment.config import Experiment
 from fedrec.experiment.records import json_text
 from fedrec.folders import (
@@ -137,17 +138,23 @@ def perform(
 
 
 def fitting(command: Command) -> Command:
-    """Return the command with a model by gradients, where one by sums was chosen and its data are too large for it."""
-    from simulations.check import check_sums
+    """Return the command with sums in a subspace where nobody asked for others, and the data are too large for those.
 
-    if command.by_steps is None:
+    Where that cannot be, and nobody named the model, it has one by gradients.
+    """
+    from fedrec.experiment.holdings import clients_data
+    from simulations.check import check_sums, told_apart
+
+    if command.by_steps is None and command.in_subspace is None:
         return command
     try:
-        check_sums(command.experiment)
+        check_sums(command.experiment, named=not command.model)
     except UserError as error:
-        return dataclasses.replace(
-            command, experiment=command.by_steps, model=f"{command.by_steps.model}, since {error}"
-        )
+        other = command.in_subspace
+        if other and not told_apart(other, clients_data(other)):
+            return dataclasses.replace(command, experiment=other, model=f"{describe(other)}, since {error}")
+        if other := command.by_steps:
+            return dataclasses.replace(command, experiment=other, model=f"{other.model}, since {error}")
     return command
 
 

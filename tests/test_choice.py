@@ -16,6 +16,7 @@ from fedrec.metrics import Paired
 from fedrec.report.standing import Standing, stands
 from simulations.api import common_model, given
 from simulations.baselines import closed_forms, comparisons, left_out
+from simulations.check import check
 from simulations.cli import Command, decide, overrides, parse
 from simulations.closing import notes
 from simulations.methods import METHODS
@@ -162,11 +163,41 @@ def test_sums_that_the_data_make_too_large_are_not_chosen(monkeypatch: pytest.Mo
             assert other.experiment == command.by_steps and "mf, since the sums of 2 clients over" in other.model
 
 
+@pytest.mark.parametrize("line", ["", "--model slist", "--model auto --model.recent 1"])
+def test_many_items_take_a_subspace_where_nobody_says_what_travels(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = parse([*["--clients", "3", "--market.users", "30", "--market.items", "40"], *line.split()])
+    assert fitting(command) == command
+    monkeypatch.setattr("simulations.check.MOST_ITEMS", 10)
+    other = fitting(command)
+    assert other.experiment.sums.active and other.experiment.rounds == 5
+    assert other.experiment.quadratic == command.experiment.quadratic
+    assert other.model.startswith("slist, learnt by sums in 5 rounds, in a subspace of at most 128 columns, since the")
+    monkeypatch.setattr("simulations.check.MOST_ITEMS", 10**9)
+    monkeypatch.setattr("simulations.check.MOST_BYTES", 10)  # which whoever names a model may have
+    assert fitting(command).experiment.sums.active == (line != "--model slist")
+
+
+@pytest.mark.parametrize("more", ["--sums.kind dense", "--model.sums dense", "--clients 2"])
+def test_sums_that_somebody_asked_for_are_no_others_and_those_of_two_are_not_told(
+    more: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = parse(
+        ["--clients", "3", "--market.users", "30", "--market.items", "40", "--model", "slist", *more.split()]
+    )
+    monkeypatch.setattr("simulations.check.MOST_ITEMS", 10)
+    assert fitting(command) == command
+    monkeypatch.setattr("simulations.check.BYTES", 10_000)
+    with pytest.raises(UserError, match=r"^sums\.kind: must be subspace of 40 items, .*found dense$"):
+        check(command.experiment)
+
+
 def test_python_chooses_too_and_says_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = fedrec.run(**SMALL, out=tmp_path / "run", compare=False, quiet=False)
     assert run.experiment.model == "slist" and run.experiment.rounds == 1
     assert capsys.readouterr().out.startswith("model: slist, learnt by sums in one round (mf where something needs")
-    assert "Model: slist, learnt by sums in one round" in run.report_path.read_text()
+    page = run.report_path.read_text()
+    assert "Model: slist, learnt by sums in one round" in page
+    assert "<dt>Histories</dt><dd>at the test validation items too</dd>" in page
 
 
 def standing(**values: float) -> Standing:
@@ -215,3 +246,4 @@ def test_a_run_by_gradients_has_its_closed_forms_and_names_them(tmp_path: Path) 
     assert "A closed form may be stronger" not in page
     (run.path / "baselines" / NOT_CLOSED).write_text("slist is left out")
     assert any("A closed form may be stronger" in note and "slist is left out." in note for note in notes(run.path))
+    assert "shared: item_table, item_bias" in page and "<dt>Histories</dt>" not in page

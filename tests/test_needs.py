@@ -31,6 +31,7 @@ NOISY: Flat = {
 }
 ADMM: Flat = {"method": "admm"}
 DITTO: Flat = {"method": "ditto"}
+GROUPED: Flat = {"coupling.kind": "clusters", "coupling.groups": "films,shop"}
 SGD: Flat = {"method": "scaffold", "optimiser": "sgd"}
 AGREED: Flat = {"method": "agreement", "volunteers": 6}
 LINEAR: Flat = {"coupling.kind": "linear", "coupling.rho": 0.1, "share": "item_table"}
@@ -96,9 +97,9 @@ KNOWN: dict[Can, Case] = {
         "W is solved for",
     ),
     Can.PAIRS: Case(
-        {"model": "slist", "sums.kind": "subspace", **SECURE},
-        {"model": "slist", **SECURE},
-        "not built: a sum in secret of V that turns",
+        {"model": "slist", "sums.kind": "subspace", **GROUPED},
+        {"model": "slist", **GROUPED},
+        "not built: weights that are solved for within V",
     ),
     Can.ITS_SUMS: Case(
         {"model": "slist", "share": "item_table"}, {"model": "slist", "share": "sums"}, "there is no table of items"

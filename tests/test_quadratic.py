@@ -136,6 +136,46 @@ def test_ease_is_the_published_closed_form() -> None:
     np.testing.assert_allclose(solve("ease", PLAIN, gram, cross), expected, atol=1e-12)
 
 
+@pytest.mark.parametrize("most", [0.0, 0.1, 0.4, 1.0])
+def test_the_similarity_of_items_that_repeat_is_the_published_closed_form(most: float) -> None:
+    """B = I - P diagMat(g), g_j the larger of lambda and (1 - xi) / P_jj (arXiv 2103.16104, of SLIS)."""
+    users = many(0, 30, N)
+    gram, cross = sums("ease", PLAIN, users)
+    ridge = PLAIN.ridge * np.trace(gram) / N
+    inverse = np.linalg.inv(gram + ridge * np.eye(N))
+    expected = np.eye(N) - inverse @ np.diag(np.maximum(ridge, (1 - most) / np.diagonal(inverse)))
+    found = solve("ease", PLAIN.model_copy(update={"repeats": most}), gram, cross)
+    np.testing.assert_allclose(found, expected, atol=1e-12)
+    assert (most > 0) or np.allclose(found, solve("ease", PLAIN, gram, cross), atol=1e-12)
+
+
+@given(USERS, CONFIGS, st.sampled_from(KINDS), st.floats(0, 1), st.sampled_from([2, 1024]))
+def test_a_bound_on_what_an_item_tells_of_itself_has_multipliers(
+    users: list[list[int]], config: Quadratic, kind: str, most: float, columns: int
+) -> None:
+    """(G + ridge) W - C = -diag(mu) with mu >= 0, and mu_j > 0 only where W_jj is at the bound: W is the best."""
+    config = config.model_copy(update={"rare": 0, "repeats": most})
+    gram, cross = sums(kind, config, users)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(quadratic, "COLUMNS", columns)
+        weights = solve(kind, config, gram, cross)
+    system = gram + np.diag(penalty(config, np.diagonal(gram)))
+    slack, scale_ = most - np.diagonal(weights), max(1, np.abs(system).max())
+    gradient = system @ weights - cross
+    price = -np.diagonal(gradient)
+    np.testing.assert_allclose(gradient + np.diag(price), 0, atol=1e-9 * scale_)
+    assert slack.min() > -1e-9 and price.min() > -1e-9 * scale_
+    np.testing.assert_allclose(slack * price, 0, atol=1e-9 * scale_)
+
+
+def test_one_user_who_repeats_by_hand() -> None:
+    """One item twice is one point: s = f = 1, G = C = u, and a ridge of G: W = 1/2, at most the bound."""
+    config = PLAIN.model_copy(update={"ridge": 1.0})
+    for most, told in ((None, 0.5), (1.0, 0.5), (0.25, 0.25), (0.0, 0.0)):
+        bounded = config.model_copy(update={"repeats": most})
+        assert solve("slit", bounded, *sums("slit", bounded, [[0, 0]], items=1))[0, 0] == pytest.approx(told, abs=1e-15)
+
+
 def test_one_user_of_two_items_by_hand() -> None:
     """One point: s = (1, 0), f = (0, 1). With u = 1 - exp(-2 / past): G = u s s', C = u s f', mean diagonal u / 2.
 
@@ -173,10 +213,12 @@ def test_a_score_is_the_history_times_the_fit_however_many_are_asked(kind: str) 
     users, config = many(1, 90, 30), Quadratic()
     gram, cross = sums(kind, config, users, 30)
     x = inputs(kind, config, of(users), 30)
-    weights = solve(kind, config, gram, cross)
-    for asked in (1, 5, 90):
-        some = csr_array(x[:asked])
-        np.testing.assert_allclose(score(kind, config, gram, cross, some), some @ weights, rtol=1e-10, atol=1e-12)
+    for repeats in (None, 0.01):
+        config = config.model_copy(update={"repeats": repeats})
+        weights = solve(kind, config, gram, cross)
+        for asked in (1, 5, 90):
+            some = csr_array(x[:asked])
+            np.testing.assert_allclose(score(kind, config, gram, cross, some), some @ weights, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("kind", KINDS)

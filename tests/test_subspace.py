@@ -14,7 +14,7 @@ from scipy.sparse import csr_array
 from fedrec.data.history import Sequences
 from fedrec.models.quadratic import KINDS, Matrix, Quadratic, inputs, solve, statistics
 from fedrec.models.subspace import LowRank, Projection, act, begin, fit, fit_alone, project
-from fedrec.subspace import Subspace, advance, metric, square, triangle
+from fedrec.subspace import Subspace, advance, leading, metric, square, triangle
 
 CONFIG = Quadratic(popular=0.5, rare=0.2)
 ITEMS = 14
@@ -77,6 +77,18 @@ def test_a_subspace_of_everything_is_the_dense_fit(kind: str, passes: int) -> No
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_what_an_item_tells_of_itself_is_bounded_as_in_the_dense_fit(kind: str) -> None:
+    """With walks that come back to where they were."""
+    bounded = CONFIG.model_copy(update={"repeats": 0.0})
+    sums = statistics(kind, bounded, market(longest=60), ITEMS)
+    basis, total = find(Subspace(k=ITEMS), [sums], ITEMS)
+    expected = solve(kind, bounded, sums[0].toarray(), sums[1].toarray())
+    np.testing.assert_allclose(matrix(fit_alone(kind, bounded, basis, total)), expected, rtol=1e-8, atol=1e-8)
+    free = bounded.model_copy(update={"repeats": 1.0})
+    assert np.abs(expected - matrix(fit_alone(kind, free, basis, total))).max() > 1e-3
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_what_is_found_depends_on_the_space_and_not_on_its_basis(kind: str) -> None:
     sums = statistics(kind, CONFIG, market(), ITEMS)
     basis, total = find(Subspace(k=5), [sums], ITEMS)
@@ -87,6 +99,27 @@ def test_what_is_found_depends_on_the_space_and_not_on_its_basis(kind: str) -> N
         rtol=1e-7,
         atol=1e-9,
     )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_passes_found_is_public_the_next_time(kind: str) -> None:
+    """V of a file is made orthonormal: whatever spans what the passes end with, one round has the same W."""
+    sums = statistics(kind, CONFIG, market(), ITEMS)
+    basis, total = find(Subspace(k=5), [sums], ITEMS)
+    rng = np.random.default_rng(1)
+    for vectors in (basis, basis @ rng.standard_normal((5, 5)), basis @ rng.standard_normal((5, 9))):
+        again = leading(vectors, 8)
+        np.testing.assert_allclose(again.T @ again, np.eye(5), atol=1e-12)
+        first, last = fit_alone(kind, CONFIG, again, project(*sums, again)), fit_alone(kind, CONFIG, basis, total)
+        np.testing.assert_allclose(matrix(first), matrix(last), rtol=0, atol=1e-9 * np.abs(matrix(last)).max())
+
+
+def test_of_many_public_vectors_the_leading_directions_are_taken() -> None:
+    left = np.linalg.qr(np.random.default_rng(0).standard_normal((ITEMS, 4)))[0]
+    vectors = left * [3.0, 9.0, 0.0, 1.0]
+    np.testing.assert_allclose(np.abs(leading(vectors, 2).T @ left), np.eye(4)[[1, 0]], atol=1e-12)
+    assert leading(vectors, 4).shape == (ITEMS, 3)
+    assert leading(0 * vectors, 4).shape == (ITEMS, 0)
 
 
 @given(st.integers(0, 5))

@@ -12,7 +12,7 @@ from fedrec.data.partition import federation, probe_of, public_data, view_public
 from fedrec.data.split import pool
 from fedrec.data.synthetic import Market, synthetic
 from fedrec.data.table import from_frame, table
-from fedrec.data.text import Content, content_vectors
+from fedrec.data.text import Content, content_vectors, public_vectors
 from fedrec.data.types import ClientData, Dataset, Interactions
 from fedrec.errors import UserError, named
 
@@ -36,6 +36,7 @@ __all__ = [
     "pool",
     "probe_of",
     "public_data",
+    "public_vectors",
     "synthetic",
     "table",
     "view_public",

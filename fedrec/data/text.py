@@ -106,6 +106,25 @@ def slot(token: str, d: int, seed: int = 0) -> tuple[int, int]:
     return int.from_bytes(digest[:8], "little") % d, 1 if digest[8] & 1 else -1
 
 
+PUBLIC = ("categories", "texts")  # what is public of items without a file
+
+
+def public_vectors(dataset: Dataset, what: str) -> tuple[Floats, tuple[str, ...]]:
+    """Return one vector per row of `dataset.items` [items, d], and notes that count what is missing.
+
+    `categories`: a column for each, 1 where an item has it; `texts`: hashed words of titles and categories; else the
+    file of this path. Raises UserError as `read_vectors` does, and where items have no categories.
+    """
+    if what == "texts":
+        return item_vectors(dataset, "hashed"), ()
+    if what != "categories":
+        return read_vectors(Path(what), dataset.items["key"].tolist())
+    lists = [tuple(filter(None, names.split("|"))) for names in dataset.items["categories"]]
+    flags = multi_hot(lists, len(lists))
+    bare = int((~flags.any(1)).sum())
+    return flags, (f"{bare} of {len(lists)} items have no category and get zeros",) if bare else ()
+
+
 class Content(BaseModel, frozen=True, extra="forbid"):
     """What describes an item beside its id, and how often its id is hidden in training."""
 

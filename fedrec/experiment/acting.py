@@ -59,6 +59,11 @@ def folds(e: Experiment) -> bool:
     return e.split == "new-users" and kinds(e) != {"item"} and not e.sequence.active and not e.by_sums
 
 
+def reads_histories(e: Experiment) -> bool:
+    """Return whether scores of users are made of their histories, by sums or by an encoder."""
+    return (e.by_sums or e.sequence.active) and any(not task.attribute for part in tasks(e) for task in part)
+
+
 def batched(e: Experiment) -> bool:
     """Return whether anything is trained in batches: noisy steps for users draw users."""
     steps = not e.by_sums and e.privacy.unit != "user"
@@ -138,6 +143,9 @@ ORDERED = Rule(
     "a model by sums that knows the order (add --model slist)",
 )
 TABLES = Rule(lambda e: e.by_sums and e.sums.active, "tables of sums (add --sums.kind subspace)")
+FOUND = Rule(
+    lambda e: TABLES.acts(e) and not e.sums.basis, f"{TABLES.needs}, of a subspace that passes find (no --sums.basis)"
+)
 MANY = Rule(lambda e: not e.pool, "more than the one pooled client (take another --method)")
 
 
@@ -229,12 +237,18 @@ RULES: dict[str, Rule] = {
         lambda e: e.split != "leave-one-out" or bool(tasks_with("attribute")(e)),
         "another split (add --split random), or a task about items (add --task rank,category)",
     ),
+    "history": Rule(
+        lambda e: reads_histories(e) and e.split != "new-users",
+        "a model that reads histories, and users with validation rows (add --model slist --split leave-one-out)",
+    ),
     "fold_in": Rule(folds, "new users who have a row of a table (add --split new-users)"),
     "negatives": Rule(avoids, "a task that ranks, for users with held-out items (add --split leave-one-out)"),
     **each("local_epochs optimiser lr l2", STEPS),
     "num_negatives": Rule(lambda e: ranks(e) and STEPS.acts(e), f"{RANK.needs}, and {STEPS.needs}"),
     **each("candidates metrics", RANK),
-    **each("quadratic.length quadratic.ridge quadratic.popular quadratic.rare quadratic.recent", TOTALS),
+    **each(
+        "quadratic.length quadratic.ridge quadratic.popular quadratic.rare quadratic.recent quadratic.repeats", TOTALS
+    ),
     **each("quadratic.past quadratic.future", ORDERED),
     "quadratic.whole": Rule(lambda e: ORDERED.acts(e) and "slist" in kinds(e), "model slist (add --model slist)"),
     "start": TOTALS,
@@ -243,7 +257,8 @@ RULES: dict[str, Rule] = {
         "heads of a chosen weight, of a run that is gone on from (add --from RUN)",
     ),
     "sums.kind": TOTALS,
-    **each("sums.k sums.passes sums.damping sums.ridge", TABLES),
+    **each("sums.k sums.ridge sums.basis", TABLES),
+    **each("sums.passes sums.damping", FOUND),
     "weighting.kind": TASKS,
     "weighting.aggregator": Rule(
         lambda e: TASKS.acts(e) and e.weighting.kind == "aggregator",

@@ -1,6 +1,7 @@
 """Which model is taken where nobody names one: the one by sums, unless something that was asked for needs gradients."""
 
 import re
+from pathlib import Path
 
 from fedrec.errors import UserError
 from fedrec.experiment.acting import refuse
@@ -47,10 +48,16 @@ def why_steps(e: Experiment) -> str:
     return ""
 
 
+def within(e: Experiment) -> str:
+    """Return in which subspace an experiment learns by sums, in words; nothing if in none."""
+    public = f"public subspace of {Path(e.sums.basis).name}, " if e.sums.basis else "subspace "
+    return f", in a {public}of at most {e.sums.k} columns" if e.sums.active else ""
+
+
 def describe(e: Experiment) -> str:
     """Return which model an experiment has, and why, in words."""
     if e.by_sums:
-        return f"{e.model}, learnt by sums in {'one round' if e.rounds == 1 else f'{e.rounds} rounds'}"
+        return f"{e.model}, learnt by sums in {'one round' if e.rounds == 1 else f'{e.rounds} rounds'}{within(e)}"
     if e.model != BY_STEPS:
         return f"{e.model}, as asked for"
     why = why_steps(e)

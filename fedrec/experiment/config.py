@@ -120,6 +120,11 @@ class Experiment(Method):
     candidates: Literal["full"] | int = Field(
         "full", description="items a held-out item is ranked among: full, or a number sampled"
     )
+    history: Literal["with-validation", "train"] = Field(
+        "with-validation",
+        description="what a model that reads histories reads of a user at the test: also what was held out for "
+        "validation, as published leave-one-out numbers do, or what it was trained on alone",
+    )
     task: PartText = Field(
         "rank",
         description="tasks: rank, rank-bce, rating, a label (like, click, buy), behaviour (view, click or buy), or of "
@@ -277,7 +282,7 @@ class Experiment(Method):
         with named("lrs"):
             rates(self.lrs)
         if self.by_sums and self.rounds < self.sums.rounds:
-            rule = f"must be at least {self.sums.rounds}, for {self.sums.passes} passes and the sums"
+            rule = f"must be at least {self.sums.rounds}, for {self.sums.turns} passes and the sums"
             raise UserError(f"rounds: {rule}, found {self.rounds}")
         if self.by_sums and min(self.eval_every, self.rounds) < self.sums.rounds:
             rule = f"must be at least {self.sums.rounds}, before which there is no model"
@@ -424,7 +429,7 @@ def rounds_of(values: Mapping[str, Any]) -> int:
     """Return after how many rounds a model by sums is exact, from the fields of an experiment; 0 for another one."""
     sums = values.get("sums", {})
     given = sums if isinstance(sums, Mapping) else sums.model_dump()
-    passes = str(given.get("passes", Subspace().passes))  # which has not been checked
+    passes = "0" if given.get("basis") else str(given.get("passes", Subspace().passes))  # which has not been checked
     finds = given.get("kind") == "subspace" and passes.isdecimal()
     rule = values.get("privacy", {})
     kept = rule if isinstance(rule, Mapping) else rule.model_dump()

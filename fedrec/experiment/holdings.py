@@ -11,12 +11,12 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from fedrec.data import ClientData, Dataset, Market, content_vectors, federation, latest, load, pool
+from fedrec.data import ClientData, Dataset, Market, content_vectors, federation, latest, load, pool, public_vectors
 from fedrec.data.history import sequences
 from fedrec.data.release_years import year_groups
 from fedrec.data.tokens import item_tokens
-from fedrec.data.types import Floats, Ints, Keys
-from fedrec.errors import UserError, one_line
+from fedrec.data.types import Floats, Interactions, Ints, Keys
+from fedrec.errors import UserError, named, one_line
 from fedrec.experiment.config import Experiment
 from fedrec.models import Adapted, NoisyRecommender, ProjectedRecommender, Recommender, SummedRecommender
 from fedrec.models.projected import Statistics
@@ -24,6 +24,7 @@ from fedrec.models.quadratic import Matrix, statistics
 from fedrec.models.subspace import begin
 from fedrec.params import Params
 from fedrec.sharing import is_sum
+from fedrec.subspace import leading
 from fedrec.tasks import Task
 
 PAIR = 2  # clients of whom each can subtract its own from a total
@@ -109,13 +110,12 @@ def tasks_for(experiment: Experiment, data: ClientData) -> tuple[Task, ...]:
 def reader(experiment: Experiment, data: ClientData, split: Literal["train", "validation", "test"]) -> Recommender:
     """Return the model of a client with what it reads of the client's data when the rows of a split are asked.
 
-    The history of a training row is its own (`fedrec.training.recipe`); of a validation row it is what the user liked
-    in training, of a test row also in validation.
+    The history of a training row is its own (`fedrec.training.recipe`), that of another row is of `met`.
     """
     model, vectors = experiment.recommender(data.name), item_content(experiment)[0]
     if isinstance(model, SummedRecommender):
-        met = sequences(data, [data.train] if split == "train" else data.known(split), experiment.seed)
-        model = replace(model, catalogue_size=len(dataset(experiment).items), places=data.items, past=met)
+        past = sequences(data, met(experiment, data, split), experiment.seed)
+        model = replace(model, catalogue_size=len(dataset(experiment).items), places=data.items, past=past)
         model = replace(model, own=functools.partial(own_sums, experiment, data))
         if isinstance(model, NoisyRecommender):
             learnt = sequences(data, [data.train], experiment.seed)
@@ -123,6 +123,8 @@ def reader(experiment: Experiment, data: ClientData, split: Literal["train", "va
         if isinstance(model, ProjectedRecommender):
             first = functools.partial(first_basis, experiment, model, data.items)
             model = replace(model, counts=functools.partial(own_statistics, experiment, data), first=first)
+            if experiment.sums.basis:
+                model = replace(model, columns=public_basis(experiment)[0].shape[1])
         return model
     about = {task.name: task.usual(data.attributes) for task in tasks_for(experiment, data) if task.attribute}
     classes = {task.name: task.classes for task in tasks_for(experiment, data) if task.classes}
@@ -136,8 +138,18 @@ def reader(experiment: Experiment, data: ClientData, split: Literal["train", "va
         model = replace(model, side=replace(model.side, content=content, encoder=encoder))
     if not model.sequence.active or split == "train":
         return model
-    past = latest(data, data.known(split), model.sequence.history, experiment.seed)
-    return replace(model, side=replace(model.side, history=torch.from_numpy(past.take(np.arange(len(data.users))))))
+    last = latest(data, met(experiment, data, split), model.sequence.history, experiment.seed)
+    return replace(model, side=replace(model.side, history=torch.from_numpy(last.take(np.arange(len(data.users))))))
+
+
+def met(experiment: Experiment, data: ClientData, split: Literal["train", "validation", "test"]) -> list[Interactions]:
+    """Return the rows that histories are made of when the rows of a split are asked: none of that split.
+
+    They are training rows, and what is known of new users; at the test also validation rows, unless `history` is train.
+    """
+    if split == "train":
+        return [data.train]
+    return data.known("validation" if experiment.history == "train" else split)
 
 
 def own_sums(experiment: Experiment, data: ClientData) -> Params:
@@ -189,8 +201,29 @@ def own_statistics(experiment: Experiment, data: ClientData) -> Statistics:
 
 
 def first_basis(experiment: Experiment, model: ProjectedRecommender, items: Ints) -> Matrix:
-    """Return the rows [items, k] of the subspace before the first pass."""
+    """Return the rows [items, k] of the subspace before the first pass, or of a public one."""
+    if experiment.sums.basis:
+        return public_basis(experiment)[0][items]
     return begin(model.width, experiment.seed, [str(key) for key in keys(experiment)[1][items]])
+
+
+@functools.lru_cache(maxsize=2)
+def public_basis(experiment: Experiment) -> tuple[Matrix, tuple[str, ...]]:
+    """Return a public subspace [all items, k] of what clients carry, kept for the process, and notes.
+
+    It is orthonormal, of the k leading directions of the items' vectors, and zero where nobody carries an item. Raises
+    UserError for a file that does not fit, and for vectors that tell nothing.
+    """
+    e = experiment
+    with named("sums.basis"):
+        vectors, notes = public_vectors(dataset(e), e.sums.basis)
+        carried = np.zeros(len(vectors), np.bool_)
+        for data in clients_data(e):
+            carried[data.items] = True
+        basis = leading(vectors * carried[:, None], e.sums.k)
+        if not basis.size:
+            raise UserError(f"must tell items apart, found nothing of {int(carried.sum())} items in {e.sums.basis}")
+    return basis, notes
 
 
 @functools.lru_cache(maxsize=2)

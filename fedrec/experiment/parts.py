@@ -179,7 +179,6 @@ PARTS = (
     takes("sums.kind", Can.PAIRS, why="a subspace has none (add --sums.kind dense)", here=("subspace",)),
     needs("coupling.kind", Can.PAIRS, here=lambda e: e.coupling.kind * (e.by_sums and not e.coupling.plain)),
     needs("budget.step", Can.PAIRS, here=lambda e: "a loss budget" * (e.by_sums and e.budget.active)),
-    needs("secure.active", Can.PAIRS, here=lambda e: "True" * (e.by_sums and e.secure.active)),
     needs("model", Can.ONE_RANKING, here=models(*SUMMED)),
     takes("task", Can.ONE_RANKING, why="there is another (add --task rank)", here=other_than_rank),
     needs("task", Can.GRADIENTS, here=tuned_loss),

@@ -19,7 +19,7 @@ from fedrec.models.subspace import LowRank, Projection, act, begin, find, fit, p
 from fedrec.models.summed import SummedRecommender
 from fedrec.params import Params
 from fedrec.sharing import ANSWER, BASIS, DIAGONAL, EXTENT, INNER, RIDGE, SUMS
-from fedrec.subspace import Subspace, metric, square, triangle
+from fedrec.subspace import Subspace, leading, metric, square, triangle
 
 Statistics = tuple[csr_array, csr_array]
 
@@ -31,12 +31,13 @@ class ProjectedRecommender(SummedRecommender):
     item_sums.basis [items, k] is V, item_sums.answer [items, k] the total of C'V, item_sums.diagonal [items] that of G,
     sums.inner and sums.ridge [k (k + 1) / 2] upper triangles of V'GV and of V's metric, sums.extent [2] the number of
     all items and the sum of the whole diagonal. Tables are float32, what is small float64. `counts` returns G and C
-    over its own items and users, `first` the rows of V before the first pass.
+    over its own items and users, `first` the rows of V before the first pass; of a public V, `columns` are its k.
     """
 
     subspace: Subspace = field(default=Subspace(), kw_only=True)
     counts: Callable[[], Statistics] | None = field(default=None, kw_only=True, compare=False, repr=False)
     first: Callable[[], Matrix] | None = field(default=None, kw_only=True, compare=False, repr=False)
+    columns: int | None = field(default=None, kw_only=True)
     found: LowRank | None = field(default=None, kw_only=True, compare=False, repr=False)
     histories: csr_array | None = field(default=None, kw_only=True, compare=False, repr=False)
 
@@ -50,15 +51,15 @@ class ProjectedRecommender(SummedRecommender):
         return {name: like[name] for name in sorted(like)}
 
     def init(self, seed: int, users: Keys, items: Keys, offsets: Mapping[str, float | Floats]) -> Params:
-        """Return the seeded subspace, a row of which depends on its item's key, sums over nobody, and no heads."""
+        """Return the subspace before the first pass, whose rows are of items' keys, sums over nobody, and no heads."""
         start = super().init(seed, users, items, offsets)
-        basis = begin(start[BASIS].shape[1], seed, [str(key) for key in items])
+        basis = self.first() if self.first else begin(start[BASIS].shape[1], seed, [str(key) for key in items])
         return start | {BASIS: typed(BASIS, basis)}
 
     @property
     def width(self) -> int:
         """The columns k of its tables."""
-        return min(self.subspace.k, self.catalogue_size)
+        return min(self.subspace.k, self.catalogue_size) if self.columns is None else self.columns
 
     def statistics(self, sequences: Sequences) -> Statistics:
         """Return G and C of some users with sequences of its items."""
@@ -69,6 +70,8 @@ class ProjectedRecommender(SummedRecommender):
         assert self.first is not None
         gram, cross = self.ready
         basis = find(self.subspace, gram, cross, self.first())
+        if self.subspace.basis:  # of some items it may have fewer directions than of all
+            basis = leading(basis, self.width)
         sums = project(gram, cross, basis)
         tables = {BASIS: basis, ANSWER: sums.outer, DIAGONAL: sums.diagonal, INNER: triangle(sums.inner)}
         tables[RIDGE] = triangle(metric(basis, sums.diagonal, self.quadratic.popular))
@@ -84,9 +87,9 @@ class ProjectedRecommender(SummedRecommender):
         """See SummedRecommender: in a pass C V or C'V, then the sums of the last V; the diagonal once, before all."""
         (gram, cross), basis = self.ready, z[BASIS].numpy()
         told = {} if seen else {DIAGONAL: gram.diagonal()}
-        if number <= self.subspace.passes:
+        if number <= self.subspace.turns:
             told[ANSWER] = act(cross, basis, self.subspace.transposed(number))
-        elif seen <= self.subspace.passes:
+        elif seen <= self.subspace.turns:
             sums = project(gram, cross, basis)
             told |= {ANSWER: sums.outer, INNER: triangle(sums.inner)}
         return {name: typed(name, value) for name, value in told.items()}

@@ -42,6 +42,9 @@ class Quadratic(BaseModel, frozen=True, extra="forbid"):
     ridge: float = Field(3.0, gt=0, description="weight of |W|^2, in units of the mean of the diagonal of G")
     popular: float = Field(0.25, ge=0, le=1, description="an item's ridge grows as its diagonal of G to this power")
     rare: float = Field(0.15, ge=0, le=1, description="an item's scores shrink as its diagonal of G to this power")
+    repeats: float | None = Field(
+        None, ge=0, le=1, description="the most that an item tells of itself; none: 0 of ease, anything of slist, slit"
+    )
 
 
 def precision(items: int) -> type[np.floating]:
@@ -87,14 +90,20 @@ def scale(config: Quadratic, diagonal: Matrix) -> Matrix:
 def solve(kind: str, config: Quadratic, gram: Matrix, cross: Matrix) -> Matrix:
     """Return W [n, n], of the type of G: (G + ridge) W = C times `scale`; of ease the best with zero diagonal.
 
-    Beside what is given it holds two matrices [n, n]. Raises UserError unless G + ridge is positive definite.
+    With `repeats` it is the best whose diagonal is at most that before the scale, whatever the kind: items that repeat
+    in histories may then tell of themselves (arXiv 2103.16104). Beside what is given it holds two matrices
+    [n, n]. Raises UserError unless G + ridge is positive definite.
     """
     factor, weights = _factor(config, gram), np.empty_like(gram)
-    right = np.eye(len(gram), dtype=gram.dtype) if kind == "ease" else cross
+    hollow = kind == "ease" and config.repeats is None
+    right = np.eye(len(gram), dtype=gram.dtype) if hollow else cross
     for start in range(0, len(gram), COLUMNS):
         block = np.asfortranarray(right[:, start : start + COLUMNS], gram.dtype)
-        weights[:, start : start + COLUMNS] = cho_solve((factor, True), block, overwrite_b=True, check_finite=False)
-    if kind == "ease":
+        found = cho_solve((factor, True), block, overwrite_b=True, check_finite=False)
+        if config.repeats is not None:
+            found = _bounded(config.repeats, factor, found, start)
+        weights[:, start : start + COLUMNS] = found
+    if hollow:
         weights /= -np.diagonal(weights).copy()
         np.fill_diagonal(weights, 0)
     weights *= scale(config, np.diagonal(gram))
@@ -103,13 +112,26 @@ def solve(kind: str, config: Quadratic, gram: Matrix, cross: Matrix) -> Matrix:
 
 def score(kind: str, config: Quadratic, gram: Matrix, cross: Matrix, x: csr_array) -> Matrix:
     """Return the scores x W [B, n] of histories x [B, n], without W where that costs less; raises as `solve`."""
-    if kind == "ease" or 2 * x.shape[0] >= x.shape[1]:
+    if kind == "ease" or config.repeats is not None or 2 * x.shape[0] >= x.shape[1]:
         return np.asarray(x.astype(gram.dtype) @ solve(kind, config, gram, cross))
     right = x.astype(gram.dtype).toarray().T
     half = cho_solve((_factor(config, gram), True), right, overwrite_b=True, check_finite=False)
     scores = np.asarray(half.T @ cross)
     scores *= scale(config, np.diagonal(gram))
     return scores
+
+
+def _bounded(most: float, factor: Matrix, found: Matrix, start: int) -> Matrix:
+    """Return the best columns [n, m] of W, from `start` on, with a diagonal of at `most`, from the best without.
+
+    W_j = A^-1 (C_j - mu_j e_j) for A = G + ridge, where the multiplier mu_j >= 0 takes what W_jj has above the bound.
+    """
+    column = np.arange(found.shape[1])
+    unit = np.zeros_like(found)
+    unit[start + column, column] = 1
+    unit = cho_solve((factor, True), unit, overwrite_b=True, check_finite=False)
+    own = found[start + column, column]
+    return np.asarray(found - unit * (np.maximum(own - most, 0) / unit[start + column, column]))
 
 
 def _factor(config: Quadratic, gram: Matrix) -> Matrix:

@@ -83,7 +83,7 @@ def project(gram: csr_array, cross: csr_array, basis: Matrix) -> Projection:
 def find(config: Subspace, gram: csr_array, cross: csr_array, basis: Matrix) -> Matrix:
     """Return the V [n, k] that some users find by themselves from the one before the first pass."""
     diagonal = gram.diagonal()
-    for number in range(1, config.passes + 1):
+    for number in range(1, config.turns + 1):
         basis = advance(config, act(cross, basis, config.transposed(number)), diagonal)
     return basis
 
@@ -92,13 +92,20 @@ def fit(kind: str, config: Quadratic, basis: Matrix, weights: Matrix, sums: Proj
     """Return the W of least objective among V A: A = (V'(G + ridge)V)^-1 V'C; where V is of all items, that of all W.
 
     `weights` [k, k] is the `fedrec.subspace.metric` of V over all `items`, to the power `config.popular`. Of ease it is
-    the best with zero diagonal: W = I - P over its diagonal, where (G + ridge)^-1 G = I - P is of rank k.
+    the best with zero diagonal: W = I - P over its diagonal, where (G + ridge)^-1 G = I - P is of rank k. Of `repeats`
+    it is the best V A whose diagonal is at most that, as in `fedrec.models.quadratic.solve`.
     """
     mean = sums.mass / items if sums.mass else 1.0
     system = sums.inner + config.ridge * mean * weights
-    found = cho_solve(cho_factor((system + system.T) / 2, lower=True), sums.outer.T).T.astype(basis.dtype)
+    factor = cho_factor((system + system.T) / 2, lower=True)
+    found = cho_solve(factor, sums.outer.T).T
+    if config.repeats is not None:
+        unit = cho_solve(factor, basis.T.astype(system.dtype)).T
+        above = np.maximum((basis * found).sum(1) - config.repeats, 0)
+        found -= unit * np.divide(above, (basis * unit).sum(1), out=above, where=above > 0)[:, None]
+    found = found.astype(basis.dtype)
     columns = (relative(sums.diagonal, mean) ** -config.rare).astype(basis.dtype)
-    if kind != "ease":
+    if kind != "ease" or config.repeats is not None:
         return LowRank(basis, found * columns[:, None])
     own = np.minimum((basis * found).sum(1), OWN)
     columns = columns / (1 - own)

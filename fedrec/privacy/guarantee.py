@@ -11,7 +11,7 @@ import numpy as np
 from fedrec.data import ClientData
 from fedrec.experiment.config import Experiment
 from fedrec.experiment.earlier import earlier, parties
-from fedrec.experiment.holdings import clients_data, item_classes, reader, tasks_for
+from fedrec.experiment.holdings import clients_data, dataset, item_classes, reader, tasks_for
 from fedrec.experiment.privacy import Privacy
 from fedrec.privacy.accounting import Event, Kind, affordable, calibrate, epsilon
 from fedrec.privacy.differential import Mechanism, private_steps
@@ -119,10 +119,13 @@ def largest_sum(experiment: Experiment) -> float:
     """Return what no entry of a client's sums over users exceeds, of public numbers: how many users each has.
 
     A user's own entries are from 0 to 2 (`fedrec.models.quadratic`), for it has an item once. Nor does a difference
-    from what a client had in a run that is gone on from.
+    from what a client had in a run that is gone on from. In a subspace of n items a row of C has at most sqrt(n) times
+    that for its norm, a column of V at most 2 sqrt(n), as it starts, and V'GV of an orthonormal V at most the trace of G.
     """
-    before = clients_data(earlier(experiment.start).experiment) if experiment.start else ()
-    return PER_USER * max(len(data.users) for data in (*clients_data(experiment), *before))
+    e = experiment
+    before = clients_data(earlier(e.start).experiment) if e.start else ()
+    most = PER_USER * max(len(data.users) for data in (*clients_data(e), *before))
+    return most * 2 * len(dataset(e).items) if e.sums.active else most
 
 
 @functools.lru_cache(maxsize=2)

@@ -10,6 +10,7 @@ from fedrec.experiment.choice import describe
 from fedrec.experiment.config import build
 from fedrec.experiment.privacy import UNBOUNDED
 from fedrec.models.quadratic import KINDS
+from fedrec.params import covers
 from fedrec.report.findings import listing, plural
 from fedrec.report.tables import LEAKING, Run
 
@@ -47,6 +48,7 @@ def facts(run: Run) -> dict[str, str]:
         **solved(record.get("certificate") or {}),
         "Tested model": chosen,
         "Split": str(option("split", "?")),
+        **histories(run),
         "Ranking": "among the whole catalogue" if sampled == "full" else f"among {sampled} sampled candidates",
         **({} if summed else {"Negatives": negatives}),
         "Privacy": privacy(run),
@@ -54,6 +56,15 @@ def facts(run: Run) -> dict[str, str]:
         "Seed": str(option("seed", "?")),
         "Time": f"{seconds:,.{0 if seconds >= 10 else 1}f} s",
     }
+
+
+def histories(run: Run) -> dict[str, str]:
+    """Return in words what is read of users at the test, for a run whose model reads histories."""
+    encoder = (run.option("sequence") or {}).get("kind", "none")
+    if run.option("model") not in KINDS and encoder == "none":
+        return {}
+    alone = run.option("history") == "train"
+    return {"Histories": f"at the test {'training items alone' if alone else 'validation items too'}"}
 
 
 def solved(proof: Mapping[str, Any]) -> dict[str, str]:
@@ -107,7 +118,9 @@ def shared(run: Run) -> str:
     items = (run.option("agreement") or {}).get("items", 0)
     if items:
         return f"only logits, of each public volunteer on {plural(items, 'public item')}; no parameter"
-    names, coupling = listing(run.option("share", ())), run.option("coupling") or {}
+    there = [str(p["name"]) for p in run.record.get("parameters", {}).get("shared", [])]
+    modules = [one for one in run.option("share", ()) if not there or any(covers((one,), name) for name in there)]
+    names, coupling = listing(modules), run.option("coupling") or {}
     if coupling.get("kind") == "linear":
         return f"{names}, every row under the client's own map ({coupling.get('maps')})"
     return names or "nothing"

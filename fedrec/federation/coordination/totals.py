@@ -54,7 +54,7 @@ class Projected(Total):
             return
         diagonal = self.z[DIAGONAL].double() + change[DIAGONAL]
         new = {DIAGONAL: diagonal, EXTENT: torch.tensor([len(diagonal), float(diagonal.sum())])}
-        if self.number <= self.search.subspace.passes:
+        if self.number <= self.search.subspace.turns:
             new[BASIS] = torch.from_numpy(advance(self.search.subspace, change[ANSWER].numpy(), diagonal.numpy()))
         else:
             new |= {name: self.z[name].double() + change[name] for name in (ANSWER, INNER)}
