@@ -15,12 +15,12 @@ from fedrec.experiment.acting import refuse
 from fedrec.experiment.channel import Logits, channel_of
 from fedrec.experiment.config import Experiment
 from fedrec.experiment.earlier import check_start
-from fedrec.experiment.holdings import PAIR, clients_data, dataset, reader, tasks_for
+from fedrec.experiment.holdings import PAIR, clients_data, dataset, reader, tasks_for, weights_sent
 from fedrec.experiment.origins import portable
 from fedrec.experiment.records import natural
 from fedrec.federation.coordination.systems import span
 from fedrec.files import largest
-from fedrec.models.quadratic import precision
+from fedrec.models.quadratic import EXACT, precision
 from fedrec.params import covers
 from fedrec.privacy.gradients import check_units
 from fedrec.privacy.guarantee import terms
@@ -33,9 +33,14 @@ Shapes = dict[str, tuple[tuple[int, ...], str]]  # of a shared parameter, and th
 
 
 def check_sums(experiment: Experiment) -> None:
-    """Raise UserError if nobody asked for a model by sums, and those of the data would be too large."""
-    items, clients = len(dataset(experiment).items), client_count(experiment)
-    size = clients * items * (3 * items + 1) // 2 * np.dtype(precision(items)).itemsize
+    """Raise UserError if nobody asked for a model by sums, and those that a client solves would be too large.
+
+    Of a catalogue of many a client solves for its own items alone.
+    """
+    whole, parts = len(dataset(experiment).items), clients_data(experiment)
+    apart = whole > EXACT and not weights_sent(experiment)
+    items, clients = max(len(data.items) for data in parts) if apart else whole, len(parts)
+    size = clients * items * (3 * items + 1) // 2 * np.dtype(precision(whole)).itemsize
     if items > MOST_ITEMS or size > MOST_BYTES:
         raise UserError(f"the sums of {clients:,} clients over {items:,} items would be {size / 1e9:,.0f} GB")
 
