@@ -22,6 +22,7 @@ from fedrec.experiment.records import load_params
 from fedrec.federation.coordination.totals import moved
 from fedrec.keyed import carrier, gather
 from fedrec.models import SummedRecommender, quadratic, summed
+from fedrec.models.pairs import from_matrix, from_symmetric, to_matrix
 from fedrec.models.quadratic import Quadratic, inputs, score, solve, statistics
 from fedrec.models.summed import unpack
 from fedrec.params import norm
@@ -70,17 +71,17 @@ def as_sparse(value: np.ndarray) -> torch.Tensor:
 @given(MATRIX)
 def test_a_matrix_and_a_triangle_come_back_from_their_entries(matrix: np.ndarray) -> None:
     whole, symmetric = csr_array(matrix), csr_array(matrix + matrix.T)
-    half = sparse.from_symmetric(symmetric)
-    np.testing.assert_array_equal(sparse.to_matrix(sparse.from_matrix(whole)).toarray(), matrix)
+    half = from_symmetric(symmetric)
+    np.testing.assert_array_equal(to_matrix(from_matrix(whole)).toarray(), matrix)
     np.testing.assert_array_equal(half.to_dense().numpy(), triangle(symmetric.toarray()))
-    np.testing.assert_array_equal(sparse.to_matrix(half).toarray(), symmetric.toarray())
+    np.testing.assert_array_equal(to_matrix(half).toarray(), symmetric.toarray())
     assert (np.diff(sparse.places(half)) > 0).all()
 
 
 @given(MATRIX, hnp.arrays(np.bool_, 5))
 def test_what_is_between_some_items_is_all_that_is_left(matrix: np.ndarray, mask: np.ndarray) -> None:
     symmetric, there = matrix + matrix.T, mask[:, None] & mask
-    halves = (sparse.from_symmetric(csr_array(symmetric)), torch.from_numpy(triangle(symmetric)))
+    halves = (from_symmetric(csr_array(symmetric)), torch.from_numpy(triangle(symmetric)))
     for half in halves:
         found = sparse.among(half, torch.from_numpy(mask)).to_dense().numpy()
         np.testing.assert_array_equal(found, triangle(symmetric * there))

@@ -19,11 +19,12 @@ from torch import Tensor
 from fedrec.data.history import Sequences
 from fedrec.data.types import Floats, Ints, Keys
 from fedrec.keyed import nothing
+from fedrec.models.pairs import from_matrix, from_symmetric, to_matrix
 from fedrec.models.quadratic import EXACT, Matrix, Quadratic, Sums, inputs, precision, score, solve, statistics
 from fedrec.models.recommender import Recommender
 from fedrec.params import Params
 from fedrec.sharing import CROSS, GRAM, SCALE, WEIGHT
-from fedrec.sparse import equal, from_matrix, from_symmetric, thin, to_matrix
+from fedrec.sparse import equal, thin
 from fedrec.subspace import square, triangle
 
 GRID = 2.0**-30  # of what is added in float64
