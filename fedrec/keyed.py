@@ -106,9 +106,15 @@ def paired(client: str, values: Params, rows: Mapping[str, Ints]) -> Tensor | No
 
 
 def alone(carriers: Sequence[Carrier], rows: Mapping[str, Ints]) -> list[str]:
-    """Return the shared tables of which no row is carried by two clients, so that sharing them changes nothing."""
+    """Return the shared tables of which no row is carried by two clients, so that sharing them changes nothing.
+
+    Sums over pairs of items are among them if no two clients have an item in common.
+    """
     tables = {name: rows[TABLES[name]] for who in carriers for name in who.positions}
-    return [name for name in sorted(tables) if not bool((carried(name, carriers, tables) > 1).any())]
+    found = [name for name in sorted(tables) if not bool((carried(name, carriers, tables) > 1).any())]
+    own = [who.own for who in carriers if who.own is not None]
+    apart = len(own) == len(carriers) > 0 and int(torch.stack(own).sum(0).max()) < 2
+    return [*found, CROSS, GRAM] if apart else found
 
 
 def carried(name: str, carriers: Iterable[Carrier], server: Mapping[str, Sized], weigh: bool = False) -> Tensor:

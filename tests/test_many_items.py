@@ -214,6 +214,7 @@ def test_platforms_without_a_common_item_learn_what_each_learns_alone(
     values = [{(row["client"], row["metric"]): row["value"] for row in rows} for rows in tests]
     assert values[0] == values[1]
     assert len(values[0]) >= 6
+    assert any("sums.cross, sums.gram" in note and "changes nothing" in note for note in together.notes)
     total = unpack(together.shared)[0]
     for data in clients_data(e):
         own = np.ix_(data.items, data.items)
