@@ -67,6 +67,7 @@ class Envelope:
     def words(self, values: Params, z: Params, source: Source | None) -> Words:
         """Return the entries [P] and masses [M] that a client adds to the sum: p_i x_i, or its noisy x_i - z_i."""
         noise = self.terms.noise
+        values = {name: value.to_dense() for name, value in values.items()}
         x, held = self.layout.lay(subtract(double(values), double(z)) if noise else values, self.ids)
         assert (noise is None) == (source is None)
         entries = noise.words(x, source) if noise and source else self.terms.encoding.words(x, self.weight)

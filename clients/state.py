@@ -135,16 +135,16 @@ def lay_out(parts: Sequence[Mapping[str, Tensor] | None], bases: dict[int, Param
             bases.setdefault(id(params.base), params.base)
             of[-1], params = list(bases).index(id(params.base)), params.tensors()
         flat.append(params)
-    alike: dict[tuple[str, torch.dtype, torch.Size], list[tuple[int, Tensor]]] = {}
+    alike: dict[tuple[str, torch.dtype, torch.Size, int], list[tuple[int, Tensor]]] = {}
     for name in sorted({name for p in flat if p is not None for name in p}):  # as parameters are, of any client
         for place, p in enumerate(flat):
             if p is not None and name in p:
-                value = p[name]
-                alike.setdefault((name, value.dtype, value.shape[1:]), []).append((place, value))
+                value, alone = p[name], place if p[name].is_sparse else -1
+                alike.setdefault((name, value.dtype, value.shape[1:], alone), []).append((place, value))
     arrays, rows = {}, {}
-    for number, ((name, _, _), values) in enumerate(alike.items()):
+    for number, ((name, *_), values) in enumerate(alike.items()):
         key = f"{name}:{number}"
-        arrays[key] = torch.cat([value for _, value in values])
+        arrays[key] = torch.cat([value for _, value in values]) if len(values) > 1 else values[0][1]
         rows[key] = [[place for place, _ in values], [len(value) for _, value in values]]
     return pack(arrays), [of, [p is None for p in flat], rows]
 
@@ -181,7 +181,9 @@ def split(record: Any, about: Any, bases: Sequence[Params]) -> list[Mapping[str,
     arrays, (of, none, rows) = unpack(record), about
     parts: list[Params] = [{} for _ in of]
     for key, (places, sizes) in rows.items():
-        for place, value in zip(places, torch.split(arrays[key], sizes), strict=True):
+        whole = arrays[key]
+        pieces = torch.split(whole, sizes) if len(sizes) > 1 else (whole,)
+        for place, value in zip(places, pieces, strict=True):
             parts[place][key.rpartition(":")[0]] = value
     return [
         None if none[place] else tensors if of[place] < 0 else Moved.read(bases[of[place]], tensors)

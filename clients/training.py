@@ -19,6 +19,7 @@ from fedrec.errors import UserError
 from fedrec.experiment.channel import Mapped
 from fedrec.experiment.earlier import past_sums
 from fedrec.federation.coordination import Link, Own
+from fedrec.keyed import nothing
 from fedrec.models import NoisyRecommender, SummedRecommender
 from fedrec.params import Params, finite, subtract, to
 from fedrec.privacy.differential import private_update
@@ -91,8 +92,8 @@ def owed(client: Client, start: Start, model: SummedRecommender) -> Params:
     Nothing of what it keeps changes: of data that are as they were the sums are too.
     """
     e, seen = client.experiment, start.sent.seen
-    nothing = {name: torch.zeros(like.shape, dtype=like.dtype) for name, like in client.shared_like.items()}
-    own = {**nothing, **model.owed(start.z, start.sent.round, seen)} if e.share else nothing
+    nobody = {n: nothing(n, like.shape, like.dtype) for n, like in client.shared_like.items()}
+    own = {**nobody, **model.owed(start.z, start.sent.round, seen)} if e.share else nobody
     return subtract(own, past_sums(e, client.data.name)) if e.start and not seen else own
 
 

@@ -15,10 +15,13 @@ from torch import Tensor
 
 from fedrec.errors import ContractError
 from fedrec.params import Params, norm, subtract
+from fedrec.sparse import among, plus, zeros
 
 Ints = NDArray[np.int64]
 CHUNK = 64
 SUMS = "sums."  # before the names of what is summed over users, of which the federation has the total and no mean
+GRAM, CROSS = f"{SUMS}gram", f"{SUMS}cross"  # sums over pairs of items, see `fedrec.models.summed`
+PAIR = "pair"  # the key space of the items of a client that is sent what is between these alone
 # What is keyed by rows, and the key space of the rows: parameters, and the logits on the public probe.
 PARAMETERS = {
     "item_table": "item",
@@ -56,6 +59,7 @@ class Carrier:
     positions: dict[str, Tensor]  # table name -> [rows] index into the server's table
     weight: float  # p_i, before it is normalised over the carriers of a row
     whole: frozenset[str] = frozenset()  # tables of which it carries every row of the server
+    own: Tensor | None = None  # mask [n] of the items of which it is sent the pairs; None for all
 
     def part(self, name: str) -> Tensor | None:
         """Return where its rows of a table lie on the server; None where a tensor is all of the server's."""
@@ -83,14 +87,34 @@ def carrier(
             positions[name] = torch.from_numpy(np.searchsorted(server_rows[TABLES[name]], ids))
     whole = frozenset(name for name, places in positions.items() if len(places) == len(server_rows[TABLES[name]]))
     # One zero seen under every index: a thousand copies of a table are not kept for their shapes.
-    like = {name: value.new_zeros(()).expand(value.shape) for name, value in values.items()}
-    return Carrier(client, like, positions, weight, whole)
+    like = {name: torch.zeros((), dtype=value.dtype).expand(value.shape) for name, value in values.items()}
+    return Carrier(client, like, positions, weight, whole, paired(client, values, rows))
+
+
+def paired(client: str, values: Params, rows: Mapping[str, Ints]) -> Tensor | None:
+    """Return the mask of the items of which a client is sent the pairs; raises ContractError for others than there are.
+
+    None for a client that has announced none, which is sent all.
+    """
+    if PAIR not in rows or CROSS not in values:
+        return None
+    mask, ids = torch.zeros(len(values[CROSS]), dtype=torch.bool), rows[PAIR]
+    if len(ids) and ids[-1] >= len(mask):
+        raise ContractError(f"rows {PAIR}: must be of the {len(mask)} items of {CROSS}, found {ids[-1]}")
+    mask[torch.from_numpy(ids)] = True
+    return mask
 
 
 def alone(carriers: Sequence[Carrier], rows: Mapping[str, Ints]) -> list[str]:
-    """Return the shared tables of which no row is carried by two clients, so that sharing them changes nothing."""
+    """Return the shared tables of which no row is carried by two clients, so that sharing them changes nothing.
+
+    Sums over pairs of items are among them if no two clients have an item in common.
+    """
     tables = {name: rows[TABLES[name]] for who in carriers for name in who.positions}
-    return [name for name in sorted(tables) if not bool((carried(name, carriers, tables) > 1).any())]
+    found = [name for name in sorted(tables) if not bool((carried(name, carriers, tables) > 1).any())]
+    own = [who.own for who in carriers if who.own is not None]
+    apart = len(own) == len(carriers) > 0 and int(torch.stack(own).sum(0).max()) < 2
+    return [*found, CROSS, GRAM] if apart else found
 
 
 def carried(name: str, carriers: Iterable[Carrier], server: Mapping[str, Sized], weigh: bool = False) -> Tensor:
@@ -115,10 +139,13 @@ def gather(server: Params, who: Carrier) -> Params:
 
     That is `server` itself for a client that carries all of it: what many clients have in common is not copied.
     """
-    if who.like.keys() == server.keys() and who.positions.keys() == who.whole:
+    if who.like.keys() == server.keys() and who.positions.keys() == who.whole and who.own is None:
         return server
     rows = {name: who.part(name) for name in who.like}
-    return {n: server[n] if places is None else server[n].index_select(0, places) for n, places in rows.items()}
+    found = {n: server[n] if places is None else server[n].index_select(0, places) for n, places in rows.items()}
+    if who.own is None:
+        return found
+    return {n: among(value, who.own) if n in (GRAM, CROSS) else value for n, value in found.items()}
 
 
 def scatter(values: Mapping[str, Tensor], who: Carrier, server: Params) -> tuple[Params, Params]:
@@ -132,12 +159,11 @@ def scatter(values: Mapping[str, Tensor], who: Carrier, server: Params) -> tuple
     return full, mask
 
 
-def add_rows(total: Tensor, rows: Tensor | None, value: Tensor) -> None:
-    """Add a value to some rows of a total in place; to all of it without `rows`."""
-    if rows is None:
-        total += value
-    else:
-        total.index_add_(0, rows, value)
+def add_rows(total: Tensor, rows: Tensor | None, value: Tensor) -> Tensor:
+    """Return a total with a value added to some of its rows, to all without `rows`; a dense total in its own place."""
+    if rows is not None:
+        return total.index_add_(0, rows, value)
+    return plus(total, value) if total.is_sparse else total.add_(value)
 
 
 def wide(of_rows: Tensor, value: Tensor) -> Tensor:
@@ -158,7 +184,7 @@ def mean(
     total = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in shapes.items()}
     for who, values in contributions:
         for name, value in values.items():
-            add_rows(total[name], who.part(name), who.weight * value.to("cpu", torch.float64))
+            total[name] = add_rows(total[name], who.part(name), who.weight * value.to("cpu", torch.float64))
     return {name: value.to(dtype) for name, value in divide(total, members, {**total, **(previous or {})}).items()}
 
 
@@ -191,16 +217,22 @@ def sum_type(name: str, value: Tensor) -> torch.dtype:
     return value.dtype if name.startswith(SUMS) else torch.float64
 
 
+def nothing(name: str, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Return zeros to add to."""
+    return zeros(shape, dtype) if name in (GRAM, CROSS) else torch.zeros(*shape, dtype=dtype)
+
+
 def add_among(total: Params, rows: Mapping[str, Tensor], who: Carrier, values: Params, weight: float) -> None:
     """Add a client's values, times a weight, to sums over several clients in place; `rows` is the `union` of these."""
     for name, value in values.items():
-        dtype, among = sum_type(name, value), rows.get(name, value)
+        dtype, all_rows = sum_type(name, value), rows.get(name, value)
         scaled = value.to("cpu", dtype) if weight == 1 else weight * value.to("cpu", dtype)
         if name not in total:
-            shape = (len(among), *value.shape[1:]) if name in rows else value.shape
-            total[name] = torch.zeros(shape, dtype=dtype)
-        part = name in rows and len(value) < len(among)
-        add_rows(total[name], torch.searchsorted(among, who.positions[name]) if part else None, scaled)
+            shape = (len(all_rows), *value.shape[1:]) if name in rows else value.shape
+            total[name] = nothing(name, shape, dtype)
+        part = name in rows and len(value) < len(all_rows)
+        places = torch.searchsorted(all_rows, who.positions[name]) if part else None
+        total[name] = add_rows(total[name], places, scaled)
 
 
 def subtotal(contributions: Iterable[tuple[Carrier, Params, Params]], rows: Mapping[str, Tensor]) -> Subtotal:
@@ -233,11 +265,11 @@ def sums(answers: Mapping[str, Params], z: Mapping[str, Params], carriers: Mappi
 
 def total_of(parts: Sequence[Subtotal], carriers: Mapping[str, Carrier], like: Params) -> Params:
     """Return sum_i p_i x_i of sums that were made in one order, in float64; `like` has the server's shapes."""
-    total = {name: torch.zeros(value.shape, dtype=sum_type(name, value)) for name, value in like.items()}
+    total = {name: nothing(name, value.shape, sum_type(name, value)) for name, value in like.items()}
     for part in parts:
         rows = union([carriers[name] for name in part.clients])
         for name, value in part.values.items():
-            add_rows(total[name], rows.get(name) if len(value) < len(total[name]) else None, value)
+            total[name] = add_rows(total[name], rows.get(name) if len(value) < len(total[name]) else None, value)
     return total
 
 

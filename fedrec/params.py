@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
+from fedrec.sparse import entries, equal, plus
+
 Params = dict[str, Tensor]
 PART = 2**24  # entries that are squared at a time, to bound memory
 # What a parameter may be at most: no recommender comes near, and squares of it summed over any table stay far below the
@@ -25,7 +27,7 @@ def clone(params: Mapping[str, Tensor]) -> Params:
 
 def add(a: Mapping[str, Tensor], b: Mapping[str, Tensor], scale: float = 1.0) -> Params:
     """Return a + scale * b, over the names of `a`; both carry the same names and shapes."""
-    return {name: value + scale * b[name] for name, value in a.items()}
+    return {name: plus(value, b[name], scale) for name, value in a.items()}
 
 
 def subtract(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> Params:
@@ -40,15 +42,16 @@ def mix(share: Mapping[str, float], v: Mapping[str, Tensor], w: Mapping[str, Ten
 
 def norm(params: Mapping[str, Tensor]) -> float:
     """Return the Euclidean norm of all entries together, summed in float64."""
-    parts = (part for value in params.values() for part in torch.split(value.reshape(-1), PART))
+    parts = (part for value in params.values() for part in torch.split(entries(value).reshape(-1), PART))
     return math.sqrt(math.fsum(float(part.double().square().sum()) for part in parts))
 
 
 def finite(value: Tensor) -> bool:
     """Return whether every entry is a number of at most LARGEST in size; an empty tensor has none that is not."""
-    if not value.numel():
+    found = entries(value)
+    if not found.numel():
         return True
-    low, high = value.aminmax()  # either is NaN if an entry is
+    low, high = found.aminmax()  # either is NaN if an entry is
     return low.item() >= -LARGEST and high.item() <= LARGEST
 
 
@@ -75,4 +78,4 @@ def to(params: Mapping[str, Tensor], device: str) -> Params:
 
 def same(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
     """Return whether the names and all entries are equal."""
-    return a.keys() == b.keys() and all(torch.equal(value, b[name]) for name, value in a.items())
+    return a.keys() == b.keys() and all(equal(value, b[name]) for name, value in a.items())

@@ -16,9 +16,12 @@ import torch
 from fedrec.data.types import Ints
 from fedrec.errors import ContractError as ContractError
 from fedrec.errors import choose
-from fedrec.keyed import PARAMETERS, TABLES, carrier
+from fedrec.keyed import CROSS as CROSS
+from fedrec.keyed import GRAM as GRAM
+from fedrec.keyed import PAIR, PARAMETERS, TABLES, carrier
 from fedrec.keyed import SUMS as SUMS
 from fedrec.params import LARGEST, Params, covers, finite
+from fedrec.sparse import entries
 
 # What a recommender may have: matrix factorisation has no body and an MLP no biases, adapters and lora need content, a
 # sequence encoder takes the place of what is of users, and only multi-task bodies have the rest. The heads of tasks
@@ -26,8 +29,8 @@ from fedrec.params import LARGEST, Params, covers, finite
 ITEMS = ("item_table", "item_bias", "adapter", "lora", "sums", "item_sums")
 BODY = ("body", "sequence")
 MIXING = ("experts", "gates", "attention", "stitch", "transfer", "tasks", "extraction")
-# Sums over pairs of items, see `fedrec.models.summed`, and what may be sent in the place of their total.
-GRAM, CROSS, WEIGHT, SCALE = (f"{SUMS}{name}" for name in ("gram", "cross", "weight", "scale"))
+# What may be sent in the place of the total of sums over pairs of items, see `fedrec.models.summed`.
+WEIGHT, SCALE = (f"{SUMS}{name}" for name in ("weight", "scale"))
 # Sums in a subspace, see `fedrec.models.projected`: tables with a row for each item, and what is of no item.
 ITEM_SUMS = "item_sums."
 BASIS, ANSWER, DIAGONAL = (f"{ITEM_SUMS}{name}" for name in ("basis", "answer", "diagonal"))
@@ -138,7 +141,7 @@ def admit(received: Mapping[str, torch.Tensor], like: Mapping[str, torch.Tensor]
         if value.dtype != expected.dtype:
             raise ContractError(f"{name}: must have dtype {expected.dtype}, found {value.dtype}")
         if not finite(value):
-            flat = value.reshape(-1)
+            flat = entries(value).reshape(-1)
             position = int((~(flat.abs() <= LARGEST)).to(torch.uint8).argmax())
             worst = float(flat[position])
             rule = f"at most {LARGEST:g} in size" if math.isfinite(worst) else "finite"
@@ -229,9 +232,10 @@ def admit_told(reply: Contribution, names: frozenset[str]) -> None:
 
 def admit_rows(rows: Mapping[str, Ints]) -> dict[str, Ints]:
     """Return `rows` if every id list is a strictly ascending list of non-negative int64 ids of a known key space."""
+    spaces = {PAIR, *TABLES.values()}
     for space, ids in rows.items():
-        if space not in set(TABLES.values()):
-            raise ContractError(f"rows {space}: must be one of {', '.join(sorted(set(TABLES.values())))}")
+        if space not in spaces:
+            raise ContractError(f"rows {space}: must be one of {', '.join(sorted(spaces))}")
         if ids.dtype != np.int64 or ids.ndim != 1:
             raise ContractError(
                 f"rows {space}: must be a vector of int64, found {ids.dtype} with shape {list(ids.shape)}"

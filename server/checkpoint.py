@@ -19,6 +19,7 @@ from fedrec.folders import make_private, remove, store
 from fedrec.keyed import gather
 from fedrec.params import Params
 from fedrec.sharing import ContractError
+from fedrec.sparse import flat, unflat
 from server.scores import Best, Score
 from server.state import State
 
@@ -65,7 +66,7 @@ class Checkpoints:
         make_private(self.root)
         make_private(folder)
         # A copy: tensors of a model may share memory, which the format does not allow.
-        tensors = {name: value.detach().cpu().clone().contiguous() for name, value in snapshot.tensors.items()}
+        tensors = {name: value.detach().cpu().clone().contiguous() for name, value in flat(snapshot.tensors).items()}
         files = {
             "server.safetensors": save(tensors),
             "server.json": json.dumps({"about": self.about, "numbers": snapshot.numbers}).encode(),
@@ -130,7 +131,7 @@ def read(folders: Sequence[Path]) -> Checkpoint:
         for name, rows in json.loads(read_files(folder, [RECORD])[RECORD]).items():
             record.setdefault(name, []).extend(rows)
     server = json.loads(content["server.json"])
-    snapshot = Snapshot(int(last.name), load(content["server.safetensors"]), server["numbers"], record)
+    snapshot = Snapshot(int(last.name), unflat(load(content["server.safetensors"])), server["numbers"], record)
     return Checkpoint(last, snapshot, server["about"])
 
 

@@ -12,6 +12,7 @@ from fedrec.federation.proportion import MULTIPLE, least
 from fedrec.keyed import Carrier, Subtotal, add_among, chunks, sum_type, union
 from fedrec.params import Params, norm, subtract
 from fedrec.sharing import Broadcast, ContractError, Contribution, admit, is_sum
+from fedrec.sparse import entries
 from fedrec.wire import Answers, Call, Entry, ids_record, ledger, pack, read_answers
 from server.faults import Refused, content_of
 
@@ -98,13 +99,15 @@ def admit_subtotal(part: Subtotal, call: Call, carriers: Mapping[str, Carrier]) 
         if not who.like.keys() <= shapes.keys():
             shapes |= who.like
     like = {
-        name: value.new_empty(
-            (len(rows[name]) if name in rows else len(value), *value.shape[1:]), dtype=sum_type(name, value)
+        name: torch.empty(
+            (len(rows[name]) if name in rows else len(value), *value.shape[1:]),
+            dtype=sum_type(name, value),
+            device="meta",
         )
         for name, value in shapes.items()
     }
     values = admit(part.values, like)
-    sent = weighted_sent(part, call, members, rows, like)
+    sent = weighted_sent(part, call, members, rows)
     mass = math.fsum(call.chunks[name][1] for name in part.clients)
     moved, limit = norm(subtract(values, sent)), MULTIPLE * max(norm(sent), mass * least(like))
     if moved > limit:
@@ -114,11 +117,9 @@ def admit_subtotal(part: Subtotal, call: Call, carriers: Mapping[str, Carrier]) 
     return Subtotal(part.clients, values, part.gap)
 
 
-def weighted_sent(
-    part: Subtotal, call: Call, members: Sequence[Carrier], rows: Mapping[str, torch.Tensor], like: Params
-) -> Params:
+def weighted_sent(part: Subtotal, call: Call, members: Sequence[Carrier], rows: Mapping[str, torch.Tensor]) -> Params:
     """Return sum_i p_i z_i of what the clients of a sum were sent, on its rows."""
-    total = {name: torch.zeros_like(value) for name, value in like.items()}
+    total = Params()
     weights: dict[int, tuple[Params, Carrier, float]] = {}  # those who were sent one object are added once
     for who in members:
         z, weight = call.broadcasts[who.client].values, call.chunks[who.client][1]
@@ -176,7 +177,7 @@ class Tally:
     def form(self, values: Params) -> Form:
         """Return the names, shapes and dtypes of tensors; those that many clients have in common are looked at once."""
         if id(values) not in self.forms:  # kept, since an id names an object only as long as it lives
-            entries = {n: int(v.count_nonzero()) for n, v in values.items() if is_sum(n)}
-            form = tuple((n, v.shape, v.dtype, entries.get(n, 0)) for n, v in values.items())
+            counts = {n: int(entries(v).count_nonzero()) for n, v in values.items() if is_sum(n)}
+            form = tuple((n, v.shape, v.dtype, counts.get(n, 0)) for n, v in values.items())
             self.forms[id(values)] = (values, form)
         return self.forms[id(values)][1]

@@ -20,7 +20,7 @@ from fedrec.experiment.origins import portable
 from fedrec.experiment.records import natural
 from fedrec.federation.coordination.systems import span
 from fedrec.files import largest
-from fedrec.models.quadratic import precision
+from fedrec.models.quadratic import EXACT, precision
 from fedrec.params import covers
 from fedrec.privacy.gradients import check_units
 from fedrec.privacy.guarantee import terms
@@ -33,14 +33,17 @@ Shapes = dict[str, tuple[tuple[int, ...], str]]  # of a shared parameter, and th
 
 
 def check_sums(experiment: Experiment, named: bool = False) -> None:
-    """Raise UserError if nobody asked for sums over pairs of items, and those of the data would be too large.
+    """Raise UserError if nobody asked for sums over pairs of items, and those that a client solves would be too large.
 
-    Of a model that somebody has `named` they may be as many as the clients are.
+    Of a model that somebody has `named` they may be as many as the clients are. Of a catalogue of many a client solves
+    for its own items alone.
     """
     if experiment.sums.active:
         return
-    items, clients = len(dataset(experiment).items), client_count(experiment)
-    size = clients * items * (3 * items + 1) // 2 * np.dtype(precision(items)).itemsize
+    whole, parts = len(dataset(experiment).items), clients_data(experiment)
+    apart = whole > EXACT and not weights_sent(experiment)
+    items, clients = max(len(data.items) for data in parts) if apart else whole, len(parts)
+    size = clients * items * (3 * items + 1) // 2 * np.dtype(precision(whole)).itemsize
     if items > MOST_ITEMS or (size > MOST_BYTES and not named):
         raise UserError(f"the sums of {clients:,} clients over {items:,} items would be {size / 1e9:,.0f} GB")
 
@@ -164,8 +167,9 @@ def check_secure(experiment: Experiment, clients: list[str]) -> None:
 
 def check_message(experiment: Experiment) -> None:
     """Raise UserError if no message could hold the sums over pairs of items that a client sends."""
-    e, items = experiment, len(dataset(experiment).items)
-    size = items * (3 * items + 1) // 2 * np.dtype(precision(items)).itemsize
+    e, whole = experiment, len(dataset(experiment).items)
+    items = max(len(data.items) for data in clients_data(e)) if whole > EXACT and not e.secure.active else whole
+    size = items * (3 * items + 1) // 2 * np.dtype(precision(whole)).itemsize
     if e.by_sums and e.share and not (e.pool or e.sums.active or e.privacy.summed) and size > BYTES:
         raise UserError(
             f"sums.kind: must be subspace of {items:,} items, whose sums over pairs are {size / 1e9:,.1f} GB of a "

@@ -16,8 +16,9 @@ from fedrec.experiment.config import Experiment
 from fedrec.experiment.holdings import dataset, reader
 from fedrec.federation.agreement import Scale
 from fedrec.federation.coordination.maps import client_map
-from fedrec.keyed import TABLES
+from fedrec.keyed import CROSS, PAIR, TABLES
 from fedrec.models import Recommender
+from fedrec.models.quadratic import EXACT
 from fedrec.params import Params
 from fedrec.sharing import Sharing
 from fedrec.training.recipe import Term
@@ -126,11 +127,13 @@ class Logits(Mapped):
 
 
 def row_ids(shared: Mapping[str, Tensor], data: ClientData, channel: Channel) -> dict[str, Ints]:
-    """Return the global row ids of the key spaces that a client's shared tables need."""
+    """Return the global row ids of the key spaces that a client's shared tables need, and sums over many items."""
     ids = {"user": data.users, "item": data.items}
     if isinstance(channel, Logits):
         ids["probe"] = channel.ids
-    return {TABLES[name]: ids[TABLES[name]] for name in shared if name in TABLES}
+    rows = {TABLES[name]: ids[TABLES[name]] for name in shared if name in TABLES}
+    many = CROSS in shared and EXACT < len(shared[CROSS]) != len(data.items)
+    return rows | {PAIR: data.items} if many else rows  # see `SummedRecommender.apart`
 
 
 def channel_of(experiment: Experiment, data: ClientData) -> Channel:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from fedrec.data import ClientData
 from fedrec.data.history import sequences
@@ -21,6 +20,7 @@ from fedrec.experiment.holdings import clients_data, keys, own_sums, reader, wei
 from fedrec.experiment.records import load_params
 from fedrec.files import named_values
 from fedrec.folders import refuse_unfinished
+from fedrec.keyed import nothing
 from fedrec.models import SummedRecommender
 from fedrec.models.summed import pack, unpack
 from fedrec.params import Params
@@ -163,7 +163,7 @@ def past_sums(experiment: Experiment, name: str) -> Params:
         model = reader(experiment, clients_data(experiment)[0], "train")
         assert isinstance(model, SummedRecommender)
         like = model.shapes(0, 0, ())
-        return {name: torch.zeros(value.shape, dtype=value.dtype) for name, value in like.items()}
+        return {name: nothing(name, value.shape, value.dtype) for name, value in like.items()}
     return over(experiment, own_sums(old.experiment, data))
 
 

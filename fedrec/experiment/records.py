@@ -22,6 +22,7 @@ from fedrec.errors import UserError
 from fedrec.evaluation.evaluate import PerUser
 from fedrec.folders import make_private, open_private, write_private
 from fedrec.params import Params
+from fedrec.sparse import flat, unflat
 
 Row = dict[str, str | int | float]
 SINGLE = "single-task"  # folder, among the baselines, of a run for each task of clients that have several
@@ -109,7 +110,7 @@ def json_text(value: Any) -> str:
 
 def write_tensors(path: Path, params: Params, private: bool) -> None:
     """Write tensors as a safetensors file; `private` ones are for its owner alone."""
-    data = save({name: value.contiguous() for name, value in params.items()})
+    data = save({name: value.contiguous() for name, value in flat(params).items()})
     if private:
         write_private(path, data)
     else:
@@ -268,7 +269,7 @@ def natural(name: str) -> tuple[str | int, ...]:
 def load_params(path: Path) -> Params:
     """Return the tensors of a safetensors file; raises UserError if it is missing or damaged."""
     try:
-        return load_file(path)
+        return unflat(load_file(path))
     except Exception as error:
         raise UserError(f"model: {path} must be a safetensors file of a finished run, found {error}") from None
 

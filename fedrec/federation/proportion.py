@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fedrec.params import Params, norm, subtract
 from fedrec.sharing import is_sum
+from fedrec.sparse import entries
 
 # How far an answer may be beyond the others. It is to catch what would end the run for everybody, and must never meet
 # an honest client: one with ten thousand times the data of the others, or with the noise of a far smaller epsilon. What
@@ -59,7 +60,7 @@ def too_far(
 
 def large(answer: Params, sent: Params, increments: bool = False) -> bool:
     """Return whether an answer may be out of proportion: whether it is one, but for what the others changed."""
-    most = math.sqrt(math.fsum(v.numel() * largest(v) ** 2 for v in answer.values() if v.numel()))
+    most = math.sqrt(math.fsum(v.numel() * largest(v) ** 2 for v in answer.values() if entries(v).numel()))
     if most <= MULTIPLE - 1:  # then |x_i - z_i| <= |x_i| + |z_i| is within the limit whatever z_i is
         return False
     return change(answer, sent, increments) > MULTIPLE * size(sent)
@@ -77,7 +78,7 @@ def least(sent: Params) -> float:
 
 def largest(value: Tensor) -> float:
     """Return the largest entry in size."""
-    low, high = value.aminmax()
+    low, high = entries(value).aminmax()
     return max(-low.item(), high.item())
 
 

@@ -7,13 +7,13 @@ ease: x reconstructs x without its own weight, G = C = X'X (arXiv 1905.03375). s
 between two items of a user tells the decayed future, G = S'S and C = S'T. slist: both, in shares (arXiv 2103.16104).
 """
 
-from typing import Literal, get_args
+from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 from scipy.linalg import LinAlgError, cho_factor, cho_solve
-from scipy.sparse import coo_array, csr_array, diags_array
+from scipy.sparse import coo_array, csc_array, csr_array, diags_array
 
 from fedrec.data.history import Sequences
 from fedrec.data.types import Ints
@@ -22,6 +22,7 @@ from fedrec.errors import UserError, choose
 Kind = Literal["ease", "slist", "slit"]
 KINDS: tuple[str, ...] = get_args(Kind)
 Matrix = NDArray[np.floating]
+Sums: TypeAlias = Matrix | csr_array  # [n, n], of many items sparse
 Values = NDArray[np.float64]
 EXACT = 5000  # items up to which a fit has float64
 COLUMNS = 1024  # of W that are solved for at a time, to bound memory
@@ -87,37 +88,40 @@ def scale(config: Quadratic, diagonal: Matrix) -> Matrix:
     return np.asarray(np.maximum(diagonal / mean, 1e-3) ** -config.rare, dtype=diagonal.dtype)
 
 
-def solve(kind: str, config: Quadratic, gram: Matrix, cross: Matrix) -> Matrix:
+def solve(kind: str, config: Quadratic, gram: Sums, cross: Sums) -> Matrix:
     """Return W [n, n], of the type of G: (G + ridge) W = C times `scale`; of ease the best with zero diagonal.
 
     With `repeats` it is the best whose diagonal is at most that before the scale, whatever the kind: items that repeat
     in histories may then tell of themselves (arXiv 2103.16104). Beside what is given it holds two matrices
     [n, n]. Raises UserError unless G + ridge is positive definite.
     """
-    factor, weights = _factor(config, gram), np.empty_like(gram)
+    n, dtype = gram.shape[0], gram.dtype
+    factor, weights = _factor(config, gram), np.empty(gram.shape, dtype)
     hollow = kind == "ease" and config.repeats is None
-    right = np.eye(len(gram), dtype=gram.dtype) if hollow else cross
-    for start in range(0, len(gram), COLUMNS):
-        block = np.asfortranarray(right[:, start : start + COLUMNS], gram.dtype)
+    right = cross if isinstance(cross, np.ndarray) else csc_array(cross)
+    for start in range(0, n, COLUMNS):
+        width = min(COLUMNS, n - start)
+        part = np.eye(n, width, -start, dtype) if hollow else right[:, start : start + width]
+        block = np.asfortranarray(part if isinstance(part, np.ndarray) else part.toarray(), dtype)
         found = cho_solve((factor, True), block, overwrite_b=True, check_finite=False)
         if config.repeats is not None:
             found = _bounded(config.repeats, factor, found, start)
-        weights[:, start : start + COLUMNS] = found
+        weights[:, start : start + width] = found
     if hollow:
         weights /= -np.diagonal(weights).copy()
         np.fill_diagonal(weights, 0)
-    weights *= scale(config, np.diagonal(gram))
+    weights *= scale(config, gram.diagonal())
     return weights
 
 
-def score(kind: str, config: Quadratic, gram: Matrix, cross: Matrix, x: csr_array) -> Matrix:
+def score(kind: str, config: Quadratic, gram: Sums, cross: Sums, x: csr_array) -> Matrix:
     """Return the scores x W [B, n] of histories x [B, n], without W where that costs less; raises as `solve`."""
     if kind == "ease" or config.repeats is not None or 2 * x.shape[0] >= x.shape[1]:
         return np.asarray(x.astype(gram.dtype) @ solve(kind, config, gram, cross))
     right = x.astype(gram.dtype).toarray().T
     half = cho_solve((_factor(config, gram), True), right, overwrite_b=True, check_finite=False)
     scores = np.asarray(half.T @ cross)
-    scores *= scale(config, np.diagonal(gram))
+    scores *= scale(config, gram.diagonal())
     return scores
 
 
@@ -134,10 +138,10 @@ def _bounded(most: float, factor: Matrix, found: Matrix, start: int) -> Matrix:
     return np.asarray(found - unit * (np.maximum(own - most, 0) / unit[start + column, column]))
 
 
-def _factor(config: Quadratic, gram: Matrix) -> Matrix:
+def _factor(config: Quadratic, gram: Sums) -> Matrix:
     """Return the lower Cholesky factor [n, n] of G + ridge; above its diagonal is anything."""
-    system = np.array(gram, order="F")
-    system[np.diag_indices_from(system)] += penalty(config, np.diagonal(gram))
+    system = np.array(gram, order="F") if isinstance(gram, np.ndarray) else gram.toarray(order="F")
+    system[np.diag_indices_from(system)] += penalty(config, gram.diagonal())
     try:
         return np.asarray(cho_factor(system, lower=True, overwrite_a=True, check_finite=False)[0])
     except LinAlgError:

@@ -18,10 +18,13 @@ from torch import Tensor
 
 from fedrec.data.history import Sequences
 from fedrec.data.types import Floats, Ints, Keys
-from fedrec.models.quadratic import Matrix, Quadratic, inputs, precision, score, solve, statistics
+from fedrec.keyed import nothing
+from fedrec.models.pairs import from_matrix, from_symmetric, to_matrix
+from fedrec.models.quadratic import EXACT, Matrix, Quadratic, Sums, inputs, precision, score, solve, statistics
 from fedrec.models.recommender import Recommender
 from fedrec.params import Params
 from fedrec.sharing import CROSS, GRAM, SCALE, WEIGHT
+from fedrec.sparse import equal, thin
 from fedrec.subspace import square, triangle
 
 GRID = 2.0**-30  # of what is added in float64
@@ -64,7 +67,7 @@ class SummedRecommender(Recommender):
     def init(self, seed: int, users: Keys, items: Keys, offsets: Mapping[str, float | Floats]) -> Params:
         """Return sums over nobody, and heads of the weight that is given; that of 0 is the shared model."""
         like = self.shapes(len(users), len(items), offsets)
-        start = {name: torch.zeros(value.shape, dtype=value.dtype) for name, value in like.items()}
+        start = {name: nothing(name, value.shape, value.dtype) for name, value in like.items()}
         return {n: torch.full_like(v, self.weight) if n.startswith("heads.") else v for n, v in start.items()}
 
     @property
@@ -99,7 +102,7 @@ class SummedRecommender(Recommender):
         return self.dense(*statistics(self.kind, self.quadratic, self.placed(sequences), self.catalogue_size))
 
     def dense(self, gram: csr_array, cross: csr_array) -> Params:
-        """Return G and C [n, n] as they travel.
+        """Return G and C [n, n] as they travel, sparse where they are large and mostly zero.
 
         In float64 they are whole multiples of `GRID`, so that totals below 2^23 are exact whatever the order in which
         they are added, and what is subtracted again leaves no trace of having been there.
@@ -108,7 +111,7 @@ class SummedRecommender(Recommender):
         parts = [part.astype(dtype) for part in (gram, cross)]
         for part in parts if dtype is np.float64 else ():
             part.data = np.rint(part.data / GRID) * GRID
-        return pack(*(part.toarray() for part in parts))
+        return pack(*(part if thin(self.catalogue_size**2, part.nnz) else part.toarray() for part in parts))
 
     def owed(self, z: Params, number: int, seen: int) -> Params:
         """Return what the client owes the total in a round, of which the server took its answer of round `seen` last.
@@ -121,35 +124,54 @@ class SummedRecommender(Recommender):
         """Return sequences of its items by their places in the whole catalogue."""
         return replace(sequences, item=self.places[sequences.item])
 
+    @property
+    def apart(self) -> bool:
+        """Whether it solves for its own items alone, of a catalogue of many; W then has a row for each of these."""
+        return EXACT < self.catalogue_size != len(self.places)
+
     def read(self, params: Params, *items: Tensor | None) -> "SummedRecommender":
         """Return the recommender that has solved for what it scores with."""
         if self.scores is not None:
             return self
         weight = next((float(value) for name, value in params.items() if name.startswith("heads.")), 0.0)
-        x = inputs(self.kind, self.quadratic, self.placed(self.past), self.catalogue_size)
         if WEIGHT in params:
-            scores = x @ (params[WEIGHT] * params[SCALE]).numpy()
-            scores = self.beside(scores, weight if self.mixes else weight / (1 + weight), x)
-            return replace(self, scores=scores[:, self.places])
-        if GRAM not in params:
-            gram, cross = unpack(self.own())
-        elif weight and not self.mixes:
-            (gram, cross), own = unpack(params), unpack(self.own())
+            return replace(self, scores=self.weighed(params, weight)[:, self.places])
+        gram, cross = self.over(params if GRAM in params else self.own())
+        past = self.past if self.apart else self.placed(self.past)
+        x = inputs(self.kind, self.quadratic, past, gram.shape[0]).astype(gram.dtype)
+        share = weight if self.mixes and GRAM in params else 0.0
+        if weight and GRAM in params and not self.mixes:
+            own = self.over(self.own())
             gram, cross = gram + weight * own[0], cross + weight * own[1]
-        elif FEW * x.shape[0] <= x.shape[1] or self.dtype == torch.float32:  # what others of this node are sent too
+        elif GRAM in params and not self.apart and (FEW * x.shape[0] <= x.shape[1] or gram.dtype == np.float32):
+            # What others of this node are sent too.
             w = shared_weights(Solvable(self.kind, self.quadratic, params[GRAM], params[CROSS]))
-            return replace(self, scores=self.beside(x @ w, weight, x)[:, self.places])
-        else:
-            gram, cross = unpack(params)
+            return replace(self, scores=self.of_own(self.beside(x @ w, share, x)))
         scores = score(self.kind, self.quadratic, gram, cross, x)
-        scores = self.beside(scores, weight, x) if self.mixes and GRAM in params else scores
-        return replace(self, scores=scores[:, self.places])
+        return replace(self, scores=self.of_own(self.beside(scores, share, x)))
+
+    def weighed(self, params: Params, weight: float) -> Matrix:
+        """Return the scores [users, n] by weights that it was sent, and by its own sums with the weight w of a head."""
+        x = inputs(self.kind, self.quadratic, self.placed(self.past), self.catalogue_size)
+        scores: Matrix = x @ (params[WEIGHT] * params[SCALE]).numpy()
+        return self.beside(scores, weight if self.mixes else weight / (1 + weight), x)
+
+    def over(self, params: Params) -> tuple[Sums, Sums]:
+        """Return the G and C that it solves, of sums as they travel: over all items, or over its own."""
+        gram, cross = matrices(params)
+        own = self.places
+        return (gram[own][:, own], cross[own][:, own]) if self.apart else (gram, cross)
+
+    def of_own(self, scores: Matrix) -> Matrix:
+        """Return the scores [users, items] of its own items."""
+        return scores if scores.shape[1] == len(self.places) else scores[:, self.places]
 
     def beside(self, scores: Matrix, share: float, x: csr_array) -> Matrix:
         """Return scores [B, n] of histories x [B, n] mixed with a share of those by the client's own sums alone."""
         if not share:
             return scores
-        return (1 - share) * scores + share * score(self.kind, self.quadratic, *unpack(self.own()), x)
+        own = self.over(self.own()) if x.shape[1] == len(self.places) else matrices(self.own())
+        return (1 - share) * scores + share * score(self.kind, self.quadratic, *own, x)
 
     def score_all(self, params: Params, task: str, user: Tensor) -> Tensor:
         """See Recommender."""
@@ -173,20 +195,31 @@ class Solvable:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Solvable) or (self.kind, self.config) != (other.kind, other.config):
             return False
-        return torch.equal(self.gram, other.gram) and torch.equal(self.cross, other.cross)
+        return equal(self.gram, other.gram) and equal(self.cross, other.cross)
 
 
 @lru_cache(maxsize=1)
 def shared_weights(total: Solvable) -> Matrix:
     """Return W [n, n] of sums, kept for the clients that are sent the same."""
-    return solve(total.kind, total.config, *unpack({GRAM: total.gram, CROSS: total.cross}))
+    return solve(total.kind, total.config, *matrices({GRAM: total.gram, CROSS: total.cross}))
 
 
-def pack(gram: Matrix, cross: Matrix) -> Params:
+def pack(gram: Sums, cross: Sums) -> Params:
     """Return G and C [n, n] as they travel: of the symmetric G the upper triangle, row by row."""
-    return {GRAM: torch.from_numpy(triangle(gram)), CROSS: torch.from_numpy(np.ascontiguousarray(cross))}
+    half = torch.from_numpy(triangle(gram)) if isinstance(gram, np.ndarray) else from_symmetric(gram)
+    whole = torch.from_numpy(np.ascontiguousarray(cross)) if isinstance(cross, np.ndarray) else from_matrix(cross)
+    return {GRAM: half, CROSS: whole}
+
+
+def matrices(params: Mapping[str, Tensor]) -> tuple[Sums, Sums]:
+    """Return G and C [n, n] of sums as they travel, sparse where these are."""
+    gram, cross = params[GRAM], params[CROSS]
+    return (
+        to_matrix(gram) if gram.is_sparse else square(gram.numpy()),
+        to_matrix(cross) if cross.is_sparse else cross.numpy(),
+    )
 
 
 def unpack(params: Mapping[str, Tensor]) -> tuple[Matrix, Matrix]:
     """Return G and C [n, n] of sums as they travel."""
-    return square(params[GRAM].numpy()), params[CROSS].numpy()
+    return square(params[GRAM].to_dense().numpy()), params[CROSS].to_dense().numpy()

@@ -120,7 +120,7 @@ def largest_sum(experiment: Experiment) -> float:
 
     A user's own entries are from 0 to 2 (`fedrec.models.quadratic`), for it has an item once. Nor does a difference
     from what a client had in a run that is gone on from. In a subspace of n items a row of C has at most sqrt(n) times
-    that for its norm, a column of V at most 2 sqrt(n), as it starts, and V'GV of an orthonormal V at most the trace of G.
+    that for its norm, a column of V at most 2 sqrt(n), as it starts, and V'GV of an orthonormal V at most G's trace.
     """
     e = experiment
     before = clients_data(earlier(e.start).experiment) if e.start else ()

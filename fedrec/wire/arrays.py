@@ -6,7 +6,7 @@ as their other entries alone.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from io import BytesIO
 from typing import Any
@@ -16,7 +16,8 @@ import torch
 from flwr.app import Array, ArrayRecord
 
 from fedrec.params import Params
-from fedrec.sharing import BYTES, DIMENSIONS, TENSORS, ContractError, admit_name, is_sum
+from fedrec.sharing import BYTES, CROSS, DIMENSIONS, GRAM, TENSORS, ContractError, admit_name, is_sum
+from fedrec.sparse import entries, from_places, places, thin
 
 Numbers = np.ndarray[Any, np.dtype[Any]]
 FIXED = 10  # bytes before the text of a header: NumPy's magic, the version, the length of the text
@@ -24,30 +25,51 @@ LONGEST = 512  # bytes of a header that is worth keeping
 NONZERO = "fedrec.nonzero"  # the serialisation of an array as its entries that are not zero
 COUNT = np.dtype("<u8")
 FLOATS = ("float32", "float64")
+PAIRS = 2**36  # of items, of which a message may have some
 
 
 def pack(params: Mapping[str, torch.Tensor]) -> ArrayRecord:
     """Return the tensors as a Flower record, sorted by name."""
     record = ArrayRecord()
     for name in sorted(params):
-        value = params[name].detach().cpu().contiguous().numpy()
-        record[name] = (nonzero(value) if is_sum(name) else None) or array(value)
+        value = params[name].detach().cpu()
+        if value.is_sparse:
+            record[name] = listed(value.shape, places(value), entries(value).numpy())
+            continue
+        dense = value.contiguous().numpy()
+        record[name] = (nonzero(dense) if is_sum(name) else None) or array(dense)
     return record
 
 
 def unpack(record: ArrayRecord) -> Params:
     """Return the tensors of a record; raises ContractError for too many, or one without pickle that is no numbers."""
-    return {name: torch.from_numpy(value) for name, value in numbers(record, "").items()}
+    admit_size(record)
+    return {admit_name("parameter", name): tensor(name, raw) for name, raw in record.items()}
 
 
 def numbers(record: ArrayRecord, what: str) -> dict[str, Numbers]:
     """Return the arrays of a record, called `what` and their name in a ContractError."""
+    admit_size(record)
+    return {name: numeric(what + admit_name("parameter", name), raw) for name, raw in record.items()}
+
+
+def admit_size(record: ArrayRecord) -> None:
+    """Raise ContractError for a record of too many arrays, or of arrays that are too large when they are read."""
     if len(record) > TENSORS:
         raise ContractError(f"record: must hold at most {TENSORS} arrays, found {len(record)}")
-    size = sum(max(len(raw.data), dense_size(raw)) for raw in record.values())
+    size = sum(max(len(raw.data), read_size(name, raw)) for name, raw in record.items())
     if size > BYTES:
         raise ContractError(f"record: must hold at most {BYTES} bytes, found {size}")
-    return {name: numeric(what + admit_name("parameter", name), raw) for name, raw in record.items()}
+
+
+def tensor(name: str, raw: Array) -> torch.Tensor:
+    """Return the tensor of an array, of many pairs of items sparse where its entries are few; raises ContractError."""
+    if raw.stype != NONZERO:
+        return torch.from_numpy(numeric(name, raw))
+    at, values = entries_of(name, raw)
+    if not stays_sparse(name, raw.shape, len(at)):
+        return torch.from_numpy(numeric(name, raw))
+    return from_places(at.astype(np.int64), torch.from_numpy(values.copy()), tuple(raw.shape))
 
 
 def array(value: Numbers) -> Array:
@@ -58,7 +80,7 @@ def array(value: Numbers) -> Array:
 
 def numeric(name: str, raw: Array) -> Numbers:
     """Return the numbers of an array; raises ContractError if it cannot be read without pickle or holds none."""
-    value = entries(name, raw) if raw.stype == NONZERO else quick(raw)
+    value = scattered(name, raw) if raw.stype == NONZERO else quick(raw)
     if value is None:
         try:
             value = raw.numpy()
@@ -93,20 +115,26 @@ def quick(raw: Array) -> Numbers | None:
 
 
 def nonzero(value: Numbers) -> Array | None:
-    """Return an array as the entries that are not zero, None where that is no smaller.
-
-    The bytes are the number of entries, their places in C order (int32, or int64 of a larger array), and the values.
-    """
+    """Return an array as the entries that are not zero, None where that is no smaller."""
     flat, place = value.reshape(-1), place_type(value.size)
     if value.dtype.name not in FLOATS or np.count_nonzero(flat) * (place.itemsize + value.itemsize) > value.nbytes:
         return None
     at = np.flatnonzero(flat)
-    data = b"".join((np.array(len(at), COUNT).tobytes(), at.astype(place).tobytes(), flat[at].tobytes()))
-    return Array(dtype=value.dtype.name, shape=value.shape, stype=NONZERO, data=data)
+    return listed(value.shape, at, flat[at])
 
 
-def entries(name: str, raw: Array) -> Numbers:
-    """Return the array of which these are the entries that are not zero; raises ContractError if they are none."""
+def listed(shape: Sequence[int], at: Numbers, values: Numbers) -> Array:
+    """Return the array that has `values` at ascending places in C order, and is zero elsewhere.
+
+    The bytes are the number of entries, their places (int32, or int64 of a larger array), and the values.
+    """
+    place = place_type(math.prod(shape))
+    data = b"".join((np.array(len(at), COUNT).tobytes(), at.astype(place).tobytes(), values.tobytes()))
+    return Array(dtype=values.dtype.name, shape=tuple(shape), stype=NONZERO, data=data)
+
+
+def entries_of(name: str, raw: Array) -> tuple[Numbers, Numbers]:
+    """Return the places of the entries of an array that are not zero, and these; raises ContractError."""
     shape, data = tuple(raw.shape), raw.data
     if raw.dtype not in FLOATS or not all(type(side) is int and side >= 0 for side in shape):
         raise ContractError(f"{name}: must be float32 or float64 of a shape, found {raw.dtype!a:.40} of {shape!a:.40}")
@@ -118,9 +146,21 @@ def entries(name: str, raw: Array) -> Numbers:
     at = np.frombuffer(data, place, count, COUNT.itemsize)
     if count and (at[0] < 0 or at[-1] >= size or bool((at[1:] <= at[:-1]).any())):
         raise ContractError(f"{name}: must have entries at ascending places below {size}, found others")
-    value: Numbers = np.zeros(size, dtype)
-    value[at] = np.frombuffer(data, dtype, count, COUNT.itemsize + count * place.itemsize)
-    return value.reshape(shape)
+    return at, np.frombuffer(data, dtype, count, COUNT.itemsize + count * place.itemsize)
+
+
+def scattered(name: str, raw: Array) -> Numbers:
+    """Return the array of which these are the entries that are not zero; raises ContractError if they are none."""
+    at, values = entries_of(name, raw)
+    value: Numbers = np.zeros(math.prod(raw.shape), values.dtype)
+    value[at] = values
+    return value.reshape(tuple(raw.shape))
+
+
+def stays_sparse(name: str, shape: Sequence[int], count: int) -> bool:
+    """Return whether so many entries are read as a sparse tensor: sums over pairs of many items, under any suffix."""
+    size, pair = math.prod(shape), len(shape) in (1, 2) and name.partition(":")[0] in (GRAM, CROSS)
+    return pair and size <= PAIRS and thin(size, count)
 
 
 def place_type(size: int) -> np.dtype[Any]:
@@ -128,10 +168,13 @@ def place_type(size: int) -> np.dtype[Any]:
     return np.dtype("<i4" if size < 2**31 else "<i8")
 
 
-def dense_size(raw: Array) -> int:
+def read_size(name: str, raw: Array) -> int:
     """Return the bytes that an array of entries becomes when it is read; 0 for any other."""
-    sides = [side for side in raw.shape if type(side) is int and side >= 0]
-    return 8 * math.prod(sides) if raw.stype == NONZERO and sides else 0
+    if raw.stype != NONZERO or not all(type(side) is int and side >= 0 for side in raw.shape):
+        return 0
+    size = math.prod(raw.shape)
+    most = len(raw.data) // (place_type(size).itemsize + 4)  # entries
+    return 3 * len(raw.data) if stays_sparse(name, raw.shape, most) else 8 * size
 
 
 @lru_cache(maxsize=256)

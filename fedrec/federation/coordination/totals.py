@@ -5,11 +5,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
 from fedrec.federation.coordination.halves import Held, Residuals, Sums
 from fedrec.keyed import sums, total_of
 from fedrec.params import Params
 from fedrec.sharing import ANSWER, BASIS, DIAGONAL, EXTENT, INNER, RIDGE
+from fedrec.sparse import entries, from_places, places, plus, thin
 from fedrec.subspace import Search, advance, metric, triangle
 
 
@@ -32,10 +34,20 @@ class Total(Held):
 
     def move(self, change: Params) -> None:
         """See Held."""
-        for name, value in self.z.items():
-            after = (value.double() + change[name]).to(value.dtype)
-            after[after.abs() <= 8 * torch.finfo(value.dtype).eps * value.abs()] = 0
-            self.z = {**self.z, name: after}
+        self.z = {name: moved(value, change[name]) for name, value in self.z.items()}
+
+
+def moved(value: Tensor, change: Tensor) -> Tensor:
+    """Return a sum after a change, without what is nothing but rounding; sparse if both are and few are left."""
+    after = plus(value.double(), change.double()).to(value.dtype)
+    before = plus(value, change.to(value.dtype), 0.0)  # at the places of both
+    rounding = entries(after).abs() <= 8 * torch.finfo(value.dtype).eps * entries(before).abs()
+    if not after.is_sparse:
+        after[rounding] = 0
+        return after
+    kept = ~rounding
+    left = from_places(places(after)[kept.numpy()], entries(after)[kept], after.shape)
+    return left if thin(left.numel(), int(kept.sum())) else left.to_dense()
 
 
 @dataclass
