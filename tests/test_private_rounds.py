@@ -63,8 +63,7 @@ def test_to_be_alone_is_among_what_a_client_chooses_from() -> None:
 @pytest.mark.parametrize(
     ("fields", "text"),
     [
-        ({"model": "mf", "weights": "uniform"}, "sums over users of their transitions"),
-        ({"model": "ease"}, "sums over users of their transitions"),
+        ({"model": "mf", "weights": "uniform"}, "sums over users"),
         ({"secure": {"active": False}}, "secure sums to add noise in"),
         ({"participation": 0.5}, "the answers of all clients"),
         ({"rounds": 1}, "two rounds"),

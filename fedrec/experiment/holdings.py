@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from fedrec.components import per_client
 from fedrec.data import ClientData, Dataset, Market, content_vectors, federation, latest, load, pool
 from fedrec.data.history import sequences
 from fedrec.data.release_years import year_groups
@@ -176,8 +177,17 @@ def weights_sent(experiment: Experiment) -> bool:
 
 @functools.lru_cache(maxsize=2)
 def item_classes(experiment: Experiment) -> Ints:
-    """Return the public classes of the whole catalogue: groups of alike release years, where titles have them."""
-    return year_groups([str(title) for title in dataset(experiment).items["title"]])
+    """Return the public classes of the whole catalogue: groups of alike release years, where titles have them.
+
+    One class where pairs have no order, of whose sums they are no part.
+    """
+    titles = [str(title) for title in dataset(experiment).items["title"]]
+    return year_groups(titles) if ordered(experiment) else np.zeros(len(titles), np.int64)
+
+
+def ordered(experiment: Experiment) -> bool:
+    """Return whether clients that learn by sums know the order of histories."""
+    return "ease" not in per_client(experiment.model).values()
 
 
 @functools.lru_cache(maxsize=8)

@@ -273,6 +273,10 @@ def _privacy(run: Run) -> Iterator[Caution]:
     if {"local", "pooled"} & run.baselines.keys():
         text = "Alone, pooled and popularity are without noise: alone nothing leaves a client, popularity counts the "
         text += "rows of all clients, in the simulation and for this report; it is not private, and sent to nobody."
+        rule = run.option("privacy")
+        if (rule["unit"], rule["where"]) == ("user", "sum"):
+            text += " Alone is this run's own model of a client's exact sums and nothing else, with the same public "
+            text += "classes of items and the same settings: what is above it came from the others."
         yield Caution("note", "Baselines", text)
 
 
