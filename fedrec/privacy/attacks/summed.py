@@ -37,7 +37,7 @@ def seen_of(transcript: Transcript, client: str) -> Params:
 
 
 def matrix(sums: Params, experiment: Experiment) -> Values:
-    """Return what sums say of all pairs [n, n] of items, on the diagonal of items; a noisy total of those of its head."""
+    """Return what sums say of all pairs [n, n] of items, on the diagonal of items; a noisy total of its head."""
     if GRAM in sums:
         return np.asarray(square(sums[GRAM].numpy()), np.float64)
     seen = released(sums, item_classes(experiment), ordered(experiment))
