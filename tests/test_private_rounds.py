@@ -13,6 +13,7 @@ from fedrec.data.history import sequences
 from fedrec.errors import UserError
 from fedrec.experiment.config import Experiment, build
 from fedrec.experiment.holdings import clients_data, reader
+from fedrec.experiment.records import CLOSED
 from fedrec.models.contributions import GRID, popularity
 from fedrec.models.noisy import ALONE, BETWEEN, PAIRS, POPULARITY, PUBLIC
 from fedrec.privacy.account import account
@@ -103,9 +104,9 @@ def test_beside_private_sums_stands_their_own_model_alone_and_the_strongest_clos
     assert main([*words.split(), "--out", str(tmp_path / "run")]) == 0
     folders = {path.parent.relative_to(tmp_path / "run" / "baselines").as_posix()
                for path in (tmp_path / "run" / "baselines").rglob("clients.csv")}  # fmt: skip
-    assert folders == {"local", "popularity", "popularity/own", "closed/slist-local", "closed/slist-pooled"}
+    assert folders == {"local", "popularity", "popularity/own", f"{CLOSED}/slist-local", f"{CLOSED}/slist-pooled"}
     page = (tmp_path / "run" / "report.html").read_text()
-    assert "Alone is this run&#39;s own model" in page or "Alone is this run's own model" in page
+    assert "Alone is this run&#39;s own model" in page and "Not run" not in page
     assert "each client alone with the closed form slist" in page
     run_alone(private(privacy={"epsilon": "1"}), tmp_path / "less")
     run_alone(private(privacy={"epsilon": "8"}), tmp_path / "more")
