@@ -85,8 +85,8 @@ def test_every_engine_releases_the_same_totals(engine: str, tmp_path: Path) -> N
     e = private(privacy={"replay": True})
     other = e.model_copy(update={"engine": engine, "workers": int(engine == "process")})
     assert shared_by(other, tmp_path / engine) == shared_by(e, tmp_path / "inline")
-    tables = [pd.read_csv(tmp_path / name / "clients.csv") for name in (engine, "inline")]
-    pd.testing.assert_frame_equal(*[table.drop(columns="device") for table in tables])
+    one, two = (pd.read_csv(tmp_path / name / "clients.csv").drop(columns="device") for name in (engine, "inline"))
+    pd.testing.assert_frame_equal(one, two)
 
 
 def test_of_clients_of_one_user_each_the_unit_client_is_the_user(tmp_path: Path) -> None:

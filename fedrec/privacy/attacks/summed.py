@@ -64,7 +64,7 @@ def pairs_held(
 def users_in(transcript: Transcript, *, experiment: Experiment, records: Records) -> Values:
     """Return how sure it is, for every profile [k] of `records`, that the user is one of the client's.
 
-    A client that lacks a pair of a user's items has not that user; else pairs that few have tell more.
+    It is the share of the pairs of the user's items that the sums have: who is in a sum has all of them in it.
     """
     first, group = records.profiles()
     scores, of = np.zeros(len(first)), records.of[first]
@@ -108,7 +108,7 @@ def known_others(
     scores = np.zeros(len(people))
     for place, (own, inside) in enumerate(zip(people, present, strict=True)):
         for weight, rest, mine in zip(weights, left, parts(own), strict=True):
-            scores[place] += weight * float((rest + inside * mine) @ mine)
+            scores[place] += weight * float((rest + inside * mine - mine / 2) @ mine)
     return scores
 
 
