@@ -62,7 +62,7 @@ def test_the_study_attacks_sums_with_a_promise_and_without(model: str, tmp_path:
     for name in ("items of a client", "pairs of a client"):
         assert attacks[name, "inf"]["f1"] == attacks[name, "inf"]["value"] == 1
         assert attacks[name, "2"]["chance"]
-    assert attacks["user of a client", "inf"]["value"] > 0.9
+    assert attacks["user of a client", "inf"]["value"] > 0.8
     assert attacks["user of a client", "2"]["chance"]
     assert (KNOWN, "inf") not in attacks and not any(row["violates"] for row in rows)
     alone = table[table["scene"] == "clients alone"]

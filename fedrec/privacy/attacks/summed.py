@@ -116,25 +116,25 @@ def _held(case: Case, single: bool) -> Question:
     """Ask for items, or pairs of items, as often of a client that has them as of one that has not."""
     rng, parts = generator(case.seed, "targets", "sums", int(single)), case.parts
     size, rows = 1 + max(int(part.items.max(initial=-1)) for part in parts), list[tuple[int, ...]]()
-    held = [_together(part, size) for part in parts]
-    for place, one in enumerate(held):
-        left, right = one.nonzero()
-        pairs = np.stack([left, right])[:, left == right if single else left < right]
-        some = pairs[:, rng.permutation(pairs.shape[1])[:SAMPLE]]
-        lacking = np.stack([other[some[0], some[1]].toarray().ravel() == 0 for other in held])  # [clients, pairs]
+    held = [_together(part, size, single) for part in parts]
+    for place, own in enumerate(held):
+        some = own[rng.permutation(len(own))[:SAMPLE]]
+        lacking = np.stack([~np.isin(some, other) for other in held])  # [clients, pairs]
         for at in np.flatnonzero(lacking.any(0)):
-            other = int(rng.choice(np.flatnonzero(lacking[:, at])))
-            rows += [(*some[:, at].tolist(), place, 1), (*some[:, at].tolist(), other, 0)]
+            pair, other = divmod(int(some[at]), size), int(rng.choice(np.flatnonzero(lacking[:, at])))
+            rows += [(*pair, place, 1), (*pair, other, 0)]
     table = np.array(rows, np.int64).reshape(-1, 4)[rng.permutation(len(rows))]
     known = {"clients": [part.name for part in parts], "pairs": table[:, :2], "of": table[:, 2]}
     return Question(known, table[:, 3] == 1)
 
 
-def _together(part: ClientData, size: int) -> csr_array:
-    """Return how many of a client's users have both of two items, of an item who has it [size, size]."""
+def _together(part: ClientData, size: int, single: bool) -> Ints:
+    """Return the pairs of items, left * size + right, that some user of a client has; or single items, twice each."""
     row, column = part.train.user, part.items[part.train.item]
     x = csr_array((np.ones(len(row)), (row, column)), shape=(len(part.users), size))
-    return csr_array(x.T @ x)
+    left, right = csr_array(x.T @ x).nonzero()
+    asked = left == right if single else left < right
+    return np.asarray(left[asked].astype(np.int64) * size + right[asked])
 
 
 def _items(case: Case) -> Question:
