@@ -22,6 +22,7 @@ from fedrec.experiment.config import Experiment
 from fedrec.models import Adapted, NoisyRecommender, ProjectedRecommender, Recommender, SummedRecommender
 from fedrec.models.projected import Statistics
 from fedrec.models.quadratic import Matrix, statistics
+from fedrec.models.released import Exact
 from fedrec.models.subspace import begin
 from fedrec.params import Params
 from fedrec.sharing import is_sum
@@ -120,7 +121,8 @@ def reader(experiment: Experiment, data: ClientData, split: Literal["train", "va
         model = replace(model, own=functools.partial(own_sums, experiment, data))
         if isinstance(model, NoisyRecommender):
             learnt = sequences(data, [data.train], experiment.seed)
-            return replace(model, groups=item_classes(experiment), learnt=learnt)
+            kept = functools.partial(exact_sums, experiment, data)
+            return replace(model, groups=item_classes(experiment), learnt=learnt, exact=kept)
         if isinstance(model, ProjectedRecommender):
             first = functools.partial(first_basis, experiment, model, data.items)
             model = replace(model, counts=functools.partial(own_statistics, experiment, data), first=first)
@@ -156,6 +158,14 @@ def whole_statistics(experiment: Experiment, data: ClientData) -> Statistics:
     model = reader(experiment, data, "train")
     assert isinstance(model, SummedRecommender)
     return statistics(model.kind, model.quadratic, model.placed(model.past), model.catalogue_size)
+
+
+@functools.lru_cache(maxsize=8)
+def exact_sums(experiment: Experiment, data: ClientData) -> Exact | None:
+    """Return a client's own exact sums of all that is released in its order, kept for a few clients; None of a gram."""
+    model = reader(experiment, data, "train")
+    assert isinstance(model, NoisyRecommender)
+    return Exact.of(model.placed(model.learnt), model.groups, model.catalogue_size) if model.ordered else None
 
 
 def kept_shapes(experiment: Experiment, data: ClientData, tasks: Sequence[str]) -> Params:

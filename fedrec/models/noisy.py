@@ -6,7 +6,7 @@ What is shared are totals over all clients, in units of a user's contribution of
 and public numbers of the release. The private head says how much a client's own exact sums count beside the others'.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -20,7 +20,7 @@ from fedrec.models.contributions import Values
 from fedrec.models.markov import weights
 from fedrec.models.quadratic import Quadratic, inputs, precision, statistics
 from fedrec.models.recipe import MOST, Recipe, recipe
-from fedrec.models.released import RECENT, Released, gram_scores, personal, personal_gram
+from fedrec.models.released import RECENT, Exact, Released, gram_scores, personal, personal_gram
 from fedrec.models.summed import SummedRecommender, nobody
 from fedrec.params import Params
 from fedrec.sharing import SUMS
@@ -38,11 +38,12 @@ class NoisyRecommender(SummedRecommender):
     variances of the noise of an entry of popularity and of pairs, and sigma^2 of the whole budget. w = 0 is the model
     of everybody; else a client's own users count w times as much as others, from `ALONE` on by themselves.
 
-    `learnt` are the sequences that its own sums are of.
+    `learnt` are the sequences that its own sums are of, `exact` returns those if they are kept.
     """
 
     groups: Ints = field(default_factory=lambda: np.zeros(0, np.int64), kw_only=True, compare=False, repr=False)
     learnt: Sequences = field(default_factory=nobody, kw_only=True, compare=False, repr=False)
+    exact: Callable[[], Exact | None] = field(default=lambda: None, kw_only=True, compare=False, repr=False)
 
     def shapes(self, users: int, items: int, tasks: Iterable[str]) -> Params:
         """See Recommender."""
@@ -79,7 +80,7 @@ class NoisyRecommender(SummedRecommender):
         """Return the scores [users, n] of its own exact sums with a share of what others released."""
         own, past, n = self.placed(self.learnt), self.placed(self.past), self.catalogue_size
         if self.ordered:
-            return personal(own, self.groups, seen, n, share).scores(decayed(past, n, RECENT))
+            return personal(own, self.groups, seen, n, share, self.exact()).scores(decayed(past, n, RECENT))
         exact = statistics(self.kind, Quadratic(), own, n)[0].toarray().astype(precision(n))
         return gram_scores(personal_gram(own, exact, seen, share), inputs(self.kind, Quadratic(), past, n))
 

@@ -61,15 +61,16 @@ class Released:
         """The symmetric matrix [m, m] of pairs without an order, with their noise."""
         return symmetric(self.pairs[np.triu_indices(len(self.head))])
 
-    def others(self, own: Sequences) -> "Released":
+    def others(self, own: Sequences, exact: "Exact | None" = None) -> "Released":
         """Return the same without a silo's own users, whose part it knows to the step: what it knows of the others."""
-        k, m, users = len(self.between), len(self.head), len(own.start) - 1
+        k, m, n = len(self.between), len(self.head), len(self.popularity)
         mine = (transitions if self.ordered else gram)(own, self.head, self.weight) / GRID
+        lumped = exact.between if exact else class_transitions(own, self.classes, k).reshape(k, k) / GRID
         return Released(
-            self.users - users,
-            self.popularity - popularity(own, len(self.popularity)) / GRID,
+            self.users - (len(own.start) - 1),
+            self.popularity - (exact.popularity if exact else popularity(own, n) / GRID),
             self.classes,
-            self.between - class_transitions(own, self.classes, k).reshape(k, k) / GRID,
+            self.between - lumped,
             self.head,
             self.weight,
             self.pairs - laid_out(mine, m),
@@ -78,18 +79,39 @@ class Released:
         )
 
 
-def personal(own: Sequences, classes: Ints, released: Released | None, items: int, share: float) -> Markov:
+@dataclass(frozen=True)
+class Exact:
+    """A silo's own exact sums over its `users`, which must not leave: of what all release, and of all pairs.
+
+    popularity [items], transitions between public classes [k, k], and transitions of items [items, items] at sum 1.
+    """
+
+    users: int
+    popularity: Values
+    between: Values
+    pairs: csr_array
+
+    @staticmethod
+    def of(own: Sequences, classes: Ints, items: int) -> "Exact":
+        """Return the sums of some users."""
+        k, known = int(classes.max(initial=0)) + 1, popularity(own, items) / GRID
+        weight = weights(known, np.arange(items))
+        lumped = class_transitions(own, classes, k).reshape(k, k) / GRID
+        return Exact(len(own.start) - 1, known, lumped, _freed(own_transitions(own, items, weight), weight))
+
+
+def personal(
+    own: Sequences, classes: Ints, released: Released | None, items: int, share: float, exact: Exact | None = None
+) -> Markov:
     """Return the model of a silo's own exact sums plus c (noisy total - own), c = `share`.
 
     With c = 0, or nothing released, that is the silo alone, with the same public classes and settings. The choice of c
-    is the silo's, on its own validation, and no part of it leaves.
+    is the silo's, on its own validation, and no part of it leaves. `exact` are the sums of its `own` users, if they are
+    made already.
     """
-    k = len(released.between) if released else int(classes.max(initial=0)) + 1
-    users, known = len(own.start) - 1, popularity(own, items) / GRID
-    weight = weights(known, np.arange(items))
-    lumped = class_transitions(own, classes, k).reshape(k, k) / GRID
-    kept, mass = users * _freed(own_transitions(own, items, weight), weight), float(users)
-    theirs = released.others(own) if released and share else None
+    mine = exact or Exact.of(own, classes, items)
+    known, lumped, kept, mass = mine.popularity, mine.between, mine.users * mine.pairs, float(mine.users)
+    theirs = released.others(own, mine) if released and share else None
     if theirs:
         known = known + share * np.maximum(theirs.popularity, 0)
         lumped = lumped + share * theirs.between
