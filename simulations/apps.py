@@ -170,12 +170,13 @@ def from_context(context: Context, nodes: int) -> tuple[Experiment, Path]:
 
 
 def report(experiment: Experiment, home: Path, record: Record) -> None:
-    """Write the record, the popularity baseline and the report of a run into `home`."""
+    """Write the record, the baselines that need no training and the report of a run into `home`."""
     from fedrec.report.page import write_report
-    from simulations.baselines import run_popularity
+    from simulations.baselines import beside
 
     finish(experiment, home, record)
-    run_popularity(experiment, home / "baselines" / "popularity")
+    for name, measured in beside(experiment).items():
+        measured(experiment, home / "baselines" / name)
     print(f"report: {write_report(home)}")
 
 

@@ -4,21 +4,23 @@ Every client alone, one model on everyone's data, popularity; where a client has
 its own; and under a promise of privacy the runs that part its cost.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from fedrec.components import join_clients, per_client, split_at
 from fedrec.data import ClientData
 from fedrec.errors import UserError
 from fedrec.evaluation.evaluate import PerUser, evaluate
-from fedrec.evaluation.scorers import PopularityScorer, Tally
+from fedrec.evaluation.scorers import ModelScorer, PopularityScorer, Scorer, Tally
 from fedrec.experiment.acting import acting, tasks
 from fedrec.experiment.channel import public
 from fedrec.experiment.config import Experiment, build
-from fedrec.experiment.holdings import clients_data, dataset, tasks_for
+from fedrec.experiment.holdings import clients_data, dataset, reader, tasks_for
 from fedrec.experiment.records import CLOSED, NOT_CLOSED, NOT_SINGLE, OWN, SINGLE, Record, write_csv, write_users
+from fedrec.models.noisy import ALONE
 from fedrec.tasks import parse_task
 from simulations.check import check
 from simulations.methods import METHODS, usual
@@ -73,14 +75,15 @@ def single_tasks(experiment: Experiment) -> tuple[dict[str, Experiment], str]:
 
 
 def closed_forms(experiment: Experiment) -> dict[str, Experiment]:
-    """Return the models by sums, alone and pooled, that a model by gradients which ranks is compared with, by name.
+    """Return the models by sums, alone and pooled, that any other model which ranks is compared with, by name.
 
-    They are of the same data, split, metrics and seed, and are cheap: where they would not be there are none.
+    They are of the same data, split, metrics and seed, and beside gradients cheap: where they would not be there are
+    none. Sums with noise make another model than sums without, and ask for as much.
     """
     e, found = experiment, dict[str, Experiment]()
     same = {name: getattr(e, name) for name in SAME}
     for method, cost in closed_costs(e).items():
-        for kind in CLOSED_FORMS if cost <= CHEAP else ():
+        for kind in CLOSED_FORMS if cost <= CHEAP or e.privacy.summed else ():
             made = build({**same, **METHODS[method].model_dump(), "model": kind, "engine": "inline"})
             try:
                 check(made)
@@ -91,10 +94,13 @@ def closed_forms(experiment: Experiment) -> dict[str, Experiment]:
 
 
 def closed_costs(experiment: Experiment) -> dict[str, float]:
-    """Return what a closed form beside a run costs, clients times the cube of their items, by method; none by sums."""
+    """Return what a closed form beside a run costs, clients times the cube of their items, by method.
+
+    None beside a model that is by sums itself, unless these have noise.
+    """
     e = experiment
     ranked = all(any(task.name == "rank" for task in group) for group in tasks(e))
-    if e.by_sums or not ranked or e.split == "new-items":
+    if (e.by_sums and not e.privacy.summed) or not ranked or e.split == "new-items":
         return {}
     each = float(len(dataset(e).items)) ** 3
     return {"local": len(clients_data(baseline(e, "local"))) * each, "pooled": each}
@@ -102,7 +108,8 @@ def closed_costs(experiment: Experiment) -> dict[str, float]:
 
 def left_out(experiment: Experiment) -> str:
     """Return which closed forms are not made, and why; an empty text if all are."""
-    dear = {method: cost for method, cost in closed_costs(experiment).items() if cost > CHEAP}
+    costs = {} if experiment.privacy.summed else closed_costs(experiment)
+    dear = {method: cost for method, cost in costs.items() if cost > CHEAP}
     if not dear:
         return ""
     forms, whose = " and ".join(CLOSED_FORMS), " and ".join(f"--method {method}" for method in dear)
@@ -112,13 +119,19 @@ def left_out(experiment: Experiment) -> str:
 
 def comparisons(experiment: Experiment) -> tuple[dict[str, Experiment], dict[str, str]]:
     """Return the baselines to train by their folders, and by file why others are not, if so."""
-    whole = {method: baseline(experiment, method) for method in ("local", "pooled") if method != experiment.method}
+    methods = () if experiment.privacy.summed else ("local", "pooled")  # of which `run_alone` is the first
+    whole = {method: baseline(experiment, method) for method in methods if method != experiment.method}
     apart, why = single_tasks(experiment)
     closed = {f"{CLOSED}/{name}": e for name, e in closed_forms(experiment).items()}
     runs = {**whole, **closed, **stages(experiment), **{f"{SINGLE}/{task}": e for task, e in apart.items()}}
     notes = {NOT_SINGLE: why, NOT_CLOSED: left_out(experiment)}
     told = {name: text for name, text in notes.items() if text}
     return {name: e.model_copy(update={"tracker": "none"}) for name, e in runs.items()}, told
+
+
+def beside(experiment: Experiment) -> dict[str, Callable[[Experiment, Path], None]]:
+    """Return what is measured beside every run, without training, by the names of the baselines that it makes."""
+    return {"popularity": run_popularity, **({"local": run_alone} if experiment.privacy.summed else {})}
 
 
 def run_popularity(experiment: Experiment, home: Path) -> None:
@@ -140,25 +153,40 @@ def run_popularity(experiment: Experiment, home: Path) -> None:
         rows.append((volunteers.train, volunteers.items[volunteers.train.item]))
         items = max(items, 1 + int(volunteers.items.max(initial=-1)))
     tally = Tally.of(kinds, rows, items)
-    measure_popularity(experiment, parts, home, lambda part: tally.take(part.items))
+    measure(experiment, home, popular(experiment, lambda part: tally.take(part.items)), "popularity")
     if len(parts) > 1:
-        measure_popularity(
-            experiment, parts, home / OWN, lambda p: Tally.of(kinds, [(p.train, p.train.item)], len(p.items))
-        )
+        own = popular(experiment, lambda part: Tally.of(kinds, [(part.train, part.train.item)], len(part.items)))
+        measure(experiment, home / OWN, own, "popularity")
 
 
-def measure_popularity(
-    experiment: Experiment, parts: Sequence[ClientData], home: Path, tally: Callable[[ClientData], Tally]
-) -> None:
-    """Write how what the `tally` of each client says of its items does on its test data."""
-    home.mkdir(exist_ok=True)
+def popular(experiment: Experiment, tally: Callable[[ClientData], Tally]) -> Callable[[ClientData], Scorer]:
+    """Return what recommends to a client's users what the `tally` of each client says of its items."""
+    return lambda data: PopularityScorer.of(experiment.tasks(data.name), tally(data), about=data.attributes)
+
+
+def run_alone(experiment: Experiment, home: Path) -> None:
+    """Write how the model of noisy sums does on every client's own exact sums, with nothing of the others.
+
+    It has the same public classes of items and the same settings, is a client's own private head at c = 0, and costs no
+    budget: nothing leaves a client.
+    """
+
+    def alone(data: ClientData) -> Scorer:
+        heads = {f"heads.{task.name}.weight": torch.tensor([ALONE]) for task in tasks_for(experiment, data)}
+        return ModelScorer(reader(experiment, data, "test"), heads)
+
+    measure(experiment, home, alone, "local")
+
+
+def measure(experiment: Experiment, home: Path, scorer: Callable[[ClientData], Scorer], together: str) -> None:
+    """Write how what recommends to each client's users does on its test data; `together` names the users' file."""
+    home.mkdir(exist_ok=True, parents=True)
     record, users = Record(), list[PerUser]()
-    for data in parts:
-        tasks = experiment.tasks(data.name)
+    for data in clients_data(baseline(experiment, "local")):
         test = evaluate(
-            PopularityScorer.of(tasks, tally(data), about=data.attributes),
+            scorer(data),
             data,
-            tasks,
+            experiment.tasks(data.name),
             "test",
             metrics=experiment.metrics,
             candidates=experiment.candidates,
@@ -166,5 +194,5 @@ def measure_popularity(
         )
         record.score(0, "test", test.metrics, "cpu")
         users += test.per_user
-    write_users(home, users, "popularity")
+    write_users(home, users, together)
     write_csv(home / "clients.csv", record.clients)

@@ -26,10 +26,11 @@ def stages(e: Experiment) -> dict[str, Experiment]:
     """Return the runs between a run without a promise and that with it, of which none is private or spends a budget.
 
     `plain` is the same method without a promise; `unclipped` has the promise's batches, weights and training, but
-    bounds nothing and adds no noise; `clipped` bounds and adds no noise. There is none for a run without noise.
+    bounds nothing and adds no noise; `clipped` bounds and adds no noise. There is none for a run without noise, nor for
+    one of sums over users, which are made for their noise.
     """
     rule = e.privacy
-    if not rule.active or rule.open:
+    if not rule.active or rule.open or rule.summed:
         return {}
     where = "client" if rule.where == "sum" else rule.where  # a sum of whole numbers has bounds; the mean is the same
     allowed = min([e.rounds, *(g.affordable() for g in guarantees(e).values())])

@@ -228,15 +228,16 @@ def checked(command: Command) -> tuple[dict[str, Experiment], dict[str, str]]:
 
 
 def train(command: Command, home: Path, shown: Reporter, launch: Launch) -> None:
-    """Train the experiment with its engine, and measure popularity, into `home`."""
-    from simulations.baselines import run_popularity
+    """Train the experiment with its engine, and measure what needs no training beside it, into `home`."""
+    from simulations.baselines import beside
     from simulations.check import client_count
 
     e = command.experiment
     shown.phase(f"{e.method}, {client_count(e)} clients, {e.engine}", e.rounds)
     launch(e, home, every=command.every)
-    if not (home / "baselines" / "popularity").exists():
-        whole(lambda part: run_popularity(e, part), home, "popularity")
+    for name, measured in beside(e).items():
+        if not (home / "baselines" / name).exists():
+            whole(partial(measured, e), home, name)
 
 
 def baselines(

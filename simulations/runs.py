@@ -40,6 +40,7 @@ KEPT = (
         holdings.clients_data,
         holdings.whole_statistics,
         holdings.own_statistics,
+        holdings.exact_sums,
         holdings.item_content,
         holdings.item_classes,
         maps.read_maps,

@@ -70,6 +70,7 @@ def witness(experiment: Experiment, home: Path | None = None) -> Witnessed:
     if experiment.codec.active:
         grid.transcript.rounds = [replace(r, x=read(r.x, r.z, r.z, duals)) for r in grid.transcript.rounds]
     seen = grid.transcript.without_duals() if experiment.coupling.duals else grid.transcript
+    seen.total = dict(record.shared)
     private = {name: dict(party.state.now.private) for name, party in grid.parties.items() if party.joined}
     return Witnessed(seen, record, private)
 

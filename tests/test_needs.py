@@ -104,7 +104,7 @@ KNOWN: dict[Can, Case] = {
     Can.ITS_SUMS: Case(
         {"model": "slist", "share": "item_table"}, {"model": "slist", "share": "sums"}, "there is no table of items"
     ),
-    Can.USER_SUMS: Case({**NOISY, "model": "ease"}, NOISY, "its recipe needs the order"),
+    Can.USER_SUMS: Case({**NOISY, "model": "mf"}, {**NOISY, "model": "ease"}, "noise on gradients is another one"),
     Can.TWO_ROUNDS: Case({**NOISY, "rounds": 3}, NOISY, "each release has its share of the budget"),
     Can.ALL_ANSWERS: Case({**NOISY, "participation": 0.6}, NOISY, "a missing share of the noise"),
     Can.NORMS: Case(

@@ -15,15 +15,17 @@ from fedrec.data.movielens import movielens
 from fedrec.data.partition import federation
 from fedrec.data.release_years import GROUPS, year_groups
 from fedrec.data.types import ClientData, Ints
-from fedrec.models.contributions import GRID, popularity
+from fedrec.models.contributions import GRID, gram, popularity, symmetric
 from fedrec.models.markov import Markov
-from fedrec.models.released import RECENT, SHARES, Released, personal
+from fedrec.models.released import RECENT, SHARES, Released, gram_scores, personal, personal_gram
+from fedrec.models.shrinkage import Pairs
 from fedrec.privacy.accounting import epsilon
 from fedrec.privacy.discrete import Integers
 from fedrec.privacy.noise import Source
 from fedrec.privacy.plan import Plan
 from fedrec.privacy.sums import multiplier
 from fedrec.rng import generator
+from tests.test_private_sums import LEVEL, quiet_gram
 
 real = pytest.mark.skipif("FEDREC_DATA" not in os.environ, reason="FEDREC_DATA does not name the folder of real data")
 BUDGETS = (1.0, 2.0, 4.0, 8.0)
@@ -118,6 +120,79 @@ def test_sums_of_noise_alone_make_a_model_of_finite_numbers() -> None:
     assert np.isfinite(nobody.model(0.3).scores(csr_array(np.eye(30)))).all()
     for share in SHARES:
         assert np.isfinite(personal(EMPTY, CLASSES, nobody, 30, share).scores(csr_array(np.eye(30)))).all()
+
+
+# Pairs without an order.
+
+
+def unordered_plan(sigma: float) -> Plan:
+    return Plan(500, 5, sigma, 0 * CLASSES, ordered=False)
+
+
+@cache
+def unordered(sigma: float) -> Released:
+    return unordered_plan(sigma).carry_out(silos(), Source.replayable(0, "unordered"))
+
+
+def test_a_gram_is_booked_as_the_whole_budget() -> None:
+    sigma = multiplier(2.0, 1e-5)
+    plan = Plan(2000, 5, sigma, 0 * CLASSES, ordered=False)
+    assert 0.998 * 2 <= epsilon(plan.events, 1e-5) <= 2
+    assert [event.sigma for event in plan.rounds] == pytest.approx([sigma / 0.1**0.5, sigma / 0.9**0.5])
+    assert plan.second[0].size == 30 * 31 // 2  # each pair once
+
+
+def test_without_noise_a_gram_is_that_of_all_and_its_model_is_ease_of_it() -> None:
+    """x x' of every user, x its items of the head by their weights, at norm 1; EASE: -P_ij / P_jj of the inverse P."""
+    seen, expected = unordered(1e-4), np.zeros((30, 30))
+    for own in silos():
+        for first, last in zip(own.start[:-1], own.start[1:], strict=True):
+            x = np.where(np.isin(seen.head, own.item[first:last]), seen.weight, 0.0)
+            expected += np.outer(x, x) / (x @ x)
+    assert np.abs(seen.gram - expected).max() < 0.01
+    inverse = np.linalg.inv(expected + 1e-4 / 0.9**0.5 * (5 / 4) ** 0.5 * 30**0.5 * np.eye(30))
+    ease = -inverse / np.diagonal(inverse)
+    np.fill_diagonal(ease, 0)
+    x = csr_array(np.eye(30))
+    scores = np.zeros((30, 30))
+    scores[np.ix_(seen.head, seen.head)] = seen.weight[:, None] * ease / seen.weight
+    found = seen.unordered().scores(x)
+    assert isinstance(seen.unordered(), Pairs)
+    assert np.abs(found - scores).max() < 0.01 * np.abs(scores).max()
+
+
+def test_what_a_silo_knows_of_the_gram_of_others_is_their_sum() -> None:
+    seen = unordered(1e-4)
+    expected = sum(symmetric(gram(own, seen.head, seen.weight) / GRID) for own in silos()[1:])
+    assert np.abs(seen.others(silos()[0]).gram - expected).max() < 0.01
+
+
+def test_noise_on_a_gram_is_what_is_booked_on_its_diagonal_and_off_it() -> None:
+    """Read without its sqrt(2), or with the noise of other entries on its diagonal, it is found out."""
+    plan = Plan(10_000, 5, 2.0, np.zeros(400, np.int64), ordered=False)
+    seen = plan.carry_out([EMPTY] * 5, Source.replayable(0, "noise of a gram"))
+    (release,) = plan.second
+    sigma = release.sigma * (5 / 4) ** 0.5  # five shares, of which four are what is booked
+    assert seen.noise[1] == pytest.approx(sigma, rel=1e-6)
+    row, column = np.triu_indices(400)
+    steps = seen.pairs[row, column]
+    assert quiet_gram(steps, sigma) > LEVEL
+    assert np.allclose(seen.gram, symmetric(steps))
+    assert quiet_gram(steps / np.where(row == column, 2**0.5, 1.0), sigma) < LEVEL
+    assert quiet_gram(steps / np.where(row == column, 1.0, 2**0.5), sigma) < LEVEL
+
+
+def test_a_share_of_nothing_is_the_silo_alone_and_a_large_one_the_model_of_all() -> None:
+    own, exact = silos()[0], np.zeros((30, 30))
+    for one in silos():
+        for first, last in zip(one.start[:-1], one.start[1:], strict=True):
+            mine = np.isin(np.arange(30), one.item[first:last]) * 1.0
+            exact += np.outer(mine, mine) * (one is own)
+    assert (personal_gram(own, exact, unordered(1e-4), 0.0) == exact).all()
+    assert (personal_gram(own, exact, None, 0.3) == exact).all()
+    whole = personal_gram(own, exact, unordered(1e-4), 1.0)
+    assert np.trace(whole) == pytest.approx(5 * np.trace(exact), rel=1e-6)  # four silos as large beside it
+    assert np.isfinite(gram_scores(personal_gram(own, exact, unordered(50.0), 0.3), csr_array(np.eye(30)))).all()
 
 
 def test_release_years_make_groups_of_alike_size() -> None:

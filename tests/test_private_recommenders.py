@@ -9,7 +9,7 @@ from scipy.sparse import csr_array
 
 from fedrec.models.markov import Markov, Prior, floored, pairs, weights
 from fedrec.models.recipe import MOST, ordered, unordered
-from fedrec.privacy.shrinkage import Pairs, shrink_eigenvalues
+from fedrec.models.shrinkage import Pairs, shrink_eigenvalues
 from fedrec.rng import generator
 
 squares = st.integers(1, 6).flatmap(lambda m: arrays(np.float64, (m, m), elements=st.floats(-3, 3)))

@@ -274,6 +274,14 @@ class Experiment(Method):
         rounds = rounds_of(values) if isinstance(values, Mapping) else 0
         return {**({"rounds": rounds, "eval_every": rounds} if rounds else {}), **values}
 
+    @model_validator(mode="before")
+    @classmethod
+    def _one_user_each(cls, values: Any) -> Any:
+        """Take the unit client for the unit user where clients that add up sums are one user each: it is the same."""
+        if not isinstance(values, Mapping) or not adds_up_users(values) or privacy_of(values).get("unit") == "user":
+            return values
+        return {**values, "privacy": {**privacy_of(values), "unit": "user"}}
+
     @model_validator(mode="after")
     def _consistent(self) -> Experiment:
         for name in self.metrics:
@@ -431,10 +439,21 @@ def rounds_of(values: Mapping[str, Any]) -> int:
     given = sums if isinstance(sums, Mapping) else sums.model_dump()
     passes = "0" if given.get("basis") else str(given.get("passes", Subspace().passes))  # which has not been checked
     finds = given.get("kind") == "subspace" and passes.isdecimal()
-    rule = values.get("privacy", {})
-    kept = rule if isinstance(rule, Mapping) else rule.model_dump()
-    private = (kept.get("unit"), kept.get("where")) == ("user", "sum")  # popularity, then what is made with it
+    private = adds_up_users(values)  # popularity, then what is made with it
     return ((int(passes) if finds else 0) + 1 + private) * by_sums(str(text_of(values.get("model", "mf"))))
+
+
+def privacy_of(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return what the fields of an experiment say of privacy."""
+    rule = values.get("privacy", {})
+    return rule if isinstance(rule, Mapping) else dict(rule.model_dump())
+
+
+def adds_up_users(values: Mapping[str, Any]) -> bool:
+    """Return whether fields of an experiment ask for noise in sums over users, or over clients of one user each."""
+    rule, single = privacy_of(values), values.get("partition") == "one-user"
+    summed = by_sums(str(text_of(values.get("model", "mf"))))
+    return summed and rule.get("where") == "sum" and rule.get("unit") in ("user", "client" if single else "user")
 
 
 def nested(a: Any, b: Any) -> bool:

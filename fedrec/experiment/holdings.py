@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from fedrec.components import per_client
 from fedrec.data import ClientData, Dataset, Market, content_vectors, federation, latest, load, pool, public_vectors
 from fedrec.data.history import sequences
 from fedrec.data.release_years import year_groups
@@ -21,6 +22,7 @@ from fedrec.experiment.config import Experiment
 from fedrec.models import Adapted, NoisyRecommender, ProjectedRecommender, Recommender, SummedRecommender
 from fedrec.models.projected import Statistics
 from fedrec.models.quadratic import Matrix, statistics
+from fedrec.models.released import Exact
 from fedrec.models.subspace import begin
 from fedrec.params import Params
 from fedrec.sharing import is_sum
@@ -119,7 +121,8 @@ def reader(experiment: Experiment, data: ClientData, split: Literal["train", "va
         model = replace(model, own=functools.partial(own_sums, experiment, data))
         if isinstance(model, NoisyRecommender):
             learnt = sequences(data, [data.train], experiment.seed)
-            return replace(model, groups=item_classes(experiment), learnt=learnt)
+            kept = functools.partial(exact_sums, experiment, data)
+            return replace(model, groups=item_classes(experiment), learnt=learnt, exact=kept)
         if isinstance(model, ProjectedRecommender):
             first = functools.partial(first_basis, experiment, model, data.items)
             model = replace(model, counts=functools.partial(own_statistics, experiment, data), first=first)
@@ -169,6 +172,14 @@ def whole_statistics(experiment: Experiment, data: ClientData) -> Statistics:
     return statistics(model.kind, model.quadratic, model.placed(model.past), model.catalogue_size)
 
 
+@functools.lru_cache(maxsize=8)
+def exact_sums(experiment: Experiment, data: ClientData) -> Exact | None:
+    """Return a client's own exact sums of all that is released in its order, kept for a few clients; None of a gram."""
+    model = reader(experiment, data, "train")
+    assert isinstance(model, NoisyRecommender)
+    return Exact.of(model.placed(model.learnt), model.groups, model.catalogue_size) if model.ordered else None
+
+
 def kept_shapes(experiment: Experiment, data: ClientData, tasks: Sequence[str]) -> Params:
     """Return the names, shapes and dtypes of what a client recommends with: of sums what it was sent, if anything."""
     model = reader(experiment, data, "train")
@@ -188,8 +199,17 @@ def weights_sent(experiment: Experiment) -> bool:
 
 @functools.lru_cache(maxsize=2)
 def item_classes(experiment: Experiment) -> Ints:
-    """Return the public classes of the whole catalogue: groups of alike release years, where titles have them."""
-    return year_groups([str(title) for title in dataset(experiment).items["title"]])
+    """Return the public classes of the whole catalogue: groups of alike release years, where titles have them.
+
+    One class where pairs have no order, of whose sums they are no part.
+    """
+    titles = [str(title) for title in dataset(experiment).items["title"]]
+    return year_groups(titles) if ordered(experiment) else np.zeros(len(titles), np.int64)
+
+
+def ordered(experiment: Experiment) -> bool:
+    """Return whether clients that learn by sums know the order of histories."""
+    return "ease" not in per_client(experiment.model).values()
 
 
 @functools.lru_cache(maxsize=8)

@@ -32,7 +32,7 @@ class Can(StrEnum):
     PUBLIC_USERS = "public users"
     HIDDEN_USERS = "users of whom nobody is public"
     SECURE_SUMS = "secure sums to add noise in"
-    USER_SUMS = "sums over users of their transitions"
+    USER_SUMS = "sums over users"
     TWO_ROUNDS = "two rounds, of popularity and of what is popular"
     ALL_ANSWERS = "the answers of all clients"
     NORMS = "updates that one norm bounds"

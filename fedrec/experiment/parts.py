@@ -118,10 +118,9 @@ def noisy_sums(e: Any) -> str:
     return str(e.privacy.where * e.privacy.summed)
 
 
-def unordered(e: Any) -> str:
-    """Return the models that make no transitions."""
-    kinds = set(per_client(e.model).values())
-    return ",".join(sorted(kinds - {"slist", "slit"}))
+def without_sums(e: Any) -> str:
+    """Return the models that make no sums over users."""
+    return ",".join(sorted(set(per_client(e.model).values()) - set(SUMMED)))
 
 
 def second_model(e: Any) -> str:
@@ -298,7 +297,7 @@ PARTS = (
     needs("privacy.where", Can.SECURE_SUMS, Can.USER_SUMS, Can.TWO_ROUNDS, Can.ALL_ANSWERS, Can.ALONE, here=noisy_sums),
     takes("privacy.where", Can.MEMORY, why="noise is on two totals alone", here=noisy_sums),
     takes("privacy.where", Can.GIVEN_HEAD, why="beside noisy sums a client chooses it", here=noisy_sums),
-    takes("model", Can.USER_SUMS, why="it makes none (add --model slist)", here=unordered),
+    takes("model", Can.USER_SUMS, why="it makes none (add --model slist)", here=without_sums),
     takes("rounds", Can.TWO_ROUNDS, why="there are others", here=lambda e: shown(e.rounds) * (e.rounds != 2)),
     takes(
         "participation",

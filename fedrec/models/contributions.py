@@ -83,6 +83,15 @@ def symmetric(values: Values) -> Values:
     return np.asarray(above + above.T + np.diag(np.diagonal(upper)))
 
 
+def laid_out(values: Values, m: int) -> Values:
+    """Return values of pairs [m m], or of a `gram`'s upper triangle, as a matrix [m, m], below which is 0."""
+    if len(values) == m * m:
+        return values.reshape(m, m)
+    matrix = np.zeros((m, m))
+    matrix[np.triu_indices(m)] = values
+    return matrix
+
+
 def transitions(sequences: Sequences, head: Ints, weight: Values) -> Integers:
     """Return the sum over users [m m] of their transitions within the head, times `weight` [m] of both, at norm 1.
 

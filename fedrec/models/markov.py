@@ -66,10 +66,10 @@ def floored(popularity: Values) -> Values:
     return np.maximum(popularity, max(FLOOR * float(popularity.max(initial=0.0)), 1e-12))
 
 
-def weights(popularity: Values, head: Ints) -> Values:
-    """Return what the items of a head [m] weigh in a user's transitions: the rarer the more, up to a bound."""
+def weights(popularity: Values, head: Ints, rarity: float = 0.5) -> Values:
+    """Return what the items of a head [m] weigh in a user's contribution: the rarer the more, up to a bound."""
     known = floored(popularity)
-    return np.asarray((known[head] / known.max()) ** -0.5)
+    return np.asarray((known[head] / known.max()) ** -rarity)
 
 
 def pairs(values: Values, noise: float, head: Ints, weight: Values, prior: Prior) -> csr_array:

@@ -1,10 +1,12 @@
-"""A recommender by sums that leave with noise: transitions between popular items, and popularity with public classes.
+"""A recommender by sums that leave with noise: popularity, with public classes, and pairs of popular items.
+
+Of slist and slit the pairs are transitions, of ease those of a gram.
 
 What is shared are totals over all clients, in units of a user's contribution of norm 1 (`fedrec.models.contributions`),
 and public numbers of the release. The private head says how much a client's own exact sums count beside the others'.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -16,8 +18,9 @@ from fedrec.data.history import Sequences
 from fedrec.data.types import Ints
 from fedrec.models.contributions import Values
 from fedrec.models.markov import weights
-from fedrec.models.recipe import MOST, Recipe, ordered
-from fedrec.models.released import RECENT, Released, personal
+from fedrec.models.quadratic import Quadratic, inputs, precision, statistics
+from fedrec.models.recipe import MOST, Recipe, recipe
+from fedrec.models.released import RECENT, Exact, Released, gram_scores, personal, personal_gram
 from fedrec.models.summed import SummedRecommender, nobody
 from fedrec.params import Params
 from fedrec.sharing import SUMS
@@ -35,11 +38,12 @@ class NoisyRecommender(SummedRecommender):
     variances of the noise of an entry of popularity and of pairs, and sigma^2 of the whole budget. w = 0 is the model
     of everybody; else a client's own users count w times as much as others, from `ALONE` on by themselves.
 
-    `learnt` are the sequences that its own sums are of.
+    `learnt` are the sequences that its own sums are of, `exact` returns those if they are kept.
     """
 
     groups: Ints = field(default_factory=lambda: np.zeros(0, np.int64), kw_only=True, compare=False, repr=False)
     learnt: Sequences = field(default_factory=nobody, kw_only=True, compare=False, repr=False)
+    exact: Callable[[], Exact | None] = field(default=lambda: None, kw_only=True, compare=False, repr=False)
 
     def shapes(self, users: int, items: int, tasks: Iterable[str]) -> Params:
         """See Recommender."""
@@ -63,32 +67,44 @@ class NoisyRecommender(SummedRecommender):
         if self.scores is not None:
             return self
         weight = next((float(value) for name, value in params.items() if name.startswith("heads.")), 0.0)
-        seen = released(params, self.groups) if POPULARITY in params else None
-        own = self.placed(self.learnt)
+        seen = released(params, self.groups, self.ordered) if POPULARITY in params else None
         if seen and not weight:
-            recipe = recipe_of(params, self.groups)
-            model, recent = seen.model(recipe.prior), recipe.recent
+            settings = recipe_of(params, self.groups, self.ordered)
+            model = seen.model(settings.prior) if self.ordered else seen.unordered()
+            scores = model.scores(decayed(self.placed(self.past), self.catalogue_size, settings.recent))
         else:
-            share = 0.0 if weight >= ALONE or not weight else 1 / weight
-            model, recent = personal(own, self.groups, seen, self.catalogue_size, share), RECENT
-        scores = model.scores(decayed(self.placed(self.past), self.catalogue_size, recent))
+            scores = self.beside(seen, 0.0 if weight >= ALONE or not weight else 1 / weight)
         return replace(self, scores=scores[:, self.places])
 
+    def beside(self, seen: Released | None, share: float) -> Values:
+        """Return the scores [users, n] of its own exact sums with a share of what others released."""
+        own, past, n = self.placed(self.learnt), self.placed(self.past), self.catalogue_size
+        if self.ordered:
+            return personal(own, self.groups, seen, n, share, self.exact()).scores(decayed(past, n, RECENT))
+        exact = statistics(self.kind, Quadratic(), own, n)[0].toarray().astype(precision(n))
+        return gram_scores(personal_gram(own, exact, seen, share), inputs(self.kind, Quadratic(), past, n))
 
-def recipe_of(params: Mapping[str, Tensor], classes: Ints) -> Recipe:
+    @property
+    def ordered(self) -> bool:
+        """Whether it knows the order of histories."""
+        return self.kind != "ease"
+
+
+def recipe_of(params: Mapping[str, Tensor], classes: Ints, ordered: bool) -> Recipe:
     """Return the settings of a release, of its public numbers."""
     users, _, _, square = params[PUBLIC].tolist()
-    return ordered(round(users), max(square, 1e-12) ** 0.5, bool(classes.max(initial=0)), len(classes))
+    return recipe(round(users), max(square, 1e-12) ** 0.5, bool(classes.max(initial=0)), len(classes), ordered)
 
 
-def released(params: Mapping[str, Tensor], classes: Ints) -> Released:
+def released(params: Mapping[str, Tensor], classes: Ints, ordered: bool) -> Released:
     """Return what the shared parameters say."""
     users, first, second, _ = params[PUBLIC].tolist()
-    popularity, m = params[POPULARITY].numpy(), recipe_of(params, classes).items
+    settings, popularity = recipe_of(params, classes, ordered), params[POPULARITY].numpy()
+    m, between = settings.items, params[BETWEEN].numpy()
     head = head_of(popularity, m)
     pairs, noise = params[PAIRS].numpy()[:m, :m], (max(first, 0.0) ** 0.5, max(second, 0.0) ** 0.5)
-    weight = weights(popularity, head)
-    return Released(round(users), popularity, classes, params[BETWEEN].numpy(), head, weight, pairs, noise)
+    weight = weights(popularity, head, settings.rarity)
+    return Released(round(users), popularity, classes, between, head, weight, pairs, noise, ordered)
 
 
 def head_of(popularity: Values, count: int) -> Ints:

@@ -20,7 +20,7 @@ class Recipe:
     """The shares of 1 / sigma^2 of popularity, of transitions between classes and of the pairs of a head of `items`.
 
     A share of 0 makes no such release. `recent` is the decay, in items, of the history that is scored, `prior` what
-    popularity and classes weigh beside pairs.
+    popularity and classes weigh beside pairs. An item of the head weighs its popularity to the power -`rarity`.
     """
 
     popularity: float
@@ -29,6 +29,7 @@ class Recipe:
     items: int
     recent: float
     prior: float = 0.0
+    rarity: float = 0.5
 
 
 def ordered(users: int, sigma: float, classes: bool, catalogue: int = MOST) -> Recipe:
@@ -40,6 +41,11 @@ def ordered(users: int, sigma: float, classes: bool, catalogue: int = MOST) -> R
     return Recipe(popularity, lumped, pairs, items, recent, prior)
 
 
-def unordered(users: int, sigma: float) -> Recipe:
-    """Return the recipe of pairs without an order."""
-    return Recipe(0.1, 0.0, 0.9, min(max(50, round(0.09 * users / sigma)), MOST), 10.0)
+def unordered(users: int, sigma: float, catalogue: int = MOST) -> Recipe:
+    """Return the recipe of pairs without an order, between items of a catalogue."""
+    return Recipe(0.1, 0.0, 0.9, min(max(50, round(0.09 * users / sigma)), MOST, catalogue), 10.0, rarity=0.25)
+
+
+def recipe(users: int, sigma: float, classes: bool, catalogue: int, in_order: bool) -> Recipe:
+    """Return the recipe of histories in their order, or without."""
+    return ordered(users, sigma, classes, catalogue) if in_order else unordered(users, sigma, catalogue)

@@ -33,8 +33,8 @@ OF_SUMS = (
 HOPES = (  # from which users / sigma on, and what to expect
     (0, "popularity is all that is left of it, and no client is the better for it"),
     (200, "a little more than popularity, which small clients may gain by"),
-    (350, "transitions of the most popular items, by which clients of some dozens of users gain"),
-    (700, "most of what transitions of the popular items tell"),
+    (350, "pairs of the most popular items, by which clients of some dozens of users gain"),
+    (700, "most of what pairs of the popular items tell"),
 )
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from fedrec.data import ClientData
 from fedrec.experiment.config import Experiment
 from fedrec.experiment.earlier import earlier, parties
-from fedrec.experiment.holdings import clients_data, dataset, item_classes, reader, tasks_for
+from fedrec.experiment.holdings import clients_data, dataset, item_classes, ordered, reader, tasks_for
 from fedrec.experiment.privacy import Privacy
 from fedrec.privacy.accounting import Event, Kind, affordable, calibrate, epsilon
 from fedrec.privacy.differential import Mechanism, private_steps
@@ -91,7 +91,7 @@ def sums_plan(e: Experiment) -> Plan:
     """Return the releases of sums over users with noise; raises UserError where a budget or silos do not do."""
     parts, overlap, rule = clients_data(e), most_holders(e), e.privacy
     sigma = rule.noise or multiplier(rule.budget(""), rule.delta, overlap)
-    return Plan(sum(len(data.users) for data in parts), len(parts), sigma, item_classes(e), overlap)
+    return Plan(sum(len(data.users) for data in parts), len(parts), sigma, item_classes(e), overlap, ordered(e))
 
 
 def steps_of(e: Experiment, data: ClientData) -> int:

@@ -1,4 +1,4 @@
-"""A private federation of ordered histories as two secure sums: popularity, then transitions among what is popular."""
+"""A private federation as two secure sums: popularity, then what is popular in pairs, in their order or without."""
 
 import math
 from collections.abc import Sequence
@@ -9,10 +9,10 @@ import numpy as np
 
 from fedrec.data.history import Sequences
 from fedrec.data.types import Ints
-from fedrec.models.contributions import GRID, Values, class_transitions, popularity, transitions
+from fedrec.models.contributions import GRID, Values, class_transitions, gram, laid_out, popularity, transitions
 from fedrec.models.markov import weights
 from fedrec.models.noisy import head_of
-from fedrec.models.recipe import Recipe, ordered
+from fedrec.models.recipe import Recipe, recipe
 from fedrec.models.released import Released
 from fedrec.privacy.accounting import Event
 from fedrec.privacy.discrete import Integers
@@ -25,7 +25,8 @@ class Plan:
     """What everybody knows beforehand: numbers of users and silos, the noise multiplier of it all, and the catalogue.
 
     `classes` [items] are the public classes of the items, of one where nothing is known. `overlap` silos may hold the
-    same person.
+    same person. `ordered` histories release transitions, [m, m] of a head, others a gram, of which the upper triangle
+    (`fedrec.models.contributions`).
     """
 
     users: int
@@ -33,6 +34,7 @@ class Plan:
     sigma: float
     classes: Ints
     overlap: int = 1
+    ordered: bool = True
 
     @cached_property
     def count(self) -> int:
@@ -42,7 +44,7 @@ class Plan:
     @cached_property
     def recipe(self) -> Recipe:
         """The settings that follow."""
-        return ordered(self.users, self.sigma, self.count > 1, len(self.classes))
+        return recipe(self.users, self.sigma, self.count > 1, len(self.classes), self.ordered)
 
     def release(self, size: int, share: float) -> Release:
         """Return a release that takes a share of the budget."""
@@ -55,9 +57,10 @@ class Plan:
 
     @property
     def second(self) -> tuple[Release, ...]:
-        """The releases that follow: transitions of classes, and of the head; those that have a share."""
-        shares = ((self.count, self.recipe.classes), (self.recipe.items, self.recipe.pairs))
-        return tuple(self.release(size**2, share) for size, share in shares if share)
+        """The releases that follow: transitions of classes, and the pairs of the head; those that have a share."""
+        m, triangle = self.recipe.items, self.recipe.items * (self.recipe.items + 1) // 2
+        shares = ((self.count**2, self.recipe.classes), (m**2 if self.ordered else triangle, self.recipe.pairs))
+        return tuple(self.release(size, share) for size, share in shares if share)
 
     @property
     def events(self) -> tuple[Event, ...]:
@@ -77,32 +80,38 @@ class Plan:
 
     def transitions(self, own: Sequences, total: Integers, source: Source) -> Integers:
         """Return what a silo adds to the second sum, given the first: its releases one after the other."""
-        head, weight = self.head(total)
-        sums = [class_transitions(own, self.classes, self.count)] if self.recipe.classes else []
-        sums += [transitions(own, head, weight)] if self.recipe.pairs else []
+        sums = self.exact(own, total)
         shares = [release.share(sum_, source) for release, sum_ in zip(self.second, sums, strict=True)]
         return np.concatenate([np.zeros(0, np.int64), *shares])
+
+    def exact(self, own: Sequences, total: Integers) -> list[Integers]:
+        """Return what users add to each release of the second sum, given the first, exact: it must not leave."""
+        head, weight = self.head(total)
+        sums = [class_transitions(own, self.classes, self.count)] if self.recipe.classes else []
+        pairs = transitions if self.ordered else gram
+        return [*sums, *([pairs(own, head, weight)] if self.recipe.pairs else [])]
 
     def head(self, total: Integers) -> tuple[Ints, Values]:
         """Return the most popular items [m] by the first sum, ties by id, and their weights [m]."""
         popularity = total / GRID
         head = head_of(popularity, self.recipe.items)
-        return head, weights(popularity, head)
+        return head, weights(popularity, head, self.recipe.rarity)
 
     def released(self, first: Integers, second: Integers) -> Released:
         """Return what two sums over all silos say."""
         between, pairs = self.parts(second)
         noise = tuple(float(np.sqrt(variance * self.silos)) for variance in self.public[:2])
-        return Released(self.users, first / GRID, self.classes, between, *self.head(first), pairs, (noise[0], noise[1]))
+        head, noises = self.head(first), (noise[0], noise[1])
+        return Released(self.users, first / GRID, self.classes, between, *head, pairs, noises, self.ordered)
 
     def parts(self, second: Integers) -> tuple[Values, Values]:
-        """Return the transitions between classes [k, k], and within the head [m, m], of a second sum or a part of it.
+        """Return the transitions between classes [k, k], and the pairs of the head [m, m], of a second sum or a part.
 
         Of what has no share there is none: between classes zero, and a head of nothing.
         """
         cut = self.count**2 if self.recipe.classes else 0
         between = (second[:cut] / GRID).reshape(self.count, self.count) if cut else np.zeros((self.count, self.count))
-        return between, (second[cut:] / GRID).reshape(self.recipe.items, self.recipe.items)
+        return between, laid_out(second[cut:] / GRID, self.recipe.items)
 
     @property
     def public(self) -> tuple[float, float, float]:

@@ -28,10 +28,14 @@ class Exchanged:
 
 @dataclass
 class Transcript:
-    """All that the server saw of a run, in its order: what clients joined with, and their rounds of training."""
+    """All that the server saw of a run, in its order: what clients joined with, and their rounds of training.
+
+    Of a client whose answers are summed in secret it saw no round; `total` is what the server had at the end.
+    """
 
     joined: dict[str, Contribution] = field(default_factory=dict)
     rounds: list[Exchanged] = field(default_factory=list)
+    total: Params = field(default_factory=dict)
 
     def join(self, replies: list[Contribution]) -> None:
         """Note what clients joined with."""

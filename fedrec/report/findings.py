@@ -180,7 +180,9 @@ def _protocol(run: Run) -> Iterator[Caution]:
     if run.record.get("stopped") == "interrupted":
         text = f"The run ended early, after {plural(len(run.rounds), 'round')} of {run.option('rounds', '?')}."
         yield Caution("care", "Interrupted run", text)
-    missing = [name for name in ("local", "pooled", "popularity") if name not in run.baselines]
+    there, noisy = {*run.baselines, *(["closed forms"] if run.closed else [])}, of_noisy_sums(run)
+    wanted = ("local", "closed forms", "popularity") if noisy else ("local", "pooled", "popularity")
+    missing = [name for name in wanted if name not in there]
     several = run.federated.test().reset_index().groupby("client")["task"].nunique()
     if (several > 1).any() and not run.singles and not run.not_single:
         missing.append(SINGLE)
@@ -260,6 +262,12 @@ def _newcomers(run: Run) -> Iterator[Caution]:
         yield Caution("note", "Joined later", text)
 
 
+def of_noisy_sums(run: Run) -> bool:
+    """Return whether a run is of sums over users that left with noise: another model than sums without."""
+    rule = run.option("privacy") or {}
+    return (rule.get("unit"), rule.get("where")) == ("user", "sum")
+
+
 def _privacy(run: Run) -> Iterator[Caution]:
     """Return what a run with noise promises, and what breaks the promise."""
     promised = run.record.get("privacy")
@@ -275,6 +283,9 @@ def _privacy(run: Run) -> Iterator[Caution]:
     if {"local", "pooled"} & run.baselines.keys():
         text = "Alone, pooled and popularity are without noise: alone nothing leaves a client, popularity counts the "
         text += "rows of all clients, in the simulation and for this report; it is not private, and sent to nobody."
+        if of_noisy_sums(run):
+            text += " Alone is this run's own model of a client's exact sums and nothing else, with the same public "
+            text += "classes of items and the same settings: what is above it came from the others."
         yield Caution("note", "Baselines", text)
 
 

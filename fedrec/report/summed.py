@@ -16,15 +16,23 @@ def sums_told(run: Run) -> list[str]:
     if run.option("model") not in KINDS or not run.option("share"):
         return []
     clients = len(run.names())
+    return [constraint(run, clients), made(run), travelled(run), readable(run, clients)]
+
+
+def constraint(run: Run, clients: int) -> str:
+    """Return what ties the clients, and what of it is private."""
+    heads = f"private heads: {head(run)}."
     each = "W_1 = W_2" if clients == 2 else f"W_1 = ... = W_{clients}"
     tied = f"Constraint: {each}, one W between items, solved for from the sum of the clients' G_i and C_i; "
-    if run.record.get("certificate"):
+    if run.record.get("privacy"):
+        tied = "Constraint: one total for all, of the clients' sums with noise; "
+        heads = "private heads: how much a client's own exact sums weigh beside it, which is never sent."
+    elif run.record.get("certificate"):
         kind = (run.option("coupling") or {}).get("kind")
         tied = f"Constraint: W_1, ..., W_{clients} between items are coupled ({kind}), and solved for together; "
     private = [p["name"] for p in run.record.get("parameters", {}).get("private", [])]
     headed = any(name.startswith("heads.") for name in private)
-    tied += f"private heads: {head(run)}." if headed else "no private heads: B_i = W."
-    return [tied, made(run), travelled(run), readable(run, clients)]
+    return tied + (heads if headed else "no private heads: B_i = W.")
 
 
 def head(run: Run) -> str:

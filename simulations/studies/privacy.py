@@ -1,7 +1,7 @@
 """Utility, attacks and audits against the budget: `python -m simulations.studies privacy --epsilon 0.5,1,2,4,8,inf`.
 
 The clients are those that `python -m simulations.run` would have with the same options, and, in a scene of its own, a
-client for each user.
+client for each user. With `--sums` they learn by sums, with one noise in their total, beside what each can do alone.
 """
 
 import math
@@ -18,13 +18,14 @@ from fedrec.experiment.config import Experiment, build
 from fedrec.experiment.holdings import clients_data, dataset
 from fedrec.experiment.origins import origins
 from fedrec.experiment.records import gather_measured
+from fedrec.privacy.attacks import summed
 from fedrec.privacy.attacks.scores import violates
 from fedrec.privacy.attacks.table import ATTACKS, Attack, own_attacks
 from fedrec.privacy.audit import ALARM, audit, bounds
 from fedrec.privacy.guarantee import guarantees
 from fedrec.privacy.noise import Source
 from fedrec.report.findings import listing, plural
-from simulations.baselines import baseline, run_popularity
+from simulations.baselines import baseline, closed_forms, run_alone, run_popularity
 from simulations.cli import arm
 from simulations.engines import launch
 from simulations.studies.auditing import Trial, audited
@@ -48,6 +49,7 @@ OPTIONS = {
     "seeds": (3, "runs of each: 0, 1, ...; one seed gives no intervals"),
     "one-user": (int, f"one-user clients; 0: no such scene [at most {PEOPLE}]"),
     "canaries": (2000, "dummy users of an audit"),
+    "sums": (False, "models by sums, with noise in a secure sum over users"),
     "attack": ("", "attacks of your own, beside ours: MODULE:CLASS, or with fields, joined by commas"),
 }
 
@@ -79,6 +81,9 @@ SCENES = (
     ),
 )
 
+# Of models by sums, whose settings nothing was chosen for here: what a run has.
+SUMS = Scene(CLIENTS, "--model slist", "--secure.active --privacy.unit user --privacy.where sum")
+
 
 class Tests(NamedTuple):
     """How promises are tested: the canaries of an audit, and the tests that share the study's `ALARM`."""
@@ -94,10 +99,14 @@ def plan(options: Namespace) -> list[Run]:
         name = flag.removeprefix("--").partition("=")[0]
         if flag.startswith("--") and name in OWN:
             raise UserError(f"option --{name}: the study sets it itself; {OWN[name]}")
-    budgets, people = [budget(text) for text in options.epsilon.split(",")], people_of(options.one_user, options.flags)
+    budgets = [budget(text) for text in options.epsilon.split(",")]
+    if options.sums and options.one_user:
+        raise UserError(f"one-user: is no scene of sums, which silos add up, found {options.one_user}")
+    people = 0 if options.sums else people_of(options.one_user, options.flags)
     if "__main__:" in options.attack:
         raise UserError(f"attack: must be a class of a module, which other processes import, found {options.attack}")
-    runs = runs_of(budgets, range(options.seeds), options.canaries, options.flags, people, options.attack)
+    seeds = range(options.seeds)
+    runs = runs_of(budgets, seeds, options.canaries, options.flags, people, options.attack, options.sums)
     for run in runs:
         if run.labels["scene"] == CLIENTS and len(clients_data(run.experiment)) < 2:
             raise UserError("clients: must be at least 2 to learn together, found 1")
@@ -117,23 +126,33 @@ def people_of(given: int | None, flags: Sequence[str]) -> int:
 
 
 def runs_of(
-    budgets: Sequence[str], seeds: Sequence[int], canaries: int, flags: Sequence[str], people: int, attack: str = ""
+    budgets: Sequence[str],
+    seeds: Sequence[int],
+    canaries: int,
+    flags: Sequence[str],
+    people: int,
+    attack: str = "",
+    sums: bool = False,
 ) -> list[Run]:
-    """Return the runs of the study: a scene, what its runs are compared with ("alone"), and an audit ("audit")."""
+    """Return the runs of the study: a scene, what its runs are compared with ("alone"), and an audit ("audit").
+
+    Of sums there is no audit: what it plants are ratings; the attack that knows all others takes its place.
+    """
     runs: list[Run] = []
-    scenes = [scene for scene in SCENES if people or scene.name != ONE_USER]
+    scenes = [SUMS] if sums else [scene for scene in SCENES if people or scene.name != ONE_USER]
     noisy = [text for text in budgets if text != OPEN]
     kinds = {CLIENTS: "silos", ONE_USER: "one-user"}
-    attacks = (*ATTACKS, *own_attacks(attack))
+    attacks = attacks_on(sums, attack)
     covering = [a for scene in scenes for a in attacks if a.clients == kinds[scene.name] and covered(a)]
     tests = Tests(canaries, max(1, (len(covering) + 1) * len(noisy) * len(seeds)), attack)  # and an audit
     for seed in seeds:
         given = [*flags, "--seed", str(seed), "--engine", "inline"]
         named = []
         for scene in scenes:
-            budgeted = [*((scene.name, text) for text in budgets), (f"{scene.name} alone", OPEN)]
-            named += [(name, text, experiment_of(scene, text, given, people)) for name, text in budgeted]
-        named += [("audit", text, experiment_of(SCENES[0], OPEN, given)) for text in noisy]
+            named += [(scene.name, text, experiment_of(scene, text, given, people)) for text in budgets]
+            own = noisy[0] if sums and noisy else OPEN  # a model of noisy sums is another than one without
+            named.append((f"{scene.name} alone", OPEN, experiment_of(scene, own, given, people)))
+        named += [("audit", text, experiment_of(SCENES[0], OPEN, given)) for text in noisy if not sums]
         runs += [Run({"scene": name, "epsilon": text, "seed": seed}, e, about=tests) for name, text, e in named]
     return runs
 
@@ -147,6 +166,11 @@ def experiment_of(scene: Scene, text: str, flags: Sequence[str], people: int | N
     if scene.name != ONE_USER:
         return e
     return build({**e.model_dump(), "partition": "one-user", "clients": people, "skew": None})
+
+
+def attacks_on(sums: bool, own: str) -> tuple[Attack, ...]:
+    """Return the attacks on runs by sums, or by gradients, and those of the user's own."""
+    return (*(summed.ATTACKS if sums else ATTACKS), *own_attacks(own))
 
 
 def covered(attack: Attack) -> bool:
@@ -219,7 +243,7 @@ def attack_rows(run: Run, home: Path) -> list[Row]:
     rows = utility_rows(pd.DataFrame([*seen.record.clients, *gather_measured(home)]))
     case = case_of(e, seen, run.labels["seed"])
     promised = max((g.budget for g in guarantees(e).values()), default=math.inf)
-    for attack in (*ATTACKS, *own_attacks(run.about.attack)):
+    for attack in attacks_on(e.by_sums, run.about.attack):
         if not attack.fits(case):
             continue
         try:
@@ -228,7 +252,7 @@ def attack_rows(run: Run, home: Path) -> list[Row]:
             continue
         row = {"kind": "attack", "name": attack.name, "value": score.auc, "low": score.auc_low, "high": score.auc_high}
         row |= {"tpr": score.tpr_at, "tpr_low": score.tpr_low, "tpr_high": score.tpr_high, "unit": attack.unit}
-        row |= {"members": score.members, "others": score.others, "groups": score.groups}
+        row |= {"members": score.members, "others": score.others, "groups": score.groups, "f1": score.f1}
         level = 1 - ALARM / run.about.promises
         broken = covered(attack) and violates(score, promised, e.privacy.delta, level)
         rows.append({**row, "released": attack.released, "chance": score.chance, "violates": broken})
@@ -236,10 +260,18 @@ def attack_rows(run: Run, home: Path) -> list[Row]:
 
 
 def reference_rows(run: Run, home: Path) -> list[Row]:
-    """Return how the clients do alone, and by what is popular among their own users."""
-    launch(baseline(run.experiment, "local"), home / "local")
-    run_popularity(run.experiment, home / "popularity")
-    tables = {name: utility_rows(pd.read_csv(home / name / "clients.csv")) for name in ("local", "popularity")}
+    """Return how the clients do alone, and by what is popular among their own users; of noisy sums also by another."""
+    e, names = run.experiment, ["local", "popularity"]
+    if e.privacy.summed:
+        run_alone(e, home / "local")
+        forms = {name: form for name, form in closed_forms(e).items() if not form.pool}
+        for name, form in forms.items():
+            launch(form, home / name)
+        names += forms
+    else:
+        launch(baseline(e, "local"), home / "local")
+    run_popularity(e, home / "popularity")
+    tables = {name: utility_rows(pd.read_csv(home / name / "clients.csv")) for name in names}
     return [{**row, "kind": name} for name, rows in tables.items() for row in rows]
 
 

@@ -23,9 +23,17 @@ RULE = (
     f"chance alone takes an AUC {number(CHANCE, 2)} to either side of 1/2 (95%), and more."
 )
 WORDS = (
-    "Every setting was trained at every budget and attacked with all that its server saw, and a run with canaries was "
-    "audited. At the budget inf there is no mechanism at all, neither noise nor clipping. Attacks that also use what a "
-    "client keeps to itself (insiders) are no test of the promise, which covers what leaves a client."
+    "Every setting was trained at every budget and attacked with all that its server saw{audited}. At the budget inf "
+    "there is no mechanism at all, neither noise nor clipping. Attacks that also use what a client keeps to itself "
+    "(insiders) are no test of the promise, which covers what leaves a client."
+)
+KNOWN = "user, all others known"
+OF_SUMS = (
+    " Every server of clients that learn by sums sees their sums at inf, and with a promise a total with noise: what a "
+    "client has cannot be told from what another has. The last attack knows every user's history but one's: it is the "
+    "best there is, and its AUC is what the promise allows. Local is the model of noisy sums on a client's own exact "
+    "sums alone, with the same public classes of items and settings; slist-local is the strongest model alone that we "
+    "know."
 )
 NUMBERS = ["No", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine", "Ten", "Eleven", "Twelve"]
 
@@ -61,7 +69,10 @@ def page(
     audits = results[results["scene"] == "audit"]
     if len(audits):
         parts.append(audit_part(audits, [text for text in budgets if text != OPEN]))
-    return Page("What does privacy cost, and does it hold?", WORDS, seeded(results), parts, about, notes(results))
+    words = WORDS.format(audited=", and a run with canaries was audited" * bool(len(audits)))
+    if KNOWN in set(results["name"]):
+        words += OF_SUMS
+    return Page("What does privacy cost, and does it hold?", words, seeded(results), parts, about, notes(results))
 
 
 def seeded(results: pd.DataFrame) -> str:
@@ -103,7 +114,7 @@ def scene_parts(results: pd.DataFrame, budgets: Sequence[str], scene: str, title
     for name in names:
         metric = name.split()[-1]
         value = mean_of(table, "utility", name, budgets)
-        levels = [(kind, mean_of(alone, kind, name, [OPEN])[0]) for kind in ("local", "popularity")]
+        levels = [(kind, mean_of(alone, kind, name, [OPEN])[0]) for kind in dict.fromkeys(alone["kind"])]
         way = "higher" if higher_is_better(metric) else "lower"
         words += f" {worth(metric, gains(table, alone, name, budgets, 1 - LEVEL / tests), budgets, tests)}"
         panels.append(Panel(f"{label(metric)}, {way} is better", label(metric), [Series("together", value)], levels))
@@ -111,7 +122,7 @@ def scene_parts(results: pd.DataFrame, budgets: Sequence[str], scene: str, title
                     | {kind: number(level, 4) for kind, level in levels})  # fmt: skip
         gained = zip(budgets, gains(table, alone, name, budgets), strict=True)
         less = {f"epsilon {b}": change(gain.mean, gain.low, gain.high) for b, gain in gained}
-        rows.append({"metric": f"{name} minus local", **less, "local": "", "popularity": ""})
+        rows.append({"metric": f"{name} minus local", **less} | {kind: "" for kind, _ in levels})
     utility = Part(f"{title}: utility", rows, words, tradeoff(panels, budgets, f"{scene}-utility", words))
     attacks = table[table["kind"] == "attack"]
     return [utility, attack_part(attacks, budgets, scene, title)] if len(attacks) else [utility]

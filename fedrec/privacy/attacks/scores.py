@@ -19,7 +19,8 @@ Values = NDArray[np.float64]
 class Result:
     """AUC and TPR at a bound of the FPR, each with its confidence band, and the whole ROC (fpr, tpr: [thresholds]).
 
-    `members` and `others` count the targets, `groups` those that vary by themselves.
+    `f1` is that of as many guesses as there are members; guessing at random has their share of all. `members` and
+    `others` count the targets, `groups` those that vary by themselves.
     """
 
     auc: float
@@ -33,6 +34,7 @@ class Result:
     members: int
     others: int
     groups: int
+    f1: float
 
     @property
     def chance(self) -> bool:
@@ -70,7 +72,8 @@ def judge(
     reached = float(tpr[fpr <= at].max())
     low, high = clopper_pearson(np.asarray([round(reached * members)]), members, 1 - confidence)
     band = (max(value - width, 0.0), min(value + width, 1.0))
-    return Result(value, *band, reached, float(low[0]), float(high[0]), fpr, tpr, members, others, len(np.unique(each)))
+    f1, count = float(truth[order[:members]].mean()), len(np.unique(each))
+    return Result(value, *band, reached, float(low[0]), float(high[0]), fpr, tpr, members, others, count, f1)
 
 
 def auc(scores: Values, truth: Bools, groups: Ints) -> tuple[float, float]:
