@@ -146,15 +146,15 @@ class SummedRecommender(Recommender):
         elif GRAM in params and not self.apart and (FEW * x.shape[0] <= x.shape[1] or gram.dtype == np.float32):
             # What others of this node are sent too.
             w = shared_weights(Solvable(self.kind, self.quadratic, params[GRAM], params[CROSS]))
-            return replace(self, scores=self.of_own(self.beside(x @ w, share, x)))
+            return replace(self, scores=self.of_own(self.mixed(x @ w, share, x)))
         scores = score(self.kind, self.quadratic, gram, cross, x)
-        return replace(self, scores=self.of_own(self.beside(scores, share, x)))
+        return replace(self, scores=self.of_own(self.mixed(scores, share, x)))
 
     def weighed(self, params: Params, weight: float) -> Matrix:
         """Return the scores [users, n] by weights that it was sent, and by its own sums with the weight w of a head."""
         x = inputs(self.kind, self.quadratic, self.placed(self.past), self.catalogue_size)
         scores: Matrix = x @ (params[WEIGHT] * params[SCALE]).numpy()
-        return self.beside(scores, weight if self.mixes else weight / (1 + weight), x)
+        return self.mixed(scores, weight if self.mixes else weight / (1 + weight), x)
 
     def over(self, params: Params) -> tuple[Sums, Sums]:
         """Return the G and C that it solves, of sums as they travel: over all items, or over its own."""
@@ -166,7 +166,7 @@ class SummedRecommender(Recommender):
         """Return the scores [users, items] of its own items."""
         return scores if scores.shape[1] == len(self.places) else scores[:, self.places]
 
-    def beside(self, scores: Matrix, share: float, x: csr_array) -> Matrix:
+    def mixed(self, scores: Matrix, share: float, x: csr_array) -> Matrix:
         """Return scores [B, n] of histories x [B, n] mixed with a share of those by the client's own sums alone."""
         if not share:
             return scores
