@@ -137,7 +137,7 @@ CHANGES: dict[str, list[Any]] = {
     "quadratic.ridge": [50.0],
     "quadratic.popular": [0.9],
     "quadratic.rare": [0.9],
-    "quadratic.repeats": [0.001, 0.5],
+    "quadratic.repeats": [0.001],
     "agreement.items": [5],
     "agreement.task": ["click"],
     "agreement.scale": ["raw"],
@@ -286,6 +286,8 @@ def changed(path: str, base: str, folder: Path) -> Iterator[Experiment]:
             change = {**table_of(folder), path: folder / "other.csv" if path == "data_dir" else value}
         if path == "content.vectors":
             change[path] = vectors(folder)
+        if path == "quadratic.repeats" and base == "ease":  # where none is the least
+            change[path] = 0.5
         if path == "privacy.ledger":
             change[path] = folder / f"ledger {base}"
         if path == "drift.correction":
