@@ -96,19 +96,19 @@ def test_sums_of_either_kind_are_the_same_to_the_bit(
     value: np.ndarray, change: np.ndarray, kinds: tuple[bool, bool]
 ) -> None:
     dense = torch.from_numpy(value), torch.from_numpy(change)
-    either = tuple(
+    first, second = (
         as_sparse(v) if kind else torch.from_numpy(v) for v, kind in zip((value, change), kinds, strict=True)
     )
     for scale in (1.0, -1.0):
-        found = sparse.plus(*either, scale)
+        found = sparse.plus(first, second, scale)
         assert found.is_sparse == all(kinds)
         assert torch.equal(found.to_dense(), dense[0] + scale * dense[1])
-    assert torch.equal(moved(*either).to_dense(), moved(*dense))
-    assert norm({"x": either[0]}) == pytest.approx(norm({"x": dense[0]}))
+    assert torch.equal(moved(first, second).to_dense(), moved(*dense))
+    assert norm({"x": first}) == pytest.approx(norm({"x": dense[0]}))
 
 
 def test_what_was_taken_out_of_a_sum_leaves_no_entry(always: None) -> None:
-    rest = moved(as_sparse(np.float32([0.1, 0, 3])), as_sparse(np.float32([-0.1, 0, 0])))
+    rest = moved(*(as_sparse(np.array(row, np.float32)) for row in ([0.1, 0, 3], [-0.1, 0, 0])))
     assert sparse.places(rest).tolist() == [2]
 
 

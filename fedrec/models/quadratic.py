@@ -7,7 +7,7 @@ ease: x reconstructs x without its own weight, G = C = X'X (arXiv 1905.03375). s
 between two items of a user tells the decayed future, G = S'S and C = S'T. slist: both, in shares (arXiv 2103.16104).
 """
 
-from typing import Literal, get_args
+from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,7 @@ from fedrec.errors import UserError, choose
 Kind = Literal["ease", "slist", "slit"]
 KINDS: tuple[str, ...] = get_args(Kind)
 Matrix = NDArray[np.floating]
-Sums = Matrix | csr_array  # [n, n], of many items sparse
+Sums: TypeAlias = Matrix | csr_array  # [n, n], of many items sparse
 Values = NDArray[np.float64]
 EXACT = 5000  # items up to which a fit has float64
 COLUMNS = 1024  # of W that are solved for at a time, to bound memory
