@@ -45,7 +45,7 @@ KEPT = (
         holdings.item_classes,
         maps.read_maps,
     ),
-    *(holdings.read_users, earlier.earlier),
+    *(holdings.read_users, holdings.public_basis, earlier.earlier),
     *(channel.public, channel.probe, guarantee.terms, guarantee.guarantees, guarantee.sums_plan),
 )
 

@@ -313,7 +313,7 @@ JOINS: list[tuple[str, Callable[[Contribution, Message], Any], str, str]] = [
         "space",
         lambda reply, _: replace(reply, rows={"item": table_of([0, 1]), "genre": table_of([0])}),
         "contract",
-        r"rows genre: must be one of item, probe, user",
+        r"rows genre: must be one of item, pair, probe, user",
     ),
     (
         "nan",
