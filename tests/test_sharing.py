@@ -106,7 +106,7 @@ def test_row_ids_must_ascend(ids: list[int]) -> None:
 
 def test_row_ids_must_be_of_a_known_space_and_type() -> None:
     assert admit_rows({"item": np.array([0, 4])})["item"].tolist() == [0, 4]
-    with pytest.raises(ContractError, match="rows genre: must be one of item, probe, user"):
+    with pytest.raises(ContractError, match="rows genre: must be one of item, pair, probe, user"):
         admit_rows({"genre": np.array([0])})
     with pytest.raises(ContractError, match="rows item: must be a vector of int64, found float64"):
         admit_rows({"item": np.array([0.0])})
