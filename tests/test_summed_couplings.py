@@ -179,6 +179,8 @@ def test_a_promise_is_judged_by_rows_that_were_not_learnt_from() -> None:
     [
         ({"coupling": {"kind": "linear"}}, "linear needs"),
         ({"coupling": {"rho": 1e-4, "duals": True}}, "by sums it is reached in one"),
+        ({"coupling": {"kind": "linear", "rho": 1e-4}}, "linear needs"),
+        ({"coupling": {"kind": "graph", "rho": 1e-4}}, "a model by sums is solved for"),
         (
             {"coupling": {"kind": "clusters"}, "secure": {"active": True}, "weights": "uniform"},
             "sees no more than a sum",

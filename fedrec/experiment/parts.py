@@ -128,6 +128,11 @@ def second_model(e: Any) -> str:
     return str(e.drift.personal) if e.drift.second else ""
 
 
+def rho_of(e: Any) -> str:
+    """Return the proximal weight, if there is one."""
+    return shown(e.coupling.rho) if e.coupling.rho else ""
+
+
 def solved_head(e: Any) -> str:
     """Return the second model that is a private head around sums."""
     return str(e.drift.personal) if e.by_sums and e.drift.personal in ("ditto", "apfl") else ""
@@ -229,7 +234,7 @@ PARTS = (
     needs("newcomers", Can.EXCHANGE, Can.LISTENERS, Can.ALONE),
     takes("newcomers", Can.MEMORY, Can.INCREMENTS, why="newcomers send nothing"),
     # What the server makes of the answers.
-    needs("coupling.rho", Can.APPROACH),
+    needs("coupling.rho", Can.APPROACH, here=lambda e: rho_of(e) * (e.coupling.kind == "mean")),
     needs("coupling.kind", Can.MEMORY),
     needs("coupling.kind", Can.GRADIENTS, here=lambda e: e.coupling.kind * (":" in e.coupling.kind)),
     needs("coupling.kind", Can.TABLES, Can.TIE, Can.ONE_PHASE, here=("linear",)),
@@ -244,6 +249,7 @@ PARTS = (
     needs("objective", Can.GRADIENTS),
     needs("lrs", Can.GRADIENTS),
     needs("codec.kind", Can.GRADIENTS),
+    needs("coupling.rho", Can.GRADIENTS, here=lambda e: rho_of(e) * (e.coupling.kind != "mean")),
     takes("coupling.rho", Can.TIE, why="nothing else ties a client (add --coupling.rho 1e-4)", here=(0,)),
     takes("coupling.rho", Can.UNPULLED, why="the delta is made when training is over"),
     needs("budget.margin", Can.VALIDATION, here=lambda e: shown(e.budget.margin) * (e.budget.margin is not None)),
