@@ -179,7 +179,7 @@ def check_message(experiment: Experiment) -> None:
 
 def told_apart(e: Experiment, parts: Sequence[ClientData]) -> bool:
     """Return whether a total in a subspace would tell each of two clients the other's sums, which it may not."""
-    return e.by_sums and e.sums.active and bool(e.share) and not e.reveal and len(parts) == PAIR
+    return e.adds_up and e.sums.active and bool(e.share) and not e.reveal and len(parts) == PAIR
 
 
 def check_names(experiment: Experiment, parts: tuple[ClientData, ...]) -> None:
