@@ -136,7 +136,7 @@ def without(run: Path, e: Experiment, who: Leaving, retune: bool, reveal: bool) 
             "dropout": "0",
         }
     secure = e.secure.model_copy(update={"active": e.secure.active and not reveal})
-    if e.by_sums:  # nobody may be missing
+    if e.adds_up:  # nobody may be missing
         secure = secure.model_copy(update={"threshold": None})
     gone = {"without": (*e.without, *who.clients), "newcomers": late, "secure": secure.model_dump()}
     return build({**e.model_dump(), **named, **begun, **gone})

@@ -306,6 +306,7 @@ def test_fewer_than_no_likes_count_as_none() -> None:
         ({"budget": {"margin": 0.1}}, "sums of all pairs of items"),
         ({"secure": {"active": True}}, "sums of all pairs of items"),
         ({"codec": {"kind": "top-k"}}, "steps along gradients"),
+        ({"drift": {"personal": "ditto", "weight": 1.0}}, "it is of users' factors"),
         ({"share": "item_sums"}, "its sums to be what is shared"),
         ({"share": "embeddings,user_factors"}, "its sums to be what is shared"),
         ({"task": "rating"}, "the one task rank"),

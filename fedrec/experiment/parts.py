@@ -181,6 +181,8 @@ PARTS = (
     takes("model", Can.READS_ITEMS, Can.USER_SIDE, why="a module of one's own reads the ids alone", here=own_models),
     takes("model", *NO_STEPS, why="a model by sums is solved for (take --model mf)", here=models(*SUMMED)),
     takes("model", Can.APPROACH, why=REACHED, here=models(*SUMMED)),
+    takes("model", Can.PAIRS, Can.GIVEN_HEAD, why="it is of users' factors (add --model slist)", here=models("ials")),
+    needs("secure.active", Can.PAIRS, here=lambda e: "True" * (e.alternates and e.secure.active)),
     takes("sums.kind", Can.PAIRS, why="a subspace has none (add --sums.kind dense)", here=("subspace",)),
     needs("coupling.kind", Can.PAIRS, here=lambda e: e.coupling.kind * (e.by_sums and not e.coupling.plain)),
     needs("budget.step", Can.PAIRS, here=lambda e: "a loss budget" * (e.by_sums and e.budget.active)),

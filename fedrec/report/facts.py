@@ -62,7 +62,7 @@ def facts(run: Run) -> dict[str, str]:
 def histories(run: Run) -> dict[str, str]:
     """Return in words what is read of users at the test, for a run whose model reads histories."""
     encoder = (run.option("sequence") or {}).get("kind", "none")
-    if run.option("model") not in KINDS and encoder == "none":
+    if run.option("model") not in SUMMED and encoder == "none":
         return {}
     alone = run.option("history") == "train"
     return {"Histories": f"at the test {'training items alone' if alone else 'validation items too'}"}
