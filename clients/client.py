@@ -13,8 +13,9 @@ from fedrec.experiment.channel import Channel, channel_of
 from fedrec.experiment.config import Experiment
 from fedrec.experiment.holdings import initial, reader, tasks_for, weights_sent
 from fedrec.federation.coordination import Link
-from fedrec.models import Recommender, SummedRecommender
+from fedrec.models import FactorRecommender, Recommender, SummedRecommender
 from fedrec.params import Params
+from fedrec.sharing import OF_USERS
 from fedrec.tasks import Task
 from fedrec.training.cohort import Cohort
 from fedrec.training.local import single
@@ -108,6 +109,8 @@ class Client:
         """Return the names, shapes and dtypes of what it is sent, without data."""
         if isinstance(self.model, SummedRecommender) and weights_sent(self.experiment):
             return self.model.weights_like
+        if isinstance(self.model, FactorRecommender):
+            return {name: value for name, value in self.shared_like.items() if name not in OF_USERS}
         return self.shared_like
 
     def link(self, shared: Params) -> Link | None:

@@ -128,7 +128,7 @@ class Node:
         def parts() -> Iterator[tuple[Carrier, Params, Params]]:
             for reply in self.proportionate(call, replies, found):
                 found.contributions.append(replace(reply, values={}))
-                yield members[reply.client], reply.values, call.broadcasts[reply.client].values
+                yield members[reply.client], reply.values, self.measured_from(call, reply)
 
         total = subtotal(parts(), rows)
         if len(total.clients) < len(names):
@@ -136,6 +136,14 @@ class Node:
             rest = {n: v[torch.isin(rows[n], kept[n])] if n in rows else v for n, v in total.values.items()}
             total = replace(total, values=rest)
         return [total] if total.clients else []
+
+    def by_sums(self, name: str) -> bool:
+        """Return whether what a client answers is to be added to what the server has."""
+        return self.party(name).client.experiment.by_sums
+
+    def measured_from(self, call: Call, reply: Contribution) -> Params:
+        """Return what the distance of an answer is measured from; of what is added nobody asks for one."""
+        return reply.values if self.by_sums(reply.client) else call.broadcasts[reply.client].values
 
     def proportionate(self, call: Call, replies: Iterable[Contribution], found: Answers) -> Iterator[Contribution]:
         """Yield the replies that may be added up, in their order; note the failures.
@@ -145,7 +153,7 @@ class Node:
         held: list[Contribution] = []
         changes: dict[str, float] = {}
         for reply in replies:
-            z = call.broadcasts[reply.client].values
+            z, increments = call.broadcasts[reply.client].values, self.by_sums(reply.client)
             try:
                 reply = replace(reply, values=admit(reply.values, self.carriers[reply.client].like))
                 if reply.rows:
@@ -155,8 +163,8 @@ class Node:
             except ContractError as error:
                 found.failed[reply.client] = str(error)
                 continue
-            changes[reply.client] = change(reply.values, z)
-            if held or large(reply.values, z):
+            changes[reply.client] = change(reply.values, z, increments)
+            if held or large(reply.values, z, increments):
                 held.append(reply)
             else:
                 yield reply

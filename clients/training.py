@@ -15,12 +15,13 @@ from clients.client import Client
 from clients.home import parted
 from clients.noisy import noisy_sums
 from clients.private import books
+from clients.sweeps import swept
 from fedrec.errors import UserError
 from fedrec.experiment.channel import Mapped
 from fedrec.experiment.earlier import past_sums
 from fedrec.federation.coordination import Link, Own
 from fedrec.keyed import nothing
-from fedrec.models import NoisyRecommender, SummedRecommender
+from fedrec.models import FactorRecommender, NoisyRecommender, SummedRecommender
 from fedrec.params import Params, finite, subtract, to
 from fedrec.privacy.differential import private_update
 from fedrec.privacy.secret import digest
@@ -63,6 +64,9 @@ def train(client: Client, start: Start) -> Made:
     e, own, number = client.experiment, start.own, start.sent.round
     if isinstance(client.model, NoisyRecommender):
         return Made(math.nan, parted(start.private)[0], own, noisy_sums(client, client.model, start.sent))
+    if isinstance(client.model, FactorRecommender):
+        kept, told = swept(client, client.model, start.z, parted(start.private)[0], start.sent.seen)
+        return Made(math.nan, kept, own, told)
     if isinstance(client.model, SummedRecommender):
         kept = client.model.own() if client.experiment.pool else {}  # its members have less than it learns from
         return Made(math.nan, {**parted(start.private)[0], **kept}, own, owed(client, start, client.model))

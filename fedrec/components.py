@@ -81,6 +81,7 @@ ALIASES: dict[str, dict[str, dict[str, str]]] = {
         **dict.fromkeys(("mlp", "shared-bottom", "cross-stitch", "mtan", "esmm", "star"), LAYERED),
         **{name: {**LAYERED, "experts": "experts"} for name in ("mmoe", "ple", "task-embedding")},
         "ease": SUMS,
+        "ials": {name: f"ials.{name}" for name in ("d", "unliked", "ridge", "nu", "spread")},
         "slit": ORDERED,
         "slist": {**ORDERED, "whole": "quadratic.whole"},
         "aitm": {**LAYERED, "calibration": "calibration"},

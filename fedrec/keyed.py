@@ -137,11 +137,12 @@ def carried(name: str, carriers: Iterable[Carrier], server: Mapping[str, Sized],
 def gather(server: Params, who: Carrier) -> Params:
     """Return the client's part of the server's parameters: its rows of the tables, every other tensor whole.
 
-    That is `server` itself for a client that carries all of it: what many clients have in common is not copied.
+    That is `server` itself for a client that carries all of it: what many clients have in common is not copied. Of what
+    a client carries to the server alone the server has nothing for it.
     """
-    if who.like.keys() == server.keys() and who.positions.keys() == who.whole and who.own is None:
+    if who.like.keys() >= server.keys() and who.positions.keys() == who.whole and who.own is None:
         return server
-    rows = {name: who.part(name) for name in who.like}
+    rows = {name: who.part(name) for name in who.like if name in server}
     found = {n: server[n] if places is None else server[n].index_select(0, places) for n, places in rows.items()}
     if who.own is None:
         return found

@@ -35,6 +35,10 @@ WEIGHT, SCALE = (f"{SUMS}{name}" for name in ("weight", "scale"))
 ITEM_SUMS = "item_sums."
 BASIS, ANSWER, DIAGONAL = (f"{ITEM_SUMS}{name}" for name in ("basis", "answer", "diagonal"))
 INNER, RIDGE, EXTENT = (f"{SUMS}{name}" for name in ("inner", "ridge", "extent"))
+# Sums of implicit ALS, see `fedrec.models.factors`: what the server solves for, and what clients tell of their users.
+FACTORS, SECOND, FIRST, LIKES = (f"{ITEM_SUMS}{name}" for name in ("factors", "second", "first", "likes"))
+EVERYTHING, COUNT, EVERYONE, USERS = (f"{SUMS}{name}" for name in ("everything", "items", "everyone", "users"))
+OF_ITEMS, OF_USERS = (FACTORS, EVERYTHING, COUNT), (SECOND, FIRST, LIKES, EVERYONE, USERS)
 MODULES = (*PARAMETERS, "adapter", "lora", "sums", *BODY, "domain", *MIXING, "towers", "heads", "attributes")
 # What clients share, by name: ever more of a model, from what is known of items to all that is neither of users nor of
 # one platform: `domain` travels under its own name only.

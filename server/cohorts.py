@@ -10,7 +10,7 @@ from flwr.app import Message, RecordDict
 
 from fedrec.federation.proportion import MULTIPLE, least
 from fedrec.keyed import Carrier, Subtotal, add_among, chunks, sum_type, union
-from fedrec.params import Params, norm, subtract
+from fedrec.params import Params, norm
 from fedrec.sharing import Broadcast, ContractError, Contribution, admit, is_sum
 from fedrec.sparse import entries
 from fedrec.wire import Answers, Call, Entry, ids_record, ledger, pack, read_answers
@@ -109,7 +109,8 @@ def admit_subtotal(part: Subtotal, call: Call, carriers: Mapping[str, Carrier]) 
     values = admit(part.values, like)
     sent = weighted_sent(part, call, members, rows)
     mass = math.fsum(call.chunks[name][1] for name in part.clients)
-    moved, limit = norm(subtract(values, sent)), MULTIPLE * max(norm(sent), mass * least(like))
+    change = {name: value - sent[name] if name in sent else value for name, value in values.items()}
+    moved, limit = norm(change), MULTIPLE * max(norm(sent), mass * least(like))
     if moved > limit:
         raise ContractError(
             f"sum: must change the mean by at most {limit / mass:.4g} in norm, found {moved / mass:.4g}"

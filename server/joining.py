@@ -41,7 +41,7 @@ def join(c: State, nodes: Sequence[int]) -> None:
     values = {r.client: r.values for r in joined}
     try:
         robust, summed = plan.robust, bool(plan.secure)
-        told = (plan.seed, robust, summed, plan.by_sums, plan.penalty, plan.search)
+        told = (plan.seed, robust, summed, plan.by_sums, plan.penalty, plan.search, plan.factors)
         c.tie = tie_of(plan.coupling, plan.descent, c.carriers, values, *told)
         if plan.begun:
             c.tie.move(plan.begun.total)

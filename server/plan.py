@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from fedrec.federation.codecs import Coding
-from fedrec.federation.coordination import Coupling, Descent, Drift, Penalty
+from fedrec.federation.coordination import Coupling, Descent, Drift, Penalty, Solver
 from fedrec.federation.participation import Turnout
 from fedrec.federation.robust import Robust
 from fedrec.params import Params
@@ -52,6 +52,7 @@ class Plan:
     codec: Coding = field(default_factory=Coding)
     by_sums: bool = False  # whether clients send sums over their users, of which the total counts
     search: Search | None = None  # of the subspace in which the sums are, if they are not of all pairs
+    factors: Solver | None = None  # how the server solves for items, if the sums are of users' factors
     penalty: Penalty | None = None  # with which the server solves for weights, where it sends no total
     begun: Begun | None = None  # what they are added to; nothing without it
     silent: bool = False  # whether clients tell nothing that was made of their data without noise
@@ -62,7 +63,7 @@ class Plan:
     @property
     def unselected(self) -> bool:
         """Whether the last round counts: nobody tells how good one is, or a later sum is of more users."""
-        return self.silent or (self.by_sums and not self.budgets)
+        return self.silent or (self.by_sums and not self.budgets and not self.factors)
 
     @cached_property
     def told(self) -> frozenset[str]:

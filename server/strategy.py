@@ -54,7 +54,7 @@ class Coordinator(State):
             self.best = self.candidate(number, Score())
         self.record.shared, self.record.selected_round, self.parts = self.best.z, self.best.round, self.best.parts
         self.record.budgets, self.record.certificate = self.best.budgets(), self.best.certificate
-        self.record.summed = summed(self) if self.plan.by_sums else None
+        self.record.summed = summed(self) if self.plan.by_sums and not self.plan.factors else None
         self.evaluate(self.best.round, "test")
         assess(self)
         self.record.seconds = time.perf_counter() - started

@@ -19,9 +19,10 @@ from fedrec.experiment.earlier import changed, earlier, leavers, parties, total
 from fedrec.experiment.holdings import clients_data, dataset, item_content, public_basis, tasks_for, weights_sent
 from fedrec.experiment.origins import origins, permit
 from fedrec.experiment.records import Record, Row, failures, write_record
-from fedrec.federation.coordination import Penalty
+from fedrec.federation.coordination import Penalty, Solver
 from fedrec.files import sha256_of
 from fedrec.folders import vacant
+from fedrec.models.factors import as_sent, factors_of
 from fedrec.models.quadratic import Matrix, Quadratic, penalty, scale
 from fedrec.privacy.account import account
 from fedrec.privacy.books import Books
@@ -60,6 +61,7 @@ def plan_of(experiment: Experiment, home: Path | None = None) -> Plan:
         codec=e.codec,
         by_sums=e.by_sums,
         search=Search(e.sums, e.quadratic.popular) if e.by_sums and e.sums.active else None,
+        factors=Solver(partial(factors_of, e.ials), as_sent) if e.alternates else None,
         penalty=penalty_of(e) if weights_sent(e) else None,
         begun=begun(e),
         silent=e.privacy.active,

@@ -170,7 +170,7 @@ def check_message(experiment: Experiment) -> None:
     e, whole = experiment, len(dataset(experiment).items)
     items = max(len(data.items) for data in clients_data(e)) if whole > EXACT and not e.secure.active else whole
     size = items * (3 * items + 1) // 2 * np.dtype(precision(whole)).itemsize
-    if e.by_sums and e.share and not (e.pool or e.sums.active or e.privacy.summed) and size > BYTES:
+    if e.adds_up and e.share and not (e.pool or e.sums.active or e.privacy.summed) and size > BYTES:
         raise UserError(
             f"sums.kind: must be subspace of {items:,} items, whose sums over pairs are {size / 1e9:,.1f} GB of a "
             f"client, with at most {BYTES / 1e9:,.1f} in a message, found dense"
@@ -179,7 +179,7 @@ def check_message(experiment: Experiment) -> None:
 
 def told_apart(e: Experiment, parts: Sequence[ClientData]) -> bool:
     """Return whether a total in a subspace would tell each of two clients the other's sums, which it may not."""
-    return e.by_sums and e.sums.active and bool(e.share) and not e.reveal and len(parts) == PAIR
+    return e.adds_up and e.sums.active and bool(e.share) and not e.reveal and len(parts) == PAIR
 
 
 def check_names(experiment: Experiment, parts: tuple[ClientData, ...]) -> None:

@@ -16,7 +16,7 @@ from fedrec.errors import UserError, choose, named
 from fedrec.experiment.acting import RULES as NEEDS
 from fedrec.experiment.acting import VALUES, acting, acts, needs, refuse
 from fedrec.experiment.choice import AUTO, BY_STEPS, BY_SUMS, check_choice, describe, reason
-from fedrec.experiment.config import Experiment, build, rounds_of
+from fedrec.experiment.config import Experiment, build, schedule_of
 from fedrec.experiment.earlier import experiment_of
 from fedrec.experiment.origins import changes
 from fedrec.federation.coordination.maps import RULES
@@ -306,7 +306,7 @@ def resolve(*layers: Mapping[str, Given], strict: bool = True) -> Experiment:
         values |= {path: convert(path, given) for path, given in layer.items()}
     values = assembled(values)
     where = {path: given.where for layer in layers for path, given in layer.items()}
-    values |= defaults(values, where, rounds_of(nest(values)))
+    values |= defaults(values, where, schedule_of(nest(values)))
     try:
         experiment = build(nest(values))
         if not strict:

@@ -22,15 +22,17 @@ PULLED = {"coupling.strength": 10.0}  # in units of the mean of a client's diago
 HEADED = {"drift.weight": 1.0}  # in the metric of the sum
 
 
-def defaults(values: Mapping[str, Any], given: Collection[str], rounds: int = 0) -> dict[str, Any]:
+def defaults(
+    values: Mapping[str, Any], given: Collection[str], schedule: Mapping[str, int] | None = None
+) -> dict[str, Any]:
     """Return the fields that a promise of privacy, or a model by sums, sets and nobody gave, by dotted path.
 
-    A model by sums takes so many `rounds` until there is something to evaluate; any other none.
+    A model by sums has a `schedule` of its own; any other none.
     """
     usual = dict(DEFAULTS.get(str(values["privacy.unit"]), {}))
-    if rounds:
+    if schedule:
         # It makes no steps; and a coupling is solved for, which others approach by duals and a pull.
-        usual = {"rounds": rounds, "eval_every": rounds}
+        usual = dict(schedule)
         usual |= BY_SUMS if values["coupling.kind"] != "mean" else {}
         usual |= PROMISED if values["budget.margin"] is not None or values["budget.limits"] else {}
         usual |= HEADED if values["drift.personal"] == "ditto" else {}

@@ -113,20 +113,20 @@ def without(run: Path, e: Experiment, who: Leaving, retune: bool, reveal: bool) 
             "privacy: nothing is taken from a released total, since the difference would tell who left without noise; "
             "a new noisy release of everything must be made and booked (simulations.run --without)"
         )
-    if e.by_sums and e.secure.active and not reveal and len(who.senders) < TOGETHER:
+    if e.adds_up and e.secure.active and not reveal and len(who.senders) < TOGETHER:
         raise UserError(
             "secure: what is taken from a secure sum tells the sums of those who leave, and of nobody else; let "
             f"another leave with them, or add --reveal to tell the server the sums of {who.words}"
         )
-    pair = e.by_sums and len(clients_data(e)) - len(who.clients) == PAIR
-    if reveal and not (e.by_sums and (e.secure.active or pair)):
+    pair = e.adds_up and len(clients_data(e)) - len(who.clients) == PAIR
+    if reveal and not (e.adds_up and (e.secure.active or pair)):
         raise UserError("option --reveal: acts only with a run by sums that is secure or leaves two, found another")
-    if retune and not e.chooses_heads:
+    if retune and not (e.adds_up and e.chooses_heads):
         raise UserError("option --retune: acts only with a run by sums whose private heads are chosen, found another")
     named = {name: left_out(str(getattr(e, name)), who.clients) for name in ("task", "model", "dim")}
     late = ";".join(part for part in e.newcomers.split(";") if part.partition("=")[0].strip() not in who.clients)
     begun: dict[str, Any] = {}
-    if e.by_sums:  # one round, in which nobody may be missing
+    if e.adds_up:  # one round, in which nobody may be missing
         begun = {
             "start": run.absolute(),
             "retune": retune,
@@ -136,7 +136,7 @@ def without(run: Path, e: Experiment, who: Leaving, retune: bool, reveal: bool) 
             "dropout": "0",
         }
     secure = e.secure.model_copy(update={"active": e.secure.active and not reveal})
-    if e.by_sums:  # nobody may be missing
+    if e.adds_up:  # nobody may be missing
         secure = secure.model_copy(update={"threshold": None})
     gone = {"without": (*e.without, *who.clients), "newcomers": late, "secure": secure.model_dump()}
     return build({**e.model_dump(), **named, **begun, **gone})
@@ -173,8 +173,9 @@ def attacked(e: Experiment, s: Experiment, home: Path, who: Leaving) -> dict[str
 
 def said(e: Experiment, who: Leaving, retune: bool) -> Iterator[str]:
     """Yield what is to be known before anything is done."""
-    if not e.by_sums:
-        yield f"{e.model} learns by gradients, of which nothing is subtracted: trained again from the start"
+    if not e.adds_up:
+        how = "in sweeps" if e.by_sums else "by gradients"
+        yield f"{e.model} learns {how}, of which nothing is subtracted: trained again from the start"
         yield f"left out from the first round on: {who.words}"
         return
     asked = ", ".join(map(one_line, who.senders))
@@ -208,7 +209,7 @@ def outcome(run: Path, home: Path, e: Experiment, words: Sequence[str], found: M
             f"model alone it is that of a run that never had them): {told}."
         )
     values = {n: {k: v for k, v in asdict(r).items() if k not in ("fpr", "tpr")} for n, r in found.items()}
-    return {"run": str(run.absolute()), "exact": e.by_sums, "words": lines, "attack": values}
+    return {"run": str(run.absolute()), "exact": e.adds_up, "words": lines, "attack": values}
 
 
 def show(console: Console, run: Run, known: int) -> None:
@@ -262,7 +263,7 @@ def unlearn(options: argparse.Namespace, console: Console) -> int:
 
     def compare(home: Path) -> None:
         write_changes(run, home)
-        write_json(home / UNLEARNED, outcome(run, home, e, words, attacked(e, s, home, who) if e.by_sums else {}))
+        write_json(home / UNLEARNED, outcome(run, home, e, words, attacked(e, s, home, who) if e.adds_up else {}))
 
     ended = perform(Command(s, out, options.quiet, options.compare, every), console, complain, flags, write, compare)
     if not options.quiet:

@@ -10,8 +10,8 @@ from fedrec.experiment.holdings import PAIR
 from fedrec.experiment.needs import shown, value_of
 from fedrec.experiment.parts import tasks_with
 from fedrec.federation.coordination.maps import RULES as NAMED_MAPS
+from fedrec.models import SUMMED
 from fedrec.models.bodies import BODIES
-from fedrec.models.quadratic import KINDS as SUMMED
 from fedrec.tasks import Task, tasks_of
 
 
@@ -137,12 +137,13 @@ CLIPPED = Rule(
 SECURE = Rule(lambda e: e.secure.active, "secure sums (add --secure.active)")
 PROCESSES = Rule(lambda e: e.engine == "process" and not e.pool, "several clients in processes (add --engine process)")
 STEPS = Rule(lambda e: not e.by_sums, "a model that learns by steps along gradients (add --model mf)")
-TOTALS = Rule(lambda e: e.by_sums and not e.privacy.summed, "a model that learns by sums (add --model slist)")
+TOTALS = Rule(lambda e: e.adds_up and not e.privacy.summed, "a model that learns by sums (add --model slist)")
+SWEEPS = Rule(lambda e: e.alternates, "model ials (add --model ials)")
 ORDERED = Rule(
     lambda e: TOTALS.acts(e) and bool(kinds(e) & {"slist", "slit"}),
     "a model by sums that knows the order (add --model slist)",
 )
-TABLES = Rule(lambda e: e.by_sums and e.sums.active, "tables of sums (add --sums.kind subspace)")
+TABLES = Rule(lambda e: e.adds_up and e.sums.active, "tables of sums (add --sums.kind subspace)")
 FOUND = Rule(
     lambda e: TABLES.acts(e) and not e.sums.basis, f"{TABLES.needs}, of a subspace that passes find (no --sums.basis)"
 )
@@ -167,7 +168,7 @@ PARTED = ("model", "dim")  # fields that may have a part for each client
 # Fields of which some values cannot act, where others can; the default always does.
 VALUES: dict[str, Rule] = {path: parted(path) for path in PARTED} | {
     "rounds": Rule(
-        lambda e: not e.by_sums or e.rounds == e.sums.rounds or returns(e) or e.privacy.summed,
+        lambda e: not e.adds_up or e.rounds == e.sums.rounds or returns(e) or e.privacy.summed,
         "steps along gradients, clients that may be missed, or a budget: one round of sums is exact, behind the passes "
         "of a subspace (add --model mf)",
     ),
@@ -257,6 +258,7 @@ RULES: dict[str, Rule] = {
         "heads of a chosen weight, of a run that is gone on from (add --from RUN)",
     ),
     "sums.kind": TOTALS,
+    **each("ials.d ials.unliked ials.ridge ials.nu ials.spread", SWEEPS),
     **each("sums.k sums.ridge sums.basis", TABLES),
     **each("sums.passes sums.damping", FOUND),
     "weighting.kind": TASKS,
@@ -291,7 +293,7 @@ RULES: dict[str, Rule] = {
     "secure.carriers": SECURE,
     "secure.bound": Rule(lambda e: SECURE.acts(e) and STEPS.acts(e), f"{SECURE.needs}, and {STEPS.needs}"),
     "reveal": Rule(
-        lambda e: e.by_sums and e.coupling.plain and (not e.clients or e.clients - len(e.without) == PAIR),
+        lambda e: e.adds_up and e.coupling.plain and (not e.clients or e.clients - len(e.without) == PAIR),
         "two clients that learn by sums and share their total (add --model slist --clients 2)",
     ),
     **each("workers stack", PROCESSES),

@@ -26,6 +26,8 @@ from fedrec.metrics import POINTWISE, RANKING, as_part, parse_metric
 from fedrec.models import (
     NAMES,
     SUMMED,
+    FactorRecommender,
+    Ials,
     Lora,
     ModuleRecommender,
     NoisyRecommender,
@@ -35,6 +37,7 @@ from fedrec.models import (
     SummedRecommender,
     UserSequence,
 )
+from fedrec.models.ials import SWEEPS
 from fedrec.params import covers
 from fedrec.sharing import SHARINGS, Sharing
 from fedrec.subspace import Subspace
@@ -137,6 +140,7 @@ class Experiment(Method):
         "one, or one for each client 'mf;shop=mlp': " + ", ".join(NAMES),
     )
     quadratic: Quadratic = Field(Quadratic(), description="what a model by sums weighs")
+    ials: Ials = Field(Ials(), description="what model ials weighs, of which a sweep is a round")
     sums: Subspace = Field(Subspace(), description="what of its sums travels")
     dim: int | str = Field(32, description="width of the user and item tables, or one for each client: '32;phone=8'")
     init_std: float = Field(0.1, ge=0, le=1000, description="standard deviation that the tables start with")
@@ -271,8 +275,7 @@ class Experiment(Method):
     @classmethod
     def _rounds_of_sums(cls, values: Any) -> Any:
         """Take the rounds after which a model by sums is exact, and evaluate it then, where no number is given."""
-        rounds = rounds_of(values) if isinstance(values, Mapping) else 0
-        return {**({"rounds": rounds, "eval_every": rounds} if rounds else {}), **values}
+        return {**schedule_of(values), **values} if isinstance(values, Mapping) else values
 
     @model_validator(mode="before")
     @classmethod
@@ -289,10 +292,10 @@ class Experiment(Method):
                 choose("metrics", parse_metric(name)[0], RANKING)
         with named("lrs"):
             rates(self.lrs)
-        if self.by_sums and self.rounds < self.sums.rounds:
+        if self.adds_up and self.rounds < self.sums.rounds:
             rule = f"must be at least {self.sums.rounds}, for {self.sums.turns} passes and the sums"
             raise UserError(f"rounds: {rule}, found {self.rounds}")
-        if self.by_sums and min(self.eval_every, self.rounds) < self.sums.rounds:
+        if self.adds_up and min(self.eval_every, self.rounds) < self.sums.rounds:
             rule = f"must be at least {self.sums.rounds}, before which there is no model"
             raise UserError(f"eval_every: {rule}, found {self.eval_every}")
         if self.by_sums and self.drift.personal == "ditto" and not self.drift.weight:
@@ -339,6 +342,16 @@ class Experiment(Method):
     def by_sums(self) -> bool:
         """Whether the clients learn by sums, and not by gradients."""
         return by_sums(self.model)
+
+    @property
+    def alternates(self) -> bool:
+        """Whether clients and server solve in turn: what is told of users is told anew in every round."""
+        return "ials" in per_client(self.model).values()
+
+    @property
+    def adds_up(self) -> bool:
+        """Whether the clients learn by sums whose total is all there is to know, so that it can be added to."""
+        return self.by_sums and not self.alternates
 
     @property
     def weighs(self) -> bool:
@@ -416,6 +429,8 @@ class Experiment(Method):
         shape = (int(width), self.hidden, self.init_std, self.experts, self.calibration)
         if read(kind).own:
             return ModuleRecommender("mlp", *shape, module=make("model", kind))
+        if kind == "ials":
+            return FactorRecommender(kind, *shape, ials=self.ials)
         if kind in SUMMED:
             if self.privacy.summed:
                 return NoisyRecommender(kind, *shape, quadratic=self.quadratic)
@@ -433,14 +448,26 @@ def by_sums(model: str) -> bool:
     return not SUMMED_NAMES.isdisjoint(per_client(model).values())
 
 
+def schedule_of(values: Mapping[str, Any]) -> dict[str, int]:
+    """Return the rounds of a model by sums and how often it is evaluated, from the fields of an experiment.
+
+    It is evaluated when it is exact, and after every sweep. Of another model nothing is returned.
+    """
+    model = str(text_of(values.get("model", "mf")))
+    if "ials" in per_client(model).values():
+        return {"rounds": SWEEPS, "eval_every": 1}
+    rounds = rounds_of(values) if by_sums(model) else 0
+    return {"rounds": rounds, "eval_every": rounds} if rounds else {}
+
+
 def rounds_of(values: Mapping[str, Any]) -> int:
-    """Return after how many rounds a model by sums is exact, from the fields of an experiment; 0 for another one."""
+    """Return after how many rounds a quadratic model is exact, from the fields of an experiment."""
     sums = values.get("sums", {})
     given = sums if isinstance(sums, Mapping) else sums.model_dump()
     passes = "0" if given.get("basis") else str(given.get("passes", Subspace().passes))  # which has not been checked
     finds = given.get("kind") == "subspace" and passes.isdecimal()
     private = adds_up_users(values)  # popularity, then what is made with it
-    return ((int(passes) if finds else 0) + 1 + private) * by_sums(str(text_of(values.get("model", "mf"))))
+    return (int(passes) if finds else 0) + 1 + private
 
 
 def privacy_of(values: Mapping[str, Any]) -> Mapping[str, Any]:

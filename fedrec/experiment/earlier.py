@@ -64,7 +64,7 @@ def moved(experiment: Experiment, home: Path) -> Experiment:
 def earlier(run: Path) -> Earlier:
     """Return the run by sums in a folder, kept for the process; raises UserError for any other."""
     experiment, record = experiment_of(run), named_values(run / "experiment.json", "run")
-    if not experiment.by_sums or not isinstance(record.get("summed"), list):
+    if not experiment.adds_up or not isinstance(record.get("summed"), list):
         raise UserError(f"start: must be a run of a model by sums (as of --model slist), found {run}")
     return Earlier(experiment, frozenset(map(str, record["summed"])))
 

@@ -19,13 +19,20 @@ from fedrec.data.tokens import item_tokens
 from fedrec.data.types import Floats, Interactions, Ints, Keys
 from fedrec.errors import UserError, named, one_line
 from fedrec.experiment.config import Experiment
-from fedrec.models import Adapted, NoisyRecommender, ProjectedRecommender, Recommender, SummedRecommender
+from fedrec.models import (
+    Adapted,
+    FactorRecommender,
+    NoisyRecommender,
+    ProjectedRecommender,
+    Recommender,
+    SummedRecommender,
+)
 from fedrec.models.projected import Statistics
 from fedrec.models.quadratic import Matrix, statistics
 from fedrec.models.released import Exact
 from fedrec.models.subspace import begin
 from fedrec.params import Params
-from fedrec.sharing import is_sum
+from fedrec.sharing import OF_USERS, is_sum
 from fedrec.subspace import leading
 from fedrec.tasks import Task
 
@@ -119,6 +126,8 @@ def reader(experiment: Experiment, data: ClientData, split: Literal["train", "va
         past = sequences(data, met(experiment, data, split), experiment.seed)
         model = replace(model, catalogue_size=len(dataset(experiment).items), places=data.items, past=past)
         model = replace(model, own=functools.partial(own_sums, experiment, data))
+        if isinstance(model, FactorRecommender):
+            return replace(model, learnt=sequences(data, [data.train], experiment.seed))
         if isinstance(model, NoisyRecommender):
             learnt = sequences(data, [data.train], experiment.seed)
             kept = functools.partial(exact_sums, experiment, data)
@@ -184,6 +193,8 @@ def kept_shapes(experiment: Experiment, data: ClientData, tasks: Sequence[str]) 
     """Return the names, shapes and dtypes of what a client recommends with: of sums what it was sent, if anything."""
     model = reader(experiment, data, "train")
     like = model.shapes(len(data.users), len(data.items), tasks)
+    if isinstance(model, FactorRecommender):
+        return {name: value for name, value in like.items() if name not in OF_USERS}
     if not isinstance(model, SummedRecommender) or experiment.pool:
         return like
     heads = {name: value for name, value in like.items() if not is_sum(name)}
@@ -193,7 +204,7 @@ def kept_shapes(experiment: Experiment, data: ClientData, tasks: Sequence[str]) 
 def weights_sent(experiment: Experiment) -> bool:
     """Return whether clients that learn by sums are sent weights, and not the total: of two that is the other's."""
     e = experiment
-    alone = e.by_sums and not e.sums.active and bool(e.share) and not e.reveal and len(clients_data(e)) == PAIR
+    alone = e.adds_up and not e.sums.active and bool(e.share) and not e.reveal and len(clients_data(e)) == PAIR
     return e.weighs or alone
 
 

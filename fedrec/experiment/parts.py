@@ -6,9 +6,9 @@ from typing import Any
 from fedrec.components import per_client, read, split_at
 from fedrec.errors import UserError
 from fedrec.experiment.needs import Can, Conflict, conflicts, needs, shown, takes
+from fedrec.models import SUMMED
 from fedrec.models.bodies import BODIES
 from fedrec.models.lora import FORMS
-from fedrec.models.quadratic import KINDS as SUMMED
 from fedrec.models.transfer import CHAIN
 from fedrec.params import covers
 from fedrec.tasks import names_of, parse_task, several, tasks_of
@@ -66,8 +66,9 @@ def tuned_loss(e: Any) -> str:
 
 def shared_beside_sums(e: Any) -> str:
     """Return what is shared where it is something, and not what a model by sums has."""
-    sums = "item_sums" if e.sums.active else "sums"
-    return shown(e.share) * (bool(e.share) and not covers(e.share, sums))
+    sums = ("sums", "item_sums") if e.alternates else ("item_sums",) if e.sums.active else ("sums",)
+    lacking = bool(e.share) and not all(covers(e.share, name) for name in sums)
+    return shown(e.share) * (lacking or (e.alternates and covers(e.share, "user_factors")))
 
 
 def item_content(e: Any) -> str:
@@ -120,7 +121,7 @@ def noisy_sums(e: Any) -> str:
 
 def without_sums(e: Any) -> str:
     """Return the models that make no sums over users."""
-    return ",".join(sorted(set(per_client(e.model).values()) - set(SUMMED)))
+    return ",".join(sorted(set(per_client(e.model).values()) - (set(SUMMED) - {"ials"})))
 
 
 def second_model(e: Any) -> str:
@@ -180,6 +181,8 @@ PARTS = (
     takes("model", Can.READS_ITEMS, Can.USER_SIDE, why="a module of one's own reads the ids alone", here=own_models),
     takes("model", *NO_STEPS, why="a model by sums is solved for (take --model mf)", here=models(*SUMMED)),
     takes("model", Can.APPROACH, why=REACHED, here=models(*SUMMED)),
+    takes("model", Can.PAIRS, Can.GIVEN_HEAD, why="it is of users' factors (add --model slist)", here=models("ials")),
+    needs("secure.active", Can.PAIRS, here=lambda e: "True" * (e.alternates and e.secure.active)),
     takes("sums.kind", Can.PAIRS, why="a subspace has none (add --sums.kind dense)", here=("subspace",)),
     needs("coupling.kind", Can.PAIRS, here=lambda e: e.coupling.kind * (e.by_sums and not e.coupling.plain)),
     needs("budget.step", Can.PAIRS, here=lambda e: "a loss budget" * (e.by_sums and e.budget.active)),

@@ -1,15 +1,18 @@
 """Recommenders as pure functions of named parameters: tables, a body that is shared, one head per task."""
 
+from fedrec.models.factors import FactorRecommender
+from fedrec.models.ials import Ials
 from fedrec.models.lora import Adapted, Lora
 from fedrec.models.module import Meta, Module, ModuleRecommender
 from fedrec.models.noisy import NoisyRecommender
 from fedrec.models.projected import ProjectedRecommender
-from fedrec.models.quadratic import KINDS as SUMMED
+from fedrec.models.quadratic import KINDS as QUADRATIC
 from fedrec.models.quadratic import Quadratic
 from fedrec.models.recommender import KINDS, Recommender
 from fedrec.models.sequences import UserSequence
 from fedrec.models.summed import SummedRecommender
 
+SUMMED = (*QUADRATIC, "ials")
 NAMES = (*KINDS, *SUMMED)
 
 __all__ = [
@@ -17,6 +20,8 @@ __all__ = [
     "NAMES",
     "SUMMED",
     "Adapted",
+    "FactorRecommender",
+    "Ials",
     "Lora",
     "Meta",
     "Module",

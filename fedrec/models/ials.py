@@ -10,6 +10,7 @@ For items everything that is asked of users is a sum over them, so that the fact
 
 from dataclasses import dataclass
 from functools import reduce
+from typing import NamedTuple
 
 import numpy as np
 from pydantic import BaseModel, Field
@@ -17,15 +18,16 @@ from scipy.sparse import csr_array
 
 from fedrec.models.quadratic import Matrix, Values
 from fedrec.rng import normal_rows
+from fedrec.subspace import triangle
 
+SWEEPS = 8  # how often users and items are solved in turn, unless another number is asked for
 BATCH = 4096  # systems [d, d] that are solved at a time, to bound memory
 
 
 class Ials(BaseModel, frozen=True, extra="forbid"):
-    """What implicit ALS weighs; a sweep is a round."""
+    """What implicit ALS weighs."""
 
-    d: int = Field(64, ge=1, description="width of the factors")
-    sweeps: int = Field(8, ge=1, description="how often users and items are solved in turn")
+    d: int = Field(64, ge=1, le=1024, description="width of the factors")
     unliked: float = Field(0.1, gt=0, description="weight of the square of a score, beside 1 for what is liked")
     ridge: float = Field(0.01, gt=0, description="weight of the factors' squares")
     nu: float = Field(1.0, ge=0, le=1, description="how the ridge of a user or an item grows with its likes")
@@ -53,6 +55,13 @@ class ItemSums:
         )
 
 
+class Whole(NamedTuple):
+    """What users ask of all items: the sum of y y', its upper triangle by rows, and their number."""
+
+    everything: Matrix  # [d (d + 1) / 2]
+    items: float
+
+
 @dataclass(frozen=True)
 class Tie:
     """A pull rho/2 |p_u - target_u|^2 of users' factors towards a target [users, d]: z minus the scaled dual."""
@@ -67,17 +76,25 @@ def begin(config: Ials, seed: int, keys: list[str]) -> Matrix:
     return np.asarray(rows * (config.spread / np.sqrt(config.d)))
 
 
-def solve_users(config: Ials, liked: csr_array, items: Matrix, tie: Tie | None = None) -> Matrix:
+def whole(items: Matrix) -> Whole:
+    """Return what users ask of all items, of which these are the factors [n, d]."""
+    return Whole(triangle(items.T @ items), float(len(items)))
+
+
+def solve_users(
+    config: Ials, liked: csr_array, items: Matrix, tie: Tie | None = None, of_all: Whole | None = None
+) -> Matrix:
     """Return the best factors [users, d] for item factors [n, d]; `liked` [users, n] holds ones.
 
-    A user without likes has zeros, or its target if it is tied.
+    `of_all` is the `whole` of the items of which these n are some. A user without likes has zeros, or its target if it
+    is tied.
     """
-    everything = items.T @ items
-    ridge = config.ridge * (likes(liked, 1) + config.unliked * len(items)) ** config.nu
+    everything, count = of_all or whole(items)
+    ridge = config.ridge * (likes(liked, 1) + config.unliked * count) ** config.nu
     right = liked @ items
     if tie:
         ridge, right = ridge + tie.rho / 2, right + tie.rho / 2 * tie.target
-    return _solve(liked, products(items), right, config.unliked * everything, ridge)
+    return _solve(liked, products(items), right, config.unliked * square(everything[None], items.shape[1])[0], ridge)
 
 
 def item_sums(liked: csr_array, users: Matrix) -> ItemSums:

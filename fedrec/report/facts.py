@@ -9,6 +9,7 @@ from fedrec.errors import UserError
 from fedrec.experiment.choice import describe
 from fedrec.experiment.config import build
 from fedrec.experiment.privacy import UNBOUNDED
+from fedrec.models import SUMMED
 from fedrec.models.quadratic import KINDS
 from fedrec.params import covers
 from fedrec.report.findings import listing, plural
@@ -50,7 +51,7 @@ def facts(run: Run) -> dict[str, str]:
         "Split": str(option("split", "?")),
         **histories(run),
         "Ranking": "among the whole catalogue" if sampled == "full" else f"among {sampled} sampled candidates",
-        **({} if summed else {"Negatives": negatives}),
+        **({} if option("model") in SUMMED else {"Negatives": negatives}),
         "Privacy": privacy(run),
         "Engine": f"{option('engine', '?')}; devices: {listing(sorted(set(devices) - {''})) or 'not recorded'}",
         "Seed": str(option("seed", "?")),
@@ -61,7 +62,7 @@ def facts(run: Run) -> dict[str, str]:
 def histories(run: Run) -> dict[str, str]:
     """Return in words what is read of users at the test, for a run whose model reads histories."""
     encoder = (run.option("sequence") or {}).get("kind", "none")
-    if run.option("model") not in KINDS and encoder == "none":
+    if run.option("model") not in SUMMED and encoder == "none":
         return {}
     alone = run.option("history") == "train"
     return {"Histories": f"at the test {'training items alone' if alone else 'validation items too'}"}

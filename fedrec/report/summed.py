@@ -1,6 +1,6 @@
 """What a run that learns by sums ties, what its clients sent for that, and what can be read from it."""
 
-from fedrec.models.quadratic import KINDS
+from fedrec.models import SUMMED
 from fedrec.report.findings import listing, size
 from fedrec.report.tables import Run
 from fedrec.sharing import GRAM, ITEM_SUMS, SUMS
@@ -13,9 +13,11 @@ def sums_told(run: Run) -> list[str]:
 
     Empty for a run that learns by gradients, or in which nothing is shared.
     """
-    if run.option("model") not in KINDS or not run.option("share"):
+    if run.option("model") not in SUMMED or not run.option("share"):
         return []
     clients = len(run.names())
+    if run.option("model") == "ials":
+        return [factored(run, clients), made(run), travelled(run), readable_factors(run)]
     return [constraint(run, clients), made(run), travelled(run), readable(run, clients)]
 
 
@@ -30,9 +32,7 @@ def constraint(run: Run, clients: int) -> str:
     elif run.record.get("certificate"):
         kind = (run.option("coupling") or {}).get("kind")
         tied = f"Constraint: W_1, ..., W_{clients} between items are coupled ({kind}), and solved for together; "
-    private = [p["name"] for p in run.record.get("parameters", {}).get("private", [])]
-    headed = any(name.startswith("heads.") for name in private)
-    return tied + (heads if headed else "no private heads: B_i = W.")
+    return tied + (heads if headed(run) else "no private heads: B_i = W.")
 
 
 def head(run: Run) -> str:
@@ -43,6 +43,28 @@ def head(run: Run) -> str:
         return f"B_i = {share:g} A_i + {1 - share:g} W, of which A_i, of its own sums alone, is never sent"
     kept = "B_i = W + D_i, of which D_i is never sent"
     return kept + (f"; w = {1 / drift['weight']:g} for all" if drift.get("personal") == "ditto" else "")
+
+
+def headed(run: Run) -> bool:
+    """Return whether the clients have private heads."""
+    private = [p["name"] for p in run.record.get("parameters", {}).get("private", [])]
+    return any(name.startswith("heads.") for name in private)
+
+
+def factored(run: Run, clients: int) -> str:
+    """Return the constraint on the factors of items, and what of the clients is private."""
+    each = "Y_1 = Y_2" if clients == 2 else f"Y_1 = ... = Y_{clients}"
+    tied = f"Constraint: {each}, one table of item factors, solved for in every sweep from sums over the clients' users"
+    heads = ", nor do the item factors of private heads" if headed(run) else ""
+    return f"{tied}; the factors of a client's users never leave it{heads}."
+
+
+def readable_factors(run: Run) -> str:
+    """Return what the server can read from sums over the factors of users."""
+    if run.option("partition") == "one-user":
+        return "The server can read from them each client's items, and its factors."
+    one = "if one of them alone likes it, that user's factors, which say what else it likes"
+    return f"The server can read from them how many of a client's users like each item, and, {one}."
 
 
 def made(run: Run) -> str:

@@ -4,6 +4,7 @@ from fedrec.federation.coordination.budget import BudgetRule
 from fedrec.federation.coordination.coupling import Coupling
 from fedrec.federation.coordination.descent import Descent
 from fedrec.federation.coordination.drift import Control, Drift, Own, control_change, normalise
+from fedrec.federation.coordination.factors import Solver
 from fedrec.federation.coordination.halves import Link, Residuals, double
 from fedrec.federation.coordination.solved import Penalty
 from fedrec.federation.coordination.ties import Tie, tie_of
@@ -18,6 +19,7 @@ __all__ = [
     "Own",
     "Penalty",
     "Residuals",
+    "Solver",
     "Tie",
     "control_change",
     "double",

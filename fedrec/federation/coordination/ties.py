@@ -7,12 +7,14 @@ import torch
 
 from fedrec.federation.coordination.coupling import Coupling
 from fedrec.federation.coordination.descent import Descent, Stepped
+from fedrec.federation.coordination.factors import Factored, Solver
 from fedrec.federation.coordination.halves import Held, Hub, Residuals, Sums, double
 from fedrec.federation.coordination.solved import Penalty, Solved
 from fedrec.federation.coordination.totals import Projected, Total
 from fedrec.federation.robust import Robust
 from fedrec.keyed import Carrier, gather, mean, mean_of, sums
 from fedrec.params import Params
+from fedrec.sharing import FACTORS
 from fedrec.subspace import Search
 
 Tie = Held | Hub  # what holds Z on the server
@@ -79,22 +81,26 @@ def tie_of(
     by_sums: bool = False,
     penalty: Penalty | None = None,
     search: Search | None = None,
+    factors: Solver | None = None,
 ) -> Tie:
     """Return the tie of clients that join with `values`; raises UserError where the coupling does not fit them.
 
     `summed` says that the server gets sums alone, also of increments; `by_sums` that what clients send are sums of
     which the total is asked for, or, with a `penalty`, the weights that the coupling makes of them, or, with a
-    `search`, what they make of a subspace.
+    `search`, what they make of a subspace, or, with `factors`, the factors of items.
     """
     if penalty:
         return Solved(0.0, carriers, {}, coupling=coupling, penalty=penalty)
+    like = next(iter(values.values()))
+    if factors and FACTORS in like:
+        z = mean([(carriers[name], {FACTORS: value[FACTORS]}) for name, value in values.items()], dtype=torch.float64)
+        z = {name: value.to(like[name].dtype) for name, value in z.items()}
+        return Factored(coupling.rho, carriers, z, solver=factors)
     if search:
         z = mean([(carriers[name], value) for name, value in values.items()], dtype=torch.float64)
-        like = next(iter(values.values()))
         z = {name: value.to(like[name].dtype) for name, value in z.items()}
         return Projected(coupling.rho, carriers, z, search=search)
     if by_sums:
-        like = next(iter(values.values()))
         return Total(coupling.rho, carriers, {name: torch.zeros_like(value) for name, value in like.items()})
     operator = coupling.operator(list(carriers))
     if coupling.plain:
