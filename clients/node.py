@@ -18,7 +18,7 @@ from fedrec.experiment.channel import row_ids
 from fedrec.federation.proportion import change, large, size, too_far
 from fedrec.keyed import Carrier, Subtotal, carrier, catalogue, subtotal, union
 from fedrec.params import Params, same
-from fedrec.sharing import Broadcast, ContractError, Contribution, admit, admit_metrics, admit_told
+from fedrec.sharing import Broadcast, ContractError, Contribution, admit, admit_metrics, admit_told, filled
 from fedrec.wire import ALONE, Answers, Call, answers_record, read_call
 from fedrec.wire.bundle import bundled, unbundled
 from fedrec.wire.messages import TEXT
@@ -123,14 +123,16 @@ class Node:
     ) -> list[Subtotal]:
         """Return the sum of what a chunk answers; nothing of a chunk in which nobody does."""
         members = {name: replace(self.carriers[name], weight=call.chunks[name][1]) for name in names}
-        rows = union(list(members.values()))
+        rows, counts = union(list(members.values())), dict[str, list[int]]()
 
         def parts() -> Iterator[tuple[Carrier, Params, Params]]:
             for reply in self.proportionate(call, replies, found):
                 found.contributions.append(replace(reply, values={}))
+                for name, count in filled(reply.values).items():
+                    counts.setdefault(name, []).append(count)
                 yield members[reply.client], reply.values, self.measured_from(call, reply)
 
-        total = subtotal(parts(), rows)
+        total = replace(subtotal(parts(), rows), counts=counts)
         if len(total.clients) < len(names):
             kept = union([members[name] for name in total.clients])
             rest = {n: v[torch.isin(rows[n], kept[n])] if n in rows else v for n, v in total.values.items()}

@@ -5,7 +5,7 @@ Numerics over named tensors: who a client is, and what it trains, is not their b
 
 from collections import UserDict
 from collections.abc import Iterable, Mapping, Sequence, Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 
 import numpy as np
@@ -193,12 +193,14 @@ def mean(
 class Subtotal:
     """What a mean needs of some clients: sum_i p_i x_i in float64, and the gap sum_i |x_i - z_i|^2.
 
-    A table has the rows that these clients carry, see `union`.
+    A table has the rows that these clients carry, see `union`. Of sums over users `counts` has for each client how many
+    of the entries that it adds are not zero.
     """
 
     clients: tuple[str, ...]
     values: Params
     gap: float
+    counts: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
 
 def union(carriers: Sequence[Carrier]) -> dict[str, Tensor]:

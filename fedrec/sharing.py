@@ -66,6 +66,11 @@ def is_sum(name: str) -> bool:
     return name.startswith((SUMS, ITEM_SUMS))
 
 
+def filled(values: Mapping[str, torch.Tensor]) -> dict[str, int]:
+    """Return how many entries of every sum over users are not zero."""
+    return {name: int(entries(value).count_nonzero()) for name, value in values.items() if is_sum(name)}
+
+
 @dataclass(frozen=True)
 class Sharing:
     """The shared modules by path; every parameter outside them is private."""

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -107,6 +107,11 @@ def admit_subtotal(part: Subtotal, call: Call, carriers: Mapping[str, Carrier]) 
         for name, value in shapes.items()
     }
     values = admit(part.values, like)
+    told = {name for name in values if is_sum(name)}
+    if part.counts.keys() != told or not all(
+        0 <= count <= values[name].numel() for name in told for count in part.counts[name]
+    ):
+        raise ContractError("sum: must come with how many entries each client adds to it, found others")
     sent = weighted_sent(part, call, members, rows)
     mass = math.fsum(call.chunks[name][1] for name in part.clients)
     change = {name: value - sent[name] if name in sent else value for name, value in values.items()}
@@ -115,7 +120,7 @@ def admit_subtotal(part: Subtotal, call: Call, carriers: Mapping[str, Carrier]) 
         raise ContractError(
             f"sum: must change the mean by at most {limit / mass:.4g} in norm, found {moved / mass:.4g}"
         )
-    return Subtotal(part.clients, values, part.gap)
+    return replace(part, values=values)
 
 
 def weighted_sent(part: Subtotal, call: Call, members: Sequence[Carrier], rows: Mapping[str, torch.Tensor]) -> Params:

@@ -14,7 +14,7 @@ from fedrec.federation.codecs import Coding
 from fedrec.keyed import Carrier, Subtotal, chunks
 from fedrec.params import Params
 from fedrec.sharing import Broadcast, ContractError, Contribution, admit_metrics, admit_start
-from fedrec.wire import Call, Entry, call_record, pack
+from fedrec.wire import Call, Entry, call_record, pack, stand_in
 from fedrec.wire.messages import Packed
 from server.cohorts import Letters, Opened, Tally, admit_subtotal, calls, open_answer
 from server.faults import Fault, Outcome, Refused, review, unheard, unlike
@@ -111,7 +111,11 @@ class Exchange:
             answer = open_answer(answers.pop(node, None), list(call.broadcasts), deadline)
             letters |= answer.letters
             outcome.subtotals.extend(admit_sums(answer, call, sums, letters))
-        inside = {name for part in outcome.subtotals for name in part.clients}
+        inside = {
+            name: {entry: int(counts[place]) for entry, counts in part.counts.items()}
+            for part in outcome.subtotals
+            for place, name in enumerate(part.clients)
+        }
         letters |= dict.fromkeys(lost & broadcasts.keys(), Refused("dropout", "dropped out, as the run says"))
         read = partial(self.codec.read, increments=self.increments)
         verdicts = {}
@@ -125,7 +129,10 @@ class Exchange:
             reply, letter = verdicts[name], letters[name]
             if isinstance(reply, Contribution):
                 assert isinstance(letter, Contribution)  # nothing else counts
-                up.add(name, broadcast.values if name in inside else letter.values, metrics=reply.metrics)
+                told = letter.values
+                if name in inside:  # what is added up travels as what was sent, but for sums
+                    told = stand_in(summed[name].like, inside[name]) if inside[name] else broadcast.values
+                up.add(name, told, metrics=reply.metrics)
                 outcome.replies.append(reply)
                 continue
             outcome.faults.append(Fault(number, name, during, reply.kind, reply.text))

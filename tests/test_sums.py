@@ -193,6 +193,22 @@ def test_every_engine_gives_the_same_bits(engine: str, tmp_path: Path) -> None:
     assert first == second
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"partition": "users"},
+        {"sums": {"kind": "subspace", "k": 4, "passes": 1}, "rounds": 2, "eval_every": 2},
+        {"model": "ials"},
+    ],
+)
+def test_what_a_node_adds_up_is_in_the_ledger_as_if_it_were_sent(fields: dict[str, Any], tmp_path: Path) -> None:
+    for engine in ("inline", "batched"):
+        launch(small(engine=engine, **fields), tmp_path / engine)
+    first, second = ((tmp_path / engine / "ledger.csv").read_text() for engine in ("inline", "batched"))
+    assert first == second
+
+
 @pytest.mark.parametrize("fields", [{}, {"clients": 2}, {"method": "local"}])
 def test_a_finished_run_recommends_what_it_was_evaluated_with(fields: dict[str, Any], tmp_path: Path) -> None:
     """The test item of the users whom a rank metric found stands among what they are recommended."""

@@ -1,6 +1,6 @@
 """What travels, as Flower records and back, and the byte ledger; the one room here that knows Flower."""
 
-from fedrec.wire.arrays import pack, unpack
+from fedrec.wire.arrays import pack, stand_in, unpack
 from fedrec.wire.messages import (
     ALONE,
     Answers,
@@ -26,5 +26,6 @@ __all__ = [
     "pack",
     "read_answers",
     "read_call",
+    "stand_in",
     "unpack",
 ]

@@ -123,6 +123,18 @@ def nonzero(value: Numbers) -> Array | None:
     return listed(value.shape, at, flat[at])
 
 
+def stand_in(like: Mapping[str, torch.Tensor], counts: Mapping[str, int]) -> Params:
+    """Return tensors that travel in as many bytes as those of which so many entries are not zero."""
+    found = Params()
+    for name, value in like.items():
+        size, count = value.numel(), counts.get(name, value.numel())
+        if count * (place_type(size).itemsize + value.element_size()) > size * value.element_size():
+            found[name] = torch.ones((), dtype=value.dtype).expand(value.shape)
+        else:
+            found[name] = from_places(np.arange(count), torch.ones(count, dtype=value.dtype), value.shape)
+    return found
+
+
 def listed(shape: Sequence[int], at: Numbers, values: Numbers) -> Array:
     """Return the array that has `values` at ascending places in C order, and is zero elsewhere.
 

@@ -209,7 +209,9 @@ def answers_record(answers: Answers) -> RecordDict:
     )
     for place, part in enumerate(answers.subtotals):
         content[f"sum.{place}"] = pack(part.values)
-        content[f"of.{place}"] = ConfigRecord({"client": list(part.clients), "gap": part.gap})
+        content[f"of.{place}"] = ConfigRecord(
+            {"client": list(part.clients), "gap": part.gap, **{n: list(counts) for n, counts in part.counts.items()}}
+        )
     return content
 
 
@@ -243,7 +245,9 @@ def _subtotals(content: RecordDict, config: ConfigRecord) -> list[Subtotal]:
         gap = about.get("gap")
         if not isinstance(values, ArrayRecord) or type(gap) is not float or not 0 <= gap <= FAR:
             raise ContractError(f"sum {place}: must hold tensors and a gap that is finite and not negative")
-        sums.append(Subtotal(tuple(_strings(about, "client")), unpack(values), gap))
+        clients = tuple(_strings(about, "client"))
+        counts = {name: _counts(about, name, len(clients)) for name in about.keys() - {"client", "gap"}}
+        sums.append(Subtotal(clients, unpack(values), gap, counts))
     return sums
 
 
@@ -303,6 +307,10 @@ def _whole(config: ConfigRecord, name: str, length: int) -> list[float]:
     if not set(map(type, column)) <= {bool, int}:
         raise ContractError(f"config {name}: must hold whole numbers, found others")
     return column
+
+
+def _counts(config: ConfigRecord, name: str, length: int) -> list[int]:
+    return [int(count) for count in _whole(config, name, length)]
 
 
 def _records(content: RecordDict, prefix: str) -> list[ArrayRecord]:
