@@ -1,5 +1,6 @@
 """Nodes that host cohorts: the same result as clients alone, and nothing taken on trust."""
 
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -213,7 +214,19 @@ class Stolen(HostGrid):
         return content
 
 
-@pytest.mark.parametrize(("grid", "lost"), [(Poisoned, CHUNK), (Stolen, 22)])
+class Counted(HostGrid):
+    """The second node counts entries of what is no sum over users."""
+
+    def spoil(self, content: RecordDict) -> RecordDict:
+        if "sum.0" in content and "sum.1" not in content:
+            found = read_answers(content)
+            (part,) = found.subtotals
+            other = replace(part, counts={"item_table": [1] * len(part.clients)})
+            return answers_record(Answers(found.contributions, [other]))
+        return content
+
+
+@pytest.mark.parametrize(("grid", "lost"), [(Poisoned, CHUNK), (Stolen, 22), (Counted, 22)])
 def test_a_sum_that_breaks_the_contract_counts_for_nobody(grid: type[HostGrid], lost: int) -> None:
     record = spoilt(grid)
     first = [row for row in record.faults if row["round"] == 1]
