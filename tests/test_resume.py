@@ -70,7 +70,12 @@ CASES: dict[str, dict[str, Any]] = {
     "turnout": {**COUPLED, "participation": 0.7, "dropout": "0.2", "quorum": 0.0},
     "agreement": {"volunteers": 20, "model": "mf;shop=mlp"},
     "sweeps": {"model": "ials", "ials": {"d": 4}, "dropout": "2:shop"},
-    "sums": {"model": "slist", "coupling": PULLED, "budget": {"margin": 0.0, "confidence": 1.0, "step": 100.0}},
+    "sums": {
+        "model": "slist",
+        "coupling": PULLED,
+        "budget": {"margin": 0.0, "confidence": 1.0, "step": 100.0},
+        "market": {"users": 60, "items": 20, "impressions": 12},
+    },
 }
 
 
