@@ -7,6 +7,7 @@ from torch import Tensor
 
 from clients.client import Client
 from fedrec.models.factors import OWN_FACTORS, FactorRecommender, as_sent, factors_of
+from fedrec.models.user_factors import UserFactorRecommender
 from fedrec.params import Params, subtract
 from fedrec.sharing import OF_ITEMS
 
@@ -29,3 +30,15 @@ def swept(
     lacking = subtract(told, model.told(private[OWN_FACTORS])) if seen else told
     nothing = {name: torch.zeros(like.shape, dtype=like.dtype) for name, like in client.shared_like.items()}
     return {**private, **users}, {**nothing, **lacking}
+
+
+def met(
+    client: Client, model: UserFactorRecommender, anchor: Params, rho: float, private: Params
+) -> tuple[float, Params, Params]:
+    """Return a client's mean loss after a round of clients that meet in their users, what it keeps, and its x.
+
+    It minimises f_i + rho/2 |x_i - anchor|^2, of which each sweep solves a half exactly.
+    """
+    params, loss = model.approached({**anchor, **private}, rho, client.experiment.local_epochs)
+    x, kept = client.channel.split(params)
+    return loss / max(len(client.data.train), 1), kept, x

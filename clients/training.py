@@ -15,13 +15,13 @@ from clients.client import Client
 from clients.home import parted
 from clients.noisy import noisy_sums
 from clients.private import books
-from clients.sweeps import swept
+from clients.sweeps import met, swept
 from fedrec.errors import UserError
 from fedrec.experiment.channel import Mapped
 from fedrec.experiment.earlier import past_sums
 from fedrec.federation.coordination import Link, Own
 from fedrec.keyed import nothing
-from fedrec.models import FactorRecommender, NoisyRecommender, SummedRecommender
+from fedrec.models import FactorRecommender, NoisyRecommender, SummedRecommender, UserFactorRecommender
 from fedrec.params import Params, finite, subtract, to
 from fedrec.privacy.differential import private_update
 from fedrec.privacy.secret import digest
@@ -64,6 +64,9 @@ def train(client: Client, start: Start) -> Made:
     e, own, number = client.experiment, start.own, start.sent.round
     if isinstance(client.model, NoisyRecommender):
         return Made(math.nan, parted(start.private)[0], own, noisy_sums(client, client.model, start.sent))
+    if isinstance(client.model, UserFactorRecommender):
+        loss, kept, x = met(client, client.model, start.anchor, start.rho, parted(start.private)[0])
+        return Made(loss, kept, own, x)
     if isinstance(client.model, FactorRecommender):
         kept, told = swept(client, client.model, start.z, parted(start.private)[0], start.sent.seen)
         return Made(math.nan, kept, own, told)

@@ -29,6 +29,7 @@ PARAMETERS = {
     "item_sums": "item",
     "user_table": "user",
     "user_bias": "user",
+    "user_factors": "user",
 }
 
 

@@ -3,6 +3,8 @@
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from fedrec.experiment.config import ties_users
+
 # Chosen by validation on the whole grid of `python -m simulations.studies promise --choose`, see docs/privacy.md. Noise
 # is added to every coordinate in every step: few steps of plain SGD, which does not make a full step of what is noise
 # alone, bear it best.
@@ -20,10 +22,11 @@ BY_SUMS = {"coupling.rho": 0.0, "coupling.duals": False, "coupling.balance": Fal
 PROMISED = {"rounds": 20, "eval_every": 1}
 PULLED = {"coupling.strength": 10.0}  # in units of the mean of a client's diagonal of G
 HEADED = {"drift.weight": 1.0}  # in the metric of the sum
+TIED = {"coupling.rho": 1.0, "coupling.duals": True}  # of users' factors, on the scale of a square of a score
 
 
 def defaults(
-    values: Mapping[str, Any], given: Collection[str], schedule: Mapping[str, int] | None = None
+    values: Mapping[str, Any], given: Collection[str], schedule: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """Return the fields that a promise of privacy, or a model by sums, sets and nobody gave, by dotted path.
 
@@ -36,5 +39,6 @@ def defaults(
         usual |= BY_SUMS if values["coupling.kind"] != "mean" else {}
         usual |= PROMISED if values["budget.margin"] is not None or values["budget.limits"] else {}
         usual |= HEADED if values["drift.personal"] == "ditto" else {}
+        usual |= TIED if ties_users(str(values["model"]), values["share"]) else {}
         usual |= PULLED if values["coupling.kind"] in ("mean-regularised", "graph") else {}
     return {path: value for path, value in usual.items() if path not in given}

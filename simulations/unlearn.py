@@ -174,7 +174,7 @@ def attacked(e: Experiment, s: Experiment, home: Path, who: Leaving) -> dict[str
 def said(e: Experiment, who: Leaving, retune: bool) -> Iterator[str]:
     """Yield what is to be known before anything is done."""
     if not e.adds_up:
-        how = "in sweeps" if e.by_sums else "by gradients"
+        how = "in sweeps" if e.solves else "by gradients"
         yield f"{e.model} learns {how}, of which nothing is subtracted: trained again from the start"
         yield f"left out from the first round on: {who.words}"
         return

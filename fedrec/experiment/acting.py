@@ -56,7 +56,7 @@ def layered(e: Experiment) -> bool:
 
 def folds(e: Experiment) -> bool:
     """Return whether new users have rows of a table that can be learnt."""
-    return e.split == "new-users" and kinds(e) != {"item"} and not e.sequence.active and not e.by_sums
+    return e.split == "new-users" and kinds(e) != {"item"} and not e.sequence.active and not e.solves
 
 
 def reads_histories(e: Experiment) -> bool:
@@ -66,8 +66,8 @@ def reads_histories(e: Experiment) -> bool:
 
 def batched(e: Experiment) -> bool:
     """Return whether anything is trained in batches: noisy steps for users draw users."""
-    steps = not e.by_sums and e.privacy.unit != "user"
-    return steps or (e.drift.personal == "ditto" and not e.by_sums) or (bool(e.fold_in) and folds(e))
+    steps = not e.solves and e.privacy.unit != "user"
+    return steps or (e.drift.personal == "ditto" and not e.solves) or (bool(e.fold_in) and folds(e))
 
 
 def phased(e: Experiment) -> bool:
@@ -81,7 +81,7 @@ def avoids(e: Experiment) -> bool:
     The negatives of a protected interaction come from the whole catalogue.
     """
     drawn = e.privacy.unit != "interaction" or e.drift.personal == "ditto"
-    return ranks(e) and not e.by_sums and ((drawn and e.split != "new-users") or (bool(e.fold_in) and folds(e)))
+    return ranks(e) and not e.solves and ((drawn and e.split != "new-users") or (bool(e.fold_in) and folds(e)))
 
 
 def promised(e: Experiment) -> bool:
@@ -136,8 +136,9 @@ CLIPPED = Rule(
 )
 SECURE = Rule(lambda e: e.secure.active, "secure sums (add --secure.active)")
 PROCESSES = Rule(lambda e: e.engine == "process" and not e.pool, "several clients in processes (add --engine process)")
-STEPS = Rule(lambda e: not e.by_sums, "a model that learns by steps along gradients (add --model mf)")
+STEPS = Rule(lambda e: not e.solves, "a model that learns by steps along gradients (add --model mf)")
 TOTALS = Rule(lambda e: e.adds_up and not e.privacy.summed, "a model that learns by sums (add --model slist)")
+PASSES = Rule(lambda e: STEPS.acts(e) or e.ties_users, f"{STEPS.needs}, or users' factors (add --share user_factors)")
 SWEEPS = Rule(lambda e: e.alternates, "model ials (add --model ials)")
 ORDERED = Rule(
     lambda e: TOTALS.acts(e) and bool(kinds(e) & {"slist", "slit"}),
@@ -244,7 +245,8 @@ RULES: dict[str, Rule] = {
     ),
     "fold_in": Rule(folds, "new users who have a row of a table (add --split new-users)"),
     "negatives": Rule(avoids, "a task that ranks, for users with held-out items (add --split leave-one-out)"),
-    **each("local_epochs optimiser lr l2", STEPS),
+    "local_epochs": PASSES,
+    **each("optimiser lr l2", STEPS),
     "num_negatives": Rule(lambda e: ranks(e) and STEPS.acts(e), f"{RANK.needs}, and {STEPS.needs}"),
     **each("candidates metrics", RANK),
     **each(
@@ -278,7 +280,7 @@ RULES: dict[str, Rule] = {
     **each("sequence.blocks sequence.heads", SASREC),
     **each("lora.form lora.alpha", LORA),
     "batch_size": Rule(batched, "steps on rows, for privacy.unit user draws users (take privacy.rate)"),
-    "weights": Rule(lambda e: MANY.acts(e) and STEPS.acts(e), f"{MANY.needs}, and {STEPS.needs}"),
+    "weights": Rule(lambda e: MANY.acts(e) and PASSES.acts(e), f"{MANY.needs}, and {PASSES.needs}"),
     "participation": MANY,
     "eval_every": Rule(lambda e: e.rounds > 1, "more than one round (take more --rounds)"),
     "deadline": Rule(
@@ -348,7 +350,7 @@ def reset(e: Experiment, path: str) -> Experiment:
     """Return the experiment with one field at its default; of parts for clients that of all others remains."""
     top, _, inner = path.partition(".")
     # A model by sums has another number of rounds, which follows from its sums.
-    kept = {"model": e.model, **({} if top == "sums" else {"sums": e.sums})} if e.by_sums else {}
+    kept = {"model": e.model, **({} if top == "sums" else {"sums": e.sums})} if e.solves else {}
     value = value_of(type(e)(**kept), path)
     if path in PARTED:
         others = type(value)(per_client(str(value_of(e, path))).get("*", value))

@@ -35,6 +35,7 @@ from fedrec.models import (
     Quadratic,
     Recommender,
     SummedRecommender,
+    UserFactorRecommender,
     UserSequence,
 )
 from fedrec.models.ials import SWEEPS
@@ -49,6 +50,7 @@ from fedrec.training.weighting import Weighting
 # The bounds of every number of an experiment but the seed; inf only where a field allows it.
 LARGEST, SMALLEST = 1e9, 1e-30
 SUMMED_NAMES = frozenset(SUMMED)
+MEETINGS = 20  # rounds in which clients approach common factors of users, unless another number is asked for
 
 
 class Method(BaseModel, frozen=True, extra="forbid"):
@@ -301,8 +303,11 @@ class Experiment(Method):
         if self.by_sums and self.drift.personal == "ditto" and not self.drift.weight:
             raise UserError("drift.weight: must be above 0 for ditto by sums, found 0 (take --method local)")
         kinds = set(per_client(self.model).values())
-        if self.by_sums and len(kinds) > 1:
+        if self.solves and len(kinds) > 1:
             raise UserError(f"model: must be one for all where clients learn by sums, found {self.model}")
+        if self.ties_users and not (self.coupling.duals and self.coupling.rho):
+            rule = "must be kept, with coupling.rho above 0, where users' factors are shared"
+            raise UserError(f"coupling.duals: {rule} (add --coupling.duals --coupling.rho 1), found none")
         with named("dim"):
             for text in per_client(str(self.dim)).values():
                 if not (text.isdecimal() and 1 <= int(text) <= 4096):
@@ -341,7 +346,17 @@ class Experiment(Method):
     @property
     def by_sums(self) -> bool:
         """Whether the clients learn by sums, and not by gradients."""
+        return self.solves and not self.ties_users
+
+    @property
+    def solves(self) -> bool:
+        """Whether the clients' models are solved for, without steps along gradients."""
         return by_sums(self.model)
+
+    @property
+    def ties_users(self) -> bool:
+        """Whether clients keep their items' factors, and meet in those of the users that they have in common."""
+        return ties_users(self.model, self.share)
 
     @property
     def alternates(self) -> bool:
@@ -430,7 +445,8 @@ class Experiment(Method):
         if read(kind).own:
             return ModuleRecommender("mlp", *shape, module=make("model", kind))
         if kind == "ials":
-            return FactorRecommender(kind, *shape, ials=self.ials)
+            kept = UserFactorRecommender if self.ties_users else FactorRecommender
+            return kept(kind, *shape, ials=self.ials)
         if kind in SUMMED:
             if self.privacy.summed:
                 return NoisyRecommender(kind, *shape, quadratic=self.quadratic)
@@ -448,12 +464,20 @@ def by_sums(model: str) -> bool:
     return not SUMMED_NAMES.isdisjoint(per_client(model).values())
 
 
-def schedule_of(values: Mapping[str, Any]) -> dict[str, int]:
-    """Return the rounds of a model by sums and how often it is evaluated, from the fields of an experiment.
+def ties_users(model: str, share: object) -> bool:
+    """Return whether clients of these texts share the factors of their users, and nothing else."""
+    return "ials" in per_client(model).values() and share in ("user_factors", ("user_factors",), ["user_factors"])
 
-    It is evaluated when it is exact, and after every sweep. Of another model nothing is returned.
+
+def schedule_of(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the rounds of a model that is solved for and how often it is evaluated, from the fields of an experiment.
+
+    It is evaluated when it is exact, and after every sweep. Clients that meet in their users count alike, since what
+    they minimise together is a sum. Of another model nothing is returned.
     """
     model = str(text_of(values.get("model", "mf")))
+    if ties_users(model, values.get("share")):
+        return {"rounds": MEETINGS, "eval_every": 1, "weights": "uniform"}
     if "ials" in per_client(model).values():
         return {"rounds": SWEEPS, "eval_every": 1}
     rounds = rounds_of(values) if by_sums(model) else 0

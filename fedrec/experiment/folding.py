@@ -27,7 +27,7 @@ def fold_in(
     `new-users`, has nothing to fold in.
     """
     names = [name for name in params if TABLES.get(name) == "user"]
-    if e.split != "new-users" or not names:
+    if e.split != "new-users" or e.solves or not names:
         return params
     trained = np.unique(data.train.user)
     new = np.setdiff1d(np.arange(len(data.users)), trained)

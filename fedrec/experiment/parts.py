@@ -66,9 +66,21 @@ def tuned_loss(e: Any) -> str:
 
 def shared_beside_sums(e: Any) -> str:
     """Return what is shared where it is something, and not what a model by sums has."""
+    if e.ties_users:
+        return ""
     sums = ("sums", "item_sums") if e.alternates else ("item_sums",) if e.sums.active else ("sums",)
     lacking = bool(e.share) and not all(covers(e.share, name) for name in sums)
     return shown(e.share) * (lacking or (e.alternates and covers(e.share, "user_factors")))
+
+
+def in_sums(e: Any) -> str:
+    """Return the models by sums, of which no parameters travel."""
+    return "" if e.ties_users else models(*SUMMED)(e)
+
+
+def in_users(e: Any) -> str:
+    """Return the model whose factors of users travel."""
+    return "ials" * e.ties_users
 
 
 def item_content(e: Any) -> str:
@@ -171,6 +183,7 @@ NO_STEPS = (
     *(Can.STEPS, Can.GRAM, Can.INCREMENTS, Can.RESIDUALS, Can.READS_ITEMS, Can.USER_SIDE, Can.PAIR_SCORES),
     *(Can.ENCODER, Can.LISTENERS, Can.LOGITS, Can.TABLES, Can.LOSSES, Can.ROWS),
 )
+NO_STEPS_BUT_TIED = tuple(can for can in NO_STEPS if can not in (Can.INCREMENTS, Can.RESIDUALS))
 REACHED = "by sums it is reached in one (take --method fedavg for fedprox, fedper for admm, or --model mf)"
 AGREES = (Can.PUBLIC_USERS, Can.LOGITS, Can.EXCHANGE, Can.TIE, Can.ONE_PHASE, Can.KNOWN_USERS, Can.PAIR_SCORES)
 PRICED = (Can.TIE, Can.DUALS, Can.KNOWN_USERS)
@@ -179,8 +192,10 @@ PARTS = (
     takes("model", Can.USER_SIDE, why="item has none (add --model mf)", here=models("item")),
     takes("model", Can.CLIENT_GRADIENTS, why="a module of one's own may read other rows", here=own_models),
     takes("model", Can.READS_ITEMS, Can.USER_SIDE, why="a module of one's own reads the ids alone", here=own_models),
-    takes("model", *NO_STEPS, why="a model by sums is solved for (take --model mf)", here=models(*SUMMED)),
-    takes("model", Can.APPROACH, why=REACHED, here=models(*SUMMED)),
+    takes("model", *NO_STEPS, why="a model by sums is solved for (take --model mf)", here=in_sums),
+    takes("model", *NO_STEPS_BUT_TIED, why="it is solved for (take --model mf)", here=in_users),
+    needs("model", Can.KNOWN_USERS, here=in_users),
+    takes("model", Can.APPROACH, why=REACHED, here=in_sums),
     takes("model", Can.PAIRS, Can.GIVEN_HEAD, why="it is of users' factors (add --model slist)", here=models("ials")),
     needs("secure.active", Can.PAIRS, here=lambda e: "True" * (e.alternates and e.secure.active)),
     takes("sums.kind", Can.PAIRS, why="a subspace has none (add --sums.kind dense)", here=("subspace",)),

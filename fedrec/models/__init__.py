@@ -11,6 +11,7 @@ from fedrec.models.quadratic import Quadratic
 from fedrec.models.recommender import KINDS, Recommender
 from fedrec.models.sequences import UserSequence
 from fedrec.models.summed import SummedRecommender
+from fedrec.models.user_factors import UserFactorRecommender
 
 SUMMED = (*QUADRATIC, "ials")
 NAMES = (*KINDS, *SUMMED)
@@ -31,5 +32,6 @@ __all__ = [
     "Quadratic",
     "Recommender",
     "SummedRecommender",
+    "UserFactorRecommender",
     "UserSequence",
 ]

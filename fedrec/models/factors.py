@@ -25,7 +25,7 @@ from fedrec.params import Params
 from fedrec.sharing import COUNT, EVERYONE, EVERYTHING, FACTORS, FIRST, LIKES, OF_USERS, SECOND, USERS
 from fedrec.subspace import triangle
 
-OWN_FACTORS = "user_factors"  # of its users, which a client keeps
+OWN_FACTORS = "user_factors"  # of its users, which a client keeps where sums travel
 GRID = 2.0**-40  # of what is told in float64
 
 

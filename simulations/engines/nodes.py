@@ -46,6 +46,6 @@ def stacked(experiment: Experiment) -> bool:
 
 def apart(experiment: Experiment) -> str:
     """Return what is to be said of clients that train one at a time though they are asked to as one program."""
-    steps = experiment.engine == "batched" and not experiment.by_sums
+    steps = experiment.engine == "batched" and not experiment.solves
     reason = stacking_refusal(experiment) if steps else ""
     return f"{reason}; its clients are trained one at a time" if reason else ""
