@@ -80,7 +80,7 @@ def in_sums(e: Any) -> str:
 
 def in_users(e: Any) -> str:
     """Return the model whose factors of users travel."""
-    return "ials" * e.ties_users
+    return str("ials" * e.ties_users)
 
 
 def item_content(e: Any) -> str:

@@ -13,6 +13,7 @@ from fedrec.models import SUMMED
 from fedrec.models.quadratic import KINDS
 from fedrec.params import covers
 from fedrec.report.findings import listing, plural
+from fedrec.report.summed import meets
 from fedrec.report.tables import LEAKING, Run
 
 
@@ -62,7 +63,7 @@ def facts(run: Run) -> dict[str, str]:
 def histories(run: Run) -> dict[str, str]:
     """Return in words what is read of users at the test, for a run whose model reads histories."""
     encoder = (run.option("sequence") or {}).get("kind", "none")
-    if run.option("model") not in SUMMED and encoder == "none":
+    if (run.option("model") not in SUMMED or meets(run)) and encoder == "none":
         return {}
     alone = run.option("history") == "train"
     return {"Histories": f"at the test {'training items alone' if alone else 'validation items too'}"}

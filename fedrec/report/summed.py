@@ -16,9 +16,25 @@ def sums_told(run: Run) -> list[str]:
     if run.option("model") not in SUMMED or not run.option("share"):
         return []
     clients = len(run.names())
+    if meets(run):
+        return [met(), made(run)]
     if run.option("model") == "ials":
         return [factored(run, clients), made(run), travelled(run), readable_factors(run)]
     return [constraint(run, clients), made(run), travelled(run), readable(run, clients)]
+
+
+def meets(run: Run) -> bool:
+    """Return whether the clients meet in the factors of their users."""
+    return run.option("model") == "ials" and tuple(run.option("share") or ()) == ("user_factors",)
+
+
+def met() -> str:
+    """Return the constraint on the factors of users, what is private, and what can be read."""
+    return (
+        "Constraint: P_i = P_j in the row of each user that clients i and j both have, approached by rounds; "
+        "item factors never leave a client. The server can read from its answers which users a client has, and where "
+        "it would have their factors."
+    )
 
 
 def constraint(run: Run, clients: int) -> str:

@@ -140,7 +140,9 @@ class Hub:
 
     def whole(self) -> Params:
         """See Held."""
-        return mean([(who, self.z[name]) for name, who in self.carriers.items()])
+        types = {name: value.dtype for who in self.carriers.values() for name, value in who.like.items()}
+        z = mean([(who, self.z[name]) for name, who in self.carriers.items()], dtype=torch.float64)
+        return {name: value.to(types[name]) for name, value in z.items()}
 
     def move(self, change: Params) -> None:
         """See Held."""
