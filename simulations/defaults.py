@@ -22,7 +22,7 @@ BY_SUMS = {"coupling.rho": 0.0, "coupling.duals": False, "coupling.balance": Fal
 PROMISED = {"rounds": 20, "eval_every": 1}
 PULLED = {"coupling.strength": 10.0}  # in units of the mean of a client's diagonal of G
 HEADED = {"drift.weight": 1.0}  # in the metric of the sum
-TIED = {"coupling.rho": 1.0, "coupling.duals": True}  # of users' factors, on the scale of a square of a score
+TIED = {"coupling.rho": 30.0, "coupling.duals": True}  # of users' factors, on the scale of squares of scores
 
 
 def defaults(

@@ -231,8 +231,8 @@ def test_the_command_line_ties_by_duals_unless_another_tie_is_given(table: Path,
     given = {"model": "ials", "share": "user_factors", "dataset": "table", "data-dir": str(table)}
     given["columns"] = "user=user,item=item,platform=platform"
     e = overrides(given)
-    assert (e.coupling.rho, e.coupling.duals, e.weights, e.rounds) == (1.0, True, "uniform", 20)
-    assert overrides({**given, "method": "admm"}).coupling.rho == 1.0
+    assert (e.coupling.rho, e.coupling.duals, e.weights, e.rounds) == (30.0, True, "uniform", 20)
+    assert overrides({**given, "method": "admm"}).coupling.rho == 30.0
     assert overrides({**given, "coupling.rho": 3.0}).coupling.rho == 3.0
     assert overrides({**given, "share": "item_sums,sums"}).coupling.rho == 0.0
 

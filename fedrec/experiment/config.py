@@ -307,7 +307,7 @@ class Experiment(Method):
             raise UserError(f"model: must be one for all where clients learn by sums, found {self.model}")
         if self.ties_users and not (self.coupling.duals and self.coupling.rho):
             rule = "must be kept, with coupling.rho above 0, where users' factors are shared"
-            raise UserError(f"coupling.duals: {rule} (add --coupling.duals --coupling.rho 1), found none")
+            raise UserError(f"coupling.duals: {rule} (add --coupling.duals --coupling.rho 30), found none")
         with named("dim"):
             for text in per_client(str(self.dim)).values():
                 if not (text.isdecimal() and 1 <= int(text) <= 4096):
