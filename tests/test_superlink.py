@@ -174,7 +174,9 @@ def begin(out: Path) -> tuple[Begun, list[int]]:
 
 
 @needs_proc
-def test_no_process_outlives_a_killed_parent(tmp_path: Path) -> None:
+@pytest.mark.soak
+def test_no_process_outlives_a_killed_parent(tmp_path: Path, tries: Callable[[int, int], int]) -> None:
+    tries(0, 1)
     begun, _ = begin(tmp_path / "out")
     begun.process.kill()
     assert begun.end()[0] == -signal.SIGKILL
@@ -191,7 +193,9 @@ def test_a_killed_node_fails_the_run_in_one_line(tmp_path: Path) -> None:
 
 
 @needs_proc
-def test_ctrl_c_twice_ends_every_process(tmp_path: Path) -> None:
+@pytest.mark.soak
+def test_ctrl_c_twice_ends_every_process(tmp_path: Path, tries: Callable[[int, int], int]) -> None:
+    tries(0, 1)
     begun, _ = begin(tmp_path / "out")
     for _ in range(2):
         os.killpg(begun.process.pid, signal.SIGINT)

@@ -69,7 +69,9 @@ def test_gender_is_told_by_what_one_user_clients_send(source: str) -> None:
 
 
 @real
-def test_gender_and_age_are_told_by_item_sets_of_movielens_users() -> None:
+@pytest.mark.soak
+def test_gender_and_age_are_told_by_item_sets_of_movielens_users(tries: Callable[[int, int], int]) -> None:
+    tries(0, 1)
     seen, case = attacked(movies(partition="one-user", task="rank"))
     assert ATTACK["gender from item sets"].result(seen.transcript, case).auc >= 0.70
     assert ATTACK["age from item sets"].result(seen.transcript, case).auc >= 0.75
