@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 Ints = NDArray[np.int64]
-LARGE = 2**24  # entries from which a tensor may be sparse
+LARGE = 2**20  # entries from which a tensor may be sparse
 SHARE = 8  # it is if fewer than one of so many is not zero
 PLACES, SHAPE = "/places", "/shape"  # behind the name of a sparse tensor in a file
 
