@@ -11,8 +11,7 @@ from flwr.app import Message, RecordDict
 from fedrec.federation.proportion import MULTIPLE, least
 from fedrec.keyed import Carrier, Subtotal, add_among, chunks, sum_type, union
 from fedrec.params import Params, norm
-from fedrec.sharing import Broadcast, ContractError, Contribution, admit, is_sum
-from fedrec.sparse import entries
+from fedrec.sharing import Broadcast, ContractError, Contribution, admit, filled, is_sum
 from fedrec.wire import Answers, Call, Entry, ids_record, ledger, pack, read_answers
 from server.faults import Refused, content_of
 
@@ -183,7 +182,7 @@ class Tally:
     def form(self, values: Params) -> Form:
         """Return the names, shapes and dtypes of tensors; those that many clients have in common are looked at once."""
         if id(values) not in self.forms:  # kept, since an id names an object only as long as it lives
-            counts = {n: int(entries(v).count_nonzero()) for n, v in values.items() if is_sum(n)}
+            counts = filled(values)
             form = tuple((n, v.shape, v.dtype, counts.get(n, 0)) for n, v in values.items())
             self.forms[id(values)] = (values, form)
         return self.forms[id(values)][1]

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import pandas as pd
 import torch
-from flwr.app import Context, Error, Message, RecordDict
+from flwr.app import ArrayRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import ServerApp
@@ -110,6 +110,17 @@ def fit(e: Experiment, home: Path | None = None) -> tuple[Record, SpyGrid]:
     """Run an experiment inline; return its record and the grid with all messages."""
     grid = SpyGrid(each_alone(e, home))
     return Coordinator(grid, plan_of(e, home)).fit(list(grid.get_node_ids())), grid
+
+
+def shared_names(grid: SpyGrid) -> set[str]:
+    """Return the names of all shared arrays that travelled, either way."""
+    return {
+        name
+        for message in [*grid.sent, *grid.received]
+        for place, part in message.content.items()
+        if isinstance(part, ArrayRecord) and place.startswith("shared")
+        for name in part
+    }
 
 
 def first_of(e: Experiment) -> Params:

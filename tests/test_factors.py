@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from flwr.app import ArrayRecord, Message
+from flwr.app import Message
 from scipy.sparse import csr_array, vstack
 
 import fedrec
@@ -31,7 +31,7 @@ from simulations.api import run
 from simulations.apps import plan_of
 from simulations.baselines import baseline
 from simulations.check import check
-from tests.helpers import FaultyGrid, experiment, fit, shared_by
+from tests.helpers import FaultyGrid, experiment, fit, shared_by, shared_names
 from tests.letters import read_broadcast
 
 MARKET = {"users": 40, "items": 30, "impressions": 20}
@@ -175,13 +175,7 @@ def test_nothing_but_sums_leaves_a_client_and_nothing_but_items_comes() -> None:
     assert {row["parameter"] for row in told} - {"metrics"} == {*OF_ITEMS, *OF_USERS}
     assert {*down} - {"metrics"} == {*OF_ITEMS}
     assert {row["bytes"] for row in told if row["parameter"] in OF_ITEMS} == {8}  # no entry
-    arrays = {
-        name
-        for message in [*grid.sent, *grid.received]
-        for place, part in message.content.items()
-        if isinstance(part, ArrayRecord) and place.startswith("shared")
-        for name in part
-    }
+    arrays = shared_names(grid)
     assert OWN_FACTORS not in arrays and not any(name.startswith("heads.") for name in arrays)
     sent = [read_broadcast(m.content).values for m in grid.sent if m.metadata.message_type == "train"]
     assert sent and all(values.keys() == {*OF_ITEMS} for values in sent)

@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from flwr.app import ArrayRecord
 from scipy.sparse import csr_array
 
 from clients.recommend import recommend
@@ -27,7 +26,7 @@ from simulations.baselines import baseline
 from simulations.check import check
 from simulations.cli import overrides
 from simulations.engines.nodes import each_alone
-from tests.helpers import FAULTS, alter, coordinated, experiment, fit, shared_by
+from tests.helpers import FAULTS, alter, coordinated, experiment, fit, shared_by, shared_names
 from tests.letters import read_broadcast
 
 USERS, PLATFORMS = 18, {"films": 9, "music": 7, "shop": 12}  # and how many items each has
@@ -156,13 +155,7 @@ def test_a_first_answer_that_is_lost_leaves_items_to_be_solved_for_anew(table: P
 def test_item_factors_never_travel(table: Path) -> None:
     record, grid = fit(small(table))
     assert {row["parameter"] for row in record.ledger if row["bytes"]} - {"metrics", "rows:user"} == {OWN_FACTORS}
-    arrays = {
-        name
-        for message in [*grid.sent, *grid.received]
-        for place, part in message.content.items()
-        if isinstance(part, ArrayRecord) and place.startswith("shared")
-        for name in part
-    }
+    arrays = shared_names(grid)
     assert {name.partition(":")[0] for name in arrays} == {OWN_FACTORS}
     sent = [read_broadcast(m.content).values for m in grid.sent if m.metadata.message_type == "train"]
     assert sent and all(values.keys() == {OWN_FACTORS} for values in sent)

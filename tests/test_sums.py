@@ -36,7 +36,7 @@ from simulations.api import run
 from simulations.apps import plan_of
 from simulations.baselines import baseline
 from simulations.engines import launch
-from tests.helpers import FaultyGrid, experiment, fit, shared_by
+from tests.helpers import FaultyGrid, experiment, fit, shared_by, shared_names
 from tests.letters import read_broadcast, read_contribution
 
 MARKET = {"users": 40, "items": 30, "impressions": 20}
@@ -98,13 +98,7 @@ def test_a_secure_sum_is_the_sum_but_for_its_fixed_point(partition: str) -> None
 
 def test_nothing_but_sums_travels_and_heads_stay_at_home(tmp_path: Path) -> None:
     record, grid = fit(small(), tmp_path)
-    arrays = {
-        name
-        for message in [*grid.sent, *grid.received]
-        for place, part in message.content.items()
-        if isinstance(part, ArrayRecord) and place.startswith("shared")
-        for name in part
-    }
+    arrays = shared_names(grid)
     assert arrays == {GRAM, CROSS}
     assert {row["parameter"] for row in record.ledger} == {GRAM, CROSS, "metrics"}
     metrics = {name for m in grid.received for name in read_contribution(m.content).metrics}

@@ -20,7 +20,7 @@ from fedrec.data.types import Floats, Keys
 from fedrec.errors import UserError
 from fedrec.models.ials import Ials, ItemSums, Whole, begin, item_sums, solve_items, solve_users, whole
 from fedrec.models.quadratic import Matrix
-from fedrec.models.summed import SummedRecommender, nobody
+from fedrec.models.summed import SummedRecommender, head_weight, nobody
 from fedrec.params import Params
 from fedrec.sharing import COUNT, EVERYONE, EVERYTHING, FACTORS, FIRST, LIKES, OF_USERS, SECOND, USERS
 from fedrec.subspace import triangle
@@ -95,7 +95,7 @@ class FactorRecommender(SummedRecommender):
         """Return the recommender that has solved for its users, of all that they are known to like."""
         if self.found is not None:
             return self
-        weight = next((float(value) for name, value in params.items() if name.startswith("heads.")), 0.0)
+        weight = head_weight(params)
         factors, every = doubled(params), of_all(params)
         if weight:
             own = solve_items(self.ials, item_sums(self.liked(self.learnt), self.solved(params)[OWN_FACTORS].numpy()))

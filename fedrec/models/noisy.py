@@ -21,7 +21,7 @@ from fedrec.models.markov import weights
 from fedrec.models.quadratic import Quadratic, inputs, precision, statistics
 from fedrec.models.recipe import MOST, Recipe, recipe
 from fedrec.models.released import RECENT, Exact, Released, gram_scores, personal, personal_gram
-from fedrec.models.summed import SummedRecommender, nobody
+from fedrec.models.summed import SummedRecommender, head_weight, nobody
 from fedrec.params import Params
 from fedrec.sharing import SUMS
 
@@ -66,7 +66,7 @@ class NoisyRecommender(SummedRecommender):
         """See SummedRecommender."""
         if self.scores is not None:
             return self
-        weight = next((float(value) for name, value in params.items() if name.startswith("heads.")), 0.0)
+        weight = head_weight(params)
         seen = released(params, self.groups, self.ordered) if POPULARITY in params else None
         if seen and not weight:
             settings = recipe_of(params, self.groups, self.ordered)

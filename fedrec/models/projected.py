@@ -16,7 +16,7 @@ from fedrec.data.history import Sequences
 from fedrec.data.types import Floats, Keys
 from fedrec.models.quadratic import Matrix, inputs, statistics
 from fedrec.models.subspace import LowRank, Projection, act, begin, find, fit, project
-from fedrec.models.summed import SummedRecommender
+from fedrec.models.summed import SummedRecommender, head_weight
 from fedrec.params import Params
 from fedrec.sharing import ANSWER, BASIS, DIAGONAL, EXTENT, INNER, RIDGE, SUMS
 from fedrec.subspace import Subspace, leading, metric, square, triangle
@@ -98,7 +98,7 @@ class ProjectedRecommender(SummedRecommender):
         """Return the recommender that has solved for what it scores with."""
         if self.found is not None:
             return self
-        weight = next((float(value) for name, value in params.items() if name.startswith("heads.")), 0.0)
+        weight = head_weight(params)
         shared = params if BASIS in params else self.own()
         basis, extent = shared[BASIS].numpy(), shared[EXTENT].numpy()
         total = Projection(

@@ -133,7 +133,7 @@ class SummedRecommender(Recommender):
         """Return the recommender that has solved for what it scores with."""
         if self.scores is not None:
             return self
-        weight = next((float(value) for name, value in params.items() if name.startswith("heads.")), 0.0)
+        weight = head_weight(params)
         if WEIGHT in params:
             return replace(self, scores=self.weighed(params, weight)[:, self.places])
         gram, cross = self.over(params if GRAM in params else self.own())
@@ -202,6 +202,11 @@ class Solvable:
 def shared_weights(total: Solvable) -> Matrix:
     """Return W [n, n] of sums, kept for the clients that are sent the same."""
     return solve(total.kind, total.config, *matrices({GRAM: total.gram, CROSS: total.cross}))
+
+
+def head_weight(params: Mapping[str, Tensor]) -> float:
+    """Return the weight w of the private head; 0 without one."""
+    return next((float(value) for name, value in params.items() if name.startswith("heads.")), 0.0)
 
 
 def pack(gram: Sums, cross: Sums) -> Params:
