@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 from clients.client import Client
+from fedrec.keyed import nothing_like
 from fedrec.models.factors import OWN_FACTORS, FactorRecommender, as_sent, factors_of
 from fedrec.models.user_factors import UserFactorRecommender
 from fedrec.params import Params, subtract
@@ -28,8 +28,7 @@ def swept(
     users = model.solved(z)
     told = model.told(users[OWN_FACTORS])
     lacking = subtract(told, model.told(private[OWN_FACTORS])) if seen else told
-    nothing = {name: torch.zeros(like.shape, dtype=like.dtype) for name, like in client.shared_like.items()}
-    return {**private, **users}, {**nothing, **lacking}
+    return {**private, **users}, {**nothing_like(client.shared_like), **lacking}
 
 
 def met(

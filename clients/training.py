@@ -20,7 +20,7 @@ from fedrec.errors import UserError
 from fedrec.experiment.channel import Mapped
 from fedrec.experiment.earlier import past_sums
 from fedrec.federation.coordination import Link, Own
-from fedrec.keyed import nothing
+from fedrec.keyed import nothing_like
 from fedrec.models import FactorRecommender, NoisyRecommender, SummedRecommender, UserFactorRecommender
 from fedrec.params import Params, finite, subtract, to
 from fedrec.privacy.differential import private_update
@@ -99,7 +99,7 @@ def owed(client: Client, start: Start, model: SummedRecommender) -> Params:
     Nothing of what it keeps changes: of data that are as they were the sums are too.
     """
     e, seen = client.experiment, start.sent.seen
-    nobody = {n: nothing(n, like.shape, like.dtype) for n, like in client.shared_like.items()}
+    nobody = nothing_like(client.shared_like)
     own = {**nobody, **model.owed(start.z, start.sent.round, seen)} if e.share else nobody
     return subtract(own, past_sums(e, client.data.name)) if e.start and not seen else own
 

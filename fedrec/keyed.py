@@ -226,6 +226,11 @@ def nothing(name: str, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     return zeros(shape, dtype) if name in (GRAM, CROSS) else torch.zeros(*shape, dtype=dtype)
 
 
+def nothing_like(like: Params) -> Params:
+    """Return zeros to add to, of the names, shapes and dtypes of others."""
+    return {name: nothing(name, value.shape, value.dtype) for name, value in like.items()}
+
+
 def add_among(total: Params, rows: Mapping[str, Tensor], who: Carrier, values: Params, weight: float) -> None:
     """Add a client's values, times a weight, to sums over several clients in place; `rows` is the `union` of these."""
     for name, value in values.items():

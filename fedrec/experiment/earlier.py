@@ -20,7 +20,7 @@ from fedrec.experiment.holdings import clients_data, keys, own_sums, reader, wei
 from fedrec.experiment.records import load_params
 from fedrec.files import named_values
 from fedrec.folders import refuse_unfinished
-from fedrec.keyed import nothing
+from fedrec.keyed import nothing_like
 from fedrec.models import SummedRecommender
 from fedrec.models.summed import pack, unpack
 from fedrec.params import Params
@@ -162,8 +162,7 @@ def past_sums(experiment: Experiment, name: str) -> Params:
     if name not in old.clients or data is None:
         model = reader(experiment, clients_data(experiment)[0], "train")
         assert isinstance(model, SummedRecommender)
-        like = model.shapes(0, 0, ())
-        return {name: nothing(name, value.shape, value.dtype) for name, value in like.items()}
+        return nothing_like(model.shapes(0, 0, ()))
     return over(experiment, own_sums(old.experiment, data))
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fedrec.data.history import Sequences
 from fedrec.data.types import Floats, Ints, Keys
-from fedrec.keyed import nothing
+from fedrec.keyed import nothing_like
 from fedrec.models.pairs import from_matrix, from_symmetric, to_matrix
 from fedrec.models.quadratic import EXACT, Matrix, Quadratic, Sums, inputs, precision, score, solve, statistics
 from fedrec.models.recommender import Recommender
@@ -66,8 +66,7 @@ class SummedRecommender(Recommender):
 
     def init(self, seed: int, users: Keys, items: Keys, offsets: Mapping[str, float | Floats]) -> Params:
         """Return sums over nobody, and heads of the weight that is given; that of 0 is the shared model."""
-        like = self.shapes(len(users), len(items), offsets)
-        start = {name: nothing(name, value.shape, value.dtype) for name, value in like.items()}
+        start = nothing_like(self.shapes(len(users), len(items), offsets))
         return {n: torch.full_like(v, self.weight) if n.startswith("heads.") else v for n, v in start.items()}
 
     @property
