@@ -35,7 +35,7 @@ Columns = str | Mapping[str, str | Iterable[str]]
 Arm = Run | os.PathLike[str] | str | Mapping[str, Any]
 # What must be the same for a difference user by user: who is tested, on which rows, among which items.
 TESTED = (
-    *("clients", "dataset", "columns", "market", "partition", "skew", "volunteers"),
+    *("clients", "dataset", "columns", "reading", "filters", "market", "partition", "skew", "volunteers"),
     *("split", "fractions", "candidates", "seed"),
 )
 

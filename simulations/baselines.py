@@ -29,7 +29,7 @@ from simulations.promises import stages, without_promise
 CLOSED_FORMS = ("slist",)  # the strongest of ours on every data set that we know
 CHEAP = 3e11  # clients times the cube of their items: what a closed form beside a run may cost
 SAME = (  # fields of the data and of how they are tested
-    *("clients", "dataset", "data_dir", "columns", "market", "partition", "skew", "volunteers"),
+    *("clients", "dataset", "data_dir", "columns", "reading", "filters", "market", "partition", "skew", "volunteers"),
     *("split", "fractions", "candidates", "metrics", "history", "seed"),
 )
 PRESENT = {"participation": 1.0, "dropout": "0", "deadline": 0.0, "secure": {}, "newcomers": ""}

@@ -21,7 +21,7 @@ from simulations.methods import METHODS
 
 # What --help groups together; a method's fields form a group of their own, and the rest is training.
 GROUPS = {
-    "data": "clients dataset data_dir columns market partition skew volunteers split fractions fold_in "
+    "data": "clients dataset data_dir columns reading filters market partition skew volunteers split fractions fold_in "
     "without forgotten",
     "method": "",
     "training": "",
@@ -58,9 +58,10 @@ def flag(path: str) -> str:
 
 
 FIELDS = dict(leaves(Experiment))
+SHORT = {"reading.rows": "--rows", "reading.events": "--events"}  # other flags of fields
 CHOSEN = {"model": AUTO}  # what stands for a field that nobody gave, where that is not its default
 OTHERS = "--out --config --from --compare --no-compare --quiet --checkpoint-every --resume --version --help"
-OPTIONS = [*map(flag, FIELDS), *OTHERS.split()]
+OPTIONS = [*map(flag, FIELDS), *SHORT.values(), *OTHERS.split()]
 
 
 def flatten(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -103,7 +104,8 @@ def parser() -> argparse.ArgumentParser:
         if info.annotation is bool:
             groups[group(path)].add_argument(flag(path), dest=path, action=argparse.BooleanOptionalAction, help=text)
         else:
-            groups[group(path)].add_argument(flag(path), dest=path, metavar=metavar(info.annotation), help=text)
+            names = [flag(path), *filter(None, [SHORT.get(path)])]
+            groups[group(path)].add_argument(*names, dest=path, metavar=metavar(info.annotation), help=text)
     running = groups["running"]
     for name, (word, kind, text) in RUNNING.items():
         running.add_argument(name, metavar=word, type=kind, help=text)

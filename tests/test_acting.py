@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from fedrec.data import Filters, Reading
 from fedrec.errors import UserError
 from fedrec.experiment.acting import ALWAYS, RULES, acting, acts, inert, refuse
 from fedrec.experiment.config import Experiment, build
@@ -239,6 +240,8 @@ APART = {
     "forgotten": "needs a file of users: tests/test_unlearn.py",
     "start": "needs a run to go on from: tests/test_unlearn.py",
     "retune": "needs a run to go on from: tests/test_unlearn.py",
+    **{f"reading.{name}": "how files are read: tests/test_reading.py" for name in Reading.model_fields},
+    **{f"filters.{name}": "which rows count: tests/test_filters.py" for name in Filters.model_fields},
     "tracker": "is told of a run and changes nothing of it: tests/test_tracking.py",
     "lora.rank": "needs the weights of the sentence encoder: tests/test_lora_rounds.py",
     "lora.form": "needs the weights of the sentence encoder: tests/test_lora_rounds.py",

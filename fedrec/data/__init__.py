@@ -9,6 +9,7 @@ from fedrec.data.history import Histories, before, latest
 from fedrec.data.movielens import movielens
 from fedrec.data.negatives import Negatives, excluded
 from fedrec.data.partition import federation, probe_of, public_data, view_public
+from fedrec.data.reading import Filters, Reading
 from fedrec.data.split import pool
 from fedrec.data.synthetic import Market, synthetic
 from fedrec.data.table import from_frame, table
@@ -21,10 +22,12 @@ __all__ = [
     "ClientData",
     "Content",
     "Dataset",
+    "Filters",
     "Histories",
     "Interactions",
     "Market",
     "Negatives",
+    "Reading",
     "before",
     "content_vectors",
     "excluded",
@@ -53,12 +56,14 @@ def load(
     platforms: int,
     market: Market,
     seed: int,
+    reading: Reading | None = None,
+    filters: Filters | None = None,
 ) -> Dataset:
     """Return the dataset of a name: `synthetic` with so many `platforms` of a `market`, `ml-100k`, or `table`.
 
     A source of one's own is given by path: a component with `load()`, which returns a Dataset, or a DataFrame that is
-    read by `columns`. `table` needs `data_dir` (the file) and `columns`; `ml-100k` reads `data_dir` if given. Raises
-    UserError.
+    read by `columns`. `table` needs `data_dir` (the file) and `columns`, and takes `reading` and `filters`; `ml-100k`
+    reads `data_dir` if given. Raises UserError.
     """
     with named("dataset"):
         name = choose_part("dataset", name)

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, Field, ValidationError, field_validator, model_validator
 
 from fedrec.components import SEAMS, PartText, installed, make, one_of, parts_of, per_client, read, text_of, with_paths
-from fedrec.data import Content, Market
+from fedrec.data import Content, Filters, Market, Reading
 from fedrec.errors import UserError, choose, named
 from fedrec.experiment.needs import value_of
 from fedrec.experiment.parts import check_parts
@@ -90,6 +90,8 @@ class Experiment(Method):
         description="columns of a table: "
         "user=NAME,item=NAME[,rating=,time=,platform=,title=,category=,price=,brand=,label=]",
     )
+    reading: Reading = Field(Reading(), description="how the files of a table are read")
+    filters: Filters = Field(Filters(), description="which interactions of a table count")
     market: Market = Field(Market(), description="the synthetic market")
     partition: Literal["auto", "platform", "users", "one-user"] = Field(
         "auto",

@@ -12,7 +12,19 @@ import torch
 from torch import Tensor
 
 from fedrec.components import per_client
-from fedrec.data import ClientData, Dataset, Market, content_vectors, federation, latest, load, pool, public_vectors
+from fedrec.data import (
+    ClientData,
+    Dataset,
+    Filters,
+    Market,
+    Reading,
+    content_vectors,
+    federation,
+    latest,
+    load,
+    pool,
+    public_vectors,
+)
 from fedrec.data.history import sequences
 from fedrec.data.release_years import year_groups
 from fedrec.data.tokens import item_tokens
@@ -40,16 +52,34 @@ PAIR = 2  # clients of whom each can subtract its own from a total
 
 
 @functools.lru_cache(maxsize=2)
-def read_dataset(name: str, data_dir: Path | None, columns: str, platforms: int, market: Market, seed: int) -> Dataset:
+def read_dataset(
+    name: str,
+    data_dir: Path | None,
+    columns: str,
+    platforms: int,
+    market: Market,
+    seed: int,
+    reading: Reading,
+    filters: Filters,
+) -> Dataset:
     """Return a dataset, kept for the process: every client of a worker reads the same one."""
-    return load(name, data_dir=data_dir, columns=columns, platforms=platforms, market=market, seed=seed)
+    return load(
+        name,
+        data_dir=data_dir,
+        columns=columns,
+        platforms=platforms,
+        market=market,
+        seed=seed,
+        reading=reading,
+        filters=filters,
+    )
 
 
 def dataset(experiment: Experiment) -> Dataset:
     """Return the experiment's dataset; the synthetic market has a platform for each client, or one to be divided."""
     e = experiment
     platforms = (e.clients or 5) if e.partition in ("auto", "platform") else 1
-    return read_dataset(e.dataset, e.data_dir, e.columns, platforms, e.market, e.seed)
+    return read_dataset(e.dataset, e.data_dir, e.columns, platforms, e.market, e.seed, e.reading, e.filters)
 
 
 @functools.lru_cache(maxsize=2)
