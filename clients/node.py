@@ -30,6 +30,7 @@ class Node:
 
     def __init__(self, clients: Sequence[Client], stacked: bool = False) -> None:
         torch.set_num_threads(1)  # sums in one order, whatever the engine
+        torch.backends.cudnn.allow_tf32 = False  # float32 everywhere: an accelerator's GRU would else be less exact
         self.parties = {client.data.name: Party(client) for client in clients}
         self.stacked = stacked
         self.programs: list[Program] = []

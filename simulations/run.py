@@ -160,13 +160,13 @@ def fitting(command: Command) -> Command:
 
 def say(command: Command, out: Path, console: Console, tell: Tell) -> None:
     """Say, before anything is run, what a promise of privacy sets, what else is to be known, and where the run is."""
-    from simulations.engines.nodes import apart
+    from simulations.engines.nodes import apart, slow
 
     if command.model and not command.quiet:
         console.print(f"model: {command.model}", highlight=False, markup=False)
     if command.promised and not command.quiet:
         console.print(f"defaults under a promise: {command.promised}", highlight=False, markup=False)
-    for note in (*command.notes, *filter(None, [apart(command.experiment)])):
+    for note in (*command.notes, *filter(None, [apart(command.experiment), slow(command.experiment)])):
         tell(f"note: {note}")
     if not command.quiet:
         console.print(f"run: {out}", highlight=False, markup=False, soft_wrap=True)

@@ -18,7 +18,7 @@ from fedrec.sharing import Broadcast
 from fedrec.wire import Call
 from simulations.check import check
 from simulations.engines import launch
-from simulations.engines.nodes import apart
+from simulations.engines.nodes import apart, slow
 from simulations.methods import METHODS
 from tests.helpers import experiment
 
@@ -170,3 +170,33 @@ def test_a_message_with_which_one_client_cannot_begin_is_a_failure_of_that_one_a
     answers = node.as_programs("train", Call({**sent, lacking: replace(sent[lacking], control=None)}))
     assert answers.failed == {lacking: "record control: must be sent, found missing"}
     assert {reply.client for reply in answers.contributions} == sent.keys() - {lacking}
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"engine": "inline"}, True),
+        ({"engine": "superlink"}, True),
+        ({"engine": "process", "stack": "no"}, True),
+        ({"engine": "process"}, False),
+        ({"engine": "batched"}, False),
+        ({"engine": "inline", "model": "slist"}, False),
+        ({"engine": "inline", "device": "cpu"}, False),
+    ],
+)
+def test_an_accelerator_that_trains_one_client_at_a_time_is_named_with_what_was_measured(
+    fields: dict[str, Any], said: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    text = slow(experiment("fedper", **{"device": "cuda", **fields}))
+    assert bool(text) == said
+    assert not said or re.match(
+        r"cuda:0 trains one client at a time: on one H100 a round took 2.0 times .* --engine", text
+    )
+
+
+def test_a_node_computes_in_float32() -> None:
+    torch.backends.cudnn.allow_tf32 = True
+    Node([])
+    assert not torch.backends.cudnn.allow_tf32
+    assert torch.get_float32_matmul_precision() == "highest"

@@ -12,6 +12,9 @@ from fedrec.experiment.config import Experiment, build
 from fedrec.experiment.earlier import parties
 from fedrec.experiment.parts import asked_to_stack, stacking_refusal
 
+# Seconds of a round on an H100 over those on the CPU of its machine (workload W1 of the study of speed), by whether
+# clients train as one program; launching kernels takes most of the time of one client's small steps.
+ALONE, TOGETHER = 2.0, 0.62
 MANY = 64  # clients from which they are stacked, unless the experiment says otherwise; on an accelerator all are
 
 
@@ -49,3 +52,12 @@ def apart(experiment: Experiment) -> str:
     steps = experiment.engine == "batched" and not experiment.solves
     reason = stacking_refusal(experiment) if steps else ""
     return f"{reason}; its clients are trained one at a time" if reason else ""
+
+
+def slow(experiment: Experiment) -> str:
+    """Return what is to be said of an accelerator that the run cannot use well; an empty text if there is none."""
+    names = sorted({*devices(experiment.device)} - {"cpu"})
+    if not names or experiment.solves or stacked(experiment):
+        return ""
+    measured = f"on one H100 a round took {ALONE} times as long so as on its CPU, and {TOGETHER} times as one program"
+    return f"{names[0]} trains one client at a time: {measured} (take --engine batched, or --device cpu)"
