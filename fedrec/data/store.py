@@ -215,7 +215,7 @@ class Federation(Clients):
     def make(self, number: int) -> ClientData:
         """See Clients."""
         edges = self.edges[4 * number : 4 * number + 5].tolist()
-        train, validation, test, support = (self.columns.take(slice(*pair)) for pair in pairwise(edges))
+        rows = [self.columns.take(slice(*pair)) if pair[0] < pair[1] else self._nothing for pair in pairwise(edges)]
         items, known, new = self.items, self.attributes, self.new
         if self.item_edges is not None:
             items = items[slice(*self.item_edges[number : number + 2])]
@@ -225,14 +225,16 @@ class Federation(Clients):
             self.names[number],
             self.users[slice(*self.user_edges[number : number + 2])],
             items,
-            train,
-            validation,
-            test,
+            *rows[:3],
             tuple(self.told.notes(number, new)),
             attributes=known,
             new=new,
-            support=support,
+            support=rows[3],
         )
+
+    @cached_property
+    def _nothing(self) -> Interactions:
+        return self.columns.take(slice(0, 0))
 
     @property
     def alike(self) -> bool:

@@ -83,8 +83,14 @@ class Interactions:
 
     def take(self, index: Ints | Bools | slice) -> "Interactions":
         """Return the rows that `index` (positions, a mask of length n, or a slice: then they are views) selects."""
-        columns = {name: getattr(self, name)[index] for name in COLUMNS}
-        return Interactions(**columns, labels={name: column[index] for name, column in self.labels.items()})
+        return Interactions(  # written out: it is called four times for every client
+            self.user[index],
+            self.item[index],
+            self.time[index],
+            self.rating[index],
+            self.positive[index],
+            {name: column[index] for name, column in self.labels.items()},
+        )
 
 
 def _none() -> Bools:

@@ -10,6 +10,7 @@ from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -20,7 +21,9 @@ from fedrec.data.attributes import attributes_of
 from fedrec.data.checks import canonical, merged
 from fedrec.data.partition import _owners, add_public, volunteers_of
 from fedrec.data.split import SUPPORT, TEST, TRAIN, VALIDATION, Split, chance, concatenate, new_items, order_of
+from fedrec.data.store import Federation
 from fedrec.data.types import Attributes, Ints
+from fedrec.experiment.holdings import forget, left
 
 
 def each_client(
@@ -258,19 +261,21 @@ HOW = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=300)
+def possible(data: Dataset, how: dict[str, Any]) -> dict[str, Any]:
+    """Return settings that the data can be divided by."""
+    users, partition = data.interactions["user"].nunique(), how["partition"]
+    volunteers, asked = min(how["volunteers"], users - 1), how["clients"] or (3 if partition == "users" else None)
+    clients = None if partition == "platform" else asked and min(asked, users - volunteers)
+    return {**how, "volunteers": volunteers, "clients": clients, "skew": how["skew"] if partition == "users" else None}
+
+
+@settings(max_examples=150)
 @given(ROWS, HOW, st.booleans())
 def test_columns_hold_what_each_client_would_make_of_its_own_rows(
     rows: Any, how: dict[str, Any], carried: bool
 ) -> None:
     data = dataset([(*row[:3], row[3] + 1, *row[4:]) for row in rows], carried)
-    users = data.interactions["user"].nunique()
-    how["volunteers"] = min(how["volunteers"], users - 1)
-    if how["partition"] == "platform":
-        how["clients"] = None
-    elif how["clients"] or how["partition"] == "users":
-        how["clients"] = min(how["clients"] or 3, users - how["volunteers"])
-    how["skew"] = how["skew"] if how["partition"] == "users" else None
+    how = possible(data, how)
     clients, expected = federation(data, **how), each_alone(data, how)
     assert list(clients.names) == [one.name for one in expected]
     for found, one in zip(clients, expected, strict=True):
@@ -280,3 +285,40 @@ def test_columns_hold_what_each_client_would_make_of_its_own_rows(
     assert clients.item_counts().tolist() == [len(one.items) for one in expected]
     assert clients.row_counts("test").tolist() == [len(one.test) for one in expected]
     assert clients.users_of_all().tolist() == [user for one in expected for user in one.users]
+
+
+@settings(max_examples=60)
+@given(ROWS, HOW, st.booleans(), st.data())
+def test_who_leaves_the_columns_leaves_them_as_from_each_client(
+    rows: Any, how: dict[str, Any], carried: bool, drawn: st.DataObject
+) -> None:
+    data = dataset([(*row[:3], row[3] + 1, *row[4:]) for row in rows], carried)
+    clients, keys = federation(data, **possible(data, how)), data.users["key"].to_numpy(object)
+    without = drawn.draw(st.sets(st.sampled_from(list(clients.names)), max_size=len(clients) - 1))
+    lost = {name: frozenset(drawn.draw(st.sets(st.sampled_from(keys.tolist())))) for name in clients.names[:2]}
+    rest = left(clients, tuple(without), lost, keys)
+    expected = [forget(one, lost, keys) for one in clients if one.name not in without]
+    assert list(rest.names) == [one.name for one in expected]
+    for found, one in zip(rest, expected, strict=True):
+        assert_same(found, one)
+    assert_same(pool(rest), each_pooled(expected))
+
+
+def test_a_client_that_somebody_holds_is_the_same_whenever_it_is_asked_for() -> None:
+    rows = [(0, user, item, item + 1, True, 3) for user in range(10) for item in range(5)]
+    clients = federation(dataset(rows, False), clients=None, partition="one-user")
+    held = clients[3]
+    assert clients[3] is held and clients[-7] is held and next(one for one in clients if one.name == held.name) is held
+    assert [one.name for one in clients[2:5]] == list(clients.names[2:5])
+    with pytest.raises(IndexError):
+        clients[10]
+
+
+def test_clients_are_views_of_the_columns_and_share_what_is_public() -> None:
+    rows = [(0, user, item, item + 1, True, 3) for user in range(10) for item in range(5)]
+    clients = federation(dataset(rows, False), clients=None, partition="one-user")
+    one, other = clients[0], clients[1]
+    assert isinstance(clients, Federation)
+    for name in ("user", "item", "time", "rating", "positive"):
+        assert np.shares_memory(getattr(one.train, name), getattr(clients.columns, name))
+    assert one.items is other.items and one.attributes is other.attributes
