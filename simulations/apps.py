@@ -16,7 +16,7 @@ from fedrec.components import per_client
 from fedrec.errors import UserError
 from fedrec.experiment.config import Experiment
 from fedrec.experiment.earlier import changed, earlier, leavers, parties, total
-from fedrec.experiment.holdings import clients_data, dataset, item_content, public_basis, tasks_for, weights_sent
+from fedrec.experiment.holdings import clients_data, dataset, item_content, public_basis, tasks_of_all, weights_sent
 from fedrec.experiment.origins import origins, permit
 from fedrec.experiment.records import Record, Row, failures, write_record
 from fedrec.federation.coordination import Penalty, Solver
@@ -87,7 +87,7 @@ def begun(experiment: Experiment) -> Begun | None:
     if e.start is None:
         return None
     # A secure sum is of all: who has nothing to send adds zero.
-    asked = frozenset(data.name for data in parties(e)) if e.secure.active else changed(e)
+    asked = frozenset(parties(e).names) if e.secure.active else changed(e)
     return Begun(total(e), earlier(e.start).clients, asked, frozenset(data.name for data in leavers(e)))
 
 
@@ -113,10 +113,9 @@ def evaluated(experiment: Experiment) -> Iterator[str]:
         "multi-class": ("accuracy", "logloss"),
         "value": ("rmse", "mae"),
     }
-    for part in clients_data(experiment):
-        for task in tasks_for(experiment, part):
-            names = task.measured(*np.zeros((2, 0), np.float32)) if task.part else measures[task.kind]
-            yield from (f"{task.name}/{name}" for name in names)
+    for task in tasks_of_all(experiment, clients_data(experiment)):
+        names = task.measured(*np.zeros((2, 0), np.float32)) if task.part else measures[task.kind]
+        yield from (f"{task.name}/{name}" for name in names)
     if experiment.budget.active:
         yield "all/excess"
 

@@ -18,7 +18,7 @@ from fedrec.evaluation.scorers import ModelScorer, PopularityScorer, Scorer, Tal
 from fedrec.experiment.acting import acting, tasks
 from fedrec.experiment.channel import public
 from fedrec.experiment.config import Experiment, build
-from fedrec.experiment.holdings import clients_data, dataset, reader, tasks_for
+from fedrec.experiment.holdings import clients_data, dataset, reader, task_lists, tasks_for, tasks_of_all
 from fedrec.experiment.records import CLOSED, NOT_CLOSED, NOT_SINGLE, OWN, SINGLE, Record, write_csv, write_users
 from fedrec.models.noisy import ALONE
 from fedrec.tasks import parse_task
@@ -63,7 +63,7 @@ def single_task(experiment: Experiment, task: str) -> Experiment:
 
 def single_tasks(experiment: Experiment) -> tuple[dict[str, Experiment], str]:
     """Return the experiment of each task that a client has beside others; if one cannot be, none, and why."""
-    clients = [tasks_for(experiment, member) for data in clients_data(experiment) for member in data.members or (data,)]
+    clients = task_lists(experiment, clients_data(experiment))
     names = dict.fromkeys(task.name for tasks in clients if len(tasks) > 1 for task in tasks)
     try:
         singles = {name: single_task(experiment, name) for name in names}
@@ -143,16 +143,13 @@ def run_popularity(experiment: Experiment, home: Path) -> None:
     """
     home.mkdir(parents=True)
     parts = clients_data(baseline(experiment, "local"))
-    kinds = list({task.name: task for part in parts for task in tasks_for(experiment, part)}.values())
-    items = 1 + max(int(part.items.max(initial=-1)) for part in parts)
-    rows = [(part.train, part.items[part.train.item]) for part in parts]
+    kinds, train = tasks_of_all(experiment, parts), parts.rows("train")
+    rows = [(train, train.item)]
     if experiment.volunteers:  # their rows stand in those of every client, and count once
         volunteers = public(experiment)
-        others = [~np.isin(part.users[part.train.user], volunteers.users) for part in parts]
-        rows = [(train.take(kept), item[kept]) for (train, item), kept in zip(rows, others, strict=True)]
-        rows.append((volunteers.train, volunteers.items[volunteers.train.item]))
-        items = max(items, 1 + int(volunteers.items.max(initial=-1)))
-    tally = Tally.of(kinds, rows, items)
+        train = train.take(~np.isin(train.user, volunteers.users))
+        rows = [(train, train.item), (volunteers.train, volunteers.items[volunteers.train.item])]
+    tally = Tally.of(kinds, rows, len(dataset(experiment).items))
     measure(experiment, home, popular(experiment, lambda part: tally.take(part.items)), "popularity")
     if len(parts) > 1:
         own = popular(experiment, lambda part: Tally.of(kinds, [(part.train, part.train.item)], len(part.items)))

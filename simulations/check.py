@@ -9,13 +9,22 @@ from pydantic import BaseModel
 
 from clients.device import devices
 from fedrec.components import make, per_client
-from fedrec.data import ClientData
+from fedrec.data import ClientData, Clients
 from fedrec.errors import UserError, choose
 from fedrec.experiment.acting import refuse
 from fedrec.experiment.channel import Logits, channel_of
 from fedrec.experiment.config import Experiment
 from fedrec.experiment.earlier import check_start
-from fedrec.experiment.holdings import PAIR, clients_data, dataset, reader, tasks_for, weights_sent
+from fedrec.experiment.holdings import (
+    PAIR,
+    clients_data,
+    dataset,
+    kinds,
+    reader,
+    tasks_for,
+    tasks_of_all,
+    weights_sent,
+)
 from fedrec.experiment.origins import portable
 from fedrec.experiment.records import natural
 from fedrec.federation.coordination.systems import span
@@ -42,7 +51,7 @@ def check_sums(experiment: Experiment, named: bool = False) -> None:
         return
     whole, parts = len(dataset(experiment).items), clients_data(experiment)
     apart = whole > EXACT and not weights_sent(experiment)
-    items, clients = max(len(data.items) for data in parts) if apart else whole, len(parts)
+    items, clients = int(parts.item_counts().max()) if apart else whole, len(parts)
     size = clients * items * (3 * items + 1) // 2 * np.dtype(precision(whole)).itemsize
     if items > MOST_ITEMS or (size > MOST_BYTES and not named):
         raise UserError(f"the sums of {clients:,} clients over {items:,} items would be {size / 1e9:,.0f} GB")
@@ -66,10 +75,10 @@ def check(experiment: Experiment) -> None:
     parts = clients_data(experiment)
     check_names(experiment, parts)
     for name in experiment.privacy.budgets.keys() - {""}:
-        choose("privacy.epsilon", name, [data.name for data in parts])
+        choose("privacy.epsilon", name, parts.names)
     check_tasks(experiment, parts)
     shapes: Shapes = {}
-    names = [name for data in parts for name in agree(experiment, data, shapes)]
+    names = [name for data in kinds(experiment, parts) for name in agree(experiment, data, shapes)]
     experiment.sharing().check(names)
     for module, _ in experiment.recipe().optimiser.lrs:
         if not any(covers((module,), name) for name in names):
@@ -85,7 +94,7 @@ def check(experiment: Experiment) -> None:
         )
     check_message(experiment)
     stacked(experiment)
-    present = cohort(experiment, [data.name for data in parts])
+    present = cohort(experiment, list(parts.names))
     clients = sorted(present, key=lambda name: (natural(name), name))
     if experiment.weighs:
         span(experiment.coupling.exact(clients), len(clients))
@@ -146,12 +155,12 @@ def check_secure(experiment: Experiment, clients: list[str]) -> None:
     """
     agreed = terms(experiment)
     if experiment.by_sums and experiment.sums.active:
-        sizes = [len(data.items) for data in clients_data(experiment)]
-        every = len(np.unique(np.concatenate([data.items for data in clients_data(experiment)])))
-        if min(sizes) < every:
+        parts = clients_data(experiment)
+        least, every = int(parts.item_counts().min()), len(parts.catalogue())
+        if least < every:
             raise UserError(
                 "sums.kind: must be dense of clients with other catalogues under secure sums, where an item that few "
-                f"carry tells of them, found subspace of {every} items, of which one has {min(sizes)}"
+                f"carry tells of them, found subspace of {every} items, of which one has {least}"
             )
     if experiment.dropout == "0":
         return
@@ -168,7 +177,7 @@ def check_secure(experiment: Experiment, clients: list[str]) -> None:
 def check_message(experiment: Experiment) -> None:
     """Raise UserError if no message could hold the sums over pairs of items that a client sends."""
     e, whole = experiment, len(dataset(experiment).items)
-    items = max(len(data.items) for data in clients_data(e)) if whole > EXACT and not e.secure.active else whole
+    items = int(clients_data(e).item_counts().max()) if whole > EXACT and not e.secure.active else whole
     size = items * (3 * items + 1) // 2 * np.dtype(precision(whole)).itemsize
     if e.adds_up and e.share and not (e.pool or e.sums.active or e.privacy.summed) and size > BYTES:
         raise UserError(
@@ -182,34 +191,39 @@ def told_apart(e: Experiment, parts: Sequence[ClientData]) -> bool:
     return e.adds_up and e.sums.active and bool(e.share) and not e.reveal and len(parts) == PAIR
 
 
-def check_names(experiment: Experiment, parts: tuple[ClientData, ...]) -> None:
+def check_names(experiment: Experiment, parts: Clients) -> None:
     """Raise UserError if a client is named that is not there."""
-    known = {data.name for part in parts for data in (part.members or (part,))}
+    members = parts[0].members
+    known = set(members.names if isinstance(members, Clients) else parts.names)
     for text in (experiment.task, experiment.model, str(experiment.dim)):
         for client in per_client(text).keys() - {"*"}:
             if client not in known:
                 raise UserError(f"client {client!r}: must be one of {', '.join(sorted(known)[:20])}, found in {text!r}")
 
 
-def check_tasks(experiment: Experiment, parts: tuple[ClientData, ...]) -> None:
+def check_tasks(experiment: Experiment, parts: Clients) -> None:
     """Raise UserError if a client does not have the label of its task, or nobody has a training row for a task."""
-    rows: dict[str, int] = {}
-    for data in parts:
+    own = any(task.part for task in tasks_of_all(experiment, parts))
+    for data in parts if own else kinds(experiment, parts):
         for task in tasks_for(experiment, data):
             if task.attribute:
                 task.usual(data.attributes)
             target = task.target(data.train, data.attributes)
             if task.part:
                 task.measured(np.zeros(len(target[:2]), np.float32), target[:2])
-            rows[task.name] = rows.get(task.name, 0) + int(task.rows(data.train, data.attributes).sum())
         if experiment.privacy.inside:
             check_units(reader(experiment, data, "train"), tasks_for(experiment, data))
         agreed = experiment.agreement.task
         if experiment.agreement.active and agreed not in [task.name for task in tasks_for(experiment, data)]:
             raise UserError(f"agreement.task: every client must have the task {agreed}, found none in {data.name}")
-    for name, count in rows.items():
-        if not count:
-            raise UserError(f"task {name}: a client that has it must have a training row for it, found none")
+    missing = {task.name: None for task in tasks_of_all(experiment, parts)}
+    for data in parts:
+        for task in tasks_for(experiment, data):
+            if task.name in missing and task.rows(data.train, data.attributes).any():
+                del missing[task.name]
+        if not missing:
+            return
+    raise UserError(f"task {next(iter(missing))}: a client that has it must have a training row for it, found none")
 
 
 def agree(experiment: Experiment, data: ClientData, shapes: Shapes) -> list[str]:

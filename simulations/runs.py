@@ -37,7 +37,7 @@ KEPT = (
     *(
         holdings.read_dataset,
         holdings.keys,
-        holdings.clients_data,
+        holdings.divided,
         holdings.whole_statistics,
         holdings.own_statistics,
         holdings.exact_sums,

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from clients.recommend import recommend
-from fedrec.data import ClientData, federation, pool, public_data, view_public
+from fedrec.data import ClientData, Clients, federation, pool, public_data, view_public
 from fedrec.errors import UserError
 from fedrec.evaluation.evaluate import mask_of
 from fedrec.experiment.config import Experiment
@@ -26,7 +26,7 @@ NEW: dict[str, Any] = {"split": "new-users", "fractions": (0.2, 0.2)}
 PARTS = ("train", "validation", "test", "support")
 
 
-def parts(**fields: Any) -> tuple[Experiment, tuple[ClientData, ...]]:
+def parts(**fields: Any) -> tuple[Experiment, Clients]:
     e = experiment(**NEW, **fields)
     return e, clients_data(e)
 

@@ -14,6 +14,7 @@ from fedrec.data.history import Sequences, sequences
 from fedrec.data.movielens import movielens
 from fedrec.data.partition import federation
 from fedrec.data.release_years import GROUPS, year_groups
+from fedrec.data.store import Clients
 from fedrec.data.types import ClientData, Ints
 from fedrec.models.contributions import GRID, gram, popularity, symmetric
 from fedrec.models.markov import Markov
@@ -230,7 +231,7 @@ def ndcg(rank: np.ndarray) -> np.ndarray:
 
 
 @cache
-def films(count: int, seed: int) -> tuple[tuple[ClientData, ...], list[Sequences], Ints]:
+def films(count: int, seed: int) -> tuple[Clients, list[Sequences], Ints]:
     dataset = movielens(Path(os.environ["FEDREC_DATA"]) / "ml-100k")
     parts = federation(dataset, clients=count, seed=seed)
     return parts, [sequences(data, [data.train], seed) for data in parts], year_groups(list(dataset.items["title"]))

@@ -9,8 +9,9 @@ from fedrec.data.history import Histories, before, latest
 from fedrec.data.movielens import movielens
 from fedrec.data.negatives import Negatives, excluded
 from fedrec.data.partition import federation, probe_of, public_data, view_public
+from fedrec.data.pool import pool
 from fedrec.data.reading import Filters, Reading
-from fedrec.data.split import pool
+from fedrec.data.store import Clients, Listed
 from fedrec.data.synthetic import Market, synthetic
 from fedrec.data.table import from_frame, table
 from fedrec.data.text import Content, content_vectors, public_vectors
@@ -20,11 +21,13 @@ from fedrec.errors import UserError, named
 __all__ = [
     "DATASETS",
     "ClientData",
+    "Clients",
     "Content",
     "Dataset",
     "Filters",
     "Histories",
     "Interactions",
+    "Listed",
     "Market",
     "Negatives",
     "Reading",

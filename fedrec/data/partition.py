@@ -1,5 +1,7 @@
 """Who holds which interactions: by platform, users in silos, or one client per user; and what of them is public."""
 
+import functools
+from collections.abc import Sequence
 from dataclasses import replace
 from math import isfinite
 from typing import Literal, get_args
@@ -9,8 +11,9 @@ import numpy as np
 import fedrec.rng as seeds
 from fedrec.data.attributes import attributes_of
 from fedrec.data.checks import NAMES, merged, refuse, showable
-from fedrec.data.split import SUPPORT, TEST, TRAIN, VALIDATION, Split, concatenate, divide, new_items, ordered
-from fedrec.data.types import Attributes, ClientData, Dataset, Interactions, Ints
+from fedrec.data.split import TEST, Runs, Split, concatenate, divide, new_items, order_of
+from fedrec.data.store import Changed, Clients, Federation, Told, edges_of
+from fedrec.data.types import Attributes, Bools, ClientData, Dataset, Interactions, Ints
 from fedrec.errors import UserError, choose
 
 Partition = Literal["auto", "platform", "users", "one-user"]
@@ -27,7 +30,7 @@ def federation(
     fractions: tuple[float, float] = (0.1, 0.1),
     seed: int = 0,
     volunteers: int = 0,
-) -> tuple[ClientData, ...]:
+) -> Clients:
     """Return the clients of a dataset, each with its users, its catalogue and its split interactions.
 
     `platform`: one client per platform, with the catalogue that the platform carries. `users`: users in `clients` silos
@@ -52,24 +55,18 @@ def federation(
         gone = np.isin(frame["user"].to_numpy(), volunteers_of(dataset, volunteers, seed))
         private = replace(dataset, interactions=frame[~gone])
     names, owner = _owners(private, clients, partition, skew, seed)
+    whole = np.arange(len(dataset.items)), None  # thousands of clients have one copy of it
+    catalogues = _catalogues(dataset) if partition == "platform" else whole
     rows = Interactions.of(private.interactions, private.labels)
-    order = np.argsort(owner, kind="stable")
-    bounds = np.searchsorted(owner[order], np.arange(len(names) + 1))
-    whole, known = np.arange(len(dataset.items)), attributes_of(dataset, fractions, seed)
-    federated = []
-    for i, name in enumerate(names):
-        column, items = f"carried_{name}", whole
-        if partition == "platform" and column in dataset.items:
-            items = np.flatnonzero(dataset.items[column].to_numpy())
-        elif partition == "platform":  # what it has seen
-            items = np.unique(frame["item"].to_numpy()[frame["platform"].to_numpy() == i])
-        client = _client(name, rows.take(order[bounds[i] : bounds[i + 1]]), items, split, fractions, seed)
-        # Thousands of clients with the whole catalogue have one copy of it.
-        federated.append(replace(client, attributes=known if items is whole else known.take(items)))
-    if volunteers:
-        public = public_data(dataset, volunteers=volunteers, split=split, fractions=fractions, seed=seed)
-        federated = [add_public(client, public) for client in federated]
-    return tuple(federated)
+    federated = replace(
+        lay_out(names, rows, owner, catalogues, split, fractions, seed),
+        attributes=attributes_of(dataset, fractions, seed),
+        new=_new(dataset, split, fractions, seed),
+    )
+    if not volunteers:
+        return federated
+    public = public_data(dataset, volunteers=volunteers, split=split, fractions=fractions, seed=seed)
+    return Changed(federated, functools.partial(add_public, public=public))
 
 
 def public_data(
@@ -83,8 +80,100 @@ def public_data(
     """Return the public users' interactions of all platforms, split as a client's, over the whole catalogue."""
     chosen = volunteers_of(dataset, volunteers, seed)
     rows = Interactions.of(dataset.interactions, dataset.labels)
-    items = np.arange(len(dataset.items))
-    return _client("volunteers", rows.take(np.isin(rows.user, chosen)), items, split, fractions, seed)
+    rows, whole = rows.take(np.isin(rows.user, chosen)), (np.arange(len(dataset.items)), None)
+    public = lay_out(["volunteers"], rows, np.zeros(len(rows), np.int64), whole, split, fractions, seed)
+    return replace(public, new=_new(dataset, split, fractions, seed))[0]
+
+
+def lay_out(
+    names: Sequence[str],
+    rows: Interactions,
+    owner: Ints,
+    catalogues: tuple[Ints, Ints | None],
+    split: Split,
+    fractions: tuple[float, float],
+    seed: int,
+) -> Federation:
+    """Return clients that hold the `rows` (global ids) whose `owner` [n] is their number; -1 is nobody.
+
+    `catalogues` are `items` and `item_edges` of the `Federation`, of which nothing is public or new.
+    """
+    clients = len(names)
+    if (owner < 0).any():
+        rows, owner = rows.take(owner >= 0), owner[owner >= 0]
+    held = np.bincount(owner, minlength=clients)
+    rows, owner = _once(*_in_order(rows, owner, seed), seed)
+    runs = Runs.find(rows.user, owner)
+    part, apart = divide(rows, owner, runs, split, fractions, seed)
+    cell = 4 * owner + part
+    told = Told(
+        split,
+        merged=held - np.bincount(owner, minlength=clients),
+        users=np.bincount(runs.client, minlength=clients),
+        apart=np.bincount(runs.client[apart], minlength=clients),
+        liked=np.bincount(owner[~rows.positive], minlength=clients) == 0,
+        tested=np.bincount(cell[rows.positive], minlength=4 * clients)[TEST::4] > 0,
+    )
+    (items, item_edges), user_edges = catalogues, edges_of(told.users)
+    place = rows.item
+    if item_edges is not None:
+        wide = int(max(items.max(initial=0), place.max(initial=0))) + 1
+        whose = np.repeat(np.arange(clients), np.diff(item_edges))
+        place = np.searchsorted(whose * wide + items, owner * wide + place) - item_edges[owner]
+    local = replace(rows, user=runs.of - user_edges[owner], item=place)
+    return Federation(
+        names,
+        local.take(np.argsort(cell, kind="stable")),
+        edges_of(np.bincount(cell, minlength=4 * clients)),
+        rows.user[runs.start],
+        user_edges,
+        items,
+        item_edges,
+        Attributes(),
+        None,
+        told,
+    )
+
+
+def _in_order(rows: Interactions, owner: Ints, seed: int) -> tuple[Interactions, Ints]:
+    order = order_of(rows, seed, owner)
+    return rows.take(order), owner[order]
+
+
+def _once(rows: Interactions, owner: Ints, seed: int) -> tuple[Interactions, Ints]:
+    """Return rows in their order, those of one client, user and item merged.
+
+    A silo holds a user's interactions of all platforms: the same item twice would be both trained on and tested.
+    """
+    pair = Runs.find(rows.user, owner).of * (int(rows.item.max(initial=0)) + 1) + rows.item
+    if np.diff(np.sort(pair)).all():
+        return rows, owner
+    value, count = np.unique(pair, return_counts=True)
+    again = count[np.searchsorted(value, pair)] > 1
+    first = np.unique(pair[again], return_index=True)[1]
+    once = merged(rows.take(again), pair[again])
+    owner = np.concatenate([owner[~again], owner[again][first]])
+    return _in_order(concatenate([rows.take(~again), once]), owner, seed)
+
+
+def _catalogues(dataset: Dataset) -> tuple[Ints, Ints]:
+    """Return the items that each platform carries, one after the other, and where each one's begin.
+
+    Without a column that says so they are those that it has seen.
+    """
+    count, frame, carried = len(dataset.items), dataset.interactions, []
+    seen = np.unique(frame["platform"].to_numpy() * count + frame["item"].to_numpy())
+    bounds = np.searchsorted(seen, np.arange(len(dataset.platforms) + 1) * count)
+    for number, name in enumerate(dataset.platforms):
+        column = f"carried_{name}"
+        here = seen[bounds[number] : bounds[number + 1]] - number * count
+        carried.append(np.flatnonzero(dataset.items[column].to_numpy()) if column in dataset.items else here)
+    return np.concatenate(carried), edges_of(np.array([len(items) for items in carried]))
+
+
+def _new(dataset: Dataset, split: Split, fractions: tuple[float, float], seed: int) -> tuple[Bools, Bools] | None:
+    """Return the masks of all items that are new at the validation, and at the test, if the split makes any."""
+    return new_items(np.arange(len(dataset.items)), fractions, seed) if split == "new-items" else None
 
 
 def _check(clients: int | None, partition: Partition, skew: float | None, fractions: tuple[float, float]) -> None:
@@ -137,33 +226,6 @@ def _sizes(users: int, silos: int, skew: float | None, seed: int) -> Ints:
     missing = users - silos - int(extra.sum())
     extra[np.argsort(extra - share, kind="stable")[:missing]] += 1
     return extra + 1
-
-
-def _client(
-    name: str, rows: Interactions, items: Ints, split: Split, fractions: tuple[float, float], seed: int
-) -> ClientData:
-    notes: tuple[str, ...] = ()
-    rows = ordered(rows, seed)
-    # A silo holds a user's interactions of all platforms: the same item twice would be both trained on and tested.
-    once = merged(rows, rows.user * (int(items[-1]) + 1 if len(items) else 1) + rows.item)
-    if len(once) < len(rows):
-        notes += (
-            f"{len(rows) - len(once)} interactions were merged with the same user's and item's of another platform",
-        )
-        rows = ordered(once, seed)
-    part, counted = divide(rows, split, fractions, seed)
-    notes += counted
-    if not rows.positive[part == TEST].any():
-        notes += ("no test item: this client is trained but not tested",)
-    users, user = np.unique(rows.user, return_inverse=True)
-    local = replace(rows, user=user, item=np.searchsorted(items, rows.item))
-    train, validation, test, support = (local.take(part == which) for which in (TRAIN, VALIDATION, TEST, SUPPORT))
-    new = None
-    if split == "new-items":
-        new = new_items(items, fractions, seed)
-        count, tested = (int(mask.sum()) for mask in new)
-        notes += (f"{count} of {len(items)} items are new at the validation, {tested} at the test, ranked among them",)
-    return ClientData(name, users, items, train, validation, test, notes, new=new, support=support)
 
 
 def volunteers_of(dataset: Dataset, count: int, seed: int) -> Ints:

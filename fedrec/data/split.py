@@ -1,6 +1,7 @@
-"""Train, validation and test of one client, and clients pooled into one."""
+"""Train, validation and test: which part every row of all clients is in."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import ceil
 from typing import Literal
 
@@ -8,11 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 import fedrec.rng as seeds
-from fedrec.data.checks import merged
-from fedrec.data.types import COLUMNS, Attributes, Bools, ClientData, Interactions, Ints
+from fedrec.data.types import COLUMNS, Bools, Interactions, Ints
 
 Split = Literal["leave-one-out", "temporal", "random", "new-items", "new-users"]
-TRAIN, VALIDATION, TEST, SUPPORT = 0, 1, 2, 3
+TRAIN, VALIDATION, TEST, SUPPORT = PARTS = 0, 1, 2, 3
 
 
 def chance(user: Ints, item: Ints, seed: int) -> NDArray[np.float64]:
@@ -30,50 +30,62 @@ def chance(user: Ints, item: Ints, seed: int) -> NDArray[np.float64]:
     return np.asarray((state >> np.uint64(11)) * 2.0**-53, dtype=np.float64)
 
 
-def ordered(rows: Interactions, seed: int) -> Interactions:
-    """Return rows (global ids) sorted by user, then time; ties of time in a seeded order that no file order moves."""
-    return rows.take(order_of(rows, seed))
+def order_of(rows: Interactions, seed: int, owner: Ints | None = None) -> Ints:
+    """Return the positions [n] of rows (global ids) sorted by client (`owner` [n]), user, then time.
+
+    Ties of time come in a seeded order that no file order moves.
+    """
+    keys = (chance(rows.user, rows.item, seed), rows.time, rows.user)
+    return np.lexsort(keys if owner is None else (*keys, owner))
 
 
-def order_of(rows: Interactions, seed: int) -> Ints:
-    """Return the positions [n] of rows (global ids) in the order of `ordered`."""
-    return np.lexsort((chance(rows.user, rows.item, seed), rows.time, rows.user))
+@dataclass(frozen=True)
+class Runs:
+    """Rows that are sorted by client and user: each run is all that one client has of one user."""
+
+    start: Ints  # [runs] the first row
+    client: Ints  # [runs]
+    of: Ints  # [n] the run of every row
+
+    @staticmethod
+    def find(user: Ints, owner: Ints) -> "Runs":
+        """Return the runs of rows of some users [n] of the clients `owner` [n]."""
+        first = np.ones(len(user), np.bool_)
+        first[1:] = (user[1:] != user[:-1]) | (owner[1:] != owner[:-1])
+        start = np.flatnonzero(first)
+        return Runs(start, owner[start], np.cumsum(first) - 1)
 
 
 def divide(
-    rows: Interactions, split: Split, fractions: tuple[float, float], seed: int
-) -> tuple[NDArray[np.int8], tuple[str, ...]]:
-    """Return the part (TRAIN, VALIDATION, TEST or SUPPORT) of every row [n] of one client, and notes.
+    rows: Interactions, owner: Ints, runs: Runs, split: Split, fractions: tuple[float, float], seed: int
+) -> tuple[NDArray[np.int8], Bools]:
+    """Return the part (TRAIN, VALIDATION, TEST or SUPPORT) of every row [n], and the mask of the runs that stand apart.
 
-    `rows` are `ordered` and have global ids; `fractions` are those of validation and test.
+    `rows` have global ids and are in the order of `order_of`, of the clients `owner` [n]; `fractions` are those of
+    validation and test.
 
     leave-one-out: test from a user's last positive onward, validation from the positive before it; a user with two
-    positives has no validation, a user with fewer stays in training. temporal: by the client's quantiles of time,
-    equal times on the earlier side. random: every interaction on its own. new-items: every item with all its
+    positives has no validation, a user with fewer stays in training, and apart. temporal: by the client's quantiles of
+    time, equal times on the earlier side. random: every interaction on its own. new-items: every item with all its
     interactions (`new_items`). new-users: the fractions are of users, chosen by user and seed alone, and nothing of
     theirs is trained on; a new user of the validation, or of the test, is asked from the last positive onward, and what
-    comes before is support, known by then.
+    comes before is support, known by then. New users stand apart.
     """
+    apart = np.zeros(len(runs.start), np.bool_)
+    if split == "leave-one-out":
+        return _leave_one_out(rows, runs)
+    if split == "new-users":
+        return _new_users(rows, runs, fractions, seed)
+    if split == "temporal":
+        return _temporal(rows.time, owner, fractions), apart
     if split == "new-items":
         at_validation, at_test = new_items(rows.item, fractions, seed)
-        return (VALIDATION * at_validation + TEST * at_test).astype(np.int8), ()
-    if split == "leave-one-out":
-        return _leave_one_out(rows)
-    if split == "new-users":
-        return _new_users(rows, fractions, seed)
-    validation, test = fractions
-    part = np.zeros(len(rows), dtype=np.int8)
-    if split == "random":
+    else:
+        validation, test = fractions
         # A stream of its own: the order of ties must not decide the part.
         u = chance(rows.user, rows.item, seeds.derive(seed, "random"))
-        part[u < validation + test] = VALIDATION
-        part[u < test] = TEST
-    elif len(rows):
-        times = np.sort(rows.time)
-        for share, name in ((validation + test, VALIDATION), (test, TEST)):
-            last = ceil(round((1 - share) * len(rows), 6)) - 1
-            part[rows.time > times[max(last, 0)]] = name
-    return part, ()
+        at_validation, at_test = (u >= test) & (u < validation + test), u < test
+    return (VALIDATION * at_validation + TEST * at_test).astype(np.int8), apart
 
 
 def new_items(items: Ints, fractions: tuple[float, float], seed: int) -> tuple[Bools, Bools]:
@@ -87,96 +99,48 @@ def new_items(items: Ints, fractions: tuple[float, float], seed: int) -> tuple[B
     return (u >= test) & (u < validation + test), u < test
 
 
-def _leave_one_out(rows: Interactions) -> tuple[NDArray[np.int8], tuple[str, ...]]:
+def _temporal(time: Ints, owner: Ints, fractions: tuple[float, float]) -> NDArray[np.int8]:
+    validation, test = fractions
+    part = np.zeros(len(time), np.int8)
+    if not len(time):
+        return part
+    times, count = time[np.lexsort((time, owner))], np.bincount(owner)
+    first = np.cumsum(count) - count
+    sizes, size = np.unique(count, return_inverse=True)
+    for share, name in ((validation + test, VALIDATION), (test, TEST)):
+        last = np.array([max(ceil(round((1 - share) * n, 6)) - 1, 0) for n in sizes.tolist()])
+        latest = times[np.minimum(first + last[size], len(times) - 1)]  # of a client without rows nobody asks
+        part[time > latest[owner]] = name
+    return part
+
+
+def _leave_one_out(rows: Interactions, runs: Runs) -> tuple[NDArray[np.int8], Bools]:
     part = np.zeros(len(rows), dtype=np.int8)
-    user, total, left = _positives(rows)
-    part[(left == 0) & (total[user] >= 2)] = TEST
-    part[(left == 1) & (total[user] >= 3)] = VALIDATION
-    few = int((total < 2).sum())
-    if not few:
-        return part, ()
-    what = "a single interaction" if rows.positive.all() else "fewer than two positives"
-    return part, (f"{few} user{'s' * (few > 1)} with {what} {'are' if few > 1 else 'is'} kept for training only",)
+    total, left = _positives(rows, runs)
+    part[(left == 0) & (total[runs.of] >= 2)] = TEST
+    part[(left == 1) & (total[runs.of] >= 3)] = VALIDATION
+    return part, total < 2
 
 
 def _new_users(
-    rows: Interactions, fractions: tuple[float, float], seed: int
-) -> tuple[NDArray[np.int8], tuple[str, ...]]:
-    user, total, left = _positives(rows)
-    ids = np.unique(rows.user)
+    rows: Interactions, runs: Runs, fractions: tuple[float, float], seed: int
+) -> tuple[NDArray[np.int8], Bools]:
+    total, left = _positives(rows, runs)
+    ids = rows.user[runs.start]
     u = chance(ids, np.zeros_like(ids), seeds.derive(seed, "new-users"))
     validation, test = fractions
     new = u < validation + test
-    part = np.where(new[user], SUPPORT, TRAIN).astype(np.int8)
-    asked = new[user] & (left == 0) & (total[user] >= 1)
-    part[asked] = np.where(u < test, TEST, VALIDATION)[user][asked]
-    return part, (f"{int(new.sum())} of {len(ids)} users are new: nothing of theirs is trained on",)
+    part = np.where(new[runs.of], SUPPORT, TRAIN).astype(np.int8)
+    asked = new[runs.of] & (left == 0) & (total[runs.of] >= 1)
+    part[asked] = np.where(u < test, TEST, VALIDATION)[runs.of][asked]
+    return part, new
 
 
-def _positives(rows: Interactions) -> tuple[Ints, Ints, Ints]:
-    """Return every row's user [n], counted from 0, the positives of each user, and those that come after a row [n]."""
-    _, start, user = np.unique(rows.user, return_index=True, return_inverse=True)
-    total = np.bincount(user, weights=rows.positive).astype(np.int64)
-    seen = np.cumsum(rows.positive)
-    seen = seen - (seen - rows.positive)[start][user]  # positives of the user up to and including this row
-    return user, total, total[user] - seen
-
-
-def pool(clients: Sequence[ClientData]) -> ClientData:
-    """Return one client `pooled` over the union of users and of items: the data of the pooled upper bound.
-
-    The same global id on two clients is one user. A (user, item) that two clients hold in training is one row, merged
-    (`checks.merged`); one that any client holds out is not trained on. `members` are the clients.
-    """
-    users = np.unique(np.concatenate([client.users for client in clients]))
-    items = np.unique(np.concatenate([client.items for client in clients]))
-    placed = [client.among(users, items) for client in clients]
-
-    def pair(rows: Interactions) -> Ints:
-        return rows.user * len(items) + rows.item
-
-    train = concatenate([client.train for client in placed])
-    validation = concatenate([client.validation for client in placed])
-    test = concatenate([client.test for client in placed])
-    kept = train.take(~np.isin(pair(train), np.concatenate([pair(validation), pair(test)])))
-    once = merged(kept, pair(kept))
-    once = once.take(np.lexsort((once.item, once.time, once.user)))
-    masks = np.zeros((2, len(items)), dtype=np.bool_)  # of what is new at the validation, and at the test
-    for client in clients:
-        if client.new is not None:
-            masks[:, np.searchsorted(items, client.items)] |= client.new
-    dropped, repeats, notes = len(train) - len(kept), len(kept) - len(once), []
-    if dropped:
-        notes.append(f"{dropped} training interactions that another client holds out were dropped")
-    if repeats:
-        notes.append(f"{repeats} training interactions were merged with the same user's and item's of another client")
-    return ClientData(
-        "pooled",
-        users,
-        items,
-        once,
-        validation,
-        test,
-        notes=tuple(notes),
-        members=tuple(clients),
-        attributes=_of_all(clients),
-        new=None if any(client.new is None for client in clients) else (masks[0], masks[1]),
-        support=concatenate([client.support for client in placed]),
-    )
-
-
-def _of_all(clients: Sequence[ClientData]) -> Attributes:
-    """Return what is public of the union of the clients' items, ascending; all clients know the same of an item."""
-    index = np.unique(np.concatenate([client.items for client in clients]), return_index=True)[1]
-    parts = [client.attributes for client in clients]
-    joined = Attributes(
-        {name: np.concatenate([part.values[name] for part in parts]) for name in parts[0].values},
-        np.concatenate([part.train for part in parts]),
-        np.concatenate([part.validation for part in parts]),
-        np.concatenate([part.test for part in parts]),
-        parts[0].deviation,
-    )
-    return joined.take(index) if len(joined.train) else joined
+def _positives(rows: Interactions, runs: Runs) -> tuple[Ints, Ints]:
+    """Return the positives of each run, and those of its run that come after a row [n]."""
+    total = np.bincount(runs.of, weights=rows.positive, minlength=len(runs.start)).astype(np.int64)
+    seen = np.cumsum(rows.positive)  # of all runs, up to and including the row
+    return total, np.cumsum(total)[runs.of] - seen
 
 
 def concatenate(parts: Sequence[Interactions]) -> Interactions:

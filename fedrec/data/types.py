@@ -1,6 +1,6 @@
 """What the other rooms see of data: a dataset of all platforms, and the part that one client holds."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -52,9 +52,12 @@ class Dataset:
     truth: Truth | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Interactions:
-    """Columns of equal length n; `user` and `item` are local indices of one client."""
+    """Columns of equal length n; `user` and `item` are local indices of one client.
+
+    They may be views of columns that other clients' rows stand in: nobody writes into them.
+    """
 
     user: Ints
     item: Ints
@@ -78,10 +81,16 @@ class Interactions:
         none = np.zeros(0, np.int64)
         return Interactions(none, none, none, np.zeros(0, np.float32), np.zeros(0, np.bool_))
 
-    def take(self, index: Ints | Bools) -> "Interactions":
-        """Return the rows that `index` (positions, or a mask of length n) selects."""
-        columns = {name: getattr(self, name)[index] for name in COLUMNS}
-        return Interactions(**columns, labels={name: column[index] for name, column in self.labels.items()})
+    def take(self, index: Ints | Bools | slice) -> "Interactions":
+        """Return the rows that `index` (positions, a mask of length n, or a slice: then they are views) selects."""
+        return Interactions(  # written out: it is called four times for every client
+            self.user[index],
+            self.item[index],
+            self.time[index],
+            self.rating[index],
+            self.positive[index],
+            {name: column[index] for name, column in self.labels.items()},
+        )
 
 
 def _none() -> Bools:
@@ -114,7 +123,7 @@ class Attributes:
         return np.asarray(np.isfinite(self.values[name]).all(axis=1))
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True, weakref_slot=True)
 class ClientData:
     """What one client holds: its users, its catalogue and its split interactions; equal to nothing but itself.
 
@@ -132,7 +141,7 @@ class ClientData:
     validation: Interactions
     test: Interactions
     notes: tuple[str, ...] = ()
-    members: tuple["ClientData", ...] = ()
+    members: Sequence["ClientData"] = ()
     attributes: Attributes = field(default_factory=Attributes)
     new: tuple[Bools, Bools] | None = None
     support: Interactions = field(default_factory=lambda: Interactions.empty())

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fedrec.data import ClientData
+from fedrec.data import ClientData, Clients, Listed
 from fedrec.data.history import sequences
 from fedrec.data.table import FRAME
 from fedrec.data.types import Ints, Keys
@@ -115,14 +115,15 @@ def leavers(experiment: Experiment) -> tuple[ClientData, ...]:
     if experiment.start is None:
         return ()
     present, none = clients_data(experiment), np.zeros(0, np.int64)
-    gone = sorted(earlier(experiment.start).clients - {data.name for data in present})
+    gone = sorted(earlier(experiment.start).clients - set(present.names))
     nobody = present[0].without(np.arange(len(present[0].users)))
     return tuple(ClientData(name, none, nobody.items, nobody.train, nobody.validation, nobody.test) for name in gone)
 
 
-def parties(experiment: Experiment) -> tuple[ClientData, ...]:
+def parties(experiment: Experiment) -> Clients:
     """Return what every client of the grid holds: those that learn, and behind them those that leave."""
-    return clients_data(experiment) + leavers(experiment)
+    present, gone = clients_data(experiment), leavers(experiment)
+    return Listed((*present, *gone)) if gone else present
 
 
 def changed(experiment: Experiment) -> frozenset[str]:

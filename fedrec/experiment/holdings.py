@@ -1,10 +1,10 @@
 """What an experiment's clients hold, and what their models read of it."""
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -14,8 +14,10 @@ from torch import Tensor
 from fedrec.components import per_client
 from fedrec.data import (
     ClientData,
+    Clients,
     Dataset,
     Filters,
+    Listed,
     Market,
     Reading,
     content_vectors,
@@ -26,7 +28,10 @@ from fedrec.data import (
     public_vectors,
 )
 from fedrec.data.history import sequences
+from fedrec.data.partition import Partition
 from fedrec.data.release_years import year_groups
+from fedrec.data.split import Split
+from fedrec.data.store import Changed, Federation
 from fedrec.data.tokens import item_tokens
 from fedrec.data.types import Floats, Interactions, Ints, Keys
 from fedrec.errors import UserError, named, one_line
@@ -51,64 +56,99 @@ from fedrec.tasks import Task
 PAIR = 2  # clients of whom each can subtract its own from a total
 
 
+class Source(NamedTuple):
+    """The settings that data are read by."""
+
+    name: str
+    data_dir: Path | None
+    columns: str
+    platforms: int
+    market: Market
+    seed: int
+    reading: Reading
+    filters: Filters
+
+
+class Division(NamedTuple):
+    """The settings that divide the data of a source among clients: what others say changes nobody's data."""
+
+    source: Source
+    clients: int | None
+    partition: Partition
+    skew: float | None
+    split: Split
+    fractions: tuple[float, float]
+    volunteers: int
+    without: tuple[str, ...]
+    forgotten: Path | None
+
+
+def source_of(experiment: Experiment) -> Source:
+    """Return the source of an experiment; the synthetic market has a platform for each client, or one to be divided."""
+    e = experiment
+    platforms = (e.clients or 5) if e.partition in ("auto", "platform") else 1
+    return Source(e.dataset, e.data_dir, e.columns, platforms, e.market, e.seed, e.reading, e.filters)
+
+
 @functools.lru_cache(maxsize=2)
-def read_dataset(
-    name: str,
-    data_dir: Path | None,
-    columns: str,
-    platforms: int,
-    market: Market,
-    seed: int,
-    reading: Reading,
-    filters: Filters,
-) -> Dataset:
-    """Return a dataset, kept for the process: every client of a worker reads the same one."""
-    return load(
-        name,
-        data_dir=data_dir,
-        columns=columns,
-        platforms=platforms,
-        market=market,
-        seed=seed,
-        reading=reading,
-        filters=filters,
-    )
+def read_dataset(source: Source) -> Dataset:
+    """Return the dataset of a source, kept for the process: every client of a worker reads the same one."""
+    return load(**source._asdict())
 
 
 def dataset(experiment: Experiment) -> Dataset:
-    """Return the experiment's dataset; the synthetic market has a platform for each client, or one to be divided."""
+    """Return the experiment's dataset."""
+    return read_dataset(source_of(experiment))
+
+
+def clients_data(experiment: Experiment) -> Clients:
+    """Return what every client holds, kept for the process; a pooled experiment has the one client "pooled"."""
     e = experiment
-    platforms = (e.clients or 5) if e.partition in ("auto", "platform") else 1
-    return read_dataset(e.dataset, e.data_dir, e.columns, platforms, e.market, e.seed, e.reading, e.filters)
+    how = (e.clients, e.partition, e.skew, e.split, e.fractions, e.volunteers, e.without, e.forgotten)
+    return divided(Division(source_of(e), *how), e.pool)
 
 
 @functools.lru_cache(maxsize=2)
-def clients_data(experiment: Experiment) -> tuple[ClientData, ...]:
-    """Return what every client holds, kept for the process; a pooled experiment has the one client "pooled"."""
-    e = experiment
+def divided(division: Division, together: bool) -> Clients:
+    """Return the clients among whom data are divided, or all `together` as one; raises UserError if there are none."""
+    if together:
+        return Listed((pool(divided(division, False)),))
+    d = division
+    data = read_dataset(d.source)
     parts = federation(
-        dataset(e),
-        clients=e.clients,
-        partition=e.partition,
-        skew=e.skew,
-        split=e.split,
-        fractions=e.fractions,
-        seed=e.seed,
-        volunteers=e.volunteers,
+        data,
+        clients=d.clients,
+        partition=d.partition,
+        skew=d.skew,
+        split=d.split,
+        fractions=d.fractions,
+        seed=d.source.seed,
+        volunteers=d.volunteers,
     )
-    parts = tuple(left(e, part) for part in parts if part.name not in e.without)
-    if not parts:
-        raise UserError(f"without: must leave a client, found all {len(e.without)}")
-    return (pool(parts),) if e.pool else parts
+    if not set(parts.names) - set(d.without):
+        raise UserError(f"without: must leave a client, found all {len(d.without)}")
+    lost = read_users(d.forgotten) if d.forgotten else {}
+    return left(parts, d.without, lost, data.users["key"].to_numpy(object)) if d.without or lost else parts
 
 
-def left(experiment: Experiment, data: ClientData) -> ClientData:
-    """Return what a client holds without the users that are forgotten."""
-    if experiment.forgotten is None:
-        return data
-    gone = read_users(experiment.forgotten).get(data.name, frozenset())
-    key = dataset(experiment).users["key"].to_numpy(object)[data.users]
-    rows = np.flatnonzero([one in gone for one in key])
+def left(parts: Clients, without: Sequence[str], lost: Mapping[str, frozenset[str]], keys: Keys) -> Clients:
+    """Return clients without some, and without the users that are `lost`, the keys of these by client."""
+    if isinstance(parts, Changed):
+        rest = left(parts.clients, without, lost, keys)
+        return Changed(rest, lambda data: forget(parts.changed(data), lost, keys))
+    assert isinstance(parts, Federation)
+    users = np.zeros(len(parts.users), np.bool_)
+    for number, name in enumerate(parts.names):
+        if name in lost:
+            here = slice(*parts.user_edges[number : number + 2])
+            users[here] = [key in lost[name] for key in keys[parts.users[here]]]
+    return parts.without(np.array([name in without for name in parts.names]), users)
+
+
+def forget(data: ClientData, lost: Mapping[str, frozenset[str]], keys: Keys) -> ClientData:
+    """Return a client without its users that are `lost`."""
+    gone = lost.get(data.name, frozenset())
+    rows = np.flatnonzero([key in gone for key in keys[data.users]])
     return data.without(rows) if len(rows) else data
 
 
@@ -137,13 +177,45 @@ def initial(
     return model.init(experiment.seed, people[users], catalogue[items], offsets)
 
 
-def tasks_for(experiment: Experiment, data: ClientData) -> tuple[Task, ...]:
-    """Return the tasks of a client; a pooled one has every task of its members, each once."""
+def task_lists(experiment: Experiment, parts: Sequence[ClientData]) -> list[tuple[Task, ...]]:
+    """Return the tasks of clients, members of the pooled one, where they differ, in the order of the clients."""
+    parts, named = parts[0].members or parts, per_client(experiment.task)
+    if named.keys() == {"*"}:
+        return [experiment.tasks(parts[0].name)]
+    names = parts.names if isinstance(parts, Clients) else [data.name for data in parts]
+    first: dict[str, str] = {}
+    for name in names:
+        first.setdefault(name if name in named else "*", name)
+    return [experiment.tasks(name) for name in first.values()]
+
+
+def tasks_of_all(experiment: Experiment, parts: Sequence[ClientData]) -> tuple[Task, ...]:
+    """Return every task that one of some clients has, each once."""
     tasks: dict[str, Task] = {}
-    for part in data.members or (data,):
-        for task in experiment.tasks(part.name):
+    for several in task_lists(experiment, parts):
+        for task in several:
             tasks.setdefault(task.name, task)
     return tuple(tasks.values())
+
+
+def tasks_for(experiment: Experiment, data: ClientData) -> tuple[Task, ...]:
+    """Return the tasks of a client; a pooled one has every task of its members, each once."""
+    return tasks_of_all(experiment, [data])
+
+
+def kinds(experiment: Experiment, parts: Clients) -> Iterator[ClientData]:
+    """Yield the first of all clients that only their users and rows tell apart, not their settings nor their items."""
+    e = experiment
+    if not parts.alike or e.pool or e.coupling.kind == "linear":
+        yield from parts
+        return
+    named = {client for text in (e.task, e.model, str(e.dim)) for client in per_client(text)}
+    seen = set[str]()
+    for number, name in enumerate(parts.names):
+        key = name if name in named else "*"
+        if key not in seen:
+            seen.add(key)
+            yield parts[number]
 
 
 def reader(experiment: Experiment, data: ClientData, split: Literal["train", "validation", "test"]) -> Recommender:
@@ -279,8 +351,7 @@ def public_basis(experiment: Experiment) -> tuple[Matrix, tuple[str, ...]]:
     with named("sums.basis"):
         vectors, notes = public_vectors(dataset(e), e.sums.basis)
         carried = np.zeros(len(vectors), np.bool_)
-        for data in clients_data(e):
-            carried[data.items] = True
+        carried[clients_data(e).catalogue()] = True
         basis = leading(vectors * carried[:, None], e.sums.k)
         if not basis.size:
             raise UserError(f"must tell items apart, found nothing of {int(carried.sum())} items in {e.sums.basis}")

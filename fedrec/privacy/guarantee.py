@@ -82,8 +82,7 @@ def guarantees(e: Experiment) -> dict[str, Guarantee]:
 
 def most_holders(e: Experiment) -> int:
     """Return how many clients hold the same person, the most of anybody."""
-    users = np.concatenate([data.users for data in clients_data(e)])
-    return int(np.unique(users, return_counts=True)[1].max(initial=1))
+    return int(np.unique(clients_data(e).users_of_all(), return_counts=True)[1].max(initial=1))
 
 
 @functools.lru_cache(maxsize=2)
@@ -91,7 +90,7 @@ def sums_plan(e: Experiment) -> Plan:
     """Return the releases of sums over users with noise; raises UserError where a budget or silos do not do."""
     parts, overlap, rule = clients_data(e), most_holders(e), e.privacy
     sigma = rule.noise or multiplier(rule.budget(""), rule.delta, overlap)
-    return Plan(sum(len(data.users) for data in parts), len(parts), sigma, item_classes(e), overlap, ordered(e))
+    return Plan(int(parts.user_counts().sum()), len(parts), sigma, item_classes(e), overlap, ordered(e))
 
 
 def steps_of(e: Experiment, data: ClientData) -> int:
@@ -123,8 +122,8 @@ def largest_sum(experiment: Experiment) -> float:
     that for its norm, a column of V at most 2 sqrt(n), as it starts, and V'GV of an orthonormal V at most G's trace.
     """
     e = experiment
-    before = clients_data(earlier(e.start).experiment) if e.start else ()
-    most = PER_USER * max(len(data.users) for data in (*clients_data(e), *before))
+    parts = [clients_data(e), *([clients_data(earlier(e.start).experiment)] if e.start else [])]
+    most = PER_USER * max(int(several.user_counts().max()) for several in parts)
     return most * 2 * len(dataset(e).items) if e.sums.active else most
 
 
@@ -132,7 +131,7 @@ def largest_sum(experiment: Experiment) -> float:
 def terms(experiment: Experiment) -> Terms:
     """Return the terms of an experiment's secure sums; raises UserError where they cannot hold."""
     e = experiment
-    names = [data.name for data in parties(e)]
+    names = parties(e).names
     clients = len(names if e.start else e.turnout.drawn(names, 1))
     # Of a noisy sum nobody's share is missing, nor of a change one of two parts, which would tell the other.
     threshold = clients if e.privacy.summed or e.start else e.secure.needed(clients)

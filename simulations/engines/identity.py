@@ -1,6 +1,6 @@
 """What a checkpoint is of: the experiment, its data, and what a result depends on beside them."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -8,6 +8,7 @@ import torch
 
 from clients.device import devices
 from fedrec.data import ClientData
+from fedrec.data.store import Federation
 from fedrec.errors import UserError
 from fedrec.experiment.config import Experiment
 from fedrec.experiment.holdings import clients_data, keys
@@ -20,7 +21,7 @@ MOVABLE = ("data_dir",)  # where the data lies may change: what it holds is comp
 
 def identity(e: Experiment) -> dict[str, Any]:
     """Return what a run can be told from any other by, as JSON can hold it."""
-    parts = [part for data in clients_data(e) for part in parts_of(data)]
+    parts = list(parts_of(clients_data(e)))
     parts += ["\n".join(texts) for texts in keys(e)]  # of which rows start
     try:
         release = version("fedrec")
@@ -34,13 +35,20 @@ def identity(e: Experiment) -> dict[str, Any]:
     }
 
 
-def parts_of(data: ClientData) -> Iterator[Part]:
-    """Yield what a client's result is made from."""
-    yield data.name
-    yield {"users": torch.from_numpy(data.users), "items": torch.from_numpy(data.items)}
-    yield from (data.train, data.validation, data.test, data.support)
-    for member in data.members:
-        yield from parts_of(member)
+def parts_of(clients: Sequence[ClientData]) -> Iterator[Part]:
+    """Yield what the results of clients are made from."""
+    if isinstance(clients, Federation):
+        names = ("users", "user_edges", "items", "item_edges", "edges")
+        arrays = {name: getattr(clients, name) for name in names}
+        yield "\n".join(clients.names)
+        yield {name: torch.from_numpy(array) for name, array in arrays.items() if array is not None}
+        yield clients.columns
+        return
+    for data in clients:
+        yield data.name
+        yield {"users": torch.from_numpy(data.users), "items": torch.from_numpy(data.items)}
+        yield from (data.train, data.validation, data.test, data.support)
+        yield from parts_of(data.members)
 
 
 def compare(was: Mapping[str, Any], current: Mapping[str, Any]) -> None:

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clients.client import Client
-from fedrec.data import ClientData, excluded, federation, pool, public_data, view_public
+from fedrec.data import Clients, excluded, federation, pool, public_data, view_public
 from fedrec.data.split import new_items
 from fedrec.evaluation.evaluate import evaluate
 from fedrec.evaluation.scorers import PopularityScorer
@@ -29,7 +29,7 @@ MARKET = {"users": 40, "items": 120, "impressions": 15}
 IDS = st.lists(st.integers(0, 10**6), min_size=1, max_size=50, unique=True).map(lambda ids: np.array(sorted(ids)))
 
 
-def federated(partition: Any = "platform", seed: int = 0) -> tuple[ClientData, ...]:
+def federated(partition: Any = "platform", seed: int = 0) -> Clients:
     market = synthetic(platforms=3, seed=1, **MARKET)
     return federation(market, clients=3, partition=partition, split="new-items", fractions=(0.2, 0.3), seed=seed)
 

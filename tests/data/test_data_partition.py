@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedrec.data import ClientData, Dataset, Interactions, federation, pool
+from fedrec.data import ClientData, Clients, Dataset, Interactions, federation, pool
 from fedrec.data.checks import canonical
 from fedrec.data.split import Split
 from fedrec.errors import UserError
@@ -56,7 +56,7 @@ def facts(client: ClientData, name: Part) -> list[tuple[int, int, int, bool, boo
     )
 
 
-def federate(data: Dataset, partition: str, split: Split = "leave-one-out", seed: int = 0) -> tuple[ClientData, ...]:
+def federate(data: Dataset, partition: str, split: Split = "leave-one-out", seed: int = 0) -> Clients:
     count = min(2, data.interactions["user"].nunique()) if partition == "users" else None
     if split == "temporal" and not data.interactions["time"].any():
         data = replace(data, interactions=data.interactions.assign(time=1))
