@@ -108,8 +108,8 @@ def nearest(key: str, keys: Sequence[str]) -> tuple[str, ...]:
     wanted = plain(key)
     if same := [one for one in keys if plain(one) == wanted]:
         return tuple(same[:NEAR])
-    alike = [one for one in keys if abs(len(one) - len(key)) <= 1]
-    return tuple(difflib.get_close_matches(key[:100], alike, NEAR, 0.75))
+    alike = {plain(one): one for one in keys if abs(len(one) - len(key)) <= 1}
+    return tuple(alike[one] for one in difflib.get_close_matches(wanted[:100], alike, NEAR, 0.75))
 
 
 def params_of(home: Path, experiment: Experiment, data: ClientData) -> Params:
@@ -155,16 +155,16 @@ def show(console: Console, client: str, user: str, answer: Recommendation, data:
     items = data.items.iloc[answer.items]
     columns = {"rank": [str(place) for place in range(1, len(items) + 1)], "item": list(map(as_text, items["key"]))}
     if (items["title"] != items["key"]).any():
-        columns["title"] = items["title"].tolist()
+        columns["title"] = list(map(one_line, items["title"]))
     if (items["categories"] != "").any():
-        columns["categories"] = [text.replace("|", ", ") for text in items["categories"]]
+        columns["categories"] = [one_line(text).replace("|", ", ") for text in items["categories"]]
     form = ".4f" if answer.task else ".0f"
     columns["score" if answer.task else "positives"] = [format(score, form) for score in answer.scores]
     table = Table()
     for name in columns:
         table.add_column(name, overflow="fold", no_wrap=name not in ("item", "title", "categories"))
     for row in zip(*columns.values(), strict=True):
-        table.add_row(*map(one_line, row))
+        table.add_row(*row)
     console.print(table)
 
 

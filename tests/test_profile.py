@@ -154,7 +154,7 @@ def test_a_run_on_a_table_says_in_short_what_it_is_about_to_train_on(
 
 def test_what_is_said_in_short_is_at_most_six_lines_whatever_is_suspicious(tmp_path: Path) -> None:
     n = 360
-    slips = {
+    slips: dict[str, Any] = {
         "rating": np.where(np.arange(n) % 50, 3, 5000),
         "time": np.full(n, 7),
         "user": [f"{k}.0" for k in range(n)],

@@ -1,6 +1,5 @@
 """What a profile counts, and what it finds suspicious, on frames that one can count by hand."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,12 +17,12 @@ NOW = 1_700_000_000  # 2023-11-14
 THEN = 1_600_000_000
 
 
-def table(columns: str = "", **values: Sequence[Any]) -> Dataset:
+def table(columns: str = "", **values: Any) -> Dataset:
     """Return the dataset of columns."""
     return from_frame(pd.DataFrame(values), columns)
 
 
-SMALL = {
+SMALL: dict[str, Any] = {
     "user": ["ann", "ann", "ann", "bob", "bob", "ann", "cid", "cid"],
     "item": ["x", "y", "x", "x", "z", "p", "p", "q"],
     "platform": ["films", "films", "films", "films", "films", "shop", "shop", "shop"],
@@ -101,7 +100,7 @@ def test_the_market_has_its_catalogues_in_common_and_no_user() -> None:
     masks = [data.items[f"carried_{name}"].to_numpy() for name in data.platforms]
     assert o.items == tuple(tuple(int((a & b).sum()) for b in masks) for a in masks)
     assert o.users == ((120, 0, 0), (0, 120, 0), (0, 0, 120)) and o.common_users == 0
-    assert o.common_items == int((sum(mask.astype(int) for mask in masks) > 1).sum())
+    assert o.common_items == int((np.stack(masks).sum(0) > 1).sum())
 
 
 def words(users: str, items: str, platforms: str) -> tuple[str, tuple[str, ...]]:
@@ -215,12 +214,12 @@ def test_times_in_a_finer_unit_and_days_are_named() -> None:
 def test_ids_that_look_like_ratings_or_counts() -> None:
     n = 2000
     items = [f"i{k}" for k in range(n)]
-    stars = {"user": RNG.integers(1, 6, n), "item": items}
+    stars: dict[str, Any] = {"user": RNG.integers(1, 6, n), "item": items}
     kinds = {one.kind: one.text for one in suspicions(table(**stars), NOW)}
     assert kinds["scale"] == "user has 5 distinct values, 1, 2, 3, 4, 5: is it a rating or a count?"
-    counts = {"user": np.minimum(RNG.zipf(1.7, 3 * n), 40), "item": items * 3}
+    counts: dict[str, Any] = {"user": np.minimum(RNG.zipf(1.7, 3 * n), 40), "item": items * 3}
     assert "is it a count?" in {one.kind: one.text for one in suspicions(table(**counts), NOW)}["scale"]
-    shops = {"user": [f"shop {k}" for k in stars["user"]], "item": items}
+    shops: dict[str, Any] = {"user": [f"shop {k}" for k in stars["user"]], "item": items}
     assert "scale" not in {one.kind for one in suspicions(table(**shops), NOW)}
-    many = {"user": RNG.integers(1, 60, 6 * n), "item": RNG.integers(1, 400, 6 * n)}
+    many: dict[str, Any] = {"user": RNG.integers(1, 60, 6 * n), "item": RNG.integers(1, 400, 6 * n)}
     assert "scale" not in {one.kind for one in suspicions(table(**many), NOW)}
