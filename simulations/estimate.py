@@ -23,6 +23,7 @@ from fedrec.files import memory
 from fedrec.models.quadratic import precision
 from fedrec.params import covers
 from fedrec.report.findings import size
+from fedrec.report.profile import catalogues
 from fedrec.report.study import Part
 from simulations.baselines import CHEAP, baseline
 
@@ -145,18 +146,13 @@ def sizes_of(experiment: Experiment) -> Sizes:
     """Return the sizes of an experiment's data as its clients have them."""
     e, data = experiment, dataset(experiment)
     frame, catalogue = data.interactions, len(data.items)
-    user, platform = frame["user"].to_numpy(), frame["platform"].to_numpy()
+    user, platform = (frame[name].to_numpy(np.int64) for name in ("user", "platform"))
     by_platform = e.partition == "platform" or (e.partition == "auto" and len(data.platforms) > 1)
     owner = user + len(data.users) * platform if by_platform else user
     count = np.unique(owner, return_counts=True)[1].astype(np.float64)
     users, rows, pairs = len(count), len(frame), int((count * count).sum())
     if by_platform:
-        clients = len(data.platforms)
-        names = [f"carried_{name}" for name in data.platforms]
-        if set(names) <= set(data.items.columns):
-            items = int(data.items[names].to_numpy().sum())
-        else:
-            items = len(np.unique(platform * catalogue + frame["item"].to_numpy()))
+        clients, items = len(data.platforms), catalogues(data).nnz
     elif e.partition == "one-user":
         clients = min(e.clients or users, users)
         part = clients / max(users, 1)
@@ -217,7 +213,7 @@ def rounds(e: Experiment, sizes: Sizes) -> float:
 def evaluations(e: Experiment, sizes: Sizes) -> float:
     """Return the seconds in which a run is evaluated: on validation in its rounds, and on the test in the end."""
     workers = max(processes(e, sizes.clients) - 1, 1)
-    ranked = sizes.catalogue if e.candidates == "full" else e.candidates
+    ranked = sizes.items / sizes.clients if e.candidates == "full" else e.candidates
     each = COST.ranked + COST.score * ranked * width(e)
     return (e.rounds / e.eval_every + 1) * sizes.users * each / workers
 

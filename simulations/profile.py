@@ -25,7 +25,7 @@ from fedrec.folders import writing
 from fedrec.report.findings import plural
 from fedrec.report.profile import Profile, profile
 from fedrec.report.profile_page import Sharing, page, rated, share, sharing, span
-from fedrec.report.profile_suspicions import Suspicion, suspicions
+from fedrec.report.profile_suspicions import SAID, Suspicion, suspicions
 from simulations.check import check
 from simulations.cli import parse
 from simulations.estimate import Estimate, estimate
@@ -34,9 +34,9 @@ from simulations.start import ready, status_of
 
 PAGE, NUMBERS = "profile.html", "profile.json"
 WIDTH = 80
-MOST = 6  # platforms on the terminal
+LINES = 34  # on the terminal, with the page and the command about 40
+MOST = 5  # platforms on the terminal
 NAME = 12  # characters of their names there
-DOUBTS = 4  # suspicions on the terminal
 BRIEF = 6  # lines before a run
 RUNNING = ("--resume", "--checkpoint-every", "--estimate")
 KNOWN = ("synthetic", "ml-100k")  # whose data need no look before each run
@@ -129,7 +129,11 @@ def record(
     home: Path, seen: Profile, found: Sequence[Suspicion], shared: Sharing, takes: Estimate, told: Sequence[str]
 ) -> None:
     """Write the page, and the numbers for programs."""
-    facts = {"Read": "; ".join(seen.notes) or "nothing was merged, dropped or guessed", "Next": shlex.join(told)}
+    facts = {
+        "Read": "; ".join(note for note in seen.notes if not note.startswith(SAID))
+        or "nothing was merged, dropped or guessed",
+        "Next": shlex.join(told),
+    }
     page(seen, found, shared, takes.part(), facts).write(home / PAGE)
     content = {**asdict(seen), "suspicions": [one._asdict() for one in found], "sharing": shared._asdict()}
     content |= {"estimate": {**asdict(takes), "memory": takes.memory, "time": takes.time}, "command": list(told)}
@@ -185,35 +189,52 @@ def heading(p: Profile) -> str:
     return f"{p.name}, {sizes}, {plural(len(p.platforms), 'platform')}"
 
 
-def screen(p: Profile, found: Sequence[Suspicion], shared: Sharing, takes: Estimate) -> Iterator[str]:
-    """Yield the lines of the terminal, each of at most 80 characters, about 40 of them."""
+def screen(p: Profile, found: Sequence[Suspicion], shared: Sharing, takes: Estimate) -> list[str]:
+    """Return the lines of the terminal, each of at most 80 characters, at most `LINES` of them."""
+    sizes, ends = [*sums(p)], wrapped(f"a run takes {takes.words()}")
+    tables = ["", *aligned(platforms(p))]
+    if len(p.platforms) > MOST:
+        tables.append(f"... and {len(p.platforms) - MOST} more on the page")
+    if 1 < len(p.overlap.names) <= MOST:
+        tables += ["", *aligned(matrix(p))]
+    middle = ["", *wrapped(f"sharing: {shared.words}")[:3]]
+    doubts = [wrapped(f"suspicious: {one.text}") for one in found]
+    read = [wrapped(f"read: {note}") for note in p.notes if not note.startswith(SAID)]
+    room = LINES - sum(map(len, (sizes, tables, middle, ends)))
+    shown = fill(doubts, room, "suspicions")
+    return [*sizes, *fill(read, room - len(shown), "things said"), *tables, *middle, *shown, *ends]
+
+
+def fill(texts: Sequence[list[str]], room: int, what: str) -> list[str]:
+    """Return the lines of as many texts as there is room for, and how many are left out; each has two at most."""
+    lines: list[str] = []
+    for place, text in enumerate(texts):
+        last = place + 1 == len(texts)
+        if len(lines) + len(text[:2]) + (not last) > room:
+            return [*lines, f"... and {len(texts) - place} more {what} on the page"] if room > 0 else []
+        lines += text[:2]
+    return lines
+
+
+def wrapped(text: str) -> list[str]:
+    """Return a text as lines of at most 80 characters."""
+    return textwrap.wrap(one_line(text), WIDTH, subsequent_indent="  ")
+
+
+def sums(p: Profile) -> Iterator[str]:
+    """Yield what the interactions are as a whole."""
     whole = p.whole
-    yield from textwrap.wrap(f"{heading(p)}; density {share(whole.density)}", WIDTH)
+    yield from wrapped(f"{heading(p)}; density {share(whole.density)}")
     merged = f"{p.read:,} rows read, repeats merged; " * (p.read > whole.rows)
-    yield cut(f"{merged}times {span(whole.times)}; ratings {rated(whole)}")
-    tails = ", ".join(f"{count:,} under {n}" for n, count in whole.few.items())
-    yield cut(f"users' interactions: {tails}; top 1% of items: {share(whole.top)} of rows")
+    yield cut(f"{merged}times {span(whole.times)}; {f'ratings {rated(whole)}' if whole.ratings else 'no ratings'}")
+    few, counts = ", ".join(map(str, whole.few)), ", ".join(f"{count:,}" for count in whole.few.values())
+    yield cut(f"users under {few} rows: {counts}; the top 1% of items have {share(whole.top)} of rows")
     rates = {name: one.rate for name, one in whole.labels.items()}
     for word, shares in (("labels", rates), ("missing", p.missing)):
         if shares:
-            text = ", ".join(f"{name} {share(x)}" for name, x in shares.items())
-            yield from textwrap.wrap(f"{word}: {text}", WIDTH)[:2]
+            yield from wrapped(f"{word}: {', '.join(f'{name} {share(x)}' for name, x in shares.items())}")[:2]
     if alike(p):
-        yield from textwrap.wrap(f"each could train {', '.join(whole.tasks)}", WIDTH)[:2]
-    yield ""
-    yield from aligned(platforms(p))
-    if len(p.platforms) > MOST:
-        yield f"... and {len(p.platforms) - MOST} more on the page"
-    if 1 < len(p.overlap.names) <= MOST:
-        yield ""
-        yield from aligned(matrix(p))
-    yield ""
-    yield from textwrap.wrap(f"sharing: {shared.words}", WIDTH)[:3]
-    for doubt in found[:DOUBTS]:
-        yield from textwrap.wrap(f"suspicious: {one_line(doubt.text)}", WIDTH, subsequent_indent="  ")[:3]
-    if len(found) > DOUBTS:
-        yield f"... and {len(found) - DOUBTS} more suspicions on the page"
-    yield from textwrap.wrap(f"a run takes {takes.words()}", WIDTH)
+        yield from wrapped(f"each could train {', '.join(whole.tasks)}")[:2]
 
 
 def alike(p: Profile) -> bool:

@@ -69,8 +69,9 @@ def test_a_table_is_one_screen_and_its_command_runs(
     if platforms > 1:
         assert "no item in common: sharing items changes nothing, users do" in " ".join(out.split())
         assert told[-2:] == ["--share", "user_table,user_bias"]
-    assert run.main([*told[3:], "--quiet", "--out", "made"]) == 0
-    assert (tmp_path / "made" / "report.html").exists()
+    if platforms == 3:
+        assert run.main([*told[3:], "--quiet", "--out", "made"]) == 0
+        assert capsys.readouterr().out == f"report: {Path('made') / 'report.html'}\n"  # no look with --quiet
 
 
 def test_the_command_is_what_was_given_where_that_says_what_is_shared(
@@ -97,7 +98,7 @@ def test_the_page_and_the_numbers_say_the_same(tmp_path: Path, capsys: pytest.Ca
 
 def test_many_platforms_are_cut_and_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = shown(capsys, *shops(tmp_path / "t.csv", 60), "--out", str(tmp_path / "seen"), "--no-compare")
-    assert "... and 54 more on the page" in out and len(out.splitlines()) <= 40
+    assert "... and 55 more on the page" in out and len(out.splitlines()) <= 40
     page = (tmp_path / "seen" / "profile.html").read_text(encoding="utf-8")
     assert "The 24 largest platforms are shown." in page and page.count('<th scope="row">shop') == 3 * 50 + 2 * 24
 
@@ -148,8 +149,6 @@ def test_a_run_on_a_table_says_in_short_what_it_is_about_to_train_on(
     assert said[0].startswith("data: t.csv, ") and "3 platforms" in said[0]
     assert said[-1].startswith("suspicious: ") and "sharing: no item in common" in said[1]
     assert brief(parse(["--clients", "2", *SMALL]).experiment) == []
-    assert run.main([*given, "--out", str(tmp_path / "b"), "--quiet"]) == 0
-    assert capsys.readouterr().out == f"report: {tmp_path / 'b' / 'report.html'}\n"
 
 
 def test_what_is_said_in_short_is_at_most_six_lines_whatever_is_suspicious(tmp_path: Path) -> None:

@@ -117,11 +117,11 @@ class Profile:
 
 def profile(data: Dataset) -> Profile:
     """Return what a dataset holds."""
-    rows, known, catalogues = columns(data), attributes(data.items), carried(data)
+    rows, known, shelves = columns(data), attributes(data.items), carried(data)
     bounds = np.searchsorted(rows.platform, np.arange(len(data.platforms) + 1))
     everything = np.ones(len(data.items), np.bool_)
     platforms = tuple(
-        group(name, rows.part(slice(*bounds[p : p + 2])), known, catalogues[p] if catalogues else None)
+        group(name, rows.part(slice(*bounds[p : p + 2])), known, shelves.get(p))
         for p, name in enumerate(data.platforms)
     )
     whole = group("all", rows, known, everything)
@@ -131,14 +131,11 @@ def profile(data: Dataset) -> Profile:
 def columns(data: Dataset) -> Columns:
     """Return the interactions of a dataset, which are sorted by platform, user and time."""
     frame = data.interactions
-    array = {name: frame[name].to_numpy() for name in ("user", "item", "platform", "time", "rating", "positive")}
-    return Columns(**array, labels={name: label(frame[name]) for name in data.labels})
-
-
-def label(column: "pd.Series[Any]") -> tuple[Bools, Bools]:
-    """Return the values of a label, false where it is missing, and where it is known."""
-    known = column.notna().to_numpy(np.bool_)
-    return column.fillna(value=0).to_numpy(np.bool_) if not known.all() else column.to_numpy(np.bool_), known
+    ids = {name: frame[name].to_numpy(np.int64) for name in ("user", "item", "platform", "time")}
+    values = {name: frame[name].to_numpy() for name in ("rating", "positive")}
+    every = np.ones(len(frame), np.bool_)
+    known = {name: frame[f"{name}?"].to_numpy() if f"{name}?" in frame else every for name in data.labels}
+    return Columns(**ids, **values, labels={name: (frame[name].to_numpy(), mask) for name, mask in known.items()})
 
 
 def read(data: Dataset) -> int:
@@ -147,10 +144,22 @@ def read(data: Dataset) -> int:
     return int(found[1].replace(",", "")) if found else len(data.interactions)
 
 
-def carried(data: Dataset) -> list[Bools]:
-    """Return the mask [items] of each platform's catalogue, where the dataset tells them."""
-    names = [f"carried_{name}" for name in data.platforms]
-    return [data.items[name].to_numpy(np.bool_) for name in names] if set(names) <= set(data.items.columns) else []
+def carried(data: Dataset) -> dict[int, Bools]:
+    """Return the mask [items] of the catalogue of each platform of which the dataset tells it."""
+    names = {p: f"carried_{name}" for p, name in enumerate(data.platforms)}
+    return {p: data.items[name].to_numpy(np.bool_) for p, name in names.items() if name in data.items}
+
+
+def catalogues(data: Dataset) -> Any:
+    """Return the sparse matrix [platforms, items] of the catalogues: as the dataset tells them, else what was met."""
+    frame, told = data.interactions, carried(data)
+    platform, item = (frame[name].to_numpy(np.int64) for name in ("platform", "item"))
+    if told:
+        kept = ~np.isin(platform, list(told))
+        shelves = {p: np.flatnonzero(mask) for p, mask in told.items()}
+        platform = np.concatenate([platform[kept], *(np.full(len(ids), p) for p, ids in shelves.items())])
+        item = np.concatenate([item[kept], *shelves.values()])
+    return membership(platform, item, len(data.platforms), len(data.items))
 
 
 def attributes(items: pd.DataFrame) -> dict[str, Bools]:
@@ -216,13 +225,9 @@ def tasks(rows: Columns, known: Mapping[str, Bools]) -> dict[str, int]:
 def overlap(data: Dataset) -> Overlap:
     """Return what the platforms of a dataset have in common."""
     frame, count = data.interactions, len(data.platforms)
-    platform, catalogues = frame["platform"].to_numpy(), carried(data)
-    largest = np.argsort(-np.bincount(platform, minlength=count), kind="stable")[:PAIRS]
-    chosen = np.sort(largest)
-    users = membership(platform, frame["user"].to_numpy(), count, len(data.users))
-    items = csr_array(np.stack(catalogues)) if catalogues else None
-    if items is None:
-        items = membership(platform, frame["item"].to_numpy(), count, len(data.items))
+    platform, user = (frame[name].to_numpy(np.int64) for name in ("platform", "user"))
+    chosen = np.sort(np.argsort(-np.bincount(platform, minlength=count), kind="stable")[:PAIRS])
+    users, items = membership(platform, user, count, len(data.users)), catalogues(data)
     return Overlap(
         tuple(data.platforms[p] for p in chosen),
         common(users, chosen),
@@ -240,7 +245,7 @@ def membership(platform: Ints, ids: Ints, platforms: int, count: int) -> Any:
 
 def common(table: Any, chosen: Ints) -> tuple[tuple[int, ...], ...]:
     """Return how many columns pairs of some rows have in common."""
-    part = table[chosen].astype(np.int64)
+    part = table[chosen]
     return tuple(map(tuple, (part @ part.T).toarray().tolist()))
 
 

@@ -12,6 +12,7 @@ from fedrec.data.types import Bools, Dataset, Floats, Ints
 from fedrec.report.findings import listing, plural
 from fedrec.report.profile import Columns, columns
 
+SAID = "SUSPICION: "  # how a note of the reader's begins that is one
 EARLIEST = 631_152_000  # 1990-01-01: what is older was hardly recorded by a platform
 DAY = 86_400
 FINER = {"milliseconds": 1_000, "microseconds": 1_000_000}
@@ -36,7 +37,9 @@ class Suspicion(NamedTuple):
 def suspicions(data: Dataset, now: float) -> list[Suspicion]:
     """Return what looks like a slip in a dataset at a time `now`, in seconds."""
     rows = columns(data)
-    return [*keys(data, rows), *times(rows, now), *labels(data, rows), *ratings(data, rows)]
+    said = [Suspicion("said", note.removeprefix(SAID)) for note in data.notes if note.startswith(SAID)]
+    odd = () if said else ratings(data, rows)  # of which the reader of a table says the same
+    return [*said, *keys(data, rows), *times(rows, now), *labels(data, rows), *odd]
 
 
 def keys(data: Dataset, rows: Columns) -> Iterator[Suspicion]:
