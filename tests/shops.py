@@ -28,7 +28,7 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Shops:
-    """The options that read the exports, and by platform the pairs of a user and an item that they hold; what is bad."""
+    """The options that read the exports; by platform pairs of a user and an item, and items; by file its bad rows."""
 
     options: list[str]
     pairs: dict[str, set[tuple[str, str]]]
