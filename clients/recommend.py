@@ -146,8 +146,8 @@ def show(console: Console, client: str, user: str, answer: Recommendation, data:
     """Print a ranked list."""
     if answer.task is None:
         near = f" (did you mean {' or '.join(map(repr, answer.near))}?)" if answer.near else ""
-        words = f"cold answer: {one_line(client)} has no user {user!r}{near}"
-        console.print(f"{words}; what is most popular in its own training data:", soft_wrap=True)
+        console.print(f"cold answer: {one_line(client)} has no user {user!r}{near};", soft_wrap=True)
+        console.print("what is most popular in its own training data:", soft_wrap=True)
     else:
         console.print(
             f"{one_line(client)} recommends to user {as_text(user)}, by the task {answer.task.name}:", soft_wrap=True

@@ -23,7 +23,7 @@ from fedrec.experiment.holdings import dataset
 from fedrec.experiment.records import json_text
 from fedrec.folders import writing
 from fedrec.report.findings import plural
-from fedrec.report.profile import Profile, profile
+from fedrec.report.profile import Overlap, Profile, overlap, profile
 from fedrec.report.profile_page import Sharing, page, rated, share, sharing, span
 from fedrec.report.profile_suspicions import SAID, Suspicion, suspicions
 from simulations.check import check
@@ -70,7 +70,7 @@ def look(argv: Sequence[str], console: Console) -> int:
     command = parse(argv)
     data = dataset(command.experiment)
     seen, found = profile(data), suspicions(data, time.time())
-    shared = sharing(seen, by_platform(command.experiment, data))
+    shared = sharing(seen.overlap, by_platform(command.experiment, data))
     options, takes, refused = following(argv, shared)
     found = [*[Suspicion("memory", refused)] * bool(refused), *found]
     told = ["python", "-m", "simulations.run", *options]
@@ -165,9 +165,9 @@ def brief(e: Experiment) -> list[str]:
     if e.dataset in KNOWN:
         return []
     data = dataset(e)
-    whole, found = profile(data), suspicions(data, time.time())
-    first = f"data: {heading(whole)}"
-    shared = f"sharing: {sharing(whole, by_platform(e, data)).words}"
+    common, found = overlap(data), suspicions(data, time.time())
+    first = f"data: {heading(data.name, len(data.interactions), common)}"
+    shared = f"sharing: {sharing(common, by_platform(e, data)).words}"
     doubts = [f"suspicious: {one.text}" for one in found]
     lines = [*textwrap.wrap(first, WIDTH), *textwrap.wrap(shared, WIDTH)][: BRIEF - min(len(doubts), 2)]
     room = BRIEF - len(lines)
@@ -182,11 +182,10 @@ def cut(line: str) -> str:
     return shortened(one_line(line))
 
 
-def heading(p: Profile) -> str:
+def heading(name: str, rows: int, o: Overlap) -> str:
     """Return the sizes of a dataset in words."""
-    whole = p.whole
-    sizes = f"{plural(whole.rows, 'interaction')} of {plural(whole.users, 'user')} with {plural(whole.items, 'item')}"
-    return f"{p.name}, {sizes}, {plural(len(p.platforms), 'platform')}"
+    sizes = f"{plural(rows, 'interaction')} of {plural(o.all_users, 'user')} with {plural(o.all_items, 'item')}"
+    return f"{name}, {sizes}, {plural(o.platforms, 'platform')}"
 
 
 def screen(p: Profile, found: Sequence[Suspicion], shared: Sharing, takes: Estimate) -> list[str]:
@@ -224,9 +223,11 @@ def wrapped(text: str) -> list[str]:
 def sums(p: Profile) -> Iterator[str]:
     """Yield what the interactions are as a whole."""
     whole = p.whole
-    yield from wrapped(f"{heading(p)}; density {share(whole.density)}")
+    yield from wrapped(f"{heading(p.name, whole.rows, p.overlap)}; density {share(whole.density)}")
     merged = f"{p.read:,} rows read, repeats merged; " * (p.read > whole.rows)
-    yield cut(f"{merged}times {span(whole.times)}; {f'ratings {rated(whole)}' if whole.ratings else 'no ratings'}")
+    yield from wrapped(
+        f"{merged}times {span(whole.times)}; {f'ratings {rated(whole)}' if whole.ratings else 'no ratings'}"
+    )
     few, counts = ", ".join(map(str, whole.few)), ", ".join(f"{count:,}" for count in whole.few.values())
     yield cut(f"users under {few} rows: {counts}; the top 1% of items have {share(whole.top)} of rows")
     rates = {name: one.rate for name, one in whole.labels.items()}

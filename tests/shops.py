@@ -108,9 +108,9 @@ def write_books(home: Path, rng: np.random.Generator) -> set[tuple[str, str]]:
     beyond = second.iloc[[7]].assign(stars=np.float32(5000))
     pd.concat([first, lost], ignore_index=True).to_parquet(home / "loans" / "part-0.parquet", index=False)
     pd.concat([second, beyond], ignore_index=True).to_parquet(home / "loans" / "part-1.parquet", index=False)
-    genres = ["novel", "poem", "essay", None]
+    genres = np.array(["novel", "poem", "essay", None], object)
     items = pd.DataFrame({"isbn": catalogue, "title": [f"Book {int(k)}" for k in catalogue]})
-    items.assign(genre=[genres[int(k) % 4] for k in catalogue], price=9.5).to_parquet(home / "items.parquet")
+    items.assign(genre=genres[np.arange(len(catalogue)) % 4], price=9.5).to_parquet(home / "items.parquet")
     people = pd.DataFrame({"reader": READERS, "age": rng.integers(9, 90, len(READERS)), "region": "north"})
     people.to_parquet(home / "readers.parquet")
     return set(pairs)

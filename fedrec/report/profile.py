@@ -14,6 +14,7 @@ from fedrec.data.types import Bools, Dataset, Floats, Ints
 
 FEW = (3, 5, 10)  # interactions: how many users have fewer is told
 TOP = 0.01  # of the items: which share of the interactions they have is told
+DENSE = 8  # times as many ids as rows, up to which ids are counted in place
 PAIRS = 24  # platforms, the largest, of whom all pairs are told
 MERGED = re.compile(r"([\d,]+) rows are [\d,]+ interactions: ")  # how a note on repeats begins
 
@@ -88,9 +89,13 @@ class Group:
 class Overlap:
     """How many users, and items, platforms have in common: [p, p], the diagonal a platform's own; the largest `PAIRS`.
 
-    `common_users` are users of several platforms, `common_items` items of several catalogues.
+    There are so many `platforms`, `all_users` with an interaction and `all_items`; `common_users` are users of several
+    platforms, `common_items` items of several catalogues.
     """
 
+    platforms: int
+    all_users: int
+    all_items: int
     names: tuple[str, ...]
     users: tuple[tuple[int, ...], ...]
     items: tuple[tuple[int, ...], ...]
@@ -180,8 +185,7 @@ def attributes(items: pd.DataFrame) -> dict[str, Bools]:
 
 def group(name: str, rows: Columns, known: Mapping[str, Bools], catalogue: Bools | None) -> Group:
     """Return the numbers of some rows, sorted by user within a platform, over a catalogue [items]: what they met."""
-    _, per_user = np.unique(rows.user, return_counts=True)
-    met, per_item = np.unique(rows.item, return_counts=True)
+    per_user, (met, per_item) = counted(rows.user)[1], counted(rows.item)
     items = len(met) if catalogue is None else int(catalogue.sum())
     pairs = len(rows.user)
     if len(rows.platform) and rows.platform[0] != rows.platform[-1]:  # a pair may be on several platforms
@@ -208,6 +212,16 @@ def group(name: str, rows: Columns, known: Mapping[str, Bools], catalogue: Bools
     )
 
 
+def counted(ids: Ints) -> tuple[Ints, Ints]:
+    """Return the distinct ids, ascending, and how often each is there: without a sort where they are dense."""
+    if not len(ids) or ids.max() > DENSE * len(ids):
+        values, count = np.unique(ids, return_counts=True)
+        return values, count.astype(np.int64)
+    count = np.bincount(ids).astype(np.int64)
+    values = np.flatnonzero(count).astype(np.int64)
+    return values, count[values]
+
+
 def tasks(rows: Columns, known: Mapping[str, Bools]) -> dict[str, int]:
     """Return the tasks that rows could train, with their numbers of rows, or of the items that are `known`."""
     rating = rows.rating[np.isfinite(rows.rating)]
@@ -229,6 +243,9 @@ def overlap(data: Dataset) -> Overlap:
     chosen = np.sort(np.argsort(-np.bincount(platform, minlength=count), kind="stable")[:PAIRS])
     users, items = membership(platform, user, count, len(data.users)), catalogues(data)
     return Overlap(
+        count,
+        len(np.unique(users.indices)),
+        len(data.items),
         tuple(data.platforms[p] for p in chosen),
         common(users, chosen),
         common(items, chosen),
@@ -239,7 +256,7 @@ def overlap(data: Dataset) -> Overlap:
 
 def membership(platform: Ints, ids: Ints, platforms: int, count: int) -> Any:
     """Return the sparse matrix [platforms, count] of what each platform has."""
-    pair = np.unique(platform * count + ids)
+    pair = counted(platform * count + ids)[0]
     return csr_array((np.ones(len(pair), np.int64), (pair // count, pair % count)), shape=(platforms, count))
 
 

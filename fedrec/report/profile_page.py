@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from fedrec.report.findings import DASH, listing, plural
-from fedrec.report.profile import FEW, Group, Label, Profile
+from fedrec.report.profile import FEW, Group, Label, Overlap, Profile
 from fedrec.report.profile_suspicions import Suspicion, day
 from fedrec.report.study import Page, Part
 
@@ -25,33 +25,35 @@ class Sharing(NamedTuple):
     options: tuple[str, ...] = ()
 
 
-def sharing(p: Profile, by_platform: bool) -> Sharing:
+def sharing(o: Overlap, by_platform: bool) -> Sharing:
     """Return what clients that are platforms could share, or else those that are users in silos or one user each."""
-    users, items = p.overlap.common_users, p.overlap.common_items
     if not by_platform:
         return Sharing("clients have no user in common and one catalogue: sharing items may help, sharing users cannot")
-    if len(p.platforms) == 1:
+    if o.platforms == 1:
         return Sharing("one platform: nobody to share with; --partition users makes clients of its users")
-    some_users = f"{users:,} of {plural(p.whole.users, 'user')} are on several platforms"
-    some_items = f"{items:,} of {plural(p.whole.items, 'item')}"
-    if users and items:
-        return Sharing(
-            f"{some_items} and {some_users}: sharing items may help, sharing users ({' '.join(BY_USERS)}) too{lone(p)}"
-        )
-    if users:
-        return Sharing(f"no item in common: sharing items changes nothing, users do ({some_users}){lone(p)}", BY_USERS)
-    if items:
-        return Sharing(f"{some_items} are on several platforms: sharing items may help; no user in common{lone(p)}")
+    users = f"{o.common_users:,} of {plural(o.all_users, 'user')}"
+    items = f"{o.common_items:,} of {plural(o.all_items, 'item')}"
+    if o.common_users and o.common_items:
+        words = f"{items} and {users} are on several platforms: sharing items may help, sharing users "
+        return Sharing(f"{words}({' '.join(BY_USERS)}) too{lone(o)}")
+    if o.common_users:
+        words = f"no item in common: sharing items changes nothing, users do ({users} are on several platforms)"
+        return Sharing(f"{words}{lone(o)}", BY_USERS)
+    if o.common_items:
+        words = f"{items} are on several platforms: sharing items may help; no user in common"
+        return Sharing(f"{words}{lone(o)}")
     return Sharing(
         "nothing in common, no user and no item: only dense layers (the body of an mlp) can be shared", DENSE
     )
 
 
-def lone(p: Profile) -> str:
+def lone(o: Overlap) -> str:
     """Return in words which platforms have nothing in common with any other."""
-    both = [[u + i for u, i in zip(*rows, strict=True)] for rows in zip(p.overlap.users, p.overlap.items, strict=True)]
-    names = [name for n, (name, row) in enumerate(zip(p.overlap.names, both, strict=True)) if sum(row) == row[n]]
-    return f"; {listing(names, 5)} {'has' if len(names) == 1 else 'have'} nothing in common with another" * bool(names)
+    both = [[u + i for u, i in zip(*rows, strict=True)] for rows in zip(o.users, o.items, strict=True)]
+    names = [name for n, (name, row) in enumerate(zip(o.names, both, strict=True)) if sum(row) == row[n]]
+    if not names or o.platforms > len(o.names):
+        return ""
+    return f"; {listing(names, 5)} {'has' if len(names) == 1 else 'have'} nothing in common with another"
 
 
 def share(x: float) -> str:

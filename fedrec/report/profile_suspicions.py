@@ -13,6 +13,7 @@ from fedrec.report.findings import listing, plural
 from fedrec.report.profile import Columns, columns
 
 SAID = "SUSPICION: "  # how a note of the reader's begins that is one
+JUDGED = "ratings are from "  # and one by which the reader has compared ratings with the scales that were stated
 EARLIEST = 631_152_000  # 1990-01-01: what is older was hardly recorded by a platform
 DAY = 86_400
 FINER = {"milliseconds": 1_000, "microseconds": 1_000_000}
@@ -38,7 +39,8 @@ def suspicions(data: Dataset, now: float) -> list[Suspicion]:
     """Return what looks like a slip in a dataset at a time `now`, in seconds."""
     rows = columns(data)
     said = [Suspicion("said", note.removeprefix(SAID)) for note in data.notes if note.startswith(SAID)]
-    odd = () if said else ratings(data, rows)  # of which the reader of a table says the same
+    judged = any(note.startswith(JUDGED) for note in data.notes)
+    odd = () if judged else ratings(data, rows)
     return [*said, *keys(data, rows), *times(rows, now), *labels(data, rows), *odd]
 
 

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from fedrec.data import Dataset, from_frame
-from fedrec.report.profile import FEW, Profile, profile
+from fedrec.report.profile import FEW, Profile, counted, overlap, profile
 from fedrec.report.profile_page import BY_USERS, DENSE, share, sharing
 from fedrec.report.profile_suspicions import suspicions
 from tests.builders import synthetic
@@ -94,6 +94,13 @@ def test_who_has_what_in_common_with_whom() -> None:
     assert (p.overlap.common_users, p.overlap.common_items) == (1, 0)
 
 
+@pytest.mark.parametrize("far", [0, 10_000])
+def test_ids_are_counted_where_they_are_dense_and_where_they_are_not(far: int) -> None:
+    values, count = counted(np.array([3, 1, 3, far + 4, 3], np.int64))
+    assert values.tolist() == [1, 3, far + 4] and count.tolist() == [1, 3, 1]
+    assert [len(one) for one in counted(np.zeros(0, np.int64))] == [0, 0]
+
+
 def test_the_market_has_its_catalogues_in_common_and_no_user() -> None:
     data = synthetic(platforms=3)
     o = profile(data).overlap
@@ -104,7 +111,7 @@ def test_the_market_has_its_catalogues_in_common_and_no_user() -> None:
 
 
 def words(users: str, items: str, platforms: str) -> tuple[str, tuple[str, ...]]:
-    found = sharing(profile(table(user=list(users), item=list(items), platform=list(platforms))), True)
+    found = sharing(overlap(table(user=list(users), item=list(items), platform=list(platforms))), True)
     return found.words, found.options
 
 
@@ -122,8 +129,7 @@ def test_what_sharing_could_do() -> None:
     assert text.endswith("; r has nothing in common with another")
     text, _ = words("abc", "xyx", "ppp")
     assert text.startswith("one platform")
-    p = profile(table(user=list("ab"), item=list("xy")))
-    assert "sharing users cannot" in sharing(p, False).words
+    assert "sharing users cannot" in sharing(overlap(table(user=list("ab"), item=list("xy"))), False).words
 
 
 @pytest.mark.parametrize(("x", "text"), [(0, "0%"), (0.00123, "0.12%"), (0.0123, "1.2%"), (0.5, "50%"), (1, "100%")])
@@ -149,7 +155,7 @@ LABELLED = ",".join(f"{name}={name}" for name in list(PLAIN)[:5]) + ",label=clic
 
 def doubts(**values: Any) -> dict[str, str]:
     """Return what is suspicious of the plain frame with some columns in place of its own, by kind."""
-    found = suspicions(table(LABELLED, **{**PLAIN, **values}), NOW)
+    found = suspicions(replace(table(LABELLED, **{**PLAIN, **values}), notes=()), NOW)
     return {one.kind: one.text for one in found}
 
 
@@ -199,6 +205,14 @@ def test_a_slip_is_suspicious_and_nothing_else_is(kind: str, values: dict[str, A
     assert text in found.pop(kind)
     # A rating of 4 makes the derived label constant too.
     assert {"constant"} >= found.keys() if kind == "constant rating" else not found
+
+
+def test_what_the_reader_found_suspicious_is_said_and_its_judgement_of_ratings_counts() -> None:
+    data = table(LABELLED, **{**PLAIN, "rating": PLAIN["rating"] * np.repeat([1, 2], ROWS // 2)})
+    judged = replace(data, notes=("ratings are from 1 to 5 on films, 2 to 10 on shop",))
+    assert suspicions(judged, NOW) == []
+    (one,) = suspicions(replace(judged, notes=(*judged.notes, "SUSPICION: a rating lies far outside")), NOW)
+    assert one == ("said", "a rating lies far outside")
 
 
 def test_times_in_a_finer_unit_and_days_are_named() -> None:
