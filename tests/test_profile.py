@@ -100,7 +100,7 @@ def test_many_platforms_are_cut_and_counted(tmp_path: Path, capsys: pytest.Captu
     out = shown(capsys, *shops(tmp_path / "t.csv", 60), "--out", str(tmp_path / "seen"), "--no-compare")
     assert "... and 55 more on the page" in out and len(out.splitlines()) <= 40
     page = (tmp_path / "seen" / "profile.html").read_text(encoding="utf-8")
-    assert "The 24 largest platforms are shown." in page and page.count('<th scope="row">shop') == 3 * 50 + 2 * 24
+    assert "The 24 largest platforms are shown." in page and page.count('<th scope="row">shop') == 4 * 50 + 2 * 24
 
 
 def test_synthetic_markets_have_a_look_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,7 +14,8 @@ DENSE = ("--model", "mlp")
 WORDS = (
     "Interactions are what is left when the repeats of a platform, user and item are one. Density is the share of all "
     "pairs of a user and an item that interacted. The items of a platform are its catalogue, where the data tell it, "
-    "else those that its users met."
+    "else those that its users met. Under 3, 5 and 10 are users with fewer interactions; the top 1% is the share of the "
+    "interactions that the most met hundredth of the items has."
 )
 
 
@@ -35,7 +36,7 @@ def sharing(o: Overlap, by_platform: bool) -> Sharing:
     items = f"{o.common_items:,} of {plural(o.all_items, 'item')}"
     if o.common_users and o.common_items:
         words = f"{items} and {users} are on several platforms: sharing items may help, sharing users "
-        return Sharing(f"{words}({' '.join(BY_USERS)}) too{lone(o)}")
+        return Sharing(f"{words}({BY_USERS[1]}) too{lone(o)}")
     if o.common_users:
         words = f"no item in common: sharing items changes nothing, users do ({users} are on several platforms)"
         return Sharing(f"{words}{lone(o)}", BY_USERS)
@@ -86,12 +87,14 @@ def page(p: Profile, found: Sequence[Suspicion], shared: Sharing, takes: Part, f
     parts = [
         Part("Platforms", [sizes(group) for group in groups(p)], WORDS),
         Part("What each could train", trainable(p), TRAIN),
-        *matrices(p, shared),
+        *matrices(p),
+        Part("Times and ratings", ranges(p), "The first and the last day in UTC, and the ratings that are known."),
         *told(p),
         takes,
     ]
     words = f"{shared.words[0].upper()}{shared.words[1:]}."
-    return Page(title, words, kicker, parts, facts, [f"{s.text[0].upper()}{s.text[1:]}." for s in found])
+    notes = [f"{one.text[0].upper()}{one.text[1:]}." for one in found]
+    return Page(title, words, kicker, parts, facts, notes, "What was read, and what to run next")
 
 
 TRAIN = (
@@ -102,7 +105,7 @@ TRAIN = (
 
 def sizes(group: Group) -> dict[str, str]:
     """Return the sizes of a platform as they are printed."""
-    few = {f"users under {n}": f"{group.few[n]:,}" for n in FEW}
+    few = {f"under {n}": f"{group.few[n]:,}" for n in FEW}
     return {
         "platform": group.name,
         "interactions": f"{group.rows:,}",
@@ -110,19 +113,29 @@ def sizes(group: Group) -> dict[str, str]:
         "items": f"{group.items:,}",
         "density": share(group.density),
         **few,
-        "top 1% of items": share(group.top),
-        "times": span(group.times),
+        "top 1%": share(group.top),
     }
 
 
 def trainable(p: Profile) -> list[dict[str, str]]:
     """Return the rows of each task on each platform as they are printed."""
     names = dict.fromkeys(name for group in (p.whole, *p.platforms) for name in group.tasks)
-    shown = [{"platform": g.name, **{n: f"{g.tasks[n]:,}" if n in g.tasks else DASH for n in names}} for g in groups(p)]
-    return [{**row, "ratings": rated(group)} for row, group in zip(shown, groups(p), strict=True)]
+    return [{"platform": g.name, **{n: f"{g.tasks[n]:,}" if n in g.tasks else DASH for n in names}} for g in groups(p)]
 
 
-def matrices(p: Profile, shared: Sharing) -> list[Part]:
+def ranges(p: Profile) -> list[dict[str, str]]:
+    """Return the range of each platform's times and ratings as they are printed."""
+    names = ("known", "lowest", "mean", "highest")
+    rows = []
+    for group in groups(p):
+        first, last = map(day, group.times) if group.times else (DASH, DASH)
+        r = group.ratings
+        numbers = [f"{r.known:,}", f"{r.low:g}", f"{r.mean:.3g}", f"{r.high:g}"] if r else [DASH] * len(names)
+        rows.append({"platform": group.name, "first": first, "last": last, **dict(zip(names, numbers, strict=True))})
+    return rows
+
+
+def matrices(p: Profile) -> list[Part]:
     """Return who has how many users, and items, in common with whom."""
     o = p.overlap
     if len(o.names) < 2:

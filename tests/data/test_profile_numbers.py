@@ -124,7 +124,9 @@ def test_what_sharing_could_do() -> None:
     text, options = words("abcd", "xyzw", "ppqq")
     assert text.startswith("nothing in common") and options == DENSE
     text, options = words("abab", "xyxy", "ppqq")
-    assert "2 of 2 items and 2 of 2 users" in text and "--share user_table,user_bias" in text and not options
+    assert (
+        "2 of 2 items and 2 of 2 users" in text and "sharing users (user_table,user_bias) too" in text and not options
+    )
     text, _ = words("abcde", "xyxyz", "ppqqr")
     assert text.endswith("; r has nothing in common with another")
     text, _ = words("abc", "xyx", "ppp")
