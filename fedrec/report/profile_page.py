@@ -14,8 +14,8 @@ DENSE = ("--model", "mlp")
 WORDS = (
     "Interactions are what is left when the repeats of a platform, user and item are one. Density is the share of all "
     "pairs of a user and an item that interacted. The items of a platform are its catalogue, where the data tell it, "
-    "else those that its users met. Under 3, 5 and 10 are users with fewer interactions; the top 1% is the share of the "
-    "interactions that the most met hundredth of the items has."
+    "else those that its users met. Under 3, 5 and 10 are users with fewer interactions; the top 1% is the share of "
+    "the interactions that the most met hundredth of the items has."
 )
 
 
