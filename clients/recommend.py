@@ -1,8 +1,10 @@
 """A client's recommendations: `python -m clients.recommend RUN_DIR --client films --user 17 -k 10`."""
 
+import difflib
 import sys
+import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +27,8 @@ from fedrec.params import Params
 from fedrec.sharing import ContractError, Sharing, admit
 from fedrec.tasks import Task
 
+NEAR = 3  # keys that are offered in the place of one that the client does not have
+LOOKED = 20_000  # keys that are compared with it
 ABOUT = "Print what a client of a finished run recommends to one of its users, by the client's own model."
 
 
@@ -32,12 +36,14 @@ ABOUT = "Print what a client of a finished run recommends to one of its users, b
 class Recommendation:
     """A ranked list: global item ids [k] and their scores [k], best first; `task` is None for the cold answer.
 
-    The scores are the task's (a logit, or a rating); the cold answer's are numbers of training positives.
+    The scores are the task's (a logit, or a rating); the cold answer's are numbers of training positives. `near` are
+    keys of the client's users that one may have meant who gets the cold answer.
     """
 
     items: Ints
     scores: Floats
     task: Task | None
+    near: tuple[str, ...] = ()
 
 
 def recommend(home: Path, client: str, user: str, k: int) -> Recommendation:
@@ -53,7 +59,8 @@ def recommend(home: Path, client: str, user: str, k: int) -> Recommendation:
     row = local_row(dataset(experiment), data, user)
     if row is None:
         count = np.bincount(data.train.item[data.train.positive], minlength=len(data.items)).astype(np.float32)
-        return top(data, count, k, None)
+        keys = dataset(experiment).users["key"].to_numpy()[data.users]
+        return replace(top(data, count, k, None), near=nearest(user, keys[:LOOKED].tolist()))
     task = ranking(experiment.tasks(data.name), client)
     users = table_of([row])
     params = fold_in(experiment, params, data, "test", users)
@@ -92,6 +99,19 @@ def local_row(data: Dataset, client: ClientData, user: str) -> int | None:
     return int(rows[0]) if len(rows) else None
 
 
+def nearest(key: str, keys: Sequence[str]) -> tuple[str, ...]:
+    """Return the keys that differ from one in blanks, leading zeros, case or composition alone, else the most alike."""
+
+    def plain(text: str) -> str:
+        return unicodedata.normalize("NFKC", text).casefold().strip().lstrip("0")
+
+    wanted = plain(key)
+    if same := [one for one in keys if plain(one) == wanted]:
+        return tuple(same[:NEAR])
+    alike = {plain(one): one for one in keys if abs(len(one) - len(key)) <= 1}
+    return tuple(alike[one] for one in difflib.get_close_matches(wanted[:100], alike, NEAR, 0.75))
+
+
 def params_of(home: Path, experiment: Experiment, data: ClientData) -> Params:
     """Return a client's parameters: its rows of the run's shared tables and what it keeps to itself.
 
@@ -125,20 +145,32 @@ def params_of(home: Path, experiment: Experiment, data: ClientData) -> Params:
 def show(console: Console, client: str, user: str, answer: Recommendation, data: Dataset) -> None:
     """Print a ranked list."""
     if answer.task is None:
-        console.print(
-            f"cold answer: {one_line(client)} has no user {user!r}; what is most popular in its own training data:",
-            soft_wrap=True,
-        )
+        near = f" (did you mean {' or '.join(map(repr, answer.near))}?)" if answer.near else ""
+        console.print(f"cold answer: {one_line(client)} has no user {user!r}{near};", soft_wrap=True)
+        console.print("what is most popular in its own training data:", soft_wrap=True)
     else:
         console.print(
-            f"{one_line(client)} recommends to user {one_line(user)}, by the task {answer.task.name}:", soft_wrap=True
+            f"{one_line(client)} recommends to user {as_text(user)}, by the task {answer.task.name}:", soft_wrap=True
         )
-    table = Table("rank", "title", "categories", "score" if answer.task else "positives")
-    titles, categories = data.items["title"].to_numpy(), data.items["categories"].to_numpy()
-    for place, (item, score) in enumerate(zip(answer.items, answer.scores, strict=True), start=1):
-        value = f"{score:.4f}" if answer.task else f"{score:.0f}"
-        table.add_row(str(place), one_line(titles[item]), one_line(categories[item]).replace("|", ", "), value)
+    items = data.items.iloc[answer.items]
+    columns = {"rank": [str(place) for place in range(1, len(items) + 1)], "item": list(map(as_text, items["key"]))}
+    if (items["title"] != items["key"]).any():
+        columns["title"] = list(map(one_line, items["title"]))
+    if (items["categories"] != "").any():
+        columns["categories"] = [one_line(text).replace("|", ", ") for text in items["categories"]]
+    form = ".4f" if answer.task else ".0f"
+    columns["score" if answer.task else "positives"] = [format(score, form) for score in answer.scores]
+    table = Table()
+    for name in columns:
+        table.add_column(name, overflow="fold", no_wrap=name not in ("item", "title", "categories"))
+    for row in zip(*columns.values(), strict=True):
+        table.add_row(*row)
     console.print(table)
+
+
+def as_text(key: str) -> str:
+    """Return a key as it is, or quoted where a line would hide what it is made of."""
+    return key if one_line(key) == key else repr(key)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -146,7 +178,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(prog="python -m clients.recommend", description=ABOUT, allow_abbrev=False)
     parser.add_argument("run", type=Path, metavar="RUN_DIR", help="folder of the run")
     parser.add_argument("--client", required=True, help="name of the client; of a pooled run also that of a member")
-    parser.add_argument("--user", required=True, help="the user's key in the data; an unknown one gets the cold answer")
+    about = (
+        "the user's key as the data have it; an unknown one gets the cold answer (--user=KEY where it begins with -)"
+    )
+    parser.add_argument("--user", required=True, help=about)
     parser.add_argument("-k", type=int, default=10, help="number of items [10]")
     try:
         options = parser.parse_args(argv)

@@ -40,6 +40,7 @@ class Command:
     every: int = 0  # rounds between two checkpoints
     resume: bool = False  # go on with the run in `out`
     trained: bool = False  # it has all its rounds: only baselines are to be added
+    estimate: bool = False  # say what it would take, and run nothing
     promised: str = ""  # the options that a promise of privacy set
     model: str = ""  # which one was chosen, and why, if nobody named it
     by_steps: Experiment | None = None  # the same with a model by gradients, for data of which sums are too large
@@ -91,9 +92,10 @@ def parse(argv: Sequence[str], strict: bool = True) -> Command:
         print(help_of(given.pop("help"), given))
         raise SystemExit(0)
     quiet, compare = given.pop("quiet", False), given.pop("compare", None)
+    told = given.pop("estimate", False)
     if broken := given.pop("resume", None):
-        if given:
-            others = ", ".join(map(flag, given))
+        if given or told:
+            others = ", ".join(map(flag, [*given, *["estimate"] * told]))
             raise UserError(f"option --resume: a run goes on as it was begun, found {others} beside it")
         return resumed(Path(broken), quiet, compare)
     out, config, every, begun = (given.pop(name, None) for name in ("out", "config", "checkpoint_every", "from"))
@@ -102,7 +104,8 @@ def parse(argv: Sequence[str], strict: bool = True) -> Command:
     file, recorded = read_config(config) if config else goes_on(begun) if begun else ({}, [])
     flags = {path: Given(value, f"option {flag(path)}") for path, value in given.items()}
     command = command_of(file, flags, Path(out) if out else None, quiet, compare is not False, every, strict)
-    return replace(command, notes=tuple(changes(command.experiment.own_parts, recorded))) if recorded else command
+    notes = tuple(changes(command.experiment.own_parts, recorded)) if recorded else ()
+    return replace(command, notes=notes, estimate=told)
 
 
 def command_of(
@@ -273,6 +276,8 @@ def arm(argv: Sequence[str]) -> Experiment:
 def check_flags(argv: Sequence[str], experiments: Iterable[Experiment]) -> None:
     """Raise UserError for an option among a study's that can act in none of its experiments."""
     given = vars(parser().parse_known_args(argv)[0])
+    if given.pop("estimate", False):
+        raise UserError("option --estimate: acts only with a single run, found a study")
     check_given({path: Given(value, f"option {flag(path)}") for path, value in given.items()}, experiments)
 
 

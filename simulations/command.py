@@ -7,6 +7,7 @@ from importlib import import_module
 from simulations.start import help_at_once, prepare, ready
 
 COMMANDS = {
+    "profile": ("simulations.profile", "a look at data before training, and the command to run next"),
     "run": ("simulations.run", "train recommenders that learn together, and report whether it helped"),
     "studies": ("simulations.studies.__main__", "compare methods, budgets of privacy, engines and more over seeds"),
     "recommend": ("clients.recommend", "what a client of a finished run recommends to one of its users"),

@@ -60,7 +60,7 @@ def flag(path: str) -> str:
 FIELDS = dict(leaves(Experiment))
 SHORT = {"reading.rows": "--rows", "reading.events": "--events"}  # other flags of fields
 CHOSEN = {"model": AUTO}  # what stands for a field that nobody gave, where that is not its default
-OTHERS = "--out --config --from --compare --no-compare --quiet --checkpoint-every --resume --version --help"
+OTHERS = "--out --config --from --compare --no-compare --quiet --estimate --checkpoint-every --resume --version --help"
 OPTIONS = [*map(flag, FIELDS), *SHORT.values(), *OTHERS.split()]
 
 
@@ -113,6 +113,7 @@ def parser() -> argparse.ArgumentParser:
     running.add_argument("--compare", action=argparse.BooleanOptionalAction, help=whether)
     running.add_argument("--version", action="version", version=version(), help="print the version of fedrec")
     running.add_argument("--quiet", action="store_true", help="print only the result")
+    running.add_argument("--estimate", action="store_true", help="print what memory and time it would take, and end")
     return p
 
 

@@ -73,6 +73,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(command: Command, console: Console) -> int:
     """Do what a command asks for, show the closing table, and return the status; raises as `perform` does."""
+    if command.estimate:
+        from simulations.estimate import estimate, lines
+
+        for line in lines(estimate(fitting(command).experiment, command.compare)):
+            console.print(line, highlight=False, soft_wrap=True)
+        return 0
     ended = perform(command, console, complain, flags)
     close(ended.out, console, command.quiet)
     return 130 if ended.interrupted else int(bool(ended.failures))
@@ -161,11 +167,15 @@ def fitting(command: Command) -> Command:
 def say(command: Command, out: Path, console: Console, tell: Tell) -> None:
     """Say, before anything is run, what a promise of privacy sets, what else is to be known, and where the run is."""
     from simulations.engines.nodes import apart, slow
+    from simulations.profile import brief
 
     if command.model and not command.quiet:
         console.print(f"model: {command.model}", highlight=False, markup=False)
     if command.promised and not command.quiet:
         console.print(f"defaults under a promise: {command.promised}", highlight=False, markup=False)
+    if not command.quiet and not command.resume:
+        for line in brief(command.experiment):
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
     for note in (*command.notes, *filter(None, [apart(command.experiment), slow(command.experiment)])):
         tell(f"note: {note}")
     if not command.quiet:
@@ -211,7 +221,9 @@ def checked(command: Command) -> tuple[dict[str, Experiment], dict[str, str]]:
     """Check what is to be run before any of it is; return the baselines, see `comparisons`. Raises UserError."""
     from simulations.baselines import comparisons
     from simulations.check import check
+    from simulations.estimate import check_memory, estimate
 
+    check_memory(estimate(command.experiment, command.compare))
     check(command.experiment)
     if not command.compare:
         return {}, {}

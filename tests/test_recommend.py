@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
-from clients.recommend import Recommendation, local_row, main, recommend, show
+from clients.recommend import Recommendation, experiment_of, local_row, main, nearest, recommend, show
 from fedrec.data import ClientData, Dataset
 from fedrec.errors import UserError
 from fedrec.experiment.config import Experiment, build
@@ -220,6 +220,63 @@ def test_a_wrong_command_line_ends_with_status_2(
     assert err.startswith("error: ")
     assert err.count("\n") == 1
     assert message in err
+
+
+KEYS = [" 017", "17", "ÅSA  Öst", "[red]", "-5", "ann", "Bob Smith"]  # of users; and i + each are keys of items
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a run on a table of such keys: every user has met every second item."""
+    home = tmp_path_factory.mktemp("shop")
+    pairs = [(u, f"i{i}") for k, u in enumerate(KEYS) for n, i in enumerate(KEYS) if (n + k) % 2]
+    pd.DataFrame(pairs, columns=["user", "item"]).to_parquet(home / "t.parquet")
+    columns, where = "user=user,item=item", home / "t.parquet"
+    write_run(home / "run", clients=1, dataset="table", data_dir=where, columns=columns, partition="users")
+    return home / "run"
+
+
+def test_every_key_is_found_and_items_are_named_by_theirs(
+    shop: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    for key in KEYS:
+        assert main([str(shop), "--client", "silo-1", f"--user={key}", "-k", "9"]) == 0
+        out, err = capsys.readouterr()
+        shown = repr(key) if key in (" 017", "ÅSA  Öst") else key  # in which a line would hide blanks
+        assert err == "" and out.splitlines()[0] == f"silo-1 recommends to user {shown}, by the task rank:"
+        items = recommend(shop, "silo-1", key, 9).items
+        names = dataset(experiment_of(shop)).items["key"].iloc[items].tolist()
+        assert len(names) >= 3 and max(map(len, out.splitlines())) <= 80
+        assert all((repr(name) if "  " in name else name) in out for name in names)
+        assert "title" not in out and "categories" not in out  # which are nothing but the keys, and nothing
+
+
+@pytest.mark.parametrize(
+    ("user", "near"),
+    [
+        ("017", ("' 017'", "'17'")),
+        ("17 ", ("' 017'", "'17'")),
+        ("a\u030asa  öst", ("'ÅSA  Öst'",)),
+        ("bob smit", ("'Bob Smith'",)),
+        ("anna", ("'ann'",)),
+        ("nobody", ()),
+    ],
+)
+def test_a_key_that_is_not_there_says_the_nearest_and_gives_the_cold_answer(
+    shop: Path, capsys: pytest.CaptureFixture[str], user: str, near: tuple[str, ...]
+) -> None:
+    assert main([str(shop), "--client", "silo-1", "--user", user]) == 0
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first.startswith(f"cold answer: silo-1 has no user {user!r}")
+    assert first.count("did you mean") == bool(near) and all(key in first for key in near)
+
+
+def test_the_nearest_of_many_keys_are_found_soon() -> None:
+    keys = [f"{k:06d}" for k in range(20_000)]
+    assert nearest("17", keys) == ("000017",)
+    assert len(nearest("01900x", keys)) == 3
+    assert nearest("somebody else", keys) == ()
 
 
 def test_titles_are_printed_as_they_are() -> None:

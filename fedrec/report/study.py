@@ -47,7 +47,7 @@ class Part(NamedTuple):
 
 
 class Page(NamedTuple):
-    """A page of what was measured; `notes` are what a reader must not miss."""
+    """A page of what was measured; `notes` are what a reader must not miss, `about` is the heading of the facts."""
 
     title: str
     words: str
@@ -55,6 +55,7 @@ class Page(NamedTuple):
     parts: Sequence[Part]
     facts: Mapping[str, str]
     notes: Sequence[str] = ()
+    about: str = "What was run"
 
     def write(self, path: Path) -> None:
         """Write the page."""

@@ -1,0 +1,170 @@
+"""The page of a profile, and what it says in words."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from fedrec.report.findings import DASH, listing, plural
+from fedrec.report.profile import FEW, Group, Label, Overlap, Profile
+from fedrec.report.profile_suspicions import Suspicion, day
+from fedrec.report.study import Page, Part
+
+MOST = 50  # platforms that tables have, the largest
+BY_USERS = ("--share", "user_table,user_bias")
+DENSE = ("--model", "mlp")
+WORDS = (
+    "Interactions are what is left when the repeats of a platform, user and item are one. Density is the share of all "
+    "pairs of a user and an item that interacted. The items of a platform are its catalogue, where the data tell it, "
+    "else those that its users met. Under 3, 5 and 10 are users with fewer interactions; the top 1% is the share of "
+    "the interactions that the most met hundredth of the items has."
+)
+
+
+class Sharing(NamedTuple):
+    """What sharing could do and what not, in words, and the options with which it does what it can."""
+
+    words: str
+    options: tuple[str, ...] = ()
+
+
+def sharing(o: Overlap, by_platform: bool) -> Sharing:
+    """Return what clients that are platforms could share, or else those that are users in silos or one user each."""
+    if not by_platform:
+        return Sharing("clients have no user in common and one catalogue: sharing items may help, sharing users cannot")
+    if o.platforms == 1:
+        return Sharing("one platform: nobody to share with; --partition users makes clients of its users")
+    users = f"{o.common_users:,} of {plural(o.all_users, 'user')}"
+    items = f"{o.common_items:,} of {plural(o.all_items, 'item')}"
+    if o.common_users and o.common_items:
+        words = f"{items} and {users} are on several platforms: sharing items may help, sharing users "
+        return Sharing(f"{words}({BY_USERS[1]}) too{lone(o)}")
+    if o.common_users:
+        words = f"no item in common: sharing items changes nothing, users do ({users} are on several platforms)"
+        return Sharing(f"{words}{lone(o)}", BY_USERS)
+    if o.common_items:
+        words = f"{items} are on several platforms: sharing items may help; no user in common"
+        return Sharing(f"{words}{lone(o)}")
+    return Sharing(
+        "nothing in common, no user and no item: only dense layers (the body of an mlp) can be shared", DENSE
+    )
+
+
+def lone(o: Overlap) -> str:
+    """Return in words which platforms have nothing in common with any other."""
+    both = [[u + i for u, i in zip(*rows, strict=True)] for rows in zip(o.users, o.items, strict=True)]
+    names = [name for n, (name, row) in enumerate(zip(o.names, both, strict=True)) if sum(row) == row[n]]
+    if not names or o.platforms > len(o.names):
+        return ""
+    return f"; {listing(names, 5)} {'has' if len(names) == 1 else 'have'} nothing in common with another"
+
+
+def share(x: float) -> str:
+    """Return a share in per cent, with two digits where it is small."""
+    return f"{x:.0%}" if x >= 0.095 or x == 0 else f"{100 * x:.2g}%"
+
+
+def span(times: tuple[int, int] | None) -> str:
+    """Return the first and the last day, or a dash."""
+    return f"{day(times[0])} to {day(times[1])}" if times else DASH
+
+
+def rated(group: Group) -> str:
+    """Return the range of ratings with their mean, or a dash."""
+    r = group.ratings
+    return f"{r.low:g} to {r.high:g}, mean {r.mean:.3g}" if r else DASH
+
+
+def groups(p: Profile) -> list[Group]:
+    """Return the largest platforms in their order, and all of them where there are several."""
+    kept = sorted(p.platforms, key=lambda group: -group.rows)[:MOST]
+    return [*(group for group in p.platforms if group in kept), *[p.whole] * (len(p.platforms) > 1)]
+
+
+def page(p: Profile, found: Sequence[Suspicion], shared: Sharing, takes: Part, facts: Mapping[str, str]) -> Page:
+    """Return the page; `takes` is what a run would take, and `facts` what is said below the tables."""
+    whole = p.whole
+    kicker = f"{plural(whole.rows, 'interaction')} of {plural(whole.users, 'user')} with {plural(whole.items, 'item')}"
+    title = f"What is in {p.name}?"
+    parts = [
+        Part("Platforms", [sizes(group) for group in groups(p)], WORDS),
+        Part("What each could train", trainable(p), TRAIN),
+        *matrices(p),
+        Part("Times and ratings", ranges(p), "The first and the last day in UTC, and the ratings that are known."),
+        *told(p),
+        takes,
+    ]
+    words = f"{shared.words[0].upper()}{shared.words[1:]}."
+    notes = [f"{one.text[0].upper()}{one.text[1:]}." for one in found]
+    return Page(title, words, kicker, parts, facts, notes, "What was read, and what to run next")
+
+
+TRAIN = (
+    "Rows from which a task could learn, of attributes items; a task whose target never varies is left out. "
+    "behaviour is what a user did at most: viewed, clicked or bought."
+)
+
+
+def sizes(group: Group) -> dict[str, str]:
+    """Return the sizes of a platform as they are printed."""
+    few = {f"under {n}": f"{group.few[n]:,}" for n in FEW}
+    return {
+        "platform": group.name,
+        "interactions": f"{group.rows:,}",
+        "users": f"{group.users:,}",
+        "items": f"{group.items:,}",
+        "density": share(group.density),
+        **few,
+        "top 1%": share(group.top),
+    }
+
+
+def trainable(p: Profile) -> list[dict[str, str]]:
+    """Return the rows of each task on each platform as they are printed."""
+    names = dict.fromkeys(name for group in (p.whole, *p.platforms) for name in group.tasks)
+    return [{"platform": g.name, **{n: f"{g.tasks[n]:,}" if n in g.tasks else DASH for n in names}} for g in groups(p)]
+
+
+def ranges(p: Profile) -> list[dict[str, str]]:
+    """Return the range of each platform's times and ratings as they are printed."""
+    names = ("known", "lowest", "mean", "highest")
+    rows = []
+    for group in groups(p):
+        first, last = map(day, group.times) if group.times else (DASH, DASH)
+        r = group.ratings
+        numbers = [f"{r.known:,}", f"{r.low:g}", f"{r.mean:.3g}", f"{r.high:g}"] if r else [DASH] * len(names)
+        rows.append({"platform": group.name, "first": first, "last": last, **dict(zip(names, numbers, strict=True))})
+    return rows
+
+
+def matrices(p: Profile) -> list[Part]:
+    """Return who has how many users, and items, in common with whom."""
+    o = p.overlap
+    if len(o.names) < 2:
+        return []
+    cut = f" The {len(o.names)} largest platforms are shown." * (len(o.names) < len(p.platforms))
+    rows = {
+        what: [
+            {"platform": name, **{other: f"{n:,}" for other, n in zip(o.names, line, strict=True)}}
+            for name, line in zip(o.names, table, strict=True)
+        ]
+        for what, table in (("Users", o.users), ("Items", o.items))
+    }
+    return [
+        Part(f"{what} in common", table, f"On the diagonal are a platform's own.{cut}") for what, table in rows.items()
+    ]
+
+
+def told(p: Profile) -> list[Part]:
+    """Return the rates of labels, and what is missing, if there are any."""
+    parts = []
+    if p.whole.labels:
+        rows = [{"platform": g.name, **{name: rate(one) for name, one in g.labels.items()}} for g in groups(p)]
+        parts.append(Part("Labels", rows, "The share of the rows that have a label, of those in which it is known."))
+    if p.missing:
+        rows = [{"what": name, "missing": share(x)} for name, x in p.missing.items()]
+        parts.append(Part("Missing", rows, "The share of the rows, items or users of which something is not known."))
+    return parts
+
+
+def rate(label: Label) -> str:
+    """Return the rate of a label as it is printed."""
+    return share(label.rate) if label.known else DASH

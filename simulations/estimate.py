@@ -1,0 +1,233 @@
+"""What a run will take, before it starts: memory and time from the sizes of its data, as an estimate.
+
+Every figure is a size times a constant of `COST`, the only place of constants. They were measured on one core of a
+server of 2023 (2.1 GHz, AVX-512) on the synthetic market with one client a platform, `--engine inline`, as least
+squares over runs that differ in one size: `PROCESS`, and the bytes of a row and of a client, of the peaks of
+`simulations.studies.measure`; the seconds of `rounds.csv` (`seconds`, `evaluate_seconds`) and of the wall clock.
+`tests/test_estimate.py` runs small experiments and wants each within `TRUST` of its estimate.
+"""
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from clients.device import devices
+from fedrec.components import per_client
+from fedrec.errors import UserError
+from fedrec.experiment.config import Experiment
+from fedrec.experiment.holdings import dataset
+from fedrec.files import memory
+from fedrec.models.quadratic import precision
+from fedrec.params import covers
+from fedrec.report.findings import size
+from fedrec.report.profile import catalogues
+from fedrec.report.study import Part
+from simulations.baselines import CHEAP, baseline
+
+TRUST = 4  # times too much or too little that an estimate may be, for runs of more than a second
+
+
+class Cost(NamedTuple):
+    """What was measured: bytes and seconds of one of each thing; see above."""
+
+    process: float = 350e6  # bytes of a process with torch and flwr
+    row: float = 150.0  # bytes of an interaction where it is read, split and held
+    client: float = 60e3  # bytes of a client's state, apart from its tables
+    copies: float = 4.0  # of a table that is trained: itself, what was sent, its sum, what is written
+    start: float = 6.0  # seconds of the imports, and of the report
+    spawn: float = 3.0  # seconds of the start of worker processes
+    read: float = 6e-6  # seconds of a row that is read, split and held
+    hold: float = 2e-3  # seconds of a client that is made
+    step: float = 4e-6  # seconds of a training row with its negatives, a table model of width 32
+    dense: float = 12e-6  # seconds of one through a network
+    encoded: float = 100e-6  # seconds of one whose user, or item, is read by an encoder
+    turn: float = 4e-3  # seconds of a client's round: messages, admission, sums
+    score: float = 1.5e-9  # seconds of one item of a user's ranking, a unit of width
+    ranked: float = 60e-6  # seconds of a user's ranking, apart from its items
+    cube: float = 4e-11  # seconds of a cubed item of a client's sums
+    pair: float = 1e-7  # seconds of a pair of a user's interactions in sums
+
+
+COST = Cost()
+
+
+class Sizes(NamedTuple):
+    """What an experiment's clients hold together: `users` and `items` are summed over clients, `catalogue` is of all.
+
+    `pairs` is the number of pairs of interactions of one user.
+    """
+
+    rows: int
+    users: int
+    items: int
+    clients: int
+    catalogue: int
+    pairs: int
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes and seconds that a run will take, by what takes them."""
+
+    bytes: dict[str, float]
+    seconds: dict[str, float]
+
+    @property
+    def memory(self) -> float:
+        """Bytes of all processes of the run together."""
+        return sum(self.bytes.values())
+
+    @property
+    def time(self) -> float:
+        """Seconds of the whole run."""
+        return sum(self.seconds.values())
+
+    @property
+    def fits(self) -> bool:
+        """Whether the machine has the memory."""
+        return self.memory <= memory()
+
+    @property
+    def refusal(self) -> str:
+        """What is said of a run that takes more memory than there is."""
+        most = max(self.bytes, key=self.bytes.__getitem__)
+        found = f"found {size(self.memory)} by estimate, {size(self.bytes[most])} of them for {most}"
+        return f"memory: a run must fit into {size(memory())}, {found}"
+
+    def words(self) -> str:
+        """Return the estimate in a sentence."""
+        return (
+            f"about {size(self.memory)} of memory and {lasting(self.time)} by estimate, which may be {TRUST} times off"
+        )
+
+    def part(self) -> Part:
+        """Return the estimate as a part of a page."""
+        rows = [{"what": name, "memory": size(n), "time": ""} for name, n in self.bytes.items()]
+        rows += [{"what": name, "memory": "", "time": lasting(s)} for name, s in self.seconds.items() if s]
+        rows.append({"what": "together", "memory": size(self.memory), "time": lasting(self.time)})
+        words = f"By estimate, from sizes and measured constants: it may be {TRUST} times off."
+        return Part("What a run would take", rows, words)
+
+
+def estimate(experiment: Experiment, compare: bool) -> Estimate:
+    """Return what an experiment would take, with its baselines where it is to be compared; raises UserError."""
+    e, sizes = experiment, sizes_of(experiment)
+    others = [baseline(e, method) for method in ("local", "pooled") if compare and method != e.method]
+    runs = [(e, sizes), *((other, pooled(sizes) if other.pool else sizes) for other in others)]
+    hosts = processes(e, sizes.clients)
+    held = {
+        "processes": COST.process * hosts,
+        "interactions": COST.row * sizes.rows * hosts,
+        "clients": COST.client * sizes.clients,
+        "tables": max(tables(other, s, hosts) for other, s in runs),
+    }
+    seconds = {
+        "start": COST.start + COST.spawn * (hosts > 1) + COST.read * sizes.rows + COST.hold * sizes.clients,
+        "rounds": rounds(e, sizes),
+        "evaluation": evaluations(e, sizes),
+    }
+    beside = sum(rounds(other, s) + evaluations(other, s) for other, s in runs[1:])
+    closed = sizes.catalogue**3
+    if compare and not e.by_sums:
+        beside += COST.cube * sum(cost for cost in (closed * sizes.clients, closed) if cost <= CHEAP)
+    return Estimate(held, {**seconds, "baselines": beside})
+
+
+def check_memory(found: Estimate) -> None:
+    """Raise UserError if a run would take more memory than there is."""
+    if not found.fits:
+        raise UserError(found.refusal)
+
+
+def sizes_of(experiment: Experiment) -> Sizes:
+    """Return the sizes of an experiment's data as its clients have them."""
+    e, data = experiment, dataset(experiment)
+    frame, catalogue = data.interactions, len(data.items)
+    user, platform = (frame[name].to_numpy(np.int64) for name in ("user", "platform"))
+    by_platform = e.partition == "platform" or (e.partition == "auto" and len(data.platforms) > 1)
+    owner = user + len(data.users) * platform if by_platform else user
+    count = np.unique(owner, return_counts=True)[1].astype(np.float64)
+    users, rows, pairs = len(count), len(frame), int((count * count).sum())
+    if by_platform:
+        clients, items = len(data.platforms), catalogues(data).nnz
+    elif e.partition == "one-user":
+        clients = min(e.clients or users, users)
+        part = clients / max(users, 1)
+        rows, pairs, users, items = int(rows * part), int(pairs * part), clients, clients * catalogue
+    else:
+        clients = e.clients or 5
+        items = clients * catalogue
+    return Sizes(rows, users, items, clients, catalogue, pairs)
+
+
+def pooled(sizes: Sizes) -> Sizes:
+    """Return the sizes of one client that has everything."""
+    return sizes._replace(clients=1, items=sizes.catalogue)
+
+
+def processes(e: Experiment, clients: int) -> int:
+    """Return how many processes read the data of a run and hold its clients."""
+    if e.engine in ("inline", "batched"):
+        return 1
+    names = devices(e.device)
+    slots = (os.cpu_count() or 1) if names == ["cpu"] else len(names)
+    return 1 + (clients if e.engine == "superlink" else min(e.workers or slots, clients))
+
+
+def width(e: Experiment) -> int:
+    """Return the largest width of the clients' tables."""
+    return max(int(text) for text in per_client(str(e.dim)).values())
+
+
+def tables(e: Experiment, sizes: Sizes, hosts: int) -> float:
+    """Return the bytes of what is learnt: tables by gradients, or sums over pairs of items and what is solved."""
+    n = sizes.catalogue
+    if e.solves and not e.alternates:
+        whole = float(n) ** 2 * np.dtype(precision(n)).itemsize
+        if e.sums.active:
+            return COST.copies * 8 * sizes.items * e.sums.k + whole
+        return whole * (1.5 * (hosts + 1) + COST.copies + 6 * sizes.clients * e.weighs)
+    rows = sizes.users + n + sizes.items * (not covers(e.share, "item_table") or e.personal)
+    return COST.copies * 4 * (width(e) + 1) * float(rows)
+
+
+def rounds(e: Experiment, sizes: Sizes) -> float:
+    """Return the seconds in which a run trains."""
+    workers = max(processes(e, sizes.clients) - 1, 1)
+    if e.solves and not e.alternates:
+        solved = float(sizes.catalogue) ** 3 * (sizes.clients if e.has_heads or not e.share or e.pool else 1)
+        return COST.pair * sizes.pairs + COST.cube * solved / workers + COST.turn * sizes.clients * e.rounds
+    row = COST.step * (0.3 + 0.7 * width(e) / 32)
+    if set(per_client(e.model).values()) - {"mf", "item", "ials"}:
+        row += COST.dense
+    if e.sequence.active or e.lora.active:
+        row += COST.encoded
+    tasks = max(text.count(",") + 1 for text in per_client(e.task).values())
+    learnt = row * sizes.rows * e.local_epochs * tasks * (1 + 0.1 * e.num_negatives)
+    return e.rounds * e.participation * (learnt + COST.turn * sizes.clients) / workers
+
+
+def evaluations(e: Experiment, sizes: Sizes) -> float:
+    """Return the seconds in which a run is evaluated: on validation in its rounds, and on the test in the end."""
+    workers = max(processes(e, sizes.clients) - 1, 1)
+    ranked = sizes.items / sizes.clients if e.candidates == "full" else e.candidates
+    each = COST.ranked + COST.score * ranked * width(e)
+    return (e.rounds / e.eval_every + 1) * sizes.users * each / workers
+
+
+def lasting(seconds: float) -> str:
+    """Return a time in the unit that reads best."""
+    for unit, length in (("days", 86_400), ("hours", 3_600), ("minutes", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.2g} {unit}" if seconds < 100 * length else f"{seconds / length:,.0f} {unit}"
+    return f"{seconds:.0f} seconds" if seconds >= 10 else f"{seconds:.1f} seconds"
+
+
+def lines(found: Estimate) -> Iterable[str]:
+    """Yield the estimate as it is printed."""
+    yield f"estimate: {found.words()}"
+    yield "memory: " + ", ".join(f"{name} {size(n)}" for name, n in found.bytes.items())
+    yield "time: " + ", ".join(f"{name} {lasting(s)}" for name, s in found.seconds.items() if s)
