@@ -8,12 +8,12 @@ from fedrec.data.reading import Raw, Reading
 from fedrec.data.sources.attributes import read_attributes, read_plain
 from fedrec.data.sources.file import Settings, open_file, settings_of
 from fedrec.data.sources.frame import read_frame
-from fedrec.data.sources.places import Place, absolute, digest, places
+from fedrec.data.sources.places import Place, absolute, absolute_each, digest, listed, places
 from fedrec.data.sources.raw import as_raw
 from fedrec.data.sources.roles import Asked, asked, named, resolve
 from fedrec.errors import choose
 
-__all__ = ["absolute", "digest", "read_attributes", "read_frame", "read_plain", "read_table"]
+__all__ = ["absolute", "absolute_each", "digest", "listed", "read_attributes", "read_frame", "read_plain", "read_table"]
 
 
 def read_table(data_dir: Path, columns: str, reading: Reading) -> tuple[Raw, ...]:

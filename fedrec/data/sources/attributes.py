@@ -8,7 +8,7 @@ from fedrec.components import per_client
 from fedrec.data.reading import Raw, Reading
 from fedrec.data.sources.dialect import Told, plain
 from fedrec.data.sources.file import Opened, Settings, open_file, settings_of
-from fedrec.data.sources.places import found
+from fedrec.data.sources.places import find_files
 from fedrec.data.sources.raw import as_raw
 from fedrec.data.sources.roles import BY_NAME, Asked, asked, check_once, have
 from fedrec.errors import UserError, choose
@@ -33,7 +33,7 @@ def read_attributes(
         told = Told(encoding=one.told.encoding, decimal=one.told.decimal)
         settings = Settings(told=told, dates=one.dates, strict=one.strict)
         ask = asked(columns, platform, (), (KEY,))
-        for file in found(Path(path).expanduser(), f"reading.{kind}s")[0]:
+        for file in find_files(Path(path).expanduser(), f"reading.{kind}s")[0]:
             opened = open_file(file, file.name, settings, ask.columns)
             roles, said = attribute_roles(ask, opened, kind)
             raws.append(as_raw(opened, roles, settings, platform, said))

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa  # type: ignore[import-untyped]
-import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
 from fedrec.data.checks import reading
 from fedrec.data.sources.loaded import Loaded
@@ -20,6 +19,8 @@ MARK = b"PAR1"  # with which such a file begins
 @contextmanager
 def opened(path: Path, name: str) -> Iterator[Any]:
     """Yield a Parquet file; raises UserError for what is none."""
+    import pyarrow.parquet as pq  # type: ignore[import-untyped]
+
     regular(path, name)
     with reading(path, "Parquet"), pq.ParquetFile(path, memory_map=True) as file:
         yield file

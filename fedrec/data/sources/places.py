@@ -7,6 +7,7 @@ from glob import has_magic
 from pathlib import Path
 from typing import NamedTuple
 
+from fedrec.components import per_client
 from fedrec.data.checks import NAMES, showable
 from fedrec.errors import UserError
 from fedrec.files import PACKED, regular, sha256_of
@@ -39,8 +40,8 @@ def places(text: Path | str, by_file: bool = False) -> tuple[Place, ...]:
             if not showable(name) or names.count(name) > 1:
                 rule = NAMES if not showable(name) else "every platform must be named once"
                 raise UserError(f"data-dir: {rule}, found {name!r}")
-        return tuple(Place(name, *found(Path(path), name)) for name, path in parts)
-    files, said = found(Path(text), "data-dir")
+        return tuple(Place(name, *find_files(Path(path), name)) for name, path in parts)
+    files, said = find_files(Path(text), "data-dir")
     if not by_file:
         return (Place("", files, said),)
     by_name: dict[str, Path] = {}
@@ -60,7 +61,7 @@ def listed(text: Path | str) -> list[tuple[str, str]]:
     return [(name.strip(), path.strip()) for name, _, path in pairs]
 
 
-def found(path: Path, thing: str) -> tuple[tuple[Path, ...], tuple[str, ...]]:
+def find_files(path: Path, thing: str) -> tuple[tuple[Path, ...], tuple[str, ...]]:
     """Return the files of a file, folder or glob, by name, and a word on what of a folder is left out."""
     if has_magic(str(path)) and not exists(path):
         root = Path(path.anchor or ".")
@@ -98,6 +99,12 @@ def absolute(text: Path | str) -> Path:
     """Return the same places whatever the working directory."""
     whole = [f"{name}={Path(path).expanduser().absolute()}" for name, path in listed(text)]
     return Path(";".join(whole)) if whole else Path(text).expanduser().absolute()
+
+
+def absolute_each(text: str) -> str:
+    """Return a text of one file or folder, or of one for each platform, whatever the working directory."""
+    parts = [(name, str(Path(path).expanduser().absolute())) for name, path in per_client(text).items()]
+    return ";".join(path if name == "*" else f"{name}={path}" for name, path in parts)
 
 
 def digest(texts: Sequence[Path | str | None]) -> str:
