@@ -16,6 +16,8 @@ import platformdirs
 import pyarrow as pa  # type: ignore[import-untyped]
 
 from fedrec.data.sources.file import Opened, Parsed, Settings, parse
+from fedrec.data.sources.loaded import TEXT
+from fedrec.data.sources.values import combined
 from fedrec.files import sha256_of
 from fedrec.folders import create_private, make_private
 
@@ -23,7 +25,7 @@ LAYOUT = 1  # of a cached file: another number where the same key would stand fo
 SMALL = 2**20  # bytes of a file that is parsed each time
 KEPT = 8  # files in the cache; the ones that were not used for the longest time go
 DIGEST = 32  # bytes behind the columns
-LINES, TEXT = "lines", "text:"  # columns beside those of the file, which begin with "column:"
+LINES, STOOD = "lines", "text:"  # columns beside those of the file, which begin with "column:"
 
 
 def parse_once(opened: Opened, kinds: Mapping[str, str], settings: Settings) -> Parsed:
@@ -32,7 +34,7 @@ def parse_once(opened: Opened, kinds: Mapping[str, str], settings: Settings) -> 
         return parse(opened, kinds, settings)
     key = key_of(opened, kinds, settings)
     path = folder() / f"{key}.arrow"
-    found = read_cache(path, key)
+    found = read_cache(path, key, kinds)
     if found is None:
         found = parse(opened, kinds, settings)
         with suppress(OSError):
@@ -56,7 +58,7 @@ def key_of(opened: Opened, kinds: Mapping[str, str], settings: Settings) -> str:
 def write_cache(path: Path, key: str, parsed: Parsed) -> None:
     """Write a file of the cache, whole or not at all, for its owner alone; raises OSError."""
     columns = {f"column:{name}": column for name, column in parsed.columns.items()}
-    columns |= {TEXT + name: column for name, column in parsed.text.items()}
+    columns |= {STOOD + name: column for name, column in parsed.text.items()}
     if parsed.lines is not None:
         columns[LINES] = parsed.lines
     arrays = {name: combined(column) for name, column in columns.items()}
@@ -77,14 +79,7 @@ def write_cache(path: Path, key: str, parsed: Parsed) -> None:
         partial.unlink(missing_ok=True)
 
 
-def combined(column: Any) -> Any:
-    """Return a column as one array of arrow."""
-    if isinstance(column, pa.ChunkedArray):
-        return column.combine_chunks()
-    return column if isinstance(column, pa.Array) else pa.array(column)
-
-
-def read_cache(path: Path, key: str) -> Parsed | None:
+def read_cache(path: Path, key: str, kinds: Mapping[str, str]) -> Parsed | None:
     """Return what a file of the cache holds, mapped; None where there is none, or it is not what was written."""
     try:
         if hasattr(os, "getuid") and path.stat().st_uid != os.getuid():
@@ -105,11 +100,11 @@ def read_cache(path: Path, key: str) -> Parsed | None:
     for name, array in zip(table.schema.names, table.columns, strict=True):
         if name == LINES:
             lines = array.to_numpy()
-        elif name.startswith(TEXT):
-            text[name.removeprefix(TEXT)] = array
+        elif name.startswith(STOOD):
+            text[name.removeprefix(STOOD)] = array
         else:
-            plain = pa.types.is_floating(array.type) or pa.types.is_integer(array.type)
-            columns[name.removeprefix("column:")] = array.to_numpy() if plain and not array.null_count else array
+            name = name.removeprefix("column:")
+            columns[name] = array if kinds[name] == TEXT else array.to_numpy()
     return Parsed(columns, lines, text, tuple(about["said"]))
 
 

@@ -13,7 +13,7 @@ from pyarrow import csv
 from fedrec.data.sources.dialect import Dialect, lines_of_header, rows_in
 from fedrec.data.sources.loaded import NUMBER, SHOWN, TIME, Loaded, dropped, others
 from fedrec.data.sources.streams import Counted, lines_of, separator, text_of
-from fedrec.data.sources.values import LARGEST, MISSING
+from fedrec.data.sources.values import LARGEST, MISSING, coded
 from fedrec.errors import UserError
 
 BLOCK = 2**24  # bytes of a table that are read at once
@@ -49,7 +49,7 @@ def read_delimited(
         if not huge:
             break
         types |= dict.fromkeys(huge, CODES)
-    columns = {str(at): table.column(str(at)) for at in kinds}
+    columns = {str(at): restored(table.column(str(at)), dialect) for at in kinds}
     rows = table.num_rows
     if not broken and file.lines == rows + top:
         return Loaded(columns, None if top == 1 else np.arange(1, rows + 1) + top)
@@ -100,6 +100,15 @@ def parse(file: Counted, dialect: Dialect, width: int, top: int, types: Mapping[
             decimal_point=dialect.decimal,
         ),
     )
+
+
+def restored(column: Any, dialect: Dialect) -> Any:
+    """Return a column of text with the delimiter again where another character stands for it, in quotes."""
+    if column.type != CODES or separator(dialect) == dialect.delimiter or not dialect.quote:
+        return column
+    text = coded(column)
+    words = pc.replace_substring(text.dictionary, separator(dialect), dialect.delimiter)
+    return pa.DictionaryArray.from_arrays(text.indices, words)
 
 
 def unreadable(reason: str, types: Mapping[int, Any]) -> list[int]:

@@ -100,40 +100,36 @@ def sample_text(sample: bytes, whole: bool, encoding: str, name: str) -> str:
     return text[: end + 1]
 
 
-def choose_dialect(text: str, told: Told, wanted: Collection[str], usual: Collection[str], name: str) -> Dialect:
+def choose_dialect(
+    text: str, whole: bool, told: Told, wanted: Collection[str], usual: Collection[str], name: str
+) -> Dialect:
     """Return how the lines of `text` are written; the encoding and the decimal sign are left as they are.
 
-    `wanted` are the columns that are asked for, `usual` what columns are often called. Raises UserError where nothing
-    parts columns, or several characters do so as well.
+    `whole`: there is no more of it. `wanted` are the columns that are asked for, `usual` what columns are often called.
+    Raises UserError where nothing parts columns, or several characters do so as well.
     """
-    delimiter = delimiter_of(told.delimiter) if told.delimiter else ""
-    quotes = [told.quote if told.quote != "none" else ""] if told.quote else ['"', ""]
-    if told.quote and told.quote != "none" and len(told.quote.encode()) != 1:
+    if told.quote and told.quote != "none" and not (len(told.quote) == 1 and told.quote.isascii()):
         raise UserError(f"reading.quote: must be one character, or none, found {told.quote!r}")
-    fits: dict[tuple[str, str], tuple[bool, float, int]] = {}
-    for one in [delimiter] if delimiter else CANDIDATES:
-        for quote in quotes:
-            fits[one, quote] = fit(text, one, quote, wanted)
-    able = {pair: value for pair, value in fits.items() if value[2] > 1}
-    if not able and not delimiter and (blank := fit(text, " ", quotes[0], wanted))[2] > 1:
-        able = {(" ", quotes[0]): blank}
-    if not able:
-        known = ", ".join(DELIMITERS)
+    quotes = [told.quote.replace("none", "")] if told.quote else ['"', ""]
+    delimiters = [delimiter_of(told.delimiter)] if told.delimiter else [*CANDIDATES]
+    pairs = [(delimiter, quote) for delimiter in delimiters for quote in quotes]
+    fits = {pair: found for pair in pairs if (found := fit(text, whole, *pair, wanted)) is not None}
+    if not fits and not told.delimiter and (blank := fit(text, whole, " ", quotes[0], wanted)) is not None:
+        fits = {(" ", quotes[0]): blank}
+    if not fits:
         raise UserError(
-            f"{name}, line 1: must be columns parted by one of {known} or ::, found {text[:60].splitlines()[:1]}; "
-            "name what parts them by --reading.delimiter"
+            f"{name}, line 1: must be columns parted by one of {', '.join(DELIMITERS)} or ::, found "
+            f"{text.splitlines()[0][:60]!r}; name what parts them by --reading.delimiter"
         )
-    best = max(able.values())
-    chosen = [pair for pair, value in able.items() if value == best]
-    if len({one for one, _ in chosen}) > 1:
-        found = " and ".join(repr(one) for one in dict.fromkeys(one for one, _ in chosen))
+    chosen = [pair for pair, value in fits.items() if value == max(fits.values())]
+    if len({delimiter for delimiter, _ in chosen}) > 1:
+        found = " and ".join(repr(delimiter) for delimiter in dict.fromkeys(delimiter for delimiter, _ in chosen))
         raise UserError(f"{name}: what parts columns must be told by --reading.delimiter, found {found} as likely")
-    one, quote = chosen[0]
-    rows = rows_in(text, one, quote)
-    single = not told.quote and '"' not in text and rows and all(re.fullmatch("'.*'", field) for field in rows[0])
-    quote = "'" if single else quote
-    rows = rows_in(text, one, quote)
-    return Dialect(delimiter=one, quote=quote, header=has_header(rows, told.header, wanted, usual))
+    delimiter, quote = chosen[0]
+    rows = rows_in(text, delimiter, quote)
+    if not told.quote and '"' not in text and all(re.fullmatch("'.*'", field, re.DOTALL) for field in rows[0]):
+        quote, rows = "'", rows_in(text, delimiter, "'")
+    return Dialect(delimiter=delimiter, quote=quote, header=has_header(rows, told.header, wanted, usual))
 
 
 def delimiter_of(word: str) -> str:
@@ -144,38 +140,49 @@ def delimiter_of(word: str) -> str:
     return delimiter
 
 
-def fit(text: str, delimiter: str, quote: str, wanted: Collection[str]) -> tuple[bool, float, int]:
-    """Return how well a delimiter parts a text: wanted columns named, share of rows like the first, its columns."""
-    rows = rows_in(text, delimiter, quote)
-    if not rows:
-        return False, 0.0, 0
-    width = len(rows[0])
+def fit(
+    text: str, whole: bool, delimiter: str, quote: str, wanted: Collection[str]
+) -> tuple[bool, float, bool, int] | None:
+    """Return how well a delimiter and a quote part a text; None if they do not part its first row.
+
+    That is whether wanted columns are named, the share of rows that are as wide as the first, whether all quotes are
+    closed, and the width.
+    """
+    rows, closed = parsed(text, delimiter, quote)
+    if not rows or len(rows[0]) < 2:
+        return None
     named = not all(column.isdecimal() for column in wanted) and {*wanted} <= {field.strip() for field in rows[0]}
-    return named, round(sum(len(row) == width for row in rows) / len(rows), 2) if width > 1 else 0.0, width
+    share = sum(len(row) == len(rows[0]) for row in rows) / len(rows)
+    return named, round(share, 1), closed or not whole, len(rows[0])
 
 
-def reader_of(text: str | io.TextIOBase, delimiter: str, quote: str) -> Any:
+def reader_of(text: str | io.TextIOBase, delimiter: str, quote: str, strict: bool = False) -> Any:
     """Return the reader of a text's rows, in which one character stands for a delimiter of several bytes."""
     if len(delimiter.encode()) > 1:
         text, delimiter = text.replace(delimiter, STAND_IN) if isinstance(text, str) else text, STAND_IN
     file = io.StringIO(text, newline="") if isinstance(text, str) else text
     if not quote:
         return csv.reader(file, delimiter=delimiter, quoting=csv.QUOTE_NONE)
-    return csv.reader(file, delimiter=delimiter, quotechar=quote)
+    return csv.reader(file, delimiter=delimiter, quotechar=quote, strict=strict)
 
 
 def rows_in(text: str, delimiter: str, quote: str) -> list[list[str]]:
-    """Return the first rows of a text that are not empty; none if they cannot be read so."""
+    """Return the first rows of a text that are not empty."""
+    return parsed(text, delimiter, quote, strict=False)[0]
+
+
+def parsed(text: str, delimiter: str, quote: str, strict: bool = True) -> tuple[list[list[str]], bool]:
+    """Return the first rows of a text that are not empty, as far as they can be read, and whether all can."""
     rows: list[list[str]] = []
     try:
-        for row in reader_of(text, delimiter, quote):
+        for row in reader_of(text, delimiter, quote, strict):
             if row:
-                rows.append(row)
+                rows.append([field.replace(STAND_IN, delimiter) for field in row])
             if len(rows) > ROWS:
                 break
     except csv.Error:
-        return []
-    return rows
+        return rows, False
+    return rows, True
 
 
 def lines_of_header(text: str, dialect: Dialect) -> int:

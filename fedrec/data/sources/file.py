@@ -27,9 +27,9 @@ from fedrec.data.sources.objects import json_columns, read_json
 from fedrec.data.sources.roles import BY_NAME
 from fedrec.data.sources.sequences import COLUMNS, are_sequences, read_sequences
 from fedrec.data.sources.streams import Undecodable
-from fedrec.data.sources.values import SAMPLE, coded, numbers, of_text, times
+from fedrec.data.sources.values import SAMPLE, coded, combined, numbers, of_text, times
 from fedrec.data.types import Ints
-from fedrec.errors import UserError, choose
+from fedrec.errors import UserError, choose, named
 from fedrec.files import PEEKED, regular, unpack
 
 FORMATS = ("csv", "parquet", "jsonl", "json", "recbole", "sequences")
@@ -78,7 +78,8 @@ def settings_of(reading: Reading, platform: str, platforms: Collection[str]) -> 
     values = {}
     for name in ("format", "delimiter", "encoding", "decimal", "quote", "dates", "header"):
         text = getattr(reading, name)
-        by_name = {"*": text} if not text.strip() or text == ";" else per_client(text)
+        with named(f"reading.{name}"):
+            by_name = {"*": text} if not text.strip() or text == ";" else per_client(text)
         for other in by_name.keys() - {"*", *platforms}:
             choose(f"reading.{name}: platform", other, platforms)
         values[name] = by_name.get(platform, by_name.get("*", ""))
@@ -111,7 +112,7 @@ def open_file(path: Path, name: str, settings: Settings, wanted: Collection[str]
     elif form == "sequences":
         opened = replace(opened, columns=tuple(COLUMNS))
     else:
-        opened = of_lines(opened, settings, wanted)
+        opened = of_lines(opened, whole, settings, wanted)
     return check_acts(opened, settings)
 
 
@@ -127,8 +128,8 @@ def form_of(text: str) -> str:
     return "sequences" if are_sequences(text) else "csv"
 
 
-def of_lines(opened: Opened, settings: Settings, wanted: Collection[str]) -> Opened:
-    """Return a file of delimited lines with its columns and its dialect; raises UserError."""
+def of_lines(opened: Opened, whole: bool, settings: Settings, wanted: Collection[str]) -> Opened:
+    """Return a file of delimited lines, whose text is `whole` or not, with columns and dialect; raises UserError."""
     encoding, text = opened.dialect.encoding, opened.text
     if opened.form == "recbole":
         dialect = Dialect(encoding, "\t", "", certain=opened.dialect.certain)
@@ -138,7 +139,7 @@ def of_lines(opened: Opened, settings: Settings, wanted: Collection[str]) -> Ope
         pairs = [(found[1], found[2]) for found in typed if found]
         lists = frozenset(name for name, kind in pairs if kind.endswith("_seq"))
         return replace(opened, columns=tuple(name for name, _ in pairs), dialect=dialect, lists=lists)
-    chosen = choose_dialect(text, settings.told, wanted, BY_NAME, opened.name)
+    chosen = choose_dialect(text, whole, settings.told, wanted, BY_NAME, opened.name)
     dialect = replace(chosen, encoding=encoding, certain=opened.dialect.certain)
     first = rows_in(text, dialect.delimiter, dialect.quote)[0]
     columns = [field.strip() for field in first] if dialect.header else [str(at + 1) for at in range(len(first))]
@@ -238,7 +239,7 @@ def convert(
             columns[name], unread, form = times(column, settings.dates, where)
             said += [f"{name} like {datetime(2023, 12, 31).strftime(form)}"] * bool(form)
         else:
-            columns[name] = coded(column, name in lists) if of_text(column.type) else column
+            columns[name] = coded(column, name in lists) if of_text(column.type) else combined(column)
         if unread is not None:
             text[name] = unread
     return Parsed(columns, loaded.lines, text, (", ".join(said), *loaded.said))

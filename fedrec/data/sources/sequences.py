@@ -21,7 +21,7 @@ RULE = "must have a user and an item, parted by blanks"
 def are_sequences(text: str) -> bool:
     """Return whether lines are words parted by blanks alone, at least two, and more in some lines than in others."""
     counts = {len(line.split()) for line in text.splitlines() if line.strip()}
-    return len(counts) > 1 and min(counts) > 1 and not any(sign in text for sign in (",", ";", "|", "::", '"'))
+    return len(counts) > 1 and min(counts) > 1 and not any(sign in text for sign in (",", ";", "\t", "|", "::", '"'))
 
 
 def read_sequences(path: Path, name: str, encoding: str, strict: bool) -> Loaded:

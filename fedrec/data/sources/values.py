@@ -24,6 +24,13 @@ SAMPLE = 1000
 Numbers = NDArray[np.float64]
 
 
+def combined(column: Any) -> Any:
+    """Return a column as one array of arrow."""
+    if isinstance(column, pa.ChunkedArray):
+        return column.combine_chunks()
+    return column if isinstance(column, pa.Array) else pa.array(column)
+
+
 def coded(column: Any, lists: bool = False) -> Any:
     """Return a column of text of arrow by code: one array of a dictionary, without a value twice; missing is null.
 
