@@ -178,6 +178,49 @@ FORMS: dict[str, tuple[str, str | bytes, dict[str, Any], dict[str, list[Any]], s
         {"user": ["a", "b"], "item": ["x", "y"], "time": [86400, 13.5 * 3600]},
         "t.csv: read as columns parted by semicolon, zeit like 31.12.2023 00:00; time is zeit",
     ),
+    "blanks between thousands, two digits of a year": (
+        "t.csv",
+        "user;item;preis;datum\na;x;1\u00a0234,50;31.12.99\nb;y;12 000;1.1.00\n",
+        {},
+        {"user": ["a", "b"], "item": ["x", "y"], "price": [1234.5, 12000.0], "time": [10956 * 86400, 10957 * 86400]},
+        "t.csv: read as columns parted by semicolon, decimal comma, thousands grouped, datum like 31.12.23; "
+        "time is datum, price is preis",
+    ),
+    "names of months": (
+        "t.csv",
+        'user,item,price,date\na,x,"1,234.50","Jan 2, 1970"\nb,y,12,"Feb 1, 1970"\n',
+        {},
+        {"user": ["a", "b"], "item": ["x", "y"], "price": [1234.5, 12.0], "time": [86400, 31 * 86400]},
+        "t.csv: read as thousands grouped, date like Dec 31, 2023; time is date",
+    ),
+    "the better of several names": (
+        "t.csv",
+        "user_id,user,video_id,date,timestamp,time\na,Al,x,20200101,1600000000.5,2020-01-01 00:00:00\n",
+        {},
+        {"user": ["a"], "item": ["x"], "time": [1600000000.5]},
+        "t.csv: user is user_id, item is video_id, time is timestamp",
+    ),
+    "a log of events": (
+        "t.csv",
+        "event_time,event_type,product_id,price,user_id\n1970-01-02 00:00:01 UTC,view,44,35.79,5\n",
+        {},
+        {"user": ["5"], "item": ["44"], "time": [86401], "event": ["view"], "price": [35.79]},
+        "t.csv: user is user_id, item is product_id, time is event_time, event is event_type",
+    ),
+    "only what is named": (
+        "t.csv",
+        "user,item,rating,time\na,x,5,1\n",
+        {"columns": "user=user,item=item"},
+        {"user": ["a"], "item": ["x"]},
+        "",
+    ),
+    "what is named, and the rest by its names": (
+        "t.csv",
+        "user,item,stars,value\na,x,5,1\n",
+        {"columns": "price=value"},
+        {"user": ["a"], "item": ["x"], "rating": [5.0], "price": [1.0]},
+        "t.csv: rating is stars",
+    ),
     "no quotes": (
         "t.tsv",
         'user\titem\ttitle\na\tx\t"Half a quote\nb\ty\tB\n',
@@ -410,6 +453,11 @@ WRONG: dict[str, tuple[str | bytes, dict[str, Any], str]] = {
         "user,item\na,x\n",
         {"columns": "user=user,item=item,label=buy"},
         "column of t.csv: must be one of",
+    ),
+    "a column beside files": (
+        "user,item,domain\na,x,p\n",
+        {"columns": "user=user,item=item,platform=domain", "platforms": "files"},
+        "columns: platform must not be mapped where files are of one, found 'domain'",
     ),
     "columns of none": ("user,item\na,x\n", {"columns": "shop:user=user"}, "columns: platform"),
 }

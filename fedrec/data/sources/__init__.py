@@ -50,7 +50,7 @@ def names_of(there: Collection[Place]) -> dict[Path, str]:
 def read_file(path: Path, name: str, platform: str, ask: Asked, settings: Settings, others: bool, columns: str) -> Raw:
     """Return one file as it was read; see `resolve` for `ask`, `others` and `columns`."""
     opened = open_file(path, name, settings, ask.columns)
-    roles, said = resolve(ask, opened.columns, name, others, columns)
+    roles, said = resolve(ask, opened.columns, name, columns, platform, others)
     return as_raw(opened, roles, settings, platform, said)
 
 

@@ -10,11 +10,11 @@ from fedrec.data.sources.dialect import Told, plain
 from fedrec.data.sources.file import Opened, Settings, open_file, settings_of
 from fedrec.data.sources.places import find_files
 from fedrec.data.sources.raw import as_raw
-from fedrec.data.sources.roles import BY_NAME, Asked, asked, check_once, have
+from fedrec.data.sources.roles import ABOUT, Asked, asked, called, check_once, have
 from fedrec.errors import UserError, choose
 
 KEY = "key"
-ABOUT_ITEMS = ("title", "category", "brand", "price", "description")
+LIKE = {"title": ("name",), "description": ("description", "beschreibung")}  # as such columns are called here alone
 
 
 def read_attributes(
@@ -47,7 +47,7 @@ def attribute_roles(ask: Asked, opened: Opened, kind: str) -> tuple[Asked, str]:
         choose(f"reading.{kind}_columns: column of {opened.name}", column, columns)
         check_once(columns, column, opened.name)
     if KEY not in roles:
-        fits = [column for column in columns if BY_NAME.get(plain(column)) == kind or plain(column) in (KEY, "id")]
+        fits = called(kind, columns) or [column for column in columns if plain(column) in (KEY, "id")]
         if len(fits) != 1:
             raise UserError(
                 f"reading.{kind}_columns: must say which column of {opened.name} is the key, as in key={columns[0]}, "
@@ -57,7 +57,7 @@ def attribute_roles(ask: Asked, opened: Opened, kind: str) -> tuple[Asked, str]:
     if not ask.complete:
         free = [column for column in columns if column not in roles.values()]
         if kind == "item":
-            named = {role: [c for c in free if BY_NAME.get(plain(c)) == role] for role in ABOUT_ITEMS}
+            named = {role: called(role, free) or [c for c in free if plain(c) in LIKE.get(role, ())] for role in ABOUT}
             roles |= {role: several[0] for role, several in named.items() if len(several) == 1 and role not in roles}
         else:
             roles |= {column: column for column in free if column not in roles and columns.count(column) == 1}

@@ -10,7 +10,6 @@ import os
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import platformdirs
 import pyarrow as pa  # type: ignore[import-untyped]
@@ -36,10 +35,13 @@ def parse_once(opened: Opened, kinds: Mapping[str, str], settings: Settings) -> 
     path = folder() / f"{key}.arrow"
     found = read_cache(path, key, kinds)
     if found is None:
+        before = opened.path.stat()
         found = parse(opened, kinds, settings)
+        after = opened.path.stat()
         with suppress(OSError):
-            write_cache(path, key, found)
-            trim(path.parent)
+            if (before.st_size, before.st_mtime_ns) == (after.st_size, after.st_mtime_ns):
+                write_cache(path, key, found)
+                trim(path.parent)
     return found
 
 

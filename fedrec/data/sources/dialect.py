@@ -24,6 +24,7 @@ MARKS = (
 STAND_IN = "\x1f"  # for a delimiter of several bytes, in a file that has no such character
 ROWS = 1000  # of a sample, by which columns are told
 NUMBER = re.compile(r"[+-]?(\d+([.,]\d*)*|[.,]\d+)([eE][+-]?\d+)?")
+BLANK = re.compile(r"(?<=\d)[ '’\u00a0\u202f](?=\d{3}(\D|$))")  # between thousands
 ONLY_COMMA = re.compile(r"[+-]?(\d+,(\d{1,2}|\d{4,})|(0|\d{4,}),\d{3}|\d{1,3}(\.\d{3})+,\d*|\d{1,3}(\.\d{3}){2,})")
 ONLY_POINT = re.compile(r"[+-]?(\d*\.(\d{0,2}|\d{4,})|(0|\d{4,})\.\d{3}|\d{1,3}(,\d{3})+\.\d*|\d{1,3}(,\d{3}){2,})")
 
@@ -220,19 +221,21 @@ def choose_decimal(values: Iterable[str], told: str, where: str) -> tuple[str, b
     """
     if told:
         return DECIMALS[choose("reading.decimal", told, DECIMALS)], True
-    texts = {value for value in values if NUMBER.fullmatch(value)}
+    distinct = {*values}
+    joined = {BLANK.sub("", value) for value in distinct}
+    texts, blanks = {value for value in joined if NUMBER.fullmatch(value)}, not joined <= distinct
     comma = any(ONLY_COMMA.fullmatch(value) for value in texts)
     point = any(ONLY_POINT.fullmatch(value) for value in texts)
     if comma and not point:
-        return ",", any("." in value for value in texts)
+        return ",", blanks or any("." in value for value in texts)
     if point:
-        return ".", not comma and any("," in value for value in texts)
+        return ".", blanks or (not comma and any("," in value for value in texts))
     either = next((value for value in sorted(texts) if "," in value), None)
     if either is not None:
         raise UserError(
             f"{where}: whether {either} is above a thousand must be told by --reading.decimal point or comma"
         )
-    return ".", False
+    return ".", blanks
 
 
 def described(dialect: Dialect, told: Told) -> list[str]:

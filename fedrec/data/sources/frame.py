@@ -17,7 +17,7 @@ def read_frame(frame: pd.DataFrame, columns: str, name: str, reading: Reading | 
     """Return a DataFrame as a file of it would be read; its rows count from 1. Raises UserError."""
     frame = frame.set_axis([str(column) for column in frame.columns], axis="columns")
     settings = settings_of(reading or Reading(), "", ())
-    roles, said = resolve(asked(columns, ""), list(frame.columns), name, False, columns)
+    roles, said = resolve(asked(columns, ""), list(frame.columns), name, columns)
     there = {column: as_arrow(frame[column]) for column in roles.columns}
     parsed = convert(Loaded(there, np.arange(1, len(frame) + 1)), kinds_of(roles), name, settings)
     words = [word for word in (parsed.said[0] and f"read as {parsed.said[0]}", said) if word]

@@ -7,30 +7,32 @@ from fedrec.data.sources.dialect import plain
 from fedrec.errors import UserError, choose
 
 ALIASES = {"timestamp": "time", "categories": "category"}
-ROLES = (
-    *("user", "item", "rating", "time", "platform", "title", "category", "price", "brand", "label"),
-    *("event", "weight", "description"),
-)
+ABOUT = ("title", "category", "price", "brand", "description")
+ROLES = ("user", "item", "rating", "time", "platform", *ABOUT, "event", "label")
 RESERVED = ("user", "item", "platform", "time", "rating", "positive", "category", "price", "brand", "behaviour")
-# What columns of a role are called, without case and signs.
+# What columns of a role are called, without case and signs; names behind | count where no name before them is there.
 USUAL: dict[str, str] = {
-    "user": "user userid uid customer customerid cust custid member memberid visitor visitorid reviewer reviewerid "
-    "account accountid buyer buyerid profileid kunde kundeid kundennr kundennummer benutzer nutzer nutzerid usuario "
-    "utilisateur client clientid",
-    "item": "item itemid iid product productid prodid movie movieid film filmid asin parentasin sku article articleid "
-    "artikel artikelid artikelnr artikelnummer produkt produktid book bookid isbn song songid track trackid artist "
-    "artistid business businessid news newsid video videoid goods goodsid game gameid",
-    "rating": "rating ratings stars score overall bewertung sterne",
-    "time": "time timestamp ts date datetime createdat eventtime unixreviewtime reviewtime timems unixtime zeit datum "
-    "zeitpunkt zeitstempel",
-    "event": "event eventtype action actiontype behavior behaviour behaviortype behaviourtype ereignis aktion",
-    "platform": "platform domain marketplace plattform",
-    "title": "title titel itemname productname producttitle movietitle",
-    "category": "category categories genre genres kategorie maincategory",
-    "brand": "brand marke manufacturer",
-    "price": "price preis",
+    "user": "userid uid customerid custid memberid visitorid reviewerid accountid buyerid profileid kundeid kundennr "
+    "kundennummer nutzerid benutzerid clientid personid userhash userno usernr customerno customernumber customernr "
+    "kdnr | user customer cust member visitor reviewer account buyer kunde kundin nutzer benutzer usuario utilisateur "
+    "client person username | deviceid",
+    "item": "itemid iid productid prodid movieid filmid asin parentasin sku articleid artikelid artikelnr "
+    "artikelnummer produktid bookid isbn songid trackid artistid businessid newsid videoid goodsid gameid stockcode "
+    "itemno itemnr itemnumber productno productcode | item product movie film article artikel produkt book song track "
+    "artist business news video goods game",
+    "rating": "rating stars score overall | ratings bewertung sterne bookrating movierating reviewrating reviewscore",
+    "time": "timestamp ts unixtime unixreviewtime | time datetime eventtime createdat timems zeit zeitpunkt "
+    "zeitstempel | date datum eventdate orderdate purchasedate reviewdate reviewtime orderedat invoicedate "
+    "bestelldatum kaufdatum",
+    "event": "event eventtype | action actiontype behavior behaviour behaviortype behaviourtype ereignis aktion",
+    "platform": "platform plattform | domain marketplace",
+    "title": "title titel | itemname productname producttitle movietitle produktname",
+    "category": "category categories kategorie kategorien | genre genres maincategory",
+    "brand": "brand marke | manufacturer hersteller",
+    "price": "price preis | unitprice",
 }
-BY_NAME = {name: role for role, names in USUAL.items() for name in names.split()}
+TIERS = {role: [tier.split() for tier in names.split("|")] for role, names in USUAL.items()}
+BY_NAME = {name: role for role, tiers in TIERS.items() for names in tiers for name in names}
 NEEDED = ("user", "item")
 
 
@@ -98,13 +100,24 @@ def parse(columns: str, valid: Sequence[str]) -> tuple[dict[str, str], tuple[str
     return roles, tuple(labels)
 
 
-def resolve(ask: Asked, columns: Sequence[str], name: str, others: bool, text: str) -> tuple[Asked, str]:
+def called(role: str, columns: Sequence[str]) -> list[str]:
+    """Return the columns that are called like a role, by the best of its names that are there."""
+    each = ([column for column in columns if plain(column) in tier] for tier in TIERS.get(role, ()))
+    return next((some for some in each if some), [])
+
+
+def resolve(
+    ask: Asked, columns: Sequence[str], name: str, text: str, platform: str = "", others: bool = False
+) -> tuple[Asked, str]:
     """Return what of a file's `columns` has which role, and in words what was guessed.
 
     Guessed is what is lacking where `ask` is not complete, if one column is called so; users and items, always. With
-    `others`, files of other platforms, a column that the platform did not name itself may be missing here. Raises
-    UserError for a column that is asked for and missing, and for several that may be meant; `text` is what was asked.
+    `others`, files of other platforms, a column that the platform did not name itself may be missing here. `text` is
+    what was asked. Raises UserError for a column that is asked for and missing, for several that may be meant, and for
+    a column of platforms in a file of one `platform`.
     """
+    if platform and "platform" in ask.roles:
+        raise UserError(f"columns: platform must not be mapped where files are of one, found {ask.roles['platform']!r}")
     roles = {}
     for role, column in ask.roles.items():
         if column in columns or not others or column in ask.own:
@@ -115,9 +128,9 @@ def resolve(ask: Asked, columns: Sequence[str], name: str, others: bool, text: s
     free = [column for column in columns if column not in {*roles.values(), *labels}]
     guessed = {}
     for role in USUAL:
-        if role in roles or (ask.complete and role not in NEEDED):
+        if role in roles or (ask.complete and role not in NEEDED) or (platform and role == "platform"):
             continue
-        fits = [column for column in free if BY_NAME.get(plain(column)) == role]
+        fits = called(role, free)
         if len(fits) > 1:
             raise UserError(
                 f"columns: must say which column of {name} is {role}, as in {role}={fits[0]}, found {', '.join(fits)}"

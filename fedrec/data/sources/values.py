@@ -15,10 +15,18 @@ from fedrec.errors import UserError
 
 MISSING = ["", "nan", "NaN", "NULL", "null"]
 LARGEST = 1e30  # a number that is as large is none
-DAYS = ("%d.%m.%Y", "%Y/%m/%d", "%Y.%m.%d", "%d/%m/%Y", "%m/%d/%Y", "%d-%m-%Y", "%m-%d-%Y")
+DAYS = (
+    *("%d.%m.%Y", "%Y/%m/%d", "%Y.%m.%d", "%d/%m/%Y", "%m/%d/%Y", "%d-%m-%Y", "%m-%d-%Y"),
+    *("%d.%m.%y", "%d/%m/%y", "%m/%d/%y", "%d %b %Y", "%b %d, %Y", "%d-%b-%Y", "%d %B %Y", "%B %d, %Y"),
+)
 CLOCKS = ("", " %H:%M:%S", " %H:%M", " %H:%M:%S.%f", " %I:%M:%S %p", " %I:%M %p", "T%H:%M:%S")
 UNITS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
-TWINS = ({"%d/%m/%Y", "%m/%d/%Y"}, {"%d-%m-%Y", "%m-%d-%Y"})  # which a date of the first twelve days fits alike
+# Forms that a date of the first twelve days of a month fits alike.
+TWINS = (
+    {"%d/%m/%Y", "%m/%d/%Y"},
+    {"%d-%m-%Y", "%m-%d-%Y"},
+    {"%d/%m/%y", "%m/%d/%y"},
+)
 ISO = re.compile(r"\d{4}-\d\d?(-\d\d?)?([T ].*)?")
 SAMPLE = 1000
 Numbers = NDArray[np.float64]
@@ -66,13 +74,14 @@ def flat(column: Any) -> NDArray[Any]:
 
 def numbers_of(words: Any, decimal: str, grouped: bool) -> Numbers:
     """Return the numbers that texts say, NaN where one says none."""
-    point, other = re.escape(decimal), re.escape("," if decimal == "." else ".")
-    whole = rf"(\d+|\d{{1,3}}({other}\d{{3}})+)" if grouped else r"(\d+)"
+    point, other = re.escape(decimal), "," if decimal == "." else "."
+    group = rf"[{other}'’\x{{a0}}\x{{202f}} ]"  # RE2
+    whole = rf"(\d+|\d{{1,3}}({group}\d{{3}})+)" if grouped else r"(\d+)"
     plain = pc.utf8_trim_whitespace(words)
     good = pc.match_substring_regex(plain, rf"^[+-]?({whole}({point}\d*)?|{point}\d+)([eE][+-]?\d{{1,2}})?$")
     plain = pc.if_else(good, plain, None)
     if grouped:
-        plain = pc.replace_substring(plain, "," if decimal == "." else ".", "")
+        plain = pc.replace_substring_regex(plain, group, "")
     plain = pc.replace_substring_regex(pc.replace_substring(plain, decimal, "."), r"^\+", "")
     values = np.asarray(pc.cast(plain, pa.float64()).to_numpy(False), np.float64)
     return np.where(np.abs(values) < LARGEST, values, np.nan)
