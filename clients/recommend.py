@@ -20,8 +20,9 @@ from fedrec.experiment.config import Experiment
 from fedrec.experiment.earlier import experiment_of as experiment_of
 from fedrec.experiment.folding import fold_in
 from fedrec.experiment.holdings import clients_data, dataset, kept_shapes, reader, tasks_for
+from fedrec.experiment.origins import data_digest
 from fedrec.experiment.records import load_params, slug, table_of
-from fedrec.files import named_values, sha256_of
+from fedrec.files import named_values
 from fedrec.keyed import TABLES, carrier, gather
 from fedrec.params import Params
 from fedrec.sharing import ContractError, Sharing, admit
@@ -119,7 +120,7 @@ def params_of(home: Path, experiment: Experiment, data: ClientData) -> Params:
     files are missing or do not fit the data, which may have changed since the run.
     """
     known = named_values(home / "experiment.json", "run").get("data", {}).get("sha256", "")
-    if known and known != sha256_of(experiment.data_dir):
+    if known and known != data_digest(experiment):
         raise UserError(f"run: {home} must have the data that it was trained on, found others in {experiment.data_dir}")
     shared = load_params(home / "model" / "shared.safetensors")
     private = load_params(home / "model" / f"client-{slug(data.name)}.safetensors")

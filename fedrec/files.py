@@ -7,6 +7,7 @@ import io
 import json
 import lzma
 import os
+import re
 import stat
 import tarfile
 import tomllib
@@ -27,6 +28,8 @@ KINDS = (
     (stat.S_ISBLK, "a device"),
 )
 PEEKED = 2**20  # bytes that a reader may see ahead
+# Ends of the names of what is packed, the longer ones first.
+PACKED = (".tar.gz", ".tar.bz2", ".tar.xz", ".tgz", ".tar", ".zip", ".zst", ".gz", ".bz2", ".xz")
 # What a damaged archive raises, beside OSError.
 DAMAGED = (EOFError, RuntimeError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, tarfile.TarError)
 
@@ -107,11 +110,9 @@ def _open(path: Path, file: IO[bytes], thing: str) -> IO[bytes]:
         packed = zipfile.ZipFile(file)
         return packed.open(_only([member for member in packed.infolist() if not member.is_dir()], thing))
     if name.endswith(".zst"):
-        try:
-            import zstandard  # type: ignore[import-not-found, unused-ignore]
-        except ImportError:
-            raise UserError(f"{thing}: reading .zst needs the package zstandard, found none installed") from None
-        reader: IO[bytes] = zstandard.ZstdDecompressor().stream_reader(file)
+        import pyarrow as pa  # type: ignore[import-untyped]
+
+        reader: IO[bytes] = pa.CompressedInputStream(pa.PythonFile(file), "zstd")
         return reader
     if name.endswith(".gz"):
         return io.BufferedReader(gzip.GzipFile(fileobj=file))
@@ -121,9 +122,11 @@ def _open(path: Path, file: IO[bytes], thing: str) -> IO[bytes]:
 
 
 def _only(members: list[Any], thing: str) -> Any:
-    if len(members) != 1:
-        raise UserError(f"{thing}: must hold one file, found {len(members)} in the archive")
-    return members[0]
+    names = [getattr(member, "filename", None) or member.name for member in members]
+    files = [one for one, name in zip(members, names, strict=True) if not re.search(r"(^|/)(\.|__MACOSX/)", name)]
+    if len(files) != 1:
+        raise UserError(f"{thing}: must hold one file, found {len(files)} in the archive")
+    return files[0]
 
 
 class _Bounded(io.RawIOBase):

@@ -17,10 +17,9 @@ from fedrec.errors import UserError
 from fedrec.experiment.config import Experiment
 from fedrec.experiment.earlier import changed, earlier, leavers, parties, total
 from fedrec.experiment.holdings import clients_data, dataset, item_content, public_basis, tasks_of_all, weights_sent
-from fedrec.experiment.origins import origins, permit
+from fedrec.experiment.origins import data_digest, origins, permit
 from fedrec.experiment.records import Record, Row, failures, write_record
 from fedrec.federation.coordination import Penalty, Solver
-from fedrec.files import sha256_of
 from fedrec.folders import vacant
 from fedrec.models.factors import as_sent, factors_of
 from fedrec.models.quadratic import Matrix, Quadratic, penalty, scale
@@ -132,7 +131,7 @@ def finish(experiment: Experiment, home: Path, record: Record) -> None:
     notes = (*dataset(experiment).notes, *item_content(experiment)[1])
     if experiment.by_sums and experiment.sums.basis:
         notes += public_basis(experiment)[1]
-    origin, digest = origins(experiment.own_parts), sha256_of(experiment.data_dir)
+    origin, digest = origins(experiment.own_parts), data_digest(experiment)
     write_record(home, record, experiment.model_dump(mode="json"), notes, origin, digest)
     if experiment.agreement.active:
         teach(experiment, record, home)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple, get_args, get_origin
 
 from fedrec.components import ALIASES, SEAMS, parts_of, per_client, with_fields, with_paths
+from fedrec.data.sources import absolute, absolute_each
 from fedrec.data.text import PUBLIC
 from fedrec.errors import UserError, choose, named
 from fedrec.experiment.acting import RULES as NEEDS
@@ -26,6 +27,7 @@ from simulations.defaults import defaults
 from simulations.methods import METHODS, usual
 from simulations.options import FIELDS, OPTIONS, flag, flatten, help_of, nest, parser, shown
 
+DESCRIBING = ("reading.items", "reading.users")  # files, by platform
 SAVING = ("process", "inline", "batched")  # engines that can save the clients' state
 
 
@@ -359,6 +361,11 @@ def convert(path: str, given: Given) -> Any:
     if value == "none" and type(None) in get_args(FIELDS[path].annotation):
         return None
     check_number(path, given)
+    if path == "data_dir" and value is not None and str(value):
+        return absolute(value)
+    if path in DESCRIBING and value:
+        with named(given.where):
+            return absolute_each(str(value))
     if Path in kinds_of(FIELDS[path].annotation) and isinstance(value, str | Path):
         if not str(value):
             raise UserError(f"{given.where}: must name a file or a folder, found ''")

@@ -66,6 +66,21 @@ def test_the_last_of_a_repeated_flag_counts() -> None:
     assert not parse(["--pool", "--no-pool"]).experiment.pool
 
 
+def test_relative_places_of_platforms_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    here = Path.cwd()
+    places = "films=films.csv;shop=exports/*.jsonl"
+    argv = ["--dataset", "table", "--data-dir", places, "--columns", "user=u,item=i"]
+    argv += ["--reading.items", "items.csv;shop=shop.csv", "--reading.match", "match.csv"]
+    e = parse(argv).experiment
+    assert str(e.data_dir) == f"films={here}/films.csv;shop={here}/exports/*.jsonl"
+    assert e.reading.items == f"{here}/items.csv;shop={here}/shop.csv"
+    assert e.reading.match == here / "match.csv"
+    assert (
+        overrides({"dataset": "table", "data-dir": str(e.data_dir), "columns": "user=u,item=i"}).data_dir == e.data_dir
+    )
+
+
 def test_a_relative_data_dir_becomes_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     here = tmp_path / "ml-100k"

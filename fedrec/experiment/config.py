@@ -84,11 +84,16 @@ class Experiment(Method):
 
     clients: int | None = Field(None, description="number of clients; 5, or one for each platform of the data")
     dataset: Annotated[PartText, one_of("dataset")] = Field("synthetic", description="synthetic, ml-100k or table")
-    data_dir: Path | None = Field(None, description="folder of ml-100k, or the CSV/Parquet file of a table")
+    data_dir: Path | None = Field(
+        None,
+        description="folder of ml-100k, or of a table a file, folder or glob, or one for each platform: "
+        "'films=films.csv;shop=exports/*.jsonl'",
+    )
     columns: str = Field(
         "",
         description="columns of a table: "
-        "user=NAME,item=NAME[,rating=,time=,platform=,title=,category=,price=,brand=,label=]",
+        "user=NAME,item=NAME[,rating=,time=,platform=,event=,label=,title=,category=,price=,brand=] and those of one "
+        "platform behind ';shop:'; what is lacking is guessed by what columns are called, and said",
     )
     reading: Reading = Field(Reading(), description="how the files of a table are read")
     filters: Filters = Field(Filters(), description="which interactions of a table count")

@@ -12,6 +12,7 @@ import numpy as np
 
 from fedrec.data import ClientData, Clients, Listed
 from fedrec.data.history import sequences
+from fedrec.data.sources import listed
 from fedrec.data.table import FRAME
 from fedrec.data.types import Ints, Keys
 from fedrec.errors import UserError
@@ -55,7 +56,7 @@ def moved(experiment: Experiment, home: Path) -> Experiment:
     run = home.absolute().parents[1] if home.absolute().parent.name == "baselines" else home.absolute()
     for field, name in (("data_dir", FRAME), ("forgotten", FORGOTTEN)):
         path = getattr(experiment, field)
-        if path is not None and path.name == name and not path.exists():
+        if path is not None and path.name == name and not path.exists() and not listed(path):
             experiment = experiment.model_copy(update={field: run / name})
     return experiment
 

@@ -7,8 +7,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from fedrec.components import make, read
+from fedrec.components import make, per_client, read
+from fedrec.data.sources import digest
 from fedrec.errors import UserError
+from fedrec.experiment.config import Experiment
 
 
 def portable(field: str, text: str, engine: str) -> None:
@@ -18,6 +20,12 @@ def portable(field: str, text: str, engine: str) -> None:
             f"{field}: {read(text).use} must be importable by the processes of the engine {engine}, found a class of "
             "the program that was started; move it to a module, or add --engine inline"
         )
+
+
+def data_digest(e: Experiment) -> str:
+    """Return the SHA-256 of the files that an experiment's data are read from; "" where they are from no file."""
+    described = [file for text in (e.reading.items, e.reading.users) if text for file in per_client(text).values()]
+    return digest([e.data_dir, *described, e.reading.match])
 
 
 def permit(parts: Iterable[tuple[str, str]], allowed: Collection[str]) -> None:
