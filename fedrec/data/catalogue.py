@@ -174,9 +174,10 @@ def _either(one: Column, other: Column) -> Column:
     return np.where(pd.isna(one), other, one)
 
 
-def carried(texts: Sequence[str], sheet: Sheet, seen: Bools) -> Bools:
-    """Return which items [n] a platform has: those of its own file, and those that its rows name."""
+def carried(texts: Sequence[str], sheet: Sheet, seen: Ints) -> Bools:
+    """Return which items [n] a platform has: those of its own file, and those `seen` in its rows."""
     place = pd.Index(list(texts), dtype="str").get_indexer(pd.Index(sheet.keys, dtype="str"))
-    mine = seen.copy()
+    mine = np.zeros(len(texts), np.bool_)
     mine[place[place >= 0]] = True
+    mine[seen] = True
     return mine

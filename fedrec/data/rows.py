@@ -10,7 +10,7 @@ from fedrec.data.columns import Coded, Reals, Values, binary, coded, constant, i
 from fedrec.data.events import Events, own_events, told
 from fedrec.data.faults import Fault, settle
 from fedrec.data.reading import Raw, Reading
-from fedrec.data.scales import Scale, bounds, outside
+from fedrec.data.scales import Scales, bounds, outside
 from fedrec.data.types import Bools, Floats, Ints
 from fedrec.errors import UserError
 
@@ -64,7 +64,7 @@ class Rows:
         )
 
 
-def read_rows(raw: Raw, reading: Reading, events: Events, scales: Mapping[str, Scale]) -> tuple[Rows, tuple[str, ...]]:
+def read_rows(raw: Raw, reading: Reading, events: Events, scales: Scales) -> tuple[Rows, tuple[str, ...]]:
     """Return the rows of a file that count, and what is said of it: what was guessed, dropped and ignored.
 
     An empty rating or label is not known: the row has it not, and is not asked for it. Raises UserError for a bad row
@@ -160,7 +160,7 @@ def _platform(raw: Raw, n: int, faults: list[Fault]) -> Coded:
     return found
 
 
-def _rating(raw: Raw, value: Values, platform: Coded, scales: Mapping[str, Scale], faults: list[Fault]) -> Floats:
+def _rating(raw: Raw, value: Values, platform: Coded, scales: Scales, faults: list[Fault]) -> Floats:
     """Return the ratings, NaN where there is none."""
     column = raw.roles["rating"]
     with np.errstate(invalid="ignore", over="ignore"):

@@ -32,7 +32,10 @@ class Scale(NamedTuple):
         return f"{self.low:g}..{self.high:g}"
 
 
-def parse_scales(text: str) -> dict[str, Scale]:
+Scales = Mapping[str, Scale]  # by platform, "*": of all others
+
+
+def parse_scales(text: str) -> Scales:
     """Return the scale of each platform ("*": of all others) that a text like `1..5;shop=0..10` states."""
     scales = {}
     for platform, part in (per_client(text) if text else {}).items():
@@ -44,13 +47,13 @@ def parse_scales(text: str) -> dict[str, Scale]:
     return scales
 
 
-def check_platforms(scales: Mapping[str, Scale], platforms: Sequence[str]) -> None:
-    """Raise UserError for the scale of a platform that is not there."""
-    for platform in scales.keys() - {"*"}:
-        choose("reading.scale: platform", platform, platforms)
+def check_platforms(field: str, given: Mapping[str, object], platforms: Sequence[str]) -> None:
+    """Raise UserError for what is given of a platform that is not there."""
+    for platform in sorted(given.keys() - {"*"}):
+        choose(f"{field}: platform", platform, platforms)
 
 
-def bounds(scales: Mapping[str, Scale], platforms: Sequence[str]) -> tuple[Floats, Floats]:
+def bounds(scales: Scales, platforms: Sequence[str]) -> tuple[Floats, Floats]:
     """Return the lowest and highest rating of platforms [n], NaN where none is stated."""
     each = [scales.get(name, scales.get("*", Scale(np.nan, np.nan))) for name in platforms]
     low, high = (np.asarray([scale[side] for scale in each], np.float32) for side in (0, 1))
@@ -62,7 +65,7 @@ def outside(rating: Floats, platform: Codes, low: Floats, high: Floats) -> Bools
     return np.asarray((rating < low[platform]) | (rating > high[platform]), np.bool_)
 
 
-def liked(platforms: Sequence[str], scales: Mapping[str, Scale], normalised: bool) -> Floats:
+def liked(platforms: Sequence[str], scales: Scales, normalised: bool) -> Floats:
     """Return the least rating that is liked on each platform [n]: the upper quarter of its scale, or 4."""
     if normalised:
         return np.full(len(platforms), Scale(*STARS).liked, np.float32)
@@ -71,7 +74,7 @@ def liked(platforms: Sequence[str], scales: Mapping[str, Scale], normalised: boo
 
 
 def normalise(
-    rating: Floats, platform: Codes, platforms: Sequence[str], scales: Mapping[str, Scale]
+    rating: Floats, platform: Codes, platforms: Sequence[str], scales: Scales
 ) -> tuple[Floats, tuple[str, ...]]:
     """Return ratings [n] brought from the scale of their platform to 1..5, and what is said of that.
 
@@ -94,9 +97,7 @@ def normalise(
     return brought, (f"ratings were brought to {Scale(*STARS)}: {', '.join(each)}",)
 
 
-def notes(
-    rating: Floats, platform: Codes, platforms: Sequence[str], scales: Mapping[str, Scale], normalised: bool
-) -> tuple[str, ...]:
+def notes(rating: Floats, platform: Codes, platforms: Sequence[str], scales: Scales) -> tuple[str, ...]:
     """Return the range of each platform's ratings in words, and suspicions: scales that differ, a lone outlier."""
     ranges, odd = {}, []
     for code, name in enumerate(platforms):
@@ -105,7 +106,7 @@ def notes(
             ranges[name] = Scale(float(counts.index[0]), float(counts.index[-1]))
             if name not in scales and "*" not in scales and (far := outlier(counts)):
                 odd.append(f"SUSPICION: {far} (of {name}) lies far outside: state the scale (--reading.scale 1..5)")
-    if not ranges or normalised:
+    if not ranges:
         return ()
     said = [f"{scale.low:g} to {scale.high:g}" + f" on {name}" * (len(platforms) > 1) for name, scale in ranges.items()]
     found = [f"ratings are from {', '.join(said)}"]

@@ -139,7 +139,7 @@ def _read(path: Path, wanted: list[str]) -> dict[str, Any]:
 def _header(path: Path) -> list[str]:
     """Return the names of a file's columns."""
     if path.suffix in (".parquet", ".pq"):
-        import pyarrow.parquet as pq
+        import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
         with reading_file(path, "Parquet"), pq.ParquetFile(path) as file:
             return [str(name) for name in file.schema_arrow.names]
@@ -186,7 +186,7 @@ def _csv(path: Path, wanted: list[str]) -> pd.DataFrame:
 
 def _parquet(path: Path, wanted: list[str]) -> pd.DataFrame:
     """Return the wanted columns as text."""
-    import pyarrow.parquet as pq  # type: ignore[import-untyped]
+    import pyarrow.parquet as pq
 
     regular(path, path.name)
     with reading_file(path, "Parquet"), pq.ParquetFile(path) as file:
