@@ -8,15 +8,15 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa  # type: ignore[import-untyped]
 
-from fedrec.data import filters as counts
-from fedrec.data import scales as stars
 from fedrec.data.catalogue import Sheet, attributes_of_rows, carried, item_table, read_sheet, user_table
 from fedrec.data.checks import canonical
 from fedrec.data.columns import TEXT, Codes, Column, together
 from fedrec.data.events import check_found, parse_events
+from fedrec.data.filters import sizes, steps, window_words, within
 from fedrec.data.matching import NONE, Matches, matched, read_matches
 from fedrec.data.reading import Filters, Raw, Reading
 from fedrec.data.rows import Rows, read_rows
+from fedrec.data.scales import LIKED, Scales, check_platforms, liked, normalise, parse_scales, scale_notes
 from fedrec.data.types import Bools, Dataset, Floats, Ints, known_column
 from fedrec.errors import UserError
 
@@ -53,7 +53,7 @@ def assemble(
     Raises UserError for bad rows (see `settle`), and for whatever is asked for that cannot act.
     """
     described = described or Described()
-    events, scales = parse_events(reading.events), stars.parse_scales(reading.scale)
+    events, scales = parse_events(reading.events), parse_scales(reading.scale)
     parts, notes = list[Rows](), list[str]()
     for raw in raws:
         part, said = read_rows(raw, reading, events, scales)
@@ -72,7 +72,7 @@ def assemble(
     sheets = [sheet for sheet, _ in items]
     frame, names = _joined(parts, sheets, matches, notes)
     for field, given in (("scale", scales), ("items", {s.platform: 0 for s in sheets if s.platform})):
-        stars.check_platforms(f"reading.{field}", given, names.platform)
+        check_platforms(f"reading.{field}", given, names.platform)
     rated = any(part.rating is not None for part in parts)
     if rated:
         frame = _rated(frame, names.platform, reading, scales, notes)
@@ -159,31 +159,31 @@ def _values(parts: Sequence[Rows]) -> dict[str, Column]:
 
 
 def _rated(
-    frame: pd.DataFrame, platforms: Sequence[str], reading: Reading, scales: stars.Scales, notes: list[str]
+    frame: pd.DataFrame, platforms: Sequence[str], reading: Reading, scales: Scales, notes: list[str]
 ) -> pd.DataFrame:
     """Return the rows with ratings on one scale, where that is asked for; note what is to be said of scales."""
     rating: Floats = frame["rating"].to_numpy()
     platform: Codes = frame["platform"].to_numpy()
-    notes += stars.notes(rating, platform, platforms, scales)
+    notes += scale_notes(rating, platform, platforms, scales)
     if reading.normalise:
-        frame["rating"], said = stars.normalise(rating, platform, platforms, scales)
+        frame["rating"], said = normalise(rating, platform, platforms, scales)
         notes += said
     return frame
 
 
 def _with_likes(
-    rows: pd.DataFrame, platforms: Sequence[str], reading: Reading, scales: stars.Scales, notes: list[str]
+    rows: pd.DataFrame, platforms: Sequence[str], reading: Reading, scales: Scales, notes: list[str]
 ) -> bool:
     """Add the label `like` to rows, if there is a scale to tell it by, and note where it is not 4; return whether."""
     rating = rows["rating"].to_numpy()
     unknown = np.isnan(rating)
-    if unknown.all() or not (scales or (rating >= stars.LIKED).any()):
+    if unknown.all() or not (scales or (rating >= LIKED).any()):
         return False
-    least = stars.liked(platforms, scales, reading.normalise)
+    least = liked(platforms, scales, reading.normalise)
     rows["like"] = rating >= least[rows["platform"].to_numpy()]
     if unknown.any():
         rows[known_column("like")] = ~unknown
-    if (least != stars.LIKED).any():
+    if (least != LIKED).any():
         each = dict(zip(platforms, least.tolist(), strict=True))
         words = ", ".join(f"{value:g}" + f" on {name}" * (len(each) > 1) for name, value in each.items())
         notes.append(f"like is a rating of at least {words}, the upper quarter of the stated scale")
@@ -197,15 +197,15 @@ def _windowed(frame: pd.DataFrame, timed: bool, filters: Filters, notes: list[st
     if not timed:
         field = "since" if filters.since else "until"
         raise UserError(f"filters.{field}: needs the times of all rows (columns: time=NAME), found none")
-    kept = frame[counts.within(frame["time"].to_numpy(), filters)]
-    notes.append(_step(counts.window_words(filters), frame, kept, "rows"))
+    kept = frame[within(frame["time"].to_numpy(), filters)]
+    notes.append(_step(window_words(filters), frame, kept, "rows"))
     return kept.reset_index(drop=True)
 
 
 def _filtered(rows: pd.DataFrame, filters: Filters, notes: list[str]) -> pd.DataFrame:
     """Return the interactions that count, and note how many are left behind each filter."""
     before = rows
-    for words, kept in counts.steps(rows["user"].to_numpy(), rows["item"].to_numpy(), filters):
+    for words, kept in steps(rows["user"].to_numpy(), rows["item"].to_numpy(), filters):
         after = rows[kept]
         notes.append(_step(words, before, after, "interactions"))
         before = after
@@ -214,7 +214,7 @@ def _filtered(rows: pd.DataFrame, filters: Filters, notes: list[str]) -> pd.Data
 
 def _step(words: str, before: pd.DataFrame, after: pd.DataFrame, what: str) -> str:
     """Return what a filter left, in words; raises UserError where that is nothing."""
-    had, left = (counts.sizes(frame["user"].to_numpy(), frame["item"].to_numpy(), what) for frame in (before, after))
+    had, left = (sizes(frame["user"].to_numpy(), frame["item"].to_numpy(), what) for frame in (before, after))
     if not len(after):
         raise UserError(f"filters: must leave a row, found none of {had} with {words}")
     return f"filter, {words}: {left} are left of {had}"

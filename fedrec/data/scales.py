@@ -97,7 +97,7 @@ def normalise(
     return brought, (f"ratings were brought to {Scale(*STARS)}: {', '.join(each)}",)
 
 
-def notes(rating: Floats, platform: Codes, platforms: Sequence[str], scales: Scales) -> tuple[str, ...]:
+def scale_notes(rating: Floats, platform: Codes, platforms: Sequence[str], scales: Scales) -> tuple[str, ...]:
     """Return the range of each platform's ratings in words, and suspicions: scales that differ, a lone outlier."""
     ranges, odd = {}, []
     for code, name in enumerate(platforms):
