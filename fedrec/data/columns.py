@@ -123,7 +123,7 @@ def joined(lists: Any) -> Any:
     """Return a column of lists as texts whose parts are separated by '|'."""
     if not pa.types.is_list(lists.type) and not pa.types.is_large_list(lists.type):
         return pa.array([None if value is None else str(value) for value in lists.to_pylist()], TEXT)
-    return pc.binary_join(lists.cast(pa.list_(TEXT)), "|")
+    return pc.binary_join(lists.cast(pa.list_(pa.string())), "|")
 
 
 def _texts(values: Any) -> Any:
@@ -219,6 +219,8 @@ def times(column: Any, text: Any = None) -> Times:
     """
     array = as_arrow(column)
     if pa.types.is_timestamp(array.type) or pa.types.is_date(array.type):
+        if pa.types.is_date(array.type):
+            array = array.cast(pa.timestamp("s"))
         date = array.to_numpy(zero_copy_only=False).astype("datetime64[s]")
         return Times(np.where(np.isnat(date), 0, date.astype(np.int64)), np.isnat(date), "a time must be a date")
     if pa.types.is_integer(array.type) and not array.null_count and text is None:

@@ -14,7 +14,8 @@ from fedrec.errors import UserError, choose
 STARS = (1.0, 5.0)  # what scales are brought to
 LIKED = 4.0  # of a scale that nobody stated
 FEW = 0.01  # the share of ratings that may be an outlier
-FAR = 2.0  # how far it lies away, in ranges of all others
+FAR = 4.0  # how far it lies away, in ranges of all others, of which there are `SOME`
+SOME = 10
 
 
 class Scale(NamedTuple):
@@ -126,7 +127,7 @@ def _differ(ranges: Sequence[Scale]) -> bool:
 
 
 def outlier(counts: "pd.Series[int]") -> str:
-    """Return a few ratings that lie further away from all others than twice their range, in words; "" without any.
+    """Return a few ratings that lie further away from all others than four times their range, in words; "" without any.
 
     `counts` are the numbers of each rating, ascending by rating.
     """
@@ -135,7 +136,12 @@ def outlier(counts: "pd.Series[int]") -> str:
     for name, v, c in (("highest", value, count), ("lowest", -value[::-1], count[::-1])):
         beyond = np.cumsum(c[::-1])[::-1][1:]  # ratings above each but the last
         gap, range_ = np.diff(v), v[:-1] - v[0]
-        far = (beyond <= few) & (gap > FAR * np.maximum(range_, 1.0)) & (np.arange(len(gap)) > 0)
+        far = (
+            (beyond <= few)
+            & (count.sum() - beyond >= SOME)
+            & (gap > FAR * np.maximum(range_, 1.0))
+            & (np.arange(len(gap)) > 0)
+        )
         if far.any():
             number_, rated = int(beyond[np.argmax(far)]), float(value[-1] if name == "highest" else value[0])
             return f"a rating of {rated:g}" if number_ == 1 else f"{number_:,} ratings up to {rated:g}"
