@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import date
 from typing import Any
 
 import numpy as np
@@ -163,8 +164,8 @@ def test_times_are_of_the_unit_that_most_have() -> None:
     )
     found = times(pa.array([1_600_000_000, 1_600_000_001, 1_600_000_000_000]))  # one of another unit decides nothing
     assert (found.unit, found.bad.tolist()) == ("seconds", [False, False, True])
-    date = times(pa.array([np.datetime64("1970-01-02"), None]))
-    assert (date.seconds[0], date.bad.tolist()) == (86_400, [False, True])
+    days = times(pa.array([date(1970, 1, 2), None]))
+    assert (days.seconds[0], days.bad.tolist()) == (86_400, [False, True])
 
 
 # Events.
