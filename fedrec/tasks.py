@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fedrec.components import PATH, make, number, per_client, read, split_at
-from fedrec.data.types import Attributes, Bools, Floats, Interactions
+from fedrec.data.types import Attributes, Bools, Floats, Interactions, known_column
 from fedrec.errors import UserError, choose
 from fedrec.metrics import Values
 
@@ -68,7 +68,9 @@ class Task:
             return data.positive
         if self.kind in ("rating", "own"):
             return np.isfinite(self._values(data))
-        return np.ones(len(data), dtype=np.bool_)
+        if self.classes:  # who bought has done the most that there is
+            return data.known("buy") & (data.known("click") | self._label(data, "buy"))
+        return data.known(self.name)
 
     def target(self, data: Interactions, about: Attributes = NOTHING) -> Floats:
         """Return the target [n]: 1 for rank, the rating (0 where masked out), or the binary label.
@@ -96,12 +98,14 @@ class Task:
 
     def _label(self, data: Interactions, name: str) -> Bools:
         if name not in data.labels:
-            choose("task", name, ["rank", "rank-bce", "rating", *data.labels])
+            choose(
+                "task", name, ["rank", "rank-bce", "rating", *data.labels.keys() - set(map(known_column, data.labels))]
+            )
         return data.labels[name]
 
     def start(self, data: Interactions) -> float | Floats:
         """Return the head's initial bias: `offset`, or of behaviour the logarithms of the shares [3]."""
-        return log_shares(self.target(data)) if self.classes else self.offset(data)
+        return log_shares(self.target(data)[self.rows(data)]) if self.classes else self.offset(data)
 
     def offset(self, data: Interactions) -> float:
         """Return the bias that a head of one score starts with: the mean rating, the logit of the base rate, or 0."""

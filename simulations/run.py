@@ -166,6 +166,7 @@ def fitting(command: Command) -> Command:
 
 def say(command: Command, out: Path, console: Console, tell: Tell) -> None:
     """Say, before anything is run, what a promise of privacy sets, what else is to be known, and where the run is."""
+    from fedrec.experiment.holdings import dataset
     from simulations.engines.nodes import apart, slow
     from simulations.profile import brief
 
@@ -179,6 +180,8 @@ def say(command: Command, out: Path, console: Console, tell: Tell) -> None:
     for note in (*command.notes, *filter(None, [apart(command.experiment), slow(command.experiment)])):
         tell(f"note: {note}")
     if not command.quiet:
+        for note in dataset(command.experiment).notes:
+            console.print(f"data: {one_line(note)}", highlight=False, markup=False, soft_wrap=True)
         console.print(f"run: {out}", highlight=False, markup=False, soft_wrap=True)
 
 

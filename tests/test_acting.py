@@ -240,8 +240,11 @@ APART = {
     "forgotten": "needs a file of users: tests/test_unlearn.py",
     "start": "needs a run to go on from: tests/test_unlearn.py",
     "retune": "needs a run to go on from: tests/test_unlearn.py",
-    **{f"reading.{name}": "how files are read: tests/test_reading.py" for name in Reading.model_fields},
-    **{f"filters.{name}": "which rows count: tests/test_filters.py" for name in Filters.model_fields},
+    **{
+        f"reading.{name}": "how files are read, and what rows mean: tests/test_reading.py, tests/test_rows.py"
+        for name in Reading.model_fields
+    },
+    **{f"filters.{name}": "which rows count: tests/data/test_data_filters.py" for name in Filters.model_fields},
     "tracker": "is told of a run and changes nothing of it: tests/test_tracking.py",
     "lora.rank": "needs the weights of the sentence encoder: tests/test_lora_rounds.py",
     "lora.form": "needs the weights of the sentence encoder: tests/test_lora_rounds.py",

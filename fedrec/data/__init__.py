@@ -72,10 +72,14 @@ def load(
         name = choose_part("dataset", name)
     if read(name).own:
         data = make("dataset", name).load()
-        data = from_frame(data, columns, read(name).use) if isinstance(data, pd.DataFrame) else data
+        if isinstance(data, pd.DataFrame):
+            return from_frame(data, columns, read(name).use, reading, filters)
         if not isinstance(data, Dataset):
             kind = type(data).__name__
             raise UserError(f"dataset: {read(name).use} must load a Dataset or a DataFrame, found {kind}")
+        for field, value in (("reading", reading), ("filters", filters)):
+            if value not in (None, Reading(), Filters()):
+                raise UserError(f"{field}: acts only with a table, found a Dataset that {read(name).use} has made")
         return data
     if name == "synthetic":
         return synthetic(market, platforms=platforms, seed=seed)
@@ -83,4 +87,4 @@ def load(
         return movielens(data_dir)
     if data_dir is None:
         raise UserError("data-dir: the dataset 'table' needs a file, found none given")
-    return table(data_dir, columns)
+    return table(data_dir, columns, reading, filters)

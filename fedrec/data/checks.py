@@ -36,21 +36,35 @@ def refuse(bad: NDArray[np.bool_], values: Any, thing: str, rule: str, unit: str
 def canonical(frame: pd.DataFrame) -> tuple[pd.DataFrame, tuple[str, ...]]:
     """Merge the rows of every (platform, user, item) (`merged`); sort by (platform, user, time, item).
 
-    `frame` has the columns of `Dataset.interactions`; all that are bool but `positive` are labels. Returns the frame,
-    which does not depend on the order of the rows, and a note that counts what was merged into what.
+    `frame` has the columns of `Dataset.interactions`, codes of any width; all that are bool but `positive` are labels.
+    Returns the frame, which does not depend on the order of the rows, and a note that counts what was merged into what.
     """
-    labels = [name for name in frame.columns if frame[name].dtype == np.bool_ and name != "positive"]
-    order = ["platform", "user", "time", "item"]
-    if not frame.duplicated(KEY).any():
-        return frame.sort_values(order, ignore_index=True), ()
-    keys = frame.groupby(KEY, sort=True).ngroup().to_numpy().astype(np.int64)
-    before = Interactions.of(frame, labels)
-    after = merged(before, keys)
-    platform = frame["platform"].to_numpy()[np.unique(keys, return_index=True)[1]]
-    columns = {"user": after.user, "item": after.item, "platform": platform}
-    columns |= {"time": after.time, "rating": after.rating, "positive": after.positive, **after.labels}
-    rows = pd.DataFrame(columns)[list(frame.columns)]
-    return rows.sort_values(order, ignore_index=True), (merge_note(before, after),)
+    platform, user, item = (frame[name].to_numpy() for name in KEY)
+    keys = (platform.astype(np.int64) * _size(user) + user) * _size(item) + item
+    notes: tuple[str, ...] = ()
+    if _repeats(keys):
+        labels = [name for name in frame.columns if frame[name].dtype == np.bool_ and name != "positive"]
+        before = Interactions.of(frame, labels)
+        after = merged(before, keys)
+        platform = platform[np.unique(keys, return_index=True)[1]]
+        columns = {"user": after.user, "item": after.item, "platform": platform}
+        columns |= {"time": after.time, "rating": after.rating, "positive": after.positive, **after.labels}
+        frame = pd.DataFrame(columns)[list(frame.columns)]
+        notes = (merge_note(before, after),)
+    order = np.lexsort([frame[name].to_numpy() for name in ("item", "time", "user", "platform")])
+    columns = {str(name): frame[name].to_numpy()[order] for name in frame.columns}
+    columns |= {name: columns[name].astype(np.int64, copy=False) for name in KEY}
+    return pd.DataFrame(columns, copy=False), notes
+
+
+def _size(codes: Ints) -> int:
+    return int(codes.max()) + 1 if len(codes) else 1
+
+
+def _repeats(keys: Ints) -> bool:
+    """Return whether a key occurs twice."""
+    keys = np.sort(keys)
+    return bool((keys[1:] == keys[:-1]).any())
 
 
 def showable(name: str) -> bool:
@@ -104,7 +118,8 @@ def check_once(columns: Sequence[str], wanted: Sequence[str], name: str) -> None
 def merged(rows: Interactions, keys: Ints) -> Interactions:
     """Return one row for every key [n], by ascending key, whatever the order of the rows.
 
-    It is a positive, and has a label, where any row of the key is or has; its time is the last one; its rating is that
+    It is a positive, and has a label, where any row of the key is or has (so that a label is known where any row's is,
+    and one that is not known of a row is none that it has); its time is the last one; its rating is that
     of the last time at which there is a rating, the mean of them where that time has several. User and item are those
     of any row: the key must decide them.
     """
@@ -135,9 +150,10 @@ def merge_note(before: Interactions, after: Interactions) -> str:
     text += "with every label that any of them has"
     text += ", the last time" * bool(before.time.any())
     text += ", the last rating" * bool(np.isfinite(before.rating).any())
-    parts = [(name, before.labels[name], after.labels[name]) for name in before.labels]
+    names = [name for name in before.labels if not name.endswith("?")]
+    parts = [(name, before.labels[name], after.labels[name]) for name in names]
     if parts:
-        none = [~np.logical_or.reduce([*rows.labels.values()]) for rows in (before, after)]
+        none = [~np.logical_or.reduce([rows.labels[name] for name in names]) for rows in (before, after)]
         parts.append(("no label", none[0], none[1]))
     counts = "; ".join(f"{name}: {int(a.sum()):,} rows, {int(b.sum()):,} interactions" for name, a, b in parts)
     return f"{text} ({counts})" if counts else text

@@ -2,52 +2,126 @@
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from fedrec.data.checks import NAMES, canonical, check_once, read_csv, reading, refuse, showable
-from fedrec.data.types import Dataset, Ints
+from fedrec.components import per_client
+from fedrec.data.assembly import Described, assemble
+from fedrec.data.checks import check_once, read_csv
+from fedrec.data.checks import reading as reading_file
+from fedrec.data.columns import RESERVED
+from fedrec.data.matching import COLUMNS as MATCHED
+from fedrec.data.reading import Filters, Raw, Reading
+from fedrec.data.types import Dataset
 from fedrec.errors import UserError, choose
 from fedrec.files import largest, regular, unpack
 from fedrec.folders import create_private
 
 ALIASES = {"timestamp": "time", "categories": "category"}
-ROLES = ("user", "item", "rating", "time", "platform", "title", "category", "price", "brand", "label")
-RESERVED = ("user", "item", "platform", "time", "rating", "positive", "category", "price", "brand", "behaviour")
+ITEM_ROLES = ("title", "category", "price", "brand", "description")
+ROLES = ("user", "item", "rating", "time", "platform", *ITEM_ROLES, "event", "label")
 MISSING = ["", "nan", "NaN", "NULL", "null"]
-LATEST = 1e11  # seconds, in the year 5138
-UNITS = {"seconds": 1.0, "milliseconds": 1e3, "microseconds": 1e6, "nanoseconds": 1e9}
-BINARY = {"0": False, "1": True, "0.0": False, "1.0": True, "false": False, "true": True}
 
 
-def table(path: Path, columns: str) -> Dataset:
-    """Return the interactions of a CSV (also packed, see `fedrec.files.unpack`) or Parquet file.
+def table(
+    path: Path,
+    columns: str,
+    reading: Reading | None = None,
+    filters: Filters | None = None,
+) -> Dataset:
+    """Return the interactions of a CSV (also packed, see `fedrec.files.unpack`) or Parquet file, see `assemble`.
 
     `columns` maps roles to the file's columns, for instance `user=user,item=asin,platform=domain,label=click`. Roles:
     user and item (required), rating, time (or timestamp: seconds, a finer unit, or ISO dates), platform, title,
-    category (or categories), price (a positive number), brand, and any number of labels, whose values are 0, 1, true or
-    false. The same user key on two platforms is one user. The rows of a (platform, user, item) are one interaction: it
-    has a label that any of them has, the last time, and the last rating. It is a positive if it has the first label
-    given; without labels every interaction is, a mere view too. With ratings that reach 4, the label `like` is
-    rating >= 4. Users, items and platforms are numbered in the order of their keys, whatever the order of the rows.
-
-    Raises UserError, naming column, row (from 1 below the header) and value, for whatever cannot be read.
+    category (or categories), price (a positive number), brand, description, event (see `--events`), and any number of
+    labels, whose values are 0, 1, true or false; an empty rating or label is not known. Raises UserError, naming line,
+    column and value, for whatever cannot be read.
     """
-    roles, labels, wanted = _roles(columns)
-    raw = _parquet(path, wanted) if path.suffix in (".parquet", ".pq") else _csv(path, wanted)
-    return _of_text(raw, path.name, roles, labels)
+    reading, filters = reading or Reading(), filters or Filters()
+    return assemble(path.name, [read_raw(path, columns)], reading, filters, describe(reading))
 
 
-def from_frame(frame: pd.DataFrame, columns: str = "", name: str = "frame") -> Dataset:
-    """Return the interactions of a DataFrame, read as `table` reads a file of it.
+def from_frame(
+    frame: pd.DataFrame,
+    columns: str = "",
+    name: str = "frame",
+    reading: Reading | None = None,
+    filters: Filters | None = None,
+) -> Dataset:
+    """Return the interactions of a DataFrame, read as `table` reads a file of it; its lines count from 1.
 
     Without `columns` every column that is called like a role has it. Raises UserError.
     """
+    reading, filters = reading or Reading(), filters or Filters()
     columns = columns or ",".join(f"{role}={role}" for role in ROLES if role in frame.columns and role != "label")
     roles, labels, wanted = _roles(columns)
     choose_columns(wanted, frame.columns, name)
-    return _of_text(frame[wanted].reset_index(drop=True).astype("str"), name, roles, labels)
+    lines = np.arange(1, len(frame) + 1)
+    raw = Raw(name, "", {column: frame[column].array for column in wanted}, roles, labels, lines)
+    return assemble(name, [raw], reading, filters, describe(reading))
+
+
+def read_raw(path: Path, columns: str) -> Raw:
+    """Return a file of interactions as it is read, and what its columns are; raises UserError."""
+    roles, labels, wanted = _roles(columns)
+    return Raw(path.name, "", _read(path, wanted), roles, labels)
+
+
+def describe(reading: Reading) -> Described:
+    """Return the files that describe items and users, and match keys, as they are read; raises UserError."""
+    items, users = (
+        _sheets(files, columns, field, known)
+        for files, columns, field, known in (
+            (reading.items, reading.item_columns, "reading.items", ITEM_ROLES),
+            (reading.users, reading.user_columns, "reading.users", ()),
+        )
+    )
+    match = None
+    if reading.match is not None:
+        columns = _header(reading.match)
+        match = Raw(reading.match.name, "", _read(reading.match, [c for c in (*MATCHED, "kind") if c in columns]), {})
+    return Described(items, users, match)
+
+
+def _sheets(files: str, columns: str, field: str, known: tuple[str, ...]) -> list[Raw]:
+    """Return the files of attributes of all platforms, or of each; raises UserError."""
+    if not files:
+        if columns:
+            raise UserError(
+                f"{field[:-1].replace('.', '.')}_columns: acts only with a file (add --{field} FILE), found none"
+            )
+        return []
+    mapped = by_platform(columns)
+    raws = []
+    for platform, file in per_client(files).items():
+        text = mapped.get(platform, mapped.get("*", ""))
+        roles: dict[str, str] = {}
+        for part in filter(None, text.split(",")):
+            role, equals, column = (piece.strip() for piece in part.partition("="))
+            if not (equals and role and column) or role in roles:
+                raise UserError(f"{field[:-1]}_columns: must be role=column, each role once, found {part[:100]!r}")
+            role = ALIASES.get(role, role)
+            roles[choose(f"{field[:-1]}_columns", role, ["key", *known]) if known else role] = column
+        if "key" not in roles:
+            raise UserError(f"{field[:-1]}_columns: must map key (as in key=id,...), found {text[:100]!r}")
+        path = Path(file)
+        raws.append(Raw(path.name, "" if platform == "*" else platform, _read(path, list(roles.values())), roles))
+    return raws
+
+
+def by_platform(text: str) -> dict[str, str]:
+    """Return `{platform: mapping, "*": of all others}` of a text like `key=id,title=name;shop=key=nr`."""
+    parts: dict[str, str] = {}
+    for part in filter(None, (part.strip() for part in text.split(";"))):
+        platform, equals, rest = part.partition("=")
+        inner = rest.partition(",")[0]
+        name, mapping = (platform.strip(), rest) if equals and "=" in inner else ("*", part)
+        if name in parts:
+            raise UserError(f"columns: every platform may be named once, found {name!r} twice")
+        parts[name] = mapping
+    return parts
 
 
 def choose_columns(wanted: Iterable[str], columns: Iterable[object], name: str) -> None:
@@ -56,31 +130,21 @@ def choose_columns(wanted: Iterable[str], columns: Iterable[object], name: str) 
         choose(f"column of {name}", column, map(str, columns))
 
 
-def _of_text(raw: pd.DataFrame, name: str, roles: Mapping[str, str], labels: tuple[str, ...]) -> Dataset:
-    """Return the interactions of columns of text, see `table`; `name` is what errors call them."""
-    if raw.empty:
-        raise UserError(f"{name}: must hold at least one row, found an empty table")
-    given = {role: raw[column].rename(f"{name}, column {column!r}") for role, column in roles.items()}
-    users, user = _ids(given["user"])
-    items, item = _ids(given["item"])
-    platforms, platform = _ids(given["platform"]) if "platform" in given else (["all"], np.zeros(len(raw), np.int64))
-    if "platform" in given:
-        _names(given["platform"], platforms, platform)
-    frame = pd.DataFrame({"user": user, "item": item, "platform": platform})
-    frame["time"], unit = _times(given["time"]) if "time" in given else (0, ())
-    frame["rating"] = _ratings(given["rating"]) if "rating" in given else np.float32("nan")
-    frame["positive"] = True
-    for label in labels:
-        frame[label] = _binary(raw[label].rename(f"{name}, column {label!r}"))
-    if labels:
-        frame["positive"] = frame[labels[0]]
-    interactions, notes = canonical(frame)
-    if frame["rating"].max() >= 4 and "like" not in labels:
-        interactions["like"] = interactions["rating"] >= 4
-        labels = (*labels, "like")
-    catalogue = _items(frame, items, given)
-    people = pd.DataFrame({"key": pd.Series(users, dtype="str")})
-    return Dataset(name, interactions, people, catalogue, tuple(platforms), labels, (*unit, *notes))
+def _read(path: Path, wanted: list[str]) -> dict[str, Any]:
+    """Return the wanted columns of a CSV or Parquet file."""
+    frame = _parquet(path, wanted) if path.suffix in (".parquet", ".pq") else _csv(path, wanted)
+    return {column: frame[column].array for column in wanted}
+
+
+def _header(path: Path) -> list[str]:
+    """Return the names of a file's columns."""
+    if path.suffix in (".parquet", ".pq"):
+        import pyarrow.parquet as pq  # type: ignore[import-untyped]
+
+        with reading_file(path, "Parquet"), pq.ParquetFile(path) as file:
+            return [str(name) for name in file.schema_arrow.names]
+    with reading_file(path, "CSV"):
+        return [str(name) for name in read_csv(path, [], dtype="str", nrows=0).columns]
 
 
 def _roles(columns: str) -> tuple[dict[str, str], tuple[str, ...], list[str]]:
@@ -109,7 +173,7 @@ def _roles(columns: str) -> tuple[dict[str, str], tuple[str, ...], list[str]]:
 
 def _csv(path: Path, wanted: list[str]) -> pd.DataFrame:
     """Return the wanted columns as text."""
-    with reading(path, "CSV"):
+    with reading_file(path, "CSV"):
         try:
             frame = read_csv(path, wanted, dtype="str", na_values=MISSING)
         except pd.errors.EmptyDataError:
@@ -122,10 +186,10 @@ def _csv(path: Path, wanted: list[str]) -> pd.DataFrame:
 
 def _parquet(path: Path, wanted: list[str]) -> pd.DataFrame:
     """Return the wanted columns as text."""
-    import pyarrow.parquet as pq  # type: ignore[import-untyped]
+    import pyarrow.parquet as pq
 
     regular(path, path.name)
-    with reading(path, "Parquet"), pq.ParquetFile(path) as file:
+    with reading_file(path, "Parquet"), pq.ParquetFile(path) as file:
         choose_columns(wanted, file.schema_arrow.names, path.name)
         check_once(file.schema_arrow.names, wanted, path.name)
         size = sum(file.metadata.row_group(i).total_byte_size for i in range(file.metadata.num_row_groups))
@@ -134,7 +198,7 @@ def _parquet(path: Path, wanted: list[str]) -> pd.DataFrame:
                 f"{path.name}: must have at most {largest()} bytes unpacked, a quarter of the memory, found {size}"
             )
         frame: pd.DataFrame = file.read(columns=wanted).to_pandas()
-    return frame.reset_index(drop=True).astype("str")
+    return frame.reset_index(drop=True)
 
 
 def _not_utf8(path: Path) -> UserError:
@@ -145,85 +209,6 @@ def _not_utf8(path: Path) -> UserError:
             except UnicodeDecodeError as error:
                 return UserError(f"{path.name}, line {number}: must be UTF-8, found {line[error.start : error.end]!r}")
     return UserError(f"{path.name}: must be UTF-8, found other bytes")
-
-
-def _ids(column: pd.Series) -> tuple[list[str], Ints]:
-    """Return the distinct keys in ascending order, and the index of every row's key [n]."""
-    refuse(column.isna().to_numpy(), column, f"{column.name}", "must not be empty")
-    codes, keys = pd.factorize(column, sort=True)
-    return keys.tolist(), codes.astype(np.int64)
-
-
-def _names(column: pd.Series, platforms: list[str], platform: Ints) -> None:
-    """Raise UserError for a name of a platform, and so of a client, that no terminal and no option can show."""
-    wrong = np.asarray([not showable(name) for name in platforms])
-    refuse(wrong[platform], column, f"{column.name}", NAMES)
-
-
-def _ratings(column: pd.Series) -> pd.Series:
-    number = pd.to_numeric(column, errors="coerce").astype(np.float64)
-    refuse(~(number.abs() < 1e30).to_numpy(), column, f"{column.name}", "a rating must be a finite number")
-    return number.astype(np.float32)
-
-
-def _prices(column: pd.Series) -> pd.Series:
-    number = pd.to_numeric(column, errors="coerce").astype(np.float64)
-    wrong = column.notna() & ~((number > 0) & (number < np.inf))
-    refuse(wrong.to_numpy(), column, f"{column.name}", "a price must be a positive number")
-    return number
-
-
-def _binary(column: pd.Series) -> pd.Series:
-    values = column.str.strip().str.lower().map(BINARY)
-    refuse(values.isna().to_numpy(), column, f"{column.name}", "a label must be 0, 1, true or false")
-    return values.astype(np.bool_)
-
-
-def _times(column: pd.Series) -> tuple[pd.Series, tuple[str, ...]]:
-    """Return whole seconds, and a note where numbers are of another unit; what is no number must be an ISO date.
-
-    Dates without a zone are UTC. Numbers are seconds up to the year 5138; larger ones are taken for the unit in which
-    they lie as near to today, and all must be of it.
-    """
-    number = pd.to_numeric(column, errors="coerce").astype(np.float64)
-    if not number.notna().any():
-        date = pd.to_datetime(column, format="ISO8601", utc=True, errors="coerce")
-        refuse(date.isna().to_numpy(), column, f"{column.name}", "a time must be a number of seconds or an ISO date")
-        return pd.Series(date.dt.tz_localize(None).to_numpy().astype("datetime64[s]").astype(np.int64)), ()
-    size = number.abs()
-    refuse(~(size < 2**63).to_numpy(), column, f"{column.name}", "a time must be a number of seconds")
-    unit, scale = next((unit, scale) for unit, scale in UNITS.items() if size.max() < LATEST * scale or scale == 1e9)
-    if scale == 1:
-        return (number // 1).astype(np.int64), ()
-    other = ((size > 0) & (size < LATEST * scale / 1000)).to_numpy()
-    refuse(other, column, f"{column.name}", f"a time must be in {unit}, as the largest is")
-    note = f"{column.name}: times are in {unit} and were rounded down to seconds"
-    return (number // scale).astype(np.int64), (note,)
-
-
-def _items(rows: pd.DataFrame, keys: list[str], given: Mapping[str, pd.Series]) -> pd.DataFrame:
-    """Return the catalogue: of every item the first title, categories, price and brand that are not empty.
-
-    The first is by platform, user and time of the rows, then by itself. Without one the title is the key, the
-    categories are "", as is the brand if there are any, and the price is NaN.
-    """
-    items = pd.DataFrame({"key": pd.Series(keys, dtype="str")})
-    nothing = pd.Series([""] * len(items), dtype="str")
-    items["title"], items["categories"] = items["key"], nothing
-    if "brand" in given:
-        items["brand"] = nothing
-
-    def first(column: pd.Series) -> pd.Series:
-        frame = rows[["item", "platform", "user", "time"]].assign(value=column).dropna()
-        frame = frame.sort_values(["platform", "user", "time", "value"]).drop_duplicates("item")
-        return frame.set_index("item")["value"].reindex(items.index)
-
-    for role, column in (("title", "title"), ("category", "categories"), ("brand", "brand")):
-        if role in given:
-            items[column] = first(given[role]).fillna(items[column]).astype("str")
-    if "price" in given:
-        items["price"] = first(_prices(given["price"]))
-    return items
 
 
 FRAME = "data.parquet"  # in the folder of a run

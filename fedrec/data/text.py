@@ -18,35 +18,45 @@ from fedrec.data.vectors import joined, read_vectors, unit_rows
 
 
 def item_vectors(dataset: Dataset, kind: Literal["hashed", "minilm"], dim: int = 256) -> Floats:
-    """Return one vector per row of `dataset.items` [items, d], of norm 1; a pure function of titles and categories.
+    """Return one vector per row of `dataset.items` [items, d], of norm 1; a pure function of what `texts_of` gives.
 
-    `hashed`: the words of title and categories (`hashed`) joined with the categories as a multi-hot, which are two
-    modalities of equal weight; d = `dim` + the number of distinct categories, at most 2 `dim`: more are hashed as the
-    words are. An item without any word gets zeros. `minilm`: "title. category, category" by the encoder, d = 384.
+    `hashed`: the words of title, categories and description (`hashed`) joined with the categories as a multi-hot, which
+    are two modalities of equal weight; d = `dim` + the number of distinct categories, at most 2 `dim`: more are hashed
+    as the words are. An item without any word gets zeros. `minilm`: "title. category, category. description" by the
+    encoder, d = 384.
 
     Items with equal texts have equal vectors, and the order of the items does not matter. Raises UserError where
     `minilm` lacks its packages.
     """
-    titles, categories = (tuple(dataset.items[column].tolist()) for column in ("title", "categories"))
-    return _vectors(kind, dim, titles, categories).copy()
+    return _vectors(kind, dim, *texts_of(dataset)).copy()
+
+
+def texts_of(dataset: Dataset) -> tuple[tuple[str, ...], ...]:
+    """Return the titles, categories and, where items have them, descriptions of all items."""
+    columns = [column for column in ("title", "categories", "description") if column in dataset.items]
+    return tuple(tuple(dataset.items[column].tolist()) for column in columns)
 
 
 @functools.lru_cache(maxsize=4)
-def _vectors(kind: str, dim: int, titles: tuple[str, ...], categories: tuple[str, ...]) -> Floats:
+def _vectors(
+    kind: str, dim: int, titles: tuple[str, ...], categories: tuple[str, ...], descriptions: tuple[str, ...] = ()
+) -> Floats:
     if kind == "minilm":
         # torch is slow to import, and nothing else of the data needs it.
         from fedrec.data.encoder import sentence_vectors
 
-        return sentence_vectors(sentences(titles, categories))
+        return sentence_vectors(sentences(titles, categories, descriptions))
     lists = [tuple(filter(None, names.split("|"))) for names in categories]
-    texts = [f"{title} {' '.join(names)}" for title, names in zip(titles, lists, strict=True)]
+    more = descriptions or ("",) * len(titles)
+    texts = [f"{title} {' '.join(names)} {text}" for title, names, text in zip(titles, lists, more, strict=True)]
     return joined(hashed(texts, dim), multi_hot(lists, dim))
 
 
-def sentences(titles: Sequence[str], categories: Sequence[str]) -> tuple[str, ...]:
-    """Return what the encoder reads of each item, "title. category, category"."""
-    pairs = zip(titles, categories, strict=True)
-    return tuple(f"{title}. {', '.join(filter(None, c.split('|')))}" if c.strip("|") else title for title, c in pairs)
+def sentences(titles: Sequence[str], categories: Sequence[str], descriptions: Sequence[str] = ()) -> tuple[str, ...]:
+    """Return what the encoder reads of each item, "title. category, category. description"."""
+    lists = [", ".join(filter(None, names.split("|"))) for names in categories]
+    each = zip(titles, lists, descriptions or ("",) * len(titles), strict=True)
+    return tuple(". ".join([title, *filter(None, parts)]) for title, *parts in each)
 
 
 def hashed(texts: Sequence[str], d: int) -> Floats:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fedrec.data import encoder
 from fedrec.data.encoder import LAYERS, WIDTH, Encoder, load_encoder
-from fedrec.data.text import sentences
+from fedrec.data.text import sentences, texts_of
 from fedrec.data.types import Dataset, Floats, Ints
 
 NORMS = f"encoder.layer.{LAYERS - 1}.attention.output.LayerNorm", f"encoder.layer.{LAYERS - 1}.output.LayerNorm"
@@ -64,7 +64,7 @@ def centred(s: Tensor) -> tuple[Tensor, Tensor]:
 
 def item_tokens(dataset: Dataset) -> Tokens:
     """Return the tokens of what `item_vectors` encodes of every item of a dataset, kept for the process."""
-    return _kept(sentences(dataset.items["title"].tolist(), dataset.items["categories"].tolist()))
+    return _kept(sentences(*texts_of(dataset)))
 
 
 def sentence_tokens(texts: Sequence[str]) -> Tokens:

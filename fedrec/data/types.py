@@ -15,6 +15,11 @@ Bools = NDArray[np.bool_]
 COLUMNS = ("user", "item", "time", "rating", "positive")  # of interactions, beside the labels
 
 
+def known_column(label: str) -> str:
+    """Return the name of the column that says of which rows it is known whether they have a label."""
+    return f"{label}?"  # which no task can be called
+
+
 @dataclass(frozen=True)
 class Truth:
     """The planted structure of a synthetic market; for tests and studies only, never for training.
@@ -35,8 +40,9 @@ class Dataset:
 
     `interactions` has the columns `user`, `item` (int64 rows of `users` and `items`), `platform` (int64 index of
     `platforms`), `time` (int64 seconds; 0 where unknown), `rating` (float32; NaN where there is none), `positive`
-    (bool: counts as a positive for ranking) and one bool column for each of `labels`. It has no duplicate
-    (platform, user, item), and is sorted by (platform, user, time, item). `items` may have a bool column
+    (bool: counts as a positive for ranking) and one bool column for each of `labels`; beside a label that is not known
+    of every row a bool column `known_column(label)`, of which it is. It has no duplicate (platform, user, item), and is
+    sorted by (platform, user, time, item). `items` may have a bool column
     `carried_<platform>` for each platform: its catalogue.
     """
 
@@ -56,6 +62,7 @@ class Dataset:
 class Interactions:
     """Columns of equal length n; `user` and `item` are local indices of one client.
 
+    A label that is not known of every row has a column `known_column(label)` among `labels`, and False where it is not.
     They may be views of columns that other clients' rows stand in: nobody writes into them.
     """
 
@@ -71,9 +78,15 @@ class Interactions:
 
     @staticmethod
     def of(frame: pd.DataFrame, labels: Iterable[str]) -> "Interactions":
-        """Return the columns of a table."""
+        """Return the columns of a table, and which of its labels are known where it says so."""
         columns = {name: frame[name].to_numpy() for name in COLUMNS}
-        return Interactions(**columns, labels={name: frame[name].to_numpy() for name in labels})
+        names = list(labels)
+        names += [name for name in map(known_column, names) if name in frame]
+        return Interactions(**columns, labels={name: frame[name].to_numpy() for name in names})
+
+    def known(self, label: str) -> Bools:
+        """Return the mask [n] of the rows of which it is known whether they have a label."""
+        return self.labels.get(known_column(label), np.ones(len(self), np.bool_))
 
     @staticmethod
     def empty() -> "Interactions":

@@ -232,6 +232,9 @@ RULES: dict[str, Rule] = {
     "data_dir": Rule(lambda e: e.dataset in ("ml-100k", "table"), "data of a file or a folder (add --dataset table)"),
     "columns": READ,
     **{f"reading.{name}": READ for name in Reading.model_fields},
+    "reading.normalise": Rule(lambda e: bool(e.reading.scale), "a stated scale (add --reading.scale 1..5)"),
+    "reading.item_columns": Rule(lambda e: bool(e.reading.items), "a file of items (add --reading.items FILE)"),
+    "reading.user_columns": Rule(lambda e: bool(e.reading.users), "a file of users (add --reading.users FILE)"),
     **{f"filters.{name}": READ for name in Filters.model_fields},
     **each(
         "dim init_std",

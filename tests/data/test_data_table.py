@@ -214,24 +214,26 @@ BAD = {
     "no columns": ("u,i\na,b", "", "columns: must map user .*found ''"),
     "reserved label": ("user,i\na,b", "user=user,item=i,label=user", "columns: a label must not be .*found 'user'"),
     "reserved attribute": ("user,i,price\na,b,1", U + ",label=price", "columns: a label must not be .*found 'price'"),
-    "free price": ("u,i,p\na,b,1\na,c,0", U + ",price=p", "column 'p', row 2: a price must be .*found '0'"),
-    "text price": ("u,i,p\na,b,cheap", U + ",price=p", "column 'p', row 1: a price must be .*found 'cheap'"),
-    "infinite price": ("u,i,p\na,b,inf", U + ",price=p", "column 'p', row 1: a price must be .*found 'inf'"),
+    "free price": ("u,i,p\na,b,1\na,c,0", U + ",price=p", "line 3, column 'p': a price must be .*found '0'"),
+    "text price": ("u,i,p\na,b,cheap", U + ",price=p", "line 2, column 'p': a price must be .*found 'cheap'"),
+    "infinite price": ("u,i,p\na,b,inf", U + ",price=p", "line 2, column 'p': a price must be .*found 'inf'"),
     "missing column": ("userid,i\na,b", "user=user_id,item=i", "column of t.csv: .*did you mean 'userid'"),
     "empty file": ("", U, "t.csv: .*empty"),
     "header only": ("u,i\n", U, "t.csv: must hold at least one row, found an empty table"),
-    "empty user": ("u,i\na,b\n,b", U, "t.csv, column 'u', row 2: must not be empty, found nothing"),
-    "nan item": ("u,i\na,NaN", U, "column 'i', row 1: must not be empty"),
-    "empty platform": ("u,i,p\na,b,\n", U + ",platform=p", "column 'p', row 1: must not be empty"),
-    "nan rating": ("u,i,r\na,b,1\na,c,nan", U + ",rating=r", "column 'r', row 2: a rating must .*found nothing"),
-    "inf rating": ("u,i,r\na,b,-inf", U + ",rating=r", "column 'r', row 1: .*found '-inf'"),
-    "huge rating": ("u,i,r\na,b,1e300", U + ",rating=r", "column 'r', row 1: .*found '1e300'"),
-    "text rating": ("u,i,r\na,b,1\na,c,good", U + ",rating=r", "column 'r', row 2: .*found 'good'"),
-    "label": ("u,i,l\na,b,1\na,c,yes", U + ",label=l", "column 'l', row 2: a label must be .*found 'yes'"),
-    "empty label": ("u,i,l\na,b,", U + ",label=l", "column 'l', row 1: a label .*found nothing"),
-    "time": ("u,i,t\na,b,1\na,c,soon", U + ",time=t", "column 't', row 2: a time must .*found 'soon'"),
-    "infinite time": ("u,i,t\na,b,inf", U + ",time=t", "column 't', row 1: a time must .*found 'inf'"),
-    "date": ("u,i,t\na,b,2020-01-01\na,c,2020-13-01", U + ",time=t", "'t', row 2: .*ISO date, found '2020-13-01'"),
+    "empty user": ("u,i\na,b\n,b", U, "t.csv, line 3, column 'u': must not be empty, found nothing"),
+    "nan item": ("u,i\na,NaN", U, "line 2, column 'i': must not be empty"),
+    "empty platform": ("u,i,p\na,b,\n", U + ",platform=p", "line 2, column 'p': must not be empty"),
+    "inf rating": ("u,i,r\na,b,-inf", U + ",rating=r", "line 2, column 'r': .*found '-inf'"),
+    "huge rating": ("u,i,r\na,b,1e300", U + ",rating=r", "line 2, column 'r': .*found '1e300'"),
+    "text rating": ("u,i,r\na,b,1\na,c,good", U + ",rating=r", "line 3, column 'r': .*found 'good'"),
+    "label": ("u,i,l\na,b,1\na,c,yes", U + ",label=l", "line 3, column 'l': a label must be .*found 'yes'"),
+    "time": ("u,i,t\na,b,1\na,c,soon", U + ",time=t", "line 3, column 't': a time must .*found 'soon'"),
+    "infinite time": ("u,i,t\na,b,inf", U + ",time=t", "line 2, column 't': a time must .*found 'inf'"),
+    "date": (
+        "u,i,t\na,b,2020-01-01\na,c,2020-13-01",
+        U + ",time=t",
+        "line 3, column 't': .*ISO date, found '2020-13-01'",
+    ),
     "long row": ("u,i\na,b\na,b,c", U, "t.csv: must be a readable CSV file"),
     "all rows long": ("u,i\na,b,c\na,b,c", U, "t.csv: must be a readable CSV file"),
     "latin-1": (b"u,i\na,b\na,caf\xe9\n", U, r"t.csv, line 3: must be UTF-8, found b'\\xe9'"),
@@ -270,7 +272,7 @@ def test_a_missing_file_or_column_of_parquet_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"column of t.parquet: .*did you mean 'user'"):
         table(tmp_path / "t.parquet", "user=usr,item=item")
     pd.DataFrame({"u": ["a", None], "i": ["b", "c"]}).to_parquet(tmp_path / "t.parquet")
-    with pytest.raises(UserError, match="column 'u', row 2: must not be empty"):
+    with pytest.raises(UserError, match="line 3, column 'u': must not be empty"):
         table(tmp_path / "t.parquet", U)
 
 

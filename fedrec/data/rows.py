@@ -1,0 +1,190 @@
+"""The rows of one file as columns of meaning: keys, times, ratings, labels; what is bad is refused, or dropped."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from fedrec.data.checks import NAMES, showable
+from fedrec.data.columns import Coded, Reals, Values, binary, coded, constant, inexact, keys, numbers, times
+from fedrec.data.events import Events, own_events, told
+from fedrec.data.faults import Fault, settle
+from fedrec.data.reading import Raw, Reading
+from fedrec.data.scales import Scales, bounds, outside
+from fedrec.data.types import Bools, Floats, Ints
+from fedrec.errors import UserError
+
+ABOUT = ("title", "category", "brand", "description")  # roles of texts about items
+EMPTY = "must not be empty"
+HUGE = 1e30  # ratings beyond leave the range of float32 sums
+
+
+@dataclass(frozen=True)
+class Label:
+    """Which rows [n] have a label, and of which it is known; None: of all."""
+
+    has: Bools
+    known: Bools | None = None
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of a file that count: columns [n]; what the file does not have is None."""
+
+    user: Coded
+    item: Coded
+    platform: Coded
+    time: Ints | None
+    rating: Floats | None
+    positive: Bools | None
+    labels: dict[str, Label]
+    logs: bool  # whether a label that it lacks is one that no row has, as of events
+    about: dict[str, Coded] = field(default_factory=dict)
+    price: Reals | None = None
+    events: frozenset[str] = frozenset()  # the values that its column of events has
+    size: int = -1  # how many rows there are where their keys are kept elsewhere
+
+    def __len__(self) -> int:
+        return len(self.user) if self.size < 0 else self.size
+
+    def take(self, index: Bools | Ints) -> "Rows":
+        """Return some rows, by mask or position."""
+        labels = {n: Label(x.has[index], None if x.known is None else x.known[index]) for n, x in self.labels.items()}
+        return replace(
+            self,
+            user=self.user.take(index),
+            item=self.item.take(index),
+            platform=self.platform.take(index),
+            time=None if self.time is None else self.time[index],
+            rating=None if self.rating is None else self.rating[index],
+            positive=None if self.positive is None else self.positive[index],
+            labels=labels,
+            about={name: column.take(index) for name, column in self.about.items()},
+            price=None if self.price is None else self.price[index],
+        )
+
+
+def read_rows(raw: Raw, reading: Reading, events: Events, scales: Scales) -> tuple[Rows, tuple[str, ...]]:
+    """Return the rows of a file that count, and what is said of it: what was guessed, dropped and ignored.
+
+    An empty rating or label is not known: the row has it not, and is not asked for it. Raises UserError for a bad row
+    where rows are strict, and for a file without rows.
+    """
+    n = len(raw.columns[raw.roles["user"]])
+    if not n:
+        raise UserError(f"{raw.name}: must hold at least one row, found an empty table")
+    said, faults = list(raw.said), list[Fault]()
+
+    def column(role: str) -> tuple[object, object]:
+        name = raw.roles[role]
+        return raw.columns[name], (raw.text or {}).get(name)
+
+    def bad(reason: str, rule: str, where: Bools, name: str = "") -> None:
+        faults.append(Fault(reason, name or raw.roles[reason], rule, where))
+
+    user, item = (_keys(raw, role, faults, said) for role in ("user", "item"))
+    platform = _platform(raw, n, faults)
+    time = None
+    if "time" in raw.roles:
+        found = times(*column("time"))
+        time, name = found.seconds, raw.roles["time"]
+        bad("time", found.rule, found.bad)
+        if found.unit != "seconds":
+            said.append(f"{raw.name}, column {name!r}: times are in {found.unit} and were rounded down to seconds")
+    rating = _rating(raw, numbers(*column("rating")), platform, scales, faults) if "rating" in raw.roles else None
+    labels: dict[str, Label] = {}
+    for name in raw.labels:
+        yes, unknown, wrong = binary(raw.columns[name], (raw.text or {}).get(name))
+        bad("label", "a label must be 0, 1, true or false", wrong, name)
+        labels[name] = Label(yes, ~unknown if unknown.any() else None)
+    ignored, of_events, values = None, dict[str, Label](), frozenset[str]()
+    if "event" in raw.roles:
+        what = coded(raw.columns[raw.roles["event"]])
+        values = frozenset(what.values[code] for code in np.unique(what.code[~what.missing]))
+        known = events if events.values else own_events(raw.roles["event"], what)
+        heard = told(known, what)
+        bad("event", f"an event must be one of those that --events names, or {EMPTY[5:]}", heard.unknown)
+        ignored = heard.ignored if heard.ignored.any() else None
+        of_events = {name: Label(has) for name, has in heard.labels.items() if name not in labels}
+        if not events.values:
+            said.append(
+                f"{raw.name}, column {raw.roles['event']!r}: {', '.join(of_events)} are labels by these names, and all "
+                "events are positives (choose with --events 'LABEL=VALUE,VALUE;LABEL=VALUE')"
+            )
+    positive = _positive(labels, of_events if events.values else {})
+    price = None
+    if "price" in raw.roles:
+        value = numbers(*column("price"))
+        bad("price", "a price must be a positive number", ~positive_number(value))
+        price = value.number
+    about = {role: coded(raw.columns[raw.roles[role]]) for role in ABOUT if role in raw.roles}
+    rows = Rows(
+        user, item, platform, time, rating, positive, labels | of_events, "event" in raw.roles, about, price, values
+    )
+    kept, dropped = settle(raw, faults, reading.rows)
+    if ignored is not None:
+        mine = ignored if kept is None else ignored & kept
+        said.append(f"{raw.name}: {int(mine.sum()):,} events of {len(rows):,} rows do not count, by ignore in --events")
+        kept = ~ignored if kept is None else kept & ~ignored
+        if not kept.any():
+            raise UserError(f"events: must leave a row of {raw.name}, found none that is not ignored")
+    return rows if kept is None else rows.take(kept), (*said, *dropped)
+
+
+def _keys(raw: Raw, role: str, faults: list[Fault], said: list[str]) -> Coded:
+    """Return the keys of users or items."""
+    name = raw.roles[role]
+    found, as_floats = keys(raw.columns[name])
+    faults.append(Fault(role, name, EMPTY, found.missing))
+    if (large := inexact(raw.columns[name])).any():
+        faults.append(
+            Fault(role, name, "a key above 2^53 must be text or a whole number, of which no digit is lost", large)
+        )
+    if as_floats:
+        said.append(f"{raw.name}, column {name!r}: keys are whole numbers written as 7.0, and were read as 7")
+    return found
+
+
+def _platform(raw: Raw, n: int, faults: list[Fault]) -> Coded:
+    """Return the platform of every row: that of the file, or of a column."""
+    if raw.platform or "platform" not in raw.roles:
+        if not showable(raw.platform):
+            raise UserError(f"{raw.name}: {NAMES}, found {raw.platform[:100]!r}")
+        return constant(raw.platform or "all", n)
+    column = raw.roles["platform"]
+    found = coded(raw.columns[column])
+    faults.append(Fault("platform", column, EMPTY, found.missing))
+    wrong = np.asarray([not showable(name) for name in found.values], np.bool_)
+    if wrong.any():
+        faults.append(Fault("platform", column, NAMES, found.spread(wrong, False)))
+    return found
+
+
+def _rating(raw: Raw, value: Values, platform: Coded, scales: Scales, faults: list[Fault]) -> Floats:
+    """Return the ratings, NaN where there is none."""
+    column = raw.roles["rating"]
+    with np.errstate(invalid="ignore", over="ignore"):
+        wrong = value.bad | (np.abs(value.number) >= HUGE)
+        rating = np.asarray(value.number, np.float32)
+    faults.append(Fault("rating", column, "a rating must be a finite number", wrong))
+    if scales:
+        names = platform.values
+        low, high = bounds(scales, names)
+        beyond = outside(rating, platform.code, low, high) & ~wrong
+        stated = ", ".join(
+            dict.fromkeys(str(scales.get(n, scales.get("*"))) for n in names if n in scales or "*" in scales)
+        )
+        faults.append(Fault("outlier", column, f"a rating must be on the stated scale {stated}", beyond))
+    return rating
+
+
+def _positive(labels: Mapping[str, Label], of_events: Mapping[str, Label]) -> Bools | None:
+    """Return which rows are positives: those that have the first label given; None: all, without labels."""
+    first = next(iter([*labels.values(), *of_events.values()]), None)
+    return None if first is None else first.has
+
+
+def positive_number(value: Values) -> Bools:
+    """Return which values [n] are positive numbers, or missing."""
+    with np.errstate(invalid="ignore"):
+        return np.asarray(~value.bad & ~(value.number <= 0) & ~(value.number == np.inf), np.bool_)
