@@ -253,7 +253,7 @@ def _of_unit(number: NDArray[Any], bad: Bools) -> Times:
         other |= ~bad & (number != 0) & (np.abs(number) < low)
     bad = bad | other
     seconds = np.floor_divide(np.where(bad, 0, number), scale).astype(np.int64, copy=False)
-    rule = f"a time must be in {unit}, as most are" if other.any() else "a time must be a number of seconds"
+    rule = f"a time must be in {unit}, as most are" if other.any() else "a time must be a number of seconds, or a date"
     return Times(seconds, bad, rule, unit)
 
 

@@ -28,7 +28,10 @@ def read_attributes(
     """
     raws = []
     for platform, path in (per_client(files) if files else {}).items():
-        platform = "" if platform == "*" else choose(f"reading.{kind}s: platform", platform, platforms)
+        if platform == "*":
+            platform = ""
+        elif platforms:  # of a column they are not known yet
+            choose(f"reading.{kind}s: platform", platform, platforms)
         one = settings_of(reading, platform, platforms)
         told = Told(encoding=one.told.encoding, decimal=one.told.decimal)
         settings = Settings(told=told, dates=one.dates, strict=one.strict)
