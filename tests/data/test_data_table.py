@@ -221,7 +221,7 @@ BAD = {
     "missing column": ("userid,i\na,b", "user=user_id,item=i", "column of t.csv: .*did you mean 'userid'"),
     "empty file": ("", U, "t.csv: .*empty"),
     "header only": ("u,i\n", U, "t.csv: must hold at least one row, found an empty table"),
-    "empty user": ("u,i\na,b\n,b", U, "t.csv, line 2, column 'u': must not be empty, found nothing"),
+    "empty user": ("u,i\na,b\n,b", U, "t.csv, line 3, column 'u': must not be empty, found nothing"),
     "nan item": ("u,i\na,NaN", U, "line 2, column 'i': must not be empty"),
     "empty platform": ("u,i,p\na,b,\n", U + ",platform=p", "line 2, column 'p': must not be empty"),
     "inf rating": ("u,i,r\na,b,-inf", U + ",rating=r", "line 2, column 'r': .*found '-inf'"),
