@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from fedrec.data.types import Interactions, Ints
+from fedrec.data.types import COLUMNS, Bools, Interactions, Ints
 from fedrec.errors import UserError
 from fedrec.files import PEEKED, unpack
 
@@ -41,17 +41,16 @@ def canonical(frame: pd.DataFrame) -> tuple[pd.DataFrame, tuple[str, ...]]:
     """
     platform, user, item = (frame[name].to_numpy() for name in KEY)
     keys = (platform.astype(np.int64) * _size(user) + user) * _size(item) + item
-    notes: tuple[str, ...] = ()
-    if _repeats(keys):
-        labels = [name for name in frame.columns if frame[name].dtype == np.bool_ and name != "positive"]
-        before = Interactions.of(frame, labels)
-        after = merged(before, keys)
-        platform = platform[np.unique(keys, return_index=True)[1]]
-        columns = {"user": after.user, "item": after.item, "platform": platform}
-        columns |= {"time": after.time, "rating": after.rating, "positive": after.positive, **after.labels}
-        frame = pd.DataFrame(columns)[list(frame.columns)]
-        notes = (merge_note(before, after),)
-    order = np.lexsort([frame[name].to_numpy() for name in ("item", "time", "user", "platform")])
+    again, notes = _repeated(keys), tuple[str, ...]()
+    if again is not None:
+        labels = [str(name) for name in frame.columns if frame[name].dtype == np.bool_ and name != "positive"]
+        once = merged(Interactions.of(frame[again], labels), keys[again])
+        columns = {name: getattr(once, name) for name in COLUMNS} | once.labels
+        columns["platform"] = platform[again][np.unique(keys[again], return_index=True)[1]]
+        whole, frame = frame, pd.concat([frame[~again], pd.DataFrame(columns)], ignore_index=True)
+        notes = (merge_note(*(Interactions.of(rows, labels) for rows in (whole, frame))),)
+    del keys
+    order = _in_order(*(frame[name].to_numpy() for name in ("platform", "user", "time", "item")))
     columns = {str(name): frame[name].to_numpy()[order] for name in frame.columns}
     columns |= {name: columns[name].astype(np.int64, copy=False) for name in KEY}
     return pd.DataFrame(columns, copy=False), notes
@@ -61,10 +60,30 @@ def _size(codes: Ints) -> int:
     return int(codes.max()) + 1 if len(codes) else 1
 
 
-def _repeats(keys: Ints) -> bool:
-    """Return whether a key occurs twice."""
-    keys = np.sort(keys)
-    return bool((keys[1:] == keys[:-1]).any())
+def _repeated(keys: Ints) -> Bools | None:
+    """Return which keys [n] occur twice or more; None if none does."""
+    ascending = np.sort(keys)
+    several = np.unique(ascending[1:][ascending[1:] == ascending[:-1]])
+    if not len(several):
+        return None
+    place = np.searchsorted(several, keys)
+    return np.asarray(several[np.minimum(place, len(several) - 1)] == keys, np.bool_)
+
+
+def _in_order(platform: Ints, user: Ints, time: Ints, item: Ints) -> Ints:
+    """Return the order [n] by platform, user, time and item: by the first three as one number, then among equals."""
+    first = int(time.min()) if len(time) else 0
+    span = int(time.max()) - first + 1 if len(time) else 1
+    if (_size(platform) * _size(user)) * span >= 2**63:
+        return np.lexsort((item, time, user, platform))
+    key = (platform.astype(np.int64) * _size(user) + user) * span + (time - first)
+    order = np.argsort(key)
+    equal = key[order[1:]] == key[order[:-1]]
+    if equal.any():
+        some = np.append(equal, False) | np.append(False, equal)
+        rows = order[some]
+        order[some] = rows[np.lexsort((item[rows], key[rows]))]
+    return order
 
 
 def showable(name: str) -> bool:

@@ -11,7 +11,7 @@ import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.compute as pc  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
-from fedrec.data.types import Bools, Floats
+from fedrec.data.types import Bools
 
 Codes = NDArray[np.int32]
 Reals = NDArray[np.float64]
@@ -22,6 +22,7 @@ EXACT = 2**53  # whole numbers above it have lost digits where they were read as
 RESERVED = ("user", "item", "platform", "time", "rating", "positive", "category", "price", "brand", "behaviour")
 AS_FLOAT = r"^-?\d+\.0$"
 BINARY = {"0": 0.0, "1": 1.0, "0.0": 0.0, "1.0": 1.0, "false": 0.0, "true": 1.0}
+SAMPLE = 1_000_000  # rows by which the unit of times is told
 LATEST = 1e11  # seconds, in the year 5138
 UNITS = {"seconds": 1, "milliseconds": 10**3, "microseconds": 10**6, "nanoseconds": 10**9}
 
@@ -42,6 +43,13 @@ class Coded:
         return self.code < 0
 
     @property
+    def there(self) -> Bools:
+        """The texts [k] that some row has."""
+        mask = np.zeros(len(self.texts) + 1, np.bool_)
+        mask[self.code] = True  # of missing ones the last
+        return mask[:-1]
+
+    @property
     def values(self) -> list[str]:
         """The distinct texts."""
         return list(self.texts.to_pylist())
@@ -60,7 +68,7 @@ def together(columns: Sequence[Coded], extra: Any = None) -> tuple[Codes, Any]:
 
     `extra` are texts that are there whether a row has them or not.
     """
-    used = [c.texts.filter(pa.array(np.bincount(c.code[~c.missing], minlength=len(c.texts)) > 0)) for c in columns]
+    used = [column.texts.filter(pa.array(column.there)) for column in columns]
     every = pc.unique(pa.concat_arrays([*used, *([] if extra is None else [extra.cast(TEXT)])]))
     every = every.take(pc.sort_indices(every))
     codes = []
@@ -243,24 +251,21 @@ def _dates(found: Coded) -> Times:
 
 
 def _of_unit(number: NDArray[Any], bad: Bools) -> Times:
-    size = np.abs(number[~bad] if bad.any() else number)
-    some = size[size > 0]
-    middle = float(np.partition(some, len(some) // 2)[len(some) // 2]) if len(some) else 0.0
+    sample = np.abs(number[:: max(1, len(number) // SAMPLE)].astype(np.float64))
+    sample = np.sort(sample[sample > 0])  # NaN is not
+    middle = sample[len(sample) // 2] if len(sample) else 0.0
     unit, scale = next((u, s) for u, s in UNITS.items() if middle < LATEST * s or s == UNITS["nanoseconds"])
+    low, high = (LATEST * scale / 1000 if scale > 1 else 0), (LATEST * scale if scale < UNITS["nanoseconds"] else 2**63)
     with np.errstate(invalid="ignore"):
-        low, high = (LATEST * scale / 1000 if scale > 1 else 0), LATEST * scale
-        other = ~bad & (np.abs(number) >= high) if scale < UNITS["nanoseconds"] else np.zeros(len(bad), np.bool_)
-        other |= ~bad & (number != 0) & (np.abs(number) < low)
-    bad = bad | other
-    seconds = np.floor_divide(np.where(bad, 0, number), scale).astype(np.int64, copy=False)
+        fits = (np.abs(number) < high) & ((np.abs(number) >= low) | (number == 0))
+    other = ~bad & ~fits
     rule = f"a time must be in {unit}, as most are" if other.any() else "a time must be a number of seconds, or a date"
-    return Times(seconds, bad, rule, unit)
-
-
-def whole_scale(values: Floats) -> str:
-    """Return the range of numbers, in words."""
-    known = values[~np.isnan(values)]
-    return f"{known.min():g} to {known.max():g}" if len(known) else "nowhere"
+    bad = bad | other
+    if bad.any():
+        number = np.where(bad, 0, number)
+    if scale > 1 or number.dtype != np.int64:
+        number = np.floor_divide(number, scale).astype(np.int64)
+    return Times(number, bad, rule, unit)
 
 
 def is_label(name: str) -> bool:

@@ -55,8 +55,7 @@ def parse_events(text: str) -> Events:
 
 def own_events(column: str, found: Coded) -> Events:
     """Return the events of a column without a mapping: its values are labels of their own names, in their order."""
-    used = np.unique(found.code[~found.missing])
-    names = sorted(found.values[code] for code in used)
+    names = sorted(value for value, one in zip(found.values, found.there, strict=True) if one)
     bad = [name for name in names if not is_label(name) or name in (*RESERVED, IGNORE)]
     if len(names) > MOST or bad:
         what = f"the value {bad[0]!r}" if bad and len(names) <= MOST else f"{len(names):,} values"

@@ -100,7 +100,7 @@ def read_rows(raw: Raw, reading: Reading, events: Events, scales: Scales) -> tup
     ignored, of_events, values = None, dict[str, Label](), frozenset[str]()
     if "event" in raw.roles:
         what = coded(raw.columns[raw.roles["event"]])
-        values = frozenset(what.values[code] for code in np.unique(what.code[~what.missing]))
+        values = frozenset(value for value, one in zip(what.values, what.there, strict=True) if one)
         known = events if events.values else own_events(raw.roles["event"], what)
         heard = told(known, what)
         bad("event", f"an event must be one of those that --events names, or {EMPTY[5:]}", heard.unknown)
