@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa  # type: ignore[import-untyped]
 
-from fedrec.data.catalogue import Sheet, attributes_of_rows, carried, item_table, read_sheet, user_table
+from fedrec.data.catalogue import Sheet, attributes_of_rows, carried, empty, item_table, read_sheet, user_table
 from fedrec.data.checks import canonical
 from fedrec.data.columns import TEXT, Codes, Column, together
 from fedrec.data.events import check_found, parse_events
@@ -77,12 +77,12 @@ def assemble(
     if rated:
         frame = _rated(frame, names.platform, reading, scales, notes)
     of_rows = attributes_of_rows(parts, frame, len(names.item))
-    frame = _windowed(frame, all(part.time is not None for part in parts), filters, notes)
-    rows, said = canonical(frame)
-    del frame
+    held = [_windowed(frame, all(part.time is not None for part in parts), filters, notes)]
+    labels = tuple(dict.fromkeys(label for part in parts for label in part.labels))
+    del frame, parts  # which are large
+    rows, said = canonical(held.pop())
     notes += said
     rows = _filtered(rows, filters, notes)
-    labels = tuple(dict.fromkeys(label for part in parts for label in part.labels))
     if rated and "like" not in labels and _with_likes(rows, names.platform, reading, scales, notes):
         labels = (*labels, "like")
     left = _left(rows, names, sheets, filters, notes)
@@ -126,7 +126,7 @@ def _joined(
         codes[kind], said = matched(matches, kind, code, platform, names[kind], names["platform"])
         notes += said
     for place, part in enumerate(parts):
-        parts[place] = replace(part, user=part.user.take(slice(0)), item=part.item.take(slice(0)), size=len(part))
+        parts[place] = replace(part, user=empty(0), item=empty(0), platform=empty(0), size=len(part))
     columns = {**codes, "platform": platform, **_values(parts)}
     if len(names["platform"]) > 1 and not matches.to:
         notes.append("a key is the same user, or item, on every platform (--reading.match names those that are not)")

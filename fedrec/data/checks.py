@@ -44,15 +44,23 @@ def canonical(frame: pd.DataFrame) -> tuple[pd.DataFrame, tuple[str, ...]]:
     again, notes = _repeated(keys), tuple[str, ...]()
     if again is not None:
         labels = [str(name) for name in frame.columns if frame[name].dtype == np.bool_ and name != "positive"]
-        once = merged(Interactions.of(frame[again], labels), keys[again])
+        before = Interactions.of(frame, labels)
+        once = merged(before.take(again), keys[again])
         columns = {name: getattr(once, name) for name in COLUMNS} | once.labels
         columns["platform"] = platform[again][np.unique(keys[again], return_index=True)[1]]
-        whole, frame = frame, pd.concat([frame[~again], pd.DataFrame(columns)], ignore_index=True)
-        notes = (merge_note(*(Interactions.of(rows, labels) for rows in (whole, frame))),)
-    del keys
+        joined = {name: np.concatenate([frame[name].to_numpy()[~again], columns[name]]) for name in frame.columns}
+        frame = pd.DataFrame(joined, copy=False)
+        notes = (merge_note(before, Interactions.of(frame, labels)),)
+        del before, joined
+    del keys, platform, user, item
+    frame = frame.copy(deep=False)  # whose columns go one by one: those of a caller who keeps none are let go of
     order = _in_order(*(frame[name].to_numpy() for name in ("platform", "user", "time", "item")))
-    columns = {str(name): frame[name].to_numpy()[order] for name in frame.columns}
-    columns |= {name: columns[name].astype(np.int64, copy=False) for name in KEY}
+    columns = {}
+    for name in list(frame.columns):
+        columns[str(name)] = (
+            frame[name].to_numpy()[order].astype(np.int64 if name in KEY else frame[name].dtype, copy=False)
+        )
+        del frame[name]
     return pd.DataFrame(columns, copy=False), notes
 
 
@@ -78,7 +86,9 @@ def _in_order(platform: Ints, user: Ints, time: Ints, item: Ints) -> Ints:
         return np.lexsort((item, time, user, platform))
     key = (platform.astype(np.int64) * _size(user) + user) * span + (time - first)
     order = np.argsort(key)
-    equal = key[order[1:]] == key[order[:-1]]
+    ascending = key[order]
+    equal = ascending[1:] == ascending[:-1]
+    del ascending
     if equal.any():
         some = np.append(equal, False) | np.append(False, equal)
         rows = order[some]
