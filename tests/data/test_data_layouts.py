@@ -256,6 +256,12 @@ def test_an_archive_is_read_as_it_was_downloaded(tmp_path: Path, form: str, monk
     assert {path: path.stat().st_mtime_ns for path in home.rglob("*.csv")} == before, "unpacked once"
 
 
+def test_files_of_one_name_in_an_archive_are_all_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache_in(tmp_path, monkeypatch)
+    data = read("mind", pack(tmp_path / "any.zip", "mind"))
+    assert rows(data) == rows(read("mind", write(tmp_path / "folder", "mind")))
+
+
 def test_a_damaged_archive_is_named_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     home = cache_in(tmp_path, monkeypatch)
     (tmp_path / "ml-1m.zip").write_bytes(b"PK\x03\x04 no archive")
@@ -323,9 +329,9 @@ def test_one_download_fills_the_cache_with_the_expected_files_only(
     archive.unlink()
     assert read(name, None).interactions.equals(first.interactions)
     assert {path.relative_to(home).as_posix() for path in home.rglob("*") if path.is_file()} == {
-        f"{name}/{file}" for file in PUBLISHED[name]
+        f"{name}/{name}/{file}" for file in PUBLISHED[name]
     }
-    next((home / name).iterdir()).unlink()  # an incomplete cache is filled again
+    next((home / name / name).iterdir()).unlink()  # an incomplete cache is filled again
     pack(archive, name)
     monkeypatch.setitem(LAYOUTS, name, replace(LAYOUTS[name], md5=""))
     assert len(read(name, None).interactions) == len(first.interactions)

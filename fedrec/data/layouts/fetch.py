@@ -103,23 +103,30 @@ def _filled(folder: Path) -> Iterator[Path]:
 
 
 def _extract(archive: Path, files: Sequence[str], folder: Path) -> None:
-    """Write the files of an archive that match a pattern to a folder, and no other; raises OSError."""
+    """Write the files of an archive that match a pattern into a folder, and no other; raises OSError."""
     patterns = [file + end for file in files for end in ENDS]
 
-    def wanted(member: str) -> bool:
-        return any(fnmatch(PurePosixPath(member).name, pattern) for pattern in patterns)
+    def place(member: str) -> Path | None:
+        """Return where a member goes, with the folder that it is in: train and test may have files of one name."""
+        *above, name = PurePosixPath(member).parts or ("",)
+        if not any(fnmatch(name, pattern) for pattern in patterns):
+            return None
+        inside = folder.joinpath(*(part for part in above[-1:] if part not in ("..", "/")))
+        inside.mkdir(exist_ok=True)
+        return inside / name
 
     try:
         if zipfile.is_zipfile(archive):
             with zipfile.ZipFile(archive) as zipped:
-                for name in filter(wanted, zipped.namelist()):
-                    with zipped.open(name) as source, (folder / PurePosixPath(name).name).open("wb") as target:
-                        shutil.copyfileobj(source, target)
+                for one in zipped.infolist():
+                    if not one.is_dir() and (target := place(one.filename)):
+                        with zipped.open(one) as source, target.open("wb") as file:
+                            shutil.copyfileobj(source, file)
             return
         with tarfile.open(archive) as tar:
             for member in tar:
-                if member.isfile() and wanted(member.name) and (inside := tar.extractfile(member)):
-                    with inside, (folder / PurePosixPath(member.name).name).open("wb") as target:
-                        shutil.copyfileobj(inside, target)
+                if member.isfile() and (target := place(member.name)) and (inside := tar.extractfile(member)):
+                    with inside, target.open("wb") as file:
+                        shutil.copyfileobj(inside, file)
     except DAMAGED as error:
         raise OSError(" ".join(str(error).split()) or type(error).__name__) from None
