@@ -59,7 +59,7 @@ AGHOSTSAGHOSTSAGHOSTSAGHOSTQ,B000000BB2,5.0,1587000114941
         "artists.dat": (
             "id\tname\turl\tpictureURL\n"
             '51\tThe "Quoted\thttp://www.last.fm/music/a\thttp://x/1.jpg\n'
-            "52\tSigur Rós\thttp://www.last.fm/music/b\t\n"
+            '52\t"Strange" Rós\thttp://www.last.fm/music/b\t\n'
         ),
     },
     "yelp": {
@@ -98,7 +98,7 @@ AGHOSTSAGHOSTSAGHOSTSAGHOSTQ,B000000BB2,5.0,1587000114941
         ),
         "MINDsmall_dev/news.tsv": (
             'N2001\tsports\tfootball_nfl\tHe "said" so\tIt was said.\thttps://x/a.html\t[]\t[]\n'
-            "N2003\tlifestyle\tpets\tDogs\tOf dogs.\thttps://x/d.html\t[]\t[]\n"
+            'N2003\tlifestyle\tpets\t"Dogs" or not\tOf dogs.\thttps://x/d.html\t[]\t[]\n'
         ),
     },
     "kuairec": {

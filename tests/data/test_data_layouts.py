@@ -157,7 +157,7 @@ def test_lastfm_has_no_times_and_no_ratings(tmp_path: Path) -> None:
     data = read("lastfm", write(tmp_path, "lastfm"))
     assert sorted(rows(data)) == [("2", "51", 0, None), ("2", "52", 0, None), ("3", "51", 0, None)]
     assert data.labels == ()
-    assert about(data.items, "title") == {"51": 'The "Quoted', "52": "Sigur Rós"}
+    assert about(data.items, "title") == {"51": 'The "Quoted', "52": '"Strange" Rós'}
 
 
 def test_yelp_reviews_are_dated_and_businesses_have_categories(tmp_path: Path) -> None:
@@ -208,7 +208,7 @@ def test_mind_impressions_are_clicks_or_not_and_the_history_is_clicks_before_the
         "N1002": ("N1002", ""),
         "N2001": ('He "said" so', "sports"),
         "N2002": ('"No 5', "news"),
-        "N2003": ("Dogs", "lifestyle"),
+        "N2003": ('"Dogs" or not', "lifestyle"),
     }
     assert any("2 earlier clicks have no time" in note for note in data.notes)
 
@@ -276,6 +276,34 @@ def test_a_folder_without_the_files_is_told_what_to_fetch(tmp_path: Path, name: 
         read(name, tmp_path)
     text, layout = str(caught.value), LAYOUTS[name]
     assert f"must hold {layout.files}, found none; fetch {layout.fetch} from {layout.page}" in text
+
+
+def test_of_several_data_sets_in_a_folder_the_one_that_is_called_so_is_read(tmp_path: Path) -> None:
+    for name in ("ml-20m", "ml-25m"):
+        write(tmp_path / name, name)
+    write(tmp_path / "ml-25m", "ml-25m", **{"ratings.csv": "userId,movieId,rating,timestamp\n1,31,5,9\n"})
+    assert rows(read("ml-25m", tmp_path)) == [("1", "31", 9, 5, True)]
+    with pytest.raises(UserError, match=r"must hold one ratings.csv, found ml-20m/ratings.csv, ml-25m/ratings.csv"):
+        read("ml-32m", tmp_path)
+
+
+@pytest.mark.parametrize("fields", [{"columns": "user=1,item=2"}, {"delimiter": "comma"}])
+def test_what_cannot_act_on_impressions_is_refused(tmp_path: Path, fields: dict[str, str]) -> None:
+    with pytest.raises(UserError, match=f"{next(iter(fields))}: acts only with files that are read as tables are"):
+        read("mind", write(tmp_path, "mind"), **fields)
+
+
+def test_files_of_attributes_may_be_others(tmp_path: Path) -> None:
+    (tmp_path / "titles.csv").write_text("id;name\n2000018;A kettle\n", encoding="utf-8")
+    fields = {"items": str(tmp_path / "titles.csv"), "item_columns": "key=id,title=name"}
+    data = read("taobao", write(tmp_path, "taobao") / "UserBehavior.csv", **fields)
+    assert about(data.items, "title")["2000018"] == "A kettle"
+
+
+def test_filters_act(tmp_path: Path) -> None:
+    folder = write(tmp_path, "ml-20m")
+    assert {item for _, item, *_ in rows(read("ml-20m", folder, item_least=2))} == {"31", "1029"}
+    assert {item for _, item, *_ in rows(read("ml-20m", folder, item_least=2, since="1996-06-18"))} == {"1029"}
 
 
 def pack(archive: Path, name: str) -> Path:

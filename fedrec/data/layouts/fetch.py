@@ -38,7 +38,7 @@ def packed(path: Path) -> bool:
     return path.name.lower().endswith(ARCHIVES)
 
 
-def missing(name: str, layout: Layout) -> str:
+def missing(layout: Layout) -> str:
     """Return what to fetch, and where to say that it is."""
     return f"fetch {layout.fetch} from {layout.page}, and name its folder with --data-dir"
 
@@ -52,7 +52,7 @@ def cached(name: str, layout: Layout, files: Sequence[str]) -> Path:
     if all(find(folder, file) for file in files):
         return folder
     if not layout.url:
-        raise UserError(f"data-dir: {name} is not downloaded for you, found no folder; {missing(name, layout)}")
+        raise UserError(f"data-dir: {name} is not downloaded for you, found no folder; {missing(layout)}")
     import pooch  # type: ignore[import-not-found, import-untyped, unused-ignore]
 
     help_ = f"fetch {layout.url} elsewhere and unpack it to {folder}, or name its directory with --data-dir"

@@ -161,7 +161,6 @@ LAYOUTS: dict[str, Layout] = {
             users="user_features.csv",
             user_columns="key=user_id,active=user_active_degree,registered=register_days_range",
         ),
-        parted=", ",
         like=2.0,
         page="https://kuairec.com/",
         fetch="KuaiRec.zip",
