@@ -10,6 +10,7 @@ import pytest
 from fedrec.data import LAYOUTS, Dataset
 from fedrec.experiment.holdings import dataset
 from simulations.cli import parse
+from simulations.profile import main as profile
 from simulations.run import main
 
 TEXT = (Path(__file__).parent.parent / "docs" / "data.md").read_text(encoding="utf-8")
@@ -17,6 +18,7 @@ FILES = dict(re.findall(r"`([\w./-]+)`:\n\n```\n(.*?)```", TEXT, re.DOTALL))
 COMMANDS = [
     shlex.split(text.replace("\\\n", " "))[2:] for text in re.findall(r"```\n(fedrec run .*?)\n```", TEXT, re.DOTALL)
 ]
+(LOOK,) = re.findall(r"```\nfedrec profile (.*?)\n```", TEXT, re.DOTALL)
 FILMS, SHOP, BOOKS, ALL = COMMANDS[:4]
 
 
@@ -67,6 +69,13 @@ def test_all_three_are_trained_together(folder: Path, capsys: pytest.CaptureFixt
     assert Counter(data.interactions["platform"]) == {0: 9, 1: 9, 2: 9}
     small = ["--rounds", "1", "--dim", "4", "--engine", "inline", "--no-compare", "--quiet"]
     assert main([*ALL, *small, "--out", "out"]) == 0, capsys.readouterr().err
+
+
+def test_a_look_before_training(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert profile(shlex.split(LOOK)) == 0
+    shown = capsys.readouterr().out
+    assert "decimal comma" in " ".join(shown.split()) and "rank, rating, like" in shown
+    assert "python -m simulations.run" in shown.partition("next:")[2]
 
 
 def test_the_table_of_public_data_sets_says_what_the_layouts_say() -> None:
