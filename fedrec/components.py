@@ -68,13 +68,19 @@ SUMS = {
     **{name: f"sums.{name}" for name in ("k", "passes", "damping", "basis")},
 }
 ORDERED = {**SUMS, **{name: f"quadratic.{name}" for name in ("past", "future", "recent")}}
+# Public data sets that are read as a table is, `fedrec.data.LAYOUTS`.
+PUBLIC = (
+    *("ml-1m", "ml-latest-small", "ml-20m", "ml-25m", "ml-32m", "amazon-2023"),
+    *("lastfm", "yelp", "taobao", "mind", "kuairec"),
+)
 ALIASES: dict[str, dict[str, dict[str, str]]] = {
     "dataset": {
         "synthetic": {
             name: f"market.{name}" for name in ("users", "items", "impressions", "similarity", "conflicting")
         },
-        "ml-100k": {"path": "data_dir"},
         "table": {"path": "data_dir", "columns": "columns"},
+        "ml-100k": {"path": "data_dir"},
+        **{name: {"path": "data_dir", "columns": "columns"} for name in PUBLIC},
     },
     "model": {
         **dict.fromkeys(("mf", "item"), WIDE),

@@ -7,8 +7,8 @@ USAGE = "fedrec run [--OPTION VALUE ...]   (or python -m simulations.run ...)"
 # What most runs are made of, by group; the words are for the first page alone, the defaults are those of Experiment.
 MOST: Mapping[str, Mapping[str, tuple[str, str]]] = {
     "data": {
-        "--dataset NAME": ("synthetic, ml-100k, table, or your own", "synthetic"),
-        "--data-dir PATH": ("folder of ml-100k, or file, folder or glob of a table", ""),
+        "--dataset NAME": ("synthetic, table, ml-1m ..., or yours", "synthetic"),
+        "--data-dir PATH": ("folder of a public data set, or files of a table", ""),
         "--columns TEXT": ("of a table: user=NAME,item=NAME,platform=NAME ...", ""),
         "--clients N": ("number of clients; 5, or one for each platform", ""),
         "--partition HOW": ("who is a client: platform, users, one-user", "auto"),

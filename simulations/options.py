@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from fedrec.components import ALIASES, SEAMS, fields_known, find, parts_of, with_paths
+from fedrec.data import LAYOUTS
 from fedrec.errors import Parser, choose, named
 from fedrec.experiment.choice import AUTO
 from fedrec.experiment.config import Experiment, Method
@@ -166,6 +167,9 @@ def described_part(path: str, text: str) -> str:
     for use in dict.fromkeys(part.use for part in parts):
         kind = find(path, use) if ":" in use else None
         lines.append(f"{path} {use}: {(kind.__doc__ or '').strip().splitlines()[0] if kind and kind.__doc__ else ''}")
+        if path == "dataset" and use in LAYOUTS:
+            lines[-1:] = textwrap.wrap(f"{path} {use}: {LAYOUTS[use].about}; {LAYOUTS[use].page}", 79)
+            lines += textwrap.wrap(f"  terms: {LAYOUTS[use].terms}", 79)
         if kind:
             known = fields_known(kind)
             lines += [f"  {flag(path)}.{name:<16} {hint} [{default}]" for name, hint, default in known]

@@ -11,7 +11,7 @@ import pytest
 from scipy.sparse import csr_array
 
 from fedrec.data.history import Sequences, sequences
-from fedrec.data.movielens import movielens
+from fedrec.data.layouts.movielens import movielens
 from fedrec.data.partition import federation
 from fedrec.data.release_years import GROUPS, year_groups
 from fedrec.data.store import Clients

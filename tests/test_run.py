@@ -9,7 +9,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from collections.abc import Callable, Iterable
 from importlib.metadata import version
 from io import StringIO
@@ -181,7 +180,7 @@ def test_a_closed_network_is_told_with_what_to_fetch(run: Run, tmp_path: Path, m
     def closed(*_: object, **__: object) -> NoReturn:
         raise OSError("Network is unreachable")
 
-    monkeypatch.setattr(urllib.request, "urlopen", closed)
+    monkeypatch.setattr("pooch.retrieve", closed)
     monkeypatch.setattr(platformdirs, "user_cache_dir", lambda _: str(tmp_path / "cache"))
     found = only_line(run("--dataset", "ml-100k", "--engine", "inline", "--out", str(tmp_path / "out")))
     assert "found Network is unreachable; fetch https://" in found and "or name its directory with --data-dir" in found

@@ -6,7 +6,7 @@ import pandas as pd
 
 from fedrec.components import choose_part, make, read
 from fedrec.data.history import Histories, before, latest
-from fedrec.data.movielens import movielens
+from fedrec.data.layouts import LAYOUTS, published
 from fedrec.data.negatives import Negatives, excluded
 from fedrec.data.partition import federation, probe_of, public_data, view_public
 from fedrec.data.pool import pool
@@ -20,6 +20,7 @@ from fedrec.errors import UserError, named
 
 __all__ = [
     "DATASETS",
+    "LAYOUTS",
     "ClientData",
     "Clients",
     "Content",
@@ -38,17 +39,17 @@ __all__ = [
     "from_frame",
     "latest",
     "load",
-    "movielens",
     "pool",
     "probe_of",
     "public_data",
     "public_vectors",
+    "published",
     "synthetic",
     "table",
     "view_public",
 ]
 
-DATASETS = ("synthetic", "ml-100k", "table")
+DATASETS = ("synthetic", "table", *LAYOUTS)
 
 
 def load(
@@ -62,11 +63,11 @@ def load(
     reading: Reading | None = None,
     filters: Filters | None = None,
 ) -> Dataset:
-    """Return the dataset of a name: `synthetic` with so many `platforms` of a `market`, `ml-100k`, or `table`.
+    """Return the dataset of a name: `synthetic` with so many `platforms` of a `market`, `table`, or one of `LAYOUTS`.
 
     A source of one's own is given by path: a component with `load()`, which returns a Dataset, or a DataFrame that is
-    read by `columns`. `table` needs `data_dir` (the file) and `columns`, and takes `reading` and `filters`; `ml-100k`
-    reads `data_dir` if given. Raises UserError.
+    read by `columns`. `table` needs `data_dir` (the file) and `columns`, and takes `reading` and `filters`, as public
+    data sets do, which read `data_dir` if given. Raises UserError.
     """
     with named("dataset"):
         name = choose_part("dataset", name)
@@ -83,8 +84,8 @@ def load(
         return data
     if name == "synthetic":
         return synthetic(market, platforms=platforms, seed=seed)
-    if name == "ml-100k":
-        return movielens(data_dir)
+    if name in LAYOUTS:
+        return published(name, data_dir, columns, reading, filters)
     if data_dir is None:
         raise UserError("data-dir: the dataset 'table' needs a file, found none given")
     return table(data_dir, columns, reading, filters)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from fedrec.components import per_client
-from fedrec.data import Filters, Reading
+from fedrec.data import LAYOUTS, Filters, Reading
 from fedrec.errors import UserError
 from fedrec.experiment.config import Experiment, Method
 from fedrec.experiment.holdings import PAIR
@@ -125,7 +125,7 @@ RANK = Rule(ranks, "a task that ranks (add --task rank)")
 TASKS = Rule(lambda e: any(len(part) > 1 for part in tasks(e)), "several tasks in a client (add --task rank,click)")
 AGREEMENT = Rule(lambda e: e.agreement.active, "agreement.items (add --method agreement --volunteers 60)")
 BUDGET = Rule(lambda e: e.budget.active, "a loss budget (add --budget.margin 0.02)")
-READ = Rule(lambda e: e.dataset == "table" or ":" in e.dataset, "a table (add --dataset table)")
+READ = Rule(lambda e: e.dataset not in ("synthetic", "ml-100k"), "a table (add --dataset table)")
 MARKET = Rule(lambda e: e.dataset == "synthetic", "the synthetic market (add --dataset synthetic)")
 CONTENT = Rule(lambda e: e.content.active, "content (add --content.kind hashed)")
 SEQUENCE = Rule(lambda e: e.sequence.active, "a sequence encoder (add --sequence.kind sasrec)")
@@ -229,7 +229,7 @@ RULES: dict[str, Rule] = {
     "robust.norm": chosen("robust.kind", "clip"),
     "codec.kind": SHARED,
     "codec.fraction": chosen("codec.kind", "top-k"),
-    "data_dir": Rule(lambda e: e.dataset in ("ml-100k", "table"), "data of a file or a folder (add --dataset table)"),
+    "data_dir": Rule(lambda e: e.dataset in ("table", *LAYOUTS), "data of a file or a folder (add --dataset table)"),
     "columns": READ,
     **{f"reading.{name}": READ for name in Reading.model_fields},
     "reading.normalise": Rule(lambda e: bool(e.reading.scale), "a stated scale (add --reading.scale 1..5)"),

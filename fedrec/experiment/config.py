@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, Field, ValidationError, field_validator, model_validator
 
 from fedrec.components import SEAMS, PartText, installed, make, one_of, parts_of, per_client, read, text_of, with_paths
-from fedrec.data import Content, Filters, Market, Reading
+from fedrec.data import LAYOUTS, Content, Filters, Market, Reading
 from fedrec.errors import UserError, choose, named
 from fedrec.experiment.needs import value_of
 from fedrec.experiment.parts import check_parts
@@ -83,11 +83,13 @@ class Experiment(Method):
     """A method applied to data: everything that decides the result of a run, and nothing else."""
 
     clients: int | None = Field(None, description="number of clients; 5, or one for each platform of the data")
-    dataset: Annotated[PartText, one_of("dataset")] = Field("synthetic", description="synthetic, ml-100k or table")
+    dataset: Annotated[PartText, one_of("dataset")] = Field(
+        "synthetic", description=f"synthetic, table, or a public data set: {', '.join(LAYOUTS)}"
+    )
     data_dir: Path | None = Field(
         None,
-        description="folder of ml-100k, or of a table a file, folder or glob, or one for each platform: "
-        "'films=films.csv;shop=exports/*.jsonl'",
+        description="folder or archive of a public data set, or of a table a file, folder or glob, or one for each "
+        "platform: 'films=films.csv;shop=exports/*.jsonl'",
     )
     columns: str = Field(
         "",

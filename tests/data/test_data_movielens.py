@@ -1,20 +1,15 @@
-"""MovieLens 100K: GroupLens' layout, the cache and the download, and an error of one line for what is wrong."""
+"""MovieLens 100K: GroupLens' layout, and an error of one line for what is wrong."""
 
 from __future__ import annotations
 
-import hashlib
-import importlib
 import os
-import zipfile
 from pathlib import Path
 
 import pytest
 
-from fedrec.data import Market, federation, load, movielens
+from fedrec.data import Market, federation, load
+from fedrec.data.layouts.movielens import movielens
 from fedrec.errors import UserError
-
-# The package re-exports the function under the module's name.
-module = importlib.import_module("fedrec.data.movielens")
 
 FILES = {
     "u.data": "2\t1\t5\t100\n1\t2\t3\t50\n1\t1\t4\t60\n",
@@ -93,62 +88,6 @@ def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
     (write(tmp_path) / name).unlink()
     with pytest.raises(UserError, match=f"{name} must be a readable file, found No such file"):
         movielens(tmp_path)
-
-
-@pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The user's cache in a temporary folder, and a download that fails until `offer` names a file."""
-    folder = tmp_path / "cache"
-    monkeypatch.setattr(module.platformdirs, "user_cache_dir", lambda name: str(folder / name))
-    monkeypatch.setattr(module, "URL", (tmp_path / "nothing.zip").as_uri())
-    return folder / "fedrec"
-
-
-def offer(path: Path, monkeypatch: pytest.MonkeyPatch, *, checksum: str | None = None) -> None:
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, content in FILES.items():
-            archive.writestr(f"ml-100k/{name}", content.encode("latin-1"))
-        archive.writestr("../evil", "outside")
-        archive.writestr("ml-100k/mku.sh", "not wanted")
-    monkeypatch.setattr(module, "URL", path.as_uri())
-    found = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
-    monkeypatch.setattr(module, "ZIP_MD5", checksum or found)
-
-
-def test_one_download_fills_the_cache_with_the_expected_files_only(
-    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    offer(tmp_path / "fake.zip", monkeypatch)
-    first = movielens(None)
-    (tmp_path / "fake.zip").unlink()
-    assert movielens(None).interactions.equals(first.interactions)
-    found = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file())
-    assert found == [f"cache/fedrec/ml-100k/{name}" for name in FILES]
-
-
-def test_an_incomplete_cache_is_filled_again(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (write(cache / "ml-100k") / "u.item").unlink()
-    offer(tmp_path / "fake.zip", monkeypatch)
-    assert len(movielens(None).interactions) == 3
-
-
-def test_without_a_network_the_error_says_what_to_fetch_and_where_to_put_it(cache: Path) -> None:
-    with pytest.raises(UserError) as caught:
-        movielens(None)
-    message = str(caught.value)
-    assert module.URL in message
-    assert str(cache / "ml-100k") in message
-    assert "\n" not in message
-    assert not cache.exists()
-
-
-def test_a_download_of_another_checksum_is_refused(
-    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    offer(tmp_path / "fake.zip", monkeypatch, checksum="0" * 32)
-    with pytest.raises(UserError, match=r"the download's MD5 must be 0{32}, found [0-9a-f]{32}"):
-        movielens(None)
-    assert not cache.exists()
 
 
 @pytest.mark.skipif("FEDREC_DATA" not in os.environ, reason="FEDREC_DATA does not name the folder of real data")

@@ -18,9 +18,14 @@ LIKE = {"title": ("name",), "description": ("description", "beschreibung")}  # a
 
 
 def read_attributes(
-    files: str, columns: str, reading: Reading, kind: Literal["item", "user"], platforms: Collection[str]
+    files: str,
+    columns: str,
+    reading: Reading,
+    kind: Literal["item", "user"],
+    platforms: Collection[str],
+    quote: str = "",
 ) -> tuple[Raw, ...]:
-    """Return files of attributes: `items.csv`, or by platform `items.csv;shop=shop-items.csv`.
+    """Return files of attributes: `items.csv`, or by platform `items.csv;shop=shop-items.csv`; "none" may `quote`.
 
     `columns` maps `key`, and attributes by their names, to the file's columns. Without it the key is the column that
     is called like ids of items, or users; an item's attributes are those that are called so, a user's all other
@@ -33,7 +38,7 @@ def read_attributes(
         elif platforms:  # of a column they are not known yet
             choose(f"reading.{kind}s: platform", platform, platforms)
         one = settings_of(reading, platform, platforms)
-        told = Told(encoding=one.told.encoding, decimal=one.told.decimal)
+        told = Told(encoding=one.told.encoding, decimal=one.told.decimal, quote=quote)
         settings = Settings(told=told, dates=one.dates, strict=one.strict)
         ask = asked(columns, platform, (), (KEY,))
         for file in find_files(Path(path).expanduser(), f"reading.{kind}s")[0]:

@@ -1,41 +1,31 @@
-"""MovieLens 100K in GroupLens' own layout, from a directory or downloaded once into the user's cache."""
+"""MovieLens 100K in GroupLens' own layout, whose genres are a column each."""
 
 import hashlib
-import http.client
-import io
-import shutil
-import tempfile
-import urllib.request
-import zipfile
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import platformdirs
 
 from fedrec.data.checks import canonical, refuse
 from fedrec.data.types import Dataset
 from fedrec.errors import UserError
 from fedrec.files import regular
 
-URL = "https://files.grouplens.org/datasets/movielens/ml-100k.zip"
-ZIP_MD5 = "0e33842e24a9c977be4e0107933c0723"
 RATINGS_MD5 = "6e47046882bad158b0efbb84cd5cb987"
-FILES = ("u.data", "u.item", "u.user")
 GENRES = (
     "unknown|Action|Adventure|Animation|Children's|Comedy|Crime|Documentary|Drama|Fantasy|Film-Noir|Horror|Musical|"
     "Mystery|Romance|Sci-Fi|Thriller|War|Western"
 )
 
 
-def movielens(data_dir: Path | None) -> Dataset:
+def movielens(data_dir: Path) -> Dataset:
     """Return MovieLens 100K: one platform, every rating a positive, the label `like` where the rating is 4 or 5.
 
-    `data_dir` is the directory of u.data, u.item and u.user, or its parent; None: the user's cache, filled by one
-    download. Users carry `age`, `gender`, `occupation`, `zip`; items their genres as categories. Raises UserError for a
-    missing file, a malformed line, a rating that is not a number from 1 to 5, and when nothing can be downloaded.
+    `data_dir` is the directory of u.data, u.item and u.user, or its parent. Users carry `age`, `gender`, `occupation`,
+    `zip`; items their genres as categories. Raises UserError for a missing file, a malformed line, and a rating that is
+    not a number from 1 to 5.
     """
-    folder = _cached() if data_dir is None else data_dir
+    folder = data_dir
     if not (folder / "u.data").exists() and (folder / "ml-100k").is_dir():
         folder = folder / "ml-100k"
     data, users, items = _ratings(folder), _users(folder), _items(folder)
@@ -112,33 +102,3 @@ def _items(folder: Path) -> pd.DataFrame:
     flags = (raw.iloc[:, 5:] == "1").to_numpy()
     genres = ["|".join(name for name, flag in zip(names, row, strict=True) if flag) for row in flags]
     return pd.DataFrame({"key": raw[0], "title": raw[1], "categories": pd.Series(genres, dtype="str")})
-
-
-def _cached() -> Path:
-    """Return the cached directory, downloaded now if it is not there."""
-    cache = Path(platformdirs.user_cache_dir("fedrec"))
-    folder = cache / "ml-100k"
-    if all((folder / name).is_file() for name in FILES):
-        return folder
-    help_ = f"fetch {URL} elsewhere and unpack it to {folder}, or name its directory with --data-dir"
-    try:
-        with urllib.request.urlopen(URL, timeout=20) as reply:
-            content = reply.read()
-        if _md5(content) != ZIP_MD5:
-            raise UserError(f"ml-100k: the download's MD5 must be {ZIP_MD5}, found {_md5(content)}; {help_}")
-        # The expected files, all of them or none.
-        cache.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(dir=cache))
-        try:
-            with zipfile.ZipFile(io.BytesIO(content)) as archive:
-                for name in FILES:
-                    (partial / name).write_bytes(archive.read(f"ml-100k/{name}"))
-            # What stands there lacks a file, or another process has just finished: either way ours is complete.
-            shutil.rmtree(folder, ignore_errors=True)
-            partial.replace(folder)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-    except (OSError, http.client.HTTPException) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"ml-100k: must be in the cache or be downloaded, found {reason}; {help_}") from None
-    return folder
