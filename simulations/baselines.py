@@ -143,13 +143,18 @@ def run_popularity(experiment: Experiment, home: Path) -> None:
     """
     home.mkdir(parents=True)
     parts = clients_data(baseline(experiment, "local"))
-    kinds, train = tasks_of_all(experiment, parts), parts.rows("train")
-    rows = [(train, train.item)]
+    kinds, every, items = tasks_of_all(experiment, parts), parts.rows("train"), len(dataset(experiment).items)
+    rows = [(every, every.user, every.item)]
+    if any(task.part for task in kinds):  # a target of the user's own is of what one client has
+        rows = [(part.train, part.users[part.train.user], part.items[part.train.item]) for part in parts]
     if experiment.volunteers:  # their rows stand in those of every client, and count once
         volunteers = public(experiment)
-        train = train.take(~np.isin(train.user, volunteers.users))
-        rows = [(train, train.item), (volunteers.train, volunteers.items[volunteers.train.item])]
-    tally = Tally.of(kinds, rows, len(dataset(experiment).items))
+        others = [~np.isin(user, volunteers.users) for _, user, _ in rows]
+        rows = [(train.take(kept), user, item[kept]) for (train, user, item), kept in zip(rows, others, strict=True)]
+        rows.append(
+            (volunteers.train, volunteers.users[volunteers.train.user], volunteers.items[volunteers.train.item])
+        )
+    tally = Tally.of(kinds, [(train, item) for train, _, item in rows], items)
     measure(experiment, home, popular(experiment, lambda part: tally.take(part.items)), "popularity")
     if len(parts) > 1:
         own = popular(experiment, lambda part: Tally.of(kinds, [(part.train, part.train.item)], len(part.items)))

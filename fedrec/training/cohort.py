@@ -199,6 +199,8 @@ def negatives_of(datas: Sequence[ClientData], starts: Ints, protocol: Literal["t
     """Return `excluded` of all clients over flat users; the number of items is the largest catalogue's."""
     user, item = [], []
     for start, data in zip(starts, datas, strict=False):
+        if data.new is None:
+            continue
         closed = np.flatnonzero(~data.offered("train"))
         user.append(start + np.repeat(np.arange(len(data.users)), len(closed)))
         item.append(np.tile(closed, len(data.users)))
@@ -213,6 +215,7 @@ def negatives_of(datas: Sequence[ClientData], starts: Ints, protocol: Literal["t
 def server_rows(datas: Sequence[ClientData], space: str, catalogue: Ints | None) -> Ints | None:
     """Return the server's row of every flat row; None if every client's ids are the catalogue, or it is not shared."""
     ids = [data.users if space == "user" else data.items for data in datas]
-    if catalogue is None or all(len(part) == len(catalogue) and np.array_equal(part, catalogue) for part in ids):
+    once = {id(part): part for part in ids}.values()  # one catalogue may be that of thousands
+    if catalogue is None or all(len(part) == len(catalogue) and np.array_equal(part, catalogue) for part in once):
         return None
     return np.searchsorted(catalogue, np.concatenate(ids))

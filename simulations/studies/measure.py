@@ -72,7 +72,7 @@ def main(argv: Sequence[str]) -> None:
         from simulations.engines import launch
 
         launch(experiment, home, on_round)
-    rows = sum(len(data.train) for data in clients_data(experiment))
+    rows = int(clients_data(experiment).row_counts("train").sum())
     (home / RESULT).write_text(json.dumps(Measured(rounds[0], peak, rows)._asdict()), encoding="utf-8")
 
 
