@@ -202,6 +202,7 @@ def test_the_sizes_of_an_estimate_are_those_of_the_clients() -> None:
         e = parse([*SMALL, *more]).experiment
         parts, sizes = clients_data(e), estimate.sizes_of(e)
         assert sizes.clients == len(parts) and sizes.rows == len(dataset(e).interactions)
+        assert sizes.positives == dataset(e).interactions["positive"].sum()
         assert sizes.users == sum(len(data.users) for data in parts)
         assert sizes.items == sum(len(data.items) for data in parts)
         counts = [np.bincount(np.concatenate([p.user for p in (d.train, d.validation, d.test)])) for d in parts]
