@@ -16,15 +16,16 @@ import numpy as np
 
 from clients.device import devices
 from fedrec.components import per_client
+from fedrec.data.store import PLACES
 from fedrec.errors import UserError
 from fedrec.experiment.config import Experiment
-from fedrec.experiment.holdings import dataset
+from fedrec.experiment.holdings import clients_data, dataset
 from fedrec.experiment.parts import stacking_refusal
 from fedrec.files import memory
 from fedrec.models.quadratic import precision
 from fedrec.params import covers
 from fedrec.report.findings import size
-from fedrec.report.profile import catalogues
+from fedrec.report.profile import counted
 from fedrec.report.study import Part
 from simulations.baselines import CHEAP, baseline
 from simulations.engines.nodes import MANY
@@ -148,25 +149,23 @@ def check_memory(found: Estimate) -> None:
 
 def sizes_of(experiment: Experiment) -> Sizes:
     """Return the sizes of an experiment's data as its clients have them."""
-    e, data = experiment, dataset(experiment)
-    frame, catalogue = data.interactions, len(data.items)
-    user, platform = (frame[name].to_numpy(np.int64) for name in ("user", "platform"))
-    by_platform = e.partition == "platform" or (e.partition == "auto" and len(data.platforms) > 1)
-    owner = user + len(data.users) * platform if by_platform else user
-    count = np.unique(owner, return_counts=True)[1].astype(np.float64)
-    users, rows, pairs = len(count), len(frame), int((count * count).sum())
-    positives = int(frame["positive"].sum())
-    if by_platform:
-        clients, items = len(data.platforms), catalogues(data).nnz
-    elif e.partition == "one-user":
-        clients = min(e.clients or users, users)
-        part = clients / max(users, 1)
-        rows, positives, pairs = int(rows * part), int(positives * part), int(pairs * part)
-        users, items = clients, clients * catalogue
-    else:
-        clients = e.clients or 5
-        items = clients * catalogue
-    return Sizes(rows, positives, users, items, clients, catalogue, pairs)
+    data, parts = dataset(experiment), clients_data(experiment)
+    frame = data.interactions
+    user = frame["user"].to_numpy(np.int64)
+    if list(parts.names) == list(data.platforms):  # a user of several platforms is one of each
+        user = user + len(data.users) * frame["platform"].to_numpy(np.int64)
+    count = counted(user)[1].astype(np.float64)
+    rows, users = sum(int(parts.row_counts(part).sum()) for part in PLACES), int(parts.user_counts().sum())
+    share = rows / max(len(frame), 1)  # of the data, which others may not take part with
+    return Sizes(
+        rows,
+        round(share * float(frame["positive"].sum())),
+        users,
+        int(parts.item_counts().sum()),
+        len(parts),
+        len(data.items),
+        round(share * float((count * count).sum())),
+    )
 
 
 def pooled(sizes: Sizes) -> Sizes:
