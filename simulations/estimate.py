@@ -1,10 +1,10 @@
 """What a run will take, before it starts: memory and time from the sizes of its data, as an estimate.
 
-Every figure is a size times a constant of `COST`, the only place of constants. They were measured on one core of a
-server of 2023 (2.1 GHz, AVX-512) on the synthetic market with one client a platform, `--engine inline`, as least
-squares over runs that differ in one size: `PROCESS`, and the bytes of a row and of a client, of the peaks of
-`simulations.studies.measure`; the seconds of `rounds.csv` (`seconds`, `evaluate_seconds`) and of the wall clock.
-`tests/test_estimate.py` runs small experiments and wants each within `TRUST` of its estimate.
+Every figure is a size times a constant of `COST`, the only place of constants. Seconds are those of one core that does
+nothing else, bytes those of the largest moment. Both were measured on one core of a server, of single processes on the
+synthetic market: processor time and peak memory of `launch`, and of each round, in runs that differ in one size (users,
+items, rounds, `--eval-every`, clients of one user each, `mf` beside `mlp` and `slist`), by differences.
+`tests/test_estimate.py` runs some and wants each within `TRUST` of its estimate.
 """
 
 import os
@@ -16,16 +16,19 @@ import numpy as np
 
 from clients.device import devices
 from fedrec.components import per_client
+from fedrec.data.store import PLACES
 from fedrec.errors import UserError
 from fedrec.experiment.config import Experiment
-from fedrec.experiment.holdings import dataset
+from fedrec.experiment.holdings import clients_data, dataset
+from fedrec.experiment.parts import stacking_refusal
 from fedrec.files import memory
 from fedrec.models.quadratic import precision
 from fedrec.params import covers
 from fedrec.report.findings import size
-from fedrec.report.profile import catalogues
+from fedrec.report.profile import counted
 from fedrec.report.study import Part
 from simulations.baselines import CHEAP, baseline
+from simulations.engines.nodes import MANY
 
 TRUST = 4  # times too much or too little that an estimate may be, for runs of more than a second
 
@@ -33,21 +36,22 @@ TRUST = 4  # times too much or too little that an estimate may be, for runs of m
 class Cost(NamedTuple):
     """What was measured: bytes and seconds of one of each thing; see above."""
 
-    process: float = 350e6  # bytes of a process with torch and flwr
+    process: float = 420e6  # bytes of a process with torch and flwr
     row: float = 150.0  # bytes of an interaction where it is read, split and held
     client: float = 60e3  # bytes of a client's state, apart from its tables
     copies: float = 4.0  # of a table that is trained: itself, what was sent, its sum, what is written
-    start: float = 6.0  # seconds of the imports, and of the report
+    start: float = 4.0  # seconds of the imports, and of the report
     spawn: float = 3.0  # seconds of the start of worker processes
-    read: float = 6e-6  # seconds of a row that is read, split and held
-    hold: float = 2e-3  # seconds of a client that is made
+    read: float = 4e-6  # seconds of a row that is read, split and held
+    hold: float = 2e-3  # seconds of a client that is made, joins and is written
     step: float = 4e-6  # seconds of a training row with its negatives, a table model of width 32
-    dense: float = 12e-6  # seconds of one through a network
-    encoded: float = 100e-6  # seconds of one whose user, or item, is read by an encoder
-    turn: float = 4e-3  # seconds of a client's round: messages, admission, sums
-    score: float = 1.5e-9  # seconds of one item of a user's ranking, a unit of width
-    ranked: float = 60e-6  # seconds of a user's ranking, apart from its items
-    cube: float = 4e-11  # seconds of a cubed item of a client's sums
+    dense: float = 4e-6  # seconds more of one through a network
+    encoded: float = 100e-6  # seconds more of one whose user, or item, is read by an encoder
+    turn: float = 4.3e-3  # seconds of a client's round apart from its rows: messages, admission, sums
+    stacked: float = 1e-4  # seconds of that where many clients are one program
+    score: float = 4.4e-10  # seconds of one item of a user's ranking, a unit of width
+    ranked: float = 15e-6  # seconds of a user's ranking, apart from its items
+    cube: float = 6.5e-11  # seconds of a cubed item of a client's sums
     pair: float = 1e-7  # seconds of a pair of a user's interactions in sums
 
 
@@ -57,10 +61,11 @@ COST = Cost()
 class Sizes(NamedTuple):
     """What an experiment's clients hold together: `users` and `items` are summed over clients, `catalogue` is of all.
 
-    `pairs` is the number of pairs of interactions of one user.
+    `positives` are the rows from which ranking learns, `pairs` the pairs of interactions of one user.
     """
 
     rows: int
+    positives: int
     users: int
     items: int
     clients: int
@@ -144,23 +149,23 @@ def check_memory(found: Estimate) -> None:
 
 def sizes_of(experiment: Experiment) -> Sizes:
     """Return the sizes of an experiment's data as its clients have them."""
-    e, data = experiment, dataset(experiment)
-    frame, catalogue = data.interactions, len(data.items)
-    user, platform = (frame[name].to_numpy(np.int64) for name in ("user", "platform"))
-    by_platform = e.partition == "platform" or (e.partition == "auto" and len(data.platforms) > 1)
-    owner = user + len(data.users) * platform if by_platform else user
-    count = np.unique(owner, return_counts=True)[1].astype(np.float64)
-    users, rows, pairs = len(count), len(frame), int((count * count).sum())
-    if by_platform:
-        clients, items = len(data.platforms), catalogues(data).nnz
-    elif e.partition == "one-user":
-        clients = min(e.clients or users, users)
-        part = clients / max(users, 1)
-        rows, pairs, users, items = int(rows * part), int(pairs * part), clients, clients * catalogue
-    else:
-        clients = e.clients or 5
-        items = clients * catalogue
-    return Sizes(rows, users, items, clients, catalogue, pairs)
+    data, parts = dataset(experiment), clients_data(experiment)
+    frame = data.interactions
+    user = frame["user"].to_numpy(np.int64)
+    if list(parts.names) == list(data.platforms):  # a user of several platforms is one of each
+        user = user + len(data.users) * frame["platform"].to_numpy(np.int64)
+    count = counted(user)[1].astype(np.float64)
+    rows, users = sum(int(parts.row_counts(part).sum()) for part in PLACES), int(parts.user_counts().sum())
+    share = rows / max(len(frame), 1)  # of the data, which others may not take part with
+    return Sizes(
+        rows,
+        round(share * float(frame["positive"].sum())),
+        users,
+        int(parts.item_counts().sum()),
+        len(parts),
+        len(data.items),
+        round(share * float((count * count).sum())),
+    )
 
 
 def pooled(sizes: Sizes) -> Sizes:
@@ -189,7 +194,7 @@ def tables(e: Experiment, sizes: Sizes, hosts: int) -> float:
         whole = float(n) ** 2 * np.dtype(precision(n)).itemsize
         if e.sums.active:
             return COST.copies * 8 * sizes.items * e.sums.k + whole
-        return whole * (1.5 * (hosts + 1) + COST.copies + 6 * sizes.clients * e.weighs)
+        return whole * (1.5 * (hosts + 1) + 2 + 6 * sizes.clients * e.weighs)
     rows = sizes.users + n + sizes.items * (not covers(e.share, "item_table") or e.personal)
     return COST.copies * 4 * (width(e) + 1) * float(rows)
 
@@ -199,15 +204,23 @@ def rounds(e: Experiment, sizes: Sizes) -> float:
     workers = max(processes(e, sizes.clients) - 1, 1)
     if e.solves and not e.alternates:
         solved = float(sizes.catalogue) ** 3 * (sizes.clients if e.has_heads or not e.share or e.pool else 1)
-        return COST.pair * sizes.pairs + COST.cube * solved / workers + COST.turn * sizes.clients * e.rounds
+        return COST.pair * sizes.pairs + COST.cube * solved / workers + turn(e, sizes) * e.rounds
     row = COST.step * (0.3 + 0.7 * width(e) / 32)
     if set(per_client(e.model).values()) - {"mf", "item", "ials"}:
         row += COST.dense
     if e.sequence.active or e.lora.active:
         row += COST.encoded
-    tasks = max(text.count(",") + 1 for text in per_client(e.task).values())
-    learnt = row * sizes.rows * e.local_epochs * tasks * (1 + 0.1 * e.num_negatives)
-    return e.rounds * e.participation * (learnt + COST.turn * sizes.clients) / workers
+    names = max((text.split(",") for text in per_client(e.task).values()), key=len)
+    each = sizes.positives if names[0].startswith("rank") else sizes.rows
+    learnt = row * e.local_epochs * (each + sizes.rows * (len(names) - 1)) * (0.5 + e.num_negatives / 8)
+    return e.rounds * e.participation * (learnt + turn(e, sizes)) / workers
+
+
+def turn(e: Experiment, sizes: Sizes) -> float:
+    """Return the seconds of a round of all clients, apart from their rows."""
+    many = e.engine == "process" and (e.stack == "yes" or (e.stack == "auto" and sizes.clients >= MANY))
+    together = (e.engine == "batched" or many) and not stacking_refusal(e)
+    return sizes.clients * (COST.stacked if together else COST.turn)
 
 
 def evaluations(e: Experiment, sizes: Sizes) -> float:

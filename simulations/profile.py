@@ -54,11 +54,11 @@ The options are those of a run (fedrec run --help), but those of running alone.
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Look at the data that the command line names; return the status, see `status_of`."""
+    """Look at the data that the command line names; return the status, see `status_of`, or leave after --help."""
     given = list(sys.argv[1:] if argv is None else argv)
     if given in (["--help"], ["-h"]):
         print(USAGE)
-        return 0
+        raise SystemExit(0)
     return status_of(lambda: look(given, Console(markup=False, emoji=False, highlight=False)))
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 from scipy.sparse import csr_array
 
 from fedrec.data.attributes import MOST
-from fedrec.data.types import Bools, Dataset, Floats, Ints
+from fedrec.data.types import Bools, Dataset, Floats, Ints, known_column
 
 FEW = (3, 5, 10)  # interactions: how many users have fewer is told
 TOP = 0.01  # of the items: which share of the interactions they have is told
@@ -139,7 +139,8 @@ def columns(data: Dataset) -> Columns:
     ids = {name: frame[name].to_numpy(np.int64) for name in ("user", "item", "platform", "time")}
     values = {name: frame[name].to_numpy() for name in ("rating", "positive")}
     every = np.ones(len(frame), np.bool_)
-    known = {name: frame[f"{name}?"].to_numpy() if f"{name}?" in frame else every for name in data.labels}
+    columns_known = {name: known_column(name) for name in data.labels}
+    known = {name: frame[c].to_numpy() if c in frame else every for name, c in columns_known.items()}
     return Columns(**ids, **values, labels={name: (frame[name].to_numpy(), mask) for name, mask in known.items()})
 
 

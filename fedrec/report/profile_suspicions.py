@@ -8,12 +8,11 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from fedrec.data.types import Bools, Dataset, Floats, Ints
+from fedrec.data.types import Bools, Dataset, Ints
 from fedrec.report.findings import listing, plural
 from fedrec.report.profile import Columns, columns
 
-SAID = "SUSPICION: "  # how a note of the reader's begins that is one
-JUDGED = "ratings are from "  # and one by which the reader has compared ratings with the scales that were stated
+SAID = "SUSPICION: "  # how a note begins in which the reader of a table says one
 EARLIEST = 631_152_000  # 1990-01-01: what is older was hardly recorded by a platform
 DAY = 86_400
 FINER = {"milliseconds": 1_000, "microseconds": 1_000_000}
@@ -23,7 +22,6 @@ COUNTED = 0.3  # of the rows have the key 1, where keys are counts
 ONCE = 0.9  # of the keys have one row, where keys number the rows
 GREEDY, TIMES = 0.1, 5  # of all rows are of one user, and so many times the mean user's
 ENOUGH = 20  # rows from which a label or a rating is judged
-FAR = 5  # times the span of all but the outer hundredths, from the median
 ALMOST = 0.99  # of the rows on either side, where a label tells what follows
 TIED = 0.5  # of the users, whose last interaction is not told by its time
 
@@ -39,9 +37,7 @@ def suspicions(data: Dataset, now: float) -> list[Suspicion]:
     """Return what looks like a slip in a dataset at a time `now`, in seconds."""
     rows = columns(data)
     said = [Suspicion("said", note.removeprefix(SAID)) for note in data.notes if note.startswith(SAID)]
-    judged = any(note.startswith(JUDGED) for note in data.notes)
-    odd = () if judged else ratings(data, rows)
-    return [*said, *keys(data, rows), *times(rows, now), *labels(data, rows), *odd]
+    return [*said, *keys(data, rows), *times(rows, now), *labels(data, rows), *ratings(data, rows)]
 
 
 def keys(data: Dataset, rows: Columns) -> Iterator[Suspicion]:
@@ -165,34 +161,13 @@ def told(value: Bools, time: Ints, later: Bools) -> str:
 
 
 def ratings(data: Dataset, rows: Columns) -> Iterator[Suspicion]:
-    """Yield what is suspicious of ratings: those far outside the others, a constant, and platforms of other scales."""
-    highest, same = dict[str, float](), list[str]()
+    """Yield which platforms have ratings that never vary; of their scales the reader has judged, see `SAID`."""
+    same = []
     for p, name in enumerate(data.platforms):
         rating = rows.rating[slice(*np.searchsorted(rows.platform, [p, p + 1]))]
         rating = rating[np.isfinite(rating)]
-        if len(rating) < ENOUGH:
-            continue
-        where = f" in {name}" if len(data.platforms) > 1 else ""
-        if rating.min() == rating.max():
+        if len(rating) >= ENOUGH and rating.min() == rating.max():
             same.append(name)
-            continue
-        usual, far = outside(rating)
-        highest[name] = float(usual.max())
-        if len(far):
-            words = f"far outside {usual.min():g} to {usual.max():g}, as {far[0]:g}"
-            yield Suspicion("far ratings", f"{plural(len(far), 'rating')}{where} {words}")
     if same:
         where = f" in {listing(same, 5)}" if len(data.platforms) > 1 else ""
         yield Suspicion("constant rating", f"ratings never vary{where}: nothing to learn")
-    if highest and max(highest.values()) > 1.5 * min(highest.values()):
-        low, high = (min(highest, key=highest.__getitem__), max(highest, key=highest.__getitem__))
-        words = f"ratings reach {highest[low]:g} in {low} and {highest[high]:g} in {high}"
-        yield Suspicion("scales", f"{words}: are they of one scale?")
-
-
-def outside(rating: Floats) -> tuple[Floats, Floats]:
-    """Return the ratings that lie together, and those that lie far from them, the farthest first."""
-    low, middle, high = np.quantile(rating, [0.01, 0.5, 0.99])
-    distance = np.abs(rating - middle)
-    far = distance > FAR * max(high - low, abs(middle) * 0.1, 1e-6)
-    return rating[~far], rating[far][np.argsort(-distance[far])]
