@@ -18,8 +18,8 @@ from fedrec.evaluation.cohort import evaluate_many
 from fedrec.evaluation.evaluate import Split
 from fedrec.evaluation.scorers import ModelScorer
 from fedrec.experiment.config import Experiment
-from fedrec.experiment.holdings import reader
-from fedrec.experiment.records import save_client, slug, write_users
+from fedrec.experiment.holdings import keys, reader
+from fedrec.experiment.kept import Keeping, keep
 from fedrec.federation.personal import personal_model
 from fedrec.federation.proportion import large, size, too_far
 from fedrec.keyed import TABLES, Subtotal
@@ -152,17 +152,17 @@ class Program:
             chosen=np.array(list(sent), dtype=np.int64),
             readers=None if plain else asked,
         )
-        if split == "test" and home is not None:
-            every = [part for made in evaluations for part in made.per_user]
-            write_users(home, every, f"with-{slug(self.clients[next(iter(sent))].data.name)}")
-        found = Answers([])
+        found, shelf = Answers([]), list[Keeping]()
         for (place, broadcast), made in zip(sent.items(), evaluations, strict=True):
             one = self.clients[place]
             if split == "test" and home is not None:
                 mine, own = e.sharing().split(to(model_of(place), "cpu"))
-                save_client(home, one.data.name, own, mine if e.personal else {}, (), about(one, own))
+                copies = mine if e.personal else {}
+                shelf.append(Keeping(one.data.name, own, copies, about(one, own), made.per_user))
             self.parties[place].joined, reply = told(one, self.parties[place].state, broadcast, made)
             found.contributions.append(reply)
+        if home is not None and shelf:
+            keep(home, shelf, keys(e))
         return found
 
     def received(self, parts: Mapping[int, Params]) -> Stack:

@@ -11,7 +11,7 @@ from clients.state import State
 from fedrec.evaluation.evaluate import Evaluation, evaluate, held_out
 from fedrec.evaluation.scorers import ModelScorer
 from fedrec.experiment.holdings import dataset, reader
-from fedrec.experiment.records import load_params, slug
+from fedrec.experiment.kept import is_kept, load_kept
 from fedrec.models import NoisyRecommender
 from fedrec.models.noisy import ALONE
 from fedrec.models.quadratic import EXACT
@@ -82,10 +82,9 @@ def kept_head(client: Client) -> Params:
     e = client.experiment
     if e.start is None or e.retune or not e.chooses_heads:
         return {}
-    path = e.start / "model" / f"client-{slug(client.data.name)}.safetensors"
-    return (
-        {name: value for name, value in load_params(path).items() if name.startswith("heads.")} if path.exists() else {}
-    )
+    name = client.data.name
+    kept = load_kept(e.start, name) if is_kept(e.start, name) else {}
+    return {name: value for name, value in kept.items() if name.startswith("heads.")}
 
 
 def with_weight(private: Mapping[str, Tensor], weight: float) -> Params:

@@ -15,6 +15,9 @@ from clients.secure import PRESENT, answer_in_secret
 from clients.state import Party, restore, saved
 from fedrec.errors import UserError
 from fedrec.experiment.channel import row_ids
+from fedrec.experiment.holdings import keys
+from fedrec.experiment.kept import Shelf, keep
+from fedrec.experiment.traffic import MANY
 from fedrec.federation.proportion import change, large, size, too_far
 from fedrec.keyed import Carrier, Subtotal, carrier, catalogue, subtotal, union
 from fedrec.params import Params, same
@@ -88,27 +91,34 @@ class Node:
     def one_by_one(self, kind: str, call: Call) -> Answers:
         """Let clients answer what they were sent, one after the other; those of a chunk are summed as they come."""
         found, members = Answers([]), dict[int, list[str]]()
+        shelf: Shelf | None = [] if len(call.broadcasts) >= MANY else None
         for name in call.broadcasts:  # a chunk has one sum, also where a client of it that is not summed stands between
             members.setdefault(call.chunks.get(name, (ALONE, 0.0))[0], []).append(name)
         for number, names in members.items():
-            replies = self.replies(kind, call, names, found)
+            replies = self.replies(kind, call, names, found, shelf)
             if number == ALONE:
                 found.contributions.extend(replies)
             else:
                 found.subtotals.extend(self.summed(call, names, replies, found))
+        if shelf:
+            client = self.parties[shelf[0].client].client
+            assert client.home is not None
+            keep(client.home, shelf, keys(client.experiment))
         return found
 
-    def replies(self, kind: str, call: Call, names: Sequence[str], found: Answers) -> Iterator[Contribution]:
+    def replies(
+        self, kind: str, call: Call, names: Sequence[str], found: Answers, shelf: Shelf | None
+    ) -> Iterator[Contribution]:
         """Yield the contributions of clients; note the failures."""
         for name in names:
             try:
-                reply = self.reply(kind, name, call.broadcasts[name])
+                reply = self.reply(kind, name, call.broadcasts[name], shelf)
             except Exception as error:
                 found.failed[name] = words(error)
             else:
                 yield reply
 
-    def reply(self, kind: str, name: str, sent: Broadcast) -> Contribution:
+    def reply(self, kind: str, name: str, sent: Broadcast, shelf: Shelf | None) -> Contribution:
         """Return what a client contributes; raises what goes wrong."""
         party = self.party(name)
         if kind == "train":
@@ -116,7 +126,7 @@ class Node:
                 raise ContractError("secure: the answer must go into a secure sum, found a request for it as it is")
             party.joined, reply, _ = trained(party.client, party.state, sent)
         else:
-            party.joined, reply = evaluated(party.client, party.state, sent)
+            party.joined, reply = evaluated(party.client, party.state, sent, shelf)
         return reply
 
     def summed(

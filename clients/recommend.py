@@ -20,8 +20,9 @@ from fedrec.experiment.config import Experiment
 from fedrec.experiment.earlier import experiment_of as experiment_of
 from fedrec.experiment.folding import fold_in
 from fedrec.experiment.holdings import clients_data, dataset, kept_shapes, reader, tasks_for
+from fedrec.experiment.kept import OWN, load_kept
 from fedrec.experiment.origins import data_digest
-from fedrec.experiment.records import load_params, slug, table_of
+from fedrec.experiment.records import load_params, table_of
 from fedrec.files import named_values
 from fedrec.keyed import TABLES, carrier, gather
 from fedrec.params import Params
@@ -123,7 +124,7 @@ def params_of(home: Path, experiment: Experiment, data: ClientData) -> Params:
     if known and known != data_digest(experiment):
         raise UserError(f"run: {home} must have the data that it was trained on, found others in {experiment.data_dir}")
     shared = load_params(home / "model" / "shared.safetensors")
-    private = load_params(home / "model" / f"client-{slug(data.name)}.safetensors")
+    private = load_kept(home, data.name)
     server_rows = {space: table_of(ids) for space, ids in named_values(home / "model" / "rows.json", "run").items()}
     rows = {"item": data.items, "user": data.users}
     personal = experiment.personal or (data.name in experiment.arrivals and not experiment.agreement.active)
@@ -135,7 +136,7 @@ def params_of(home: Path, experiment: Experiment, data: ClientData) -> Params:
     tables = {name: value for name, value in experiment.sharing().split(like)[0].items() if name in shared}
     try:
         if personal:
-            part = load_params(home / "model" / f"own-{slug(data.name)}.safetensors")
+            part = load_kept(home, data.name, OWN)
         else:
             part = gather(shared, carrier(data.name, tables, rows, server_rows, 1.0))
         return admit(Sharing.join(part, private), like)

@@ -26,8 +26,8 @@ from fedrec.evaluation.evaluate import Evaluation, Split, evaluate, held_out, me
 from fedrec.evaluation.scorers import ModelScorer
 from fedrec.experiment.channel import row_ids
 from fedrec.experiment.folding import fold_in
-from fedrec.experiment.holdings import reader
-from fedrec.experiment.records import save_client
+from fedrec.experiment.holdings import keys, reader
+from fedrec.experiment.kept import Keeping, Shelf, keep
 from fedrec.federation.coordination import Link, Own, control_change, double
 from fedrec.federation.personal import personal_model
 from fedrec.params import Params, add, norm, subtract, to
@@ -177,32 +177,36 @@ def trained(
     return state, reply, start.z
 
 
-def evaluated(client: Client, state: State, sent: Broadcast) -> tuple[State, Contribution]:
-    """Return the state after an evaluation, and what a client tells of it; see `unsaid`."""
+def evaluated(client: Client, state: State, sent: Broadcast, shelf: Shelf | None = None) -> tuple[State, Contribution]:
+    """Return the state after an evaluation, and what a client tells of it; see `unsaid` and `assess`."""
     broadcast = receive(client, sent)
     state, reply = followed(state, broadcast), Contribution(client.data.name, {}, {}, client.device)
     with unsaid(client, broadcast):
         result = None
         if broadcast.split == "validation":
             state, result = choose_head(client, state, broadcast)
-        state, reply = told(client, state, broadcast, result or assess(client, state, broadcast))
+        state, reply = told(client, state, broadcast, result or assess(client, state, broadcast, shelf))
     return state, reply
 
 
-def assess(client: Client, state: State, broadcast: Broadcast) -> Evaluation:
+def assess(client: Client, state: State, broadcast: Broadcast, shelf: Shelf | None = None) -> Evaluation:
     """Return how a client measures a message that was received and followed.
 
-    After the final test it keeps what is its own.
+    After the final test it keeps what is its own, on the `shelf` of its node if that has one.
     """
     final, e = broadcast.split == "test", client.experiment
-    kept = state.best if final else state.now
-    private, home = parted(kept.private)
+    best = state.best if final else state.now
+    private, home = parted(best.private)
     model = client.channel.join(with_home(broadcast.values, home), private)
-    shared, private = e.sharing().split(personal_model(e.drift, kept.own, model))
+    shared, private = e.sharing().split(personal_model(e.drift, best.own, model))
     result = measure(client, shared, private, "test" if final else "validation")
     if final and client.home is not None:
         copies = shared if e.personal or client.newcomer else {}
-        save_client(client.home, client.data.name, private, copies, result.per_user, about(client, private))
+        kept = Keeping(client.data.name, private, copies, about(client, private), result.per_user)
+        if shelf is None:
+            keep(client.home, [kept], keys(e))
+        else:
+            shelf.append(kept)
     return result
 
 

@@ -15,26 +15,31 @@ from typing import Any
 from safetensors.torch import load, save
 
 from fedrec.errors import UserError
+from fedrec.experiment.scores import Scores
 from fedrec.folders import make_private, remove, store
 from fedrec.keyed import gather
 from fedrec.params import Params
 from fedrec.sharing import ContractError
 from fedrec.sparse import flat, unflat
-from server.scores import Best, Score
+from server.scores import Best, Key, Score
 from server.state import State
 
 KEPT = 2  # checkpoints that can be gone on from
-RECORD, MANIFEST = "record.json", "manifest.json"
+RECORD, SCORES, MANIFEST = "record.json", "clients.parquet", "manifest.json"
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The server's side after a round: its tensors, its numbers, and the rows of the record since the last snapshot."""
+    """The server's side after a round: its tensors, its numbers, and the rows of the record since the last snapshot.
+
+    Of `clients` the rows are in files, see `Scores.packed`.
+    """
 
     round: int
     tensors: Params
     numbers: dict[str, Any]
     record: dict[str, list[Any]]
+    clients: Sequence[bytes] = ()
 
 
 @dataclass
@@ -71,6 +76,7 @@ class Checkpoints:
             "server.safetensors": save(tensors),
             "server.json": json.dumps({"about": self.about, "numbers": snapshot.numbers}).encode(),
             RECORD: json.dumps(snapshot.record).encode(),
+            SCORES: b"".join(snapshot.clients),
         }
         manifest = {name: sha256(data).hexdigest() for name, data in files.items()}
         for name, data in files.items():
@@ -82,7 +88,7 @@ class Checkpoints:
         self.settle(final)
         for old in complete(self.root)[:-KEPT]:
             for path in old.iterdir():
-                if path.name not in (RECORD, MANIFEST):
+                if path.name not in (RECORD, SCORES, MANIFEST):
                     path.unlink()
 
     def go_on(self, point: "Checkpoint") -> None:
@@ -127,11 +133,14 @@ def read(folders: Sequence[Path]) -> Checkpoint:
     last = folders[-1]
     content = read_files(last, list(manifest_of(last)))
     record: dict[str, list[Any]] = {}
+    clients = []
     for folder in folders:
-        for name, rows in json.loads(read_files(folder, [RECORD])[RECORD]).items():
+        files = read_files(folder, [RECORD, SCORES])
+        clients.append(files[SCORES])
+        for name, rows in json.loads(files[RECORD]).items():
             record.setdefault(name, []).extend(rows)
-    server = json.loads(content["server.json"])
-    snapshot = Snapshot(int(last.name), unflat(load(content["server.safetensors"])), server["numbers"], record)
+    server, tensors = json.loads(content["server.json"]), unflat(load(content["server.safetensors"]))
+    snapshot = Snapshot(int(last.name), tensors, server["numbers"], record, clients)
     return Checkpoint(last, snapshot, server["about"])
 
 
@@ -156,7 +165,7 @@ def read_files(folder: Path, names: Sequence[str]) -> dict[str, bytes]:
 def manifest_of(folder: Path) -> dict[str, str]:
     """Return the checksum of every file of a checkpoint; raises ValueError if it is damaged."""
     content = json.loads((folder / MANIFEST).read_bytes())
-    if not isinstance(content, dict) or not {"server.safetensors", "server.json", RECORD} <= content.keys():
+    if not isinstance(content, dict) or not {"server.safetensors", "server.json", RECORD, SCORES} <= content.keys():
         raise ValueError(f"{MANIFEST} must name the files of a checkpoint, found other content")
     return content
 
@@ -167,7 +176,7 @@ def complete(root: Path) -> list[Path]:
     return sorted(folders, key=lambda folder: int(folder.name))
 
 
-ROWS = ("rounds", "clients", "traffic", "notes", "resumed", "faults")
+ROWS = ("rounds", "traffic", "notes", "resumed", "faults")  # and, for themselves, `clients`
 
 
 def take(c: State, number: int, since: dict[str, int]) -> Snapshot:
@@ -186,7 +195,7 @@ def take(c: State, number: int, since: dict[str, int]) -> Snapshot:
         "improved": sorted(c.improved),
         "prices": c.prices,
         "last": asdict(c.scores.last),
-        "keys": {name: [list(key) for key in keys] for name, keys in c.scores.keys.items()},
+        "keys": alike(c.scores.keys),
         "best": {
             "round": c.best.round,
             "score": asdict(c.best.score),
@@ -197,7 +206,26 @@ def take(c: State, number: int, since: dict[str, int]) -> Snapshot:
         "seconds": c.record.seconds,
     }
     record = {name: getattr(c.record, name)[since.get(name, 0) :] for name in ROWS}
-    return Snapshot(number, tensors, numbers, record)
+    return Snapshot(number, tensors, numbers, record, [c.record.clients.packed(since.get("clients", 0))])
+
+
+def alike(keys: Mapping[str, tuple[Key, ...]]) -> list[Any]:
+    """Return what each client has measured, for JSON: once what many have in common, with their names."""
+    found: dict[tuple[tuple[str, str, str], ...], list[str]] = {}
+    for client, each in keys.items():
+        found.setdefault(tuple((who if who != client else "", task, metric) for who, task, metric in each), []).append(
+            client
+        )
+    return list(found.items())
+
+
+def apart(alike: Sequence[Any]) -> dict[str, tuple[Key, ...]]:
+    """Return the inverse of `alike`, but for the order."""
+    return {
+        client: tuple((who or client, task, metric) for who, task, metric in each)
+        for each, names in alike
+        for client in names
+    }
 
 
 def put_back(c: State, snapshot: Snapshot) -> None:
@@ -212,7 +240,7 @@ def put_back(c: State, snapshot: Snapshot) -> None:
     c.stale, c.seen, c.improved, c.prices = (numbers[n] for n in ("stale", "seen", "improved", "prices"))
     c.improved = set(c.improved)
     c.scores.last = Score(**numbers["last"])
-    c.scores.keys = {name: tuple(tuple(key) for key in keys) for name, keys in numbers["keys"].items()}
+    c.scores.keys = apart(numbers["keys"])
     about, z = numbers["best"], under("best/", snapshot.tensors)
     if about["round"]:
         # What every client was sent is a part of z, unless the coupling is personal.
@@ -221,8 +249,11 @@ def put_back(c: State, snapshot: Snapshot) -> None:
         c.best = Best(about["round"], Score(**about["score"]), z, parts, about["prices"], about["proof"])
     c.newcomers.restore(numbers["newcomers"])
     for name in ROWS:
-        setattr(c.record, name, snapshot.record[name])
-    c.record.traffic = [(tuple(names), rows) for names, rows in c.record.traffic]
+        getattr(c.record, name)[:] = snapshot.record[name]
+    c.record.traffic[:] = [(tuple(names), rows) for names, rows in c.record.traffic]
+    c.record.clients = Scores()
+    for part in snapshot.clients:
+        c.record.clients.unpack(part)
     c.record.seconds = numbers["seconds"]
 
 

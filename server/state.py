@@ -72,6 +72,7 @@ class State:
         hosts, plan = bool(getattr(self.grid, "hosts", False)), self.plan
         self.exchange = Exchange(self.grid, self.record, hosts, plan.codec, plan.coupling.duals)
         self.newcomers = Newcomers(self.plan.newcomers)
+        self.record.traffic.named = plan.by_sums and not plan.factors  # whose sums the total has, see `server.totals`
 
     @property
     def z(self) -> Params:

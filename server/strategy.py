@@ -159,6 +159,7 @@ class Coordinator(State):
             snapshot = take(self, number, self.saved)
             self.checkpoints.save(snapshot)
             self.saved = {name: self.saved.get(name, 0) + len(rows) for name, rows in snapshot.record.items()}
+            self.saved["clients"] = len(self.record.clients)
 
     def resume(self) -> int:
         """Go back to the checkpoint that there may be; return its round, 0 without one."""
@@ -167,6 +168,7 @@ class Coordinator(State):
         point = self.checkpoints.found
         put_back(self, point.snapshot)
         self.saved = {name: len(rows) for name, rows in point.snapshot.record.items()}
+        self.saved["clients"] = len(self.record.clients)
         self.record.resumed += point.refused
         self.checkpoints.go_on(point)
         if self.plan.begun:

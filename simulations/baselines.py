@@ -18,8 +18,9 @@ from fedrec.evaluation.scorers import ModelScorer, PopularityScorer, Scorer, Tal
 from fedrec.experiment.acting import acting, tasks
 from fedrec.experiment.channel import public
 from fedrec.experiment.config import Experiment, build
-from fedrec.experiment.holdings import clients_data, dataset, reader, task_lists, tasks_for, tasks_of_all
-from fedrec.experiment.records import CLOSED, NOT_CLOSED, NOT_SINGLE, OWN, SINGLE, Record, write_csv, write_users
+from fedrec.experiment.holdings import clients_data, dataset, keys, reader, task_lists, tasks_for, tasks_of_all
+from fedrec.experiment.peruser import write_users
+from fedrec.experiment.records import CLOSED, NOT_CLOSED, NOT_SINGLE, OWN, SINGLE, Record, write_clients
 from fedrec.models.noisy import ALONE
 from fedrec.tasks import parse_task
 from simulations.check import check
@@ -155,10 +156,10 @@ def run_popularity(experiment: Experiment, home: Path) -> None:
             (volunteers.train, volunteers.users[volunteers.train.user], volunteers.items[volunteers.train.item])
         )
     tally = Tally.of(kinds, [(train, item) for train, _, item in rows], items)
-    measure(experiment, home, popular(experiment, lambda part: tally.take(part.items)), "popularity")
+    measure(experiment, home, popular(experiment, lambda part: tally.take(part.items)))
     if len(parts) > 1:
         own = popular(experiment, lambda part: Tally.of(kinds, [(part.train, part.train.item)], len(part.items)))
-        measure(experiment, home / OWN, own, "popularity")
+        measure(experiment, home / OWN, own)
 
 
 def popular(experiment: Experiment, tally: Callable[[ClientData], Tally]) -> Callable[[ClientData], Scorer]:
@@ -177,11 +178,11 @@ def run_alone(experiment: Experiment, home: Path) -> None:
         heads = {f"heads.{task.name}.weight": torch.tensor([ALONE]) for task in tasks_for(experiment, data)}
         return ModelScorer(reader(experiment, data, "test"), heads)
 
-    measure(experiment, home, alone, "local")
+    measure(experiment, home, alone)
 
 
-def measure(experiment: Experiment, home: Path, scorer: Callable[[ClientData], Scorer], together: str) -> None:
-    """Write how what recommends to each client's users does on its test data; `together` names the users' file."""
+def measure(experiment: Experiment, home: Path, scorer: Callable[[ClientData], Scorer]) -> None:
+    """Write how what recommends to each client's users does on its test data."""
     home.mkdir(exist_ok=True, parents=True)
     record, users = Record(), list[PerUser]()
     for data in clients_data(baseline(experiment, "local")):
@@ -196,5 +197,5 @@ def measure(experiment: Experiment, home: Path, scorer: Callable[[ClientData], S
         )
         record.score(0, "test", test.metrics, "cpu")
         users += test.per_user
-    write_users(home, users, together)
-    write_csv(home / "clients.csv", record.clients)
+    write_users(home, users, keys(experiment))
+    write_clients(home, record.clients)

@@ -13,14 +13,15 @@ from rich.text import Text
 
 from fedrec.metrics import Values, paired
 from fedrec.report.facts import solved
-from fedrec.report.findings import DASH, MINUS, number, warnings
+from fedrec.report.findings import DASH, MINUS, answer, number, warnings
 from fedrec.report.several import WORDS, balance_of, balances, transfer
+from fedrec.report.spread import QUANTILES, worst
 from fedrec.report.standing import correction, standings, stands, unpopular
 from fedrec.report.summed import sums_told
-from fedrec.report.tables import compare, comparison, read_run
+from fedrec.report.tables import compare, read_run
 from fedrec.report.verdicts import UNCLEAR, labels
 
-MANY = 20
+MANY, WORST = 20, 5  # clients above which they have quantiles, and how many of the worst are named
 MEANS = "Intervals: a client's over its users or items, a mean's over the clients."
 ONE = "Intervals: over a client's users or items; the mean of one client has none."
 STYLE: dict[str, Any] = {"title_justify": "left", "box": box.SIMPLE_HEAD, "show_edge": False}  # of tables
@@ -28,18 +29,20 @@ SHORT = {"no detectable difference": "unclear", UNCLEAR: "unclear (Holm)"}
 
 
 def table(run_dir: Path) -> Table:
-    """Return the test metric that speaks for each client's task beside its baselines; only means for many clients.
+    """Return the test metric that speaks for each client's task beside its baselines.
 
-    A client's interval is over its users (or items). A mean is over the clients that every column has measured, and its
-    interval is that of the mean difference over these clients, by Student's t.
+    Of many clients it has the worst few, quantiles, each column for itself, and means. A client's interval is over its
+    users (or items). A mean is over the clients that every column has measured, and its interval is that of the mean
+    difference over these clients, by Student's t.
     """
-    rows = comparison(run_dir)
+    run = read_run(run_dir)
+    rows = compare(run)
     rows = rows[rows["primary"]]
     measures = list(dict.fromkeys(zip(rows["task"], rows["metric"], strict=True)))
     title = ", ".join(f"{task} {metric}" for task, metric in measures)
     protocol = "".join(rows["protocol"].unique())
     heading = f"Test {title} {protocol}".strip()
-    if read_run(run_dir).record.get("privacy") and rows["popularity"].notna().any():
+    if run.record.get("privacy") and rows["popularity"].notna().any():
         heading += "; popular is not private"
     shown = Table(title=Text(heading), padding=0, **STYLE)
     for name in ("client", "together", "alone", "difference [95%]", "pooled", "popular", "verdict"):
@@ -52,6 +55,13 @@ def table(run_dir: Path) -> Table:
         group = rows[(rows["task"] == task) & (rows["metric"] == metric)]
         if len(group) == 1:
             continue
+        if len(rows) > MANY:
+            few = worst(group, WORST)
+            for label, (_, row) in zip(labels(few), few.iterrows(), strict=True):
+                shown.add_row(Text(f"worst: {label}"), *line(row), SHORT.get(str(row["verdict"]), str(row["verdict"])))
+            for label, q in QUANTILES.items():
+                ends = pd.Series({"local_low": math.nan, "local_high": math.nan})
+                shown.add_row(Text(f"{label} of {len(group)}"), *line(pd.concat([group[names].quantile(q), ends])), "")
         there = [name for name in names if group[name].notna().any()]
         group = group.dropna(subset=there)  # a mean of some must not stand beside one of others
         who, mean = f"mean of {len(group)}", group[names].mean()
@@ -92,6 +102,8 @@ def answers(run_dir: Path) -> list[str]:
     table = compare(run)
     primary, places = table[table["primary"]], standings(run)
     lines = [f"{text}." for place in places for text in (place.headline, place.beaten) if text]
+    if len(primary) > MANY and "local" in run.baselines:
+        lines += [answer(rows) for _, rows in primary.groupby("task", sort=False)]
     lines += [stands(place, bool(run.record.get("privacy"))) for place in places]
     lines += [f"{what}: {words}" for what, words in solved(run.record.get("certificate") or {}).items()]
     return [line for line in (*lines, unpopular(primary), correction(primary), *sums_told(run)) if line]

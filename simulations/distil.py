@@ -30,11 +30,13 @@ from fedrec.experiment.acting import RULES, acting, inert
 from fedrec.experiment.config import Experiment, build
 from fedrec.experiment.earlier import experiment_of
 from fedrec.experiment.holdings import clients_data, tasks_for
-from fedrec.experiment.records import Record, Row, slug, users_table, versions, write_csv, write_json, write_tensors
+from fedrec.experiment.peruser import as_read, users_table
+from fedrec.experiment.records import Record, Row, slug, versions, write_csv, write_json, write_tensors
 from fedrec.folders import writing
 from fedrec.params import Params
 from fedrec.report.findings import DASH, number
-from fedrec.report.tables import KEY, Results, differences
+from fedrec.report.gaps import differences
+from fedrec.report.results import KEY, Results
 from fedrec.tasks import parse_task, several
 from fedrec.training.weighting import Weighting
 from server.scores import selection_scores
@@ -163,7 +165,7 @@ def results_of(model: Model) -> Results:
     """Return what a model reaches on the test data, as it is read of a run."""
     record = Record()
     record.score(model.round, "test", model.test.metrics, "cpu")
-    return Results(pd.DataFrame(record.clients), users_table(model.test.per_user))
+    return Results(pd.DataFrame(record.clients), as_read(users_table(model.test.per_user)))
 
 
 def write(home: Path, s: Experiment, about: Mapping[str, Any], trained: Mapping[str, Sequence[Model]]) -> None:

@@ -97,7 +97,7 @@ class Run:
 
     @property
     def users(self) -> pd.DataFrame:
-        """The test metrics of every user with their weights; of a task about items `user` is the item."""
+        """The test metrics of every user by its key, with their weights; of a task about items `user` is the item."""
         return self.read.federated.users.copy()
 
     @property

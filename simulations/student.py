@@ -18,11 +18,12 @@ from fedrec.evaluation.scorers import ModelScorer
 from fedrec.experiment.channel import LOGITS, public
 from fedrec.experiment.config import Experiment
 from fedrec.experiment.holdings import clients_data, dataset, initial, reader
-from fedrec.experiment.records import NO_STUDENT, Record, Row, slug, write_csv, write_json, write_tensors
+from fedrec.experiment.kept import is_kept
+from fedrec.experiment.records import NO_STUDENT, Record, Row, write_csv, write_json, write_tensors
 from fedrec.metrics import paired
 from fedrec.models import Recommender
 from fedrec.params import Params
-from fedrec.report.tables import STUDENT
+from fedrec.report.results import STUDENT
 from simulations.cost import Cost, cost, parameters
 
 
@@ -81,7 +82,7 @@ def compare_models(
     for row, score in zip(rows, ours, strict=True):
         row |= {"client": score.client, "task": score.task, "metric": score.metric, "users": len(score.values)}
         row |= {"student": score.values.mean(), "student_parameters": price.parameters, "student_ms": price.one_ms}
-    if not (home / "model" / f"client-{slug(data.name)}.safetensors").exists():  # it ran on another machine
+    if not is_kept(home, data.name):  # it ran on another machine
         return rows
     model = reader(e, replace(data, items=view.items), "test")  # which reads the content of what is asked alone
     theirs, price = scores(e, model, replace(data, members=(view,)), params_of(home, e, data))

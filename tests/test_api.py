@@ -44,6 +44,7 @@ from fedrec.report import tables
 from fedrec.report.beside import side_by_side
 from fedrec.report.findings import LEADS
 from fedrec.report.findings import number as shown
+from fedrec.report.results import Results
 from fedrec.report.verdicts import UNCLEAR, verdict
 from server.faults import ClientFailure
 from simulations import api, check, cli, closing, engines
@@ -394,7 +395,7 @@ def test_a_frame_is_run_as_its_file_would_be(sold: fedrec.Run, tmp_path: Path) -
         str(tmp_path / "b"),
     ]
     assert main(argv) == 0
-    for name in ("clients.csv", "ledger.csv", "model/shared.safetensors", "users/films.csv"):
+    for name in ("clients.csv", "ledger.csv", "model/shared.safetensors", "users.parquet"):
         assert (sold.path / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
 
 
@@ -630,7 +631,7 @@ def read_of(shift: float) -> tables.Run:
     each = [{"client": c, "user": str(u), **about, "value": v, "weight": 1} for c in "ab" for u, v in enumerate(values)]
     means = [{"round": 1, "client": c, **about, "value": float(values.mean())} for c in "ab"]
     nothing = pd.DataFrame(columns=["client"])
-    results = tables.Results(pd.DataFrame(means), pd.DataFrame(each))
+    results = Results(pd.DataFrame(means), pd.DataFrame(each))
     return tables.Run({"experiment": {}}, results, {}, None, nothing, nothing, nothing, nothing, {}, "")
 
 

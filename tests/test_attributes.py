@@ -347,11 +347,12 @@ def test_a_run_reports_items_where_it_means_items(tmp_path: Path) -> None:
     size = ["--market.users", "40", "--market.items", "80", "--market.impressions", "10", "--clients", "3"]
     flags = ["--task", "rank,category,brand,price", "--rounds", "2", "--dim", "4", "--engine", "inline", "--quiet"]
     assert main([*size, *flags, "--compare", "--out", str(out)]) == 0
-    items = pd.read_csv(out / "items" / "films.csv")
+    items = pd.read_parquet(out / "items.parquet").query("client == 'films'")
     assert set(items["task"]) == {"category", "brand", "price"}
-    assert set(pd.read_csv(out / "users" / "films.csv")["task"]) == {"rank"}
-    data = next(one for one in clients_data(build_of(out)) if one.name == "films")
-    assert set(items["item"]) == set(data.items[data.attributes.test])
+    assert set(pd.read_parquet(out / "users.parquet")["task"]) == {"rank"}
+    e = build_of(out)
+    data = next(one for one in clients_data(e) if one.name == "films")
+    assert set(items["item"]) == set(dataset(e).items["key"].to_numpy()[data.items[data.attributes.test]])
     together = compare(read_run(out), together=True).set_index(["task", "metric"])["client"].to_dict()
     assert together["category", "logloss"] == together["brand", "accuracy"] == together["price", "mae"] == ITEMS
     assert together["rank", "ndcg@10"] == EVERYONE
@@ -447,11 +448,11 @@ def test_behaviour_is_federated_measured_by_user_and_not_recommended_by(tmp_path
     size = ["--market.users", "30", "--market.items", "40", "--market.impressions", "8", "--clients", "2"]
     flags = ["--task", "behaviour", "--share", "all-but-users", "--rounds", "1", "--dim", "4", "--engine", "inline"]
     assert main([*size, *flags, "--quiet", "--out", str(out)]) == 0
-    users = pd.read_csv(out / "users" / "films.csv")
+    users = pd.read_parquet(out / "users.parquet").query("client == 'films'")
     assert set(users["metric"]) == {"accuracy", "logloss"}
     e = build_of(out)
     data = clients_data(e)[0]
-    assert set(users["user"]) == set(data.users[np.unique(data.test.user)])
+    assert set(users["user"]) == set(dataset(e).users["key"].to_numpy()[data.users[np.unique(data.test.user)]])
     with pytest.raises(UserError, match=r"^task: films must have one that orders items for a user, found behaviour"):
         recommend(out, "films", dataset(e).users["key"][data.users[0]], 3)
 

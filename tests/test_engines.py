@@ -88,8 +88,8 @@ def test_the_saved_experiment_repeats_the_run_to_the_bit(tmp_path: Path) -> None
     home = run_into(tmp_path / "first", experiment("fedrep", task=TASKS, seed=3))
     saved = json.loads((home / "experiment.json").read_text())["experiment"]
     again = run_into(tmp_path / "again", build(saved))
-    for name in ("clients.csv", "ledger.csv", "users/films.csv"):
-        assert (home / name).read_text() == (again / name).read_text()
+    for name in ("clients.csv", "ledger.csv", "users.parquet"):
+        assert (home / name).read_bytes() == (again / name).read_bytes()
 
 
 def test_flowers_own_run_config_describes_the_same_run(tmp_path: Path) -> None:
@@ -101,8 +101,8 @@ def test_flowers_own_run_config_describes_the_same_run(tmp_path: Path) -> None:
         node.context.run_config = config  # type: ignore[assignment]
     grid = InlineGrid(nodes)
     server(grid, Context(1, 1, {}, RecordDict(), config))  # type: ignore[arg-type]
-    for name in ("clients.csv", "ledger.csv", "users/films.csv"):
-        assert (tmp_path / "flower" / name).read_text() == (reference / name).read_text()
+    for name in ("clients.csv", "ledger.csv", "users.parquet"):
+        assert (tmp_path / "flower" / name).read_bytes() == (reference / name).read_bytes()
     assert (tmp_path / "flower" / "report.html").exists()
 
 

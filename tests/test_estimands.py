@@ -97,7 +97,8 @@ def test_every_difference_is_that_of_the_numbers_beside_it(ran: Path) -> None:
 
 def test_the_values_by_user_make_up_the_values_of_clients_csv(ran: Path) -> None:
     whole: Any = comparison(ran).set_index(["client", "task", "metric"])["federated"]
-    users = pd.concat(pd.read_csv(path) for path in (ran / "users").glob("*.csv"))
+    users = pd.read_parquet(ran / "users.parquet")
+    assert {"rmse", "auc", "auc-negatives", "ndcg@10"} <= set(users["metric"])
     for (client, task, metric), rows in users.groupby(["client", "task", "metric"]):
         v, w = rows["value"].to_numpy(), rows["weight"].to_numpy()
         mean = math.sqrt(w @ v**2 / w.sum()) if metric == "rmse" else w @ v / w.sum()

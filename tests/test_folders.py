@@ -372,7 +372,7 @@ def test_without_fcntl_a_run_starts(tmp_path: Path) -> None:
 
 
 # What the README calls a client's own; everything else is as the user's umask has it.
-PRIVATE = ("checkpoints", "users", "items", "measured", "privacy", "about")
+PRIVATE = ("checkpoints", "users.parquet", "items.parquet", "measured", "privacy", "about", "about.parquet")
 KINDS: dict[str, list[str]] = {
     "plain": ["--task", "rank;shop=rating,category"],
     "personal": ["--method", "ditto"],

@@ -18,7 +18,7 @@ import torch
 
 from fedrec.errors import UserError
 from fedrec.experiment.config import Experiment
-from fedrec.experiment.records import Row
+from fedrec.experiment.scores import CLIENTS, Row, Scores
 from fedrec.folders import CHECKPOINTS
 from fedrec.rng import generator
 from server.checkpoint import Checkpoints, Snapshot, latest
@@ -196,7 +196,8 @@ def saved(root: Path, rounds: int) -> Checkpoints:
     kept = Checkpoints(root, lambda folder: [], lambda folder: None, lambda folder: None)
     for number in range(1, rounds + 1):
         tensors = {"z": torch.full((2,), float(number))}
-        kept.save(Snapshot(number, tensors, {"number": number}, {"rounds": [{"round": number}]}))
+        scores = Scores([{**dict.fromkeys(CLIENTS, ""), "round": number, "value": 0.5}])
+        kept.save(Snapshot(number, tensors, {"number": number}, {"rounds": [{"round": number}]}, [scores.packed()]))
     return kept
 
 
@@ -209,7 +210,9 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
 }
 
 
-@pytest.mark.parametrize("name", ["server.safetensors", "server.json", "record.json", "manifest.json"])
+@pytest.mark.parametrize(
+    "name", ["server.safetensors", "server.json", "record.json", "clients.parquet", "manifest.json"]
+)
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_checkpoint_is_refused_by_name_and_the_one_before_is_used(
     name: str, damage: str, tmp_path: Path
@@ -221,6 +224,10 @@ def test_a_damaged_checkpoint_is_refused_by_name_and_the_one_before_is_used(
     assert found.snapshot.round == 2
     assert found.snapshot.tensors["z"].tolist() == [2.0, 2.0]
     assert found.snapshot.record == {"rounds": [{"round": 1}, {"round": 2}]}
+    rows = Scores()
+    for part in found.snapshot.clients:
+        rows.unpack(part)
+    assert [row["round"] for row in rows] == [1, 2]
     assert [text.split(":")[0] for text in found.refused] == ["checkpoint 000003 is refused"]
 
 

@@ -491,8 +491,15 @@ def experiment_of(out: Path) -> Experiment:
 
 def test_a_run_directory_holds_the_whole_record(mixed: Path) -> None:
     names = {str(path.relative_to(mixed)) for path in mixed.rglob("*") if path.is_file() and "about" not in path.parts}
-    own = {f"users/{name}.csv" for name in ("films", "news", "shop")}
-    wanted = own | {"experiment.json", "rounds.csv", "clients.csv", "ledger.csv", "faults.csv", "report.html"}
+    wanted = {
+        "users.parquet",
+        "experiment.json",
+        "rounds.csv",
+        "clients.csv",
+        "ledger.csv",
+        "faults.csv",
+        "report.html",
+    }
     wanted |= {f"model/client-{name}.safetensors" for name in ("films", "news", "shop")}
     wanted |= {"model/shared.safetensors", "model/rows.json"}
     assert {name for name in names if not name.startswith("baselines")} == wanted
@@ -523,8 +530,8 @@ def test_shared_and_private_parameters_make_up_each_client_and_do_not_overlap(mi
 def test_the_saved_experiment_repeats_the_run_to_the_bit(mixed: Path, tmp_path: Path) -> None:
     again = tmp_path / "again"
     assert main(["--config", str(mixed / "experiment.json"), "--quiet", "--out", str(again)]) == 0
-    files = [*again.glob("*.csv"), *(again / "users").iterdir(), *(again / "model").iterdir()]
-    assert len(files) == 4 + 3 + 5
+    files = [*again.glob("*.csv"), *again.glob("*.parquet"), *(again / "model").iterdir()]
+    assert len(files) == 4 + 1 + 5
     for path in files:
         other = mixed / path.relative_to(again)
         if path.name == "rounds.csv":

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from flwr.app import Array, ArrayRecord, Message
@@ -209,12 +210,12 @@ def test_a_finished_run_recommends_what_it_was_evaluated_with(fields: dict[str, 
     run(model="slist", market=MARKET, engine="inline", compare=False, out=tmp_path / "run", **{"clients": 5, **fields})
     e = build({"model": "slist", "market": MARKET, "engine": "inline", "clients": 5, **fields})
     data = clients_data(e)[0]
-    hits = np.genfromtxt(tmp_path / "run" / "users" / f"{data.name}.csv", delimiter=",", names=True, dtype=None)
-    found = {int(row["user"]): row["value"] for row in hits if row["metric"] == "hr10" or row["metric"] == "hr@10"}
-    keys = dataset(e).users["key"].to_numpy()
+    hits = pd.read_parquet(tmp_path / "run" / "users.parquet").query(f"client == '{data.name}' and metric == 'hr@10'")
+    found, names = dict(zip(hits["user"], hits["value"], strict=True)), dataset(e).users["key"].to_numpy()[data.users]
+    assert found
     for user, hit in list(found.items())[:5]:
-        held = data.test.item[(data.test.user == np.searchsorted(data.users, user)) & data.test.positive]
-        best = recommend(tmp_path / "run", data.name, str(keys[user]), 10).items
+        held = data.test.item[(names[data.test.user] == user) & data.test.positive]
+        best = recommend(tmp_path / "run", data.name, user, 10).items
         assert bool(np.isin(data.items[held], best).any()) == (hit > 0)
 
 

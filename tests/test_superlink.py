@@ -105,7 +105,7 @@ def inline(home: Path, *argv: str) -> Path:
 
 def assert_same(a: Path, b: Path) -> None:
     """Assert that two runs agree to the bit in everything but the time that they took."""
-    names = ["clients.csv", "ledger.csv", *(str(p.relative_to(a)) for p in [*a.glob("model/*"), *a.glob("users/*")])]
+    names = ["clients.csv", "ledger.csv", *(str(p.relative_to(a)) for p in [*a.glob("model/*"), *a.glob("*.parquet")])]
     assert len(names) >= 7
     for name in names:
         assert (a / name).read_bytes() == (b / name).read_bytes(), name

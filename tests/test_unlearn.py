@@ -32,7 +32,7 @@ from fedrec.privacy.attacks.scores import judge
 from fedrec.privacy.guarantee import terms
 from fedrec.report import page
 from fedrec.report.changes import changes
-from fedrec.report.tables import Results, read_results
+from fedrec.report.results import Results, read_results
 from fedrec.sharing import CROSS, GRAM
 from simulations import unlearn
 from simulations.run import main as run

@@ -3,13 +3,10 @@
 import csv
 import json
 import platform
-import re
-import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from io import SEEK_END, TextIOWrapper
-from itertools import takewhile
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,12 +16,19 @@ from safetensors.torch import load_file, save
 
 from fedrec.data.types import Ints
 from fedrec.errors import UserError
-from fedrec.evaluation.evaluate import PerUser
+from fedrec.experiment.kept import ABOUT, as_parquet, describe_clients
+from fedrec.experiment.naming import natural as natural
+from fedrec.experiment.naming import slug as slug
+from fedrec.experiment.peruser import join_users
+from fedrec.experiment.scores import CLIENTS, Scores
+from fedrec.experiment.scores import Row as Row
+from fedrec.experiment.scores import write_clients as write_clients
+from fedrec.experiment.traffic import LEDGER as LEDGER
+from fedrec.experiment.traffic import MANY, SUMMED, Traffic
 from fedrec.folders import make_private, open_private, write_private
 from fedrec.params import Params
 from fedrec.sparse import flat, unflat
 
-Row = dict[str, str | int | float]
 SINGLE = "single-task"  # folder, among the baselines, of a run for each task of clients that have several
 OWN = "own"  # folder of popularity among each client's own rows, in that of popularity among all clients'
 NOT_SINGLE = "single-task.txt"  # beside it: why there is none
@@ -35,8 +39,6 @@ NOT_CLOSED = "closed-form.txt"  # beside it: why there are fewer
 PRICE = "price.csv"
 ROW_STARTS = "2"  # by the hash of a row's key; before them a run started by the row's place in its file
 NO_STUDENT = "student.txt"  # why an output agreement has no student
-CLIENTS = ["round", "client", "split", "task", "metric", "value", "device"]  # columns of clients.csv
-LEDGER = ["round", "client", "direction", "parameter", "rows", "bytes"]  # of ledger.csv
 FAULTS = ["round", "client", "during", "kind", "text"]  # of faults.csv
 
 
@@ -45,8 +47,8 @@ class Record:
     """What the server gathers during a run; rows of `rounds.csv`, `clients.csv` and `ledger.csv`."""
 
     rounds: list[Row] = field(default_factory=list)
-    clients: list[Row] = field(default_factory=list)
-    traffic: list[tuple[tuple[str, ...], list[Row]]] = field(default_factory=list)
+    clients: Scores = field(default_factory=Scores)
+    traffic: Traffic = field(default_factory=Traffic)
     shared: Params = field(default_factory=dict)
     rows: dict[str, Ints] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -63,13 +65,11 @@ class Record:
     def score(self, number: int, split: str, metrics: Mapping[tuple[str, str, str], float], device: str) -> None:
         """Add metrics, keyed by (client or pooled member, task, metric)."""
         for (client, task, metric), value in metrics.items():
-            row: Row = {"round": number, "client": client, "split": split, "task": task, "metric": metric}
-            row["value"], row["device"] = value, device
-            self.clients.append(row)
+            self.clients.add(number, client, split, task, metric, value, device)
 
     def log(self, clients: Sequence[str], entries: Iterable[Any]) -> None:
         """Add to the ledger what a message held, once for each of the clients that sent or got such a message."""
-        self.traffic.append((tuple(clients), [to_row(entry) for entry in entries]))
+        self.traffic.add(tuple(clients), [to_row(entry) for entry in entries])
 
     def tally(self, alike: Iterable[tuple[Sequence[str], Iterable[Any]]]) -> None:
         """Add several messages to the ledger, see `log`."""
@@ -78,24 +78,13 @@ class Record:
 
     @property
     def ledger(self) -> list[Row]:
-        """The byte ledger: a row for each parameter of each client's messages."""
-        return [{**row, "client": name} for names, rows in self.traffic for name in names for row in rows]
+        """The byte ledger, see `Traffic.rows`."""
+        return self.traffic.rows()
 
     def close(self, row: Row) -> None:
         """Add a finished round, with the bytes of all its messages."""
-        latest = takewhile(lambda t: t[1][0]["round"] == row["round"], (t for t in reversed(self.traffic) if t[1]))
-        total = {"down": 0, "up": 0}
-        for names, rows in latest:
-            for entry in rows:
-                total[str(entry["direction"])] += len(names) * int(entry["bytes"])
-        row |= {f"bytes_{way}": count for way, count in total.items()}
+        row |= {f"bytes_{way}": count for way, count in self.traffic.close(row["round"]).items()}
         self.rounds.append(row)
-
-
-def slug(name: str) -> str:
-    """Return a client's file name: letters, digits, dots and dashes, with a short hash where that lost something."""
-    kept = re.sub(r"[^A-Za-z0-9.-]+", "_", name).strip("._")[:60]
-    return kept if kept == name else f"{kept or 'client'}-{uuid.uuid5(uuid.NAMESPACE_OID, name).hex[:8]}"
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -121,21 +110,6 @@ def versions() -> dict[str, str]:
     """Return the versions that a result depends on; that of the row starts says how rows of tables start."""
     names = ("flwr", "torch", "numpy", "pandas")
     return {"python": platform.python_version(), **{name: version(name) for name in names}, "row starts": ROW_STARTS}
-
-
-def save_client(
-    home: Path, name: str, private: Params, own: Params, per_user: Sequence[PerUser], about: Mapping[str, Any]
-) -> None:
-    """Write what a client keeps for itself: private parameters, its users' metrics, a description of its data.
-
-    `own` is its copy of the shared parameters where a personal coupling or model gives every client another one.
-    """
-    (home / "model").mkdir(parents=True, exist_ok=True)
-    write_tensors(home / "model" / f"client-{slug(name)}.safetensors", private, private=True)
-    if own:
-        write_tensors(home / "model" / f"own-{slug(name)}.safetensors", own, private=True)
-    write_private(home / "about" / f"{slug(name)}.json", json_text(about))
-    write_users(home, per_user)
 
 
 def add_measured(
@@ -180,35 +154,6 @@ def gather_measured(home: Path) -> list[Row]:
     return cast("list[Row]", order)
 
 
-def write_users(home: Path, per_user: Sequence[PerUser], together: str = "") -> None:
-    """Write `users/<client>.csv`: the test metrics of every user with their weights, for paired differences.
-
-    Those of tasks about items go to `items/<client>.csv`, by item. Of many clients `together` names the one file that
-    has all of them.
-    """
-    files: dict[tuple[str, str], list[PerUser]] = {}
-    for part in sorted(per_user, key=lambda p: p.client):
-        files.setdefault(("item" if part.items else "user", together or slug(part.client)), []).append(part)
-    for (unit, name), parts in files.items():
-        write_private(home / f"{unit}s" / f"{name}.csv", users_table(parts, unit).to_csv(index=False))
-
-
-def users_table(parts: Sequence[PerUser], unit: str = "user") -> pd.DataFrame:
-    """Return the test values of every user, or other `unit`, with their weights, in one table."""
-    sizes = [len(p.users) for p in parts]
-    weights = [np.ones(len(p.users), np.int64) if p.weights is None else p.weights for p in parts]
-    columns = {
-        "client": np.repeat([p.client for p in parts], sizes),
-        unit: np.concatenate([p.users for p in parts]),
-        "split": "test",
-        "task": np.repeat([p.task for p in parts], sizes),
-        "metric": np.repeat([p.metric for p in parts], sizes),
-        "value": np.concatenate([p.values for p in parts]),
-        "weight": np.concatenate(weights),
-    }
-    return pd.DataFrame(columns)
-
-
 def write_record(
     home: Path,
     record: Record,
@@ -224,14 +169,18 @@ def write_record(
     """
     (home / "model").mkdir(parents=True, exist_ok=True)
     write_csv(home / "rounds.csv", record.rounds)
-    write_csv(home / "clients.csv", [*record.clients, *gather_measured(home)], CLIENTS)
-    write_csv(home / "ledger.csv", record.ledger, LEDGER)
+    join_users(home)
+    record.traffic.fold(0)
+    write_clients(home, record.clients, gather_measured(home))
+    write_csv(home / "ledger.csv", record.ledger, SUMMED if record.traffic.many() else LEDGER)
     write_csv(home / "faults.csv", record.faults, FAULTS)
     write_tensors(home / "model" / "shared.safetensors", record.shared, private=False)
     write_json(home / "model" / "rows.json", {space: ids.tolist() for space, ids in record.rows.items()})
     shared = [{"name": name, "shape": list(value.shape)} for name, value in sorted(record.shared.items())]
-    about = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((home / "about").glob("*.json"))]
+    about = describe_clients(home)
     private = {entry["name"]: entry for c in about for entry in c.pop("private")}
+    if len(about) >= MANY:
+        write_private(home / ABOUT, as_parquet(about))
     write_json(
         home / "experiment.json",
         {
@@ -241,7 +190,7 @@ def write_record(
             "data": {
                 "notes": [*notes, *record.notes],
                 "sha256": sha256,
-                "clients": sorted(about, key=lambda c: natural(c["name"])),
+                "clients": ABOUT if len(about) >= MANY else about,
             },
             "parameters": {"shared": shared, "private": sorted(private.values(), key=lambda p: str(p["name"]))},
             "budgets": record.budgets,
@@ -259,11 +208,6 @@ def write_record(
 def write_csv(path: Path, rows: Iterable[Mapping[str, Any]], columns: list[str] | None = None) -> None:
     """Write rows as CSV; floats keep all their digits, so that equal files mean equal results."""
     pd.DataFrame(list(rows), columns=columns).to_csv(path, index=False)
-
-
-def natural(name: str) -> tuple[str | int, ...]:
-    """Return a sort key under which silo-2 stands before silo-10."""
-    return tuple(int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name))
 
 
 def load_params(path: Path) -> Params:

@@ -6,7 +6,9 @@ from dataclasses import replace
 import pandas as pd
 
 from fedrec.errors import UserError
-from fedrec.report.tables import ENDS, KEY, Run, compare, paired_in
+from fedrec.report.gaps import ENDS
+from fedrec.report.results import KEY
+from fedrec.report.tables import Run, compare
 from fedrec.report.verdicts import families, verdicts
 
 
@@ -36,7 +38,7 @@ def _level(runs: Mapping[str, Run], first: str, others: list[str], together: boo
     reference = {"local": runs[first].federated}
     tables = {name: compare(replace(runs[name], baselines=reference), together) for name in others}
     rows = pd.concat(tables.values(), keys=tables.keys())
-    rows["verdict"] = verdicts(rows["metric"], paired_in(rows, "local"), families(rows, "primary"))
+    rows["verdict"] = verdicts(rows["metric"], rows[[f"local_{end}" for end in ENDS]], families(rows, "primary"))
     table = compare(replace(runs[first], baselines={}), together)[[*KEY, "primary", "federated"]]
     table = table.rename(columns={"federated": first}).set_index(KEY)
     apart = {name: rows.loc[name].set_index(KEY) for name in others}

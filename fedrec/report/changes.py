@@ -7,7 +7,9 @@ import numpy as np
 
 from fedrec.evaluation.differences import squared, whole
 from fedrec.experiment.records import Row, write_csv
-from fedrec.report.tables import CHANGES, KEY, Results, differences, read_results
+from fedrec.report.gaps import differences
+from fedrec.report.results import KEY, Results, read_results
+from fedrec.report.tables import CHANGES
 
 
 def write_changes(before: Path, home: Path) -> list[Row]:

@@ -38,7 +38,7 @@ def facts(run: Run) -> dict[str, str]:
     users -= volunteers * max(len(clients) - 1, 0)  # every client has them
     public = f" ({volunteers:,} of them public volunteers)" if volunteers else ""
     sampled, seconds = option("candidates", "full"), float(record.get("seconds", 0))
-    devices = run.federated.clients.get("device", pd.Series(dtype=str))
+    devices = run.federated.clients.get("device", pd.Series(dtype=str)).unique()
     negatives = f"outside the held-out items too: {LEAKING}" if run.leaking() else "outside the training positives"
     return {
         "Model": model_of(run),

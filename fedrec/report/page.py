@@ -9,9 +9,10 @@ from markupsafe import Markup
 from fedrec.metrics import higher_is_better, sign
 from fedrec.report import plots
 from fedrec.report.facts import facts, model_of
-from fedrec.report.findings import DASH, MANY, WORST, answer, headline, label, plural, size, warnings
+from fedrec.report.findings import DASH, MANY, WORST, answer, headline, label, listing, plural, size, warnings
 from fedrec.report.price import price_rows
 from fedrec.report.several import WORDS, balance_of, balances, transfer
+from fedrec.report.spread import QUANTILES, spread, worst
 from fedrec.report.standing import Standing, correction, standings, stands, unpopular
 from fedrec.report.summed import sums_told
 from fedrec.report.tables import BASELINES, Run, compare, read_run, unit_of
@@ -72,12 +73,13 @@ def page(run: Run) -> str:
         curves=_curves(run, primary),
         model=model_of(run),
         sums=sums_told(run),
-        budgets=run.record.get("budgets", []),
+        **_budgets(run),
+        quantiles=list(QUANTILES),
         privacy=run.record.get("privacy"),
         price=price_rows(run, MANY),
-        changes=run.changes[run.changes["metric"].isin(set(primary["metric"]))].to_dict("records"),
+        **_changes(run, primary),
         unlearned=run.unlearned,
-        student=run.student.to_dict("records"),
+        student=run.student.head(MANY).to_dict("records"),
         traffic=_traffic(run),
         parameters=_parameters(run),
         clients=run.record.get("data", {}).get("clients", []),
@@ -122,8 +124,7 @@ def _comparison(rows: pd.DataFrame, together: pd.DataFrame) -> dict[str, Any]:
     task, metric = rows["task"].iloc[0], rows["metric"].iloc[0]
     shown = rows
     if len(rows) > MANY:
-        order = rows["local_difference"] if rows["local_difference"].notna().any() else rows["federated"]
-        shown = rows.loc[(order if higher_is_better(metric) else -order).sort_values(kind="stable").index[:WORST]]
+        shown = worst(rows, WORST)
     everyone = together[(together["task"] == task) & (together["metric"] == metric)]
     if len(rows) > 1:
         shown = pd.concat([shown, everyone])
@@ -137,6 +138,7 @@ def _comparison(rows: pd.DataFrame, together: pd.DataFrame) -> dict[str, Any]:
         "everyone": len(rows) > 1,
         "cut": len(rows) - WORST if len(rows) > MANY else 0,
         "counts": rows["verdict"].value_counts().to_dict() if len(rows) > MANY else {},
+        "spread": spread(rows) if len(rows) > MANY else [],
         "baselines": BASELINES,
     }
 
@@ -170,7 +172,8 @@ def _curves(run: Run, primary: pd.DataFrame) -> list[Figure]:
             ]
             for r in (run.federated, run.baselines.get("local", run.federated))
         )
-        names = [name for name in run.names() if (ours["client"] == name).any()]
+        there = set(ours["client"])
+        names = [name for name in run.names() if name in there]
         if not names:
             continue
         local = local if "local" in run.baselines else local.head(0)
@@ -188,6 +191,22 @@ def _curves(run: Run, primary: pd.DataFrame) -> list[Figure]:
             picture = plots.line(run.rounds["round"], run.rounds[column], selected, column, words, f"{words} by round.")
             out.append(Figure(picture, f"{words[0].upper()}{words[1:]} by round."))
     return out
+
+
+def _budgets(run: Run) -> dict[str, Any]:
+    """Return what each client was promised, of many those that are furthest above it, and which are above it."""
+    budgets = sorted(run.record.get("budgets", []), key=lambda row: -row["excess"])
+    above = [row["client"] for row in budgets if not row["feasible"]]
+    shown = budgets[:MANY] if len(budgets) > MANY else run.record.get("budgets", [])
+    return {"budgets": shown, "above": listing(above), "budgets_unshown": len(budgets) - len(shown)}
+
+
+def _changes(run: Run, primary: pd.DataFrame) -> dict[str, Any]:
+    """Return what changed for each client by the metrics that speak for its tasks; of many for whom most was lost."""
+    rows = shown = run.changes[run.changes["metric"].isin(set(primary["metric"]))]
+    if len(run.names()) > MANY:
+        shown = rows.loc[(rows["metric"].map(sign) * rows["difference"]).sort_values(kind="stable").index[:MANY]]
+    return {"changes": shown.to_dict("records"), "changes_unshown": len(rows) - len(shown)}
 
 
 def _traffic(run: Run) -> dict[str, Any] | None:

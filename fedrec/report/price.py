@@ -9,7 +9,9 @@ import pandas as pd
 
 from fedrec.experiment.records import CLIPPED, PLAIN, PRICE, UNCLIPPED, write_csv
 from fedrec.metrics import Paired, paired
-from fedrec.report.tables import CLIENTS, KEY, Results, Run, differences, read_run
+from fedrec.report.gaps import differences
+from fedrec.report.results import KEY, Results
+from fedrec.report.tables import CLIENTS, Run, read_run
 
 PRIVATE = "private"
 STEPS = {"training": (UNCLIPPED, PLAIN), "clipping": (CLIPPED, UNCLIPPED), "noise": (PRIVATE, CLIPPED)}

@@ -6,7 +6,9 @@ from typing import NamedTuple
 import pandas as pd
 
 from fedrec.metrics import NEGATIVES
-from fedrec.report.tables import CLIENTS, KEY, METRICS, USERS, Results, Run, as_one, concat, differences
+from fedrec.report.gaps import differences
+from fedrec.report.results import KEY, METRICS, USERS, Results, concat
+from fedrec.report.tables import CLIENTS, Run, as_one
 from fedrec.report.verdicts import UNCLEAR, families, verdicts
 
 WORDS = {"helped": "gained", "hurt": "lost", "no detectable difference": "unclear", "": "not measured"}
@@ -53,12 +55,15 @@ def transfer(run: Run, together: bool = False) -> pd.DataFrame:
     corrected for the number of rows that speak; `speaks`, for the one row of each client and task that the balance goes
     by: the task's primary metric or, where that has no interval, the first that has one.
     """
-    ours = run.federated
+    ours, names = run.federated, [*KEY, "together", "single", "difference", "low", "high", "users"]
+    if not run.singles:
+        return pd.DataFrame(columns=[*names, "speaks", "verdict"]).astype({"speaks": bool})
     each = [r.where(lambda table, task=task: table["task"] == task) for task, r in run.singles.items()]  # type: ignore[misc]
     single = Results(concat([r.clients for r in each], METRICS), concat([r.users for r in each], [*USERS, "weight"]))
     tests = [results.test().dropna() for results in (ours, single)]
     tasks = ours.test().reset_index().groupby("client")["task"].nunique()
-    keys = [key for key in tests[0].index if tasks[key[0]] > 1 and key in tests[1].index]
+    several = tests[0].index.get_level_values("client").isin(tasks.index[tasks > 1])
+    keys = list(tests[0].index[several & tests[0].index.isin(tests[1].index)])
     keys += [(client, task, NEGATIVES) for client, task, metric in keys if metric == "auc"]  # its other side
     ours, single = (r.where(lambda table: pd.MultiIndex.from_frame(table[KEY]).isin(keys)) for r in (ours, single))
     if together:
@@ -68,14 +73,14 @@ def transfer(run: Run, together: bool = False) -> pd.DataFrame:
     rows = [
         [*key, values[key], alone[key], d.mean, d.low, d.high, d.n] for key, d in zip(values.index, gaps, strict=True)
     ]
-    names = [*KEY, "together", "single", "difference", "low", "high", "users"]
     table = pd.DataFrame(rows, columns=names)
     primary = {task: run.primary(str(task)) for task in table["task"].unique()}
+    each_task, known = [table["client"], table["task"]], table["low"].notna()
+    open_to = known | ~known.groupby(each_task).transform("any")
+    first = open_to & (table["metric"] == table["task"].map(primary))
+    chosen = table[first | open_to & ~first.groupby(each_task).transform("any")]
     table["speaks"] = False
-    for (_, task), part in table.groupby(["client", "task"], sort=False):
-        open_to = part if part["low"].isna().all() else part[part["low"].notna()]
-        first = open_to[open_to["metric"] == primary[str(task)]]
-        table.loc[(first if len(first) else open_to).index[:1], "speaks"] = True
+    table.loc[chosen.index[~chosen.duplicated(["client", "task"])], "speaks"] = True
     judged = verdicts(table["metric"], gaps, families(table, "speaks"))
     table["verdict"] = pd.Series(judged, dtype=object)
     if together:
@@ -91,4 +96,8 @@ def balance_of(table: pd.DataFrame) -> Balance:
 
 def balances(table: pd.DataFrame) -> dict[str, Balance]:
     """Return the balance of every client in the rows of `transfer`."""
-    return {str(client): balance_of(rows) for client, rows in table.groupby("client", sort=False)}
+    judged: dict[str, list[tuple[str, str]]] = {str(client): [] for client in table["client"]}
+    rows = table[table["speaks"]]
+    for client, task, verdict in zip(rows["client"], rows["task"], rows["verdict"], strict=True):
+        judged[client].append((task, verdict))
+    return {client: balance(each) for client, each in judged.items()}

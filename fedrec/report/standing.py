@@ -6,7 +6,8 @@ import pandas as pd
 
 from fedrec.metrics import Paired, higher_is_better, sign
 from fedrec.report.findings import change, label, listing, number
-from fedrec.report.tables import BASELINES, Run, as_one, compare, differences, paired_in
+from fedrec.report.gaps import differences
+from fedrec.report.tables import BASELINES, Run, as_one, compare, paired_in
 from fedrec.tasks import ATTRIBUTES
 
 OWN = "own popularity"
@@ -93,7 +94,7 @@ def standings(run: Run, together: pd.DataFrame | None = None) -> list[Standing]:
     # Popularity among own rows, and closed forms, by task and metric.
     beside: dict[tuple[str, ...], dict[str, tuple[float, Paired]]] = {}
     for name, other in {**({OWN: run.own} if run.own else {}), **run.closed}.items():
-        ours, base = ((r if single else as_one(r)) for r in (run.federated, other))
+        ours, base = (run.federated, other) if single else (run.as_one, as_one(other))
         worth: dict[Any, float] = base.test().dropna().to_dict()
         for key, gap in differences(ours, base).items():
             if key in worth:

@@ -1,9 +1,11 @@
 """A run directory as tables: the comparison of every client with its baselines."""
 
+import functools
 import json
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,8 @@ import numpy as np
 import pandas as pd
 
 from fedrec.errors import UserError
-from fedrec.evaluation.differences import Side, difference, squared, whole
+from fedrec.evaluation.differences import squared, whole
+from fedrec.experiment.kept import read_rows
 from fedrec.experiment.privacy import NOT_PRIVATE
 from fedrec.experiment.records import (
     CLIPPED,
@@ -28,42 +31,16 @@ from fedrec.experiment.records import (
 )
 from fedrec.folders import refuse_unfinished
 from fedrec.metrics import NEGATIVES, Paired, higher_is_better
-from fedrec.report.verdicts import families, verdicts
+from fedrec.report.gaps import ENDS, gaps
+from fedrec.report.results import CHANGED, KEY, STUDENT, Results, is_measured, measured_in, read_results, read_table
+from fedrec.report.verdicts import by_value, families, verdicts
 from fedrec.tasks import ATTRIBUTES
 
 BASELINES = ("local", "pooled", "popularity")
 LEAKING = "LEAKING PROTOCOL"
 EVERYONE, CLIENTS = "All users", "Mean of the clients"  # the latter for a metric without per-user values
 ITEMS = "All items"  # in the place of EVERYONE, for tasks about items
-KEY = ["client", "task", "metric"]
-METRICS = ["round", *KEY, "split", "value"]
-USERS = ["client", "user", "split", "task", "metric", "value"]
-COSTS = ["teacher_parameters", "student_parameters", "teacher_ms", "student_ms"]
-STUDENT = ["client", "task", "metric", "users", "teacher", "student", "low", "high", *COSTS]
 CHANGES, UNLEARNED = "changes.csv", "unlearned.json"  # of a run that follows another, and of one that forgets
-CHANGED = [*KEY, "before", "after", "difference", "low", "high", "users"]
-ENDS = ("difference", "low", "high", "users", "p")  # columns of a `Paired`, in the order of its fields
-
-
-@dataclass(frozen=True)
-class Results:
-    """The values of one training: `clients` by round, client, split, task and metric; `users` by user of the test.
-
-    `users` has the values and weights of which the test's are the means, see `fedrec.evaluation.evaluate.PerUser`. Of a
-    task about items, it has the held-out items in the column `user`.
-    """
-
-    clients: pd.DataFrame
-    users: pd.DataFrame
-
-    def where(self, holds: Callable[[pd.DataFrame], Any]) -> "Results":
-        """Return the rows for which something holds, which gives a mask [rows] of either table."""
-        return Results(self.clients[holds(self.clients)], self.users[holds(self.users)])
-
-    def test(self) -> pd.Series:
-        """Return the test values, indexed by client, task and metric, in the order of the file."""
-        rows = self.clients[self.clients["split"] == "test"]
-        return rows.drop_duplicates(KEY, keep="last").set_index(KEY)["value"]
 
 
 @dataclass(frozen=True)
@@ -87,6 +64,29 @@ class Run:
     closed: dict[str, Results] = field(default_factory=dict)  # models by sums, as MODEL-local or MODEL-pooled
     not_closed: str = ""  # why there are fewer
 
+    @functools.cached_property
+    def by_client(self) -> pd.DataFrame:
+        """The `comparison` of every client; nobody may change it."""
+        return _compare(self, self.federated, self.baselines, together=False)
+
+    @functools.cached_property
+    def all_users(self) -> pd.DataFrame:
+        """The `comparison` of all users as one client; nobody may change it."""
+        baselines, test = self.baselines, self.federated.test()
+        # Of a client whose test is missing nothing counts: a mean over the others must not stand beside one over all.
+        known = {key for b in baselines.values() for key in b.test()[b.test().isna()].index}
+        if gone := list(set(test[test.isna()].index) - known):
+            baselines = {
+                name: b.where(lambda table: ~pd.MultiIndex.from_frame(table[KEY]).isin(gone))
+                for name, b in baselines.items()
+            }
+        return _compare(self, self.as_one, {name: as_one(b) for name, b in baselines.items()}, together=True)
+
+    @functools.cached_property
+    def as_one(self) -> Results:
+        """The results of all users as one client's."""
+        return as_one(self.federated)
+
     def option(self, name: str, default: Any = None) -> Any:
         """Return an option of the experiment."""
         return self.record.get("experiment", {}).get(name, default)
@@ -103,35 +103,19 @@ class Run:
 
     def names(self) -> list[str]:
         """Return the clients in the order of the record."""
+        return self._names
+
+    @functools.cached_property
+    def _names(self) -> list[str]:
         recorded = [str(c["name"]) for c in self.record.get("data", {}).get("clients", [])]
-        return list(dict.fromkeys([*recorded, *self.federated.clients["client"]]))
+        return list(dict.fromkeys([*recorded, *self.federated.clients["client"].unique()]))
 
     def primary(self, task: str) -> str | None:
         """Return the metric that speaks for a task: the first of the experiment's metrics that the task has."""
         clients = self.federated.clients
-        metrics = list(dict.fromkeys(clients.loc[clients["task"] == task, "metric"]))
+        metrics = clients.loc[clients["task"] == task, "metric"].unique().tolist()
         wanted = [*self.option("metrics", ()), "auc", "accuracy", "mae", "rmse", "logloss", *metrics]
         return next((metric for metric in wanted if metric in metrics), None)
-
-
-def read_table(path: Path, columns: list[str]) -> pd.DataFrame:
-    """Return a CSV file with at least `columns`; an absent or empty file is an empty table.
-
-    A name stays the text it is ("007", "NA"); only numbers can be missing. Raises UserError for a missing column.
-    """
-    if not path.exists() or not path.stat().st_size:
-        return pd.DataFrame(columns=columns)
-    names = ("client", "user", "item", "split", "task", "metric", "direction", "parameter", "device", "during", "kind")
-    counts = ("round", "value", "weight", "rows", "bytes", "seconds", "train_loss", "bytes_up", "bytes_down")
-    types: dict[Any, Any] = dict.fromkeys((*names, "text"), str)
-    missing = {name: ["", "nan", "NaN"] for name in (*counts, *STUDENT[3:], *CHANGED[3:])}
-    table = pd.read_csv(path, dtype=types, keep_default_na=False, na_values=missing)
-    for column in columns:
-        if column not in table:
-            raise UserError(
-                f"{path.name}: must have the columns {', '.join(columns)}, found {', '.join(map(str, table))}"
-            )
-    return table
 
 
 def unit_of(task: str) -> str:
@@ -139,102 +123,71 @@ def unit_of(task: str) -> str:
     return "item" if task in ATTRIBUTES else "user"
 
 
-def read_results(folder: Path) -> Results:
-    """Return `clients.csv`, `users/*.csv` and `items/*.csv` of a folder; per-user values may be missing."""
-    users = [read_table(path, USERS) for path in sorted((folder / "users").glob("*.csv"))]
-    columns = ["item" if column == "user" else column for column in USERS]
-    items = [read_table(path, columns) for path in sorted((folder / "items").glob("*.csv"))]
-    users += [table.rename(columns={"item": "user"}) for table in items]
-    users = [table if "weight" in table else table.assign(weight=1.0) for table in users]
-    return Results(read_table(folder / "clients.csv", METRICS), concat(users, [*USERS, "weight"]))
-
-
-def concat(tables: Sequence[pd.DataFrame], columns: list[str]) -> pd.DataFrame:
-    """Return the rows of all tables; one without a row has the columns alone."""
-    some = [table for table in tables if len(table)]
-    return pd.concat(some, ignore_index=True) if some else pd.DataFrame(columns=columns)
-
-
 def read_run(run_dir: Path, complete: bool = True) -> Run:
-    """Return a run directory; raises UserError when it has no `experiment.json`, or, if `complete`, is unfinished."""
-    path = run_dir / "experiment.json"
+    """Return a run directory; raises UserError when it has no `experiment.json`, or, if `complete`, is unfinished.
+
+    Who asks again in the same process gets the same, unless a file has changed.
+    """
     if complete:
         refuse_unfinished(run_dir)
-    if not path.exists():
+    if not (run_dir / "experiment.json").exists():
         raise UserError(f"run directory: must hold experiment.json, found none in {run_dir}")
-    folders = {name: run_dir / "baselines" / name for name in BASELINES}
-    single, own = run_dir / "baselines" / SINGLE, folders["popularity"] / OWN
+    return _read(run_dir.absolute(), tuple(_files(run_dir.absolute())))
+
+
+def _files(run_dir: Path) -> Iterator[tuple[str, int, int]]:
+    """Yield the files that a run is read of, with the times at which they changed, and their sizes."""
+    below = ((run_dir / name).rglob("*") for name in ("users", "items", "baselines"))
+    for path in (*run_dir.iterdir(), *chain(*below)):
+        if path.suffix in (".csv", ".parquet", ".json", ".txt"):
+            about = path.stat()
+            yield str(path), about.st_mtime_ns, about.st_size
+
+
+@functools.lru_cache(maxsize=2)
+def _read(run_dir: Path, files: tuple[tuple[str, int, int], ...]) -> Run:
+    """Return a run directory that has some files."""
+    record = json.loads((run_dir / "experiment.json").read_text("utf-8"))
+    data = record.setdefault("data", {})
+    if isinstance(data.get("clients"), str):  # they are many
+        data["clients"] = read_rows(run_dir / data["clients"])
+    measured = measured_in(run_dir / "baselines")
+    own, ledger = run_dir / "baselines" / "popularity" / OWN, read_table(run_dir / "ledger.csv", ["round", *LEDGER[2:]])
+
+    def text(path: Path) -> str:
+        return path.read_text("utf-8") if path.exists() else ""
+
     return Run(
-        json.loads(path.read_text("utf-8")),
+        record,
         read_results(run_dir),
-        {name: read_results(folder) for name, folder in folders.items() if (folder / "clients.csv").exists()},
-        read_results(own) if (own / "clients.csv").exists() else None,
+        {name: measured[name] for name in BASELINES if name in measured},
+        read_results(own) if is_measured(own) else None,
         read_table(run_dir / "rounds.csv", ["round"]),
-        read_table(run_dir / "ledger.csv", LEDGER),
+        ledger,
         read_table(run_dir / "student.csv", STUDENT),
         read_table(run_dir / "faults.csv", FAULTS),
-        {path.parent.name: read_results(path.parent) for path in sorted(single.glob("*/clients.csv"))},
-        why.read_text("utf-8") if (why := single.with_name(NOT_SINGLE)).exists() else "",
-        why.read_text("utf-8") if (why := run_dir / NO_STUDENT).exists() else "",
+        measured_in(run_dir / "baselines" / SINGLE),
+        text(run_dir / "baselines" / NOT_SINGLE),
+        text(run_dir / NO_STUDENT),
         read_table(run_dir / CHANGES, CHANGED),
-        json.loads(path.read_text("utf-8")) if (path := run_dir / UNLEARNED).exists() else {},
-        {
-            name: read_results(folder)
-            for name in (PLAIN, UNCLIPPED, CLIPPED)
-            if ((folder := run_dir / "baselines" / name) / "clients.csv").exists()
-        },
-        {
-            path.parent.name: read_results(path.parent)
-            for path in sorted((run_dir / "baselines" / CLOSED).glob("*/clients.csv"))
-        },
-        why.read_text("utf-8") if (why := single.with_name(NOT_CLOSED)).exists() else "",
+        json.loads(text(run_dir / UNLEARNED) or "{}"),
+        {name: measured[name] for name in (PLAIN, UNCLIPPED, CLIPPED) if name in measured},
+        measured_in(run_dir / "baselines" / CLOSED),
+        text(run_dir / "baselines" / NOT_CLOSED),
     )
-
-
-def differences(federated: Results, baseline: Results) -> dict[tuple[str, str, str], Paired]:
-    """Return federated minus baseline: the difference of the test values, with an interval over users.
-
-    Without an interval (n = 0) where there are no values by user whose means the test values are, in both.
-    """
-    ours, base = federated.test(), baseline.test()
-    base = base.reindex(ours.index)
-    bare: dict[Any, float] = (ours - base).to_dict()
-    out = {key: Paired(value, math.nan, math.nan, 0) for key, value in bare.items()}
-    key = ["user", *KEY]
-    both = [r.users[r.users["split"] == "test"].drop_duplicates(key) for r in (federated, baseline)]
-    pairs = both[0][[*key, "value", "weight"]].merge(both[1][[*key, "value"]], on=key).dropna()
-    sizes: dict[Any, int] = pairs.groupby(KEY, sort=False).size().to_dict()
-    out |= {at: replace(out[at], n=1) for at, size in sizes.items() if size == 1 and at in out}
-    pairs = pairs[pairs.groupby(KEY, sort=False)["user"].transform("size") > 1]
-    groups: dict[Any, pd.DataFrame] = dict(iter(pairs.groupby(KEY, sort=False)))
-    for at, rows in groups.items():
-        metric, second = at[2], groups.get((*at[:2], NEGATIVES))
-        if at not in out or (metric == "auc" and second is None):
-            continue
-        parts = [rows] if metric != "auc" or second is None else [rows, second]
-        # A user has one place in all of them.
-        places = np.split(pd.factorize(np.concatenate([part["user"] for part in parts]))[0], [len(rows)])
-        columns = [[part[name].to_numpy(np.float64) for name in ("value_x", "value_y", "weight")] for part in parts]
-        sides = [Side(place, *column) for place, column in zip(places, columns, strict=False)]
-        shown = float(ours[at]), float(base[at])
-        if all(np.allclose(side.means(metric), shown, 1e-6, 1e-9) for side in sides):
-            out[at] = replace(difference(metric, sides), mean=shown[0] - shown[1])
-    return out
 
 
 def _table(federated: Results, baselines: dict[str, Results]) -> pd.DataFrame:
     """Return one row for each client, task and metric of the test."""
     table = federated.test().rename("federated").to_frame()
     users = federated.users[federated.users["split"] == "test"].dropna(subset="value")
-    table["users"] = users.groupby(KEY)["user"].nunique().reindex(table.index).fillna(0).astype(int)
+    table["users"] = users.groupby(KEY).size().reindex(table.index).fillna(0).astype(int)
+    nothing = pd.DataFrame({end: 0 if end == "users" else math.nan for end in ENDS}, index=table.index)
     for name in BASELINES:
         base = baselines.get(name)
         table[name] = base.test().reindex(table.index) if base else math.nan
-        apart = differences(federated, base) if base else {}
-        each = [apart.get(key, Paired(math.nan, math.nan, math.nan, 0)) for key in table.index]
-        for end, part in (("difference", "mean"), ("low", "low"), ("high", "high"), ("p", "p"), ("users", "n")):
-            table[f"{name}_{end}"] = [getattr(gap, part) for gap in each]
-    higher = table.index.get_level_values("metric").map(higher_is_better).to_numpy(bool)
+        table = table.join((gaps(federated, base) if base else nothing).add_prefix(f"{name}_"))
+    higher = by_value(table.index.get_level_values("metric").to_series(), higher_is_better)
     ours, pooled = table["federated"], table["pooled"]
     table["pooled_share"] = np.where(higher, ours / pooled.where(pooled != 0), pooled / ours.where(ours != 0))
     return table.reset_index()
@@ -253,9 +206,11 @@ def as_one(results: Results) -> Results:
     is, so that it counts with their mean.
     """
     users = results.users.assign(client=EVERYONE, user=results.users["client"] + "\0" + results.users["user"])
-    curve = users["metric"].isin(["auc", NEGATIVES])
-    each = [results.users[name] for name in ("split", *KEY)]
-    users["weight"] = users["weight"].where(~curve, users["weight"] / users["weight"].groupby(each).transform("sum"))
+    curve = results.users["metric"].isin(["auc", NEGATIVES])
+    if curve.any():
+        weight = users["weight"].astype(float)
+        total = weight[curve].groupby([results.users.loc[curve, name] for name in ("split", *KEY)]).transform("sum")
+        users["weight"] = weight.where(~curve, weight[curve] / total)
     root = users["metric"] == "rmse"
     users["sum"] = users["weight"] * users["value"].where(~root, squared("rmse", users["value"].to_numpy(np.float64)))
     about = results.users["task"].isin(list(ATTRIBUTES))
@@ -281,31 +236,26 @@ def _whole(sums: pd.DataFrame) -> pd.Series:
 
 def compare(run: Run, together: bool = False) -> pd.DataFrame:
     """Return `comparison` of a run that was read; `together` takes all users as one client."""
-    federated, baselines = run.federated, run.baselines
-    if together:
-        # Of a client whose test is missing nothing counts: a mean over the others must not stand beside one over all.
-        test = federated.test()
-        known = {key for b in baselines.values() for key in b.test()[b.test().isna()].index}
-        if gone := list(set(test[test.isna()].index) - known):
-            baselines = {
-                name: b.where(lambda table: ~pd.MultiIndex.from_frame(table[KEY]).isin(gone))
-                for name, b in baselines.items()
-            }
-        baselines = {name: as_one(b) for name, b in baselines.items()}
-        federated = as_one(federated)
+    return (run.all_users if together else run.by_client).copy()
+
+
+def _compare(run: Run, federated: Results, baselines: dict[str, Results], together: bool) -> pd.DataFrame:
     table = _table(federated, baselines)
     if together:
-        everyone = table["task"].map(lambda task: ITEMS if unit_of(task) == "item" else EVERYONE)
-        table["client"] = everyone.where((table["users"] > 0) & (table["metric"] != "auc"), CLIENTS)
-    tasks = list(dict.fromkeys(run.federated.clients["task"]))
-    table["primary"] = table["metric"] == table["task"].map({task: run.primary(task) for task in tasks})
-    table["verdict"] = verdicts(table["metric"], paired_in(table, "local"), families(table, "primary"))
+        everyone = by_value(table["task"], lambda task: ITEMS if unit_of(task) == "item" else EVERYONE)
+        table["client"] = pd.Series(everyone, dtype="str").where(
+            (table["users"] > 0) & (table["metric"] != "auc"), CLIENTS
+        )
+    tasks = run.federated.clients["task"].unique().tolist()
+    table["primary"] = table["metric"].to_numpy(object) == by_value(table["task"], run.primary)
+    local = table[[f"local_{end}" for end in ENDS]]
+    table["verdict"] = verdicts(table["metric"], local, families(table, "primary"))
     table["protocol"] = run.stamp()
-    metrics = list(dict.fromkeys([*run.option("metrics", ()), *table["metric"]]))
-    place = {name: rank for rank, name in enumerate(run.names())}
-    keys = zip(table["task"], table["metric"], table["client"], strict=True)
-    order = [(tasks.index(t), m == "loss", metrics.index(m), place.get(c, -1)) for t, m, c in keys]
-    return table.iloc[sorted(range(len(order)), key=order.__getitem__)].reset_index(drop=True)
+    metrics = list(dict.fromkeys([*run.option("metrics", ()), *table["metric"].unique()]))
+    task, metric = by_value(table["task"], tasks.index), by_value(table["metric"], metrics.index)
+    client = pd.Index(run.names()).get_indexer(pd.Index(table["client"]))  # -1 of all users
+    order = np.lexsort([client, metric, (table["metric"] == "loss").to_numpy(), task])
+    return table.iloc[order].reset_index(drop=True)
 
 
 def comparison(run_dir: Path) -> pd.DataFrame:

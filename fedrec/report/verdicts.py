@@ -1,11 +1,13 @@
 """What is said of differences: helped, hurt or neither, corrected for the number of times that it is said."""
 
-import math
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import Any
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
-from fedrec.metrics import Paired, holm, sign
+from fedrec.metrics import Paired, Values, holm, sign
 
 LEVEL = 0.05  # of the verdicts, corrected for their number
 UNCLEAR = "unclear after Holm"  # the interval excludes 0, but no longer once corrected for the number of verdicts
@@ -17,28 +19,45 @@ def verdict(metric: str, difference: Paired, corrected: float) -> str:
     `UNCLEAR` where the interval excludes 0 and the corrected p-value does not; without an interval better, worse,
     equal; "" without a value.
     """
-    good = sign(metric)
-    low, high = sorted((good * difference.low, good * difference.high))
-    if math.isnan(difference.mean):
-        return ""
-    if math.isnan(low):
-        return "equal" if difference.mean == 0 else "better" if good * difference.mean > 0 else "worse"
-    if low <= 0 <= high:
-        return "no detectable difference"
-    return UNCLEAR if corrected >= LEVEL else "helped" if low > 0 else "hurt"
+    ends = np.array([[difference.mean], [difference.low], [difference.high]])
+    return str(_words(np.array([sign(metric)]), ends, np.array([corrected]))[0])
 
 
-def verdicts(metrics: Iterable[str], gaps: Sequence[Paired], families: Iterable[Hashable]) -> list[str]:
-    """Return the verdict of every difference, corrected within its family (Holm), see `verdict`."""
-    corrected = pd.Series([d.p for d in gaps], dtype=float)
-    corrected = corrected.groupby(pd.Index(list(families)), sort=False).transform(lambda p: holm(p.tolist()))
-    return [verdict(m, d, p) for m, d, p in zip(metrics, gaps, corrected, strict=True)]
+def verdicts(
+    metrics: Iterable[str], gaps: Sequence[Paired] | pd.DataFrame, families: Iterable[Hashable] | pd.Series
+) -> list[str]:
+    """Return the verdict of every difference, corrected within its family (Holm), see `verdict`.
+
+    A table of differences has their mean, low, high and p in its columns 0, 1, 2 and 4.
+    """
+    table = gaps if isinstance(gaps, pd.DataFrame) else pd.DataFrame(gaps, columns=["mean", "low", "high", "n", "p"])
+    values = table.to_numpy(np.float64).T
+    corrected = pd.Series(values[4]).groupby(np.asarray(families, object), sort=False)
+    good = by_value(pd.Series(metrics, dtype=object), sign)
+    return [*map(str, _words(good, values[:3], corrected.transform(lambda p: holm(p.tolist())).to_numpy(np.float64)))]
 
 
-def families(table: pd.DataFrame, speaks: str) -> list[Hashable]:
+def _words(good: NDArray[Any], ends: Values, corrected: Values) -> NDArray[Any]:
+    """Return verdicts [n], where more is better or not (1, -1) [n], of means, lows and highs [3, n]."""
+    mean, *interval = good * ends
+    low, high = np.minimum(*interval), np.maximum(*interval)
+    bare = np.isnan(low)
+    return np.select(
+        [np.isnan(mean), bare & (mean == 0), bare & (mean > 0), bare, (low <= 0) & (high >= 0), corrected >= LEVEL],
+        ["", "equal", "better", "worse", "no detectable difference", UNCLEAR],
+        np.where(low > 0, "helped", "hurt"),
+    )
+
+
+def by_value(texts: pd.Series, function: Callable[[str], Any]) -> NDArray[Any]:
+    """Return what a function makes of texts [n], which is asked once for each that there is."""
+    codes, known = pd.factorize(texts)
+    return np.array([function(str(one)) for one in known])[codes] if len(known) else np.zeros(0)
+
+
+def families(table: pd.DataFrame, speaks: str) -> pd.Series:
     """Return the family of each row's verdict: all rows that `speaks` marks, and of the others a task's metric each."""
-    rows = zip(table[speaks], table["task"], table["metric"], strict=True)
-    return ["" if marked else f"{task}/{metric}" for marked, task, metric in rows]
+    return (table["task"] + "/" + table["metric"]).mask(table[speaks].astype(bool), "")
 
 
 def labels(table: pd.DataFrame) -> list[str]:

@@ -24,6 +24,7 @@ from fedrec.experiment.config import Experiment
 from fedrec.experiment.holdings import clients_data, item_content, reader
 from fedrec.metrics import paired, parse_metric
 from fedrec.report.findings import number
+from fedrec.report.results import read_clients
 from fedrec.report.study import Page, Part, interval, seeded
 from simulations.cli import arm as arm_of
 from simulations.engines import launch
@@ -110,7 +111,7 @@ def measure(run: Run, home: Path) -> Rows:
         values = baselines(run.experiment)
     else:
         launch(run.experiment, home)
-        rows = pd.read_csv(home / "clients.csv")
+        rows = read_clients(home)
         held = rows[rows["split"] == "validation"].groupby("round")["value"].mean()
         validation = float(held.max())
         e = run.experiment

@@ -25,6 +25,7 @@ from fedrec.privacy.audit import ALARM, audit, bounds
 from fedrec.privacy.guarantee import guarantees
 from fedrec.privacy.noise import Source
 from fedrec.report.findings import listing, plural
+from fedrec.report.results import read_clients
 from simulations.baselines import baseline, closed_forms, run_alone, run_popularity
 from simulations.cli import arm
 from simulations.engines import launch
@@ -271,7 +272,7 @@ def reference_rows(run: Run, home: Path) -> list[Row]:
     else:
         launch(baseline(e, "local"), home / "local")
     run_popularity(e, home / "popularity")
-    tables = {name: utility_rows(pd.read_csv(home / name / "clients.csv")) for name in names}
+    tables = {name: utility_rows(read_clients(home / name)) for name in names}
     return [{**row, "kind": name} for name, rows in tables.items() for row in rows]
 
 

@@ -14,6 +14,7 @@ from fedrec.experiment.config import Experiment, build
 from fedrec.experiment.holdings import clients_data, tasks_for
 from fedrec.experiment.records import CLIPPED, PLAIN, UNCLIPPED
 from fedrec.metrics import paired
+from fedrec.report.results import read_clients
 from fedrec.report.study import Page, Part, interval, seeded
 from simulations.cli import parse
 from simulations.engines import launch
@@ -104,7 +105,7 @@ def measure(run: Run, home: Path) -> Rows:
     """Return the means over the clients of a run's first metric."""
     e = run.experiment
     launch(e, home)
-    rows = pd.read_csv(home / "clients.csv")
+    rows = read_clients(home)
     rows = rows[rows["metric"] == next(m for m in (*e.metrics, "auc", "rmse") if (rows["metric"] == m).any())]
     held = rows[rows["split"] == "validation"].groupby("round")["value"].mean()
     test = float(rows.loc[rows["split"] == "test", "value"].mean())

@@ -21,7 +21,8 @@ from fedrec.errors import choose
 from fedrec.evaluation.scorers import ModelScorer
 from fedrec.experiment.config import Experiment
 from fedrec.experiment.holdings import clients_data, reader
-from fedrec.experiment.records import load_params, slug
+from fedrec.experiment.kept import load_kept
+from fedrec.experiment.records import load_params
 from fedrec.metrics import rmse
 from fedrec.report.findings import number
 from fedrec.report.plots import Panel, Series, tradeoff
@@ -163,7 +164,7 @@ def errors(experiment: Experiment, home: Path) -> tuple[float, float]:
     for data in clients_data(experiment):
         (task,) = experiment.tasks(data.name)
         rows = data.test.take(task.rows(data.test))
-        private = load_params(home / "model" / f"client-{slug(data.name)}.safetensors")
+        private = load_kept(home, data.name)
         scorer = ModelScorer(reader(experiment, data, "test"), {**shared, **private})
         scores.append(scorer.score(task.name, rows.user, rows.item))
         targets.append(task.target(rows))

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from fedrec.errors import UserError
 from fedrec.metrics import Paired, Values, paired
+from fedrec.report.results import read_clients
 from fedrec.report.study import Part
 from simulations.closing import STYLE
 
@@ -28,7 +29,7 @@ def records(table: pd.DataFrame) -> list[Row]:
 
 def read_test(home: Path) -> pd.DataFrame:
     """Return the test values of the clients of a run, or of a baseline, in a folder."""
-    rows = pd.read_csv(home / "clients.csv", dtype={"client": str})
+    rows = read_clients(home)
     return rows[rows["split"] == "test"]
 
 
