@@ -100,7 +100,11 @@ class _Distinct:
 
     def ids(self, rows: Mapping[str, Ints]) -> int:
         """Return the number of a client's row ids; -1 for none, which is all but for joining and for newcomers."""
-        return self.record(ids_record(rows)) if rows else -1
+        if not rows:
+            return -1
+        if id(rows) not in self.numbers:
+            self.numbers[id(rows)] = self.record(ids_record(rows))
+        return self.numbers[id(rows)]
 
     def record(self, record: ArrayRecord) -> int:
         """Return the number of a record, the same for equal content."""
