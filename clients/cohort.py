@@ -10,6 +10,7 @@ from torch import Tensor
 
 from clients.about import about
 from clients.client import Client
+from clients.joining import Together
 from clients.private import open_loss
 from clients.round import begin, finish, receive, told
 from clients.state import Party, State, unseen
@@ -90,10 +91,18 @@ class Program:
     def states(self) -> States:
         """The states of all; one that was set by itself is put among the others."""
         if self.lying is None or any(party.among is not self.lying for party in self.parties):
-            self.lying = States.of(self.cohort, [party.state for party in self.parties])
+            self.lying = self.gathered()
             for place, party in enumerate(self.parties):
                 party.lie(self.lying, place)
         return self.lying
+
+    def gathered(self) -> States:
+        """Return the states that all have, as those of one program."""
+        many, device = self.parties[0].among, self.clients[0].device
+        if isinstance(many, Together) and all(party.among is many for party in self.parties):
+            private = many.private(np.array([party.place for party in self.parties]))
+            return States.start(self.cohort, Stack(to(private, device)))
+        return States.of(self.cohort, [party.state for party in self.parties])
 
     @property
     def alike(self) -> bool:

@@ -115,6 +115,13 @@ class States:
     limits: list[tuple[float, ...]]
 
     @staticmethod
+    def start(cohort: Cohort, private: Stack) -> States:
+        """Return the states of clients that join, and remember nothing but these parameters."""
+        n = len(cohort)
+        now = Snapshots(cohort, np.zeros(n, np.int64), private, np.zeros(n), [None] * n, [Own()] * n)
+        return States(now, None, None, [()] * n)
+
+    @staticmethod
     def of(cohort: Cohort, each: Sequence[State]) -> States:
         """Return the columns of states, by position in a cohort."""
         now, before, kept = (Snapshots.of(cohort, [getattr(one, when) for one in each]) for when in State._fields[:3])
