@@ -44,9 +44,7 @@ class Client:
     data: ClientData
     device: str
     home: Path | None  # where it keeps its private files at the end
-    like: "Client | None" = field(
-        default=None, repr=False, compare=False
-    )  # of its kind
+    like: "Client | None" = field(default=None, repr=False, compare=False)  # of its kind
 
     @common
     def tasks(self) -> tuple[Task, ...]:
