@@ -7,7 +7,7 @@ rows that they have in common.
 import math
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -207,6 +207,15 @@ def admit_name(what: str, value: object, most: int = NAME) -> str:
     if not value.isprintable() and any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in value):
         raise ContractError(f"{what}: must have no control characters, found {value[:40]!a}")
     return value
+
+
+def admit_names(what: str, values: Sequence[object], most: int = NAME) -> list[str]:
+    """Return names, see `admit_name`: one after the other only where one of them may be wrong; raises ContractError."""
+    texts = [value for value in values if isinstance(value, str)]
+    lengths = {len(text) for text in texts} or {1}
+    if len(texts) == len(values) and min(lengths) > 0 and max(lengths) <= most and "".join(texts).isprintable():
+        return texts
+    return [admit_name(what, value, most) for value in values]
 
 
 def admit_device(value: object) -> str:
