@@ -4,7 +4,7 @@ from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 import torch
 from torch import Tensor
@@ -31,7 +31,13 @@ T = TypeVar("T")
 class common(cached_property[T]):
     """What a client makes once; one that is `like` another takes the other's."""
 
-    def __get__(self, client: Any, owner: Any = None) -> Any:
+    @overload
+    def __get__(self, client: None, owner: type[Any] | None = None) -> "common[T]": ...
+
+    @overload
+    def __get__(self, client: object, owner: type[Any] | None = None) -> T: ...
+
+    def __get__(self, client: Any, owner: type[Any] | None = None) -> Any:
         """Return the value."""
         return super().__get__(client if client is None or client.like is None else client.like, owner)
 

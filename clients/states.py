@@ -71,7 +71,7 @@ class Snapshots:
         single: dict[str, list[Mapping[str, Tensor] | None]] = {
             kind: [getattr(own, kind) for own in self.owns] for kind in OWN
         }
-        single |= {kind: [link and getattr(link, kind) for link in self.links] for kind in TIED}
+        single |= {kind: [None if link is None else getattr(link, kind) for link in self.links] for kind in TIED}
         there = {kind: each for kind, each in single.items() if any(part is not None for part in each)}
         return Laid(marks, there, {"private": flat})
 

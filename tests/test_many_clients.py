@@ -23,7 +23,7 @@ from clients.states import Snapshots
 from fedrec.experiment.config import Experiment
 from fedrec.federation.proportion import too_far
 from fedrec.keyed import carrier, catalogue, mean
-from fedrec.rng import generator
+from fedrec.rng import Streams, derive, generator, streams
 from fedrec.sharing import ContractError, Contribution
 from fedrec.training.stacks import Stack
 from fedrec.wire import Answers, answers_record, read_answers
@@ -212,3 +212,22 @@ def test_a_crowd_is_a_table_of_its_size() -> None:
     assert popular.iloc[:50].sum() > 3 * popular.iloc[-200:].sum() / 4  # a tenth of the items, and two fifths
     assert frame.equals(Crowd(300, 500, 20.0, 4).load().interactions)
     assert not frame.equals(Crowd(300, 500, 20.0, 5).load().interactions)
+
+
+def test_many_streams_are_the_generators_of_their_seeds_to_the_bit() -> None:
+    seeds = [0, 1, 2**32 - 1, 2**32, 2**63 - 1, *(derive(3, "train", f"user-{n}", 1) for n in range(200))]
+    many, few = streams(seeds), streams(seeds[:3])
+    assert isinstance(many, Streams) and not isinstance(few, Streams)
+    for number, seed in enumerate(seeds):
+        assert many[number].bit_generator.state == np.random.PCG64(seed).state
+        expected = np.random.Generator(np.random.PCG64(seed))
+        assert many[number].permutation(9).tolist() == expected.permutation(9).tolist()
+    assert few[2].bit_generator.state == many[2].bit_generator.state
+
+
+@given(st.integers(1, 60), st.sampled_from([1, 2, 1000, 2**31, 2**33]), st.integers(0, 99))
+def test_draws_below_one_bound_are_those_below_as_many_equal_ones(count: int, bound: int, seed: int) -> None:
+    """What `fedrec.training.draws` counts on: a client of one user draws as one of several does."""
+    one, other = generator(seed, "a"), generator(seed, "a")
+    assert one.integers(0, bound, count).tolist() == other.integers(0, np.full(count, bound)).tolist()
+    assert one.integers(10**12) == other.integers(10**12)
