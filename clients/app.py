@@ -1,14 +1,14 @@
 """The ClientApp: a node of one client on Flower, its state in Flower's context."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 
-from clients.client import Client
-from clients.device import device_of
+from clients.client import Client, kinds
+from clients.device import devices
 from clients.node import Node, words
 from fedrec.experiment.config import Experiment
 from fedrec.experiment.earlier import parties
@@ -22,11 +22,17 @@ def clients_of(experiment: Experiment, home: Path | None, partitions: Sequence[i
 
     Raises ValueError for a partition that there is not.
     """
-    parts = parties(experiment)
+    parts, names, kind = parties(experiment), devices(device or experiment.device), kinds(experiment)
+    clients: list[Client] = []
+    first: dict[Hashable, Client] = {}
     for index in partitions:
         if index >= len(parts):
             raise ValueError(f"partition-id: must be below the number of clients {len(parts)}, found {index}")
-    return [Client(experiment, parts[i], device_of(device or experiment.device, i), home) for i in partitions]
+        data, where = parts[index], names[index % len(names)]
+        client = Client(experiment, data, where, home, first.get(key := (where, kind(data))))
+        first.setdefault(key, client)
+        clients.append(client)
+    return clients
 
 
 def reply(message: Message, act: Callable[[], RecordDict]) -> Message:

@@ -1,7 +1,7 @@
 """Many clients of one node as few programs: `clients.round` of each, trained and measured with stacked tensors."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -10,8 +10,11 @@ from torch import Tensor
 
 from clients.about import about
 from clients.client import Client
-from clients.round import begin, finish, followed, receive, told
-from clients.state import Party, State
+from clients.joining import Together
+from clients.private import open_loss
+from clients.round import begin, finish, receive, told
+from clients.state import Party, State, unseen
+from clients.states import Snapshots, States
 from clients.training import Made, Start
 from fedrec.data.types import Ints
 from fedrec.evaluation.cohort import evaluate_many
@@ -24,7 +27,7 @@ from fedrec.federation.personal import personal_model
 from fedrec.federation.proportion import large, size, too_far
 from fedrec.keyed import TABLES, Subtotal
 from fedrec.params import LARGEST, Params, finite, to
-from fedrec.sharing import Broadcast, ContractError
+from fedrec.sharing import Broadcast, ContractError, Contribution
 from fedrec.training.cohort import Cohort, groups
 from fedrec.training.moved import Moved
 from fedrec.training.results import Piece, Sum, client_after, moved, spread, whole, write
@@ -52,10 +55,11 @@ def unmoved(state: State, start: Params) -> State:
 
 @dataclass
 class Program:
-    """Clients that are trained and measured together."""
+    """Clients that are trained and measured together, and whose states lie together."""
 
     cohort: Cohort
     parties: Sequence[Party]
+    lying: States | None = field(default=None, init=False)
 
     @cached_property
     def clients(self) -> list[Client]:
@@ -63,14 +67,49 @@ class Program:
         return [party.client for party in self.parties]
 
     @cached_property
+    def names(self) -> list[str]:
+        """Their names."""
+        return [client.data.name for client in self.clients]
+
+    @cached_property
+    def sizes(self) -> list[tuple[int, int]]:
+        """The numbers of their users and of their items."""
+        edges = (self.cohort.starts[space] for space in ("user", "item"))
+        return list(zip(*(np.diff(edge).tolist() for edge in edges), strict=True))
+
+    @cached_property
     def places(self) -> dict[str, int]:
         """Every client's position."""
-        return {client.data.name: place for place, client in enumerate(self.clients)}
+        return {name: place for place, name in enumerate(self.names)}
 
     @property
     def experiment(self) -> Experiment:
         """The experiment that all are of."""
         return self.clients[0].experiment
+
+    @property
+    def states(self) -> States:
+        """The states of all; one that was set by itself is put among the others."""
+        if self.lying is None or any(party.among is not self.lying for party in self.parties):
+            self.lying = self.gathered()
+            for place, party in enumerate(self.parties):
+                party.lie(self.lying, place)
+        return self.lying
+
+    def gathered(self) -> States:
+        """Return the states that all have, as those of one program."""
+        many, device = self.parties[0].among, self.clients[0].device
+        if isinstance(many, Together) and all(party.among is many for party in self.parties):
+            private = many.private(np.array([party.place for party in self.parties]))
+            return States.start(self.cohort, Stack(to(private, device)))
+        return States.of(self.cohort, [party.state for party in self.parties])
+
+    @property
+    def alike(self) -> bool:
+        """Whether a round begins alike for all: nothing has a part in it that only one client remembers."""
+        e = self.experiment
+        remembers = e.coupling.duals or e.budget.active or e.trains_copies or e.codec.active or e.weighting.active
+        return not (remembers or e.drift.correction != "none")
 
     def answer(self, kind: str, call: Call) -> Answers:
         """Return what clients answer to what they were sent, nothing if nobody of these was, and who fails."""
@@ -78,63 +117,104 @@ class Program:
         found = Answers([])
         if sent:
             found = self.train(sent, call, failed) if kind == "train" else self.evaluate(sent)
-        return replace(found, failed={self.clients[place].data.name: text for place, text in failed.items()})
+        return replace(found, failed={self.names[place]: text for place, text in failed.items()})
 
     def open(self, call: Call) -> tuple[dict[int, Broadcast], dict[int, str]]:
         """Return what clients are sent, by ascending position, and why others cannot take it; states have followed.
 
         What clients of one shape are sent alike is admitted once.
         """
-        known: dict[tuple[int, int, int], Broadcast] = {}
+        known: dict[tuple[int, int, int], Broadcast | str] = {}
         sent: dict[int, Broadcast] = {}
         failed: dict[int, str] = {}
-        for place, party in enumerate(self.parties):
-            data = party.client.data
-            broadcast = call.broadcasts.get(data.name)
+        taken: dict[int, list[int]] = {}
+        for place, (name, shape) in enumerate(zip(self.names, self.sizes, strict=True)):
+            broadcast = call.broadcasts.get(name)
             if broadcast is None:
                 continue
-            key = (id(broadcast), len(data.users), len(data.items))
-            try:
-                if key not in known:
-                    known[key] = receive(party.client, broadcast)
-                party.joined = followed(party.state, known[key])
-                sent[place] = known[key]
-            except ContractError as error:
-                failed[place] = str(error)
+            key = (id(broadcast), *shape)
+            if key not in known:
+                try:
+                    known[key] = receive(self.clients[place], broadcast)
+                except ContractError as error:
+                    known[key] = str(error)
+            found = known[key]
+            if isinstance(found, str):
+                failed[place] = found
+                continue
+            sent[place] = found
+            taken.setdefault(id(found), []).append(place)
+        for places in taken.values():
+            broadcast = sent[places[0]]
+            for place in self.states.follow(np.array(places), broadcast.seen, broadcast.keep).tolist():
+                failed[place] = unseen(broadcast.seen, int(self.states.now.round[place]))
+                del sent[place]
         return sent, failed
 
     def train(self, sent: Mapping[int, Broadcast], call: Call, failed: dict[int, str]) -> Answers:
         """Train clients for a round, and return what they answer; note who fails."""
-        starts: dict[int, Start] = {}
-        for place, broadcast in sent.items():
-            try:
-                party = self.parties[place]
-                party.joined, starts[place] = begin(party.client, party.state, broadcast)
-            except ContractError as error:
-                failed[place] = str(error)
+        starts = self.begin(sent, failed)
         if not starts:
             return Answers([])
         training = Training(self, starts, call)
-        made = training.run(failed)
-        found = Answers([])
-        for place, one in made.items():
-            party = self.parties[place]
-            party.joined, reply = finish(party.client, party.state, starts[place], one)
-            found.contributions.append(replace(reply, values={}) if reply.values and training.weight[place] else reply)
-        found.subtotals.extend(training.subtotals())
-        return found
+        training.run(failed)
+        return Answers(self.finish(training, failed), training.subtotals())
+
+    def begin(self, sent: Mapping[int, Broadcast], failed: dict[int, str]) -> dict[int, Start]:
+        """Return where clients start, one value for all that start alike; note who fails."""
+        starts: dict[int, Start] = {}
+        known: dict[int, Start | str] = {}
+        alike = self.alike
+        for place, broadcast in sent.items():
+            found = known.get(id(broadcast))
+            if found is None:
+                try:
+                    state, found = begin(self.clients[place], self.states.at(place), broadcast)
+                    self.states.limits[place] = state.limits
+                except ContractError as error:
+                    found = str(error)
+                if alike:
+                    known[id(broadcast)] = found
+            if isinstance(found, str):
+                failed[place] = found
+            else:
+                starts[place] = found
+        return starts
+
+    def finish(self, training: "Training", failed: Mapping[int, str]) -> list[Contribution]:
+        """Return what clients answer after training, which they remember."""
+        e, states = self.experiment, self.states
+        links, owns, mu = list(states.now.links), list(states.now.owns), states.now.mu.copy()
+        alone = not self.alike or e.drift.counted  # whether the answer of one that is summed must be made by itself
+        summed, losses, done, replies = (training.weight != 0).tolist(), training.losses.tolist(), [], []
+        for place, start in training.starts.items():
+            if place in failed:
+                continue
+            done.append(place)
+            client = self.clients[place]
+            if summed[place] and not alone:
+                metrics = open_loss(client, losses[place])
+                replies.append(Contribution(self.names[place], {}, metrics, client.device))
+                continue
+            after, reply = finish(client, states.at(place), start, training.made(place))
+            links[place], owns[place], mu[place] = after.now.link, after.now.own, after.now.mu
+            replies.append(replace(reply, values={}) if reply.values and summed[place] else reply)
+        if done:
+            number = np.full(len(mu), next(iter(training.starts.values())).sent.round)
+            states.train(np.array(done), Snapshots(self.cohort, number, training.private, mu, links, owns))
+        return replies
 
     def evaluate(self, sent: Mapping[int, Broadcast]) -> Answers:
         """Return the metrics of clients' models; at the test every client writes what it keeps to itself."""
         e, (first, *_), home = self.experiment, sent.values(), self.clients[0].home
         split: Split = "test" if first.split == "test" else "validation"
-        kept = [party.state.best if split == "test" else party.state.now for party in self.parties]
+        kept = self.states.best if split == "test" else self.states.now
         z = self.received({place: broadcast.values for place, broadcast in sent.items()})
-        private = spread(self.cohort, {place: one.private for place, one in enumerate(kept)})
 
         def model_of(place: int) -> Params:
-            model = {**sent[place].values, **to(kept[place].private, "cpu")}
-            return personal_model(e.drift, kept[place].own, model)
+            mine = kept.at(place)
+            assert mine is not None
+            return personal_model(e.drift, mine.own, {**sent[place].values, **to(mine.private, "cpu")})
 
         def asked(place: int) -> ModelScorer:
             return ModelScorer(readers[place], to(model_of(place), self.clients[place].device))
@@ -144,7 +224,7 @@ class Program:
         evaluations = evaluate_many(
             self.cohort,
             z,
-            private,
+            kept.private,
             split,
             metrics=e.metrics,
             candidates=e.candidates,
@@ -153,13 +233,19 @@ class Program:
             readers=None if plain else asked,
         )
         found, shelf = Answers([]), list[Keeping]()
+        tells = not (e.privacy.active or e.budget.active)
         for (place, broadcast), made in zip(sent.items(), evaluations, strict=True):
             one = self.clients[place]
             if split == "test" and home is not None:
                 mine, own = e.sharing().split(to(model_of(place), "cpu"))
                 copies = mine if e.personal else {}
                 shelf.append(Keeping(one.data.name, own, copies, about(one, own), made.per_user))
-            self.parties[place].joined, reply = told(one, self.parties[place].state, broadcast, made)
+            if tells:
+                metrics = {"/".join(key): value for key, value in made.metrics.items()}
+                found.contributions.append(Contribution(self.names[place], {}, metrics, one.device))
+                continue
+            state, reply = told(one, self.states.at(place), broadcast, made)
+            self.states.limits[place] = state.limits
             found.contributions.append(reply)
         if home is not None and shelf:
             keep(home, shelf, keys(e))
@@ -200,18 +286,18 @@ class Training:
                 self.weight[program.places[name]] = weight
         self.z = program.received({place: start.z for place, start in starts.items()})
         self.total = Sum.zero(self.z.values) if self.weight.any() else None
+        drift = self.experiment.drift
+        self.keeps = drift.correction != "none" or drift.personal == "tuned"  # whether every x_i is asked for
+        self.private = program.states.now.private
+        self.losses = np.full(len(self.cohort), np.nan)
+        self.x: dict[int, Mapping[str, Tensor]] = {}
+        self.v: dict[int, Params] = {}  # personal models
 
-    def run(self, failed: dict[int, str]) -> dict[int, Made]:
-        """Return what training makes of each client, but of those who fail."""
+    def run(self, failed: dict[int, str]) -> None:
+        """Train the clients; note who fails."""
         e, cohort, starts = self.experiment, self.cohort, self.starts
-        held = {place: party.state.now.private for place, party in enumerate(self.program.parties)}
-        before = spread(cohort, held)
-        private = Stack({name: value.clone() for name, value in before.values.items()})
-        tuned = e.drift.personal == "tuned"
-        keeps = e.drift.correction != "none" or tuned
-        losses = dict.fromkeys(starts, float("nan"))
-        x: dict[int, Mapping[str, Tensor]] = {}
-        v: dict[int, Params] = {}
+        before, tuned = self.program.states.now.private, e.drift.personal == "tuned"
+        self.private = Stack({name: value.clone() for name, value in before.values.items()})
         terms, rho = self.terms()
         weight = torch.from_numpy(self.weight)
         if self.total:
@@ -222,27 +308,31 @@ class Training:
             if self.total:
                 self.leave_out(failed)
                 self.total.add(cohort, self.z, part, weight[torch.from_numpy(part.clients)])
-            write(private, part)
-            summed = (self.weight[part.clients] != 0).tolist()
-            for j, (place, loss) in enumerate(zip(part.clients.tolist(), part.loss.tolist(), strict=True)):
-                losses[place] = loss
+            write(self.private, part)
+            self.losses[part.clients] = part.loss.cpu().numpy()
+            single = (
+                np.ones(len(part.clients), np.bool_) if self.keeps or terms.personal else self.weight[part.clients] == 0
+            )
+            for j in np.flatnonzero(single).tolist():
+                place = int(part.clients[j])
                 if terms.personal:
-                    v[place] = to(client_after(cohort, terms.personal, replace(part, values=part.personal), j), "cpu")
-                if summed[j] and not keeps:
+                    self.v[place] = to(
+                        client_after(cohort, terms.personal, replace(part, values=part.personal), j), "cpu"
+                    )
+                if self.weight[place] and not self.keeps:
                     continue
                 if tuned and self.clients[place].device == "cpu":
-                    x[place] = moved(cohort, starts[place].z, part, j)
+                    self.x[place] = moved(cohort, starts[place].z, part, j)
                 else:
-                    x[place] = to(client_after(cohort, self.z, part, j), "cpu")
-        made = {}
-        for place, start in starts.items():
-            if place not in failed:
-                asked, still = keeps or not self.weight[place], Moved.start(start.z) if tuned else start.z
-                mine = replace(start.own, personal=v.get(place, start.own.personal)) if v else start.own
-                made[place] = Made(
-                    losses[place], Piece(cohort, private, place), mine, x.get(place, still) if asked else None
-                )
-        return made
+                    self.x[place] = to(client_after(cohort, self.z, part, j), "cpu")
+
+    def made(self, place: int) -> Made:
+        """Return what training made of a client."""
+        start, tuned = self.starts[place], self.experiment.drift.personal == "tuned"
+        own = replace(start.own, personal=self.v.get(place, start.own.personal)) if self.v else start.own
+        asked, still = self.keeps or not self.weight[place], Moved.start(start.z) if tuned else start.z
+        x = self.x.get(place, still) if asked else None
+        return Made(float(self.losses[place]), Piece(self.cohort, self.private, place), own, x)
 
     def parts(self, private: Stack, mu: float, terms: Terms) -> Iterator[Part]:
         """Train clients, chunk by chunk."""

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 
@@ -10,7 +11,8 @@ from flwr.app import RecordDict
 
 from clients.client import Client
 from clients.cohort import Program, programs
-from clients.round import evaluated, join, trained
+from clients.joining import Together, join, together
+from clients.round import evaluated, trained
 from clients.secure import PRESENT, answer_in_secret
 from clients.state import Party, restore, saved
 from fedrec.errors import UserError
@@ -49,20 +51,38 @@ class Node:
 
     def join(self) -> Answers:
         """Begin every client's state; return what they join with, equal tensors once."""
-        found = Answers([])
+        found, alike = Answers([]), self.alike()
         for name, party in self.parties.items():
             try:
-                reply = self.first(name)
+                if many := alike.get(name):
+                    party.lie(*many)
+                    reply = many[0].reply(many[1])
+                else:
+                    reply = self.first(name)
             except Exception as error:
                 found.failed[name] = words(error)
                 continue
             party.secrets.pop(PRESENT, None)  # but not which rounds had keys: no round gets a second pair
             last = found.contributions[-1].values if found.contributions else {}
-            found.contributions.append(replace(reply, values=last) if same(last, reply.values) else reply)
+            common = last is reply.values or same(last, reply.values)
+            found.contributions.append(replace(reply, values=last) if common else reply)
         joined = [self.parties[one.client] for one in found.contributions]
         if self.stacked and joined:
             rows = catalogue([one.rows for one in found.contributions])
             self.programs = programs(joined, [one.values for one in found.contributions], rows)
+        return found
+
+    def alike(self) -> dict[str, tuple[Together, int]]:
+        """Return which clients of a program join together, and their places there."""
+        groups: dict[int, list[Client]] = {}
+        for party in self.parties.values() if self.stacked else ():
+            groups.setdefault(id(party.client.like or party.client), []).append(party.client)
+        found: dict[str, tuple[Together, int]] = {}
+        for clients in groups.values():
+            if len(clients) > 1 and together(clients[0]):
+                with suppress(Exception):  # which each of them will tell by itself
+                    many = Together(clients)
+                    found |= {client.data.name: (many, place) for place, client in enumerate(clients)}
         return found
 
     @cached_property

@@ -8,23 +8,21 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 
 from clients.about import about
 from clients.budget import excess, priced
 from clients.client import Client
-from clients.heads import choose_head, kept_head
+from clients.heads import choose_head
 from clients.home import parted, with_home
 from clients.newcomer import fit_message, lesson
 from clients.private import measured, open_loss, protected, unsaid
 from clients.promise import excess_of_weights
 from clients.secure import Envelope
 from clients.state import Kept, State
-from clients.training import COPY, Made, Start, train, train_alone
+from clients.training import Made, Start, train
 from fedrec.evaluation.evaluate import Evaluation, Split, evaluate, held_out, members
 from fedrec.evaluation.scorers import ModelScorer
-from fedrec.experiment.channel import row_ids
 from fedrec.experiment.folding import fold_in
 from fedrec.experiment.holdings import keys, reader
 from fedrec.experiment.kept import Keeping, Shelf, keep
@@ -32,42 +30,8 @@ from fedrec.federation.coordination import Link, Own, control_change, double
 from fedrec.federation.personal import personal_model
 from fedrec.params import Params, add, norm, subtract, to
 from fedrec.privacy.guarantee import steps_of
-from fedrec.sharing import Broadcast, ContractError, Contribution, admit, admit_round, is_sum
+from fedrec.sharing import Broadcast, ContractError, Contribution, admit, admit_round
 from fedrec.training.losses import steps
-
-
-def join(client: Client) -> tuple[State, Contribution]:
-    """Return the state in which a client joins, and what it joins with.
-
-    Whoever agrees on logits trains alone first, as in FedMD: nobody knows anything yet, and standardised noise is as
-    loud as knowledge.
-    """
-    e, start = client.experiment, client.start()
-    if e.agreement.active and not client.newcomer:
-        start = train_alone(client, start)
-    shared, private = client.channel.split(start)
-    private = {name: value for name, value in private.items() if not is_sum(name)}  # made anew of its data
-    private |= kept_head(client)
-    examples = 1.0 if e.silent else float(len(client.data.train))
-    rows = row_ids(shared, client.data, client.channel)
-    reply = Contribution(client.data.name, shared, {"examples": examples}, client.device, rows)
-    return State(Kept(0, private, client.link(shared), first(client))), reply
-
-
-def first(client: Client) -> Own:
-    """Return what is a client's own when it joins: its start as personal model, c_i = 0, and its first weighting."""
-    drift, personal, control = client.experiment.drift, None, None
-    if client.experiment.trains_copies:
-        start = client.start()
-        personal = client.experiment.sharing().split(start)[0] if drift.personal == "tuned" else start
-    if drift.correction == "scaffold":
-        like = client.shared_like
-        control = {name: torch.zeros(value.shape, dtype=torch.float64) for name, value in like.items()}
-    weigher = client.weigher()
-    weighting = dict(weigher.state) if weigher else {}
-    if drift.second:
-        weighting |= {f"{COPY}{name}": value for name, value in weighting.items()}
-    return Own(personal, control, weighting or None)
 
 
 def receive(client: Client, broadcast: Broadcast) -> Broadcast:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
+from numpy.typing import NDArray
 from torch import Tensor
 
 from clients.client import Client
+from fedrec.data.types import Ints
 from fedrec.federation.coordination import Link, Own
 from fedrec.params import Params, to
 from fedrec.sharing import ContractError
@@ -19,7 +21,10 @@ from fedrec.training.moved import Moved
 from fedrec.wire import pack, unpack
 from fedrec.wire.messages import part
 
+OF_ROWS = ".rows"  # behind the name of a record: whose its rows are
 SECRET = "secret/"
+WHOLE, MISSING = -1, -2  # in the place of the number of a base
+NONE = np.zeros((0, 3))
 TIMES = ("now", "before", "kept")
 KINDS = ("private", "dual", "sent", "personal", "control", "weighting", "memory")
 
@@ -78,8 +83,7 @@ class State(NamedTuple):
         if self.now.round == seen:
             return self
         if self.before is None or self.before.round != seen:
-            text = f"found {seen} in round {self.now.round}"
-            raise ContractError(f"seen: must be one of the last two contributions, {text}")
+            raise ContractError(unseen(seen, self.now.round))
         return self._replace(now=self.before, before=None)
 
     def trained(self, kept: Kept) -> State:
@@ -87,66 +91,150 @@ class State(NamedTuple):
         return State(kept, self.now, self.kept, self.limits)
 
 
-@dataclass
-class Party:
-    """A client where it is at home: what it is, its state once it has joined, and what it has of a secure sum."""
+def unseen(seen: int, number: int) -> str:
+    """Return why a client cannot follow a server that has seen neither of its last two contributions."""
+    return f"seen: must be one of the last two contributions, found {seen} in round {number}"
 
-    client: Client
-    joined: State | None = None
-    secrets: RecordDict = field(default_factory=RecordDict)
+
+class Laid(NamedTuple):
+    """What n clients remember of one time: `Kept.marks` of each, NaN where that is nothing, and tensors by kind."""
+
+    marks: NDArray[np.float64]  # [n, 3]
+    single: Mapping[str, Sequence[Mapping[str, Tensor] | None]]  # of each client
+    stacked: Mapping[str, Mapping[str, tuple[Tensor, Ints]]]  # name -> those of all end to end, and the rows of each
+
+    @staticmethod
+    def of(each: Sequence[Kept | None]) -> Laid:
+        """Return what clients remember, of whom nothing lies end to end."""
+        marks = np.array([kept.marks if kept else [np.nan] * 3 for kept in each]).reshape(-1, 3)
+        tensors = [kept.tensors if kept else {} for kept in each]
+        return Laid(marks, {kind: [by_kind.get(kind) for by_kind in tensors] for kind in KINDS}, {})
+
+
+class Many(Protocol):
+    """States of many clients that lie together, by place."""
+
+    limits: list[tuple[float, ...]]
+
+    def at(self, place: int) -> State:
+        """Return the state of one of them."""
+
+    def laid(self, when: str) -> Laid:
+        """Return what all of them remember of a time."""
+
+
+class Party:
+    """A client where it is at home: what it is, its state once it has joined, and what it has of a secure sum.
+
+    The state may lie `among` many: it is made when it is asked for.
+    """
+
+    __slots__ = ("_joined", "_secrets", "among", "client", "place")
+
+    def __init__(self, client: Client, joined: State | None = None) -> None:
+        self.client, self._joined = client, joined
+        self.among: Many | None = None
+        self.place = 0
+        self._secrets: RecordDict | None = None
+
+    @property
+    def joined(self) -> State | None:
+        """Its state; None before it has joined."""
+        return self._joined if self.among is None else self.among.at(self.place)
+
+    @joined.setter
+    def joined(self, state: State | None) -> None:
+        self._joined, self.among = state, None
+
+    def lie(self, among: Many, place: int) -> None:
+        """Have the state that lies among many at a place."""
+        self._joined, self.among, self.place = None, among, place
+
+    @property
+    def secrets(self) -> RecordDict:
+        """What it has of a secure sum."""
+        if self._secrets is None:
+            self._secrets = RecordDict()
+        return self._secrets
+
+    @secrets.setter
+    def secrets(self, found: RecordDict) -> None:
+        self._secrets = found or None
 
     @property
     def state(self) -> State:
         """Its state; raises ContractError if it has not joined."""
-        if self.joined is None:
+        if (state := self.joined) is None:
             raise ContractError("join: must come before training and evaluation, found a client that has not joined")
-        return self.joined
+        return state
 
 
 def saved(parties: Mapping[str, Party]) -> RecordDict:
     """Return the state of a node's clients as Flower records, the tensors of one name end to end."""
-    joined = {name: party.state for name, party in parties.items() if party.joined}
-    records = RecordDict({f"{SECRET}{n}/{key}": r for n, party in parties.items() for key, r in party.secrets.items()})
-    about: dict[str, Any] = {"names": list(joined), "limits": [state.limits for state in joined.values()]}
+    records, together = RecordDict(), dict[int, tuple[Many | None, list[str]]]()
+    for name, party in parties.items():
+        for key, record in (party._secrets or {}).items():
+            records[f"{SECRET}{name}/{key}"] = record
+        if party.among is not None or party.joined is not None:
+            together.setdefault(id(party.among), (party.among, []))[1].append(name)
+    names, limits, laid = list[str](), list[tuple[float, ...]](), dict[str, list[Laid]]({when: [] for when in TIMES})
+    for many, members in together.values():
+        states = [] if many else [parties[name].state for name in members]
+        names += sorted(members, key=lambda name: parties[name].place) if many else members
+        limits += many.limits if many else [state.limits for state in states]
+        for when in TIMES:
+            laid[when].append(many.laid(when) if many else Laid.of([getattr(state, when) for state in states]))
     bases: dict[int, Params] = {}
-    for when in TIMES:
-        snapshots: list[Kept | None] = [getattr(state, when) for state in joined.values()]
-        about[when] = [kept and kept.marks for kept in snapshots]
-        tensors = [kept.tensors if kept else {} for kept in snapshots]
+    for when, blocks in laid.items():
+        records[f"{when}.marks"] = pack({"marks": torch.from_numpy(np.concatenate([*(b.marks for b in blocks), NONE]))})
         for kind in KINDS:
-            parts = [by_kind.get(kind) for by_kind in tensors]
-            if any(part is not None for part in parts):
-                records[f"{when}.{kind}"], about[f"{when}.{kind}"] = lay_out(parts, bases)
+            if any(kind in b.stacked or any(p is not None for p in b.single.get(kind, ())) for b in blocks):
+                values, rows = lay_out(blocks, kind, bases)
+                records[f"{when}.{kind}"], records[f"{when}.{kind}{OF_ROWS}"] = pack(values), pack(rows)
     for number, base in enumerate(bases.values()):
         records[f"base.{number}"] = pack(base)
-    records["about"] = ConfigRecord({"about": json.dumps(about)})
+    records["about"] = ConfigRecord({"about": json.dumps({"names": names, "limits": limits})})
     return records
 
 
-def lay_out(parts: Sequence[Mapping[str, Tensor] | None], bases: dict[int, Params]) -> tuple[ArrayRecord, Any]:
+def lay_out(blocks: Sequence[Laid], kind: str, bases: dict[int, Params]) -> tuple[Params, Params]:
     """Return tensors of clients, those of one name and form end to end, and how many rows are whose.
 
-    Of what is another's but for some rows, that other is added to `bases`.
+    `base` [n] has the number of what a client's are but for some rows, -1 where they are whole, and -2 where it has
+    none; what it is is added to `bases`.
     """
-    of, flat = [], []
-    for params in parts:
-        of.append(-1)
-        if isinstance(params, Moved):
-            bases.setdefault(id(params.base), params.base)
-            of[-1], params = list(bases).index(id(params.base)), params.tensors()
-        flat.append(params)
+    arrays, rows, first = Params(), Params(), 0
+    of = np.full(sum(len(block.marks) for block in blocks), WHOLE)
     alike: dict[tuple[str, torch.dtype, torch.Size, int], list[tuple[int, Tensor]]] = {}
-    for name in sorted({name for p in flat if p is not None for name in p}):  # as parameters are, of any client
-        for place, p in enumerate(flat):
-            if p is not None and name in p:
-                value, alone = p[name], place if p[name].is_sparse else -1
-                alike.setdefault((name, value.dtype, value.shape[1:], alone), []).append((place, value))
-    arrays, rows = {}, {}
-    for number, ((name, *_), values) in enumerate(alike.items()):
-        key = f"{name}:{number}"
+    for block in blocks:
+        for name, (value, sizes) in block.stacked.get(kind, {}).items():
+            key = f"{name}:{len(arrays)}"
+            arrays[key] = value
+            rows |= whose(key, np.arange(first, first + len(sizes)), sizes)
+        for place, params in enumerate(block.single.get(kind, ()), first):
+            if params is None:
+                of[place] = MISSING
+                continue
+            if isinstance(params, Moved):
+                bases.setdefault(id(params.base), params.base)
+                of[place], params = list(bases).index(id(params.base)), params.tensors()
+            for name, value in params.items():
+                form = name, value.dtype, value.shape[1:], place if value.is_sparse else -1
+                alike.setdefault(form, []).append((place, value))
+        if kind not in block.stacked and kind not in block.single:
+            of[first : first + len(block.marks)] = MISSING
+        first += len(block.marks)
+    for (name, *_), values in sorted(alike.items(), key=lambda item: item[0][0]):  # as parameters are, of any client
+        key = f"{name}:{len(arrays)}"
         arrays[key] = torch.cat([value for _, value in values]) if len(values) > 1 else values[0][1]
-        rows[key] = [[place for place, _ in values], [len(value) for _, value in values]]
-    return pack(arrays), [of, [p is None for p in flat], rows]
+        rows |= whose(key, [place for place, _ in values], [len(value) for _, value in values])
+    return arrays, rows | {"base": torch.from_numpy(of)}
+
+
+def whose(key: str, places: Sequence[int] | Ints, sizes: Sequence[int] | Ints) -> Params:
+    """Return whose the rows of an array are: the clients' places, and the numbers of their rows."""
+    both = {f"places/{key}": places, f"sizes/{key}": sizes}
+    return {name: torch.from_numpy(np.asarray(values, np.int64)) for name, values in both.items()}
 
 
 def restore(parties: Mapping[str, Party], records: RecordDict) -> None:
@@ -155,18 +243,13 @@ def restore(parties: Mapping[str, Party], records: RecordDict) -> None:
     bases: list[Params] = []
     while isinstance(base := records.get(f"base.{len(bases)}"), ArrayRecord):
         bases.append(unpack(base))
-    each = {
-        when: {k: split(records[f"{when}.{k}"], about[f"{when}.{k}"], bases) for k in KINDS if f"{when}.{k}" in records}
-        for when in TIMES
-    }
     for party in parties.values():
         party.joined, party.secrets = None, RecordDict()
+    each = {when: remembered(records, when, bases) for when in TIMES} if about["names"] else {}
     for place, name in enumerate(about["names"]):
-        kept: dict[str, Kept | None] = {}
-        for when in TIMES:
-            marks = about[when][place]
-            kept[when] = marks and Kept.of(marks, {kind: parts[place] for kind, parts in each[when].items()})
-            if snapshot := kept[when]:
+        kept = {when: found[place] for when, found in each.items()}
+        for when, snapshot in kept.items():
+            if snapshot:
                 kept[when] = snapshot._replace(private=to(snapshot.private, parties[name].client.device))
         if now := kept["now"]:
             parties[name].joined = State(now, kept["before"], kept["kept"], tuple(about["limits"][place]))
@@ -176,16 +259,31 @@ def restore(parties: Mapping[str, Party], records: RecordDict) -> None:
             parties[name].secrets[kind] = record
 
 
+def remembered(records: RecordDict, when: str, bases: Sequence[Params]) -> list[Kept | None]:
+    """Return what each client remembered of a time."""
+    marks = unpack(part(records, f"{when}.marks", ArrayRecord))["marks"].tolist()
+    kinds = {
+        kind: split(records[f"{when}.{kind}"], records[f"{when}.{kind}{OF_ROWS}"], bases)
+        for kind in KINDS
+        if f"{when}.{kind}" in records
+    }
+    return [
+        None if mark[0] != mark[0] else Kept.of(mark, {kind: parts[place] for kind, parts in kinds.items()})
+        for place, mark in enumerate(marks)
+    ]
+
+
 def split(record: Any, about: Any, bases: Sequence[Params]) -> list[Mapping[str, Tensor] | None]:
     """Return the tensors of each client that `lay_out` laid out."""
-    arrays, (of, none, rows) = unpack(record), about
+    arrays, rows = unpack(record), unpack(about)
+    of = rows.pop("base").tolist()
     parts: list[Params] = [{} for _ in of]
-    for key, (places, sizes) in rows.items():
-        whole = arrays[key]
+    for key, whole in arrays.items():
+        places, sizes = (rows[f"{what}/{key}"].tolist() for what in ("places", "sizes"))
         pieces = torch.split(whole, sizes) if len(sizes) > 1 else (whole,)
         for place, value in zip(places, pieces, strict=True):
             parts[place][key.rpartition(":")[0]] = value
     return [
-        None if none[place] else tensors if of[place] < 0 else Moved.read(bases[of[place]], tensors)
-        for place, tensors in enumerate(parts)
+        None if number == MISSING else tensors if number == WHOLE else Moved.read(bases[number], tensors)
+        for number, tensors in zip(of, parts, strict=True)
     ]

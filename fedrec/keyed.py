@@ -51,7 +51,7 @@ def select(params: Mapping[str, Tensor], rows: Mapping[str, Tensor]) -> Params:
     return {n: value[rows[TABLES[n]].to(value.device)] if n in TABLES else value for n, value in params.items()}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Carrier:
     """What one client carries: the shapes of its shared tensors, and where the rows of its tables lie on the server."""
 
@@ -68,9 +68,15 @@ class Carrier:
 
 
 def catalogue(rows: Sequence[Mapping[str, Ints]]) -> dict[str, Ints]:
-    """Return, per key space, the ascending union of the clients' global row ids: the rows of the server's tables."""
-    spaces = {space for ids in rows for space in ids}
-    return {space: np.unique(np.concatenate([ids[space] for ids in rows if space in ids])) for space in sorted(spaces)}
+    """Return, per key space, the ascending union of the clients' global row ids: the rows of the server's tables.
+
+    Ids that many clients have in common, as one array, are looked at once.
+    """
+    distinct: dict[str, dict[int, Ints]] = {}
+    for ids in {id(ids): ids for ids in rows}.values():
+        for space, column in ids.items():
+            distinct.setdefault(space, {})[id(column)] = column
+    return {space: np.unique(np.concatenate(list(distinct[space].values()))) for space in sorted(distinct)}
 
 
 def carrier(
@@ -182,12 +188,21 @@ def mean(
     value (zero without one). Shapes: a table is [server rows, dim], any other tensor has the clients' shape.
     """
     members = [who for who, _ in contributions]
+    if dtype == torch.float32 and (common := in_common(contributions)) and (previous or common).keys() == common.keys():
+        return {name: value + 0.0 for name, value in sorted(common.items())}  # the sum has no -0 either
     shapes = server_shapes(members, previous)
     total = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in shapes.items()}
     for who, values in contributions:
         for name, value in values.items():
             total[name] = add_rows(total[name], who.part(name), who.weight * value.to("cpu", torch.float64))
     return {name: value.to(dtype) for name, value in divide(total, members, {**total, **(previous or {})}).items()}
+
+
+def in_common(contributions: Sequence[tuple[Carrier, Params]]) -> Params | None:
+    """Return what all clients have as one value of single precision, on all rows of the server; None otherwise."""
+    ((_, values), *_) = contributions
+    alike = all(v is values and who.weight > 0 and who.positions.keys() == who.whole for who, v in contributions)
+    return values if alike and all(value.dtype == torch.float32 for value in values.values()) else None
 
 
 @dataclass(frozen=True)

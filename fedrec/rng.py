@@ -41,3 +41,64 @@ def normal_rows(seed: int, *scope: str | int, keys: Sequence[str], width: int) -
         }
         drawn.standard_normal(out=row, dtype=np.float32)
     return rows
+
+
+def streams(seeds: Sequence[int]) -> "Sequence[np.random.Generator] | Streams":
+    """Return `generator` of each of several derived seeds, of which only the one that was asked for last is used."""
+    return Streams(seeds) if len(seeds) > FEW else [np.random.Generator(np.random.PCG64(seed)) for seed in seeds]
+
+
+class Streams:
+    """Generators of many seeds, of which one is in use at a time: asking for another ends the last.
+
+    They are seeded together, as NumPy seeds PCG64 by a SeedSequence of one number, in a third of the time.
+    """
+
+    def __init__(self, seeds: Sequence[int]) -> None:
+        self.states = seeded(np.array(seeds, np.uint64))
+        self.bits = np.random.PCG64(0)
+        self.rng = np.random.Generator(self.bits)
+
+    def __getitem__(self, number: int) -> np.random.Generator:
+        """Return the generator of one of the seeds, at its beginning."""
+        high, low, high_inc, low_inc = self.states[number]
+        inc = ((high_inc << 64 | low_inc) << 1 | 1) & WORD
+        state = ((high << 64 | low) + inc) * MULTIPLIER + inc & WORD
+        about = {"state": state, "inc": inc}
+        self.bits.state = {"bit_generator": "PCG64", "state": about, "has_uint32": 0, "uinteger": 0}
+        return self.rng
+
+
+WORD, MULTIPLIER = 2**128 - 1, 0x2360ED051FC65DA44385DF649FCCF645  # of PCG64
+FEW = 8  # seeds that are not worth it
+POOL, WORDS = 4, 8  # of a SeedSequence, and what PCG64 asks of it
+
+
+def seeded(seeds: NDArray[np.uint64]) -> list[list[int]]:
+    """Return `SeedSequence(seed).generate_state(4, np.uint64)` of every seed.
+
+    That is O'Neill's seed_seq_fe, as it stands in numpy/random/bit_generator.pyx.
+    """
+    const = 0x43B0D7E5
+
+    def hashed(value: NDArray[np.uint32]) -> NDArray[np.uint32]:
+        nonlocal const
+        value = value ^ np.uint32(const)
+        const = const * 0x931E8875 & 0xFFFFFFFF
+        value = value * np.uint32(const)
+        return value ^ value >> np.uint32(16)
+
+    low, high = (seeds & np.uint64(0xFFFFFFFF)).astype(np.uint32), (seeds >> np.uint64(32)).astype(np.uint32)
+    pool = [hashed(word) for word in (low, high, np.zeros_like(low), np.zeros_like(low))]
+    for source in range(POOL):
+        for target in range(POOL):
+            if source != target:
+                mixed = np.uint32(0xCA01F9DD) * pool[target] - np.uint32(0x4973F715) * hashed(pool[source])
+                pool[target] = mixed ^ mixed >> np.uint32(16)
+    const, words = 0x8B51F9DD, []
+    for place in range(WORDS):
+        value = pool[place % POOL] ^ np.uint32(const)
+        const = const * 0x58F38DED & 0xFFFFFFFF
+        value = value * np.uint32(const)
+        words.append(value ^ value >> np.uint32(16))
+    return np.ascontiguousarray(np.stack(words, 1).astype("<u4")).view("<u8").tolist()

@@ -7,8 +7,8 @@ rows that they have in common.
 import math
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -59,6 +59,7 @@ DIMENSIONS = 8
 BYTES = 2**32  # of the tensors of one message
 FAR = 1e100  # size of a metric; sums and squares of such are still numbers
 EXAMPLES = 1e12  # training rows that a client may say that it has
+EXAMPLES_ALONE = frozenset({"examples"})
 
 
 def is_sum(name: str) -> bool:
@@ -178,18 +179,23 @@ def admit_first(received: Mapping[str, torch.Tensor]) -> Params:
     return admit(received, received)
 
 
-def admit_start(reply: Contribution) -> Contribution:
+def admit_start(reply: Contribution, known: dict[tuple[int, int], Params] | None = None) -> Contribution:
     """Return what a client joined with, if its tensors are parameters, its row ids fit them and its examples a number.
 
-    Raises ContractError.
+    Tensors and ids that are `known`, by their identities, were admitted for another client, and are kept there. Raises
+    ContractError.
     """
-    admit_first(reply.values)
-    examples = admit_metrics(reply.metrics, ["examples"]).get("examples", -1.0)
+    key, known = (id(reply.values), id(reply.rows)), {} if known is None else known
+    if key not in known:
+        admit_first(reply.values)
+    examples = admit_metrics(reply.metrics, EXAMPLES_ALONE).get("examples", -1.0)
     if not 0 <= examples <= EXAMPLES:
         raise ContractError(f"examples: must be a number from 0 to {EXAMPLES:g}, found {examples}")
-    rows = admit_rows(reply.rows)
-    carrier(reply.client, reply.values, rows, rows, 1.0)
-    return replace(reply, rows=rows)
+    if key not in known:
+        admit_rows(reply.rows)
+        carrier(reply.client, reply.values, reply.rows, reply.rows, 1.0)
+        known[key] = reply.values
+    return reply
 
 
 def admit_name(what: str, value: object, most: int = NAME) -> str:
@@ -201,6 +207,15 @@ def admit_name(what: str, value: object, most: int = NAME) -> str:
     if not value.isprintable() and any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in value):
         raise ContractError(f"{what}: must have no control characters, found {value[:40]!a}")
     return value
+
+
+def admit_names(what: str, values: Sequence[object], most: int = NAME) -> list[str]:
+    """Return names, see `admit_name`: one after the other only where one of them may be wrong; raises ContractError."""
+    texts = [value for value in values if isinstance(value, str)]
+    lengths = {len(text) for text in texts} or {1}
+    if len(texts) == len(values) and min(lengths) > 0 and max(lengths) <= most and "".join(texts).isprintable():
+        return texts
+    return [admit_name(what, value, most) for value in values]
 
 
 def admit_device(value: object) -> str:

@@ -21,6 +21,7 @@ from server.faults import Fault, Outcome, Refused, review, unheard, unlike
 
 TIMEOUT = 24 * 3600.0
 NOBODY: Mapping[str, Carrier] = {}
+Admitted = dict[tuple[int, int], Params]
 Refuse = Callable[[Mapping[str, Contribution]], Mapping[str, str]]  # answers of a cohort -> what is wrong with some
 
 
@@ -53,8 +54,9 @@ class Exchange:
         outcome, joined = Outcome(), []
         for node in nodes:
             # Taken from the answers: of a thousand tables there is one copy at a time, not two.
-            for letter in open_answer(answers.pop(node, None), [f"node {node}"], most=most).letters.values():
-                reply = review(letter, admit_start)
+            letters, known = open_answer(answers.pop(node, None), [f"node {node}"], most=most).letters, Admitted()
+            for letter in letters.values():
+                reply = review(letter, partial(admit_start, known=known))
                 if isinstance(reply, Contribution):
                     joined.append((node, reply))
                 else:

@@ -90,22 +90,28 @@ def unlike(replies: Sequence[Contribution]) -> dict[str, str]:
     The form is the dtype and the shape, of a table the width. The first in order wins a tie.
     """
     forms: dict[str, Counter[str]] = {}
-    for reply in replies:
-        for name, form in forms_of(reply.values).items():
-            forms.setdefault(name, Counter())[form] += 1
+    each = {key: forms_of(values) for key, values in distinct(replies).items()}
+    for key, count in Counter(id(reply.values) for reply in replies).items():
+        for name, form in each[key].items():
+            forms.setdefault(name, Counter())[form] += count
     usual = {name: counts.most_common(1)[0][0] for name, counts in forms.items()}
-    wrong: dict[str, str] = {}
-    for reply in replies:
-        for name, form in forms_of(reply.values).items():
-            if form != usual[name]:
-                wrong.setdefault(reply.client, f"{name}: must have {usual[name]}, found {form}")
-    return wrong
+    unusual = {
+        key: next((f"{n}: must have {usual[n]}, found {form}" for n, form in found.items() if form != usual[n]), "")
+        for key, found in each.items()
+    }
+    return {reply.client: unusual[id(reply.values)] for reply in replies if unusual[id(reply.values)]}
 
 
 def unheard(replies: Sequence[Contribution]) -> dict[str, str]:
     """Return, for each client whose first tensors are out of all proportion to the others', what is wrong with them."""
-    sizes = {reply.client: norm(reply.values) for reply in replies}
+    norms = {key: norm(values) for key, values in distinct(replies).items()}
+    sizes = {reply.client: norms[id(reply.values)] for reply in replies}
     return too_far(sizes, dict.fromkeys(sizes, 1.0), "the first parameters") if len(sizes) > 1 else {}
+
+
+def distinct(replies: Sequence[Contribution]) -> dict[int, Params]:
+    """Return the tensors of all replies by their identity: what many clients have in common is looked at once."""
+    return {id(reply.values): reply.values for reply in replies}
 
 
 def forms_of(values: Params) -> dict[str, str]:

@@ -5,6 +5,7 @@ Newcomers are sent the best that the federation has.
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ import torch
 from fedrec.errors import UserError
 from fedrec.experiment.records import to_row
 from fedrec.federation.coordination import Control, tie_of
-from fedrec.keyed import TABLES, alone, carrier, catalogue, gather, select
+from fedrec.keyed import TABLES, Carrier, alone, carrier, catalogue, gather, select
 from fedrec.params import Params
 from fedrec.sharing import Broadcast, Contribution, admit_told
 from server.scores import Key, own_metrics, selection_scores
@@ -35,9 +36,12 @@ def join(c: State, nodes: Sequence[int]) -> None:
     c.record.notes += heavy(size)
     # Weights of mean 1: a penalty means the same whatever the size of the data.
     unit, plan = math.fsum(size.values()) / len(size), c.plan
+    known: dict[tuple[int, int], Carrier] = {}  # clients that carry the same have one copy of where it lies
     for r in joined:
-        weight = 1.0 if plan.secure or plan.by_sums else size[r.client] / unit
-        c.carriers[r.client] = carrier(r.client, r.values, r.rows, c.record.rows, weight)
+        weight, key = 1.0 if plan.secure or plan.by_sums else size[r.client] / unit, (id(r.values), id(r.rows))
+        if key not in known:
+            known[key] = carrier(r.client, r.values, r.rows, c.record.rows, weight)
+        c.carriers[r.client] = replace(known[key], client=r.client, weight=weight)
     values = {r.client: r.values for r in joined}
     try:
         robust, summed = plan.robust, bool(plan.secure)

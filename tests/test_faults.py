@@ -14,7 +14,7 @@ import torch
 from flwr.app import Message, RecordDict
 
 from clients.node import Node
-from clients.state import Kept, State, saved
+from clients.state import Kept, Party, State, saved
 from fedrec.experiment.records import write_record
 from fedrec.federation.coordination import Coupling, Descent, Link
 from fedrec.federation.participation import Turnout
@@ -49,7 +49,7 @@ class Named(Turnout):
 def forgetful(node: Node) -> RecordDict:
     """Return the state of a node's client without what it would go back to."""
     (party,) = node.parties.values()
-    return saved({party.client.data.name: replace(party, joined=party.state._replace(before=None))})
+    return saved({party.client.data.name: Party(party.client, party.state._replace(before=None))})
 
 
 def states(grid: InlineGrid) -> list[dict[str, bytes]]:

@@ -9,7 +9,7 @@ import torch
 
 from clients.client import Client
 from clients.heads import choose_head
-from clients.round import join
+from clients.joining import join
 from fedrec.errors import UserError
 from fedrec.experiment.config import Experiment, build
 from fedrec.experiment.holdings import clients_data, own_sums, reader

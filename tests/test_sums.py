@@ -18,8 +18,8 @@ from hypothesis.extra import numpy as hnp
 
 from clients.client import Client
 from clients.heads import WEIGHTS, choose_head
+from clients.joining import join
 from clients.recommend import recommend
-from clients.round import join
 from fedrec.data.history import sequences
 from fedrec.experiment.config import Experiment, build
 from fedrec.experiment.holdings import clients_data, dataset, own_sums, reader

@@ -4,8 +4,8 @@ What counts is not changed by a bit, and so a round of honest clients is what it
 """
 
 import math
-from collections.abc import Mapping
-from statistics import median_high
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 from torch import Tensor
@@ -37,8 +37,9 @@ def refusals(
         changes = {name: change(answers[name], sent[name], increments) for name in answers}
         faults |= too_far(changes, {name: size(sent[name]) for name in answers})
     for what, values in told.items():
+        ordered = sorted(values.values())
         for name, value in values.items():
-            if value > 100.0 * MULTIPLE and value > (limit := MULTIPLE * max(100.0, others(values, name))):
+            if value > 100.0 * MULTIPLE and value > (limit := MULTIPLE * max(100.0, others(ordered, value))):
                 faults.setdefault(name, f"{what}: must be at most {limit:.4g} beside the others, found {value:.4g}")
     return faults
 
@@ -51,8 +52,9 @@ def too_far(
     `sent` has the `size` of z_i of those that may be.
     """
     faults: dict[Who, str] = {}
+    ordered = sorted(changes.values())
     for name, usual in sent.items():
-        limit = MULTIPLE * max(usual, others(changes, name))
+        limit = MULTIPLE * max(usual, others(ordered, changes[name]))
         if changes[name] > limit:
             faults[name] = f"{what} must be at most {limit:.4g} in norm, found {changes[name]:.4g}"
     return faults
@@ -87,7 +89,7 @@ def change(answer: Params, sent: Params, increments: bool = False) -> float:
     return norm(answer if increments else subtract(answer, sent))
 
 
-def others(values: Mapping[Who, float], name: Who) -> float:
-    """Return the upper median of the values of the others, 0 if there is nobody else."""
-    peers = [value for other, value in values.items() if other != name]
-    return median_high(peers) if peers else 0.0
+def others(ordered: Sequence[float], value: float) -> float:
+    """Return the upper median of ascending values without one of them, 0 if there is no other."""
+    middle = (len(ordered) - 1) // 2
+    return ordered[middle + (bisect_left(ordered, value) <= middle)] if len(ordered) > 1 else 0.0

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedrec.data import ClientData, Histories, Interactions, Negatives, before, latest
 from fedrec.data.split import concatenate
@@ -86,8 +87,9 @@ def cohort(
     seed: int,
 ) -> Cohort:
     """Return some clients as one cohort; see `groups`."""
-    sizes = np.array([int(used_rows(tasks, data.train, data.attributes).sum()) for data in datas])
-    order = np.argsort(-sizes, kind="stable")
+    trains, abouts = [data.train for data in datas], [data.attributes for data in datas]
+    used = used_rows(tasks, concatenate(trains), trains, abouts)
+    order = np.argsort(-np.bincount(owners(trains)[used], minlength=len(datas)), kind="stable")
     clients = [datas[i] for i in order]
     starts = {
         "user": edges(np.array([len(data.users) for data in clients])),
@@ -113,13 +115,28 @@ def cohort(
         models=tuple(models[i] for i in order),
     )
     pasts = [before(data, sequence.history, seed) for data in clients] if sequence.active else []
-    return with_rows(bare, [data.train for data in clients], [data.attributes for data in clients], pasts)
+    return with_rows(bare, [trains[i] for i in order], [abouts[i] for i in order], pasts)
 
 
-def used_rows(tasks: Sequence[Task], rows: Interactions, about: Attributes) -> Bools:
-    """Return which rows some task learns from."""
-    mask: Bools = np.logical_or.reduce([task.rows(rows, about) for task in tasks])
+def used_rows(
+    tasks: Sequence[Task], rows: Interactions, parts: Sequence[Interactions], abouts: Sequence[Attributes]
+) -> Bools:
+    """Return which rows some task learns from; `rows` are those of `parts`, end to end."""
+    mask: Bools = np.logical_or.reduce([of_rows(task, task.rows, rows, parts, abouts) for task in tasks])
     return mask
+
+
+def of_rows(
+    task: Task,
+    ask: Callable[[Interactions, Attributes], NDArray[Any]],
+    rows: Interactions,
+    parts: Sequence[Interactions],
+    abouts: Sequence[Attributes],
+) -> NDArray[Any]:
+    """Return what a task says of rows; of `parts` one by one where it is about their items, or of the user's own."""
+    if task.attribute or task.part:
+        return np.concatenate([ask(part, about) for part, about in zip(parts, abouts, strict=True)])
+    return ask(rows, abouts[0])
 
 
 def with_rows(
@@ -129,9 +146,17 @@ def with_rows(
 
     `abouts` is what is known of each client's items, `pasts` what was liked before each of its rows.
     """
-    masks = [used_rows(cohort.tasks, part, about) for part, about in zip(parts, abouts, strict=True)]
-    kept = [part.take(mask) for part, mask in zip(parts, masks, strict=True)]
-    rows, who = concatenate(kept), owners(kept)
+    rows, who = concatenate(parts), owners(parts)
+    used = used_rows(cohort.tasks, rows, parts, abouts)
+    labels = {
+        task.name: (
+            of_rows(task, task.rows, rows, parts, abouts)[used],
+            of_rows(task, task.target, rows, parts, abouts)[used].astype(np.float32),
+        )
+        for task in cohort.tasks
+    }
+    masks = np.split(used, edges(np.array([len(part) for part in parts]))[1:-1]) if pasts else []
+    rows, who = rows.take(used), who[used]
     user = cohort.starts["user"][who] + rows.user
     bound, full = cohort.bound[:0], cohort.crowded[:0]
     if cohort.taken is not None:
@@ -139,15 +164,7 @@ def with_rows(
         bound = items - cohort.taken.known(user)
         full = bound <= 0
         bound = np.where(full, items, bound)
-    labels = {}
-    for task in cohort.tasks:
-        each = list(zip(kept, abouts, strict=True))
-        target = [task.target(part, about) for part, about in each]
-        labels[task.name] = (
-            np.concatenate([task.rows(part, about) for part, about in each]),
-            np.concatenate(target).astype(np.float32),
-        )
-    seen = [past.at(np.flatnonzero(mask)) for past, mask in zip(pasts, masks, strict=False)]
+    seen = [past.at(np.flatnonzero(mask)) for past, mask in zip(pasts, masks, strict=True)]
     return replace(
         cohort,
         starts={**cohort.starts, "train": edges(np.bincount(who, minlength=len(parts)))},
@@ -216,6 +233,6 @@ def server_rows(datas: Sequence[ClientData], space: str, catalogue: Ints | None)
     """Return the server's row of every flat row; None if every client's ids are the catalogue, or it is not shared."""
     ids = [data.users if space == "user" else data.items for data in datas]
     once = {id(part): part for part in ids}.values()  # one catalogue may be that of thousands
-    if catalogue is None or all(len(part) == len(catalogue) and np.array_equal(part, catalogue) for part in once):
+    if catalogue is None or all(np.array_equal(part, catalogue) for part in once):
         return None
     return np.searchsorted(catalogue, np.concatenate(ids))

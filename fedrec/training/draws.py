@@ -38,14 +38,15 @@ def draw(cohort: Cohort, clients: Ints, recipe: Recipe, stream: Callable[[int, i
     keep = np.empty((len(row), 1 + m), np.float32) if recipe.hidden else None
     # The larger clients come first: only they have several batches, and an order.
     ordered = len(clients) if m or recipe.hidden else int(np.searchsorted(-sizes, -recipe.batch_size))
+    same = (np.diff(cohort.starts["user"])[clients] == 1).tolist()  # whether one bound is that of all rows
     for position in range(ordered):
         for epoch in range(recipe.epochs):
             start, stop = edge[position * recipe.epochs + epoch : position * recipe.epochs + epoch + 2]
             rng = stream(position, epoch)
             row[start:stop] = row[start] + rng.permutation(stop - start)
             if m:
-                high = np.repeat(cohort.bound[row[start:stop]], m)
-                r[start:stop] = rng.integers(0, high).reshape(-1, m)
+                high = cohort.bound[row[start]] if same[position] else np.repeat(cohort.bound[row[start:stop]], m)
+                r[start:stop] = rng.integers(0, high, (stop - start) * m).reshape(-1, m)
             if keep is not None:
                 keep[start:stop] = kept(stop - start, 1 + m, recipe.hidden, rng)
     item = np.concatenate([cohort.item[row][:, None], sample_items(cohort, clients, row, r, sizes, recipe)], 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -15,7 +16,7 @@ from fedrec.data.types import Floats, Ints
 from fedrec.keyed import TABLES
 from fedrec.models import Recommender
 from fedrec.params import Params, mix
-from fedrec.rng import generator
+from fedrec.rng import Streams, derive, generator, streams
 from fedrec.sharing import Sharing
 from fedrec.training.cohort import Cohort
 from fedrec.training.draws import Drawn, draw
@@ -179,10 +180,12 @@ class Chunk:
     def draw(self, recipe: Recipe, seed: int, scopes: Sequence[Scope], number: int, first: int = 0) -> Drawn:
         """Return the batches of phase `number` from an epoch on."""
 
-        def stream(client: int, epoch: int) -> np.random.Generator:
-            return generator(seed, "train", *scopes[client], number, first + epoch)
+        @functools.cache  # of nobody where nothing is drawn
+        def each() -> Sequence[np.random.Generator] | Streams:
+            epochs = range(first, first + recipe.epochs)
+            return streams([derive(seed, "train", *scope, number, epoch) for scope in scopes for epoch in epochs])
 
-        return draw(self.cohort, self.clients, recipe, stream)
+        return draw(self.cohort, self.clients, recipe, lambda client, epoch: each()[client * recipe.epochs + epoch])
 
     def plans(
         self, drawn: Sequence[Drawn], seed: int, scopes: Sequence[Scope], number: int, touched: Mapping[str, Touched]

@@ -22,7 +22,7 @@ from fedrec.sharing import (
     ContractError,
     Contribution,
     admit_device,
-    admit_name,
+    admit_names,
 )
 from fedrec.wire.arrays import array, numbers, pack, unpack
 
@@ -100,7 +100,11 @@ class _Distinct:
 
     def ids(self, rows: Mapping[str, Ints]) -> int:
         """Return the number of a client's row ids; -1 for none, which is all but for joining and for newcomers."""
-        return self.record(ids_record(rows)) if rows else -1
+        if not rows:
+            return -1
+        if id(rows) not in self.numbers:
+            self.numbers[id(rows)] = self.record(ids_record(rows))
+        return self.numbers[id(rows)]
 
     def record(self, record: ArrayRecord) -> int:
         """Return the number of a record, the same for equal content."""
@@ -218,7 +222,9 @@ def answers_record(answers: Answers) -> RecordDict:
 def read_answers(content: RecordDict) -> Answers:
     """Return what a node answered; raises ContractError for a malformed message, or one that holds more."""
     config = _config(content, ANSWERS, "metrics", "shared.", "rows.", "sum.", "of.")
-    names, devices = _strings(config, "client"), [admit_device(device) for device in _list(config, "device")]
+    names, devices = _strings(config, "client"), _list(config, "device")
+    for device in set(devices):
+        admit_device(device)
     columns = {name: _column(config, name, len(names)) for name in ("shared", "rows")}
     if len(devices) != len(names):
         raise ContractError(f"config: must hold a device for each of {len(names)} clients, found {len(devices)}")
@@ -285,7 +291,7 @@ def _config(content: RecordDict, fields: frozenset[str], *others: str) -> Config
 
 
 def _strings(config: ConfigRecord, name: str, most: int = NAME) -> list[str]:
-    return [admit_name(f"config {name}", text, most) for text in _list(config, name)]
+    return admit_names(f"config {name}", _list(config, name), most)
 
 
 def _list(config: ConfigRecord, name: str) -> list[Any]:

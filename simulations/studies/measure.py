@@ -22,11 +22,12 @@ ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_
 
 
 class Measured(NamedTuple):
-    """What a run took: seconds to the end of the first round, peak megabytes, and training rows."""
+    """What a run took: seconds to the end of the first round, peak megabytes, training rows, and all its seconds."""
 
     startup: float
     megabytes: float
     rows: int
+    seconds: float = float("nan")
 
 
 def measured(experiment: Mapping[str, Any], loop: bool, read: Callable[[Path, Measured], Any]) -> Any:
@@ -72,8 +73,9 @@ def main(argv: Sequence[str]) -> None:
         from simulations.engines import launch
 
         launch(experiment, home, on_round)
-    rows = int(clients_data(experiment).row_counts("train").sum())
-    (home / RESULT).write_text(json.dumps(Measured(rounds[0], peak, rows)._asdict()), encoding="utf-8")
+        took, peak = time.time() - float(began), max(peak, megabytes())
+        rows = int(clients_data(experiment).row_counts("train").sum())
+        (home / RESULT).write_text(json.dumps(Measured(rounds[0], peak, rows, took)._asdict()), encoding="utf-8")
 
 
 def megabytes() -> float:

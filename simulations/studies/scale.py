@@ -1,6 +1,7 @@
 """How time and memory grow with the number of clients: `python -m simulations.studies scale --clients 500,6040`.
 
-Every client is one user of a synthetic market of 3,706 items, with 166 interactions: a million at 6,040 clients.
+Every client is one user of a synthetic market of 3,706 items, with 166 interactions: a million at 6,040 clients. With
+`--data table` it is one of a made-up table of 20,000 items, with about 20: two million at 100,000 clients.
 """
 
 from argparse import Namespace
@@ -12,7 +13,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import linregress
 
-from fedrec.errors import UserError
+from fedrec.errors import UserError, choose
 from fedrec.experiment.config import Experiment
 from fedrec.report import plots
 from fedrec.report.study import Page, Part
@@ -25,12 +26,18 @@ USUAL = (
     "--partition one-user --market.users 6040 --market.items 3706 --market.impressions 166 --task click --model mf "
     "--dim 32 --optimiser sgd --lr 0.1 --l2 0 --batch-size 256 --local-epochs 1 --rounds 3 --engine batched"
 )
+TABLE = (
+    "--dataset simulations.studies.crowd:Crowd --partition one-user --model mf --share item_table,item_bias "
+    "--rounds 3 --engine batched"
+)
 WORDS = (
-    "Seconds a round are training, messages and aggregation, the median of the rounds after the first; evaluation is "
-    "apart. Interactions are the training rows of all clients. Memory is the sum of the peaks of all processes."
+    "Seconds a round are training, messages and aggregation, the median of the rounds after the first; validation is "
+    "apart, and the whole run has the test and the record, too. Interactions are the training rows of all clients. "
+    "Memory is the sum of the peaks of all processes."
 )
 OPTIONS = {
     "clients": ("500,1000,2000,4000,6040", "numbers of clients, comma-separated"),
+    "data": ("market", "market, or table: 20,000 items, and about 20 rows of each client"),
     "repeats": (1, "times that every number runs"),
 }
 
@@ -50,13 +57,15 @@ class Line(NamedTuple):
 
 def plan(options: Namespace) -> list[Run]:
     """Return a run for each repeat and number of clients."""
-    experiments = [experiment(text, options.flags) for text in options.clients.split(",")]
+    choose("data", options.data, ("market", "table"))
+    experiments = [experiment(text, options.flags, options.data == "table") for text in options.clients.split(",")]
     return [Run({"clients": e.clients, "repeat": repeat}, e) for repeat in range(options.repeats) for e in experiments]
 
 
-def experiment(clients: str, flags: Sequence[str]) -> Experiment:
-    """Return the experiment with so many clients."""
-    e = arm([*USUAL.split(), *flags, "--clients", clients])
+def experiment(clients: str, flags: Sequence[str], table: bool = False) -> Experiment:
+    """Return the experiment with so many clients, of the market or of a made-up table."""
+    usual = [*TABLE.split(), "--dataset.users", clients] if table else USUAL.split()
+    e = arm([*usual, *flags, "--clients", clients])
     if e.rounds < 2:
         raise UserError(f"rounds: must be at least 2, since the first is not counted, found {e.rounds}")
     return e.model_copy(update={"eval_every": e.rounds})
@@ -74,6 +83,8 @@ def measure(run: Run, home: Path) -> Rows:
             "seconds": float(rounds["seconds"][1:].median()),
             "startup": took.startup,
             "megabytes": took.megabytes,
+            "evaluation": float(rounds["evaluate_seconds"].iloc[-1]),
+            "whole": took.seconds,
             "bytes": float((rounds["bytes_down"] + rounds["bytes_up"])[:-1].median()),
         }
 
@@ -108,6 +119,8 @@ def texts(row: Row) -> dict[str, str]:
         "seconds a round": f"{row['seconds']:.3g}",
         "µs an interaction": f"{1e6 * row['seconds'] / row['interactions']:.3g}",
         "start-up, s": f"{row['startup']:.1f}",
+        "validation, s": f"{row['evaluation']:.3g}",
+        "whole run, s": f"{row['whole']:.1f}",
         "peak MB": f"{row['megabytes']:,.0f}",
         "MB sent a round": f"{row['bytes'] / 1e6:,.0f}",
     }

@@ -12,7 +12,8 @@ import torch
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 from clients.client import Client
-from clients.round import join, trained
+from clients.joining import join
+from clients.round import trained
 from fedrec.data import ClientData
 from fedrec.experiment.config import Experiment
 from fedrec.experiment.holdings import clients_data, item_content

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from clients.client import Client
-from clients.round import join, trained
+from clients.joining import join
+from clients.round import trained
 from clients.secure import Envelope, source
 from fedrec.experiment.config import Experiment
 from fedrec.experiment.holdings import clients_data
