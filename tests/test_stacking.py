@@ -277,7 +277,7 @@ def test_gradients_are_those_of_autograd(kind: str, tasks: str, one_user: bool) 
     weight = torch.tensor([1.0, 2.5, 0.5], dtype=torch.float64)
     offset = torch.arange(k)[:, None, None]
     step = Step(
-        None if one_user else (user[:, None] + users * offset).expand(item.shape),
+        None if one_user else user + users * offset[:, 0],
         item + 7 * offset,
         torch.full((k, length), 1 / length, dtype=torch.float64),
         {n: (mask / mask.sum(1, keepdim=True).clamp(min=1), target) for n, (mask, target) in labels.items()},

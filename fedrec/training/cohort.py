@@ -17,9 +17,9 @@ from fedrec.tasks import Task
 from fedrec.training.rows import edges
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Cohort:
-    """Clients with the same model and tasks, the one with most training rows first.
+    """Clients with the same model and tasks, the one with most training rows first; equal to nothing but itself.
 
     A table of all of them is flat: client c's rows are `starts[space][c]` to `starts[space][c + 1]`, in its local
     order. `server[space]` [rows] gives the row of the server's table for every flat row; None where every client's

@@ -29,7 +29,7 @@ class Step:
     `user` is None where every client has one user, whose row is then the client's number.
     """
 
-    user: Tensor | None  # [k, 1 + m, L] rows of the stacked user table
+    user: Tensor | None  # [k, L] rows of the stacked user table
     item: Tensor  # [k, 1 + m, L] rows of the stacked item table
     share: Tensor  # [k, L] 1 / (rows of the batch), 0 for padding
     labels: dict[str, tuple[Tensor, Tensor]]  # task -> 1 / (its rows), 0 for others [k, L], and target [k, L(, C)]
@@ -40,7 +40,7 @@ class Step:
     def batch(self) -> Batch:
         """The minibatch of the one client that there is."""
         (item,), keep = self.item, None if self.keep is None else self.keep[0].T
-        user = torch.zeros_like(item[0]) if self.user is None else self.user[0, 0]
+        user = torch.zeros_like(item[0]) if self.user is None else self.user[0]
         labels = {name: ((scale[0] > 0).to(scale), target[0]) for name, (scale, target) in self.labels.items()}
         negative = item[1:].T if len(item) > 1 else None
         return Batch(user, item[0], negative, labels, None if self.history is None else self.history[0], keep)
@@ -144,7 +144,7 @@ class Schedule:
         k, length = int(self.grid.clients[t]), int(self.grid.length[t])
         cells = slice(start, start + k * length)
         item = self.item[cells].view(k, length, -1).mT.contiguous()
-        user = None if self.user is None else self.user[cells].view(k, 1, length).expand(item.shape)
+        user = None if self.user is None else self.user[cells].view(k, length)
         labels = {
             name: (scale[cells].view(k, length), target[cells].view(k, length, *target.shape[1:]))
             for name, (scale, target) in self.labels.items()
