@@ -264,7 +264,12 @@ def test_models_without_a_kernel_are_stacked_by_the_rows_that_they_gather(kind: 
 @pytest.mark.parametrize("tasks", list(TASKS))
 @pytest.mark.parametrize("kind", ["mf", "mlp", "item"])
 @pytest.mark.parametrize("one_user", [False, True])
-def test_gradients_are_those_of_autograd(kind: str, tasks: str, one_user: bool) -> None:
+@pytest.mark.parametrize("library", ["numpy", "torch"])
+def test_gradients_are_those_of_autograd(
+    kind: str, tasks: str, one_user: bool, library: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if library == "torch":  # as on a device of which NumPy knows nothing
+        monkeypatch.setattr("fedrec.training.kernels.on", lambda value, here: value)
     k, m, length, users = 3, 2, 4, 1 if one_user else 5
     model, chosen = Recommender(kind, 3, (4, 3)), tuple(map(parse_task, TASKS[tasks]))
     rng = torch.Generator().manual_seed(1)

@@ -2,12 +2,17 @@
 
 Shapes: k clients, L rows each (padded), m sampled items for a row, S = 1 + m, T tasks, d the width of the tables. A
 row's user is read once for all of the row's items.
+
+What is said of an `Array` works on a tensor and on NumPy's alike. Matrix factorisation makes some forty small arrays a
+step, and NumPy's calls cost a third of torch's: on a CPU it is done in NumPy, on the tensors' own memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -19,6 +24,8 @@ from fedrec.tasks import Task
 from fedrec.training.step import Step
 
 HANDWRITTEN = ("mf", "mlp", "item")  # the models whose gradients are here
+TABLED = ("user_table", "item_table", "user_bias", "item_bias")  # of mf
+Array: TypeAlias = Any
 Backward = Callable[[Tensor, set[str]], tuple[Params, Tensor]]  # of d loss / d score: gradients, heads' [k, T, width]
 
 
@@ -42,25 +49,39 @@ def loss_and_gradients(
     `params`: tables [rows, d], any other parameter [k, ...]. The gradient of a table is by row, to be added up at
     `step.item`, [k S L, d], or at `step.user`, [k L, d] (or [k, d] where that is None); any other one is [k, ...].
     """
+    one_each = model.kind != "item" and (step.user is None or step.user.shape[1] == 1)
+    if model.kind == "mf" and not one_each:
+        return _factors(params, tasks, step, l2, weight, names)
+    read = rows_read(model, params, step)
+    loss, grads = _by_heads(model, params, read, tasks, step, weight, set(names))
+    if l2:
+        loss = loss + _penalty(read, grads, step.share, l2, weight)
+    return loss, {n: grads[n].reshape(-1, grads[n].shape[-1]) if n in read else grads[n] for n in names}
+
+
+def _by_heads(
+    model: Recommender,
+    params: Params,
+    read: Params,
+    tasks: tuple[Task, ...],
+    step: Step,
+    weight: Tensor | None,
+    wanted: set[str],
+) -> tuple[Tensor, Params]:
+    """Return losses and gradients where all tasks' heads stand on one h, and are applied to it together."""
     head = torch.stack([params[f"heads.{task.name}.weight"] for task in tasks], 1)  # [k, T, width]
     bias = torch.stack([params[f"heads.{task.name}.bias"] for task in tasks], 2)  # [k, 1, T]
-    read = rows_read(model, params, step)
-    if model.kind == "item":
-        score, backward = _item(read, head, bias)
-    elif model.kind == "mlp":
+    if model.kind == "mlp":
         score, backward = _mlp(model, params, read, head, bias)
     else:
-        one_each = read["user_table"].shape[1] == 1
-        score, backward = (_mf_of_one if one_each else _mf)(read, head, bias)
+        score, backward = (_item if model.kind == "item" else _mf_of_one)(read, head, bias)
     loss, d_score = losses(tasks, score, step, weight)
-    grads, d_head = backward(d_score, set(names))
+    grads, d_head = backward(d_score, wanted)
     d_bias = d_score.flatten(1, 2).sum(1)
     for number, task in enumerate(tasks):
         grads[f"heads.{task.name}.weight"] = d_head[:, number]
         grads[f"heads.{task.name}.bias"] = d_bias[:, number : number + 1]
-    if l2:
-        loss = loss + _penalty(read, grads, step, l2, weight)
-    return loss, {n: grads[n].reshape(-1, grads[n].shape[-1]) if n in read else grads[n] for n in names}
+    return loss, grads
 
 
 def rows_read(model: Recommender, params: Params, step: Step) -> Params:
@@ -76,29 +97,51 @@ def rows_read(model: Recommender, params: Params, step: Step) -> Params:
 
 def losses(tasks: tuple[Task, ...], score: Tensor, step: Step, weight: Tensor | None) -> tuple[Tensor, Tensor]:
     """Return the losses [k] and d (weight * loss) / d score for scores [k, S, L, T]; see `task_loss`."""
-    whole = score.shape[1] == 1 or all(task.kind == "rank" for task in tasks)  # every entry is written below
-    grad = torch.empty_like(score) if whole else torch.zeros_like(score)
-    total = score.new_zeros(len(score))
+    total, grad = score.new_zeros(len(score)), torch.zeros_like(score)
     for number, task in enumerate(tasks):
-        scale, target = step.labels[task.name]
-        scale = scale if task.weight == 1 else scale * task.weight
-        s, others = score[:, 0, :, number], score[:, 1:, :, number]
-        if task.loss == "mse":
-            error = s - target
-            row, d = error.square(), 2 * error
-        elif task.kind != "rank":
-            row, d = F.softplus(s) - target * s, s.sigmoid() - target
-        elif task.loss == "bce":
-            row, d = F.softplus(-s) + F.softplus(others).sum(1), -torch.sigmoid(-s)
-            grad[:, 1:, :, number] = others.sigmoid() * scale[:, None]
-        else:
-            ahead = others - s[:, None]
-            each = ahead.sigmoid() / ahead.shape[1]
-            row, d = F.softplus(ahead).mean(1), -each.sum(1)
-            grad[:, 1:, :, number] = each * scale[:, None]
-        total = total + (row * scale).sum(1)
-        grad[:, 0, :, number] = d * scale
-    return total, grad if weight is None else grad * weight[:, None, None, None]
+        asked = slice(None if task.kind == "rank" else 1)
+        loss, grad[:, asked, :, number] = loss_of(task, score[:, asked, :, number], *step.labels[task.name], weight)
+        total = total + loss
+    return total, grad
+
+
+def loss_of(task: Task, score: Array, scale: Array, target: Array, weight: Array | None) -> tuple[Array, Array]:
+    """Return the loss [k] of a task, and d (weight * loss) / d score, for scores [k, S, L], or [k, 1, L] of no rank."""
+    scale = scale if task.weight == 1 else scale * task.weight
+    s, others = score[:, 0], score[:, 1:]
+    if task.loss == "mse":
+        error = s - target
+        row, grads = error * error, [2 * error[:, None]]
+    elif task.kind != "rank":
+        plus, share = softplus(s)
+        row, grads = plus - target * s, [(share - target)[:, None]]
+    elif task.loss == "bce":
+        (plus, share), (plus_others, share_others) = softplus(-s), softplus(others)
+        row, grads = plus + plus_others.sum(1), [-share[:, None], share_others]
+    else:
+        plus, share = softplus(others - score[:, :1])
+        each = share / others.shape[1]
+        row, grads = plus.sum(1) / others.shape[1], [-each.sum(1)[:, None], each]
+    grad = (grads[0] if len(grads) == 1 else join(grads)) * scale[:, None]
+    return (row * scale).sum(1), grad if weight is None else grad * weight[:, None, None]
+
+
+def softplus(x: Array) -> tuple[Array, Array]:
+    """Return log(1 + exp x) and its derivative."""
+    if isinstance(x, Tensor):
+        return F.softplus(x), x.sigmoid()
+    small = np.exp(-np.abs(x))
+    return np.log1p(small) + np.maximum(x, 0), np.where(x > 0, 1, small) / (1 + small)
+
+
+def einsum(like: Array) -> Callable[..., Array]:
+    """Return what sums products over indices."""
+    return torch.einsum if isinstance(like, Tensor) else np.einsum
+
+
+def join(parts: Sequence[Array]) -> Array:
+    """Return parts one after the other along the second axis."""
+    return torch.cat(list(parts), 1) if isinstance(parts[0], Tensor) else np.concatenate(parts, 1)
 
 
 def _item(read: Params, head: Tensor, bias: Tensor) -> tuple[Tensor, Backward]:
@@ -129,37 +172,79 @@ def _mf_of_one(read: Params, head: Tensor, bias: Tensor) -> tuple[Tensor, Backwa
     return score.view(*shape[:3], -1), backward
 
 
-def _mf(read: Params, head: Tensor, bias: Tensor) -> tuple[Tensor, Backward]:
-    """Return the scores [k, S, L, T] of h = [p_u * q_i, b_u, b_i], and how their gradient goes on."""
-    p, q, b_u, b_i = (read[name] for name in ("user_table", "item_table", "user_bias", "item_bias"))
-    w, w_u, w_i = (part.unbind(1) for part in (head[:, :, :-2], head[:, :, -2:-1], head[:, :, -1:]))
-    scaled = [p * v[:, None] for v in w]  # [k, L, d] of every task
-    each = [(q * u[:, None]).sum(3) for u in scaled]
-    of_user = [(b_u * v[:, None])[:, None, :, 0] for v in w_u]
-    of_item = [(b_i * v[:, None, None])[..., 0] for v in w_i]
-    score = torch.stack([sum(parts[1:], parts[0]) for parts in zip(each, of_user, of_item, strict=True)], 3)
-
-    def backward(d_score: Tensor, wanted: set[str]) -> tuple[Params, Tensor]:
-        by_task = [d[..., None] for d in d_score.unbind(3)]
-        d_scaled = [(d * q).sum(1) for d in by_task]
-        of_user = [d.sum(1) for d in by_task]
-        grads = {
-            "user_table": _sum([d * v[:, None] for d, v in zip(d_scaled, w, strict=True)]),
-            "item_table": _sum([d * u[:, None] for d, u in zip(by_task, scaled, strict=True)]),
-            "user_bias": _sum([d * v[:, None] for d, v in zip(of_user, w_u, strict=True)]),
-            "item_bias": _sum([d * v[:, None, None] for d, v in zip(by_task, w_i, strict=True)]),
-        }
-        d_head = [
-            torch.cat([(a * p).sum(1), (b * b_u).sum(1), (c * b_i).sum((1, 2))], 1)
-            for a, b, c in zip(d_scaled, of_user, by_task, strict=True)
-        ]
-        return grads, torch.stack(d_head, 1)
-
-    return score + bias[:, :, None], backward
+def _factors(
+    params: Params, tasks: tuple[Task, ...], step: Step, l2: float, weight: Tensor | None, names: Collection[str]
+) -> tuple[Tensor, Params]:
+    """Return losses and gradients of the model `mf`, see `loss_and_gradients`."""
+    here = step.item.device.type == "cpu"
+    held = {name: on(value, here) for name, value in params.items()}
+    rows, share = {"item": on(step.item, here), "user": on(step.user, here)}, on(step.share, here)
+    labels = {name: (on(scale, here), on(target, here)) for name, (scale, target) in step.labels.items()}
+    scale = None if weight is None else on(weight, here)
+    read = {name: chosen(held[name], rows[TABLES[name]]) for name in TABLED}
+    with np.errstate(all="ignore"):  # what is not finite is found after the round
+        loss, grads = _mf(held, read, tasks, labels, scale)
+        if l2:
+            loss = loss + _penalty(read, grads, share, l2, scale)
+    flat = {n: grads[n].reshape(-1, grads[n].shape[-1]) if n in read else grads[n] for n in names}
+    return back(loss), {name: back(value) for name, value in flat.items()}
 
 
-def _sum(parts: list[Tensor]) -> Tensor:
-    return sum(parts[1:], parts[0])
+def on(value: Tensor | None, here: bool) -> Array:
+    """Return a tensor as an array of NumPy's where that can be."""
+    return value.numpy() if here and value is not None else value
+
+
+def chosen(table: Array, rows: Array) -> Array:
+    """Return some rows [..., d] of a table."""
+    return table[rows] if isinstance(table, Tensor) else table.take(rows, 0)
+
+
+def back(value: Array) -> Tensor:
+    """Return an array as a tensor that has its memory."""
+    return value if isinstance(value, Tensor) else torch.from_numpy(value)
+
+
+def _mf(
+    params: Mapping[str, Array],
+    read: Mapping[str, Array],
+    tasks: tuple[Task, ...],
+    labels: Mapping[str, tuple[Array, Array]],
+    weight: Array | None,
+) -> tuple[Array, dict[str, Array]]:
+    """Return losses and gradients of h = [p_u * q_i, b_u, b_i], task by task."""
+    p, b_u, total, grads = read["user_table"], read["user_bias"], 0.0, dict[str, Array]()
+    product = einsum(p)
+    for task in tasks:
+        head, bias, rank = f"heads.{task.name}.weight", f"heads.{task.name}.bias", task.kind == "rank"
+        q, b_i = (read[name] if rank else read[name][:, :1] for name in ("item_table", "item_bias"))
+        b_i, w = b_i[..., 0], params[head][:, None]
+        w, w_u, w_i = w[..., :-2], w[..., -2:-1], w[..., -1:]
+        scaled = p * w
+        score = product("ksld,kld->ksl", q, scaled) + b_i * w_i
+        if task.loss != "bpr":  # which sees differences of scores alone
+            score = score + (b_u[..., 0] * w_u[..., 0] + params[bias])[:, None]
+        loss, d = loss_of(task, score, *labels[task.name], weight)
+        total, d_scaled, d_u = total + loss, product("ksl,ksld->kld", d, q), d.sum(1)
+        d_u = 0 * d_u if task.loss == "bpr" else d_u
+        grads[bias] = d_u.sum(1)[:, None]
+        d_head = [product("kld,kld->kd", d_scaled, p), (d_u * b_u[..., 0]).sum(1)[:, None]]
+        grads[head] = join([*d_head, product("ksl,ksl->k", d, b_i)[:, None]])
+        add(grads, "user_table", d_scaled * w, read)
+        add(grads, "user_bias", d_u[..., None] * w_u, read)
+        add(grads, "item_table", d[..., None] * scaled[:, None], read)
+        add(grads, "item_bias", (d * w_i)[..., None], read)
+    return total, grads
+
+
+def add(grads: dict[str, Array], name: str, value: Array, like: Mapping[str, Array]) -> None:
+    """Add to a gradient, which is 0 without; a value may be of the first items alone."""
+    if name not in grads:
+        if value.shape == like[name].shape:
+            grads[name] = value
+            return
+        grads[name] = 0 * like[name]
+    grads[name][:, : value.shape[1]] += value
 
 
 def _mlp(model: Recommender, params: Params, read: Params, head: Tensor, bias: Tensor) -> tuple[Tensor, Backward]:
@@ -196,18 +281,21 @@ def _mlp(model: Recommender, params: Params, read: Params, head: Tensor, bias: T
     return torch.baddbmm(bias, h, head.mT).view(*shape[:3], -1), backward
 
 
-def _penalty(read: Params, grads: Params, step: Step, l2: float, weight: Tensor | None) -> Tensor:
+def _penalty(
+    read: Mapping[str, Array], grads: Mapping[str, Array], share: Array, l2: float, weight: Array | None
+) -> Array:
     """Add the gradient of the penalty to `grads`; return its value [k]: of the rows, and of the first sampled item."""
-    share = step.share[:, None] * l2
-    twice = share.expand(-1, min(step.item.shape[1], 2), -1)  # [k, 1 or 2, L]
-    total = share.new_zeros(len(share))
+    k, sampled, length, _ = read["item_table"].shape
+    twice, total, count = 2 * l2 * share, 0.0, min(sampled, 2)
     for name, value in read.items():
         grad = grads[name]
         if TABLES[name] == "item":
-            value, grad, each = value[:, :2], grad[:, :2], twice[..., None]
+            value, grad, each = value[:, :count], grad[:, :count], twice[:, None, :, None]
+        elif value.shape[1] == length:
+            each = (count * twice)[..., None]
         else:
-            each = (twice.sum((1, 2)) if value.shape[1] == 1 else twice.sum(1)).view(len(share), -1, 1)
+            each = (count * twice).sum(1)[:, None, None]
         pulled = each * value
-        total = total + (pulled * value).flatten(1).sum(1)
-        grad.add_(pulled if weight is None else pulled * weight.view(-1, *[1] * (value.dim() - 1)), alpha=2)
-    return total
+        total = total + einsum(value)("kn,kn->k", pulled.reshape(k, -1), value.reshape(k, -1))
+        grad += pulled if weight is None else pulled * weight.reshape(-1, *[1] * (len(value.shape) - 1))
+    return total / 2

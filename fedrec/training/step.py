@@ -133,22 +133,25 @@ class Schedule:
 
     def __iter__(self) -> Iterator[Step]:
         """Yield the steps."""
+        clients, lengths = self.grid.clients.tolist(), self.grid.length.tolist()
+        sizes = [k * length for k, length in zip(clients, lengths, strict=True)]
+        labels = {name: [part.split(sizes) for part in parts] for name, parts in self.labels.items()}
+        cells = [
+            None if column is None else column.split(sizes) for column in (self.user, self.item, self.share, self.keep)
+        ]
+        user, item, share, keep = cells
         start = 0
-        for t in range(len(self.grid.clients)):
-            step = self.step(t, start)
-            start += step.share.numel()
-            yield step
-
-    def step(self, t: int, start: int) -> Step:
-        """Return step t = 0, 1, ..., whose first cell is `start`."""
-        k, length = int(self.grid.clients[t]), int(self.grid.length[t])
-        cells = slice(start, start + k * length)
-        item = self.item[cells].view(k, length, -1).mT.contiguous()
-        user = None if self.user is None else self.user[cells].view(k, length)
-        labels = {
-            name: (scale[cells].view(k, length), target[cells].view(k, length, *target.shape[1:]))
-            for name, (scale, target) in self.labels.items()
-        }
-        history = None if self.past is None else self.past.take(cells, str(item.device)).view(k, length, -1)
-        keep = None if self.keep is None else self.keep[cells].view(k, length, -1).mT
-        return Step(user, item, self.share[cells].view(k, length), labels, history, keep)
+        for t, (k, length) in enumerate(zip(clients, lengths, strict=True)):
+            rows = slice(start, start + k * length)
+            yield Step(
+                user and user[t].view(k, length),
+                item[t].view(k, length, -1).mT.contiguous(),
+                share[t].view(k, length),
+                {
+                    name: (a[t].view(k, length), b[t].view(k, length, *b[t].shape[1:]))
+                    for name, (a, b) in labels.items()
+                },
+                None if self.past is None else self.past.take(rows, str(self.item.device)).view(k, length, -1),
+                keep and keep[t].view(k, length, -1).mT,
+            )
+            start = rows.stop
