@@ -64,7 +64,8 @@ class Cohort:
             return None
         mask = np.ones((users, taken.n_items), np.bool_)
         mask[taken.positives_user, taken.positives_item] = False
-        return edges(mask.sum(1)), np.nonzero(mask)[1].astype(np.int32)
+        items = np.append(np.nonzero(mask)[1], 0)  # never empty: a crowded user has none, and its look-up no meaning
+        return edges(mask.sum(1)), items.astype(np.int32)
 
 
 def groups(
