@@ -117,7 +117,8 @@ def places(scores: Tensor, row: Ranks, column: Ranks, candidates: Ranks) -> Rank
         mask = (scores if len(at) == len(scores) else scores.index_select(0, at)) >= own[:, None]
         ahead = mask.view(torch.uint8).float().sum(1).long().numpy()  # four times as fast as a sum of bools
     ahead = np.minimum(ahead, candidates[row])  # a relevant item may be at -inf too
-    return 1 + ahead - (alike(row, own.numpy()) if several else 1)
+    rank: Ranks = 1 + ahead - (alike(row, own.numpy()) if several else 1)
+    return rank
 
 
 def alike(row: Ranks, score: NDArray[np.floating]) -> Ranks:

@@ -121,7 +121,11 @@ def test_what_is_asked_are_the_held_out_positives_among_those_not_known(
     one = client(*(interactions(r, positive=f) for r, f in zip((a, b, c), flag, strict=True)), users=6, items=8)
     kept = [{pair for pair, f in zip(r, fs, strict=True) if f} for r, fs in zip((a, b, c), flag, strict=True)]
     empty = client(interactions([]), users=second, items=3)
-    for split, held, known in (("validation", kept[1], kept[0]), ("test", kept[2], kept[0] | kept[1])):
+    questions: list[tuple[Split, set[tuple[int, int]], set[tuple[int, int]]]] = [
+        ("validation", kept[1], kept[0]),
+        ("test", kept[2], kept[0] | kept[1]),
+    ]
+    for split, held, known in questions:
         asked = Asked.of([empty, one, one], split)
         who = sorted({user for user, _ in held})
         assert (asked.users - second).tolist() == [*who, *(user + 6 for user in who)]

@@ -59,7 +59,7 @@ def sample_items(cohort: Cohort, clients: Ints, row: Ints, r: Ints, sizes: Ints,
     if cohort.free:
         start, item = cohort.free
         place = start[cohort.user[row]][:, None] + r
-        local = item.take(place, mode="clip")
+        local: Ints = item.take(place, mode="clip").astype(np.int64)
     else:
         local = cohort.taken.nth(np.repeat(cohort.user[row], r.shape[1]).reshape(r.shape), r)
     crowded = cohort.crowded[row]

@@ -135,16 +135,14 @@ class Schedule:
         """Yield the steps."""
         clients, lengths = self.grid.clients.tolist(), self.grid.length.tolist()
         sizes = [k * length for k, length in zip(clients, lengths, strict=True)]
-        labels = {name: [part.split(sizes) for part in parts] for name, parts in self.labels.items()}
-        cells = [
-            None if column is None else column.split(sizes) for column in (self.user, self.item, self.share, self.keep)
-        ]
-        user, item, share, keep = cells
+        labels = {name: [torch.split(part, sizes) for part in parts] for name, parts in self.labels.items()}
+        item, share = torch.split(self.item, sizes), torch.split(self.share, sizes)
+        user, keep = (None if column is None else torch.split(column, sizes) for column in (self.user, self.keep))
         start = 0
         for t, (k, length) in enumerate(zip(clients, lengths, strict=True)):
             rows = slice(start, start + k * length)
             yield Step(
-                user and user[t].view(k, length),
+                None if user is None else user[t].view(k, length),
                 item[t].view(k, length, -1).mT.contiguous(),
                 share[t].view(k, length),
                 {
@@ -152,6 +150,6 @@ class Schedule:
                     for name, (a, b) in labels.items()
                 },
                 None if self.past is None else self.past.take(rows, str(self.item.device)).view(k, length, -1),
-                keep and keep[t].view(k, length, -1).mT,
+                None if keep is None else keep[t].view(k, length, -1).mT,
             )
             start = rows.stop
