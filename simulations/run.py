@@ -106,7 +106,7 @@ def perform(
     from fedrec.report.price import write_price
     from server.faults import ClientFailure
     from simulations.engines import launch
-    from simulations.engines.process import idle_workers
+    from simulations.engines.process import end, idle_workers
 
     command = command if write else fitting(command)
     others, why = ({}, {}) if write else checked(command)
@@ -132,6 +132,9 @@ def perform(
                             spare = (os.cpu_count() or 1) - cores_of(command.experiment)
                             told = made.after(on_round, spare)
                             train(command, home, shown, partial(engine, on_round=told))
+                        if made.waiting or made.busy:  # which have processes of their own
+                            end(idle)
+                            idle.clear()
                         failures = baselines(others, why, home, shown, stopped, tell, engine, made)
                 if command.experiment.start:
                     write_changes(command.experiment.start, home)
