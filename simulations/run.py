@@ -8,10 +8,11 @@ if __name__ == "__main__":  # before the imports, which take seconds
 
 import dataclasses
 import json
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from threading import current_thread, main_thread
@@ -37,6 +38,7 @@ from fedrec.folders import (
     writing,
 )
 from fedrec.sharing import ContractError
+from simulations.beside import Comparisons, apart, comparing, cores_of, put, worthwhile
 from simulations.cli import Command, parse
 from simulations.progress import Reporter, reporter
 from simulations.start import ready, status_of
@@ -104,7 +106,7 @@ def perform(
     from fedrec.report.price import write_price
     from server.faults import ClientFailure
     from simulations.engines import launch
-    from simulations.engines.process import idle_workers
+    from simulations.engines.process import end, idle_workers
 
     command = command if write else fitting(command)
     others, why = ({}, {}) if write else checked(command)
@@ -125,9 +127,15 @@ def perform(
                     engine = partial(launch, on_round=shown.round, stop=stopped, tell=tell, idle=idle)
                     if not command.resume:
                         remember(command, home)
-                    if not command.trained:
-                        train(command, home, shown, partial(engine, on_round=on_round))
-                    failures = baselines(others, why, home, shown, stopped, tell, engine)
+                    with comparing(side_by_side(command.experiment, others, home), home, home / PARTIAL) as made:
+                        if not command.trained:
+                            spare = (os.cpu_count() or 1) - cores_of(command.experiment)
+                            told = made.after(on_round, spare)
+                            train(command, home, shown, partial(engine, on_round=told))
+                        if made.waiting or made.busy:  # which have processes of their own
+                            end(idle)
+                            idle.clear()
+                        failures = baselines(others, why, home, shown, stopped, tell, engine, made)
                 if command.experiment.start:
                     write_changes(command.experiment.start, home)
                 compare(home)
@@ -255,6 +263,17 @@ def train(command: Command, home: Path, shown: Reporter, launch: Launch) -> None
             whole(partial(measured, e), home, name)
 
 
+def side_by_side(experiment: Experiment, others: Mapping[str, Experiment], home: Path) -> dict[str, Experiment]:
+    """Return the baselines that a run lacks, if they are made in processes of their own, beside it or one another."""
+    lacking = missing(others, home)
+    return lacking if lacking and apart(lacking) and worthwhile(experiment) else {}
+
+
+def missing(others: Mapping[str, Experiment], home: Path) -> dict[str, Experiment]:
+    """Return the baselines that are not there."""
+    return {name: e for name, e in others.items() if not (home / "baselines" / name).exists()}
+
+
 def baselines(
     others: Mapping[str, Experiment],
     why: Mapping[str, str],
@@ -263,34 +282,48 @@ def baselines(
     stopped: Callable[[], bool],
     tell: Tell,
     launch: Launch,
+    made: Comparisons,
 ) -> tuple[str, ...]:
     """Train the baselines that a run is to have and lacks; return what is to be said of those that failed."""
     for name, text in why.items():
         (home / "baselines" / name).write_text(text, encoding="utf-8")
-    lacking = {name: e for name, e in others.items() if not (home / "baselines" / name).exists()}
-    failures = []
-    for name, other in lacking.items():
+    cores = os.cpu_count() or 1
+    made.go_on(cores)
+    if made.busy:
+        shown.phase(
+            f"baselines {', '.join(missing(others, home))}", sum(others[name].rounds for name in missing(others, home))
+        )
+    while made.busy and not stopped():
+        for _ in range(made.go_on(cores, 1.0)):
+            shown.round({})
+    failed = dict(made.failures)
+    for name, other in missing(others, home).items():
         if stopped():
             break
-        shown.phase(f"baseline {name}", other.rounds)
-        if text := train_baseline(other, name, home, stopped, launch):
-            failures.append(f"baseline {name}: {text}")
-            tell(f"failed: {failures[-1]}")
+        if name not in failed:
+            shown.phase(f"baseline {name}", other.rounds)
+            if text := train_baseline(other, name, home, stopped, launch):
+                failed[name] = text
+    failures = tuple(f"baseline {name}: {text}" for name, text in failed.items())
+    for text in failures:
+        tell(f"failed: {text}")
+    made.end()
     remove(home / PARTIAL)  # of one that was killed, and is not wanted now
-    return tuple(failures)
+    return failures
 
 
 def whole(make: Callable[[Path], None], home: Path, name: str, stopped: Callable[[], bool] = lambda: False) -> None:
     """Let a baseline be made beside its place, and put it there unless stopped: it is there whole or not at all."""
-    partial, final = home / PARTIAL, home / "baselines" / name
-    remove(partial)
+    scratch = home / PARTIAL / name
+    remove(scratch)
     try:
-        make(partial)
+        make(scratch)
         if not stopped():
-            final.parent.mkdir(parents=True, exist_ok=True)
-            partial.rename(final)
+            put(scratch, home, name)
     finally:
-        remove(partial)
+        remove(scratch)
+        with suppress(OSError):
+            (home / PARTIAL).rmdir()
 
 
 def train_baseline(other: Experiment, name: str, home: Path, stopped: Callable[[], bool], launch: Launch) -> str:

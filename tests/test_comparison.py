@@ -10,9 +10,10 @@ import pytest
 from clients.node import Node
 from fedrec.experiment.config import Experiment
 from simulations import engines
+from simulations.beside import Comparisons, apart, by_one_process, worthwhile
 from simulations.engines.inline import InlineGrid
 from simulations.run import main
-from tests.helpers import same
+from tests.helpers import experiment, same
 from tests.test_batched import near
 
 SMALL = "--market.users 20 --market.items 60 --market.impressions 10 --clients 3 --rounds 2 --dim 4 --quiet"
@@ -72,3 +73,52 @@ def test_the_baselines_of_a_batched_run_train_as_one_program(
     assert asked.count("query.join") == 2 and asked.count("train") == 4  # of the run, and of each client alone
     for name in ("local", "pooled"):
         near(inline / "baselines" / name, batched / "baselines" / name)
+
+
+@pytest.mark.parametrize("engine", ["inline", pytest.param("process --workers 2", marks=pytest.mark.soak)])
+def test_baselines_made_in_processes_of_their_own_are_the_same_to_the_bit(
+    engine: str, inline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[str] = []
+    begin = Comparisons.begin
+
+    def beginning(made: Comparisons, name: str) -> None:
+        begun.append(name)
+        begin(made, name)
+
+    def here(*given: Any) -> str:
+        pytest.fail(f"a baseline was made one after the other: {given[1]}")
+
+    monkeypatch.setattr("simulations.run.worthwhile", lambda e: True)
+    monkeypatch.setattr(Comparisons, "begin", beginning)
+    monkeypatch.setattr("simulations.run.train_baseline", here)
+    same(inline, compared(tmp_path / "beside", engine), but=("engine", "workers"))
+    assert begun == ["local", "pooled", "closed-form/slist-local", "closed-form/slist-pooled"]
+    assert not active_children()
+
+
+def test_what_a_process_of_a_baseline_fails_at_is_said_and_the_run_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begin = Comparisons.begin
+
+    def killing(made: Comparisons, name: str) -> None:
+        begin(made, name)
+        if name == "pooled":
+            next(process for of, process in made.running.values() if of == name).kill()
+
+    monkeypatch.setattr("simulations.run.worthwhile", lambda e: True)
+    monkeypatch.setattr(Comparisons, "begin", killing)
+    home = tmp_path / "run"
+    assert main([*SMALL.split(), "--engine", "inline", "--out", str(home)]) == 1
+    assert "failed: baseline pooled: its process died (exit code -9)" in capsys.readouterr().err
+    assert sorted(path.name for path in (home / "baselines").iterdir()) == ["closed-form", "local", "popularity"]
+    assert (home / "report.html").exists() and not (home / ".baseline").exists() and not active_children()
+
+
+def test_a_small_run_starts_no_process_for_its_baselines_and_a_part_of_the_program_none() -> None:
+    small, large = (experiment(rounds=rounds) for rounds in (1, 100_000))
+    assert (worthwhile(small), worthwhile(large)) == (False, True)
+    assert apart({"local": small}) and not apart({"local": experiment(task="__main__:Dwell")})
+    assert by_one_process(experiment(engine="process", workers=2)).engine == "inline"
+    assert by_one_process(experiment(engine="process", stack="yes")).engine == "batched"

@@ -13,6 +13,7 @@ from torch import Tensor
 from fedrec.data import ClientData, Interactions, federation, pool
 from fedrec.data.types import Floats, Ints
 from fedrec.evaluation import evaluate as module
+from fedrec.evaluation.asked import Asked
 from fedrec.evaluation.evaluate import Evaluation, Split, evaluate, mask_of, members, smallest
 from fedrec.evaluation.scorers import ModelScorer, PopularityScorer
 from fedrec.metrics import NEGATIVES
@@ -109,6 +110,34 @@ def test_the_mask_of_positives(a: list[tuple[int, int]], b: list[tuple[int, int]
     kept = {*a, *(pair for pair, p in zip(b, positive, strict=True) if p)}
     assert mask.shape == (len(users), 8)
     assert {(int(users[r]), int(c)) for r, c in zip(*mask.nonzero(), strict=True)} == {p for p in kept if p[0] in asked}
+
+
+@settings(deadline=None)
+@given(PAIRS, PAIRS, PAIRS, st.integers(0, 5))
+def test_what_is_asked_are_the_held_out_positives_among_those_not_known(
+    a: list[tuple[int, int]], b: list[tuple[int, int]], c: list[tuple[int, int]], second: int
+) -> None:
+    flag = [[i % 2 == 0 for i in range(len(rows))] for rows in (a, b, c)]
+    one = client(*(interactions(r, positive=f) for r, f in zip((a, b, c), flag, strict=True)), users=6, items=8)
+    kept = [{pair for pair, f in zip(r, fs, strict=True) if f} for r, fs in zip((a, b, c), flag, strict=True)]
+    empty = client(interactions([]), users=second, items=3)
+    questions: list[tuple[Split, set[tuple[int, int]], set[tuple[int, int]]]] = [
+        ("validation", kept[1], kept[0]),
+        ("test", kept[2], kept[0] | kept[1]),
+    ]
+    for split, held, known in questions:
+        asked = Asked.of([empty, one, one], split)
+        who = sorted({user for user, _ in held})
+        assert (asked.users - second).tolist() == [*who, *(user + 6 for user in who)]
+        assert asked.owner.tolist() == [1] * len(who) + [2] * len(who)
+        people = {
+            "known": {pair for pair in known - held if pair[0] in who},
+            "relevant": held,
+            "met": set().union(*kept),
+        }
+        for name, pairs in people.items():
+            row, item = getattr(asked, name).take(np.arange(len(who), 2 * len(who)))
+            assert sorted(zip([who[r] for r in row], item, strict=True)) == sorted(p for p in pairs if p[0] in who)
 
 
 @settings(deadline=None)

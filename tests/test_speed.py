@@ -253,3 +253,30 @@ def test_a_wrong_option_ends_with_one_line(arguments: list[str], text: str, caps
     error = capsys.readouterr().err
     assert text in error
     assert error.count("\n") == 1
+
+
+def test_the_study_of_triples_counts_them_on_every_runner_and_asks_for_what_it_needs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = ["--market.users", "40", "--market.items", "60", "--clients", "2", "--dim", "4", "--repeats", "1"]
+    assert main(["triples", *flags, "--rounds", "3", "--out", str(tmp_path / "study")]) == 0
+    table = pd.read_csv(tmp_path / "study" / "summary.csv")
+    assert table[["runner", "loss"]].to_numpy().tolist() == [
+        [runner, loss] for loss in ("rank", "rank-bce") for runner in ("pooled", "silos", "stacked")
+    ]
+    assert (table["speed"] > 0).all() and table["ratio"][0] == 1
+    monkeypatch.setattr("simulations.studies.triples.find_spec", lambda name: None)
+    for more, words in ((["--runners", "implicit"], "needs the package implicit"), (["--rounds", "2"], "at least 3")):
+        assert main(["triples", *flags, *more, "--out", str(tmp_path / "none")]) == 2
+        assert words in capsys.readouterr().err and not (tmp_path / "none").exists()
+
+
+def test_triples_are_rows_times_epochs_times_sampled_items_a_second(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    e = arm("--market.users 40 --market.items 60 --clients 2 --rounds 4 --local-epochs 3 --num-negatives 5".split())
+    seconds = iter((10.0, 10.5, 12.5, 99.0))  # of the rounds between the first and the last .5 and 2
+    monkeypatch.setattr("simulations.studies.triples.time.process_time", lambda: next(seconds))
+    monkeypatch.setattr("simulations.engines.launch", lambda e, home, told: [told({}) for _ in range(e.rounds)])
+    rows = sum(int(data.train.positive.sum()) for data in clients_data(e))
+    assert by_us(e, tmp_path) == rows * 3 * 5 / 1.25

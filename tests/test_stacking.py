@@ -264,7 +264,12 @@ def test_models_without_a_kernel_are_stacked_by_the_rows_that_they_gather(kind: 
 @pytest.mark.parametrize("tasks", list(TASKS))
 @pytest.mark.parametrize("kind", ["mf", "mlp", "item"])
 @pytest.mark.parametrize("one_user", [False, True])
-def test_gradients_are_those_of_autograd(kind: str, tasks: str, one_user: bool) -> None:
+@pytest.mark.parametrize("library", ["numpy", "torch"])
+def test_gradients_are_those_of_autograd(
+    kind: str, tasks: str, one_user: bool, library: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if library == "torch":  # as on a device of which NumPy knows nothing
+        monkeypatch.setattr("fedrec.training.kernels.on", lambda value, here: value)
     k, m, length, users = 3, 2, 4, 1 if one_user else 5
     model, chosen = Recommender(kind, 3, (4, 3)), tuple(map(parse_task, TASKS[tasks]))
     rng = torch.Generator().manual_seed(1)
@@ -277,7 +282,7 @@ def test_gradients_are_those_of_autograd(kind: str, tasks: str, one_user: bool) 
     weight = torch.tensor([1.0, 2.5, 0.5], dtype=torch.float64)
     offset = torch.arange(k)[:, None, None]
     step = Step(
-        None if one_user else (user[:, None] + users * offset).expand(item.shape),
+        None if one_user else user + users * offset[:, 0],
         item + 7 * offset,
         torch.full((k, length), 1 / length, dtype=torch.float64),
         {n: (mask / mask.sum(1, keepdim=True).clamp(min=1), target) for n, (mask, target) in labels.items()},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fedrec.data.types import Ints
+from fedrec.evaluation.asked import Asked
 from fedrec.evaluation.evaluate import Evaluation, Ranked, Split, assemble, rank_many
 from fedrec.evaluation.scorers import ModelScorer
 from fedrec.keyed import TABLES
@@ -56,7 +58,7 @@ def evaluate_many(
                 rows[a:b, : part.shape[1]] = part
             return rows
 
-        return rank_many(cohort.datas, scores, split, metrics, candidates, seed, chosen)
+        return rank_many(asked_of(cohort, split), scores, metrics, candidates, seed, chosen)
 
     ranks = {task.name: ranked(task.name) for task in cohort.tasks if task.kind == "rank"}
 
@@ -64,6 +66,12 @@ def evaluate_many(
         return assemble(reader(position), cohort.datas[position], cohort.tasks, split, lambda task: ranks[task][number])
 
     return [evaluation(number, position) for number, position in enumerate(chosen.tolist())]
+
+
+@lru_cache(maxsize=4)
+def asked_of(cohort: Cohort, split: Split) -> Asked:
+    """Return what is asked of a cohort, kept for a few: it is the same in every round."""
+    return Asked.of(cohort.datas, split)
 
 
 def bilinear(cohort: Cohort, shared: Stack) -> bool:

@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedrec.data.split import concatenate
 from fedrec.data.types import Bools, ClientData, Floats, Interactions, Ints
+from fedrec.evaluation.asked import Asked
 from fedrec.evaluation.scorers import Scorer
 from fedrec.keyed import select
 from fedrec.metrics import (
@@ -21,15 +21,13 @@ from fedrec.metrics import (
     average_precision,
     log_loss,
     macro_auc,
+    metrics_of,
     placements,
-    ranking_metrics,
-    ranks,
+    places,
     rmse,
 )
 from fedrec.params import Params
-from fedrec.rng import generator
 from fedrec.tasks import Task
-from fedrec.training.rows import edges
 
 Split = Literal["validation", "test"]
 Ranked = tuple[Ints, dict[str, Values]]
@@ -87,7 +85,7 @@ def evaluate(
         def scores(users: Ints, owner: Ints, width: int) -> Tensor:
             return scorer.score_all(task, users)
 
-        return rank_many([data], scores, split, metrics, candidates, seed, np.zeros(1, np.int64))[0]
+        return rank_many(Asked.of([data], split), scores, metrics, candidates, seed, np.zeros(1, np.int64))[0]
 
     return assemble(scorer, data, tasks, split, rank)
 
@@ -193,9 +191,8 @@ def of_classes(score: NDArray[np.floating], target: NDArray[np.floating]) -> dic
 
 
 def rank_many(
-    datas: Sequence[ClientData],
+    asked: Asked,
     scores: Callable[[Ints, Ints, int], Tensor],
-    split: Split,
     metrics: Sequence[str],
     candidates: Literal["full"] | int,
     seed: int,
@@ -203,74 +200,36 @@ def rank_many(
 ) -> list[Ranked]:
     """Return the local users with a held-out positive, ascending, and each one's ranking metrics, of some clients.
 
-    They are the `chosen` (ascending positions) of those that hold `datas`; users of all clients are numbered end to
-    end. `scores(users, owner, width)` are the scores [B, width] of the catalogues for users [B] of the clients `owner`;
-    behind a catalogue's end a score is anything.
+    They are the `chosen` (ascending positions) of those that are `asked`. `scores(users, owner, width)` are the scores
+    [B, width] of the catalogues for users [B] of the clients `owner`; behind a catalogue's end a score is anything.
     """
-    first, items = edges(np.array([len(data.users) for data in datas])), np.array([len(data.items) for data in datas])
-    train, validation, test, support = (
-        Columns.of([getattr(data, name) for data in datas], first)
-        for name in ("train", "validation", "test", "support")
-    )
-    held, known = (validation, [train, support]) if split == "validation" else (test, [train, validation, support])
-    users = np.unique(held.rows.user[held.rows.positive])
-    owner = np.searchsorted(first, users, side="right") - 1
-    asked = np.isin(owner, chosen)
-    users, owner = users[asked], owner[asked]
-    keys = candidate_keys(datas, owner, split, seed) if candidates != "full" else None
-    places: list[Ints] = []
-    for start in range(0, len(users), CHUNK):
-        part, who = users[start : start + CHUNK], owner[start : start + CHUNK]
-        width = int(items[who].max())
-        closed = ~offered([datas[position] for position in who], split, width)
-        relevant = held.mask(part, who, width)
-        excluded = closed | np.logical_or.reduce([column.mask(part, who, width) for column in known])
-        if candidates != "full" and keys is not None:
-            met = [column.mask(part, who, width) for column in (train, validation, test, support)]
-            drawn = np.stack([np.pad(next(keys), (0, width - items[p]), constant_values=2.0) for p in who])
-            excluded = ~smallest(drawn, np.logical_or.reduce([closed, *met]), candidates) | closed
-        places += ranks(scores(part, who, width), torch.from_numpy(relevant), torch.from_numpy(excluded))
-    values = ranking_metrics(places, metrics)
-    bounds = zip(chosen, *(np.searchsorted(users, first[chosen + last]) for last in (0, 1)), strict=True)
-    return [(users[a:b] - first[c], {name: value[a:b] for name, value in values.items()}) for c, a, b in bounds]
-
-
-@dataclass(frozen=True)
-class Columns:
-    """Rows of all clients end to end: users numbered end to end, local items."""
-
-    rows: Interactions
-    edge: Ints  # [clients + 1] the first row of every client
-
-    @staticmethod
-    def of(parts: Sequence[Interactions], first: Ints) -> "Columns":
-        """Lay the rows of clients end to end, whose first users are `first`."""
-        rows, sizes = concatenate(parts), [len(part) for part in parts]
-        return Columns(replace(rows, user=rows.user + np.repeat(first[:-1], sizes)), edges(np.array(sizes)))
-
-    def mask(self, users: Ints, owner: Ints, width: int) -> Bools:
-        """Return `mask_of` these rows for ascending `users` of the clients `owner`."""
-        near = self.rows.take(np.arange(self.edge[owner[0]], self.edge[owner[-1] + 1]))
-        return mask_of([near], users, width)
-
-
-def candidate_keys(datas: Sequence[ClientData], owner: Ints, split: Split, seed: int) -> Iterator[Values]:
-    """Yield, for every user, the keys [items] of which the smallest are its candidates."""
-    last, rng = -1, generator(seed)
-    for position in owner.tolist():
-        if position != last:
-            last, rng = position, generator(seed, "candidates", datas[position].name, split)
-        yield rng.random(len(datas[position].items))
-
-
-def offered(datas: Sequence[ClientData], split: Split, width: int) -> Bools:
-    """Return the mask [B, width] of what clients offer at a split, false behind their catalogues."""
-    sizes = np.array([len(data.items) for data in datas])
-    mask: Bools = np.arange(width) < sizes[:, None]
-    for row, data in enumerate(datas):
-        if data.new is not None:
-            mask[row, : sizes[row]] = data.offered(split)
-    return mask
+    at = np.flatnonzero(np.isin(asked.owner, chosen))
+    keys = asked.keys(seed) if candidates != "full" else None
+    found = [np.empty(0, np.int64)]
+    for start in range(0, len(at), CHUNK):
+        part = at[start : start + CHUNK]
+        who = asked.owner[part]
+        width = int(asked.items[who].max())
+        score = scores(asked.users[part], who, width)
+        row, item = asked.relevant.take(part)
+        known, out = asked.known.take(part), asked.closed(who, width)
+        if keys is not None and candidates != "full":
+            met, drawn = np.zeros((len(part), width), np.bool_), keys(who, width)
+            met[asked.met.take(part)] = True
+            out = ~smallest(drawn, met if out is None else met | out, candidates)
+        elif out is not None:
+            out[known] = True
+        if out is None:
+            left = width - np.bincount(known[0], minlength=len(part))
+            score = score.index_put([torch.from_numpy(index) for index in known], score.new_tensor(-torch.inf))
+        else:
+            out[row, item] = False
+            left, score = (~out).sum(1), score.masked_fill(torch.from_numpy(out), -torch.inf)
+        found.append(places(score, row, item, left))
+    values = metrics_of(np.concatenate(found), asked.relevant.counts[at], metrics)
+    users = asked.users[at]
+    bounds = zip(chosen, *(np.searchsorted(users, asked.first[chosen + last]) for last in (0, 1)), strict=True)
+    return [(users[a:b] - asked.first[c], {name: value[a:b] for name, value in values.items()}) for c, a, b in bounds]
 
 
 def held_out(data: ClientData, split: Split) -> Interactions:

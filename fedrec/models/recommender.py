@@ -217,8 +217,11 @@ class Recommender:
             return torch.cat(scores).view(len(p), len(q)) if len(p) else p.new_zeros((0, len(q)))
         weight, bias = params["body.0.weight"], params["body.0.bias"]
         left, right = p @ weight[:, : self.dim].T, q @ weight[:, self.dim :].T + bias
-        rows = [self.head(params, task, mlp(params, "body", F.relu(row + right), first=1)) for row in left]
-        return torch.stack(rows) if rows else p.new_zeros((0, q.shape[0]))
+        found = [p.new_zeros(0)]
+        for part in torch.split(left, max(1, PAIRS // max(len(q), 1))):
+            h = F.relu(part[:, None] + right).flatten(0, 1)
+            found.append(self.head(params, task, mlp(params, "body", h, first=1)))
+        return torch.cat(found).view(len(p), len(q))
 
     def penalty(self, params: Params, user: Tensor, item: Tensor) -> Tensor:
         """Return |p_u|^2 + |q_i|^2 (and the biases' squares) [B]: the L2 penalty of the rows that a batch touches."""

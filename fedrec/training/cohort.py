@@ -17,10 +17,12 @@ from fedrec.models import Recommender
 from fedrec.tasks import Task
 from fedrec.training.rows import edges
 
+FREE = 2**23  # pairs of a user and an item of which those that may be drawn are written down: 4 bytes each
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class Cohort:
-    """Clients with the same model and tasks, the one with most training rows first.
+    """Clients with the same model and tasks, the one with most training rows first; equal to nothing but itself.
 
     A table of all of them is flat: client c's rows are `starts[space][c]` to `starts[space][c + 1]`, in its local
     order. `server[space]` [rows] gives the row of the server's table for every flat row; None where every client's
@@ -50,6 +52,20 @@ class Cohort:
         """The number of training rows of every client [n], descending."""
         sizes: Ints = np.diff(self.starts["train"])
         return sizes
+
+    @cached_property
+    def free(self) -> tuple[Ints, NDArray[np.int32]] | None:
+        """Where every user's items outside its positives begin, and these items; None where they would be too many.
+
+        The r-th of a user is one look-up then, in the place of a search.
+        """
+        taken, users = self.taken, int(self.starts["user"][-1])
+        if taken is None or users * taken.n_items > FREE:
+            return None
+        mask = np.ones((users, taken.n_items), np.bool_)
+        mask[taken.positives_user, taken.positives_item] = False
+        items = np.append(np.nonzero(mask)[1], 0)  # never empty: a crowded user has none, and its look-up no meaning
+        return edges(mask.sum(1)), items.astype(np.int32)
 
 
 def groups(

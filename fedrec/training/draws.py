@@ -57,6 +57,13 @@ def sample_items(cohort: Cohort, clients: Ints, row: Ints, r: Ints, sizes: Ints,
     """Return the flat items [M, m] of the draws r [M, m]: see `Negatives.draw`."""
     if cohort.taken is None:
         return r
-    user = np.repeat(cohort.user[row], r.shape[1]).reshape(r.shape)
-    local = np.where(cohort.crowded[row][:, None], r, cohort.taken.nth(user, r))
+    if cohort.free:
+        start, item = cohort.free
+        place = start[cohort.user[row]][:, None] + r
+        local: Ints = item.take(place, mode="clip").astype(np.int64)
+    else:
+        local = cohort.taken.nth(np.repeat(cohort.user[row], r.shape[1]).reshape(r.shape), r)
+    crowded = cohort.crowded[row]
+    if crowded.any():
+        local = np.where(crowded[:, None], r, local)
     return local + np.repeat(cohort.starts["item"][clients], sizes * recipe.epochs)[:, None]

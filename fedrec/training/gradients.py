@@ -47,7 +47,7 @@ def gradients(
         loss, grads = loss_and_gradients(model, params, tasks, step, l2, weight, names)
         return loss, grads, {"user": flat(step.user), "item": flat(step.item)}
     item, same, columns = laid_out(step)
-    user = torch.arange(len(item), device=item.device)[:, None] if step.user is None else step.user[:, 0]
+    user = torch.arange(len(item), device=item.device)[:, None] if step.user is None else step.user
     at = {"user": user, "item": item}
     view = select(params, at)
     loss, each = by_rows(model, view, tasks, same, columns, l2, names, None if content is None else content[item])

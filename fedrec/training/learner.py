@@ -50,7 +50,10 @@ class Learner:
             grads, self.kept[place] = transform.update(grads, self.kept[place], self.view, Context(t, self.rows))
         self.optimiser.step(self.view, grads, self.state, t)
         for value, index in filled:
-            value.index_fill_(0, index, 0.0)
+            if len(value) < 32 * len(index):  # to write all of it is faster
+                value.zero_()
+            else:
+                value.index_fill_(0, index, 0.0)
 
     def scatter(self, at: At, grads: Params) -> list[tuple[Tensor, Tensor]]:
         """Add up the gradients of tables by row, in buffers, and return what of them was filled: (table, rows).

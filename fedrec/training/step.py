@@ -29,7 +29,7 @@ class Step:
     `user` is None where every client has one user, whose row is then the client's number.
     """
 
-    user: Tensor | None  # [k, 1 + m, L] rows of the stacked user table
+    user: Tensor | None  # [k, L] rows of the stacked user table
     item: Tensor  # [k, 1 + m, L] rows of the stacked item table
     share: Tensor  # [k, L] 1 / (rows of the batch), 0 for padding
     labels: dict[str, tuple[Tensor, Tensor]]  # task -> 1 / (its rows), 0 for others [k, L], and target [k, L(, C)]
@@ -40,7 +40,7 @@ class Step:
     def batch(self) -> Batch:
         """The minibatch of the one client that there is."""
         (item,), keep = self.item, None if self.keep is None else self.keep[0].T
-        user = torch.zeros_like(item[0]) if self.user is None else self.user[0, 0]
+        user = torch.zeros_like(item[0]) if self.user is None else self.user[0]
         labels = {name: ((scale[0] > 0).to(scale), target[0]) for name, (scale, target) in self.labels.items()}
         negative = item[1:].T if len(item) > 1 else None
         return Batch(user, item[0], negative, labels, None if self.history is None else self.history[0], keep)
@@ -133,22 +133,23 @@ class Schedule:
 
     def __iter__(self) -> Iterator[Step]:
         """Yield the steps."""
+        clients, lengths = self.grid.clients.tolist(), self.grid.length.tolist()
+        sizes = [k * length for k, length in zip(clients, lengths, strict=True)]
+        labels = {name: [torch.split(part, sizes) for part in parts] for name, parts in self.labels.items()}
+        item, share = torch.split(self.item, sizes), torch.split(self.share, sizes)
+        user, keep = (None if column is None else torch.split(column, sizes) for column in (self.user, self.keep))
         start = 0
-        for t in range(len(self.grid.clients)):
-            step = self.step(t, start)
-            start += step.share.numel()
-            yield step
-
-    def step(self, t: int, start: int) -> Step:
-        """Return step t = 0, 1, ..., whose first cell is `start`."""
-        k, length = int(self.grid.clients[t]), int(self.grid.length[t])
-        cells = slice(start, start + k * length)
-        item = self.item[cells].view(k, length, -1).mT.contiguous()
-        user = None if self.user is None else self.user[cells].view(k, 1, length).expand(item.shape)
-        labels = {
-            name: (scale[cells].view(k, length), target[cells].view(k, length, *target.shape[1:]))
-            for name, (scale, target) in self.labels.items()
-        }
-        history = None if self.past is None else self.past.take(cells, str(item.device)).view(k, length, -1)
-        keep = None if self.keep is None else self.keep[cells].view(k, length, -1).mT
-        return Step(user, item, self.share[cells].view(k, length), labels, history, keep)
+        for t, (k, length) in enumerate(zip(clients, lengths, strict=True)):
+            rows = slice(start, start + k * length)
+            yield Step(
+                None if user is None else user[t].view(k, length),
+                item[t].view(k, length, -1).mT.contiguous(),
+                share[t].view(k, length),
+                {
+                    name: (a[t].view(k, length), b[t].view(k, length, *b[t].shape[1:]))
+                    for name, (a, b) in labels.items()
+                },
+                None if self.past is None else self.past.take(rows, str(self.item.device)).view(k, length, -1),
+                None if keep is None else keep[t].view(k, length, -1).mT,
+            )
+            start = rows.stop

@@ -24,6 +24,7 @@ WORDS = {
     "sequences": "users that are read from their last items",
     "speed": "seconds a round of every engine",
     "tasks": "several tasks in one model, against each alone",
+    "triples": "triples a second of matrix factorisation",
 }
 SEEDS = "paired seeds: 0, 1, ... share data, start and order"
 REST = "Every option of a run may be given too, see python -m simulations.run --help."
