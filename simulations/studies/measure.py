@@ -73,9 +73,9 @@ def main(argv: Sequence[str]) -> None:
         from simulations.engines import launch
 
         launch(experiment, home, on_round)
-        took, peak = time.time() - float(began), max(peak, megabytes())
-        rows = int(clients_data(experiment).row_counts("train").sum())
-        (home / RESULT).write_text(json.dumps(Measured(rounds[0], peak, rows, took)._asdict()), encoding="utf-8")
+    took, peak = time.time() - float(began), max(peak, megabytes())
+    rows = int(clients_data(experiment).row_counts("train").sum())
+    (home / RESULT).write_text(json.dumps(Measured(rounds[0], peak, rows, took)._asdict()), encoding="utf-8")
 
 
 def megabytes() -> float:
