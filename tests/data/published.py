@@ -52,6 +52,9 @@ AGHOSTSAGHOSTSAGHOSTSAGHOSTQ,B000000BB2,5.0,1587000114941
             '{"main_category": "All Beauty", "title": "Nails, 10 ct", "average_rating": 3.0, "rating_number": 3, '
             '"features": ["a"], "description": [], "price": 9.99, "images": [], "videos": [], "store": null, '
             '"categories": ["Beauty", "Nails"], "details": {}, "parent_asin": "B000000AA2", "bought_together": null}\n'
+            '{"main_category": null, "title": "Of few", "average_rating": 5.0, "rating_number": 1, '
+            '"features": [], "description": [], "price": null, "images": [], "videos": [], "store": null, '
+            '"categories": [], "details": {}, "parent_asin": "B000000AA9", "bought_together": null}\n'
         ),
     },
     "lastfm": {

@@ -72,9 +72,7 @@ def test_every_name_has_a_layout_and_fields_on_the_command_line() -> None:
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_a_layout_is_short_and_says_where_from_on_which_terms_and_whether_it_was_tried(
-    name: str, tmp_path: Path
-) -> None:
+def test_a_layout_says_where_from_on_which_terms_and_whether_it_was_tried(name: str, tmp_path: Path) -> None:
     layout = LAYOUTS[name]
     assert layout.page.startswith("https://") and layout.terms and layout.fetch
     assert layout.tried == (name == "ml-100k")

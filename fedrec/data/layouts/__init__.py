@@ -54,7 +54,10 @@ def published(
     platforms = [raw.platform for raw in raws if raw.platform]
     items, users = (_attributes(kind, layout.reading, given, folder, platforms) for kind in KINDS)
     match = read_plain(given.match, given) if given.match is not None else None
-    data = assemble(name, raws, given, filters or Filters(), Described(items, users, match))
+    filters = filters or Filters()
+    if not layout.catalogue and not filters.item_least:
+        filters = filters.model_copy(update={"item_least": 1})  # leaves out what nobody met
+    data = assemble(name, raws, given, filters, Described(items, users, match))
     untried = "" if layout.tried else "; its layout was tried on a few lines, not on the whole of it"
     return _finished(replace(data, notes=(f"{layout.about}; terms: {layout.terms}{untried}", *data.notes)), layout)
 

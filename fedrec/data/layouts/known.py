@@ -83,6 +83,7 @@ LAYOUTS: dict[str, Layout] = {
             items="meta_*.jsonl",
             item_columns="key=parent_asin,title=title,category=categories,brand=store",
         ),
+        catalogue=False,
         page="https://amazon-reviews-2023.github.io/data_processing/5core.html",
         fetch="CATEGORY.csv.gz of the pure IDs of some categories, and if wanted their meta_CATEGORY.jsonl.gz,",
         terms="no licence is stated: see its page",

@@ -27,6 +27,7 @@ class Layout:
     md5: str = ""  # of the archive, as its owner publishes it
     load: Callable[[Path], Dataset] | None = None  # reads its folder, where no table says what its files mean
     raw: Callable[[Sequence[Path]], Raw] | None = None  # reads files whose rows are no interactions
+    catalogue: bool = True  # whether its file of items has no others than those that are to be had
     parted: str = "|"  # what parts the categories of an item
     like: float | None = None  # the label `like`, and a positive, is a rating above it
     tried: bool = False  # on the whole data set, not on a few made-up lines of its layout alone
