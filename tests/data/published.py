@@ -62,7 +62,7 @@ AGHOSTSAGHOSTSAGHOSTSAGHOSTQ,B000000BB2,5.0,1587000114941
         "artists.dat": (
             "id\tname\turl\tpictureURL\n"
             '51\tThe "Quoted\thttp://www.last.fm/music/a\thttp://x/1.jpg\n'
-            '52\t"Strange" Rós\thttp://www.last.fm/music/b\t\n'
+            '52\t"Rós"\thttp://www.last.fm/music/b\t\n'
         ),
     },
     "yelp": {

@@ -155,7 +155,7 @@ def test_lastfm_has_no_times_and_no_ratings(tmp_path: Path) -> None:
     data = read("lastfm", write(tmp_path, "lastfm"))
     assert sorted(rows(data)) == [("2", "51", 0, None), ("2", "52", 0, None), ("3", "51", 0, None)]
     assert data.labels == ()
-    assert about(data.items, "title") == {"51": 'The "Quoted', "52": '"Strange" Rós'}
+    assert about(data.items, "title") == {"51": 'The "Quoted', "52": '"Rós"'}
 
 
 def test_yelp_reviews_are_dated_and_businesses_have_categories(tmp_path: Path) -> None:
