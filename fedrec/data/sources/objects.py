@@ -1,5 +1,6 @@
 """Tables of JSON: an object a line, or an array of objects; nested fields by dots, as in `product.id`."""
 
+import io
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
@@ -13,6 +14,7 @@ from fedrec.data.sources.dialect import Dialect
 from fedrec.data.sources.loaded import SHOWN, Loaded, dropped, others
 from fedrec.data.sources.streams import text_of
 from fedrec.errors import UserError
+from fedrec.files import PEEKED
 
 SAMPLE = 1000  # objects by which columns are told
 CHUNK = 100_000  # objects whose values are held at a time
@@ -71,7 +73,7 @@ def read_json(path: Path, name: str, encoding: str, wanted: Sequence[str], lines
     """
     with text_of(path, name, Dialect(encoding=encoding)) as file:
         if lines:
-            return gathered(of_lines(file), name, wanted, strict)
+            return gathered(of_lines(io.BufferedReader(file, PEEKED)), name, wanted, strict)
         text = file.read().decode()
     try:
         whole = json.loads(text)
