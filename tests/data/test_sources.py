@@ -6,6 +6,7 @@ import bz2
 import csv
 import gzip
 import io
+import json
 import lzma
 import zipfile
 from collections.abc import Callable, Sequence
@@ -22,6 +23,7 @@ from hypothesis import strategies as st
 from fedrec.data.reading import Raw, Reading
 from fedrec.data.sources import digest, read_attributes, read_frame, read_plain, read_table
 from fedrec.data.sources.dialect import DELIMITERS
+from fedrec.data.sources.objects import read_json, read_lines
 from fedrec.errors import UserError
 
 Write = Callable[..., Path]
@@ -640,3 +642,28 @@ def test_attributes_are_read_by_key(write: Write, tmp_path: Path) -> None:
 def test_every_word_for_a_delimiter_is_one_character() -> None:
     assert all(len(sign) == 1 for sign in DELIMITERS.values())
     assert np.all([sign.isascii() for sign in DELIMITERS.values()])
+
+
+VALUES = st.one_of(
+    st.none(), st.integers(-5, 5), st.floats(-2, 2, width=32), st.text("ab1 ", max_size=3), st.booleans()
+)
+OBJECTS = st.fixed_dictionaries(
+    {"user": st.integers(0, 3), "product": st.fixed_dictionaries({"id": st.text("xyz", max_size=2)})},
+    optional={"rating": VALUES, "more": st.lists(st.integers(), max_size=2)},
+)
+
+
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(objects=st.lists(OBJECTS, min_size=1, max_size=6), blank=st.booleans())
+def test_objects_are_read_alike_by_blocks_and_one_by_one(
+    tmp_path: Path, objects: Sequence[dict[str, Any]], blank: bool
+) -> None:
+    path = tmp_path / "t.jsonl"
+    text = "\n".join(map(json.dumps, objects)) + "\n\n" * blank
+    path.write_text(text)
+    wanted = ["user", "product.id", *(["rating"] if any("rating" in one for one in objects) else [])]
+    fast = read_lines(path, "t", "utf-8", text, wanted, True)
+    slow = read_json(path, "t", "utf-8", wanted, True, True)
+    for name in wanted:
+        assert [(type(v), v) for v in plain(fast.columns[name])] == [(type(v), v) for v in plain(slow.columns[name])]
+    assert fast.lines is not None and slow.lines is not None and fast.lines.tolist() == slow.lines.tolist()

@@ -23,7 +23,7 @@ from fedrec.data.sources.dialect import (
     sample_text,
 )
 from fedrec.data.sources.loaded import NUMBER, TEXT, TIME, Loaded
-from fedrec.data.sources.objects import json_columns, read_json
+from fedrec.data.sources.objects import json_columns, read_json, read_lines
 from fedrec.data.sources.roles import BY_NAME
 from fedrec.data.sources.sequences import COLUMNS, are_sequences, read_sequences
 from fedrec.data.sources.streams import Undecodable
@@ -172,9 +172,10 @@ def load_columns(opened: Opened, kinds: Mapping[str, str], settings: Settings) -
                 return read_parquet(path, name, wanted), dialect
             if opened.form == "sequences":
                 return read_sequences(path, name, dialect.encoding, settings.strict), dialect
-            if opened.form in ("json", "jsonl"):
-                lines = opened.form == "jsonl"
-                return read_json(path, name, dialect.encoding, wanted, lines, settings.strict), dialect
+            if opened.form == "jsonl":
+                return read_lines(path, name, dialect.encoding, opened.text, wanted, settings.strict), dialect
+            if opened.form == "json":
+                return read_json(path, name, dialect.encoding, wanted, False, settings.strict), dialect
             dialect = with_decimal(opened, kinds, settings)
             places = {column: opened.columns.index(column) for column in wanted}
             by_place = {places[column]: kind for column, kind in kinds.items()}

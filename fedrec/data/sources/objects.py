@@ -3,6 +3,7 @@
 import io
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa  # type: ignore[import-untyped]
 
+from fedrec.data.sources.columnar import inside
 from fedrec.data.sources.dialect import Dialect
 from fedrec.data.sources.loaded import SHOWN, Loaded, dropped, others
-from fedrec.data.sources.streams import text_of
+from fedrec.data.sources.streams import Counted, text_of
 from fedrec.errors import UserError
 from fedrec.files import PEEKED
 
 SAMPLE = 1000  # objects by which columns are told
+BLOCK = 2**24  # bytes that are read at once
 CHUNK = 100_000  # objects whose values are held at a time
 RULE = "must be a JSON object"
 
@@ -64,6 +67,60 @@ def of_array(text: str) -> Iterator[tuple[int, Any]]:
             return
         yield number, one
         number += 1
+
+
+def read_lines(path: Path, name: str, encoding: str, text: str, wanted: Sequence[str], strict: bool) -> Loaded:
+    """Return the wanted fields of the object of every line; `text` is the beginning of the file.
+
+    Objects that are alike are read by arrow, all others one by one. Raises UserError as `read_json` does.
+    """
+    schema = schema_of(text, wanted)
+    if schema is not None:
+        with text_of(path, name, Dialect(encoding=encoding)) as file, suppress(pa.ArrowInvalid):
+            table = parse(file, schema)
+            if file.lines == table.num_rows:  # no line is empty, and none has two objects
+                columns = {column: inside(table, column) for column in wanted}
+                return Loaded(columns, np.arange(1, table.num_rows + 1))
+    return read_json(path, name, encoding, wanted, True, strict)
+
+
+def schema_of(text: str, wanted: Sequence[str]) -> Any:
+    """Return the types of wanted fields in the first objects of a text; None where they are no values of one kind."""
+    first = [one for _, one in islice(of_lines(text.encode().splitlines()), SAMPLE)]
+    if not all(isinstance(one, dict) and not any("." in name for name in one) for one in first):
+        return None
+    tree: dict[str, Any] = {}
+    for column in wanted:
+        *parents, leaf = column.split(".")
+        kind = typed([value_at(one, column, [*parents, leaf]) for one in first]).type
+        place = tree
+        for parent in parents:
+            place = place.setdefault(parent, {})
+            if not isinstance(place, dict):
+                return None
+        if kind == pa.null() or leaf in place or any(listed(one, column) for one in first):
+            return None
+        place[leaf] = kind
+    return pa.schema(fields_of(tree))
+
+
+def listed(one: dict[str, Any], column: str) -> bool:
+    """Return whether a field holds a list or an object, which `typed` writes as text."""
+    return isinstance(value_at(one, column, column.split(".")), list | dict)
+
+
+def fields_of(tree: dict[str, Any]) -> list[Any]:
+    """Return nested types as fields of arrow."""
+    nested = {name: pa.struct(fields_of(kind)) if isinstance(kind, dict) else kind for name, kind in tree.items()}
+    return [pa.field(name, kind) for name, kind in nested.items()]
+
+
+def parse(file: Counted, schema: Any) -> Any:
+    """Return the table of the fields of a schema, of lines of which each is an object; others raise ArrowInvalid."""
+    from pyarrow import json as arrow_json
+
+    options = arrow_json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")
+    return arrow_json.read_json(file, arrow_json.ReadOptions(block_size=BLOCK), options)
 
 
 def read_json(path: Path, name: str, encoding: str, wanted: Sequence[str], lines: bool, strict: bool) -> Loaded:
