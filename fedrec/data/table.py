@@ -1,6 +1,6 @@
 """A table of interactions in files, or in memory: how it is read, and what its columns mean."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -8,8 +8,9 @@ import pandas as pd
 from fedrec.data.assembly import Described, assemble
 from fedrec.data.reading import Filters, Raw, Reading
 from fedrec.data.sources import read_attributes, read_frame, read_plain, read_table
+from fedrec.data.sources.roles import asked, resolve
 from fedrec.data.types import Dataset
-from fedrec.errors import UserError, choose
+from fedrec.errors import UserError
 from fedrec.folders import create_private
 
 SHOWN = 3  # files that a dataset is named after
@@ -25,8 +26,15 @@ def table(path: Path, columns: str, reading: Reading | None = None, filters: Fil
     value, for whatever cannot be read.
     """
     reading, filters = reading or Reading(), filters or Filters()
-    raws = read_table(path, columns, reading)
-    return assemble(called(raws), raws, reading, filters, describe(reading, raws))
+    raws = [*read_table(path, columns, reading)]
+    name, described = called(raws), describe(reading, raws)
+    return assemble(name, taken(raws), reading, filters, described)
+
+
+def taken(raws: list[Raw]) -> Iterator[Raw]:
+    """Yield what is in a list, which keeps none of it: a file's columns are large."""
+    while raws:
+        yield raws.pop(0)
 
 
 def called(raws: Sequence[Raw]) -> str:
@@ -77,8 +85,10 @@ def columns_text(columns: Mapping[str, str | Iterable[str]]) -> str:
     several = {role: [names] if isinstance(names, str) else list(names) for role, names in columns.items()}
     parts = [(role, str(name)) for role, names in several.items() for name in names]
     for role, name in parts:
-        if "," in name or name != name.strip():
-            raise UserError(f"columns: the name of {role} must have no comma and no blank around it, found {name!r}")
+        if {*",;"} & {*name} or name != name.strip():
+            raise UserError(
+                f"columns: the name of {role} must have no comma, semicolon, or blank around it, found {name!r}"
+            )
     return ",".join(f"{role}={name}" for role, name in parts)
 
 
@@ -90,9 +100,7 @@ def write_frame(frame: pd.DataFrame, columns: str, path: Path) -> None:
     if not isinstance(frame, pd.DataFrame):
         raise UserError(f"data: must be a pandas DataFrame, found {type(frame).__name__}")
     frame = frame.set_axis([str(name) for name in frame.columns], axis="columns")
-    names = list(dict.fromkeys(part.partition("=")[2].strip() for part in columns.split(",") if "=" in part))
-    for name in names:
-        choose("column of data", name, frame.columns)
+    names = resolve(asked(columns, ""), list(frame.columns), "data", columns)[0].columns
     kept = frame.loc[:, frame.columns.isin(names)]
     if len(kept.columns) > len(names):
         raise UserError(f"data: each column must be there once, found {', '.join(kept.columns)}")

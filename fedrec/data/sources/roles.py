@@ -1,5 +1,6 @@
 """Which column has which role: as `--columns` says it, by platform, or by what columns are usually called."""
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -34,6 +35,8 @@ USUAL: dict[str, str] = {
 TIERS = {role: [tier.split() for tier in names.split("|")] for role, names in USUAL.items()}
 BY_NAME = {name: role for role, tiers in TIERS.items() for names in tiers for name in names}
 NEEDED = ("user", "item")
+KNOWN = (*ROLES, *ALIASES, "key")
+PART = re.compile(r"\s*([^=:,]+?)\s*[:=]\s*([^=,]+=.*)", re.DOTALL)  # of one platform
 
 
 @dataclass(frozen=True)
@@ -61,12 +64,9 @@ def asked(columns: str, platform: str, valid: Sequence[str] = ROLES, needed: Seq
     UserError.
     """
     common = own = ""
-    for part in columns.split(";"):
-        name, colon, rest = part.partition(":")
-        if not colon or "=" in name:
-            common = f"{common},{part}"
-        elif name.strip() == platform:
-            own = f"{own},{rest}"
+    for name, part in parts_of(columns):
+        common += f",{part}" * (not name)
+        own += f",{part}" * (name == platform != "")
     roles, labels = parse(common, valid)
     changed, others = parse(own, valid)
     both = {**roles, **changed}
@@ -75,8 +75,13 @@ def asked(columns: str, platform: str, valid: Sequence[str] = ROLES, needed: Seq
 
 def named(columns: str) -> set[str]:
     """Return the platforms that a text of columns names."""
-    heads = [part.partition(":") for part in columns.split(";")]
-    return {name.strip() for name, colon, _ in heads if colon and "=" not in name}
+    return {name for name, _ in parts_of(columns) if name}
+
+
+def parts_of(columns: str) -> list[tuple[str, str]]:
+    """Return the parts of a text like `user=u;shop:user=c`, or `user=u;shop=user=c`, with their platforms or ""."""
+    heads = [(part, PART.match(part)) for part in columns.split(";")]
+    return [(found[1], found[2]) if found and found[1] not in KNOWN else ("", part) for part, found in heads]
 
 
 def parse(columns: str, valid: Sequence[str]) -> tuple[dict[str, str], tuple[str, ...]]:
