@@ -21,7 +21,7 @@ EXACT = 2**53  # whole numbers above it have lost digits where they were read as
 # Names that no label has: columns of interactions, and tasks about items.
 RESERVED = ("user", "item", "platform", "time", "rating", "positive", "category", "price", "brand", "behaviour")
 AS_FLOAT = r"^-?\d+\.0$"
-BINARY = {"0": 0.0, "1": 1.0, "0.0": 0.0, "1.0": 1.0, "false": 0.0, "true": 1.0}
+BINARY = {"0": 0.0, "1": 1.0, "0.0": 0.0, "1.0": 1.0, "false": 0.0, "true": 1.0, "no": 0.0, "yes": 1.0}
 SAMPLE = 1_000_000  # rows by which the unit of times is told
 LATEST = 1e11  # seconds, in the year 5138
 UNITS = {"seconds": 1, "milliseconds": 10**3, "microseconds": 10**6, "nanoseconds": 10**9}

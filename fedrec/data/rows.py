@@ -95,7 +95,7 @@ def read_rows(raw: Raw, reading: Reading, events: Events, scales: Scales) -> tup
     labels: dict[str, Label] = {}
     for name in raw.labels:
         yes, unknown, wrong = binary(raw.columns[name], (raw.text or {}).get(name))
-        bad("label", "a label must be 0, 1, true or false", wrong, name)
+        bad("label", "a label must be 0, 1, true, false, yes or no", wrong, name)
         labels[name] = Label(yes, ~unknown if unknown.any() else None)
     ignored, of_events, values = None, dict[str, Label](), frozenset[str]()
     if "event" in raw.roles:

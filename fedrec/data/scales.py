@@ -117,6 +117,13 @@ def scale_notes(rating: Floats, platform: Codes, platforms: Sequence[str], scale
             "SUSPICION: platforms rate on scales that differ: state them (--reading.scale '1..5;shop=0..10'), and "
             "bring them together (--reading.normalise)"
         )
+    beyond = {name: scale for name, scale in unstated.items() if scale.high > STARS[1]}
+    if beyond and not odd:
+        name, scale = next(iter(beyond.items()))
+        odd.append(
+            f"SUSPICION: ratings reach {scale.high:g}, and like is still a rating of at least {LIKED:g}: state the "
+            f"scale (--reading.scale {scale.low:g}..{scale.high:g})"
+        )
     return (*found, *odd)
 
 

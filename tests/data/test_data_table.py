@@ -227,7 +227,7 @@ BAD = {
     "inf rating": ("u,i,r\na,b,-inf", U + ",rating=r", "line 2, column 'r': .*found '-inf'"),
     "huge rating": ("u,i,r\na,b,1e300", U + ",rating=r", "line 2, column 'r': .*found '1e300'"),
     "text rating": ("u,i,r\na,b,1\na,c,good", U + ",rating=r", "line 3, column 'r': .*found 'good'"),
-    "label": ("u,i,l\na,b,1\na,c,yes", U + ",label=l", "line 3, column 'l': a label must be .*found 'yes'"),
+    "label": ("u,i,l\na,b,1\na,c,maybe", U + ",label=l", "line 3, column 'l': a label must be .*found 'maybe'"),
     "time": ("u,i,t\na,b,1\na,c,soon", U + ",time=t", "line 3, column 't': a time must .*found 'soon'"),
     "infinite time": ("u,i,t\na,b,inf", U + ",time=t", "line 2, column 't': a time must .*found 'inf'"),
     "date": (

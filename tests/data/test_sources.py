@@ -8,6 +8,8 @@ import gzip
 import io
 import json
 import lzma
+import subprocess
+import sys
 import time
 import zipfile
 from collections.abc import Callable, Sequence
@@ -694,3 +696,49 @@ def test_a_million_rows_are_typed_and_mapped_in_seconds(
         np.testing.assert_array_equal(raw.columns["timestamp"], frame["timestamp"])
         words = np.asarray(raw.columns["userId"].dictionary.to_pylist(), np.int64)
         np.testing.assert_array_equal(words[raw.columns["userId"].indices.to_numpy()], frame["userId"])
+
+
+def test_a_column_with_the_delimiter_in_quotes_is_one_column(write: Write) -> None:
+    raw = one(write('7,"Chess, the 2nd",play\n8,"Go, the 1st",buy\n'), "user=1,item=2")
+    assert by_role(raw)["item"] == ["Chess, the 2nd", "Go, the 1st"]
+
+
+def test_quotes_in_quotes_may_stand_behind_a_backslash(write: Write) -> None:
+    raw = one(write('"user";"isbn"\n"a";"Die \\"Strasse\\"; Roman"\n"b";"Halt"\n'))
+    assert by_role(raw) == {"user": ["a", "b"], "item": ['Die "Strasse"; Roman', "Halt"]}
+    assert "quotes escaped by a backslash" in raw.said[0]
+
+
+@pytest.mark.parametrize("above", ["sep=;\n", "# of 2024\n", "# of 2024\n# by us\n"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_lines_above_a_table_are_no_rows_and_lines_are_counted_with_them(
+    above: str, packed: bool, write: Write
+) -> None:
+    text = f"{above}user;item;rating\na;b;1\n\na;c;2;9\nb;c;3\n".encode()
+    path = write(gzip.compress(text), "t.csv.gz") if packed else write(text)
+    raw, first = one(path, rows="drop"), above.count("\n") + 1
+    assert by_role(raw) == {"user": ["a", "b"], "item": ["b", "c"], "rating": [1, 3]}
+    assert raw.lines is not None and raw.lines.tolist() == [first + 1, first + 4]
+    with pytest.raises(UserError, match=rf"line {first + 3}: must have 3 fields, as the first row has, found 4"):
+        one(path)
+
+
+def test_a_first_line_with_a_mark_names_the_columns_if_it_has_as_many(write: Write) -> None:
+    assert by_role(one(write("#user,item\na,b\n"))) == {"user": ["a"], "item": ["b"]}
+
+
+def test_many_whole_numbers_a_line_are_sequences(write: Write) -> None:
+    raw = one(write("".join(f"{user} " + " ".join(str(user + k) for k in range(9)) + "\n" for user in range(3))))
+    assert len(by_role(raw)["user"]) == 27 and raw.columns["time"].tolist() == [*range(1, 10)] * 3
+
+
+@pytest.mark.parametrize(
+    "text", ["user,item,rating\n" + "a,b,1\n" * 2000 + "a,c,five\n", '{"user": 1, "item": 2}\n[]\n']
+)
+def test_a_process_that_refuses_a_file_ends_without_a_word_more(text: str, write: Write) -> None:
+    path = write(text, "t.jsonl" if text.startswith("{") else "t.csv")
+    code = "from fedrec.data import table\nfrom fedrec.errors import UserError\nfrom pathlib import Path\n"
+    code += f"try:\n    table(Path({str(path)!r}), '')\nexcept UserError:\n    print('refused')\n"
+    for _ in range(3):  # a thread that reads ahead may or may not be late
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "refused\n", "")

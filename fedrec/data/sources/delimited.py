@@ -12,7 +12,7 @@ from pyarrow import csv
 
 from fedrec.data.sources.dialect import Dialect, lines_of_header, rows_in
 from fedrec.data.sources.loaded import NUMBER, SHOWN, TIME, Loaded, dropped, others
-from fedrec.data.sources.streams import Counted, lines_of, separator, text_of
+from fedrec.data.sources.streams import lines_of, native_text, separator
 from fedrec.data.sources.values import LARGEST, MISSING, coded
 from fedrec.errors import UserError
 
@@ -33,10 +33,10 @@ def read_delimited(
     sample = rows_in(text, dialect.delimiter, dialect.quote)
     width, below = len(sample[0]), sample[dialect.header :]
     types = {at: type_of(kind, (row[at] for row in below if at < len(row)), dialect) for at, kind in kinds.items()}
-    top = lines_of_header(text, dialect)
+    top = dialect.above + lines_of_header(text, dialect)
     while True:
         broken: list[int] = []
-        with text_of(path, name, dialect) as file:
+        with native_text(path, name, dialect) as (file, lines_there):
             try:
                 table = parse(file, dialect, width, top, types, broken)
             except pa.ArrowInvalid as error:
@@ -51,7 +51,7 @@ def read_delimited(
         types |= dict.fromkeys(huge, CODES)
     columns = {str(at): restored(table.column(str(at)), dialect) for at in kinds}
     rows = table.num_rows
-    if not broken and file.lines == rows + top:
+    if not broken and lines_there == rows + top:
         return Loaded(columns, None if top == 1 else np.arange(1, rows + 1) + top)
     lines, bad = lines_of(path, name, dialect, width)
     if len(lines) != rows:
@@ -76,7 +76,7 @@ def type_of(kind: str, values: Iterable[str], dialect: Dialect) -> Any:
     return pa.float64() if all(DECIMAL.fullmatch(value) for value in some) else CODES
 
 
-def parse(file: Counted, dialect: Dialect, width: int, top: int, types: Mapping[int, Any], broken: list[int]) -> Any:
+def parse(file: Any, dialect: Dialect, width: int, top: int, types: Mapping[int, Any], broken: list[int]) -> Any:
     """Return the table of some columns by position; rows of another width are left out, and `broken` has an entry."""
 
     def leave_out(row: Any) -> str:
@@ -88,7 +88,8 @@ def parse(file: Counted, dialect: Dialect, width: int, top: int, types: Mapping[
         csv.ReadOptions(block_size=BLOCK, skip_rows=top, column_names=[str(at) for at in range(width)]),
         csv.ParseOptions(
             delimiter=separator(dialect),
-            quote_char=dialect.quote or False,
+            quote_char=dialect.quote[:1] or False,
+            escape_char=dialect.quote[1:] or False,
             newlines_in_values=bool(dialect.quote),
             invalid_row_handler=leave_out,
         ),

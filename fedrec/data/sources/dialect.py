@@ -4,7 +4,7 @@ import codecs
 import csv
 import io
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,10 @@ MARKS = (
 )
 STAND_IN = "\x1f"  # for a delimiter of several bytes, in a file that has no such character
 ROWS = 1000  # of a sample, by which columns are told
+ESCAPED = '"\\'  # quotes in quotes behind a backslash
+SEPARATES = re.compile("sep=.", re.IGNORECASE)
+SIGNS = re.compile(r"[,;\t|]|::")
+Fit = tuple[bool, float, bool, int]
 NUMBER = re.compile(r"[+-]?(\d+([.,]\d*)*|[.,]\d+)([eE][+-]?\d+)?")
 BLANK = re.compile(r"(?<=\d)[ '’\u00a0\u202f](?=\d{3}(\D|$))")  # between thousands
 ONLY_COMMA = re.compile(r"[+-]?(\d+,(\d{1,2}|\d{4,})|(0|\d{4,}),\d{3}|\d{1,3}(\.\d{3})+,\d*|\d{1,3}(\.\d{3}){2,})")
@@ -31,7 +35,10 @@ ONLY_POINT = re.compile(r"[+-]?(\d*\.(\d{0,2}|\d{4,})|(0|\d{4,})\.\d{3}|\d{1,3}(
 
 @dataclass(frozen=True)
 class Dialect:
-    """How the text of a table is written; `quote` is "" where no character quotes."""
+    """How the text of a table is written.
+
+    `quote` is "" where no character quotes; behind it may stand the one that escapes it. `above` lines are no rows.
+    """
 
     encoding: str = "utf-8"
     delimiter: str = ","
@@ -39,6 +46,7 @@ class Dialect:
     header: bool = True
     decimal: str = "."
     grouped: bool = False  # whether the digits of thousands are parted by the other sign
+    above: int = 0
     certain: bool = True  # whether the encoding was told, or something in the file told it
 
 
@@ -111,10 +119,11 @@ def choose_dialect(
     """
     if told.quote and told.quote != "none" and not (len(told.quote) == 1 and told.quote.isascii()):
         raise UserError(f"reading.quote: must be one character, or none, found {told.quote!r}")
-    quotes = [told.quote.replace("none", "")] if told.quote else ['"', ""]
+    quotes = [told.quote.replace("none", "")] if told.quote else ['"', ESCAPED, ""]
     delimiters = [delimiter_of(told.delimiter)] if told.delimiter else [*CANDIDATES]
-    pairs = [(delimiter, quote) for delimiter in delimiters for quote in quotes]
-    fits = {pair: found for pair in pairs if (found := fit(text, whole, *pair, wanted)) is not None}
+    pairs = [(sign, quote) for sign in delimiters for quote in quotes]
+    every = {pair: one for pair in pairs if (one := fit(text, whole, *pair, wanted)) is not None}
+    fits = best_quotes(every)
     if not fits and not told.delimiter and (blank := fit(text, whole, " ", quotes[0], wanted)) is not None:
         fits = {(" ", quotes[0]): blank}
     if not fits:
@@ -122,7 +131,8 @@ def choose_dialect(
             f"{name}, line 1: must be columns parted by one of {', '.join(DELIMITERS)} or ::, found "
             f"{text.splitlines()[0][:60]!r}; name what parts them by --reading.delimiter"
         )
-    chosen = [pair for pair, value in fits.items() if value == max(fits.values())]
+    best = max(fits.values())
+    chosen = [pair for pair, value in fits.items() if value == best]
     if len({delimiter for delimiter, _ in chosen}) > 1:
         found = " and ".join(repr(delimiter) for delimiter in dict.fromkeys(delimiter for delimiter, _ in chosen))
         raise UserError(f"{name}: what parts columns must be told by --reading.delimiter, found {found} as likely")
@@ -133,6 +143,31 @@ def choose_dialect(
     return Dialect(delimiter=delimiter, quote=quote, header=has_header(rows, told.header, wanted, usual))
 
 
+def best_quotes(fits: Mapping[tuple[str, str], Fit]) -> dict[tuple[str, str], Fit]:
+    """Return how well each delimiter fits with the quote that suits it best: of those that do as well, the first."""
+    best: dict[str, tuple[str, str]] = {}
+    for pair in fits:
+        before = best.setdefault(pair[0], pair)
+        if fits[pair][:-1] > fits[before][:-1]:
+            best[pair[0]] = pair
+    return {pair: fits[pair] for pair in best.values()}
+
+
+def lines_above(text: str) -> int:
+    """Return the lines of a text before its table: Excel's `sep=;`, and remarks that begin with # and have no columns.
+
+    A first line that begins with # and has as many columns as the next names them.
+    """
+    lines = text.splitlines(keepends=True)
+    count = int(bool(lines) and bool(SEPARATES.fullmatch(lines[0].strip())))
+    while count + 1 < len(lines) and lines[count].startswith("#"):
+        table = next((line for line in lines[count:] if not line.startswith("#")), "")
+        if len(SIGNS.findall(lines[count])) >= len(SIGNS.findall(table)):
+            break
+        count += 1
+    return count
+
+
 def delimiter_of(word: str) -> str:
     """Return the characters that a word stands for; raises UserError for what can part nothing."""
     delimiter = DELIMITERS.get(word, word).replace("\\t", "\t")
@@ -141,9 +176,7 @@ def delimiter_of(word: str) -> str:
     return delimiter
 
 
-def fit(
-    text: str, whole: bool, delimiter: str, quote: str, wanted: Collection[str]
-) -> tuple[bool, float, bool, int] | None:
+def fit(text: str, whole: bool, delimiter: str, quote: str, wanted: Collection[str]) -> Fit | None:
     """Return how well a delimiter and a quote part a text; None if they do not part its first row.
 
     That is whether wanted columns are named, the share of rows that are as wide as the first, whether all quotes are
@@ -164,7 +197,8 @@ def reader_of(text: str | io.TextIOBase, delimiter: str, quote: str, strict: boo
     file = io.StringIO(text, newline="") if isinstance(text, str) else text
     if not quote:
         return csv.reader(file, delimiter=delimiter, quoting=csv.QUOTE_NONE)
-    return csv.reader(file, delimiter=delimiter, quotechar=quote, strict=strict)
+    escape = quote[1:] or None
+    return csv.reader(file, delimiter=delimiter, quotechar=quote[0], escapechar=escape, strict=strict)
 
 
 def rows_in(text: str, delimiter: str, quote: str) -> list[list[str]]:
@@ -248,7 +282,8 @@ def described(dialect: Dialect, told: Told) -> list[str]:
     if dialect.encoding != usual.encoding and not told.encoding:
         parts.append("latin-1 (cp1252)" if dialect.encoding == "cp1252" else dialect.encoding)
     if dialect.quote != usual.quote and not told.quote:
-        parts.append(f"quoted by {dialect.quote}" if dialect.quote else "no character quotes")
+        words_of = {ESCAPED: "quotes escaped by a backslash", "": "no character quotes"}
+        parts.append(words_of.get(dialect.quote, f"quoted by {dialect.quote}"))
     if not dialect.header and not told.header:
         parts.append("no header: columns are 1, 2 ...")
     if dialect.decimal != usual.decimal and not told.decimal:

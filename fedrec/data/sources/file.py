@@ -19,6 +19,7 @@ from fedrec.data.sources.dialect import (
     choose_dialect,
     choose_encoding,
     described,
+    lines_above,
     rows_in,
     sample_text,
 )
@@ -139,11 +140,13 @@ def of_lines(opened: Opened, whole: bool, settings: Settings, wanted: Collection
         pairs = [(found[1], found[2]) for found in typed if found]
         lists = frozenset(name for name, kind in pairs if kind.endswith("_seq"))
         return replace(opened, columns=tuple(name for name, _ in pairs), dialect=dialect, lists=lists)
+    above = lines_above(text)
+    text = "".join(text.splitlines(keepends=True)[above:])
     chosen = choose_dialect(text, whole, settings.told, wanted, BY_NAME, opened.name)
-    dialect = replace(chosen, encoding=encoding, certain=opened.dialect.certain)
+    dialect = replace(chosen, encoding=encoding, above=above, certain=opened.dialect.certain)
     first = rows_in(text, dialect.delimiter, dialect.quote)[0]
     columns = [field.strip() for field in first] if dialect.header else [str(at + 1) for at in range(len(first))]
-    return replace(opened, columns=tuple(columns), dialect=dialect)
+    return replace(opened, columns=tuple(columns), dialect=dialect, text=text)
 
 
 def check_acts(opened: Opened, settings: Settings) -> Opened:

@@ -14,7 +14,7 @@ import pyarrow as pa  # type: ignore[import-untyped]
 from fedrec.data.sources.columnar import inside
 from fedrec.data.sources.dialect import Dialect
 from fedrec.data.sources.loaded import SHOWN, Loaded, dropped, others
-from fedrec.data.sources.streams import Counted, text_of
+from fedrec.data.sources.streams import native_text, text_of
 from fedrec.errors import UserError
 from fedrec.files import PEEKED
 
@@ -76,9 +76,9 @@ def read_lines(path: Path, name: str, encoding: str, text: str, wanted: Sequence
     """
     schema = schema_of(text, wanted)
     if schema is not None:
-        with text_of(path, name, Dialect(encoding=encoding)) as file, suppress(pa.ArrowInvalid):
+        with native_text(path, name, Dialect(encoding=encoding)) as (file, count), suppress(pa.ArrowInvalid):
             table = parse(file, schema)
-            if file.lines == table.num_rows:  # no line is empty, and none has two objects
+            if count == table.num_rows:  # no line is empty, and none has two objects
                 columns = {column: inside(table, column) for column in wanted}
                 return Loaded(columns, np.arange(1, table.num_rows + 1))
     return read_json(path, name, encoding, wanted, True, strict)
@@ -115,7 +115,7 @@ def fields_of(tree: dict[str, Any]) -> list[Any]:
     return [pa.field(name, kind) for name, kind in nested.items()]
 
 
-def parse(file: Counted, schema: Any) -> Any:
+def parse(file: Any, schema: Any) -> Any:
     """Return the table of the fields of a schema, of lines of which each is an object; others raise ArrowInvalid."""
     from pyarrow import json as arrow_json
 

@@ -24,7 +24,7 @@ USUAL: dict[str, str] = {
     "rating": "rating stars score overall | ratings bewertung sterne bookrating movierating reviewrating reviewscore",
     "time": "timestamp ts unixtime unixreviewtime | time datetime eventtime createdat timems zeit zeitpunkt "
     "zeitstempel | date datum eventdate orderdate purchasedate reviewdate reviewtime orderedat invoicedate "
-    "bestelldatum kaufdatum",
+    "bestelldatum kaufdatum at",
     "event": "event eventtype | action actiontype behavior behaviour behaviortype behaviourtype ereignis aktion",
     "platform": "platform plattform | domain marketplace",
     "title": "title titel | itemname productname producttitle movietitle produktname",

@@ -15,13 +15,19 @@ from fedrec.data.types import Ints
 from fedrec.errors import UserError
 
 COLUMNS = ["user", "item", "time"]
+WIDE = 8  # columns that a table without names of them has at most
 RULE = "must have a user and an item, parted by blanks"
 
 
 def are_sequences(text: str) -> bool:
-    """Return whether lines are words parted by blanks alone, at least two, and more in some lines than in others."""
-    counts = {len(line.split()) for line in text.splitlines() if line.strip()}
-    return len(counts) > 1 and min(counts) > 1 and not any(sign in text for sign in (",", ";", "\t", "|", "::", '"'))
+    """Return whether lines are words parted by blanks alone: not all of one number, or many whole numbers each."""
+    if any(sign in text for sign in (",", ";", "\t", "|", "::", '"')):
+        return False
+    lines = [words for line in text.splitlines() if (words := line.split())]
+    counts = {len(words) for words in lines}
+    if min(counts, default=0) < 2:
+        return False
+    return len(counts) > 1 or (min(counts) > WIDE and all(word.isdecimal() for words in lines for word in words))
 
 
 def read_sequences(path: Path, name: str, encoding: str, strict: bool) -> Loaded:

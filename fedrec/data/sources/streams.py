@@ -7,13 +7,15 @@ from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa  # type: ignore[import-untyped]
 
 from fedrec.data.sources.dialect import STAND_IN, Dialect, reader_of
 from fedrec.data.types import Ints
 from fedrec.errors import UserError
-from fedrec.files import PEEKED, unpack
+from fedrec.files import PACKED, PEEKED, unpack
 
 
 class Undecodable(UserError):
@@ -59,6 +61,31 @@ def text_of(path: Path, name: str, dialect: Dialect) -> Iterator[Counted]:
     """
     with unpack(path, name) as file:
         yield Counted(parted(decoded(file, name, dialect.encoding), name, dialect.delimiter.encode()))
+
+
+@contextmanager
+def native_text(path: Path, name: str, dialect: Dialect) -> Iterator[tuple[Any, int]]:
+    """Yield the text of `text_of` as a file of arrow, and its number of lines.
+
+    Arrow reads ahead in threads of its own, which must not find Python's streams at the end of the process: the text is
+    mapped where it is the file itself, else held in memory.
+    """
+    as_it_is = is_plain(path, dialect)
+    held = pa.BufferOutputStream()
+    with text_of(path, name, dialect) as file:
+        while chunk := file.read(PEEKED):
+            if not as_it_is:
+                held.write(chunk)
+    with pa.memory_map(str(path)) if as_it_is else pa.BufferReader(held.getvalue()) as native:
+        yield native, file.lines
+
+
+def is_plain(path: Path, dialect: Dialect) -> bool:
+    """Return whether a file's bytes are the text that `text_of` yields."""
+    if path.name.lower().endswith(PACKED) or codecs.lookup(dialect.encoding).name not in ("utf-8", "ascii"):
+        return False
+    with path.open("rb") as file:
+        return separator(dialect) == dialect.delimiter and not file.read(3).startswith(codecs.BOM_UTF8)
 
 
 def separator(dialect: Dialect) -> str:
@@ -112,12 +139,14 @@ def parted(chunks: Iterator[bytes], name: str, delimiter: bytes) -> Iterator[byt
 
 def numbered(file: io.TextIOBase, name: str, dialect: Dialect) -> Iterator[tuple[int, list[str]]]:
     """Yield the first line and the fields of every row that is not empty."""
-    reader, line = reader_of(file, separator(dialect), dialect.quote), 1
+    for _ in range(dialect.above):
+        file.readline()
+    reader, line = reader_of(file, separator(dialect), dialect.quote), 1 + dialect.above
     try:
         for row in reader:
             if row:
                 yield line, row
-            line = reader.line_num + 1
+            line = reader.line_num + 1 + dialect.above
     except csv.Error as error:
         raise UserError(f"{name}, line {line}: must be a row of a CSV, found {error}") from None
 
