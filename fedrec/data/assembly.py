@@ -101,7 +101,7 @@ def _check(parts: Sequence[Rows], reading: Reading) -> None:
     """Raise UserError for what cannot act on these rows."""
     if not parts:
         raise UserError("data-dir: must hold a file of interactions, found none")
-    if reading.events and not any(part.logs for part in parts):
+    if reading.events and all(part.logs is None for part in parts):
         raise UserError("events: need a column of events (columns: event=NAME), found none")
     if (reading.scale or reading.normalise) and all(part.rating is None for part in parts):
         field = "scale" if reading.scale else "normalise"
@@ -145,12 +145,13 @@ def _values(parts: Sequence[Rows]) -> dict[str, Column]:
 
     columns = {"time": all_of("time", 0, np.int64), "rating": all_of("rating", np.nan, np.float32)}
     columns["positive"] = all_of("positive", True, np.bool_)
+    of_events = frozenset[str]().union(*(part.logs or () for part in parts))
     for label in dict.fromkeys(label for part in parts for label in part.labels):
         has, known = list[Bools](), list[Bools]()
         for part in parts:
             one = part.labels.get(label)
             has.append(np.zeros(len(part), np.bool_) if one is None else one.has)
-            every = part.logs if one is None else one.known is None
+            every = part.logs is not None and label in of_events if one is None else one.known is None
             known.append(np.full(len(part), every) if one is None or one.known is None else one.known)
         columns[label] = np.concatenate(has)
         if not all(mask.all() for mask in known):
@@ -183,9 +184,9 @@ def _with_likes(
     rows["like"] = rating >= least[rows["platform"].to_numpy()]
     if unknown.any():
         rows[known_column("like")] = ~unknown
-    if (least != LIKED).any():
-        each = dict(zip(platforms, least.tolist(), strict=True))
-        words = ", ".join(f"{value:g}" + f" on {name}" * (len(each) > 1) for name, value in each.items())
+    rated = np.unique(rows["platform"].to_numpy()[~unknown]).tolist()
+    if (least[rated] != LIKED).any():
+        words = ", ".join(f"{least[code]:g}" + f" on {platforms[code]}" * (len(rated) > 1) for code in rated)
         notes.append(f"like is a rating of at least {words}, the upper quarter of the stated scale")
     return True
 

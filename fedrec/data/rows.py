@@ -38,7 +38,7 @@ class Rows:
     rating: Floats | None
     positive: Bools | None
     labels: dict[str, Label]
-    logs: bool  # whether a label that it lacks is one that no row has, as of events
+    logs: frozenset[str] | None  # labels of its events, if it has any: another one of events no row has
     about: dict[str, Coded] = field(default_factory=dict)
     price: Reals | None = None
     events: frozenset[str] = frozenset()  # the values that its column of events has
@@ -111,6 +111,7 @@ def read_rows(raw: Raw, reading: Reading, events: Events, scales: Scales) -> tup
                 f"{raw.name}, column {raw.roles['event']!r}: {', '.join(of_events)} are labels by these names, and all "
                 "events are positives (choose with --events 'LABEL=VALUE,VALUE;LABEL=VALUE')"
             )
+    logs = frozenset(of_events) if "event" in raw.roles else None
     positive = _positive(labels, of_events if events.values else {})
     price = None
     if "price" in raw.roles:
@@ -118,9 +119,7 @@ def read_rows(raw: Raw, reading: Reading, events: Events, scales: Scales) -> tup
         bad("price", "a price must be a positive number", ~positive_number(value))
         price = value.number
     about = {role: coded(raw.columns[raw.roles[role]]) for role in ABOUT if role in raw.roles}
-    rows = Rows(
-        user, item, platform, time, rating, positive, labels | of_events, "event" in raw.roles, about, price, values
-    )
+    rows = Rows(user, item, platform, time, rating, positive, labels | of_events, logs, about, price, values)
     kept, dropped = settle(raw, faults, reading.rows)
     if ignored is not None:
         mine = ignored if kept is None else ignored & kept
