@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from fedrec.data import Filters, Reading
+from fedrec.data import Reading
 from fedrec.errors import UserError
 from fedrec.experiment.acting import ALWAYS, RULES, acting, acts, inert, refuse
 from fedrec.experiment.config import Experiment, build
@@ -163,6 +163,9 @@ CHANGES: dict[str, list[Any]] = {
     "dataset": ["table"],
     "data_dir": [None],
     "columns": ["user=user,item=item,rating=other"],
+    "filters.core": [3],
+    "filters.user_most": [5],
+    "filters.since": ["10"],
     "market.similarity": [0.1],
     "market.conflicting": [1],
     "market.users": [13],
@@ -244,7 +247,10 @@ APART = {
         f"reading.{name}": "how files are read, and what rows mean: tests/test_reading.py, tests/test_rows.py"
         for name in Reading.model_fields
     },
-    **{f"filters.{name}": "which rows count: tests/data/test_data_filters.py" for name in Filters.model_fields},
+    **{
+        f"filters.{name}": "as other filters: tests/data/test_data_filters.py"
+        for name in ("user_least", "item_least", "item_most", "until")
+    },
     "tracker": "is told of a run and changes nothing of it: tests/test_tracking.py",
     "lora.rank": "needs the weights of the sentence encoder: tests/test_lora_rounds.py",
     "lora.form": "needs the weights of the sentence encoder: tests/test_lora_rounds.py",
@@ -294,6 +300,8 @@ def changed(path: str, base: str, folder: Path) -> Iterator[Experiment]:
         change: Flat = {path: value}
         if path == "dataset":
             change |= table_of(folder)
+        if of_table(path):
+            change |= table_of(folder)
         if path in ("data_dir", "columns"):
             change = {**table_of(folder), path: folder / "other.csv" if path == "data_dir" else value}
         if path == "content.vectors":
@@ -317,13 +325,13 @@ def changed(path: str, base: str, folder: Path) -> Iterator[Experiment]:
 def table_of(folder: Path) -> Flat:
     """Return the fields of a small table of interactions, which is written with another of the same form."""
     rows = [
-        {"user": u, "item": (u * k) % 17, "rating": 1 + (u + k) % 5, "other": 1 + u % 5}
+        {"user": u, "item": (u * k) % 17, "rating": 1 + (u + k) % 5, "other": 1 + u % 5, "time": 6 * u + k}
         for u in range(1, 12)
-        for k in range(1, 7)
+        for k in range(1, 4 + u % 4)
     ]
     pd.DataFrame(rows).drop_duplicates(["user", "item"]).to_csv(folder / "table.csv", index=False)
     pd.DataFrame(rows[6:]).drop_duplicates(["user", "item"]).to_csv(folder / "other.csv", index=False)
-    columns = "user=user,item=item,rating=rating"
+    columns = "user=user,item=item,rating=rating,time=time"
     return {"dataset": "table", "data_dir": folder / "table.csv", "columns": columns, "task": "rating"}
 
 
@@ -336,9 +344,14 @@ def vectors(folder: Path) -> Path:
     return folder / "vectors.csv"
 
 
+def of_table(path: str) -> bool:
+    """Return whether a field acts on a table alone."""
+    return path in ("data_dir", "columns") or path.startswith("filters.")
+
+
 def before(path: str, base: str, folder: Path) -> Experiment:
     """Return what a change of a field in a base is compared with."""
-    return experiment(base, **(table_of(folder) if path in ("data_dir", "columns") else {}))
+    return experiment(base, **(table_of(folder) if of_table(path) else {}))
 
 
 def effects(found: Mapping[str, str]) -> dict[str, str]:

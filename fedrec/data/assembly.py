@@ -52,26 +52,15 @@ def assemble(
     there is one platform; with filters of items only those that are left are in it. Files are read one after the other.
     Raises UserError for bad rows (see `settle`), and for whatever is asked for that cannot act.
     """
-    described = described or Described()
-    events, scales = parse_events(reading.events), parse_scales(reading.scale)
-    parts, notes = list[Rows](), list[str]()
-    for raw in raws:
-        part, said = read_rows(raw, reading, events, scales)
-        parts.append(part)
-        notes += said
-        del raw  # which is large
-    _check(parts, reading)
-    if events.values:
-        check_found(events, set().union(*(part.events for part in parts)))
+    described, notes = described or Described(), list[str]()
+    parts, scales = _read(raws, reading, notes), parse_scales(reading.scale)
     matches = NONE if described.match is None else read_matches(described.match)
     items, users = (
-        [read_sheet(raw, reading, kind, matches) for raw in files]
+        [read_sheet(raw, reading, kind, matches, notes) for raw in files]
         for kind, files in (("item", described.items), ("user", described.users))
     )
-    notes += [note for _, said in (*items, *users) for note in said]
-    sheets = [sheet for sheet, _ in items]
-    frame, names = _joined(parts, sheets, matches, notes)
-    for field, given in (("scale", scales), ("items", {s.platform: 0 for s in sheets if s.platform})):
+    frame, names = _joined(parts, items, matches, notes)
+    for field, given in (("scale", scales), ("items", _by_platform(items)), ("users", _by_platform(users))):
         check_platforms(f"reading.{field}", given, names.platform)
     rated = any(part.rating is not None for part in parts)
     if rated:
@@ -85,23 +74,45 @@ def assemble(
     rows = _filtered(rows, filters, notes)
     if rated and "like" not in labels and _with_likes(rows, names.platform, reading, scales, notes):
         labels = (*labels, "like")
-    left = _left(rows, names, sheets, filters, notes)
+    left = _left(rows, names, items, filters, notes)
     rows, names = _compressed(rows, names, left)
-    of_rows = {role: column[left.item] for role, column in of_rows.items()}
-    catalogue = item_table(names.item, of_rows, sheets)
-    for sheet in sheets if len(names.platform) > 1 else ():
-        if sheet.platform in names.platform:
-            here = rows["platform"].to_numpy() == names.platform.index(sheet.platform)
-            catalogue[f"carried_{sheet.platform}"] = carried(names.item, sheet, rows["item"].to_numpy()[here])
-    people = user_table(names.user, [sheet for sheet, _ in users])
+    catalogue = item_table(names.item, {role: column[left.item] for role, column in of_rows.items()}, items)
+    for platform, sheets in _by_platform(items).items() if len(names.platform) > 1 else ():
+        if platform in names.platform:
+            here = rows["platform"].to_numpy() == names.platform.index(platform)
+            catalogue[f"carried_{platform}"] = carried(names.item, sheets, rows["item"].to_numpy()[here])
+    people = user_table(names.user, users)
     return Dataset(name, rows, people, catalogue, tuple(names.platform), labels, tuple(notes))
+
+
+def _read(raws: Iterable[Raw], reading: Reading, notes: list[str]) -> list[Rows]:
+    """Return the rows of files that count; `notes` gets what is said of them. Raises UserError for what cannot act."""
+    events, scales, parts = parse_events(reading.events), parse_scales(reading.scale), list[Rows]()
+    for raw in raws:
+        part, said = read_rows(raw, reading, events, scales)
+        parts.append(part)
+        notes += said
+        del raw  # which is large
+    _check(parts, reading)
+    if events.values:
+        check_found(events, set().union(*(part.events for part in parts)))
+    return parts
+
+
+def _by_platform(sheets: Iterable[Sheet]) -> dict[str, list[Sheet]]:
+    """Return the files that are of one platform, by its name."""
+    found: dict[str, list[Sheet]] = {}
+    for sheet in sheets:
+        if sheet.platform:
+            found.setdefault(sheet.platform, []).append(sheet)
+    return found
 
 
 def _check(parts: Sequence[Rows], reading: Reading) -> None:
     """Raise UserError for what cannot act on these rows."""
     if not parts:
         raise UserError("data-dir: must hold a file of interactions, found none")
-    if reading.events and not any(part.logs for part in parts):
+    if reading.events and all(part.logs is None for part in parts):
         raise UserError("events: need a column of events (columns: event=NAME), found none")
     if (reading.scale or reading.normalise) and all(part.rating is None for part in parts):
         field = "scale" if reading.scale else "normalise"
@@ -145,12 +156,13 @@ def _values(parts: Sequence[Rows]) -> dict[str, Column]:
 
     columns = {"time": all_of("time", 0, np.int64), "rating": all_of("rating", np.nan, np.float32)}
     columns["positive"] = all_of("positive", True, np.bool_)
+    of_events = frozenset[str]().union(*(part.logs or () for part in parts))
     for label in dict.fromkeys(label for part in parts for label in part.labels):
         has, known = list[Bools](), list[Bools]()
         for part in parts:
             one = part.labels.get(label)
             has.append(np.zeros(len(part), np.bool_) if one is None else one.has)
-            every = part.logs if one is None else one.known is None
+            every = part.logs is not None and label in of_events if one is None else one.known is None
             known.append(np.full(len(part), every) if one is None or one.known is None else one.known)
         columns[label] = np.concatenate(has)
         if not all(mask.all() for mask in known):
@@ -183,9 +195,9 @@ def _with_likes(
     rows["like"] = rating >= least[rows["platform"].to_numpy()]
     if unknown.any():
         rows[known_column("like")] = ~unknown
-    if (least != LIKED).any():
-        each = dict(zip(platforms, least.tolist(), strict=True))
-        words = ", ".join(f"{value:g}" + f" on {name}" * (len(each) > 1) for name, value in each.items())
+    rated = np.unique(rows["platform"].to_numpy()[~unknown]).tolist()
+    if (least[rated] != LIKED).any():
+        words = ", ".join(f"{least[code]:g}" + f" on {platforms[code]}" * (len(rated) > 1) for code in rated)
         notes.append(f"like is a rating of at least {words}, the upper quarter of the stated scale")
     return True
 

@@ -29,8 +29,8 @@ class Sheet:
     columns: dict[str, Column]
 
 
-def read_sheet(raw: Raw, reading: Reading, kind: str, matches: Matches) -> tuple[Sheet, tuple[str, ...]]:
-    """Return a file of items' or users' attributes, and what is said of it.
+def read_sheet(raw: Raw, reading: Reading, kind: str, matches: Matches, notes: list[str]) -> Sheet:
+    """Return a file of items' or users' attributes; `notes` gets what is said of it.
 
     A line without a key, with one that an earlier line has, or with a price that is no positive number is a bad row,
     see `settle`. Keys of a platform are those of the others by its matches.
@@ -51,9 +51,10 @@ def read_sheet(raw: Raw, reading: Reading, kind: str, matches: Matches) -> tuple
         elif role != "key":
             columns[role] = attribute(raw.columns[column], column, kind == "item", role)
     kept, said = settle(raw, faults, reading.rows)
+    notes += [*raw.said, *said]
     rows = np.ones(len(key), np.bool_) if kept is None else kept
     names = [texts[code] for code in key.code[rows].tolist()]
-    return Sheet(raw.name, raw.platform, names, {role: column[rows] for role, column in columns.items()}), said
+    return Sheet(raw.name, raw.platform, names, {role: column[rows] for role, column in columns.items()})
 
 
 def attribute(column: object, name: str, of_items: bool, role: str) -> Column:
@@ -174,10 +175,11 @@ def _either(one: Column, other: Column) -> Column:
     return np.where(pd.isna(one), other, one)
 
 
-def carried(texts: Sequence[str], sheet: Sheet, seen: Ints) -> Bools:
-    """Return which items [n] a platform has: those of its own file, and those `seen` in its rows."""
-    place = pd.Index(list(texts), dtype="str").get_indexer(pd.Index(sheet.keys, dtype="str"))
-    mine = np.zeros(len(texts), np.bool_)
-    mine[place[place >= 0]] = True
+def carried(texts: Sequence[str], sheets: Sequence[Sheet], seen: Ints) -> Bools:
+    """Return which items [n] a platform has: those of its own files, and those `seen` in its rows."""
+    index, mine = pd.Index(list(texts), dtype="str"), np.zeros(len(texts), np.bool_)
+    for sheet in sheets:
+        place = index.get_indexer(pd.Index(sheet.keys, dtype="str"))
+        mine[place[place >= 0]] = True
     mine[seen] = True
     return mine

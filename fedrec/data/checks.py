@@ -57,9 +57,8 @@ def canonical(frame: pd.DataFrame) -> tuple[pd.DataFrame, tuple[str, ...]]:
     order = _in_order(*(frame[name].to_numpy() for name in ("platform", "user", "time", "item")))
     columns = {}
     for name in list(frame.columns):
-        columns[str(name)] = (
-            frame[name].to_numpy()[order].astype(np.int64 if name in KEY else frame[name].dtype, copy=False)
-        )
+        column = frame[name].to_numpy()[order]
+        columns[str(name)] = column.astype(np.int64, copy=False) if name in KEY else column
         del frame[name]
     return pd.DataFrame(columns, copy=False), notes
 

@@ -54,6 +54,11 @@ class Coded:
         """The distinct texts."""
         return list(self.texts.to_pylist())
 
+    @property
+    def distinct(self) -> frozenset[str]:
+        """The texts that some row has."""
+        return frozenset(self.texts.filter(pa.array(self.there)).to_pylist())
+
     def take(self, index: Any) -> "Coded":
         """Return some rows, by position or mask."""
         return Coded(self.code[index], self.texts)

@@ -55,7 +55,7 @@ def parse_events(text: str) -> Events:
 
 def own_events(column: str, found: Coded) -> Events:
     """Return the events of a column without a mapping: its values are labels of their own names, in their order."""
-    names = sorted(value for value, one in zip(found.values, found.there, strict=True) if one)
+    names = sorted(found.distinct)
     bad = [name for name in names if not is_label(name) or name in (*RESERVED, IGNORE)]
     if len(names) > MOST or bad:
         what = f"the value {bad[0]!r}" if bad and len(names) <= MOST else f"{len(names):,} values"
@@ -73,6 +73,7 @@ class Told:
     labels: dict[str, Bools]
     unknown: Bools
     ignored: Bools
+    found: frozenset[str]  # the values that some row has
 
 
 def told(events: Events, found: Coded) -> Told:
@@ -83,7 +84,7 @@ def told(events: Events, found: Coded) -> Told:
         return np.asarray(found.spread(np.asarray([label in one for one in sets], np.bool_), False), np.bool_)
 
     unknown = found.spread(np.asarray([not one for one in sets], np.bool_), True)
-    return Told({label: has(label) for label in events.labels}, unknown, has(IGNORE))
+    return Told({label: has(label) for label in events.labels}, unknown, has(IGNORE), found.distinct)
 
 
 def check_found(events: Events, found: set[str]) -> None:

@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
 from fedrec.data.checks import NAMES, showable
 from fedrec.data.columns import Coded, Reals, Values, binary, coded, constant, inexact, keys, numbers, times
-from fedrec.data.events import Events, own_events, told
+from fedrec.data.events import Events, Told, own_events, told
 from fedrec.data.faults import Fault, settle
 from fedrec.data.reading import Raw, Reading
 from fedrec.data.scales import Scales, bounds, outside
@@ -38,7 +39,7 @@ class Rows:
     rating: Floats | None
     positive: Bools | None
     labels: dict[str, Label]
-    logs: bool  # whether a label that it lacks is one that no row has, as of events
+    logs: frozenset[str] | None  # labels of its events, if it has any: another one of events no row has
     about: dict[str, Coded] = field(default_factory=dict)
     price: Reals | None = None
     events: frozenset[str] = frozenset()  # the values that its column of events has
@@ -74,61 +75,37 @@ def read_rows(raw: Raw, reading: Reading, events: Events, scales: Scales) -> tup
     if not n:
         raise UserError(f"{raw.name}: must hold at least one row, found an empty table")
     said, faults = list(raw.said), list[Fault]()
-
-    def column(role: str) -> tuple[object, object]:
-        name = raw.roles[role]
-        return raw.columns[name], (raw.text or {}).get(name)
-
-    def bad(reason: str, rule: str, where: Bools, name: str = "") -> None:
-        faults.append(Fault(reason, name or raw.roles[reason], rule, where))
-
     user, item = (_keys(raw, role, faults, said) for role in ("user", "item"))
     platform = _platform(raw, n, faults)
-    time = None
-    if "time" in raw.roles:
-        found = times(*column("time"))
-        time, name = found.seconds, raw.roles["time"]
-        bad("time", found.rule, found.bad)
-        if found.unit != "seconds":
-            said.append(f"{raw.name}, column {name!r}: times are in {found.unit} and were rounded down to seconds")
-    rating = _rating(raw, numbers(*column("rating")), platform, scales, faults) if "rating" in raw.roles else None
-    labels: dict[str, Label] = {}
-    for name in raw.labels:
-        yes, unknown, wrong = binary(raw.columns[name], (raw.text or {}).get(name))
-        bad("label", "a label must be 0, 1, true, false, yes or no", wrong, name)
-        labels[name] = Label(yes, ~unknown if unknown.any() else None)
-    ignored, of_events, values = None, dict[str, Label](), frozenset[str]()
-    if "event" in raw.roles:
-        what = coded(raw.columns[raw.roles["event"]])
-        values = frozenset(value for value, one in zip(what.values, what.there, strict=True) if one)
-        known = events if events.values else own_events(raw.roles["event"], what)
-        heard = told(known, what)
-        bad("event", f"an event must be one of those that --events names, or {EMPTY[5:]}", heard.unknown)
-        ignored = heard.ignored if heard.ignored.any() else None
-        of_events = {name: Label(has) for name, has in heard.labels.items() if name not in labels}
-        if not events.values:
-            said.append(
-                f"{raw.name}, column {raw.roles['event']!r}: {', '.join(of_events)} are labels by these names, and all "
-                "events are positives (choose with --events 'LABEL=VALUE,VALUE;LABEL=VALUE')"
-            )
-    positive = _positive(labels, of_events if events.values else {})
-    price = None
-    if "price" in raw.roles:
-        value = numbers(*column("price"))
-        bad("price", "a price must be a positive number", ~positive_number(value))
-        price = value.number
-    about = {role: coded(raw.columns[raw.roles[role]]) for role in ABOUT if role in raw.roles}
+    time, rating = _time(raw, faults, said), _rating(raw, platform, scales, faults)
+    labels, heard = _labels(raw, faults), _events(raw, events, faults, said)
+    of_events = {} if heard is None else {name: Label(has) for name, has in heard.labels.items() if name not in labels}
     rows = Rows(
-        user, item, platform, time, rating, positive, labels | of_events, "event" in raw.roles, about, price, values
+        user,
+        item,
+        platform,
+        time,
+        rating,
+        positive=_positive(labels, of_events if events.values else {}),
+        labels=labels | of_events,
+        logs=None if heard is None else frozenset(of_events),
+        about={role: coded(raw.columns[raw.roles[role]]) for role in ABOUT if role in raw.roles},
+        price=_price(raw, faults),
+        events=frozenset() if heard is None else heard.found,
     )
     kept, dropped = settle(raw, faults, reading.rows)
-    if ignored is not None:
-        mine = ignored if kept is None else ignored & kept
-        said.append(f"{raw.name}: {int(mine.sum()):,} events of {len(rows):,} rows do not count, by ignore in --events")
-        kept = ~ignored if kept is None else kept & ~ignored
+    if heard is not None and heard.ignored.any():
+        count = int((heard.ignored if kept is None else heard.ignored & kept).sum())
+        said.append(f"{raw.name}: {count:,} events of {n:,} rows do not count, by ignore in --events")
+        kept = ~heard.ignored if kept is None else kept & ~heard.ignored
         if not kept.any():
             raise UserError(f"events: must leave a row of {raw.name}, found none that is not ignored")
     return rows if kept is None else rows.take(kept), (*said, *dropped)
+
+
+def column_of(raw: Raw, name: str) -> tuple[Any, Any]:
+    """Return a column, and what stood in it where that could not be read; None where all could."""
+    return raw.columns[name], (raw.text or {}).get(name)
 
 
 def _keys(raw: Raw, role: str, faults: list[Fault], said: list[str]) -> Coded:
@@ -160,9 +137,59 @@ def _platform(raw: Raw, n: int, faults: list[Fault]) -> Coded:
     return found
 
 
-def _rating(raw: Raw, value: Values, platform: Coded, scales: Scales, faults: list[Fault]) -> Floats:
-    """Return the ratings, NaN where there is none."""
+def _time(raw: Raw, faults: list[Fault], said: list[str]) -> Ints | None:
+    """Return the seconds of rows; None without times."""
+    if "time" not in raw.roles:
+        return None
+    name = raw.roles["time"]
+    found = times(*column_of(raw, name))
+    faults.append(Fault("time", name, found.rule, found.bad))
+    if found.unit != "seconds":
+        said.append(f"{raw.name}, column {name!r}: times are in {found.unit} and were rounded down to seconds")
+    return found.seconds
+
+
+def _labels(raw: Raw, faults: list[Fault]) -> dict[str, Label]:
+    """Return the labels that have columns of their own."""
+    labels = {}
+    for name in raw.labels:
+        yes, unknown, wrong = binary(*column_of(raw, name))
+        faults.append(Fault("label", name, "a label must be 0, 1, true, false, yes or no", wrong))
+        labels[name] = Label(yes, ~unknown if unknown.any() else None)
+    return labels
+
+
+def _events(raw: Raw, events: Events, faults: list[Fault], said: list[str]) -> Told | None:
+    """Return what the column of events says; None without one."""
+    if "event" not in raw.roles:
+        return None
+    name = raw.roles["event"]
+    what = coded(raw.columns[name])
+    heard = told(events if events.values else own_events(name, what), what)
+    faults.append(Fault("event", name, "an event must be one of those that --events names, not empty", heard.unknown))
+    if not events.values:
+        said.append(
+            f"{raw.name}, column {name!r}: {', '.join(heard.labels)} are labels by these names, and all events are "
+            "positives (choose with --events 'LABEL=VALUE,VALUE;LABEL=VALUE')"
+        )
+    return heard
+
+
+def _price(raw: Raw, faults: list[Fault]) -> Reals | None:
+    """Return the prices of the rows' items; None without any."""
+    if "price" not in raw.roles:
+        return None
+    value = numbers(*column_of(raw, raw.roles["price"]))
+    faults.append(Fault("price", raw.roles["price"], "a price must be a positive number", ~positive_number(value)))
+    return value.number
+
+
+def _rating(raw: Raw, platform: Coded, scales: Scales, faults: list[Fault]) -> Floats | None:
+    """Return the ratings, NaN where there is none; None without any."""
+    if "rating" not in raw.roles:
+        return None
     column = raw.roles["rating"]
+    value = numbers(*column_of(raw, column))
     with np.errstate(invalid="ignore", over="ignore"):
         wrong = value.bad | (np.abs(value.number) >= HUGE)
         rating = np.asarray(value.number, np.float32)

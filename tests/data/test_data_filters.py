@@ -19,11 +19,6 @@ from fedrec.errors import UserError
 PAIRS = st.sets(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=9)
 
 
-def arrays(pairs: list[tuple[int, int]]) -> tuple[np.ndarray[Any, np.dtype[np.int32]], ...]:
-    user, item = (np.asarray(column, np.int32) for column in zip(*pairs, strict=True))
-    return user, item
-
-
 def holds(pairs: set[tuple[int, int]], least: tuple[int, int]) -> bool:
     return all(
         sum(pair[side] == key for pair in pairs) >= least[side] for side in (0, 1) for key in {p[side] for p in pairs}
@@ -34,7 +29,8 @@ def holds(pairs: set[tuple[int, int]], least: tuple[int, int]) -> bool:
 @given(PAIRS, st.integers(1, 3), st.integers(1, 3))
 def test_the_core_is_the_largest_part_with_its_property(pairs: set[tuple[int, int]], a: int, b: int) -> None:
     rows, least = sorted(pairs), (a, b)
-    kept = core(*arrays(rows), least, np.ones(len(rows), np.bool_))
+    user, item = (np.asarray(column, np.int32) for column in zip(*rows, strict=True))
+    kept = core(user, item, least, np.ones(len(rows), np.bool_))
     parts = (set(part) for size in range(len(rows), -1, -1) for part in combinations(rows, size))
     largest = next(part for part in parts if holds(part, least))
     assert {row for row, one in zip(rows, kept, strict=True) if one} == largest

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from datetime import date
 from typing import Any
 
@@ -24,7 +24,7 @@ from fedrec.errors import UserError
 ROLES = {"user": "u", "item": "i"}
 
 
-def raw(columns: dict[str, Sequence[Any]], of: str = "", name: str = "t.csv", **roles: str) -> Raw:
+def raw(columns: Mapping[str, Any], of: str = "", name: str = "t.csv", **roles: str) -> Raw:
     """Return a file; `labels` are columns of labels, joined by commas."""
     labels = tuple(filter(None, roles.pop("labels", "").split(",")))
     return Raw(name, of, {n: pa.array(list(c)) for n, c in columns.items()}, {**ROLES, **roles}, labels)
@@ -68,7 +68,7 @@ def test_a_row_is_dropped_if_and_only_if_something_is_wrong_with_it(rows: list[d
         labels="l",
     )
     good = [n for n, row in enumerate(rows) if not any(VALUES[name][row[name]] for name in VALUES)]
-    form = (
+    form: dict[str, Any] = (
         {"events": "click=see;bought=buy", "scale": "0..5"} if {"see", "buy"} <= {*columns["e"]} else {"scale": "0..5"}
     )
     if "events" not in form and {*columns["e"]} & {"die"}:
@@ -211,6 +211,18 @@ def test_a_platform_without_events_is_not_asked_for_them() -> None:
     assert rows["like?"].tolist() == [True, True, False, False] and rows["like"].tolist() == [True, False, False, False]
 
 
+def test_what_no_event_says_is_known_and_what_another_platforms_column_says_is_not() -> None:
+    one, two = (
+        raw({"u": ["a"], "i": ["x"], "e": ["view"]}, "one", event="e"),
+        raw({"u": ["a"], "i": ["x"], "e": ["buy"]}, "two", event="e"),
+    )
+    news = raw({"u": ["a"], "i": ["x"], "clicked": [1]}, "news", labels="clicked")
+    rows = built(news, one, two).interactions  # by platform: news, one, two
+    assert rows["view?"].tolist() == rows["buy?"].tolist() == [False, True, True]
+    assert rows["view"].tolist() == [False, True, False] and rows["buy"].tolist() == [False, False, True]
+    assert rows["clicked?"].tolist() == [True, False, False]
+
+
 @pytest.mark.parametrize(
     ("text", "rule"),
     [
@@ -248,8 +260,8 @@ def test_a_rating_beyond_the_stated_scale_of_its_platform_is_an_outlier() -> Non
 def test_like_is_the_upper_quarter_of_each_scale_and_brought_to_stars_it_is_four() -> None:
     # 4 of 1..5 is 1 + 3/4 of 4; of 0..10 that is 7.5.
     file = raw({"u": [*"abcd"], "i": ["x"] * 4, "p": [*"ffss"], "r": [4, 3.9, 7.5, 7.4]}, rating="r", platform="p")
-    for more in ({}, {"normalise": True}):
-        data = built(file, scale="1..5;s=0..10", **more)
+    for normalise in (False, True):
+        data = built(file, scale="1..5;s=0..10", normalise=normalise)
         assert data.interactions["like"].tolist() == [True, False, True, False]
     np.testing.assert_allclose(data.interactions["rating"], [4, 3.9, 4, 1 + 0.4 * 7.4], rtol=1e-6)
     assert any("ratings were brought to 1..5: f from 1..5, s from 0..10" in note for note in data.notes)
@@ -291,7 +303,7 @@ def test_a_scale_that_cannot_act_is_refused() -> None:
 # Files of attributes, and matches of keys.
 
 
-def sheet(columns: dict[str, Sequence[Any]], platform: str = "", name: str = "items.csv", **roles: str) -> Raw:
+def sheet(columns: Mapping[str, Any], platform: str = "", name: str = "items.csv", **roles: str) -> Raw:
     made = raw(columns, platform, name, **roles)
     return Raw(name, platform, made.columns, {role: c for role, c in made.roles.items() if role not in ROLES})
 
@@ -366,7 +378,7 @@ def test_users_have_any_attributes_and_a_key_occurs_once() -> None:
     )
 
 
-def match(columns: dict[str, Sequence[Any]]) -> Described:
+def match(columns: Mapping[str, Any]) -> Described:
     return Described(match=Raw("match.csv", "", {n: pa.array(c) for n, c in columns.items()}, {}))
 
 
