@@ -87,7 +87,7 @@ def columns_text(columns: Mapping[str, str | Iterable[str]]) -> str:
     for role, name in parts:
         if {*",;"} & {*name} or name != name.strip():
             raise UserError(
-                f"columns: the name of {role} must have no comma, semicolon, or blank around it, found {name!r}"
+                f"columns: the name of {role} must have no comma or semicolon, and no blank around it, found {name!r}"
             )
     return ",".join(f"{role}={name}" for role, name in parts)
 
@@ -100,10 +100,11 @@ def write_frame(frame: pd.DataFrame, columns: str, path: Path) -> None:
     if not isinstance(frame, pd.DataFrame):
         raise UserError(f"data: must be a pandas DataFrame, found {type(frame).__name__}")
     frame = frame.set_axis([str(name) for name in frame.columns], axis="columns")
-    names = resolve(asked(columns, ""), list(frame.columns), "data", columns)[0].columns
-    kept = frame.loc[:, frame.columns.isin(names)]
-    if len(kept.columns) > len(names):
-        raise UserError(f"data: each column must be there once, found {', '.join(kept.columns)}")
+    ask = asked(columns, "")
+    known = frame.columns[frame.columns.isin(ask.columns)]
+    if known.has_duplicates:
+        raise UserError(f"data: each column must be there once, found {', '.join(known)}")
+    kept = frame[resolve(ask, list(frame.columns), "data", columns)[0].columns]
     with create_private(path) as file:
         try:
             kept.to_parquet(file, index=False)
