@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from fedrec.data.checks import merged
-from fedrec.data.store import PLACES, Clients, Listed, Part
+from fedrec.data.store import PLACES, Clients, Federation, Listed, Part
 from fedrec.data.types import ClientData, Interactions, Ints
 
 
@@ -27,8 +27,10 @@ def pool(clients: Sequence[ClientData]) -> ClientData:
         return rows.user * len(items) + rows.item
 
     train, validation, test, support = (placed(part) for part in PLACES)
-    kept = train.take(~np.isin(pair(train), np.concatenate([pair(validation), pair(test)])))
-    once = merged(kept, pair(kept))
+    kept = once = train
+    if not (isinstance(parts, Federation) and len(users) == len(parts.users)):  # somebody is at two clients
+        kept = train.take(~np.isin(pair(train), np.concatenate([pair(validation), pair(test)])))
+        once = merged(kept, pair(kept))
     once = once.take(np.lexsort((once.item, once.time, once.user)))
     dropped, repeats, notes = len(train) - len(kept), len(kept) - len(once), []
     if dropped:

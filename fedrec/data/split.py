@@ -35,8 +35,28 @@ def order_of(rows: Interactions, seed: int, owner: Ints | None = None) -> Ints:
 
     Ties of time come in a seeded order that no file order moves.
     """
-    keys = (chance(rows.user, rows.item, seed), rows.time, rows.user)
-    return np.lexsort(keys if owner is None else (*keys, owner))
+    keys = [rows.time, rows.user, *([] if owner is None else [owner])]
+    if _ascending(keys):
+        order = np.arange(len(rows))
+    elif owner is not None and _ascending(keys[:-1]):  # as the rows of one platform are
+        order = np.argsort(owner, kind="stable")
+    else:
+        order = np.lexsort(keys)
+    equal = np.logical_and.reduce([key[order[1:]] == key[order[:-1]] for key in keys])  # to the row before
+    if not equal.any():
+        return order
+    tied = np.append(equal, False) | np.append(False, equal)
+    group, among = np.append(0, np.cumsum(~equal))[tied], order[tied]
+    order[tied] = among[np.lexsort((chance(rows.user[among], rows.item[among], seed), group))]
+    return order
+
+
+def _ascending(keys: Sequence[Ints]) -> bool:
+    """Return whether rows are sorted by keys [n], the last one first."""
+    so = keys[0][1:] >= keys[0][:-1]
+    for key in keys[1:]:
+        so = (key[1:] > key[:-1]) | ((key[1:] == key[:-1]) & so)
+    return bool(so.all())
 
 
 @dataclass(frozen=True)

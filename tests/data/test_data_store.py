@@ -269,12 +269,12 @@ def possible(data: Dataset, how: dict[str, Any]) -> dict[str, Any]:
     return {**how, "volunteers": volunteers, "clients": clients, "skew": how["skew"] if partition == "users" else None}
 
 
-@settings(max_examples=150)
-@given(ROWS, HOW, st.booleans())
+@settings(max_examples=120)
+@given(ROWS, HOW, st.booleans(), st.booleans())
 def test_columns_hold_what_each_client_would_make_of_its_own_rows(
-    rows: Any, how: dict[str, Any], carried: bool
+    rows: Any, how: dict[str, Any], carried: bool, several: bool
 ) -> None:
-    data = dataset([(*row[:3], row[3] + 1, *row[4:]) for row in rows], carried)
+    data = dataset([(row[0] * several, *row[1:3], row[3] + 1, *row[4:]) for row in rows], carried)
     how = possible(data, how)
     clients, expected = federation(data, **how), each_alone(data, how)
     assert list(clients.names) == [one.name for one in expected]
@@ -287,7 +287,7 @@ def test_columns_hold_what_each_client_would_make_of_its_own_rows(
     assert clients.users_of_all().tolist() == [user for one in expected for user in one.users]
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(ROWS, HOW, st.booleans(), st.data())
 def test_who_leaves_the_columns_leaves_them_as_from_each_client(
     rows: Any, how: dict[str, Any], carried: bool, drawn: st.DataObject
