@@ -9,8 +9,8 @@ import pytest
 
 from fedrec.data import Dataset, from_frame
 from fedrec.report.profile import FEW, Profile, counted, overlap, profile
-from fedrec.report.profile_page import BY_USERS, DENSE, share, sharing
 from fedrec.report.profile_suspicions import suspicions
+from fedrec.report.profile_words import BY_USERS, DENSE, share, sharing
 from tests.builders import synthetic
 
 NOW = 1_700_000_000  # 2023-11-14
