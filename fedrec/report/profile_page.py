@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from fedrec.report.findings import DASH, plural
 from fedrec.report.profile import FEW, Group, Label, Profile
-from fedrec.report.profile_suspicions import Suspicion, day
+from fedrec.report.profile_suspicions import Suspicion, are_places, day
 from fedrec.report.profile_words import Sharing, share
 from fedrec.report.study import Page, Part
 
@@ -32,7 +32,9 @@ def page(
 ) -> Page:
     """Return the page; `takes` are the rows of what a run would take, `facts` what is said below the tables."""
     whole = p.whole
-    kicker = f"{plural(whole.rows, 'interaction')} of {plural(whole.users, 'user')} with {plural(whole.items, 'item')}"
+    merged = f"{p.read:,} rows read, repeats merged: " * (p.read > whole.rows)
+    people, goods = plural(whole.users, "user"), plural(whole.items, "item")
+    kicker = f"{merged}{plural(whole.rows, 'interaction')} of {people} with {goods}"
     title = f"What is in {p.name}?"
     parts = [
         Part("Platforms", [sizes(group) for group in groups(p)], WORDS),
@@ -78,11 +80,16 @@ def ranges(p: Profile) -> list[dict[str, str]]:
     names = ("known", "lowest", "mean", "highest")
     rows = []
     for group in groups(p):
-        first, last = map(day, group.times) if group.times else (DASH, DASH)
+        first, last = map(moment, group.times) if group.times else (DASH, DASH)
         r = group.ratings
         numbers = [f"{r.known:,}", f"{r.low:g}", f"{r.mean:.3g}", f"{r.high:g}"] if r else [DASH] * len(names)
         rows.append({"platform": group.name, "first": first, "last": last, **dict(zip(names, numbers, strict=True))})
     return rows
+
+
+def moment(seconds: int) -> str:
+    """Return the day of a time, or a place in an order as it is."""
+    return f"{seconds:,}" if are_places((seconds, seconds)) else day(seconds)
 
 
 def matrices(p: Profile) -> list[Part]:

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from fedrec.report.findings import DASH, listing, plural
 from fedrec.report.profile import Group, Overlap
-from fedrec.report.profile_suspicions import day
+from fedrec.report.profile_suspicions import are_places, day
 
 BY_USERS = ("--share", "user_table,user_bias")
 DENSE = ("--model", "mlp")
@@ -60,7 +60,9 @@ def share(x: float) -> str:
 
 
 def span(times: tuple[int, int] | None) -> str:
-    """Return the first and the last day, or a dash."""
+    """Return the first and the last day, or place in an order, or a dash."""
+    if times and are_places(times):
+        return f"are places from {times[0]:,} to {times[1]:,}"
     return f"{day(times[0])} to {day(times[1])}" if times else DASH
 
 
