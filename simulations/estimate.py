@@ -26,7 +26,6 @@ from fedrec.models.quadratic import precision
 from fedrec.params import covers
 from fedrec.report.findings import size
 from fedrec.report.profile import counted
-from fedrec.report.study import Part
 from simulations.baselines import CHEAP, baseline
 from simulations.engines.nodes import MANY
 
@@ -107,14 +106,6 @@ class Estimate:
         return (
             f"about {size(self.memory)} of memory and {lasting(self.time)} by estimate, which may be {TRUST} times off"
         )
-
-    def part(self) -> Part:
-        """Return the estimate as a part of a page."""
-        rows = [{"what": name, "memory": size(n), "time": ""} for name, n in self.bytes.items()]
-        rows += [{"what": name, "memory": "", "time": lasting(s)} for name, s in self.seconds.items() if s]
-        rows.append({"what": "together", "memory": size(self.memory), "time": lasting(self.time)})
-        words = f"By estimate, from sizes and measured constants: it may be {TRUST} times off."
-        return Part("What a run would take", rows, words)
 
 
 def estimate(experiment: Experiment, compare: bool) -> Estimate:

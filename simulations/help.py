@@ -37,6 +37,7 @@ MOST: Mapping[str, Mapping[str, tuple[str, str]]] = {
         "--seed N": ("of everything random", "0"),
         "--out DIR": ("where the run is recorded; runs/NAME without it", ""),
         "--config FILE": ("JSON or TOML of options, or an experiment.json", ""),
+        "--estimate": ("what memory and time it would take; runs nothing", ""),
         "--resume DIR": ("go on with a run that was broken off", ""),
     },
 }

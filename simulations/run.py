@@ -175,6 +175,7 @@ def fitting(command: Command) -> Command:
 def say(command: Command, out: Path, console: Console, tell: Tell) -> None:
     """Say, before anything is run, what a promise of privacy sets, what else is to be known, and where the run is."""
     from fedrec.experiment.holdings import dataset
+    from fedrec.report.profile_suspicions import SAID
     from simulations.engines.nodes import apart, slow
     from simulations.profile import brief
 
@@ -182,14 +183,13 @@ def say(command: Command, out: Path, console: Console, tell: Tell) -> None:
         console.print(f"model: {command.model}", highlight=False, markup=False)
     if command.promised and not command.quiet:
         console.print(f"defaults under a promise: {command.promised}", highlight=False, markup=False)
-    if not command.quiet and not command.resume:
-        for line in brief(command.experiment):
-            console.print(line, highlight=False, markup=False, soft_wrap=True)
     for note in (*command.notes, *filter(None, [apart(command.experiment), slow(command.experiment)])):
         tell(f"note: {note}")
     if not command.quiet:
-        for note in dataset(command.experiment).notes:
-            console.print(f"data: {one_line(note)}", highlight=False, markup=False, soft_wrap=True)
+        notes = [note for note in dataset(command.experiment).notes if not note.startswith(SAID)]
+        short = [] if command.resume else brief(command.experiment)
+        for line in (*short, *(f"data: {one_line(note)}" for note in notes)):
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
         console.print(f"run: {out}", highlight=False, markup=False, soft_wrap=True)
 
 

@@ -11,9 +11,10 @@ import pandas as pd
 import pytest
 
 from fedrec.experiment.holdings import clients_data, dataset
+from fedrec.report.profile_screen import BRIEF
 from simulations import command, estimate, run
 from simulations.cli import parse
-from simulations.profile import BRIEF, brief, continued, main
+from simulations.profile import brief, continued, main
 
 MARKET = ["--market.users", "30", "--market.items", "60", "--market.impressions", "12"]
 SMALL = [*MARKET, "--rounds", "1", "--engine", "inline", "--model", "mf"]

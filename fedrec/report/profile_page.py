@@ -1,16 +1,14 @@
-"""The page of a profile, and what it says in words."""
+"""The page of a profile."""
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
-from fedrec.report.findings import DASH, listing, plural
-from fedrec.report.profile import FEW, Group, Label, Overlap, Profile
-from fedrec.report.profile_suspicions import Suspicion, day
+from fedrec.report.findings import DASH, plural
+from fedrec.report.profile import FEW, Group, Label, Profile
+from fedrec.report.profile_suspicions import Suspicion, are_places, day
+from fedrec.report.profile_words import Sharing, share
 from fedrec.report.study import Page, Part
 
 MOST = 50  # platforms that tables have, the largest
-BY_USERS = ("--share", "user_table,user_bias")
-DENSE = ("--model", "mlp")
 WORDS = (
     "Interactions are what is left when the repeats of a platform, user and item are one. Density is the share of all "
     "pairs of a user and an item that interacted. The items of a platform are its catalogue, where the data tell it, "
@@ -19,70 +17,24 @@ WORDS = (
 )
 
 
-class Sharing(NamedTuple):
-    """What sharing could do and what not, in words, and the options with which it does what it can."""
-
-    words: str
-    options: tuple[str, ...] = ()
-
-
-def sharing(o: Overlap, by_platform: bool) -> Sharing:
-    """Return what clients that are platforms could share, or else those that are users in silos or one user each."""
-    if not by_platform:
-        return Sharing("clients have no user in common and one catalogue: sharing items may help, sharing users cannot")
-    if o.platforms == 1:
-        return Sharing("one platform: nobody to share with; --partition users makes clients of its users")
-    users = f"{o.common_users:,} of {plural(o.all_users, 'user')}"
-    items = f"{o.common_items:,} of {plural(o.all_items, 'item')}"
-    if o.common_users and o.common_items:
-        words = f"{items} and {users} are on several platforms: sharing items may help, sharing users "
-        return Sharing(f"{words}({BY_USERS[1]}) too{lone(o)}")
-    if o.common_users:
-        words = f"no item in common: sharing items changes nothing, users do ({users} are on several platforms)"
-        return Sharing(f"{words}{lone(o)}", BY_USERS)
-    if o.common_items:
-        words = f"{items} are on several platforms: sharing items may help; no user in common"
-        return Sharing(f"{words}{lone(o)}")
-    return Sharing(
-        "nothing in common, no user and no item: only dense layers (the body of an mlp) can be shared", DENSE
-    )
-
-
-def lone(o: Overlap) -> str:
-    """Return in words which platforms have nothing in common with any other."""
-    both = [[u + i for u, i in zip(*rows, strict=True)] for rows in zip(o.users, o.items, strict=True)]
-    names = [name for n, (name, row) in enumerate(zip(o.names, both, strict=True)) if sum(row) == row[n]]
-    if not names or o.platforms > len(o.names):
-        return ""
-    return f"; {listing(names, 5)} {'has' if len(names) == 1 else 'have'} nothing in common with another"
-
-
-def share(x: float) -> str:
-    """Return a share in per cent, with two digits where it is small."""
-    return f"{x:.0%}" if x >= 0.095 or x == 0 else f"{100 * x:.2g}%"
-
-
-def span(times: tuple[int, int] | None) -> str:
-    """Return the first and the last day, or a dash."""
-    return f"{day(times[0])} to {day(times[1])}" if times else DASH
-
-
-def rated(group: Group) -> str:
-    """Return the range of ratings with their mean, or a dash."""
-    r = group.ratings
-    return f"{r.low:g} to {r.high:g}, mean {r.mean:.3g}" if r else DASH
-
-
 def groups(p: Profile) -> list[Group]:
     """Return the largest platforms in their order, and all of them where there are several."""
     kept = sorted(p.platforms, key=lambda group: -group.rows)[:MOST]
     return [*(group for group in p.platforms if group in kept), *[p.whole] * (len(p.platforms) > 1)]
 
 
-def page(p: Profile, found: Sequence[Suspicion], shared: Sharing, takes: Part, facts: Mapping[str, str]) -> Page:
-    """Return the page; `takes` is what a run would take, and `facts` what is said below the tables."""
+def page(
+    p: Profile,
+    found: Sequence[Suspicion],
+    shared: Sharing,
+    takes: Sequence[Mapping[str, str]],
+    facts: Mapping[str, str],
+) -> Page:
+    """Return the page; `takes` are the rows of what a run would take, `facts` what is said below the tables."""
     whole = p.whole
-    kicker = f"{plural(whole.rows, 'interaction')} of {plural(whole.users, 'user')} with {plural(whole.items, 'item')}"
+    merged = f"{p.read:,} rows read, repeats merged: " * (p.read > whole.rows)
+    people, goods = plural(whole.users, "user"), plural(whole.items, "item")
+    kicker = f"{merged}{plural(whole.rows, 'interaction')} of {people} with {goods}"
     title = f"What is in {p.name}?"
     parts = [
         Part("Platforms", [sizes(group) for group in groups(p)], WORDS),
@@ -90,7 +42,7 @@ def page(p: Profile, found: Sequence[Suspicion], shared: Sharing, takes: Part, f
         *matrices(p),
         Part("Times and ratings", ranges(p), "The first and the last day in UTC, and the ratings that are known."),
         *told(p),
-        takes,
+        Part("What a run would take", takes, "By estimate, from sizes and measured constants."),
     ]
     words = f"{shared.words[0].upper()}{shared.words[1:]}."
     notes = [f"{one.text[0].upper()}{one.text[1:]}." for one in found]
@@ -128,11 +80,16 @@ def ranges(p: Profile) -> list[dict[str, str]]:
     names = ("known", "lowest", "mean", "highest")
     rows = []
     for group in groups(p):
-        first, last = map(day, group.times) if group.times else (DASH, DASH)
+        first, last = map(moment, group.times) if group.times else (DASH, DASH)
         r = group.ratings
         numbers = [f"{r.known:,}", f"{r.low:g}", f"{r.mean:.3g}", f"{r.high:g}"] if r else [DASH] * len(names)
         rows.append({"platform": group.name, "first": first, "last": last, **dict(zip(names, numbers, strict=True))})
     return rows
+
+
+def moment(seconds: int) -> str:
+    """Return the day of a time, or a place in an order as it is."""
+    return f"{seconds:,}" if are_places((seconds, seconds)) else day(seconds)
 
 
 def matrices(p: Profile) -> list[Part]:

@@ -15,6 +15,7 @@ from fedrec.report.profile import Columns, columns
 SAID = "SUSPICION: "  # how a note begins in which the reader of a table says one
 EARLIEST = 631_152_000  # 1990-01-01: what is older was hardly recorded by a platform
 DAY = 86_400
+PLACES = 60 * DAY  # what is smaller is a place in an order, or a count
 FINER = {"milliseconds": 1_000, "microseconds": 1_000_000}
 SCALE = 20  # distinct numbers up to which keys may be a scale, where each has `REPEATED` rows and more
 REPEATED = 50
@@ -86,12 +87,12 @@ def times(rows: Columns, now: float) -> Iterator[Suspicion]:
     if late.any():
         unit = next((f": are they {name}?" for name, by in FINER.items() if EARLIEST <= high / by <= now + DAY), "")
         yield Suspicion("future", f"{plural(int(late.sum()), 'time')} in the future, up to {day(high)}{unit}")
-    if early.any():
+    first = starts(rows)
+    if early.any() and not (are_places((low, high)) and in_order(rows, first)):
         days = EARLIEST <= high * DAY <= now + DAY
-        unit = "days since 1970" if days else "positions or counts" if low >= 0 and high < EARLIEST / 100 else ""
+        unit = "days since 1970" if days else "counts" if are_places((low, high)) else ""
         words = f": are they {unit}?" if unit else ""
         yield Suspicion("past", f"{plural(int(early.sum()), 'time')} before 1990, from {day(low)}{words}")
-    first = starts(rows)
     last = np.append(first[1:], len(rows.user)) - 1
     several = last > first
     tied = rows.time[last[several]] == rows.time[last[several] - 1]
@@ -99,6 +100,18 @@ def times(rows: Columns, now: float) -> Iterator[Suspicion]:
         yield Suspicion(
             "ties", f"of {tied.mean():.0%} of users the last two rows have one time: which is last is drawn by seed"
         )
+
+
+def are_places(times: tuple[int, int]) -> bool:
+    """Return whether times from the first to the last are of the first weeks of 1970: places in an order, no times."""
+    return times[0] >= 0 and times[1] < PLACES
+
+
+def in_order(rows: Columns, first: Ints) -> bool:
+    """Return whether no two rows of a user of a platform have one time, given where those of each begin."""
+    later = np.diff(rows.time, prepend=-1) > 0
+    later[first] = True
+    return bool(later.all())
 
 
 def starts(rows: Columns) -> Ints:

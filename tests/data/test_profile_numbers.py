@@ -9,8 +9,8 @@ import pytest
 
 from fedrec.data import Dataset, from_frame
 from fedrec.report.profile import FEW, Profile, counted, overlap, profile
-from fedrec.report.profile_page import BY_USERS, DENSE, share, sharing
 from fedrec.report.profile_suspicions import suspicions
+from fedrec.report.profile_words import BY_USERS, DENSE, share, sharing, span
 from tests.builders import synthetic
 
 NOW = 1_700_000_000  # 2023-11-14
@@ -224,7 +224,10 @@ def test_times_in_a_finer_unit_and_days_are_named() -> None:
     milliseconds = replace(data, interactions=frame.assign(time=frame["time"] * 1000))
     assert {one.kind: one.text for one in suspicions(milliseconds, NOW)}["future"].endswith("are they milliseconds?")
     assert doubts(time=PLAIN["time"] // 86_400)["past"].endswith("are they days since 1970?")
-    assert doubts(time=np.arange(1, ROWS + 1))["past"].endswith("are they positions or counts?")
+    assert doubts(time=RNG.integers(1, 60, ROWS))["past"].endswith("are they counts?")
+    # Places in an order are no times, and none of them is wrong.
+    assert doubts(time=np.arange(1, ROWS + 1)) == {} == doubts(time=np.tile(np.arange(1, 11), 40))
+    assert span((1, 400)) == "are places from 1 to 400" and span((THEN, THEN)) == "2020-09-13 to 2020-09-13"
 
 
 def test_ids_that_look_like_ratings_or_counts() -> None:
