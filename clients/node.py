@@ -39,6 +39,7 @@ class Node:
         self.parties = {client.data.name: Party(client) for client in clients}
         self.stacked = stacked
         self.programs: list[Program] = []
+        self.shelf: Shelf | None = None  # what clients keep in one file, where they are many
 
     def answer(self, kind: str, content: RecordDict) -> RecordDict:
         """Return what the clients answer to a message of the server; a client that fails is named in it."""
@@ -111,34 +112,33 @@ class Node:
     def one_by_one(self, kind: str, call: Call) -> Answers:
         """Let clients answer what they were sent, one after the other; those of a chunk are summed as they come."""
         found, members = Answers([]), dict[int, list[str]]()
-        shelf: Shelf | None = [] if len(call.broadcasts) >= MANY else None
+        self.shelf = [] if len(call.broadcasts) >= MANY else None
         for name in call.broadcasts:  # a chunk has one sum, also where a client of it that is not summed stands between
             members.setdefault(call.chunks.get(name, (ALONE, 0.0))[0], []).append(name)
         for number, names in members.items():
-            replies = self.replies(kind, call, names, found, shelf)
+            replies = self.replies(kind, call, names, found)
             if number == ALONE:
                 found.contributions.extend(replies)
             else:
                 found.subtotals.extend(self.summed(call, names, replies, found))
-        if shelf:
-            client = self.parties[shelf[0].client].client
+        if self.shelf:
+            client = self.parties[self.shelf[0].client].client
             assert client.home is not None
-            keep(client.home, shelf, keys(client.experiment))
+            keep(client.home, self.shelf, keys(client.experiment))
+            self.shelf = None
         return found
 
-    def replies(
-        self, kind: str, call: Call, names: Sequence[str], found: Answers, shelf: Shelf | None
-    ) -> Iterator[Contribution]:
+    def replies(self, kind: str, call: Call, names: Sequence[str], found: Answers) -> Iterator[Contribution]:
         """Yield the contributions of clients; note the failures."""
         for name in names:
             try:
-                reply = self.reply(kind, name, call.broadcasts[name], shelf)
+                reply = self.reply(kind, name, call.broadcasts[name])
             except Exception as error:
                 found.failed[name] = words(error)
             else:
                 yield reply
 
-    def reply(self, kind: str, name: str, sent: Broadcast, shelf: Shelf | None) -> Contribution:
+    def reply(self, kind: str, name: str, sent: Broadcast) -> Contribution:
         """Return what a client contributes; raises what goes wrong."""
         party = self.party(name)
         if kind == "train":
@@ -146,7 +146,7 @@ class Node:
                 raise ContractError("secure: the answer must go into a secure sum, found a request for it as it is")
             party.joined, reply, _ = trained(party.client, party.state, sent)
         else:
-            party.joined, reply = evaluated(party.client, party.state, sent, shelf)
+            party.joined, reply = evaluated(party.client, party.state, sent, self.shelf)
         return reply
 
     def summed(

@@ -23,14 +23,15 @@ from fedrec.experiment.holdings import clients_data, dataset, keys
 from fedrec.experiment.kept import OWN, Keeping, describe_clients, is_kept, keep, load_kept
 from fedrec.experiment.peruser import PLACE, join_users, write_users
 from fedrec.experiment.records import Record, load_params, natural
-from fedrec.experiment.scores import CLIENTS, FILES, LARGE, Scores, write_clients
+from fedrec.experiment.scores import CLIENTS, FILES, LARGE, Scores, parquet, write_clients
 from fedrec.experiment.traffic import MANY, SUMMED, Traffic
 from fedrec.folders import remove
+from fedrec.metrics import NEGATIVES
 from fedrec.params import Params
 from fedrec.report.gaps import differences
 from fedrec.report.page import write_report
 from fedrec.report.results import Results, read_clients, read_results
-from fedrec.report.tables import comparison, read_run
+from fedrec.report.tables import compare, comparison, read_run
 from fedrec.rng import generator
 from simulations.closing import answers
 from simulations.closing import table as closing
@@ -39,6 +40,7 @@ from simulations.run import main
 from tests.helpers import experiment
 from tests.test_report import GAINS, Text, write_run
 
+FORMER = Path(__file__).parent / "golden" / "report.json"
 KEYS = (np.array(["u0", "u1", "u2", "u3"], object), np.array(["i0", "i1", "i2"], object))
 PHONES: dict[str, Any] = {"users": 70, "items": 30, "impressions": 6}
 
@@ -262,6 +264,58 @@ def test_rows_of_metrics_are_a_sequence_and_survive_a_checkpoint() -> None:
     again = Scores(rows[:2])
     again.unpack(scores.packed(2))
     assert list(again) == rows
+
+
+def five(folder: Path) -> Path:
+    """Write a run of five clients in the earlier form, with metrics of every kind, of users who count differently."""
+    write_run(folder, dict.fromkeys(FIVE, 0.0), users=1, rounds=2, baselines=("local", "popularity"))
+    rng = generator(0, "five")
+    measured = {("rank", "ndcg@10"): 1, ("rating", "rmse"): 5, ("click", "auc"): 4, ("click", "logloss"): 9}
+    for kind, shift in (("", 0.05), ("baselines/local", 0.0), ("baselines/popularity", -0.1)):
+        remove(folder / kind / "users")
+        (folder / kind / "users").mkdir()
+        means, users = [], []
+        for number, client in enumerate(FIVE):
+            for (task, metric), most in measured.items():
+                v, w = rng.random(12) * 0.5 + shift * (number - 1), rng.integers(1, most + 1, 12)
+                mean = float(np.sqrt(w @ v**2 / w.sum()) if metric == "rmse" else w @ v / w.sum())
+                means.append([2, client, "test", task, metric, mean, "cpu"])
+                users += [[client, u, "test", task, metric, x, y] for u, x, y in zip(range(12), v, w, strict=True)]
+                if metric == "auc":  # the other side, whose mean is the same
+                    users += [[client, u, "test", task, NEGATIVES, mean, 1] for u in range(12)]
+        pd.DataFrame(means, columns=CLIENTS).to_csv(folder / kind / "clients.csv", index=False)
+        columns = ["client", "user", "split", "task", "metric", "value", "weight"]
+        pd.DataFrame(users, columns=columns).to_csv(folder / kind / "users" / "all.csv", index=False)
+    return folder
+
+
+FIVE = ("films", "books", "music", "games", "news")
+
+
+def told(home: Path) -> dict[str, Any]:
+    """Return what is said of a run: its comparisons, and the lines on the terminal."""
+    tables = {name: compare(read_run(home), name == "all users") for name in ("clients", "all users")}
+    found = {name: json.loads(table.to_json(orient="split", double_precision=15)) for name, table in tables.items()}
+    return {**found, "answers": answers(home)}
+
+
+def test_what_is_said_of_five_clients_is_what_was_said_before(tmp_path: Path) -> None:
+    kept, found = json.loads(FORMER.read_text()), told(five(tmp_path))
+    assert found["answers"] == kept["answers"]
+    for name in ("clients", "all users"):
+        assert found[name]["columns"] == kept[name]["columns"]
+        for row, other in zip(found[name]["data"], kept[name]["data"], strict=True):
+            assert [pytest.approx(x, rel=1e-11) if isinstance(x, float) else x for x in other] == row
+
+
+def test_both_forms_say_the_same(tmp_path: Path) -> None:
+    old, new = five(tmp_path / "old"), five(tmp_path / "new")
+    for folder in (new, new / "baselines" / "local", new / "baselines" / "popularity"):
+        table = pd.read_csv(folder / "users" / "all.csv", dtype={"user": str}).drop(columns="split")
+        remove(folder / "users")
+        (folder / "users.parquet").write_bytes(parquet(table))
+    assert json.dumps(told(new)) == json.dumps(told(old))
+    assert write_report(new).read_text() == write_report(old).read_text()
 
 
 def many(folder: Path, gains: dict[str, float]) -> Path:

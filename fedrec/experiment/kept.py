@@ -50,6 +50,7 @@ Shelf = list[Keeping]  # what clients of a node keep, until all of it is written
 def keep(home: Path, clients: Sequence[Keeping], keys: tuple[Keys, Keys]) -> None:
     """Write what clients of a node keep, and the test values of their users and items, by the `keys` of all."""
     first, many = clients[0].client, len(clients) >= MANY
+    (home / "model").mkdir(parents=True, exist_ok=True)  # with what is shared, which is for all
     for kind, parts in ((PRIVATE, [one.private for one in clients]), (OWN, [one.own for one in clients])):
         names = [one.client for one, part in zip(clients, parts, strict=True) if part or kind == PRIVATE]
         there = [part for part in parts if part or kind == PRIVATE]

@@ -186,7 +186,8 @@ def _table(federated: Results, baselines: dict[str, Results]) -> pd.DataFrame:
     for name in BASELINES:
         base = baselines.get(name)
         table[name] = base.test().reindex(table.index) if base else math.nan
-        table = table.join((gaps(federated, base) if base else nothing).add_prefix(f"{name}_"))
+        apart = gaps(federated, base) if base else nothing
+        table = table.join(apart[["difference", "low", "high", "p", "users"]].add_prefix(f"{name}_"))
     higher = by_value(table.index.get_level_values("metric").to_series(), higher_is_better)
     ours, pooled = table["federated"], table["pooled"]
     table["pooled_share"] = np.where(higher, ours / pooled.where(pooled != 0), pooled / ours.where(ours != 0))
