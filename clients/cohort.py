@@ -128,6 +128,7 @@ class Program:
         sent: dict[int, Broadcast] = {}
         failed: dict[int, str] = {}
         taken: dict[int, list[int]] = {}
+        states = self.states
         for place, (name, shape) in enumerate(zip(self.names, self.sizes, strict=True)):
             broadcast = call.broadcasts.get(name)
             if broadcast is None:
@@ -146,8 +147,8 @@ class Program:
             taken.setdefault(id(found), []).append(place)
         for places in taken.values():
             broadcast = sent[places[0]]
-            for place in self.states.follow(np.array(places), broadcast.seen, broadcast.keep).tolist():
-                failed[place] = unseen(broadcast.seen, int(self.states.now.round[place]))
+            for place in states.follow(np.array(places), broadcast.seen, broadcast.keep).tolist():
+                failed[place] = unseen(broadcast.seen, int(states.now.round[place]))
                 del sent[place]
         return sent, failed
 
@@ -164,13 +165,13 @@ class Program:
         """Return where clients start, one value for all that start alike; note who fails."""
         starts: dict[int, Start] = {}
         known: dict[int, Start | str] = {}
-        alike = self.alike
+        alike, states = self.alike, self.states
         for place, broadcast in sent.items():
             found = known.get(id(broadcast))
             if found is None:
                 try:
-                    state, found = begin(self.clients[place], self.states.at(place), broadcast)
-                    self.states.limits[place] = state.limits
+                    state, found = begin(self.clients[place], states.at(place), broadcast)
+                    states.limits[place] = state.limits
                 except ContractError as error:
                     found = str(error)
                 if alike:
@@ -206,9 +207,9 @@ class Program:
 
     def evaluate(self, sent: Mapping[int, Broadcast]) -> Answers:
         """Return the metrics of clients' models; at the test every client writes what it keeps to itself."""
-        e, (first, *_), home = self.experiment, sent.values(), self.clients[0].home
+        e, (first, *_), home, states = self.experiment, sent.values(), self.clients[0].home, self.states
         split: Split = "test" if first.split == "test" else "validation"
-        kept = self.states.best if split == "test" else self.states.now
+        kept = states.best if split == "test" else states.now
         z = self.received({place: broadcast.values for place, broadcast in sent.items()})
 
         def model_of(place: int) -> Params:
@@ -244,8 +245,8 @@ class Program:
                 metrics = {"/".join(key): value for key, value in made.metrics.items()}
                 found.contributions.append(Contribution(self.names[place], {}, metrics, one.device))
                 continue
-            state, reply = told(one, self.states.at(place), broadcast, made)
-            self.states.limits[place] = state.limits
+            state, reply = told(one, states.at(place), broadcast, made)
+            states.limits[place] = state.limits
             found.contributions.append(reply)
         if home is not None and shelf:
             keep(home, shelf, keys(e))
