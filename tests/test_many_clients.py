@@ -247,3 +247,16 @@ def test_rows_are_found_alike_whether_they_are_sorted_or_marked(named: list[tupl
             found.append((made.flat.tolist(), made.owner.tolist(), made.edge.tolist(), made.find(flat, owner).tolist()))
             assert made.flat[made.find(flat, owner)].tolist() == flat.tolist()
     assert found[0] == found[1]
+
+
+@given(st.lists(st.one_of(st.text(max_size=4), st.sampled_from(["a" * 255, "b" * 256, "c\x1b[31m", "\ud800", "é", 7]))))
+def test_names_that_are_looked_at_together_are_admitted_and_refused_as_each_is(names: list[object]) -> None:
+    try:
+        expected: list[str] | str = [sharing.admit_name("client", name) for name in names]
+    except ContractError as error:
+        expected = str(error)
+    try:
+        found: list[str] | str = sharing.admit_names("client", names)
+    except ContractError as error:
+        found = str(error)
+    assert found == expected
