@@ -1,21 +1,20 @@
-"""Many clients of one node as few programs: `clients.round` of each, trained and measured with stacked tensors."""
+"""Many clients of one node as few programs: `clients.round` of each, what they have in common once."""
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from clients.about import about
 from clients.client import Client
 from clients.joining import Together
 from clients.private import open_loss
 from clients.round import begin, finish, receive, told
+from clients.stacked import Training, received
 from clients.state import Party, State, unseen
 from clients.states import Snapshots, States
-from clients.training import Made, Start
+from clients.training import Start
 from fedrec.data.types import Ints
 from fedrec.evaluation.cohort import evaluate_many
 from fedrec.evaluation.evaluate import Split
@@ -24,15 +23,12 @@ from fedrec.experiment.config import Experiment
 from fedrec.experiment.holdings import keys, reader
 from fedrec.experiment.kept import Keeping, keep
 from fedrec.federation.personal import personal_model
-from fedrec.federation.proportion import large, size, too_far
-from fedrec.keyed import TABLES, Subtotal
-from fedrec.params import LARGEST, Params, finite, to
+from fedrec.params import Params, to
 from fedrec.sharing import Broadcast, ContractError, Contribution
 from fedrec.training.cohort import Cohort, groups
 from fedrec.training.moved import Moved
-from fedrec.training.results import Piece, Sum, client_after, moved, spread, whole, write
-from fedrec.training.stacks import Part, Stack, Terms
-from fedrec.training.update import train
+from fedrec.training.results import Piece
+from fedrec.training.stacks import Stack
 from fedrec.wire import Answers, Call
 
 
@@ -128,6 +124,7 @@ class Program:
         sent: dict[int, Broadcast] = {}
         failed: dict[int, str] = {}
         taken: dict[int, list[int]] = {}
+        states = self.states
         for place, (name, shape) in enumerate(zip(self.names, self.sizes, strict=True)):
             broadcast = call.broadcasts.get(name)
             if broadcast is None:
@@ -146,8 +143,8 @@ class Program:
             taken.setdefault(id(found), []).append(place)
         for places in taken.values():
             broadcast = sent[places[0]]
-            for place in self.states.follow(np.array(places), broadcast.seen, broadcast.keep).tolist():
-                failed[place] = unseen(broadcast.seen, int(self.states.now.round[place]))
+            for place in states.follow(np.array(places), broadcast.seen, broadcast.keep).tolist():
+                failed[place] = unseen(broadcast.seen, int(states.now.round[place]))
                 del sent[place]
         return sent, failed
 
@@ -156,21 +153,24 @@ class Program:
         starts = self.begin(sent, failed)
         if not starts:
             return Answers([])
-        training = Training(self, starts, call)
+        chunks = call.chunks.items()
+        weights = {self.places[name]: weight for name, (_, weight) in chunks if self.places.get(name) in starts}
+        training = Training(self.cohort, self.clients, self.states.now.private, starts, weights)
         training.run(failed)
-        return Answers(self.finish(training, failed), training.subtotals())
+        order = [(self.places[name], name) for name in call.broadcasts if name in self.places]
+        return Answers(self.finish(training, failed), training.subtotals(order))
 
     def begin(self, sent: Mapping[int, Broadcast], failed: dict[int, str]) -> dict[int, Start]:
         """Return where clients start, one value for all that start alike; note who fails."""
         starts: dict[int, Start] = {}
         known: dict[int, Start | str] = {}
-        alike = self.alike
+        alike, states = self.alike, self.states
         for place, broadcast in sent.items():
             found = known.get(id(broadcast))
             if found is None:
                 try:
-                    state, found = begin(self.clients[place], self.states.at(place), broadcast)
-                    self.states.limits[place] = state.limits
+                    state, found = begin(self.clients[place], states.at(place), broadcast)
+                    states.limits[place] = state.limits
                 except ContractError as error:
                     found = str(error)
                 if alike:
@@ -181,7 +181,7 @@ class Program:
                 starts[place] = found
         return starts
 
-    def finish(self, training: "Training", failed: Mapping[int, str]) -> list[Contribution]:
+    def finish(self, training: Training, failed: Mapping[int, str]) -> list[Contribution]:
         """Return what clients answer after training, which they remember."""
         e, states = self.experiment, self.states
         links, owns, mu = list(states.now.links), list(states.now.owns), states.now.mu.copy()
@@ -206,15 +206,17 @@ class Program:
 
     def evaluate(self, sent: Mapping[int, Broadcast]) -> Answers:
         """Return the metrics of clients' models; at the test every client writes what it keeps to itself."""
-        e, (first, *_), home = self.experiment, sent.values(), self.clients[0].home
+        e, (first, *_), home, states = self.experiment, sent.values(), self.clients[0].home, self.states
         split: Split = "test" if first.split == "test" else "validation"
-        kept = self.states.best if split == "test" else self.states.now
-        z = self.received({place: broadcast.values for place, broadcast in sent.items()})
+        kept = states.best if split == "test" else states.now
+        parts = {place: broadcast.values for place, broadcast in sent.items()}
+        z = received(self.cohort, parts, self.clients[0].device, e.coupling.personal)
+
+        def private_of(place: int) -> Piece:
+            return Piece(self.cohort, kept.private, place)
 
         def model_of(place: int) -> Params:
-            mine = kept.at(place)
-            assert mine is not None
-            return personal_model(e.drift, mine.own, {**sent[place].values, **to(mine.private, "cpu")})
+            return personal_model(e.drift, kept.owns[place], {**sent[place].values, **to(private_of(place), "cpu")})
 
         def asked(place: int) -> ModelScorer:
             return ModelScorer(readers[place], to(model_of(place), self.clients[place].device))
@@ -233,192 +235,22 @@ class Program:
             readers=None if plain else asked,
         )
         found, shelf = Answers([]), list[Keeping]()
-        tells = not (e.privacy.active or e.budget.active)
+        tells, personal, sharing = not (e.privacy.active or e.budget.active), e.personal, e.sharing()
         for (place, broadcast), made in zip(sent.items(), evaluations, strict=True):
             one = self.clients[place]
             if split == "test" and home is not None:
-                mine, own = e.sharing().split(to(model_of(place), "cpu"))
-                copies = mine if e.personal else {}
+                if personal:
+                    copies, own = sharing.split(to(model_of(place), "cpu"))
+                else:
+                    copies, own = {}, to(private_of(place), "cpu")
                 shelf.append(Keeping(one.data.name, own, copies, about(one, own), made.per_user))
             if tells:
                 metrics = {"/".join(key): value for key, value in made.metrics.items()}
                 found.contributions.append(Contribution(self.names[place], {}, metrics, one.device))
                 continue
-            state, reply = told(one, self.states.at(place), broadcast, made)
-            self.states.limits[place] = state.limits
+            state, reply = told(one, states.at(place), broadcast, made)
+            states.limits[place] = state.limits
             found.contributions.append(reply)
         if home is not None and shelf:
             keep(home, shelf, keys(e))
         return found
-
-    def received(self, parts: Mapping[int, Params]) -> Stack:
-        """Return the z_i of some clients as one stack: the server's rows once, unless every client has its own z_i."""
-        cohort, device, (first, *others) = self.cohort, self.clients[0].device, parts.values()
-        if self.experiment.coupling.personal:
-            return Stack(to(spread(cohort, parts).values, device))
-        server = {name: cohort.server[TABLES[name]] for name in first if name in TABLES}
-        alike = all(other is first or all(other[n] is v for n, v in first.items()) for other in others)
-        if alike and all(rows is None for rows in server.values()):
-            return Stack(to(first, device), each=False)
-        made: Params = {}
-        for name, like in first.items():
-            rows = server.get(name)
-            if rows is None:
-                made[name] = like
-                continue
-            starts = cohort.starts[TABLES[name]]
-            made[name] = like.new_zeros((int(rows.max()) + 1, *like.shape[1:]))
-            for place, part in parts.items():
-                mine = torch.from_numpy(rows[starts[place] : starts[place + 1]])
-                made[name].index_copy_(0, mine, part[name])
-        return Stack(to(made, device), each=False)
-
-
-class Training:
-    """One round of training of a program: sums where the server needs no more, every client's own x_i elsewhere."""
-
-    def __init__(self, program: Program, starts: Mapping[int, Start], call: Call) -> None:
-        self.program, self.starts, self.call = program, starts, call
-        self.cohort, self.clients, self.experiment = program.cohort, program.clients, program.experiment
-        self.weight = np.zeros(len(self.cohort))
-        for name, (_, weight) in call.chunks.items():
-            if program.places.get(name) in starts:
-                self.weight[program.places[name]] = weight
-        self.z = program.received({place: start.z for place, start in starts.items()})
-        self.total = Sum.zero(self.z.values) if self.weight.any() else None
-        drift = self.experiment.drift
-        self.keeps = drift.correction != "none" or drift.personal == "tuned"  # whether every x_i is asked for
-        self.private = program.states.now.private
-        self.losses = np.full(len(self.cohort), np.nan)
-        self.x: dict[int, Mapping[str, Tensor]] = {}
-        self.v: dict[int, Params] = {}  # personal models
-
-    def run(self, failed: dict[int, str]) -> None:
-        """Train the clients; note who fails."""
-        e, cohort, starts = self.experiment, self.cohort, self.starts
-        before, tuned = self.program.states.now.private, e.drift.personal == "tuned"
-        self.private = Stack({name: value.clone() for name, value in before.values.items()})
-        terms, rho = self.terms()
-        weight = torch.from_numpy(self.weight)
-        if self.total:
-            chosen = np.array(list(starts), dtype=np.int64)
-            self.total.start(cohort, self.z, chosen, weight[torch.from_numpy(chosen)])
-        for part in self.parts(before, rho, terms):
-            failed |= self.diverged(part) | self.disproportionate(part)
-            if self.total:
-                self.leave_out(failed)
-                self.total.add(cohort, self.z, part, weight[torch.from_numpy(part.clients)])
-            write(self.private, part)
-            self.losses[part.clients] = part.loss.cpu().numpy()
-            single = (
-                np.ones(len(part.clients), np.bool_) if self.keeps or terms.personal else self.weight[part.clients] == 0
-            )
-            for j in np.flatnonzero(single).tolist():
-                place = int(part.clients[j])
-                if terms.personal:
-                    self.v[place] = to(
-                        client_after(cohort, terms.personal, replace(part, values=part.personal), j), "cpu"
-                    )
-                if self.weight[place] and not self.keeps:
-                    continue
-                if tuned and self.clients[place].device == "cpu":
-                    self.x[place] = moved(cohort, starts[place].z, part, j)
-                else:
-                    self.x[place] = to(client_after(cohort, self.z, part, j), "cpu")
-
-    def made(self, place: int) -> Made:
-        """Return what training made of a client."""
-        start, tuned = self.starts[place], self.experiment.drift.personal == "tuned"
-        own = replace(start.own, personal=self.v.get(place, start.own.personal)) if self.v else start.own
-        asked, still = self.keeps or not self.weight[place], Moved.start(start.z) if tuned else start.z
-        x = self.x.get(place, still) if asked else None
-        return Made(float(self.losses[place]), Piece(self.cohort, self.private, place), own, x)
-
-    def parts(self, private: Stack, mu: float, terms: Terms) -> Iterator[Part]:
-        """Train clients, chunk by chunk."""
-        e = self.experiment
-        scopes = [(self.clients[place].data.name, start.sent.round) for place, start in self.starts.items()]
-        return train(
-            self.cohort,
-            self.z,
-            private,
-            replace(self.clients[0].recipe, mu=mu),
-            e.sharing(),
-            seed=e.seed,
-            chosen=np.array(list(self.starts), dtype=np.int64),
-            scopes=scopes,
-            terms=terms,
-        )
-
-    def terms(self) -> tuple[Terms, float]:
-        """Return what the clients minimise beside their loss, and the rho of its proximal term."""
-        e, starts = self.experiment, self.starts
-        first = next(iter(starts.values()))
-        anchor, shift, weight, personal = self.z if first.rho else None, None, None, None
-        if first.link:
-            anchor = self.spread({place: start.anchor for place, start in starts.items()})
-        if first.shift:
-            shift = self.spread({place: start.shift for place, start in starts.items() if start.shift})
-        if e.budget.active:
-            weight = torch.tensor([1.0 + start.mu for start in starts.values()])
-        if e.drift.second:
-            personal = self.spread({p: start.own.personal for p, start in starts.items() if start.own.personal})
-        share = e.drift.shares(personal.values if personal else ())
-        return Terms(anchor, shift, weight, personal, share, e.drift.pull, self.z), first.rho
-
-    def spread(self, parts: Mapping[int, Mapping[str, Tensor]]) -> Stack:
-        """Return a stack of tensors of some clients where they train."""
-        return Stack(to(spread(self.cohort, parts).values, self.clients[0].device))
-
-    def diverged(self, part: Part) -> dict[int, str]:
-        """Return the clients of a part whose parameters are not finite, and why they fail."""
-        made = [*part.values.items(), *part.personal.items()]
-        if all(finite(value) for _, value in made):
-            return {}
-        good = np.ones(len(part.clients), dtype=np.bool_)
-        for name, value in made:
-            sound = (value.abs() <= LARGEST).reshape(len(value), -1).all(1).cpu().numpy()
-            np.logical_and.at(good, part.touched[TABLES[name]].owner if name in TABLES else np.arange(len(good)), sound)
-        rule = f"lr: must be small enough for finite parameters, found {self.experiment.lr} in round"
-        return {place: f"{rule} {self.starts[place].sent.round}" for place in part.clients[~good].tolist()}
-
-    def disproportionate(self, part: Part) -> dict[int, str]:
-        """Return the clients of a part that would be summed, and whose change is out of all proportion."""
-        shared = {name: part.values[name] for name in self.total.total} if self.total else {}
-        if not large(shared, {}, increments=True):
-            return {}
-        squares = torch.zeros(len(part.clients), dtype=torch.float64)
-        for name, value in shared.items():
-            if name in TABLES:
-                owner = torch.from_numpy(part.touched[TABLES[name]].owner)
-                change = value - self.z.take(name, self.cohort, part.clients, part.touched)
-                squares.index_add_(0, owner, change.double().square().sum(1).cpu())
-            else:
-                change = value - self.z.at(name, self.cohort, part.clients, part.clients)
-                squares += change.double().square().reshape(len(value), -1).sum(1).cpu()
-        sizes = zip(part.clients.tolist(), squares.sqrt().tolist(), strict=True)
-        changes = {place: size for place, size in sizes if self.weight[place]}
-        return too_far(changes, {place: size(self.starts[place].z) for place in changes})
-
-    def leave_out(self, failed: Collection[int]) -> None:
-        """Take clients that failed out of the sum that they were to be in."""
-        for place in failed:
-            if self.total and self.weight[place]:
-                self.total.start(self.cohort, self.z, np.array([place]), torch.tensor([-self.weight[place]]))
-            self.weight[place] = 0.0
-
-    def subtotals(self) -> list[Subtotal]:
-        """Return the sum over clients, on the rows that they carry; nothing if there are none."""
-        inside = np.flatnonzero(self.weight)
-        summed = set(inside.tolist())
-        if not (self.total and len(inside)):
-            return []
-        values = {}
-        for name, value in self.total.total.items():
-            server = self.cohort.server[TABLES[name]] if name in TABLES else None
-            if server is not None:
-                flat, _ = whole(self.cohort, TABLES[name], inside)
-                value = value.index_select(0, torch.from_numpy(np.unique(server[flat])).to(value.device))
-            values[name] = value.cpu()
-        order = [name for name in self.call.broadcasts if self.program.places.get(name) in summed]
-        return [Subtotal(tuple(order), values, float(self.total.gap))]

@@ -25,6 +25,7 @@ from fedrec.federation.proportion import too_far
 from fedrec.keyed import carrier, catalogue, mean
 from fedrec.rng import Streams, derive, generator, streams
 from fedrec.sharing import ContractError, Contribution
+from fedrec.training.rows import Touched
 from fedrec.training.stacks import Stack
 from fedrec.wire import Answers, answers_record, read_answers
 from server.strategy import Coordinator
@@ -231,3 +232,31 @@ def test_draws_below_one_bound_are_those_below_as_many_equal_ones(count: int, bo
     one, other = generator(seed, "a"), generator(seed, "a")
     assert one.integers(0, bound, count).tolist() == other.integers(0, np.full(count, bound)).tolist()
     assert one.integers(10**12) == other.integers(10**12)
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 99)), min_size=1, max_size=20), st.integers(1, 400))
+def test_rows_are_found_alike_whether_they_are_sorted_or_marked(named: list[tuple[int, int]], few: int) -> None:
+    owner, local = (np.array(column) for column in zip(*named, strict=True))
+    starts, clients = np.arange(5) * 100, np.array([0, 1, 3])
+    flat = starts[clients[owner]] + local
+    with pytest.MonkeyPatch.context() as patch:
+        found = []
+        for fewest in (few, 10**9):
+            patch.setattr("fedrec.training.rows.FEW", fewest)
+            made = Touched.of(starts, clients, [(flat, owner)])
+            found.append((made.flat.tolist(), made.owner.tolist(), made.edge.tolist(), made.find(flat, owner).tolist()))
+            assert made.flat[made.find(flat, owner)].tolist() == flat.tolist()
+    assert found[0] == found[1]
+
+
+@given(st.lists(st.one_of(st.text(max_size=4), st.sampled_from(["a" * 255, "b" * 256, "c\x1b[31m", "\ud800", "é", 7]))))
+def test_names_that_are_looked_at_together_are_admitted_and_refused_as_each_is(names: list[object]) -> None:
+    try:
+        expected: list[str] | str = [sharing.admit_name("client", name) for name in names]
+    except ContractError as error:
+        expected = str(error)
+    try:
+        found: list[str] | str = sharing.admit_names("client", names)
+    except ContractError as error:
+        found = str(error)
+    assert found == expected

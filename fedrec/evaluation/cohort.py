@@ -62,8 +62,12 @@ def evaluate_many(
 
     ranks = {task.name: ranked(task.name) for task in cohort.tasks if task.kind == "rank"}
 
+    alone = all(task.kind == "rank" for task in cohort.tasks)  # what is ranked already asks no reader again
+    nobody = reader(int(chosen[0])) if alone and len(chosen) else None
+
     def evaluation(number: int, position: int) -> Evaluation:
-        return assemble(reader(position), cohort.datas[position], cohort.tasks, split, lambda task: ranks[task][number])
+        one = nobody or reader(position)
+        return assemble(one, cohort.datas[position], cohort.tasks, split, lambda task: ranks[task][number])
 
     return [evaluation(number, position) for number, position in enumerate(chosen.tolist())]
 

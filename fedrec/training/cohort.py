@@ -84,8 +84,12 @@ def groups(
     model can be differentiated alone only is a cohort by itself; all are if they are to stay `apart`.
     """
     by_key: dict[object, list[int]] = {}
+    known: dict[tuple[int, int], list[int]] = {}  # of one model and list as objects, which thousands of clients have
     for position, key in enumerate(zip(models, tasks, strict=True)):
-        by_key.setdefault(position if apart or not key[0].gathers else key, []).append(position)
+        ids, alone = (id(key[0]), id(key[1])), apart or not key[0].gathers
+        if alone or ids not in known:
+            known[ids] = by_key.setdefault(position if alone else key, [])
+        known[ids].append(position)
     cohorts = []
     for members in by_key.values():
         clients = [datas[m] for m in members]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import ItemsView, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -137,6 +137,10 @@ class Piece(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         """Return one parameter, which shares the memory of the stack."""
         return client(self.cohort, self.stack, self.position)[name]
+
+    def items(self) -> ItemsView[str, Tensor]:
+        """Return all of them, found once."""
+        return client(self.cohort, self.stack, self.position).items()
 
     def __iter__(self) -> Iterator[str]:
         """Yield the names."""

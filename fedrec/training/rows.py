@@ -9,6 +9,8 @@ import numpy as np
 
 from fedrec.data.types import Bools, Ints
 
+FEW = 32  # rows of the whole tables for each that is named, from which to sort these is faster than to mark them
+
 
 def edges(counts: Ints) -> Ints:
     """Return [0, c_0, c_0 + c_1, ...]."""
@@ -32,7 +34,8 @@ class Touched:
     owner: Ints  # [R] position of the client in the chunk
     edge: Ints  # [k + 1] the first stacked row of every client
     shift: Ints  # [k] from a flat row to a row of the chunk's whole tables
-    place: Ints  # from there to the stacked row
+    rows: Ints  # [R] the stacked rows there, ascending
+    place: Ints | None  # from there to the stacked row; None where these are few, and searched for
 
     @staticmethod
     def of(starts: Ints, clients: Ints, named: Sequence[tuple[Ints, Ints]] | None) -> Touched:
@@ -40,17 +43,21 @@ class Touched:
         counts = starts[clients + 1] - starts[clients]
         edge = edges(counts)
         shift = edge[:-1] - starts[clients]
-        mark: Bools = np.full(edge[-1], named is None)
-        for flat, owner in named or ():
-            mark[flat + shift[owner]] = True
-        rows = np.flatnonzero(mark)
-        place = np.empty(edge[-1], np.int64)
-        place[rows] = np.arange(len(rows))
+        place = None
+        if named is not None and FEW * sum(flat.size for flat, _ in named) < edge[-1]:
+            rows = np.unique(np.concatenate([(flat + shift[owner]).reshape(-1) for flat, owner in named]))
+        else:
+            mark: Bools = np.full(edge[-1], named is None)
+            for flat, owner in named or ():
+                mark[flat + shift[owner]] = True
+            rows, place = np.flatnonzero(mark), np.empty(edge[-1], np.int64)
+            place[rows] = np.arange(len(rows))
         bounds = np.searchsorted(rows, edge)
         owner = np.repeat(np.arange(len(clients)), np.diff(bounds))
-        return Touched(rows - shift[owner], owner, bounds, shift, place)
+        return Touched(rows - shift[owner], owner, bounds, shift, rows, place)
 
     def find(self, flat: Ints, owner: Ints) -> Ints:
         """Return the stacked rows of flat rows of the clients `owner`."""
-        rows: Ints = self.place[flat + self.shift[owner]]
+        at = flat + self.shift[owner]
+        rows: Ints = np.searchsorted(self.rows, at) if self.place is None else self.place[at]
         return rows

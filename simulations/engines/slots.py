@@ -36,5 +36,5 @@ def slots_of(experiment: Experiment, clients: int) -> list[Slot]:
 
 def in_order(experiment: Experiment) -> list[int]:
     """Return the partitions in the order in which the server sums their clients."""
-    names = [data.name for data in parties(experiment)]
+    names = parties(experiment).names
     return sorted(range(len(names)), key=lambda place: (natural(names[place]), names[place]))
