@@ -15,13 +15,14 @@ from fedrec.data import table as read_table
 from fedrec.errors import UserError
 from fedrec.experiment.config import build
 from fedrec.experiment.holdings import clients_data
-from simulations.cli import parse
+from simulations.cli import arm, parse
 from simulations.engines import launch
 from simulations.studies import runners, scale, speed
 from simulations.studies.__main__ import main
 from simulations.studies.loop import run_loop
 from simulations.studies.measure import Measured, measured
 from simulations.studies.runners import LOOP, REFERENCE, RUNNERS, Result, Runner, compare
+from simulations.studies.triples import by_us
 from simulations.studies.workloads import COLUMNS, W1, W2, Workload
 
 SMALL = (
@@ -274,7 +275,8 @@ def test_the_study_of_triples_counts_them_on_every_runner_and_asks_for_what_it_n
 def test_triples_are_rows_times_epochs_times_sampled_items_a_second(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    e = arm("--market.users 40 --market.items 60 --clients 2 --rounds 4 --local-epochs 3 --num-negatives 5".split())
+    flags = ["--market.users", "40", "--market.items", "60", "--clients", "2"]
+    e = arm([*flags, "--rounds", "4", "--local-epochs", "3", "--num-negatives", "5"])
     seconds = iter((10.0, 10.5, 12.5, 99.0))  # of the rounds between the first and the last .5 and 2
     monkeypatch.setattr("simulations.studies.triples.time.process_time", lambda: next(seconds))
     monkeypatch.setattr("simulations.engines.launch", lambda e, home, told: [told({}) for _ in range(e.rounds)])

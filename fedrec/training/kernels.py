@@ -97,6 +97,9 @@ def rows_read(model: Recommender, params: Params, step: Step) -> Params:
 
 def losses(tasks: tuple[Task, ...], score: Tensor, step: Step, weight: Tensor | None) -> tuple[Tensor, Tensor]:
     """Return the losses [k] and d (weight * loss) / d score for scores [k, S, L, T]; see `task_loss`."""
+    if len(tasks) == 1 and (tasks[0].kind == "rank" or score.shape[1] == 1):  # nothing is left out
+        total, grad = loss_of(tasks[0], score[..., 0], *step.labels[tasks[0].name], weight)
+        return total, grad[..., None]
     total, grad = score.new_zeros(len(score)), torch.zeros_like(score)
     for number, task in enumerate(tasks):
         asked = slice(None if task.kind == "rank" else 1)
@@ -262,7 +265,7 @@ def _mlp(model: Recommender, params: Params, read: Params, head: Tensor, bias: T
 
     def backward(d_score: Tensor, wanted: set[str]) -> tuple[Params, Tensor]:
         grads, trained, d = Params(), "body.0.weight" in wanted, d_score.flatten(1, 2)
-        d_h = torch.bmm(d, head)
+        d_h = d * head if head.shape[1] == 1 else torch.bmm(d, head)
         for layer in range(count - 1, 0, -1):
             d_z = torch.ops.aten.threshold_backward(d_h, layers[layer], 0)
             if trained:
