@@ -65,7 +65,10 @@ def test_only_regular_files_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
         argv: Sequence[str] = ("--content.kind", "hashed", "--content.vectors", str(path))
     else:
         argv = (*ROLES, "--data-dir", str(path))
-    assert f"must be a regular file, found a {kind}" in refusal(tmp_path, *argv)
+    rule = f"must be a regular file, found a {kind}"
+    if kind == "folder" and suffix != "safetensors":  # of which the files are read
+        rule = "must be a file, or a folder that holds one, found none"
+    assert rule in refusal(tmp_path, *argv)
 
 
 def test_a_config_and_the_files_of_movielens_are_regular(tmp_path: Path) -> None:
@@ -124,7 +127,10 @@ def test_a_damaged_file_is_refused_in_a_line(tmp_path: Path, name: str, content:
         ("user,item,time\na,b,1\n", "column of rows.csv: must be one of item, time, user, found 'platform'"),
         ("x" * 2**21, "line 1: must be a header of less than 1048576 bytes, found a longer line"),
         ("user,item,platform,time\n", "must hold at least one row, found an empty table"),
-        ("user,item,platform,time\na,b,\x1b[31m,1\n", "row 1: a name must be printable and have at most 100"),
+        (
+            "user,item,platform,time\na,b,\x1b[31m,1\n",
+            "line 2, column 'platform': a name must be printable and have at most 100",
+        ),
         ('user,item,platform,time\na,b,"x\ny",1\n', "a name must be printable"),
         (f"user,item,platform,time\na,b,{'x' * 101},1\n", "a name must be printable and have at most 100"),
     ],
@@ -138,7 +144,10 @@ def test_a_table_without_rows_or_in_another_encoding_is_refused(tmp_path: Path) 
     pd.DataFrame({name: [] for name in ("user", "item", "platform", "time")}).to_parquet(tmp_path / "rows.parquet")
     assert "at least one row" in refusal(tmp_path, *ROLES, "--data-dir", str(tmp_path / "rows.parquet"))
     (tmp_path / "rows.csv").write_bytes(b"user,item,platform,time\n\xe9,1,a,1\n")
-    assert "line 2: must be UTF-8" in refusal(tmp_path, *ROLES, "--data-dir", str(tmp_path / "rows.csv"))
+    argv = (*ROLES, "--data-dir", str(tmp_path / "rows.csv"))
+    assert "line 2: must be UTF-8" in refusal(tmp_path, *argv, "--reading.encoding", "utf-8")
+    (tmp_path / "rows.csv").write_bytes(b"user,item,platform,time\n\x81,1,a,1\n")  # nor is it latin-1
+    assert "line 2: must be UTF-8 or latin-1" in refusal(tmp_path, *argv)
 
 
 @pytest.mark.parametrize(("unit", "scale"), [("milliseconds", 10**3), ("microseconds", 10**6), ("nanoseconds", 10**9)])
@@ -156,7 +165,7 @@ def test_times_in_a_finer_unit_are_recognised_and_said(tmp_path: Path, unit: str
     table.loc[7, "time"] = str(10**9)
     table.to_csv(tmp_path / "mixed.csv", index=False)
     text = refusal(tmp_path, *ROLES, "--data-dir", str(tmp_path / "mixed.csv"))
-    assert f"row 8: a time must be in {unit}, as the largest is, found '1000000000'" in text
+    assert f"line 9, column 'time': a time must be in {unit}, as most are, found '1000000000'" in text
 
 
 NAMED = ["[/]", "[bold]", "[link=http://x]y", "<b>x</b>", ":smile:", "a/b", "é", "x" * 100]

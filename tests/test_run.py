@@ -141,13 +141,24 @@ def test_a_wrong_experiment_is_refused_in_one_line_and_leaves_nothing(name: str,
 RATED = COLUMNS + ",rating=rating"
 TABLES: dict[str, tuple[list[str], str, str]] = {
     "missing column": (sales(), "user=user,item=itm", "column of table.csv: must be one of .*, found 'itm'; did you.*"),
-    "unmapped item": (sales(), "user=user", "columns: must map item .*, found 'user=user'"),
+    "unmapped item": (sales(), "user=item", "columns: must map item .*, found 'user=item' and the columns user, .*"),
     "unknown role": (sales(), "user=user,item=item,prize=rating", "columns: must be one of .*, found 'prize'.*"),
     "empty": ([], COLUMNS, "table.csv: must hold at least one row, found an empty table"),
-    "nan": (sales("u1,i1,films,nan,1"), RATED, ".*'rating', row 81: a rating must be a finite number, found nothing"),
-    "inf": (sales("u1,i1,films,-inf,1"), RATED, ".*'rating', row 81: a rating must be a finite .*, found '-inf'"),
-    "word": (sales("u1,i1,films,five,1"), RATED, ".*'rating', row 81: a rating must be a finite .*, found 'five'"),
-    "label": (sales("u1,i1,films,5,2"), COLUMNS + ",label=click", ".*'click', row 81: a label must be .*, found '2'"),
+    "inf": (
+        sales("u1,i1,films,-inf,1"),
+        RATED,
+        ".*, line 82, column 'rating': a rating must be a finite .*, found '-inf'",
+    ),
+    "word": (
+        sales("u1,i1,films,five,1"),
+        RATED,
+        ".*, line 82, column 'rating': a rating must be a finite .*, found 'five'",
+    ),
+    "label": (
+        sales("u1,i1,films,5,2"),
+        COLUMNS + ",label=click",
+        ".*, line 82, column 'click': a label must be .*, found '2'",
+    ),
     "no time": (sales(), COLUMNS + " --split temporal", "split: 'temporal' needs times, found none in the data"),
     "clients": (sales(), COLUMNS + " --clients 3", "clients: the data has 2 platforms, one client each, found 3"),
     "absurd": (sales(), "user=user,item=item --clients 999", "clients: must be at most .* users, 10, found 999"),
@@ -169,10 +180,11 @@ def test_a_wrong_table_is_refused_in_one_line_and_leaves_nothing(name: str, run:
     assert [path.name for path in tmp_path.iterdir()] == ["table.csv"]
 
 
-def test_bytes_that_are_not_utf8_are_refused(run: Run, tmp_path: Path) -> None:
+def test_bytes_that_are_not_utf8_are_refused_where_they_are_to_be(run: Run, tmp_path: Path) -> None:
     flags = csv(tmp_path, [])
     (tmp_path / "table.csv").write_bytes("user,item\nRené,1\n".encode("latin-1"))
-    found = only_line(run(*flags, "--columns", "user=user,item=item", "--out", str(tmp_path / "out")))
+    told = ("--columns", "user=user,item=item", "--reading.encoding", "utf-8")
+    found = only_line(run(*flags, *told, "--out", str(tmp_path / "out")))
     assert found == r"table.csv, line 2: must be UTF-8, found b'\xe9'"
 
 

@@ -8,6 +8,7 @@ import gzip
 import io
 import json
 import lzma
+import os
 import subprocess
 import sys
 import time
@@ -130,9 +131,9 @@ FORMS: dict[str, tuple[str, str | bytes, dict[str, Any], dict[str, list[Any]], s
     "thousands": (
         "t.csv",
         "user;item;preis\na;x;1.234,50\nb;y;2,00\n",
-        {},
+        {"columns": "price=preis"},
         {"user": ["a", "b"], "item": ["x", "y"], "price": [1234.5, 2.0]},
-        "t.csv: read as columns parted by semicolon, decimal comma, thousands grouped; price is preis",
+        "t.csv: read as columns parted by semicolon, decimal comma, thousands grouped",
     ),
     "JSON lines": (
         "log.jsonl",
@@ -187,15 +188,15 @@ FORMS: dict[str, tuple[str, str | bytes, dict[str, Any], dict[str, list[Any]], s
     "blanks between thousands, two digits of a year": (
         "t.csv",
         "user;item;preis;datum\na;x;1\u00a0234,50;31.12.99\nb;y;12 000;1.1.00\n",
-        {},
+        {"columns": "price=preis"},
         {"user": ["a", "b"], "item": ["x", "y"], "price": [1234.5, 12000.0], "time": [10956 * 86400, 10957 * 86400]},
         "t.csv: read as columns parted by semicolon, decimal comma, thousands grouped, datum like 31.12.23; "
-        "time is datum, price is preis",
+        "time is datum",
     ),
     "names of months": (
         "t.csv",
         'user,item,price,date\na,x,"1,234.50","Jan 2, 1970"\nb,y,12,"Feb 1, 1970"\n',
-        {},
+        {"columns": "price=price"},
         {"user": ["a", "b"], "item": ["x", "y"], "price": [1234.5, 12.0], "time": [86400, 31 * 86400]},
         "t.csv: read as thousands grouped, date like Dec 31, 2023; time is date",
     ),
@@ -210,7 +211,7 @@ FORMS: dict[str, tuple[str, str | bytes, dict[str, Any], dict[str, list[Any]], s
         "t.csv",
         "event_time,event_type,product_id,price,user_id\n1970-01-02 00:00:01 UTC,view,44,35.79,5\n",
         {},
-        {"user": ["5"], "item": ["44"], "time": [86401], "event": ["view"], "price": [35.79]},
+        {"user": ["5"], "item": ["44"], "time": [86401], "event": ["view"]},
         "t.csv: user is user_id, item is product_id, time is event_time, event is event_type",
     ),
     "only what is named": (
@@ -226,6 +227,13 @@ FORMS: dict[str, tuple[str, str | bytes, dict[str, Any], dict[str, list[Any]], s
         {"columns": "price=value"},
         {"user": ["a"], "item": ["x"], "rating": [5.0], "price": [1.0]},
         "t.csv: rating is stars",
+    ),
+    "a spreadsheet's first line": (
+        "t.csv",
+        'sep=;\r\nuser;item;rating\r\n\r\na;x;5\r\nb;y;"3,5"\r\n',
+        {},
+        UIR,
+        "t.csv: read as columns parted by semicolon, decimal comma",
     ),
     "no quotes": (
         "t.tsv",
@@ -394,7 +402,7 @@ WRONG: dict[str, tuple[str | bytes, dict[str, Any], str]] = {
     ),
     "a thousand": (
         'user,item,price\na,x,"1,234"\n',
-        {},
+        {"columns": "price=price"},
         "t.csv, price: whether 1,234 is above a thousand must be told by --reading.decimal point or comma",
     ),
     "two items": (
@@ -439,6 +447,7 @@ WRONG: dict[str, tuple[str | bytes, dict[str, Any], str]] = {
         {"dates": "%Q"},
         "reading.dates: must be a form of dates",
     ),
+    "a spreadsheet": (b"PK\3\4" + bytes(range(256)), {}, "t.csv: must be text or Parquet, found a spreadsheet"),
     "NUL": (b"user,item\na,x\n\0\n", {}, "t.csv"),
     "JSON of no object": ('{"user": 1, "item": 2}\n[3]\n', {}, "t.csv, line 2: must be a JSON object, found an array"),
     "broken JSON": ('{"user": 1, "item": 2}\n\n{"user\n', {}, "t.csv, line 3: must be a JSON object, found no JSON"),
@@ -477,7 +486,7 @@ def test_what_cannot_be_read_is_refused_by_its_place(write: Write, case: str) ->
 
 def test_a_value_that_is_none_is_nothing_and_its_text_is_kept(write: Write) -> None:
     path = write("user,item,rating,price,time\na,x,five,1,1\nb,y,,2,soon\nc,z,-inf,1e400,3\n,w,4,5,4\n")
-    raw = one(path)
+    raw = one(path, "price=price")
     assert by_role(raw) == {
         "user": ["a", "b", "c", None],
         "item": ["x", "y", "z", "w"],
@@ -495,6 +504,8 @@ def test_a_value_that_is_none_is_nothing_and_its_text_is_kept(write: Write) -> N
 
 def test_rows_are_known_by_the_lines_of_the_file(write: Write) -> None:
     assert lines(one(write("user,item\na,x\nb,y\n"))) == [2, 3]
+    assert lines(one(write("sep=;\nuser;item\na;x\nb;y\n"))) == [3, 4]
+    assert lines(one(write("sep=;\nuser;item\na;x\n\nb;y\n"))) == [3, 5]
     assert lines(one(write("5,6\n3,4\n"), "user=1,item=2")) == [1, 2]
     title = 'user,item,title\na,x,"two\nlines"\n\nb,y,"three\n\n"\nc,z,one\n'
     assert lines(one(write(title), "user=user,item=item,title=title")) == [2, 5, 8]
@@ -674,6 +685,23 @@ def test_objects_are_read_alike_by_blocks_and_one_by_one(
     for name in wanted:
         assert [(type(v), v) for v in plain(fast.columns[name])] == [(type(v), v) for v in plain(slow.columns[name])]
     assert fast.lines is not None and slow.lines is not None and fast.lines.tolist() == slow.lines.tolist()
+
+
+@pytest.mark.skipif("FEDREC_DATA" not in os.environ, reason="FEDREC_DATA does not name the folder of real data")
+def test_real_files_are_read_as_they_are_described() -> None:
+    home = Path(os.environ["FEDREC_DATA"])
+    for name, users, items, rows in (("Beauty", 22_363, 12_101, 198_502), ("LastFM", 1090, 3646, 52_551)):
+        raw = one(home / "sequences" / f"{name}.txt.gz")
+        assert (len(raw.columns["user"].dictionary), len(raw.columns["item"].dictionary)) == (users, items)
+        assert len(raw.columns["time"]) == rows
+    raw = one(home / "ml-100k" / "u.data", "user=1,item=2,rating=3,time=4")
+    assert (len(raw.columns["1"].dictionary), len(raw.columns["2"].dictionary), len(raw.columns["3"])) == (
+        943,
+        1682,
+        10**5,
+    )
+    (films,) = read_attributes(str(home / "ml-100k" / "u.item"), "key=1,title=2", Reading(), "item", ())
+    assert len(films.columns["2"]) == 1682 and "latin-1" in films.said[0]
 
 
 @pytest.mark.soak

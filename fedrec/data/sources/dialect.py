@@ -72,6 +72,8 @@ def choose_encoding(sample: bytes, whole: bool, told: str, name: str) -> tuple[s
     for mark, encoding in MARKS:
         if sample.startswith(mark):
             return encoding, True
+    if sample.startswith(b"PK"):
+        raise UserError(f"{name}: must be text or Parquet, found a spreadsheet or an archive; save it as CSV")
     even, odd = sample[0::2].count(0), sample[1::2].count(0)
     if max(even, odd) > len(sample) / 8:
         if min(even, odd) * 8 < max(even, odd):
@@ -134,8 +136,8 @@ def choose_dialect(
     best = max(fits.values())
     chosen = [pair for pair, value in fits.items() if value == best]
     if len({delimiter for delimiter, _ in chosen}) > 1:
-        found = " and ".join(repr(delimiter) for delimiter in dict.fromkeys(delimiter for delimiter, _ in chosen))
-        raise UserError(f"{name}: what parts columns must be told by --reading.delimiter, found {found} as likely")
+        several = " and ".join(repr(delimiter) for delimiter in dict.fromkeys(delimiter for delimiter, _ in chosen))
+        raise UserError(f"{name}: what parts columns must be told by --reading.delimiter, found {several} as likely")
     delimiter, quote = chosen[0]
     rows = rows_in(text, delimiter, quote)
     if not told.quote and '"' not in text and all(re.fullmatch("'.*'", field, re.DOTALL) for field in rows[0]):

@@ -116,7 +116,8 @@ def resolve(
 ) -> tuple[Asked, str]:
     """Return what of a file's `columns` has which role, and in words what was guessed.
 
-    Guessed is what is lacking where `ask` is not complete, if one column is called so; users and items, always. With
+    Guessed is what is lacking where `ask` is not complete, if one column is called so, but for prices, which would make
+    bad rows of what is free; users and items are guessed always. With
     `others`, files of other platforms, a column that the platform did not name itself may be missing here. `text` is
     what was asked. Raises UserError for a column that is asked for and missing, for several that may be meant, and for
     a column of platforms in a file of one `platform`.
@@ -133,7 +134,7 @@ def resolve(
     free = [column for column in columns if column not in {*roles.values(), *labels}]
     guessed = {}
     for role in USUAL:
-        if role in roles or (ask.complete and role not in NEEDED) or (platform and role == "platform"):
+        if role in roles or (ask.complete and role not in NEEDED) or role in ("price", *["platform"] * bool(platform)):
             continue
         fits = called(role, free)
         if len(fits) > 1:
