@@ -1,9 +1,11 @@
 """Parsed columns kept in the user's cache, so that another process maps them rather than parses the file again.
 
 A file of the cache is found by what its content is made from: the SHA-256 of the file's content, which cannot stay the
-same when the file changes, and all that says how it is read. It is an Arrow IPC file with its own SHA-256 behind it.
+same when the file changes, all that says how it is read, and the code that reads it. It is an Arrow IPC file with its
+own SHA-256 behind it.
 """
 
+import functools
 import hashlib
 import json
 import os
@@ -20,7 +22,6 @@ from fedrec.data.sources.values import combined
 from fedrec.files import sha256_of
 from fedrec.folders import create_private, make_private
 
-LAYOUT = 1  # of a cached file: another number where the same key would stand for other content
 SMALL = 2**20  # bytes of a file that is parsed each time
 KEPT = 8  # files in the cache; the ones that were not used for the longest time go
 DIGEST = 32  # bytes behind the columns
@@ -52,9 +53,16 @@ def folder() -> Path:
 
 def key_of(opened: Opened, kinds: Mapping[str, str], settings: Settings) -> str:
     """Return the digest of all that parsed columns depend on."""
-    what = [LAYOUT, pa.__version__, sha256_of(opened.path), opened.name, opened.form, list(opened.columns)]
+    what = [code(), pa.__version__, sha256_of(opened.path), opened.name, opened.form, list(opened.columns)]
     what += [sorted(opened.lists), repr(opened.dialect), repr(settings), dict(kinds)]
     return hashlib.sha256(json.dumps(what).encode()).hexdigest()
+
+
+@functools.cache
+def code() -> str:
+    """Return the digest of the modules beside this one."""
+    files = sorted(Path(__file__).parent.glob("*.py"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
 
 
 def write_cache(path: Path, key: str, parsed: Parsed) -> None:
