@@ -235,6 +235,13 @@ FORMS: dict[str, tuple[str, str | bytes, dict[str, Any], dict[str, list[Any]], s
         UIR,
         "t.csv: read as columns parted by semicolon, decimal comma",
     ),
+    "a blank behind each comma": (
+        "t.csv",
+        'user, item, rating, date\na, x, 5, "31.12.1999, 23:59"\nb, y, 3.5, "01.01.2000, 00:00"\n',
+        {},
+        {**UIR, "time": [10957 * 86400 - 60, 10957 * 86400]},
+        "t.csv: read as columns parted by comma and blank, date like 31.12.2023, 00:00; time is date",
+    ),
     "no quotes": (
         "t.tsv",
         'user\titem\ttitle\na\tx\t"Half a quote\nb\ty\tB\n',
@@ -563,6 +570,16 @@ def test_parquet_and_frames_keep_their_types(tmp_path: Path) -> None:
         assert by_role(raw) == expected
         assert lines(raw) == [1, 2, 3]
     assert by_role(read_frame(frame[["user", "item"]], "", "t")) == {"user": [1, 2, 3], "item": ["x", None, "z"]}
+
+
+def test_columns_of_parquet_that_are_coded_or_of_no_use(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"user": ["a", "b"], "item": pd.Categorical(["x", "y"]), "rating": pd.Categorical([2, 1])})
+    frame["time"] = pd.Categorical(pd.to_datetime(["1970-01-02", "1970-01-03"], utc=True))
+    frame["price"] = [[1.0], [2.0]]
+    frame.to_parquet(tmp_path / "t.parquet")
+    found = by_role(one(tmp_path / "t.parquet"))
+    assert found == {"user": ["a", "b"], "item": ["x", "y"], "rating": [2.0, 1.0], "time": [86400, 172800]}
+    assert "t.parquet, column 'price': must be numbers, found list" in refusal(tmp_path / "t.parquet", "price=price")
 
 
 def test_nested_columns_of_parquet_are_named_by_dots(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from fedrec.errors import UserError, choose
 from fedrec.files import PEEKED
 
 DELIMITERS = {"comma": ",", "semicolon": ";", "tab": "\t", "pipe": "|", "space": " "}
-CANDIDATES = (",", ";", "\t", "|", "::")
+CANDIDATES = (",", ";", "\t", "|", "::", ", ", "; ")
 DECIMALS = {"point": ".", "comma": ","}
 MARKS = (
     (codecs.BOM_UTF8, "utf-8"),
@@ -135,6 +135,7 @@ def choose_dialect(
         )
     best = max(fits.values())
     chosen = [pair for pair, value in fits.items() if value == best]
+    chosen = [pair for pair in chosen if (f"{pair[0]} ", pair[1]) not in chosen]  # a blank behind each is no value's
     if len({delimiter for delimiter, _ in chosen}) > 1:
         several = " and ".join(repr(delimiter) for delimiter in dict.fromkeys(delimiter for delimiter, _ in chosen))
         raise UserError(f"{name}: what parts columns must be told by --reading.delimiter, found {several} as likely")
@@ -276,7 +277,7 @@ def choose_decimal(values: Iterable[str], told: str, where: str) -> tuple[str, b
 
 def described(dialect: Dialect, told: Told) -> list[str]:
     """Return what was guessed and is not usual, in words."""
-    words = {sign: word for word, sign in DELIMITERS.items()}
+    words = {sign: word for word, sign in DELIMITERS.items()} | {", ": "comma and blank", "; ": "semicolon and blank"}
     usual = Dialect()
     parts = []
     if dialect.delimiter != usual.delimiter and not told.delimiter:

@@ -7,6 +7,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa  # type: ignore[import-untyped]
+
 from fedrec.components import per_client
 from fedrec.data.checks import reading as readable
 from fedrec.data.reading import Reading
@@ -234,16 +236,19 @@ def convert(
     said: list[str] = []
     for name, kind in kinds.items():
         column, unread, where = loaded.columns[name], None, f"{thing}, column {name!r}"
-        if kind == NUMBER:
-            own = sign
-            if own is None and of_text(column.type):
-                own = choose_decimal(coded(column).dictionary[:SAMPLE].to_pylist(), settings.told.decimal, where)
-            columns[name], unread = numbers(column, *(own or (".", False)))
-        elif kind == TIME:
-            columns[name], unread, form = times(column, settings.dates, where)
-            said += [f"{name} like {datetime(2023, 12, 31).strftime(form)}"] * bool(form)
-        else:
-            columns[name] = coded(column, name in lists) if of_text(column.type) else combined(column)
+        try:
+            if kind == NUMBER:
+                own = sign
+                if own is None and of_text(column.type):
+                    own = choose_decimal(coded(column).dictionary[:SAMPLE].to_pylist(), settings.told.decimal, where)
+                columns[name], unread = numbers(column, *(own or (".", False)))
+            elif kind == TIME:
+                columns[name], unread, form = times(column, settings.dates, where)
+                said += [f"{name} like {datetime(2023, 12, 31).strftime(form)}"] * bool(form)
+            else:
+                columns[name] = coded(column, name in lists) if of_text(column.type) else combined(column)
+        except pa.ArrowException:
+            raise UserError(f"{where}: must be {kind}s, found {column.type}") from None
         if unread is not None:
             text[name] = unread
     return Parsed(columns, loaded.lines, text, (", ".join(said), *loaded.said))

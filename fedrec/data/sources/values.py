@@ -20,6 +20,7 @@ DAYS = (
     *("%d.%m.%y", "%d/%m/%y", "%m/%d/%y", "%d %b %Y", "%b %d, %Y", "%d-%b-%Y", "%d %B %Y", "%B %d, %Y"),
 )
 CLOCKS = ("", " %H:%M:%S", " %H:%M", " %H:%M:%S.%f", " %I:%M:%S %p", " %I:%M %p", "T%H:%M:%S")
+CLOCKS = (*CLOCKS, ", %H:%M:%S", ", %H:%M", ", %I:%M:%S %p")
 UNITS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 # Forms that a date of the first twelve days of a month fits alike.
 TWINS = (
@@ -62,9 +63,14 @@ def numbers(column: Any, decimal: str = ".", grouped: bool = False) -> tuple[Num
     if of_text(column.type):
         text = coded(column)
         return spread(text, numbers_of(text.dictionary, decimal, grouped))
-    values = flat(pc.cast(column, pa.float64()))
+    values = flat(pc.cast(decoded(column), pa.float64()))
     bad = ~np.isnan(values) & ~(np.abs(values) < LARGEST)
     return (np.where(bad, np.nan, values), coded(column.cast(pa.string()))) if bad.any() else (values, None)
+
+
+def decoded(column: Any) -> Any:
+    """Return a column of numbers or times without a dictionary."""
+    return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
 
 
 def flat(column: Any) -> NDArray[Any]:
@@ -102,6 +108,7 @@ def times(column: Any, form: str, where: str) -> tuple[Ints | Numbers, Any, str]
     """
     if form not in ("", "iso") and "%" not in form:
         raise UserError(f"reading.dates: must be iso, or a form as %d.%m.%Y, found {form!r}")
+    column = column if of_text(column.type) else decoded(column)
     if not of_text(column.type) and form not in ("", "iso") and not pa.types.is_temporal(column.type):
         column = column.cast(pa.string())
     if not of_text(column.type):
