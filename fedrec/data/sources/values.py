@@ -19,8 +19,10 @@ DAYS = (
     *("%d.%m.%Y", "%Y/%m/%d", "%Y.%m.%d", "%d/%m/%Y", "%m/%d/%Y", "%d-%m-%Y", "%m-%d-%Y"),
     *("%d.%m.%y", "%d/%m/%y", "%m/%d/%y", "%d %b %Y", "%b %d, %Y", "%d-%b-%Y", "%d %B %Y", "%B %d, %Y"),
 )
-CLOCKS = ("", " %H:%M:%S", " %H:%M", " %H:%M:%S.%f", " %I:%M:%S %p", " %I:%M %p", "T%H:%M:%S")
-CLOCKS = (*CLOCKS, ", %H:%M:%S", ", %H:%M", ", %I:%M:%S %p")
+CLOCKS = (
+    *("", " %H:%M:%S", " %H:%M", " %H:%M:%S.%f", " %I:%M:%S %p", " %I:%M %p", "T%H:%M:%S"),
+    *(", %H:%M:%S", ", %H:%M", ", %I:%M:%S %p"),
+)
 UNITS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 # Forms that a date of the first twelve days of a month fits alike.
 TWINS = (
