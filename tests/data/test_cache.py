@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import pytest
 from fedrec.data.reading import Raw, Reading
 from fedrec.data.sources import cache, read_table
 from fedrec.data.sources.file import Opened, Parsed, Settings
+from fedrec.data.sources.file import parse as whole
 
 ROWS = "user;item;rating;time;price\nä;x;1,5;01.02.2020;1\n\nb;y;2;03.02.2020;cheap\n;x;;13.02.2020;2\n"
 FILES = {
@@ -34,7 +35,6 @@ def parsings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         found.append(opened.name)
         return whole(opened, kinds, settings)
 
-    whole: Callable[..., Parsed] = cache.parse
     monkeypatch.setattr(cache, "parse", parse)
     monkeypatch.setattr(cache, "SMALL", 0)
     monkeypatch.setattr(platformdirs, "user_cache_dir", lambda _: str(tmp_path / "cache" / "fedrec"))
@@ -51,7 +51,8 @@ def same(a: Raw, b: Raw) -> None:
     assert (a.name, a.roles, a.labels, a.said) == (b.name, b.roles, b.labels, b.said)
     assert (a.text is None) == (b.text is None)
     assert a.columns.keys() == b.columns.keys()
-    for one, other in ((a.columns, b.columns), (a.text or {}, b.text or {}), ({"": a.lines}, {"": b.lines})):
+    pairs: list[tuple[Mapping[str, Any], Mapping[str, Any]]] = [(a.columns, b.columns), (a.text or {}, b.text or {})]
+    for one, other in (*pairs, ({"": a.lines}, {"": b.lines})):
         for name, column in one.items():
             if isinstance(column, pa.Array):
                 assert column.type == other[name].type and column.equals(other[name])

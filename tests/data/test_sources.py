@@ -78,7 +78,7 @@ def refusal(path: Path | str, columns: str = "", **reading: Any) -> str:
 
 
 # Known files: (name, content, options) -> what is read, and what is said of it.
-UIR = {"user": ["a", "b"], "item": ["x", "y"], "rating": [5.0, 3.5]}
+UIR: dict[str, list[Any]] = {"user": ["a", "b"], "item": ["x", "y"], "rating": [5.0, 3.5]}
 FORMS: dict[str, tuple[str, str | bytes, dict[str, Any], dict[str, list[Any]], str]] = {
     "plain": ("t.csv", "user,item,rating\na,x,5\nb,y,3.5\n", {}, UIR, ""),
     "usual names": (
@@ -549,7 +549,7 @@ def test_parquet_and_frames_keep_their_types(tmp_path: Path) -> None:
         {
             "user": [1, 2, 3],
             "item": ["x", None, "z"],
-            "time": pd.to_datetime(["1970-01-02", "1970-01-01 00:00:07.9", None], format="ISO8601"),
+            "time": pd.to_datetime(pd.Series(["1970-01-02", "1970-01-01 00:00:07.9", None]), format="ISO8601"),
             "rating": [1.5, None, 3],
             "price": ["1.234,5", "2,0", "3,0"],
             "click": [True, False, True],
