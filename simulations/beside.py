@@ -36,7 +36,7 @@ ROUND, DONE, FAILED = b"round", b"done", b"failed "
 def worthwhile(experiment: Experiment) -> bool:
     """Return whether a run takes longer, by a guess from public sizes, than to start another process for it."""
     e, parts = experiment, clients_data(experiment)
-    rows = sum(len(data.train) for data in parts)
+    rows = int(parts.row_counts("train").sum())
     return e.rounds * (ROW * e.local_epochs * rows + CLIENT * len(parts)) > START
 
 

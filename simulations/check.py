@@ -19,10 +19,10 @@ from fedrec.experiment.holdings import (
     PAIR,
     clients_data,
     dataset,
-    kinds,
     reader,
     tasks_for,
     tasks_of_all,
+    unlike,
     weights_sent,
 )
 from fedrec.experiment.origins import portable
@@ -78,7 +78,7 @@ def check(experiment: Experiment) -> None:
         choose("privacy.epsilon", name, parts.names)
     check_tasks(experiment, parts)
     shapes: Shapes = {}
-    names = [name for data in kinds(experiment, parts) for name in agree(experiment, data, shapes)]
+    names = [name for data in unlike(experiment, parts) for name in agree(experiment, data, shapes)]
     experiment.sharing().check(names)
     for module, _ in experiment.recipe().optimiser.lrs:
         if not any(covers((module,), name) for name in names):
@@ -204,7 +204,7 @@ def check_names(experiment: Experiment, parts: Clients) -> None:
 def check_tasks(experiment: Experiment, parts: Clients) -> None:
     """Raise UserError if a client does not have the label of its task, or nobody has a training row for a task."""
     own = any(task.part for task in tasks_of_all(experiment, parts))
-    for data in parts if own else kinds(experiment, parts):
+    for data in parts if own else unlike(experiment, parts):
         for task in tasks_for(experiment, data):
             if task.attribute:
                 task.usual(data.attributes)

@@ -445,6 +445,11 @@ def test_one_tie_of_rows_is_the_tie_of_each_row() -> None:
         ("fedper", {"dim": "32;shop=wide"}, "dim: must be a whole number from 1 to 4096, found 'wide'"),
         ("fedper", {"dim": "32;shopp=8"}, "client 'shopp': must be one of films, news, shop, found in '32;shopp=8'"),
         ("fedper", {"dim": "4;shop=3"}, "share: item_table must have one shape to be shared"),
+        (
+            "fedper",  # of clients that are checked by their kinds, the one that is named is one
+            {"partition": "one-user", "dim": "4;user-287=3"},
+            r"share: item_table must have one shape to be shared, found \[1, 3\] in user-287 and \[1, 4\] in user-152",
+        ),
     ],
 )
 def test_what_cannot_hold_is_refused_before_anything_runs(method: str, fields: dict[str, Any], text: str) -> None:

@@ -215,7 +215,9 @@ class Federation(Clients):
     def make(self, number: int) -> ClientData:
         """See Clients."""
         edges = self.edges[4 * number : 4 * number + 5].tolist()
-        rows = [self.columns.take(slice(*pair)) if pair[0] < pair[1] else self._nothing for pair in pairwise(edges)]
+        train, validation, test, support = (
+            self.columns.take(slice(*pair)) if pair[0] < pair[1] else self._nothing for pair in pairwise(edges)
+        )
         items, known, new = self.items, self.attributes, self.new
         if self.item_edges is not None:
             items = items[slice(*self.item_edges[number : number + 2])]
@@ -225,11 +227,13 @@ class Federation(Clients):
             self.names[number],
             self.users[slice(*self.user_edges[number : number + 2])],
             items,
-            *rows[:3],
+            train,
+            validation,
+            test,
             tuple(self.told.notes(number, new)),
             attributes=known,
             new=new,
-            support=rows[3],
+            support=support,
         )
 
     @cached_property

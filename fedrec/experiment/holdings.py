@@ -203,7 +203,7 @@ def tasks_for(experiment: Experiment, data: ClientData) -> tuple[Task, ...]:
     return tasks_of_all(experiment, [data])
 
 
-def kinds(experiment: Experiment, parts: Clients) -> Iterator[ClientData]:
+def unlike(experiment: Experiment, parts: Clients) -> Iterator[ClientData]:
     """Yield the first of all clients that only their users and rows tell apart, not their settings nor their items."""
     e = experiment
     if not parts.alike or e.pool or e.coupling.kind == "linear":
