@@ -195,7 +195,7 @@ def test_what_does_not_fit_into_memory_is_refused_before_it_starts(
     assert err.endswith("(it fits without its baselines: --no-compare)\n")
     assert not (tmp_path / "a").exists()
     out = shown(capsys, *given, "--out", str(tmp_path / "seen"))
-    assert "suspicious: memory: a run must fit into" in out and "--no-compare)" in " ".join(out.split())
+    assert "refused: memory: a run must fit into" in out and "--no-compare)" in " ".join(out.split())
     assert next_of(out)[-1] == "--no-compare"
     monkeypatch.setattr(estimate, "memory", lambda: int(need))
     assert run.main([*given, "--no-compare", "--out", str(tmp_path / "a"), "--quiet"]) == 0
