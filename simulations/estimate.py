@@ -22,6 +22,7 @@ from fedrec.experiment.config import Experiment
 from fedrec.experiment.holdings import clients_data, dataset
 from fedrec.experiment.parts import stacking_refusal
 from fedrec.files import memory
+from fedrec.models import SUMMED
 from fedrec.models.quadratic import precision
 from fedrec.params import covers
 from fedrec.report.findings import size
@@ -29,28 +30,31 @@ from fedrec.report.profile import counted
 from simulations.baselines import CHEAP, baseline
 from simulations.engines.nodes import MANY
 
+WITHOUT = "it fits without its baselines: --no-compare"
 TRUST = 4  # times too much or too little that an estimate may be, for runs of more than a second
 
 
 class Cost(NamedTuple):
     """What was measured: bytes and seconds of one of each thing; see above."""
 
-    process: float = 420e6  # bytes of a process with torch and flwr
-    row: float = 150.0  # bytes of an interaction where it is read, split and held
-    client: float = 60e3  # bytes of a client's state, apart from its tables
-    copies: float = 4.0  # of a table that is trained: itself, what was sent, its sum, what is written
+    process: float = 450e6  # bytes of a process with torch and flwr
+    row: float = 250.0  # bytes of an interaction where it is read, split and held
+    client: float = 10e3  # bytes of a client's state, apart from its tables
+    copies: float = 5.0  # of a table that is trained: itself, what was sent, its sum, what is written
     start: float = 4.0  # seconds of the imports, and of the report
     spawn: float = 3.0  # seconds of the start of worker processes
-    read: float = 4e-6  # seconds of a row that is read, split and held
-    hold: float = 2e-3  # seconds of a client that is made, joins and is written
-    step: float = 4e-6  # seconds of a training row with its negatives, a table model of width 32
-    dense: float = 4e-6  # seconds more of one through a network
-    encoded: float = 100e-6  # seconds more of one whose user, or item, is read by an encoder
-    turn: float = 4.3e-3  # seconds of a client's round apart from its rows: messages, admission, sums
-    stacked: float = 1e-4  # seconds of that where many clients are one program
-    score: float = 4.4e-10  # seconds of one item of a user's ranking, a unit of width
+    read: float = 2e-6  # seconds of a row that is read, split and held
+    alone: float = 7.5e-3  # seconds of a client that is made, joins and is written
+    turn: float = 2.7e-3  # seconds of its round apart from its rows: messages, admission, sums
+    together: float = 3.5e-4  # seconds of both where many clients are one program
+    stacked: float = 7e-5
+    step: float = 2.3e-6  # seconds of a training row with its negatives, a table model of width 32
+    dense: float = 2.5e-6  # seconds more of one through a network
+    encoded: float = 100e-6  # seconds more of one whose user, or item, is read by an encoder (a guess)
     ranked: float = 15e-6  # seconds of a user's ranking, apart from its items
-    cube: float = 6.5e-11  # seconds of a cubed item of a client's sums
+    score: float = 3.5e-10  # seconds of one item of it, a unit of width
+    network: float = 2.2e-7  # seconds of one item of it through a network
+    cube: float = 5.2e-11  # seconds of a cubed item of a client's sums
     pair: float = 1e-7  # seconds of a pair of a user's interactions in sums
 
 
@@ -121,7 +125,7 @@ def estimate(experiment: Experiment, compare: bool) -> Estimate:
         "tables": max(tables(other, s, hosts) for other, s in runs),
     }
     seconds = {
-        "start": COST.start + COST.spawn * (hosts > 1) + COST.read * sizes.rows + COST.hold * sizes.clients,
+        "start": COST.start + COST.spawn * (hosts > 1) + COST.read * sizes.rows + joined(e, sizes),
         "rounds": rounds(e, sizes),
         "evaluation": evaluations(e, sizes),
     }
@@ -132,10 +136,12 @@ def estimate(experiment: Experiment, compare: bool) -> Estimate:
     return Estimate(held, {**seconds, "baselines": beside})
 
 
-def check_memory(found: Estimate) -> None:
-    """Raise UserError if a run would take more memory than there is."""
+def check_memory(experiment: Experiment, compare: bool) -> None:
+    """Raise UserError if a run, or one of its baselines, would take more memory than there is."""
+    found = estimate(experiment, compare)
     if not found.fits:
-        raise UserError(found.refusal)
+        bare = f" ({WITHOUT})" * (compare and estimate(experiment, False).fits)
+        raise UserError(f"{found.refusal}{bare}")
 
 
 def sizes_of(experiment: Experiment) -> Sizes:
@@ -196,9 +202,7 @@ def rounds(e: Experiment, sizes: Sizes) -> float:
     if e.solves and not e.alternates:
         solved = float(sizes.catalogue) ** 3 * (sizes.clients if e.has_heads or not e.share or e.pool else 1)
         return COST.pair * sizes.pairs + COST.cube * solved / workers + turn(e, sizes) * e.rounds
-    row = COST.step * (0.3 + 0.7 * width(e) / 32)
-    if set(per_client(e.model).values()) - {"mf", "item", "ials"}:
-        row += COST.dense
+    row = COST.step * (0.3 + 0.7 * width(e) / 32) + COST.dense * networks(e)
     if e.sequence.active or e.lora.active:
         row += COST.encoded
     names = max((text.split(",") for text in per_client(e.task).values()), key=len)
@@ -207,18 +211,32 @@ def rounds(e: Experiment, sizes: Sizes) -> float:
     return e.rounds * e.participation * (learnt + turn(e, sizes)) / workers
 
 
+def networks(e: Experiment) -> bool:
+    """Return whether some client's model is a network, and no table alone."""
+    return bool(set(per_client(e.model).values()) - {"mf", "item", *SUMMED})
+
+
+def one_program(e: Experiment, clients: int) -> bool:
+    """Return whether many clients are trained as one program."""
+    many = e.engine == "process" and (e.stack == "yes" or (e.stack == "auto" and clients >= MANY))
+    return (e.engine == "batched" or many) and not stacking_refusal(e)
+
+
+def joined(e: Experiment, sizes: Sizes) -> float:
+    """Return the seconds in which all clients are made, join and are written."""
+    return sizes.clients * (COST.together if one_program(e, sizes.clients) else COST.alone)
+
+
 def turn(e: Experiment, sizes: Sizes) -> float:
     """Return the seconds of a round of all clients, apart from their rows."""
-    many = e.engine == "process" and (e.stack == "yes" or (e.stack == "auto" and sizes.clients >= MANY))
-    together = (e.engine == "batched" or many) and not stacking_refusal(e)
-    return sizes.clients * (COST.stacked if together else COST.turn)
+    return sizes.clients * (COST.stacked if one_program(e, sizes.clients) else COST.turn)
 
 
 def evaluations(e: Experiment, sizes: Sizes) -> float:
     """Return the seconds in which a run is evaluated: on validation in its rounds, and on the test in the end."""
     workers = max(processes(e, sizes.clients) - 1, 1)
     ranked = sizes.items / sizes.clients if e.candidates == "full" else e.candidates
-    each = COST.ranked + COST.score * ranked * width(e)
+    each = COST.ranked + ranked * (COST.network if networks(e) else COST.score * width(e))
     return (e.rounds / e.eval_every + 1) * sizes.users * each / workers
 
 

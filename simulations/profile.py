@@ -28,7 +28,7 @@ from fedrec.report.profile_suspicions import SAID, Suspicion, suspicions
 from fedrec.report.profile_words import Sharing, sharing
 from simulations.check import check
 from simulations.cli import parse
-from simulations.estimate import Estimate, estimate, lasting
+from simulations.estimate import WITHOUT, Estimate, estimate, lasting
 from simulations.run import fitting
 from simulations.start import ready, status_of
 
@@ -109,7 +109,7 @@ def following(argv: Sequence[str], shared: Sharing) -> tuple[list[str], Estimate
         return options, takes, ""
     bare = outlook([*options, "--no-compare"])
     if bare.fits:
-        return [*options, "--no-compare"], bare, f"{takes.refusal} (it fits with --no-compare)"
+        return [*options, "--no-compare"], bare, f"{takes.refusal} ({WITHOUT})"
     return options, takes, takes.refusal
 
 

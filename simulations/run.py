@@ -232,9 +232,9 @@ def checked(command: Command) -> tuple[dict[str, Experiment], dict[str, str]]:
     """Check what is to be run before any of it is; return the baselines, see `comparisons`. Raises UserError."""
     from simulations.baselines import comparisons
     from simulations.check import check
-    from simulations.estimate import check_memory, estimate
+    from simulations.estimate import check_memory
 
-    check_memory(estimate(command.experiment, command.compare))
+    check_memory(command.experiment, command.compare)
     check(command.experiment)
     if not command.compare:
         return {}, {}

@@ -19,6 +19,7 @@ RUNS = [
     ["--clients", "3", *MARKET, "--model", "mf", "--rounds", "20"],
     [*MANY, "--engine", "batched", "--model", "mf", "--rounds", "3", "--eval-every", "3"],
     ["--clients", "3", *MARKET, "--market.items", "2500", "--model", "slist"],
+    ["--clients", "3", *MARKET, "--model", "mf", "--rounds", "5", "--engine", "process", "--workers", "2"],
 ]
 
 
@@ -27,7 +28,7 @@ def took(*argv: str, compare: bool = False) -> Estimate:
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("argv", RUNS, ids=["silos", "one user each", "sums"])
+@pytest.mark.parametrize("argv", RUNS, ids=["silos", "one user each", "sums", "processes"])
 def test_an_estimate_is_near_what_a_run_takes(argv: list[str], tries: Callable[[int, int], int]) -> None:
     tries(0, 1)
     e = parse(argv).experiment

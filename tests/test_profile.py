@@ -192,9 +192,10 @@ def test_what_does_not_fit_into_memory_is_refused_before_it_starts(
     assert run.main([*given, "--out", str(tmp_path / "a")]) == 2
     err = capsys.readouterr().err
     assert err.startswith("error: memory: a run must fit into ") and "by estimate" in err and err.count("\n") == 1
+    assert err.endswith("(it fits without its baselines: --no-compare)\n")
     assert not (tmp_path / "a").exists()
     out = shown(capsys, *given, "--out", str(tmp_path / "seen"))
-    assert "suspicious: memory: a run must fit into" in out and "(it fits with --no-compare)" in " ".join(out.split())
+    assert "refused: memory: a run must fit into" in out and "--no-compare)" in " ".join(out.split())
     assert next_of(out)[-1] == "--no-compare"
     monkeypatch.setattr(estimate, "memory", lambda: int(need))
     assert run.main([*given, "--no-compare", "--out", str(tmp_path / "a"), "--quiet"]) == 0

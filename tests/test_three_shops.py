@@ -3,7 +3,6 @@
 import json
 import re
 import shlex
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -12,10 +11,6 @@ from clients import recommend
 from simulations import profile, run
 from tests.shops import Shops, write_shops
 
-DOOR = ("fedrec.data.sources", "fedrec.data.assembly")
-pytestmark = pytest.mark.skipif(
-    not all(map(find_spec, DOOR)), reason="the door for tables of any form is not there: " + ", ".join(DOOR)
-)
 SHORT = ["--rounds", "2", "--no-compare", "--engine", "inline", "--model", "mf"]
 
 

@@ -25,7 +25,7 @@ def screen(p: Profile, found: Sequence[Suspicion], shared: Sharing, takes: str) 
     if 1 < len(p.overlap.names) <= MOST:
         tables += ["", *aligned(matrix(p))]
     middle = ["", *wrapped(f"sharing: {shared.words}")[:3]]
-    doubts = [wrapped(f"suspicious: {one.text}") for one in found]
+    doubts = [wrapped(f"{'refused' if one.kind == 'memory' else 'suspicious'}: {one.text}") for one in found]
     read = [wrapped(f"read: {note}") for note in p.notes if not note.startswith(SAID)]
     room = LINES - sum(map(len, (sizes, tables, middle, ends)))
     shown = fill(doubts, room, "suspicions")
