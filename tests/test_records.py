@@ -131,7 +131,8 @@ def test_a_folder_is_read_once_until_a_file_changes(tmp_path: Path, monkeypatch:
 
     def spy(path: Path, **options: Any) -> pd.DataFrame:
         opened.append(str(path))
-        return read(path, **options)
+        found: pd.DataFrame = read(path, **options)
+        return found
 
     monkeypatch.setattr(pd, "read_csv", spy)
     first = read_run(run)
