@@ -3,6 +3,7 @@
 import json
 import re
 import stat
+from dataclasses import astuple
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from rich.console import Console
 import fedrec
 from clients.recommend import params_of
 from fedrec.errors import UserError
+from fedrec.evaluation.differences import Side, difference
 from fedrec.evaluation.evaluate import PerUser
 from fedrec.experiment.holdings import clients_data, dataset, keys
 from fedrec.experiment.kept import OWN, Keeping, describe_clients, is_kept, keep, load_kept
@@ -131,7 +133,8 @@ def test_a_folder_is_read_once_until_a_file_changes(tmp_path: Path, monkeypatch:
 
     def spy(path: Path, **options: Any) -> pd.DataFrame:
         opened.append(str(path))
-        return read(path, **options)
+        found: pd.DataFrame = read(path, **options)
+        return found
 
     monkeypatch.setattr(pd, "read_csv", spy)
     first = read_run(run)
@@ -264,6 +267,33 @@ def test_rows_of_metrics_are_a_sequence_and_survive_a_checkpoint() -> None:
     again = Scores(rows[:2])
     again.unpack(scores.packed(2))
     assert list(again) == rows
+
+
+def test_clients_are_compared_together_as_each_would_be_by_itself() -> None:
+    rng, rows, tests = generator(0, "together"), [], []
+    for number in range(40):
+        for metric, most in (("mrr", 1), ("rmse", 1), ("logloss", 4), ("accuracy", 2)):
+            n = int(rng.integers(1, 6))
+            ours, theirs, w = rng.random(n), rng.random(n), rng.integers(1, most + 1, n).astype(float)
+            if number == 7:
+                theirs = ours - 0.25  # all differ alike
+            side = Side(np.arange(n), ours, theirs, w)
+            rows += [
+                [f"c{number}", str(u), "test", "t", metric, *v] for u, v in enumerate(zip(ours, theirs, w, strict=True))
+            ]
+            tests.append([1, f"c{number}", "t", metric, "test", *side.means(metric), difference(metric, [side])])
+    users = pd.DataFrame(rows, columns=["client", "user", "split", "task", "metric", "ours", "theirs", "weight"])
+    clients = pd.DataFrame(tests, columns=["round", "client", "task", "metric", "split", "ours", "theirs", "gap"])
+    order = rng.permutation(len(users))
+    one, other = (
+        Results(clients.assign(value=clients[name]), users.assign(value=users[name]).iloc[place])
+        for name, place in (("ours", slice(None)), ("theirs", order))
+    )
+    found, counts = differences(one, other), set()
+    for key, gap in zip(clients[["client", "task", "metric"]].itertuples(index=False), clients["gap"], strict=True):
+        np.testing.assert_allclose(astuple(found[tuple(key)]), astuple(gap), rtol=1e-9, atol=1e-12, err_msg=str(key))
+        counts.add(gap.n)
+    assert counts == {1, 2, 3, 4, 5}
 
 
 def five(folder: Path) -> Path:

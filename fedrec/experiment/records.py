@@ -6,7 +6,7 @@ import platform
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from io import SEEK_END, TextIOWrapper
+from io import SEEK_END, StringIO, TextIOWrapper
 from pathlib import Path
 from typing import Any, cast
 
@@ -148,7 +148,8 @@ def gather_measured(home: Path) -> list[Row]:
         return []
     types: dict[Any, Any] = dict.fromkeys(("client", "split", "task", "metric", "device"), str)
     missing = {"value": ["", "nan"]}
-    table = pd.concat([pd.read_csv(path, dtype=types, keep_default_na=False, na_values=missing) for path in files])
+    text = "".join([",".join(CLIENTS) + "\n", *(path.read_text(encoding="utf-8").partition("\n")[2] for path in files)])
+    table = pd.read_csv(StringIO(text), dtype=types, keep_default_na=False, na_values=missing)
     rows = table.drop_duplicates(CLIENTS[:5], keep="last").to_dict("records")
     order = sorted(rows, key=lambda row: (row["round"], row["split"] == "test", natural(row["client"])))
     return cast("list[Row]", order)

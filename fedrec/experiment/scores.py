@@ -23,6 +23,7 @@ class Scores(Sequence[Row]):
         self.round, self.value = array("q"), array("d")
         self.codes = {name: array("i") for name in TEXTS}
         self.texts: dict[str, dict[str, int]] = {name: {} for name in TEXTS}
+        self.pairs = [(self.codes[name], self.texts[name]) for name in TEXTS]
         for row in rows:
             self.add(*(row[name] for name in CLIENTS))
 
@@ -30,9 +31,8 @@ class Scores(Sequence[Row]):
         """Add a row."""
         self.round.append(number)
         self.value.append(value)
-        for name, text in zip(TEXTS, (client, split, task, metric, device), strict=True):
-            known = self.texts[name]
-            self.codes[name].append(known.setdefault(text, len(known)))
+        for (codes, known), text in zip(self.pairs, (client, split, task, metric, device), strict=True):
+            codes.append(known.setdefault(text, len(known)))
 
     def __len__(self) -> int:
         return len(self.round)
