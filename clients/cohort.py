@@ -31,6 +31,8 @@ from fedrec.training.results import Piece
 from fedrec.training.stacks import Stack
 from fedrec.wire import Answers, Call
 
+BLOCK = 2**15  # clients that are measured at a time, to bound the memory of what each measures and keeps
+
 
 def programs(parties: Sequence[Party], start: Sequence[Params], rows: Mapping[str, Ints]) -> list["Program"]:
     """Return the programs of clients that have joined with these parameters, of which the server has these rows."""
@@ -206,11 +208,19 @@ class Program:
 
     def evaluate(self, sent: Mapping[int, Broadcast]) -> Answers:
         """Return the metrics of clients' models; at the test every client writes what it keeps to itself."""
-        e, (first, *_), home, states = self.experiment, sent.values(), self.clients[0].home, self.states
+        (first, *_), places, found = sent.values(), list(sent), Answers([])
         split: Split = "test" if first.split == "test" else "validation"
-        kept = states.best if split == "test" else states.now
+        kept = self.states.best if split == "test" else self.states.now
         parts = {place: broadcast.values for place, broadcast in sent.items()}
-        z = received(self.cohort, parts, self.clients[0].device, e.coupling.personal)
+        z = received(self.cohort, parts, self.clients[0].device, self.experiment.coupling.personal)
+        for start in range(0, len(places), BLOCK):
+            block = {place: sent[place] for place in places[start : start + BLOCK]}
+            found.contributions.extend(self.measure(block, split, z, kept))
+        return found
+
+    def measure(self, sent: Mapping[int, Broadcast], split: Split, z: Stack, kept: Snapshots) -> list[Contribution]:
+        """Return what some clients measure of the server's parameters with what they have `kept`."""
+        e, home, states = self.experiment, self.clients[0].home, self.states
 
         def private_of(place: int) -> Piece:
             return Piece(self.cohort, kept.private, place)
@@ -234,7 +244,7 @@ class Program:
             chosen=np.array(list(sent), dtype=np.int64),
             readers=None if plain else asked,
         )
-        found, shelf = Answers([]), list[Keeping]()
+        replies, shelf = list[Contribution](), list[Keeping]()
         tells, personal, sharing = not (e.privacy.active or e.budget.active), e.personal, e.sharing()
         for (place, broadcast), made in zip(sent.items(), evaluations, strict=True):
             one = self.clients[place]
@@ -246,11 +256,11 @@ class Program:
                 shelf.append(Keeping(one.data.name, own, copies, about(one, own), made.per_user))
             if tells:
                 metrics = {"/".join(key): value for key, value in made.metrics.items()}
-                found.contributions.append(Contribution(self.names[place], {}, metrics, one.device))
+                replies.append(Contribution(self.names[place], {}, metrics, one.device))
                 continue
             state, reply = told(one, states.at(place), broadcast, made)
             states.limits[place] = state.limits
-            found.contributions.append(reply)
+            replies.append(reply)
         if home is not None and shelf:
             keep(home, shelf, keys(e))
-        return found
+        return replies

@@ -1,13 +1,14 @@
 """What clients join with: each by itself, or those that are alike together."""
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 import torch
 
 from clients.client import Client
 from clients.heads import kept_head
-from clients.state import Kept, Laid, State
+from clients.state import Kept, Laid, Party, State
 from clients.training import COPY, train_alone
 from fedrec.data.types import Ints
 from fedrec.experiment.channel import row_ids
@@ -81,6 +82,22 @@ class Together:
         part = slice(*self.edge[place : place + 2].tolist())
         return {**self.common, **{n: value[part] for n, value in self.rows.items()}, **self.heads[self.head[place]]}
 
+    @cached_property
+    def remember(self) -> bool:
+        """Whether each remembers more than its parameters, from the beginning."""
+        e = self.clients[0].experiment
+        return bool(
+            e.coupling.duals or e.trains_copies or e.drift.correction != "none" or e.weighting.active or e.start
+        )
+
+    def join(self, place: int, party: Party) -> Contribution:
+        """Let a client join where it is at home; return what it joins with."""
+        if self.remember:
+            party.joined, reply = join(self.clients[place], self.start(place))
+            return reply
+        party.lie(self, place)
+        return self.reply(place)
+
     def at(self, place: int) -> State:
         """Return the state in which a client joins."""
         return join(self.clients[place], self.start(place))[0]
@@ -122,8 +139,6 @@ def examples(client: Client) -> dict[str, float]:
 
 
 def together(client: Client) -> bool:
-    """Return whether clients that are like this one may join together: they remember their parameters alone."""
-    e = client.experiment
-    remembers = e.coupling.duals or e.trains_copies or e.drift.correction != "none" or e.weighting.active or e.start
+    """Return whether clients that are like this one may join together."""
     plain = type(client.model) is Recommender and isinstance(client.channel, Sharing)
-    return plain and not (remembers or e.agreement.active)
+    return plain and not client.experiment.agreement.active

@@ -55,17 +55,15 @@ class Node:
         found, alike = Answers([]), self.alike()
         for name, party in self.parties.items():
             try:
-                if many := alike.get(name):
-                    party.lie(*many)
-                    reply = many[0].reply(many[1])
-                else:
-                    reply = self.first(name)
+                many = alike.get(name)
+                reply = many[0].join(many[1], party) if many else self.first(name)
             except Exception as error:
                 found.failed[name] = words(error)
                 continue
-            party.secrets.pop(PRESENT, None)  # but not which rounds had keys: no round gets a second pair
+            party.drop(PRESENT)  # but not which rounds had keys: no round gets a second pair
             last = found.contributions[-1].values if found.contributions else {}
-            common = last is reply.values or same(last, reply.values)
+            objects = all(reply.values.get(name) is value for name, value in last.items())
+            common = same(last, reply.values) if not objects else last.keys() == reply.values.keys()
             found.contributions.append(replace(reply, values=last) if common else reply)
         joined = [self.parties[one.client] for one in found.contributions]
         if self.stacked and joined:

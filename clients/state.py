@@ -157,6 +157,11 @@ class Party:
             self._secrets = RecordDict()
         return self._secrets
 
+    def drop(self, kind: str) -> None:
+        """Have nothing of a kind of a secure sum."""
+        if self._secrets is not None:
+            self._secrets.pop(kind, None)
+
     @secrets.setter
     def secrets(self, found: RecordDict) -> None:
         self._secrets = found or None

@@ -13,7 +13,9 @@ from clients.app import clients_of
 from clients.node import Node
 from fedrec.errors import UserError
 from fedrec.experiment.holdings import clients_data
+from fedrec.experiment.kept import OWN, PRIVATE, describe_clients, load_kept, places
 from fedrec.experiment.records import load_params
+from fedrec.params import Params
 from fedrec.sharing import Broadcast
 from fedrec.wire import Call
 from simulations.check import check
@@ -45,12 +47,21 @@ def into(home: Path, method: str, **fields: Any) -> Path:
     return home
 
 
+def everything(home: Path) -> dict[tuple[str, str], Params]:
+    """Return the parameters of a run: the shared ones, and what each client keeps, in a file of its own or of many."""
+    found = {("server", "shared"): load_params(home / "model" / "shared.safetensors")}
+    for client in [str(one["name"]) for one in describe_clients(home)]:
+        kinds = [kind for kind in (PRIVATE, OWN) if any(places(home, client, kind))]
+        found |= {(client, kind): load_kept(home, client, kind) for kind in kinds}
+    return found
+
+
 def near(a: Path, b: Path, largest: float = 1e-5) -> None:
     """Assert that two runs have the same record, and parameters and residuals up to float tolerance."""
-    names = {path.name for path in (a / "model").iterdir()}
-    assert names == {path.name for path in (b / "model").iterdir()}
-    for name in (name for name in names if name.endswith(".safetensors")):
-        x, y = load_params(a / "model" / name), load_params(b / "model" / name)
+    mine, others = everything(a), everything(b)
+    assert mine.keys() == others.keys()
+    for name, x in mine.items():
+        y = others[name]
         assert x.keys() == y.keys()
         for key, value in x.items():
             assert torch.allclose(value, y[key], rtol=0, atol=largest), (name, key, (value - y[key]).abs().max())

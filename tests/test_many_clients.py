@@ -18,7 +18,6 @@ from clients.app import clients_of
 from clients.cohort import Program
 from clients.joining import join
 from clients.node import Node
-from clients.state import State
 from clients.states import Snapshots
 from fedrec.experiment.config import Experiment
 from fedrec.federation.proportion import too_far
@@ -34,7 +33,7 @@ from simulations.engines.inline import InlineGrid
 from simulations.engines.slots import in_order
 from simulations.studies.crowd import FEWEST, Crowd
 from tests.helpers import experiment
-from tests.test_state import bits
+from tests.test_state import bits, equal
 
 MANY: dict[str, Any] = {
     "partition": "one-user",
@@ -52,21 +51,23 @@ def program(e: Experiment, count: int) -> Program:
     return one
 
 
-def same(a: State, b: State) -> bool:
-    """Return whether two states are equal to the bit, but for where they lie."""
-    pairs = [(getattr(a, when), getattr(b, when)) for when in ("now", "before", "kept")]
-    return a.limits == b.limits and all(
-        x is y or (x and y and x.marks == y.marks and bits(x.private) == bits(y.private)) for x, y in pairs
-    )
-
-
 @pytest.mark.parametrize(
-    "fields",
-    [{}, {"task": "rating,click*0.5", "share": ["all-but-users"]}, {"model": "mlp"}, {"share": ["user_table"]}],
-    ids=["mf", "shared heads", "mlp", "shared users"],
+    ("method", "fields"),
+    [
+        ("fedper", {}),
+        ("fedavg", {"task": "rating,click*0.5", "share": ["all-but-users"]}),
+        ("fedper", {"model": "mlp"}),
+        ("fedavg", {"share": ["user_table"]}),
+        ("admm", {}),
+        ("ditto", {}),
+        ("fedavg", {"drift": {"personal": "tuned"}}),
+    ],
+    ids=["mf", "shared heads", "mlp", "shared users", "duals", "a second model", "tuned"],
 )
-def test_clients_that_are_alike_join_together_with_what_each_joins_with_alone(fields: dict[str, Any]) -> None:
-    e = experiment("fedavg" if "share" in fields else "fedper", **{**MANY, **fields})
+def test_clients_that_are_alike_join_together_with_what_each_joins_with_alone(
+    method: str, fields: dict[str, Any]
+) -> None:
+    e = experiment(method, **{**MANY, **fields})
     clients = clients_of(e, None, range(40))
     node = Node(clients, stacked=True)
     found = node.join().contributions
@@ -77,7 +78,7 @@ def test_clients_that_are_alike_join_together_with_what_each_joins_with_alone(fi
         assert {space: ids.tolist() for space, ids in one.rows.items()} == {
             s: i.tolist() for s, i in alone.rows.items()
         }
-        assert same(node.parties[one.client].state, state)
+        assert equal(node.parties[one.client].state, state)
     different = {repr(bits(one.values)) for one in found}
     assert len({id(one.values) for one in found}) == len(different)
 
@@ -199,7 +200,7 @@ def test_states_that_lie_together_are_those_of_each_alone(steps: list[tuple[bool
                 now = after.at(place)
                 assert now is not None
                 expected[place] = expected[place].trained(now)
-    assert all(same(states.at(place), one) for place, one in enumerate(expected))
+    assert all(equal(states.at(place), one) for place, one in enumerate(expected))
 
 
 def test_a_crowd_is_a_table_of_its_size() -> None:

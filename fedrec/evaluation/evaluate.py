@@ -32,6 +32,7 @@ from fedrec.tasks import Task
 Split = Literal["validation", "test"]
 Ranked = tuple[Ints, dict[str, Values]]
 CHUNK = 512  # users scored at a time, to bound memory
+SCORES = 2**22  # scores at a time: memory for more is asked of the system again each time, which takes as long as they
 
 
 @dataclass(frozen=True)
@@ -206,8 +207,9 @@ def rank_many(
     at = np.flatnonzero(np.isin(asked.owner, chosen))
     keys = asked.keys(seed) if candidates != "full" else None
     found = [np.empty(0, np.int64)]
-    for start in range(0, len(at), CHUNK):
-        part = at[start : start + CHUNK]
+    chunk = max(1, min(CHUNK, SCORES // max(int(asked.items.max()), 1)))
+    for start in range(0, len(at), chunk):
+        part = at[start : start + chunk]
         who = asked.owner[part]
         width = int(asked.items[who].max())
         score = scores(asked.users[part], who, width)
