@@ -11,6 +11,7 @@ import fedrec.components as components
 import fedrec.experiment.channel as channel
 import fedrec.experiment.earlier as earlier
 import fedrec.experiment.holdings as holdings
+import fedrec.experiment.kept as kept
 from clients import recommend
 from fedrec.evaluation.scorers import ModelScorer
 from fedrec.experiment.config import Experiment
@@ -45,6 +46,7 @@ KEPT = (
         holdings.item_classes,
         maps.read_maps,
     ),
+    *(tables.read_once, kept.index_of),
     *(holdings.read_users, holdings.public_basis, earlier.earlier),
     *(channel.public, channel.probe, guarantee.terms, guarantee.guarantees, guarantee.sums_plan),
 )

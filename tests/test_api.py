@@ -463,7 +463,7 @@ def test_all_that_is_kept_of_files_is_dropped_before_a_run() -> None:
         f"{one.__module__}.{one.__name__}"
         for package in (fedrec, clients)
         for one in kept(package)
-        if {"Experiment", "Path", "file", "text"} & words(one)
+        if {"Experiment", "Source", "Division", "Path", "file", "text"} & words(one)
     }
     assert by_file == {f"{one.__module__}.{one.__wrapped__.__name__}" for one in KEPT} and len(by_file) > 6
 

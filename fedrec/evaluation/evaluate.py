@@ -213,6 +213,7 @@ def rank_many(
         who = asked.owner[part]
         width = int(asked.items[who].max())
         score = scores(asked.users[part], who, width)
+        score = score if score.is_floating_point() else score.double()  # counts have no infinity
         row, item = asked.relevant.take(part)
         known, out = asked.known.take(part), asked.closed(who, width)
         if keys is not None and candidates != "full":

@@ -132,7 +132,7 @@ def read_run(run_dir: Path, complete: bool = True) -> Run:
         refuse_unfinished(run_dir)
     if not (run_dir / "experiment.json").exists():
         raise UserError(f"run directory: must hold experiment.json, found none in {run_dir}")
-    return _read(run_dir.absolute(), tuple(_files(run_dir.absolute())))
+    return read_once(run_dir.absolute(), tuple(_files(run_dir.absolute())))
 
 
 def _files(run_dir: Path) -> Iterator[tuple[str, int, int]]:
@@ -145,7 +145,7 @@ def _files(run_dir: Path) -> Iterator[tuple[str, int, int]]:
 
 
 @functools.lru_cache(maxsize=2)
-def _read(run_dir: Path, files: tuple[tuple[str, int, int], ...]) -> Run:
+def read_once(run_dir: Path, files: tuple[tuple[str, int, int], ...]) -> Run:
     """Return a run directory that has some files."""
     record = json.loads((run_dir / "experiment.json").read_text("utf-8"))
     data = record.setdefault("data", {})
