@@ -39,8 +39,9 @@ from simulations.closing import answers
 from simulations.closing import table as closing
 from simulations.engines import launch
 from simulations.run import main
-from tests.helpers import experiment
+from tests.helpers import experiment, same
 from tests.test_report import GAINS, Text, write_run
+from tests.test_resume import Killed, into, until
 
 FORMER = Path(__file__).parent / "golden" / "report.json"
 KEYS = (np.array(["u0", "u1", "u2", "u3"], object), np.array(["i0", "i1", "i2"], object))
@@ -383,6 +384,33 @@ def test_many_clients_have_quantiles_and_the_worst_few_and_a_small_page(tmp_path
     assert [name for name in bad if any(f"worst: {name} " in one for one in lines)] == bad
     assert len([one for one in lines if "phone-" in one]) == 5 and any("median of 300" in one for one in lines)
     assert any(one.startswith("Of 300 clients, working together left") for one in answers(run))
+
+
+def test_a_run_of_many_clients_that_is_gone_on_with_leaves_the_same_files(tmp_path: Path) -> None:
+    e = experiment("fedper", rounds=3, partition="one-user", clients=70, market=PHONES, engine="batched")
+    whole, broken = into(tmp_path / "whole", e), tmp_path / "broken"
+    for number in (2, 3):
+        with pytest.raises(Killed):
+            into(broken, e, on_round=until(number), every=1)
+    same(whole, into(broken, e, every=1))
+    rows = pd.read_csv(whole / "ledger.csv")
+    assert set(rows["round"]) == {0, 1, 2, 3} and list(rows) == SUMMED
+    assert not list((whole / "model").glob("client-*")) and (whole / "users.parquet").exists()
+
+
+def test_clients_that_are_trained_one_by_one_on_a_node_keep_their_files_together_too(tmp_path: Path) -> None:
+    fields: dict[str, Any] = {"model": "slist", "partition": "one-user", "clients": 70, "market": PHONES, "rounds": 1}
+    one, each = (
+        into(tmp_path / engine, experiment("fedper", engine=engine, **fields)) for engine in ("batched", "inline")
+    )
+    assert len([*(one / "model").glob("client*")]) == len([*(one / "model").glob("clients-with-*")]) == 1
+    assert len([*(each / "model").glob("client-*")]) == 70
+    assert (one / "users.parquet").read_bytes() == (each / "users.parquet").read_bytes()
+    said = describe_clients(each)
+    assert describe_clients(one) == said
+    for client in said[::23]:
+        mine, other = (load_kept(home, client["name"]) for home in (one, each))
+        assert mine.keys() == other.keys() and all(torch.equal(mine[name], other[name]) for name in mine)
 
 
 def test_a_record_of_many_clients_is_read_as_one_of_few(phones: Path) -> None:
