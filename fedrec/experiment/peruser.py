@@ -43,7 +43,8 @@ def users_table(parts: Sequence[PerUser], keys: Keys | None = None, unit: str = 
     Texts are categories. Without `keys` a user is its place in the data.
     """
     ranks = ranked({one.client for one in parts})
-    parts = sorted(parts, key=lambda one: ranks[one.client])
+    there = [one for one in parts if len(one.users)] or parts  # no name of a client without a value
+    parts = sorted(there, key=lambda one: ranks[one.client])
     sizes = [len(one.users) for one in parts]
     place, who = pd.factorize(np.concatenate([one.users for one in parts]))  # as a file of joined parts has them
     named = who if keys is None else keys[who]
