@@ -153,7 +153,10 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"data": sales(), "columns": {**ROLES, "item": "wat"}},
         "column of data: must be .*did you mean 'what'.",
     ),
-    "no item": ({"data": sales(), "columns": {"user": "who"}}, r"columns: must map item .*, found 'user=who' and the columns who, what.*"),
+    "no item": (
+        {"data": sales(), "columns": {"user": "who"}},
+        r"columns: must map item .*, found 'user=who' and the columns who, what.*",
+    ),
     "a twin": (
         {"data": sales().set_axis(["who", "what", "who", "note"], axis=1), "columns": "user=who,item=what"},
         "data: each column must be there once, found who, what, who",
