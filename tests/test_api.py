@@ -155,7 +155,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "no item": (
         {"data": sales(), "columns": {"user": "who"}},
-        r"columns: must map item .*, found 'user=who' and the .*",
+        r"columns: must map item .*, found 'user=who' and the columns who, what.*",
     ),
     "a twin": (
         {"data": sales().set_axis(["who", "what", "who", "note"], axis=1), "columns": "user=who,item=what"},

@@ -405,8 +405,11 @@ def test_clients_of_different_models_or_tasks_are_in_different_cohorts() -> None
 @pytest.mark.parametrize("each", [False, True])
 @pytest.mark.parametrize("candidates", ["full", 3])
 @pytest.mark.parametrize("split", ["validation", "test"])
-def test_every_client_is_evaluated_as_alone(kind: str, ragged: bool, each: bool, candidates: Any, split: Split) -> None:
-    c = case(ADAM, kind=kind, tasks="three", ragged=ragged, each=each)
+@pytest.mark.parametrize("users", [(3, 1, 4, 2, 1), (1, 1, 1, 1, 1)])
+def test_every_client_is_evaluated_as_alone(
+    kind: str, ragged: bool, each: bool, candidates: Any, split: Split, users: tuple[int, ...]
+) -> None:
+    c = case(ADAM, kind=kind, tasks="three", ragged=ragged, each=each, users=users)
     # Small whole numbers: scores are exact, and many are equal.
     shared, private = (Stack({n: (2 * v).round() for n, v in s.values.items()}, s.each) for s in (c.shared, c.private))
     options: dict[str, Any] = {"metrics": ("ndcg@3", "mrr"), "candidates": candidates, "seed": 5}

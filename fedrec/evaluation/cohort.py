@@ -45,7 +45,7 @@ def evaluate_many(
         params = {**client(cohort, shared, position), **client(cohort, private, position)}
         return ModelScorer(cohort.models[position], params)
 
-    reader, linear = readers or stacked, readers is None and bilinear(cohort, shared)
+    reader, linear = readers or stacked, readers is None and bilinear(cohort, shared, private)
 
     def ranked(task: str) -> list[Ranked]:
         def scores(users: Ints, owner: Ints, width: int) -> Tensor:
@@ -78,12 +78,19 @@ def asked_of(cohort: Cohort, split: Split) -> Asked:
     return Asked.of(cohort.datas, split)
 
 
-def bilinear(cohort: Cohort, shared: Stack) -> bool:
-    """Tell whether all clients score the rows of the server's item tables, without a body and whatever they read."""
+def bilinear(cohort: Cohort, shared: Stack, private: Stack) -> bool:
+    """Tell whether all clients' scores are products with rows of items, without a body and whatever they read.
+
+    These are the server's, or every client's own, where each has one user and as many items.
+    """
     plain = cohort.model.kind in ("mf", "item") and cohort.model.tabled == (cohort.model.kind == "mf")
+    if not plain or cohort.model.side.content is not None:
+        return False
     items = {"item_table"} if cohort.model.kind == "item" else {"item_table", "item_bias"}
     common = not shared.each and items <= shared.values.keys() and cohort.server["item"] is None
-    return plain and common and cohort.model.side.content is None
+    own = items <= private.values.keys() or (shared.each and items <= shared.values.keys())
+    users, sizes = (np.diff(cohort.starts[space]) for space in ("user", "item"))
+    return common or (own and bool((users == 1).all() and (sizes == sizes[0]).all()))
 
 
 def linear_scores(cohort: Cohort, shared: Stack, private: Stack, task: str, users: Ints, owner: Ints) -> Tensor:
@@ -93,9 +100,21 @@ def linear_scores(cohort: Cohort, shared: Stack, private: Stack, task: str, user
         stack = private if name in private.values else shared
         return stack.at(name, cohort, users if name in TABLES else owner, owner)
 
-    w, c, items = take(f"heads.{task}.weight"), take(f"heads.{task}.bias"), shared.values
+    def times(name: str, a: Tensor, c: Tensor) -> Tensor:
+        """Return a . row + c [B, items] for every row of a table of items and a [B, d]."""
+        stack = private if name in private.values else shared
+        table = stack.values[name]
+        if not stack.each:
+            return torch.addmm(c, a, table.T)
+        count, first = int(cohort.starts["item"][1]), int(owner[0])
+        rows = table[first * count : (int(owner[-1]) + 1) * count].view(-1, count, table.shape[1])
+        if len(rows) > len(owner):
+            rows = rows.index_select(0, torch.from_numpy(owner - first).to(rows.device))
+        return torch.bmm(rows, a[:, :, None])[..., 0] + c
+
+    w, c = take(f"heads.{task}.weight"), take(f"heads.{task}.bias")
     if cohort.model.kind == "item":
-        return torch.addmm(c, w, items["item_table"].T).cpu()
+        return times("item_table", w, c).cpu()
     c = w[:, -2:-1] * take("user_bias") + c
-    score = torch.addmm(c, take("user_table") * w[:, :-2], items["item_table"].T)
-    return score.add_(w[:, -1:] * items["item_bias"].T).cpu()
+    score = times("item_table", take("user_table") * w[:, :-2], c)
+    return times("item_bias", w[:, -1:], score).cpu()

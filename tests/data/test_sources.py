@@ -205,14 +205,14 @@ FORMS: dict[str, tuple[str, str | bytes, dict[str, Any], dict[str, list[Any]], s
         "user_id,user,video_id,date,timestamp,time\na,Al,x,20200101,1600000000.5,2020-01-01 00:00:00\n",
         {},
         {"user": ["a"], "item": ["x"], "time": [1600000000.5]},
-        "t.csv: user is user_id, item is video_id, time is timestamp",
+        "t.csv: user is user_id, item is video_id, time is timestamp, user date time not used",
     ),
     "a log of events": (
         "t.csv",
         "event_time,event_type,product_id,price,user_id\n1970-01-02 00:00:01 UTC,view,44,35.79,5\n",
         {},
         {"user": ["5"], "item": ["44"], "time": [86401], "event": ["view"]},
-        "t.csv: user is user_id, item is product_id, time is event_time, event is event_type",
+        "t.csv: user is user_id, item is product_id, time is event_time, event is event_type, price not used",
     ),
     "only what is named": (
         "t.csv",

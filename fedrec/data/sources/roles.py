@@ -34,6 +34,7 @@ USUAL: dict[str, str] = {
 }
 TIERS = {role: [tier.split() for tier in names.split("|")] for role, names in USUAL.items()}
 BY_NAME = {name: role for role, tiers in TIERS.items() for names in tiers for name in names}
+SHOWN = 5  # columns that are not used and named
 NEEDED = ("user", "item")
 KNOWN = (*ROLES, *ALIASES, "key")
 PART = re.compile(r"\s*([^=:,]+?)\s*[:=]\s*([^=,]+=.*)", re.DOTALL)  # of one platform
@@ -151,8 +152,11 @@ def resolve(
         check_once(columns, column, name)
     for column in labels:
         check_once(columns, column, name)
-    said = ", ".join(f"{role} is {column}" for role, column in guessed.items() if plain(column) != role)
-    return Asked(both, tuple(labels), ask.own, True), said
+    said = [f"{role} is {column}" for role, column in guessed.items() if plain(column) != role]
+    if not ask.complete and (rest := [column for column in free if column not in guessed.values()]):
+        more = f" and {len(rest) - SHOWN} more" * (len(rest) > SHOWN)
+        said.append(f"{' '.join(rest[:SHOWN])}{more} not used")
+    return Asked(both, tuple(labels), ask.own, True), ", ".join(said)
 
 
 def have(columns: Collection[str]) -> str:
