@@ -381,7 +381,7 @@ def test_page_warns(tmp_path: Path) -> None:
     assert "The run ended early, after 5 rounds of 30." in text
     assert "films: 3 users with one interaction are kept for training only" in text
     assert "Nothing is held out, so nothing is measured, for empty." in text
-    assert "The test labels have one class only for games." in text
+    assert "The test labels have one class only, or are not known, for games." in text
     assert "A private parameter travelled The ledger names user_table." in text
     assert "user_table private 200 × 32 – 12 B 0 B" in text
     assert "rows:item message – – 2.78 kB 0 B" in text

@@ -222,7 +222,7 @@ def _data(run: Run) -> Iterator[Caution]:
     one_class = tests[(tests["metric"] == "auc") & tests["value"].isna() & ~tests["client"].isin(empty)]
     if len(one_class):
         names = listing(dict.fromkeys(one_class["client"]))
-        yield Caution("care", "AUC undefined", f"The test labels have one class only for {names}.")
+        yield Caution("care", "AUC undefined", f"The test labels have one class only, or are not known, for {names}.")
     leaked = {p["name"] for p in run.record.get("parameters", {}).get("private", [])}
     leaked -= {p["name"] for p in run.record.get("parameters", {}).get("shared", [])}
     leaked &= set(run.ledger["parameter"])
