@@ -133,5 +133,5 @@ def load_run(path: str | os.PathLike[str]) -> Run:
 
 def forget() -> None:
     """Drop what this process keeps of what it has read: what has the same name may be another by now."""
-    for kept in KEPT:
-        kept.cache_clear()
+    for cached in KEPT:
+        cached.cache_clear()
