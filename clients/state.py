@@ -157,14 +157,14 @@ class Party:
             self._secrets = RecordDict()
         return self._secrets
 
+    @secrets.setter
+    def secrets(self, found: RecordDict) -> None:
+        self._secrets = found or None
+
     def drop(self, kind: str) -> None:
         """Have nothing of a kind of a secure sum."""
         if self._secrets is not None:
             self._secrets.pop(kind, None)
-
-    @secrets.setter
-    def secrets(self, found: RecordDict) -> None:
-        self._secrets = found or None
 
     @property
     def state(self) -> State:

@@ -64,8 +64,10 @@ class Streams:
         high, low, high_inc, low_inc = self.states[number]
         inc = ((high_inc << 64 | low_inc) << 1 | 1) & WORD
         state = ((high << 64 | low) + inc) * MULTIPLIER + inc & WORD
-        about = {"state": state, "inc": inc}
-        self.bits.state = {"bit_generator": "PCG64", "state": about, "has_uint32": 0, "uinteger": 0}
+        found = self.bits.state
+        found["state"]["state"], found["state"]["inc"] = state, inc
+        found["has_uint32"] = found["uinteger"] = 0
+        self.bits.state = found
         return self.rng
 
 
@@ -101,4 +103,5 @@ def seeded(seeds: NDArray[np.uint64]) -> list[list[int]]:
         const = const * 0x58F38DED & 0xFFFFFFFF
         value = value * np.uint32(const)
         words.append(value ^ value >> np.uint32(16))
-    return np.ascontiguousarray(np.stack(words, 1).astype("<u4")).view("<u8").tolist()
+    states: list[list[int]] = np.ascontiguousarray(np.stack(words, 1).astype("<u4")).view("<u8").tolist()
+    return states

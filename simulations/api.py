@@ -179,7 +179,7 @@ def carry_out(command: Command, data: pd.DataFrame | None = None) -> Run:
 
     ended = perform(command, console, lambda text: tell("%s", text.strip()), calls, None if data is None else write)
     if not command.quiet:
-        close(ended.out, console, quiet=False)
+        close(ended.out, console, quiet=False, said=ended.said)
     if ended.interrupted:
         way = f"; go on with {calls(ended.out, False)}" * resumable(ended.out)
         raise KeyboardInterrupt(f"stopped; what was finished is in {ended.out}{way}")

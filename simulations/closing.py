@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -109,10 +110,10 @@ def answers(run_dir: Path) -> list[str]:
     return [line for line in (*lines, unpopular(primary), correction(primary), *sums_told(run)) if line]
 
 
-def notes(run_dir: Path) -> list[str]:
-    """Return the warnings of a run's report, without those that say in words what `table` says."""
+def notes(run_dir: Path, said: Collection[str] = ()) -> list[str]:
+    """Return the warnings of a run's report, without those that say in words what `table` says, or what was `said`."""
     run = read_run(run_dir)
-    return [f"{note.title}: {note.text}" for note in warnings(run, compare(run)) if not note.measured]
+    return [f"{note.title}: {note.text}" for note in warnings(run, compare(run), said) if not note.measured]
 
 
 def line(row: "pd.Series[float]") -> list[str]:

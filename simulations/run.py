@@ -11,7 +11,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -60,6 +60,7 @@ class Ended:
     out: Path
     interrupted: bool
     failures: tuple[str, ...]
+    said: tuple[str, ...]  # notes on the data, before anything was run
 
 
 def complain(text: str) -> None:
@@ -82,7 +83,7 @@ def run(command: Command, console: Console) -> int:
             console.print(line, highlight=False, soft_wrap=True)
         return 0
     ended = perform(command, console, complain, flags)
-    close(ended.out, console, command.quiet)
+    close(ended.out, console, command.quiet, ended.said)
     return 130 if ended.interrupted else int(bool(ended.failures))
 
 
@@ -118,7 +119,7 @@ def perform(
                 if write:
                     command = fitting(command.changed(**write(home)))
                     others, why = checked(command)
-                say(command, out, console, tell)
+                said = say(command, out, console, tell)
                 with (
                     reporter(console, command.quiet) as shown,
                     tracking(command.experiment, home, shown.round, tell) as on_round,
@@ -148,7 +149,7 @@ def perform(
             raise RunFailure(f"{one_line(error)}{way_on(command, out, home, way)}") from error
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"stopped{way_on(command, out, home, way) or NOTHING}") from None
-        return Ended(out, stopped(), failures)
+        return Ended(out, stopped(), failures, said)
 
 
 def fitting(command: Command) -> Command:
@@ -172,8 +173,8 @@ def fitting(command: Command) -> Command:
     return command
 
 
-def say(command: Command, out: Path, console: Console, tell: Tell) -> None:
-    """Say, before anything is run, what a promise of privacy sets, what else is to be known, and where the run is."""
+def say(command: Command, out: Path, console: Console, tell: Tell) -> tuple[str, ...]:
+    """Say what is to be known before anything is run, and where the run is; return the notes on the data among it."""
     from fedrec.experiment.holdings import dataset
     from fedrec.report.profile_suspicions import SAID
     from simulations.engines.nodes import apart, slow
@@ -185,12 +186,14 @@ def say(command: Command, out: Path, console: Console, tell: Tell) -> None:
         console.print(f"defaults under a promise: {command.promised}", highlight=False, markup=False)
     for note in (*command.notes, *filter(None, [apart(command.experiment), slow(command.experiment)])):
         tell(f"note: {note}")
-    if not command.quiet:
-        notes = [note for note in dataset(command.experiment).notes if not note.startswith(SAID)]
-        short = [] if command.resume else brief(command.experiment)
-        for line in (*short, *(f"data: {one_line(note)}" for note in notes)):
-            console.print(line, highlight=False, markup=False, soft_wrap=True)
-        console.print(f"run: {out}", highlight=False, markup=False, soft_wrap=True)
+    if command.quiet:
+        return ()
+    notes = tuple(dataset(command.experiment).notes)
+    short = [] if command.resume else brief(command.experiment)
+    for line in (*short, *(f"data: {one_line(note)}" for note in notes if not note.startswith(SAID))):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    console.print(f"run: {out}", highlight=False, markup=False, soft_wrap=True)
+    return notes
 
 
 def folder(command: Command) -> AbstractContextManager[Path]:
@@ -359,8 +362,8 @@ def stopping(tell: Tell = complain) -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGINT, before)
 
 
-def close(out: Path, console: Console, quiet: bool) -> None:
-    """Show the closing tables, what the reader must know beside it, and where the report is."""
+def close(out: Path, console: Console, quiet: bool, said: Collection[str] = ()) -> None:
+    """Show the closing tables, what the reader must know beside it and was not said, and where the report is."""
     from simulations.closing import answers, notes, several, table
 
     if not quiet:
@@ -369,7 +372,7 @@ def close(out: Path, console: Console, quiet: bool) -> None:
             console.print(answer, highlight=False, markup=False)
         if (tasks := several(out)) is not None:
             console.print(tasks)
-        for note in notes(out):
+        for note in notes(out, said):
             console.print(note, highlight=False, markup=False)
     console.print(f"report: {out / 'report.html'}", highlight=False, markup=False, soft_wrap=True)
 

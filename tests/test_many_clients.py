@@ -22,6 +22,7 @@ from clients.states import Snapshots
 from fedrec.experiment.config import Experiment
 from fedrec.federation.proportion import too_far
 from fedrec.keyed import carrier, catalogue, mean
+from fedrec.params import Params
 from fedrec.rng import Streams, derive, generator, streams
 from fedrec.sharing import ContractError, Contribution
 from fedrec.training.rows import Touched
@@ -111,9 +112,14 @@ class Host(InlineGrid):
 
 
 def test_the_server_looks_once_at_what_all_join_with(monkeypatch: pytest.MonkeyPatch) -> None:
-    looked = []
+    looked: list[int] = []
     first = sharing.admit_first
-    monkeypatch.setattr(sharing, "admit_first", lambda values: looked.append(0) or first(values))
+
+    def look(values: Mapping[str, torch.Tensor]) -> Params:
+        looked.append(len(values))
+        return first(values)
+
+    monkeypatch.setattr(sharing, "admit_first", look)
     grid = Host(experiment(**MANY))
     made = Coordinator(grid, plan_of(experiment(**MANY)))
     outcome = made.exchange.join([2])

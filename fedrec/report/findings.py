@@ -1,7 +1,7 @@
 """What a reader must know of a run, in words: an answer for each client, and the warnings."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -213,7 +213,7 @@ def _tasks(run: Run) -> Iterator[Caution]:
         yield Caution("care", "Clients with a task that lost by the others", f"{text}{listing(losing)}.", True)
 
 
-def _data(run: Run) -> Iterator[Caution]:
+def _data(run: Run, said: Collection[str]) -> Iterator[Caution]:
     data = run.record.get("data", {})
     clients = data.get("clients", [])
     if empty := [str(c["name"]) for c in clients if not c.get("test")]:
@@ -228,7 +228,7 @@ def _data(run: Run) -> Iterator[Caution]:
     leaked &= set(run.ledger["parameter"])
     if leaked:
         yield Caution("bad", "A private parameter travelled", f"The ledger names {listing(sorted(leaked))}.")
-    notes = [str(note) for note in data.get("notes", [])]
+    notes = [note for note in map(str, data.get("notes", [])) if note not in said]
     notes += [f"{c['name']}: {note}" for c in clients for note in c.get("notes", [])]
     if notes:
         tail = f"; and {len(notes) - 20} more notes in experiment.json" if len(notes) > 20 else ""
@@ -305,8 +305,11 @@ def _faults(run: Run) -> Iterator[Caution]:
         yield Caution("bad", "Not tested", f"There is no test value for {listing(tests['client'])}.")
 
 
-def warnings(run: Run, primary: pd.DataFrame) -> list[Caution]:
-    """Return the warnings of a run, the gravest first; `primary` are the rows of `comparison` that speak for a task."""
+def warnings(run: Run, primary: pd.DataFrame, said: Collection[str] = ()) -> list[Caution]:
+    """Return the warnings of a run, the gravest first.
+
+    `primary` are the rows of `comparison` that speak for a task, `said` notes on the data that the reader has seen.
+    """
     first = (_protocol(run), _privacy(run), _losses(primary), _faults(run))
-    cautions = chain(*first, _newcomers(run), _student(run), _tasks(run), _data(run))
+    cautions = chain(*first, _newcomers(run), _student(run), _tasks(run), _data(run, said))
     return sorted(cautions, key=lambda warning: ("bad", "care", "note").index(warning.tone))
