@@ -147,10 +147,17 @@ def test_a_student_comes_near_its_teachers_and_shuffled_logits_teach_nothing(
 def test_the_student_of_three_unlike_recommenders_is_no_worse_than_their_mean(tmp_path: Path) -> None:
     """Its teachers are a matrix factorisation, an MLP and an item table of unlike widths; only logits have travelled.
 
-    How many items and passes it takes was chosen on validation rows of a market of the seed 100.
+    How many items and passes it takes was chosen on validation rows of a market of the seed 100. In one start it is
+    above or below its teachers by up to .005, so that the mean over starts speaks.
     """
-    home = tmp_path
-    e = agreement(rounds=8, dim="16;news=8", model="mf;shop=mlp;news=item", volunteers=150,
+    found = np.mean([beside_teachers(tmp_path / str(seed), seed) for seed in range(4)], 0)
+    student, teachers = found
+    assert student >= teachers, (student, teachers)
+
+
+def beside_teachers(home: Path, seed: int) -> tuple[float, float]:
+    """Return the NDCG@10 of the student of three unlike recommenders, and of its teachers in the mean."""
+    e = agreement(rounds=8, dim="16;news=8", model="mf;shop=mlp;news=item", volunteers=150, seed=seed,
                   agreement={"items": 300, "epochs": 10}, market={"similarity": 1.0})  # fmt: skip
     record, grid = fit(e, home)
     sent = [read_broadcast(m.content).values for m in grid.sent if "config" in m.content.config_records]
@@ -160,8 +167,8 @@ def test_the_student_of_three_unlike_recommenders_is_no_worse_than_their_mean(tm
     write_record(home, record, e.model_dump(mode="json"))
     rows = [row for data in clients_data(e) for row in module.compare_models(e, home, data, *students)]
     ndcg = [row for row in rows if row["metric"] == "ndcg@10"]
-    student, teachers = (np.mean([float(row[name]) for row in ndcg]) for name in ("student", "teacher"))
-    assert student >= teachers, (student, teachers)
+    student, teachers = (float(np.mean([float(row[name]) for row in ndcg])) for name in ("student", "teacher"))
+    return student, teachers
 
 
 def test_the_report_says_that_only_logits_were_shared(finished: tuple[Experiment, Path]) -> None:
