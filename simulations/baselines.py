@@ -13,7 +13,7 @@ import torch
 from fedrec.components import join_clients, per_client, split_at
 from fedrec.data import ClientData
 from fedrec.errors import UserError
-from fedrec.evaluation.evaluate import PerUser, evaluate
+from fedrec.evaluation.evaluate import PerUser, evaluate_all
 from fedrec.evaluation.scorers import ModelScorer, PopularityScorer, Scorer, Tally
 from fedrec.experiment.acting import acting, tasks
 from fedrec.experiment.channel import public
@@ -28,6 +28,7 @@ from simulations.methods import METHODS, usual
 from simulations.promises import stages, without_promise
 
 CLOSED_FORMS = ("slist",)  # the strongest of ours on every data set that we know
+BLOCK = 256  # clients that are measured at a time
 CHEAP = 3e11  # clients times the cube of their items: what a closed form beside a run may cost
 SAME = (  # fields of the data and of how they are tested
     *("clients", "dataset", "data_dir", "columns", "reading", "filters", "market", "partition", "skew", "volunteers"),
@@ -156,7 +157,11 @@ def run_popularity(experiment: Experiment, home: Path) -> None:
             (volunteers.train, volunteers.users[volunteers.train.user], volunteers.items[volunteers.train.item])
         )
     tally = Tally.of(kinds, [(train, item) for train, _, item in rows], items)
-    measure(experiment, home, popular(experiment, lambda part: tally.take(part.items)))
+    measure(
+        experiment,
+        home,
+        popular(experiment, lambda part: tally if len(part.items) == items else tally.take(part.items)),
+    )
     if len(parts) > 1:
         own = popular(experiment, lambda part: Tally.of(kinds, [(part.train, part.train.item)], len(part.items)))
         measure(experiment, home / OWN, own)
@@ -185,17 +190,20 @@ def measure(experiment: Experiment, home: Path, scorer: Callable[[ClientData], S
     """Write how what recommends to each client's users does on its test data."""
     home.mkdir(exist_ok=True, parents=True)
     record, users = Record(), list[PerUser]()
-    for data in clients_data(baseline(experiment, "local")):
-        test = evaluate(
-            scorer(data),
-            data,
-            experiment.tasks(data.name),
+    parts = clients_data(baseline(experiment, "local"))
+    for start in range(0, len(parts), BLOCK):
+        datas = [parts[position] for position in range(start, min(start + BLOCK, len(parts)))]
+        tests = evaluate_all(
+            [scorer(data) for data in datas],
+            datas,
+            [experiment.tasks(data.name) for data in datas],
             "test",
             metrics=experiment.metrics,
             candidates=experiment.candidates,
             seed=experiment.seed,
         )
-        record.score(0, "test", test.metrics, "cpu")
-        users += test.per_user
+        for test in tests:
+            record.score(0, "test", test.metrics, "cpu")
+            users += test.per_user
     write_users(home, users, keys(experiment))
     write_clients(home, record.clients)

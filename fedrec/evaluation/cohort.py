@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fedrec.data.types import Ints
 from fedrec.evaluation.asked import Asked
-from fedrec.evaluation.evaluate import Evaluation, Ranked, Split, assemble, rank_many
+from fedrec.evaluation.evaluate import Evaluation, Ranked, Split, assemble, rank_many, score_each
 from fedrec.evaluation.scorers import ModelScorer
 from fedrec.keyed import TABLES
 from fedrec.training.cohort import Cohort
@@ -48,17 +48,12 @@ def evaluate_many(
     reader, linear = readers or stacked, readers is None and bilinear(cohort, shared, private)
 
     def ranked(task: str) -> list[Ranked]:
-        def scores(users: Ints, owner: Ints, width: int) -> Tensor:
-            if linear:
-                return linear_scores(cohort, shared, private, task, users, owner)
-            rows, edge = torch.zeros((len(users), width)), np.searchsorted(owner, np.unique(owner))
-            for a, b in zip(edge, [*edge[1:], len(owner)], strict=True):
-                position = int(owner[a])
-                part = reader(position).score_all(task, users[a:b] - cohort.starts["user"][position])
-                rows[a:b, : part.shape[1]] = part
-            return rows
+        each = score_each(reader, cohort.starts["user"], task)
 
-        return rank_many(asked_of(cohort, split), scores, metrics, candidates, seed, chosen)
+        def product(users: Ints, owner: Ints, width: int) -> Tensor:
+            return linear_scores(cohort, shared, private, task, users, owner)
+
+        return rank_many(asked_of(cohort, split), product if linear else each, metrics, candidates, seed, chosen)
 
     ranks = {task.name: ranked(task.name) for task in cohort.tasks if task.kind == "rank"}
 

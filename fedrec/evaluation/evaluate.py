@@ -31,6 +31,7 @@ from fedrec.tasks import Task
 
 Split = Literal["validation", "test"]
 Ranked = tuple[Ints, dict[str, Values]]
+Scores = Callable[[Ints, Ints, int], Tensor]  # of users of the clients that own them, for catalogues of at most a width
 CHUNK = 512  # users scored at a time, to bound memory
 SCORES = 2**22  # scores at a time: memory for more is asked of the system again each time, which takes as long as they
 
@@ -81,14 +82,56 @@ def evaluate(
     these are the means of, see `PerUser`. Tasks about items: `about_items` over the items of the split that the client
     carries.
     """
+    found = evaluate_all([scorer], [data], [tasks], split, metrics=metrics, candidates=candidates, seed=seed)
+    return found[0]
 
-    def rank(task: str) -> Ranked:
-        def scores(users: Ints, owner: Ints, width: int) -> Tensor:
-            return scorer.score_all(task, users)
 
-        return rank_many(Asked.of([data], split), scores, metrics, candidates, seed, np.zeros(1, np.int64))[0]
+def evaluate_all(
+    scorers: Sequence[Scorer],
+    datas: Sequence[ClientData],
+    tasks: Sequence[Sequence[Task]],
+    split: Split,
+    *,
+    metrics: Sequence[str],
+    candidates: Literal["full"] | int,
+    seed: int,
+) -> list[Evaluation]:
+    """Return what `evaluate` returns of several clients, each with a scorer and tasks of its own."""
+    asked = Asked.of(datas, split)
+    having: dict[str, list[int]] = {}
+    for position, own in enumerate(tasks):
+        for task in own:
+            if task.kind == "rank":
+                having.setdefault(task.name, []).append(position)
+    ranks: dict[tuple[str, int], Ranked] = {}
+    for name, positions in having.items():
+        scores = score_each(scorers.__getitem__, asked.first, name)
+        found = rank_many(asked, scores, metrics, candidates, seed, np.array(positions, np.int64))
+        ranks |= {(name, position): one for position, one in zip(positions, found, strict=True)}
 
-    return assemble(scorer, data, tasks, split, rank)
+    def evaluation(position: int) -> Evaluation:
+        one, data, own = scorers[position], datas[position], tasks[position]
+        return assemble(one, data, own, split, lambda task: ranks[task, position])
+
+    return [evaluation(position) for position in range(len(datas))]
+
+
+def score_each(scorer: Callable[[int], Scorer], first: Ints, task: str) -> Scores:
+    """Return the scores that the scorer of each client gives, see `rank_many`; `first` is each client's first user."""
+
+    def scores(users: Ints, owner: Ints, width: int) -> Tensor:
+        edge = np.flatnonzero(np.diff(owner, prepend=-1))
+        parts = [
+            scorer(position).score_all(task, users[a:b] - first[position])
+            for position, a, b in zip(owner[edge].tolist(), edge, [*edge[1:], len(owner)], strict=True)
+        ]
+        if len(parts) == 1:
+            return parts[0]
+        if any(part.shape[1] < width for part in parts):
+            parts = [torch.nn.functional.pad(part, (0, width - part.shape[1])) for part in parts]
+        return torch.cat(parts)
+
+    return scores
 
 
 def assemble(
@@ -193,7 +236,7 @@ def of_classes(score: NDArray[np.floating], target: NDArray[np.floating]) -> dic
 
 def rank_many(
     asked: Asked,
-    scores: Callable[[Ints, Ints, int], Tensor],
+    scores: Scores,
     metrics: Sequence[str],
     candidates: Literal["full"] | int,
     seed: int,
