@@ -7,14 +7,13 @@ import time
 from argparse import Namespace
 from collections.abc import Sequence
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy.sparse import coo_array
+from scipy.sparse import coo_matrix
 
-from fedrec.errors import UserError, choose
+from fedrec.errors import UserError, choose, one_line
 from fedrec.experiment.config import Experiment
 from fedrec.experiment.holdings import clients_data
 from fedrec.report.study import Page, Part
@@ -47,8 +46,11 @@ def plan(options: Namespace) -> list[Run]:
     """Return the runs of every repeat; raises UserError for one that cannot be."""
     runners = [choose("runners", name, RUNNERS) for name in options.runners.split(",")]
     losses = [choose("losses", name, LOSSES) for name in options.losses.split(",")]
-    if IMPLICIT in runners and find_spec(IMPLICIT) is None:
-        raise UserError(f"runners: {IMPLICIT} needs the package {IMPLICIT}, found none installed")
+    if IMPLICIT in runners:
+        try:
+            import_module(f"{IMPLICIT}.bpr")
+        except ImportError as error:
+            raise UserError(f"runners: {IMPLICIT} needs the package {IMPLICIT}, found: {one_line(error)}") from None
     usual = ["--model", "mf", "--rounds", "4", *options.flags]
     last = arm(usual).rounds
     if last < LEAST:
@@ -86,7 +88,7 @@ def by_implicit(e: Experiment, home: Path) -> float:
     (data,) = clients_data(e)
     rows = data.train.take(data.train.positive)
     shape = (len(data.users), len(data.items))
-    table = coo_array((np.ones(len(rows), np.float32), (rows.user, rows.item)), shape).tocsr()
+    table = coo_matrix((np.ones(len(rows), np.float32), (rows.user, rows.item)), shape).tocsr()
     epochs, began = e.rounds * e.local_epochs * e.num_negatives, time.process_time()
     model = bpr.BayesianPersonalizedRanking(
         factors=int(e.dim),
