@@ -1,13 +1,16 @@
 """What a node is asked for its clients, one or more, and what it answers: contributions, sums, refusals."""
 
+import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 from flwr.app import Message, RecordDict
 
+from fedrec.data.types import Ints
 from fedrec.federation.proportion import MULTIPLE, least
 from fedrec.keyed import Carrier, Subtotal, add_among, chunks, sum_type, union
 from fedrec.params import Params, norm
@@ -133,6 +136,35 @@ def weighted_sent(part: Subtotal, call: Call, members: Sequence[Carrier], rows: 
     for z, who, weight in weights.values():
         add_among(total, rows, who, z, weight)
     return total
+
+
+@dataclass
+class Equal:
+    """Has one copy of what several clients join with, whichever nodes bring it: it is looked at, and added, once."""
+
+    found: dict[bytes, tuple[Params, dict[str, Ints]]] = field(default_factory=dict)
+    looked: dict[tuple[int, int], tuple[Params, dict[str, Ints]]] = field(default_factory=dict)  # of one node
+
+    def first(self, reply: Contribution) -> Contribution:
+        """Return what a client joined with, with the tensors and row ids of the first whose are equal."""
+        key = id(reply.values), id(reply.rows)
+        if key not in self.looked:
+            mine = reply.values, reply.rows
+            dense = all(value.layout == torch.strided for value in reply.values.values())
+            self.looked[key] = self.found.setdefault(content(reply), mine) if dense else mine
+        values, rows = self.looked[key]
+        return reply if values is reply.values else replace(reply, values=values, rows=rows)
+
+
+def content(reply: Contribution) -> bytes:
+    """Return the digest of the tensors and row ids that a client joined with."""
+    digest = hashlib.blake2b()
+    for arrays in ({name: value.numpy() for name, value in reply.values.items()}, reply.rows):
+        for name, array in sorted(arrays.items()):
+            digest.update(f"{name} {array.dtype} {array.shape};".encode())
+            digest.update(np.ascontiguousarray(array).data)
+        digest.update(b"|")
+    return digest.digest()
 
 
 Form = tuple[tuple[str, torch.Size, torch.dtype, int], ...]  # of sums, which travel as entries, also how many

@@ -16,7 +16,7 @@ from fedrec.params import Params
 from fedrec.sharing import Broadcast, ContractError, Contribution, admit_metrics, admit_start
 from fedrec.wire import Call, Entry, call_record, pack, stand_in
 from fedrec.wire.messages import Packed
-from server.cohorts import Letters, Opened, Tally, admit_subtotal, calls, open_answer
+from server.cohorts import Equal, Letters, Opened, Tally, admit_subtotal, calls, open_answer
 from server.faults import Fault, Outcome, Refused, review, unheard, unlike
 
 TIMEOUT = 24 * 3600.0
@@ -51,16 +51,17 @@ class Exchange:
             [Message(RecordDict({"shared.0": pack({})}), node, "query.join", group_id="0") for node in nodes]
         )
         most = math.inf if self.hosts else 1
-        outcome, joined = Outcome(), []
+        outcome, joined, equal = Outcome(), [], Equal()
         for node in nodes:
             # Taken from the answers: of a thousand tables there is one copy at a time, not two.
             letters, known = open_answer(answers.pop(node, None), [f"node {node}"], most=most).letters, Admitted()
             for letter in letters.values():
                 reply = review(letter, partial(admit_start, known=known))
                 if isinstance(reply, Contribution):
-                    joined.append((node, reply))
+                    joined.append((node, equal.first(reply)))
                 else:
                     outcome.faults.append(Fault(0, reply.client or f"node {node}", "join", reply.kind, reply.text))
+            equal.looked.clear()
         # The name itself comes last in the key: "7" and "07" are equal to `natural`, and sums must have one order.
         joined.sort(key=lambda pair: (natural(pair[1].client), pair[1].client))
         names = Counter(reply.client for _, reply in joined)

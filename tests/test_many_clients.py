@@ -19,6 +19,7 @@ from clients.cohort import Program
 from clients.joining import join
 from clients.node import Node
 from clients.states import Snapshots
+from fedrec.data.types import Ints
 from fedrec.experiment.config import Experiment
 from fedrec.federation.proportion import too_far
 from fedrec.keyed import carrier, catalogue, mean
@@ -28,6 +29,7 @@ from fedrec.sharing import ContractError, Contribution
 from fedrec.training.rows import Touched
 from fedrec.training.stacks import Stack
 from fedrec.wire import Answers, answers_record, read_answers
+from server.cohorts import Equal
 from server.strategy import Coordinator
 from simulations.apps import plan_of
 from simulations.engines.inline import InlineGrid
@@ -109,6 +111,28 @@ class Host(InlineGrid):
         wrong = {name: value * float("nan") for name, value in found.contributions[0].values.items()}
         sent = [Contribution(one.client, wrong, one.metrics, one.device, one.rows) for one in found.contributions]
         return Message(answers_record(Answers(sent)), reply_to=message)
+
+
+def test_equal_starts_of_two_nodes_are_one_copy() -> None:
+    """So that the mean of all of them is found without adding up, whoever hosts how many clients."""
+    start = {"item_table": torch.rand(5, 3), "item_bias": torch.zeros(5, 1)}
+    rows = {"item": np.arange(5)}
+    found = Equal()
+
+    def join(name: str, table: torch.Tensor, ids: Ints) -> Contribution:
+        found.looked.clear()  # a node of its own
+        return found.first(Contribution(name, {**start, "item_table": table}, {}, "cpu", {"item": ids}))
+
+    first = join("a", start["item_table"], rows["item"])
+    same = join("b", start["item_table"].clone(), rows["item"].copy())
+    assert same.values is first.values and same.rows is first.rows and same.client == "b"
+    other, others = (
+        join("c", start["item_table"] + 1e-7, rows["item"]),
+        join("d", start["item_table"], rows["item"] + 1),
+    )
+    assert other.values is not first.values and others.values is not first.values
+    assert torch.equal(other.values["item_table"], start["item_table"] + 1e-7)
+    assert others.rows["item"].tolist() == [1, 2, 3, 4, 5]
 
 
 def test_the_server_looks_once_at_what_all_join_with(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """The studies of speed and scale, on tiny sizes: what they run, what they compare, and that a wrong result is seen."""
 
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -266,7 +267,7 @@ def test_the_study_of_triples_counts_them_on_every_runner_and_asks_for_what_it_n
         [runner, loss] for loss in ("rank", "rank-bce") for runner in ("pooled", "silos", "stacked")
     ]
     assert (table["speed"] > 0).all() and table["ratio"][0] == 1
-    monkeypatch.setattr("simulations.studies.triples.find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "implicit.bpr", None)
     for more, words in ((["--runners", "implicit"], "needs the package implicit"), (["--rounds", "2"], "at least 3")):
         assert main(["triples", *flags, *more, "--out", str(tmp_path / "none")]) == 2
         assert words in capsys.readouterr().err and not (tmp_path / "none").exists()

@@ -53,9 +53,9 @@ def sums(p: Profile) -> Iterator[str]:
     whole = p.whole
     yield from wrapped(f"{heading(p.name, whole.rows, p.overlap)}; density {share(whole.density)}")
     merged = f"{p.read:,} rows read, repeats merged; " * (p.read > whole.rows)
-    yield from wrapped(
-        f"{merged}times {span(whole.times)}; {f'ratings {rated(whole)}' if whole.ratings else 'no ratings'}"
-    )
+    times = f"times {span(whole.times)}" if whole.times else "no times"
+    ratings = f"ratings {rated(whole)}" if whole.ratings else "no ratings"
+    yield from wrapped(f"{merged}{times}; {ratings}")
     few, counts = ", ".join(map(str, whole.few)), ", ".join(f"{count:,}" for count in whole.few.values())
     yield cut(f"users under {few} rows: {counts}; the top 1% of items have {share(whole.top)} of rows")
     rates = {name: one.rate for name, one in whole.labels.items()}
