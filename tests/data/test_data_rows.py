@@ -46,7 +46,7 @@ VALUES: dict[str, dict[str | None, bool]] = {
     "u": {"a": False, "b": False, "": True, None: True},
     "p": {"north": False, "south": False, "": True, "x\ny": True},
     "r": {"1": False, "2.5": False, "": False, None: False, "good": True, "inf": True, "6": True},
-    "l": {"1": False, "false": False, "": False, None: False, "yes": True},
+    "l": {"1": False, "false": False, "yes": False, "": False, None: False, "perhaps": True},
     "e": {"see": False, "buy": False, "": True, "die": True},
     "t": {"7": False, "8": False, "soon": True, "": True},
     "c": {"3": False, "": False, "0": True, "cheap": True},
