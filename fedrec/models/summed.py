@@ -135,17 +135,20 @@ class SummedRecommender(Recommender):
         weight = head_weight(params)
         if WEIGHT in params:
             return replace(self, scores=self.weighed(params, weight)[:, self.places])
+        share = weight if self.mixes and GRAM in params else 0.0
+        if GRAM in params and not self.apart and (self.mixes or not weight):
+            kind = torch.empty((), dtype=params[GRAM].dtype).numpy().dtype
+            x = inputs(self.kind, self.quadratic, self.placed(self.past), self.catalogue_size).astype(kind)
+            if FEW * x.shape[0] <= x.shape[1] or kind == np.float32:
+                # What others of this node are sent too.
+                w = shared_weights(Solvable(self.kind, self.quadratic, params[GRAM], params[CROSS]))
+                return replace(self, scores=self.of_own(self.mixed(x @ w, share, x)))
         gram, cross = self.over(params if GRAM in params else self.own())
         past = self.past if self.apart else self.placed(self.past)
         x = inputs(self.kind, self.quadratic, past, gram.shape[0]).astype(gram.dtype)
-        share = weight if self.mixes and GRAM in params else 0.0
         if weight and GRAM in params and not self.mixes:
             own = self.over(self.own())
             gram, cross = gram + weight * own[0], cross + weight * own[1]
-        elif GRAM in params and not self.apart and (FEW * x.shape[0] <= x.shape[1] or gram.dtype == np.float32):
-            # What others of this node are sent too.
-            w = shared_weights(Solvable(self.kind, self.quadratic, params[GRAM], params[CROSS]))
-            return replace(self, scores=self.of_own(self.mixed(x @ w, share, x)))
         scores = score(self.kind, self.quadratic, gram, cross, x)
         return replace(self, scores=self.of_own(self.mixed(scores, share, x)))
 
