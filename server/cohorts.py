@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 from flwr.app import Message, RecordDict
+from numpy.typing import NDArray
 
-from fedrec.data.types import Ints
 from fedrec.federation.proportion import MULTIPLE, least
 from fedrec.keyed import Carrier, Subtotal, add_among, chunks, sum_type, union
 from fedrec.params import Params, norm
@@ -19,6 +19,7 @@ from fedrec.wire import Answers, Call, Entry, ids_record, ledger, pack, read_ans
 from server.faults import Refused, content_of
 
 Letters = dict[str, Contribution | Refused]
+RowIds = dict[str, NDArray[np.int64]]  # by key space
 
 
 @dataclass(frozen=True)
@@ -142,8 +143,8 @@ def weighted_sent(part: Subtotal, call: Call, members: Sequence[Carrier], rows: 
 class Equal:
     """Has one copy of what several clients join with, whichever nodes bring it: it is looked at, and added, once."""
 
-    found: dict[bytes, tuple[Params, dict[str, Ints]]] = field(default_factory=dict)
-    looked: dict[tuple[int, int], tuple[Params, dict[str, Ints]]] = field(default_factory=dict)  # of one node
+    found: dict[bytes, tuple[Params, RowIds]] = field(default_factory=dict)
+    looked: dict[tuple[int, int], tuple[Params, RowIds]] = field(default_factory=dict)  # of one node
 
     def first(self, reply: Contribution) -> Contribution:
         """Return what a client joined with, with the tensors and row ids of the first whose are equal."""
