@@ -9,17 +9,15 @@ from typing import Any
 import numpy as np
 import torch
 from flwr.app import Message, RecordDict
-from numpy.typing import NDArray
 
 from fedrec.federation.proportion import MULTIPLE, least
-from fedrec.keyed import Carrier, Subtotal, add_among, chunks, sum_type, union
+from fedrec.keyed import Carrier, Ints, Subtotal, add_among, chunks, sum_type, union
 from fedrec.params import Params, norm
 from fedrec.sharing import Broadcast, ContractError, Contribution, admit, filled, is_sum
 from fedrec.wire import Answers, Call, Entry, ids_record, ledger, pack, read_answers
 from server.faults import Refused, content_of
 
 Letters = dict[str, Contribution | Refused]
-RowIds = dict[str, NDArray[np.int64]]  # by key space
 
 
 @dataclass(frozen=True)
@@ -141,10 +139,10 @@ def weighted_sent(part: Subtotal, call: Call, members: Sequence[Carrier], rows: 
 
 @dataclass
 class Equal:
-    """Has one copy of what several clients join with, whichever nodes bring it: it is looked at, and added, once."""
+    """Has one copy of what several clients join with, whichever nodes bring it, so that equal starts are the same."""
 
-    found: dict[bytes, tuple[Params, RowIds]] = field(default_factory=dict)
-    looked: dict[tuple[int, int], tuple[Params, RowIds]] = field(default_factory=dict)  # of one node
+    found: dict[bytes, tuple[Params, dict[str, Ints]]] = field(default_factory=dict)
+    looked: dict[tuple[int, int], tuple[Params, dict[str, Ints]]] = field(default_factory=dict)  # of one node
 
     def first(self, reply: Contribution) -> Contribution:
         """Return what a client joined with, with the tensors and row ids of the first whose are equal."""

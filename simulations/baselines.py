@@ -4,7 +4,7 @@ Every client alone, one model on everyone's data, popularity; where a client has
 its own; and under a promise of privacy the runs that part its cost.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +28,7 @@ from simulations.methods import METHODS, usual
 from simulations.promises import stages, without_promise
 
 CLOSED_FORMS = ("slist",)  # the strongest of ours on every data set that we know
-BLOCK = 256  # clients that are measured at a time
+BLOCK = 256  # users, of whole clients, that are measured at a time
 CHEAP = 3e11  # clients times the cube of their items: what a closed form beside a run may cost
 SAME = (  # fields of the data and of how they are tested
     *("clients", "dataset", "data_dir", "columns", "reading", "filters", "market", "partition", "skew", "volunteers"),
@@ -157,11 +157,11 @@ def run_popularity(experiment: Experiment, home: Path) -> None:
             (volunteers.train, volunteers.users[volunteers.train.user], volunteers.items[volunteers.train.item])
         )
     tally = Tally.of(kinds, [(train, item) for train, _, item in rows], items)
-    measure(
-        experiment,
-        home,
-        popular(experiment, lambda part: tally if len(part.items) == items else tally.take(part.items)),
-    )
+
+    def offered(part: ClientData) -> Tally:
+        return tally if len(part.items) == items else tally.take(part.items)
+
+    measure(experiment, home, popular(experiment, offered))
     if len(parts) > 1:
         own = popular(experiment, lambda part: Tally.of(kinds, [(part.train, part.train.item)], len(part.items)))
         measure(experiment, home / OWN, own)
@@ -186,13 +186,24 @@ def run_alone(experiment: Experiment, home: Path) -> None:
     measure(experiment, home, alone)
 
 
+def blocks(clients: Iterable[ClientData]) -> Iterator[list[ClientData]]:
+    """Yield clients together until they have `BLOCK` users: what is measured of some is in memory for all of them."""
+    block, users = list[ClientData](), 0
+    for data in clients:
+        block.append(data)
+        users += len(data.users)
+        if users >= BLOCK:
+            yield block
+            block, users = [], 0
+    if block:
+        yield block
+
+
 def measure(experiment: Experiment, home: Path, scorer: Callable[[ClientData], Scorer]) -> None:
     """Write how what recommends to each client's users does on its test data."""
     home.mkdir(exist_ok=True, parents=True)
     record, users = Record(), list[PerUser]()
-    parts = clients_data(baseline(experiment, "local"))
-    for start in range(0, len(parts), BLOCK):
-        datas = [parts[position] for position in range(start, min(start + BLOCK, len(parts)))]
+    for datas in blocks(clients_data(baseline(experiment, "local"))):
         tests = evaluate_all(
             [scorer(data) for data in datas],
             datas,

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from fedrec.data import ClientData, Interactions, federation, pool
 from fedrec.data.types import Floats, Ints
 from fedrec.evaluation import evaluate as module
 from fedrec.evaluation.asked import Asked
-from fedrec.evaluation.evaluate import Evaluation, Split, evaluate, mask_of, members, smallest
+from fedrec.evaluation.evaluate import Evaluation, Split, evaluate, evaluate_all, mask_of, members, smallest
 from fedrec.evaluation.scorers import ModelScorer, PopularityScorer
 from fedrec.metrics import NEGATIVES
 from fedrec.models import Recommender
@@ -270,6 +271,23 @@ def test_popularity_by_hand() -> None:
     rates = [4 / 8, 2 / 6, 2 / 6, 2 / 5]
     assert scorer.score_all("click", everyone)[0].tolist() == pytest.approx([math.log(r / (1 - r)) for r in rates])
     assert scorer.score("rating", np.array([1, 0]), np.array([3, 0])).tolist() == pytest.approx([4, 29 / 7])
+
+
+@pytest.mark.parametrize("candidates", ["full", 20])
+def test_clients_of_unlike_sizes_and_tasks_are_evaluated_together_as_alone(candidates: Literal["full"] | int) -> None:
+    datas = [busy(users, items, seed) for seed, (users, items) in enumerate([(40, 60), (1, 45), (7, 60)])]
+    datas = [replace(data, name=f"client-{place}") for place, data in enumerate(datas)]
+    tasks = [[parse_task(name) for name in names] for names in (["rank", "rating"], ["rating"], ["rank"])]
+    scorers = [PopularityScorer.fit(own, d.train, len(d.items)) for own, d in zip(tasks, datas, strict=True)]
+    how: dict[str, Any] = {"metrics": ("ndcg@10", "hr@10"), "candidates": candidates, "seed": 3}
+    together = evaluate_all(scorers, datas, tasks, "test", **how)
+    for found, scorer, data, own in zip(together, scorers, datas, tasks, strict=True):
+        alone = evaluate(scorer, data, own, "test", **how)
+        assert found.metrics == pytest.approx(alone.metrics, abs=0, rel=0, nan_ok=True) and found.metrics
+        for a, b in zip(found.per_user, alone.per_user, strict=True):
+            assert (a.client, a.task, a.metric) == (b.client, b.task, b.metric)
+            assert np.array_equal(a.users, b.users) and np.array_equal(a.values, b.values, equal_nan=True)
+    assert {key[1] for key in together[1].metrics} == {"rating"} and len(together[0].metrics) > len(together[2].metrics)
 
 
 def test_popularity_of_nothing_is_finite() -> None:

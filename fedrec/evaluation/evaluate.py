@@ -82,8 +82,7 @@ def evaluate(
     these are the means of, see `PerUser`. Tasks about items: `about_items` over the items of the split that the client
     carries.
     """
-    found = evaluate_all([scorer], [data], [tasks], split, metrics=metrics, candidates=candidates, seed=seed)
-    return found[0]
+    return evaluate_all([scorer], [data], [tasks], split, metrics=metrics, candidates=candidates, seed=seed)[0]
 
 
 def evaluate_all(
@@ -97,7 +96,6 @@ def evaluate_all(
     seed: int,
 ) -> list[Evaluation]:
     """Return what `evaluate` returns of several clients, each with a scorer and tasks of its own."""
-    asked = Asked.of(datas, split)
     having: dict[str, list[int]] = {}
     for position, own in enumerate(tasks):
         for task in own:
@@ -105,6 +103,7 @@ def evaluate_all(
                 having.setdefault(task.name, []).append(position)
     ranks: dict[tuple[str, int], Ranked] = {}
     for name, positions in having.items():
+        asked = Asked.of(datas, split)
         scores = score_each(scorers.__getitem__, asked.first, name)
         found = rank_many(asked, scores, metrics, candidates, seed, np.array(positions, np.int64))
         ranks |= {(name, position): one for position, one in zip(positions, found, strict=True)}

@@ -137,9 +137,10 @@ class SummedRecommender(Recommender):
             return replace(self, scores=self.weighed(params, weight)[:, self.places])
         share = weight if self.mixes and GRAM in params else 0.0
         if GRAM in params and not self.apart and (self.mixes or not weight):
-            kind = torch.empty((), dtype=params[GRAM].dtype).numpy().dtype
-            x = inputs(self.kind, self.quadratic, self.placed(self.past), self.catalogue_size).astype(kind)
-            if FEW * x.shape[0] <= x.shape[1] or kind == np.float32:
+            single = params[GRAM].dtype == torch.float32
+            x = inputs(self.kind, self.quadratic, self.placed(self.past), self.catalogue_size)
+            x = x.astype(np.float32 if single else np.float64)
+            if FEW * x.shape[0] <= x.shape[1] or single:
                 # What others of this node are sent too.
                 w = shared_weights(Solvable(self.kind, self.quadratic, params[GRAM], params[CROSS]))
                 return replace(self, scores=self.of_own(self.mixed(x @ w, share, x)))
