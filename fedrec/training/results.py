@@ -77,8 +77,10 @@ class Sum:
             self.gap.add_(change.square().sum(dtype=torch.float64).cpu())
             scaled = change * each.to(change)
             target = on(server_rows(TABLES[name], cohort, touched.flat, part.clients[touched.owner]), total)
-            # Single precision within a part, double across parts: twice as fast.
-            total.add_(torch.zeros_like(total, dtype=value.dtype).index_add_(0, target, scaled))
+            if len(target) < len(total):
+                total.index_add_(0, target, scaled.to(total.dtype))
+            else:  # single precision within a part, double across parts: up to twice as fast
+                total.add_(torch.zeros_like(total, dtype=value.dtype).index_add_(0, target, scaled))
 
 
 def whole(cohort: Cohort, space: str, clients: Ints) -> tuple[Ints, Ints]:

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedrec.data.types import Bools, Ints
 
 FEW = 32  # rows of the whole tables for each that is named, from which to sort these is faster than to mark them
+LARGE = 2**23  # rows of the whole tables, from which the named ones are searched for rather than looked up
 
 
 def edges(counts: Ints) -> Ints:
@@ -35,7 +37,7 @@ class Touched:
     edge: Ints  # [k + 1] the first stacked row of every client
     shift: Ints  # [k] from a flat row to a row of the chunk's whole tables
     rows: Ints  # [R] the stacked rows there, ascending
-    place: Ints | None  # from there to the stacked row; None where these are few, and searched for
+    place: NDArray[np.int32] | None  # from there to the stacked row; None where they are searched for
 
     @staticmethod
     def of(starts: Ints, clients: Ints, named: Sequence[tuple[Ints, Ints]] | None) -> Touched:
@@ -43,15 +45,20 @@ class Touched:
         counts = starts[clients + 1] - starts[clients]
         edge = edges(counts)
         shift = edge[:-1] - starts[clients]
-        place = None
-        if named is not None and FEW * sum(flat.size for flat, _ in named) < edge[-1]:
-            rows = np.unique(np.concatenate([(flat + shift[owner]).reshape(-1) for flat, owner in named]))
+        if named is None:
+            rows = np.arange(edge[-1])
+        elif FEW * sum(flat.size for flat, _ in named) < edge[-1]:
+            rows = np.sort(np.concatenate([(flat + shift[owner]).reshape(-1) for flat, owner in named]))
+            rows = rows[np.diff(rows, prepend=-1) > 0]  # np.unique hashes, in ten times the time
         else:
-            mark: Bools = np.full(edge[-1], named is None)
-            for flat, owner in named or ():
+            mark: Bools = np.zeros(edge[-1], np.bool_)
+            for flat, owner in named:
                 mark[flat + shift[owner]] = True
-            rows, place = np.flatnonzero(mark), np.empty(edge[-1], np.int64)
-            place[rows] = np.arange(len(rows))
+            rows = np.flatnonzero(mark)
+        place = None
+        if edge[-1] <= max(LARGE, len(rows)):
+            place = np.empty(edge[-1], np.int32)
+            place[rows] = np.arange(len(rows), dtype=np.int32)
         bounds = np.searchsorted(rows, edge)
         owner = np.repeat(np.arange(len(clients)), np.diff(bounds))
         return Touched(rows - shift[owner], owner, bounds, shift, rows, place)
@@ -59,5 +66,5 @@ class Touched:
     def find(self, flat: Ints, owner: Ints) -> Ints:
         """Return the stacked rows of flat rows of the clients `owner`."""
         at = flat + self.shift[owner]
-        rows: Ints = np.searchsorted(self.rows, at) if self.place is None else self.place[at]
+        rows: Ints = np.searchsorted(self.rows, at) if self.place is None else self.place[at].astype(np.int64)
         return rows

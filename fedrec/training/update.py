@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
@@ -19,7 +19,7 @@ from fedrec.params import Params, mix
 from fedrec.rng import Streams, derive, generator, streams
 from fedrec.sharing import Sharing
 from fedrec.training.cohort import Cohort
-from fedrec.training.draws import Drawn, draw
+from fedrec.training.draws import Ahead, Drawn, draw
 from fedrec.training.gradients import At, by_whole_tables, first, gradients
 from fedrec.training.kernels import handwritten
 from fedrec.training.learner import Learner
@@ -67,11 +67,16 @@ def train(
     rows = items if moving else np.minimum(items, size * recipe.epochs * (1 + sampled * len(recipe.phases)))
     draws = size * recipe.epochs * len(recipe.phases) * (1 + sampled)
     chunk = 1 if recipe.objective else chunk
+
+    def seeds(number: int) -> Callable[[int], list[int]]:
+        return lambda j: [derive(seed, "train", *scopes[j], number, epoch) for epoch in range(recipe.epochs)]
+
+    ahead = [Ahead(cohort, chosen[size > 0], recipe, seeds(number)) for number in range(len(recipe.phases))]
     for start, stop in pairwise(cuts(cells[size > 0], rows[size > 0], draws[size > 0], chunk)):
         part = slice(start, stop)
         weight = None if terms.weight is None else terms.weight[part]
         group = Chunk(cohort, chosen[part], shared, private, recipe, sharing, moving, terms, weight)
-        yield group.train(seed, scopes[part])
+        yield group.train(seed, scopes[part], [phase.of(start, stop) for phase in ahead])
 
 
 def cuts(cells: Ints, rows: Ints, draws: Ints, chunk: int | None) -> list[int]:
@@ -105,10 +110,10 @@ class Chunk:
     terms: Terms
     weight: Tensor | None
 
-    def train(self, seed: int, scopes: Sequence[Scope]) -> Part:
-        """Return the clients after the round."""
+    def train(self, seed: int, scopes: Sequence[Scope], ahead: Sequence[tuple[Ints, Ints] | None]) -> Part:
+        """Return the clients after the round; `ahead` has what they draw in every phase, where that was done."""
         cohort, recipe = self.cohort, self.recipe
-        drawn = [] if self.whole else [self.draw(recipe, seed, scopes, number) for number in range(len(recipe.phases))]
+        drawn = [] if self.whole else [self.draw(recipe, seed, scopes, n, ahead=each) for n, each in enumerate(ahead)]
         touched = self.touched(drawn)
         params, personal = self.params(touched), self.fixed(self.terms.personal, touched)
         loss = torch.zeros(len(self.clients), dtype=torch.float64, device=self.device)
@@ -177,7 +182,15 @@ class Chunk:
         names = sorted(stack.values) if stack else ()
         return {name: stack.take(name, self.cohort, self.clients, touched) for name in names if stack}
 
-    def draw(self, recipe: Recipe, seed: int, scopes: Sequence[Scope], number: int, first: int = 0) -> Drawn:
+    def draw(
+        self,
+        recipe: Recipe,
+        seed: int,
+        scopes: Sequence[Scope],
+        number: int,
+        first: int = 0,
+        ahead: tuple[Ints, Ints] | None = None,
+    ) -> Drawn:
         """Return the batches of phase `number` from an epoch on."""
 
         @functools.cache  # of nobody where nothing is drawn
@@ -185,7 +198,8 @@ class Chunk:
             epochs = range(first, first + recipe.epochs)
             return streams([derive(seed, "train", *scope, number, epoch) for scope in scopes for epoch in epochs])
 
-        return draw(self.cohort, self.clients, recipe, lambda client, epoch: each()[client * recipe.epochs + epoch])
+        one = recipe.epochs
+        return draw(self.cohort, self.clients, recipe, lambda client, epoch: each()[client * one + epoch], ahead)
 
     def plans(
         self, drawn: Sequence[Drawn], seed: int, scopes: Sequence[Scope], number: int, touched: Mapping[str, Touched]
