@@ -121,7 +121,7 @@ def places(scores: Tensor, row: Ranks, column: Ranks, candidates: Ranks) -> Rank
     return rank
 
 
-def alike(row: Ranks, score: NDArray[np.floating]) -> Ranks:
+def alike(row: Ranks, score: NDArray[np.floating] | Ranks) -> Ranks:
     """Return how many entries [R] of the same row have the same score and do not stand before; `row` ascends."""
     order = np.lexsort((score, row))
     new = (np.diff(row[order]) != 0) | (score[order][1:] != score[order][:-1])

@@ -82,7 +82,11 @@ class Streams:
         """
         longest, place = int(n.max()), np.arange(len(n))
         words = self.words(2 * longest + SPARE + longest * m)
-        order, left, used = np.repeat(np.arange(longest)[:, None], len(n), 1), (n - 1).astype(np.uint32), np.zeros(len(n), np.int64)
+        order, left, used = (
+            np.repeat(np.arange(longest)[:, None], len(n), 1),
+            (n - 1).astype(np.uint32),
+            np.zeros(len(n), np.int64),
+        )
         mask = ((1 << np.ceil(np.log2(np.arange(longest) + 1)).astype(np.int64)) - 1).astype(np.uint32)
         for word in words[: 2 * longest + SPARE]:
             drawing = left > 0

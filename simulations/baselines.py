@@ -4,7 +4,8 @@ Every client alone, one model on everyone's data, popularity; where a client has
 its own; and under a promise of privacy the runs that part its cost.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,11 @@ import torch
 
 from fedrec.components import join_clients, per_client, split_at
 from fedrec.data import ClientData
+from fedrec.data.split import concatenate
+from fedrec.data.types import Ints
 from fedrec.errors import UserError
-from fedrec.evaluation.evaluate import PerUser, evaluate_all
+from fedrec.evaluation.counts import Counts
+from fedrec.evaluation.evaluate import NONE, PerUser, evaluate_all
 from fedrec.evaluation.scorers import ModelScorer, PopularityScorer, Scorer, Tally
 from fedrec.experiment.acting import acting, tasks
 from fedrec.experiment.channel import public
@@ -21,8 +25,10 @@ from fedrec.experiment.config import Experiment, build
 from fedrec.experiment.holdings import clients_data, dataset, keys, reader, task_lists, tasks_for, tasks_of_all
 from fedrec.experiment.peruser import write_users
 from fedrec.experiment.records import CLOSED, NOT_CLOSED, NOT_SINGLE, OWN, SINGLE, Record, write_clients
+from fedrec.metrics import Values
 from fedrec.models.noisy import ALONE
-from fedrec.tasks import parse_task
+from fedrec.tasks import Task, parse_task
+from fedrec.training.cohort import owners
 from simulations.check import check
 from simulations.methods import METHODS, usual
 from simulations.promises import stages, without_promise
@@ -161,10 +167,30 @@ def run_popularity(experiment: Experiment, home: Path) -> None:
     def offered(part: ClientData) -> Tally:
         return tally if len(part.items) == items else tally.take(part.items)
 
-    measure(experiment, home, popular(experiment, offered))
+    def whole(datas: Sequence[ClientData]) -> dict[str, Counts]:
+        if any(len(data.items) < items for data in datas):
+            return {}
+        return {name: Counts(np.zeros(len(datas), np.int64), items, *liked) for name, liked in totals.items()}
+
+    totals = {t.name: named(tally.count[t.name]) for t in kinds if t.kind == "rank"}
+    measure(experiment, home, popular(experiment, offered), whole)
     if len(parts) > 1:
         own = popular(experiment, lambda part: Tally.of(kinds, [(part.train, part.train.item)], len(part.items)))
-        measure(experiment, home / OWN, own)
+        measure(experiment, home / OWN, own, partial(of_each, kinds))
+
+
+def named(count: Values) -> tuple[Ints, Ints]:
+    """Return the items that were liked, and how often, of the counts [items] of all."""
+    liked = np.flatnonzero(count)
+    return liked, count[liked].astype(np.int64)
+
+
+def of_each(tasks: Sequence[Task], datas: Sequence[ClientData]) -> dict[str, Counts]:
+    """Return how often each client's own users liked its items in training, by rank task."""
+    rows, who = concatenate([data.train for data in datas]), owners([data.train for data in datas])
+    each, width = np.arange(len(datas)), max(len(data.items) for data in datas)
+    masks = {task.name: task.rows(rows) for task in tasks if task.kind == "rank"}
+    return {name: Counts.count(each, who[mask], rows.item[mask], width) for name, mask in masks.items()}
 
 
 def popular(experiment: Experiment, tally: Callable[[ClientData], Tally]) -> Callable[[ClientData], Scorer]:
@@ -199,19 +225,30 @@ def blocks(clients: Iterable[ClientData]) -> Iterator[list[ClientData]]:
         yield block
 
 
-def measure(experiment: Experiment, home: Path, scorer: Callable[[ClientData], Scorer]) -> None:
-    """Write how what recommends to each client's users does on its test data."""
+def of_one(scorer: Callable[[ClientData], Scorer], datas: Sequence[ClientData], position: int) -> Scorer:
+    """Return what recommends to the users of one of several clients."""
+    return scorer(datas[position])
+
+
+def measure(
+    experiment: Experiment,
+    home: Path,
+    scorer: Callable[[ClientData], Scorer],
+    counts: Callable[[Sequence[ClientData]], Mapping[str, Counts]] = lambda datas: NONE,
+) -> None:
+    """Write how what recommends to each client's users does on its test data; see `evaluate_all`."""
     home.mkdir(exist_ok=True, parents=True)
     record, users = Record(), list[PerUser]()
     for datas in blocks(clients_data(baseline(experiment, "local"))):
         tests = evaluate_all(
-            [scorer(data) for data in datas],
+            partial(of_one, scorer, datas),
             datas,
             [experiment.tasks(data.name) for data in datas],
             "test",
             metrics=experiment.metrics,
             candidates=experiment.candidates,
             seed=experiment.seed,
+            counts=counts(datas),
         )
         for test in tests:
             record.score(0, "test", test.metrics, "cpu")

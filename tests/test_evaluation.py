@@ -15,8 +15,9 @@ from fedrec.data import ClientData, Interactions, federation, pool
 from fedrec.data.types import Floats, Ints
 from fedrec.evaluation import evaluate as module
 from fedrec.evaluation.asked import Asked
+from fedrec.evaluation.counts import Counts
 from fedrec.evaluation.evaluate import Evaluation, Split, evaluate, evaluate_all, mask_of, members, smallest
-from fedrec.evaluation.scorers import ModelScorer, PopularityScorer
+from fedrec.evaluation.scorers import ModelScorer, PopularityScorer, Tally
 from fedrec.metrics import NEGATIVES
 from fedrec.models import Recommender
 from fedrec.rng import generator
@@ -280,7 +281,7 @@ def test_clients_of_unlike_sizes_and_tasks_are_evaluated_together_as_alone(candi
     tasks = [[parse_task(name) for name in names] for names in (["rank", "rating"], ["rating"], ["rank"])]
     scorers = [PopularityScorer.fit(own, d.train, len(d.items)) for own, d in zip(tasks, datas, strict=True)]
     how: dict[str, Any] = {"metrics": ("ndcg@10", "hr@10"), "candidates": candidates, "seed": 3}
-    together = evaluate_all(scorers, datas, tasks, "test", **how)
+    together = evaluate_all(scorers.__getitem__, datas, tasks, "test", **how)
     for found, scorer, data, own in zip(together, scorers, datas, tasks, strict=True):
         alone = evaluate(scorer, data, own, "test", **how)
         assert found.metrics == pytest.approx(alone.metrics, abs=0, rel=0, nan_ok=True) and found.metrics
@@ -288,6 +289,26 @@ def test_clients_of_unlike_sizes_and_tasks_are_evaluated_together_as_alone(candi
             assert (a.client, a.task, a.metric) == (b.client, b.task, b.metric)
             assert np.array_equal(a.users, b.users) and np.array_equal(a.values, b.values, equal_nan=True)
     assert {key[1] for key in together[1].metrics} == {"rating"} and len(together[0].metrics) > len(together[2].metrics)
+
+
+@given(st.integers(0, 10**6), st.booleans())
+def test_ranks_by_counts_are_those_of_scores_that_are_the_counts(seed: int, shared: bool) -> None:
+    sizes = np.random.default_rng(seed).integers(1, 9, 3).tolist()
+    datas = [replace(busy(users, 30, seed + users), name=f"client-{n}") for n, users in enumerate(sizes)]
+    rows = [data.train.take(data.train.positive) for data in datas]
+    groups = [rows] * 3 if shared else [[part] for part in rows]
+    tallies = [Tally.of((RANK,), [(part, part.item) for part in group], 30) for group in groups]
+    number = np.repeat(np.zeros(3, np.int64) if shared else np.arange(3), [len(part) for part in rows])
+    lists = np.zeros(3, np.int64) if shared else np.arange(3)
+    counts = Counts.count(lists, number, np.concatenate([part.item for part in rows]), 30)
+    how: dict[str, Any] = {"metrics": ("mrr", "ndcg@3", "recall@3"), "candidates": "full", "seed": 3}
+    scorers = [PopularityScorer.of((RANK,), tally) for tally in tallies]
+    expected = evaluate_all(scorers.__getitem__, datas, [(RANK,)] * 3, "test", **how)
+    found = evaluate_all(scorers.__getitem__, datas, [(RANK,)] * 3, "test", **how, counts={"rank": counts})
+    for a, b in zip(found, expected, strict=True):
+        assert a.metrics == b.metrics
+        for one, other in zip(a.per_user, b.per_user, strict=True):
+            assert np.array_equal(one.users, other.users) and np.array_equal(one.values, other.values)
 
 
 def test_popularity_of_nothing_is_finite() -> None:

@@ -257,6 +257,21 @@ def test_many_streams_are_the_generators_of_their_seeds_to_the_bit() -> None:
     assert few[2].bit_generator.state == many[2].bit_generator.state
 
 
+@given(st.lists(st.integers(1, 40), min_size=9, max_size=60), st.sampled_from([1, 2, 1000, 2**31]), st.integers(0, 5))
+def test_streams_that_draw_together_draw_what_each_draws_alone(sizes: list[int], bound: int, m: int) -> None:
+    """With a bound of 2^31 half of all streams may reject an integer, and draw by themselves."""
+    n, seeds = np.array(sizes), [derive(bound, "train", f"user-{place}", m) for place in range(len(sizes))]
+    high = 1 + np.arange(len(n)) % bound
+    high[0] = bound
+    together = streams(seeds)
+    assert isinstance(together, Streams)
+    orders, integers = together.orders(n, high, m)
+    alone = [np.random.Generator(np.random.PCG64(seed)) for seed in seeds]
+    expected = [(rng.permutation(k), rng.integers(0, h, k * m)) for rng, k, h in zip(alone, n, high, strict=True)]
+    assert orders.tolist() == np.concatenate([order for order, _ in expected]).tolist()
+    assert integers.tolist() == np.concatenate([drawn for _, drawn in expected]).tolist()
+
+
 @given(st.integers(1, 60), st.sampled_from([1, 2, 1000, 2**31, 2**33]), st.integers(0, 99))
 def test_draws_below_one_bound_are_those_below_as_many_equal_ones(count: int, bound: int, seed: int) -> None:
     """What `fedrec.training.draws` counts on: a client of one user draws as one of several does."""

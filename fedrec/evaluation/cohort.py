@@ -57,12 +57,9 @@ def evaluate_many(
 
     ranks = {task.name: ranked(task.name) for task in cohort.tasks if task.kind == "rank"}
 
-    alone = all(task.kind == "rank" for task in cohort.tasks)  # what is ranked already asks no reader again
-    nobody = reader(int(chosen[0])) if alone and len(chosen) else None
-
     def evaluation(number: int, position: int) -> Evaluation:
-        one = nobody or reader(position)
-        return assemble(one, cohort.datas[position], cohort.tasks, split, lambda task: ranks[task][number])
+        data, tasks = cohort.datas[position], cohort.tasks
+        return assemble(lambda: reader(position), data, tasks, split, lambda task: ranks[task][number])
 
     return [evaluation(number, position) for number, position in enumerate(chosen.tolist())]
 

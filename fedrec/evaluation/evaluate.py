@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
+from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from fedrec.data.types import Bools, ClientData, Floats, Interactions, Ints
 from fedrec.evaluation.asked import Asked
+from fedrec.evaluation.counts import Counts
 from fedrec.evaluation.scorers import Scorer
 from fedrec.keyed import select
 from fedrec.metrics import (
@@ -32,6 +34,7 @@ from fedrec.tasks import Task
 Split = Literal["validation", "test"]
 Ranked = tuple[Ints, dict[str, Values]]
 Scores = Callable[[Ints, Ints, int], Tensor]  # of users of the clients that own them, for catalogues of at most a width
+NONE: Mapping[str, Counts] = MappingProxyType({})
 CHUNK = 512  # users scored at a time, to bound memory
 SCORES = 2**22  # scores at a time: memory for more is asked of the system again each time, which takes as long as they
 
@@ -82,11 +85,12 @@ def evaluate(
     these are the means of, see `PerUser`. Tasks about items: `about_items` over the items of the split that the client
     carries.
     """
-    return evaluate_all([scorer], [data], [tasks], split, metrics=metrics, candidates=candidates, seed=seed)[0]
+    alone = partial(evaluate_all, lambda _: scorer, [data], [tasks], split)
+    return alone(metrics=metrics, candidates=candidates, seed=seed)[0]
 
 
 def evaluate_all(
-    scorers: Sequence[Scorer],
+    scorer: Callable[[int], Scorer],
     datas: Sequence[ClientData],
     tasks: Sequence[Sequence[Task]],
     split: Split,
@@ -94,8 +98,13 @@ def evaluate_all(
     metrics: Sequence[str],
     candidates: Literal["full"] | int,
     seed: int,
+    counts: Mapping[str, Counts] = NONE,
 ) -> list[Evaluation]:
-    """Return what `evaluate` returns of several clients, each with a scorer and tasks of its own."""
+    """Return what `evaluate` returns of several clients, each with a scorer, by its position, and tasks of its own.
+
+    `counts` are those of the tasks by name whose scores are counts: whole catalogues are ranked by them without scores.
+    """
+    scorer = cache(scorer)
     having: dict[str, list[int]] = {}
     for position, own in enumerate(tasks):
         for task in own:
@@ -103,14 +112,19 @@ def evaluate_all(
                 having.setdefault(task.name, []).append(position)
     ranks: dict[tuple[str, int], Ranked] = {}
     for name, positions in having.items():
-        asked = Asked.of(datas, split)
-        scores = score_each(scorers.__getitem__, asked.first, name)
-        found = rank_many(asked, scores, metrics, candidates, seed, np.array(positions, np.int64))
+        asked, chosen = Asked.of(datas, split), np.array(positions, np.int64)
+        if name in counts and candidates == "full" and not any(data.new is not None for data in datas):
+            at = np.flatnonzero(np.isin(asked.owner, chosen))
+            found = by_client(asked, at, counts[name].ranks(asked, at), metrics, chosen)
+        else:
+            scores = score_each(scorer, asked.first, name)
+            found = rank_many(asked, scores, metrics, candidates, seed, chosen)
         ranks |= {(name, position): one for position, one in zip(positions, found, strict=True)}
 
     def evaluation(position: int) -> Evaluation:
-        one, data, own = scorers[position], datas[position], tasks[position]
-        return assemble(one, data, own, split, lambda task: ranks[task, position])
+        return assemble(
+            lambda: scorer(position), datas[position], tasks[position], split, lambda task: ranks[task, position]
+        )
 
     return [evaluation(position) for position in range(len(datas))]
 
@@ -134,14 +148,17 @@ def score_each(scorer: Callable[[int], Scorer], first: Ints, task: str) -> Score
 
 
 def assemble(
-    scorer: Scorer,
+    scorer: Callable[[], Scorer],
     data: ClientData,
     tasks: Sequence[Task],
     split: Split,
     rank: Callable[[str], Ranked],
 ) -> Evaluation:
-    """Return `evaluate`'s result, given the users of every rank task and their metrics, see `rank_many`."""
-    held, about = held_out(data, split), data.attributes
+    """Return `evaluate`'s result, given the users of every rank task and their metrics, see `rank_many`.
+
+    A `scorer` is asked for where there is more than ranks.
+    """
+    held, about, asked_once = held_out(data, split), data.attributes, cache(scorer)
     metrics: dict[tuple[str, str, str], float] = {}
     per_user: list[PerUser] = []
     for task in tasks:
@@ -153,12 +170,12 @@ def assemble(
         elif task.attribute:
             asked = about.validation if split == "validation" else about.test
             item = np.flatnonzero(asked & about.known(task.name))
-            said, target = scorer.attribute(task.name, item), about.values[task.name][item]
+            said, target = asked_once().attribute(task.name, item), about.values[task.name][item]
             whole, values = about_items(task, said, target, about.deviation)
             per_user += [entry(name, data.items[item], value, items=True) for name, value in values.items()]
         else:
             rows = held.take(task.rows(held))
-            score = scorer.score(task.name, rows.user, rows.item)
+            score = asked_once().score(task.name, rows.user, rows.item)
             whole, each = pointwise(task, score, task.target(rows), rows.user)
             per_user += [entry(n, data.users[part.users], part.values, weights=part.rows) for n, part in each.items()]
         metrics |= {(data.name, task.name, name): value for name, value in whole.items()}
@@ -271,7 +288,12 @@ def rank_many(
             out[row, item] = False
             left, score = (~out).sum(1), score.masked_fill(torch.from_numpy(out), -torch.inf)
         found.append(places(score, row, item, left))
-    values = metrics_of(np.concatenate(found), asked.relevant.counts[at], metrics)
+    return by_client(asked, at, np.concatenate(found), metrics, chosen)
+
+
+def by_client(asked: Asked, at: Ints, ranks: Ints, metrics: Sequence[str], chosen: Ints) -> list[Ranked]:
+    """Return, for each client `chosen`, the local users among those `at` and their metrics, from the ranks of all."""
+    values = metrics_of(ranks, asked.relevant.counts[at], metrics)
     users = asked.users[at]
     bounds = zip(chosen, *(np.searchsorted(users, asked.first[chosen + last]) for last in (0, 1)), strict=True)
     return [(users[a:b] - asked.first[c], {name: value[a:b] for name, value in values.items()}) for c, a, b in bounds]
