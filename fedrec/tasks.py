@@ -1,7 +1,9 @@
 """A task: which label a head predicts, by which loss and weight; and the grammar that names tasks per client."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -232,14 +234,22 @@ def parse_task(text: str) -> Task:
 
 def tasks_of(text: str, client: str) -> tuple[Task, ...]:
     """Return the tasks of a client, given the experiment's `task` text, for instance `rank,rating*0.5;shop=click`."""
-    parts = per_client(text)
-    chosen = parts.get(client, parts.get("*"))
-    if chosen is None:
+    lists = lists_of(text)
+    if client not in lists and "*" not in lists:
         raise UserError(f"task: client {client!r} has no task in {text!r}")
-    tasks = tuple(parse_task(part) for part in split_at(chosen, ","))
-    if len({task.name for task in tasks}) < len(tasks):
-        raise UserError(f"task: a client may name a task once, found {chosen!r}")
-    return tasks
+    return lists[client] if client in lists else lists["*"]
+
+
+@lru_cache(maxsize=64)  # which is asked for each of many clients
+def lists_of(text: str) -> Mapping[str, tuple[Task, ...]]:
+    """Return the tasks of every client that a `task` text names, and of "*", see `tasks_of`."""
+    lists = dict[str, tuple[Task, ...]]()
+    for client, chosen in per_client(text).items():
+        tasks = tuple(parse_task(part) for part in split_at(chosen, ","))
+        if len({task.name for task in tasks}) < len(tasks):
+            raise UserError(f"task: a client may name a task once, found {chosen!r}")
+        lists[client] = tasks
+    return MappingProxyType(lists)
 
 
 def names_of(text: str, chosen: Callable[[Task], object]) -> str:

@@ -71,11 +71,11 @@ class Sum:
                 continue
             touched = part.touched[TABLES[name]]
             each = w.index_select(0, on(touched.owner, total))[:, None]
-            change = value - shared.take(name, cohort, part.clients, part.touched)
+            change = shared.take(name, cohort, part.clients, part.touched).neg_().add_(value)
             if not bool(w.all()):
                 change = torch.where(each == 0, 0.0, change)
-            self.gap.add_(change.square().sum(dtype=torch.float64).cpu())
-            scaled = change * each.to(change)
+            self.gap.add_(torch.linalg.vecdot(change, change).sum(dtype=torch.float64).cpu())
+            scaled = change.mul_(each.to(change))
             target = on(server_rows(TABLES[name], cohort, touched.flat, part.clients[touched.owner]), total)
             if len(target) < len(total):
                 total.index_add_(0, target, scaled.to(total.dtype))
