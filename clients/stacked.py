@@ -9,6 +9,7 @@ from torch import Tensor
 
 from clients.client import Client
 from clients.training import Made, Start
+from fedrec.distinct import distinct
 from fedrec.federation.proportion import large, size, too_far
 from fedrec.keyed import TABLES, Subtotal
 from fedrec.params import LARGEST, Params, finite, to
@@ -197,7 +198,7 @@ class Training:
             server = self.cohort.server[TABLES[name]] if name in TABLES else None
             if server is not None:
                 flat, _ = whole(self.cohort, TABLES[name], inside)
-                value = value.index_select(0, torch.from_numpy(np.unique(server[flat])).to(value.device))
+                value = value.index_select(0, torch.from_numpy(distinct(server[flat])).to(value.device))
             values[name] = value.cpu()
         names = tuple(name for place, name in order if place in summed)
         return [Subtotal(names, values, float(self.total.gap))]

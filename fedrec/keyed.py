@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedrec.distinct import distinct
 from fedrec.errors import ContractError
 from fedrec.params import Params, norm, subtract
 from fedrec.sparse import among, plus, zeros
@@ -72,11 +73,11 @@ def catalogue(rows: Sequence[Mapping[str, Ints]]) -> dict[str, Ints]:
 
     Ids that many clients have in common, as one array, are looked at once.
     """
-    distinct: dict[str, dict[int, Ints]] = {}
+    columns: dict[str, dict[int, Ints]] = {}
     for ids in {id(ids): ids for ids in rows}.values():
         for space, column in ids.items():
-            distinct.setdefault(space, {})[id(column)] = column
-    return {space: np.unique(np.concatenate(list(distinct[space].values()))) for space in sorted(distinct)}
+            columns.setdefault(space, {})[id(column)] = column
+    return {space: distinct(np.concatenate(list(columns[space].values()))) for space in sorted(columns)}
 
 
 def carrier(

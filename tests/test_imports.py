@@ -15,7 +15,7 @@ import fedrec
 ROOT = Path(__file__).parent.parent
 # A room may import rooms of a lower level, and its own; no module has a level of its own.
 ROOMS = """
-    errors sparse params rng files folders components keyed subspace data sharing metrics tasks models training
+    errors distinct sparse params rng files folders components keyed subspace data sharing metrics tasks models training
     evaluation federation experiment privacy distillation wire report testing
 """
 LAYERS = {f"fedrec.{name}": level for level, name in enumerate(ROOMS.split())}

@@ -6,6 +6,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from fedrec.data.types import ClientData, Ints
+from fedrec.distinct import distinct
 from fedrec.errors import choose
 
 Protocol = Literal["train", "published"]
@@ -26,7 +27,7 @@ class Negatives:
 
     def __post_init__(self) -> None:
         """Sort the pairs once, so that a draw is one binary search."""
-        pairs = np.unique(self.positives_user.astype(np.int64) * self.n_items + self.positives_item)
+        pairs = distinct(self.positives_user.astype(np.int64) * self.n_items + self.positives_item)
         user, item = np.divmod(pairs, self.n_items)
         starts = np.concatenate([[0], np.cumsum(np.bincount(user))]).astype(np.int64)
         rank = np.arange(len(pairs)) - starts[user]

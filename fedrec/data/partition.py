@@ -14,6 +14,7 @@ from fedrec.data.checks import NAMES, merged, refuse, showable
 from fedrec.data.split import TEST, Runs, Split, concatenate, divide, new_items, order_of
 from fedrec.data.store import Changed, Clients, Federation, Told, edges_of
 from fedrec.data.types import Attributes, Bools, ClientData, Dataset, Interactions, Ints
+from fedrec.distinct import distinct
 from fedrec.errors import UserError, choose
 
 Partition = Literal["auto", "platform", "users", "one-user"]
@@ -162,7 +163,7 @@ def _catalogues(dataset: Dataset) -> tuple[Ints, Ints]:
     Without a column that says so they are those that it has seen.
     """
     count, frame, carried = len(dataset.items), dataset.interactions, []
-    seen = np.unique(frame["platform"].to_numpy() * count + frame["item"].to_numpy())
+    seen = distinct(frame["platform"].to_numpy() * count + frame["item"].to_numpy())
     bounds = np.searchsorted(seen, np.arange(len(dataset.platforms) + 1) * count)
     for number, name in enumerate(dataset.platforms):
         column = f"carried_{name}"
@@ -198,7 +199,7 @@ def _owners(
         if clients not in (None, count):
             raise UserError(f"clients: the data has {count} platforms, one client each, found {clients}")
         return list(dataset.platforms), frame["platform"].to_numpy()
-    users = np.unique(frame["user"].to_numpy())
+    users = distinct(frame["user"].to_numpy())
     count = clients if clients is not None else len(users) if partition == "one-user" else SILOS
     if count > len(users):
         raise UserError(f"clients: must be at most the number of users, {len(users)}, found {count}")
@@ -233,7 +234,7 @@ def volunteers_of(dataset: Dataset, count: int, seed: int) -> Ints:
 
     Raises UserError unless somebody is left who is no volunteer.
     """
-    users = np.unique(dataset.interactions["user"].to_numpy())
+    users = distinct(dataset.interactions["user"].to_numpy())
     if not 0 <= count < max(len(users), 1):
         raise UserError(f"volunteers: must be below the number of users, {len(users)}, found {count}")
     return np.sort(seeds.generator(seed, "volunteers").permutation(users)[:count])

@@ -8,6 +8,7 @@ import numpy as np
 from fedrec.data.checks import merged
 from fedrec.data.store import PLACES, Clients, Federation, Listed, Part
 from fedrec.data.types import ClientData, Interactions, Ints
+from fedrec.distinct import distinct
 
 
 def pool(clients: Sequence[ClientData]) -> ClientData:
@@ -17,7 +18,7 @@ def pool(clients: Sequence[ClientData]) -> ClientData:
     (`checks.merged`); one that any client holds out is not trained on. `members` are the clients.
     """
     parts = clients if isinstance(clients, Clients) else Listed(tuple(clients))
-    users, items = np.unique(parts.users_of_all()), parts.catalogue()
+    users, items = distinct(parts.users_of_all()), parts.catalogue()
 
     def placed(part: Part) -> Interactions:
         rows = parts.rows(part)

@@ -13,6 +13,7 @@ import numpy as np
 
 from fedrec.data.split import PARTS, Split, concatenate
 from fedrec.data.types import Attributes, Bools, ClientData, Interactions, Ints
+from fedrec.distinct import distinct
 
 Part = Literal["train", "validation", "test", "support"]
 PLACES: dict[Part, int] = dict(zip(("train", "validation", "test", "support"), PARTS, strict=True))
@@ -76,7 +77,7 @@ class Clients(Sequence[ClientData], ABC):
 
     def catalogue(self) -> Ints:
         """Return the global ids of the items that some client carries, ascending."""
-        return np.unique(np.concatenate([data.items for data in self]))
+        return distinct(np.concatenate([data.items for data in self]))
 
     def item_counts(self) -> Ints:
         """Return how many items each client carries [clients]."""
@@ -255,7 +256,7 @@ class Federation(Clients):
 
     def catalogue(self) -> Ints:
         """See Clients."""
-        return self.items if self.item_edges is None else np.unique(self.items)
+        return self.items if self.item_edges is None else distinct(self.items)
 
     def item_counts(self) -> Ints:
         """See Clients."""

@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 
 from fedrec.data.types import Bools, ClientData, Ints
+from fedrec.distinct import distinct
 from fedrec.metrics import Values
 from fedrec.rng import generator
 from fedrec.training.rows import edges, ranges
@@ -59,7 +60,7 @@ class Asked:
         held = positives(datas, [split], first, width)
         names = ["train", "support"] if split == "validation" else ["train", "validation", "support"]
         known = positives(datas, names, first, width)
-        users = np.unique(held // width)
+        users = distinct(held // width)
         owner = np.searchsorted(first, users, side="right") - 1
         pairs = [Pairs.of(keys, users, width) for keys in (held, np.setdiff1d(known, held, assume_unique=True))]
         return Asked(tuple(datas), split, first, items, users, owner, *pairs)
@@ -74,7 +75,7 @@ class Asked:
     def closed(self, owner: Ints, width: int) -> Bools | None:
         """Return the mask [B, width] of what the clients `owner` do not offer at the split; None if they offer all."""
         sizes = self.items[owner]
-        own = [position for position in np.unique(owner).tolist() if self.datas[position].new is not None]
+        own = [position for position in distinct(owner).tolist() if self.datas[position].new is not None]
         if not own and int(sizes.min()) == width:
             return None
         mask: Bools = np.arange(width) >= sizes[:, None]
@@ -107,5 +108,4 @@ def positives(datas: Sequence[ClientData], splits: Sequence[str], first: Ints, w
     sizes = np.array([len(part) for part in parts])
     user, item, positive = (np.concatenate([getattr(p, name) for p in parts]) for name in ("user", "item", "positive"))
     user = user + np.repeat(np.tile(first[:-1], len(splits)), sizes)
-    keys: Ints = np.unique((user * width + item)[positive])
-    return keys
+    return distinct((user * width + item)[positive])

@@ -11,6 +11,7 @@ from scipy.sparse import csr_array
 
 from fedrec.data.attributes import MOST
 from fedrec.data.types import Bools, Dataset, Floats, Ints, known_column
+from fedrec.distinct import distinct
 
 FEW = (3, 5, 10)  # interactions: how many users have fewer is told
 TOP = 0.01  # of the items: which share of the interactions they have is told
@@ -190,7 +191,7 @@ def group(name: str, rows: Columns, known: Mapping[str, Bools], catalogue: Bools
     items = len(met) if catalogue is None else int(catalogue.sum())
     pairs = len(rows.user)
     if len(rows.platform) and rows.platform[0] != rows.platform[-1]:  # a pair may be on several platforms
-        pairs = len(np.unique(rows.user * (int(rows.item.max()) + 1) + rows.item))
+        pairs = len(distinct(rows.user * (int(rows.item.max()) + 1) + rows.item))
     most = np.sort(per_item)[::-1][: max(1, round(TOP * items))]
     times = rows.time[rows.time != 0]
     rating = rows.rating[np.isfinite(rows.rating)]

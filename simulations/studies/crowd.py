@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from fedrec.data import Dataset
+from fedrec.distinct import distinct
 from fedrec.rng import generator
 
 FEWEST = 4  # rows of a user
@@ -30,7 +31,7 @@ class Crowd:
         share = (np.arange(self.items) + 10.0) ** -TAIL
         popular = rng.permutation(self.items)
         drawn = popular[np.searchsorted(np.cumsum(share / share.sum()), rng.random(counts.sum()), side="right")]
-        pairs = np.unique(np.repeat(np.arange(self.users), counts) * self.items + drawn)
+        pairs = distinct(np.repeat(np.arange(self.users), counts) * self.items + drawn)
         user, item = np.divmod(pairs, self.items)
         time = rng.integers(1, 2**30, len(pairs))
         order = np.lexsort((item, time, user))
