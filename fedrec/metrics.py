@@ -114,8 +114,8 @@ def places(scores: Tensor, row: Ranks, column: Ranks, candidates: Ranks) -> Rank
         below = torch.searchsorted(scores.sort(1).values, asked)
         ahead = scores.shape[1] - below[at, torch.from_numpy(place)].numpy()
     else:
-        mask = (scores if len(at) == len(scores) else scores.index_select(0, at)) >= own[:, None]
-        ahead = mask.view(torch.uint8).float().sum(1).long().numpy()  # four times as fast as a sum of bools
+        asked = scores if len(at) == len(scores) else scores.index_select(0, at)
+        ahead = np.fromiter(map(np.count_nonzero, asked.numpy() >= own.numpy()[:, None]), np.int64, len(at))
     ahead = np.minimum(ahead, candidates[row])  # a relevant item may be at -inf too
     rank: Ranks = 1 + ahead - (alike(row, own.numpy()) if several else 1)
     return rank

@@ -11,13 +11,16 @@ from numpy.typing import NDArray
 Ints: TypeAlias = NDArray[np.int64]
 
 
+ENCODE = json.JSONEncoder(separators=(",", ":")).encode
+
+
 def derive(seed: int, *scope: str | int) -> int:
     """Return a 63-bit seed that depends on `seed` and every part of `scope`, and on nothing else.
 
     Distinct scopes give independent streams: the scope is hashed (BLAKE2b over its JSON form), so `("a", 12)` and
     `("a1", 2)` do not meet.
     """
-    text = json.dumps([seed, *scope], separators=(",", ":")).encode()
+    text = ENCODE([seed, *scope]).encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
 
 
@@ -31,7 +34,7 @@ def normal_rows(seed: int, *scope: str | int, keys: Sequence[str], width: int) -
 
     Where PCG64 starts for a row are 128 bits of BLAKE2b (RFC 7693) of the key's text, under a hash of the rest.
     """
-    under = hashlib.blake2b(json.dumps([seed, *scope], separators=(",", ":")).encode()).digest()
+    under = hashlib.blake2b(ENCODE([seed, *scope]).encode()).digest()
     bits, rows = np.random.PCG64(0), np.empty((len(keys), width), np.float32)
     drawn = np.random.Generator(bits)
     for row, key in zip(rows, keys, strict=True):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fedrec.data.types import Ints
 from fedrec.evaluation.asked import Asked
-from fedrec.evaluation.evaluate import Evaluation, Ranked, Split, assemble, rank_many, score_each
+from fedrec.evaluation.evaluate import Evaluation, Ranked, Scores, Split, assemble, rank_many, score_each
 from fedrec.evaluation.scorers import ModelScorer
 from fedrec.keyed import TABLES
 from fedrec.training.cohort import Cohort
@@ -48,12 +48,9 @@ def evaluate_many(
     reader, linear = readers or stacked, readers is None and bilinear(cohort, shared, private)
 
     def ranked(task: str) -> list[Ranked]:
-        each = score_each(reader, cohort.starts["user"], task)
-
-        def product(users: Ints, owner: Ints, width: int) -> Tensor:
-            return linear_scores(cohort, shared, private, task, users, owner)
-
-        return rank_many(asked_of(cohort, split), product if linear else each, metrics, candidates, seed, chosen)
+        product = linear_scores(cohort, shared, private, task) if linear else None
+        scores = product or score_each(reader, cohort.starts["user"], task)
+        return rank_many(asked_of(cohort, split), scores, metrics, candidates, seed, chosen)
 
     ranks = {task.name: ranked(task.name) for task in cohort.tasks if task.kind == "rank"}
 
@@ -85,28 +82,32 @@ def bilinear(cohort: Cohort, shared: Stack, private: Stack) -> bool:
     return common or (own and bool((users == 1).all() and (sizes == sizes[0]).all()))
 
 
-def linear_scores(cohort: Cohort, shared: Stack, private: Stack, task: str, users: Ints, owner: Ints) -> Tensor:
-    """Return the scores [B, items] of users, where `bilinear` holds: a . q_i + b b_i + c for every item."""
+def linear_scores(cohort: Cohort, shared: Stack, private: Stack, task: str) -> Scores:
+    """Return what scores users where `bilinear` holds: a . q_i + b b_i + c for every item, as one product of rows."""
+    alone = cohort.model.kind == "item"
+    stacks = [private if name in private.values else shared for name in ("item_table", "item_bias")[: 2 - alone]]
+    parts = [stack.values[name] for stack, name in zip(stacks, ("item_table", "item_bias"), strict=False)]
 
-    def take(name: str) -> Tensor:
-        stack = private if name in private.values else shared
-        return stack.at(name, cohort, users if name in TABLES else owner, owner)
+    def table(rows: slice) -> Tensor:
+        return torch.cat([*(part[rows] for part in parts), torch.ones_like(parts[0][rows, :1])], 1)
 
-    def times(name: str, a: Tensor, c: Tensor) -> Tensor:
-        """Return a . row + c [B, items] for every row of a table of items and a [B, d]."""
-        stack = private if name in private.values else shared
-        table = stack.values[name]
-        if not stack.each:
-            return torch.addmm(c, a, table.T)
-        count, first = int(cohort.starts["item"][1]), int(owner[0])
-        rows = table[first * count : (int(owner[-1]) + 1) * count].view(-1, count, table.shape[1])
+    whole, count = None if stacks[0].each else table(slice(None)).T, int(cohort.starts["item"][1])
+
+    def scores(users: Ints, owner: Ints, width: int) -> Tensor:
+        def take(name: str) -> Tensor:
+            stack = private if name in private.values else shared
+            return stack.at(name, cohort, users if name in TABLES else owner, owner)
+
+        w, c = take(f"heads.{task}.weight"), take(f"heads.{task}.bias")
+        if not alone:
+            w, c = torch.cat([take("user_table") * w[:, :-2], w[:, -1:]], 1), w[:, -2:-1] * take("user_bias") + c
+        a = torch.cat([w, c], 1)
+        if whole is not None:
+            return (a @ whole).cpu()
+        first = int(owner[0])
+        rows = table(slice(first * count, (int(owner[-1]) + 1) * count)).view(-1, count, a.shape[1])
         if len(rows) > len(owner):
             rows = rows.index_select(0, torch.from_numpy(owner - first).to(rows.device))
-        return torch.bmm(rows, a[:, :, None])[..., 0] + c
+        return torch.bmm(rows, a[:, :, None])[..., 0].cpu()
 
-    w, c = take(f"heads.{task}.weight"), take(f"heads.{task}.bias")
-    if cohort.model.kind == "item":
-        return times("item_table", w, c).cpu()
-    c = w[:, -2:-1] * take("user_bias") + c
-    score = times("item_table", take("user_table") * w[:, :-2], c)
-    return times("item_bias", w[:, -1:], score).cpu()
+    return scores

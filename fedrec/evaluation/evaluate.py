@@ -36,7 +36,7 @@ Ranked = tuple[Ints, dict[str, Values]]
 Scores = Callable[[Ints, Ints, int], Tensor]  # of users of the clients that own them, for catalogues of at most a width
 NONE: Mapping[str, Counts] = MappingProxyType({})
 CHUNK = 512  # users scored at a time, to bound memory
-SCORES = 2**22  # scores at a time: memory for more is asked of the system again each time, which takes as long as they
+SCORES = 2**20  # scores at a time: memory for more is asked of the system again each time, which takes as long as they
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ def score_each(scorer: Callable[[int], Scorer], first: Ints, task: str) -> Score
             for position, a, b in zip(owner[edge].tolist(), edge, [*edge[1:], len(owner)], strict=True)
         ]
         if len(parts) == 1:
-            return parts[0]
+            return parts[0].clone()
         if any(part.shape[1] < width for part in parts):
             parts = [torch.nn.functional.pad(part, (0, width - part.shape[1])) for part in parts]
         return torch.cat(parts)
@@ -261,7 +261,8 @@ def rank_many(
     """Return the local users with a held-out positive, ascending, and each one's ranking metrics, of some clients.
 
     They are the `chosen` (ascending positions) of those that are `asked`. `scores(users, owner, width)` are the scores
-    [B, width] of the catalogues for users [B] of the clients `owner`; behind a catalogue's end a score is anything.
+    [B, width] of the catalogues for users [B] of the clients `owner`, in memory of their own, which is changed; behind
+    a catalogue's end a score is anything.
     """
     at = np.flatnonzero(np.isin(asked.owner, chosen))
     keys = asked.keys(seed) if candidates != "full" else None
@@ -283,10 +284,11 @@ def rank_many(
             out[known] = True
         if out is None:
             left = width - np.bincount(known[0], minlength=len(part))
-            score = score.index_put([torch.from_numpy(index) for index in known], score.new_tensor(-torch.inf))
+            score.index_put_([torch.from_numpy(index) for index in known], score.new_tensor(-torch.inf))
         else:
             out[row, item] = False
-            left, score = (~out).sum(1), score.masked_fill(torch.from_numpy(out), -torch.inf)
+            left = (~out).sum(1)
+            score.masked_fill_(torch.from_numpy(out), -torch.inf)
         found.append(places(score, row, item, left))
     return by_client(asked, at, np.concatenate(found), metrics, chosen)
 
