@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import fedrec.rng as seeds
-from fedrec.data.types import COLUMNS, Bools, Interactions, Ints
+from fedrec.data.types import COLUMNS, Bools, Interactions, Ints, Sliced
 
 Split = Literal["leave-one-out", "temporal", "random", "new-items", "new-users"]
 TRAIN, VALIDATION, TEST, SUPPORT = PARTS = 0, 1, 2, 3
@@ -165,6 +165,9 @@ def _positives(rows: Interactions, runs: Runs) -> tuple[Ints, Ints]:
 
 def concatenate(parts: Sequence[Interactions]) -> Interactions:
     """Return the rows of all parts, one after the other, with the labels that all have."""
+    lying = Sliced.together(parts)
+    if lying is not None:
+        return lying
     columns = {name: np.concatenate([getattr(part, name) for part in parts]) for name in COLUMNS}
     labels = [name for name in parts[0].labels if all(name in part.labels for part in parts)]
     values = {name: np.concatenate([part.labels[name] for part in parts]) for name in labels}

@@ -12,7 +12,7 @@ from weakref import WeakValueDictionary
 import numpy as np
 
 from fedrec.data.split import PARTS, Split, concatenate
-from fedrec.data.types import Attributes, Bools, ClientData, Interactions, Ints
+from fedrec.data.types import Attributes, Bools, ClientData, Interactions, Ints, Sliced
 from fedrec.distinct import distinct
 
 Part = Literal["train", "validation", "test", "support"]
@@ -217,7 +217,8 @@ class Federation(Clients):
         """See Clients."""
         edges = self.edges[4 * number : 4 * number + 5].tolist()
         train, validation, test, support = (
-            self.columns.take(slice(*pair)) if pair[0] < pair[1] else self._nothing for pair in pairwise(edges)
+            Sliced.lying(self.columns, self.edges, 4 * number + part) if first < last else self._nothing
+            for part, (first, last) in enumerate(pairwise(edges))
         )
         items, known, new = self.items, self.attributes, self.new
         if self.item_edges is not None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -104,6 +104,47 @@ class Interactions:
             self.positive[index],
             {name: column[index] for name, column in self.labels.items()},
         )
+
+
+class Sliced(Interactions):
+    """Rows of columns that others' rows stand in: a column is a view, made when it is asked for.
+
+    Of hundreds of thousands of clients the views would take more memory than the rows.
+    """
+
+    __slots__ = ("_edges", "_place", "_whole")
+
+    @staticmethod
+    def lying(whole: Interactions, edges: Ints, place: int) -> Interactions:
+        """Return the rows from `edges[place]` to `edges[place + 1]`."""
+        made = object.__new__(Sliced)
+        object.__setattr__(made, "_whole", whole)
+        object.__setattr__(made, "_edges", edges)
+        object.__setattr__(made, "_place", place)
+        return made
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):  # of a copy with columns of its own
+            raise AttributeError(name)
+        rows, value = slice(*self._edges[self._place : self._place + 2]), getattr(self._whole, name)
+        return {label: column[rows] for label, column in value.items()} if name == "labels" else value[rows]
+
+    @staticmethod
+    def together(parts: Sequence[Interactions]) -> Interactions | None:
+        """Return the rows of parts that lie in the same columns, one after the other; of others, or of one, nothing."""
+        lying = [part for part in parts if isinstance(part, Sliced)]
+        wholes = {(id(getattr(part, "_whole", part)), id(getattr(part, "_edges", part))) for part in lying}
+        if len(lying) < 2 or len(wholes) > 1 or sum(map(len, lying)) < sum(map(len, parts)):
+            return None
+        places, edges = np.array([part._place for part in lying]), lying[0]._edges
+        first, counts = edges[places], edges[places + 1] - edges[places]
+        rows: Ints = np.arange(counts.sum()) + np.repeat(first - (np.cumsum(counts) - counts), counts)
+        whole: Interactions = lying[0]._whole
+        return whole.take(rows)
+
+    def __len__(self) -> int:
+        edges = getattr(self, "_edges", None)
+        return len(self.user) if edges is None else int(edges[self._place + 1] - edges[self._place])
 
 
 def _none() -> Bools:

@@ -9,6 +9,7 @@ from typing import Literal
 
 import numpy as np
 
+from fedrec.data.split import concatenate
 from fedrec.data.types import Bools, ClientData, Ints
 from fedrec.distinct import distinct
 from fedrec.metrics import Values
@@ -106,6 +107,6 @@ def positives(datas: Sequence[ClientData], splits: Sequence[str], first: Ints, w
     """Return the positives of some splits as ascending keys, user x width + item, each once."""
     parts = [getattr(data, name) for name in splits for data in datas]
     sizes = np.array([len(part) for part in parts])
-    user, item, positive = (np.concatenate([getattr(p, name) for p in parts]) for name in ("user", "item", "positive"))
-    user = user + np.repeat(np.tile(first[:-1], len(splits)), sizes)
-    return distinct((user * width + item)[positive])
+    rows = concatenate(parts)
+    user = rows.user + np.repeat(np.tile(first[:-1], len(splits)), sizes)
+    return distinct((user * width + rows.item)[rows.positive])
