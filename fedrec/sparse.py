@@ -43,7 +43,9 @@ def plus(a: Tensor, b: Tensor, scale: float = 1.0) -> Tensor:
 
 
 def equal(a: Tensor, b: Tensor) -> bool:
-    """Return whether shapes, kinds and all entries are equal."""
+    """Return whether shapes, kinds and all entries are equal; of one tensor, which many are sent, nothing is read."""
+    if a is b:
+        return True
     if not (a.is_sparse and b.is_sparse):
         return a.is_sparse == b.is_sparse and torch.equal(a, b)
     return a.shape == b.shape and all(map(torch.equal, (a.indices(), a.values()), (b.indices(), b.values())))
