@@ -21,7 +21,7 @@ from clients.promise import excess_of_weights
 from clients.secure import Envelope
 from clients.state import Kept, State
 from clients.training import Made, Start, train
-from fedrec.evaluation.evaluate import Evaluation, Split, evaluate, held_out, members
+from fedrec.evaluation.evaluate import Evaluation, Split, blocks, evaluate_all, held_out, members
 from fedrec.evaluation.scorers import ModelScorer
 from fedrec.experiment.folding import fold_in
 from fedrec.experiment.holdings import keys, reader
@@ -32,6 +32,8 @@ from fedrec.params import Params, add, norm, subtract, to
 from fedrec.privacy.guarantee import steps_of
 from fedrec.sharing import Broadcast, ContractError, Contribution, admit, admit_round
 from fedrec.training.losses import steps
+
+ITEMS = 2**20  # of members that are measured together: each has its rows of the tables
 
 
 def receive(client: Client, broadcast: Broadcast) -> Broadcast:
@@ -192,18 +194,21 @@ def told(client: Client, state: State, broadcast: Broadcast, result: Evaluation)
 def measure(client: Client, shared: Params, private: Params, split: Split) -> Evaluation:
     """Return the metrics of this client's model, or of every member's if it is a pooled one."""
     e, params = client.experiment, to(client.experiment.sharing().join(shared, private), client.device)
-    results = [
-        evaluate(
-            ModelScorer(reader(e, data, split), fold_in(e, part, data, split, held_out(data, split).user)),
-            data,
-            e.tasks(data.name),
+    results = list[Evaluation]()
+    for block in blocks(members(client.data, params), lambda member: len(member[0].items), ITEMS):
+        scorers = [
+            ModelScorer(reader(e, data, split), fold_in(e, part, data, split, held_out(data, split).user))
+            for data, part in block
+        ]
+        results += evaluate_all(
+            scorers.__getitem__,
+            [data for data, _ in block],
+            [e.tasks(data.name) for data, _ in block],
             split,
             metrics=e.metrics,
             candidates=e.candidates,
             seed=e.seed,
         )
-        for data, part in members(client.data, params)
-    ]
     return Evaluation(
         {key: value for result in results for key, value in result.metrics.items()},
         tuple(part for result in results for part in result.per_user),

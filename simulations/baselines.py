@@ -4,7 +4,7 @@ Every client alone, one model on everyone's data, popularity; where a client has
 its own; and under a promise of privacy the runs that part its cost.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from fedrec.data.split import concatenate
 from fedrec.data.types import Ints
 from fedrec.errors import UserError
 from fedrec.evaluation.counts import Counts
-from fedrec.evaluation.evaluate import NONE, PerUser, evaluate_all
+from fedrec.evaluation.evaluate import NONE, PerUser, blocks, evaluate_all
 from fedrec.evaluation.scorers import ModelScorer, PopularityScorer, Scorer, Tally
 from fedrec.experiment.acting import acting, tasks
 from fedrec.experiment.channel import public
@@ -212,19 +212,6 @@ def run_alone(experiment: Experiment, home: Path) -> None:
     measure(experiment, home, alone)
 
 
-def blocks(clients: Iterable[ClientData]) -> Iterator[list[ClientData]]:
-    """Yield clients together until they have `BLOCK` users: what is measured of some is in memory for all of them."""
-    block, users = list[ClientData](), 0
-    for data in clients:
-        block.append(data)
-        users += len(data.users)
-        if users >= BLOCK:
-            yield block
-            block, users = [], 0
-    if block:
-        yield block
-
-
 def of_one(scorer: Callable[[ClientData], Scorer], datas: Sequence[ClientData], position: int) -> Scorer:
     """Return what recommends to the users of one of several clients."""
     return scorer(datas[position])
@@ -239,7 +226,7 @@ def measure(
     """Write how what recommends to each client's users does on its test data; see `evaluate_all`."""
     home.mkdir(exist_ok=True, parents=True)
     record, users = Record(), list[PerUser]()
-    for datas in blocks(clients_data(baseline(experiment, "local"))):
+    for datas in blocks(clients_data(baseline(experiment, "local")), lambda data: len(data.users), BLOCK):
         tests = evaluate_all(
             partial(of_one, scorer, datas),
             datas,

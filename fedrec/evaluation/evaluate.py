@@ -1,10 +1,10 @@
 """Evaluation of one client: full ranking or sampled candidates, and the pointwise metrics of its other tasks."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from types import MappingProxyType
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
@@ -31,6 +31,7 @@ from fedrec.metrics import (
 from fedrec.params import Params
 from fedrec.tasks import Task
 
+T = TypeVar("T")
 Split = Literal["validation", "test"]
 Ranked = tuple[Ints, dict[str, Values]]
 Scores = Callable[[Ints, Ints, int], Tensor]  # of users of the clients that own them, for catalogues of at most a width
@@ -325,6 +326,19 @@ def smallest(keys: Values, met: Bools, count: int) -> Bools:
     mask = np.zeros_like(met)
     np.put_along_axis(mask, chosen, True, axis=1)
     return mask & ~met
+
+
+def blocks(parts: Iterable[T], size: Callable[[T], int], most: int) -> Iterator[list[T]]:
+    """Yield parts together until their sizes reach `most`: what is measured of some is in memory for all of them."""
+    block, held = list[T](), 0
+    for part in parts:
+        block.append(part)
+        held += size(part)
+        if held >= most:
+            yield block
+            block, held = [], 0
+    if block:
+        yield block
 
 
 def members(data: ClientData, params: Mapping[str, Tensor]) -> Iterator[tuple[ClientData, Params]]:
