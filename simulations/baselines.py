@@ -23,6 +23,7 @@ from fedrec.experiment.acting import acting, tasks
 from fedrec.experiment.channel import public
 from fedrec.experiment.config import Experiment, build
 from fedrec.experiment.holdings import clients_data, dataset, keys, reader, task_lists, tasks_for, tasks_of_all
+from fedrec.experiment.parts import weight_column
 from fedrec.experiment.peruser import write_users
 from fedrec.experiment.records import CLOSED, NOT_CLOSED, NOT_SINGLE, OWN, SINGLE, Record, write_clients
 from fedrec.metrics import Values
@@ -90,7 +91,8 @@ def closed_forms(experiment: Experiment) -> dict[str, Experiment]:
     """
     e, found = experiment, dict[str, Experiment]()
     same = {name: getattr(e, name) for name in SAME}
-    for method, cost in closed_costs(e).items():
+    same["reading"] = e.reading.model_copy(update={"repeats": "once"})  # the same rows, which sums do not weigh
+    for method, cost in () if weight_column(e) else closed_costs(e).items():
         for kind in CLOSED_FORMS if cost <= CHEAP or e.privacy.summed else ():
             made = build({**same, **METHODS[method].model_dump(), "model": kind, "engine": "inline"})
             try:
@@ -118,6 +120,8 @@ def left_out(experiment: Experiment) -> str:
     """Return which closed forms are not made, and why; an empty text if all are."""
     costs = {} if experiment.privacy.summed else closed_costs(experiment)
     dear = {method: cost for method, cost in costs.items() if cost > CHEAP}
+    if costs and weight_column(experiment):
+        return f"{' and '.join(CLOSED_FORMS)} is left out: it learns by sums, which know no weights of interactions"
     if not dear:
         return ""
     forms, whose = " and ".join(CLOSED_FORMS), " and ".join(f"--method {method}" for method in dear)

@@ -175,6 +175,7 @@ def fitting(command: Command) -> Command:
 
 def say(command: Command, out: Path, console: Console, tell: Tell) -> tuple[str, ...]:
     """Say what is to be known before anything is run, and where the run is; return the notes on the data among it."""
+    from fedrec.data.assembly import WEIGHTS
     from fedrec.experiment.holdings import dataset
     from fedrec.report.profile_suspicions import SAID
     from simulations.engines.nodes import apart, slow
@@ -190,7 +191,7 @@ def say(command: Command, out: Path, console: Console, tell: Tell) -> tuple[str,
         return ()
     notes = tuple(dataset(command.experiment).notes)
     short = [] if command.resume else brief(command.experiment)
-    for line in (*short, *(f"data: {one_line(note)}" for note in notes if not note.startswith(SAID))):
+    for line in (*short, *(f"data: {one_line(note)}" for note in notes if not note.startswith((SAID, WEIGHTS)))):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     console.print(f"run: {out}", highlight=False, markup=False, soft_wrap=True)
     return notes

@@ -223,6 +223,18 @@ class Summed(Huber):
 
 
 @dataclass(frozen=True)
+class Events:
+    """A source of what users did, some of it several times, and how much of it."""
+
+    def load(self) -> pd.DataFrame:
+        """Return a row for each time."""
+        rng = np.random.default_rng(0)
+        users, items, much = (rng.integers(low, high, 600) for low, high in ((0, 12), (0, 30), (1, 6)))
+        shop = np.where(users % 3, "north", "south")
+        return pd.DataFrame({"user": users, "item": items, "platform": shop, "much": much, "time": np.arange(600)})
+
+
+@dataclass(frozen=True)
 class Lines:
     """A tracker: a line for everything that it is told; it fails in a round, or at the `start`."""
 

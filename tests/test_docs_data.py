@@ -19,7 +19,7 @@ COMMANDS = [
     shlex.split(text.replace("\\\n", " "))[2:] for text in re.findall(r"```\n(fedrec run .*?)\n```", TEXT, re.DOTALL)
 ]
 (LOOK,) = re.findall(r"```\nfedrec profile (.*?)\n```", TEXT, re.DOTALL)
-FILMS, SHOP, BOOKS, ALL = COMMANDS[:4]
+FILMS, SHOP, BOOKS, ALL, COUNTED = COMMANDS[:5]
 
 
 @pytest.fixture
@@ -52,6 +52,12 @@ def test_the_shop(folder: Path) -> None:
     assert len(rows) == 9, "11 events of 9 pairs"
     assert int(rows["buy"].sum()) == 6 and int((rows["buy"] & rows["click"]).sum()) == 1
     assert rows["positive"].equals(rows["buy"])
+
+
+def test_the_shop_whose_events_are_counted(folder: Path) -> None:
+    rows = read(COUNTED).interactions
+    assert sorted(rows["weight"]) == [1] * 7 + [2] * 2, "11 events of 9 pairs"
+    assert rows.drop(columns="weight").equals(read(SHOP).interactions)
 
 
 def test_the_bookseller(folder: Path) -> None:

@@ -39,6 +39,7 @@ LORA: Flat = {"content.kind": "minilm", "lora.rank": 4}
 OWN: Flat = {"model": "tests.own_parts:TwoTower"}
 GRU: Flat = {"sequence.kind": "gru4rec"}
 DWA: Flat = {"weighting.kind": "dwa", "task": "rank,click"}
+COUNTED: Flat = {"dataset": "tests.own_parts:Events", "reading.repeats": "count"}
 LATE: Flat = {"newcomers": "news=3"}
 BUDGET: Flat = {"method": "no-harm"}
 
@@ -116,6 +117,7 @@ KNOWN: dict[Can, Case] = {
         {"model": "ease", "task": "rank,click"}, {"model": "mf", "task": "rank,click"}, "X'X is of one relation"
     ),
     Can.LOSSES: Case({**USER, **DWA}, {**CLIENT, **DWA}, "weights made of losses are made of rows"),
+    Can.ROW_WEIGHTS: Case({**USER, **COUNTED}, {**CLIENT, **COUNTED}, "w_r / mean(w) of one row is made of all rows"),
     Can.UNIT_GRADIENTS: Case(
         {**USER, **LORA}, {**USER, "content.kind": "minilm"}, "not built: a pass of the encoder for every unit"
     ),

@@ -15,7 +15,7 @@ from fedrec.data.store import Clients, Listed
 from fedrec.data.synthetic import Market, synthetic
 from fedrec.data.table import from_frame, table
 from fedrec.data.text import Content, content_vectors, public_vectors
-from fedrec.data.types import ClientData, Dataset, Interactions
+from fedrec.data.types import WEIGHT, ClientData, Dataset, Interactions
 from fedrec.errors import UserError, named
 
 __all__ = [
@@ -78,6 +78,9 @@ def load(
         if not isinstance(data, Dataset):
             kind = type(data).__name__
             raise UserError(f"dataset: {read(name).use} must load a Dataset or a DataFrame, found {kind}")
+        if WEIGHT in data.interactions:
+            why = "has none of its own: return a DataFrame, and name its column (--columns weight=NAME)"
+            raise UserError(f"dataset: what rows weigh is told of a table, and a Dataset {why}, found {WEIGHT}")
         for field, value in (("reading", reading), ("filters", filters)):
             if value not in (None, Reading(), Filters()):
                 raise UserError(f"{field}: acts only with a table, found a Dataset that {read(name).use} has made")

@@ -17,8 +17,10 @@ from fedrec.data.matching import NONE, Matches, matched, read_matches
 from fedrec.data.reading import Filters, Raw, Reading
 from fedrec.data.rows import Rows, read_rows
 from fedrec.data.scales import LIKED, Scales, check_platforms, liked, normalise, parse_scales, scale_notes
-from fedrec.data.types import Bools, Dataset, Floats, Ints, known_column
+from fedrec.data.types import WEIGHT, Bools, Dataset, Floats, Ints, known_column
 from fedrec.errors import UserError
+
+WEIGHTS = "weights of interactions: "  # how a note on them begins
 
 
 @dataclass(frozen=True)
@@ -68,10 +70,12 @@ def assemble(
     of_rows = attributes_of_rows(parts, frame, len(names.item))
     held = [_windowed(frame, all(part.time is not None for part in parts), filters, notes)]
     labels = tuple(dict.fromkeys(label for part in parts for label in part.labels))
+    weighed = dict.fromkeys(part.weighed for part in parts if part.weighed)
     del frame, parts  # which are large
     rows, said = canonical(held.pop())
     notes += said
     rows = _filtered(rows, filters, notes)
+    notes += _weight_notes(rows, weighed)
     if rated and "like" not in labels and _with_likes(rows, names.platform, reading, scales, notes):
         labels = (*labels, "like")
     left = _left(rows, names, items, filters, notes)
@@ -145,7 +149,7 @@ def _joined(
 
 
 def _values(parts: Sequence[Rows]) -> dict[str, Column]:
-    """Return times, ratings, positives and labels of all parts, one after the other."""
+    """Return times, ratings, positives, labels and weights of all parts, one after the other."""
 
     def all_of(role: str, missing: float, kind: type[np.generic]) -> Column:
         each = [getattr(part, role) for part in parts]
@@ -156,6 +160,8 @@ def _values(parts: Sequence[Rows]) -> dict[str, Column]:
 
     columns = {"time": all_of("time", 0, np.int64), "rating": all_of("rating", np.nan, np.float32)}
     columns["positive"] = all_of("positive", True, np.bool_)
+    if any(part.weight is not None for part in parts):
+        columns[WEIGHT] = all_of("weight", 1, np.float32)
     of_events = frozenset[str]().union(*(part.logs or () for part in parts))
     for label in dict.fromkeys(label for part in parts for label in part.labels):
         has, known = list[Bools](), list[Bools]()
@@ -200,6 +206,15 @@ def _with_likes(
         words = ", ".join(f"{least[code]:g}" + f" on {platforms[code]}" * (len(rated) > 1) for code in rated)
         notes.append(f"like is a rating of at least {words}, the upper quarter of the stated scale")
     return True
+
+
+def _weight_notes(rows: pd.DataFrame, columns: Iterable[str]) -> list[str]:
+    """Return by which columns rows are weighed, or by their repeats, and what they weigh, in words."""
+    if WEIGHT not in rows:
+        return []
+    weight, names = rows[WEIGHT], ", ".join(columns)
+    by = f"the column {names}" if names else "how often a user met an item"
+    return [f"{WEIGHTS}{weight.min():g} to {weight.max():g}, mean {weight.mean():.3g}, by {by}"]
 
 
 def _windowed(frame: pd.DataFrame, timed: bool, filters: Filters, notes: list[str]) -> pd.DataFrame:

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from fedrec.data.types import COLUMNS, Bools, Interactions, Ints
+from fedrec.data.types import COLUMNS, WEIGHT, Bools, Interactions, Ints
 from fedrec.errors import UserError
 from fedrec.files import PEEKED, unpack
 
@@ -46,7 +46,7 @@ def canonical(frame: pd.DataFrame) -> tuple[pd.DataFrame, tuple[str, ...]]:
         labels = [str(name) for name in frame.columns if frame[name].dtype == np.bool_ and name != "positive"]
         before = Interactions.of(frame, labels)
         once = merged(before.take(again), keys[again])
-        columns = {name: getattr(once, name) for name in COLUMNS} | once.labels
+        columns = {name: getattr(once, name) for name in (*COLUMNS, WEIGHT)} | once.labels
         columns["platform"] = platform[again][np.unique(keys[again], return_index=True)[1]]
         joined = {name: np.concatenate([frame[name].to_numpy()[~again], columns[name]]) for name in frame.columns}
         frame = pd.DataFrame(joined, copy=False)
@@ -143,13 +143,14 @@ def check_once(columns: Sequence[str], wanted: Sequence[str], name: str) -> None
             raise UserError(f"column {column!r} of {name}: must be there once, found {columns.count(column)} of them")
 
 
-def merged(rows: Interactions, keys: Ints) -> Interactions:
+def merged(rows: Interactions, keys: Ints, once: bool = False) -> Interactions:
     """Return one row for every key [n], by ascending key, whatever the order of the rows.
 
     It is a positive, and has a label, where any row of the key is or has (so that a label is known where any row's is,
     and one that is not known of a row is none that it has); its time is the last one; its rating is that
-    of the last time at which there is a rating, the mean of them where that time has several. User and item are those
-    of any row: the key must decide them.
+    of the last time at which there is a rating, the mean of them where that time has several; its weight is their sum,
+    or where rows of a key are said `once`, and held by several, the largest. User and item are those of any row: the
+    key must decide them.
     """
     order = np.argsort(keys, kind="stable")
     rows, (_, start, group) = rows.take(order), np.unique(keys[order], return_index=True, return_inverse=True)
@@ -162,6 +163,10 @@ def merged(rows: Interactions, keys: Ints) -> Interactions:
     last = last[np.argsort(rows.rating[last], kind="stable")]  # the order of a sum moves its last bit
     number = np.bincount(group[last], minlength=count)
     total = np.bincount(group[last], weights=rows.rating[last], minlength=count)
+    weight = rows.weight
+    if weight is not None:
+        add = np.maximum if once else np.add
+        weight = add.reduceat(weight[np.lexsort((weight, group))], start, dtype=np.float64).astype(np.float32)
     return Interactions(
         rows.user[start],
         rows.item[start],
@@ -169,6 +174,7 @@ def merged(rows: Interactions, keys: Ints) -> Interactions:
         np.where(number > 0, total / np.maximum(number, 1), np.nan).astype(np.float32),
         np.logical_or.reduceat(rows.positive, start),
         {name: np.logical_or.reduceat(label, start) for name, label in rows.labels.items()},
+        weight,
     )
 
 
@@ -178,6 +184,7 @@ def merge_note(before: Interactions, after: Interactions) -> str:
     text += "with every label that any of them has"
     text += ", the last time" * bool(before.time.any())
     text += ", the last rating" * bool(np.isfinite(before.rating).any())
+    text += ", the sum of their weights" * (before.weight is not None)
     names = [name for name in before.labels if not name.endswith("?")]
     parts = [(name, before.labels[name], after.labels[name]) for name in names]
     if parts:

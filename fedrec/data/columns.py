@@ -19,7 +19,9 @@ Column = NDArray[Any]  # of texts (objects, None where unknown), or of numbers (
 TEXT = pa.large_string()
 EXACT = 2**53  # whole numbers above it have lost digits where they were read as floating-point numbers
 # Names that no label has: columns of interactions, and tasks about items.
-RESERVED = ("user", "item", "platform", "time", "rating", "positive", "category", "price", "brand", "behaviour")
+RESERVED = (
+    *("user", "item", "platform", "time", "rating", "weight", "positive", "category", "price", "brand", "behaviour"),
+)
 AS_FLOAT = r"^-?\d+\.0$"
 BINARY = {"0": 0.0, "1": 1.0, "0.0": 0.0, "1.0": 1.0, "false": 0.0, "true": 1.0, "no": 0.0, "yes": 1.0}
 SAMPLE = 1_000_000  # rows by which the unit of times is told

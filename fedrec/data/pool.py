@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from fedrec.data.checks import merged
-from fedrec.data.store import PLACES, Clients, Federation, Listed, Part
+from fedrec.data.store import PLACES, Changed, Clients, Federation, Listed, Part
 from fedrec.data.types import ClientData, Interactions, Ints
 from fedrec.distinct import distinct
 
@@ -31,7 +31,7 @@ def pool(clients: Sequence[ClientData]) -> ClientData:
     kept = once = train
     if not (isinstance(parts, Federation) and len(users) == len(parts.users)):  # somebody is at two clients
         kept = train.take(~np.isin(pair(train), np.concatenate([pair(validation), pair(test)])))
-        once = merged(kept, pair(kept))
+        once = merged(kept, pair(kept), once=isinstance(parts, Changed))  # public rows, which every client has
     once = once.take(np.lexsort((once.item, once.time, once.user)))
     dropped, repeats, notes = len(train) - len(kept), len(kept) - len(once), []
     if dropped:

@@ -28,6 +28,9 @@ class Reading(BaseModel, frozen=True, extra="forbid"):
     )
     rows: Literal["strict", "drop"] = Field("strict", description="a bad row is refused, or dropped and counted")
     events: str = Field("", description="labels of the values of an event column: 'click=view;buy=purchase,order'")
+    repeats: Literal["once", "count"] = Field(
+        "once", description="rows of one user and item are one interaction; count: it weighs as much as they are many"
+    )
     scale: str = Field("", description="lowest and highest rating: '1..5;shop=0..10'")
     normalise: bool = Field(False, description="bring ratings of stated scales to 1..5")
     items: str = Field("", description="files of items' attributes: one, or by platform")

@@ -18,6 +18,7 @@ from fedrec.errors import UserError
 ABOUT = ("title", "category", "brand", "description")  # roles of texts about items
 EMPTY = "must not be empty"
 HUGE = 1e30  # ratings beyond leave the range of float32 sums
+LIGHTEST, HEAVIEST = 1e-9, 1e9  # weights beyond leave it where they are multiplied with losses
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,8 @@ class Rows:
     price: Reals | None = None
     events: frozenset[str] = frozenset()  # the values that its column of events has
     size: int = -1  # how many rows there are where their keys are kept elsewhere
+    weight: Floats | None = None
+    weighed: str = ""  # by which column, if by one
 
     def __len__(self) -> int:
         return len(self.user) if self.size < 0 else self.size
@@ -62,6 +65,7 @@ class Rows:
             labels=labels,
             about={name: column.take(index) for name, column in self.about.items()},
             price=None if self.price is None else self.price[index],
+            weight=None if self.weight is None else self.weight[index],
         )
 
 
@@ -92,6 +96,8 @@ def read_rows(raw: Raw, reading: Reading, events: Events, scales: Scales) -> tup
         about={role: coded(raw.columns[raw.roles[role]]) for role in ABOUT if role in raw.roles},
         price=_price(raw, faults),
         events=frozenset() if heard is None else heard.found,
+        weight=np.ones(n, np.float32) if reading.repeats == "count" else _weight(raw, faults),
+        weighed=raw.roles.get("weight", ""),
     )
     kept, dropped = settle(raw, faults, reading.rows)
     if heard is not None and heard.ignored.any():
@@ -182,6 +188,18 @@ def _price(raw: Raw, faults: list[Fault]) -> Reals | None:
     value = numbers(*column_of(raw, raw.roles["price"]))
     faults.append(Fault("price", raw.roles["price"], "a price must be a positive number", ~positive_number(value)))
     return value.number
+
+
+def _weight(raw: Raw, faults: list[Fault]) -> Floats | None:
+    """Return what rows weigh; None where all weigh alike."""
+    if "weight" not in raw.roles:
+        return None
+    number = numbers(*column_of(raw, raw.roles["weight"])).number
+    with np.errstate(invalid="ignore"):
+        good = (number >= LIGHTEST) & (number <= HEAVIEST)
+    rule = f"a weight must be a number from {LIGHTEST:g} to {HEAVIEST:g}"
+    faults.append(Fault("weight", raw.roles["weight"], rule, ~good))
+    return np.where(good, number, 1).astype(np.float32)
 
 
 def _rating(raw: Raw, platform: Coded, scales: Scales, faults: list[Fault]) -> Floats | None:

@@ -164,11 +164,15 @@ def _positives(rows: Interactions, runs: Runs) -> tuple[Ints, Ints]:
 
 
 def concatenate(parts: Sequence[Interactions]) -> Interactions:
-    """Return the rows of all parts, one after the other, with the labels that all have."""
+    """Return the rows of all parts, one after the other, with the labels that all have; without a weight it is 1."""
     lying = Sliced.together(parts)
     if lying is not None:
         return lying
     columns = {name: np.concatenate([getattr(part, name) for part in parts]) for name in COLUMNS}
     labels = [name for name in parts[0].labels if all(name in part.labels for part in parts)]
     values = {name: np.concatenate([part.labels[name] for part in parts]) for name in labels}
-    return Interactions(**columns, labels=values)
+    weight = None
+    if any(part.weight is not None for part in parts):
+        each = [np.ones(len(part), np.float32) if part.weight is None else part.weight for part in parts]
+        weight = np.concatenate(each)
+    return Interactions(**columns, labels=values, weight=weight)

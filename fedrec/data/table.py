@@ -20,10 +20,10 @@ def table(path: Path, columns: str, reading: Reading | None = None, filters: Fil
     """Return the interactions of files, see `fedrec.data.sources.read_table` for them and `assemble` for their rows.
 
     `columns` maps roles to columns, for instance `user=user,item=asin,platform=domain,label=click`. Roles: user and
-    item (needed), rating, time (or timestamp: seconds, a finer unit, or written dates), platform, title, category (or
-    categories), price (a positive number), brand, description, event (see `--events`), and any number of labels, whose
-    values are 0, 1, true or false; an empty rating or label is not known. Raises UserError, naming line, column and
-    value, for whatever cannot be read.
+    item (needed), rating, weight (a positive number), time (or timestamp: seconds, a finer unit, or written dates),
+    platform, title, category (or categories), price (a positive number), brand, description, event (see `--events`),
+    and any number of labels, whose values are 0, 1, true or false; an empty rating or label is not known. Raises
+    UserError, naming line, column and value, for whatever cannot be read.
     """
     reading, filters = reading or Reading(), filters or Filters()
     raws = [*read_table(path, columns, reading)]

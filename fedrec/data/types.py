@@ -13,6 +13,7 @@ Keys = Ints | NDArray[np.object_]  # of users or items: each stands for its text
 Floats = NDArray[np.float32]
 Bools = NDArray[np.bool_]
 COLUMNS = ("user", "item", "time", "rating", "positive")  # of interactions, beside the labels
+WEIGHT = "weight"  # the column of what rows weigh, if they do
 
 
 def known_column(label: str) -> str:
@@ -41,9 +42,9 @@ class Dataset:
     `interactions` has the columns `user`, `item` (int64 rows of `users` and `items`), `platform` (int64 index of
     `platforms`), `time` (int64 seconds; 0 where unknown), `rating` (float32; NaN where there is none), `positive`
     (bool: counts as a positive for ranking) and one bool column for each of `labels`; beside a label that is not known
-    of every row a bool column `known_column(label)`, of which it is. It has no duplicate (platform, user, item), and is
-    sorted by (platform, user, time, item). `items` may have a bool column
-    `carried_<platform>` for each platform: its catalogue.
+    of every row a bool column `known_column(label)`, of which it is; where rows have weights `weight` (float32, above
+    0). It has no duplicate (platform, user, item), and is sorted by (platform, user, time, item). `items` may have a
+    bool column `carried_<platform>` for each platform: its catalogue.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Interactions:
     """Columns of equal length n; `user` and `item` are local indices of one client.
 
     A label that is not known of every row has a column `known_column(label)` among `labels`, and False where it is not.
+    `weight` is what a row counts in training, above 0, in units that only a client's own rows share; None: all alike.
     They may be views of columns that other clients' rows stand in: nobody writes into them.
     """
 
@@ -72,17 +74,19 @@ class Interactions:
     rating: Floats
     positive: Bools
     labels: dict[str, Bools] = field(default_factory=dict)
+    weight: Floats | None = None
 
     def __len__(self) -> int:
         return len(self.user)
 
     @staticmethod
     def of(frame: pd.DataFrame, labels: Iterable[str]) -> "Interactions":
-        """Return the columns of a table, and which of its labels are known where it says so."""
+        """Return the columns of a table, and where it says so which of its labels are known, and what rows weigh."""
         columns = {name: frame[name].to_numpy() for name in COLUMNS}
         names = list(labels)
         names += [name for name in map(known_column, names) if name in frame]
-        return Interactions(**columns, labels={name: frame[name].to_numpy() for name in names})
+        weight = frame[WEIGHT].to_numpy() if WEIGHT in frame else None
+        return Interactions(**columns, labels={name: frame[name].to_numpy() for name in names}, weight=weight)
 
     def known(self, label: str) -> Bools:
         """Return the mask [n] of the rows of which it is known whether they have a label."""
@@ -103,6 +107,7 @@ class Interactions:
             self.rating[index],
             self.positive[index],
             {name: column[index] for name, column in self.labels.items()},
+            None if self.weight is None else self.weight[index],
         )
 
 
@@ -127,7 +132,9 @@ class Sliced(Interactions):
         if name.startswith("_"):  # of a copy with columns of its own
             raise AttributeError(name)
         rows, value = slice(*self._edges[self._place : self._place + 2]), getattr(self._whole, name)
-        return {label: column[rows] for label, column in value.items()} if name == "labels" else value[rows]
+        if name == "labels":
+            return {label: column[rows] for label, column in value.items()}
+        return None if value is None else value[rows]
 
     @staticmethod
     def together(parts: Sequence[Interactions]) -> Interactions | None:

@@ -9,7 +9,7 @@ from fedrec.errors import UserError
 from fedrec.experiment.config import Experiment, Method
 from fedrec.experiment.holdings import PAIR
 from fedrec.experiment.needs import shown, value_of
-from fedrec.experiment.parts import tasks_with
+from fedrec.experiment.parts import tasks_with, weight_column
 from fedrec.federation.coordination.maps import RULES as NAMED_MAPS
 from fedrec.models import SUMMED
 from fedrec.models.bodies import BODIES
@@ -232,6 +232,10 @@ RULES: dict[str, Rule] = {
     "data_dir": Rule(lambda e: e.dataset in ("table", *LAYOUTS), "data of a file or a folder (add --dataset table)"),
     "columns": READ,
     **{f"reading.{name}": READ for name in Reading.model_fields},
+    "reading.repeats": Rule(
+        lambda e: READ.acts(e) and not weight_column(e),
+        f"{READ.needs} without a column of weights, which of repeats add up",
+    ),
     "reading.normalise": Rule(lambda e: bool(e.reading.scale), "a stated scale (add --reading.scale 1..5)"),
     "reading.item_columns": Rule(lambda e: bool(e.reading.items), "a file of items (add --reading.items FILE)"),
     "reading.user_columns": Rule(lambda e: bool(e.reading.users), "a file of users (add --reading.users FILE)"),

@@ -94,8 +94,9 @@ class Experiment(Method):
     columns: str = Field(
         "",
         description="columns of a table: "
-        "user=NAME,item=NAME[,rating=,time=,platform=,event=,label=,title=,category=,price=], those "
-        "of one platform behind ';shop:'; what is lacking is guessed by what columns are called, and said",
+        "user=NAME,item=NAME[,rating=,weight=,time=,platform=,event=,label=,title=, "
+        "category=,price=], those of one platform behind ';shop:'; what is lacking is guessed by what columns are "
+        "called, and said",
     )
     reading: Reading = Field(Reading(), description="how the files of a table are read")
     filters: Filters = Field(Filters(), description="which interactions of a table count")

@@ -48,6 +48,7 @@ class Can(StrEnum):
     LOCKSTEP = "a second model that steps with the first"
     GRADIENTS = "steps along gradients"
     LOSSES = "the losses of single tasks as they are"
+    ROW_WEIGHTS = "losses of rows that weigh what the data say"
     UNIT_GRADIENTS = "gradients by unit"
     CLIENT_GRADIENTS = "gradients by client, all in one step"
     ALONE = "clients that each train by themselves"

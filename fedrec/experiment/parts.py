@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from fedrec.components import per_client, read, split_at
+from fedrec.data.sources.roles import weighted
 from fedrec.errors import UserError
 from fedrec.experiment.needs import Can, Conflict, conflicts, needs, shown, takes
 from fedrec.models import SUMMED
@@ -62,6 +63,12 @@ def tuned_loss(e: Any) -> str:
     """Return the task that ranks by another loss than the usual one, or with a weight."""
     texts = [text for client in per_client(e.task).values() for text in split_at(client, ",")]
     return next((text for text in texts if text != "rank" and parse_task(text).kind == "rank"), "")
+
+
+def weight_column(e: Any) -> str:
+    """Return the column of what rows weigh, as it is mapped."""
+    column = weighted(e.columns)
+    return f"weight={column}" if column else ""
 
 
 def shared_beside_sums(e: Any) -> str:
@@ -204,6 +211,8 @@ PARTS = (
     needs("model", Can.ONE_RANKING, here=models(*SUMMED)),
     takes("task", Can.ONE_RANKING, why="there is another (add --task rank)", here=other_than_rank),
     needs("task", Can.GRADIENTS, here=tuned_loss),
+    needs("columns", Can.GRADIENTS, Can.ROW_WEIGHTS, here=weight_column),
+    needs("reading.repeats", Can.GRADIENTS, Can.ROW_WEIGHTS, here=("count",)),
     needs("model", Can.ITS_SUMS, here=models(*SUMMED)),
     takes("share", Can.ITS_SUMS, why="others are (leave out --share, or take --model mf)", here=shared_beside_sums),
     needs("model", Can.TWO_WIDTHS, here=models(*(kind for kind in BODIES if BODIES[kind].widths > 1))),
@@ -310,6 +319,12 @@ PARTS = (
     takes("privacy.unit", Can.LISTENERS, why="the promise is for the clients of every round"),
     needs("privacy.unit", Can.UNIT_GRADIENTS, Can.ALONE, here=inside),
     takes("privacy.unit", Can.LOSSES, why="noise on gradients covers no weights that are made of losses", here=inside),
+    takes(
+        "privacy.unit",
+        Can.ROW_WEIGHTS,
+        why="a weight is relative to all rows, which no clip bounds",
+        here=inside,
+    ),
     takes("privacy.unit", Can.LOCKSTEP, why="noisy steps draw their own units", here=inside),
     takes("privacy.unit", Can.HISTORIES, why="then no bound on a row's gradient holds", here=("interaction",)),
     needs("privacy.where", Can.ALONE, here=noise_at("client", "sum")),

@@ -89,7 +89,9 @@ def encode(part: Part) -> list[bytes]:
     if isinstance(part, Interactions):
         labels = [column for name, column in sorted(part.labels.items())]
         columns: list[NDArray[Any]] = [part.user, part.item, part.time, part.rating, part.positive, *labels]
-        return [" ".join(["interactions", *sorted(part.labels)]).encode(), *(column.tobytes() for column in columns)]
+        weight = [] if part.weight is None else [part.weight]
+        names = ["interactions", *sorted(part.labels), *["weight"] * len(weight)]
+        return [" ".join(names).encode(), *(column.tobytes() for column in (*columns, *weight))]
     return [
         piece
         for name, value in sorted(part.items())

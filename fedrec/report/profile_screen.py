@@ -3,6 +3,7 @@
 import textwrap
 from collections.abc import Iterator, Sequence
 
+from fedrec.data.assembly import WEIGHTS
 from fedrec.data.types import Dataset
 from fedrec.errors import one_line
 from fedrec.report.profile import Profile, overlap
@@ -26,7 +27,7 @@ def screen(p: Profile, found: Sequence[Suspicion], shared: Sharing, takes: str) 
         tables += ["", *aligned(matrix(p))]
     middle = ["", *wrapped(f"sharing: {shared.words}")[:3]]
     doubts = [wrapped(f"{'refused' if one.kind == 'memory' else 'suspicious'}: {one.text}") for one in found]
-    read = [wrapped(f"read: {note}") for note in p.notes if not note.startswith(SAID)]
+    read = [wrapped(f"read: {note}") for note in p.notes if not note.startswith((SAID, WEIGHTS))]
     room = LINES - sum(map(len, (sizes, tables, middle, ends)))
     shown = fill(doubts, room, "suspicions")
     return [*sizes, *fill(read, room - len(shown), "things said"), *tables, *middle, *shown, *ends]
@@ -56,6 +57,7 @@ def sums(p: Profile) -> Iterator[str]:
     times = f"times {span(whole.times)}" if whole.times else "no times"
     ratings = f"ratings {rated(whole)}" if whole.ratings else "no ratings"
     yield from wrapped(f"{merged}{times}; {ratings}")
+    yield from weights(p.notes)
     few, counts = ", ".join(map(str, whole.few)), ", ".join(f"{count:,}" for count in whole.few.values())
     yield cut(f"users under {few} rows: {counts}; the top 1% of items have {share(whole.top)} of rows")
     rates = {name: one.rate for name, one in whole.labels.items()}
@@ -64,6 +66,11 @@ def sums(p: Profile) -> Iterator[str]:
             yield from wrapped(f"{word}: {', '.join(f'{name} {share(x)}' for name, x in shares.items())}")[:2]
     if alike(p):
         yield from wrapped(f"each could train {', '.join(whole.tasks)}")[:2]
+
+
+def weights(notes: Sequence[str]) -> Iterator[str]:
+    """Yield what is said of the weights of interactions, in one line, if they have any."""
+    yield from (cut(note) for note in notes if note.startswith(WEIGHTS))
 
 
 def alike(p: Profile) -> bool:
@@ -112,7 +119,8 @@ def short(data: Dataset, by_platform: bool, now: float) -> list[str]:
     first = f"data: {heading(data.name, len(data.interactions), common)}"
     shared = f"sharing: {sharing(common, by_platform).words}"
     doubts = [f"suspicious: {one.text}" for one in found]
-    lines = [*textwrap.wrap(first, WIDTH), *textwrap.wrap(shared, WIDTH)][: BRIEF - min(len(doubts), 2)]
+    lines = [*textwrap.wrap(first, WIDTH), *weights(data.notes), *textwrap.wrap(shared, WIDTH)]
+    lines = lines[: BRIEF - min(len(doubts), 2)]
     room = BRIEF - len(lines)
     if len(doubts) > room:
         rest = len(doubts) - room + 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -43,6 +43,7 @@ class Cohort:
     crowded: Bools  # [N] whether the row's user has met the whole catalogue
     past: Histories | None  # of the training rows, flat items; None for a model that reads none
     models: tuple[Recommender, ...]  # like `model`, each with what it reads of its client's items
+    weights: Mapping[str, Floats] = field(default_factory=dict)  # task -> see `relative` [N]; empty where all weigh 1
 
     def __len__(self) -> int:
         return len(self.members)
@@ -194,19 +195,32 @@ def with_rows(
         bound=bound,
         crowded=full,
         past=join_histories(seen, cohort.starts["item"]),
+        weights={}
+        if rows.weight is None
+        else {name: relative(rows.weight, mask, who, len(parts)) for name, (mask, _) in labels.items()},
     )
+
+
+def relative(weight: Floats, mask: Bools, owner: Ints, clients: int) -> Floats:
+    """Return weights [N] over their mean among the rows of a `mask` of the same owner, of `clients`; so that mean is 1.
+
+    A learning rate, and the weight of a task, keep their meaning whatever the units. Weights that are equal are 1 then.
+    """
+    total, count = (np.bincount(owner, weights=w, minlength=clients) for w in (weight * mask.astype(float), mask))
+    scaled: Floats = (weight * (count / np.where(count, total, 1))[owner]).astype(np.float32)
+    return scaled
 
 
 def held_out(cohort: Cohort, seed: int) -> Cohort:
     """Return the cohort with its validation rows as those to train on.
 
-    Of a task about items they are those whose item is in validation too.
+    Of a task about items they are those whose item is in validation too. What is measured is of rows that weigh alike.
     """
     datas, sequence = cohort.datas, cohort.model.sequence
     abouts = [replace(data.attributes, train=data.attributes.validation) for data in datas]
     known = [latest(d, d.known("validation"), sequence.history, seed) for d in datas] if sequence.active else []
     pasts = [past.at(data.validation.user) for past, data in zip(known, datas, strict=True)] if known else []
-    return with_rows(cohort, [data.validation for data in datas], abouts, pasts)
+    return with_rows(cohort, [replace(data.validation, weight=None) for data in datas], abouts, pasts)
 
 
 def join_histories(pasts: Sequence[Histories], starts: Ints) -> Histories | None:

@@ -106,6 +106,8 @@ def laid_out(step: Step) -> tuple[Tensor, dict[str, Any], dict[str, Any]]:
         "labels": {name: ((scale > 0).to(scale), target) for name, (scale, target) in step.labels.items()},
         "share": step.share,
     }
+    if step.weights:
+        columns["weights"] = dict(step.weights)
     if step.keep is not None:
         columns["keep"] = step.keep.mT
     if step.history is not None:

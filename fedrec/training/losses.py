@@ -17,11 +17,12 @@ from fedrec.training.recipe import Batch, Phase, Recipe
 
 
 def task_losses(model: Recommender, params: Params, tasks: tuple[Task, ...], batch: Batch) -> list[Tensor]:
-    """Return the weight of every task times the mean loss of its rows; 0 for a task without rows."""
+    """Return the weight of every task times the mean of its rows' losses, each times its weight; 0 without rows."""
     losses: list[Tensor] = []
     for task, (score, negative) in zip(tasks, score_batch(model, params, tasks, batch), strict=True):
         mask, target = batch.labels[task.name]
         loss = task_loss(task, score, target, negative)
+        loss = loss if batch.weights is None else loss * batch.weights[task.name]
         losses.append(task.weight * (loss * mask).sum() / mask.sum().clamp(min=1.0))
     return losses
 

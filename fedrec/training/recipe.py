@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -39,7 +39,8 @@ class Batch:
 
     `history` [B, L] is what the row's user had liked before the row, for a model that reads it; `keep` [B, 1 + m] is 0
     where the id of the row's item, or of its m-th sampled one, is hidden from the model; `share` [B] is what a row
-    counts in a mean over rows, 0 for padding, which no task's mask has either; None: 1 / B.
+    counts in a mean over rows, 0 for padding, which no task's mask has either; None: 1 / B. `weights` [B] multiply the
+    losses of a task's rows; None: by 1.
     """
 
     user: Tensor
@@ -49,6 +50,7 @@ class Batch:
     history: Tensor | None = None
     keep: Tensor | None = None
     share: Tensor | None = None
+    weights: Mapping[str, Tensor] | None = None
 
 
 @dataclass(frozen=True)

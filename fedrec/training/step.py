@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -32,9 +32,10 @@ class Step:
     user: Tensor | None  # [k, L] rows of the stacked user table
     item: Tensor  # [k, 1 + m, L] rows of the stacked item table
     share: Tensor  # [k, L] 1 / (rows of the batch), 0 for padding
-    labels: dict[str, tuple[Tensor, Tensor]]  # task -> 1 / (its rows), 0 for others [k, L], and target [k, L(, C)]
+    labels: dict[str, tuple[Tensor, Tensor]]  # task -> weight / (its rows), 0 for others [k, L], and target [k, L(, C)]
     history: Tensor | None = None  # [k, L, H] rows of the stacked item table, -1 in front where there are fewer
     keep: Tensor | None = None  # [k, 1 + m, L] 0 where the id of an item is hidden
+    weights: Mapping[str, Tensor] = field(default_factory=dict)  # task -> what a row weighs [k, L]; empty: 1
 
     @property
     def batch(self) -> Batch:
@@ -43,7 +44,9 @@ class Step:
         user = torch.zeros_like(item[0]) if self.user is None else self.user[0]
         labels = {name: ((scale[0] > 0).to(scale), target[0]) for name, (scale, target) in self.labels.items()}
         negative = item[1:].T if len(item) > 1 else None
-        return Batch(user, item[0], negative, labels, None if self.history is None else self.history[0], keep)
+        weights = {name: value[0] for name, value in self.weights.items()} or None
+        history = None if self.history is None else self.history[0]
+        return Batch(user, item[0], negative, labels, history, keep, weights=weights)
 
 
 @dataclass(frozen=True)
@@ -127,9 +130,10 @@ class Schedule:
     user: Tensor | None  # [cells]
     item: Tensor  # [cells, 1 + m]
     share: Tensor  # [cells]
-    labels: Mapping[str, tuple[Tensor, Tensor]]  # task -> (scale [cells], target [cells(, C)])
+    labels: Mapping[str, tuple[Tensor, Tensor]]  # task -> (weight * scale [cells], target [cells(, C)])
     keep: Tensor | None = None  # [cells, 1 + m]
     past: Past | None = None
+    weights: Mapping[str, Tensor] = field(default_factory=dict)  # task -> [cells]
 
     def __iter__(self) -> Iterator[Step]:
         """Yield the steps."""
@@ -138,6 +142,7 @@ class Schedule:
         labels = {name: [torch.split(part, sizes) for part in parts] for name, parts in self.labels.items()}
         item, share = torch.split(self.item, sizes), torch.split(self.share, sizes)
         user, keep = (None if column is None else torch.split(column, sizes) for column in (self.user, self.keep))
+        weights = {name: torch.split(column, sizes) for name, column in self.weights.items()}
         start = 0
         for t, (k, length) in enumerate(zip(clients, lengths, strict=True)):
             rows = slice(start, start + k * length)
@@ -151,5 +156,6 @@ class Schedule:
                 },
                 None if self.past is None else self.past.take(rows, str(self.item.device)).view(k, length, -1),
                 None if keep is None else keep[t].view(k, length, -1).mT,
+                {name: w[t].view(k, length) for name, w in weights.items()},
             )
             start = rows.stop

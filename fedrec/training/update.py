@@ -245,17 +245,20 @@ class Chunk:
         def placed(values: Ints | Floats) -> Tensor:
             return torch.from_numpy(values).index_select(0, at).to(device)
 
+        weights = {name: placed(weight[drawn.row]) for name, weight in cohort.weights.items()}
+        scales = {n: torch.from_numpy(grid.scale(mask[drawn.row])).to(device) for n, (mask, _) in cohort.labels.items()}
         return Schedule(
             grid,
             None if alone else placed(users.find(cohort.user[drawn.row], drawn.owner)),
             placed(touched["item"].find(drawn.item, drawn.owner[:, None])),
             torch.from_numpy(grid.share).to(device),
             {
-                name: (torch.from_numpy(grid.scale(mask[drawn.row])).to(device), placed(target[drawn.row]))
-                for name, (mask, target) in cohort.labels.items()
+                name: (scale * weights[name] if weights else scale, placed(cohort.labels[name][1][drawn.row]))
+                for name, scale in scales.items()
             },
             None if drawn.keep is None else placed(drawn.keep),
             Past.of(cohort.past, drawn, grid.index, touched["item"]) if cohort.past else None,
+            weights,
         )
 
     def phase(

@@ -156,6 +156,8 @@ def test_lastfm_has_no_times_and_no_ratings(tmp_path: Path) -> None:
     assert sorted(rows(data)) == [("2", "51", 0, None), ("2", "52", 0, None), ("3", "51", 0, None)]
     assert data.labels == ()
     assert about(data.items, "title") == {"51": 'The "Quoted', "52": '"Rós"'}
+    weighed = read("lastfm", tmp_path, "user=userID,item=artistID,weight=weight")
+    assert weighed.interactions["weight"].tolist() == [1200, 345, 6]
 
 
 def test_yelp_reviews_are_dated_and_businesses_have_categories(tmp_path: Path) -> None:

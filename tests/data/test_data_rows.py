@@ -50,6 +50,7 @@ VALUES: dict[str, dict[str | None, bool]] = {
     "e": {"see": False, "buy": False, "": True, "die": True},
     "t": {"7": False, "8": False, "soon": True, "": True},
     "c": {"3": False, "": False, "0": True, "cheap": True},
+    "w": {"3": False, "0.5": False, "1e-9": False, "": True, None: True, "0": True, "-1": True, "inf": True, "x": True},
 }
 ROWS = st.lists(st.fixed_dictionaries({name: st.sampled_from(list(some)) for name, some in VALUES.items()}), min_size=1)
 
@@ -65,6 +66,7 @@ def test_a_row_is_dropped_if_and_only_if_something_is_wrong_with_it(rows: list[d
         event="e",
         time="t",
         price="c",
+        weight="w",
         labels="l",
     )
     good = [n for n, row in enumerate(rows) if not any(VALUES[name][row[name]] for name in VALUES)]

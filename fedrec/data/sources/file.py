@@ -40,7 +40,7 @@ BY_END = {".parquet": "parquet", ".pq": "parquet", ".jsonl": "jsonl", ".ndjson":
 TYPED = re.compile(r"(.+):(token|float|token_seq|float_seq)")  # a column of a RecBole file
 DELIMITED = ("csv", "recbole")
 ACTS = {"delimiter": ("csv",), "quote": ("csv",), "header": ("csv",)}  # options that act on some forms alone
-NUMBERS = ("rating", "price")  # roles
+NUMBERS = ("rating", "price", "weight")  # roles
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,13 @@ from fedrec.data.sources.roles import Asked
 
 
 def kinds_of(roles: Asked) -> dict[str, str]:
-    """Return what each column is read as; one with several roles as a number or a time, if any role needs that."""
-    kinds = {column: kind_of("label") for column in roles.columns}
-    return kinds | {c: kind_of(role) for role, c in roles.roles.items() if kind_of(role) != kind_of("label")}
+    """Return what each column is read as; one with several roles as a number or a time, if any role needs that.
+
+    The weight of a user or an item is an attribute of any kind.
+    """
+    kinds, rows = {column: kind_of("label") for column in roles.columns}, "user" in roles.roles
+    typed = {c: kind_of(role) for role, c in roles.roles.items() if rows or role != "weight"}
+    return kinds | {c: kind for c, kind in typed.items() if kind != kind_of("label")}
 
 
 def as_raw(opened: Opened, roles: Asked, settings: Settings, platform: str, said: str) -> Raw:

@@ -9,8 +9,10 @@ from fedrec.errors import UserError, choose
 
 ALIASES = {"timestamp": "time", "categories": "category"}
 ABOUT = ("title", "category", "price", "brand", "description")
-ROLES = ("user", "item", "rating", "time", "platform", *ABOUT, "event", "label")
-RESERVED = ("user", "item", "platform", "time", "rating", "positive", "category", "price", "brand", "behaviour")
+ROLES = ("user", "item", "rating", "weight", "time", "platform", *ABOUT, "event", "label")
+RESERVED = (
+    *("user", "item", "platform", "time", "rating", "weight", "positive", "category", "price", "brand", "behaviour"),
+)
 # What columns of a role are called, without case and signs; names behind | count where no name before them is there.
 USUAL: dict[str, str] = {
     "user": "userid uid customerid custid memberid visitorid reviewerid accountid buyerid profileid kundeid kundennr "
@@ -77,6 +79,12 @@ def asked(columns: str, platform: str, valid: Sequence[str] = ROLES, needed: Seq
 def named(columns: str) -> set[str]:
     """Return the platforms that a text of columns names."""
     return {name for name, _ in parts_of(columns) if name}
+
+
+def weighted(columns: str) -> str:
+    """Return the first column that a text of columns names for what rows weigh; "" without one."""
+    pairs = (pair.partition("=") for _, part in parts_of(columns) for pair in part.split(","))
+    return next((column.strip() for role, _, column in pairs if role.strip() == "weight"), "")
 
 
 def parts_of(columns: str) -> list[tuple[str, str]]:
