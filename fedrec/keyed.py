@@ -181,22 +181,26 @@ def wide(of_rows: Tensor, value: Tensor) -> Tensor:
 
 
 def mean(
-    contributions: Sequence[tuple[Carrier, Params]], previous: Params | None = None, dtype: torch.dtype = torch.float32
+    contributions: Sequence[tuple[Carrier, Params]], previous: Params | None = None, dtype: torch.dtype | None = None
 ) -> Params:
     """Return z = sum_i p_i x_i / sum_i p_i, each row over the clients that carry it, summed in float64.
 
     The order of `contributions` fixes the order of the sum. A row that no contribution carries keeps its `previous`
-    value (zero without one). Shapes: a table is [server rows, dim], any other tensor has the clients' shape.
+    value (zero without one). Shapes: a table is [server rows, dim], any other tensor has the clients' shape. The type
+    is `dtype`, or without it that of what is given.
     """
     members = [who for who, _ in contributions]
-    if dtype == torch.float32 and (common := in_common(contributions)) and (previous or common).keys() == common.keys():
+    if dtype is None and (common := in_common(contributions)) and (previous or common).keys() == common.keys():
         return {name: value + 0.0 for name, value in sorted(common.items())}  # the sum has no -0 either
     shapes = server_shapes(members, previous)
     total = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in shapes.items()}
+    given = [previous or {}, *(values for _, values in contributions)]
+    types = {name: value.dtype for values in given for name, value in values.items()}
     for who, values in contributions:
         for name, value in values.items():
             total[name] = add_rows(total[name], who.part(name), who.weight * value.to("cpu", torch.float64))
-    return {name: value.to(dtype) for name, value in divide(total, members, {**total, **(previous or {})}).items()}
+    means = divide(total, members, {**total, **(previous or {})})
+    return {name: value.to(dtype or types[name]) for name, value in means.items()}
 
 
 def in_common(contributions: Sequence[tuple[Carrier, Params]]) -> Params | None:

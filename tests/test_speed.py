@@ -16,6 +16,10 @@ from fedrec.data import table as read_table
 from fedrec.errors import UserError
 from fedrec.experiment.config import build
 from fedrec.experiment.holdings import clients_data
+from fedrec.experiment.records import load_params
+from fedrec.params import Params
+from fedrec.training.gradients import At
+from fedrec.training.learner import Learner
 from simulations.cli import arm, parse
 from simulations.engines import launch
 from simulations.studies import runners, scale, speed
@@ -89,11 +93,16 @@ def in_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     """Let studies run in this process; return the engines that were run, `loop` for the loop."""
     ran: list[str] = []
 
-    def fake(experiment: Mapping[str, Any], loop: bool, read: Any) -> Any:
+    def fake(experiment: Mapping[str, Any], loop: bool, read: Any, double: bool = False) -> Any:
         e, home = build(dict(experiment)), tmp_path / f"run-{len(ran)}"
         ran.append(LOOP if loop else e.engine)
         home.mkdir()
-        (run_loop if loop else launch)(e.model_copy(update={"engine": "inline"}), home, lambda row: None)
+        engine = e.engine if e.engine == "batched" else "inline"
+        torch.set_default_dtype(torch.float64 if double else torch.float32)
+        try:
+            (run_loop if loop else launch)(e.model_copy(update={"engine": engine}), home, lambda row: None)
+        finally:
+            torch.set_default_dtype(torch.float32)
         return read(home, Measured(2.0, 100.0, sum(len(data.train) for data in clients_data(e))))
 
     monkeypatch.setattr(runners, "measured", fake)
@@ -143,15 +152,65 @@ def test_a_fast_runner_with_a_wrong_result_cannot_win(
     assert "WRONG RESULT" in (out / "report.html").read_text(encoding="utf-8")
 
 
+STEP = Learner.step
+
+
+def round_coarsely(self: Learner, at: At, grads: Params, t: int) -> None:
+    STEP(self, at, grads, t)
+    value = self.view["item_table"]
+    value.mul_(1 + 1_000 * torch.finfo(value.dtype).eps)
+
+
+def step_shorter(self: Learner, at: At, grads: Params, t: int) -> None:
+    value = self.view["body.0.bias"][0]  # of one client
+    before = value.clone()
+    STEP(self, at, grads, t)
+    value.lerp_(before, 0.1)
+
+
+def swap_rows(self: Learner, at: At, grads: Params, t: int) -> None:
+    STEP(self, at, grads, t)
+    self.view["item_table"][:2] = self.view["item_table"][:2].flip(0)
+
+
+def lose_a_row(self: Learner, at: At, grads: Params, t: int) -> None:
+    grads["item_table"][0] = 0
+    STEP(self, at, grads, t)
+
+
+@pytest.mark.parametrize(
+    ("step", "right"), [(round_coarsely, True), (step_shorter, False), (swap_rows, False), (lose_a_row, False)]
+)
+def test_stacked_clients_may_round_otherwise_and_do_nothing_else_otherwise(
+    step: Any, right: bool, in_process: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Learner, "step", lambda *args: (step if in_process[-1] == "batched" else STEP)(*args))
+    out = tmp_path / "study"
+    told = speed.study(SMALL[:1], ["batched"], 1, 0, out)
+    assert in_process == ["inline", "loop", "batched", "inline", "batched", "inline", "loop", "batched"]
+    seen = pd.read_csv(out / "summary.csv").set_index("runner").loc["batched"]
+    assert seen["agrees"] == right == np.isfinite(seen["times"]) == (seen["difference_in_double"] < 1e-8)
+    assert seen["difference"] > 1e-5
+    line = rf"W1 batched: WRONG RESULT, by {seen['difference']:.2g}, in float64 {seen['difference_in_double']:.2g}, "
+    assert [text[: len(line)] for text in told] == [line] * (not right)
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert f"in float64 {seen['difference_in_double']:.2g}" in page and ("WRONG RESULT" in page) != right
+
+
 def test_losses_that_stray_and_what_is_no_number_do_not_agree() -> None:
     def result(name: str, losses: list[float], value: float = 0.0) -> Result:
         row = {"runner": name, "repeat": 0, "seconds": 1.0}
         return Result(row, losses, {"item_table": torch.full((2, 2), value)})
 
-    def agrees(one: Result, early: Result) -> bool:
-        rows = compare([result(REFERENCE, [1.0, 2.0]), one], [result(REFERENCE, [1.0]), early])
+    def agrees(one: Result, early: Result, double: float | None = None) -> bool:
+        start = [] if double is None else [result(REFERENCE, [1.0]), result(LOOP, [1.0], double)]
+        rows = compare([result(REFERENCE, [1.0, 2.0]), one], [result(REFERENCE, [1.0]), early], start)
         return bool(rows[1]["agrees"])
 
+    assert agrees(result(LOOP, [1.0, 2.0]), result(LOOP, [1.0], 2e-3), 9e-9)
+    assert not agrees(result(LOOP, [1.0, 2.0]), result(LOOP, [1.0], 2e-3), 2e-8)
+    assert not agrees(result(LOOP, [1.0, 2.0]), result(LOOP, [1.0], 2e-3), float("nan"))
+    assert not agrees(result(LOOP, [1.0, 2.002]), result(LOOP, [1.0], 2e-3), 0.0)
     assert agrees(result(LOOP, [1.0, 2.0005], 9.0), result(LOOP, [1.0], 9e-6))
     assert not agrees(result(LOOP, [1.0, 2.002]), result(LOOP, [1.0]))
     assert not agrees(result(LOOP, [1.0, 2.0]), result(LOOP, [1.0], 2e-5))
@@ -173,7 +232,7 @@ def test_what_cannot_run_is_named(in_process: list[str], tmp_path: Path, monkeyp
 
 
 def test_a_run_that_fails_fails_the_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def failing(experiment: Mapping[str, Any], loop: bool, read: Any) -> Any:
+    def failing(experiment: Mapping[str, Any], loop: bool, read: Any, double: bool) -> Any:
         raise RuntimeError("out of memory")
 
     monkeypatch.setattr(runners, "measured", failing)
@@ -193,6 +252,14 @@ def test_a_run_is_measured_in_a_process_of_its_own(tmp_path: Path) -> None:
     assert took.startup > 0.1
     assert took.megabytes > 200  # two processes that have loaded PyTorch
     assert rounds.count("\n") == 1 + SMALL[1].rounds
+
+
+def test_a_run_can_be_measured_in_float64(tmp_path: Path) -> None:
+    path = tmp_path / "table.csv"
+    SMALL[1].table(0).to_csv(path, index=False)
+    job = parse([*SMALL[1].experiment(path), "--engine", "batched"]).experiment.model_dump(mode="json")
+    found = measured(job, False, lambda home, took: load_params(home / "model" / "shared.safetensors"), double=True)
+    assert {value.dtype for value in found.values()} == {torch.float64}
 
 
 def test_a_measured_run_that_fails_tells_its_last_words(tmp_path: Path) -> None:

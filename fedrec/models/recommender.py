@@ -102,7 +102,7 @@ class Recommender:
             start |= self._init_head(task, self._drawn_head(seed, task, like[f"heads.{task}.weight"].shape[-1]), offset)
         if self.kind == "esmm":  # the head is of P(buy | click), the offset of P(buy)
             start["heads.buy.bias"] = torch.tensor([quotient(float(offsets["buy"]), float(offsets["click"]))])
-        return {name: start[name] for name in like}
+        return {name: start[name].to(value.dtype) for name, value in like.items()}
 
     def _start(self, seed: int, name: str, size: tuple[int, ...], keys: Mapping[str, Keys], tasks: int) -> Tensor:
         """Return a parameter's start: vectors are drawn, biases are 0; with content items are 0, and A is drawn."""

@@ -54,8 +54,8 @@ def start(e: Experiment) -> tuple[Params, list[Silo]]:
         (task,) = e.tasks(data.name)
         params = initial(e, e.recommender(data.name), data.users, data.items, {task.name: task.offset(data.train)})
         shared, private = e.sharing().split(params)
-        columns = (data.train.user, data.train.item, task.target(data.train))
-        silos.append(Silo(data.name, private, *(torch.from_numpy(column) for column in columns)))
+        user, item, target = map(torch.from_numpy, (data.train.user, data.train.item, task.target(data.train)))
+        silos.append(Silo(data.name, private, user, item, target.to(torch.get_default_dtype())))
     return shared, silos
 
 

@@ -30,13 +30,18 @@ class Measured(NamedTuple):
     seconds: float = float("nan")
 
 
-def measured(experiment: Mapping[str, Any], loop: bool, read: Callable[[Path, Measured], Any]) -> Any:
-    """Run in a fresh process on one thread; return what `read` makes of it. Raises RuntimeError."""
+def measured(
+    experiment: Mapping[str, Any], loop: bool, read: Callable[[Path, Measured], Any], double: bool = False
+) -> Any:
+    """Run in a fresh process on one thread; return what `read` makes of it. Raises RuntimeError.
+
+    If `double`, the parameters are of float64, in that process and in no other that it starts.
+    """
     with TemporaryDirectory() as folder:
         home = Path(folder) / "run"
         home.mkdir()
-        job = [json.dumps(dict(experiment), default=str), str(home), str(time.time()), *["loop"] * loop]
-        command = ["-m", "simulations.studies.measure", *job]
+        job = [json.dumps(dict(experiment), default=str), str(home), str(time.time())]
+        command = ["-m", "simulations.studies.measure", *job, *["loop"] * loop, *["double"] * double]
         log = Path(folder) / "log"
         with started(command, log, {**quiet(Path(folder) / "flower"), **ONE_THREAD, OURS: folder}) as process:
             code = process.wait()
@@ -49,13 +54,15 @@ def measured(experiment: Mapping[str, Any], loop: bool, read: Callable[[Path, Me
 def main(argv: Sequence[str]) -> None:
     """Run an experiment into a folder, from a time() on, with its engine or as the loop; write there what it took."""
     end_with_parent()
-    text, folder, began, *loop = argv
+    text, folder, began, *how = argv
     import torch
 
     from fedrec.experiment.config import build
     from fedrec.experiment.holdings import clients_data
 
     torch.set_num_threads(1)
+    if "double" in how:
+        torch.set_default_dtype(torch.float64)
     experiment, home = build(json.loads(text)), Path(folder)
     rounds: list[float] = []
     peak = 0.0
@@ -65,7 +72,7 @@ def main(argv: Sequence[str]) -> None:
         rounds.append(time.time() - float(began))
         peak = max(peak, megabytes())
 
-    if loop:
+    if "loop" in how:
         from simulations.studies.loop import run_loop
 
         run_loop(experiment, home, on_round)

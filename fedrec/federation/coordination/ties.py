@@ -93,12 +93,10 @@ def tie_of(
         return Solved(0.0, carriers, {}, coupling=coupling, penalty=penalty)
     like = next(iter(values.values()))
     if factors and FACTORS in like:
-        z = mean([(carriers[name], {FACTORS: value[FACTORS]}) for name, value in values.items()], dtype=torch.float64)
-        z = {name: value.to(like[name].dtype) for name, value in z.items()}
+        z = mean([(carriers[name], {FACTORS: value[FACTORS]}) for name, value in values.items()])
         return Factored(coupling.rho, carriers, z, solver=factors)
     if search:
-        z = mean([(carriers[name], value) for name, value in values.items()], dtype=torch.float64)
-        z = {name: value.to(like[name].dtype) for name, value in z.items()}
+        z = mean([(carriers[name], value) for name, value in values.items()])
         return Projected(coupling.rho, carriers, z, search=search)
     if by_sums:
         return Total(coupling.rho, carriers, {name: torch.zeros_like(value) for name, value in like.items()})
