@@ -187,15 +187,16 @@ def mean(
 
     The order of `contributions` fixes the order of the sum. A row that no contribution carries keeps its `previous`
     value (zero without one). Shapes: a table is [server rows, dim], any other tensor has the clients' shape. The type
-    is `dtype`, or without it that of what is given.
+    is `dtype`, or without it the clients'.
     """
     members = [who for who, _ in contributions]
     if dtype is None and (common := in_common(contributions)) and (previous or common).keys() == common.keys():
         return {name: value + 0.0 for name, value in sorted(common.items())}  # the sum has no -0 either
     shapes = server_shapes(members, previous)
     total = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in shapes.items()}
-    given = [previous or {}, *(values for _, values in contributions)]
-    types = {name: value.dtype for values in given for name, value in values.items()}
+    types = {
+        name: value.dtype for like in (previous or {}, *(who.like for who in members)) for name, value in like.items()
+    }
     for who, values in contributions:
         for name, value in values.items():
             total[name] = add_rows(total[name], who.part(name), who.weight * value.to("cpu", torch.float64))

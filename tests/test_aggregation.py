@@ -55,6 +55,15 @@ def test_the_mean_of_what_everybody_agrees_on_is_that_to_the_bit(catalogues: lis
     assert all(torch.equal(again[name], z[name]) for name in z)
 
 
+def test_the_mean_is_of_the_clients_type_or_of_the_one_asked_for() -> None:
+    rows = {"item": np.arange(1)}
+    values = {"item_table": torch.full((1, 2), 0.1, dtype=torch.float64), "b": torch.tensor([0.1])}
+    who = carrier("a", values, rows, rows, 1.0)
+    assert {name: v.dtype for name, v in mean([(who, values)]).items()} == {n: v.dtype for n, v in values.items()}
+    assert torch.equal(mean([(who, values)])["item_table"], values["item_table"])
+    assert {v.dtype for v in mean([(who, values)], dtype=torch.float64).values()} == {torch.float64}
+
+
 def test_rows_that_nobody_sent_keep_their_value() -> None:
     updates, _ = joined([{0, 1}, {1, 2}], 0)
     z = {"item_table": torch.full((3, 2), 9.0), "b": torch.zeros(1)}
