@@ -203,7 +203,7 @@ def each_alone(data: Dataset, how: dict[str, Any]) -> list[ClientData]:
 
 def assert_same(found: Any, expected: Any) -> None:
     """Fields are equal, arrays of one type and to the bit."""
-    assert type(found) is type(expected)
+    assert isinstance(found, type(expected))
     for field in fields(found):
         one, other = getattr(found, field.name), getattr(expected, field.name)
         if field.name == "members":
