@@ -12,7 +12,8 @@ import fedrec.rng as seeds
 from fedrec.data.attributes import attributes_of
 from fedrec.data.checks import NAMES, merged, refuse, showable
 from fedrec.data.split import TEST, Runs, Split, concatenate, divide, new_items, order_of
-from fedrec.data.store import Changed, Clients, Federation, Told, edges_of
+from fedrec.data.store import Changed, Clients, Federation, edges_of
+from fedrec.data.told import Told
 from fedrec.data.types import Attributes, Bools, ClientData, Dataset, Interactions, Ints
 from fedrec.distinct import distinct
 from fedrec.errors import UserError, choose
