@@ -16,6 +16,7 @@ from fedrec.evaluation.evaluate import Evaluation, Ranked, Split, assemble, rank
 from fedrec.evaluation.scorers import ModelScorer
 from fedrec.keyed import TABLES
 from fedrec.training.cohort import Cohort
+from fedrec.training.common_start import CommonStart
 from fedrec.training.results import client
 from fedrec.training.stacks import Stack
 
@@ -101,6 +102,13 @@ def linear_scores(cohort: Cohort, shared: Stack, private: Stack, task: str, user
         table = stack.values[name]
         if not stack.each:
             return torch.addmm(c, a, table.T)
+        if isinstance(stack, CommonStart) and name in stack.base:
+            return (
+                torch.cat(
+                    [torch.bmm(rows, a[part, :, None])[..., 0] for part, rows in stack.blocks(name, cohort, owner)]
+                )
+                + c
+            )
         count, first = int(cohort.starts["item"][1]), int(owner[0])
         rows = table[first * count : (int(owner[-1]) + 1) * count].view(-1, count, table.shape[1])
         if len(rows) > len(owner):
