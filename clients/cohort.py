@@ -99,7 +99,7 @@ class Program:
         many, device = self.parties[0].among, self.clients[0].device
         if isinstance(many, Together) and all(party.among is many for party in self.parties):
             private = many.private(np.array([party.place for party in self.parties]))
-            return States.start(self.cohort, Stack(to(private, device)))
+            return States.start(self.cohort, private.to(device))
         return States.of(self.cohort, [party.state for party in self.parties])
 
     @property
@@ -245,14 +245,14 @@ class Program:
             readers=None if plain else asked,
         )
         replies, shelf = list[Contribution](), list[Keeping]()
+        at_rest = kept.private.to("cpu")
         tells, personal, sharing = not (e.privacy.active or e.budget.active), e.personal, e.sharing()
         for (place, broadcast), made in zip(sent.items(), evaluations, strict=True):
             one = self.clients[place]
             if split == "test" and home is not None:
+                copies, own = Params(), at_rest.held_by(self.cohort, place)
                 if personal:
                     copies, own = sharing.split(to(model_of(place), "cpu"))
-                else:
-                    copies, own = {}, to(private_of(place), "cpu")
                 shelf.append(Keeping(one.data.name, own, copies, about(one, own), made.per_user))
             if tells:
                 metrics = {"/".join(key): value for key, value in made.metrics.items()}

@@ -1,7 +1,6 @@
 """What clients join with: each by itself, or those that are alike together."""
 
 from collections.abc import Sequence
-from functools import cached_property
 
 import numpy as np
 import torch
@@ -12,13 +11,16 @@ from clients.state import Kept, Laid, Party, State
 from clients.training import COPY, train_alone
 from fedrec.data.types import Ints
 from fedrec.experiment.channel import row_ids
+from fedrec.experiment.config import Experiment
 from fedrec.experiment.holdings import initial
 from fedrec.federation.coordination import Own
 from fedrec.keyed import TABLES
 from fedrec.models import Recommender
 from fedrec.params import Params
 from fedrec.sharing import Contribution, Sharing, is_sum
+from fedrec.training.common_start import CommonStart, worthwhile
 from fedrec.training.rows import edges, ranges
+from fedrec.training.stacks import Stack
 
 
 def join(client: Client, start: Params | None = None) -> tuple[State, Contribution]:
@@ -82,17 +84,9 @@ class Together:
         part = slice(*self.edge[place : place + 2].tolist())
         return {**self.common, **{n: value[part] for n, value in self.rows.items()}, **self.heads[self.head[place]]}
 
-    @cached_property
-    def remember(self) -> bool:
-        """Whether each remembers more than its parameters, from the beginning."""
-        e = self.clients[0].experiment
-        return bool(
-            e.coupling.duals or e.trains_copies or e.drift.correction != "none" or e.weighting.active or e.start
-        )
-
     def join(self, place: int, party: Party) -> Contribution:
         """Let a client join where it is at home; return what it joins with."""
-        if self.remember:
+        if remembers(self.clients[0].experiment):
             party.joined, reply = join(self.clients[place], self.start(place))
             return reply
         party.lie(self, place)
@@ -117,20 +111,32 @@ class Together:
                 self.contributed[key] = found
         return Contribution(client.data.name, found[0], examples(client), client.device, found[1])
 
-    def private(self, order: Ints) -> Params:
-        """Return the private parameters of some clients end to end, see `Stack`."""
-        counts, made = np.diff(self.edge)[order], Params()
+    def private(self, order: Ints) -> Stack:
+        """Return the private parameters of some clients end to end.
+
+        Large tables of items, which all begin with alike, are there once: training moves few rows of each.
+        """
+        counts, made, base = np.diff(self.edge)[order], Params(), Params()
         flat, head = torch.from_numpy(ranges(self.edge[order], counts)), torch.from_numpy(self.head[order])
         one = self.clients[0]
-        for name, value in one.channel.split({**self.common, **self.rows})[1].items():
+        own = one.channel.split({**self.common, **self.rows})[1]
+        tables = {name: value for name, value in own.items() if name in TABLES and name not in self.rows}
+        if worthwhile(len(order), tables) and not one.recipe.transforms:
+            base = tables
+        for name, value in own.items():
             if name in self.rows:
                 made[name] = value.index_select(0, flat)
             elif name in self.heads[0]:
                 made[name] = torch.stack([part[name] for part in self.heads]).index_select(0, head)
-            else:
+            elif name not in base:
                 many = value.expand(len(order), *value.shape)
                 made[name] = many.reshape(-1, *value.shape[1:]) if name in TABLES else many.clone()
-        return made
+        return CommonStart.of(made, base) if base else Stack(made)
+
+
+def remembers(e: Experiment) -> bool:
+    """Return whether each client remembers more than its parameters, from the beginning."""
+    return bool(e.coupling.duals or e.trains_copies or e.drift.correction != "none" or e.weighting.active or e.start)
 
 
 def examples(client: Client) -> dict[str, float]:

@@ -15,7 +15,7 @@ from fedrec.keyed import TABLES, Subtotal
 from fedrec.params import LARGEST, Params, finite, to
 from fedrec.training.cohort import Cohort
 from fedrec.training.moved import Moved
-from fedrec.training.results import Piece, Sum, client_after, moved, spread, whole, write
+from fedrec.training.results import Piece, Sum, client_after, moved, spread, whole
 from fedrec.training.stacks import Part, Stack, Terms
 from fedrec.training.update import train
 
@@ -66,7 +66,7 @@ class Training:
         drift = self.experiment.drift
         self.keeps = drift.correction != "none" or drift.personal == "tuned"  # whether every x_i is asked for
         self.before = private
-        self.private = Stack({name: value.clone() for name, value in private.values.items()})
+        self.private = private.copy()
         self.losses = np.full(len(self.cohort), np.nan)
         self.x: dict[int, Mapping[str, Tensor]] = {}
         self.v: dict[int, Params] = {}  # personal models
@@ -83,9 +83,10 @@ class Training:
             if self.total:
                 self.leave_out(failed)
                 self.total.add(cohort, self.z, part, weight[torch.from_numpy(part.clients)])
-            write(self.private, part)
+            self.private.write(part)
             self.losses[part.clients] = part.loss.cpu().numpy()
             self.take_apart(part, terms.personal)
+        self.private = self.private.settled()
 
     def take_apart(self, part: Part, personal: Stack | None) -> None:
         """Keep what is asked for of every client of a part by itself."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -55,7 +56,7 @@ class Kept(NamedTuple):
         """Return what has these numbers and tensors."""
         private, dual, sent, *own = (tensors.get(kind) for kind in KINDS)
         link = None if dual is None or sent is None else Link(dict(dual), dict(sent), marks[2])
-        return Kept(int(marks[0]), dict(private or {}), link, Own(*own), marks[1])
+        return Kept(int(marks[0]), {} if private is None else private, link, Own(*own), marks[1])
 
 
 class State(NamedTuple):
@@ -102,6 +103,7 @@ class Laid(NamedTuple):
     marks: NDArray[np.float64]  # [n, 3]
     single: Mapping[str, Sequence[Mapping[str, Tensor] | None]]  # of each client
     stacked: Mapping[str, Mapping[str, tuple[Tensor, Ints]]]  # name -> those of all end to end, and the rows of each
+    bases: Mapping[str, Params] = MappingProxyType({})  # what is stacked of a kind is `Moved.tensors` of these
 
     @staticmethod
     def of(each: Sequence[Kept | None]) -> Laid:
@@ -216,6 +218,9 @@ def lay_out(blocks: Sequence[Laid], kind: str, bases: dict[int, Params]) -> tupl
             key = f"{name}:{len(arrays)}"
             arrays[key] = value
             rows |= whose(key, np.arange(first, first + len(sizes)), sizes)
+        if base := block.bases.get(kind):
+            bases.setdefault(id(base), base)
+            of[first : first + len(block.marks)] = list(bases).index(id(base))
         for place, params in enumerate(block.single.get(kind, ()), first):
             if params is None:
                 of[place] = MISSING
@@ -255,13 +260,18 @@ def restore(parties: Mapping[str, Party], records: RecordDict) -> None:
         kept = {when: found[place] for when, found in each.items()}
         for when, snapshot in kept.items():
             if snapshot:
-                kept[when] = snapshot._replace(private=to(snapshot.private, parties[name].client.device))
+                kept[when] = snapshot._replace(private=placed(snapshot.private, parties[name].client.device))
         if now := kept["now"]:
             parties[name].joined = State(now, kept["before"], kept["kept"], tuple(about["limits"][place]))
     for key, record in records.items():
         if key.startswith(SECRET):
             name, _, kind = key.removeprefix(SECRET).rpartition("/")
             parties[name].secrets[kind] = record
+
+
+def placed(private: Mapping[str, Tensor], device: str) -> Mapping[str, Tensor]:
+    """Return private parameters on a device; what is others' but for some rows stays so where it is."""
+    return private if isinstance(private, Moved) and device == "cpu" else to(private, device)
 
 
 def remembered(records: RecordDict, when: str, bases: Sequence[Params]) -> list[Kept | None]:

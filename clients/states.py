@@ -14,8 +14,10 @@ from clients.state import KINDS, Kept, Laid, State
 from fedrec.data.types import Bools, Ints
 from fedrec.federation.coordination import Link, Own
 from fedrec.keyed import TABLES
+from fedrec.params import Params
 from fedrec.training.cohort import Cohort
-from fedrec.training.results import Piece, spread
+from fedrec.training.common_start import CommonStart, dense, gather
+from fedrec.training.results import Piece
 from fedrec.training.stacks import Stack
 
 TIED, OWN = KINDS[1:3], KINDS[3:]  # what there is of a `Link`, and of an `Own`
@@ -42,7 +44,7 @@ class Snapshots:
         return Snapshots(
             cohort,
             np.array([NEVER if kept is None else kept.round for kept in each], np.int64),
-            spread(cohort, {place: kept.private for place, kept in there.items()}),
+            gather(cohort, {place: kept.private for place, kept in there.items()}),
             np.array([0.0 if kept is None else kept.mu for kept in each]),
             [kept and kept.link for kept in each],
             [Own() if kept is None else kept.own for kept in each],
@@ -62,18 +64,22 @@ class Snapshots:
         marks = np.column_stack([self.round, self.mu, rho]).astype(np.float64)
         marks[self.round == NEVER] = np.nan
         counts = {space: np.diff(self.cohort.starts[space]) for space in ("user", "item")}
-        flat = {}
+        flat, base = {}, Params()
         for name, value in self.private.values.items():
             if name in TABLES:
                 flat[name] = (value, counts[TABLES[name]])
             else:
                 flat[name] = (value.reshape(-1, *value.shape[2:]), np.full(len(value), value.shape[1]))
+        if isinstance(self.private, CommonStart):
+            base, (rows, sizes) = self.private.base, self.private.local(self.cohort)
+            flat = {f"changed/{n}": (self.private.rows[n], sizes) if n in base else part for n, part in flat.items()}
+            flat["rows/item"] = (rows, sizes)
         single: dict[str, list[Mapping[str, Tensor] | None]] = {
             kind: [getattr(own, kind) for own in self.owns] for kind in OWN
         }
         single |= {kind: [None if link is None else getattr(link, kind) for link in self.links] for kind in TIED}
         there = {kind: each for kind, each in single.items() if any(part is not None for part in each)}
-        return Laid(marks, there, {"private": flat})
+        return Laid(marks, there, {"private": flat}, {"private": base} if base else {})
 
     def but(self, mask: Bools, others: Snapshots | None) -> Snapshots:
         """Return what all remember, but of the clients of a mask [n] what `others` have; of None nothing."""
@@ -96,6 +102,10 @@ def chosen_of(cohort: Cohort, mask: Bools, one: Stack, other: Stack) -> Stack:
     """Return a stack of each, with the parameters of `one` for the clients of a mask [n], else those of `other`."""
     if one is other:
         return one
+    if isinstance(one, CommonStart) and isinstance(other, CommonStart) and one.began_with(other):
+        beside = chosen_of(cohort, mask, one.beside, other.beside)
+        return one.but(cohort, mask, other, beside)
+    one, other = dense(cohort, one), dense(cohort, other)
     masks = {space: torch.from_numpy(np.repeat(mask, np.diff(cohort.starts[space]))) for space in ("user", "item")}
     values = {}
     for name, value in one.values.items():

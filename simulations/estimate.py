@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from clients.device import devices
+from clients.joining import remembers
 from fedrec.components import per_client
 from fedrec.data.store import PLACES
 from fedrec.errors import UserError
@@ -27,6 +28,7 @@ from fedrec.models.quadratic import precision
 from fedrec.params import covers
 from fedrec.report.findings import size
 from fedrec.report.profile import counted
+from fedrec.training.common_start import LARGE
 from simulations.baselines import CHEAP, baseline
 from simulations.engines.nodes import MANY
 
@@ -192,8 +194,21 @@ def tables(e: Experiment, sizes: Sizes, hosts: int) -> float:
         if e.sums.active:
             return COST.copies * 8 * sizes.items * e.sums.k + whole
         return whole * (1.5 * (hosts + 1) + 2 + 6 * sizes.clients * e.weighs)
-    rows = sizes.users + n + sizes.items * (not covers(e.share, "item_table") or e.personal)
+    rows = sizes.users + n + items_held(e, sizes) * (not covers(e.share, "item_table") or e.personal)
     return COST.copies * 4 * (width(e) + 1) * float(rows)
+
+
+def items_held(e: Experiment, sizes: Sizes) -> float:
+    """Return how many rows of items all clients hold of tables of their own.
+
+    Clients of one program that begin alike hold those that training has moved; see `fedrec.training.common_start`.
+    """
+    alike = one_program(e, sizes.clients) and not (e.personal or remembers(e) or e.agreement.active)
+    own = any(":" in text for text in (*per_client(e.model).values(), e.transform))
+    if not alike or own or sizes.items * (width(e) + 1) < LARGE:
+        return sizes.items
+    drawn = sizes.rows * e.rounds * e.local_epochs * len(e.phases) * (1 + e.num_negatives)
+    return min(sizes.items, drawn)
 
 
 def rounds(e: Experiment, sizes: Sizes) -> float:

@@ -33,7 +33,7 @@ from fedrec.training.local import held_out_loss
 from fedrec.training.losses import batch_loss
 from fedrec.training.optimisers import Optimiser
 from fedrec.training.recipe import Batch, Recipe
-from fedrec.training.results import Sum, client, client_after, stack, write
+from fedrec.training.results import Sum, client, client_after, stack
 from fedrec.training.stacks import Part, Stack, Terms
 from fedrec.training.step import Grid, Step
 from fedrec.training.update import CELLS, DRAWS, ROWS, cuts, train
@@ -324,7 +324,7 @@ def test_clients_that_take_no_part_are_left_alone_and_do_not_matter() -> None:
     c = case(ADAM)
     private = Stack({name: value.clone() for name, value in c.private.values.items()})
     (part,) = c.parts(chosen=np.array([1, 3]))
-    write(private, part)
+    private.write(part)
     for position in range(len(c.cohort)):
         mine, before = client(c.cohort, private, position), client(c.cohort, c.private, position)
         if position in (1, 3):

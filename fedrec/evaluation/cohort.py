@@ -16,6 +16,7 @@ from fedrec.evaluation.evaluate import Evaluation, Ranked, Scores, Split, assemb
 from fedrec.evaluation.scorers import ModelScorer
 from fedrec.keyed import TABLES
 from fedrec.training.cohort import Cohort
+from fedrec.training.common_start import CommonStart
 from fedrec.training.results import client
 from fedrec.training.stacks import Stack
 
@@ -85,18 +86,19 @@ def bilinear(cohort: Cohort, shared: Stack, private: Stack) -> bool:
 def linear_scores(cohort: Cohort, shared: Stack, private: Stack, task: str) -> Scores:
     """Return what scores users where `bilinear` holds: a . q_i + b b_i + c for every item, as one product of rows."""
     alone = cohort.model.kind == "item"
-    stacks = [private if name in private.values else shared for name in ("item_table", "item_bias")[: 2 - alone]]
-    parts = [stack.values[name] for stack, name in zip(stacks, ("item_table", "item_bias"), strict=False)]
+    names = ("item_table",) if alone else ("item_table", "item_bias")
+    stack = private if names[0] in private.values else shared
+    parts = [stack.values[name] for name in names]
 
     def table(rows: slice) -> Tensor:
         return torch.cat([*(part[rows] for part in parts), torch.ones_like(parts[0][rows, :1])], 1)
 
-    whole, count = None if stacks[0].each else table(slice(None)).T, int(cohort.starts["item"][1])
+    whole, count = None if stack.each else table(slice(None)).T, int(cohort.starts["item"][1])
 
     def scores(users: Ints, owner: Ints, width: int) -> Tensor:
         def take(name: str) -> Tensor:
-            stack = private if name in private.values else shared
-            return stack.at(name, cohort, users if name in TABLES else owner, owner)
+            held = private if name in private.values else shared
+            return held.at(name, cohort, users if name in TABLES else owner, owner)
 
         w, c = take(f"heads.{task}.weight"), take(f"heads.{task}.bias")
         if not alone:
@@ -104,10 +106,18 @@ def linear_scores(cohort: Cohort, shared: Stack, private: Stack, task: str) -> S
         a = torch.cat([w, c], 1)
         if whole is not None:
             return (a @ whole).cpu()
+        if isinstance(stack, CommonStart):
+            each = torch.split(w, [part.shape[1] for part in parts], 1)
+            return sum((product(stack, n, b, owner) for n, b in zip(names, each, strict=True)), c).cpu()
         first = int(owner[0])
         rows = table(slice(first * count, (int(owner[-1]) + 1) * count)).view(-1, count, a.shape[1])
         if len(rows) > len(owner):
             rows = rows.index_select(0, torch.from_numpy(owner - first).to(rows.device))
         return torch.bmm(rows, a[:, :, None])[..., 0].cpu()
+
+    def product(stack: CommonStart, name: str, b: Tensor, owner: Ints) -> Tensor:
+        """Return b . row [B, items] for every row of the tables of the clients `owner` [B]."""
+        made = [torch.bmm(rows, b[part, :, None])[..., 0] for part, rows in stack.blocks(name, cohort, owner)]
+        return torch.cat(made)
 
     return scores

@@ -25,6 +25,7 @@ from fedrec.experiment.traffic import MANY
 from fedrec.folders import write_private
 from fedrec.params import Params
 from fedrec.sparse import flat, unflat
+from fedrec.training.moved import Moved
 
 PRIVATE, OWN = "client", "own"  # private parameters; copies of shared ones, where every client has another
 ABOUT = "about.parquet"  # of a run with many clients: what they say of their data
@@ -38,7 +39,7 @@ class Keeping(NamedTuple):
     """
 
     client: str
-    private: Params
+    private: Mapping[str, Tensor]
     own: Params
     about: Mapping[str, Any]
     per_user: Sequence[PerUser] = ()
@@ -69,22 +70,29 @@ def keep(home: Path, clients: Sequence[Keeping], keys: tuple[Keys, Keys]) -> Non
     write_users(home, [part for one in clients for part in one.per_user], keys, part=first)
 
 
-def stacked(names: Sequence[str], parts: Sequence[Params]) -> bytes:
+def stacked(names: Sequence[str], parts: Sequence[Mapping[str, Tensor]]) -> bytes:
     """Return a safetensors file of several clients' tensors, those of one name and form end to end.
 
     Beside tensor `NUMBER` stands `NUMBER.rows` [clients], how many rows of it each client has, -1 for none at all.
+    Where all are `Moved` from one base, that is there once, as `base.NAME`.
     """
+    first = parts[0]
+    base = first.base if isinstance(first, Moved) else {}
+    if base and all(isinstance(part, Moved) and part.base is base for part in parts):
+        parts = [part.tensors() for part in parts if isinstance(part, Moved)]
+    else:
+        base = {}
     alike: dict[tuple[str, torch.dtype, torch.Size, bool], list[tuple[int, Tensor]]] = {}
     for place, part in enumerate(parts):
         for name, value in flat(part).items():
             alike.setdefault((name, value.dtype, value.shape[1:], not value.dim()), []).append((place, value))
-    arrays: dict[str, Tensor] = {}
+    arrays = {f"base.{name}": value for name, value in base.items()}
     for number, values in enumerate(alike.values()):
         each = [value if value.dim() else value.reshape(1) for _, value in values]
         rows = torch.full((len(parts),), -1)
         rows[[place for place, _ in values]] = torch.tensor([len(value) for value in each])
         arrays |= {str(number): torch.cat(each), f"{number}.rows": rows}
-    about = {"clients": names, "tensors": [[name, scalar] for name, _, _, scalar in alike]}
+    about = {"clients": names, "tensors": [[name, scalar] for name, _, _, scalar in alike], "base": [*base]}
     return save(arrays, {"about": json.dumps(about)})
 
 
@@ -118,6 +126,7 @@ class Index(NamedTuple):
 
     clients: Mapping[str, int]
     tensors: Sequence[tuple[str, bool, Tensor]]
+    base: Params  # what all have but for some rows; nothing where each client's are whole
 
 
 @functools.lru_cache(maxsize=8)
@@ -126,8 +135,9 @@ def index_of(path: Path, changed: int) -> Index:
     with safe_open(path, "pt") as file:
         about = json.loads(file.metadata()["about"])
         rows = [file.get_tensor(f"{number}.rows") for number in range(len(about["tensors"]))]
+        base = {name: file.get_tensor(f"base.{name}") for name in about.get("base", ())}
     tensors = [(str(name), bool(scalar), each) for (name, scalar), each in zip(about["tensors"], rows, strict=True)]
-    return Index({name: place for place, name in enumerate(about["clients"])}, tensors)
+    return Index({name: place for place, name in enumerate(about["clients"])}, tensors, base)
 
 
 def load_one(path: Path, client: str) -> Params:
@@ -140,7 +150,7 @@ def load_one(path: Path, client: str) -> Params:
                 start = int(rows[:place].clamp(min=0).sum())
                 value = file.get_slice(str(number))[start : start + count]
                 found[name] = value[0] if scalar else value
-    return unflat(found)
+    return dict(Moved.read(index.base, unflat(found))) if index.base else unflat(found)
 
 
 def describe_clients(home: Path) -> list[dict[str, Any]]:

@@ -12,19 +12,20 @@ from fedrec.params import Params
 
 @dataclass(frozen=True)
 class Moved(Mapping[str, Tensor]):
-    """Named tensors: those of `base`, with other rows of tables, and any other parameter whole.
+    """Named tensors: those of `base`, with other rows of its tables, and any other parameter whole.
 
     Many clients may have one base, which like the values must not be changed in place; what is asked for is made anew.
     """
 
     base: Params
     rows: dict[str, Tensor]  # key space -> [R] ascending rows
-    changed: Params  # tables [R, d]; any other parameter whole
+    changed: Params  # tables of the base [R, d]; any other parameter whole
 
     def __getitem__(self, name: str) -> Tensor:
         """Return one parameter."""
         value = self.changed[name]
-        return self.base[name].index_copy(0, self.rows[TABLES[name]], value) if name in TABLES else value
+        part = name in TABLES and name in self.base
+        return self.base[name].index_copy(0, self.rows[TABLES[name]], value) if part else value
 
     def __iter__(self) -> Iterator[str]:
         """Yield the names."""
@@ -33,6 +34,11 @@ class Moved(Mapping[str, Tensor]):
     def __len__(self) -> int:
         """Return how many parameters there are."""
         return len(self.changed)
+
+    @property
+    def like(self) -> Params:
+        """Tensors of the same names and shapes."""
+        return {name: self.base.get(name, value) for name, value in self.changed.items()}
 
     @staticmethod
     def start(base: Params) -> "Moved":

@@ -96,13 +96,6 @@ def on(index: Ints, like: Tensor) -> Tensor:
     return torch.from_numpy(index).to(like.device)
 
 
-def write(stack: Stack, part: Part) -> None:
-    """Replace, in place, what `part` changed of the parameters of a stack of each client."""
-    for name, value in stack.values.items():
-        index = part.touched[TABLES[name]].flat if name in TABLES else part.clients
-        value.index_copy_(0, on(index, value), part.values[name])
-
-
 def stack(params: Sequence[Mapping[str, Tensor]]) -> Stack:
     """Return the parameters of all clients of a cohort, in its order, as one stack; of one client they are its own."""
     if len(params) == 1:
@@ -159,19 +152,7 @@ class Piece(Mapping[str, Tensor]):
 
 def client(cohort: Cohort, stack: Stack, position: int) -> Params:
     """Return one client's parameters; they share the memory of a stack of each."""
-    params = {}
-    for name, value in stack.values.items():
-        if name not in TABLES:
-            params[name] = value[position] if stack.each else value
-            continue
-        space = TABLES[name]
-        start, stop = cohort.starts[space][position : position + 2]
-        rows = cohort.server[space]
-        if stack.each:
-            params[name] = value[start:stop]
-        else:
-            params[name] = value if rows is None else value.index_select(0, on(rows[start:stop], value))
-    return params
+    return {name: stack.one(name, cohort, position) for name in stack.values}
 
 
 def client_after(cohort: Cohort, before: Stack, part: Part, j: int) -> Params:

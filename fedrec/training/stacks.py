@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fedrec.data.types import Ints
 from fedrec.keyed import TABLES
-from fedrec.params import Params
+from fedrec.params import Params, to
 from fedrec.training.cohort import Cohort
 from fedrec.training.recipe import Term
 from fedrec.training.rows import Touched
@@ -47,6 +47,40 @@ class Stack:
         if name in TABLES and not self.each:
             index = server_rows(TABLES[name], cohort, index, owner)
         return value.index_select(0, torch.from_numpy(index).to(value.device))
+
+    def one(self, name: str, cohort: Cohort, position: int) -> Tensor:
+        """Return one client's parameter; it shares the memory of a stack of each."""
+        value = self.values[name]
+        if name not in TABLES:
+            return value[position] if self.each else value
+        space = TABLES[name]
+        start, stop = cohort.starts[space][position : position + 2]
+        if self.each:
+            return value[start:stop]
+        rows = cohort.server[space]
+        return value if rows is None else value.index_select(0, torch.from_numpy(rows[start:stop]).to(value.device))
+
+    def held_by(self, cohort: Cohort, position: int) -> Mapping[str, Tensor]:
+        """Return the parameters of one client as they are kept."""
+        return {name: self.one(name, cohort, position) for name in self.values}
+
+    def to(self, device: str) -> Stack:
+        """Return the same values on a device."""
+        return Stack(to(self.values, device), self.each)
+
+    def copy(self) -> Stack:
+        """Return a stack to write to."""
+        return Stack({name: value.clone() for name, value in self.values.items()}, self.each)
+
+    def write(self, part: Part) -> None:
+        """Replace, in place, what `part` changed; of a stack of each client."""
+        for name, value in self.values.items():
+            index = part.touched[TABLES[name]].flat if name in TABLES else part.clients
+            value.index_copy_(0, torch.from_numpy(index).to(value.device), part.values[name])
+
+    def settled(self) -> Stack:
+        """Return the stack with all that was written."""
+        return self
 
 
 def server_rows(space: str, cohort: Cohort, flat: Ints, owner: Ints) -> Ints:
