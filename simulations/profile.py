@@ -19,6 +19,7 @@ from fedrec.data import Dataset
 from fedrec.errors import UserError
 from fedrec.experiment.config import Experiment
 from fedrec.experiment.holdings import dataset
+from fedrec.experiment.naming import slug
 from fedrec.experiment.records import json_text
 from fedrec.folders import writing
 from fedrec.report.findings import size
@@ -69,9 +70,8 @@ def look(argv: Sequence[str], console: Console) -> int:
     options, takes, refused = following(argv, shared)
     found = [*[Suspicion("memory", refused)] * bool(refused), *found]
     told = ["python", "-m", "simulations.run", *options]
-    with writing(
-        command.out or Path("runs") / f"profile-{command.experiment.dataset}", numbered=command.out is None
-    ) as home:
+    called = Path("runs") / f"profile-{slug(title(command.experiment))}"
+    with writing(command.out or called, numbered=command.out is None) as home:
         path = (command.out or Path("runs") / home.name) / PAGE
         record(home, seen, found, shared, takes, told)
     if not command.quiet:
@@ -80,6 +80,16 @@ def look(argv: Sequence[str], console: Console) -> int:
     console.print(f"page: {path}", soft_wrap=True)
     console.print(f"next:\n{continued(told)}", soft_wrap=True)
     return 0
+
+
+def title(e: Experiment) -> str:
+    """Return what the folder is called after: the data by name, or the platforms, folder or file of a table."""
+    path = e.data_dir
+    if e.dataset != "table" or path is None:
+        return e.dataset
+    names = [part.partition("=")[0].strip() for part in str(path).split(";") if "=" in part]
+    named = path.parent if set(path.name) & set("*?[") else path
+    return "-".join(names) or named.name.partition(".")[0] or e.dataset
 
 
 def by_platform(e: Experiment, data: Dataset) -> bool:

@@ -75,6 +75,23 @@ def test_a_table_is_one_screen_and_its_command_runs(
         assert capsys.readouterr().out == f"report: {Path('made') / 'report.html'}\n"  # no look with --quiet
 
 
+def test_few_users_are_a_silo_each_and_a_folder_is_called_as_its_data(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = [f"u{user},i{user * step % 17}" for user in range(3) for step in range(1, 9)]
+    Path("shops").mkdir()
+    for name in ("a", "b"):
+        Path("shops", f"{name}.csv").write_text("\n".join(["user,item", *rows]))
+    told = next_of(shown(capsys, "--dataset", "table", "--data-dir", "shops/a.csv", "--no-compare"))
+    assert run.main([*told[3:], "--rounds", "1", "--quiet", "--out", "made"]) == 0
+    assert sorted(set(pd.read_csv("made/clients.csv")["client"])) == ["silo-1", "silo-2", "silo-3"]
+    for where in ("shops/*.csv", "shops", "films=shops/a.csv;news=shops/b.csv"):
+        shown(capsys, "--dataset", "table", "--data-dir", where)
+    names = {path.name for path in Path("runs").iterdir()}
+    assert names == {"profile-a", "profile-shops", "profile-shops-2", "profile-films-news"}
+
+
 def test_the_command_is_what_was_given_where_that_says_what_is_shared(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

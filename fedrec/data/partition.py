@@ -201,7 +201,8 @@ def _owners(
             raise UserError(f"clients: the data has {count} platforms, one client each, found {clients}")
         return list(dataset.platforms), frame["platform"].to_numpy()
     users = distinct(frame["user"].to_numpy())
-    count = clients if clients is not None else len(users) if partition == "one-user" else SILOS
+    usual = len(users) if partition == "one-user" else min(SILOS, len(users))
+    count = usual if clients is None else clients
     if count > len(users):
         raise UserError(f"clients: must be at most the number of users, {len(users)}, found {count}")
     shuffled = seeds.generator(seed, "partition").permutation(users)
