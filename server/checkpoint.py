@@ -7,7 +7,7 @@ stay. They are their owner's alone: clients' private state is among them.
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -194,11 +194,11 @@ def take(c: State, number: int, since: dict[str, int]) -> Snapshot:
         "seen": c.seen,
         "improved": sorted(c.improved),
         "prices": c.prices,
-        "last": asdict(c.scores.last),
+        "last": vars(c.scores.last),
         "keys": alike(c.scores.keys),
         "best": {
             "round": c.best.round,
-            "score": asdict(c.best.score),
+            "score": vars(c.best.score),
             "prices": c.best.prices,
             "proof": c.best.certificate,
         },

@@ -203,7 +203,9 @@ def test_imtlg_has_equal_projections_on_independent_gradients(shape: tuple[int, 
     projections = unit @ (w @ g)
     assume(np.linalg.cond(unit.numpy()) < 1e4 and float(w.abs().sum()) < 1e4)
     assert abs(float(w.sum())) == pytest.approx(1, abs=1e-9)
-    assert float(projections.max() - projections.min()) <= 1e-6 * float(projections.max())
+    # Where gradients nearly cancel, what is projected is small beside what is added up.
+    size = float((w.abs() * g.norm(dim=1)).sum())
+    assert float(projections.max() - projections.min()) <= 1e-6 * float(projections.max()) + 1e-11 * size
     assert float(projections.min()) > 0
 
 

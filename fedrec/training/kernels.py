@@ -158,6 +158,11 @@ def _item(read: Params, head: Tensor, bias: Tensor) -> tuple[Tensor, Backward]:
     return torch.baddbmm(bias, q, head.mT).view(*shape[:3], -1), backward
 
 
+def outer(d: Tensor, w: Tensor) -> Tensor:
+    """Return the products d w [k, n, width] of d [k, n, T] and w [k, T, width]; of T = 1 the same bits in less time."""
+    return d * w if d.shape[2] == 1 else torch.bmm(d, w)
+
+
 def _mf_of_one(read: Params, head: Tensor, bias: Tensor) -> tuple[Tensor, Backward]:
     """Return the scores [k, S, L, T] of h = [p_u * q_i, b_u, b_i] where every client reads one user's row."""
     shape, p, b_u = read["item_table"].shape, read["user_table"], read["user_bias"]
@@ -168,8 +173,8 @@ def _mf_of_one(read: Params, head: Tensor, bias: Tensor) -> tuple[Tensor, Backwa
     def backward(d_score: Tensor, wanted: set[str]) -> tuple[Params, Tensor]:
         d = d_score.flatten(1, 2)
         inner, total = torch.bmm(d.mT, q), d.sum(1, keepdim=True)  # [k, T, d], [k, 1, T]
-        grads = {"user_table": (inner * w).sum(1, keepdim=True), "item_table": torch.bmm(d, w * p).view(shape)}
-        grads["user_bias"], grads["item_bias"] = torch.bmm(total, w_u), torch.bmm(d, w_i).view(*shape[:3], 1)
+        grads = {"user_table": (inner * w).sum(1, keepdim=True), "item_table": outer(d, w * p).view(shape)}
+        grads["user_bias"], grads["item_bias"] = torch.bmm(total, w_u), outer(d, w_i).view(*shape[:3], 1)
         return grads, torch.cat([inner * p, torch.bmm(total.mT, b_u), torch.bmm(d.mT, b_i)], 2)
 
     return score.view(*shape[:3], -1), backward
@@ -299,6 +304,6 @@ def _penalty(
         else:
             each = (count * twice).sum(1)[:, None, None]
         pulled = each * value
-        total = total + einsum(value)("kn,kn->k", pulled.reshape(k, -1), value.reshape(k, -1))
+        total = total + (pulled * value).reshape(k, -1).sum(1)  # a product of batches takes ten times as long
         grad += pulled if weight is None else pulled * weight.reshape(-1, *[1] * (len(value.shape) - 1))
     return total / 2
