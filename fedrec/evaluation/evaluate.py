@@ -1,5 +1,6 @@
 """Evaluation of one client: full ranking or sampled candidates, and the pointwise metrics of its other tasks."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -241,7 +242,8 @@ def about_items(
 
 def means(values: Mapping[str, Values]) -> dict[str, float]:
     """Return the mean of each metric's values; NaN without any."""
-    return {name: float(value.mean()) if len(value) else float("nan") for name, value in values.items()}
+    # As `mean` has it, which takes twice as long, and is asked of every one of many clients.
+    return {n: float(np.add.reduce(value) / len(value)) if len(value) else math.nan for n, value in values.items()}
 
 
 def of_classes(score: NDArray[np.floating], target: NDArray[np.floating]) -> dict[str, Values]:

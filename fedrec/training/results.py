@@ -80,7 +80,8 @@ class Sum:
             if len(target) < len(total):
                 total.index_add_(0, target, scaled.to(total.dtype))
             else:  # single precision within a part, double across parts: up to twice as fast
-                total.add_(torch.zeros_like(total, dtype=value.dtype).index_add_(0, target, scaled))
+                made = torch.zeros_like(total, dtype=value.dtype).index_add_(0, target, scaled)
+                total.add_(made.to(total.dtype))
 
 
 def whole(cohort: Cohort, space: str, clients: Ints) -> tuple[Ints, Ints]:
