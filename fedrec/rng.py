@@ -9,8 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 Ints: TypeAlias = NDArray[np.int64]
-
-
 ENCODE = json.JSONEncoder(separators=(",", ":")).encode
 
 

@@ -241,10 +241,10 @@ def tasks_of(text: str, client: str) -> tuple[Task, ...]:
 
 
 @lru_cache(maxsize=64)  # which is asked for each of many clients
-def lists_of(text: str) -> Mapping[str, tuple[Task, ...]]:
+def lists_of(named: str) -> Mapping[str, tuple[Task, ...]]:
     """Return the tasks of every client that a `task` text names, and of "*", see `tasks_of`."""
     lists = dict[str, tuple[Task, ...]]()
-    for client, chosen in per_client(text).items():
+    for client, chosen in per_client(named).items():
         tasks = tuple(parse_task(part) for part in split_at(chosen, ","))
         if len({task.name for task in tasks}) < len(tasks):
             raise UserError(f"task: a client may name a task once, found {chosen!r}")

@@ -212,7 +212,7 @@ def test_random_lies_end_no_run_and_change_nothing_for_the_others(tries: Callabl
             assert bool(value.abs().max() < 1e6)
 
     lie_once()
-    assert counts["refused"] > counts["admitted"]
+    assert counts["refused"] > tries(2, 250)  # most of many, some of few
 
 
 @pytest.fixture

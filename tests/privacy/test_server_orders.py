@@ -468,7 +468,7 @@ def test_a_failed_evaluation_is_not_told_and_the_secret_is_gone(
     def fails(*_: object, **__: object) -> None:
         raise ValueError("user 7 has no items left")
 
-    monkeypatch.setattr("clients.round.evaluate", fails)
+    monkeypatch.setattr("clients.round.evaluate_all", fails)
     for split in ("validation", "test"):
         reply = asked(grid, node, "evaluate", broadcast_record(Broadcast(1, z, split=split, seen=1), NAME))
         assert isinstance(reply, RecordDict) and not read_contribution(reply).metrics
