@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedrec.data.types import Bools, Ints
+from fedrec.distinct import distinct
 
 FEW = 32  # rows of the whole tables for each that is named, from which to sort these is faster than to mark them
 LARGE = 2**23  # rows of the whole tables, from which the named ones are searched for rather than looked up
@@ -48,8 +49,7 @@ class Touched:
         if named is None:
             rows = np.arange(edge[-1])
         elif FEW * sum(flat.size for flat, _ in named) < edge[-1]:
-            rows = np.sort(np.concatenate([(flat + shift[owner]).reshape(-1) for flat, owner in named]))
-            rows = rows[np.diff(rows, prepend=-1) > 0]  # np.unique hashes, in ten times the time
+            rows = distinct(np.concatenate([(flat + shift[owner]).reshape(-1) for flat, owner in named]))
         else:
             mark: Bools = np.zeros(edge[-1], np.bool_)
             for flat, owner in named:
