@@ -6,15 +6,16 @@ A part is written `NAME`, `MODULE:CLASS`, or with fields `MODULE:CLASS{"width": 
 
 import dataclasses
 import importlib
+import inspect
 import json
 import math
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache, partial
 from importlib import metadata
-from types import ModuleType
-from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hints
+from types import FunctionType, ModuleType
+from typing import Annotated, Any, NamedTuple, cast, get_args, get_origin, get_type_hints
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, PlainSerializer, TypeAdapter, ValidationError
 
@@ -41,7 +42,7 @@ class Seam(NamedTuple):
         return get_args(table) or tuple(table)
 
 
-# By the field that holds the part; an attack is an option of the privacy study.
+# By the field that holds the part; an attack is an option of the privacy study, a tie a part of coupling.ties.
 SEAMS = {
     "dataset": Seam("source", ("load",), "fedrec.data:DATASETS"),
     "task": Seam("task", ("target", "loss")),
@@ -56,7 +57,9 @@ SEAMS = {
     "codec.kind": Seam("codec", ("encode", "decode"), "fedrec.federation.codecs:KINDS"),
     "tracker": Seam("tracker", ("round",), "fedrec.components:NONE"),
     "attack": Seam("attack", ("scores",)),
+    "tie": Seam("constraint", ("value",)),
 }
+SEVERAL = frozenset({"metrics", "attack", "tie"})  # of which a text names several, each with its own fields
 NONE = ("none",)
 GROUP = "fedrec.components"  # of the entry points by which installed distributions give their parts short names
 # Fields of the package's own parts that are fields of the experiment: what `--model.width 64` stands for.
@@ -352,6 +355,22 @@ def find(field: str, use: str) -> type[Any]:
         if not callable(getattr(kind, method, None)):
             raise UserError(f"{field}: {use} must have the method {method} of a {seam.name}, found none")
     return kind
+
+
+def function_of(field: str, text: str, parameter: str) -> Callable[..., Any]:
+    """Return a function of a module by its path, or the one method of a component; raises UserError.
+
+    Nothing is called but a function that its own module defines, whose one parameter has the name that is asked for.
+    """
+    part, (method,) = read(text), SEAMS[field].methods
+    module_name, _, name = part.use.partition(":")
+    found = getattr(module_of(field, part.use, module_name), name, None)
+    if not isinstance(found, FunctionType):
+        return cast("Callable[..., Any]", getattr(make(field, text), method))
+    if found.__module__ != module_name or [*inspect.signature(found).parameters] != [parameter] or part.fields:
+        rule = f"must be a component, or a function of {parameter} alone that {module_name} defines"
+        raise UserError(f"{field}: {part.use} {rule}, found {name}{inspect.signature(found)}")
+    return found
 
 
 def is_frozen(kind: type[Any]) -> bool:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, get_args, get_origin
 
-from fedrec.components import ALIASES, SEAMS, parts_of, per_client, with_fields, with_paths
+from fedrec.components import ALIASES, SEAMS, SEVERAL, parts_of, per_client, with_fields, with_paths
 from fedrec.data.sources import absolute, absolute_each
 from fedrec.data.text import PUBLIC
 from fedrec.errors import UserError, choose, named
@@ -205,7 +205,7 @@ def seam_of(path: str) -> str:
 
     Metrics are several, and carry their one field themselves: `NAME@K`.
     """
-    seams = SEAMS.keys() - {"metrics", "attack"}
+    seams = SEAMS.keys() - SEVERAL
     return next((seam for seam in seams if path.startswith(f"{seam}.") and path not in FIELDS), "")
 
 

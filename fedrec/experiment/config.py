@@ -10,7 +10,19 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, Field, ValidationError, field_validator, model_validator
 
-from fedrec.components import SEAMS, PartText, installed, make, one_of, parts_of, per_client, read, text_of, with_paths
+from fedrec.components import (
+    SEAMS,
+    SEVERAL,
+    PartText,
+    installed,
+    make,
+    one_of,
+    parts_of,
+    per_client,
+    read,
+    text_of,
+    with_paths,
+)
 from fedrec.data import LAYOUTS, Content, Filters, Market, Reading
 from fedrec.errors import UserError, choose, named
 from fedrec.experiment.needs import value_of
@@ -418,7 +430,7 @@ class Experiment(Method):
     @property
     def own_parts(self) -> list[tuple[str, str]]:
         """The parts of the user's own, as (field, text), each once."""
-        texts = {field: str(value_of(self, field)) for field in SEAMS.keys() - {"metrics", "attack"}}
+        texts = {field: str(value_of(self, field)) for field in SEAMS.keys() - SEVERAL}
         parts = [(field, str(part)) for field, text in texts.items() for part in parts_of(text) if part.own]
         return list(dict.fromkeys([*parts, *(("metrics", as_part(name)) for name in self.metrics if ":" in name)]))
 

@@ -1,19 +1,21 @@
 """A coordination problem of one's own: any differentiable losses, without Flower, data or models."""
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from fedrec.errors import UserError
 from fedrec.federation.coordination.budget import Budget
+from fedrec.federation.coordination.clauses import HARM, LOSSES, Clause, read_clause, read_clauses
 from fedrec.federation.coordination.halves import Hub, Link, Residuals
-from fedrec.federation.coordination.operators import Operator
+from fedrec.federation.coordination.joint import Joint, Verdict, one_sided
+from fedrec.federation.coordination.operators import Mean, Operator, Vectors
 from fedrec.federation.participation import draw
 from fedrec.keyed import Carrier
-from fedrec.params import finite, norm, subtract
+from fedrec.params import Params, finite, flatten, norm, subtract
 
 Loss = Callable[[Tensor], Tensor]
 LocalSolver = Callable[[Loss, Tensor], Tensor]  # (objective, start) -> approximate minimiser
@@ -65,13 +67,17 @@ def newton(steps: int = 50, tolerance: float = 1e-12) -> LocalSolver:
     return run
 
 
-Exchange = slice | Callable[[Tensor], Tensor]
-X = "x"  # the one parameter of `solve`: what a client exchanges
+Exchange = slice | Callable[[Tensor], Tensor] | Mapping[str, slice]
+X = "x"  # the one parameter of `solve`: what a client exchanges, unless its parts have names
+CLOSE = 1e-6  # up to which a tie is called met, on the scale of what makes it up
 
 
 @dataclass(frozen=True)
 class Line:
-    """One round: the objective sum_i p_i f_i, both residuals, the largest max(f_i - b_i, 0), all mu_i, and rho."""
+    """One round: the objective sum_i p_i f_i, both residuals, the largest max(f_i - b_i, 0), all mu_i, and rho.
+
+    `prices` are the multipliers of the ties of losses, one after the other.
+    """
 
     objective: float
     primal: float
@@ -79,6 +85,7 @@ class Line:
     violation: float
     multipliers: tuple[float, ...]
     rho: float
+    prices: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -86,7 +93,9 @@ class Solution:
     """The state after the rounds, from which `solve` can go on.
 
     `theta` [n] the local variables, `x` what they exchange, `z` the coupled points, `links` the clients' scaled duals,
-    `mu` the multipliers of the budgets, `history` one line for each round.
+    `mu` the multipliers of the budgets, `history` one line for each round. `held` is what the server has of ties by
+    name beside V. `converged` says that both residuals came below the `tolerance` that was asked for, relative to Z;
+    `verdicts` how every tie stands at the clients' own x_i and f_i.
     """
 
     theta: list[Tensor]
@@ -96,11 +105,15 @@ class Solution:
     mu: list[float]
     rho: float
     history: list[Line]
+    held: Params = field(default_factory=dict)
+    converged: bool = False
+    tolerance: float = 0.0
+    verdicts: tuple[Verdict, ...] = ()
 
     @property
     def duals(self) -> list[Tensor]:
         """Return the scaled duals u_i; the multipliers of x_i = z_i are rho p_i u_i."""
-        return [link.dual[X] for link in self.links]
+        return [flatten(_parameters(link.rescale(self.rho).dual)) for link in self.links]
 
     @property
     def feasible(self) -> bool:
@@ -120,30 +133,69 @@ class Solution:
 
 
 @dataclass(frozen=True)
+class _Priced:
+    """A loss that is exchanged: its block, whether less is no gap, and what it is counted from."""
+
+    block: str
+    one_sided: bool
+    least: float = 0.0
+
+
+@dataclass(frozen=True)
 class _Client:
+    name: str
     loss: Loss
     part: Exchange
     weight: float
     budget: Budget  # infinite where nothing is promised
+    priced: tuple[_Priced, ...] = ()
+    scale: float = 1.0
 
-    def exchange(self, theta: Tensor) -> Tensor:
-        return theta[self.part] if isinstance(self.part, slice) else self.part(theta)
+    def exchange(self, theta: Tensor) -> Params:
+        """Return x(theta), without losses."""
+        if isinstance(self.part, Mapping):
+            return {name: theta[where] for name, where in self.part.items()}
+        return {X: theta[self.part] if isinstance(self.part, slice) else self.part(theta)}
 
-    def begin(self, theta: Tensor, z: Tensor) -> Tensor:
+    def sent(self, theta: Tensor, value: float, anchor: Params) -> Params:
+        """Return x(theta) and what is sent of the loss f(theta): of a one-sided tie no less than its anchor."""
+        x = {name: part.detach() for name, part in self.exchange(theta).items()}
+        for one in self.priced:
+            told = torch.tensor([(value - one.least) * self.scale], dtype=torch.float64)
+            x[one.block] = torch.maximum(told, anchor[one.block]) if one.one_sided and one.block in anchor else told
+        return x
+
+    def begin(self, theta: Tensor, z: Params) -> Tensor:
         """Return where a round's local training starts: at the z it received, where x is a part of theta."""
-        if not isinstance(self.part, slice):
-            return theta
-        theta = theta.clone()
-        theta[self.part] = z
+        if isinstance(self.part, slice | Mapping):
+            theta = theta.clone()
+            for name, where in ({X: self.part} if isinstance(self.part, slice) else self.part).items():
+                theta[where] = z[name]
         return theta
 
-    def objective(self, anchor: Tensor, rho: float, mu: float) -> Loss:
-        """Return f + rho/2 |x(theta) - anchor|^2 plus the budget's term over p, which is 1/p of the client's share."""
+    def objective(self, anchor: Params, rho: float, mu: float) -> Loss:
+        """Return f + rho/2 |x(theta) - anchor|^2 plus the budget's term over p, which is 1/p of the client's share.
+
+        Of a loss that is exchanged it is rho s^2/2 (f - t + u)^2 too, t - u being its anchor, as far as f's weight
+        1 + rho s^2 (f - t + u) is above 0: no client is trained to be worse.
+        """
+        step = rho * self.scale**2
+        points = [float(anchor[one.block]) / self.scale + one.least for one in self.priced]
+        above = [point for one, point in zip(self.priced, points, strict=True) if one.one_sided]
+        around = [point for one, point in zip(self.priced, points, strict=True) if not one.one_sided]
 
         def value(theta: Tensor) -> Tensor:
             f = self.loss(theta)
-            tied = f + rho / 2 * (self.exchange(theta) - anchor).square().sum() if rho else f
-            return tied if self.budget.limit == math.inf else tied + self.budget.term(f, mu) / self.weight
+            total = f
+            if around:
+                whole = step * len(around)
+                total = (1 + whole * (f - sum(around) / len(around))).clamp(min=0.0).square() / (2 * whole)
+            for point in above:
+                total = total + step / 2 * (f - point).clamp(min=0.0).square()
+            if rho:
+                for name, part in self.exchange(theta).items():
+                    total = total + rho / 2 * (part - anchor[name]).square().sum()
+            return total if self.budget.limit == math.inf else total + self.budget.term(f, mu) / self.weight
 
         return value
 
@@ -151,7 +203,7 @@ class _Client:
 def solve(
     losses: Sequence[Loss],
     initial: Sequence[Tensor],
-    coupling: Operator,
+    coupling: Operator | str | Sequence[str | Clause],
     *,
     rho: float,
     rounds: int,
@@ -161,53 +213,228 @@ def solve(
     weights: Sequence[float] | None = None,
     budgets: Sequence[float | None] | None = None,
     budget_step: float = 1.0,
+    alone: Sequence[float] | None = None,
+    clients: Sequence[str] | None = None,
     duals: bool = True,
     balance: bool = False,
     seed: int = 0,
+    tolerance: float = 0.0,
     state: Solution | None = None,
 ) -> Solution:
-    """Minimise sum_i p_i f_i(theta_i) + h(Z) subject to x_i(theta_i) = z_i, Z in C, and f_i(theta_i) <= b_i.
+    """Minimise sum_i p_i f_i(theta_i) + h(Z) subject to x_i(theta_i) = z_i, g_j(Z, f) = 0 or <= 0, f_i <= b_i.
 
     `losses[i]` maps theta_i [d_i] to a scalar; `exchange[i]` is the part of theta_i that is x_i (all of it by default,
-    a slice for partial sharing) or an affine map to x_i (a matrix for a linear tie, logits for output agreement).
-    `local_solver(objective, start)` approximates a client's argmin, see `newton` and `gradient_steps`. In each round a
-    fraction `participation` of the clients, drawn by `seed`, takes part: with duals a random coordinate step of
-    Douglas-Rachford splitting, which converges for every rho > 0 (arXiv 1404.7536); without, z ties what each client
-    sent last. `state` goes on from an earlier solution, to the bit. Everything is float64 on the CPU.
-    Raises UserError if an argument does not fit the others, and if a client's loss or variable is not finite.
+    a slice for partial sharing, or several by name) or an affine map to x_i (a matrix for a linear tie, logits for
+    output agreement). `coupling` is an operator, or ties as texts (see `clauses`), in which clients go by the names of
+    `clients` (client0, client1, ... by default) and the block of all that is exchanged is `x`; a tie of the block
+    `harm` counts losses from `alone`. `local_solver(objective, start)` approximates a client's argmin, see `newton`
+    and `gradient_steps`. In each round a fraction `participation` of the clients, drawn by `seed`, takes part: with
+    duals a random coordinate step of Douglas-Rachford splitting, which converges for every rho > 0
+    (arXiv 1404.7536); without, z ties what each client sent last. It ends after so many `rounds`, or when both
+    residuals are below the `tolerance`, relative to Z. `state` goes on from an earlier solution, to the bit.
+    Everything is float64 on the CPU. Raises UserError if an argument does not fit the others, and if a client's loss
+    or variable is not finite.
     """
-    clients = _clients(losses, initial, exchange, weights, budgets, budget_step)
-    if not rho > 0 and (duals or any(not isinstance(client.part, slice) for client in clients)):
-        raise UserError(f"rho: must be above 0 with duals or a map as exchange, found {rho}")
+    clauses = _clauses(coupling)
+    many = _clients(losses, initial, exchange, weights, budgets, budget_step, clients, clauses, alone, rho)
+    _check(many, rho, rounds, participation, budget_step, tolerance, duals, bool(clauses))
     begun = [t.detach().double() for t in initial]
-    first = [client.exchange(t).detach() for client, t in zip(clients, begun, strict=True)]
-    tied = [Link.start({X: t}, rho) for t in first]
-    now = state or Solution(begun, first, first, tied, [0.0] * len(first), rho, [])
-    theta, x, links, mu, history = list(now.theta), list(now.x), list(now.links), list(now.mu), list(now.history)
-    carriers = {str(i): Carrier(str(i), {X: x[i]}, {}, client.weight) for i, client in enumerate(clients)}
-    values = {str(i): {X: links[i].sent[X] if duals else x[i]} for i in range(len(x))}
-    hub = Hub(coupling, now.rho, carriers, values, duals, balance)
+    first = [
+        c.sent(t, _loss(many, i, t, 0) if c.priced else 0.0, {})
+        for i, (c, t) in enumerate(zip(many, begun, strict=True))
+    ]
+    tied = [Link.start(x, rho) for x in first]
+    plain = [flatten(_parameters(x)) for x in first]
+    now = state or Solution(begun, plain, plain, tied, [0.0] * len(first), rho, [])
+    theta, links, mu, history = list(now.theta), list(now.links), list(now.mu), list(now.history)
+    x = (
+        first
+        if state is None
+        else [
+            c.sent(t, _loss(many, i, t, len(history)) if c.priced else 0.0, {})
+            for i, (c, t) in enumerate(zip(many, theta, strict=True))
+        ]
+    )
+    carriers = {c.name: Carrier(c.name, x[i], {}, c.weight) for i, c in enumerate(many)}
+    values = {c.name: links[i].sent if duals else x[i] for i, c in enumerate(many)}
+    hub: Hub
+    if clauses is None:
+        assert not isinstance(coupling, str | Sequence)
+        hub = Hub(coupling, now.rho, carriers, values, duals, balance)
+    else:
+        hub = Joint(Mean(), now.rho, carriers, values, duals, balance, clauses=clauses, scale=many[0].scale)
     if state is not None:
-        hub.z = {str(i): {X: z} for i, z in enumerate(state.z)}  # as it was tied, before rho adapted
+        hub.restore(state.held)  # as it was tied, before rho adapted
+    settled, enough = 0, math.ceil(3 / participation)
     for number in range(len(history), len(history) + rounds):
         gaps = []
-        for i in draw(len(clients), participation, seed, number):
-            client, z, link = clients[i], hub.z[str(i)], links[i].rescale(hub.rho)
+        for i in draw(len(many), participation, seed, number):
+            client, z, link = many[i], hub.z[many[i].name], links[i].rescale(hub.rho)
             anchor = link.anchor(z) if duals else z
-            theta[i] = local_solver(client.objective(anchor[X], hub.rho, mu[i]), client.begin(theta[i], z[X]))
-            x[i] = client.exchange(theta[i]).detach()
+            theta[i] = local_solver(client.objective(anchor, hub.rho, mu[i]), client.begin(theta[i], z))
             if not finite(theta[i]):
                 raise UserError(
                     f"local_solver: must return finite values, found others for client {i} in round {number + 1}"
                 )
-            mu[i] = client.budget.multiplier(mu[i], _loss(clients, i, theta[i], number))
-            gaps.append(norm(subtract({X: x[i]}, z)) ** 2)
-            sent = {X: x[i]}
+            value = _loss(many, i, theta[i], number)
+            x[i] = client.sent(theta[i], value, anchor)
+            mu[i] = client.budget.multiplier(mu[i], value)
+            gaps.append(norm(subtract(x[i], z)) ** 2)
+            sent = x[i]
             if duals:
                 sent, links[i] = link.answer(sent, z)
-            hub.absorb(str(i), sent)
-        history.append(_line(clients, theta, mu, hub.step(gaps), number))
-    return Solution(theta, x, [hub.z[str(i)][X] for i in range(len(x))], links, mu, hub.rho, history)
+            hub.absorb(client.name, sent)
+        line = _line(many, theta, mu, hub.step(gaps), number)
+        if isinstance(hub, Joint):
+            line = replace(line, prices=tuple(p for y in hub.prices.values() for p in y.tolist()))
+        history.append(line)
+        size = tolerance * (1 + math.hypot(*(norm(z) for z in hub.z.values())))
+        near = max(line.primal, line.dual / (line.rho or 1.0)) <= size and line.violation <= tolerance
+        settled = settled + 1 if near else 0
+        if tolerance and settled >= enough:
+            break
+    told = [
+        c.sent(t, _loss(many, i, t, len(history)) if c.priced else 0.0, {})
+        for i, (c, t) in enumerate(zip(many, theta, strict=True))
+    ]
+    verdicts = _verdicts(hub, many, told, history, theta, local_solver, rounds) if isinstance(hub, Joint) else ()
+    return Solution(
+        theta,
+        [flatten(_parameters(one)) for one in x],
+        [flatten(_parameters(hub.z[c.name])) for c in many],
+        links,
+        mu,
+        hub.rho,
+        history,
+        hub.state(),
+        bool(tolerance) and settled >= enough,
+        tolerance,
+        verdicts,
+    )
+
+
+def _parameters(x: Params) -> Params:
+    return {name: value for name, value in x.items() if name not in (LOSSES, HARM)}
+
+
+def _clauses(coupling: Operator | str | Sequence[str | Clause]) -> list[Clause] | None:
+    if isinstance(coupling, str):
+        return read_clauses(coupling)
+    if isinstance(coupling, Sequence):
+        return [read_clause(one) if isinstance(one, str) else one for one in coupling]
+    return None
+
+
+def _verdicts(
+    hub: Joint,
+    clients: Sequence[_Client],
+    told: Sequence[Params],
+    history: Sequence[Line],
+    theta: Sequence[Tensor],
+    local_solver: LocalSolver,
+    rounds: int,
+) -> tuple[Verdict, ...]:
+    """Return how the ties stand at the clients' own values; of losses that are not met, whether they can be."""
+    found = hub.at({c.name: one for c, one in zip(clients, told, strict=True)})
+    verdicts = []
+    for verdict, clause in zip(hub.verdicts, hub.clauses, strict=True):
+        if clause.text in found:
+            g = found[clause.text]
+            residual = float((g.clamp(min=0.0) if clause.inequality or clause.form else g.abs()).max())
+            word = "met" if residual <= CLOSE * (1 + abs(clause.constant)) else "violated"
+            word = verdict.verdict if verdict.verdict == "infeasible" else word
+            verdict = replace(verdict, residual=residual, verdict=word)
+        verdicts.append(verdict)
+    broken = [v for v, c in zip(verdicts, hub.clauses, strict=True) if c.of_losses and v.verdict == "violated"]
+    if broken and len(history) > 1 and contradict(hub, clients, history, theta, local_solver, rounds):
+        verdicts = [replace(v, verdict="infeasible") if v in broken else v for v in verdicts]
+    return tuple(verdicts)
+
+
+def contradict(
+    hub: Joint,
+    clients: Sequence[_Client],
+    history: Sequence[Line],
+    theta: Sequence[Tensor],
+    local_solver: LocalSolver,
+    rounds: int,
+) -> bool:
+    """Return whether the ties of losses contradict each other: min_theta w'g > 0 for the weights w that still grow.
+
+    Of convex losses, and ties that ask each of them to be small, that is a proof (Farkas), as far as the rounds that
+    minimise it have come.
+    """
+    last, before = (torch.tensor(history[k].prices, dtype=torch.float64) for k in (-1, len(history) // 2 - 1))
+    w, offset, factors, constant = last - before, 0, dict.fromkeys((c.name for c in clients), 0.0), 0.0
+    for bound in hub.bounds:
+        if not bound.clause.of_losses:
+            continue
+        mine = w[offset : offset + bound.size]
+        offset += bound.size
+        if bound.clause.inequality or bound.clause.form:
+            mine = mine.clamp(min=0.0)
+        flat = torch.zeros(hub.layout.size, dtype=torch.float64, requires_grad=True)
+        value = bound.g(flat) @ mine
+        (slope,) = torch.autograd.grad(value, flat)
+        constant += float(value.detach())
+        for (client, name), (place, _) in hub.layout.places.items():
+            if name == bound.clause.blocks[0]:
+                factors[client] += float(slope[place]) * hub.scale
+                least = next(one.least for c in clients if c.name == client for one in c.priced if one.block == name)
+                constant -= float(slope[place]) * hub.scale * least
+    size = sum(abs(a) for a in factors.values())
+    if not size or min(factors.values()) < -1e-9 * size:
+        return False
+    ties = [c for c in hub.clauses if not c.of_losses]
+    found = solve(
+        [c.loss for c in clients],
+        list(theta),
+        ties or Separate(),
+        rho=hub.rho,
+        rounds=max(rounds, 200),
+        local_solver=local_solver,
+        exchange=[c.part for c in clients],
+        weights=[max(factors[c.name] / size, 1e-9) * len(clients) for c in clients],
+        clients=[c.name for c in clients],
+        tolerance=1e-9,
+    )
+    value = sum(factors[c.name] * float(c.loss(t)) for c, t in zip(clients, found.theta, strict=True)) + constant
+    return found.converged and value > 1e-6 * size
+
+
+@dataclass(frozen=True)
+class Separate(Operator):
+    """No tie: z_i = v_i."""
+
+    def __call__(self, v: Vectors, p: Tensor, rho: float) -> Vectors:
+        """See Operator."""
+        return v
+
+
+def _check(
+    clients: Sequence[_Client],
+    rho: float,
+    rounds: int,
+    participation: float,
+    budget_step: float,
+    tolerance: float,
+    duals: bool,
+    by_name: bool,
+) -> None:
+    """Raise UserError for a number that is none of its kind."""
+    if not (math.isfinite(rho) and rho >= 0):
+        raise UserError(f"rho: must be a finite number from 0, found {rho}")
+    if not rho > 0 and (duals or any(callable(client.part) for client in clients)):
+        raise UserError(f"rho: must be above 0 with duals or a map as exchange, found {rho}")
+    if by_name and not duals:
+        raise UserError("duals: must be kept for ties by name, found none")
+    if rounds < 0:
+        raise UserError(f"rounds: must be at least 0, found {rounds}")
+    for name, value, most in (("participation", participation, 1.0), ("budget_step", budget_step, math.inf)):
+        if not 0 < value <= most or math.isinf(value):
+            raise UserError(f"{name}: must be above 0{' and at most 1' * (most == 1)}, found {value}")
+    if not 0 <= tolerance < 1:
+        raise UserError(f"tolerance: must be from 0 and below 1, found {tolerance}")
 
 
 def _clients(
@@ -217,18 +444,37 @@ def _clients(
     weights: Sequence[float] | None,
     budgets: Sequence[float | None] | None,
     step: float,
+    names: Sequence[str] | None,
+    clauses: Sequence[Clause] | None,
+    alone: Sequence[float] | None,
+    rho: float,
 ) -> list[_Client]:
     n = len(losses)
     parts: Sequence[Exchange] = [slice(None)] * n if exchange is None else exchange
     p = [1.0] * n if weights is None else weights
     limits = [None] * n if budgets is None else budgets
-    for name, value in {"initial": initial, "exchange": parts, "weights": p, "budgets": limits}.items():
+    called = [f"client{i}" for i in range(n)] if names is None else names
+    least = [0.0] * n if alone is None else alone
+    given = {"initial": initial, "exchange": parts, "weights": p, "budgets": limits, "clients": called, "alone": least}
+    for name, value in given.items():
         if len(value) != n:
             raise UserError(f"{name}: must have one entry for each of the {n} losses, found {len(value)}")
-    if not all(w > 0 for w in p):
-        raise UserError(f"weights: must be above 0, found {min(p)}")
+    if not n or len({*called}) != n:
+        raise UserError(f"clients: must be one or more, each with a name of its own, found {', '.join(called)}")
+    if not all(w > 0 and math.isfinite(w) for w in p):
+        raise UserError(f"weights: must be above 0 and finite, found {min(p)}")
+    if any(limit is not None and math.isnan(limit) for limit in limits):
+        raise UserError("budgets: must be numbers, found nan")
+    blocks = list(dict.fromkeys(c.blocks[0] for c in clauses or () if c.of_losses))
+    if HARM in blocks and alone is None:
+        raise UserError("alone: must be given for a tie of harm, the loss of each client by itself, found none")
     budget = [Budget(math.inf if limit is None else limit, step) for limit in limits]
-    return [_Client(*row) for row in zip(losses, parts, p, budget, strict=True)]
+    scale = math.sqrt(step / rho) if blocks and rho > 0 else 1.0
+    many = []
+    for i, name in enumerate(called):
+        priced = tuple(_Priced(b, one_sided(clauses or (), name, b), least[i] if b == HARM else 0.0) for b in blocks)
+        many.append(_Client(name, losses[i], parts[i], p[i], budget[i], priced, scale))
+    return many
 
 
 def _loss(clients: list[_Client], i: int, theta: Tensor, number: int) -> float:
