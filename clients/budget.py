@@ -1,6 +1,7 @@
 """A client's loss budget: what it is promised, by how much it is missed, and the price of keeping it."""
 
 import math
+from collections.abc import Iterator
 
 from clients.client import Client
 from clients.state import State
@@ -39,8 +40,15 @@ def excess(client: Client, state: State, z: Params, number: int) -> tuple[State,
 
 def alone(client: Client) -> list[float]:
     """Return the lowest held-out loss that a client has reached after each round of training alone."""
-    e, params, lowest = client.experiment, to(client.start(), client.device), [math.inf]
-    weigher = client.weigher()
+    lowest = [math.inf]
+    for params in models_alone(client):
+        lowest.append(min(lowest[-1], held_out(client, params)))
+    return lowest[1:]
+
+
+def models_alone(client: Client) -> Iterator[Params]:
+    """Yield a client's model after each round of training alone."""
+    e, params, weigher = client.experiment, to(client.start(), client.device), client.weigher()
     for number in range(1, e.rounds + 1):
         scope = (client.data.name, "alone", number)
         params, _ = local_update(
@@ -54,8 +62,7 @@ def alone(client: Client) -> list[float]:
             scope=scope,
             weigher=weigher,
         )
-        lowest.append(min(lowest[-1], held_out(client, params)))
-    return lowest[1:]
+        yield params
 
 
 def held_out(client: Client, params: Params) -> float:

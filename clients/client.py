@@ -134,7 +134,7 @@ class Client:
             return self.model.weights_like
         if isinstance(self.model, FactorRecommender):
             return {name: value for name, value in self.shared_like.items() if name not in OF_USERS}
-        return self.shared_like
+        return self.shared_like | {block: torch.zeros(1) for block in self.experiment.coupling.priced}
 
     def link(self, shared: Params) -> Link | None:
         """Return the link of a client that joins with its shared parameters; None without duals."""

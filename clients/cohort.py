@@ -10,7 +10,7 @@ from clients.about import about
 from clients.client import Client
 from clients.joining import Together
 from clients.private import open_loss
-from clients.round import begin, finish, receive, told
+from clients.round import begin, finish, receive, selected, told
 from clients.stacked import Training, received
 from clients.state import Party, State, unseen
 from clients.states import Snapshots, States
@@ -79,6 +79,13 @@ class Program:
     def places(self) -> dict[str, int]:
         """Every client's position."""
         return {name: place for place, name in enumerate(self.names)}
+
+    @cached_property
+    def judging(self) -> Cohort:
+        """The cohort with what its clients measure a validation on."""
+        datas = tuple(selected(client, "validation") for client in self.clients)
+        same = all(one is client.data for one, client in zip(datas, self.clients, strict=True))
+        return self.cohort if same else replace(self.cohort, datas=datas)
 
     @property
     def experiment(self) -> Experiment:
@@ -234,7 +241,7 @@ class Program:
         plain = not e.trains_copies and not self.cohort.model.sequence.active
         readers = {} if plain else {place: reader(e, self.clients[place].data, split) for place in sent}
         evaluations = evaluate_many(
-            self.cohort,
+            self.judging if split == "validation" else self.cohort,
             z,
             kept.private,
             split,
@@ -246,7 +253,8 @@ class Program:
         )
         replies, shelf = list[Contribution](), list[Keeping]()
         at_rest = kept.private.to("cpu")
-        tells, personal, sharing = not (e.privacy.active or e.budget.active), e.personal, e.sharing()
+        tells, personal = not (e.privacy.active or e.budget.active or e.coupling.priced), e.personal
+        sharing = e.sharing()
         for (place, broadcast), made in zip(sent.items(), evaluations, strict=True):
             one = self.clients[place]
             if split == "test" and home is not None:

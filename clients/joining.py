@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+import clients.priced as priced
 from clients.client import Client
 from clients.heads import kept_head
 from clients.state import Kept, Laid, Party, State
@@ -37,6 +38,7 @@ def join(client: Client, start: Params | None = None) -> tuple[State, Contributi
     private = {name: value for name, value in private.items() if not is_sum(name)}  # made anew of its data
     private |= kept_head(client)
     rows = row_ids(shared, client.data, client.channel)
+    shared |= priced.start(client, start)
     reply = Contribution(client.data.name, shared, examples(client), client.device, rows)
     return State(Kept(0, private, client.link(shared), own)), reply
 

@@ -16,11 +16,13 @@ from clients.client import Client
 from clients.heads import choose_head
 from clients.home import parted, with_home
 from clients.newcomer import fit_message, lesson
+from clients.priced import judged, tell, third
 from clients.private import measured, open_loss, protected, unsaid
 from clients.promise import excess_of_weights
 from clients.secure import Envelope
 from clients.state import Kept, State
 from clients.training import Made, Start, train
+from fedrec.data import ClientData
 from fedrec.evaluation.evaluate import Evaluation, Split, blocks, evaluate_all, held_out, members
 from fedrec.evaluation.scorers import ModelScorer
 from fedrec.experiment.folding import fold_in
@@ -46,7 +48,9 @@ def receive(client: Client, broadcast: Broadcast) -> Broadcast:
     if client.experiment.coupling.balance and not 0 < broadcast.rho < math.inf:
         raise ContractError(f"rho: must be above 0 and finite where it adapts, found {broadcast.rho}")
     like, c = client.received_like, broadcast.control
-    return replace(broadcast, values=admit(broadcast.values, like), control=None if c is None else admit(c, like))
+    values = admit(broadcast.values, like)
+    targets = {block: values.pop(block) for block in client.experiment.coupling.priced}
+    return replace(broadcast, values=values, targets=targets, control=None if c is None else admit(c, like))
 
 
 def followed(state: State, broadcast: Broadcast) -> State:
@@ -64,6 +68,11 @@ def begin(client: Client, state: State, broadcast: Broadcast) -> tuple[State, St
         return state, Start(broadcast, z, private, own, link, rho, anchor, shift)
     link = link.rescale(broadcast.rho if coupling.balance else rho)
     state, mu, told = priced(client, state, broadcast)
+    if coupling.priced:
+        state, of_losses = tell(client, state, z, broadcast.targets, link)
+        return state, Start(
+            broadcast, z, private, own, link, link.rho, link.anchor(z), shift, of_losses.mu, told, of_losses.sent
+        )
     return state, Start(broadcast, z, private, own, link, link.rho, link.anchor(z), shift, mu, told)
 
 
@@ -83,12 +92,13 @@ def finish(
             values = x
             private = {**private, **(envelope.at_home(x) if envelope else {})}
         else:
-            values, link = link.answer(x, start.z)
+            x, z = {**x, **start.priced}, {**start.z, **start.sent.targets}
+            values, link = link.answer(x, z)
             if envelope:  # what the sum does not take stays owed
                 owed = subtract(envelope.travelled(values), double(values))
                 link = replace(link, sent=add(link.sent, owed))
             else:
-                metrics["gap"] = norm(subtract(x, start.z)) ** 2
+                metrics["gap"] = norm(subtract(x, z)) ** 2
         if client.experiment.codec.active:
             values, own, link = encoded(client, values, start.z, own, link)
     metrics |= start.told if link else counted(client)
@@ -188,14 +198,25 @@ def told(client: Client, state: State, broadcast: Broadcast, result: Evaluation)
         else:
             state, over = excess(client, state, broadcast.values, client.experiment.rounds)
         metrics[f"{client.data.name}/all/excess"] = over
+    elif client.experiment.coupling.priced and broadcast.split == "validation":
+        state, found = judged(client, state, broadcast.values)
+        metrics |= {f"{client.data.name}/all/{block}": value for block, value in found.items()}
     return state, Contribution(client.data.name, {}, metrics, client.device)
+
+
+def selected(client: Client, split: Split) -> ClientData:
+    """Return a client's data with what it measures a split on: of tied losses a third of the validation rows."""
+    e = client.experiment
+    if split == "test" or not e.coupling.priced or e.coupling.judged == "training":
+        return client.data
+    return third(client.data, e.seed, "selects")
 
 
 def measure(client: Client, shared: Params, private: Params, split: Split) -> Evaluation:
     """Return the metrics of this client's model, or of every member's if it is a pooled one."""
     e, params = client.experiment, to(client.experiment.sharing().join(shared, private), client.device)
-    results = list[Evaluation]()
-    for block in blocks(members(client.data, params), lambda member: len(member[0].items), ITEMS):
+    results, whole = list[Evaluation](), selected(client, split)
+    for block in blocks(members(whole, params), lambda member: len(member[0].items), ITEMS):
         scorers = [
             ModelScorer(reader(e, data, split), fold_in(e, part, data, split, held_out(data, split).user))
             for data, part in block

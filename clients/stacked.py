@@ -137,7 +137,7 @@ class Training:
             anchor = self.spread({place: start.anchor for place, start in starts.items()})
         if first.shift:
             shift = self.spread({place: start.shift for place, start in starts.items() if start.shift})
-        if e.budget.active:
+        if e.budget.active or e.coupling.priced:
             weight = torch.tensor([1.0 + start.mu for start in starts.values()])
         if e.drift.second:
             personal = self.spread({p: start.own.personal for p, start in starts.items() if start.own.personal})

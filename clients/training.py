@@ -48,6 +48,7 @@ class Start(NamedTuple):
     shift: Params | None  # added to the gradients
     mu: float = 0.0
     told: Mapping[str, float] = MappingProxyType({})
+    priced: Mapping[str, Tensor] = MappingProxyType({})  # what is sent of losses that are tied
 
 
 class Made(NamedTuple):

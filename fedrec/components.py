@@ -373,6 +373,11 @@ def function_of(field: str, text: str, parameter: str) -> Callable[..., Any]:
     return found
 
 
+def require(field: str, text: str) -> None:
+    """Import the part of the user's own that a text names; raises UserError where it is none for the field."""
+    function_of(field, text, "z") if field == "tie" else make(field, text)
+
+
 def is_frozen(kind: type[Any]) -> bool:
     """Return whether a class is a frozen dataclass or a frozen pydantic model."""
     if dataclasses.is_dataclass(kind):

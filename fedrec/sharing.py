@@ -111,7 +111,8 @@ class Broadcast:
     `keep` tells the client that the state it evaluated last is the best so far; `seen` is the round of its last
     contribution that the server took; `rho` is the present penalty where it adapts; `control` is the client's part of
     the server's control variate, for training under SCAFFOLD only; `rows` are the global ids of the rows that are sent,
-    by key space, for newcomers only, who may have others.
+    by key space, for newcomers only, who may have others. `targets` are those of tied losses, which a client takes
+    out of the values.
     """
 
     round: int
@@ -122,6 +123,7 @@ class Broadcast:
     seen: int = 0
     control: Params | None = None
     rows: dict[str, Ints] = field(default_factory=dict)
+    targets: Params = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -201,6 +201,7 @@ def take(c: State, number: int, since: dict[str, int]) -> Snapshot:
             "score": vars(c.best.score),
             "prices": c.best.prices,
             "proof": c.best.certificate,
+            "ties": c.best.ties,
         },
         "newcomers": c.newcomers.state(),
         "seconds": c.record.seconds,
@@ -246,7 +247,7 @@ def put_back(c: State, snapshot: Snapshot) -> None:
         # What every client was sent is a part of z, unless the coupling is personal.
         own = {name: under(f"part/{place}/", snapshot.tensors) for place, name in enumerate(c.carriers)}
         parts = own if c.plan.coupling.personal else {name: gather(z, who) for name, who in c.carriers.items()}
-        c.best = Best(about["round"], Score(**about["score"]), z, parts, about["prices"], about["proof"])
+        c.best = Best(about["round"], Score(**about["score"]), z, parts, about["prices"], about["proof"], about["ties"])
     c.newcomers.restore(numbers["newcomers"])
     for name in ROWS:
         getattr(c.record, name)[:] = snapshot.record[name]

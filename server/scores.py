@@ -47,12 +47,14 @@ class Best:
     parts: dict[str, Params] = field(default_factory=dict)
     prices: dict[str, float] = field(default_factory=dict)
     certificate: dict[str, Any] = field(default_factory=dict)  # what proves its parameters the best there are
+    ties: list[Row] = field(default_factory=list)  # how every tie by name stands
 
     def budgets(self) -> list[Row]:
         """Return, for each client with a budget, its price mu, f - b, their product, and whether the budget is met."""
         return [
             {"client": name, "mu": mu, "excess": excess, "complementarity": mu * excess, "feasible": excess <= 0}
             for name, excess in self.score.over.items()
+            if name not in {tie["tie"] for tie in self.ties}
             for mu in (self.prices.get(name, 0.0),)
         ]
 
@@ -64,14 +66,17 @@ class Scores:
     last: Score = field(default_factory=Score)
     keys: dict[str, tuple[Key, ...]] = field(default_factory=dict)  # what each client has measured
 
-    def judge(self, metrics: Mapping[Key, float], select: Sequence[str], best: Score) -> Score:
-        """Return the score of a round by what its clients measured.
+    def judge(
+        self, metrics: Mapping[Key, float], select: Sequence[str], best: Score, broken: Mapping[str, float]
+    ) -> Score:
+        """Return the score of a round by what its clients measured, and by how much it breaks what ties them.
 
         Of a client that gives no score counts the worse of its last one and its one in the best round: without the
         client, no round is better than the best for what only that client has lost.
         """
         values = selection_scores(metrics, select)
         over = {who: value for (who, _, metric), value in metrics.items() if metric == "excess" and value == value}
+        over |= broken
         score = Score(
             standing(values, self.last.values, best.values, min), standing(over, self.last.over, best.over, max)
         )

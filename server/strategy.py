@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from fedrec.experiment.records import Record, Row, to_row
 from fedrec.federation.coordination import Residuals, normalise
+from fedrec.federation.coordination.clauses import HARM, LOSSES
 from fedrec.federation.proportion import refusals
 from fedrec.params import Params
 from fedrec.sharing import Broadcast, Contribution
@@ -18,6 +19,8 @@ from server.scores import Best, Key, Score, average, objective, own_metrics
 from server.secure import sum_up
 from server.state import State
 from server.totals import bid_farewell, require_changes, summed
+
+OF_LOSSES = (LOSSES, HARM)  # metrics that enter the numerics alone
 
 
 @dataclass
@@ -54,6 +57,7 @@ class Coordinator(State):
             self.best = self.candidate(number, Score())
         self.record.shared, self.record.selected_round, self.parts = self.best.z, self.best.round, self.best.parts
         self.record.budgets, self.record.certificate = self.best.budgets(), self.best.certificate
+        self.record.ties = self.best.ties
         self.record.summed = summed(self) if self.plan.by_sums and not self.plan.factors else None
         self.evaluate(self.best.round, "test")
         assess(self)
@@ -62,7 +66,8 @@ class Coordinator(State):
 
     def candidate(self, number: int, score: Score) -> Best:
         """Return a round as it may be the best."""
-        return Best(number, score, self.z, self.parts, dict(self.prices), self.tie.certificate())
+        verdicts = self.tie.verdict_rows(score.over)
+        return Best(number, score, self.z, self.parts, dict(self.prices), self.tie.certificate(), verdicts)
 
     def round(self, number: int) -> Row:
         """Send the clients of a round their parts of Z, and tie what they send back."""
@@ -93,6 +98,7 @@ class Coordinator(State):
             "primal_residual": residuals.primal,
             "dual_residual": residuals.dual,
             "rho": residuals.rho,
+            **self.tie.columns(),
         }
 
     def coordinate(self, outcome: Outcome, number: int) -> Residuals:
@@ -127,10 +133,14 @@ class Coordinator(State):
     def validate(self, number: int, row: Row) -> Score:
         """Let every client evaluate Z with its private parameters; return the score that selects the round."""
         started = time.perf_counter()
-        score = self.scores.judge(self.evaluate(number, "validation"), self.plan.select, self.best.score)
+        measured = self.evaluate(number, "validation")
+        losses = {(who, metric): value for (who, _, metric), value in measured.items() if metric in OF_LOSSES}
+        broken = self.tie.broken(losses)
+        score = self.scores.judge(measured, self.plan.select, self.best.score, broken)
+        row |= self.tie.columns(broken)
         row["validation"] = average(score.values.values())
         row["evaluate_seconds"] = time.perf_counter() - started
-        if self.plan.budgets:
+        if self.plan.budgets or broken:
             row["violation"] = score.violation
         return score
 
@@ -148,7 +158,7 @@ class Coordinator(State):
                 self.record.score(number, split, dict.fromkeys(self.scores.keys.get(name, ()), math.nan), "")
                 continue
             metrics = own_metrics(reply, self.plan.pooled)
-            self.scores.keys[name] = tuple(key for key in metrics if key[2] != "excess")
+            self.scores.keys[name] = tuple(key for key in metrics if key[2] not in ("excess", *OF_LOSSES))
             self.record.score(number, split, metrics, reply.device)
             measured |= metrics
         return measured

@@ -117,6 +117,7 @@ def evaluated(experiment: Experiment) -> Iterator[str]:
         yield from (f"{task.name}/{name}" for name in names)
     if experiment.budget.active:
         yield "all/excess"
+    yield from (f"all/{block}" for block in experiment.coupling.priced)
 
 
 def finish(experiment: Experiment, home: Path, record: Record) -> None:

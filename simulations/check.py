@@ -8,7 +8,7 @@ import numpy as np
 from pydantic import BaseModel
 
 from clients.device import devices
-from fedrec.components import make, per_client
+from fedrec.components import per_client, require
 from fedrec.data import ClientData, Clients
 from fedrec.errors import UserError, choose
 from fedrec.experiment.acting import refuse
@@ -67,7 +67,7 @@ def check(experiment: Experiment) -> None:
     told_whole(experiment, Experiment)
     for field, text in experiment.own_parts:
         portable(field, text, experiment.engine)
-        make(field, text)
+        require(field, text)
     if experiment.codec.active:
         experiment.codec.check()
     refuse(experiment, usual(experiment))

@@ -41,7 +41,7 @@ examples:
   python -m simulations.run --config runs/first/experiment.json --seed 1 --out runs/second
 
 --config reads plain fields, or the experiment.json of a run. The command line wins over the file; a method given there
-replaces the file's method as a whole. Of a flag that is given twice, the last one counts."""
+replaces the file's method as a whole. Of a flag that is given twice, the last one counts, but for --tie."""
 
 
 def leaves(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
@@ -59,7 +59,7 @@ def flag(path: str) -> str:
 
 
 FIELDS = dict(leaves(Experiment))
-SHORT = {"reading.rows": "--rows", "reading.events": "--events"}  # other flags of fields
+SHORT = {"reading.rows": "--rows", "reading.events": "--events", "coupling.ties": "--tie"}  # other flags of fields
 CHOSEN = {"model": AUTO}  # what stands for a field that nobody gave, where that is not its default
 OTHERS = "--out --config --from --compare --no-compare --quiet --estimate --checkpoint-every --resume --version --help"
 OPTIONS = [*map(flag, FIELDS), *SHORT.values(), *OTHERS.split()]
@@ -106,7 +106,8 @@ def parser() -> argparse.ArgumentParser:
             groups[group(path)].add_argument(flag(path), dest=path, action=argparse.BooleanOptionalAction, help=text)
         else:
             names = [flag(path), *filter(None, [SHORT.get(path)])]
-            groups[group(path)].add_argument(*names, dest=path, metavar=metavar(info.annotation), help=text)
+            several = {"action": Several} if path == "coupling.ties" else {}
+            groups[group(path)].add_argument(*names, dest=path, metavar=metavar(info.annotation), help=text, **several)
     running = groups["running"]
     for name, (word, kind, text) in RUNNING.items():
         running.add_argument(name, metavar=word, type=kind, help=text)
@@ -116,6 +117,15 @@ def parser() -> argparse.ArgumentParser:
     running.add_argument("--quiet", action="store_true", help="print only the result")
     running.add_argument("--estimate", action="store_true", help="print what memory and time it would take, and end")
     return p
+
+
+class Several(argparse.Action):
+    """What is given several times is all of them, joined by ';'."""
+
+    def __call__(self, _: object, found: argparse.Namespace, value: Any, option: str | None = None) -> None:
+        """Add a value to those before."""
+        before = getattr(found, self.dest, "")
+        setattr(found, self.dest, f"{before}; {value}" if before else value)
 
 
 def count(text: str) -> int:

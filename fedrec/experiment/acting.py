@@ -205,7 +205,11 @@ RULES: dict[str, Rule] = {
         "coupling.kind linear, and maps that are no file (add --coupling.kind linear)",
     ),
     "coupling.total": chosen("coupling.kind", "sum"),
-    **each("coupling.radius coupling.bound", SHARED),
+    **each("coupling.radius coupling.bound coupling.ties", SHARED),
+    **each(
+        "coupling.step coupling.judged",
+        Rule(lambda e: bool(e.coupling.priced), "a tie of losses (add --tie 'losses: parity(0.05)')"),
+    ),
     "budget.margin": Rule(promised, "a client that budget.limits gives no limit (name the clients: films=0.4)"),
     "budget.limits": SHARED,
     "budget.step": BUDGET,

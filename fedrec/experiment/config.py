@@ -330,6 +330,10 @@ class Experiment(Method):
         if self.ties_users and not (self.coupling.duals and self.coupling.rho):
             rule = "must be kept, with coupling.rho above 0, where users' factors are shared"
             raise UserError(f"coupling.duals: {rule} (add --coupling.duals --coupling.rho 30), found none")
+        if self.coupling.priced and self.budget.active:
+            raise UserError(
+                "budget: must be a tie beside ties of losses (--tie 'losses: films <= 0.4'), found a budget"
+            )
         with named("dim"):
             for text in per_client(str(self.dim)).values():
                 if not (text.isdecimal() and 1 <= int(text) <= 4096):
@@ -432,7 +436,8 @@ class Experiment(Method):
         """The parts of the user's own, as (field, text), each once."""
         texts = {field: str(value_of(self, field)) for field in SEAMS.keys() - SEVERAL}
         parts = [(field, str(part)) for field, text in texts.items() for part in parts_of(text) if part.own]
-        return list(dict.fromkeys([*parts, *(("metrics", as_part(name)) for name in self.metrics if ":" in name)]))
+        parts += [("metrics", as_part(name)) for name in self.metrics if ":" in name]
+        return list(dict.fromkeys([*parts, *(("tie", clause.own) for clause in self.coupling.clauses if clause.own)]))
 
     def recipe(self) -> Recipe:
         """Return how every client trains in one round."""

@@ -7,7 +7,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from fedrec.components import make, per_client, read
+from fedrec.components import per_client, read, require
 from fedrec.data.sources import digest
 from fedrec.errors import UserError
 from fedrec.experiment.config import Experiment
@@ -46,7 +46,7 @@ def changes(parts: Iterable[tuple[str, str]], recorded: Sequence[Any]) -> list[s
     before = {old.get("use"): old for old in recorded if isinstance(old, Mapping)}
     notes = []
     for field, text in parts:
-        make(field, text)
+        require(field, text)
         use = read(text).use
         if use in before and before[use] != origin(use):
             notes.append(f"{field}: {use} is another one than when this was recorded")

@@ -266,6 +266,8 @@ PARTS = (
     needs("coupling.kind", Can.GRADIENTS, here=lambda e: e.coupling.kind * (":" in e.coupling.kind)),
     needs("coupling.kind", Can.TABLES, Can.TIE, Can.ONE_PHASE, here=("linear",)),
     takes("coupling.kind", Can.COMMON_START, Can.PARAMETERS, why="clients keep their own rows", here=("linear",)),
+    needs("coupling.ties", Can.MEMORY, Can.INCREMENTS, Can.GRADIENTS, Can.TIE, Can.DUALS, Can.PARAMETERS),
+    needs("coupling.ties", Can.VALIDATION, here=lambda e: ",".join(e.coupling.priced)),
     needs("coupling.radius", Can.MEMORY),
     needs("coupling.bound", Can.MEMORY),
     needs("coupling.balance", Can.RESIDUALS),

@@ -55,6 +55,7 @@ class Record:
     resumed: list[str] = field(default_factory=list)  # what was lost of a run that was gone on with, and made again
     budgets: list[Row] = field(default_factory=list)
     certificate: dict[str, Any] = field(default_factory=dict)  # what proves the parameters the best there are
+    ties: list[Row] = field(default_factory=list)  # how every constraint of named blocks stands in the selected round
     summed: list[str] | None = None  # the clients whose sums the total has, where clients send sums
     privacy: dict[str, Any] = field(default_factory=dict)  # what was promised and spent
     faults: list[Row] = field(default_factory=list)  # answers that did not count
@@ -196,6 +197,7 @@ def write_record(
             "parameters": {"shared": shared, "private": sorted(private.values(), key=lambda p: str(p["name"]))},
             "budgets": record.budgets,
             "certificate": record.certificate,
+            **({"ties": record.ties} if record.ties else {}),
             **({} if record.summed is None else {"summed": record.summed}),
             "privacy": record.privacy,
             "selected_round": record.selected_round,

@@ -1,9 +1,10 @@
-"""What ties the clients together, as text: `item_table: clusters(films+books, shop+news)`, `losses: shop <= news + 0.02`.
+"""What ties the clients together, as text: `body: clusters(films+books, shop+news)`, `losses: shop <= news + 0.02`.
 
-A tie is BLOCK+BLOCK: FORM. A block is a shared module by its path, or `losses`, the clients' losses f_i, or `harm`, what
-a client's loss is above the one that it reaches alone. A form is a name with arguments, an equation of clients' names
-(each a variable in every block of the tie, or CLIENT.PARAMETER), or a part of the user's own, MODULE:NAME, with a method
-`value(z)` or itself a function of z: [m] numbers that are to be 0, or at most 0 where `<= 0` follows.
+A tie is BLOCK+BLOCK: FORM. A block is a shared module by its path, or `losses`, the clients' losses f_i, or `harm`, by
+how much a client's loss is above the one that it reaches alone. A form is a name with arguments, an equation of
+clients' names (each a variable in every block of the tie, or CLIENT.PARAMETER), or a part of the user's own,
+MODULE:NAME, with a method `value(z)` or itself a function of z: numbers [m] that are to be 0, or at most 0 where
+`<= 0` follows.
 """
 
 import math
@@ -21,7 +22,8 @@ from fedrec.params import Params
 LOSSES, HARM = "losses", "harm"  # the blocks that are no parameters
 CLOSED = ("consensus", "clusters", "mean-regularised", "graph", "sum")  # forms with a closed-form operator
 SETS = ("ball", "box")  # of every client's block by itself
-OF_LOSSES = ("at-most", "parity", "minimax")
+MINIMAX = "minimax"  # the objective P max_i f_i in the place of sum_i p_i f_i
+OF_LOSSES = ("at-most", "parity", MINIMAX)
 FORMS = (*CLOSED, *SETS, *OF_LOSSES)
 NAMED = re.compile(r"([a-z-]+)(?:\((.*)\))?", re.DOTALL)
 SENSE = re.compile(r"\s(<=|>=|=)\s")

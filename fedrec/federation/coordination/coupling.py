@@ -1,14 +1,17 @@
 """A coupling as configuration: which operator ties the clients, how strongly, and whether duals are kept."""
 
+import math
 from collections.abc import Sequence
+from functools import cached_property
 from itertools import combinations
-from typing import Annotated
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, field_validator
 
 import fedrec.federation.coordination.operators as operators
 from fedrec.components import PartText, make, one_of, read
 from fedrec.errors import UserError, choose
+from fedrec.federation.coordination.clauses import Clause, read_clauses
 from fedrec.federation.coordination.maps import server_maps
 from fedrec.federation.coordination.operators import Mean, Operator
 
@@ -33,18 +36,49 @@ class Coupling(BaseModel, frozen=True, extra="forbid"):
     )
     width: int = Field(8, ge=1, description="linear: width of the space in which tables of unlike widths meet")
     total: float = Field(0.0, allow_inf_nan=False, description="sum: what the clients' parameters add up to")
+    ties: str = Field(
+        "",
+        description="constraints of named blocks, joined by ';': 'item_table: clusters(films+books, shop+news)', "
+        "'losses: parity(0.05)', 'body: films = 2*shop', 'body: MODULE:FUNCTION <= 0'",
+    )
+    step: float = Field(1.0, gt=0, allow_inf_nan=False, description="ties of losses: dual step of their multipliers")
+    judged: Literal["validation", "training"] = Field(
+        "validation",
+        description="ties of losses: on a third of the validation rows, judged on another, or on the training rows",
+    )
     radius: float | None = Field(None, gt=0, allow_inf_nan=False, description="bound of the norm of each z")
     bound: float | None = Field(None, gt=0, allow_inf_nan=False, description="bound of every coordinate of z")
+
+    @field_validator("ties")
+    @classmethod
+    def _read(cls, ties: str) -> str:
+        read_clauses(ties)
+        return ties
+
+    @cached_property
+    def clauses(self) -> tuple[Clause, ...]:
+        """The ties as they are read."""
+        return tuple(read_clauses(self.ties))
+
+    @property
+    def priced(self) -> tuple[str, ...]:
+        """The blocks of losses that ties name."""
+        return tuple(sorted({clause.blocks[0] for clause in self.clauses if clause.of_losses}))
+
+    @property
+    def scale(self) -> float:
+        """What a loss is multiplied by as it travels, so that its part of the proximal term has the weight `step`."""
+        return math.sqrt(self.step / self.rho)
 
     @property
     def personal(self) -> bool:
         """Whether the clients' z_i may differ."""
-        return self.kind != "mean"
+        return self.kind != "mean" or bool(self.ties)
 
     @property
     def plain(self) -> bool:
         """Whether z is the mean of what was sent in this round, with nothing to remember."""
-        return self.kind == "mean" and not self.duals and self.radius is None and self.bound is None
+        return self.kind == "mean" and not self.ties and not self.duals and self.radius is None and self.bound is None
 
     def operator(self, clients: Sequence[str]) -> Operator:
         """Return the operator over the clients in their order; raises UserError where the fields do not fit."""

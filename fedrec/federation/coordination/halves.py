@@ -11,6 +11,7 @@ round without a client leaves both sides in agreement. Without duals (u_i = 0) v
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -103,6 +104,18 @@ class Held:
         """Return what proves Z the best there is, as JSON can hold it; nothing where it is approached by rounds."""
         return {}
 
+    def columns(self, broken: Mapping[str, float] = MappingProxyType({})) -> dict[str, float]:
+        """Return what a round's row says of the constraints that it ties by, given by how much they are broken."""
+        return {}
+
+    def broken(self, losses: Mapping[tuple[str, str], float]) -> dict[str, float]:
+        """Return by how much Z breaks each constraint, given the clients' losses by (client, block)."""
+        return {}
+
+    def verdict_rows(self, broken: Mapping[str, float]) -> list[dict[str, Any]]:
+        """Return how each constraint stands, as JSON can hold it."""
+        return []
+
     def state(self) -> Params:
         """Return everything that it remembers, as named tensors."""
         return self.z
@@ -163,6 +176,18 @@ class Hub:
     def certificate(self) -> dict[str, Any]:
         """See Held."""
         return {}
+
+    def columns(self, broken: Mapping[str, float] = MappingProxyType({})) -> dict[str, float]:
+        """See Held."""
+        return {}
+
+    def broken(self, losses: Mapping[tuple[str, str], float]) -> dict[str, float]:
+        """See Held."""
+        return {}
+
+    def verdict_rows(self, broken: Mapping[str, float]) -> list[dict[str, Any]]:
+        """See Held."""
+        return []
 
     def state(self) -> Params:
         """See Held; the tensors of all clients are under KIND/PLACE/NAME, with the client's place in their order."""

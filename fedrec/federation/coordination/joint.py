@@ -1,96 +1,77 @@
-"""Ties of clients by name, bound to what the clients carry: closed forms block by block, all else by one projection."""
+"""Ties of clients by name over rounds: closed forms block by block, all else by projections on what they touch."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor
 
 import fedrec.federation.coordination.operators as operators
-from fedrec.components import function_of
 from fedrec.errors import UserError, choose
-from fedrec.federation.coordination.clauses import HARM, LOSSES, Clause
+from fedrec.federation.coordination.binding import Bound, Layout, bind, check_blocks, only, touched
+from fedrec.federation.coordination.clauses import HARM, LOSSES, MINIMAX, Clause
 from fedrec.federation.coordination.coupling import edges_of
 from fedrec.federation.coordination.halves import Hub, double, tie
 from fedrec.federation.coordination.operators import Operator
-from fedrec.federation.coordination.projection import Projection, Rows, project
-from fedrec.keyed import TABLES, Carrier
-from fedrec.params import Params, covers
+from fedrec.federation.coordination.projection import Map, Projection, Rows, project
+from fedrec.keyed import Carrier
+from fedrec.params import Params
 
 MET = 1e-6  # a residual up to it, on the scale of what makes it up, is none
-Function = Callable[[Mapping[str, Params]], Tensor]
+FEW = 64  # multipliers that are told one by one
 
 
 @dataclass(frozen=True)
 class Verdict:
     """How a tie stands: its residual, the size of its multipliers, and what is said of it.
 
-    `weights` [m] are the multipliers themselves where they are few.
+    `weights` [m] are the multipliers themselves where they are few; a closed form tells none.
     """
 
     tie: str
-    residual: float
-    multiplier: float
-    verdict: str
+    residual: float = 0.0
+    multiplier: float = math.nan
+    verdict: str = "met"
     weights: tuple[float, ...] = ()
 
     def row(self) -> dict[str, Any]:
-        """Return it as a row of the record."""
-        return {**vars(self), "weights": list(self.weights)}
+        """Return it as a row of the record, without what it does not tell."""
+        known = {} if math.isnan(self.multiplier) else {"multiplier": self.multiplier}
+        return {"tie": self.tie, "verdict": self.verdict, "residual": self.residual, **known} | (
+            {"weights": list(self.weights)} if self.weights else {}
+        )
 
 
-@dataclass(frozen=True)
-class Bound:
-    """A tie that is no closed form: g of the flat vector of all touched entries, and how many numbers it is."""
+@dataclass
+class Group:
+    """Ties that touch parameters in common, and are met together; `y` are the multipliers of the last projection."""
 
-    clause: Clause
-    g: Callable[[Tensor], Tensor]
-    size: int
-    straight: bool
+    layout: Layout
+    bounds: list[Bound]
+    metric: Tensor  # p of every entry
+    entangled: bool  # whether a closed form ties any of them too
+    y: Tensor | None = None
 
-
-@dataclass(frozen=True)
-class Layout:
-    """Where the touched entries of every client lie in one vector, client by client."""
-
-    places: Mapping[tuple[str, str], tuple[int, torch.Size]]  # (client, parameter) -> offset, shape
-    size: int
-
-    @staticmethod
-    def of(touched: Mapping[str, Sequence[str]], carriers: Mapping[str, Carrier]) -> "Layout":
-        """Return the layout of the touched parameters of every client."""
-        places, offset = {}, 0
-        for client, names in touched.items():
-            for name in names:
-                shape = carriers[client].like[name].shape
-                places[client, name] = offset, shape
-                offset += math.prod(shape)
-        return Layout(places, offset)
-
-    def flat(self, values: Mapping[str, Params]) -> Tensor:
-        """Return the vector of the clients' values."""
-        parts = [values[client][name].reshape(-1) for client, name in self.places]
-        return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64)
-
-    def unflat(self, vector: Tensor) -> dict[str, Params]:
-        """Return the inverse of `flat`, of the touched parameters alone."""
-        found: dict[str, Params] = {client: {} for client, _ in self.places}
-        for (client, name), (offset, shape) in self.places.items():
-            found[client][name] = vector[offset : offset + math.prod(shape)].reshape(shape)
+    def project(self, values: Mapping[str, Params], rho: float, resolve: Map) -> Projection:
+        """Return the point nearest to the clients' values that meets the ties."""
+        rows = Rows(
+            lambda flat: torch.cat([bound.g(flat) for bound in self.bounds]),
+            torch.cat([torch.full((b.size,), b.unequal) for b in self.bounds]),
+            torch.full((sum(b.size for b in self.bounds),), math.inf, dtype=torch.float64),
+            all(b.straight for b in self.bounds),
+        )
+        flat = self.layout.flat(values)
+        found = project(flat, rho * self.metric, rows, resolve if self.entangled else None, self.y)
+        self.y = torch.zeros_like(found.y) if found.ray is not None else found.y
         return found
 
-    def index(self, client: str, name: str, rows: Tensor | None) -> Tensor:
-        """Return the places of a parameter's entries, of a table those of some rows."""
-        offset, shape = self.places[client, name]
-        every = offset + torch.arange(math.prod(shape)).reshape(shape)
-        return (every if rows is None else every[rows]).reshape(-1)
-
-
-def named(carrier: Carrier, block: str) -> list[str]:
-    """Return the parameters of a client that a block covers."""
-    return sorted(name for name in carrier.like if covers((block,), name))
+    def parts(self, vector: Tensor) -> Iterator[tuple[Bound, Tensor]]:
+        """Yield every tie with its part of a vector [m]."""
+        sizes = [bound.size for bound in self.bounds]
+        yield from zip(self.bounds, torch.split(vector, sizes), strict=True)
 
 
 @dataclass
@@ -103,194 +84,184 @@ class Joint(Hub):
     clauses: Sequence[Clause] = ()
     scale: float = 1.0  # of the losses, which travel times it
     verdicts: list[Verdict] = field(default_factory=list, init=False)
-    _y: Tensor | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         """See Hub."""
-        self.closed = [(c, operator_of(c, list(self.carriers))) for c in self.clauses if c.closed]
-        self.worst = [c for c in self.clauses if c.form == "minimax"]
-        others = [c for c in self.clauses if not c.closed and c.form != "minimax"]
         check_blocks(self.clauses, self.carriers)
-        touched = {
-            client: sorted({name for c in others for block in blocks_of(c) for name in named(who, block)})
-            for client, who in self.carriers.items()
-        }
-        self.layout = Layout.of(touched, self.carriers)
-        self.bounds = [bind(c, self.layout, self.carriers, self.scale) for c in others]
-        self.metric = torch.cat(
-            [
-                torch.full((math.prod(shape),), self.carriers[client].weight, dtype=torch.float64)
-                for (client, _), (_, shape) in self.layout.places.items()
-            ]
-            or [torch.zeros(0, dtype=torch.float64)]
-        )
+        clients, self.closed = list(self.carriers), []
+        held = {c.text: touched(c, self.carriers) for c in self.clauses}
+        everything = {name for who in self.carriers.values() for name in who.like}
+        free = everything - {LOSSES, HARM}.union(*held.values())
+        for operator, names in [
+            (self.operator, free),
+            *((operator_of(c, clients), held[c.text]) for c in self.clauses if c.closed),
+        ]:
+            members = {client: only(who, names) for client, who in self.carriers.items() if names & who.like.keys()}
+            if members:
+                self.closed.append((operator, members))
+        tied = set[str]().union(*(held[c.text] for c in self.clauses if c.closed))
+        self.groups = [
+            group_of(together, self.carriers, self.scale, tied)
+            for together in apart([c for c in self.clauses if not c.closed and c.form != MINIMAX], held)
+        ]
+        self.worst = next((c for c in self.clauses if c.form == MINIMAX), None)
         super().__post_init__()
 
+    @property
+    def bounds(self) -> list[Bound]:
+        """The ties that are no closed forms."""
+        return [bound for group in self.groups for bound in group.bounds]
+
     def resolved(self, v: Mapping[str, Params]) -> dict[str, Params]:
-        """Return what the closed forms make of V, block by block; entries that none of them ties stay."""
+        """Return what the closed forms make of V, of parameters that it has; entries that none of them ties stay."""
         found = {client: dict(values) for client, values in v.items()}
-        tied = {
-            name
-            for c in self.clauses
-            for block in blocks_of(c)
-            for who in self.carriers.values()
-            for name in named(who, block)
-        }
-        parts: list[tuple[Operator, set[str]]] = [
-            (operator, {n for block in c.blocks for who in self.carriers.values() for n in named(who, block)})
-            for c, operator in self.closed
-        ]
-        free = {name for who in self.carriers.values() for name in who.like} - tied - {LOSSES, HARM}
-        for operator, names in [(self.operator, free), *parts]:
-            members = {client: who for client, who in self.carriers.items() if names & who.like.keys()}
-            inside = [only(who, names) for who in members.values()]
-            some = [{name: v[client][name] for name in who.like} for client, who in zip(members, inside, strict=True)]
-            if inside:
-                for client, z in zip(members, tie(operator, inside, some, self.rho), strict=True):
+        for operator, members in self.closed:
+            there = {client: who for client, who in members.items() if who.like.keys() <= v.get(client, {}).keys()}
+            some = [{name: v[client][name] for name in who.like} for client, who in there.items()]
+            if there:
+                for client, z in zip(there, tie(operator, list(there.values()), some, self.rho), strict=True):
                     found[client] |= z
-        for clause in self.worst:
-            self.even(clause, found)
         return found
 
-    def even(self, clause: Clause, found: dict[str, Params]) -> None:
+    def tie(self) -> dict[str, Params]:
+        """See Hub."""
+        z, verdicts = self.resolved(self.values), dict[str, Verdict]()
+        zero = {client: {name: torch.zeros_like(x) for name, x in part.items()} for client, part in z.items()}
+        for group in self.groups:
+
+            def resolve(flat: Tensor, layout: Layout = group.layout) -> Tensor:
+                """Return what the closed forms make of the touched entries."""
+                part = layout.unflat(flat)
+                return layout.flat(self.resolved({c: {**zero[c], **part.get(c, {})} for c in zero}))
+
+            found = group.project(self.values, self.rho, resolve)
+            for client, part in group.layout.unflat(found.z).items():
+                z[client] |= part
+            verdicts |= judge(group, found)
+        if self.worst:
+            verdicts[self.worst.text] = self.even(self.worst, z)
+        self.verdicts = [verdicts.get(clause.text, Verdict(clause.text)) for clause in self.clauses]
+        return z
+
+    def even(self, clause: Clause, z: dict[str, Params]) -> Verdict:
         """Let the losses be those of min P max_i t_i - sum_i p_i t_i + rho/2 sum_i p_i (t_i - v_i)^2, P = sum_i p_i.
 
         t_i = min(v_i + 1/rho, t), with t such that the multipliers lambda_i = rho p_i (v_i + 1/rho - t)_+ add up to P.
         """
-        block = clause.blocks[0]
+        (block,) = clause.blocks
         p = torch.tensor([who.weight for who in self.carriers.values()], dtype=torch.float64)
         rho = self.rho * self.scale**2
-        raised = torch.cat([z[block].reshape(-1) for z in found.values()]).double() / self.scale + 1 / rho
+        raised = torch.cat([part[block].reshape(-1) for part in z.values()]) / self.scale + 1 / rho
         order = raised.argsort(descending=True)
         mass, weighed = p[order].cumsum(0), (p * raised)[order].cumsum(0)
-        levels = (weighed - p.sum() / rho) / mass  # t if so many of the largest are above it
-        t = levels.max()
-        for z, low in zip(found.values(), torch.minimum(raised, t), strict=True):
-            z[block] = (low * self.scale).reshape(z[block].shape)
-        self._weights = rho * p * (raised - t).clamp(min=0.0)
-
-    def tie(self) -> dict[str, Params]:
-        """See Hub."""
-        shift = {
-            client: {name: torch.zeros_like(x) for name, x in part.items()} for client, part in self.values.items()
-        }
-
-        def resolve(flat: Tensor) -> Tensor:
-            """Return what the closed forms make of the touched entries."""
-            part = self.layout.unflat(flat)
-            return self.layout.flat(self.resolved({c: {**shift[c], **part.get(c, {})} for c in shift}))
-
-        z = self.resolved(self.values)
-        found: Projection | None = None
-        if self.bounds:
-            rows = Rows(
-                lambda flat: torch.cat([bound.g(flat) for bound in self.bounds]),
-                torch.cat([torch.full((b.size,), b.clause.inequality or b.clause.form != "") for b in self.bounds]),
-                torch.full((sum(b.size for b in self.bounds),), math.inf, dtype=torch.float64),
-                all(b.straight for b in self.bounds),
-            )
-            tangled = any(blocks_meet(c, b.clause, self.carriers) for c, _ in self.closed for b in self.bounds)
-            flat = self.layout.flat(self.values)
-            found = project(flat, self.rho * self.metric, rows, resolve if tangled else None, self._y)
-            self._y = torch.zeros_like(found.y) if found.ray is not None else found.y
-            for client, part in self.layout.unflat(found.z).items():
-                z[client] |= part
-        self.verdicts = self.judge(found)
-        return z
+        t = ((weighed - p.sum() / rho) / mass).max()  # of the levels if so many of the largest are above
+        for part, level in zip(z.values(), torch.minimum(raised, t), strict=True):
+            part[block] = (level * self.scale).reshape(part[block].shape)
+        weights = rho * p * (raised - t).clamp(min=0.0)
+        return Verdict(clause.text, 0.0, float(weights.norm()), "met", tuple(weights.tolist()))
 
     def at(self, values: Mapping[str, Params]) -> dict[str, Tensor]:
         """Return g of every tie that is no closed form, by its text, at some values of the clients."""
-        flat = self.layout.flat({client: double(part) for client, part in values.items()})
-        return {bound.clause.text: bound.g(flat).detach() for bound in self.bounds}
+        wide = {client: double(part) for client, part in values.items()}
+        return {b.clause.text: b.g(group.layout.flat(wide)).detach() for group in self.groups for b in group.bounds}
 
     @property
     def prices(self) -> dict[str, Tensor]:
         """The multipliers of the ties of losses, by their text."""
-        found: dict[str, Tensor] = {}
-        offset = 0
-        for bound in self.bounds:
-            y = (
-                torch.zeros(bound.size, dtype=torch.float64)
-                if self._y is None
-                else self._y[offset : offset + bound.size]
-            )
-            offset += bound.size
-            if bound.clause.of_losses:
-                found[bound.clause.text] = y
+        return {
+            bound.clause.text: y
+            for group in self.groups
+            if group.y is not None
+            for bound, y in group.parts(group.y)
+            if bound.clause.of_losses
+        }
+
+    def whole(self) -> Params:
+        """See Held; losses are no parameters."""
+        return {name: value for name, value in super().whole().items() if name not in (LOSSES, HARM)}
+
+    def columns(self, broken: Mapping[str, float] = MappingProxyType({})) -> dict[str, float]:
+        """See Held."""
+        found: dict[str, float] = {}
+        for number, verdict in enumerate(self.verdicts, 1):
+            residual = max(broken.get(verdict.tie, verdict.residual), 0.0)
+            found |= {f"tie{number}_residual": residual, f"tie{number}_multiplier": verdict.multiplier}
         return found
 
-    def judge(self, found: Projection | None) -> list[Verdict]:
-        """Return how every tie stands after a projection."""
-        by_clause: dict[str, Verdict] = {}
-        offset = 0
-        for bound in self.bounds:
-            assert found is not None
-            here = slice(offset, offset + bound.size)
-            offset += bound.size
-            residual, y = float(found.residual[here].max()) if bound.size else 0.0, found.y[here]
-            blamed = found.ray is not None and float(found.ray[here].abs().max()) > 1e-6
-            word = "met" if residual <= MET * (1 + abs(bound.clause.constant)) else "violated"
-            few = tuple(y.tolist()) if bound.size <= 64 else ()
-            by_clause[bound.clause.text] = Verdict(
-                bound.clause.text, residual, float(y.norm()), "infeasible" if blamed else word, few
-            )
-        for clause in self.worst:
-            by_clause[clause.text] = Verdict(
-                clause.text, 0.0, float(self._weights.norm()), "met", tuple(self._weights.tolist())
-            )
-        for clause, _ in self.closed:
-            by_clause[clause.text] = Verdict(clause.text, 0.0, math.nan, "met")
-        return [by_clause[clause.text] for clause in self.clauses]
+    def broken(self, losses: Mapping[tuple[str, str], float]) -> dict[str, float]:
+        """See Held; a tie of losses that somebody did not tell is left out."""
+        values = {client: dict(part) for client, part in self.z.items()}
+        for client, part in values.items():
+            for block in part.keys() & {LOSSES, HARM}:
+                part[block] = torch.full_like(part[block], losses.get((client, block), math.nan) * self.scale)
+        found, by_text = {}, {bound.clause.text: bound for bound in self.bounds}
+        for text, g in self.at(values).items():
+            worst = float((g if by_text[text].unequal else g.abs()).max())
+            if not math.isnan(worst):
+                found[text] = worst if worst > slack(by_text[text].clause) else min(worst, 0.0)
+        return found
+
+    def verdict_rows(self, broken: Mapping[str, float]) -> list[dict[str, Any]]:
+        """See Held."""
+        rows = []
+        for verdict in self.verdicts:
+            residual = broken.get(verdict.tie, verdict.residual)
+            word = "violated" if residual > 0 and verdict.verdict == "met" else verdict.verdict
+            rows.append(replace(verdict, residual=max(residual, 0.0), verdict=word).row())
+        return rows
 
     def state(self) -> Params:
         """See Held."""
-        return super().state() | ({} if self._y is None else {"y": self._y})
+        return super().state() | {f"y/{i}": group.y for i, group in enumerate(self.groups) if group.y is not None}
 
     def restore(self, state: Params) -> None:
         """See Held."""
         super().restore(state)
-        self._y = state.get("y")
+        for place, group in enumerate(self.groups):
+            group.y = state.get(f"y/{place}")
 
 
-def only(who: Carrier, names: set[str]) -> Carrier:
-    """Return a carrier of some parameters alone."""
-    like = {name: value for name, value in who.like.items() if name in names}
-    positions = {name: value for name, value in who.positions.items() if name in names}
-    return replace(who, like=like, positions=positions, whole=who.whole & names)
+def slack(clause: Clause) -> float:
+    """Return the residual of a tie up to which it is met."""
+    return MET * (1 + abs(clause.constant))
 
 
-def blocks_of(clause: Clause) -> list[str]:
-    """Return the blocks of a tie, and the parameters that an equation names."""
-    return [*clause.blocks, *(v.parameter for v in clause.variables if v.parameter)]
+def judge(group: Group, found: Projection) -> dict[str, Verdict]:
+    """Return how the ties of a group stand after a projection."""
+    verdicts = {}
+    ray = torch.zeros_like(found.y) if found.ray is None else found.ray
+    told = zip(group.parts(found.residual), group.parts(found.y), group.parts(ray), strict=True)
+    for (bound, residual), (_, y), (_, blame) in told:
+        worst = float(residual.max())
+        word = "met" if worst <= slack(bound.clause) else "violated"
+        word = "infeasible" if float(blame.abs().max()) > MET else word
+        weights = tuple(y.tolist()) if bound.size <= FEW else ()
+        verdicts[bound.clause.text] = Verdict(bound.clause.text, worst, float(y.norm()), word, weights)
+    return verdicts
 
 
-def blocks_meet(one: Clause, other: Clause, carriers: Mapping[str, Carrier]) -> bool:
-    """Return whether two ties have a parameter in common."""
-    names = [
-        {name for who in carriers.values() for block in blocks_of(c) for name in named(who, block)}
-        for c in (one, other)
-    ]
-    return bool(names[0] & names[1])
-
-
-def check_blocks(clauses: Sequence[Clause], carriers: Mapping[str, Carrier]) -> None:
-    """Raise UserError for a block that nobody shares, or that two closed forms tie."""
-    held: dict[str, str] = {}
+def apart(clauses: Sequence[Clause], held: Mapping[str, set[str]]) -> list[list[Clause]]:
+    """Return the ties in groups that have no parameter in common."""
+    groups: list[tuple[set[str], list[Clause]]] = []
     for clause in clauses:
-        for block in blocks_of(clause):
-            names = {name for who in carriers.values() for name in named(who, block)}
-            if not names:
-                shared = sorted({name for who in carriers.values() for name in who.like})
-                raise UserError(
-                    f"tie {clause.text!r}: must name what is shared, found {block!r} of {', '.join(shared)}"
-                )
-            for name in sorted(names) if clause.closed or clause.form == "minimax" else ():
-                if name in held:
-                    rule = "may be tied by one closed form (write the other as an equation)"
-                    raise UserError(f"tie {clause.text!r}: {name} {rule}, found {held[name]!r} too")
-                held[name] = clause.text
-    if any(c.form == "minimax" for c in clauses) and sum(c.of_losses for c in clauses) > 1:
-        raise UserError("tie: minimax must be the only tie of losses, found others beside it")
+        meeting = [group for group in groups if group[0] & held[clause.text]]
+        groups = [group for group in groups if group not in meeting]
+        names = held[clause.text].union(*(group[0] for group in meeting))
+        groups.append((names, [*(one for group in meeting for one in group[1]), clause]))
+    return [together for _, together in groups]
+
+
+def group_of(clauses: Sequence[Clause], carriers: Mapping[str, Carrier], scale: float, tied: set[str]) -> Group:
+    """Return ties that touch parameters in common as one group."""
+    names = {
+        client: sorted(set[str]().union(*(touched(c, {client: who}) for c in clauses)))
+        for client, who in carriers.items()
+    }
+    layout = Layout.of(names, carriers)
+    weights = [torch.full((end - start,), carriers[client].weight) for client, _, start, end in layout.spans()]
+    entangled = any(name in tied for part in names.values() for name in part)
+    metric = torch.cat(weights).double()
+    return Group(layout, [bind(c, layout, carriers, scale) for c in clauses], metric, entangled)
 
 
 def operator_of(clause: Clause, clients: Sequence[str]) -> Operator:
@@ -312,140 +283,3 @@ def operator_of(clause: Clause, clients: Sequence[str]) -> Operator:
     if clause.form == "sum":
         return operators.SumTo(clause.numbers()[0])
     return operators.Mean()
-
-
-def bind(clause: Clause, layout: Layout, carriers: Mapping[str, Carrier], scale: float) -> Bound:
-    """Return a tie as a function of the flat vector; raises UserError where it does not fit what is carried."""
-    if clause.variables:
-        return _equation(clause, layout, carriers, scale)
-    if clause.own or clause.function:
-        return _own(clause, layout, carriers, scale)
-    names = [(client, name) for client, who in carriers.items() for b in clause.blocks for name in named(who, b)]
-    if clause.form == "ball":
-        radius, groups = (
-            clause.numbers()[0],
-            [
-                torch.cat([layout.index(client, name, None) for who, name in names if who == client])
-                for client in dict.fromkeys(who for who, _ in names)
-            ],
-        )
-        # As steep at its edge as |z| - r, and smooth at 0.
-        return Bound(
-            clause,
-            lambda z: torch.stack([(z[places].square().sum() - radius**2) / (2 * radius) for places in groups]),
-            len(groups),
-            False,
-        )
-    places = torch.cat([layout.index(client, name, None) for client, name in names])
-    (number,) = clause.numbers()
-    if clause.form == "box":
-        return Bound(clause, lambda z: torch.cat([z[places] - number, -z[places] - number]), 2 * len(places), True)
-    if clause.form == "at-most":
-        return Bound(clause, lambda z: z[places] / scale - number, len(places), True)
-
-    def apart(z: Tensor) -> Tensor:
-        """Return |f_i - mean f| - eps, of both signs."""
-        gap = (z[places] - z[places].mean()) / scale
-        return torch.cat([gap - number, -gap - number])
-
-    return Bound(clause, apart, 2 * len(places), True)
-
-
-def _equation(clause: Clause, layout: Layout, carriers: Mapping[str, Carrier], scale: float) -> Bound:
-    factors: list[tuple[float, Tensor]] = []
-    clients = {v.client for v in clause.variables}
-    for name in clients:
-        choose(f"tie {clause.text!r}", name, list(carriers))
-    free = [v.client for v in clause.variables if not v.parameter]
-    every = [named(carriers[c], b) for b in clause.blocks for c in free]
-    names: list[str] = sorted({name for part in every for name in part}) if free else [""]
-    parts: dict[int, list[Tensor]] = {}
-    for name in names:
-        chosen = [(v.client, v.parameter or name) for v in clause.variables]
-        rows = common_rows(clause, chosen, carriers)
-        found = [layout.index(client, n, r) for (client, n), r in zip(chosen, rows, strict=True)]
-        if len({len(index) for index in found}) > 1:
-            shapes = ", ".join(f"{client}.{n} {list(carriers[client].like[n].shape)}" for client, n in chosen)
-            raise UserError(f"tie {clause.text!r}: must be of blocks of one shape, found {shapes}")
-        for place, index in enumerate(found):
-            parts.setdefault(place, []).append(index)
-    unit = 1 / scale if clause.of_losses else 1.0
-    factors = [(v.factor * unit, torch.cat(parts[place])) for place, v in enumerate(clause.variables)]
-
-    def g(z: Tensor) -> Tensor:
-        """Return sum_i factor_i variable_i + constant."""
-        total = factors[0][0] * z[factors[0][1]]
-        for factor, index in factors[1:]:
-            total = total + factor * z[index]
-        return total + clause.constant
-
-    return Bound(clause, g, len(factors[0][1]), True)
-
-
-def common_rows(
-    clause: Clause, chosen: Sequence[tuple[str, str]], carriers: Mapping[str, Carrier]
-) -> list[Tensor | None]:
-    """Return which rows of each table all the others carry too, in one order; None for what is no table."""
-    for client, name in chosen:
-        if name not in carriers[client].like:
-            raise UserError(
-                f"tie {clause.text!r}: {client} must share {name}, found {', '.join(carriers[client].like)}"
-            )
-    places = [carriers[client].positions.get(name) for client, name in chosen]
-    spaces = {TABLES[name] if name in TABLES else "" for _, name in chosen}
-    if len(spaces) > 1:
-        raise UserError(f"tie {clause.text!r}: must be of tables of one kind, found {', '.join(n for _, n in chosen)}")
-    if any(place is None for place in places):
-        return [None] * len(chosen)
-    keys = [place.tolist() for place in places if place is not None]
-    both = sorted(set(keys[0]).intersection(*keys[1:]))
-    if not both:
-        raise UserError(f"tie {clause.text!r}: must be of rows that {len(chosen)} clients carry, found none in common")
-    found: list[Tensor | None] = []
-    for key in keys:
-        where = {row: place for place, row in enumerate(key)}
-        found.append(torch.tensor([where[row] for row in both]))
-    return found
-
-
-def _own(clause: Clause, layout: Layout, carriers: Mapping[str, Carrier], scale: float) -> Bound:
-    value: Function = clause.function or function_of("tie", clause.own, "z")
-    names = {client: sorted(n for b in clause.blocks for n in named(who, b)) for client, who in carriers.items()}
-    index: dict[str, dict[str, tuple[Tensor, list[int]]]] = {client: {} for client in names if names[client]}
-    for name in sorted({n for part in names.values() for n in part}):
-        members = [client for client in index if name in names[client]]
-        rows = common_rows(clause, [(client, name) for client in members], carriers)
-        for client, row in zip(members, rows, strict=True):
-            shape = list(carriers[client].like[name].shape)
-            index[client][name] = layout.index(client, name, row), shape if row is None else [len(row), *shape[1:]]
-    unit = 1 / scale if clause.of_losses else 1.0
-
-    def g(z: Tensor) -> Tensor:
-        """Return what the user's function makes of named tensors."""
-        named_tensors = {
-            client: {name: (unit * z[places]).reshape(shape) for name, (places, shape) in parts.items()}
-            for client, parts in index.items()
-        }
-        found = value(named_tensors)
-        if not isinstance(found, Tensor):
-            raise UserError(f"tie {clause.text!r}: must return a tensor, found {type(found).__name__}")
-        return found.reshape(-1).double()
-
-    try:
-        size = len(g(torch.full((layout.size,), 0.5, dtype=torch.float64)))
-    except UserError:
-        raise
-    except Exception as error:  # whatever a user's own function raises
-        raise UserError(f"tie {clause.text!r}: {type(error).__name__}: {error}") from None
-    return Bound(clause, g, size, False)
-
-
-def one_sided(clauses: Sequence[Clause], client: str, block: str) -> bool:
-    """Return whether all ties of a client's loss only ask it to be small, so that less is no gap to close."""
-    here = [c for c in clauses if c.blocks == (block,)]
-    for clause in here:
-        factors = [v.factor for v in clause.variables if v.client == client]
-        if clause.form == "at-most" or (clause.variables and (not factors or (clause.inequality and factors[0] > 0))):
-            continue
-        return False
-    return bool(here)

@@ -2,11 +2,12 @@
 
 argmin_Z  h(Z) + 1/2 |Z - V|_M^2   subject to  g_j(Z) = 0 or g_j(Z) <= 0,  for a diagonal metric M = diag(rho p).
 
-A step takes g at Z as straight, g + J D, and solves what that leaves. With K = M + the Hessian of h, H that of y'g where
-K + H has an inverse (else 0, which is Gauss-Newton's), R = (K + H)^-1 and F = K (Z - Z0), for Z0 the least of h + 1/2 |.|^2:
-D = -R (F + J'y), with multipliers y = lambda + c (g + J D), at least 0 for an inequality. That is stabilised sequential
-quadratic programming; of straight constraints one step is exact but for the 1/c that the next multipliers take up. The
-penalty c is safeguarded: it grows only while the constraints are not met faster (arXiv 1610.02967, section 4).
+A step takes g at Z as straight, g + J D, and solves what that leaves. With K = M + the Hessian of h, H = 0 (Gauss and
+Newton) or, where that is slow and K + H has an inverse, the Hessian of y'g, R = (K + H)^-1, and F = K (Z - Z0) for Z0 the least
+of h + 1/2 |.|^2: D = -R (F + J'y), with multipliers y = lambda + c (g + J D), at least 0 for an inequality. That is
+stabilised sequential quadratic programming; of straight constraints one step is exact but for the 1/c that the next
+multipliers take up. The penalty c is safeguarded: it grows only while constraints are not met faster
+(arXiv 1610.02967, section 4).
 """
 
 import math
@@ -23,6 +24,7 @@ Map = Callable[[Tensor], Tensor]
 DENSE = 2**24  # entries of J up to which it is laid out
 TOLERANCE = 1e-11  # of a residual, on the scale of what makes it up
 STEPS = 200
+SLOW = 0.2  # of the last step
 FAR = 1e3  # how far, in units of |Z - V|, a point must at least be that met what is called infeasible
 
 
@@ -44,8 +46,8 @@ class Projection:
     """The point Z [N], the multipliers y [m], the residuals [m], and what proves that no point meets all.
 
     A residual is |g|, of an inequality max(0, g), of a pull 0. The `ray` [m] is None unless the constraints contradict
-    each other: with weights w >= 0 of inequalities, w'g(Z) > 0 at a Z where its slope vanishes, which for convex g holds
-    everywhere.
+    each other: with weights w >= 0 of inequalities, w'g(Z) > 0 at a Z where its slope vanishes, which for convex g
+    holds everywhere.
     """
 
     z: Tensor
@@ -129,13 +131,15 @@ def project(
     at = _slope(rows, z)
     unit = _size_of(at, inverse)
     c = torch.where(pulls, rows.strength, 1e4 / unit)
-    y, apart, step = lam, math.inf, 0
+    y, apart, step, last, bent = lam, math.inf, 0, math.inf, False
     for step in range(1, steps + 1):
-        bend: Map = torch.zeros_like if rows.straight else at.bend(y)
-        y, d, inner = _stepped(at, bend, inverse, force, lam, c, rows)
+        bend: Map = at.bend(y) if bent else torch.zeros_like
+        y, d, inner = _stepped(at, bend, inverse, force, lam, c, rows, bent)
         new, new_force = z + d, -at.back(y) - bend(d) * inner
         t = 1.0 if rows.straight else _damp(rows, z, new, z0, force, new_force, lam, c)
         moved = float(d.abs().max()) * t
+        # Without curvature steps shrink by what it is of K; where that is too slow it is worth its price.
+        bent, last = not rows.straight and (bent or moved > SLOW * last), moved
         z, force = z + t * d, force + t * (new_force - force)
         at = _slope(rows, z)
         residual = residuals(rows, at.value)
@@ -168,10 +172,10 @@ def project(
 
 
 def _stepped(
-    at: _Slope, bend: Map, inverse: Map, force: Tensor, lam: Tensor, c: Tensor, rows: Rows
+    at: _Slope, bend: Map, inverse: Map, force: Tensor, lam: Tensor, c: Tensor, rows: Rows, bent: bool
 ) -> tuple[Tensor, Tensor, bool]:
     """Return the multipliers and the step, and whether it knows of the curvature of g."""
-    for curved in (False,) if rows.straight else (True, False):
+    for curved in (True, False) if bent else (False,):
         through: Map = partial(_curved, bend, inverse) if curved else inverse
         try:
             base = at.value - at.along(through(force))

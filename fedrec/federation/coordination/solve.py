@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from fedrec.errors import UserError
+from fedrec.federation.coordination.binding import one_sided
 from fedrec.federation.coordination.budget import Budget
 from fedrec.federation.coordination.clauses import HARM, LOSSES, Clause, read_clause, read_clauses
 from fedrec.federation.coordination.halves import Hub, Link, Residuals
-from fedrec.federation.coordination.joint import Joint, Verdict, one_sided
+from fedrec.federation.coordination.joint import Joint, Verdict
 from fedrec.federation.coordination.operators import Mean, Operator, Vectors
 from fedrec.federation.participation import draw
 from fedrec.keyed import Carrier
@@ -365,23 +366,18 @@ def contradict(
     minimise it have come.
     """
     last, before = (torch.tensor(history[k].prices, dtype=torch.float64) for k in (-1, len(history) // 2 - 1))
-    w, offset, factors, constant = last - before, 0, dict.fromkeys((c.name for c in clients), 0.0), 0.0
-    for bound in hub.bounds:
-        if not bound.clause.of_losses:
-            continue
-        mine = w[offset : offset + bound.size]
-        offset += bound.size
-        if bound.clause.inequality or bound.clause.form:
-            mine = mine.clamp(min=0.0)
-        flat = torch.zeros(hub.layout.size, dtype=torch.float64, requires_grad=True)
-        value = bound.g(flat) @ mine
+    w, factors, constant = last - before, dict.fromkeys((c.name for c in clients), 0.0), 0.0
+    least = {(c.name, one.block): one.least for c in clients for one in c.priced}
+    pairs = [(group.layout, bound) for group in hub.groups for bound in group.bounds if bound.clause.of_losses]
+    for (layout, bound), mine in zip(pairs, torch.split(w, [bound.size for _, bound in pairs]), strict=True):
+        flat = torch.zeros(layout.size, dtype=torch.float64, requires_grad=True)
+        value = bound.g(flat) @ (mine.clamp(min=0.0) if bound.unequal else mine)
         (slope,) = torch.autograd.grad(value, flat)
         constant += float(value.detach())
-        for (client, name), (place, _) in hub.layout.places.items():
-            if name == bound.clause.blocks[0]:
-                factors[client] += float(slope[place]) * hub.scale
-                least = next(one.least for c in clients if c.name == client for one in c.priced if one.block == name)
-                constant -= float(slope[place]) * hub.scale * least
+        for client, name, place, _ in layout.spans():
+            factor = float(slope[place]) * hub.scale
+            factors[client] += factor
+            constant -= factor * least[client, name]
     size = sum(abs(a) for a in factors.values())
     if not size or min(factors.values()) < -1e-9 * size:
         return False

@@ -9,6 +9,7 @@ from fedrec.federation.coordination.coupling import Coupling
 from fedrec.federation.coordination.descent import Descent, Stepped
 from fedrec.federation.coordination.factors import Factored, Solver
 from fedrec.federation.coordination.halves import Held, Hub, Residuals, Sums, double
+from fedrec.federation.coordination.joint import Joint
 from fedrec.federation.coordination.solved import Penalty, Solved
 from fedrec.federation.coordination.totals import Projected, Total
 from fedrec.federation.robust import Robust
@@ -108,4 +109,7 @@ def tie_of(
         return Stepped(coupling.rho, carriers, z, descent, seed, robust)
     if summed:
         return Consensus(coupling.rho, carriers, double(mean([(carriers[n], value) for n, value in values.items()])))
-    return Hub(operator, coupling.rho, carriers, values, coupling.duals, coupling.balance)
+    hub = (operator, coupling.rho, carriers, values, coupling.duals, coupling.balance)
+    if coupling.clauses:
+        return Joint(*hub, clauses=coupling.clauses, scale=coupling.scale)
+    return Hub(*hub)

@@ -1,0 +1,104 @@
+"""Ties of losses at a client: what it tells of its loss, and what its loss weighs in its training.
+
+Of a tie the client exchanges its loss f_i like a parameter, with a scaled dual u_i of its own. Beside f_i it minimises
+step/2 (f_i - t_i + u_i)^2, so that a round's training weighs the loss by 1 + step (f_i - t_i + u_i), the server's
+target t_i and the loss being those at the z_i that it was sent. No weight is below 0: nobody is trained to be worse.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from clients.budget import models_alone
+from clients.client import Client
+from clients.state import State
+from fedrec.data import ClientData
+from fedrec.federation.coordination import Link
+from fedrec.federation.coordination.binding import one_sided
+from fedrec.federation.coordination.clauses import HARM
+from fedrec.params import Params, to
+from fedrec.rng import generator
+from fedrec.training.local import held_out_loss
+
+THIRDS = ("drives", "selects", "judges")
+
+
+class Told(NamedTuple):
+    """What a round knows of a client's losses: what is sent of them, and what its loss weighs beside 1."""
+
+    sent: Params
+    mu: float
+
+
+def third(data: ClientData, seed: int, purpose: str) -> ClientData:
+    """Return a client's data with that third of its validation rows which drives multipliers, selects, or judges."""
+    order = generator(seed, "thirds", data.name).permutation(len(data.validation))
+    rows = np.sort(order[THIRDS.index(purpose) :: 3])
+    return replace(data, validation=data.validation.take(rows))
+
+
+def loss(client: Client, model: Params, purpose: str) -> float:
+    """Return the loss of a client's model: of its training rows, or of a third of the validation rows; NaN of none."""
+    e = client.experiment
+    if e.coupling.judged == "training":
+        data = replace(client.data, validation=client.data.train)
+    else:
+        data = third(client.data, e.seed, purpose)
+    return held_out_loss(client.model, model, data, client.tasks, client.recipe, seed=e.seed)
+
+
+def tell(client: Client, state: State, z: Params, targets: Params, link: Link) -> tuple[State, Told]:
+    """Return the state, and what a client tells of the loss at what it was sent, with the weight that this gives it."""
+    e = client.experiment
+    model = client.channel.join(to(z, client.device), to(state.now.private, client.device))
+    value, anchor = loss(client, model, "drives"), link.anchor(targets)
+    sent, weight, scale = Params(), 1.0, e.coupling.scale
+    for block in e.coupling.priced:
+        found = value
+        if block == HARM:
+            state, least = alone(client, state)
+            found = value - least
+        goal = float(anchor[block]) / scale
+        if math.isnan(found):
+            sent[block] = targets[block]
+            continue
+        lax = one_sided(e.coupling.clauses, client.data.name, block)
+        weight += e.coupling.step * (max(found - goal, 0.0) if lax else found - goal)
+        sent[block] = torch.tensor([scale * (max(found, goal) if lax else found)], dtype=torch.float32)
+    return state, Told(sent, max(weight, 0.0) - 1.0)
+
+
+def judged(client: Client, state: State, z: Params) -> tuple[State, dict[str, float]]:
+    """Return the state, and what a client tells of its losses at a validation, by block."""
+    model = client.channel.join(to(z, client.device), to(state.now.private, client.device))
+    value, found = loss(client, model, "judges"), {}
+    for block in client.experiment.coupling.priced:
+        if block == HARM:
+            state, least = alone(client, state, "judges")
+            found[block] = value - least
+        else:
+            found[block] = value
+    return state, found
+
+
+def alone(client: Client, state: State, purpose: str = "drives") -> tuple[State, float]:
+    """Return the state, and the lowest loss that a client reaches by itself."""
+    place = ("drives", "judges").index(purpose)
+    if not state.limits:
+        each = [[loss(client, model, p) for p in ("drives", "judges")] for model in models_alone(client)]
+        limits = tuple(map(min, zip(*each, strict=True)))
+        state = state._replace(limits=limits)
+    return state, state.limits[place]
+
+
+def start(client: Client, model: Mapping[str, Tensor]) -> Params:
+    """Return what a client joins with of its losses."""
+    scale = client.experiment.coupling.scale
+    value = loss(client, dict(model), "drives") if client.experiment.coupling.priced else math.nan
+    value = 0.0 if math.isnan(value) else value
+    return {block: torch.tensor([scale * value], dtype=torch.float32) for block in client.experiment.coupling.priced}
