@@ -14,6 +14,7 @@ WORDS = {
     "auditing": "canaries: does a run keep the epsilon that it promises?",
     "cold": "items that nobody has met: what content is worth",
     "distillation": "small students of the clients' models: cost and accuracy",
+    "fairness": "ties of losses at the test, and what they cost",
     "methods": "methods side by side, against training alone",
     "newcomer": "a platform that joins late",
     "privacy": "utility, attacks and audits against the budget",
