@@ -67,7 +67,7 @@ def test_one_third_alone_selects_unless_the_training_rows_judge(judged: str) -> 
     params = client.start()
     shared, private = client.experiment.sharing().split(params)
     found = measure(client, shared, private, "validation").per_user[0]
-    assert set(np.asarray(found.user).tolist()) <= set(expected.validation.user[expected.validation.positive].tolist())
+    assert set(found.users.tolist()) <= set(data.users[expected.validation.user].tolist())
 
 
 @pytest.mark.parametrize("pushed", [-50.0, 0.0, 0.02, 50.0])
