@@ -71,7 +71,7 @@ def plan(options: Namespace) -> list[Run]:
 
 
 def measure(run: Run, home: Path) -> Rows:
-    """Return for each client of a run the loss of its test rows and its first metric.
+    """Return for each client of a run the loss of its test rows and NDCG@10, or its first metric.
 
     `flag` is by how much the run itself says that the tie is broken, `least`, where it is asked for, what a client alone
     comes to in the round of its lowest validation loss.
@@ -83,7 +83,7 @@ def measure(run: Run, home: Path) -> Rows:
     rows: Rows = []
     for data in clients_data(e):
         mine = tested[tested["client"] == data.name]
-        metric = next(m for m in (*e.metrics, "auc", "rmse") if (mine["metric"] == m).any())
+        metric = next(m for m in ("ndcg@10", *e.metrics, "auc", "rmse") if (mine["metric"] == m).any())
         rows.append(
             {
                 **run.labels,
