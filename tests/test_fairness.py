@@ -87,7 +87,7 @@ def test_a_loss_weighs_one_plus_the_multiplier_and_never_less_than_0(pushed: flo
 
 @pytest.mark.parametrize("kind", ["adam", "adagrad", "sgd"])
 def test_a_weight_multiplies_the_step_under_every_optimiser(kind: str) -> None:
-    """Of a loss alone twice the weight is twice the rate; no weight, no step."""
+    """Of a loss alone twice the weight is twice the rate, but for what Adam adds to its divisor; no weight, no step."""
     client = first(tied(FREE, optimiser=kind))
     start, data, tasks = client.start(), client.data, client.tasks
 
@@ -97,7 +97,7 @@ def test_a_weight_multiplies_the_step_under_every_optimiser(kind: str) -> None:
         args = (client.model, start, data, tasks, recipe, Sharing(()))
         return local_update(*args, seed=1, scope=("a", 1), weight=weight)[0]
 
-    assert norm(subtract(after(2.0, 1.0), after(1.0, 2.0))) < 1e-4 * norm(subtract(after(2.0, 1.0), start))
+    assert norm(subtract(after(2.0, 1.0), after(1.0, 2.0))) < 1e-3 * norm(subtract(after(2.0, 1.0), start))
     assert norm(subtract(after(0.0, 1.0), start)) == 0
     assert norm(subtract(after(2.0, 1.0), after(1.0, 1.0))) > 0.1 * norm(subtract(after(1.0, 1.0), start))
 
@@ -201,7 +201,7 @@ def test_silos_that_cannot_be_are_refused(column: str, count: int | None, text: 
 
 
 def test_a_federation_by_attribute_parts_the_users() -> None:
-    data = dataset(experiment(partition="users", market={"users": 30, "items": 20}))
+    data = dataset(experiment(partition="users", market={"users": 30, "items": 40}))
     told = replace(data, users=data.users.assign(age=np.arange(len(data.users)) % 7))
     parts = federation(told, clients=3, partition="users:age")
     ages = [set(told.users["age"].iloc[part.users]) for part in parts]
