@@ -3,10 +3,10 @@
 argmin_Z  h(Z) + 1/2 |Z - V|_M^2   subject to  g_j(Z) = 0 or g_j(Z) <= 0,  for a diagonal metric M = diag(rho p).
 
 A step takes g at Z as straight, g + J D, and solves what that leaves. With K = M + the Hessian of h, H = 0 (Gauss and
-Newton) or, where that is slow and K + H has an inverse, the Hessian of y'g, R = (K + H)^-1, and F = K (Z - Z0) for Z0 the least
-of h + 1/2 |.|^2: D = -R (F + J'y), with multipliers y = lambda + c (g + J D), at least 0 for an inequality. That is
-stabilised sequential quadratic programming; of straight constraints one step is exact but for the 1/c that the next
-multipliers take up. The penalty c is safeguarded: it grows only while constraints are not met faster
+Newton) or, where that is slow and K + H has an inverse, the Hessian of y'g, R = (K + H)^-1, and F = K (Z - Z0) for Z0
+the least of h + 1/2 |.|^2: D = -R (F + J'y), with multipliers y = lambda + c (g + J D), at least 0 for an inequality.
+That is stabilised sequential quadratic programming; of straight constraints one step is exact but for the 1/c that the
+next multipliers take up. The penalty c is safeguarded: it grows only while constraints are not met faster
 (arXiv 1610.02967, section 4).
 """
 

@@ -375,7 +375,7 @@ def contradict(
         (slope,) = torch.autograd.grad(value, flat)
         constant += float(value.detach())
         for client, name, place, _ in layout.spans():
-            factor = float(slope[place]) * hub.scale
+            factor = slope[place].item() * hub.scale
             factors[client] += factor
             constant -= factor * least[client, name]
     size = sum(abs(a) for a in factors.values())
@@ -394,8 +394,8 @@ def contradict(
         clients=[c.name for c in clients],
         tolerance=1e-9,
     )
-    value = sum(factors[c.name] * float(c.loss(t)) for c, t in zip(clients, found.theta, strict=True)) + constant
-    return found.converged and value > 1e-6 * size
+    least_value = sum(factors[c.name] * float(c.loss(t)) for c, t in zip(clients, found.theta, strict=True)) + constant
+    return found.converged and least_value > 1e-6 * size
 
 
 @dataclass(frozen=True)
