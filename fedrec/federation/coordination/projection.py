@@ -129,7 +129,7 @@ def project(
         force = -_slope(rows, z0).back(lam)
         z = z0 + inverse(force)
     at = _slope(rows, z)
-    unit = _size_of(at, inverse)
+    unit = max(_size_of(at, inverse), 1e-6 / float(metric.mean()))  # g may have no slope yet
     c = torch.where(pulls, rows.strength, 1e4 / unit)
     y, apart, step, last, bent = lam, math.inf, 0, math.inf, False
     for step in range(1, steps + 1):
@@ -244,7 +244,7 @@ def _size_of(at: _Slope, inverse: Map) -> float:
     g = torch.Generator().manual_seed(0)
     signs = torch.randint(0, 2, at.value.shape, generator=g).double() * 2 - 1
     back = at.back(signs)
-    return max(float(back @ inverse(back)) / max(len(signs), 1), 1e-30)
+    return float(back @ inverse(back)) / max(len(signs), 1)
 
 
 def _multipliers(at: _Slope, inverse: Map, base: Tensor, lam: Tensor, c: Tensor, rows: Rows) -> Tensor:
