@@ -18,7 +18,6 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from fedrec.errors import UserError
-from fedrec.federation.coordination.clauses import Clause
 from fedrec.federation.coordination.solve import Exchange, Solution, newton, solve
 from fedrec.params import Params
 from fedrec.rng import generator
@@ -60,7 +59,7 @@ class Problem:
         return math.sqrt(values.min() * values.max())
 
 
-Ties = list[str | Clause]
+Ties = list[str]
 Claims = Callable[[Problem, Sequence[Any], Sequence[Any]], tuple[dict[str, Any], list[Any], Any]]
 Central = Callable[[Problem, Tensor], dict[str, tuple[Tensor, bool]]]  # theta [n, d] -> by tie: g, whether at most 0
 
@@ -96,31 +95,36 @@ def draw(seed: int) -> Problem:
     return Problem(losses, g.uniform(0.5, 2, len(NAMES)).tolist(), g.uniform(size=4), [f.centre for f in losses])
 
 
+def vector(z: Named, client: str) -> Tensor:
+    """Return a client's blocks as one vector."""
+    return torch.cat([z[client][name] for name in sorted(z[client])])
+
+
 def norms(z: Named) -> Tensor:
-    """Return what is 0 where the first two clients' blocks are equally long."""
-    return (z["films"]["x"].square().sum() - z["shop"]["x"].square().sum()).reshape(1) / 2
+    """Return what is 0 where the first two clients' vectors are equally long."""
+    return (vector(z, "films").square().sum() - vector(z, "shop").square().sum()) / 2
 
 
 def orthogonal(z: Named) -> Tensor:
-    """Return what is 0 where the first two clients' blocks are orthogonal."""
-    return (z["films"]["x"] * z["shop"]["x"]).sum().reshape(1)
+    """Return what is 0 where the first two clients' vectors are orthogonal."""
+    return vector(z, "films") @ vector(z, "shop")
 
 
 def trusted(z: Named) -> Tensor:
     """Return what is at most 0 where news is within 1 of films."""
-    return ((z["films"]["x"] - z["news"]["x"]).square().sum().reshape(1) - 1.0) / 2
+    return ((vector(z, "films") - vector(z, "news")).square().sum() - 1.0) / 2
 
 
 def of_two_blocks(z: Named) -> Tensor:
-    """Return what is at most 0 where films' two blocks have a product of norms of at most 1."""
-    return z["films"]["a"].square().sum().reshape(1) * z["films"]["b"].square().sum() / 2 - 0.5
+    """Return what is at most 0 where the norms of films' two blocks have a product of at most 1."""
+    x = vector(z, "films")
+    return x[:HALF].square().sum() * x[HALF:].square().sum() / 2 - 0.5
 
 
-def own(
-    text: str, function: Callable[[Named], Tensor], inequality: bool = False, blocks: Sequence[str] = ("x",)
-) -> Clause:
-    """Return a tie by a function."""
-    return Clause(text, tuple(blocks), inequality=inequality, function=function)
+NORMS, ORTHOGONAL, TRUSTED, BLOCKS = (
+    f"{blocks}: {__name__}:{name}"
+    for blocks, name in (("x", "norms"), ("x", "orthogonal"), ("x", "trusted <= 0"), ("a+b", "of_two_blocks <= 0"))
+)
 
 
 def equal(t: Sequence[Any]) -> list[Any]:
@@ -157,6 +161,7 @@ def gap(p: Problem) -> float:
 
 
 CONSENSUS = "x: consensus"
+AT_MOST = "losses: at-most(#)"
 HALVES = "x: films = 2*shop + 0.1"
 LESS = "x: news - books <= 0.05"
 
@@ -204,96 +209,33 @@ def together(theta: Tensor) -> Tensor:
     return (theta[1:] - theta[:1]).reshape(-1)
 
 
-def by_name(theta: Tensor, blocks: bool = False) -> dict[str, Params]:
+def by_name(theta: Tensor) -> dict[str, Params]:
     """Return rows [n, d] as the clients' named blocks."""
-    if blocks:
-        return {name: {"a": t[:HALF], "b": t[HALF:]} for name, t in zip(NAMES, theta, strict=True)}
     return {name: {"x": t} for name, t in zip(NAMES, theta, strict=True)}
 
 
-def central_own(tie: str, function: Callable[[Named], Tensor], inequality: bool, blocks: bool = False) -> Central:
+def central_own(tie: str, function: Callable[[Named], Tensor], inequality: bool) -> Central:
     """Return a function as a general solver asks for it."""
-    return lambda p, theta: {tie: (function(by_name(theta, blocks)), inequality)}
+    return lambda p, theta: {tie: (function(by_name(theta)).reshape(1), inequality)}
 
 
 def central_two(p: Problem, theta: Tensor) -> dict[str, tuple[Tensor, bool]]:
     """Return the two ties of blocks."""
     return {
-        "of_two_blocks": (of_two_blocks(by_name(theta, True)), True),
+        BLOCKS: (of_two_blocks(by_name(theta)).reshape(1), True),
         "b: consensus": (together(theta[:, HALF:]), False),
     }
 
 
-CASES = (
-    Case("consensus", lambda p: [CONSENSUS], lambda p, t, f: ({}, equal(t), 0)),
-    Case(
-        "clusters",
-        lambda p: ["x: clusters(films+books, shop+news)"],
-        lambda p, t, f: ({}, [t[0] == t[3], t[1] == t[2]], 0),
-    ),
-    Case("sum", lambda p: ["x: sum(0.5)"], lambda p, t, f: ({}, [sum(t) == 0.5], 0)),
-    Case("mean-regularised", lambda p: ["x: mean-regularised(3)"], lambda p, t, f: ({}, [], pulled(p, t, 3.0))),
-    Case(
-        "graph",
-        lambda p: ["x: graph(2, films~shop, shop~news)"],
-        lambda p, t, f: ({}, [], cp().sum_squares(t[0] - t[1]) + cp().sum_squares(t[1] - t[2])),
-    ),
-    Case("equation", lambda p: [HALVES], lambda p, t, f: ({HALVES: t[0] - 2 * t[1] == 0.1}, [], 0)),
-    Case("inequality", lambda p: [LESS], lambda p, t, f: ({LESS: t[2] - t[3] <= 0.05}, [], 0)),
-    Case(
-        "ball",
-        lambda p: ["x: consensus", "x: ball(0.4)"],
-        lambda p, t, f: ({"x: ball(0.4)": [cp().norm(x) <= 0.4 for x in t]}, equal(t), 0),
-    ),
-    Case(
-        "box",
-        lambda p: ["x: box(0.4)", HALVES],
-        lambda p, t, f: ({HALVES: t[0] - 2 * t[1] == 0.1}, [cp().abs(x) <= 0.4 for x in t], 0),
-    ),
-    Case(
-        "several",
-        lambda p: ["a: consensus", "b: films + shop = 0.3", "b: news <= 2*books", "b: ball(0.8)"],
-        lambda p, t, f: (
-            {
-                "b: films + shop = 0.3": t[0][HALF:] + t[1][HALF:] == 0.3,
-                "b: news <= 2*books": t[2][HALF:] - 2 * t[3][HALF:] <= 0,
-                "b: ball(0.8)": [cp().norm(x[HALF:]) <= 0.8 for x in t],
-            },
-            equal([x[:HALF] for x in t]),
-            0,
-        ),
-        blocks=True,
-    ),
-    Case(
-        "trust region",
-        lambda p: [own("trusted", trusted, True), HALVES],
-        lambda p, t, f: (
-            {"trusted": (cp().sum_squares(t[0] - t[2]) - 1) / 2 <= 0, HALVES: t[0] - 2 * t[1] == 0.1},
-            [],
-            0,
-        ),
-    ),
-    Case(
-        "budgets",
-        losses_below("losses: at-most(#)", level),
-        lambda p, t, f: (
-            {text("losses: at-most(#)", level(p)): [x <= number(text("(#)", level(p))) for x in f]},
-            equal(t),
-            0,
-        ),
-    ),
-    Case("minimax", lambda p: [CONSENSUS, "losses: minimax"], lambda p, t, f: ({}, equal(t), 0), objective="minimax"),
-    Case("parity", losses_below("losses: parity(#)", gap), central=parity),
-    Case("between", lambda p: [CONSENSUS, between(p)], central=central_between),
-    Case("equal norms", lambda p: [own("norms", norms)], central=central_own("norms", norms, False)),
-    Case("orthogonal", lambda p: [own("orthogonal", orthogonal)], central=central_own("orthogonal", orthogonal, False)),
-    Case(
-        "two blocks",
-        lambda p: [own("of_two_blocks", of_two_blocks, True, ("a", "b")), "b: consensus"],
-        central=central_two,
-        blocks=True,
-    ),
-)
+def least_worst(p: Problem) -> float:
+    """Return the least that the largest loss can be under consensus."""
+    theta = by_convex_solver(next(case for case in CASES if case.objective), p).theta
+    return max(float(f(torch.from_numpy(t))) for f, t in zip(p.losses, theta, strict=True))
+
+
+def tight(form: str, factor: float) -> Callable[[Problem], Ties]:
+    """Return the ties of consensus and of losses that are at most a multiple of the least that they can be."""
+    return lambda p: [CONSENSUS, text(form, factor * least_worst(p))]
 
 
 def pulled(p: Problem, t: Sequence[Any], strength: float) -> Any:
@@ -387,25 +329,15 @@ def by_general_solver(case: Case, p: Problem, start: Array) -> Answer:
     return Answer(x.reshape(len(NAMES), WIDTH), multipliers)
 
 
-@dataclass(frozen=True)
-class Judged:
-    """How far from another solver's answer: the largest difference of any coordinate, and of any multiplier."""
-
-    primal: float
-    multiplier: float
-    rounds: int
-    verdicts: tuple[str, ...]
-
-
-def judge(case: Case, p: Problem, theta: Array, multipliers: Mapping[str, Array]) -> tuple[float, float]:
-    """Return how far a solution is from another solver's, and its multipliers where a tie has some."""
+def far(case: Case, p: Problem, theta: Array, multipliers: Mapping[str, Array]) -> tuple[float, float]:
+    """Return how far a solution is from another solver's: coordinates, and multipliers relative to the largest."""
     answer = by_convex_solver(case, p) if case.claims else by_general_solver(case, p, theta)
-    far = [
+    known = {tie: y for tie, y in multipliers.items() if tie in answer.multipliers}
+    each = [
         float(np.abs(y - answer.multipliers[tie]).max() / (1 + np.abs(answer.multipliers[tie]).max()))
-        for tie, y in multipliers.items()
-        if tie in answer.multipliers
+        for tie, y in known.items()
     ]
-    return float(np.abs(theta - answer.theta).max()), max(far, default=0.0)
+    return float(np.abs(theta - answer.theta).max()), max(each, default=0.0)
 
 
 def solved(case: Case, p: Problem, participation: float, rounds: int, seed: int) -> Solution:
@@ -426,10 +358,95 @@ def solved(case: Case, p: Problem, participation: float, rounds: int, seed: int)
     )
 
 
-def judged(case: Case, seed: int, participation: float = 1.0, rounds: int = 2000) -> Judged:
-    """Return how far our solution of a random problem is from another solver's."""
-    p = draw(seed)
-    found = solved(case, p, participation, rounds, seed)
-    theta = np.stack([t.numpy() for t in found.theta])
-    weights = {v.tie: np.array(v.weights) for v in found.verdicts if v.weights and v.tie != "losses: minimax"}
-    return Judged(*judge(case, p, theta, weights), len(found.history), tuple(v.verdict for v in found.verdicts))
+def contradicted(case: Case, seed: int, participation: float, rounds: int) -> Solution:
+    """Return what becomes of ties that contradict each other."""
+    return solved(case, draw(seed), participation, rounds, seed)
+
+
+CASES = (
+    Case("consensus", lambda p: [CONSENSUS], lambda p, t, f: ({}, equal(t), 0)),
+    Case(
+        "clusters",
+        lambda p: ["x: clusters(films+books, shop+news)"],
+        lambda p, t, f: ({}, [t[0] == t[3], t[1] == t[2]], 0),
+    ),
+    Case("sum", lambda p: ["x: sum(0.5)"], lambda p, t, f: ({}, [sum(t) == 0.5], 0)),
+    Case("mean-regularised", lambda p: ["x: mean-regularised(3)"], lambda p, t, f: ({}, [], pulled(p, t, 3.0))),
+    Case(
+        "graph",
+        lambda p: ["x: graph(2, films~shop, shop~news)"],
+        lambda p, t, f: ({}, [], cp().sum_squares(t[0] - t[1]) + cp().sum_squares(t[1] - t[2])),
+    ),
+    Case("equation", lambda p: [HALVES], lambda p, t, f: ({HALVES: t[0] - 2 * t[1] == 0.1}, [], 0)),
+    Case("inequality", lambda p: [LESS], lambda p, t, f: ({LESS: t[2] - t[3] <= 0.05}, [], 0)),
+    Case(
+        "ball",
+        lambda p: ["x: mean-regularised(3)", "x: ball(0.4)"],
+        lambda p, t, f: ({"x: ball(0.4)": [cp().norm(x) <= 0.4 for x in t]}, [], pulled(p, t, 3.0)),
+    ),
+    Case(
+        "box",
+        lambda p: ["x: box(0.4)", HALVES],
+        lambda p, t, f: ({HALVES: t[0] - 2 * t[1] == 0.1}, [cp().abs(x) <= 0.4 for x in t], 0),
+    ),
+    Case(
+        "several",
+        lambda p: ["a: consensus", "b: films + shop = 0.3", "b: news <= 2*books", "b: ball(0.8)"],
+        lambda p, t, f: (
+            {
+                "b: films + shop = 0.3": t[0][HALF:] + t[1][HALF:] == 0.3,
+                "b: news <= 2*books": t[2][HALF:] - 2 * t[3][HALF:] <= 0,
+                "b: ball(0.8)": [cp().norm(x[HALF:]) <= 0.8 for x in t],
+            },
+            equal([x[:HALF] for x in t]),
+            0,
+        ),
+        blocks=True,
+    ),
+    Case(
+        "trust region",
+        lambda p: [TRUSTED, HALVES],
+        lambda p, t, f: (
+            {TRUSTED: (cp().sum_squares(t[0] - t[2]) - 1) / 2 <= 0, HALVES: t[0] - 2 * t[1] == 0.1},
+            [],
+            0,
+        ),
+    ),
+    Case(
+        "budgets",
+        losses_below(AT_MOST, level),
+        lambda p, t, f: (
+            {text(AT_MOST, level(p)): [x <= number(text("(#)", level(p))) for x in f]},
+            equal(t),
+            0,
+        ),
+    ),
+    Case(
+        "tight budgets",
+        tight(AT_MOST, 1.03),
+        lambda p, t, f: (
+            {tight(AT_MOST, 1.03)(p)[1]: [x <= number(tight(AT_MOST, 1.03)(p)[1]) for x in f]},
+            equal(t),
+            0,
+        ),
+    ),
+    Case("minimax", lambda p: [CONSENSUS, "losses: minimax"], lambda p, t, f: ({}, equal(t), 0), objective="minimax"),
+    Case("parity", losses_below("losses: parity(#)", gap), central=parity),
+    Case("between", lambda p: [CONSENSUS, between(p)], central=central_between),
+    Case("equal norms", lambda p: [NORMS], central=central_own(NORMS, norms, False)),
+    Case("orthogonal", lambda p: [ORTHOGONAL], central=central_own(ORTHOGONAL, orthogonal, False)),
+    Case(
+        "two blocks",
+        lambda p: [BLOCKS, "b: consensus"],
+        central=central_two,
+        blocks=True,
+    ),
+)
+# Cases that nobody can meet: what is asked of them is to be called so.
+CONTRADICTIONS = (
+    Case("sum beyond a box", lambda p: ["x: sum(100)", "x: box(1)"]),
+    Case("two equations", lambda p: ["x: films = shop + 1", "x: shop = films"]),
+    Case("far within a trust region", lambda p: [TRUSTED, "x: films = news + 2"]),
+    Case("losses below the least", tight(AT_MOST, 0.8)),
+    Case("losses just below the least", tight(AT_MOST, 0.98)),
+)
