@@ -70,6 +70,14 @@ def number(x: float, digits: int = 3) -> str:
     return MINUS + text if x < 0 and float(f"{x:.{digits}f}") else text
 
 
+def significant(x: float) -> str:
+    """Return three digits of a number, without a leading zero; a dash for NaN."""
+    if math.isnan(x):
+        return DASH
+    text = f"{x:.3g}".replace("-", MINUS)
+    return text.replace("0.", ".", 1) if abs(x) < 1 else text
+
+
 def count(x: float) -> str:
     """Return a whole number with its thousands apart; a dash for NaN."""
     return DASH if math.isnan(x) else f"{x:,.0f}"
@@ -147,6 +155,23 @@ def answer(rows: pd.DataFrame) -> str:
     joined = ", ".join(parts[:-1]) + (", and " if len(parts) > 2 else " and " if len(parts) > 1 else "") + parts[-1]
     missing = f"; {counts['']:,} could not be compared" if "" in counts else ""
     return f"Of {plural(len(rows), 'client')}, working together {joined}{missing}."
+
+
+def _constraints(run: Run) -> Iterator[Caution]:
+    """Yield what a reader must know first: a constraint that does not hold, and by how much."""
+    broken = [row for row in run.ties if row["verdict"] != "met"]
+    for row in broken[:WORST]:
+        off = significant(float(row["residual"]))
+        if row["verdict"] == "infeasible":
+            text = f"{row['tie']} is off by {off} at the nearest point: not all constraints of its blocks can be met. Of "
+            text += "straight and of convex ones that is proved; of others it holds near that point."
+            yield Caution("bad", "Constraint infeasible", text)
+        else:
+            text = f"{row['tie']} is broken by {off} in the round that was tested. More rounds may help; a multiplier "
+            text += "that keeps growing says that it cannot be met."
+            yield Caution("bad", "Constraint violated", text)
+    if len(broken) > WORST:
+        yield Caution("bad", f"{plural(len(broken), 'constraint')} not met", listing(str(row["tie"]) for row in broken))
 
 
 def _losses(primary: pd.DataFrame) -> Iterator[Caution]:
@@ -310,6 +335,6 @@ def warnings(run: Run, primary: pd.DataFrame, said: Collection[str] = ()) -> lis
 
     `primary` are the rows of `comparison` that speak for a task, `said` notes on the data that the reader has seen.
     """
-    first = (_protocol(run), _privacy(run), _losses(primary), _faults(run))
+    first = (_protocol(run), _privacy(run), _constraints(run), _losses(primary), _faults(run))
     cautions = chain(*first, _newcomers(run), _student(run), _tasks(run), _data(run, said))
     return sorted(cautions, key=lambda warning: ("bad", "care", "note").index(warning.tone))

@@ -166,6 +166,24 @@ def line(x: pd.Series, y: pd.Series, selected: int | None, name: str, label: str
         return svg(figure, name, alt)
 
 
+def stacked(
+    x: pd.Series, rows: Sequence[tuple[str, pd.Series, pd.Series]], selected: int | None, name: str, alt: str
+) -> Markup:
+    """Return a row of two panels by round for each (title, residual, multiplier)."""
+    with mpl.rc_context(STYLE):
+        figure, panels = subplots(len(rows), 2, 0.3 + 1.75 * len(rows))
+        for line, (title, *values) in zip(panels, rows, strict=True):
+            for axes, y, label in zip(line, values, ("residual", "multiplier"), strict=True):
+                axes.plot(x, y, color=OURS, linewidth=1.8, marker="o", markersize=2)
+                axes.plot(x[x == selected], y[x == selected], "o", color=OURS, markersize=8, fillstyle="none")
+                axes.set_ylim(bottom=min(0.0, float(y.min())), top=None if y.abs().max() else 1.0)
+                _ticks(axes, y=label, rounds=True)
+            line[0].set_title(shorten(title, 52))
+        for axes in panels[-1]:
+            axes.set_xlabel("round")
+        return svg(figure, name, alt)
+
+
 def traffic(table: pd.DataFrame, unit: str, name: str, alt: str) -> Markup:
     """Return the amounts that went up and down by round; `table` has `round`, `up`, `down` in `unit`."""
     with mpl.rc_context(STYLE):

@@ -91,6 +91,12 @@ class Run:
         """Return an option of the experiment."""
         return self.record.get("experiment", {}).get(name, default)
 
+    @property
+    def ties(self) -> list[dict[str, Any]]:
+        """How every constraint of named blocks stands in the round that was tested, as the record has it."""
+        found: list[dict[str, Any]] = self.record.get("ties", [])
+        return found
+
     def leaking(self) -> bool:
         """Tell whether training avoided the held-out items, so that no metric can be trusted."""
         return bool(self.option("negatives") == "published")

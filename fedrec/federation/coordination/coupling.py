@@ -68,7 +68,7 @@ class Coupling(BaseModel, frozen=True, extra="forbid"):
     @property
     def scale(self) -> float:
         """What a loss is multiplied by as it travels, so that its part of the proximal term has the weight `step`."""
-        return math.sqrt(self.step / self.rho)
+        return math.sqrt(self.step / self.rho) if self.priced else 1.0
 
     @property
     def personal(self) -> bool:
