@@ -26,6 +26,7 @@ from fedrec.evaluation.scorers import ModelScorer
 from fedrec.experiment.folding import fold_in
 from fedrec.experiment.holdings import keys, reader
 from fedrec.experiment.kept import Keeping, Shelf, keep
+from fedrec.federation.codecs import Scope
 from fedrec.federation.coordination import Link, Own, control_change, double
 from fedrec.federation.personal import personal_model
 from fedrec.params import Params, add, norm, subtract, to
@@ -90,23 +91,25 @@ def finish(
             else:
                 metrics["gap"] = norm(subtract(x, start.z)) ** 2
         if client.experiment.codec.active:
-            values, own, link = encoded(client, values, start.z, own, link)
+            values, own, link = encoded(client, number, values, start.z, own, link)
     metrics |= start.told if link else counted(client)
     reply = Contribution(client.data.name, values, metrics, client.device)
     return state.trained(Kept(number, private, link, own, start.mu)), reply
 
 
-def encoded(client: Client, values: Params, z: Params, own: Own, link: Link | None) -> tuple[Params, Own, Link | None]:
-    """Return the payload of what a client answers, and what it remembers of it.
+def encoded(
+    client: Client, number: int, values: Params, z: Params, own: Own, link: Link | None
+) -> tuple[Params, Own, Link | None]:
+    """Return the payload of what a client answers in a round, and what it remembers of it.
 
     Under duals the tie itself owes what the payload loses of an increment, and the codec remembers nothing.
     """
-    codec = client.experiment.codec
+    codec, scope = client.experiment.codec, Scope(client.experiment.seed, client.data.name, number)
     if link is None:
-        payload, memory = codec.encode(subtract(values, z), dict(own.memory or {}))
+        payload, memory = codec.encode(subtract(values, z), dict(own.memory or {}), scope)
         return payload, replace(own, memory=memory or None), None
-    payload, _ = codec.encode(values, {})
-    lost = subtract(double(values), double(codec.decode(payload, values)))
+    payload, _ = codec.encode(values, {}, scope)
+    lost = subtract(double(values), double(codec.decode(payload, values, scope)))
     return payload, own, replace(link, sent=subtract(link.sent, lost))
 
 

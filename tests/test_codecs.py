@@ -197,7 +197,7 @@ def test_what_a_client_sent_and_what_it_owes_is_what_it_changed(seed: int) -> No
     client, own, z = Client(e, clients_data(e)[0], "cpu", None), Own(), {"a": torch.ones(5, 3), "b": torch.ones(4)}
     left = {name: torch.zeros_like(value) for name, value in z.items()}
     for change in changes(seed, 3):
-        payload, own, _ = encoded(client, add(z, change), z, own, None)
+        payload, own, _ = encoded(client, 1, add(z, change), z, own, None)
         arrived = e.codec.read(payload, z, z, False)
         left = subtract(add(left, change), subtract(arrived, z))
         for name, value in left.items():
@@ -214,7 +214,7 @@ def test_under_duals_the_tie_owes_what_a_payload_loses(seed: int) -> None:
     held = double(link.sent)
     for change in changes(seed, 3):
         values, answered = link.answer(change, z)
-        payload, own, after = encoded(client, values, z, Own(), answered)
+        payload, own, after = encoded(client, 1, values, z, Own(), answered)
         assert after is not None and own.memory is None
         link = after
         held = add(held, double(e.codec.decode(payload, z)))
