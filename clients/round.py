@@ -83,6 +83,9 @@ def finish(
         if link is None:
             values = x
             private = {**private, **(envelope.at_home(x) if envelope else {})}
+            if envelope and client.experiment.codec.active:
+                values, memory = envelope.owe(subtract(x, start.z), dict(own.memory or {}))
+                own = replace(own, memory=memory if client.experiment.codec.feedback else None)
         else:
             values, link = link.answer(x, start.z)
             if envelope:  # what the sum does not take stays owed
@@ -90,7 +93,7 @@ def finish(
                 link = replace(link, sent=add(link.sent, owed))
             else:
                 metrics["gap"] = norm(subtract(x, start.z)) ** 2
-        if client.experiment.codec.active:
+        if client.experiment.codec.active and not envelope:
             values, own, link = encoded(client, number, values, start.z, own, link)
     metrics |= start.told if link else counted(client)
     reply = Contribution(client.data.name, values, metrics, client.device)
