@@ -78,8 +78,7 @@ def finish(
     number, metrics, values = start.sent.round, open_loss(client, made.loss), Params()
     own, private, link = made.own, made.private, start.link
     if made.x is not None:
-        own = after(client, start, made.x, own)
-        x = protected(client, number, dict(made.x), start.z)
+        x = arrived = protected(client, number, dict(made.x), start.z)
         if link is None:
             values = x
             private = {**private, **(envelope.at_home(x) if envelope else {})}
@@ -95,6 +94,9 @@ def finish(
                 metrics["gap"] = norm(subtract(x, start.z)) ** 2
         if client.experiment.codec.active and not envelope:
             values, own, link = encoded(client, number, values, start.z, own, link)
+            if own.control is not None:
+                arrived = client.experiment.codec.read(values, start.z, start.z, False, scope_of(client, number))
+        own = after(client, start, made.x, arrived, own)
     metrics |= start.told if link else counted(client)
     reply = Contribution(client.data.name, values, metrics, client.device)
     return state.trained(Kept(number, private, link, own, start.mu)), reply
@@ -107,7 +109,7 @@ def encoded(
 
     Under duals the tie itself owes what the payload loses of an increment, and the codec remembers nothing.
     """
-    codec, scope = client.experiment.codec, Scope(client.experiment.seed, client.data.name, number)
+    codec, scope = client.experiment.codec, scope_of(client, number)
     if link is None:
         payload, memory = codec.encode(subtract(values, z), dict(own.memory or {}), scope)
         return payload, replace(own, memory=memory or None), None
@@ -116,11 +118,19 @@ def encoded(
     return payload, own, replace(link, sent=subtract(link.sent, lost))
 
 
-def after(client: Client, start: Start, x: Mapping[str, Tensor], own: Own) -> Own:
-    """Return what is a client's own after training to `x`: c_i+ under SCAFFOLD, and x itself if it is tuned."""
+def scope_of(client: Client, number: int) -> Scope:
+    """Return what a client's codec draws from in a round."""
+    return Scope(client.experiment.seed, client.data.name, number)
+
+
+def after(client: Client, start: Start, x: Mapping[str, Tensor], arrived: Params, own: Own) -> Own:
+    """Return what is a client's own after training to `x`: x itself if it is tuned, and under SCAFFOLD c_i+.
+
+    That the server makes too, of what has `arrived`.
+    """
     if own.control is not None and start.sent.control is not None:
         count = counted(client)["steps"]
-        change = control_change(start.sent.control, start.z, dict(x), count, client.experiment.lr)
+        change = control_change(start.sent.control, start.z, arrived, count, client.experiment.lr)
         own = replace(own, control=add(own.control, change))
     return replace(own, personal=x) if client.experiment.drift.personal == "tuned" else own
 

@@ -3,7 +3,7 @@
 from typing import Annotated, Literal, get_args
 
 import torch
-from pydantic import BaseModel, Field, field_validator
+from pydantic import BaseModel, Field
 
 from fedrec.components import PartText, make, one_of, read
 from fedrec.errors import UserError
@@ -37,18 +37,11 @@ class Coding(BaseModel, frozen=True, extra="forbid"):
         description="top-k, random-k: fraction of the entries of a tensor that is sent; count-sketch, projection: "
         "numbers that are sent for each entry",
     )
-    bits: int = Field(8, description="quantised: bits of an entry, 2, 4 or 8")
+    bits: int = Field(8, ge=2, le=8, description="quantised: bits of an entry")
     block: int = Field(0, ge=0, description="quantised: entries that have a scale in common; 0: a whole tensor")
     rank: int = Field(2, ge=1, description="low-rank: columns of the two matrices that a table is sent as")
     hashes: int = Field(5, ge=1, le=99, description="count-sketch: rows of the sketch")
     feedback: bool = Field(True, description="what a payload lacks is added to the client's next change")
-
-    @field_validator("bits")
-    @classmethod
-    def _in_a_byte(cls, bits: int) -> int:
-        if bits not in (2, 4, 8):
-            raise UserError(f"must be 2, 4 or 8, which fill a byte, found {bits}")
-        return bits
 
     @property
     def active(self) -> bool:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -63,15 +64,11 @@ class Quantised:
 
 def pack_bits(levels: Tensor, bits: int) -> Tensor:
     """Return numbers [n] below 2^bits, uint8, as bytes [ceil(n bits / 8)], the first in the lowest bits."""
-    each = 8 // bits
-    parts = torch.nn.functional.pad(levels, (0, -len(levels) % each)).view(-1, each)
-    packed = parts[:, 0].clone()
-    for place in range(1, each):
-        packed |= parts[:, place] << (bits * place)
-    return packed
+    apart = np.unpackbits(levels.numpy()[:, None], axis=1, count=bits, bitorder="little")
+    return torch.from_numpy(np.packbits(apart, bitorder="little"))
 
 
 def unpack_bits(packed: Tensor, bits: int, n: int) -> Tensor:
     """Return the inverse of `pack_bits` for n numbers."""
-    parts = [(packed >> (bits * place)) & (2**bits - 1) for place in range(8 // bits)]
-    return torch.stack(parts, 1).reshape(-1)[:n]
+    apart = np.unpackbits(packed.numpy(), count=n * bits, bitorder="little").reshape(n, bits)
+    return torch.from_numpy(np.packbits(apart, axis=1, bitorder="little")[:, 0])
