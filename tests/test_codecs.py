@@ -447,3 +447,21 @@ def test_the_plan_has_the_codec_and_a_witness_reads_what_the_server_reads() -> N
     first, same_one = seen.transcript.rounds[0], plain.transcript.rounds[0]
     for name, value in first.update().items():
         torch.testing.assert_close(value, same_one.update()[name], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["scaffold", "fednova"])
+def test_what_counts_steps_goes_with_a_codec_that_owes_nothing(method: str) -> None:
+    codec = {"kind": "quantised", "bits": 3}
+    fields: dict[str, Any] = {**SMALL, "optimiser": "sgd", "lr": 0.5, "weights": "uniform", "rounds": 2}
+    fields |= {"partition": "users", "clients": 3}
+    with pytest.raises(UserError, match="but what arrives holds what earlier rounds still owed"):
+        experiment(method, **fields, codec=codec)
+    made, grid = coordinated(experiment(method, **fields, codec={**codec, "feedback": False}), {})
+    owns = [state_of(node).now.own for node in grid.nodes.values()]
+    assert not any(own.memory for own in owns)
+    if method == "scaffold":  # both sides made c_i of what has arrived
+        assert made.control is not None
+        for name, value in made.control.c.items():  # the mean, of silos that carry the same rows
+            parts = [own.control[name] for own in owns if own.control is not None]
+            assert len(parts) == 3 and bool(value.any())
+            torch.testing.assert_close(value, torch.stack(parts).mean(0), rtol=0, atol=1e-9)
