@@ -11,11 +11,12 @@ from pathlib import Path
 import pandas as pd
 
 from fedrec.errors import choose
+from fedrec.experiment.acting import acts
 from fedrec.experiment.config import Experiment
 from fedrec.metrics import higher_is_better, paired
 from fedrec.report.findings import label, number
 from fedrec.report.study import Page, Part, forest, interval, seeded
-from simulations.cli import arm
+from simulations.cli import arm, check_flags
 from simulations.engines import launch
 from simulations.studies.harness import Findings, Rows, Run, Study, facts
 from simulations.studies.options import SEEDS
@@ -41,8 +42,9 @@ OPTIONS = {
 }
 WORDS = (
     "What clients send up is encoded, what the server sends is not. Bytes are those of the messages' arrays and "
-    "metrics, as the ledger of a run counts them. For a seed, all arms have the same data, start and order; validation chooses "
-    "the round. Without feedback what a payload lacks is lost, and rounding and drawing are unbiased instead."
+    "metrics, as the ledger of a run counts them. For a seed, all arms have the same data, start and order; "
+    "validation chooses the round. Without feedback what a payload lacks is lost, and rounding and drawing are "
+    "unbiased instead. Under duals there is no control: the tie owes."
 )
 TABLE = (
     "Sent up a round, and of what a run without a codec sends; then the mean over clients and seeds, and the "
@@ -51,25 +53,24 @@ TABLE = (
 
 
 def plan(options: Namespace) -> list[Run]:
-    """Return a run for each seed, codec, and whether what it lacks is owed."""
+    """Return a run for each seed, codec, and whether what it lacks is owed, where that can be chosen."""
     names = list(dict.fromkeys([NONE, *(choose("arms", name, ARMS) for name in options.arms.split(","))]))
-    arms = [(name, fed) for name in names for fed in (True, False) if fed or name != NONE]
-    return [
-        Run({"arm": arm_name(name, fed), "seed": seed}, experiment_of(name, fed, options, seed))
-        for seed in range(options.seeds)
-        for name, fed in arms
-    ]
-
-
-def arm_name(name: str, feedback: bool) -> str:
-    """Return how a codec is called with or without error feedback."""
-    return name if feedback else f"{name} {OFF}"
+    runs = []
+    for seed in range(options.seeds):
+        for name in names:
+            e = experiment_of(name, True, options, seed)
+            runs.append(Run({"arm": name, "seed": seed}, e))
+            if acts(e, "codec.feedback"):
+                runs.append(Run({"arm": f"{name} {OFF}", "seed": seed}, experiment_of(name, False, options, seed)))
+    return runs
 
 
 def experiment_of(name: str, feedback: bool, options: Namespace, seed: int) -> Experiment:
     """Return the experiment of an arm; raises UserError where a codec does not go with the options."""
     off = [] if feedback else ["--no-codec.feedback"]
-    return arm([*USUAL.split(), *options.flags, *ARMS[name].split(), *off, "--seed", str(seed)])
+    e = arm([*USUAL.split(), *options.flags, *ARMS[name].split(), *off, "--seed", str(seed)])
+    check_flags([*ARMS[name].split(), *off], [e])
+    return e
 
 
 def measure(run: Run, home: Path) -> Rows:
