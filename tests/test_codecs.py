@@ -42,7 +42,7 @@ from simulations.apps import plan_of
 from simulations.engines import launch
 from simulations.witness import witness
 from tests.helpers import coordinated, experiment, same
-from tests.letters import read_broadcast, state_of
+from tests.letters import read_broadcast, read_contribution, state_of
 from tests.own_parts import EightBit
 
 OWN = "tests.own_parts:EightBit"
@@ -465,3 +465,27 @@ def test_what_counts_steps_goes_with_a_codec_that_owes_nothing(method: str) -> N
             parts = [own.control[name] for own in owns if own.control is not None]
             assert len(parts) == 3 and bool(value.any())
             torch.testing.assert_close(value, torch.stack(parts).mean(0), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["random-k", "projection", "count-sketch"])
+def test_client_and_server_draw_alike_in_every_round(kind: str) -> None:
+    """The last z is the mean of what the payloads say under the round's scope, and of that nothing is owed."""
+    codec = {"kind": kind, "fraction": 0.3}
+    e = experiment(**SMALL, weights="uniform", rounds=3, partition="users", clients=3, codec=codec)
+    made, grid = coordinated(e, {})
+    asked = [message for message in grid.sent if message.metadata.message_type == "train"][-3:]
+    z = read_broadcast(asked[0].content).values
+    assert read_broadcast(asked[0].content).round == 3
+    replies = [read_contribution(reply.content) for reply in grid.received if reply.has_content()]
+    last = [reply for reply in replies if any("." in name for name in reply.values)][-3:]
+    found = {}
+    for reply in last:
+        change = e.codec.decode(reply.values, zeros(z), Scope(e.seed, reply.client, 3))
+        found[reply.client] = change
+    for name, value in made.z.items():
+        total = torch.stack([change[name] for change in found.values()]).mean(0)
+        torch.testing.assert_close(value, z[name] + total, rtol=0, atol=1e-6)
+    if kind == "random-k":
+        for node in grid.nodes.values():
+            (client,), memory = node.parties, state_of(node).now.own.memory
+            assert memory is not None and all(not memory[name][found[client][name] != 0].any() for name in memory)
