@@ -163,7 +163,9 @@ def _constraints(run: Run) -> Iterator[Caution]:
     for row in broken[:WORST]:
         off = significant(float(row["residual"]))
         if row["verdict"] == "infeasible":
-            text = f"{row['tie']} is off by {off} at the nearest point: not all constraints of its blocks can be met. Of "
+            text = (
+                f"{row['tie']} is off by {off} at the nearest point: not all constraints of its blocks can be met. Of "
+            )
             text += "straight and of convex ones that is proved; of others it holds near that point."
             yield Caution("bad", "Constraint infeasible", text)
         else:
