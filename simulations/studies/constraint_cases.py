@@ -289,10 +289,10 @@ def by_general_solver(case: Case, p: Problem, start: Array) -> Answer:
         return torch.stack([w * f(t) for w, f, t in zip(p.weights, p.losses, rows, strict=True)]).sum()
 
     def slope(function: Callable[[Tensor], Tensor], x: Array) -> Array:
-        return np.asarray(torch.autograd.functional.jacobian(function, torch.from_numpy(x)).numpy())
+        return np.asarray(torch.func.jacrev(function)(torch.from_numpy(x)).numpy())
 
     ties = central(p, torch.from_numpy(start))
-    rules = []
+    rules: list[dict[str, Any]] = []
     for tie, (_, unequal) in ties.items():
 
         def g(theta: Tensor, tie: str = tie) -> Tensor:

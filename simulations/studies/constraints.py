@@ -39,6 +39,7 @@ from simulations.studies.tables import Row
 
 CONVEX, SMOOTH = 1e-5, 1e-4  # what a convex problem, and another, may be from the answer of another solver
 NUMERICS = "numerics"
+Told = tuple[str, str, Sequence[float]]  # tie, verdict, multipliers
 OPTIONS = {
     "seeds": (20, "random problems of each form, by the numerics"),
     "runs": (3, "random problems of each form over Flower, with each engine and participation; 0: none"),
@@ -118,7 +119,7 @@ def measure(run: Run, home: Path) -> Rows:
         p = draw(run.labels["seed"])
         found = solved(case, p, run.labels["participation"], rounds, run.labels["seed"])
         theta, taken = np.stack([t.numpy() for t in found.theta]), len(found.history)
-        told = [(v.tie, v.verdict, v.weights) for v in found.verdicts]
+        told: list[Told] = [(v.tie, v.verdict, v.weights) for v in found.verdicts]
     else:
         theta, told, p = over_flower(case, run.experiment, home)
         taken = rounds
@@ -132,7 +133,7 @@ def words(verdicts: Sequence[str]) -> str:
     return " ".join(sorted({*verdicts}))
 
 
-def over_flower(case: Case, e: Experiment, home: Path) -> tuple[Any, list[tuple[str, str, Sequence[float]]], Problem]:
+def over_flower(case: Case, e: Experiment, home: Path) -> tuple[Any, list[Told], Problem]:
     """Return what a run makes of the regressions under a case's ties: theta, and tie, verdict and multipliers."""
     p = regressions(e)
     ties, largest = case.ties(p), max(float(np.linalg.eigvalsh(f.hessian).max()) for f in p.losses)
@@ -144,7 +145,7 @@ def over_flower(case: Case, e: Experiment, home: Path) -> tuple[Any, list[tuple[
     own = [load_kept(home, name, "own") for name in NAMES]
     theta = np.stack([torch.cat([part["body.a"], part["body.b"]]).double().numpy() for part in own])
     rows = json.loads((home / "experiment.json").read_text())["ties"]
-    told = [(tie, row["verdict"], row.get("weights", [])) for tie, row in zip(ties, rows, strict=True)]
+    told: list[Told] = [(tie, row["verdict"], row.get("weights", [])) for tie, row in zip(ties, rows, strict=True)]
     return theta, told, p
 
 
