@@ -381,8 +381,12 @@ CASES = (
     Case("inequality", lambda p: [LESS], lambda p, t, f: ({LESS: t[2] - t[3] <= 0.05}, [], 0)),
     Case(
         "ball",
-        lambda p: ["x: mean-regularised(3)", "x: ball(0.4)"],
-        lambda p, t, f: ({"x: ball(0.4)": [cp().norm(x) <= 0.4 for x in t]}, [], pulled(p, t, 3.0)),
+        lambda p: ["x: graph(0.1, films~shop)", "x: ball(0.4)"],
+        lambda p, t, f: (
+            {"x: ball(0.4)": [cp().norm(x) <= 0.4 for x in t]},
+            [],
+            cp().sum_squares(t[0] - t[1]) / 20,
+        ),
     ),
     Case(
         "box",

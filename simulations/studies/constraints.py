@@ -45,7 +45,8 @@ OPTIONS = {
     "runs": (3, "random problems of each form over Flower, with each engine and participation; 0: none"),
     "engines": ("inline,process,batched", "engines, comma-separated"),
     "participation": ("1,0.6", "fractions of the clients in a round, comma-separated"),
-    "rounds": (2000, "rounds at most"),
+    "rounds": (2000, "rounds at most, by the numerics"),
+    "messages": (600, "rounds over Flower"),
     "forms": ("", "forms, comma-separated; all without it"),
 }
 WORDS = (
@@ -72,8 +73,8 @@ def plan(options: Namespace) -> list[Run]:
                 runs.append(Run({**about, "by": NUMERICS, "seed": seed}, NOTHING, about=(case, options.rounds)))
             for engine in engines if case in CASES else ():
                 for seed in range(options.runs):
-                    e = experiment(seed, part, engine, options.rounds)
-                    runs.append(Run({**about, "by": engine, "seed": seed}, e, about=(case, options.rounds)))
+                    e = experiment(seed, part, engine, options.messages)
+                    runs.append(Run({**about, "by": engine, "seed": seed}, e, about=(case, options.messages)))
     return runs
 
 
@@ -93,7 +94,7 @@ def experiment(seed: int, participation: float, engine: str, rounds: int) -> Exp
             "optimiser": "sgd",
             "l2": 0.0,
             "batch_size": 1000,
-            "local_epochs": 10,
+            "local_epochs": 5,
             "rounds": rounds,
             "eval_every": rounds,
             "weights": "uniform",
@@ -178,7 +179,7 @@ def findings(results: pd.DataFrame, runs: Sequence[Run], options: Namespace) -> 
         rows.append(worst(table))
     wrong = [f"{row['form']} ({row['by']}, {row['participation']})" for row in rows if row["verdict"] != "right"]
     part = Part("Forms of ties", [texts(row) for row in rows], WORDS)
-    about = {"Rounds": str(options.rounds), "Clients": ", ".join(NAMES)}
+    about = {"Rounds": f"{options.rounds}, over Flower {options.messages}", "Clients": ", ".join(NAMES)}
     page = Page("Do ties hold what they promise?", WORDS, "constraints", [part], about)
     return Findings(rows, page, failed=f"other answers than of other solvers: {', '.join(wrong)}" if wrong else "")
 

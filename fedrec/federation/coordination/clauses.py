@@ -120,9 +120,12 @@ def _check_arguments(clause: Clause) -> None:
         low = -math.inf if clause.form in ("sum", "at-most") else 0.0
         if value < low or (value == 0 and clause.form in SETS):
             raise UserError(f"tie {clause.text!r}: the number of {clause.form} must be above 0, found {value:g}")
+    if clause.form == "clusters" and not clause.arguments:
+        raise UserError(f"tie {clause.text!r}: must name the clients of each cluster, as in clusters(films+books)")
     most = math.inf if clause.form in ("clusters", "graph") else needed.get(clause.form, 0)
-    if len(clause.arguments) > most or (clause.form == "clusters" and not clause.arguments):
-        raise UserError(f"tie {clause.text!r}: {clause.form} must have {most} arguments, found {len(clause.arguments)}")
+    if len(clause.arguments) > most:
+        found = len(clause.arguments)
+        raise UserError(f"tie {clause.text!r}: {clause.form} must have {most or 'no'} argument, found {found}")
 
 
 def _equation(text: str, blocks: tuple[str, ...], body: str) -> Clause:
