@@ -114,7 +114,7 @@ def test_a_sum_that_a_box_cannot_hold_is_a_contradiction(beyond: float) -> None:
     if found.ray is None:
         assert float(found.residual.max()) < 1e-10
     else:  # w'g is what it is whatever z: its slope vanishes, and so it is above 0 everywhere
-        slope = torch.autograd.functional.vjp(both, found.z, found.ray)[1]
+        slope = torch.func.vjp(both, found.z)[1](found.ray)[0]
         assert float(slope.abs().max()) < 1e-6 * float(found.ray.abs().max())
         for other in torch.randn(5, 24, generator=g, dtype=torch.float64):
             assert float(found.ray @ both(10 * other)) > 0

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from fedrec.errors import UserError
@@ -14,8 +15,9 @@ from fedrec.federation.coordination import Coupling
 from fedrec.federation.coordination.binding import one_sided
 from fedrec.federation.coordination.clauses import Clause, Variable, read_clause, read_clauses
 from fedrec.federation.coordination.joint import Joint
+from fedrec.federation.coordination.minimise import newton
 from fedrec.federation.coordination.operators import Mean
-from fedrec.federation.coordination.solve import Solution, newton, solve
+from fedrec.federation.coordination.solve import Solution, solve
 from fedrec.keyed import Carrier
 from fedrec.params import Params
 from simulations.studies.constraint_cases import CASES, CONTRADICTIONS, NAMES, WIDTH, contradicted, draw, far, solved
@@ -154,6 +156,7 @@ def test_the_duals_of_a_solution_are_those_of_its_rho() -> None:
         ({"budgets": [math.nan, None]}, "budgets: must be numbers, found nan"),
         ({"budget_step": 0.0}, "budget_step: must be above 0, found 0"),
         ({"tolerance": 2.0}, "tolerance: must be from 0 and below 1, found 2"),
+        ({"weights": [1.0, math.inf]}, "weights: must be above 0 and finite, found inf"),
         ({"rounds": -1}, "rounds: must be at least 0, found -1"),
         ({"duals": False}, "duals: must be kept for ties by name, found none"),
         ({"clients": ("films", "films")}, "each with a name of its own"),
@@ -196,6 +199,25 @@ def test_ties_of_unlike_catalogues_are_of_the_rows_in_common() -> None:
     torch.testing.assert_close(films["item_table"][0], values["films"]["item_table"][0].double())
     torch.testing.assert_close(shop["item_table"][2], values["shop"]["item_table"][2].double())
     torch.testing.assert_close(films["body"], shop["body"])  # which no tie names
+
+
+def test_maps_of_a_file_tie_what_they_say(tmp_path: Path) -> None:
+    """G t + H s = c of the two squares: the least distance to both centres under two equations."""
+    g = torch.Generator().manual_seed(3)
+    maps = {f"{name}/G": torch.randn(2, 2, generator=g).double() for name in ("films", "shop")}
+    maps["c"] = torch.randn(2, generator=g).double()
+    save_file(maps, tmp_path / "maps.safetensors")
+    found = toy(f"x: linear({tmp_path / 'maps.safetensors'})")
+    both = torch.cat([maps["films/G"], maps["shop/G"]], 1)
+    centre = torch.tensor([1.0, 2.0, 3.0, 0.0]).double()
+    y = torch.linalg.solve(both @ both.T, both @ centre - maps["c"])
+    torch.testing.assert_close(torch.cat(found.theta), centre - both.T @ y, atol=1e-7, rtol=0)
+    assert np.allclose(found.verdicts[0].weights, y.numpy(), atol=1e-7)
+    save_file({"films/G": torch.ones(2, 3)}, tmp_path / "wide.safetensors")
+    with pytest.raises(UserError, match=r"films/G must be \[m, 2\], found \[2, 3\]"):
+        toy(f"x: linear({tmp_path / 'wide.safetensors'})")
+    with pytest.raises(UserError, match="must be a safetensors file"):
+        toy(f"x: linear({tmp_path / 'none.safetensors'})")
 
 
 def test_a_loss_that_is_only_to_be_small_has_no_gap_where_it_is_less() -> None:

@@ -18,7 +18,9 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from fedrec.errors import UserError
-from fedrec.federation.coordination.solve import Exchange, Solution, newton, solve
+from fedrec.federation.coordination.minimise import newton
+from fedrec.federation.coordination.problem import Exchange
+from fedrec.federation.coordination.solve import Solution, solve
 from fedrec.params import Params
 from fedrec.rng import generator
 
