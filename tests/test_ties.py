@@ -253,3 +253,19 @@ def test_the_same_over_flower(tmp_path: Path) -> None:
     primal, multiplier = far(case, p, theta, {tie: np.array(y) for tie, _, y in told if len(y)})
     assert theta.shape == (len(NAMES), WIDTH)
     assert primal < 1e-4 and multiplier < 1e-4
+
+
+def test_a_set_alone_leaves_a_block_as_it_is_tied() -> None:
+    """Consensus of two squares is at (2, 1); in a ball of radius 1 along the ray."""
+    like = {"a": torch.zeros(2), "b": torch.zeros(2)}
+    carriers = {name: Carrier(name, like, {}, 1.0) for name in ("films", "shop")}
+    values = {
+        "films": {"a": torch.tensor([1.0, 2.0]), "b": torch.tensor([1.0, 2.0])},
+        "shop": {"a": torch.tensor([3.0, 0.0]), "b": torch.tensor([3.0, 0.0])},
+    }
+    hub = Joint(Mean(), 1.0, carriers, values, clauses=read_clauses("a: ball(1); b: films <= shop"))
+    expected = torch.tensor([2.0, 1.0]).double() / 5**0.5
+    for z in hub.z.values():
+        torch.testing.assert_close(z["a"], expected, atol=1e-8, rtol=0)
+    torch.testing.assert_close(hub.z["films"]["b"], torch.tensor([1.0, 1.0]).double(), atol=1e-8, rtol=0)
+    torch.testing.assert_close(hub.z["shop"]["b"], torch.tensor([3.0, 1.0]).double(), atol=1e-8, rtol=0)

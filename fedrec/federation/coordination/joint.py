@@ -12,7 +12,7 @@ from torch import Tensor
 import fedrec.federation.coordination.operators as operators
 from fedrec.errors import UserError, choose
 from fedrec.federation.coordination.binding import Bound, Layout, bind, check_blocks, only, touched
-from fedrec.federation.coordination.clauses import HARM, LOSSES, MINIMAX, Clause
+from fedrec.federation.coordination.clauses import HARM, LOSSES, MINIMAX, SETS, Clause
 from fedrec.federation.coordination.coupling import edges_of
 from fedrec.federation.coordination.halves import Hub, double, tie
 from fedrec.federation.coordination.operators import Operator
@@ -81,7 +81,7 @@ class Group:
 class Joint(Hub):
     """The server half of a list of ties: it remembers V and makes of it the nearest Z that meets them all.
 
-    A block that no tie names is tied by `operator`, one that ties name by these alone.
+    A block is tied by `operator` unless a tie that is no set names it: then by these alone.
     """
 
     clauses: Sequence[Clause] = ()
@@ -94,7 +94,7 @@ class Joint(Hub):
         clients, self.closed = list(self.carriers), []
         held = {c.text: touched(c, self.carriers) for c in self.clauses}
         everything = {name for who in self.carriers.values() for name in who.like}
-        free = everything - {LOSSES, HARM}.union(*held.values())
+        free = everything - {LOSSES, HARM}.union(*(held[c.text] for c in self.clauses if c.form not in SETS))
         for operator, names in [
             (self.operator, free),
             *((operator_of(c, clients), held[c.text]) for c in self.clauses if c.closed),
@@ -102,7 +102,7 @@ class Joint(Hub):
             members = {client: only(who, names) for client, who in self.carriers.items() if names & who.like.keys()}
             if members:
                 self.closed.append((operator, members))
-        tied = set[str]().union(*(held[c.text] for c in self.clauses if c.closed))
+        tied = free.union(*(held[c.text] for c in self.clauses if c.closed))
         self.groups = [
             group_of(together, self.carriers, self.scale, tied)
             for together in apart([c for c in self.clauses if not c.closed and c.form != MINIMAX], held)

@@ -12,8 +12,8 @@ from fedrec.federation.coordination.clauses import HARM, LOSSES, Clause, read_cl
 from fedrec.federation.coordination.halves import Hub, Link, Residuals
 from fedrec.federation.coordination.joint import Joint, Verdict
 from fedrec.federation.coordination.minimise import LocalSolver, Loss
-from fedrec.federation.coordination.operators import Mean, Operator, Vectors
-from fedrec.federation.coordination.problem import Exchange, Participant, check, participants
+from fedrec.federation.coordination.operators import Ball, ConvexSet, Mean, Operator, Vectors, Within
+from fedrec.federation.coordination.problem import Exchange, Participant, X, check, participants
 from fedrec.federation.participation import draw
 from fedrec.keyed import Carrier
 from fedrec.params import Params, finite, flatten, norm, subtract
@@ -106,9 +106,12 @@ def solve(
     Everything is float64 on the CPU. Raises UserError if an argument does not fit the others, and if a client's loss
     or variable is not finite.
     """
-    clauses = _clauses(coupling)
+    clauses, operator = _clauses(coupling), Mean() if isinstance(coupling, str | Sequence) else coupling
+    by_name = clauses is not None
+    if isinstance(operator, Within) and duals and not operator.exact:
+        clauses, operator = [set_clause(operator.convex)], operator.inner
     many = participants(losses, initial, exchange, weights, budgets, budget_step, clients, clauses, alone, rho)
-    check(many, rho, rounds, participation, budget_step, tolerance, duals, bool(clauses))
+    check(many, rho, rounds, participation, budget_step, tolerance, duals, by_name)
     begun = [t.detach().double() for t in initial]
     first = [
         c.sent(t, _loss(many, i, t, 0) if c.priced else 0.0, {})
@@ -130,10 +133,9 @@ def solve(
     values = {c.name: links[i].sent if duals else x[i] for i, c in enumerate(many)}
     hub: Hub
     if clauses is None:
-        assert not isinstance(coupling, str | Sequence)
-        hub = Hub(coupling, now.rho, carriers, values, duals, balance)
+        hub = Hub(operator, now.rho, carriers, values, duals, balance)
     else:
-        hub = Joint(Mean(), now.rho, carriers, values, duals, balance, clauses=clauses, scale=many[0].scale)
+        hub = Joint(operator, now.rho, carriers, values, duals, balance, clauses=clauses, scale=many[0].scale)
     if state is not None:
         hub.restore(state.held)  # as it was tied, before rho adapted
     settled, enough = 0, math.ceil(3 / participation)
@@ -171,7 +173,7 @@ def solve(
 
     def prove(factors: list[float]) -> tuple[list[float], bool]:
         """Return the losses at the least of sum_i a_i f_i over what else ties the clients, and whether it is there."""
-        ties = [c for c in clauses if not c.of_losses] or Separate() if clauses is not None else coupling
+        ties = [c for c in clauses or () if not c.of_losses] or Separate() if by_name else coupling
         found = solve(
             losses,
             theta,
@@ -201,7 +203,7 @@ def solve(
         hub.rho,
         history,
         hub.state(),
-        bool(tolerance) and settled >= enough,
+        bool(tolerance) and settled >= enough and all(v.verdict != "infeasible" for v in verdicts),
         tolerance,
         verdicts,
         above(grown, owed, prove),
@@ -210,6 +212,12 @@ def solve(
 
 def _parameters(x: Params) -> Params:
     return {name: value for name, value in x.items() if name not in (LOSSES, HARM)}
+
+
+def set_clause(convex: ConvexSet) -> Clause:
+    """Return the tie that keeps all that each client exchanges in a set."""
+    form, size = ("ball", convex.radius) if isinstance(convex, Ball) else ("box", convex.bound)
+    return Clause(f"{X}: {form}({size:g})", (X,), form, (repr(size),))
 
 
 def _clauses(coupling: Operator | str | Sequence[str | Clause]) -> list[Clause] | None:
