@@ -24,7 +24,7 @@ Map = Callable[[Tensor], Tensor]
 DENSE = 2**24  # entries of J up to which it is laid out
 SMALL = 128  # entries of Z up to which R is
 TOLERANCE = 1e-11  # of a residual, on the scale of what makes it up
-STEPS = 200
+STEPS = 60
 SLOW = 0.2  # of the last step
 FAR = 1e3  # how far, in units of |Z - V|, a point must at least be that met what is called infeasible
 
