@@ -70,7 +70,7 @@ class State:
 
     def __post_init__(self) -> None:
         hosts, plan = bool(getattr(self.grid, "hosts", False)), self.plan
-        self.exchange = Exchange(self.grid, self.record, hosts, plan.codec, plan.coupling.duals)
+        self.exchange = Exchange(self.grid, self.record, hosts, plan.codec, plan.coupling.duals, plan.seed)
         self.newcomers = Newcomers(self.plan.newcomers)
         self.record.traffic.named = plan.by_sums and not plan.factors  # whose sums the total has, see `server.totals`
 

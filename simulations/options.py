@@ -106,9 +106,9 @@ def parser() -> argparse.ArgumentParser:
             groups[group(path)].add_argument(flag(path), dest=path, action=argparse.BooleanOptionalAction, help=text)
         else:
             names = [flag(path), *filter(None, [SHORT.get(path)])]
-            kind = Several if path == "coupling.ties" else "store"
+            action = Several if path == "coupling.ties" else "store"
             word = metavar(info.annotation)
-            groups[group(path)].add_argument(*names, dest=path, metavar=word, help=text, action=kind)
+            groups[group(path)].add_argument(*names, dest=path, metavar=word, help=text, action=action)
     running = groups["running"]
     for name, (word, kind, text) in RUNNING.items():
         running.add_argument(name, metavar=word, type=kind, help=text)

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from fedrec.federation.coordination import Link
 from fedrec.federation.coordination.halves import Hub
+from fedrec.federation.coordination.minimise import gradient_steps, newton
 from fedrec.federation.coordination.operators import Ball, Mean, Within
-from fedrec.federation.coordination.solve import Solution, gradient_steps, newton
+from fedrec.federation.coordination.solve import Solution
 from fedrec.keyed import Carrier
 from fedrec.params import Params
 from fedrec.rng import generator

@@ -17,8 +17,9 @@ from fedrec.experiment.channel import Linear, Logits, Mapped, channel_of, probe,
 from fedrec.experiment.config import Experiment
 from fedrec.experiment.holdings import clients_data, dataset
 from fedrec.federation.coordination.maps import client_map
+from fedrec.federation.coordination.minimise import gradient_steps
 from fedrec.federation.coordination.operators import LinearTie
-from fedrec.federation.coordination.solve import gradient_steps, solve
+from fedrec.federation.coordination.solve import solve
 from fedrec.models import Recommender
 from fedrec.params import Params, flatten, unflatten
 from fedrec.rng import generator

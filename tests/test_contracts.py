@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedrec.federation.codecs import TopK
+from fedrec.federation.codecs import CountSketch, LowRank, Projection, Quantised, RandomK, TopK
 from fedrec.federation.coordination.operators import (
     Ball,
     Box,
@@ -31,6 +31,7 @@ from fedrec.testing import (
     CodecContract,
     CompanionContract,
     ConstraintContract,
+    LinearCodecContract,
     MetricContract,
     ObjectiveContract,
     RecommenderContract,
@@ -143,6 +144,12 @@ MADE = [
     *(suite(ConstraintContract, name, component=one, projection=sharp) for name, (one, sharp) in OPERATORS.items()),
     suite(ConstraintContract, "Shrunk", component=Shrunk(0.1)),
     suite(CodecContract, "TopK", component=TopK(0.3)),
+    suite(CodecContract, "FourBit", component=Quantised(4, block=8)),
+    suite(CodecContract, "Rounded", component=Quantised(3, unbiased=True)),
+    suite(LinearCodecContract, "RandomK", component=RandomK(0.3)),
+    suite(LinearCodecContract, "Projection", component=Projection(0.3)),
+    suite(CodecContract, "LowRank", component=LowRank(2)),
+    suite(CodecContract, "CountSketch", component=CountSketch(0.9, 3)),
     suite(CodecContract, "EightBit", component=EightBit()),
     suite(CodecContract, "Forgetful", component=Halves(), owes=False),
     *(suite(AttackContract, one.name, component=one) for one in ATTACKS if one.name in KNOWING),
@@ -215,6 +222,7 @@ class Forgetful(Recommender):
         (AttackContract, Blind(), "test_it_reads_what_was_sent"),
         (AttackContract, Blind(), "test_targets_are_scored_alike_in_any_order"),
         (CodecContract, Halves(), "test_what_it_lacks_is_sent_later"),
+        (LinearCodecContract, TopK(0.5), "test_sums_of_payloads_decode_to_sums"),
         (CodecContract, Telling(), "test_a_payload_has_the_form_that_its_change_says"),
         (TaskContract, Mixed(), "test_a_row_costs_what_it_costs_alone"),
         (TaskContract, Mixed(), "test_the_score_that_says_a_target_costs_the_least"),

@@ -183,6 +183,16 @@ def asked_to_stack(e: Any) -> str:
     return "" if e.pool else "batched" if e.engine == "batched" else f"{e.engine} with stack yes" * (e.stack == "yes")
 
 
+def not_linear(e: Any) -> str:
+    """Return the codec whose payloads do not add up."""
+    return str(e.codec.kind * (e.codec.active and not e.codec.linear))
+
+
+def owing(e: Any) -> str:
+    """Return the codec whose payloads hold what earlier ones lacked."""
+    return str(e.codec.kind * (e.codec.active and e.codec.feedback))
+
+
 ONE_ROUND = "the server steps along what it makes of one round's answers"
 ONE_MEAN = "what is released of whole clients is one noisy mean with fixed weights"
 NO_STEPS = (
@@ -293,8 +303,13 @@ PARTS = (
     takes("robust.kind", Can.MEMORY, Can.INCREMENTS, why=ONE_ROUND),
     takes("robust.kind", Can.GRAM, why="the rule combines the answers itself"),
     takes("robust.kind", Can.STEPS, why="the rule believes nothing that a client says of its steps"),
-    takes("codec.kind", Can.SUMS, why="a sum of what is encoded stands for nothing"),
-    takes("codec.kind", Can.STEPS, why="what arrives holds what earlier rounds still owed"),
+    takes("codec.kind", Can.SUMS, why="a sum of what it makes stands for nothing (take random-k)", here=not_linear),
+    takes(
+        "codec.kind",
+        Can.STEPS,
+        why="what arrives holds what earlier rounds still owed (add --no-codec.feedback)",
+        here=owing,
+    ),
     # How a client trains.
     takes("phases", Can.ONE_PHASE, why="phases part what is trained (add --phases all)"),
     takes("objective", Can.UNIT_GRADIENTS, why="a term of one's own is of a batch, and of no unit"),

@@ -7,7 +7,7 @@ What the package's own parts are held to is the same (`tests/test_contracts.py`)
 """
 
 from fedrec.testing.attacks import AttackContract
-from fedrec.testing.codecs import CodecContract
+from fedrec.testing.codecs import CodecContract, LinearCodecContract
 from fedrec.testing.contracts import (
     AggregatorContract,
     CompanionContract,
@@ -27,6 +27,7 @@ __all__ = [
     "CodecContract",
     "CompanionContract",
     "ConstraintContract",
+    "LinearCodecContract",
     "MetricContract",
     "ObjectiveContract",
     "RecommenderContract",

@@ -13,6 +13,8 @@ Options = Mapping[str, tuple[Any, str]]  # by name: the default, or the type of 
 WORDS = {
     "auditing": "canaries: does a run keep the epsilon that it promises?",
     "cold": "items that nobody has met: what content is worth",
+    "compression": "quality against bytes: codecs of what clients send",
+    "constraints": "every form of a tie against other solvers",
     "distillation": "small students of the clients' models: cost and accuracy",
     "methods": "methods side by side, against training alone",
     "newcomer": "a platform that joins late",

@@ -16,7 +16,7 @@ from fedrec.federation.coordination.clauses import HARM, LOSSES, MINIMAX, Clause
 from fedrec.federation.coordination.coupling import edges_of
 from fedrec.federation.coordination.halves import Hub, double, tie
 from fedrec.federation.coordination.operators import Operator
-from fedrec.federation.coordination.projection import Map, Projection, Rows, project
+from fedrec.federation.coordination.projection import Map, Projection, Rows, inverse_of, project
 from fedrec.keyed import Carrier
 from fedrec.params import Params
 
@@ -54,6 +54,7 @@ class Group:
     metric: Tensor  # p of every entry
     entangled: bool  # whether a closed form ties any of them too
     y: Tensor | None = None
+    inverse: tuple[float, Map] | None = None  # of a rho
 
     def project(self, values: Mapping[str, Params], rho: float, resolve: Map) -> Projection:
         """Return the point nearest to the clients' values that meets the ties."""
@@ -63,8 +64,10 @@ class Group:
             torch.full((sum(b.size for b in self.bounds),), math.inf, dtype=torch.float64),
             all(b.straight for b in self.bounds),
         )
-        flat = self.layout.flat(values)
-        found = project(flat, rho * self.metric, rows, resolve if self.entangled else None, self.y)
+        flat, closed = self.layout.flat(values), resolve if self.entangled else None
+        if self.inverse is None or self.inverse[0] != rho:
+            self.inverse = rho, inverse_of(rho * self.metric, closed)
+        found = project(flat, rho * self.metric, rows, closed, self.y, self.inverse[1])
         self.y = torch.zeros_like(found.y) if found.ray is not None else found.y
         return found
 

@@ -1,0 +1,74 @@
+"""Entries of few bits: whole multiples of a scale, packed into bytes."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedrec.federation.codecs.codec import Scope, lost, owed
+from fedrec.params import Params
+from fedrec.rng import generator
+
+
+@dataclass(frozen=True)
+class Quantised:
+    """Every entry is a whole number from -L to L, L = 2^(bits-1) - 1, times a scale, the largest entry over L.
+
+    A tensor of n entries becomes `levels`, uint8 [n bits / 8], and `scales`, float32, one for each `block` entries in
+    their order (0: one for all). Entries are rounded to the nearest level; `unbiased` ones up or down at random, so
+    that the mean is the entry (QSGD, arXiv 1610.02132).
+    """
+
+    bits: int = 8
+    block: int = 0
+    unbiased: bool = False
+    seed: int = 0
+
+    def at(self, scope: Scope) -> "Quantised":
+        """Return the codec of a client and round."""
+        return replace(self, seed=scope.own)
+
+    def encode(self, change: Params, memory: Params) -> tuple[Params, Params]:
+        """See Codec."""
+        whole, payload = owed(change, memory), Params()
+        for name, value in whole.items():
+            flat, most = value.reshape(-1), 2 ** (self.bits - 1) - 1
+            scales = (self.blocks(flat).abs().amax(1) / most).float()
+            steps = self.spread(scales, len(flat)).to(flat.dtype)
+            ratio = torch.where(steps > 0, flat / steps, 0.0)
+            if self.unbiased:
+                ratio = (ratio + torch.from_numpy(generator(self.seed, name).random(len(flat)))).floor()
+            levels = ratio.round().clamp(-most, most).to(torch.int16) + most
+            payload |= {f"levels.{name}": pack_bits(levels.to(torch.uint8), self.bits), f"scales.{name}": scales}
+        return payload, lost(self, whole, payload)
+
+    def decode(self, payload: Params, like: Params) -> Params:
+        """See Codec."""
+        most, found = 2 ** (self.bits - 1) - 1, Params()
+        for name, value in like.items():
+            levels = unpack_bits(payload[f"levels.{name}"], self.bits, value.numel()).to(value.dtype) - most
+            steps = self.spread(payload[f"scales.{name}"], value.numel()).to(value.dtype)
+            found[name] = (levels * steps).reshape(value.shape)
+        return found
+
+    def blocks(self, flat: Tensor) -> Tensor:
+        """Return entries [n] in their blocks [blocks, block], the last one filled with zeros."""
+        size = self.block or max(len(flat), 1)
+        return torch.nn.functional.pad(flat, (0, -len(flat) % size)).view(-1, size)
+
+    def spread(self, scales: Tensor, n: int) -> Tensor:
+        """Return the scale of every entry [n]."""
+        return scales.repeat_interleave(self.block or max(n, 1))[:n]
+
+
+def pack_bits(levels: Tensor, bits: int) -> Tensor:
+    """Return numbers [n] below 2^bits, uint8, as bytes [ceil(n bits / 8)], the first in the lowest bits."""
+    apart = np.unpackbits(levels.numpy()[:, None], axis=1, count=bits, bitorder="little")
+    return torch.from_numpy(np.packbits(apart, bitorder="little"))
+
+
+def unpack_bits(packed: Tensor, bits: int, n: int) -> Tensor:
+    """Return the inverse of `pack_bits` for n numbers."""
+    apart = np.unpackbits(packed.numpy(), count=n * bits, bitorder="little").reshape(n, bits)
+    return torch.from_numpy(np.packbits(apart, axis=1, bitorder="little")[:, 0])
