@@ -7,17 +7,15 @@ import pandas as pd
 
 from fedrec.experiment.naming import natural
 from fedrec.federation.coordination.clauses import MINIMAX, Clause, read_clause
-from fedrec.report.findings import listing, significant
+from fedrec.report.findings import DASH, listing, significant
 from fedrec.report.tables import Run
 
 PRICE = (
-    "A multiplier is the price of a constraint: by how much the sum of the clients' losses, under weights of mean 1, "
-    "would fall for each unit by which its bound were loosened, as far as the rounds have come; 0: it does not bind. Of "
-    "several numbers it is their norm."
+    "Multiplier, the price of a constraint: by how much the sum of the clients' losses (weights of mean 1) would fall "
+    "for a unit by which its bound were loosened; 0 does not bind; of several their norm."
 )
 JUDGED = {
-    "validation": "Losses are those of a third of each client's validation rows; another third drives the multipliers, "
-    "the last selects the round.",
+    "validation": "Losses are judged on a third of each client's validation rows; another drives the multipliers.",
     "training": "Losses are those of the training rows.",
 }
 
@@ -40,13 +38,10 @@ def constraints(run: Run) -> list[Constraint]:
 
 def constraint(row: dict[str, Any], clients: list[str]) -> Constraint:
     """Return one row of the record as it is shown."""
-    return Constraint(
-        str(row["tie"]),
-        str(row["verdict"]),
-        significant(float(row["residual"])),
-        significant(float(row.get("multiplier", math.nan))),
-        priced(row, clients),
-    )
+    text, verdict, residual = str(row["tie"]), str(row["verdict"]), significant(row["residual"])
+    if verdict == "infeasible":  # whose multipliers grow without end
+        return Constraint(text, verdict, residual, DASH, "")
+    return Constraint(text, verdict, residual, significant(row.get("multiplier", math.nan)), priced(row, clients))
 
 
 def priced(row: dict[str, Any], clients: list[str]) -> str:
@@ -72,7 +67,7 @@ def explained(run: Run) -> str:
     """Return what the numbers of the constraints mean."""
     of_losses = any(read_clause(str(row["tie"])).of_losses for row in run.ties)
     closed = any("multiplier" not in row for row in run.ties)
-    texts = ["The residual is by how much a constraint was missed in the round that was tested.", PRICE]
+    texts = ["Residual: by how much a constraint was missed.", PRICE]
     texts += [JUDGED[(run.option("coupling") or {}).get("judged", "validation")]] * of_losses
     texts += ["A closed form is met exactly, and tells no multiplier."] * closed
     return " ".join(texts)

@@ -158,22 +158,19 @@ def answer(rows: pd.DataFrame) -> str:
 
 
 def _constraints(run: Run) -> Iterator[Caution]:
-    """Yield what a reader must know first: a constraint that does not hold, and by how much."""
-    broken = [row for row in run.ties if row["verdict"] != "met"]
-    for row in broken[:WORST]:
-        off = significant(float(row["residual"]))
-        if row["verdict"] == "infeasible":
-            text = (
-                f"{row['tie']} is off by {off} at the nearest point: not all constraints of its blocks can be met. Of "
-            )
-            text += "straight and of convex ones that is proved; of others it holds near that point."
-            yield Caution("bad", "Constraint infeasible", text)
-        else:
-            text = f"{row['tie']} is broken by {off} in the round that was tested. More rounds may help; a multiplier "
-            text += "that keeps growing says that it cannot be met."
-            yield Caution("bad", "Constraint violated", text)
-    if len(broken) > WORST:
-        yield Caution("bad", f"{plural(len(broken), 'constraint')} not met", listing(str(row["tie"]) for row in broken))
+    """Yield which constraints do not hold, and by how much."""
+    by = {
+        word: [f"{row['tie']} (by {significant(row['residual'])})" for row in run.ties if row["verdict"] == word]
+        for word in ("infeasible", "violated")
+    }
+    if by["infeasible"]:
+        text = f"No point meets all of them; the nearest breaks {listing(by['infeasible'])}. Of straight and of convex "
+        text += "constraints that is proved; of others it holds near that point."
+        yield Caution("bad", "Infeasible constraints", text)
+    if by["violated"]:
+        text = f"The round that was tested breaks {listing(by['violated'])}. More rounds may help; a multiplier that "
+        text += "keeps growing says that a constraint cannot be met."
+        yield Caution("bad", "Violated constraints", text)
 
 
 def _losses(primary: pd.DataFrame) -> Iterator[Caution]:
