@@ -44,7 +44,8 @@ def weights_of(
       |l_i - p_i| <= eps. A client without a gradient counts as a zero row.
     - cagrad (arXiv 2110.14048): d maximises min_i <g_i, d> in the ball |d - g_0| <= c |g_0|, g_0 = G_p, so
       d = g_0 + c |g_0| G_v / |G_v| with v = argmin <G_v, g_0> + c |g_0| |G_v| over D; where that G_v = 0, d is the
-      nearest such point to g_0, and where the Gramian does not tell g_0 from 0 (|g_0| about 1e-7 of the g_i), g_0. Alone, a client moves by (1 + c) g. One without a gradient counts in g_0 only.
+      nearest such point to g_0; where the Gramian cannot tell g_0 from 0 (below 1e-6 of the g_i), d = g_0. Alone, a
+      client moves by (1 + c) g. One without a gradient counts in g_0 only.
     - imtlg (Liu et al. 2021): d has the same inner product with every g_i / |g_i|. The sum of w is 1, or -1 where 1
       would climb every loss. Gradients that are dependent may allow d = 0 only: then least squares.
     - upgrad (arXiv 2406.16232): d = sum_i p_i times the projection of g_i on the cone {d : <g_j, d> >= 0 for all j}.
