@@ -194,6 +194,20 @@ def test_cagrad_where_no_common_descent_is_left() -> None:
     assert torch.allclose(direction(g, "cagrad", c=1.5), torch.zeros(2, dtype=torch.float64), atol=1e-9)
 
 
+@pytest.mark.parametrize("exponents", [(-12, -7), (-7, -4), (-4, 0)], ids=str)
+def test_cagrad_stays_in_its_ball_where_updates_are_nearly_opposite(exponents: tuple[int, int]) -> None:
+    """The Gramian alone does not tell how short a sum of opposite updates is; |d - g_0| <= c |g_0| in any case."""
+    for seed in range(250):
+        rng = generator(seed, "opposite", *map(str, exponents))
+        clients, width = int(rng.integers(2, 6)), int(rng.integers(1, 6))
+        lengths = 10.0 ** rng.uniform(-3, 3, clients) if seed % 2 else np.ones(clients)
+        noise = 10.0 ** rng.uniform(*exponents) * rng.normal(size=(clients, width))
+        g = torch.from_numpy((lengths * (-1.0) ** np.arange(clients))[:, None] * rng.normal(size=width) + noise)
+        p, c = preferences(clients) if seed % 3 else torch.ones(clients), float(rng.choice([0.1, 0.5, 1.5, 5.0]))
+        centre, d = direction(g, "mean", p), direction(g, "cagrad", p, c=c)
+        assert float((d - centre).norm()) <= c * float(centre.norm()) * (1 + 1e-9) + 1e-15 * float(g.norm()), seed
+
+
 @given(SHAPES)
 def test_imtlg_has_equal_projections_on_independent_gradients(shape: tuple[int, int, int, int]) -> None:
     clients, _, seed, digits = shape

@@ -16,12 +16,12 @@ from typing import Any, ClassVar
 
 import torch
 
+from fedrec.federation.coordination.balancing import Balancing
 from fedrec.federation.coordination.operators import Mean, Operator, Vectors, Within, proximal_point
 from fedrec.keyed import Carrier, Subtotal, gather, mean, patterns
 from fedrec.params import Params, add, flatten, norm, subtract, unflatten
 
 Sums = Sequence[Subtotal]
-SETTLED = 1e-9  # relative residuals below it are rounding, of which a ratio says nothing
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ class Hub:
     """The server half: it remembers V and ties it by an operator.
 
     `values` are the v_i that the clients joined with. Every client has a weight p_i in its carrier. With `duals` the
-    answers are increments of v_i = x_i + u_i; with `balance` rho adapts, see `step`.
+    answers are increments of v_i = x_i + u_i; with `balance` rho adapts, and `balancing` is how far it has.
     """
 
     additive: ClassVar[bool] = False
@@ -140,6 +140,7 @@ class Hub:
     values: dict[str, Params]
     duals: bool = True
     balance: bool = False
+    balancing: Balancing = field(default_factory=Balancing)
     z: dict[str, Params] = field(init=False)
     number: int = field(default=0, init=False)
 
@@ -192,6 +193,8 @@ class Hub:
     def state(self) -> Params:
         """See Held; the tensors of all clients are under KIND/PLACE/NAME, with the client's place in their order."""
         params = {"rho": torch.tensor(self.rho, dtype=torch.float64)}
+        if self.balance:
+            params["balancing"] = self.balancing.state()
         for kind, parts in (("v", self.values), ("z", self.z)):
             for place, part in enumerate(parts.values()):
                 params |= {f"{kind}/{place}/{name}": value for name, value in part.items()}
@@ -200,6 +203,8 @@ class Hub:
     def restore(self, state: Params) -> None:
         """See Held."""
         self.rho = float(state["rho"])
+        if self.balance:
+            self.balancing = Balancing.restore(state["balancing"])
         for kind, parts in (("v", self.values), ("z", self.z)):
             for place, (name, value) in enumerate(parts.items()):
                 parts[name] = {key: state[f"{kind}/{place}/{key}"] for key in value}
@@ -209,22 +214,17 @@ class Hub:
         self.values[client] = add(self.values[client], double(sent)) if self.duals else double(sent)
 
     def step(self, squared_gaps: Sequence[float]) -> Residuals:
-        """Tie V anew; `squared_gaps` are the |x_i - z_i|^2 of the clients that answered.
-
-        With `balance`, rho doubles when the relative primal residual |X - Z| / |Z| exceeds ten times the relative dual
-        residual |Z+ - Z| / |V - Z|, and halves in the reverse case: V - Z becomes U, and unlike the plain residuals of
-        Boyd et al. (2011, section 3.4.1) these ratios do not depend on the scale of the losses (arXiv 1704.06209).
-        """
+        """Tie V anew; `squared_gaps` are the |x_i - z_i|^2 of the clients that answered."""
         before, self.z = self.z, self.tie()
         primal, moved = math.sqrt(math.fsum(squared_gaps)), distance(self.z, before)
         residuals = Residuals(primal, self.rho * moved, self.rho)
         if self.balance:
-            zero = {name: {n: torch.zeros_like(t) for n, t in z.items()} for name, z in self.z.items()}
-            tension, size = distance(self.values, self.z), distance(self.z, zero)
-            if primal <= SETTLED * size and moved <= SETTLED * tension:
-                return residuals
-            gap, motion = primal * tension, moved * size
-            self.rho *= 2.0 if gap > 10 * motion else 0.5 if motion > 10 * gap else 1.0
+            self.balancing = self.balancing.hear(squared_gaps, moved)
+            if self.balancing.due(len(self.carriers)):
+                zero = {name: {n: torch.zeros_like(t) for n, t in z.items()} for name, z in self.z.items()}
+                tension, size = distance(self.values, self.z), distance(self.z, zero)
+                factor, self.balancing = self.balancing.judge(tension, size)
+                self.rho *= factor
         return residuals
 
     def tie(self) -> dict[str, Params]:
