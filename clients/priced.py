@@ -98,7 +98,9 @@ def alone(client: Client, state: State, purpose: str = "drives") -> tuple[State,
 
 def start(client: Client, model: Mapping[str, Tensor]) -> Params:
     """Return what a client joins with of its losses."""
-    scale = client.experiment.coupling.scale
-    value = loss(client, dict(model), "drives") if client.experiment.coupling.priced else math.nan
-    value = 0.0 if math.isnan(value) else value
-    return {block: torch.tensor([scale * value], dtype=torch.float32) for block in client.experiment.coupling.priced}
+    coupling = client.experiment.coupling
+    if not coupling.priced:
+        return {}
+    value = loss(client, dict(model), "drives")
+    value = 0.0 if math.isnan(value) else coupling.scale * value
+    return {block: torch.tensor([value], dtype=torch.float32) for block in coupling.priced}

@@ -11,6 +11,7 @@ import numpy as np
 import fedrec.rng as seeds
 from fedrec.data.attributes import attributes_of
 from fedrec.data.checks import NAMES, merged, refuse, showable
+from fedrec.data.silos import silos_of
 from fedrec.data.split import TEST, Runs, Split, concatenate, divide, new_items, order_of
 from fedrec.data.store import Changed, Clients, Federation, edges_of
 from fedrec.data.told import Told
@@ -19,6 +20,7 @@ from fedrec.distinct import distinct
 from fedrec.errors import UserError, choose
 
 Partition = Literal["auto", "platform", "users", "one-user"]
+BY = "users:"  # and an attribute of users, as a partition
 SILOS = 5
 
 
@@ -26,7 +28,7 @@ def federation(
     dataset: Dataset,
     *,
     clients: int | None,
-    partition: Partition = "auto",
+    partition: str = "auto",
     skew: float | None = None,
     split: Split = "leave-one-out",
     fractions: tuple[float, float] = (0.1, 0.1),
@@ -37,15 +39,16 @@ def federation(
 
     `platform`: one client per platform, with the catalogue that the platform carries. `users`: users in `clients` silos
     (default 5), of equal size (+-1) or of proportions drawn from Dirichlet(`skew`) with at least one user each;
-    `one-user`: one client per user, only `clients` of them if given. Both with the whole catalogue, and with a user's
-    interactions of all platforms, those of one item merged. `auto`: `platform` if there are several, else `users`.
+    `users:ATTRIBUTE`: silos of users that an attribute has in common, see `silos_of`; `one-user`: one client per user,
+    only `clients` of them if given. All with the whole catalogue, and with a user's interactions of all platforms,
+    those of one item merged. `auto`: `platform` if there are several, else `users`.
     `fractions`: validation and test, for all splits but `leave-one-out`, and of items for tasks about them.
     `volunteers` users belong to nobody: their training rows are public, every client has those of its items, and what
     is held out of them is `public_data` alone.
 
     Raises UserError for a number of clients, a skew or fractions out of range, and for a temporal split without times.
     """
-    choose("partition", partition, get_args(Partition))
+    choose_partition("partition", partition)
     choose("split", split, get_args(Split))
     if partition == "auto":
         partition = "platform" if len(dataset.platforms) > 1 else "users"
@@ -178,7 +181,14 @@ def _new(dataset: Dataset, split: Split, fractions: tuple[float, float], seed: i
     return new_items(np.arange(len(dataset.items)), fractions, seed) if split == "new-items" else None
 
 
-def _check(clients: int | None, partition: Partition, skew: float | None, fractions: tuple[float, float]) -> None:
+def choose_partition(thing: str, partition: str) -> str:
+    """Return a text that says a partition; raises UserError for another, as `choose` does."""
+    if partition.startswith(BY) and partition != BY:
+        return partition
+    return choose(thing, partition, (*get_args(Partition), f"{BY}ATTRIBUTE"))
+
+
+def _check(clients: int | None, partition: str, skew: float | None, fractions: tuple[float, float]) -> None:
     if clients is not None and clients < 1:
         raise UserError(f"clients: must be at least 1, found {clients}")
     if skew is not None and partition != "users":
@@ -191,7 +201,7 @@ def _check(clients: int | None, partition: Partition, skew: float | None, fracti
 
 
 def _owners(
-    dataset: Dataset, clients: int | None, partition: Partition, skew: float | None, seed: int
+    dataset: Dataset, clients: int | None, partition: str, skew: float | None, seed: int
 ) -> tuple[list[str], Ints]:
     """Return the clients' names and the client of every interaction [n], -1 where nobody holds it."""
     frame = dataset.interactions
@@ -201,6 +211,10 @@ def _owners(
             raise UserError(f"clients: the data has {count} platforms, one client each, found {clients}")
         return list(dataset.platforms), frame["platform"].to_numpy()
     users = distinct(frame["user"].to_numpy())
+    if partition.startswith(BY):
+        names, silo = silos_of(dataset.users, users, partition.removeprefix(BY), clients, SILOS)
+        refuse(np.asarray([not showable(name) for name in names], dtype=np.bool_), names, "clients", NAMES, "silo")
+        return names, silo[frame["user"].to_numpy()]
     usual = len(users) if partition == "one-user" else min(SILOS, len(users))
     count = usual if clients is None else clients
     if count > len(users):

@@ -24,6 +24,7 @@ from fedrec.components import (
     with_paths,
 )
 from fedrec.data import LAYOUTS, Content, Filters, Market, Reading
+from fedrec.data.partition import choose_partition
 from fedrec.errors import UserError, choose, named
 from fedrec.experiment.needs import value_of
 from fedrec.experiment.parts import check_parts
@@ -113,9 +114,10 @@ class Experiment(Method):
     reading: Reading = Field(Reading(), description="how the files of a table are read")
     filters: Filters = Field(Filters(), description="which interactions of a table count")
     market: Market = Field(Market(), description="the synthetic market")
-    partition: Literal["auto", "platform", "users", "one-user"] = Field(
+    partition: str = Field(
         "auto",
-        description="who is a client: a platform, a silo of users, or one user; auto: platforms if there are several",
+        description="who is a client: platform, users (silos), users:ATTRIBUTE (silos by age, say, or occupation), or "
+        "one-user; auto: platforms if there are several",
     )
     skew: float | None = Field(
         None,
@@ -257,6 +259,11 @@ class Experiment(Method):
         "none", description="a component of your own that is told of every round; it decides nothing of the result"
     )
     device: str = Field("auto", description="auto, cpu, cuda, or a list for the clients to take turns: cuda:0,cuda:1")
+
+    @field_validator("partition")
+    @classmethod
+    def _partition(cls, value: str) -> str:
+        return choose_partition("", value)
 
     @field_validator("metrics", mode="before")
     @classmethod

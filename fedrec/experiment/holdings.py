@@ -28,7 +28,6 @@ from fedrec.data import (
     public_vectors,
 )
 from fedrec.data.history import sequences
-from fedrec.data.partition import Partition
 from fedrec.data.release_years import year_groups
 from fedrec.data.split import Split
 from fedrec.data.store import Changed, Federation
@@ -74,7 +73,7 @@ class Division(NamedTuple):
 
     source: Source
     clients: int | None
-    partition: Partition
+    partition: str
     skew: float | None
     split: Split
     fractions: tuple[float, float]

@@ -24,6 +24,7 @@ from fedrec.training.gradients import At, by_whole_tables, first, gradients
 from fedrec.training.kernels import handwritten
 from fedrec.training.learner import Learner
 from fedrec.training.losses import penalties, scores, task_losses, total, trainable
+from fedrec.training.optimisers import Optimiser
 from fedrec.training.recipe import Batch, Recipe, Reference, term
 from fedrec.training.rows import Touched
 from fedrec.training.stacks import NOTHING, Part, Stack, Terms
@@ -56,7 +57,7 @@ def train(
     `scopes[j]` is the scope of client `chosen[j]`. Only the rows that a client's batches name are stacked, unless its
     others move too: under a shift, a pull to an anchor that is not the start, or a transform of the user's own. Clients
     without a row to train on are left out. `chunk` bounds the clients of a part, beside the bounds on the rows of a
-    step and of a chunk's tables; with terms of the user's own each is alone.
+    step and of a chunk's tables; with terms of the user's own, and with weights of the losses, each is alone.
     """
     size = cohort.sizes[chosen]
     pulled = recipe.mu and terms.anchor and terms.anchor is not shared
@@ -66,7 +67,7 @@ def train(
     items = np.diff(cohort.starts["item"])[chosen]
     rows = items if moving else np.minimum(items, size * recipe.epochs * (1 + sampled * len(recipe.phases)))
     draws = size * recipe.epochs * len(recipe.phases) * (1 + sampled)
-    chunk = 1 if recipe.objective else chunk
+    chunk = 1 if recipe.objective or terms.weight is not None else chunk
 
     def seeds(number: int) -> Callable[[int], list[int]]:
         return lambda j: [derive(seed, "train", *scopes[j], number, epoch) for epoch in range(recipe.epochs)]
@@ -162,6 +163,15 @@ class Chunk:
         """
         drawn = self.cohort.sizes[self.clients].sum() * self.recipe.epochs * (1 + self.recipe.num_negatives)
         return self.alone or (len(self.clients) == 1 and drawn >= len(self.cohort.datas[int(self.clients[0])].items))
+
+    @property
+    def optimiser(self) -> Optimiser:
+        """The optimiser; one that divides by the size of gradients takes no notice of a weight but in its rates."""
+        rule = self.recipe.optimiser
+        if self.weight is None or rule.kind == "sgd":
+            return rule
+        (weight,) = self.weight.tolist()
+        return replace(rule, lr=weight * rule.lr, lrs=tuple((name, weight * lr) for name, lr in rule.lrs))
 
     @property
     def device(self) -> torch.device:
@@ -281,7 +291,7 @@ class Chunk:
         owner = {n: torch.from_numpy(touched[TABLES[n]].owner).to(self.device) for n in params if n in TABLES}
         dense = bool(lone or recipe.transforms)
         chain = self.chain(touched, recipe.mu, terms.anchor if recipe.mu else None, terms.shift, masks)
-        w, v = Learner(params, names, recipe.optimiser, dense, chain, owner), None
+        w, v = Learner(params, names, self.optimiser, dense, chain, owner), None
         if personal:
             chain = self.chain(touched, terms.tie, terms.sent if terms.tie else None)
             v = Learner(personal, names, recipe.optimiser, dense, chain, owner)

@@ -16,6 +16,7 @@ WORDS = {
     "compression": "quality against bytes: codecs of what clients send",
     "constraints": "every form of a tie against other solvers",
     "distillation": "small students of the clients' models: cost and accuracy",
+    "fairness": "ties of losses at the test, and what they cost",
     "methods": "methods side by side, against training alone",
     "newcomer": "a platform that joins late",
     "privacy": "utility, attacks and audits against the budget",
