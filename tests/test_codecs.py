@@ -62,6 +62,7 @@ def changes(seed: int, rounds: int) -> list[Params]:
 OURS: dict[str, Codec] = {
     "8-bit": Quantised(),
     "4-bit": Quantised(4, block=5),
+    "one block": Quantised(5, block=10**9),
     "unbiased": Quantised(3, unbiased=True),
     "top-k": TopK(0.1),
     "most": TopK(0.7),
