@@ -62,6 +62,7 @@ def changes(seed: int, rounds: int) -> list[Params]:
 OURS: dict[str, Codec] = {
     "8-bit": Quantised(),
     "4-bit": Quantised(4, block=5),
+    "one block": Quantised(5, block=10**9),
     "unbiased": Quantised(3, unbiased=True),
     "top-k": TopK(0.1),
     "most": TopK(0.7),
@@ -378,6 +379,31 @@ HOSTILE: dict[str, tuple[str, Callable[[Params], Params], str]] = {
     ),
     "below": ("top-k", lambda p: {**p, "places.a": p["places.a"] - 100}, "codec top-k: must be able to decode"),
     "overflow": (OWN, lambda p: {**p, "scale.a": torch.tensor(9e11)}, "a: every value must be at most"),
+    "far scales": (
+        "quantised",
+        lambda p: {**p, "scales.a": torch.full((1,), 9e11)},
+        "a: every value must be at most",
+    ),
+    "more levels": (
+        "quantised",
+        lambda p: {**p, "levels.a": torch.zeros(13, dtype=torch.uint8)},
+        r"levels.a: must have shape \[12\]",
+    ),
+    "signed levels": (
+        "quantised",
+        lambda p: {**p, "levels.a": p["levels.a"].char()},
+        "levels.a: must have dtype torch.uint8",
+    ),
+    "far factors": (
+        "low-rank",
+        lambda p: {**p, "whole.a": torch.full((4, 3), 2e12)},
+        "whole.a: every value must be at most",
+    ),
+    "nan in a sketch": (
+        "count-sketch",
+        lambda p: {**p, "sketch.a": p["sketch.a"] * math.nan},
+        "sketch.a: every value must be finite",
+    ),
     "infinite": (OWN, lambda p: {**p, "scale.a": torch.tensor(math.inf)}, "scale.a: every value must be finite"),
 }
 

@@ -1,6 +1,6 @@
 """Which codec answers travel in, as configuration, and what is admitted of what it makes."""
 
-from typing import Annotated, Literal, get_args
+from typing import Annotated
 
 import torch
 from pydantic import BaseModel, Field
@@ -15,8 +15,7 @@ from fedrec.federation.codecs.sparse import RandomK, TopK
 from fedrec.params import Params, add
 from fedrec.sharing import ContractError, admit
 
-Ours = Literal["identity", "quantised", "top-k", "random-k", "low-rank", "count-sketch", "projection"]
-KINDS = get_args(Ours)
+KINDS = ("identity", "quantised", "top-k", "random-k", "low-rank", "count-sketch", "projection")
 LINEAR = ("random-k", "projection")  # a sum of the payloads of a round decodes to the sum of the changes
 
 
@@ -38,8 +37,10 @@ class Coding(BaseModel, frozen=True, extra="forbid"):
         "numbers that are sent for each entry",
     )
     bits: int = Field(8, ge=2, le=8, description="quantised: bits of an entry")
-    block: int = Field(0, ge=0, description="quantised: entries that have a scale in common; 0: a whole tensor")
-    rank: int = Field(2, ge=1, description="low-rank: columns of the two matrices that a table is sent as")
+    block: int = Field(
+        0, ge=0, le=2**31, description="quantised: entries that have a scale in common; 0: a whole tensor"
+    )
+    rank: int = Field(2, ge=1, le=4096, description="low-rank: columns of the two matrices that a table is sent as")
     hashes: int = Field(5, ge=1, le=99, description="count-sketch: rows of the sketch")
     feedback: bool = Field(True, description="what a payload lacks is added to the client's next change")
 

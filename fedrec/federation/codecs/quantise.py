@@ -54,12 +54,16 @@ class Quantised:
 
     def blocks(self, flat: Tensor) -> Tensor:
         """Return entries [n] in their blocks [blocks, block], the last one filled with zeros."""
-        size = self.block or max(len(flat), 1)
+        size = self.size(len(flat))
         return torch.nn.functional.pad(flat, (0, -len(flat) % size)).view(-1, size)
 
     def spread(self, scales: Tensor, n: int) -> Tensor:
         """Return the scale of every entry [n]."""
-        return scales.repeat_interleave(self.block or max(n, 1))[:n]
+        return scales.repeat_interleave(self.size(n))[:n]
+
+    def size(self, n: int) -> int:
+        """Return the number of entries in a block of n."""
+        return max(min(self.block or n, n), 1)
 
 
 def pack_bits(levels: Tensor, bits: int) -> Tensor:

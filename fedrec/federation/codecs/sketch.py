@@ -30,12 +30,12 @@ class Hash(NamedTuple):
         return self.sign.to(sums.dtype) * sums[self.bucket]
 
 
-@lru_cache(maxsize=32)
+@lru_cache(maxsize=16)
 def draw_hash(seed: int, name: str, row: int, n: int, width: int) -> Hash:
     """Return the hash of n entries that a seed draws for a row of the sketch of a tensor."""
     rng = generator(seed, name, row)
     bucket = torch.from_numpy(rng.permutation(n)) % width
-    sign = torch.from_numpy(rng.integers(0, 2, n)) * 2 - 1
+    sign = torch.from_numpy(rng.integers(0, 2, n)).to(torch.int8) * 2 - 1
     return Hash(bucket, sign, torch.bincount(bucket, minlength=width))
 
 
