@@ -12,7 +12,7 @@ from fedrec.components import per_client, require
 from fedrec.data import ClientData, Clients
 from fedrec.errors import UserError, choose
 from fedrec.experiment.acting import refuse
-from fedrec.experiment.channel import Logits, channel_of
+from fedrec.experiment.channel import Both, Logits, channel_of
 from fedrec.experiment.config import Experiment
 from fedrec.experiment.earlier import check_start
 from fedrec.experiment.holdings import (
@@ -236,7 +236,8 @@ def agree(experiment: Experiment, data: ClientData, shapes: Shapes) -> list[str]
     channel = channel_of(experiment, data)
     if isinstance(channel, Logits):
         return list(like)
-    for name, value in channel.split(like)[0].items():
+    sharing = channel.sharing if isinstance(channel, Both) else channel
+    for name, value in sharing.split(like)[0].items():
         shape, other = shapes.setdefault(name, (tuple(value.shape), data.name))
         if shape != tuple(value.shape):
             raise UserError(

@@ -366,7 +366,7 @@ class Experiment(Method):
     @property
     def personal(self) -> bool:
         """Whether a client's copy of the shared parameters may differ from the server's."""
-        if self.agreement.active:
+        if self.agreement.active and not self.share:
             return False  # there are none
         # Under secure sums, what few clients carry stays at home.
         return self.coupling.personal or self.trains_copies or self.secure.active

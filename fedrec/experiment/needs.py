@@ -24,7 +24,7 @@ class Can(StrEnum):
     # What travels, and of whom.
     EXCHANGE = "something that clients exchange"
     PARAMETERS = "parameters that travel as they are"
-    LOGITS = "messages of logits alone"
+    LOGITS = "logits as answers"
     TABLES = "item_table or user_table to be shared, and nothing else"
     MEANS = "shared parts of the adapter whose mean means something"
     LISTENERS = "clients that learn and send nothing"
