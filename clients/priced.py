@@ -1,8 +1,13 @@
 """Ties of losses at a client: what it tells of its loss, and what its loss weighs in its training.
 
-Of a tie the client exchanges its loss f_i like a parameter, with a scaled dual u_i of its own. Beside f_i it minimises
-step/2 (f_i - t_i + u_i)^2, so that a round's training weighs the loss by 1 + step (f_i - t_i + u_i), the server's
-target t_i and the loss being those at the z_i that it was sent. No weight is below 0: nobody is trained to be worse.
+Of a tie the client exchanges its loss f_i like a parameter, with a scaled dual u_i of its own. The server's target t_i
+is the projection of v_i = f_i + u_i, and step (v_i - t_i) the multiplier of the tie: a round's training weighs the loss
+by 1 + step (v_i - t_i). The augmented term step/2 (f_i - t_i + u_i)^2 would weigh it by the loss of now, and so slow
+everybody down while all losses fall together, which breaks no tie. No weight is below 0: nobody is trained to be worse.
+
+What drives is a loss of held-out rows, what is trained along is the gradient of the training rows: (1 + mu) grad f_i
+stands for grad f_i + mu grad of the held-out loss. Where a model learns its rows by heart the two part, and a larger
+weight makes the held-out loss no smaller.
 """
 
 import math
@@ -19,7 +24,6 @@ from clients.client import Client
 from clients.state import State
 from fedrec.data import ClientData
 from fedrec.federation.coordination import Link
-from fedrec.federation.coordination.binding import one_sided
 from fedrec.federation.coordination.clauses import HARM
 from fedrec.params import Params, to
 from fedrec.rng import generator
@@ -56,20 +60,14 @@ def tell(client: Client, state: State, z: Params, targets: Params, link: Link) -
     """Return the state, and what a client tells of the loss at what it was sent, with the weight that this gives it."""
     e = client.experiment
     model = client.channel.join(to(z, client.device), to(state.now.private, client.device))
-    value, anchor = loss(client, model, "drives"), link.anchor(targets)
-    sent, weight, scale = Params(), 1.0, e.coupling.scale
+    value, sent, weight, scale = loss(client, model, "drives"), Params(), 1.0, e.coupling.scale
     for block in e.coupling.priced:
+        weight += e.coupling.step * float(link.sent[block] - targets[block]) / scale
         found = value
         if block == HARM:
             state, least = alone(client, state)
             found = value - least
-        goal = float(anchor[block]) / scale
-        if math.isnan(found):
-            sent[block] = targets[block]
-            continue
-        lax = one_sided(e.coupling.clauses, client.data.name, block)
-        weight += e.coupling.step * (max(found - goal, 0.0) if lax else found - goal)
-        sent[block] = torch.tensor([scale * (max(found, goal) if lax else found)], dtype=torch.float32)
+        sent[block] = targets[block] if math.isnan(found) else torch.tensor([scale * found], dtype=torch.float32)
     return state, Told(sent, max(weight, 0.0) - 1.0)
 
 

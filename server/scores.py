@@ -23,11 +23,12 @@ class Score:
 
     values: dict[str, float] = field(default_factory=dict)
     over: dict[str, float] = field(default_factory=dict)
+    tolerance: float = 0.0
 
     @property
     def violation(self) -> float:
-        """The largest excess over a budget."""
-        return max([0.0, *self.over.values()])
+        """The largest excess over a budget, without what is tolerated of it."""
+        return max([0.0, *(value - self.tolerance for value in self.over.values())])
 
     def beats(self, best: "Score") -> bool:
         """Return whether this round is better, judged by the clients that both rounds know."""
@@ -67,7 +68,12 @@ class Scores:
     keys: dict[str, tuple[Key, ...]] = field(default_factory=dict)  # what each client has measured
 
     def judge(
-        self, metrics: Mapping[Key, float], select: Sequence[str], best: Score, broken: Mapping[str, float]
+        self,
+        metrics: Mapping[Key, float],
+        select: Sequence[str],
+        best: Score,
+        broken: Mapping[str, float],
+        tolerance: float = 0.0,
     ) -> Score:
         """Return the score of a round by what its clients measured, and by how much it breaks what ties them.
 
@@ -78,7 +84,9 @@ class Scores:
         over = {who: value for (who, _, metric), value in metrics.items() if metric == "excess" and value == value}
         over |= broken
         score = Score(
-            standing(values, self.last.values, best.values, min), standing(over, self.last.over, best.over, max)
+            standing(values, self.last.values, best.values, min),
+            standing(over, self.last.over, best.over, max),
+            tolerance,
         )
         self.last = Score(self.last.values | values, self.last.over | over)
         return score

@@ -136,7 +136,7 @@ class Coordinator(State):
         measured = self.evaluate(number, "validation")
         losses = {(who, metric): value for (who, _, metric), value in measured.items() if metric in OF_LOSSES}
         broken = self.tie.broken(losses)
-        score = self.scores.judge(measured, self.plan.select, self.best.score, broken)
+        score = self.scores.judge(measured, self.plan.select, self.best.score, broken, self.plan.coupling.tolerance)
         row |= self.tie.columns(broken)
         row["validation"] = average(score.values.values())
         row["evaluate_seconds"] = time.perf_counter() - started

@@ -207,7 +207,7 @@ RULES: dict[str, Rule] = {
     "coupling.total": chosen("coupling.kind", "sum"),
     **each("coupling.radius coupling.bound coupling.ties", SHARED),
     **each(
-        "coupling.step coupling.judged",
+        "coupling.step coupling.judged coupling.tolerance",
         Rule(lambda e: bool(e.coupling.priced), "a tie of losses (add --tie 'losses: parity(0.05)')"),
     ),
     "budget.margin": Rule(promised, "a client that budget.limits gives no limit (name the clients: films=0.4)"),

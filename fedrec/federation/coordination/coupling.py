@@ -44,7 +44,14 @@ class Coupling(BaseModel, frozen=True, extra="forbid"):
     step: float = Field(1.0, gt=0, allow_inf_nan=False, description="ties of losses: dual step of their multipliers")
     judged: Literal["validation", "training"] = Field(
         "validation",
-        description="ties of losses: on a third of the validation rows, judged on another, or on the training rows",
+        description="ties of losses: a third of the validation rows drives the multipliers mu, one selects the round, "
+        "one judges, and what is trained along is (1 + mu) times the training gradient; or all on the training rows",
+    )
+    tolerance: float = Field(
+        0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="ties of losses: how much of a residual, which is one of some rows, the choice of the round overlooks",
     )
     radius: float | None = Field(None, gt=0, allow_inf_nan=False, description="bound of the norm of each z")
     bound: float | None = Field(None, gt=0, allow_inf_nan=False, description="bound of every coordinate of z")
