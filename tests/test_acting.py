@@ -39,6 +39,7 @@ STILL: Flat = {name: getattr(Experiment(), name) for name in ("local_epochs", "d
 BASES: dict[str, Flat] = {
     "usual": {},
     "admm": {"method": "admm", "coupling.rho": 1e-3},
+    "parity": {"method": "admm", "coupling.ties": "losses: parity(0.001)"},
     "agreement": AGREED,
     "mlp student": {**AGREED, "agreement.student": "mlp"},
     "click student": {**AGREED, "task": "rank,click", "agreement.scale": "raw"},
@@ -112,6 +113,9 @@ CHANGES: dict[str, list[Any]] = {
     "coupling.maps": ["identity"],
     "coupling.width": [3],
     "coupling.total": [1.0],
+    "coupling.ties": ["item_table: ball(0.1)"],
+    "coupling.step": [3.0],
+    "coupling.judged": ["training"],
     "coupling.radius": [0.1],
     "coupling.bound": [0.01],
     "budget.margin": [0.01],

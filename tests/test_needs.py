@@ -165,6 +165,8 @@ NEW: Flat = {"split": "new-users"}
 TWICE: Flat = {"phases": "private,shared"}
 DUALS: Flat = {"coupling.duals": True, "coupling.rho": 0.1}
 BALL: Flat = {"coupling.radius": 1.0}
+TIED: Flat = {**ADMM, "coupling.ties": "item_table: ball(1)"}
+PARITY: Flat = {**ADMM, "coupling.ties": "losses: parity(0.1)"}
 LIMITS: Flat = {"budget.limits": "0.5", **DUALS}
 EXACT: Flat = {**LORA, "lora.form": "exact"}
 AT_CLIENT: Flat = {**CLIENT, "privacy.where": "client"}
@@ -184,6 +186,18 @@ MORE: list[tuple[Can, Flat]] = [
     (Can.VALIDATION, {**LIMITS, **USER}),
     (Can.KNOWN_USERS, {**LIMITS, **NEW}),
     (Can.KNOWN_USERS, {**AGREED, **NEW}),
+    (Can.TIE, {**TIED, "method": "fedper"}),
+    (Can.DUALS, {**TIED, "method": "mr-mtl"}),
+    (Can.EXCHANGE, {**TIED, "method": "local"}),
+    (Can.EXCHANGE, {**TIED, "pool": True}),
+    (Can.MEMORY, {**TIED, **SECURE, **UNIFORM}),
+    (Can.MEMORY, {**TIED, "newcomers": "news=3"}),
+    (Can.MEMORY, {**TIED, "robust.kind": "median"}),
+    (Can.PARAMETERS, {**TIED, **LINEAR}),
+    (Can.PARAMETERS, {**AGREED, "coupling.ties": TIED["coupling.ties"]}),
+    (Can.VALIDATION, {**PARITY, **USER}),
+    (Can.VALIDATION, {**PARITY, **USER, "coupling.judged": "training"}),
+    (Can.KNOWN_USERS, {**PARITY, **NEW}),
     (Can.ONE_PHASE, {**AGREED, **TWICE}),
     (Can.ONE_PHASE, {**LINEAR, **TWICE}),
     (Can.COMMON_START, {**AGREED, "drift.normalise": True}),

@@ -41,7 +41,7 @@ class Can(StrEnum):
     GIVEN_HEAD = "private heads of a weight that is given"
     APPROACH = "rounds that approach a consensus"
     TIE = "a proximal tie, coupling.rho above 0"
-    DUALS = "duals, beside which a loss has its price"
+    DUALS = "duals, which hold what a constraint costs"
     ONE_PHASE = "the one phase all"
     ONE_RATE = "steps of SGD at one rate"
     UNPULLED = "a shared delta that nothing pulls at in training"

@@ -153,6 +153,11 @@ def rho_of(e: Any) -> str:
     return shown(e.coupling.rho) if e.coupling.rho else ""
 
 
+def held_out_losses(e: Any) -> str:
+    """Return the losses that ties name, where they are those of held-out rows."""
+    return ",".join(e.coupling.priced) * (e.coupling.judged == "validation")
+
+
 def solved_head(e: Any) -> str:
     """Return the second model that is a private head around sums."""
     return str(e.drift.personal) if e.by_sums and e.drift.personal in ("ditto", "apfl") else ""
@@ -282,20 +287,29 @@ PARTS = (
         why="logits travel beside what is shared",
         here=lambda e: shown(e.agreement.items) * (e.agreement.active and bool(e.share)),
     ),
-    needs("coupling.ties", Can.MEMORY, Can.INCREMENTS, Can.GRADIENTS, Can.TIE, Can.DUALS),
+    needs("coupling.ties", Can.EXCHANGE, Can.GRADIENTS),
+    needs("coupling.ties", Can.MEMORY, Can.INCREMENTS, Can.TIE, Can.DUALS),
     needs("coupling.ties", Can.VALIDATION, here=lambda e: ",".join(e.coupling.priced)),
+    needs("coupling.ties", Can.KNOWN_USERS, here=held_out_losses),
     needs("coupling.radius", Can.MEMORY),
     needs("coupling.bound", Can.MEMORY),
     needs("coupling.balance", Can.RESIDUALS),
     needs("coupling.duals", Can.INCREMENTS),
-    takes("coupling.duals", Can.DUALS, why="there are none (add --coupling.duals)", here=(False,)),
+    takes(
+        "coupling.duals", Can.DUALS, why="there are none (add --coupling.duals, or take --method admm)", here=(False,)
+    ),
     needs("phases", Can.GRADIENTS),
     needs("transform", Can.GRADIENTS),
     needs("objective", Can.GRADIENTS),
     needs("lrs", Can.GRADIENTS),
     needs("codec.kind", Can.GRADIENTS),
     needs("coupling.rho", Can.GRADIENTS, here=lambda e: rho_of(e) * (e.coupling.kind != "mean")),
-    takes("coupling.rho", Can.TIE, why="nothing else ties a client (add --coupling.rho 1e-4)", here=(0,)),
+    takes(
+        "coupling.rho",
+        Can.TIE,
+        why="nothing else ties a client (add --coupling.rho 1e-4, or take --method admm)",
+        here=(0,),
+    ),
     takes("coupling.rho", Can.UNPULLED, why="the delta is made when training is over"),
     needs("budget.margin", Can.VALIDATION, here=lambda e: shown(e.budget.margin) * (e.budget.margin is not None)),
     needs("budget.limits", Can.VALIDATION),

@@ -21,6 +21,8 @@ from fedrec.testing.contracts import (
     WeightingContract,
 )
 
+from fedrec.testing.ties import TieContract
+
 __all__ = [
     "AggregatorContract",
     "AttackContract",
@@ -33,6 +35,7 @@ __all__ = [
     "RecommenderContract",
     "SourceContract",
     "TaskContract",
+    "TieContract",
     "TransformContract",
     "WeightingContract",
 ]

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from functools import cached_property
 from itertools import combinations
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, field_validator
 
@@ -55,6 +55,11 @@ class Coupling(BaseModel, frozen=True, extra="forbid"):
     )
     radius: float | None = Field(None, gt=0, allow_inf_nan=False, description="bound of the norm of each z")
     bound: float | None = Field(None, gt=0, allow_inf_nan=False, description="bound of every coordinate of z")
+
+    @field_validator("ties", mode="before")
+    @classmethod
+    def _join(cls, ties: Any) -> Any:
+        return "; ".join(map(str, ties)) if isinstance(ties, list | tuple) else ties
 
     @field_validator("ties")
     @classmethod
