@@ -10,6 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from fedrec.federation.coordination import halves
+from fedrec.federation.coordination.balls import shrink
 from fedrec.federation.coordination.halves import tie
 from fedrec.federation.coordination.operators import (
     Ball,
@@ -214,9 +216,12 @@ def test_a_ball_bounds_all_that_a_client_carries_together(operator: Operator) ->
         assert apart(flat(again), z) < 1e-9, "consensus row by row holds inside the ball"
 
 
-def test_the_consensus_ball_with_different_catalogues_is_the_solvers() -> None:
-    carriers, v = catalogues(0)
-    p, table, body = weights(0, 4).numpy(), cp.Variable((6, 2)), cp.Variable((2, 3))
+@pytest.mark.parametrize("radius", [1.6, 0.9, 0.1])
+@pytest.mark.parametrize("seed", range(2))
+def test_the_consensus_ball_with_different_catalogues_is_the_solvers(seed: int, radius: float) -> None:
+    """With one client at its bound, with some, and with all."""
+    carriers, v = catalogues(seed)
+    p, table, body = weights(seed, 4).numpy(), cp.Variable((6, 2)), cp.Variable((2, 3))
     objective, limits = 0, [table[5] == 0]
     for i, rows in enumerate(CARRIED):
         objective += p[i] * cp.sum_squares(table[rows] - v[i]["item_table"].numpy())
@@ -224,9 +229,53 @@ def test_the_consensus_ball_with_different_catalogues_is_the_solvers() -> None:
         if i != 3:
             objective += p[i] * cp.sum_squares(body - v[i]["body.0.weight"].numpy())
             mine.append(cp.vec(body, order="C"))
-        limits.append(cp.norm(cp.hstack(mine)) <= 0.9)
+        limits.append(cp.norm(cp.hstack(mine)) <= radius)
     minimise(objective, limits)
-    z = tie(Within(Mean(), Ball(0.9)), carriers, v, 1.0)
+    z = tie(Within(Mean(), Ball(radius)), carriers, v, 1.0)
     reference: Array = np.asarray(table.value)
     assert apart([one["item_table"] for one in z], [reference[rows] for rows in CARRIED]) < 1e-5
     assert apart([one["body.0.weight"] for one in z[:3]], [np.asarray(body.value)] * 3) < 1e-5
+
+
+@settings(max_examples=40)
+@given(st.integers(0, 2**31), st.integers(1, 6), st.integers(1, 12), st.floats(-6, 0.1))
+def test_multipliers_of_balls_meet_the_conditions_of_the_best(seed: int, n: int, patterns: int, digits: float) -> None:
+    """min sum_S a_S e_S (1 - c_S)^2 with sum_{S of i} e_S c_S^2 <= r^2: no feasible c lies along its descent."""
+    g = generator(seed, "balls")
+    member = g.random((patterns, n)) < 0.6
+    member[np.arange(patterns), g.integers(0, n, patterns)] = True  # nobody's rows do not exist
+    carried, p, e = torch.from_numpy(member.astype(float)), g.uniform(0.2, 3, n), g.exponential(size=patterns)
+    mass, square = torch.from_numpy(member @ p), torch.from_numpy(e)
+    longest = float((square @ carried).max()) ** 0.5
+    radius = 10.0**digits * longest
+    c = shrink(square, mass, carried, radius)
+    within = ((square * c.square()) @ carried).sqrt() / radius
+    assert float(within.max()) <= 1 + 1e-12 and float(c.min()) >= 0 and float(c.max()) <= 1
+    if digits > 1e-9:
+        assert bool((c == 1).all())
+    uphill = mass * square * (1 - c)
+    for _ in range(50):
+        other = torch.from_numpy(g.uniform(0, 1, patterns))
+        other = other * min(1.0, radius / float(((square * other.square()) @ carried).max()) ** 0.5)
+        assert float(uphill @ (other - c)) <= 1e-9 * float(uphill @ c) + 1e-15
+
+
+def test_balls_with_known_answers() -> None:
+    one = torch.ones(1, dtype=torch.float64)
+    assert shrink(9 * one, 2 * one, torch.ones(1, 3).double(), 1.0).tolist() == pytest.approx([1 / 3], rel=1e-12)
+    # Client 0 carries all and is alone at its bound: each row yields by its mass, 1/(1 + t) and 2/(2 + t) at t = 2.
+    square, mass = torch.tensor([9.0, 4.0]).double(), torch.tensor([1.0, 2.0]).double()
+    found = shrink(square, mass, torch.tensor([[1.0, 0.0], [1.0, 1.0]]).double(), 2.0**0.5)
+    assert found.tolist() == pytest.approx([1 / 3, 1 / 2], rel=1e-12)
+
+
+def test_sets_around_consensus_of_unlike_catalogues_take_no_alternation(monkeypatch: pytest.MonkeyPatch) -> None:
+    carriers, v = catalogues(0)
+    monkeypatch.setattr(halves, "proximal_point", None)
+    for inner in (Mean(), Clusters((0, 0, 1, 1))):
+        free = tie(inner, carriers, v, 1.0)
+        boxed = tie(Within(inner, Box(0.3)), carriers, v, 1.0)
+        assert all(
+            torch.equal(z[name], y[name].clamp(-0.3, 0.3)) for z, y in zip(boxed, free, strict=True) for name in z
+        )
+        tie(Within(inner, Ball(0.3)), carriers, v, 1.0)

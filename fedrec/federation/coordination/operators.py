@@ -222,9 +222,10 @@ ConvexSet = Ball | Box
 class Within(Operator):
     """An operator composed with a convex set: every z_i also lies in `convex`.
 
-    Consensus projects its mean, which is exact. Else the two proximal maps alternate with Dykstra's corrections, which
-    converge to the proximal point of the sum (arXiv 0810.4117, Theorem 3.3): no mere composition. They take tens to
-    hundreds of iterations, more the smaller the angle between the two sets; the result lies in `convex` in any case.
+    Consensus projects its mean, which is exact; where clients carry unlike rows, `tie` finds the multipliers of their
+    balls. Else the two proximal maps alternate with Dykstra's corrections, which converge to the proximal point of the
+    sum (arXiv 0810.4117, Theorem 3.3): no mere composition. They take tens to hundreds of iterations, more the smaller
+    the angle between the two sets; the result lies in `convex` in any case.
     """
 
     inner: Operator
