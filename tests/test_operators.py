@@ -1,6 +1,6 @@
 """Server operators as proximal maps, and `tie`: an operator on every row of a table over the clients that carry it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fedrec.federation.coordination import halves
+from fedrec.errors import UserError
+from fedrec.federation.coordination import Coupling, halves
 from fedrec.federation.coordination.balls import shrink
-from fedrec.federation.coordination.halves import tie
+from fedrec.federation.coordination.halves import Hub, tie
 from fedrec.federation.coordination.operators import (
     Ball,
     Box,
@@ -158,6 +159,63 @@ def test_limits_of_the_regularised_operators() -> None:
     assert apart(MeanRegularised(1e12)(v, p, 1.0), mean) < 1e-9
     assert apart(Graph(4, pairs, 1e9)(v, p, 1.0), Clusters((0, 0, 1, 1))(v, p, 1.0)) < 1e-6
     assert apart(Mixture(((1.0,), (1.0,), (1.0,), (1.0,)))(v, p, 1.0), mean) < 1e-12
+
+
+def test_an_edge_counts_by_its_weight() -> None:
+    """A weight of 2 is the edge twice, of 0 none; a strength is a weight of all."""
+    p, v, edges = weights(2, 4), drawn(2, 4, 3), ((0, 1), (1, 2), (3, 0))
+    weighed = Graph(4, edges, 0.7, (2.0, 1.0, 0.0))
+    assert apart(weighed(v, p, 1.3), Graph(4, ((0, 1), (0, 1), (1, 2)), 0.7)(v, p, 1.3)) < 1e-12
+    assert apart(Graph(4, edges, 0.7, (3.0,) * 3)(v, p, 1.3), Graph(4, edges, 2.1)(v, p, 1.3)) < 1e-12
+    part, some = weighed.restrict([1, 0, 2]), Graph(3, ((1, 0), (0, 2)), 0.7, (2.0, 1.0))
+    assert part == some
+    assert apart(part(v[:3], p[:3], 1.3), Graph(3, ((0, 1), (0, 1), (0, 2)), 0.7)(v[:3], p[:3], 1.3)) < 1e-12
+
+
+def test_edges_are_told_with_their_weights() -> None:
+    told = Coupling(kind="graph", rho=1.0, edges="a~b:2,b~c:d,c:d~a:0.5", strength=0.1)
+    assert told.operator(["a", "b", "c:d"]) == Graph(3, ((0, 1), (1, 2), (2, 0)), 0.1, (2.0, 1.0, 0.5))
+    plain = Coupling(kind="graph", rho=1.0, edges="a~b,b~c").operator(["a", "b", "c"])
+    assert isinstance(plain, Graph) and plain.weights is None
+
+
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (lambda: Graph(3, ((0, 3),), 1.0), r"^edges: must be pairs of two of the clients 0 to 2, found \(0, 3\)"),
+        (lambda: Graph(3, ((-1, 1),), 1.0), r"^edges: .*found \(-1, 1\)"),
+        (lambda: Graph(3, ((1, 1),), 1.0), r"^edges: .*found \(1, 1\)"),
+        (lambda: Graph(3, ((0, 1),), -1.0), r"^strength: must be finite and >= 0, found -1.0"),
+        (lambda: Graph(3, ((0, 1),), 1.0, (1.0, 2.0)), r"^weights: must be one for each of the 1 edges, found 2"),
+        (lambda: Graph(3, ((0, 1),), 1.0, (NAN,)), r"^weights: must be finite and >= 0, found nan"),
+        (lambda: Graph(3, (), 1.0)(drawn(0, 2, 2), weights(0, 2), 1.0), r"^clients: must be of the 2 .*found 3"),
+        (lambda: MeanRegularised(NAN), r"^strength: must be finite and >= 0, found nan"),
+        (lambda: MeanRegularised(INF), r"^strength: .*found inf"),
+        (lambda: Mixture(((1.0,), (1.0, 2.0))), r"^mixing: must be rows of one length > 0, found lengths \[1, 2\]"),
+        (lambda: Mixture(()), r"^mixing: must be rows of one length > 0"),
+        (lambda: Mixture(((1.0,), (INF,))), r"^mixing: must be finite, found \(inf,\)"),
+        (lambda: Mixture(((1.0,),))(drawn(0, 2, 2), weights(0, 2), 1.0), r"^mixing: must be of the 2 .*found 1"),
+        (lambda: Clusters((0,))(drawn(0, 2, 2), weights(0, 2), 1.0), r"^groups: must be of the 2 .*found 1"),
+        (lambda: SumTo(NAN), r"^total: must be finite, found nan"),
+        (lambda: Ball(0.0), r"^radius: must be finite and > 0, found 0.0"),
+        (lambda: Ball(NAN), r"^radius: .*found nan"),
+        (lambda: Box(-1.0), r"^bound: must be finite and > 0, found -1.0"),
+        (lambda: Box(INF), r"^bound: .*found inf"),
+        *((lambda r=r: hub(r, 1.0), rf"^rho: must be finite and >= 0, found {r}") for r in (NAN, INF, -1.0)),
+        *((lambda w=w: hub(1.0, w), rf"^weight of a: must be finite and > 0, found {w}") for w in (0.0, -1.0, NAN)),
+    ],
+)
+def test_what_no_operator_can_mean_is_refused(make: Callable[[], object], text: str) -> None:
+    with pytest.raises(UserError, match=text):
+        make()
+
+
+def hub(rho: float, weight: float) -> Hub:
+    x = {"x": torch.zeros(1)}
+    return Hub(Mean(), rho, {"a": Carrier("a", x, {}, weight)}, {"a": x})
 
 
 # Six server rows; row 5 has no carrier, row 0 one, rows 2 and 3 all.

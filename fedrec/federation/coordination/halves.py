@@ -18,7 +18,16 @@ from torch import Tensor
 
 from fedrec.federation.coordination.balancing import Balancing
 from fedrec.federation.coordination.balls import shrink
-from fedrec.federation.coordination.operators import Box, Clusters, Mean, Operator, Vectors, Within, proximal_point
+from fedrec.federation.coordination.operators import (
+    Box,
+    Clusters,
+    Mean,
+    Operator,
+    Vectors,
+    Within,
+    above,
+    proximal_point,
+)
 from fedrec.keyed import Carrier, Subtotal, gather, mean, patterns
 from fedrec.params import Params, add, flatten, norm, subtract, unflatten
 
@@ -119,7 +128,8 @@ class Hub:
     """The server half: it remembers V and ties it by an operator.
 
     `values` are the v_i that the clients joined with. Every client has a weight p_i in its carrier. With `duals` the
-    answers are increments of v_i = x_i + u_i; with `balance` rho adapts, and `balancing` is how far it has.
+    answers are increments of v_i = x_i + u_i; with `balance` rho adapts, and `balancing` is how far it has. Raises
+    UserError for a rho that is not finite and >= 0, or a weight that is not finite and > 0.
     """
 
     additive: ClassVar[bool] = False
@@ -134,6 +144,9 @@ class Hub:
     number: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
+        above("rho", self.rho, strict=False)
+        for who in self.carriers.values():
+            above(f"weight of {who.client}", who.weight)
         self.values = {name: double(value) for name, value in self.values.items()}
         self.z = self.tie()
 
