@@ -5,6 +5,8 @@ t_S = sum_{i in S} t_i: the rows keep their direction. t_i >= 0 is the multiplie
 them minimise the convex sum_S e_S a_S^2 / (a_S + t_S) + r^2 sum_i t_i with e_S = sum |z_S|^2.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -49,4 +51,4 @@ def shrink(square: Tensor, mass: Tensor, member: Tensor, radius: float) -> Tenso
         t = new
     factor = mass / (mass + member @ t)
     longest = float((square * factor.square() @ member).max())
-    return factor * min(1.0, (limit / longest) ** 0.5)  # what rounding left outside
+    return factor * min(1.0, math.sqrt(limit / longest))  # what rounding left outside

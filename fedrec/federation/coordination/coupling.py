@@ -81,6 +81,24 @@ class Coupling(BaseModel, frozen=True, extra="forbid"):
         return inner if self.bound is None else operators.Within(inner, operators.Box(self.bound))
 
 
+def softened(coupling: Coupling) -> list[str]:
+    """Return a note where rounds end at a weaker pull than the one that is told: without duals.
+
+    x_i = argmin p_i f_i + rho p_i/2 |x_i - z_i|^2 with Z = prox_{h/rho}(X) minimises sum_i p_i f_i + h_rho(X) with h's
+    Moreau envelope h_rho, in which an eigenvalue l of lambda P^-1 Lap is rho l / (rho + l). No other lambda makes it l
+    where l >= rho.
+    """
+    if coupling.kind not in ("mean-regularised", "graph") or coupling.duals or not coupling.strength:
+        return []
+    rho, told = coupling.rho, coupling.strength
+    text = f"coupling.strength: without duals {coupling.kind} pulls by less than the {told:g} that is told"
+    if coupling.kind == "mean-regularised":
+        text += f", by rho lambda / (rho + lambda) = {rho * told / (rho + told):g}"
+    else:
+        text += ": an eigenvalue l of the graph's pull counts rho l / (rho + l)"
+    return [f"{text}; --coupling.duals solves what is told"]
+
+
 def cluster_of(groups: str, clients: Sequence[str]) -> list[int]:
     """Return the cluster of every client; one that is not named is alone."""
     cluster: dict[str, int] = {}

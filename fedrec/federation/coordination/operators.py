@@ -69,7 +69,8 @@ class Clusters(Operator):
 class MeanRegularised(Operator):
     """h(Z) = strength/2 sum_i p_i |z_i - z_mean|^2 (MR-MTL, arXiv 2206.07902): pull towards the mean, no consensus.
 
-    z_i = v_mean + rho / (rho + strength) (v_i - v_mean). Raises UserError for a strength that is none.
+    z_i = v_mean + rho / (rho + strength) (v_i - v_mean). Rounds without duals end at the pull of a strength
+    rho strength / (rho + strength). Raises UserError for a strength that is not finite and >= 0.
     """
 
     strength: float
