@@ -13,6 +13,8 @@ import torch
 from fedrec.errors import UserError
 from fedrec.experiment.records import to_row
 from fedrec.federation.coordination import Control, tie_of
+from fedrec.federation.coordination.coupling import softened
+from fedrec.federation.coordination.halves import Hub
 from fedrec.keyed import TABLES, Carrier, alone, carrier, catalogue, gather, select
 from fedrec.params import Params
 from fedrec.sharing import Broadcast, Contribution, admit_told
@@ -47,6 +49,8 @@ def join(c: State, nodes: Sequence[int]) -> None:
         robust, summed = plan.robust, bool(plan.secure)
         told = (plan.seed, robust, summed, plan.by_sums, plan.penalty, plan.search, plan.factors)
         c.tie = tie_of(plan.coupling, plan.descent, c.carriers, values, *told)
+        if isinstance(c.tie, Hub):
+            c.record.notes += softened(plan.coupling)
         if plan.begun:
             c.tie.move(plan.begun.total)
         at_home = home_notes(c.carriers, c.z, plan.secure) if plan.secure else []

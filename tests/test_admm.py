@@ -20,7 +20,7 @@ from fedrec.federation.participation import draw
 from fedrec.keyed import Carrier
 from fedrec.params import Params
 from fedrec.rng import generator
-from tests.quadratics import OPERATORS, Array, Problem, apart, problem
+from tests.quadratics import LAMBDA, OPERATORS, Array, Problem, apart, problem
 
 EVEN = (0, 4, 6, 10.0, True)
 UNEVEN = (1, 5, 8, 100.0, False)
@@ -235,6 +235,21 @@ def test_a_proximal_term_without_duals_is_biased_too() -> None:
 
 # `solve` has to hand on `Hub.balancing` as it does rho.
 LACKING = pytest.mark.xfail(strict=True, reason="Solution does not keep how far rho has been adapted")
+
+
+@pytest.mark.parametrize("name", ["mean-regularised", "graph"])
+@pytest.mark.parametrize("factor", [0.3, 3.0])
+def test_without_duals_a_pull_is_that_of_its_moreau_envelope(name: str, factor: float) -> None:
+    """Q becomes Q - Q (rho P + Q)^-1 Q, which for the mean is a strength rho lambda / (rho + lambda)."""
+    p = problem(name, *UNEVEN)
+    rho, q, d = factor * p.rho, p.claim.q, len(p.losses[0].centre)
+    assert q is not None
+    soft = q - q @ np.linalg.solve(rho * np.diag(np.repeat(p.p, d)) + q, q)
+    if name == "mean-regularised":
+        assert np.allclose(soft, q * rho / (rho + LAMBDA), atol=1e-12)
+    found = p.run(400, rho=rho, duals=False)
+    assert apart(found.x, replace(p, claim=replace(p.claim, q=soft)).by_elimination()) < 1e-8
+    assert apart(found.x, p.by_elimination()) > 1e-2
 
 
 @pytest.mark.parametrize("participation", [1.0, pytest.param(0.5, marks=LACKING)])

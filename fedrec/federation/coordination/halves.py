@@ -15,9 +15,20 @@ from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 
 from fedrec.federation.coordination.balancing import Balancing
-from fedrec.federation.coordination.operators import Mean, Operator, Vectors, Within, proximal_point
+from fedrec.federation.coordination.balls import shrink
+from fedrec.federation.coordination.operators import (
+    Box,
+    Clusters,
+    Mean,
+    Operator,
+    Vectors,
+    Within,
+    above,
+    proximal_point,
+)
 from fedrec.keyed import Carrier, Subtotal, gather, mean, patterns
 from fedrec.params import Params, add, flatten, norm, subtract, unflatten
 
@@ -130,7 +141,8 @@ class Hub:
     """The server half: it remembers V and ties it by an operator.
 
     `values` are the v_i that the clients joined with. Every client has a weight p_i in its carrier. With `duals` the
-    answers are increments of v_i = x_i + u_i; with `balance` rho adapts, and `balancing` is how far it has.
+    answers are increments of v_i = x_i + u_i; with `balance` rho adapts, and `balancing` is how far it has. Raises
+    UserError for a rho that is not finite and >= 0, or a weight that is not finite and > 0.
     """
 
     additive: ClassVar[bool] = False
@@ -145,6 +157,9 @@ class Hub:
     number: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
+        above("rho", self.rho, strict=False)
+        for who in self.carriers.values():
+            above(f"weight of {who.client}", who.weight)
         self.values = {name: double(value) for name, value in self.values.items()}
         self.z = self.tie()
 
@@ -243,6 +258,8 @@ def tie(operator: Operator, carriers: Sequence[Carrier], v: Sequence[Params], rh
             and all(torch.equal(first.positions[name], who.positions[name]) for name in first.positions)
             for who in carriers
         )
+        if operator.exact and not same:
+            return within(operator, carriers, tie(operator.inner, carriers, v, rho))
         flat: Vectors = proximal_point(
             lambda w: [
                 flatten(part)
@@ -250,7 +267,7 @@ def tie(operator: Operator, carriers: Sequence[Carrier], v: Sequence[Params], rh
             ],
             operator.convex,
             [flatten(part) for part in v],
-            operator.exact and same,
+            operator.exact,
             operator.iterations,
             operator.tolerance,
         )
@@ -263,9 +280,7 @@ def tie(operator: Operator, carriers: Sequence[Carrier], v: Sequence[Params], rh
         holders = [i for i, who in enumerate(carriers) if name in who.like]
         for members, rows in patterns(name, carriers, holders):
             weights = torch.tensor([carriers[i].weight for i in members], dtype=torch.float64)
-            blocks = [
-                v[i][name] if r is None else v[i][name].index_select(0, r) for i, r in zip(members, rows, strict=True)
-            ]
+            blocks = [rows_of(v[i][name], r) for i, r in zip(members, rows, strict=True)]
             tied = operator.restrict(members)([block.reshape(-1) for block in blocks], weights, rho)
             for i, r, block, value in zip(members, rows, blocks, tied, strict=True):
                 if r is None:
@@ -273,6 +288,35 @@ def tie(operator: Operator, carriers: Sequence[Carrier], v: Sequence[Params], rh
                 else:
                     z_i[i].setdefault(name, torch.zeros_like(v[i][name])).index_copy_(0, r, value.reshape(block.shape))
     return [{name: part[name] for name in who.like} for part, who in zip(z_i, carriers, strict=True)]
+
+
+def within(operator: Within, carriers: Sequence[Carrier], z: list[Params]) -> list[Params]:
+    """Return the nearest z_i to consensus `z` that are consensus row by row, each client's in the convex set."""
+    if isinstance(operator.convex, Box):
+        return [{name: operator.convex(value) for name, value in part.items()} for part in z]
+    groups = operator.inner.groups if isinstance(operator.inner, Clusters) else [0] * len(carriers)
+    blocks: list[tuple[str, list[int], list[Tensor | None]]] = []  # rows that the same clients hold alike
+    for group in sorted({*groups}):
+        inside = [i for i, other in enumerate(groups) if other == group]
+        for name in sorted({name for i in inside for name in carriers[i].like}):
+            holders = [i for i in inside if name in carriers[i].like]
+            blocks += [(name, members, rows) for members, rows in patterns(name, carriers, holders)]
+    squares = [rows_of(z[members[0]][name], rows[0]).square().sum() for name, members, rows in blocks]
+    member = torch.zeros(len(blocks), len(carriers), dtype=torch.float64)
+    for place, (_, members, _) in enumerate(blocks):
+        member[place, members] = 1.0
+    weights = torch.tensor([who.weight for who in carriers], dtype=torch.float64)
+    factors = shrink(torch.stack(squares), member @ weights, member, operator.convex.radius)
+    z = [{name: value.clone() for name, value in part.items()} for part in z]
+    for factor, (name, members, rows) in zip(factors, blocks, strict=True):
+        for i, r in zip(members, rows, strict=True):
+            z[i][name] = z[i][name] * factor if r is None else z[i][name].index_copy_(0, r, z[i][name][r] * factor)
+    return z
+
+
+def rows_of(value: Tensor, rows: Tensor | None) -> Tensor:
+    """Return some rows of a tensor, or all of it."""
+    return value if rows is None else value.index_select(0, rows)
 
 
 def distance(a: Mapping[str, Params], b: Mapping[str, Params]) -> float:
