@@ -6,7 +6,7 @@ engine, all clients a round or some of them.
 
 import json
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -146,8 +146,17 @@ def over_flower(case: Case, e: Experiment, home: Path) -> tuple[Any, list[Told],
     own = [load_kept(home, name, "own") for name in NAMES]
     theta = np.stack([torch.cat([part["body.a"], part["body.b"]]).double().numpy() for part in own])
     rows = json.loads((home / "experiment.json").read_text())["ties"]
-    told: list[Told] = [(tie, row["verdict"], row.get("weights", [])) for tie, row in zip(ties, rows, strict=True)]
+    told: list[Told] = [(tie, row["verdict"], in_order(row)) for tie, row in zip(ties, rows, strict=True)]
     return theta, told, p
+
+
+def in_order(row: Mapping[str, Any]) -> list[float]:
+    """Return the multipliers of a tie; those of single clients, which a run has by name, in the order of NAMES."""
+    weights = list(row.get("weights", []))
+    if not any(form in row["tie"] for form in ("ball(", "at-most(", "parity(")):
+        return weights
+    by_name, n = sorted(NAMES), len(NAMES)
+    return [weights[start + by_name.index(name)] for start in range(0, len(weights), n) for name in NAMES]
 
 
 def regressions(e: Experiment) -> Problem:
