@@ -20,7 +20,6 @@ from fedrec.testing.contracts import (
     TransformContract,
     WeightingContract,
 )
-
 from fedrec.testing.ties import TieContract
 
 __all__ = [
