@@ -42,6 +42,7 @@ DWA: Flat = {"weighting.kind": "dwa", "task": "rank,click"}
 COUNTED: Flat = {"dataset": "tests.own_parts:Events", "reading.repeats": "count"}
 LATE: Flat = {"newcomers": "news=3"}
 BUDGET: Flat = {"method": "no-harm"}
+BUFFER: Flat = {"asynchrony.buffer": 2}
 
 
 class Case(NamedTuple):
@@ -63,6 +64,7 @@ KNOWN: dict[Can, Case] = {
     ),
     Can.MEMORY: Case({**SECURE, "method": "mr-mtl"}, {**USER, "method": "mr-mtl"}, "z_i is made of v_i"),
     Can.INCREMENTS: Case({**SECURE, **ADMM}, {**SECURE, **UNIFORM, **ADMM}, "sum_i p_i dv_i adds up for one p only"),
+    Can.TOGETHER: Case({**BUFFER, "method": "fednova"}, {**BUFFER, "method": "fedprox"}, "a mean of other starts"),
     Can.SUMS: Case({**SECURE, "codec.kind": "top-k"}, SECURE, "top-k(a) + top-k(b) is not top-k(a + b)"),
     Can.VALIDATION: Case({**USER, "patience": 2}, {**UNIFORM, "patience": 2}, "when it stops tells of held-out rows"),
     Can.EXCHANGE: Case({**SECURE, "method": "local"}, {**SECURE, "method": "fedper"}, "a sum of nothing"),
@@ -197,6 +199,18 @@ MORE: list[tuple[Can, Flat]] = [
     (Can.INCREMENTS, {**DUALS, "method": "fednova"}),
     (Can.INCREMENTS, {**DUALS, **SGD}),
     (Can.INCREMENTS, {**DUALS, **AT_CLIENT}),
+    (Can.TOGETHER, {**BUFFER, **SGD}),
+    (Can.TOGETHER, {**BUFFER, **USER}),
+    (Can.TOGETHER, {**BUFFER, **LATE}),
+    (Can.TOGETHER, {**BUFFER, "dropout": "0.2"}),
+    (Can.MEMORY, {**BUFFER, "method": "mr-mtl"}),
+    (Can.INCREMENTS, {**BUFFER, **ADMM}),
+    (Can.INCREMENTS, {**BUFFER, **LIMITS}),
+    (Can.SUMS, {**BUFFER, **SECURE}),
+    (Can.EXCHANGE, {**BUFFER, "method": "local"}),
+    (Can.COMMON_START, {**BUFFER, **AGREED}),
+    (Can.GRADIENTS, {**BUFFER, "model": "slist"}),
+    (Can.GRADIENTS, {**BUFFER, "model": "ials"}),
     (Can.STEPS, {**AT_CLIENT, "method": "fednova"}),
     (Can.STEPS, {"method": "median", "drift.normalise": True}),
     (Can.GRAM, {"method": "median", "descent.aggregator": "mgda"}),
