@@ -288,7 +288,7 @@ PARTS = (
     needs("descent", Can.COMMON_START, here=server_step),
     takes("descent", Can.MEMORY, Can.INCREMENTS, why=ONE_ROUND, here=server_step),
     needs("descent.aggregator", Can.GRAM),
-    needs("asynchrony.buffer", Can.EXCHANGE, Can.COMMON_START, Can.PARAMETERS, Can.GRADIENTS),
+    needs("asynchrony.buffer", Can.EXCHANGE, Can.COMMON_START, Can.PARAMETERS),
     takes("asynchrony.buffer", Can.MEMORY, Can.INCREMENTS, Can.SUMS, Can.TOGETHER, why=BUFFERED),
     needs("dropout", Can.TOGETHER, here=lambda e: e.dropout * (e.dropout not in ("", "0"))),
     needs("robust.kind", Can.ROWS),

@@ -1,8 +1,8 @@
 """Rounds that wait against rounds of the first answers: `python -m simulations.studies async --buffers 5,10`.
 
-All arms of a seed have the same data, the same clients of the same speeds, and as many trainings of a client: what they
-differ in is for whom the server waits. Their time is that of the simulated clock, and each validates once for as many
-trainings as there are clients.
+All arms of a seed have the same data and the same clients of the same speeds: what they differ in is for whom the
+server waits, and that a buffer, which takes less time, may have more trainings. Time is that of the simulated clock;
+each arm validates once for as many trainings as there are clients.
 """
 
 import math
@@ -31,12 +31,13 @@ USUAL = ("--engine", "inline", "--patience", "0", "--asynchrony.spread", "1")
 WORDS = (
     "Seconds are simulated: clients' speeds are lognormal, and a training of the median client takes one. “Waits” is "
     "a round that ends when the slowest of all clients has answered, “waits for x%” one of so many that are drawn, "
-    "“first K” a buffer of K answers (FedBuff), discounted by their age. All train equally often. The time is that to "
-    f"{SHARE:.0%} of the best validation of the rounds of all; its ratio is the geometric mean over seeds."
+    f"“first K” a buffer of K answers (FedBuff), discounted by their age. The time is that to {SHARE:.0%} of the best "
+    "validation of “waits”; its ratio to the time of “waits” is the geometric mean over seeds."
 )
 OPTIONS = {
     "buffers": ("5,10", "comma-separated: answers that make a round"),
     "drawn": ("0.25", "comma-separated: fractions of the clients that rounds which wait are drawn of; all is added"),
+    "longer": (2.0, "trainings of a buffer, as a multiple of those of the rounds of all"),
     "seeds": (5, SEEDS),
 }
 
@@ -44,10 +45,14 @@ OPTIONS = {
 def plan(options: Namespace) -> list[Run]:
     """Return a run for each seed and way to wait; raises UserError for a number that is none."""
     runs = []
+    if not options.longer > 0:
+        raise UserError(f"longer: must be above 0, found {options.longer:g}")
     for seed in range(options.seeds):
         for name, flags in arms(options).items():
             e = arm([*USUAL, *options.flags, *flags, "--seed", str(seed)])
-            runs.append(Run({"arm": name, "seed": seed}, as_long(e), folder=f"{name.replace(' ', '-')}-{seed}"))
+            runs.append(
+                Run({"arm": name, "seed": seed}, as_long(e, options.longer), folder=f"{name.replace(' ', '-')}-{seed}")
+            )
     return runs
 
 
@@ -72,12 +77,13 @@ def fraction(text: str) -> float:
     return value
 
 
-def as_long(e: Experiment) -> Experiment:
-    """Return an experiment with as many trainings, and validations, as the rounds of all would have."""
+def as_long(e: Experiment, longer: float) -> Experiment:
+    """Return an experiment with the trainings and validations of the rounds of all, with a buffer `longer` times."""
     clients = client_count(e)
+    rounds = e.rounds * longer if e.asynchrony.buffer else e.rounds
     each = e.asynchrony.buffer or max(1, round(e.participation * clients))
     return e.model_copy(
-        update={"rounds": max(1, e.rounds * clients // each), "eval_every": max(1, e.eval_every * clients // each)}
+        update={"rounds": max(1, int(rounds * clients / each)), "eval_every": max(1, e.eval_every * clients // each)}
     )
 
 
