@@ -12,12 +12,14 @@ import torch
 
 from fedrec.errors import UserError
 from fedrec.experiment.records import to_row
+from fedrec.federation.asynchrony import Clock
 from fedrec.federation.coordination import Control, tie_of
 from fedrec.federation.coordination.coupling import softened
 from fedrec.federation.coordination.halves import Hub
 from fedrec.keyed import TABLES, Carrier, alone, carrier, catalogue, gather, select
 from fedrec.params import Params
 from fedrec.sharing import Broadcast, Contribution, admit_told
+from server.buffer import Buffer
 from server.scores import Key, own_metrics, selection_scores
 from server.secure import home_notes
 from server.state import State
@@ -63,6 +65,8 @@ def join(c: State, nodes: Sequence[int]) -> None:
     c.parts = {name: c.tie.part(name) for name in c.carriers}
     if c.plan.drift.correction == "scaffold":
         c.control = Control(c.carriers, c.plan.lr)
+    if plan.asynchrony.timed:
+        c.buffer = Buffer(Clock(plan.asynchrony, list(c.carriers), plan.seed), c.carriers)
     c.seen = dict.fromkeys(c.carriers, 0)
     welcome(c, late)
     tables = alone(list(c.carriers.values()), c.record.rows) if len(joined) > 1 else []

@@ -104,7 +104,8 @@ def check(experiment: Experiment) -> None:
     experiment.turnout.check(clients, experiment.rounds)
     if experiment.secure.active:
         check_secure(experiment, clients)
-    experiment.robust.check(len(experiment.turnout.drawn(clients, 1)))
+    experiment.asynchrony.check(len(clients))
+    experiment.robust.check(experiment.asynchrony.buffer or len(experiment.turnout.drawn(clients, 1)))
 
 
 def check_room(clients: int, items: int) -> None:

@@ -26,7 +26,7 @@ GROUPS = {
     "without forgotten",
     "method": "",
     "training": "",
-    "taking part": "participation dropout deadline quorum newcomers start retune",
+    "taking part": "participation dropout deadline quorum asynchrony newcomers start retune",
     "privacy": "privacy secure reveal",
     "evaluation": "metrics candidates history patience eval_every",
     "running": "seed engine workers stack device tracker",

@@ -96,6 +96,7 @@ BASES: dict[str, Flat] = {
     "two": {"model": "slist", "rounds": 1, "clients": 2, **STILL},
     "absent": {"model": "slit", "participation": 0.5, **STILL},
     "silos": {"partition": "users", "market.users": 60},
+    "buffered": {"asynchrony.buffer": 2, "asynchrony.spread": 1.0, "rounds": 3},
 }
 # Another value of every field; of some it takes other fields too, or more than one to have one that is taken.
 CHANGES: dict[str, list[Any]] = {
@@ -227,6 +228,11 @@ CHANGES: dict[str, list[Any]] = {
     "dropout": ["1:shop"],
     "deadline": [1e6],
     "quorum": [0.3],
+    "asynchrony.buffer": [1],
+    "asynchrony.concurrency": [2],
+    "asynchrony.discount": [2.0],
+    "asynchrony.spread": [0.5],
+    "asynchrony.jitter": [0.5],
     "newcomers": ["shop=1"],
     "privacy.unit": ["user"],
     "privacy.epsilon": ["150"],

@@ -42,6 +42,7 @@ DWA: Flat = {"weighting.kind": "dwa", "task": "rank,click"}
 COUNTED: Flat = {"dataset": "tests.own_parts:Events", "reading.repeats": "count"}
 LATE: Flat = {"newcomers": "news=3"}
 BUDGET: Flat = {"method": "no-harm"}
+BUFFER: Flat = {"asynchrony.buffer": 2}
 
 
 class Case(NamedTuple):
@@ -68,6 +69,7 @@ KNOWN: dict[Can, Case] = {
         {**SECURE, "codec.kind": "random-k"},
         "top-k(a) + top-k(b) is not top-k(a + b)",
     ),
+    Can.TOGETHER: Case({**BUFFER, "method": "fednova"}, {**BUFFER, "method": "fedprox"}, "a mean of other starts"),
     Can.VALIDATION: Case({**USER, "patience": 2}, {**UNIFORM, "patience": 2}, "when it stops tells of held-out rows"),
     Can.EXCHANGE: Case({**SECURE, "method": "local"}, {**SECURE, "method": "fedper"}, "a sum of nothing"),
     Can.PARAMETERS: Case({**USER, **LINEAR}, {**USER, "share": "item_table"}, "A_i x_i is not what noise was put on"),
@@ -215,6 +217,18 @@ MORE: list[tuple[Can, Flat]] = [
     (Can.INCREMENTS, {**DUALS, "method": "fednova"}),
     (Can.INCREMENTS, {**DUALS, **SGD}),
     (Can.INCREMENTS, {**DUALS, **AT_CLIENT}),
+    (Can.TOGETHER, {**BUFFER, **SGD}),
+    (Can.TOGETHER, {**BUFFER, **USER}),
+    (Can.TOGETHER, {**BUFFER, **LATE}),
+    (Can.TOGETHER, {**BUFFER, "dropout": "0.2"}),
+    (Can.MEMORY, {**BUFFER, "method": "mr-mtl"}),
+    (Can.INCREMENTS, {**BUFFER, **ADMM}),
+    (Can.INCREMENTS, {**BUFFER, **LIMITS}),
+    (Can.SUMS, {**BUFFER, **SECURE}),
+    (Can.EXCHANGE, {**BUFFER, "method": "local"}),
+    (Can.COMMON_START, {**BUFFER, **AGREED}),
+    (Can.COMMON_START, {**BUFFER, "model": "slist"}),
+    (Can.COMMON_START, {**BUFFER, "model": "ials"}),
     (Can.STEPS, {**AT_CLIENT, "method": "fednova"}),
     (Can.STEPS, {"codec.kind": "quantised", "method": "fednova"}),
     (Can.SUMS, {**CLIENT, **SECURE, "privacy.where": "sum", "codec.kind": "low-rank"}),

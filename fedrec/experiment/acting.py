@@ -150,6 +150,7 @@ TABLES = Rule(lambda e: e.adds_up and e.sums.active, "tables of sums (add --sums
 FOUND = Rule(
     lambda e: TABLES.acts(e) and not e.sums.basis, f"{TABLES.needs}, of a subspace that passes find (no --sums.basis)"
 )
+BUFFERED = Rule(lambda e: e.asynchrony.buffer > 0, "a buffer of answers (add --asynchrony.buffer 2)")
 MANY = Rule(lambda e: not e.pool, "more than the one pooled client (take another --method)")
 
 
@@ -303,7 +304,12 @@ RULES: dict[str, Rule] = {
     **each("lora.form lora.alpha", LORA),
     "batch_size": Rule(batched, "steps on rows, for privacy.unit user draws users (take privacy.rate)"),
     "weights": Rule(lambda e: MANY.acts(e) and PASSES.acts(e), f"{MANY.needs}, and {PASSES.needs}"),
-    "participation": MANY,
+    "participation": Rule(
+        lambda e: MANY.acts(e) and not e.asynchrony.buffer,
+        f"{MANY.needs}, and rounds that wait: with a buffer asynchrony.concurrency says how many train at once",
+    ),
+    **each("asynchrony.buffer asynchrony.spread asynchrony.jitter", SHARED),
+    **each("asynchrony.concurrency asynchrony.discount", BUFFERED),
     "eval_every": Rule(lambda e: e.rounds > 1, "more than one round (take more --rounds)"),
     "deadline": Rule(
         lambda e: e.engine != "batched", "an engine whose clients answer one by one (add --engine process)"

@@ -30,6 +30,7 @@ from fedrec.experiment.needs import value_of
 from fedrec.experiment.parts import check_parts
 from fedrec.experiment.privacy import Privacy, SecureSum
 from fedrec.federation.agreement import Agreement
+from fedrec.federation.asynchrony import Asynchrony
 from fedrec.federation.codecs import Coding
 from fedrec.federation.coordination import BudgetRule, Coupling, Descent, Drift
 from fedrec.federation.methods import TABLE
@@ -227,6 +228,7 @@ class Experiment(Method):
     quorum: float = Field(
         0.5, ge=0, le=1, description="fraction of a round's clients that must answer, or the run ends"
     )
+    asynchrony: Asynchrony = Field(Asynchrony(), description="rounds that wait for nobody, and the clock of clients")
     newcomers: str = Field(
         "",
         description="clients that join in a later round and train only what is private: 'shop=10;news=12'; nothing of "

@@ -20,6 +20,7 @@ class Can(StrEnum):
     RESIDUALS = "every client's distance to what it was sent"
     MEMORY = "a server that remembers what every client sent last"
     INCREMENTS = "answers that are increments, which add up over the rounds"
+    TOGETHER = "clients that begin a round together"
     VALIDATION = "what is measured on held-out rows, told to the server"
     # What travels, and of whom.
     EXCHANGE = "something that clients exchange"

@@ -198,6 +198,7 @@ def owing(e: Any) -> str:
     return str(e.codec.kind * (e.codec.active and e.codec.feedback))
 
 
+BUFFERED = "a buffer is of answers that began in different rounds"
 ONE_ROUND = "the server steps along what it makes of one round's answers"
 ONE_MEAN = "what is released of whole clients is one noisy mean with fixed weights"
 NO_STEPS = (
@@ -272,7 +273,7 @@ PARTS = (
     takes("agreement.items", Can.COMMON_START, Can.PARAMETERS, why="logits travel, and clients keep their own"),
     takes("volunteers", Can.PUBLIC_USERS, why="there are none (add --volunteers 60)", here=(0,)),
     takes("volunteers", Can.HIDDEN_USERS, why="volunteers gave up what is protected"),
-    needs("newcomers", Can.EXCHANGE, Can.LISTENERS, Can.ALONE),
+    needs("newcomers", Can.EXCHANGE, Can.LISTENERS, Can.ALONE, Can.TOGETHER),
     takes("newcomers", Can.MEMORY, Can.INCREMENTS, why="newcomers send nothing"),
     # What the server makes of the answers.
     needs("coupling.rho", Can.APPROACH, here=lambda e: rho_of(e) * (e.coupling.kind == "mean")),
@@ -319,6 +320,9 @@ PARTS = (
     needs("descent", Can.COMMON_START, here=server_step),
     takes("descent", Can.MEMORY, Can.INCREMENTS, why=ONE_ROUND, here=server_step),
     needs("descent.aggregator", Can.GRAM),
+    needs("asynchrony.buffer", Can.EXCHANGE, Can.COMMON_START, Can.PARAMETERS),
+    takes("asynchrony.buffer", Can.MEMORY, Can.INCREMENTS, Can.SUMS, Can.TOGETHER, why=BUFFERED),
+    needs("dropout", Can.TOGETHER, here=lambda e: e.dropout * (e.dropout not in ("", "0"))),
     needs("robust.kind", Can.ROWS),
     takes("robust.kind", Can.MEMORY, Can.INCREMENTS, why=ONE_ROUND),
     takes("robust.kind", Can.GRAM, why="the rule combines the answers itself"),
@@ -335,11 +339,11 @@ PARTS = (
     takes("objective", Can.UNIT_GRADIENTS, why="a term of one's own is of a batch, and of no unit"),
     takes("optimiser", Can.ONE_RATE, why="its rates differ (add --optimiser sgd --lr 10)", here=("adam", "adagrad")),
     takes("lrs", Can.ONE_RATE, why="modules have rates of their own"),
-    needs("drift.correction", Can.COMMON_START, Can.ONE_RATE, Can.ONE_PHASE, Can.STEPS),
+    needs("drift.correction", Can.COMMON_START, Can.ONE_RATE, Can.ONE_PHASE, Can.STEPS, Can.TOGETHER),
     takes("drift.correction", Can.MEMORY, Can.INCREMENTS, why=ONE_ROUND),
     takes("drift.correction", Can.UNPULLED, why="control variates count steps, of which it makes none"),
     takes("drift.correction", Can.LISTENERS, why="control variates are made of every client's part"),
-    needs("drift.normalise", Can.COMMON_START, Can.STEPS),
+    needs("drift.normalise", Can.COMMON_START, Can.STEPS, Can.TOGETHER),
     takes("drift.normalise", Can.INCREMENTS, why="changes of parameters are scaled to their steps"),
     needs("drift.personal", Can.COMMON_START, here=trained_copy),
     needs("drift.personal", Can.GIVEN_HEAD, here=solved_head),
@@ -351,7 +355,7 @@ PARTS = (
     # What is protected.
     takes("weights", Can.PUBLIC_WEIGHTS, why="they are made of the data (add --weights uniform)", here=examples),
     needs("patience", Can.VALIDATION),
-    needs("privacy.unit", Can.PUBLIC_WEIGHTS, Can.EXCHANGE, Can.PARAMETERS, Can.HIDDEN_USERS),
+    needs("privacy.unit", Can.PUBLIC_WEIGHTS, Can.EXCHANGE, Can.PARAMETERS, Can.HIDDEN_USERS, Can.TOGETHER),
     takes("privacy.unit", Can.VALIDATION, why="no noise covers it"),
     takes("privacy.unit", Can.LISTENERS, why="the promise is for the clients of every round"),
     needs("privacy.unit", Can.UNIT_GRADIENTS, Can.ALONE, here=inside),

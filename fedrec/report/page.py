@@ -25,6 +25,7 @@ ROUND_CURVES = {
     "primal_residual": "primal residual |X - Z|",
     "dual_residual": "dual residual rho |Z+ - Z|",
     "violation": "largest budget violation",
+    "staleness": "mean age of the answers in rounds",
 }
 # What the metrics of tasks about items are, beside their names.
 MEANINGS = {
