@@ -18,6 +18,9 @@ from torchjd.aggregation import CAGradWeighting, IMTLGWeighting, MGDAWeighting, 
 from torchjd.linalg import QuadprogProjector
 
 from fedrec.errors import UserError
+from fedrec.federation.coordination import Descent
+from fedrec.federation.coordination.descent import Stepped
+from fedrec.keyed import Carrier
 from fedrec.rng import generator
 from fedrec.training.conflict import Method, ServerOptimiser, combine, weights_of
 
@@ -410,6 +413,24 @@ def test_steps_are_those_computed_by_hand(kind: str) -> None:
     assert (float(z1), float(z2)) == pytest.approx(STEPS[kind](), abs=1e-12)
     assert not z0.any() and all(torch.equal(a, b) for a, b in zip(start, before, strict=True))
     assert z1.dtype == torch.float64
+
+
+@pytest.mark.parametrize("kind", STEPS)
+def test_the_fields_of_a_descent_are_those_of_its_optimiser(kind: str) -> None:
+    """The same steps by hand, of an experiment's fields."""
+    fields: dict[str, Any] = {"optimiser": kind, "lr": 0.1, "beta1": 0.5, "beta2": 0.75, "tau": 0.1}
+    z = {"x": torch.zeros(1)}
+    tie = Stepped(0.0, {"a": Carrier("a", z, {}, 1.0)}, z, Descent(**fields), 0)
+    for d, expected in zip((1.0, -2.0), STEPS[kind](), strict=True):
+        tie.update({"a": {"x": tie.part("a")["x"] - d}}, {})
+        assert float(tie.z["x"]) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("field", ["beta1=1", "beta2=-0.1", "tau=0", "tau=inf", "beta1=nan"])
+def test_a_descent_refuses_what_no_optimiser_takes(field: str) -> None:
+    name, _, value = field.partition("=")
+    with pytest.raises(ValueError, match=rf"(?s){name}.*should be (greater|less|a finite)"):
+        Descent.model_validate({name: float(value)})
 
 
 def test_yogi_shrinks_v_by_the_square_where_adam_forgets_by_a_factor() -> None:

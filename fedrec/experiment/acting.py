@@ -219,6 +219,9 @@ RULES: dict[str, Rule] = {
     "descent.eps": chosen("descent.aggregator", "fedmgda"),
     "descent.c": chosen("descent.aggregator", "cagrad"),
     **each("descent.optimiser descent.lr", PARAMETERS),
+    "descent.beta1": chosen("descent.optimiser", "momentum", "adam", "yogi", "adagrad"),
+    "descent.beta2": chosen("descent.optimiser", "adam", "yogi"),
+    "descent.tau": chosen("descent.optimiser", "adam", "yogi", "adagrad"),
     **each("drift.correction drift.normalise drift.personal", PARAMETERS),
     "drift.weight": Rule(
         lambda e: bool(e.share) and e.drift.second,
