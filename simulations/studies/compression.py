@@ -22,7 +22,7 @@ from simulations.studies.harness import Findings, Rows, Run, Study, facts
 from simulations.studies.options import SEEDS
 from simulations.studies.tables import Row, by_arm, ends, read_test, records, spread
 
-USUAL = "--method fedper --model mf --clients 5 --rounds 20 --engine inline"
+USUAL = "--method fedper --model mf --clients 5 --rounds 16 --batch-size 1024 --engine inline"
 NONE, OFF = "none", "without feedback"
 ARMS = {
     NONE: "",

@@ -38,7 +38,7 @@ class Coding(BaseModel, frozen=True, extra="forbid"):
     )
     bits: int = Field(8, ge=2, le=8, description="quantised: bits of an entry")
     block: int = Field(
-        0, ge=0, le=2**31, description="quantised: entries that have a scale in common; 0: a whole tensor"
+        32, ge=0, le=2**31, description="quantised: entries that have a scale in common; 0: a whole tensor"
     )
     rank: int = Field(2, ge=1, le=4096, description="low-rank: columns of the two matrices that a table is sent as")
     hashes: int = Field(5, ge=1, le=99, description="count-sketch: rows of the sketch")

@@ -10,18 +10,21 @@ from fedrec.federation.codecs.codec import Scope, lost, owed
 from fedrec.params import Params
 from fedrec.rng import generator
 
+FINE, RANGE = 8, 255  # steps in a factor of 2 between the scales of blocks, and the most of them: 32 factors of 2
+
 
 @dataclass(frozen=True)
 class Quantised:
     """Every entry is a whole number from -L to L, L = 2^(bits-1) - 1, times a scale, the largest entry over L.
 
-    A tensor of n entries becomes `levels`, uint8 [n bits / 8], and `scales`, float32, one for each `block` entries in
-    their order (0: one for all). Entries are rounded to the nearest level; `unbiased` ones up or down at random, so
+    A tensor of n entries becomes `levels`, uint8 [n bits / 8], and `scale`, float32 [1]. With a `block`, not 0, so many
+    entries in their order have a scale of their own, the largest in the block over L, rounded up to the tensor's times
+    2^(-ranges/8), uint8 [blocks]. Entries are rounded to the nearest level; `unbiased` ones up or down at random, so
     that the mean is the entry (QSGD, arXiv 1610.02132).
     """
 
     bits: int = 8
-    block: int = 0
+    block: int = 32
     unbiased: bool = False
     seed: int = 0
 
@@ -31,16 +34,21 @@ class Quantised:
 
     def encode(self, change: Params, memory: Params) -> tuple[Params, Params]:
         """See Codec."""
-        whole, payload = owed(change, memory), Params()
+        whole, payload, most = owed(change, memory), Params(), 2 ** (self.bits - 1) - 1
         for name, value in whole.items():
-            flat, most = value.reshape(-1), 2 ** (self.bits - 1) - 1
-            scales = (self.blocks(flat).abs().amax(1) / most).float()
-            steps = self.spread(scales, len(flat)).to(flat.dtype)
+            flat = value.reshape(-1)
+            largest = self.blocks(flat).abs().amax(1)
+            scale = (largest.max() / most).float().reshape(1)
+            payload[f"scale.{name}"] = scale
+            if self.block:
+                part = (FINE * torch.log2(scale * most / largest)).nan_to_num(0.0, RANGE, 0.0)
+                payload[f"ranges.{name}"] = part.floor().clamp(0, RANGE).to(torch.uint8)
+            steps = self.steps(payload, name, flat)
             ratio = torch.where(steps > 0, flat / steps, 0.0)
             if self.unbiased:
                 ratio = (ratio + torch.from_numpy(generator(self.seed, name).random(len(flat)))).floor()
             levels = ratio.round().clamp(-most, most).to(torch.int16) + most
-            payload |= {f"levels.{name}": pack_bits(levels.to(torch.uint8), self.bits), f"scales.{name}": scales}
+            payload[f"levels.{name}"] = pack_bits(levels.to(torch.uint8), self.bits)
         return payload, lost(self, whole, payload)
 
     def decode(self, payload: Params, like: Params) -> Params:
@@ -48,18 +56,20 @@ class Quantised:
         most, found = 2 ** (self.bits - 1) - 1, Params()
         for name, value in like.items():
             levels = unpack_bits(payload[f"levels.{name}"], self.bits, value.numel()).to(value.dtype) - most
-            steps = self.spread(payload[f"scales.{name}"], value.numel()).to(value.dtype)
-            found[name] = (levels * steps).reshape(value.shape)
+            found[name] = (levels * self.steps(payload, name, value.reshape(-1))).reshape(value.shape)
         return found
 
     def blocks(self, flat: Tensor) -> Tensor:
-        """Return entries [n] in their blocks [blocks, block], the last one filled with zeros."""
+        """Return entries [n] in their blocks [blocks, size], the last one filled with zeros."""
         size = self.size(len(flat))
         return torch.nn.functional.pad(flat, (0, -len(flat) % size)).view(-1, size)
 
-    def spread(self, scales: Tensor, n: int) -> Tensor:
-        """Return the scale of every entry [n]."""
-        return scales.repeat_interleave(self.size(n))[:n]
+    def steps(self, payload: Params, name: str, like: Tensor) -> Tensor:
+        """Return the scale of every entry `like` these [n]."""
+        scale = payload[f"scale.{name}"]
+        if self.block:
+            scale = scale * torch.exp2(payload[f"ranges.{name}"].float() / -FINE)
+        return scale.to(like.dtype).repeat_interleave(self.size(len(like)))[: len(like)]
 
     def size(self, n: int) -> int:
         """Return the number of entries in a block of n."""
