@@ -51,7 +51,7 @@ class Coupling(BaseModel, frozen=True, extra="forbid"):
         0.0,
         ge=0,
         allow_inf_nan=False,
-        description="ties of losses: how much of a residual, which is one of some rows, the choice of the round overlooks",
+        description="ties of losses: how much of a residual, which is of some rows, the choice of a round overlooks",
     )
     radius: float | None = Field(None, gt=0, allow_inf_nan=False, description="bound of the norm of each z")
     bound: float | None = Field(None, gt=0, allow_inf_nan=False, description="bound of every coordinate of z")
