@@ -73,7 +73,9 @@ KNOWN: dict[Can, Case] = {
     Can.VALIDATION: Case({**USER, "patience": 2}, {**UNIFORM, "patience": 2}, "when it stops tells of held-out rows"),
     Can.EXCHANGE: Case({**SECURE, "method": "local"}, {**SECURE, "method": "fedper"}, "a sum of nothing"),
     Can.PARAMETERS: Case({**USER, **LINEAR}, {**USER, "share": "item_table"}, "A_i x_i is not what noise was put on"),
-    Can.LOGITS: Case({**AGREED, "share": "body"}, AGREED, "not built: a message with both"),
+    Can.LOGITS: Case(
+        {**AGREED, **LINEAR}, {**AGREED, "share": "item_table"}, "not built: a message of logits and of rows under maps"
+    ),
     Can.TABLES: Case({**LINEAR, "share": "item_table,body"}, LINEAR, "A_i acts on rows of a width"),
     Can.MEANS: Case(
         {**LORA, "lora.form": "share-a", "share": "lora.B"}, {**LORA, "share": "lora.B"}, "mean(B) mean(A) != mean(B A)"
