@@ -57,7 +57,7 @@ def read_table(path: Path, columns: Sequence[str], named: bool = True) -> pd.Dat
     counts = ("round", "value", "weight", "rows", "bytes", "seconds", "train_loss", "bytes_up", "bytes_down")
     types: dict[Any, Any] = dict.fromkeys((*names, "text"), str)
     nothing = ["", "nan", "NaN"]
-    missing = {name: nothing for name in (*counts, *STUDENT[3:], *CHANGED[3:])} if named else nothing
+    missing = dict.fromkeys((*counts, *STUDENT[3:], *CHANGED[3:]), nothing) if named else nothing
     return checked(path, pd.read_csv(path, dtype=types, keep_default_na=False, na_values=missing), columns)
 
 
