@@ -131,13 +131,14 @@ def even(z: Mapping[str, Params]) -> Tensor:
 
 @dataclass(frozen=True)
 class Near:
-    """A constraint: shop's items are within a distance of films'."""
+    """A constraint: the second client's blocks are within a distance of the first's."""
 
     radius: float = 1.0
 
     def value(self, z: Mapping[str, Params]) -> Tensor:
-        """Return (|films - shop|^2 - r^2) / 2r, which is to be at most 0."""
-        gap = torch.stack([(z["films"][name] - z["shop"][name]).square().sum() for name in z["films"]]).sum()
+        """Return (|z_1 - z_2|^2 - r^2) / 2r, which is to be at most 0."""
+        one, two = (z[name] for name in sorted(z)[:2])
+        gap = torch.stack([(one[name] - two[name]).square().sum() for name in one]).sum()
         return (gap - self.radius**2) / (2 * self.radius)
 
 

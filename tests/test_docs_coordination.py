@@ -40,9 +40,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_command_runs_and_its_constraints_of_parameters_are_met(command: list[str], folder: Path) -> None:
     assert main([*SMALL, *command, "--out", "run"]) == 0
     ties = json.loads((folder / "run" / "experiment.json").read_text())["ties"]
-    assert [row["tie"] for row in ties] == [
-        text for word, text in zip(command, command[1:], strict=False) if word == "--tie"
-    ]
+    assert [row["tie"] for row in ties] == [text for word, text in pairwise(command) if word == "--tie"]
     assert all(row["verdict"] == "met" for row in ties if not row["tie"].startswith("losses"))
 
 

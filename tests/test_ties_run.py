@@ -16,6 +16,7 @@ import fedrec
 from fedrec.components import text_of
 from fedrec.experiment.config import build
 from fedrec.experiment.holdings import clients_data
+from fedrec.report.constraints import by_round
 from fedrec.report.page import write_report
 from simulations.engines import launch
 from simulations.run import close, main
@@ -98,6 +99,21 @@ def test_of_rounds_that_break_the_ties_of_losses_the_one_that_does_so_least_is_t
     selected = rounds.set_index("round").loc[run.read.record["selected_round"]]
     assert 0 < least == selected["tie1_residual"] < rounds["tie1_residual"].max()
     assert run.ties["residual"].tolist() == [pytest.approx(least)]
+
+
+def test_what_losses_miss_is_drawn_of_the_rounds_that_were_validated(tmp_path: Path) -> None:
+    run = fedrec.run(
+        **{**SMALL, "rounds": 4, "eval_every": 2},
+        coupling={"ties": ["item_table: consensus", "losses: at-most(0.01)"]},
+        engine="inline",
+        out=tmp_path / "run",
+        compare=False,
+    )
+    ((text, residual, _),) = by_round(run.read)
+    assert text == "losses: at-most(0.01)"
+    assert residual.notna().tolist() == [False, True, False, True]
+    assert residual[3] == pytest.approx(run.ties["residual"][1])
+    assert run.rounds["violation"].notna().tolist() == [False, True, False, True]
 
 
 def shown(folder: Path) -> list[str]:

@@ -74,10 +74,16 @@ def explained(run: Run) -> str:
 
 
 def by_round(run: Run) -> list[tuple[str, pd.Series, pd.Series]]:
-    """Return (text, residual, multiplier) by round of every constraint that the rounds tell of."""
+    """Return (text, residual, multiplier) by round of every constraint that the rounds tell of.
+
+    What losses miss is known of the rounds that were validated alone.
+    """
     found = []
     for number, row in enumerate(run.ties, 1):
         columns = [f"tie{number}_{what}" for what in ("residual", "multiplier")]
         if all(column in run.rounds and run.rounds[column].notna().any() for column in columns):
-            found.append((str(row["tie"]), *(run.rounds[column] for column in columns)))
+            residual, multiplier = (run.rounds[column] for column in columns)
+            if read_clause(str(row["tie"])).of_losses:
+                residual = residual.where(run.rounds["validation"].notna())
+            found.append((str(row["tie"]), residual, multiplier))
     return found

@@ -168,7 +168,7 @@ def read_once(run_dir: Path, files: tuple[tuple[str, int, int], ...]) -> Run:
         read_results(run_dir),
         {name: measured[name] for name in BASELINES if name in measured},
         read_results(own) if is_measured(own) else None,
-        read_table(run_dir / "rounds.csv", ["round"]),
+        read_table(run_dir / "rounds.csv", ["round"], named=False),
         ledger,
         read_table(run_dir / "student.csv", STUDENT),
         read_table(run_dir / "faults.csv", FAULTS),
