@@ -198,7 +198,6 @@ MORE: list[tuple[Can, Flat]] = [
     (Can.MEMORY, {**TIED, "newcomers": "news=3"}),
     (Can.MEMORY, {**TIED, "robust.kind": "median"}),
     (Can.PARAMETERS, {**TIED, **LINEAR}),
-    (Can.PARAMETERS, {**AGREED, "coupling.ties": TIED["coupling.ties"]}),
     (Can.VALIDATION, {**PARITY, **USER}),
     (Can.VALIDATION, {**PARITY, **USER, "coupling.judged": "training"}),
     (Can.KNOWN_USERS, {**PARITY, **NEW}),

@@ -67,6 +67,7 @@ CASES: dict[str, dict[str, Any]] = {
     "scaffold": {"optimiser": "sgd", "lr": 1.0},
     "ditto": {},
     "no-harm": {},
+    "tied-losses": {"coupling": {"rho": 1e-3, "duals": True, "ties": "losses: parity(0.001);harm: at-most(0)"}},
     "turnout": {**COUPLED, "participation": 0.7, "dropout": "0.2", "quorum": 0.0},
     "fedbuff": {"asynchrony": {"buffer": 2, "spread": 1.0}, "clients": 5},
     "agreement": {"volunteers": 20, "model": "mf;shop=mlp"},
@@ -84,6 +85,7 @@ CASES: dict[str, dict[str, Any]] = {
 def test_a_run_that_is_broken_off_in_any_round_ends_as_if_it_had_not_been(case: str, tmp_path: Path) -> None:
     method = {
         "clusters-admm": "admm",
+        "tied-losses": "admm",
         "turnout": "admm",
         "fedbuff": "fedyogi",
         "sums": "fedper",

@@ -289,6 +289,7 @@ PARTS = (
         here=lambda e: shown(e.agreement.items) * (e.agreement.active and bool(e.share)),
     ),
     needs("coupling.ties", Can.EXCHANGE, Can.GRADIENTS),
+    needs("coupling.ties", Can.PARAMETERS, here=lambda e: e.coupling.ties * (not e.agreement.active)),
     needs("coupling.ties", Can.MEMORY, Can.INCREMENTS, Can.TIE, Can.DUALS),
     needs("coupling.ties", Can.VALIDATION, here=lambda e: ",".join(e.coupling.priced)),
     needs("coupling.ties", Can.KNOWN_USERS, here=held_out_losses),

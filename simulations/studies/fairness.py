@@ -34,8 +34,8 @@ from simulations.studies.tables import Row, ends, read_test
 ALONE, SHARED, PARITY, MINIMAX, HARM, BUDGET = "alone", "shared", "parity", "minimax", "harm", "no-harm"
 ARMS = (ALONE, SHARED, PARITY, MINIMAX, HARM, BUDGET)
 WORDS = (
-    "Every arm has the data, the split and the start of its seed. Losses are those of the test rows, which have no part "
-    "in a run. Violation: of parity max |f_i - mean f| - eps; of minimax the worst client's loss minus that under no "
+    "Every arm has the data, the split and the start of its seed. Losses are those of the test rows, which have no "
+    "part in a run. Violation: of parity max |f_i - mean f| - eps; of minimax the worst client's loss minus that under no "
     "tie; of harm and no-harm max (f_i - f_i alone) - margin, f_i alone being that of the round with the lowest "
     "validation loss. A tie holds where the 95% interval over seeds contains 0 or lies below. Own flag: in how many "
     "seeds the run itself says that the tie is broken, by the third of the validation rows that judges."
@@ -63,16 +63,18 @@ def plan(options: Namespace) -> list[Run]:
             choose("arms", name, ARMS)
             flags = ["--method", "admm", "--engine", "inline", *options.flags, *more.get(name, []), "--seed", f"{seed}"]
             e = arm(flags)
-            about = {PARITY: options.eps}.get(name, options.margin)
-            runs.append(Run({"arm": name, "seed": seed}, baseline(e, "local") if name == ALONE else e, about=about))
+            about: float | bool = {PARITY: options.eps}.get(name, options.margin)
+            if name == ALONE:
+                e, about = baseline(e, "local"), bool({HARM, BUDGET} & {*options.arms.split(",")})
+            runs.append(Run({"arm": name, "seed": seed}, e, about=about))
     return runs
 
 
 def measure(run: Run, home: Path) -> Rows:
     """Return for each client of a run the loss of its test rows and its first metric.
 
-    `flag` is by how much the run itself says that the tie is broken, `least` what a client alone comes to in the round
-    of its lowest validation loss.
+    `flag` is by how much the run itself says that the tie is broken, `least`, where it is asked for, what a client alone
+    comes to in the round of its lowest validation loss.
     """
     e, (name, _) = run.experiment, run.labels.values()
     launch(e, home)
@@ -87,7 +89,7 @@ def measure(run: Run, home: Path) -> Rows:
                 **run.labels,
                 "client": data.name,
                 "loss": loss_of(e, data, params_of(home, e, data), "test"),
-                "least": least(e, data) if name == ALONE else math.nan,
+                "least": least(e, data) if name == ALONE and run.about else math.nan,
                 "value": float(mine.loc[mine["metric"] == metric, "value"].mean()),
                 "round": record["selected_round"],
                 "flag": max(over, default=math.nan),
