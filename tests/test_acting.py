@@ -117,6 +117,7 @@ CHANGES: dict[str, list[Any]] = {
     "coupling.ties": ["item_table: ball(0.1)"],
     "coupling.step": [3.0],
     "coupling.judged": ["training"],
+    "coupling.tolerance": [1.0],
     "coupling.radius": [0.1],
     "coupling.bound": [0.01],
     "budget.margin": [0.01],

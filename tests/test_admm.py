@@ -233,10 +233,6 @@ def test_a_proximal_term_without_duals_is_biased_too() -> None:
     assert far(p.run(400, duals=False), p) > 0.05
 
 
-# `solve` has to hand on `Hub.balancing` as it does rho.
-LACKING = pytest.mark.xfail(strict=True, reason="Solution does not keep how far rho has been adapted")
-
-
 @pytest.mark.parametrize("name", ["mean-regularised", "graph"])
 @pytest.mark.parametrize("factor", [0.3, 3.0])
 def test_without_duals_a_pull_is_that_of_its_moreau_envelope(name: str, factor: float) -> None:
@@ -252,7 +248,7 @@ def test_without_duals_a_pull_is_that_of_its_moreau_envelope(name: str, factor: 
     assert apart(found.x, p.by_elimination()) > 1e-2
 
 
-@pytest.mark.parametrize("participation", [1.0, pytest.param(0.5, marks=LACKING)])
+@pytest.mark.parametrize("participation", [1.0, 0.5])
 @pytest.mark.parametrize("duals", [True, False])
 def test_killed_and_resumed_equals_the_uninterrupted_run_to_the_bit(participation: float, duals: bool) -> None:
     p = replace(problem("graph", *EVEN), budgets=[0.5, None, None, None])

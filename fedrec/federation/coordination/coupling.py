@@ -26,10 +26,17 @@ class Coupling(BaseModel, frozen=True, extra="forbid"):
     )
     rho: float = Field(0.0, ge=0, allow_inf_nan=False, description="proximal weight of the tie, beside the mean loss")
     duals: bool = Field(False, description="keep scaled duals at the clients (ADMM)")
-    balance: bool = Field(False, description="adapt rho to the residuals")
-    strength: float = Field(1e-4, ge=0, allow_inf_nan=False, description="mean-regularised, graph: lambda of the pull")
+    balance: bool = Field(False, description="adapt rho to the residuals, finitely often")
+    strength: float = Field(
+        1e-4,
+        ge=0,
+        allow_inf_nan=False,
+        description="mean-regularised, graph: lambda of the pull, without duals felt as rho lambda / (rho + lambda)",
+    )
     groups: str = Field("", description="clusters: client names, 'films,books;shop,news'; others are alone")
-    edges: str = Field("", description="graph: 'films~shop,shop~news'; every pair without it")
+    edges: str = Field(
+        "", description="graph: 'films~shop,shop~news:2', of weight 1 or the one told; every pair without it"
+    )
     mixing: str = Field("", description="mixture: a row of prototype weights for each client, '1,0;0.5,0.5;0,1'")
     maps: str = Field(
         "orthonormal", description="linear: identity, orthonormal, or a safetensors file with CLIENT/A, CLIENT/B"
