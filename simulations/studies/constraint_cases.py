@@ -376,8 +376,8 @@ CASES = (
     Case("mean-regularised", lambda p: ["x: mean-regularised(3)"], lambda p, t, f: ({}, [], pulled(p, t, 3.0))),
     Case(
         "graph",
-        lambda p: ["x: graph(2, films~shop, shop~news)"],
-        lambda p, t, f: ({}, [], cp().sum_squares(t[0] - t[1]) + cp().sum_squares(t[1] - t[2])),
+        lambda p: ["x: graph(2, films~shop, shop~news:0.5)"],
+        lambda p, t, f: ({}, [], cp().sum_squares(t[0] - t[1]) + cp().sum_squares(t[1] - t[2]) / 2),
     ),
     Case("equation", lambda p: [HALVES], lambda p, t, f: ({HALVES: t[0] - 2 * t[1] == 0.1}, [], 0)),
     Case("inequality", lambda p: [LESS], lambda p, t, f: ({LESS: t[2] - t[3] <= 0.05}, [], 0)),

@@ -281,8 +281,9 @@ def operator_of(clause: Clause, clients: Sequence[str]) -> Operator:
     if clause.form == "mean-regularised":
         return operators.MeanRegularised(clause.numbers()[0])
     if clause.form == "graph":
-        edges = tuple(edges_of(",".join(clause.arguments[1:]), clients))
-        return operators.Graph(len(clients), edges, clause.numbers()[0])
+        edges = edges_of(",".join(clause.arguments[1:]), clients)
+        weights = tuple(weight for _, _, weight in edges)
+        return operators.Graph(len(clients), tuple((i, k) for i, k, _ in edges), clause.numbers()[0], weights)
     if clause.form == "sum":
         return operators.SumTo(clause.numbers()[0])
     return operators.Mean()
