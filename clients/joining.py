@@ -32,7 +32,7 @@ def join(client: Client, start: Params | None = None) -> tuple[State, Contributi
     """
     e, start = client.experiment, client.start() if start is None else start
     own = first(client, start)
-    if e.agreement.active and not client.newcomer:
+    if e.agreement.active and not e.share and not client.newcomer:
         start = train_alone(client, start)
     shared, private = client.channel.split(start)
     private = {name: value for name, value in private.items() if not is_sum(name)}  # made anew of its data

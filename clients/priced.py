@@ -1,9 +1,10 @@
 """Ties of losses at a client: what it tells of its loss, and what its loss weighs in its training.
 
 Of a tie the client exchanges its loss f_i like a parameter, with a scaled dual u_i of its own. The server's target t_i
-is the projection of v_i = f_i + u_i, and step (v_i - t_i) the multiplier of the tie: a round's training weighs the loss
-by 1 + step (v_i - t_i). The augmented term step/2 (f_i - t_i + u_i)^2 would weigh it by the loss of now, and so slow
-everybody down while all losses fall together, which breaks no tie. No weight is below 0: nobody is trained to be worse.
+is the projection of v_i = f_i + u_i, and step (v_i - t_i) the multiplier of the tie. A round's training weighs the loss
+by 1 + step (v_i - t_i), and where that is not 1 by step (f_i - f_i-) more, by what the loss is above that of the round
+before: the augmented term step/2 (f_i - t_i + u_i)^2, without which multipliers overshoot. Of a client that no tie
+binds it would but slow down what all lose together. No weight is below 0: nobody is trained to be worse.
 
 What drives is a loss of held-out rows, what is trained along is the gradient of the training rows: (1 + mu) grad f_i
 stands for grad f_i + mu grad of the held-out loss. Where a model learns its rows by heart the two part, and a larger
@@ -29,6 +30,7 @@ from fedrec.params import Params, to
 from fedrec.rng import generator
 from fedrec.training.local import held_out_loss
 
+SLACK = 1e-6  # relative to a target: what rounding leaves of a multiplier that is 0
 THIRDS = ("drives", "selects", "judges")
 
 
@@ -62,12 +64,14 @@ def tell(client: Client, state: State, z: Params, targets: Params, link: Link) -
     model = client.channel.join(to(z, client.device), to(state.now.private, client.device))
     value, sent, weight, scale = loss(client, model, "drives"), Params(), 1.0, e.coupling.scale
     for block in e.coupling.priced:
-        weight += e.coupling.step * float(link.sent[block] - targets[block]) / scale
-        found = value
+        found, price = value, float(link.sent[block] - targets[block]) / scale
         if block == HARM:
             state, least = alone(client, state)
             found = value - least
         sent[block] = targets[block] if math.isnan(found) else torch.tensor([scale * found], dtype=torch.float32)
+        if abs(price) > SLACK * abs(float(targets[block]) / scale):
+            price += float(sent[block] - (link.sent[block] - link.dual[block])) / scale
+        weight += e.coupling.step * price
     return state, Told(sent, max(weight, 0.0) - 1.0)
 
 

@@ -28,6 +28,7 @@ from fedrec.evaluation.scorers import ModelScorer
 from fedrec.experiment.folding import fold_in
 from fedrec.experiment.holdings import keys, reader
 from fedrec.experiment.kept import Keeping, Shelf, keep
+from fedrec.federation.codecs import Scope
 from fedrec.federation.coordination import Link, Own, control_change, double
 from fedrec.federation.personal import personal_model
 from fedrec.params import Params, add, norm, subtract, to
@@ -86,11 +87,13 @@ def finish(
     number, metrics, values = start.sent.round, open_loss(client, made.loss), Params()
     own, private, link = made.own, made.private, start.link
     if made.x is not None:
-        own = after(client, start, made.x, own)
-        x = protected(client, number, dict(made.x), start.z)
+        x = arrived = protected(client, number, dict(made.x), start.z)
         if link is None:
             values = x
             private = {**private, **(envelope.at_home(x) if envelope else {})}
+            if envelope and client.experiment.codec.active:
+                values, memory = envelope.owe(subtract(x, start.z), dict(own.memory or {}))
+                own = replace(own, memory=memory if client.experiment.codec.feedback else None)
         else:
             x, z = {**x, **start.priced}, {**start.z, **start.sent.targets}
             values, link = link.answer(x, z)
@@ -99,32 +102,45 @@ def finish(
                 link = replace(link, sent=add(link.sent, owed))
             else:
                 metrics["gap"] = norm(subtract(x, z)) ** 2
-        if client.experiment.codec.active:
-            values, own, link = encoded(client, values, start.z, own, link)
+        if client.experiment.codec.active and not envelope:
+            values, own, link = encoded(client, number, values, start.z, own, link)
+            if own.control is not None:
+                arrived = client.experiment.codec.read(values, start.z, start.z, False, scope_of(client, number))
+        own = after(client, start, made.x, arrived, own)
     metrics |= start.told if link else counted(client)
     reply = Contribution(client.data.name, values, metrics, client.device)
     return state.trained(Kept(number, private, link, own, start.mu)), reply
 
 
-def encoded(client: Client, values: Params, z: Params, own: Own, link: Link | None) -> tuple[Params, Own, Link | None]:
-    """Return the payload of what a client answers, and what it remembers of it.
+def encoded(
+    client: Client, number: int, values: Params, z: Params, own: Own, link: Link | None
+) -> tuple[Params, Own, Link | None]:
+    """Return the payload of what a client answers in a round, and what it remembers of it.
 
     Under duals the tie itself owes what the payload loses of an increment, and the codec remembers nothing.
     """
-    codec = client.experiment.codec
+    codec, scope = client.experiment.codec, scope_of(client, number)
     if link is None:
-        payload, memory = codec.encode(subtract(values, z), dict(own.memory or {}))
+        payload, memory = codec.encode(subtract(values, z), dict(own.memory or {}), scope)
         return payload, replace(own, memory=memory or None), None
-    payload, _ = codec.encode(values, {})
-    lost = subtract(double(values), double(codec.decode(payload, values)))
+    payload, _ = codec.encode(values, {}, scope)
+    lost = subtract(double(values), double(codec.decode(payload, values, scope)))
     return payload, own, replace(link, sent=subtract(link.sent, lost))
 
 
-def after(client: Client, start: Start, x: Mapping[str, Tensor], own: Own) -> Own:
-    """Return what is a client's own after training to `x`: c_i+ under SCAFFOLD, and x itself if it is tuned."""
+def scope_of(client: Client, number: int) -> Scope:
+    """Return what a client's codec draws from in a round."""
+    return Scope(client.experiment.seed, client.data.name, number)
+
+
+def after(client: Client, start: Start, x: Mapping[str, Tensor], arrived: Params, own: Own) -> Own:
+    """Return what is a client's own after training to `x`: x itself if it is tuned, and under SCAFFOLD c_i+.
+
+    That the server makes too, of what has `arrived`.
+    """
     if own.control is not None and start.sent.control is not None:
         count = counted(client)["steps"]
-        change = control_change(start.sent.control, start.z, dict(x), count, client.experiment.lr)
+        change = control_change(start.sent.control, start.z, arrived, count, client.experiment.lr)
         own = replace(own, control=add(own.control, change))
     return replace(own, personal=x) if client.experiment.drift.personal == "tuned" else own
 

@@ -18,8 +18,9 @@ from clients.private import books
 from clients.state import Party, State
 from fedrec.data.types import Ints
 from fedrec.experiment.channel import row_ids
+from fedrec.federation.codecs import Squeeze, owed
 from fedrec.federation.coordination import double
-from fedrec.keyed import TABLES
+from fedrec.keyed import TABLES, wide
 from fedrec.params import Params, subtract
 from fedrec.privacy.encoding import Layout
 from fedrec.privacy.guarantee import terms
@@ -48,37 +49,57 @@ PRESENT, LAST = "member", "last"  # what a client remembers of a secure sum: the
 
 @dataclass(frozen=True)
 class Envelope:
-    """How what a client shares travels in a secure sum: where its entries lie, and with which weight p_i."""
+    """How what a client shares travels in a secure sum: where its entries lie, how encoded, with which weight p_i."""
 
     layout: Layout
     ids: Mapping[str, Ints]
     terms: Terms
     weight: int
+    squeeze: Squeeze
 
     @staticmethod
-    def of(client: Client, layout: Layout) -> "Envelope":
-        """Return a client's envelope; raises ContractError if its tensors do not fit the layout."""
-        like = client.shared_like
+    def of(client: Client, layout: Layout, number: int) -> "Envelope":
+        """Return a client's envelope of a round; raises ContractError if its tensors do not fit the layout."""
+        e, like = client.experiment, client.shared_like
         ids = row_ids(like, client.data, client.channel)
         layout.check(like)
-        uniform = client.experiment.weights == "uniform" or client.experiment.by_sums
-        return Envelope(layout, ids, terms(client.experiment), 1 if uniform else max(len(client.data.train), 1))
+        weight = 1 if e.weights == "uniform" or e.by_sums else max(len(client.data.train), 1)
+        return Envelope(layout, ids, terms(e), weight, Squeeze.of(e.codec, e.seed, number, layout.size))
 
     def words(self, values: Params, z: Params, source: Source | None) -> Words:
-        """Return the entries [P] and masses [M] that a client adds to the sum: p_i x_i, or its noisy x_i - z_i."""
+        """Return the entries and masses [M] that a client adds to the sum: p_i x_i [P], or its noisy x_i - z_i.
+
+        With a codec the entries are of the payload, and `values` the change x_i - z_i.
+        """
         noise = self.terms.noise
         values = {name: value.to_dense() for name, value in values.items()}
-        x, held = self.layout.lay(subtract(double(values), double(z)) if noise else values, self.ids)
+        changed = noise is not None and not self.squeeze.codec
+        x, held = self.layout.lay(subtract(double(values), double(z)) if changed else values, self.ids)
+        x = self.squeeze.encode(x)
         assert (noise is None) == (source is None)
         entries = noise.words(x, source) if noise and source else self.terms.encoding.words(x, self.weight)
         return np.concatenate([entries, held.astype(np.uint64) * np.uint64(self.weight)])
 
-    def travelled(self, increment: Params) -> Params:
-        """Return what the sum takes of an increment: rounded, and nothing of rows that have no place in it."""
-        x, _ = self.layout.lay(increment, self.ids)
-        coding = self.terms.encoding
-        like = {name: torch.zeros(value.shape, dtype=torch.float64) for name, value in increment.items()}
-        return self.layout.pick(coding.values(coding.words(x, 1)), like, self.ids)
+    def travelled(self, change: Params) -> Params:
+        """Return what the sum takes of a change: encoded, rounded, and nothing of rows that have no place in it."""
+        x, _ = self.layout.lay(change, self.ids)
+        payload, coding = self.squeeze.encode(x), self.terms.encoding
+        if not self.terms.noise:  # which rounds at random
+            payload = coding.values(coding.words(payload, 1))
+        like = {name: torch.zeros(value.shape, dtype=torch.float64) for name, value in change.items()}
+        return self.layout.pick(self.squeeze.decode(payload), like, self.ids)
+
+    def owe(self, change: Params, memory: Params) -> tuple[Params, Params]:
+        """Return a change with what is owed of earlier ones, and what the sum does not take of it, which is owed next.
+
+        Of rows that have no place in the sum nothing is owed: the client keeps them.
+        """
+        whole = owed(change, memory)
+        inside = {name: torch.from_numpy(self.layout.inside(name, self.ids)) for name in whole}
+        rest = subtract(double(whole), self.travelled(whole))
+        return whole, {
+            name: (value * wide(inside[name].double(), value)).to(whole[name].dtype) for name, value in rest.items()
+        }
 
     def at_home(self, shared: Params) -> Params:
         """Return what has no place in the sum, for the client to go on with by itself: values and local rows."""
@@ -120,7 +141,7 @@ def answer_in_secret(kind: str, content: RecordDict, party: Party, train: Train)
         party.secrets.pop(PRESENT)
         return shares_answer(name, shares)
     asked = read_masked(content)
-    envelope, number = Envelope.of(client, asked.layout), asked.broadcast.round
+    envelope, number = Envelope.of(client, asked.layout, asked.broadcast.round), asked.broadcast.round
     party.joined, reply, z = train(client, party.state, asked.broadcast, envelope)
     words = envelope.words(reply.values, z, source(client, number, reply.values, z))
     member, total = member_of(party).mask(number, asked.sealed, words)

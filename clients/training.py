@@ -17,7 +17,7 @@ from clients.noisy import noisy_sums
 from clients.private import books
 from clients.sweeps import met, swept
 from fedrec.errors import UserError
-from fedrec.experiment.channel import Mapped
+from fedrec.experiment.channel import Both, Mapped, without_logits
 from fedrec.experiment.earlier import past_sums
 from fedrec.federation.coordination import Link, Own
 from fedrec.keyed import nothing_like
@@ -121,7 +121,7 @@ def terms(client: Client, start: Start, weigher: Weigher | None, second: Weigher
         rng = generator(e.seed, "pull", client.data.name, start.sent.round)
         pull = client.channel.pull(to(start.anchor, device), start.rho, rng)
     return Terms(
-        stack([to(start.anchor, device)]) if start.rho and not pull else None,
+        stack([to(proximal(client, start), device)]) if start.rho and proximal(client, start) else None,
         stack([to(start.shift, device)]) if start.shift else None,
         torch.tensor([1.0 + start.mu]) if start.mu else None,
         stack([to(personal, device)]) if personal else None,
@@ -132,6 +132,13 @@ def terms(client: Client, start: Start, weigher: Weigher | None, second: Weigher
         weigher,
         second,
     )
+
+
+def proximal(client: Client, start: Start) -> Params:
+    """Return what the proximal term pulls shared parameters to: none of a client that exchanges a map of them."""
+    if isinstance(client.channel, Both):
+        return without_logits(start.anchor)
+    return {} if isinstance(client.channel, Mapped) else start.anchor
 
 
 def train_alone(client: Client, start: Params) -> Params:

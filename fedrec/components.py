@@ -104,7 +104,12 @@ ALIASES: dict[str, dict[str, dict[str, str]]] = {
         "linear": {"maps": "coupling.maps", "width": "coupling.width"},
         "sum": {"total": "coupling.total"},
     },
-    "codec.kind": {"top-k": {"fraction": "codec.fraction"}},
+    "codec.kind": {
+        "quantised": {"bits": "codec.bits", "block": "codec.block"},
+        "low-rank": {"rank": "codec.rank"},
+        "count-sketch": {"fraction": "codec.fraction", "hashes": "codec.hashes"},
+        **{kind: {"fraction": "codec.fraction"} for kind in ("top-k", "random-k", "projection")},
+    },
 }
 
 

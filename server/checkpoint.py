@@ -188,6 +188,9 @@ def take(c: State, number: int, since: dict[str, int]) -> Snapshot:
             tensors |= {f"part/{place}/{key}": value for key, value in c.best.parts[name].items()}
     if c.control:
         tensors |= {f"control/{name}": value for name, value in c.control.c.items()}
+    if c.buffer:
+        for began, z in c.buffer.past.items():
+            tensors |= {f"past/{began}/{name}": value for name, value in z.items()}
     numbers = {
         "clients": list(c.carriers),
         "stale": c.stale,
@@ -204,6 +207,7 @@ def take(c: State, number: int, since: dict[str, int]) -> Snapshot:
             "ties": c.best.ties,
         },
         "newcomers": c.newcomers.state(),
+        "buffer": c.buffer.state() if c.buffer else {},
         "seconds": c.record.seconds,
     }
     record = {name: getattr(c.record, name)[since.get(name, 0) :] for name in ROWS}
@@ -249,6 +253,9 @@ def put_back(c: State, snapshot: Snapshot) -> None:
         parts = own if c.plan.coupling.personal else {name: gather(z, who) for name, who in c.carriers.items()}
         c.best = Best(about["round"], Score(**about["score"]), z, parts, about["prices"], about["proof"], about["ties"])
     c.newcomers.restore(numbers["newcomers"])
+    if c.buffer:
+        began = c.buffer.began(numbers["buffer"])
+        c.buffer.restore(numbers["buffer"], {n: under(f"past/{n}/", snapshot.tensors) for n in began})
     for name in ROWS:
         getattr(c.record, name)[:] = snapshot.record[name]
     c.record.traffic[:] = [(tuple(names), rows) for names, rows in c.record.traffic]

@@ -10,7 +10,7 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedrec.experiment.records import Record, natural
-from fedrec.federation.codecs import Coding
+from fedrec.federation.codecs import Coding, Scope
 from fedrec.keyed import Carrier, Subtotal, chunks
 from fedrec.params import Params
 from fedrec.sharing import Broadcast, ContractError, Contribution, admit_metrics, admit_start
@@ -39,6 +39,7 @@ class Exchange:
     hosts: bool = False  # whether a node of this grid may have several clients; else none speaks for another
     codec: Coding = field(default_factory=Coding)  # of the answers to training
     increments: bool = False  # whether these are increments
+    seed: int = 0  # of what both sides of a codec draw
     nodes: dict[str, int] = field(default_factory=dict)  # by client, in the order of all sums
 
     def join(self, nodes: Sequence[int]) -> Outcome:
@@ -120,10 +121,11 @@ class Exchange:
             for place, name in enumerate(part.clients)
         }
         letters |= dict.fromkeys(lost & broadcasts.keys(), Refused("dropout", "dropped out, as the run says"))
-        read = partial(self.codec.read, increments=self.increments)
         verdicts = {}
         for name, sent in broadcasts.items():
             expected = {} if name in inside else like.get(name, {})
+            scope = Scope(self.seed, name, number)
+            read = partial(self.codec.read, increments=self.increments, scope=scope)
             admit = partial(admit_answer, z=sent.values, like=expected, metrics=metrics, check=check, read=read)
             verdicts[name] = review(letters[name], admit)
         verdicts |= refuse_cohorts(verdicts, self.nodes, refuse)

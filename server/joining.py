@@ -12,10 +12,14 @@ import torch
 
 from fedrec.errors import UserError
 from fedrec.experiment.records import to_row
+from fedrec.federation.asynchrony import Clock
 from fedrec.federation.coordination import Control, tie_of
+from fedrec.federation.coordination.coupling import softened
+from fedrec.federation.coordination.halves import Hub
 from fedrec.keyed import TABLES, Carrier, alone, carrier, catalogue, gather, select
 from fedrec.params import Params
 from fedrec.sharing import Broadcast, Contribution, admit_told
+from server.buffer import Buffer
 from server.scores import Key, own_metrics, selection_scores
 from server.secure import home_notes
 from server.state import State
@@ -47,6 +51,8 @@ def join(c: State, nodes: Sequence[int]) -> None:
         robust, summed = plan.robust, bool(plan.secure)
         told = (plan.seed, robust, summed, plan.by_sums, plan.penalty, plan.search, plan.factors)
         c.tie = tie_of(plan.coupling, plan.descent, c.carriers, values, *told)
+        if isinstance(c.tie, Hub):
+            c.record.notes += softened(plan.coupling)
         if plan.begun:
             c.tie.move(plan.begun.total)
         at_home = home_notes(c.carriers, c.z, plan.secure) if plan.secure else []
@@ -59,6 +65,8 @@ def join(c: State, nodes: Sequence[int]) -> None:
     c.parts = {name: c.tie.part(name) for name in c.carriers}
     if c.plan.drift.correction == "scaffold":
         c.control = Control(c.carriers, c.plan.lr)
+    if plan.asynchrony.timed:
+        c.buffer = Buffer(Clock(plan.asynchrony, list(c.carriers), plan.seed), c.carriers)
     c.seen = dict.fromkeys(c.carriers, 0)
     welcome(c, late)
     tables = alone(list(c.carriers.values()), c.record.rows) if len(joined) > 1 else []

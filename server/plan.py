@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from fedrec.federation.asynchrony import Asynchrony
 from fedrec.federation.codecs import Coding
 from fedrec.federation.coordination import Coupling, Descent, Drift, Penalty, Solver
 from fedrec.federation.participation import Turnout
@@ -48,6 +49,7 @@ class Plan:
     drift: Drift = field(default_factory=Drift)
     lr: float = 0.0  # of the clients' steps, for SCAFFOLD
     turnout: Turnout = field(default_factory=Turnout)
+    asynchrony: Asynchrony = field(default_factory=Asynchrony)
     robust: Robust = field(default_factory=Robust)
     codec: Coding = field(default_factory=Coding)
     by_sums: bool = False  # whether clients send sums over their users, of which the total counts

@@ -16,6 +16,7 @@ from flwr.app import ArrayRecord, Message, RecordDict
 from numpy.typing import NDArray
 
 from fedrec.experiment.records import to_row
+from fedrec.federation.codecs import Squeeze
 from fedrec.keyed import TABLES, Carrier, carried, wide
 from fedrec.params import Params
 from fedrec.privacy.encoding import Layout
@@ -196,18 +197,24 @@ def mean_change(
     everybody: Sequence[Carrier] | None,
     z: Params,
     rows: Mapping[str, NDArray[np.int64]],
+    squeeze: Squeeze,
 ) -> Params:
     """Return the mean of x_i - z [server rows], row by row over the survivors that carry it; 0 where nothing is.
 
     Of sums over users it is their sum. With duals the sum is of increments of v_i, and `everybody` counts in the mean:
-    who sent none has moved nothing. Raises ContractError for a sum that no answers within the bounds add up to.
+    who sent none has moved nothing. With a codec it is of payloads, of changes. Raises ContractError for a sum that no
+    answers within the bounds add up to.
     """
-    values, mass = layout.take(terms.values(words[: layout.size]), words[layout.size :].astype(np.float64))
+    entries, masses = terms.values(words[: -layout.masses]), words[-layout.masses :].astype(np.float64)
+    most = np.inf if terms.noise else len(survivors) * masses.max(initial=0.0) * terms.encoding.bound * (1 + 1e-9)
+    if squeeze.codec and np.abs(entries).max(initial=0.0) > most:
+        raise ContractError("secure sum: it must lie within the bounds of its clients, found that it does not")
+    values, mass = layout.take(squeeze.decode(entries), masses)
     change = {name: torch.zeros(value.shape, dtype=torch.float64) for name, value in z.items()}
     for name, total in values.items():
         places = torch.from_numpy(np.isin(rows[TABLES[name]], layout.rows[name])) if name in TABLES else slice(None)
         held = carried(name, survivors, z)[places]
-        limit = np.inf if terms.noise else terms.encoding.bound * (1 + 1e-9)
+        limit = np.inf if terms.noise or squeeze.codec else terms.encoding.bound * (1 + 1e-9)
         if not bool(((held <= mass[name]) & (mass[name] <= held * terms.encoding.weight)).all()) or not bool(
             (total.abs() <= wide(mass[name], total) * limit).all()
         ):
@@ -216,7 +223,7 @@ def mean_change(
             change[name][places] = total
             continue
         over = wide(carried(name, everybody, z)[places] if everybody else mass[name], total)
-        before = 0.0 if everybody or terms.noise else z[name][places].double()
+        before = 0.0 if everybody or terms.noise or squeeze.codec else z[name][places].double()
         change[name][places] = torch.where(over > 0, total / over.clamp(min=1.0) - before, 0.0)
     return change
 
@@ -240,14 +247,17 @@ def sum_up(c: State, terms: Terms, number: int, broadcasts: Mapping[str, Broadca
         lambda content, name: read_shares(content, name, SEALED, [peer for peer in keys if peer != name]),
     )
     places = layout_of([c.carriers[name] for name in sealed], c.record.rows, c.z, terms.carriers)
+    squeeze = Squeeze.of(c.plan.codec, c.plan.seed, number, places.size)
     packed: Packed = {}  # what many clients are sent alike
     calls: dict[str, RecordDict] = {}
     for name in sealed:
         peers = [(peer, shares[name]) for peer, shares in sealed.items() if peer != name]
         calls[name] = masked_call(name, Masked(broadcasts[name], peers, places), packed)
 
+    length = squeeze.size + places.masses
+
     def read(content: RecordDict, name: str) -> Sum:
-        answer = read_masked_answer(content, name, places.size + places.masses)
+        answer = read_masked_answer(content, name, length)
         admit_metrics(answer.metrics, c.plan.told)
         c.plan.check(Contribution(answer.client, {}, answer.metrics, answer.device), True)
         return answer
@@ -258,7 +268,7 @@ def sum_up(c: State, terms: Terms, number: int, broadcasts: Mapping[str, Broadca
     everybody = list(c.carriers.values()) if c.plan.coupling.duals else None
     try:
         words = round_.open_sum(keys, list(sealed), sums)
-        change = mean_change(words, places, terms, inside, everybody, c.z, c.record.rows)
+        change = mean_change(words, places, terms, inside, everybody, c.z, c.record.rows, squeeze)
     except ContractError as error:
         return round_.broken(replies, str(error))
     return Outcome(replies, round_.faults, change=change)

@@ -13,6 +13,7 @@ from fedrec.federation.coordination import Control, Tie
 from fedrec.keyed import Carrier
 from fedrec.params import Params
 from fedrec.sharing import Contribution
+from server.buffer import Buffer
 from server.exchange import Exchange
 from server.faults import Outcome
 from server.plan import Plan
@@ -67,10 +68,11 @@ class State:
     stale: int = field(default=0, init=False)  # validations since the best
     saved: dict[str, int] = field(default_factory=dict, init=False)  # rows of the record in the checkpoints
     control: Control | None = field(default=None, init=False)
+    buffer: Buffer | None = field(default=None, init=False)  # where there is a clock
 
     def __post_init__(self) -> None:
         hosts, plan = bool(getattr(self.grid, "hosts", False)), self.plan
-        self.exchange = Exchange(self.grid, self.record, hosts, plan.codec, plan.coupling.duals)
+        self.exchange = Exchange(self.grid, self.record, hosts, plan.codec, plan.coupling.duals, plan.seed)
         self.newcomers = Newcomers(self.plan.newcomers)
         self.record.traffic.named = plan.by_sums and not plan.factors  # whose sums the total has, see `server.totals`
 

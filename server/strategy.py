@@ -59,6 +59,7 @@ class Coordinator(State):
         self.record.budgets, self.record.certificate = self.best.budgets(), self.best.certificate
         self.record.ties = self.best.ties
         self.record.summed = summed(self) if self.plan.by_sums and not self.plan.factors else None
+        self.record.notes += self.buffer.notes() if self.buffer else []
         self.evaluate(self.best.round, "test")
         assess(self)
         self.record.seconds = time.perf_counter() - started
@@ -75,6 +76,8 @@ class Coordinator(State):
         drawn = (self.plan.release or self.plan.turnout).drawn(clients, number)
         if self.plan.begun:
             drawn = [name for name in clients if name in self.plan.begun.asked and not self.seen[name]]
+        if self.buffer:
+            drawn = self.begin(drawn)
         outcome = self.send("train", number, drawn, lost=self.plan.turnout.lost(clients, number))
         replies, residuals = outcome.replies, self.coordinate(outcome, number)
         self.seen |= {reply.client: number for reply in replies}
@@ -85,6 +88,8 @@ class Coordinator(State):
         told: list[str] = [name for name in ("loss", "mu") if name in self.plan.told]
         for reply in replies:
             metrics = {(reply.client, "all", name): reply.metrics[name] for name in told}
+            if self.buffer and reply.client in self.buffer.ages:
+                metrics[reply.client, "all", "staleness"] = float(self.buffer.ages[reply.client])
             self.record.score(number, "train", metrics, reply.device)
         if "mu" in told:
             self.prices |= {reply.client: reply.metrics["mu"] for reply in replies}
@@ -99,7 +104,15 @@ class Coordinator(State):
             "dual_residual": residuals.dual,
             "rho": residuals.rho,
             **self.tie.columns(),
+            **(self.buffer.row(reply.client for reply in replies) if self.buffer else {}),
         }
+
+    def begin(self, drawn: Sequence[str]) -> list[str]:
+        """Return the clients whose answers make the next round on the clock; each is sent what it began from."""
+        assert self.buffer
+        began = self.buffer.ask(drawn, self.parts, self.z)
+        self.parts = {**self.parts, **began}  # those of the best round are another value
+        return list(began)
 
     def coordinate(self, outcome: Outcome, number: int) -> Residuals:
         """Let the tie make a new Z of a round: of a mean that tells of no client, or of answers and sums."""
@@ -120,8 +133,10 @@ class Coordinator(State):
         return residuals
 
     def correct(self, replies: Sequence[Contribution]) -> dict[str, Params]:
-        """Return what clients sent, normalised under FedNova, after SCAFFOLD's c has followed them."""
+        """Return what clients sent, what is old on the present Z; normalised under FedNova, after SCAFFOLD's c."""
         answers = {reply.client: reply.values for reply in replies}
+        if self.buffer:
+            answers = self.buffer.rebase(answers, self.parts, self.z)
         steps = {reply.client: reply.metrics["steps"] for reply in replies} if self.plan.drift.counted else {}
         if self.control:
             self.control.update(answers, self.parts, steps)
@@ -253,5 +268,5 @@ class Coordinator(State):
     def summed(self) -> bool:
         """Whether a round needs no more than sums of what the clients send."""
         plan = self.plan
-        single = self.control or plan.drift.normalise or plan.release or plan.codec.active
+        single = self.control or plan.drift.normalise or plan.release or plan.codec.active or plan.asynchrony.buffer
         return self.tie.additive and not single

@@ -56,6 +56,7 @@ def plan_of(experiment: Experiment, home: Path | None = None) -> Plan:
         drift=e.drift,
         lr=e.lr,
         turnout=e.turnout,
+        asynchrony=e.asynchrony,
         robust=e.robust,
         codec=e.codec,
         by_sums=e.by_sums,

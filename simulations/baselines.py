@@ -41,7 +41,7 @@ SAME = (  # fields of the data and of how they are tested
     *("clients", "dataset", "data_dir", "columns", "reading", "filters", "market", "partition", "skew", "volunteers"),
     *("split", "fractions", "candidates", "metrics", "history", "seed"),
 )
-PRESENT = {"participation": 1.0, "dropout": "0", "deadline": 0.0, "secure": {}, "newcomers": ""}
+PRESENT = {"participation": 1.0, "dropout": "0", "deadline": 0.0, "secure": {}, "newcomers": "", "asynchrony": {}}
 
 
 def baseline(experiment: Experiment, method: str) -> Experiment:

@@ -12,7 +12,7 @@ from fedrec.components import per_client, require
 from fedrec.data import ClientData, Clients
 from fedrec.errors import UserError, choose
 from fedrec.experiment.acting import refuse
-from fedrec.experiment.channel import Logits, channel_of
+from fedrec.experiment.channel import Both, Logits, channel_of
 from fedrec.experiment.config import Experiment
 from fedrec.experiment.earlier import check_start
 from fedrec.experiment.holdings import (
@@ -104,7 +104,8 @@ def check(experiment: Experiment) -> None:
     experiment.turnout.check(clients, experiment.rounds)
     if experiment.secure.active:
         check_secure(experiment, clients)
-    experiment.robust.check(len(experiment.turnout.drawn(clients, 1)))
+    experiment.asynchrony.check(len(clients))
+    experiment.robust.check(experiment.asynchrony.buffer or len(experiment.turnout.drawn(clients, 1)))
 
 
 def check_room(clients: int, items: int) -> None:
@@ -236,7 +237,8 @@ def agree(experiment: Experiment, data: ClientData, shapes: Shapes) -> list[str]
     channel = channel_of(experiment, data)
     if isinstance(channel, Logits):
         return list(like)
-    for name, value in channel.split(like)[0].items():
+    sharing = channel.sharing if isinstance(channel, Both) else channel
+    for name, value in sharing.split(like)[0].items():
         shape, other = shapes.setdefault(name, (tuple(value.shape), data.name))
         if shape != tuple(value.shape):
             raise UserError(

@@ -13,6 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from fedrec.metrics import Values, paired
+from fedrec.report.constraints import PRICE
+from fedrec.report.constraints import constraints as found
 from fedrec.report.facts import solved
 from fedrec.report.findings import DASH, MINUS, answer, number, warnings
 from fedrec.report.several import WORDS, balance_of, balances, transfer
@@ -94,6 +96,21 @@ def several(run_dir: Path) -> Table | None:
         values = [number(row[name], 4) for name in ("together", "single")]
         cells = [*values, gain, WORDS.get(row["verdict"], row["verdict"])]
         shown.add_row(Text(f"{row['client']} {row['task']}"), row["metric"], *cells)
+    return shown
+
+
+def constraints(run_dir: Path) -> Table | None:
+    """Return how every constraint of named blocks stands, None without one."""
+    run = read_run(run_dir)
+    if not run.ties:
+        return None
+    shown = Table(title=Text("Constraints in the round that was tested"), padding=0, **STYLE)
+    for name in ("constraint", "verdict", "residual", "multiplier"):
+        right = "right" if name in ("residual", "multiplier") else "left"
+        shown.add_column(name, no_wrap=name != "constraint", justify=right, overflow="fold")
+    for one in found(run):
+        shown.add_row(Text(f"{one.text} ({one.rows})" if one.rows else one.text), *one[1:4])
+    shown.caption, shown.caption_justify = PRICE, "left"
     return shown
 
 

@@ -223,7 +223,8 @@ def rounds(e: Experiment, sizes: Sizes) -> float:
     names = max((text.split(",") for text in per_client(e.task).values()), key=len)
     each = sizes.positives if names[0].startswith("rank") else sizes.rows
     learnt = row * e.local_epochs * (each + sizes.rows * (len(names) - 1)) * (0.5 + e.num_negatives / 8)
-    return e.rounds * e.participation * (learnt + turn(e, sizes)) / workers
+    present = min(e.asynchrony.buffer / sizes.clients, 1.0) if e.asynchrony.buffer else e.participation
+    return e.rounds * present * (learnt + turn(e, sizes)) / workers
 
 
 def networks(e: Experiment) -> bool:

@@ -26,7 +26,7 @@ GROUPS = {
     "without forgotten",
     "method": "",
     "training": "",
-    "taking part": "participation dropout deadline quorum newcomers start retune",
+    "taking part": "participation dropout deadline quorum asynchrony newcomers start retune",
     "privacy": "privacy secure reveal",
     "evaluation": "metrics candidates history patience eval_every",
     "running": "seed engine workers stack device tracker",
@@ -106,8 +106,9 @@ def parser() -> argparse.ArgumentParser:
             groups[group(path)].add_argument(flag(path), dest=path, action=argparse.BooleanOptionalAction, help=text)
         else:
             names = [flag(path), *filter(None, [SHORT.get(path)])]
-            several = {"action": Several} if path == "coupling.ties" else {}
-            groups[group(path)].add_argument(*names, dest=path, metavar=metavar(info.annotation), help=text, **several)
+            action = Several if path == "coupling.ties" else "store"
+            word = metavar(info.annotation)
+            groups[group(path)].add_argument(*names, dest=path, metavar=word, help=text, action=action)
     running = groups["running"]
     for name, (word, kind, text) in RUNNING.items():
         running.add_argument(name, metavar=word, type=kind, help=text)

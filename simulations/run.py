@@ -365,14 +365,15 @@ def stopping(tell: Tell = complain) -> Iterator[Callable[[], bool]]:
 
 def close(out: Path, console: Console, quiet: bool, said: Collection[str] = ()) -> None:
     """Show the closing tables, what the reader must know beside it and was not said, and where the report is."""
-    from simulations.closing import answers, notes, several, table
+    from simulations.closing import answers, constraints, notes, several, table
 
     if not quiet:
         console.print(table(out))
         for answer in answers(out):
             console.print(answer, highlight=False, markup=False)
-        if (tasks := several(out)) is not None:
-            console.print(tasks)
+        for part in (constraints(out), several(out)):
+            if part is not None:
+                console.print(part)
         for note in notes(out, said):
             console.print(note, highlight=False, markup=False)
     console.print(f"report: {out / 'report.html'}", highlight=False, markup=False, soft_wrap=True)

@@ -98,6 +98,15 @@ class Run:
         return self.read.rounds.copy()
 
     @property
+    def ties(self) -> pd.DataFrame:
+        """How every constraint of `coupling.ties` stands in the round that was tested; no row without constraints.
+
+        Columns: `tie`, its text; `verdict`, met, violated or infeasible; `residual`, by how much it was missed;
+        `multiplier`, its price (NaN of a closed form), of several numbers their norm; `weights`, these, where few.
+        """
+        return pd.DataFrame(self.read.ties, columns=["tie", "verdict", "residual", "multiplier", "weights"])
+
+    @property
     def users(self) -> pd.DataFrame:
         """The test metrics of every user by its key, with their weights; of a task about items `user` is the item."""
         return self.read.federated.users.copy()

@@ -11,6 +11,7 @@ from clients.node import Node
 from fedrec.experiment.config import Experiment
 from fedrec.experiment.holdings import clients_data, dataset, tasks_for
 from fedrec.experiment.records import Record
+from fedrec.federation.codecs import Scope
 from fedrec.params import Params
 from fedrec.privacy.attacks.table import Case
 from fedrec.privacy.attacks.targets import used
@@ -68,7 +69,10 @@ def witness(experiment: Experiment, home: Path | None = None) -> Witnessed:
     record = Coordinator(grid, plan_of(experiment, home)).fit(list(grid.get_node_ids()))
     read, duals = experiment.codec.read, experiment.coupling.duals  # as the server does, which has the codec
     if experiment.codec.active:
-        grid.transcript.rounds = [replace(r, x=read(r.x, r.z, r.z, duals)) for r in grid.transcript.rounds]
+        grid.transcript.rounds = [
+            replace(r, x=read(r.x, r.z, r.z, duals, Scope(experiment.seed, r.client, r.round)))
+            for r in grid.transcript.rounds
+        ]
     seen = grid.transcript.without_duals() if experiment.coupling.duals else grid.transcript
     seen.total = dict(record.shared)
     private = {name: dict(party.state.now.private) for name, party in grid.parties.items() if party.joined}

@@ -1,6 +1,7 @@
 """Parts of a user's own, as docs/extending.md has them."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -120,6 +121,45 @@ class Shrunk:
         """Return the z_i."""
         z = (p[:, None] * torch.stack(v)).sum(0) / p.sum()
         return [z * min(1.0, self.radius / max(float(z.norm()), 1e-300))] * len(v)
+
+
+def even(z: Mapping[str, Params]) -> Tensor:
+    """A constraint of two blocks: films and shop have as much in their items' factors and biases as each other."""
+    films, shop = (torch.cat([part["item_table"], part["item_bias"]], 1) for part in (z["films"], z["shop"]))
+    return films.square().sum() - shop.square().sum()
+
+
+@dataclass(frozen=True)
+class Near:
+    """A constraint: the second client's blocks are within a distance of the first's."""
+
+    radius: float = 1.0
+
+    def value(self, z: Mapping[str, Params]) -> Tensor:
+        """Return (|z_1 - z_2|^2 - r^2) / 2r, which is to be at most 0."""
+        one, two = (z[name] for name in sorted(z)[:2])
+        gap = torch.stack([(one[name] - two[name]).square().sum() for name in one]).sum()
+        return (gap - self.radius**2) / (2 * self.radius)
+
+
+@dataclass(frozen=True)
+class Lapsing:
+    """No constraint: what it returns is another thing once films' items are spread out, or has no slope."""
+
+    how: str = "nan"
+    spread: float = 0.2
+
+    def value(self, z: Mapping[str, Params]) -> Tensor:
+        """Return |films|^2 - 1, for a while."""
+        films = z["films"]["item_table"]
+        found = films.square().sum().reshape(1) - 1
+        if self.how == "flat":
+            return found.detach()
+        if self.how == "moves":
+            films += 1
+        if float(films.detach().std()) > self.spread:
+            return {"nan": found * torch.nan, "longer": found.repeat(2)}.get(self.how, found)
+        return found
 
 
 @dataclass(frozen=True)

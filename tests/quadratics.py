@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from fedrec.federation.coordination.minimise import newton
 from fedrec.federation.coordination.operators import (
     Clusters,
     Graph,
@@ -22,7 +23,8 @@ from fedrec.federation.coordination.operators import (
     Operator,
     SumTo,
 )
-from fedrec.federation.coordination.solve import Exchange, Solution, newton, solve
+from fedrec.federation.coordination.problem import Exchange
+from fedrec.federation.coordination.solve import Solution, solve
 from fedrec.rng import generator
 
 cp: Any = importlib.import_module("cvxpy")  # it has no types

@@ -13,12 +13,13 @@ from torch import Tensor
 from clients.client import Client
 from fedrec.data import ClientData
 from fedrec.errors import UserError
-from fedrec.experiment.channel import Linear, Logits, Mapped, channel_of, probe, public
+from fedrec.experiment.channel import Both, Linear, Logits, Mapped, channel_of, probe, public
 from fedrec.experiment.config import Experiment
 from fedrec.experiment.holdings import clients_data, dataset
 from fedrec.federation.coordination.maps import client_map
+from fedrec.federation.coordination.minimise import gradient_steps
 from fedrec.federation.coordination.operators import LinearTie
-from fedrec.federation.coordination.solve import gradient_steps, solve
+from fedrec.federation.coordination.solve import solve
 from fedrec.models import Recommender
 from fedrec.params import Params, flatten, unflatten
 from fedrec.rng import generator
@@ -26,7 +27,7 @@ from fedrec.sharing import Sharing
 from fedrec.training.losses import batch_loss
 from simulations.check import check
 from tests.builders import batches
-from tests.helpers import experiment, fit, results
+from tests.helpers import experiment, fit, results, shared_names
 from tests.letters import read_contribution, state_of
 from tests.test_coupling import joined
 from tests.test_messages import content_bytes
@@ -376,8 +377,13 @@ def test_one_tie_of_rows_is_the_tie_of_each_row() -> None:
         ("agreement", {}, r"agreement.items: 100 needs public users, .* \(add --volunteers 60\), found volunteers 0"),
         (
             "agreement",
-            {"volunteers": 5, "share": "body"},
-            "agreement.items: .* needs messages of logits alone, .* found share body",
+            {"volunteers": 5, "share": "item_table", "coupling": {"rho": 1e-4, "kind": "linear"}},
+            "agreement.items: .* needs logits as answers, but maps act on rows .not built., found coupling.kind linear",
+        ),
+        (
+            "agreement",
+            {"volunteers": 5, "share": "item_table", "newcomers": "shop=2", "rounds": 3},
+            "newcomers: .* needs clients that learn and send nothing, but logits travel beside what is shared",
         ),
         (
             "agreement",
@@ -483,3 +489,39 @@ def test_maps_that_do_not_fit_are_refused_by_client(
     save_file({name: torch.ones(shape) for name, shape in tensors.items()}, file)
     with pytest.raises(UserError, match=text):
         check(linear(coupling={"maps": str(file)}))
+
+
+@pytest.mark.parametrize("coupling", [{"rho": 1e-3}, {"rho": 1e-3, "duals": True}], ids=["plain", "duals"])
+def test_logits_travel_beside_what_is_shared(coupling: dict[str, Any]) -> None:
+    """Both are in every message, in their shapes; and each acts: without it the other comes out different."""
+    fields: dict[str, Any] = {"volunteers": 20, "agreement": {"items": 30}, "coupling": coupling, "rounds": 3}
+    both = experiment("agreement", share="item_table,item_bias", **fields)
+    record, grid = fit(both)
+    assert shared_names(grid) == {"item_table", "item_bias", "logits"}
+    assert results(fit(both)[0]) == results(record)
+    tables = fit(experiment("fedper", share="item_table,item_bias", coupling=coupling, rounds=3, volunteers=20))[0]
+    logits = fit(experiment("agreement", **fields))[0]
+    assert not torch.equal(tables.shared["item_table"], record.shared["item_table"])
+    assert not torch.equal(logits.shared["logits"], record.shared["logits"])
+    for data in clients_data(both):
+        channel = channel_of(both, data)
+        assert isinstance(channel, Both)
+        params = Client(both, data, "cpu", None).start()
+        shared, private = channel.split(params)
+        assert shared["item_table"] is params["item_table"] and "item_table" not in private
+        again = channel.join(shared, private)
+        assert again.keys() == params.keys() and all(torch.equal(again[name], params[name]) for name in params)
+
+
+def test_outputs_and_parameters_are_tied_differently() -> None:
+    """Clusters of the tables, consensus of the logits: in one the platforms differ, in the other they do not."""
+    ties = "item_table: clusters(silo-1+silo-2)"
+    fields: dict[str, Any] = {"volunteers": 20, "agreement": {"items": 30}, "rounds": 2, "partition": "users"}
+    coupling = {"rho": 1e-3, "duals": True, "ties": ties}
+    made, _ = joined(experiment("agreement", share="item_table,item_bias", coupling=coupling, **fields))
+    for number in (1, 2):
+        made.round(number)
+    one, two, three = (made.tie.part(f"silo-{number}") for number in (1, 2, 3))
+    assert torch.equal(one["item_table"], two["item_table"])
+    assert not torch.equal(one["item_table"], three["item_table"])
+    assert torch.equal(one["logits"], three["logits"])

@@ -21,7 +21,19 @@ from fedrec.errors import UserError
 from fedrec.experiment.config import build
 from fedrec.experiment.holdings import clients_data
 from fedrec.experiment.records import Row
-from fedrec.federation.codecs import Codec, Coding, TopK
+from fedrec.federation.codecs import (
+    Codec,
+    Coding,
+    CountSketch,
+    LowRank,
+    Projection,
+    Quantised,
+    RandomK,
+    Scope,
+    TopK,
+    zeros,
+)
+from fedrec.federation.codecs.quantise import pack_bits, unpack_bits
 from fedrec.federation.coordination import Link, Own, double
 from fedrec.params import Params, add, subtract
 from fedrec.sharing import ContractError, Contribution
@@ -30,7 +42,7 @@ from simulations.apps import plan_of
 from simulations.engines import launch
 from simulations.witness import witness
 from tests.helpers import coordinated, experiment, same
-from tests.letters import read_broadcast, state_of
+from tests.letters import read_broadcast, read_contribution, state_of
 from tests.own_parts import EightBit
 
 OWN = "tests.own_parts:EightBit"
@@ -47,18 +59,125 @@ def changes(seed: int, rounds: int) -> list[Params]:
     ]
 
 
-@settings(max_examples=30, deadline=None)
-@given(st.integers(0, 10**6), st.integers(1, 5), st.sampled_from([TopK(0.1), TopK(0.7), TopK(1.0), EightBit()]))
-def test_what_was_decoded_and_what_is_remembered_are_all_changes(seed: int, rounds: int, codec: Codec) -> None:
+OURS: dict[str, Codec] = {
+    "8-bit": Quantised(),
+    "4-bit": Quantised(4, block=5),
+    "one block": Quantised(5, block=10**9),
+    "unbiased": Quantised(3, unbiased=True),
+    "top-k": TopK(0.1),
+    "most": TopK(0.7),
+    "all": TopK(1.0),
+    "random-k": RandomK(0.3),
+    "low-rank": LowRank(1),
+    "count-sketch": CountSketch(0.5, 3),
+    "projection": Projection(0.3),
+    "own": EightBit(),
+}
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 5), st.sampled_from(list(OURS)))
+def test_what_was_decoded_and_what_is_remembered_are_all_changes(seed: int, rounds: int, name: str) -> None:
     memory, found = Params(), Params()
     every = changes(seed, rounds)
-    for change in every:
+    for number, change in enumerate(every):
+        codec = bound(OURS[name], number)
         payload, memory = codec.encode(change, memory)
         decoded = codec.decode(payload, {name: torch.zeros_like(value) for name, value in change.items()})
         found = add(double(decoded), found) if found else double(decoded)
-    for name, value in add(found, double(memory)).items():
+    for name, value in add(found, double(memory)).items():  # what a codec remembers beside that has other names
         total = torch.stack([change[name].double() for change in every]).sum(0)
         torch.testing.assert_close(value, total, rtol=0, atol=1e-5 * float(total.abs().max() + 10.0**rounds))
+
+
+def bound(codec: Codec, number: int, client: str = "shop") -> Codec:
+    """Return a codec as it is in a round."""
+    found: Codec = codec.at(Scope(3, client, number)) if hasattr(codec, "at") else codec
+    return found
+
+
+def decoded(codec: Codec, change: Params) -> Params:
+    """Return what arrives of a change."""
+    return codec.decode(codec.encode(change, {})[0], zeros(change))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(0, 255), max_size=40), st.integers(2, 8))
+def test_packed_numbers_are_as_long_as_their_bits_and_come_back(values: list[int], bits: int) -> None:
+    levels = torch.tensor([value % 2**bits for value in values], dtype=torch.uint8)
+    packed = pack_bits(levels, bits)
+    assert packed.dtype == torch.uint8 and len(packed) == math.ceil(len(values) * bits / 8)
+    assert torch.equal(unpack_bits(packed, bits, len(values)), levels)
+
+
+def test_two_entries_of_four_bits_share_a_byte() -> None:
+    payload, memory = Quantised(4, 0).encode({"a": torch.tensor([7.0, -7.0, 0.4, 3.0])}, {})
+    assert payload["levels.a"].tolist() == [14 + 16 * 0, 7 + 16 * 10] and payload["scale.a"].tolist() == [1.0]
+    assert memory["a"].tolist() == pytest.approx([0, 0, 0.4, 0])
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10**6), st.integers(2, 8), st.integers(0, 9), st.booleans())
+def test_an_entry_is_off_by_half_a_level_or_at_random_by_one(seed: int, bits: int, block: int, unbiased: bool) -> None:
+    (change,) = changes(seed, 1)
+    found = decoded(bound(Quantised(bits, block, unbiased), seed), change)
+    for name, value in change.items():
+        parts = torch.split(value.reshape(-1), block or value.numel())
+        step = torch.cat([part.abs().max().expand(len(part)) for part in parts]) / (2 ** (bits - 1) - 1)
+        step *= 2 ** (1 / 8) if block else 1.0  # scales of blocks are rounded up
+        assert bool(((found[name] - value).reshape(-1).abs() <= step * ((1.0 if unbiased else 0.5) + 1e-5)).all())
+
+
+@pytest.mark.parametrize("codec", [Quantised(2, unbiased=True), RandomK(0.25, True), Projection(0.25, True)])
+def test_without_feedback_the_mean_is_the_change(codec: Codec) -> None:
+    (change,) = changes(1, 1)
+    draws = [decoded(bound(codec, number), change) for number in range(1500)]
+    for name, value in change.items():
+        found = torch.stack([draw[name] for draw in draws]).double()
+        error = (found.mean(0) - value).abs() / (found.std(0) / len(draws) ** 0.5 + 1e-9)
+        assert float(error.max()) < 4.5  # standard errors
+    for coded in (Coding(kind=kind, feedback=False, fraction=0.25).codec for kind in ("quantised", "random-k")):
+        assert getattr(coded, "unbiased", None) is True
+
+
+@pytest.mark.parametrize("codec", [c for name, c in OURS.items() if name not in ("unbiased", "own")], ids=str)
+def test_what_is_owed_is_never_longer_than_what_was_to_be_sent(codec: Codec) -> None:
+    """So that error feedback cannot run away."""
+    rng = torch.Generator().manual_seed(0)
+    for number in range(20):
+        change = {"a": torch.randn(40, 6, generator=rng) ** (1 + number % 3)}
+        _, memory = bound(codec, number).encode(change, {})
+        assert float(memory["a"].norm()) <= float(change["a"].norm()) * (1 + 1e-6)
+
+
+def test_clients_of_a_round_draw_the_same_entries_and_other_rounds_others() -> None:
+    (change,) = changes(0, 1)
+    for codec, common in ((RandomK(0.4), True), (Projection(0.4), True), (Quantised(2, unbiased=True), False)):
+        one, other = (bound(codec, 1, client).encode(change, {})[0] for client in ("shop", "films"))
+        assert all(torch.equal(one[name], other[name]) for name in one) is common
+        assert not all(torch.equal(value, one[name]) for name, value in bound(codec, 2).encode(change, {})[0].items())
+
+
+def test_low_rank_is_exact_for_what_has_that_rank_and_finds_the_largest_of_what_has_not() -> None:
+    rng = torch.Generator().manual_seed(0)
+    thin = torch.randn(30, 2, generator=rng) @ torch.randn(2, 12, generator=rng)
+    torch.testing.assert_close(decoded(LowRank(2), {"a": thin})["a"], thin, rtol=1e-4, atol=1e-4)
+    full, coding, memory = torch.randn(30, 12, generator=rng), Coding(kind="low-rank", rank=3, feedback=False), Params()
+    best = float(torch.linalg.svdvals(full)[3:].square().sum())
+    errors = []
+    for number in range(60):  # one change again and again, of which nothing is owed: Q alone is remembered
+        payload, memory = coding.encode({"a": full, "b": full[0]}, memory, Scope(0, "shop", number))
+        found = coding.decode(payload, {"a": full, "b": full[0]}, Scope(0, "shop", number))
+        assert memory.keys() == {"right.a"} and torch.equal(found["b"], full[0])
+        errors.append(float((found["a"] - full).square().sum()))
+    assert errors[0] > 1.02 * best and errors[-1] == pytest.approx(best, rel=1e-3)
+
+
+def test_a_count_sketch_finds_the_few_entries_that_are_large() -> None:
+    change = torch.zeros(2000)
+    change[[7, 300, 1999]] = torch.tensor([5.0, -3.0, 4.0])
+    found = decoded(bound(CountSketch(0.5), 1), {"a": change})["a"]
+    torch.testing.assert_close(found, change)
 
 
 def test_top_k_sends_the_largest_entries_as_they_are() -> None:
@@ -114,12 +233,23 @@ def test_what_has_its_noise_is_what_is_encoded(where: str, tmp_path: Path) -> No
         torch.testing.assert_close(sent[sent != 0], noisy[sent != 0], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", [OWN, "top-k"])
-def test_engines_agree_and_the_ledger_has_the_bytes_that_travelled(kind: str, tmp_path: Path) -> None:
-    every = {"none": experiment(**SMALL)}
-    every |= {
-        engine: experiment(**SMALL, engine=engine, codec={"kind": kind}) for engine in ("inline", "process", "batched")
-    }
+CODECS: dict[str, dict[str, Any]] = {
+    "own": {"kind": OWN},
+    "8-bit": {"kind": "quantised"},
+    "4-bit": {"kind": "quantised", "bits": 4, "block": 16, "feedback": False},
+    "top-k": {"kind": "top-k"},
+    "random-k": {"kind": "random-k", "fraction": 0.1},
+    "low-rank": {"kind": "low-rank"},
+    "count-sketch": {"kind": "count-sketch", "fraction": 0.2},
+    "projection": {"kind": "projection", "fraction": 0.1, "feedback": False},
+}
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_engines_agree_and_the_ledger_has_the_bytes_that_travelled(name: str, tmp_path: Path) -> None:
+    kind, engines = CODECS[name]["kind"], ("inline", "process", "batched")
+    every = {"none": experiment(**SMALL, rounds=2)}
+    every |= {engine: experiment(**SMALL, rounds=2, engine=engine, codec=CODECS[name]) for engine in engines}
     for name, e in every.items():
         (tmp_path / name).mkdir()
         launch(e, tmp_path / name)
@@ -127,12 +257,18 @@ def test_engines_agree_and_the_ledger_has_the_bytes_that_travelled(kind: str, tm
     sent = {name: up(tmp_path / name) for name in every}
     assert sent["inline"] == sent["batched"]
     header = 128  # of an array
-    floats = sum(size - 3 * header for name, size in sent["none"].items() if name in ("item_table", "item_bias"))
-    if kind == OWN:
-        assert sum(sent["inline"][name] - 3 * header for name in ("item_table", "item_bias")) * 4 == floats
-    else:
-        places, values = (sent["inline"][f"{what}.item_table"] - 3 * header for what in ("places", "values"))
-        assert places == values < 0.02 * floats
+    said: dict[str, int] = defaultdict(int)
+    for data in clients_data(every["inline"]):
+        n = len(data.items)
+        like = {"item_table": torch.zeros(n, int(every["inline"].dim)), "item_bias": torch.zeros(n)}
+        for part, value in every["inline"].codec.form(like).items():
+            said[part] += value.numpy().nbytes + header
+    assert {part: size for part, size in sent["inline"].items() if part != "metrics"} == said
+    if kind in (OWN, "top-k"):  # by hand
+        floats = sum(size - 3 * header for part, size in sent["none"].items() if part != "metrics")
+        first, last = {OWN: ("item_table", "item_bias"), "top-k": ("places.item_table", "values.item_table")}[kind]
+        one, two = (sent["inline"][part] - 3 * header for part in (first, last))
+        assert (one + two) * 4 == floats if kind == OWN else one == two < 0.02 * floats
 
 
 def silence(reply: Contribution, message: Message) -> None:
@@ -170,9 +306,12 @@ def test_the_memory_of_a_lost_round_is_not_kept() -> None:
     assert all(one.now.own.memory for one in states) and with_loss.record.faults[0]["client"] == "shop"
 
 
+@pytest.mark.parametrize("codec", [TOP["codec"], CODECS["low-rank"]], ids=["top-k", "low-rank"])
 @pytest.mark.parametrize("method", ["fedper", "admm"])
 @pytest.mark.parametrize("engine", ["inline", "batched"])
-def test_a_run_that_is_broken_off_ends_as_if_it_had_not_been(method: str, engine: str, tmp_path: Path) -> None:
+def test_a_run_that_is_broken_off_ends_as_if_it_had_not_been(
+    method: str, engine: str, codec: dict[str, Any], tmp_path: Path
+) -> None:
     class Killed(Exception):
         pass
 
@@ -180,7 +319,7 @@ def test_a_run_that_is_broken_off_ends_as_if_it_had_not_been(method: str, engine
         if row["round"] == 3:
             raise Killed
 
-    e = experiment(method, **SMALL, **TOP, rounds=4, engine=engine)
+    e = experiment(method, **SMALL, codec=codec, rounds=4, engine=engine)
     for name in ("whole", "broken"):
         (tmp_path / name).mkdir()
     launch(e, tmp_path / "whole")
@@ -197,7 +336,7 @@ def test_what_a_client_sent_and_what_it_owes_is_what_it_changed(seed: int) -> No
     client, own, z = Client(e, clients_data(e)[0], "cpu", None), Own(), {"a": torch.ones(5, 3), "b": torch.ones(4)}
     left = {name: torch.zeros_like(value) for name, value in z.items()}
     for change in changes(seed, 3):
-        payload, own, _ = encoded(client, add(z, change), z, own, None)
+        payload, own, _ = encoded(client, 1, add(z, change), z, own, None)
         arrived = e.codec.read(payload, z, z, False)
         left = subtract(add(left, change), subtract(arrived, z))
         for name, value in left.items():
@@ -214,7 +353,7 @@ def test_under_duals_the_tie_owes_what_a_payload_loses(seed: int) -> None:
     held = double(link.sent)
     for change in changes(seed, 3):
         values, answered = link.answer(change, z)
-        payload, own, after = encoded(client, values, z, Own(), answered)
+        payload, own, after = encoded(client, 1, values, z, Own(), answered)
         assert after is not None and own.memory is None
         link = after
         held = add(held, double(e.codec.decode(payload, z)))
@@ -241,6 +380,31 @@ HOSTILE: dict[str, tuple[str, Callable[[Params], Params], str]] = {
     ),
     "below": ("top-k", lambda p: {**p, "places.a": p["places.a"] - 100}, "codec top-k: must be able to decode"),
     "overflow": (OWN, lambda p: {**p, "scale.a": torch.tensor(9e11)}, "a: every value must be at most"),
+    "far scales": (
+        "quantised",
+        lambda p: {**p, "scale.a": torch.full((1,), 9e11)},
+        "a: every value must be at most",
+    ),
+    "more levels": (
+        "quantised",
+        lambda p: {**p, "levels.a": torch.zeros(13, dtype=torch.uint8)},
+        r"levels.a: must have shape \[12\]",
+    ),
+    "signed levels": (
+        "quantised",
+        lambda p: {**p, "levels.a": p["levels.a"].char()},
+        "levels.a: must have dtype torch.uint8",
+    ),
+    "far factors": (
+        "low-rank",
+        lambda p: {**p, "whole.a": torch.full((4, 3), 2e12)},
+        "whole.a: every value must be at most",
+    ),
+    "nan in a sketch": (
+        "count-sketch",
+        lambda p: {**p, "sketch.a": p["sketch.a"] * math.nan},
+        "sketch.a: every value must be finite",
+    ),
     "infinite": (OWN, lambda p: {**p, "scale.a": torch.tensor(math.inf)}, "scale.a: every value must be finite"),
 }
 
@@ -310,3 +474,45 @@ def test_the_plan_has_the_codec_and_a_witness_reads_what_the_server_reads() -> N
     first, same_one = seen.transcript.rounds[0], plain.transcript.rounds[0]
     for name, value in first.update().items():
         torch.testing.assert_close(value, same_one.update()[name], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["scaffold", "fednova"])
+def test_what_counts_steps_goes_with_a_codec_that_owes_nothing(method: str) -> None:
+    codec = {"kind": "quantised", "bits": 3}
+    fields: dict[str, Any] = {**SMALL, "optimiser": "sgd", "lr": 0.5, "weights": "uniform", "rounds": 2}
+    fields |= {"partition": "users", "clients": 3}
+    with pytest.raises(UserError, match="but what arrives holds what earlier rounds still owed"):
+        experiment(method, **fields, codec=codec)
+    made, grid = coordinated(experiment(method, **fields, codec={**codec, "feedback": False}), {})
+    owns = [state_of(node).now.own for node in grid.nodes.values()]
+    assert not any(own.memory for own in owns)
+    if method == "scaffold":  # both sides made c_i of what has arrived
+        assert made.control is not None
+        for name, value in made.control.c.items():  # the mean, of silos that carry the same rows
+            parts = [own.control[name] for own in owns if own.control is not None]
+            assert len(parts) == 3 and bool(value.any())
+            torch.testing.assert_close(value, torch.stack(parts).mean(0), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["random-k", "projection", "count-sketch"])
+def test_client_and_server_draw_alike_in_every_round(kind: str) -> None:
+    """The last z is the mean of what the payloads say under the round's scope, and of that nothing is owed."""
+    codec = {"kind": kind, "fraction": 0.3}
+    e = experiment(**SMALL, weights="uniform", rounds=3, partition="users", clients=3, codec=codec)
+    made, grid = coordinated(e, {})
+    asked = [message for message in grid.sent if message.metadata.message_type == "train"][-3:]
+    z = read_broadcast(asked[0].content).values
+    assert read_broadcast(asked[0].content).round == 3
+    replies = [read_contribution(reply.content) for reply in grid.received if reply.has_content()]
+    last = [reply for reply in replies if any("." in name for name in reply.values)][-3:]
+    found = {}
+    for reply in last:
+        change = e.codec.decode(reply.values, zeros(z), Scope(e.seed, reply.client, 3))
+        found[reply.client] = change
+    for name, value in made.z.items():
+        total = torch.stack([change[name] for change in found.values()]).mean(0)
+        torch.testing.assert_close(value, z[name] + total, rtol=0, atol=1e-6)
+    if kind == "random-k":
+        for node in grid.nodes.values():
+            (client,), memory = node.parties, state_of(node).now.own.memory
+            assert memory is not None and all(not memory[name][found[client][name] != 0].any() for name in memory)

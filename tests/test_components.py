@@ -231,6 +231,7 @@ CHOSEN = {
     "transform": ["tests.own_parts:Curv", "--transform.weight", "50"],
     "descent.aggregator": ["tests.own_parts:Powered", "--descent.aggregator.power", "9"],
     "dataset": ["tests.own_parts:Grid", "--dataset.users", "14"],
+    "coupling.ties": ['item_table: tests.own_parts:Near{"radius": 0.1} <= 0', "--method", "admm"],
     "coupling.kind": ["tests.own_parts:Shrunk", "--coupling.kind.radius", "2", "--coupling.rho", "0.001"],
 }
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from fedrec.errors import UserError
+from fedrec.federation.coordination.minimise import newton
 from fedrec.federation.coordination.operators import Ball, Box, Mean, Within
-from fedrec.federation.coordination.solve import newton, solve
+from fedrec.federation.coordination.solve import solve
 from tests.quadratics import OPERATORS, Problem, Quadratic, apart, problem
 
 SIZES = [(0, 4, 6, 10.0, True), (1, 6, 16, 100.0, False), (2, 8, 50, 1000.0, False)]  # seed, n, d, condition, p_i = 1

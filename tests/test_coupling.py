@@ -161,6 +161,16 @@ def test_rho_adapts_and_travels_and_keeps_the_dual() -> None:
     assert {link_of(node).rho for node in grid.nodes.values()} == {rhos[-1]}
 
 
+@pytest.mark.parametrize("method", ["mr-mtl", "graph", "admm"])
+@pytest.mark.parametrize("duals", [True, False])
+def test_a_run_says_where_its_pull_is_weaker_than_the_one_told(method: str, duals: bool) -> None:
+    e = experiment(method, coupling={"duals": duals, "rho": 3e-4, "strength": 1e-4} if method != "admm" else {})
+    notes = [note for note in fit(e)[0].notes if note.startswith("coupling.strength")]
+    assert len(notes) == (method != "admm" and not duals)
+    if notes and method == "mr-mtl":
+        assert "pulls by less than the 0.0001 that is told, by rho lambda / (rho + lambda) = 7.5e-05;" in notes[0]
+
+
 def test_plain_averaging_is_the_descent_with_mean_and_unit_step() -> None:
     """Under `descent` the same round is z - sum_i p_i (z - x_i)."""
     plain, _ = joined(experiment("fedper", partition="users"))
@@ -198,6 +208,9 @@ def test_a_price_pulls_clients_towards_their_budgets(seed: int) -> None:
         ({"coupling": {"kind": "clusters", "groups": "films,shopp"}}, "coupling.groups: .*did you mean 'shop'"),
         ({"coupling": {"kind": "clusters", "groups": "films;films"}}, "may be in one group, found 'films' twice"),
         ({"coupling": {"kind": "graph", "rho": 0.1, "edges": "films-shop"}}, "coupling.edges: must be pairs"),
+        ({"coupling": {"kind": "graph", "rho": 0.1, "edges": "films~shop:-1"}}, "weights >= 0 .*found 'films~shop:-1'"),
+        ({"coupling": {"kind": "graph", "rho": 0.1, "edges": "films~shop:inf"}}, "weights >= 0 .*'films~shop:inf'"),
+        ({"coupling": {"kind": "graph", "rho": 0.1, "edges": "films~shop:x"}}, "must be one of .*found 'shop:x'"),
         ({"coupling": {"kind": "graph"}}, "coupling.rho: must be above 0 for graph, found 0"),
         ({"coupling": {"duals": True}}, "coupling.rho: must be above 0 with duals"),
         ({"coupling": {"kind": "mixture", "mixing": "1,0;0,1"}}, "coupling.mixing: must have 3 rows of one length"),

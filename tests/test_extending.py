@@ -34,6 +34,7 @@ LINES = {
     "metric": 8,
     "aggregator": 10,
     "constraint": 10,
+    "constraint by its value": 10,
     "local transform": 15,
     "objective term": 15,
     "weighting": 15,

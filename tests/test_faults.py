@@ -255,7 +255,7 @@ def test_no_client_gains_by_being_away() -> None:
         for number in range(4):
             present = g.random(3) < (1.0 if number == 0 else 0.6)
             found = {(f"c{i}", "rank", "ndcg@10"): float(g.choice(SCORES)) for i in range(3) if present[i]}
-            now = scores.judge(found, ["ndcg@10"], best)
+            now = scores.judge(found, ["ndcg@10"], best, {})
             if best.values:
                 for i in range(3):
                     if not present[i]:
@@ -267,8 +267,8 @@ def test_no_client_gains_by_being_away() -> None:
 
 def test_a_client_that_is_away_still_breaks_its_budget() -> None:
     scores = Scores()
-    first = scores.judge({("a", "rank", "hr@10"): 0.5, ("a", "all", "excess"): 0.2}, ["hr@10"], Score())
-    away = scores.judge({("b", "rank", "hr@10"): 0.9}, ["hr@10"], first)
+    first = scores.judge({("a", "rank", "hr@10"): 0.5, ("a", "all", "excess"): 0.2}, ["hr@10"], Score(), {})
+    away = scores.judge({("b", "rank", "hr@10"): 0.9}, ["hr@10"], first, {})
     assert away.violation == 0.2 and away.values == {"a": 0.5, "b": 0.9}
     assert not away.beats(first)  # b was not known before, and is no reason to prefer the round
 

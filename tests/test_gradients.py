@@ -18,6 +18,9 @@ from torchjd.aggregation import CAGradWeighting, IMTLGWeighting, MGDAWeighting, 
 from torchjd.linalg import QuadprogProjector
 
 from fedrec.errors import UserError
+from fedrec.federation.coordination import Descent
+from fedrec.federation.coordination.descent import Stepped
+from fedrec.keyed import Carrier
 from fedrec.rng import generator
 from fedrec.training.conflict import Method, ServerOptimiser, combine, weights_of
 
@@ -192,6 +195,20 @@ def test_cagrad_where_no_common_descent_is_left() -> None:
     """g = (1, 1), (-1, 1), (0, -1): only 0 is above zero for all, and g_0 = (0, 1/3) is within c >= 1 of it."""
     g = torch.tensor([[1.0, 1.0], [-1.0, 1.0], [0.0, -1.0]], dtype=torch.float64)
     assert torch.allclose(direction(g, "cagrad", c=1.5), torch.zeros(2, dtype=torch.float64), atol=1e-9)
+
+
+@pytest.mark.parametrize("exponents", [(-12, -7), (-7, -4), (-4, 0)], ids=str)
+def test_cagrad_stays_in_its_ball_where_updates_are_nearly_opposite(exponents: tuple[int, int]) -> None:
+    """The Gramian alone does not tell how short a sum of opposite updates is; |d - g_0| <= c |g_0| in any case."""
+    for seed in range(250):
+        rng = generator(seed, "opposite", *map(str, exponents))
+        clients, width = int(rng.integers(2, 6)), int(rng.integers(1, 6))
+        lengths = 10.0 ** rng.uniform(-3, 3, clients) if seed % 2 else np.ones(clients)
+        noise = 10.0 ** rng.uniform(*exponents) * rng.normal(size=(clients, width))
+        g = torch.from_numpy((lengths * (-1.0) ** np.arange(clients))[:, None] * rng.normal(size=width) + noise)
+        p, c = preferences(clients) if seed % 3 else torch.ones(clients), float(rng.choice([0.1, 0.5, 1.5, 5.0]))
+        centre, d = direction(g, "mean", p), direction(g, "cagrad", p, c=c)
+        assert float((d - centre).norm()) <= c * float(centre.norm()) * (1 + 1e-9) + 1e-15 * float(g.norm()), seed
 
 
 @given(SHAPES)
@@ -396,6 +413,24 @@ def test_steps_are_those_computed_by_hand(kind: str) -> None:
     assert (float(z1), float(z2)) == pytest.approx(STEPS[kind](), abs=1e-12)
     assert not z0.any() and all(torch.equal(a, b) for a, b in zip(start, before, strict=True))
     assert z1.dtype == torch.float64
+
+
+@pytest.mark.parametrize("kind", STEPS)
+def test_the_fields_of_a_descent_are_those_of_its_optimiser(kind: str) -> None:
+    """The same steps by hand, of an experiment's fields."""
+    fields: dict[str, Any] = {"optimiser": kind, "lr": 0.1, "beta1": 0.5, "beta2": 0.75, "tau": 0.1}
+    z = {"x": torch.zeros(1)}
+    tie = Stepped(0.0, {"a": Carrier("a", z, {}, 1.0)}, z, Descent(**fields), 0)
+    for d, expected in zip((1.0, -2.0), STEPS[kind](), strict=True):
+        tie.update({"a": {"x": tie.part("a")["x"] - d}}, {})
+        assert float(tie.z["x"]) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("field", ["beta1=1", "beta2=-0.1", "tau=0", "tau=inf", "beta1=nan"])
+def test_a_descent_refuses_what_no_optimiser_takes(field: str) -> None:
+    name, _, value = field.partition("=")
+    with pytest.raises(ValueError, match=rf"(?s){name}.*should be (greater|less|a finite)"):
+        Descent.model_validate({name: float(value)})
 
 
 def test_yogi_shrinks_v_by_the_square_where_adam_forgets_by_a_factor() -> None:

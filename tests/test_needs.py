@@ -42,6 +42,7 @@ DWA: Flat = {"weighting.kind": "dwa", "task": "rank,click"}
 COUNTED: Flat = {"dataset": "tests.own_parts:Events", "reading.repeats": "count"}
 LATE: Flat = {"newcomers": "news=3"}
 BUDGET: Flat = {"method": "no-harm"}
+BUFFER: Flat = {"asynchrony.buffer": 2}
 
 
 class Case(NamedTuple):
@@ -63,11 +64,18 @@ KNOWN: dict[Can, Case] = {
     ),
     Can.MEMORY: Case({**SECURE, "method": "mr-mtl"}, {**USER, "method": "mr-mtl"}, "z_i is made of v_i"),
     Can.INCREMENTS: Case({**SECURE, **ADMM}, {**SECURE, **UNIFORM, **ADMM}, "sum_i p_i dv_i adds up for one p only"),
-    Can.SUMS: Case({**SECURE, "codec.kind": "top-k"}, SECURE, "top-k(a) + top-k(b) is not top-k(a + b)"),
+    Can.SUMS: Case(
+        {**SECURE, "codec.kind": "top-k"},
+        {**SECURE, "codec.kind": "random-k"},
+        "top-k(a) + top-k(b) is not top-k(a + b)",
+    ),
+    Can.TOGETHER: Case({**BUFFER, "method": "fednova"}, {**BUFFER, "method": "fedprox"}, "a mean of other starts"),
     Can.VALIDATION: Case({**USER, "patience": 2}, {**UNIFORM, "patience": 2}, "when it stops tells of held-out rows"),
     Can.EXCHANGE: Case({**SECURE, "method": "local"}, {**SECURE, "method": "fedper"}, "a sum of nothing"),
     Can.PARAMETERS: Case({**USER, **LINEAR}, {**USER, "share": "item_table"}, "A_i x_i is not what noise was put on"),
-    Can.LOGITS: Case({**AGREED, "share": "body"}, AGREED, "not built: a message with both"),
+    Can.LOGITS: Case(
+        {**AGREED, **LINEAR}, {**AGREED, "share": "item_table"}, "not built: a message of logits and of rows under maps"
+    ),
     Can.TABLES: Case({**LINEAR, "share": "item_table,body"}, LINEAR, "A_i acts on rows of a width"),
     Can.MEANS: Case(
         {**LORA, "lora.form": "share-a", "share": "lora.B"}, {**LORA, "share": "lora.B"}, "mean(B) mean(A) != mean(B A)"
@@ -161,6 +169,8 @@ NEW: Flat = {"split": "new-users"}
 TWICE: Flat = {"phases": "private,shared"}
 DUALS: Flat = {"coupling.duals": True, "coupling.rho": 0.1}
 BALL: Flat = {"coupling.radius": 1.0}
+TIED: Flat = {**ADMM, "coupling.ties": "item_table: ball(1)"}
+PARITY: Flat = {**ADMM, "coupling.ties": "losses: parity(0.1)"}
 LIMITS: Flat = {"budget.limits": "0.5", **DUALS}
 EXACT: Flat = {**LORA, "lora.form": "exact"}
 AT_CLIENT: Flat = {**CLIENT, "privacy.where": "client"}
@@ -180,6 +190,17 @@ MORE: list[tuple[Can, Flat]] = [
     (Can.VALIDATION, {**LIMITS, **USER}),
     (Can.KNOWN_USERS, {**LIMITS, **NEW}),
     (Can.KNOWN_USERS, {**AGREED, **NEW}),
+    (Can.TIE, {**TIED, "method": "fedper"}),
+    (Can.DUALS, {**TIED, "method": "mr-mtl"}),
+    (Can.EXCHANGE, {**TIED, "method": "local"}),
+    (Can.EXCHANGE, {**TIED, "pool": True}),
+    (Can.MEMORY, {**TIED, **SECURE, **UNIFORM}),
+    (Can.MEMORY, {**TIED, "newcomers": "news=3"}),
+    (Can.MEMORY, {**TIED, "robust.kind": "median"}),
+    (Can.PARAMETERS, {**TIED, **LINEAR}),
+    (Can.VALIDATION, {**PARITY, **USER}),
+    (Can.VALIDATION, {**PARITY, **USER, "coupling.judged": "training"}),
+    (Can.KNOWN_USERS, {**PARITY, **NEW}),
     (Can.ONE_PHASE, {**AGREED, **TWICE}),
     (Can.ONE_PHASE, {**LINEAR, **TWICE}),
     (Can.COMMON_START, {**AGREED, "drift.normalise": True}),
@@ -197,7 +218,21 @@ MORE: list[tuple[Can, Flat]] = [
     (Can.INCREMENTS, {**DUALS, "method": "fednova"}),
     (Can.INCREMENTS, {**DUALS, **SGD}),
     (Can.INCREMENTS, {**DUALS, **AT_CLIENT}),
+    (Can.TOGETHER, {**BUFFER, **SGD}),
+    (Can.TOGETHER, {**BUFFER, **USER}),
+    (Can.TOGETHER, {**BUFFER, **LATE}),
+    (Can.TOGETHER, {**BUFFER, "dropout": "0.2"}),
+    (Can.MEMORY, {**BUFFER, "method": "mr-mtl"}),
+    (Can.INCREMENTS, {**BUFFER, **ADMM}),
+    (Can.INCREMENTS, {**BUFFER, **LIMITS}),
+    (Can.SUMS, {**BUFFER, **SECURE}),
+    (Can.EXCHANGE, {**BUFFER, "method": "local"}),
+    (Can.COMMON_START, {**BUFFER, **AGREED}),
+    (Can.COMMON_START, {**BUFFER, "model": "slist"}),
+    (Can.COMMON_START, {**BUFFER, "model": "ials"}),
     (Can.STEPS, {**AT_CLIENT, "method": "fednova"}),
+    (Can.STEPS, {"codec.kind": "quantised", "method": "fednova"}),
+    (Can.SUMS, {**CLIENT, **SECURE, "privacy.where": "sum", "codec.kind": "low-rank"}),
     (Can.STEPS, {"method": "median", "drift.normalise": True}),
     (Can.GRAM, {"method": "median", "descent.aggregator": "mgda"}),
     (Can.ROWS, {**CLIENT, **SECURE}),

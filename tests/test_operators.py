@@ -1,6 +1,6 @@
 """Server operators as proximal maps, and `tie`: an operator on every row of a table over the clients that carry it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fedrec.federation.coordination.halves import tie
+from fedrec.errors import UserError
+from fedrec.federation.coordination import Coupling, halves
+from fedrec.federation.coordination.balls import shrink
+from fedrec.federation.coordination.halves import Hub, tie
 from fedrec.federation.coordination.operators import (
     Ball,
     Box,
@@ -158,6 +161,63 @@ def test_limits_of_the_regularised_operators() -> None:
     assert apart(Mixture(((1.0,), (1.0,), (1.0,), (1.0,)))(v, p, 1.0), mean) < 1e-12
 
 
+def test_an_edge_counts_by_its_weight() -> None:
+    """A weight of 2 is the edge twice, of 0 none; a strength is a weight of all."""
+    p, v, edges = weights(2, 4), drawn(2, 4, 3), ((0, 1), (1, 2), (3, 0))
+    weighed = Graph(4, edges, 0.7, (2.0, 1.0, 0.0))
+    assert apart(weighed(v, p, 1.3), Graph(4, ((0, 1), (0, 1), (1, 2)), 0.7)(v, p, 1.3)) < 1e-12
+    assert apart(Graph(4, edges, 0.7, (3.0,) * 3)(v, p, 1.3), Graph(4, edges, 2.1)(v, p, 1.3)) < 1e-12
+    part, some = weighed.restrict([1, 0, 2]), Graph(3, ((1, 0), (0, 2)), 0.7, (2.0, 1.0))
+    assert part == some
+    assert apart(part(v[:3], p[:3], 1.3), Graph(3, ((0, 1), (0, 1), (0, 2)), 0.7)(v[:3], p[:3], 1.3)) < 1e-12
+
+
+def test_edges_are_told_with_their_weights() -> None:
+    told = Coupling(kind="graph", rho=1.0, edges="a~b:2,b~c:d,c:d~a:0.5", strength=0.1)
+    assert told.operator(["a", "b", "c:d"]) == Graph(3, ((0, 1), (1, 2), (2, 0)), 0.1, (2.0, 1.0, 0.5))
+    plain = Coupling(kind="graph", rho=1.0, edges="a~b,b~c").operator(["a", "b", "c"])
+    assert isinstance(plain, Graph) and plain.weights is None
+
+
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (lambda: Graph(3, ((0, 3),), 1.0), r"^edges: must be pairs of two of the clients 0 to 2, found \(0, 3\)"),
+        (lambda: Graph(3, ((-1, 1),), 1.0), r"^edges: .*found \(-1, 1\)"),
+        (lambda: Graph(3, ((1, 1),), 1.0), r"^edges: .*found \(1, 1\)"),
+        (lambda: Graph(3, ((0, 1),), -1.0), r"^strength: must be finite and >= 0, found -1.0"),
+        (lambda: Graph(3, ((0, 1),), 1.0, (1.0, 2.0)), r"^weights: must be one for each of the 1 edges, found 2"),
+        (lambda: Graph(3, ((0, 1),), 1.0, (NAN,)), r"^weights: must be finite and >= 0, found nan"),
+        (lambda: Graph(3, (), 1.0)(drawn(0, 2, 2), weights(0, 2), 1.0), r"^clients: must be of the 2 .*found 3"),
+        (lambda: MeanRegularised(NAN), r"^strength: must be finite and >= 0, found nan"),
+        (lambda: MeanRegularised(INF), r"^strength: .*found inf"),
+        (lambda: Mixture(((1.0,), (1.0, 2.0))), r"^mixing: must be rows of one length > 0, found lengths \[1, 2\]"),
+        (lambda: Mixture(()), r"^mixing: must be rows of one length > 0"),
+        (lambda: Mixture(((1.0,), (INF,))), r"^mixing: must be finite, found \(inf,\)"),
+        (lambda: Mixture(((1.0,),))(drawn(0, 2, 2), weights(0, 2), 1.0), r"^mixing: must be of the 2 .*found 1"),
+        (lambda: Clusters((0,))(drawn(0, 2, 2), weights(0, 2), 1.0), r"^groups: must be of the 2 .*found 1"),
+        (lambda: SumTo(NAN), r"^total: must be finite, found nan"),
+        (lambda: Ball(0.0), r"^radius: must be finite and > 0, found 0.0"),
+        (lambda: Ball(NAN), r"^radius: .*found nan"),
+        (lambda: Box(-1.0), r"^bound: must be finite and > 0, found -1.0"),
+        (lambda: Box(INF), r"^bound: .*found inf"),
+        *((lambda r=r: hub(r, 1.0), rf"^rho: must be finite and >= 0, found {r}") for r in (NAN, INF, -1.0)),
+        *((lambda w=w: hub(1.0, w), rf"^weight of a: must be finite and > 0, found {w}") for w in (0.0, -1.0, NAN)),
+    ],
+)
+def test_what_no_operator_can_mean_is_refused(make: Callable[[], object], text: str) -> None:
+    with pytest.raises(UserError, match=text):
+        make()
+
+
+def hub(rho: float, weight: float) -> Hub:
+    x = {"x": torch.zeros(1)}
+    return Hub(Mean(), rho, {"a": Carrier("a", x, {}, weight)}, {"a": x})
+
+
 # Six server rows; row 5 has no carrier, row 0 one, rows 2 and 3 all.
 CARRIED = ([0, 2, 3], [1, 2, 3, 4], [2, 3, 4], [1, 2, 3])
 
@@ -214,9 +274,12 @@ def test_a_ball_bounds_all_that_a_client_carries_together(operator: Operator) ->
         assert apart(flat(again), z) < 1e-9, "consensus row by row holds inside the ball"
 
 
-def test_the_consensus_ball_with_different_catalogues_is_the_solvers() -> None:
-    carriers, v = catalogues(0)
-    p, table, body = weights(0, 4).numpy(), cp.Variable((6, 2)), cp.Variable((2, 3))
+@pytest.mark.parametrize("radius", [1.6, 0.9, 0.1])
+@pytest.mark.parametrize("seed", range(2))
+def test_the_consensus_ball_with_different_catalogues_is_the_solvers(seed: int, radius: float) -> None:
+    """With one client at its bound, with some, and with all."""
+    carriers, v = catalogues(seed)
+    p, table, body = weights(seed, 4).numpy(), cp.Variable((6, 2)), cp.Variable((2, 3))
     objective, limits = 0, [table[5] == 0]
     for i, rows in enumerate(CARRIED):
         objective += p[i] * cp.sum_squares(table[rows] - v[i]["item_table"].numpy())
@@ -224,9 +287,53 @@ def test_the_consensus_ball_with_different_catalogues_is_the_solvers() -> None:
         if i != 3:
             objective += p[i] * cp.sum_squares(body - v[i]["body.0.weight"].numpy())
             mine.append(cp.vec(body, order="C"))
-        limits.append(cp.norm(cp.hstack(mine)) <= 0.9)
+        limits.append(cp.norm(cp.hstack(mine)) <= radius)
     minimise(objective, limits)
-    z = tie(Within(Mean(), Ball(0.9)), carriers, v, 1.0)
+    z = tie(Within(Mean(), Ball(radius)), carriers, v, 1.0)
     reference: Array = np.asarray(table.value)
     assert apart([one["item_table"] for one in z], [reference[rows] for rows in CARRIED]) < 1e-5
     assert apart([one["body.0.weight"] for one in z[:3]], [np.asarray(body.value)] * 3) < 1e-5
+
+
+@settings(max_examples=40)
+@given(st.integers(0, 2**31), st.integers(1, 6), st.integers(1, 12), st.floats(-6, 0.1))
+def test_multipliers_of_balls_meet_the_conditions_of_the_best(seed: int, n: int, patterns: int, digits: float) -> None:
+    """min sum_S a_S e_S (1 - c_S)^2 with sum_{S of i} e_S c_S^2 <= r^2: no feasible c lies along its descent."""
+    g = generator(seed, "balls")
+    member = g.random((patterns, n)) < 0.6
+    member[np.arange(patterns), g.integers(0, n, patterns)] = True  # nobody's rows do not exist
+    carried, p, e = torch.from_numpy(member.astype(float)), g.uniform(0.2, 3, n), g.exponential(size=patterns)
+    mass, square = torch.from_numpy(member @ p), torch.from_numpy(e)
+    longest = float((square @ carried).max()) ** 0.5
+    radius = 10.0**digits * longest
+    c = shrink(square, mass, carried, radius)
+    within = ((square * c.square()) @ carried).sqrt() / radius
+    assert float(within.max()) <= 1 + 1e-12 and float(c.min()) >= 0 and float(c.max()) <= 1
+    if digits > 1e-9:
+        assert bool((c == 1).all())
+    uphill = mass * square * (1 - c)
+    for _ in range(50):
+        other = torch.from_numpy(g.uniform(0, 1, patterns))
+        other = other * min(1.0, radius / float(((square * other.square()) @ carried).max()) ** 0.5)
+        assert float(uphill @ (other - c)) <= 1e-9 * float(uphill @ c) + 1e-15
+
+
+def test_balls_with_known_answers() -> None:
+    one = torch.ones(1, dtype=torch.float64)
+    assert shrink(9 * one, 2 * one, torch.ones(1, 3).double(), 1.0).tolist() == pytest.approx([1 / 3], rel=1e-12)
+    # Client 0 carries all and is alone at its bound: each row yields by its mass, 1/(1 + t) and 2/(2 + t) at t = 2.
+    square, mass = torch.tensor([9.0, 4.0]).double(), torch.tensor([1.0, 2.0]).double()
+    found = shrink(square, mass, torch.tensor([[1.0, 0.0], [1.0, 1.0]]).double(), 2.0**0.5)
+    assert found.tolist() == pytest.approx([1 / 3, 1 / 2], rel=1e-12)
+
+
+def test_sets_around_consensus_of_unlike_catalogues_take_no_alternation(monkeypatch: pytest.MonkeyPatch) -> None:
+    carriers, v = catalogues(0)
+    monkeypatch.setattr(halves, "proximal_point", None)
+    for inner in (Mean(), Clusters((0, 0, 1, 1))):
+        free = tie(inner, carriers, v, 1.0)
+        boxed = tie(Within(inner, Box(0.3)), carriers, v, 1.0)
+        assert all(
+            torch.equal(z[name], y[name].clamp(-0.3, 0.3)) for z, y in zip(boxed, free, strict=True) for name in z
+        )
+        tie(Within(inner, Ball(0.3)), carriers, v, 1.0)

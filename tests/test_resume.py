@@ -69,6 +69,7 @@ CASES: dict[str, dict[str, Any]] = {
     "no-harm": {},
     "tied-losses": {"coupling": {"rho": 1e-3, "duals": True, "ties": "losses: parity(0.001);harm: at-most(0)"}},
     "turnout": {**COUPLED, "participation": 0.7, "dropout": "0.2", "quorum": 0.0},
+    "fedbuff": {"asynchrony": {"buffer": 2, "spread": 1.0}, "clients": 5},
     "agreement": {"volunteers": 20, "model": "mf;shop=mlp"},
     "sweeps": {"model": "ials", "ials": {"d": 4}, "dropout": "2:shop"},
     "sums": {
@@ -82,7 +83,14 @@ CASES: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_run_that_is_broken_off_in_any_round_ends_as_if_it_had_not_been(case: str, tmp_path: Path) -> None:
-    method = {"clusters-admm": "admm", "tied-losses": "admm", "turnout": "admm", "sums": "fedper", "sweeps": "fedper"}.get(case, case)
+    method = {
+        "clusters-admm": "admm",
+        "tied-losses": "admm",
+        "turnout": "admm",
+        "fedbuff": "fedyogi",
+        "sums": "fedper",
+        "sweeps": "fedper",
+    }.get(case, case)
     e = experiment(method, rounds=4, **CASES[case])
     whole = into(tmp_path / "whole", e)
     broken = tmp_path / "broken"

@@ -150,6 +150,7 @@ TABLES = Rule(lambda e: e.adds_up and e.sums.active, "tables of sums (add --sums
 FOUND = Rule(
     lambda e: TABLES.acts(e) and not e.sums.basis, f"{TABLES.needs}, of a subspace that passes find (no --sums.basis)"
 )
+BUFFERED = Rule(lambda e: e.asynchrony.buffer > 0, "a buffer of answers (add --asynchrony.buffer 2)")
 MANY = Rule(lambda e: not e.pool, "more than the one pooled client (take another --method)")
 
 
@@ -218,6 +219,9 @@ RULES: dict[str, Rule] = {
     "descent.eps": chosen("descent.aggregator", "fedmgda"),
     "descent.c": chosen("descent.aggregator", "cagrad"),
     **each("descent.optimiser descent.lr", PARAMETERS),
+    "descent.beta1": chosen("descent.optimiser", "momentum", "adam", "yogi", "adagrad"),
+    "descent.beta2": chosen("descent.optimiser", "adam", "yogi"),
+    "descent.tau": chosen("descent.optimiser", "adam", "yogi", "adagrad"),
     **each("drift.correction drift.normalise drift.personal", PARAMETERS),
     "drift.weight": Rule(
         lambda e: bool(e.share) and e.drift.second,
@@ -232,7 +236,14 @@ RULES: dict[str, Rule] = {
     "robust.m": chosen("robust.kind", "multi-krum"),
     "robust.norm": chosen("robust.kind", "clip"),
     "codec.kind": SHARED,
-    "codec.fraction": chosen("codec.kind", "top-k"),
+    "codec.fraction": chosen("codec.kind", "top-k", "random-k", "count-sketch", "projection"),
+    **each("codec.bits codec.block", chosen("codec.kind", "quantised")),
+    "codec.rank": chosen("codec.kind", "low-rank"),
+    "codec.hashes": chosen("codec.kind", "count-sketch"),
+    "codec.feedback": Rule(
+        lambda e: tied(e) and e.codec.active and not e.coupling.duals,
+        "a codec, and no duals, whose tie owes what a payload lacks (add --codec.kind quantised)",
+    ),
     "data_dir": Rule(lambda e: e.dataset in ("table", *LAYOUTS), "data of a file or a folder (add --dataset table)"),
     "columns": READ,
     **{f"reading.{name}": READ for name in Reading.model_fields},
@@ -296,7 +307,12 @@ RULES: dict[str, Rule] = {
     **each("lora.form lora.alpha", LORA),
     "batch_size": Rule(batched, "steps on rows, for privacy.unit user draws users (take privacy.rate)"),
     "weights": Rule(lambda e: MANY.acts(e) and PASSES.acts(e), f"{MANY.needs}, and {PASSES.needs}"),
-    "participation": MANY,
+    "participation": Rule(
+        lambda e: MANY.acts(e) and not e.asynchrony.buffer,
+        f"{MANY.needs}, and rounds that wait: with a buffer asynchrony.concurrency says how many train at once",
+    ),
+    **each("asynchrony.buffer asynchrony.spread asynchrony.jitter", SHARED),
+    **each("asynchrony.concurrency asynchrony.discount", BUFFERED),
     "eval_every": Rule(lambda e: e.rounds > 1, "more than one round (take more --rounds)"),
     "deadline": Rule(
         lambda e: e.engine != "batched", "an engine whose clients answer one by one (add --engine process)"

@@ -126,11 +126,41 @@ class Logits(Mapped):
         return value
 
 
+@dataclass(frozen=True)
+class Both(Mapped):
+    """Shared parameters and, beside them, logits: a client starts from the first and is pulled to both."""
+
+    sharing: Sharing
+    logits: Logits
+
+    def split(self, params: Mapping[str, Tensor]) -> tuple[Params, Params]:
+        """See Mapped."""
+        shared, private = self.sharing.split(params)
+        return {**shared, **self.logits.split(params)[0]}, private
+
+    def join(self, shared: Mapping[str, Tensor], private: Mapping[str, Tensor]) -> Params:
+        """See Mapped."""
+        return self.sharing.join(without_logits(shared), private)
+
+    def x(self, params: Mapping[str, Tensor]) -> Params:
+        """See Mapped."""
+        return {**self.sharing.split(params)[0], **self.logits.x(params)}
+
+    def pull(self, anchor: Params, rho: float, rng: np.random.Generator) -> Term:
+        """See Mapped; of the logits alone, since the shared parameters have a proximal term of their own."""
+        return self.logits.pull(anchor, rho, rng)
+
+
+def without_logits(shared: Mapping[str, Tensor]) -> Params:
+    """Return what is exchanged but for the logits."""
+    return {name: value for name, value in shared.items() if name != LOGITS}
+
+
 def row_ids(shared: Mapping[str, Tensor], data: ClientData, channel: Channel) -> dict[str, Ints]:
     """Return the global row ids of the key spaces that a client's shared tables need, and sums over many items."""
     ids = {"user": data.users, "item": data.items}
-    if isinstance(channel, Logits):
-        ids["probe"] = channel.ids
+    if isinstance(channel, Logits | Both):
+        ids["probe"] = (channel.logits if isinstance(channel, Both) else channel).ids
     rows = {TABLES[name]: ids[TABLES[name]] for name in shared if name in TABLES}
     many = CROSS in shared and EXACT < len(shared[CROSS]) != len(data.items)
     return rows | {PAIR: data.items} if many else rows  # see `SummedRecommender.apart`
@@ -144,7 +174,8 @@ def channel_of(experiment: Experiment, data: ClientData) -> Channel:
         ids = ids[np.isin(ids % count, data.items) & np.isin(ids // count, data.users)]
         user, item = np.searchsorted(data.users, ids // count), np.searchsorted(data.items, ids % count)
         rows = torch.from_numpy(user), torch.from_numpy(item)
-        return Logits(model, chosen.task, ids, *rows, chosen.scale, chosen.batch)
+        logits = Logits(model, chosen.task, ids, *rows, chosen.scale, chosen.batch)
+        return Both(e.sharing(), logits) if e.share else logits
     if e.coupling.kind == "linear":
         return Linear(e.sharing(), client_map(e.coupling.maps, e.coupling.width, data.name, model.dim, e.seed))
     return e.sharing()

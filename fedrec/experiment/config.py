@@ -30,6 +30,7 @@ from fedrec.experiment.needs import value_of
 from fedrec.experiment.parts import check_parts
 from fedrec.experiment.privacy import Privacy, SecureSum
 from fedrec.federation.agreement import Agreement
+from fedrec.federation.asynchrony import Asynchrony
 from fedrec.federation.codecs import Coding
 from fedrec.federation.coordination import BudgetRule, Coupling, Descent, Drift
 from fedrec.federation.methods import TABLE
@@ -227,6 +228,7 @@ class Experiment(Method):
     quorum: float = Field(
         0.5, ge=0, le=1, description="fraction of a round's clients that must answer, or the run ends"
     )
+    asynchrony: Asynchrony = Field(Asynchrony(), description="rounds that wait for nobody, and the clock of clients")
     newcomers: str = Field(
         "",
         description="clients that join in a later round and train only what is private: 'shop=10;news=12'; nothing of "
@@ -366,7 +368,7 @@ class Experiment(Method):
     @property
     def personal(self) -> bool:
         """Whether a client's copy of the shared parameters may differ from the server's."""
-        if self.agreement.active:
+        if self.agreement.active and not self.share:
             return False  # there are none
         # Under secure sums, what few clients carry stays at home.
         return self.coupling.personal or self.trains_copies or self.secure.active

@@ -153,6 +153,11 @@ def rho_of(e: Any) -> str:
     return shown(e.coupling.rho) if e.coupling.rho else ""
 
 
+def held_out_losses(e: Any) -> str:
+    """Return the losses that ties name, where they are those of held-out rows."""
+    return ",".join(e.coupling.priced) * (e.coupling.judged == "validation")
+
+
 def solved_head(e: Any) -> str:
     """Return the second model that is a private head around sums."""
     return str(e.drift.personal) if e.by_sums and e.drift.personal in ("ditto", "apfl") else ""
@@ -183,6 +188,17 @@ def asked_to_stack(e: Any) -> str:
     return "" if e.pool else "batched" if e.engine == "batched" else f"{e.engine} with stack yes" * (e.stack == "yes")
 
 
+def not_linear(e: Any) -> str:
+    """Return the codec whose payloads do not add up."""
+    return str(e.codec.kind * (e.codec.active and not e.codec.linear))
+
+
+def owing(e: Any) -> str:
+    """Return the codec whose payloads hold what earlier ones lacked."""
+    return str(e.codec.kind * (e.codec.active and e.codec.feedback))
+
+
+BUFFERED = "a buffer is of answers that began in different rounds"
 ONE_ROUND = "the server steps along what it makes of one round's answers"
 ONE_MEAN = "what is released of whole clients is one noisy mean with fixed weights"
 NO_STEPS = (
@@ -252,13 +268,12 @@ PARTS = (
         why="it is empty (add --share shared-body)",
         here=lambda e: "nothing" * (not e.share and not e.agreement.active),
     ),
-    takes("share", Can.LOGITS, why="parameters would travel beside them"),
     takes("share", Can.TABLES, why="maps act on rows (add --share item_table)", here=other_than_tables),
     needs("agreement.items", *AGREES, Can.ROWS),
     takes("agreement.items", Can.COMMON_START, Can.PARAMETERS, why="logits travel, and clients keep their own"),
     takes("volunteers", Can.PUBLIC_USERS, why="there are none (add --volunteers 60)", here=(0,)),
     takes("volunteers", Can.HIDDEN_USERS, why="volunteers gave up what is protected"),
-    needs("newcomers", Can.EXCHANGE, Can.LISTENERS, Can.ALONE),
+    needs("newcomers", Can.EXCHANGE, Can.LISTENERS, Can.ALONE, Can.TOGETHER),
     takes("newcomers", Can.MEMORY, Can.INCREMENTS, why="newcomers send nothing"),
     # What the server makes of the answers.
     needs("coupling.rho", Can.APPROACH, here=lambda e: rho_of(e) * (e.coupling.kind == "mean")),
@@ -266,20 +281,37 @@ PARTS = (
     needs("coupling.kind", Can.GRADIENTS, here=lambda e: e.coupling.kind * (":" in e.coupling.kind)),
     needs("coupling.kind", Can.TABLES, Can.TIE, Can.ONE_PHASE, here=("linear",)),
     takes("coupling.kind", Can.COMMON_START, Can.PARAMETERS, why="clients keep their own rows", here=("linear",)),
-    needs("coupling.ties", Can.MEMORY, Can.INCREMENTS, Can.GRADIENTS, Can.TIE, Can.DUALS, Can.PARAMETERS),
+    takes("coupling.kind", Can.LOGITS, why="maps act on rows", here=("linear",)),
+    takes(
+        "agreement.items",
+        Can.LISTENERS,
+        why="logits travel beside what is shared",
+        here=lambda e: shown(e.agreement.items) * (e.agreement.active and bool(e.share)),
+    ),
+    needs("coupling.ties", Can.EXCHANGE, Can.GRADIENTS),
+    needs("coupling.ties", Can.PARAMETERS, here=lambda e: e.coupling.ties * (not e.agreement.active)),
+    needs("coupling.ties", Can.MEMORY, Can.INCREMENTS, Can.TIE, Can.DUALS),
     needs("coupling.ties", Can.VALIDATION, here=lambda e: ",".join(e.coupling.priced)),
+    needs("coupling.ties", Can.KNOWN_USERS, here=held_out_losses),
     needs("coupling.radius", Can.MEMORY),
     needs("coupling.bound", Can.MEMORY),
     needs("coupling.balance", Can.RESIDUALS),
     needs("coupling.duals", Can.INCREMENTS),
-    takes("coupling.duals", Can.DUALS, why="there are none (add --coupling.duals)", here=(False,)),
+    takes(
+        "coupling.duals", Can.DUALS, why="there are none (add --coupling.duals, or take --method admm)", here=(False,)
+    ),
     needs("phases", Can.GRADIENTS),
     needs("transform", Can.GRADIENTS),
     needs("objective", Can.GRADIENTS),
     needs("lrs", Can.GRADIENTS),
     needs("codec.kind", Can.GRADIENTS),
     needs("coupling.rho", Can.GRADIENTS, here=lambda e: rho_of(e) * (e.coupling.kind != "mean")),
-    takes("coupling.rho", Can.TIE, why="nothing else ties a client (add --coupling.rho 1e-4)", here=(0,)),
+    takes(
+        "coupling.rho",
+        Can.TIE,
+        why="nothing else ties a client (add --coupling.rho 1e-4, or take --method admm)",
+        here=(0,),
+    ),
     takes("coupling.rho", Can.UNPULLED, why="the delta is made when training is over"),
     needs("budget.margin", Can.VALIDATION, here=lambda e: shown(e.budget.margin) * (e.budget.margin is not None)),
     needs("budget.limits", Can.VALIDATION),
@@ -289,22 +321,30 @@ PARTS = (
     needs("descent", Can.COMMON_START, here=server_step),
     takes("descent", Can.MEMORY, Can.INCREMENTS, why=ONE_ROUND, here=server_step),
     needs("descent.aggregator", Can.GRAM),
+    needs("asynchrony.buffer", Can.EXCHANGE, Can.COMMON_START, Can.PARAMETERS),
+    takes("asynchrony.buffer", Can.MEMORY, Can.INCREMENTS, Can.SUMS, Can.TOGETHER, why=BUFFERED),
+    needs("dropout", Can.TOGETHER, here=lambda e: e.dropout * (e.dropout not in ("", "0"))),
     needs("robust.kind", Can.ROWS),
     takes("robust.kind", Can.MEMORY, Can.INCREMENTS, why=ONE_ROUND),
     takes("robust.kind", Can.GRAM, why="the rule combines the answers itself"),
     takes("robust.kind", Can.STEPS, why="the rule believes nothing that a client says of its steps"),
-    takes("codec.kind", Can.SUMS, why="a sum of what is encoded stands for nothing"),
-    takes("codec.kind", Can.STEPS, why="what arrives holds what earlier rounds still owed"),
+    takes("codec.kind", Can.SUMS, why="a sum of what it makes stands for nothing (take random-k)", here=not_linear),
+    takes(
+        "codec.kind",
+        Can.STEPS,
+        why="what arrives holds what earlier rounds still owed (add --no-codec.feedback)",
+        here=owing,
+    ),
     # How a client trains.
     takes("phases", Can.ONE_PHASE, why="phases part what is trained (add --phases all)"),
     takes("objective", Can.UNIT_GRADIENTS, why="a term of one's own is of a batch, and of no unit"),
     takes("optimiser", Can.ONE_RATE, why="its rates differ (add --optimiser sgd --lr 10)", here=("adam", "adagrad")),
     takes("lrs", Can.ONE_RATE, why="modules have rates of their own"),
-    needs("drift.correction", Can.COMMON_START, Can.ONE_RATE, Can.ONE_PHASE, Can.STEPS),
+    needs("drift.correction", Can.COMMON_START, Can.ONE_RATE, Can.ONE_PHASE, Can.STEPS, Can.TOGETHER),
     takes("drift.correction", Can.MEMORY, Can.INCREMENTS, why=ONE_ROUND),
     takes("drift.correction", Can.UNPULLED, why="control variates count steps, of which it makes none"),
     takes("drift.correction", Can.LISTENERS, why="control variates are made of every client's part"),
-    needs("drift.normalise", Can.COMMON_START, Can.STEPS),
+    needs("drift.normalise", Can.COMMON_START, Can.STEPS, Can.TOGETHER),
     takes("drift.normalise", Can.INCREMENTS, why="changes of parameters are scaled to their steps"),
     needs("drift.personal", Can.COMMON_START, here=trained_copy),
     needs("drift.personal", Can.GIVEN_HEAD, here=solved_head),
@@ -316,7 +356,7 @@ PARTS = (
     # What is protected.
     takes("weights", Can.PUBLIC_WEIGHTS, why="they are made of the data (add --weights uniform)", here=examples),
     needs("patience", Can.VALIDATION),
-    needs("privacy.unit", Can.PUBLIC_WEIGHTS, Can.EXCHANGE, Can.PARAMETERS, Can.HIDDEN_USERS),
+    needs("privacy.unit", Can.PUBLIC_WEIGHTS, Can.EXCHANGE, Can.PARAMETERS, Can.HIDDEN_USERS, Can.TOGETHER),
     takes("privacy.unit", Can.VALIDATION, why="no noise covers it"),
     takes("privacy.unit", Can.LISTENERS, why="the promise is for the clients of every round"),
     needs("privacy.unit", Can.UNIT_GRADIENTS, Can.ALONE, here=inside),

@@ -9,6 +9,7 @@ from fedrec.errors import UserError
 from fedrec.experiment.choice import describe
 from fedrec.experiment.config import build
 from fedrec.experiment.privacy import UNBOUNDED
+from fedrec.federation.coordination.clauses import read_clause
 from fedrec.models import SUMMED
 from fedrec.models.quadratic import KINDS
 from fedrec.params import covers
@@ -32,6 +33,8 @@ def facts(run: Run) -> dict[str, str]:
     summed = option("model") in KINDS
     best = selected is not None and not run.record.get("privacy") and not (summed and not run.record.get("budgets"))
     chosen = f"round {selected}, the best on validation" if best else "the last round"
+    if best and any(read_clause(str(row["tie"])).of_losses for row in run.ties):
+        chosen += " of those that break the constraints of losses least"
     users = sum(int(c.get("users", 0)) for c in clients)
     held_out = sum(int(c.get("test", 0)) for c in clients)
     volunteers = int(option("volunteers", 0))
@@ -43,6 +46,7 @@ def facts(run: Run) -> dict[str, str]:
     return {
         "Model": model_of(run),
         "Method": f"{option('method', '?')}; shared: {shared(run)}",
+        **({"Constraints": "; ".join(str(row["tie"]) for row in run.ties)} if run.ties else {}),
         "Data": f"{option('dataset', '?')}: {plural(users, 'user')}{public}, {plural(held_out, 'test interaction')}",
         "Clients": f"{len(names):,}: {listing(names)}",
         "Tasks": str(option("task", "?")),

@@ -70,6 +70,14 @@ def number(x: float, digits: int = 3) -> str:
     return MINUS + text if x < 0 and float(f"{x:.{digits}f}") else text
 
 
+def significant(x: float) -> str:
+    """Return three digits of a number, without a leading zero; a dash for NaN."""
+    if math.isnan(x):
+        return DASH
+    text = f"{x:.3g}".replace("-", MINUS)
+    return text.replace("0.", ".", 1) if abs(x) < 1 else text
+
+
 def count(x: float) -> str:
     """Return a whole number with its thousands apart; a dash for NaN."""
     return DASH if math.isnan(x) else f"{x:,.0f}"
@@ -147,6 +155,22 @@ def answer(rows: pd.DataFrame) -> str:
     joined = ", ".join(parts[:-1]) + (", and " if len(parts) > 2 else " and " if len(parts) > 1 else "") + parts[-1]
     missing = f"; {counts['']:,} could not be compared" if "" in counts else ""
     return f"Of {plural(len(rows), 'client')}, working together {joined}{missing}."
+
+
+def _constraints(run: Run) -> Iterator[Caution]:
+    """Yield which constraints do not hold, and by how much."""
+    by = {
+        word: [f"{row['tie']} (by {significant(row['residual'])})" for row in run.ties if row["verdict"] == word]
+        for word in ("infeasible", "violated")
+    }
+    if by["infeasible"]:
+        text = f"No point meets all of them; the nearest breaks {listing(by['infeasible'])}. Of straight and of convex "
+        text += "constraints that is proved; of others it holds near that point."
+        yield Caution("bad", "Infeasible constraints", text)
+    if by["violated"]:
+        text = f"The round that was tested breaks {listing(by['violated'])}. More rounds may help; a multiplier that "
+        text += "keeps growing says that a constraint cannot be met."
+        yield Caution("bad", "Violated constraints", text)
 
 
 def _losses(primary: pd.DataFrame) -> Iterator[Caution]:
@@ -310,6 +334,6 @@ def warnings(run: Run, primary: pd.DataFrame, said: Collection[str] = ()) -> lis
 
     `primary` are the rows of `comparison` that speak for a task, `said` notes on the data that the reader has seen.
     """
-    first = (_protocol(run), _privacy(run), _losses(primary), _faults(run))
+    first = (_protocol(run), _privacy(run), _constraints(run), _losses(primary), _faults(run))
     cautions = chain(*first, _newcomers(run), _student(run), _tasks(run), _data(run, said))
     return sorted(cautions, key=lambda warning: ("bad", "care", "note").index(warning.tone))

@@ -8,6 +8,7 @@ from markupsafe import Markup
 
 from fedrec.metrics import higher_is_better, sign
 from fedrec.report import plots
+from fedrec.report.constraints import by_round, constraints, explained
 from fedrec.report.facts import facts, model_of
 from fedrec.report.findings import DASH, MANY, WORST, answer, headline, label, listing, plural, size, warnings
 from fedrec.report.price import price_rows
@@ -24,6 +25,7 @@ ROUND_CURVES = {
     "primal_residual": "primal residual |X - Z|",
     "dual_residual": "dual residual rho |Z+ - Z|",
     "violation": "largest budget violation",
+    "staleness": "mean age of the answers in rounds",
 }
 # What the metrics of tasks about items are, beside their names.
 MEANINGS = {
@@ -73,6 +75,7 @@ def page(run: Run) -> str:
         curves=_curves(run, primary),
         model=model_of(run),
         sums=sums_told(run),
+        constraints=_constraints(run),
         **_budgets(run),
         quantiles=list(QUANTILES),
         privacy=run.record.get("privacy"),
@@ -191,6 +194,23 @@ def _curves(run: Run, primary: pd.DataFrame) -> list[Figure]:
             picture = plots.line(run.rounds["round"], run.rounds[column], selected, column, words, f"{words} by round.")
             out.append(Figure(picture, f"{words[0].upper()}{words[1:]} by round."))
     return out
+
+
+def _constraints(run: Run) -> dict[str, Any] | None:
+    """Return how every constraint of named blocks stands, what the numbers mean, and how they went."""
+    if not run.ties:
+        return None
+    rows, drawn, selected = constraints(run), by_round(run)[:WORST], run.record.get("selected_round")
+    broken = sum(row.verdict != "met" for row in rows)
+    words = f"{broken} of {plural(len(rows), 'constraint')} not met." if broken else "Every constraint is met."
+    alt = f"Residual and multiplier by round of {plural(len(drawn), 'constraint')}."
+    picture = plots.stacked(run.rounds["round"], drawn, selected, "constraints", alt) if drawn else None
+    caption = f"By how much each constraint was missed, and its price, by round; the circle marks round {selected}."
+    return {
+        "words": f"{words} {explained(run)}",
+        "rows": rows,
+        "figure": Figure(picture, caption) if picture else None,
+    }
 
 
 def _budgets(run: Run) -> dict[str, Any]:

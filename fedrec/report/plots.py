@@ -166,6 +166,32 @@ def line(x: pd.Series, y: pd.Series, selected: int | None, name: str, label: str
         return svg(figure, name, alt)
 
 
+def stacked(
+    x: pd.Series, rows: Sequence[tuple[str, pd.Series, pd.Series]], selected: int | None, name: str, alt: str
+) -> Markup:
+    """Return a row of two panels by round for each (title, residual, multiplier)."""
+    with mpl.rc_context(STYLE):
+        figure, panels = subplots(len(rows), 2, 0.3 + 1.75 * len(rows))
+        for line, (title, *values) in zip(panels, rows, strict=True):
+            for axes, y, label in zip(line, values, ("residual", "multiplier"), strict=True):
+                y = y.dropna()
+                at = x[y.index]
+                if not y.any():  # a line along the axis
+                    axes.text(0.5, 0.5, f"{label} 0 in every round", ha="center", color=MUTED, transform=axes.transAxes)
+                    axes.axis("off")
+                    continue
+                axes.plot(at, y, color=OURS, linewidth=1.8, marker="o", markersize=2, clip_on=False)
+                chosen = at == selected
+                circle = {"color": OURS, "markersize": 8, "fillstyle": "none", "clip_on": False}
+                axes.plot(at[chosen], y[chosen], "o", **circle)
+                axes.set_ylim(0, 1.1 * float(y.max()))
+                _ticks(axes, y=label, rounds=True)
+            line[0].set_title(shorten(title, 52))
+        for axes in panels[-1]:
+            axes.set_xlabel("round")
+        return svg(figure, name, alt)
+
+
 def traffic(table: pd.DataFrame, unit: str, name: str, alt: str) -> Markup:
     """Return the amounts that went up and down by round; `table` has `round`, `up`, `down` in `unit`."""
     with mpl.rc_context(STYLE):

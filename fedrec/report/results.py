@@ -45,17 +45,19 @@ class Results:
         return rows.drop_duplicates(KEY, keep="last").set_index(KEY)["value"]
 
 
-def read_table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
+def read_table(path: Path, columns: Sequence[str], named: bool = True) -> pd.DataFrame:
     """Return a CSV file with at least `columns`; an absent or empty file is an empty table.
 
-    A name stays the text it is ("007", "NA"); only numbers can be missing. Raises UserError for a missing column.
+    A name stays the text it is ("007", "NA"); only numbers can be missing, which are all that is not `named`. Raises
+    UserError for a missing column.
     """
     if not path.exists() or not path.stat().st_size:
         return pd.DataFrame(columns=list(columns))
     names = ("client", "user", "item", "split", "task", "metric", "direction", "parameter", "device", "during", "kind")
     counts = ("round", "value", "weight", "rows", "bytes", "seconds", "train_loss", "bytes_up", "bytes_down")
     types: dict[Any, Any] = dict.fromkeys((*names, "text"), str)
-    missing = {name: ["", "nan", "NaN"] for name in (*counts, *STUDENT[3:], *CHANGED[3:])}
+    nothing = ["", "nan", "NaN"]
+    missing = dict.fromkeys((*counts, *STUDENT[3:], *CHANGED[3:]), nothing) if named else nothing
     return checked(path, pd.read_csv(path, dtype=types, keep_default_na=False, na_values=missing), columns)
 
 

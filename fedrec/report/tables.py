@@ -91,6 +91,12 @@ class Run:
         """Return an option of the experiment."""
         return self.record.get("experiment", {}).get(name, default)
 
+    @property
+    def ties(self) -> list[dict[str, Any]]:
+        """How every constraint of named blocks stands in the round that was tested, as the record has it."""
+        found: list[dict[str, Any]] = self.record.get("ties", [])
+        return found
+
     def leaking(self) -> bool:
         """Tell whether training avoided the held-out items, so that no metric can be trusted."""
         return bool(self.option("negatives") == "published")
@@ -162,7 +168,7 @@ def read_once(run_dir: Path, files: tuple[tuple[str, int, int], ...]) -> Run:
         read_results(run_dir),
         {name: measured[name] for name in BASELINES if name in measured},
         read_results(own) if is_measured(own) else None,
-        read_table(run_dir / "rounds.csv", ["round"]),
+        read_table(run_dir / "rounds.csv", ["round"], named=False),
         ledger,
         read_table(run_dir / "student.csv", STUDENT),
         read_table(run_dir / "faults.csv", FAULTS),

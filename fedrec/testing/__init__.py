@@ -7,7 +7,7 @@ What the package's own parts are held to is the same (`tests/test_contracts.py`)
 """
 
 from fedrec.testing.attacks import AttackContract
-from fedrec.testing.codecs import CodecContract
+from fedrec.testing.codecs import CodecContract, LinearCodecContract
 from fedrec.testing.contracts import (
     AggregatorContract,
     CompanionContract,
@@ -20,6 +20,7 @@ from fedrec.testing.contracts import (
     TransformContract,
     WeightingContract,
 )
+from fedrec.testing.ties import TieContract
 
 __all__ = [
     "AggregatorContract",
@@ -27,11 +28,13 @@ __all__ = [
     "CodecContract",
     "CompanionContract",
     "ConstraintContract",
+    "LinearCodecContract",
     "MetricContract",
     "ObjectiveContract",
     "RecommenderContract",
     "SourceContract",
     "TaskContract",
+    "TieContract",
     "TransformContract",
     "WeightingContract",
 ]

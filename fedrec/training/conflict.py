@@ -3,6 +3,7 @@
 Pseudo-gradients are g_i = z - x_i, stacked as G [K, P] in float64; every method needs only the Gramian G G^T [K, K].
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -43,7 +44,8 @@ def weights_of(
       |l_i - p_i| <= eps. A client without a gradient counts as a zero row.
     - cagrad (arXiv 2110.14048): d maximises min_i <g_i, d> in the ball |d - g_0| <= c |g_0|, g_0 = G_p, so
       d = g_0 + c |g_0| G_v / |G_v| with v = argmin <G_v, g_0> + c |g_0| |G_v| over D; where that G_v = 0, d is the
-      nearest such point to g_0. Alone, a client moves by (1 + c) g. One without a gradient counts in g_0 only.
+      nearest such point to g_0; where the Gramian cannot tell g_0 from 0 (below 1e-6 of the g_i), d = g_0. Alone, a
+      client moves by (1 + c) g. One without a gradient counts in g_0 only.
     - imtlg (Liu et al. 2021): d has the same inner product with every g_i / |g_i|. The sum of w is 1, or -1 where 1
       would climb every loss. Gradients that are dependent may allow d = 0 only: then least squares.
     - upgrad (arXiv 2406.16232): d = sum_i p_i times the projection of g_i on the cone {d : <g_j, d> >= 0 for all j}.
@@ -146,11 +148,16 @@ def _cagrad(unit: Floats, d: Floats, p: Floats, c: float) -> Floats:
 
     x(t), that set's point nearest to g_0, is g_0 plus a sum of the g_i with the multipliers as weights; its distance
     to g_0 grows with t. Lengths are in units of |g_0|.
+
+    Of nearly opposite gradients a Gramian tells the length of a sum only up to its rounding. The step from g_0 is cut
+    to be inside the ball for all that it may be, and is none where g_0 may be 0.
     """
-    g = _rows(unit)
-    start = (p * d) @ g
+    g, rounding = _rows(unit), float(unit.diagonal().max()) - 1  # what was added to make the Gramian definite
+    centre = p * d
+    start = centre @ g
     length = float(np.linalg.norm(start))
-    if c == 0 or length <= 1e-12 * float(p @ d):
+    least = math.sqrt(max(float(centre @ unit @ centre - 2 * rounding * centre @ centre), 0.0))
+    if c == 0 or least == 0:
         return p
     start = start / length
     low, high = float((d * (g @ start)).min()), float((d * (g @ start + c)).min())
@@ -164,7 +171,9 @@ def _cagrad(unit: Floats, d: Floats, p: Floats, c: float) -> Floats:
         low, high, extra = (middle, high, qp[4]) if inside else (low, middle, extra)
         if (middle := (low + high) / 2) in (low, high):
             break
-    return np.asarray(p + extra * length / d)
+    step = extra * length
+    most = math.sqrt(float(step @ unit @ step))
+    return np.asarray(p + step / d * min(1.0, c * least / most if most else 1.0))
 
 
 def _imtlg(unit: Floats, d: Floats) -> Floats:

@@ -12,7 +12,7 @@ from importlib import import_module
 from fedrec.errors import choose
 from simulations.start import ready, status_of
 from simulations.studies.harness import conduct
-from simulations.studies.options import WORDS, overview
+from simulations.studies.options import MODULES, WORDS, overview
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,7 +26,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def study(name: str, argv: Sequence[str]) -> None:
     """Run the study of a name; raises as `conduct` does."""
-    module = import_module(f"simulations.studies.{choose('study', name, WORDS)}")
+    choose("study", name, WORDS)
+    module = import_module(f"simulations.studies.{MODULES.get(name, name)}")
     if name == "speed":  # whose runs are compared within their repeats
         module.run(argv)
     else:

@@ -154,9 +154,7 @@ def apart(f: Values) -> Values:
     return found
 
 
-def violation(
-    name: str, f: Values, limit: float, each: dict[str, pd.DataFrame], alone: pd.DataFrame
-) -> Values | None:
+def violation(name: str, f: Values, limit: float, each: dict[str, pd.DataFrame], alone: pd.DataFrame) -> Values | None:
     """Return by how much the tie of an arm is broken [seeds] by losses [seeds, clients]; None of what has none."""
     found: Values | None = None
     if name == PARITY:

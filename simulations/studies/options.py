@@ -11,8 +11,11 @@ from fedrec.errors import Parser, UserError
 
 Options = Mapping[str, tuple[Any, str]]  # by name: the default, or the type of one that has none, and what it is
 WORDS = {
+    "async": "rounds that wait, and rounds of the first answers",
     "auditing": "canaries: does a run keep the epsilon that it promises?",
     "cold": "items that nobody has met: what content is worth",
+    "compression": "quality against bytes: codecs of what clients send",
+    "constraints": "every form of a tie against other solvers",
     "distillation": "small students of the clients' models: cost and accuracy",
     "fairness": "ties of losses at the test, and what they cost",
     "methods": "methods side by side, against training alone",
@@ -27,6 +30,7 @@ WORDS = {
     "tasks": "several tasks in one model, against each alone",
     "triples": "triples a second of matrix factorisation",
 }
+MODULES = {"async": "asynchrony"}  # of studies whose name is a keyword, and no module's
 SEEDS = "paired seeds: 0, 1, ... share data, start and order"
 REST = "Every option of a run may be given too, see python -m simulations.run --help."
 FIXED = ("speed",)  # whose experiments are fixed

@@ -447,7 +447,7 @@ def test_whether_training_diverged_is_not_told(unit: str, optimiser: str, tmp_pa
     z["item_table"][int(data.train.item[0])] = HUGE
     sent, client = Broadcast(1, z), Client(e, data, "cpu", tmp_path)
     envelope = Envelope.of(client, Layout({n: tuple(v.shape) for n, v in z.items()}, {
-        n: np.asarray(data.items) for n in z})) if unit == "sum" else None  # fmt: skip
+        n: np.asarray(data.items) for n in z}), 1) if unit == "sum" else None  # fmt: skip
     state, reply, start = trained(client, join(client)[0], sent, envelope)
     assert not reply.metrics and all(bool(value.isfinite().all()) for value in reply.values.values())
     assert all(bool(value.isfinite().all()) for value in state.now.private.values())

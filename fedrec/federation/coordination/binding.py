@@ -5,11 +5,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from fedrec.components import function_of
 from fedrec.errors import UserError, choose
-from fedrec.federation.coordination.clauses import MINIMAX, Clause
+from fedrec.federation.coordination.clauses import LINEAR, MINIMAX, Clause
 from fedrec.keyed import TABLES, Carrier
 from fedrec.params import Params, covers
 
@@ -28,7 +29,7 @@ class Bound:
     @property
     def unequal(self) -> bool:
         """Whether g is to be at most 0, and not 0."""
-        return self.clause.inequality or self.clause.form != ""
+        return self.clause.inequality or self.clause.form not in ("", LINEAR)
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,8 @@ def bind(clause: Clause, layout: Layout, carriers: Mapping[str, Carrier], scale:
         return _equation(clause, layout, carriers, scale)
     if clause.own or clause.function:
         return _own(clause, layout, carriers, scale)
+    if clause.form == LINEAR:
+        return _linear(clause, layout, carriers)
     names = [(client, name) for client, who in carriers.items() for b in clause.blocks for name in named(who, b)]
     if clause.form == "ball":
         radius, groups = (
@@ -144,6 +147,50 @@ def _equation(clause: Clause, layout: Layout, carriers: Mapping[str, Carrier], s
         return total + clause.constant
 
     return Bound(clause, g, len(factors[0][1]), True)
+
+
+def _linear(clause: Clause, layout: Layout, carriers: Mapping[str, Carrier]) -> Bound:
+    """Return sum_i G_i theta_i - c: of a table row by row, with G_i [m, width], else of the whole, G_i [m, entries]."""
+    maps = maps_of(clause)
+    chosen: list[tuple[str, str]] = []
+    for client in (name.removesuffix("/G") for name in maps if name != "c"):
+        choose(f"tie {clause.text!r}", client, list(carriers))
+        found = [name for block in clause.blocks for name in named(carriers[client], block)]
+        if len(found) != 1:
+            raise UserError(f"tie {clause.text!r}: must be of one parameter of {client}, found {', '.join(found)}")
+        chosen.append((client, found[0]))
+    rows = common_rows(clause, chosen, carriers)
+    parts = []
+    for (client, name), row in zip(chosen, rows, strict=True):
+        matrix, shape = maps[f"{client}/G"], carriers[client].like[name].shape
+        wide = math.prod(shape[1:]) if row is not None else math.prod(shape)
+        if matrix.dim() != 2 or matrix.shape[1] != wide:
+            raise UserError(f"tie {clause.text!r}: {client}/G must be [m, {wide}], found {list(matrix.shape)}")
+        parts.append((matrix, layout.index(client, name, row).reshape(-1, wide)))
+    if len({len(matrix) for matrix, _ in parts}) != 1 or maps["c"].shape != (len(parts[0][0]),):
+        sizes = ", ".join(str(list(matrix.shape)) for matrix, _ in parts)
+        raise UserError(f"tie {clause.text!r}: every G and c must have as many rows, found {sizes}")
+
+    def g(z: Tensor) -> Tensor:
+        """Return the sum over the clients."""
+        return (torch.stack([z[index] @ matrix.T for matrix, index in parts]).sum(0) - maps["c"]).reshape(-1)
+
+    return Bound(clause, g, len(parts[0][1]) * len(maps["c"]), True)
+
+
+def maps_of(clause: Clause) -> dict[str, Tensor]:
+    """Return the maps of a file, `CLIENT/G` and c, which is 0 without it; raises UserError for a file of others."""
+    (path,) = clause.arguments
+    try:
+        maps = {name: value.double() for name, value in load_file(path).items()}
+    except Exception as error:  # whatever a file may hold
+        raise UserError(f"tie {clause.text!r}: {path} must be a safetensors file, found {error}") from None
+    names = [name for name in maps if name.endswith("/G")]
+    if not names or len(names) < len(maps.keys() - {"c"}) or not all(bool(x.isfinite().all()) for x in maps.values()):
+        raise UserError(
+            f"tie {clause.text!r}: {path} must hold finite CLIENT/G, and c, found {', '.join(sorted(maps))}"
+        )
+    return {"c": torch.zeros(len(maps[names[0]]), dtype=torch.float64), **maps}
 
 
 def common_rows(

@@ -22,9 +22,9 @@ from fedrec.params import Params
 LOSSES, HARM = "losses", "harm"  # the blocks that are no parameters
 CLOSED = ("consensus", "clusters", "mean-regularised", "graph", "sum")  # forms with a closed-form operator
 SETS = ("ball", "box")  # of every client's block by itself
+LINEAR = "linear"  # sum_i G_i theta_i = c, of a file
 MINIMAX = "minimax"  # the objective P max_i f_i in the place of sum_i p_i f_i
 OF_LOSSES = ("at-most", "parity", MINIMAX)
-FORMS = (*CLOSED, *SETS, *OF_LOSSES)
 NAMED = re.compile(r"([a-z-]+)(?:\((.*)\))?", re.DOTALL)
 SENSE = re.compile(r"\s(<=|>=|=)\s")
 OWN = re.compile(r"([A-Za-z_][\w.]*:[A-Za-z_]\w*\s*(?:\{.*\})?)\s*(?:(<=|=)\s*0)?", re.DOTALL)
@@ -105,7 +105,7 @@ def read_clause(text: str) -> Clause:
     found = NAMED.fullmatch(body)
     if not found:
         raise UserError(f"tie {text!r}: must be a form, an equation or MODULE:NAME, found {body!r}")
-    with_blocks = (*CLOSED, *SETS) if blocks[0] not in (LOSSES, HARM) else OF_LOSSES
+    with_blocks = (*CLOSED, *SETS, LINEAR) if blocks[0] not in (LOSSES, HARM) else OF_LOSSES
     form = choose(f"tie {text!r}", found[1], with_blocks)
     arguments = tuple(part.strip() for part in found[2].split(",")) if found[2] and found[2].strip() else ()
     clause = Clause(text, blocks, form, arguments)
@@ -120,9 +120,18 @@ def _check_arguments(clause: Clause) -> None:
         low = -math.inf if clause.form in ("sum", "at-most") else 0.0
         if value < low or (value == 0 and clause.form in SETS):
             raise UserError(f"tie {clause.text!r}: the number of {clause.form} must be above 0, found {value:g}")
+    if clause.form == LINEAR and len(clause.arguments) != 1:
+        raise UserError(
+            f"tie {clause.text!r}: must name a safetensors file with CLIENT/G, as in linear(maps.safetensors)"
+        )
+    if clause.form == LINEAR:
+        return
+    if clause.form == "clusters" and not clause.arguments:
+        raise UserError(f"tie {clause.text!r}: must name the clients of each cluster, as in clusters(films+books)")
     most = math.inf if clause.form in ("clusters", "graph") else needed.get(clause.form, 0)
-    if len(clause.arguments) > most or (clause.form == "clusters" and not clause.arguments):
-        raise UserError(f"tie {clause.text!r}: {clause.form} must have {most} arguments, found {len(clause.arguments)}")
+    if len(clause.arguments) > most:
+        found = len(clause.arguments)
+        raise UserError(f"tie {clause.text!r}: {clause.form} must have {most or 'no'} argument, found {found}")
 
 
 def _equation(text: str, blocks: tuple[str, ...], body: str) -> Clause:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from functools import cached_property
 from itertools import combinations
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, field_validator
 
@@ -26,10 +26,17 @@ class Coupling(BaseModel, frozen=True, extra="forbid"):
     )
     rho: float = Field(0.0, ge=0, allow_inf_nan=False, description="proximal weight of the tie, beside the mean loss")
     duals: bool = Field(False, description="keep scaled duals at the clients (ADMM)")
-    balance: bool = Field(False, description="adapt rho to the residuals")
-    strength: float = Field(1e-4, ge=0, allow_inf_nan=False, description="mean-regularised, graph: lambda of the pull")
+    balance: bool = Field(False, description="adapt rho to the residuals, finitely often")
+    strength: float = Field(
+        1e-4,
+        ge=0,
+        allow_inf_nan=False,
+        description="mean-regularised, graph: lambda of the pull, without duals felt as rho lambda / (rho + lambda)",
+    )
     groups: str = Field("", description="clusters: client names, 'films,books;shop,news'; others are alone")
-    edges: str = Field("", description="graph: 'films~shop,shop~news'; every pair without it")
+    edges: str = Field(
+        "", description="graph: 'films~shop,shop~news:2', of weight 1 or the one told; every pair without it"
+    )
     mixing: str = Field("", description="mixture: a row of prototype weights for each client, '1,0;0.5,0.5;0,1'")
     maps: str = Field(
         "orthonormal", description="linear: identity, orthonormal, or a safetensors file with CLIENT/A, CLIENT/B"
@@ -51,10 +58,15 @@ class Coupling(BaseModel, frozen=True, extra="forbid"):
         0.0,
         ge=0,
         allow_inf_nan=False,
-        description="ties of losses: how much of a residual, which is one of some rows, the choice of the round overlooks",
+        description="ties of losses: how much of a residual, which is of some rows, the choice of a round overlooks",
     )
     radius: float | None = Field(None, gt=0, allow_inf_nan=False, description="bound of the norm of each z")
     bound: float | None = Field(None, gt=0, allow_inf_nan=False, description="bound of every coordinate of z")
+
+    @field_validator("ties", mode="before")
+    @classmethod
+    def _join(cls, ties: Any) -> Any:
+        return "; ".join(map(str, ties)) if isinstance(ties, list | tuple) else ties
 
     @field_validator("ties")
     @classmethod
@@ -75,7 +87,7 @@ class Coupling(BaseModel, frozen=True, extra="forbid"):
     @property
     def scale(self) -> float:
         """What a loss is multiplied by as it travels, so that its part of the proximal term has the weight `step`."""
-        return math.sqrt(self.step / self.rho)
+        return math.sqrt(self.step / self.rho) if self.priced else 1.0
 
     @property
     def personal(self) -> bool:
@@ -103,7 +115,9 @@ class Coupling(BaseModel, frozen=True, extra="forbid"):
         elif self.kind == "mean-regularised":
             inner = operators.MeanRegularised(self.strength)
         elif self.kind == "graph":
-            inner = operators.Graph(len(clients), tuple(edges_of(self.edges, clients)), self.strength)
+            edges = edges_of(self.edges, clients)
+            weights = tuple(weight for _, _, weight in edges) if ":" in self.edges else None
+            inner = operators.Graph(len(clients), tuple((i, k) for i, k, _ in edges), self.strength, weights)
         elif self.kind == "mixture":
             inner = operators.Mixture(mixing_of(self.mixing, len(clients)))
         elif self.kind == "sum":
@@ -119,6 +133,24 @@ class Coupling(BaseModel, frozen=True, extra="forbid"):
         return inner if self.bound is None else operators.Within(inner, operators.Box(self.bound))
 
 
+def softened(coupling: Coupling) -> list[str]:
+    """Return a note where rounds end at a weaker pull than the one that is told: without duals.
+
+    x_i = argmin p_i f_i + rho p_i/2 |x_i - z_i|^2 with Z = prox_{h/rho}(X) minimises sum_i p_i f_i + h_rho(X) with h's
+    Moreau envelope h_rho, in which an eigenvalue l of lambda P^-1 Lap is rho l / (rho + l). No other lambda makes it l
+    where l >= rho.
+    """
+    if coupling.kind not in ("mean-regularised", "graph") or coupling.duals or not coupling.strength:
+        return []
+    rho, told = coupling.rho, coupling.strength
+    text = f"coupling.strength: without duals {coupling.kind} pulls by less than the {told:g} that is told"
+    if coupling.kind == "mean-regularised":
+        text += f", by rho lambda / (rho + lambda) = {rho * told / (rho + told):g}"
+    else:
+        text += ": an eigenvalue l of the graph's pull counts rho l / (rho + l)"
+    return [f"{text}; --coupling.duals solves what is told"]
+
+
 def cluster_of(groups: str, clients: Sequence[str]) -> list[int]:
     """Return the cluster of every client; one that is not named is alone."""
     cluster: dict[str, int] = {}
@@ -131,17 +163,32 @@ def cluster_of(groups: str, clients: Sequence[str]) -> list[int]:
     return [cluster.get(name, len(clients) + i) for i, name in enumerate(clients)]
 
 
-def edges_of(edges: str, clients: Sequence[str]) -> list[tuple[int, int]]:
-    """Return the edges as pairs of positions; every pair without a text."""
+def edges_of(edges: str, clients: Sequence[str]) -> list[tuple[int, int, float]]:
+    """Return the edges of 'films~shop:2,shop~news' as pairs of positions with their weights, 1 where none is told.
+
+    Every pair without a text.
+    """
     if not edges:
-        return list(combinations(range(len(clients)), 2))
-    pairs = []
+        return [(i, k, 1.0) for i, k in combinations(range(len(clients)), 2)]
+    found = []
     for edge in edges.split(","):
-        ends = edge.split("~")
-        if len(ends) != 2 or ends[0] == ends[1]:
+        first, tilde, second = edge.partition("~")
+        second, weight = (second, 1.0) if second in clients else weight_of(second)
+        if not tilde or "~" in second or first == second:
             raise UserError(f"coupling.edges: must be pairs such as films~shop, found {edge!r}")
-        pairs.append((place(ends[0], clients), place(ends[1], clients)))
-    return pairs
+        if not 0 <= weight < math.inf:
+            raise UserError(f"coupling.edges: must have finite weights >= 0 such as films~shop:2, found {edge!r}")
+        found.append((place(first, clients), place(second, clients), weight))
+    return found
+
+
+def weight_of(end: str) -> tuple[str, float]:
+    """Return the name and the weight of 'shop:2'; what is no number is of the name."""
+    name, colon, text = end.rpartition(":")
+    try:
+        return (name, float(text)) if colon else (end, 1.0)
+    except ValueError:
+        return end, 1.0
 
 
 def place(name: str, clients: Sequence[str]) -> int:

@@ -30,6 +30,9 @@ class Descent(BaseModel, frozen=True, extra="forbid"):
     c: float = Field(0.5, ge=0, allow_inf_nan=False, description="cagrad: radius of the ball around the mean")
     optimiser: Kind = Field("sgd", description="server optimiser (FedOpt)")
     lr: float = Field(1.0, gt=0, allow_inf_nan=False, description="server learning rate")
+    beta1: float = Field(0.9, ge=0, lt=1, description="momentum, adam, yogi, adagrad: how much of the last steps stays")
+    beta2: float = Field(0.99, ge=0, lt=1, description="adam, yogi: how much of the squares stays")
+    tau: float = Field(1e-3, gt=0, allow_inf_nan=False, description="adam, yogi, adagrad: added to the root of squares")
 
     @property
     def plain(self) -> bool:
@@ -52,7 +55,8 @@ class Stepped(Held):
     _state: State = field(init=False)
 
     def __post_init__(self) -> None:
-        self.optimiser = ServerOptimiser(self.descent.optimiser, self.descent.lr)
+        e = self.descent
+        self.optimiser = ServerOptimiser(e.optimiser, e.lr, e.beta1, e.beta2, e.tau)
         self._state = self.optimiser.start(flatten(self.z))
 
     def update(self, answers: Mapping[str, Params], gaps: Mapping[str, float], subtotals: Sums = ()) -> Residuals:

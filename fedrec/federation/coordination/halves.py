@@ -15,13 +15,24 @@ from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 
-from fedrec.federation.coordination.operators import Mean, Operator, Vectors, Within, proximal_point
+from fedrec.federation.coordination.balancing import Balancing
+from fedrec.federation.coordination.balls import shrink
+from fedrec.federation.coordination.operators import (
+    Box,
+    Clusters,
+    Mean,
+    Operator,
+    Vectors,
+    Within,
+    above,
+    proximal_point,
+)
 from fedrec.keyed import Carrier, Subtotal, gather, mean, patterns
 from fedrec.params import Params, add, flatten, norm, subtract, unflatten
 
 Sums = Sequence[Subtotal]
-SETTLED = 1e-9  # relative residuals below it are rounding, of which a ratio says nothing
 
 
 @dataclass(frozen=True)
@@ -130,7 +141,8 @@ class Hub:
     """The server half: it remembers V and ties it by an operator.
 
     `values` are the v_i that the clients joined with. Every client has a weight p_i in its carrier. With `duals` the
-    answers are increments of v_i = x_i + u_i; with `balance` rho adapts, see `step`.
+    answers are increments of v_i = x_i + u_i; with `balance` rho adapts, and `balancing` is how far it has. Raises
+    UserError for a rho that is not finite and >= 0, or a weight that is not finite and > 0.
     """
 
     additive: ClassVar[bool] = False
@@ -140,10 +152,14 @@ class Hub:
     values: dict[str, Params]
     duals: bool = True
     balance: bool = False
+    balancing: Balancing = field(default_factory=Balancing)
     z: dict[str, Params] = field(init=False)
     number: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
+        above("rho", self.rho, strict=False)
+        for who in self.carriers.values():
+            above(f"weight of {who.client}", who.weight)
         self.values = {name: double(value) for name, value in self.values.items()}
         self.z = self.tie()
 
@@ -192,6 +208,8 @@ class Hub:
     def state(self) -> Params:
         """See Held; the tensors of all clients are under KIND/PLACE/NAME, with the client's place in their order."""
         params = {"rho": torch.tensor(self.rho, dtype=torch.float64)}
+        if self.balance:
+            params["balancing"] = self.balancing.state()
         for kind, parts in (("v", self.values), ("z", self.z)):
             for place, part in enumerate(parts.values()):
                 params |= {f"{kind}/{place}/{name}": value for name, value in part.items()}
@@ -200,6 +218,8 @@ class Hub:
     def restore(self, state: Params) -> None:
         """See Held."""
         self.rho = float(state["rho"])
+        if self.balance:
+            self.balancing = Balancing.restore(state["balancing"])
         for kind, parts in (("v", self.values), ("z", self.z)):
             for place, (name, value) in enumerate(parts.items()):
                 parts[name] = {key: state[f"{kind}/{place}/{key}"] for key in value}
@@ -209,22 +229,17 @@ class Hub:
         self.values[client] = add(self.values[client], double(sent)) if self.duals else double(sent)
 
     def step(self, squared_gaps: Sequence[float]) -> Residuals:
-        """Tie V anew; `squared_gaps` are the |x_i - z_i|^2 of the clients that answered.
-
-        With `balance`, rho doubles when the relative primal residual |X - Z| / |Z| exceeds ten times the relative dual
-        residual |Z+ - Z| / |V - Z|, and halves in the reverse case: V - Z becomes U, and unlike the plain residuals of
-        Boyd et al. (2011, section 3.4.1) these ratios do not depend on the scale of the losses (arXiv 1704.06209).
-        """
+        """Tie V anew; `squared_gaps` are the |x_i - z_i|^2 of the clients that answered."""
         before, self.z = self.z, self.tie()
         primal, moved = math.sqrt(math.fsum(squared_gaps)), distance(self.z, before)
         residuals = Residuals(primal, self.rho * moved, self.rho)
         if self.balance:
-            zero = {name: {n: torch.zeros_like(t) for n, t in z.items()} for name, z in self.z.items()}
-            tension, size = distance(self.values, self.z), distance(self.z, zero)
-            if primal <= SETTLED * size and moved <= SETTLED * tension:
-                return residuals
-            gap, motion = primal * tension, moved * size
-            self.rho *= 2.0 if gap > 10 * motion else 0.5 if motion > 10 * gap else 1.0
+            self.balancing = self.balancing.hear(squared_gaps, moved)
+            if self.balancing.due(len(self.carriers)):
+                zero = {name: {n: torch.zeros_like(t) for n, t in z.items()} for name, z in self.z.items()}
+                tension, size = distance(self.values, self.z), distance(self.z, zero)
+                factor, self.balancing = self.balancing.judge(tension, size)
+                self.rho *= factor
         return residuals
 
     def tie(self) -> dict[str, Params]:
@@ -243,6 +258,8 @@ def tie(operator: Operator, carriers: Sequence[Carrier], v: Sequence[Params], rh
             and all(torch.equal(first.positions[name], who.positions[name]) for name in first.positions)
             for who in carriers
         )
+        if operator.exact and not same:
+            return within(operator, carriers, tie(operator.inner, carriers, v, rho))
         flat: Vectors = proximal_point(
             lambda w: [
                 flatten(part)
@@ -250,7 +267,7 @@ def tie(operator: Operator, carriers: Sequence[Carrier], v: Sequence[Params], rh
             ],
             operator.convex,
             [flatten(part) for part in v],
-            operator.exact and same,
+            operator.exact,
             operator.iterations,
             operator.tolerance,
         )
@@ -263,9 +280,7 @@ def tie(operator: Operator, carriers: Sequence[Carrier], v: Sequence[Params], rh
         holders = [i for i, who in enumerate(carriers) if name in who.like]
         for members, rows in patterns(name, carriers, holders):
             weights = torch.tensor([carriers[i].weight for i in members], dtype=torch.float64)
-            blocks = [
-                v[i][name] if r is None else v[i][name].index_select(0, r) for i, r in zip(members, rows, strict=True)
-            ]
+            blocks = [rows_of(v[i][name], r) for i, r in zip(members, rows, strict=True)]
             tied = operator.restrict(members)([block.reshape(-1) for block in blocks], weights, rho)
             for i, r, block, value in zip(members, rows, blocks, tied, strict=True):
                 if r is None:
@@ -273,6 +288,35 @@ def tie(operator: Operator, carriers: Sequence[Carrier], v: Sequence[Params], rh
                 else:
                     z_i[i].setdefault(name, torch.zeros_like(v[i][name])).index_copy_(0, r, value.reshape(block.shape))
     return [{name: part[name] for name in who.like} for part, who in zip(z_i, carriers, strict=True)]
+
+
+def within(operator: Within, carriers: Sequence[Carrier], z: list[Params]) -> list[Params]:
+    """Return the nearest z_i to consensus `z` that are consensus row by row, each client's in the convex set."""
+    if isinstance(operator.convex, Box):
+        return [{name: operator.convex(value) for name, value in part.items()} for part in z]
+    groups = operator.inner.groups if isinstance(operator.inner, Clusters) else [0] * len(carriers)
+    blocks: list[tuple[str, list[int], list[Tensor | None]]] = []  # rows that the same clients hold alike
+    for group in sorted({*groups}):
+        inside = [i for i, other in enumerate(groups) if other == group]
+        for name in sorted({name for i in inside for name in carriers[i].like}):
+            holders = [i for i in inside if name in carriers[i].like]
+            blocks += [(name, members, rows) for members, rows in patterns(name, carriers, holders)]
+    squares = [rows_of(z[members[0]][name], rows[0]).square().sum() for name, members, rows in blocks]
+    member = torch.zeros(len(blocks), len(carriers), dtype=torch.float64)
+    for place, (_, members, _) in enumerate(blocks):
+        member[place, members] = 1.0
+    weights = torch.tensor([who.weight for who in carriers], dtype=torch.float64)
+    factors = shrink(torch.stack(squares), member @ weights, member, operator.convex.radius)
+    z = [{name: value.clone() for name, value in part.items()} for part in z]
+    for factor, (name, members, rows) in zip(factors, blocks, strict=True):
+        for i, r in zip(members, rows, strict=True):
+            z[i][name] = z[i][name] * factor if r is None else z[i][name].index_copy_(0, r, z[i][name][r] * factor)
+    return z
+
+
+def rows_of(value: Tensor, rows: Tensor | None) -> Tensor:
+    """Return some rows of a tensor, or all of it."""
+    return value if rows is None else value.index_select(0, rows)
 
 
 def distance(a: Mapping[str, Params], b: Mapping[str, Params]) -> float:

@@ -12,11 +12,11 @@ from torch import Tensor
 import fedrec.federation.coordination.operators as operators
 from fedrec.errors import UserError, choose
 from fedrec.federation.coordination.binding import Bound, Layout, bind, check_blocks, only, touched
-from fedrec.federation.coordination.clauses import HARM, LOSSES, MINIMAX, Clause
+from fedrec.federation.coordination.clauses import HARM, LOSSES, MINIMAX, SETS, Clause
 from fedrec.federation.coordination.coupling import edges_of
 from fedrec.federation.coordination.halves import Hub, double, tie
 from fedrec.federation.coordination.operators import Operator
-from fedrec.federation.coordination.projection import Map, Projection, Rows, project
+from fedrec.federation.coordination.projection import Map, Projection, Rows, inverse_of, project
 from fedrec.keyed import Carrier
 from fedrec.params import Params
 
@@ -54,6 +54,7 @@ class Group:
     metric: Tensor  # p of every entry
     entangled: bool  # whether a closed form ties any of them too
     y: Tensor | None = None
+    inverse: tuple[float, Map] | None = None  # of a rho
 
     def project(self, values: Mapping[str, Params], rho: float, resolve: Map) -> Projection:
         """Return the point nearest to the clients' values that meets the ties."""
@@ -63,8 +64,10 @@ class Group:
             torch.full((sum(b.size for b in self.bounds),), math.inf, dtype=torch.float64),
             all(b.straight for b in self.bounds),
         )
-        flat = self.layout.flat(values)
-        found = project(flat, rho * self.metric, rows, resolve if self.entangled else None, self.y)
+        flat, closed = self.layout.flat(values), resolve if self.entangled else None
+        if self.inverse is None or self.inverse[0] != rho:
+            self.inverse = rho, inverse_of(rho * self.metric, closed)
+        found = project(flat, rho * self.metric, rows, closed, self.y, self.inverse[1])
         self.y = torch.zeros_like(found.y) if found.ray is not None else found.y
         return found
 
@@ -78,7 +81,7 @@ class Group:
 class Joint(Hub):
     """The server half of a list of ties: it remembers V and makes of it the nearest Z that meets them all.
 
-    A block that no tie names is tied by `operator`, one that ties name by these alone.
+    A block is tied by `operator` unless a tie that is no set names it: then by these alone.
     """
 
     clauses: Sequence[Clause] = ()
@@ -91,7 +94,7 @@ class Joint(Hub):
         clients, self.closed = list(self.carriers), []
         held = {c.text: touched(c, self.carriers) for c in self.clauses}
         everything = {name for who in self.carriers.values() for name in who.like}
-        free = everything - {LOSSES, HARM}.union(*held.values())
+        free = everything - {LOSSES, HARM}.union(*(held[c.text] for c in self.clauses if c.form not in SETS))
         for operator, names in [
             (self.operator, free),
             *((operator_of(c, clients), held[c.text]) for c in self.clauses if c.closed),
@@ -99,7 +102,7 @@ class Joint(Hub):
             members = {client: only(who, names) for client, who in self.carriers.items() if names & who.like.keys()}
             if members:
                 self.closed.append((operator, members))
-        tied = set[str]().union(*(held[c.text] for c in self.clauses if c.closed))
+        tied = free.union(*(held[c.text] for c in self.clauses if c.closed))
         self.groups = [
             group_of(together, self.carriers, self.scale, tied)
             for together in apart([c for c in self.clauses if not c.closed and c.form != MINIMAX], held)
@@ -278,8 +281,9 @@ def operator_of(clause: Clause, clients: Sequence[str]) -> Operator:
     if clause.form == "mean-regularised":
         return operators.MeanRegularised(clause.numbers()[0])
     if clause.form == "graph":
-        edges = tuple(edges_of(",".join(clause.arguments[1:]), clients))
-        return operators.Graph(len(clients), edges, clause.numbers()[0])
+        edges = edges_of(",".join(clause.arguments[1:]), clients)
+        weights = tuple(weight for _, _, weight in edges)
+        return operators.Graph(len(clients), tuple((i, k) for i, k, _ in edges), clause.numbers()[0], weights)
     if clause.form == "sum":
         return operators.SumTo(clause.numbers()[0])
     return operators.Mean()

@@ -4,6 +4,7 @@ An operator takes the clients' v_i as vectors and their weights p, and returns t
 sum_i p_i |z_i - v_i|^2.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -14,6 +15,12 @@ from torch import Tensor
 from fedrec.errors import UserError
 
 Vectors = list[Tensor]  # one vector [d_i] in float64 for each client
+
+
+def above(name: str, value: float, least: float = 0.0, strict: bool = True) -> None:
+    """Raise UserError if a number is not finite, below `least`, or at it where the rule is `strict`."""
+    if not math.isfinite(value) or value < least or (strict and value == least):
+        raise UserError(f"{name}: must be finite and {'>' if strict else '>='} {least:g}, found {value}")
 
 
 class Operator(Protocol):
@@ -40,12 +47,13 @@ class Mean(Operator):
 
 @dataclass(frozen=True)
 class Clusters(Operator):
-    """Consensus inside each cluster; `groups[i]` is the cluster of client i."""
+    """Consensus inside each cluster; `groups[i]` is the cluster of client i; raises UserError for another number."""
 
     groups: tuple[int, ...]
 
     def __call__(self, v: Vectors, p: Tensor, rho: float) -> Vectors:
         """See Operator."""
+        fits("groups", len(self.groups), v)
         z: dict[int, Tensor] = {}
         for group in set(self.groups):
             inside = [i for i, g in enumerate(self.groups) if g == group]
@@ -61,10 +69,14 @@ class Clusters(Operator):
 class MeanRegularised(Operator):
     """h(Z) = strength/2 sum_i p_i |z_i - z_mean|^2 (MR-MTL, arXiv 2206.07902): pull towards the mean, no consensus.
 
-    z_i = v_mean + rho / (rho + strength) (v_i - v_mean).
+    z_i = v_mean + rho / (rho + strength) (v_i - v_mean). Rounds without duals end at the pull of a strength
+    rho strength / (rho + strength). Raises UserError for a strength that is not finite and >= 0.
     """
 
     strength: float
+
+    def __post_init__(self) -> None:
+        above("strength", self.strength, strict=False)
 
     def __call__(self, v: Vectors, p: Tensor, rho: float) -> Vectors:
         """See Operator."""
@@ -74,44 +86,75 @@ class MeanRegularised(Operator):
 
 @dataclass(frozen=True)
 class Graph(Operator):
-    """h(Z) = strength/2 sum_{(i,k) in edges} |z_i - z_k|^2 = strength/2 tr(Z' Lap Z) (as MOCHA, arXiv 1705.10467).
+    """h(Z) = strength/2 sum_{(i,k) in edges} w_ik |z_i - z_k|^2 = strength/2 tr(Z' Lap Z) (as MOCHA, arXiv 1705.10467).
 
-    Z = (rho P + strength Lap)^-1 rho P V with P = diag(p). A block that some clients do not carry keeps the edges
-    between those that do.
+    Z = (rho P + strength Lap)^-1 rho P V with P = diag(p). `weights` are the w_ik in the order of the edges, 1 without
+    them. A block that some clients do not carry keeps the edges between those that do. Raises UserError for an edge
+    out of range or of a client to itself, and for a strength or a weight below 0.
     """
 
     clients: int
     edges: tuple[tuple[int, int], ...]
     strength: float
+    weights: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        above("strength", self.strength, strict=False)
+        for edge in self.edges:
+            if len(edge) != 2 or edge[0] == edge[1] or not all(0 <= end < self.clients for end in edge):
+                raise UserError(f"edges: must be pairs of two of the clients 0 to {self.clients - 1}, found {edge}")
+        if self.weights is not None and len(self.weights) != len(self.edges):
+            raise UserError(f"weights: must be one for each of the {len(self.edges)} edges, found {len(self.weights)}")
+        for weight in self.weights or ():
+            above("weights", weight, strict=False)
 
     def __call__(self, v: Vectors, p: Tensor, rho: float) -> Vectors:
         """See Operator."""
-        lap, weights = torch.zeros(self.clients, self.clients, dtype=torch.float64), torch.diag(rho * p)
-        for i, k in self.edges:
-            lap[i, i] += 1
-            lap[k, k] += 1
-            lap[i, k] -= 1
-            lap[k, i] -= 1
-        return list(torch.linalg.solve(weights + self.strength * lap, weights @ torch.stack(v)))
+        fits("clients", self.clients, v)
+        metric = torch.diag(rho * p)
+        return list(torch.linalg.solve(metric + self.laplacian(), metric @ torch.stack(v)))
+
+    def laplacian(self) -> Tensor:
+        """Return strength times the Laplacian [clients, clients]."""
+        lap = torch.zeros(self.clients, self.clients, dtype=torch.float64)
+        for (i, k), weight in zip(self.edges, self.weights or [1.0] * len(self.edges), strict=True):
+            lap[i, i] += weight
+            lap[k, k] += weight
+            lap[i, k] -= weight
+            lap[k, i] -= weight
+        return self.strength * lap
 
     def restrict(self, members: Sequence[int]) -> "Graph":
         """See Operator."""
         place = {client: position for position, client in enumerate(members)}
-        kept = tuple((place[i], place[k]) for i, k in self.edges if i in place and k in place)
-        return Graph(len(members), kept, self.strength)
+        kept = [at for at, (i, k) in enumerate(self.edges) if i in place and k in place]
+        edges = tuple((place[self.edges[at][0]], place[self.edges[at][1]]) for at in kept)
+        weights = None if self.weights is None else tuple(self.weights[at] for at in kept)
+        return Graph(len(members), edges, self.strength, weights)
 
 
 @dataclass(frozen=True)
 class Mixture(Operator):
     """A linear tie coordinate by coordinate: z_i = sum_k b_ik y_k, every client a fixed mixture of prototypes y_k.
 
-    Z = B (B' P B)^+ B' P V, the projection on the range of B [n, prototypes].
+    Z = B (B' P B)^+ B' P V, the projection on the range of B [n, prototypes]. Raises UserError for rows that are not
+    finite or differ in length.
     """
 
     mixing: tuple[tuple[float, ...], ...]
 
+    def __post_init__(self) -> None:
+        if not self.mixing or not self.mixing[0] or len({len(row) for row in self.mixing}) != 1:
+            raise UserError(
+                f"mixing: must be rows of one length > 0, found lengths {[len(row) for row in self.mixing]}"
+            )
+        for row in self.mixing:
+            if not all(math.isfinite(value) for value in row):
+                raise UserError(f"mixing: must be finite, found {row}")
+
     def __call__(self, v: Vectors, p: Tensor, rho: float) -> Vectors:
         """See Operator."""
+        fits("mixing", len(self.mixing), v)
         root = p.sqrt()[:, None]
         scaled = root * torch.tensor(self.mixing, dtype=torch.float64)
         return list(scaled @ torch.linalg.pinv(scaled) @ (root * torch.stack(v)) / root)
@@ -147,9 +190,16 @@ class LinearTie(Operator):
 
 @dataclass(frozen=True)
 class SumTo(Operator):
-    """sum_i z_i = total (a shared resource): z_i = v_i - (sum_k v_k - total) / (p_i sum_k 1/p_k)."""
+    """sum_i z_i = total (a shared resource): z_i = v_i - (sum_k v_k - total) / (p_i sum_k 1/p_k).
+
+    Raises UserError for a total that is not finite.
+    """
 
     total: float | Tensor = 0.0
+
+    def __post_init__(self) -> None:
+        if not bool(torch.as_tensor(self.total).isfinite().all()):
+            raise UserError(f"total: must be finite, found {self.total}")
 
     def __call__(self, v: Vectors, p: Tensor, rho: float) -> Vectors:
         """See Operator."""
@@ -185,6 +235,12 @@ class Constraint(Operator):
         return Constraint(self.projects, self.name, tuple(self.clients[i] for i in members))
 
 
+def fits(name: str, told: int, v: Vectors) -> None:
+    """Raise UserError if an operator was told another number of clients than there are v_i."""
+    if told != len(v):
+        raise UserError(f"{name}: must be of the {len(v)} clients that are tied, found {told}")
+
+
 def mean_of(v: Vectors, p: Tensor) -> Tensor:
     """Return sum_k p_k v_k / sum_k p_k, summed in order."""
     total = torch.zeros_like(v[0])
@@ -195,9 +251,12 @@ def mean_of(v: Vectors, p: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Ball:
-    """The set |z| <= radius."""
+    """The set |z| <= radius; raises UserError for a radius that is not finite and above 0."""
 
     radius: float
+
+    def __post_init__(self) -> None:
+        above("radius", self.radius)
 
     def __call__(self, z: Tensor) -> Tensor:
         """Return the projection of z."""
@@ -206,9 +265,12 @@ class Ball:
 
 @dataclass(frozen=True)
 class Box:
-    """The set |z_j| <= bound for every coordinate."""
+    """The set |z_j| <= bound for every coordinate; raises UserError for a bound that is not finite and above 0."""
 
     bound: float
+
+    def __post_init__(self) -> None:
+        above("bound", self.bound)
 
     def __call__(self, z: Tensor) -> Tensor:
         """Return the projection of z."""
@@ -222,9 +284,10 @@ ConvexSet = Ball | Box
 class Within(Operator):
     """An operator composed with a convex set: every z_i also lies in `convex`.
 
-    Consensus projects its mean, which is exact. Else the two proximal maps alternate with Dykstra's corrections, which
-    converge to the proximal point of the sum (arXiv 0810.4117, Theorem 3.3): no mere composition. They take tens to
-    hundreds of iterations, more the smaller the angle between the two sets; the result lies in `convex` in any case.
+    Consensus projects its mean, which is exact; where clients carry unlike rows, `tie` finds the multipliers of their
+    balls. Else the two proximal maps alternate with Dykstra's corrections, which converge to the proximal point of the
+    sum (arXiv 0810.4117, Theorem 3.3): no mere composition. They take tens to hundreds of iterations, more the smaller
+    the angle between the two sets; the result lies in `convex` in any case.
     """
 
     inner: Operator

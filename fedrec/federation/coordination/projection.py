@@ -3,10 +3,10 @@
 argmin_Z  h(Z) + 1/2 |Z - V|_M^2   subject to  g_j(Z) = 0 or g_j(Z) <= 0,  for a diagonal metric M = diag(rho p).
 
 A step takes g at Z as straight, g + J D, and solves what that leaves. With K = M + the Hessian of h, H = 0 (Gauss and
-Newton) or, where that is slow and K + H has an inverse, the Hessian of y'g, R = (K + H)^-1, and F = K (Z - Z0) for Z0 the least
-of h + 1/2 |.|^2: D = -R (F + J'y), with multipliers y = lambda + c (g + J D), at least 0 for an inequality. That is
-stabilised sequential quadratic programming; of straight constraints one step is exact but for the 1/c that the next
-multipliers take up. The penalty c is safeguarded: it grows only while constraints are not met faster
+Newton) or, where that is slow and K + H has an inverse, the Hessian of y'g, R = (K + H)^-1, and F = K (Z - Z0) for Z0
+the least of h + 1/2 |.|^2: D = -R (F + J'y), with multipliers y = lambda + c (g + J D), at least 0 for an inequality.
+That is stabilised sequential quadratic programming; of straight constraints one step is exact but for the 1/c that the
+next multipliers take up. The penalty c is safeguarded: it grows only while constraints are not met faster
 (arXiv 1610.02967, section 4).
 """
 
@@ -22,8 +22,9 @@ from fedrec.errors import UserError
 
 Map = Callable[[Tensor], Tensor]
 DENSE = 2**24  # entries of J up to which it is laid out
+SMALL = 128  # entries of Z up to which R is
 TOLERANCE = 1e-11  # of a residual, on the scale of what makes it up
-STEPS = 200
+STEPS = 60
 SLOW = 0.2  # of the last step
 FAR = 1e3  # how far, in units of |Z - V|, a point must at least be that met what is called infeasible
 
@@ -105,21 +106,37 @@ class _Slope:
         return torch.stack([self.back(row) for row in eye])
 
 
+def inverse_of(metric: Tensor, resolve: Map | None) -> Map:
+    """Return r -> K^-1 r, for the metric's diagonal [N] and the map `resolve` of `project`; laid out where it is small.
+
+    It holds as long as both are what they are.
+    """
+    if resolve is None:
+        return lambda r: r / metric
+    origin = resolve(torch.zeros_like(metric))
+    if len(metric) > SMALL:
+        return lambda r: resolve(r / metric) - origin
+    columns = torch.stack([resolve(unit / metric) - origin for unit in torch.eye(len(metric), dtype=torch.float64)])
+    whole = (columns + columns.T) / 2
+    return lambda r: whole @ r
+
+
 def project(
-    v: Tensor, metric: Tensor, rows: Rows, resolve: Map | None = None, start: Tensor | None = None, steps: int = STEPS
+    v: Tensor,
+    metric: Tensor,
+    rows: Rows,
+    resolve: Map | None = None,
+    start: Tensor | None = None,
+    inverse: Map | None = None,
+    steps: int = STEPS,
 ) -> Projection:
     """Return the point of min h(Z) + 1/2 |Z - V|_M^2 that meets the rows, for V [N] and the metric's diagonal [N].
 
     `resolve` is the affine map from V to argmin_Z of that without the rows; without it h = 0. `start` [m] are
-    multipliers to begin with. Raises UserError where g is not finite.
+    multipliers to begin with, `inverse` what `inverse_of` makes. Raises UserError where g is not finite.
     """
-    resolve = resolve or (lambda x: x)
-    origin = resolve(torch.zeros_like(v))
-    z0 = resolve(v)
-
-    def inverse(r: Tensor) -> Tensor:
-        """Return R r."""
-        return resolve(r / metric) - origin
+    inverse = inverse or inverse_of(metric, resolve)
+    z0 = resolve(v) if resolve else v
 
     lam = torch.zeros(len(rows.inequality), dtype=torch.float64) if start is None else start.clone()
     pulls = rows.strength.isfinite()
@@ -129,7 +146,7 @@ def project(
         force = -_slope(rows, z0).back(lam)
         z = z0 + inverse(force)
     at = _slope(rows, z)
-    unit = _size_of(at, inverse)
+    unit = max(_size_of(at, inverse), 1e-6 / float(metric.mean()))  # g may have no slope yet
     c = torch.where(pulls, rows.strength, 1e4 / unit)
     y, apart, step, last, bent = lam, math.inf, 0, math.inf, False
     for step in range(1, steps + 1):
@@ -176,14 +193,29 @@ def _stepped(
 ) -> tuple[Tensor, Tensor, bool]:
     """Return the multipliers and the step, and whether it knows of the curvature of g."""
     for curved in (True, False) if bent else (False,):
-        through: Map = partial(_curved, bend, inverse) if curved else inverse
         try:
+            through = curved_inverse(bend, inverse, len(force)) if curved else inverse
             base = at.value - at.along(through(force))
             y = _multipliers(at, through, base, lam, c, rows)
             return y, -through(force + at.back(y)), curved
         except ArithmeticError:
             continue
     raise AssertionError
+
+
+def curved_inverse(bend: Map, inverse: Map, n: int) -> Map:
+    """Return r -> (K + H)^-1 r, laid out where it is small; raises ArithmeticError where it is not positive.
+
+    (K + H)^-1 = R (1 + H R)^-1.
+    """
+    if n > SMALL:
+        return partial(_curved, bend, inverse)
+    eye = torch.eye(n, dtype=torch.float64)
+    h, r = torch.stack([bend(unit) for unit in eye]), torch.stack([inverse(unit) for unit in eye])
+    if float(torch.linalg.eigvals(eye + h @ r).real.min()) <= 1e-6:
+        raise ArithmeticError
+    whole = r @ torch.linalg.inv(eye + h @ r)
+    return lambda x: whole @ x
 
 
 def _curved(bend: Map, inverse: Map, r: Tensor) -> Tensor:
@@ -244,7 +276,7 @@ def _size_of(at: _Slope, inverse: Map) -> float:
     g = torch.Generator().manual_seed(0)
     signs = torch.randint(0, 2, at.value.shape, generator=g).double() * 2 - 1
     back = at.back(signs)
-    return max(float(back @ inverse(back)) / max(len(signs), 1), 1e-30)
+    return float(back @ inverse(back)) / max(len(signs), 1)
 
 
 def _multipliers(at: _Slope, inverse: Map, base: Tensor, lam: Tensor, c: Tensor, rows: Rows) -> Tensor:

@@ -64,14 +64,7 @@ def pull(operator: Operator, p: Tensor) -> Tensor:
     tie = inner(operator)
     if isinstance(tie, MeanRegularised):
         return tie.strength * (torch.diag(p) - torch.outer(p, p) / p.sum())
-    lap = torch.zeros(len(p), len(p), dtype=torch.float64)
-    if isinstance(tie, Graph):
-        for i, k in tie.edges:
-            lap[i, i] += tie.strength
-            lap[k, k] += tie.strength
-            lap[i, k] -= tie.strength
-            lap[k, i] -= tie.strength
-    return lap
+    return tie.laplacian() if isinstance(tie, Graph) else torch.zeros(len(p), len(p), dtype=torch.float64)
 
 
 def factor(operator: Operator, d: Sequence[Tensor], q: Tensor) -> Solve:
