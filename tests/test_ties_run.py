@@ -4,6 +4,7 @@ import io
 import json
 import re
 import shlex
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -64,9 +65,9 @@ def test_a_constraint_of_ones_own_is_one_value_in_every_way_and_on_every_engine(
     assert run.ties["tie"].tolist() == list(OWN) and run.ties["verdict"].tolist() == ["met", "met"]
     assert bool((run.ties["residual"] <= 1e-6).all()) and run.ties["multiplier"].abs().min() > 0
     held = {data.name: data.items for data in clients_data(run.experiment)}
-    both, sizes = np.intersect1d(held["films"], held["shop"]), []
+    common, sizes = reduce(np.intersect1d, held.values()), []
     for name in ("films", "shop"):
-        places, params = np.isin(held[name], both), run.model(name).params
+        places, params = np.isin(held[name], common), run.model(name).params
         sizes.append(sum(float(params[n][places].double().square().sum()) for n in ("item_table", "item_bias")))
     assert sizes[0] == pytest.approx(sizes[1], rel=1e-5)
 
