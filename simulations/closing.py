@@ -106,8 +106,8 @@ def constraints(run_dir: Path) -> Table | None:
         return None
     shown = Table(title=Text("Constraints in the round that was tested"), padding=0, **STYLE)
     for name in ("constraint", "verdict", "residual", "multiplier"):
-        right = "right" if name in ("residual", "multiplier") else "left"
-        shown.add_column(name, no_wrap=name != "constraint", justify=right, overflow="fold")
+        left = name in ("constraint", "verdict")
+        shown.add_column(name, no_wrap=name != "constraint", justify="left" if left else "right", overflow="fold")
     for one in found(run):
         shown.add_row(Text(f"{one.text} ({one.rows})" if one.rows else one.text), *one[1:4])
     shown.caption, shown.caption_justify = PRICE, "left"

@@ -4,6 +4,7 @@ import io
 import json
 import re
 import shlex
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from tests.test_resume import Killed, until
 
 OWN = ("item_table+item_bias: tests.own_parts:even", 'item_table: tests.own_parts:Near{"radius": 0.1} <= 0')
 MARKET = {"users": 30, "items": 40, "impressions": 30}
-SMALL = {"method": "admm", "clients": 3, "rounds": 2, "dim": 4, "market": MARKET}
+SMALL: dict[str, Any] = {"method": "admm", "clients": 3, "rounds": 2, "dim": 4, "market": MARKET}
 FLAGS = [word for name, n in MARKET.items() for word in (f"--market.{name}", str(n))]
 FLAGS += shlex.split("--method admm --clients 3 --rounds 2 --dim 4 --no-compare --quiet")
 COLUMNS = ["tie1_residual", "tie1_multiplier", "tie2_residual", "tie2_multiplier", "train_loss"]
@@ -64,9 +65,9 @@ def test_a_constraint_of_ones_own_is_one_value_in_every_way_and_on_every_engine(
     assert run.ties["tie"].tolist() == list(OWN) and run.ties["verdict"].tolist() == ["met", "met"]
     assert bool((run.ties["residual"] <= 1e-6).all()) and run.ties["multiplier"].abs().min() > 0
     held = {data.name: data.items for data in clients_data(run.experiment)}
-    both, sizes = np.intersect1d(held["films"], held["shop"]), []
+    common, sizes = reduce(np.intersect1d, held.values()), []
     for name in ("films", "shop"):
-        places, params = np.isin(held[name], both), run.model(name).params
+        places, params = np.isin(held[name], common), run.model(name).params
         sizes.append(sum(float(params[n][places].double().square().sum()) for n in ("item_table", "item_bias")))
     assert sizes[0] == pytest.approx(sizes[1], rel=1e-5)
 
@@ -192,7 +193,7 @@ def test_what_is_no_tie_of_a_run_is_refused_in_one_line(
 
 def test_ties_travel_beside_a_codec_and_the_noise_of_users(tmp_path: Path) -> None:
     """What is compressed or noisy is tied like any other; losses may not be told of what is promised."""
-    for name, fields in {
+    cases: dict[str, dict[str, Any]] = {
         "codec": {"codec": {"kind": "top-k"}, "coupling": {"ties": ["losses: parity(0.1)", "item_table: ball(1)"]}},
         "noise": {
             "market": {"users": 12, "items": 20, "impressions": 8},
@@ -200,7 +201,8 @@ def test_ties_travel_beside_a_codec_and_the_noise_of_users(tmp_path: Path) -> No
             "privacy": {"unit": "user", "noise": 1.0, "replay": True},
             "coupling": {"ties": ["item_table: films = 2*shop"]},
         },
-    }.items():
+    }
+    for name, fields in cases.items():
         run = fedrec.run(**{**SMALL, "rounds": 1, **fields}, engine="inline", out=tmp_path / name, compare=False)
         assert run.ties["verdict"].iloc[-1] == "met"
         assert run.ties["residual"].iloc[-1] <= 1e-6
