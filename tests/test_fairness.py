@@ -77,12 +77,13 @@ def test_a_loss_weighs_one_plus_the_multiplier_and_never_less_than_0(pushed: flo
     scale, step = client.experiment.coupling.scale, client.experiment.coupling.step
     state, _ = join(client)
     z, _ = client.channel.split(client.start())
-    link = Link({}, {"losses": torch.tensor([scale * 0.7], dtype=torch.float64)}, 1e-4)
+    now = scale * priced.loss(client, {**z, **state.now.private}, "drives")
+    sent = torch.tensor([scale * 0.7], dtype=torch.float64)
+    link = Link({"losses": sent - now}, {"losses": sent}, 1e-4)  # the loss is that of the round before
     target = {"losses": torch.tensor([scale * (0.7 - pushed)])}
     _, told = tell(client, state, z, target, link)
     assert 1 + told.mu == pytest.approx(max(0.0, 1 + step * pushed), abs=1e-3)
-    model = {**z, **state.now.private}
-    assert float(told.sent["losses"]) / scale == pytest.approx(priced.loss(client, model, "drives"), rel=1e-6)
+    assert float(told.sent["losses"]) == pytest.approx(now, rel=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["adam", "adagrad", "sgd"])

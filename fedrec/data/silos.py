@@ -28,7 +28,7 @@ def silos_of(users: pd.DataFrame, there: Ints, column: str, count: int | None, u
         often = text.value_counts(sort=False).sort_index().sort_values(ascending=False, kind="stable")
         most = _count(column, count, len(often), len(often))
         names = [str(name) for name in often.index[: most if most == len(often) else most - 1]]
-        place = pd.Index(names).get_indexer(text)
+        place = pd.Index(names).get_indexer(pd.Index(text))
         if most < len(often):
             names.append(OTHERS if OTHERS not in names else f"{OTHERS} than these")
             place = np.where(place < 0, most - 1, place)

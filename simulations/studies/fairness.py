@@ -35,8 +35,8 @@ ALONE, SHARED, PARITY, MINIMAX, HARM, BUDGET = "alone", "shared", "parity", "min
 ARMS = (ALONE, SHARED, PARITY, MINIMAX, HARM, BUDGET)
 WORDS = (
     "Every arm has the data, the split and the start of its seed. Losses are those of the test rows, which have no "
-    "part in a run. Violation: of parity max |f_i - mean f| - eps; of minimax the worst client's loss minus that under no "
-    "tie; of harm and no-harm max (f_i - f_i alone) - margin, f_i alone being that of the round with the lowest "
+    "part in a run. Violation: of parity max |f_i - mean f| - eps; of minimax the worst client's loss minus that under "
+    "no tie; of harm and no-harm max (f_i - f_i alone) - margin, f_i alone being that of the round with the lowest "
     "validation loss. A tie holds where the 95% interval over seeds contains 0 or lies below. Own flag: in how many "
     "seeds the run itself says that the tie is broken, by the third of the validation rows that judges."
 )
@@ -73,8 +73,8 @@ def plan(options: Namespace) -> list[Run]:
 def measure(run: Run, home: Path) -> Rows:
     """Return for each client of a run the loss of its test rows and NDCG@10, or its first metric.
 
-    `flag` is by how much the run itself says that the tie is broken, `least`, where it is asked for, what a client alone
-    comes to in the round of its lowest validation loss.
+    `flag` is by how much the run itself says that the tie is broken; `least`, where it is asked for, what a client
+    alone comes to in the round of its lowest validation loss.
     """
     e, (name, _) = run.experiment, run.labels.values()
     launch(e, home)
