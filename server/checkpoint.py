@@ -189,8 +189,8 @@ def take(c: State, number: int, since: dict[str, int]) -> Snapshot:
     if c.control:
         tensors |= {f"control/{name}": value for name, value in c.control.c.items()}
     if c.buffer:
-        for number, z in c.buffer.past.items():
-            tensors |= {f"past/{number}/{name}": value for name, value in z.items()}
+        for began, z in c.buffer.past.items():
+            tensors |= {f"past/{began}/{name}": value for name, value in z.items()}
     numbers = {
         "clients": list(c.carriers),
         "stale": c.stale,
