@@ -105,7 +105,7 @@ class Coordinator(State):
         """Return the clients whose answers make the next round on the clock; each is sent what it began from."""
         assert self.buffer
         began = self.buffer.ask(drawn, self.parts, self.z)
-        self.parts |= began
+        self.parts = {**self.parts, **began}  # another dict: the best round has the last one
         return list(began)
 
     def coordinate(self, outcome: Outcome, number: int) -> Residuals:
