@@ -155,7 +155,7 @@ def rho_of(e: Any) -> str:
 
 def held_out_losses(e: Any) -> str:
     """Return the losses that ties name, where they are those of held-out rows."""
-    return ",".join(e.coupling.priced) * (e.coupling.judged == "validation")
+    return ",".join(e.coupling.priced) if e.coupling.judged == "validation" else ""
 
 
 def solved_head(e: Any) -> str:

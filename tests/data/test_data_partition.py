@@ -60,7 +60,7 @@ def federate(data: Dataset, partition: str, split: Split = "leave-one-out", seed
     count = min(2, data.interactions["user"].nunique()) if partition == "users" else None
     if split == "temporal" and not data.interactions["time"].any():
         data = replace(data, interactions=data.interactions.assign(time=1))
-    return federation(data, clients=count, partition=partition, split=split, seed=seed)  # type: ignore[arg-type]
+    return federation(data, clients=count, partition=partition, split=split, seed=seed)
 
 
 @pytest.mark.parametrize("partition", ["platform", "users", "one-user"])
