@@ -127,7 +127,7 @@ class Coordinator(State):
         return residuals
 
     def correct(self, replies: Sequence[Contribution]) -> dict[str, Params]:
-        """Return what clients sent, what is old on the present Z; normalised under FedNova, after SCAFFOLD's c followed."""
+        """Return what clients sent, old ones on the present Z, normalised under FedNova; SCAFFOLD's c follows them."""
         answers = {reply.client: reply.values for reply in replies}
         if self.buffer:
             answers = self.buffer.rebase(answers, self.parts, self.z)

@@ -50,7 +50,7 @@ def body(found: Coordinator) -> float:
 
 
 def column(record: Record, name: str) -> list[float]:
-    return [row[name] for row in record.rounds]
+    return [float(row[name]) for row in record.rounds]
 
 
 @pytest.mark.parametrize(("discount", "late"), [(0.0, 4.0), (1.0, 4 / 3), (0.5, 4 / math.sqrt(3))])
@@ -106,7 +106,7 @@ def test_rounds_that_wait_last_as_long_as_the_slowest_of_their_clients() -> None
     assert column(scripted(2, rules).record, "clock") == [2.5, 5.0]
     drawn = scripted(6, rules, turnout=Turnout(participation=0.5)).record
     steps = np.diff([0.0, *column(drawn, "clock")])
-    asked = [next(row["client"] for row in drawn.clients if row["round"] == n) for n in range(1, 7)]
+    asked = [next(str(row["client"]) for row in drawn.clients if row["round"] == n) for n in range(1, 7)]
     assert steps.tolist() == [SECONDS[row] for row in asked]
     assert "staleness" not in drawn.rounds[0]
 
@@ -121,7 +121,7 @@ def test_where_nobody_is_late_rounds_are_those_that_wait_to_the_bit() -> None:
     assert column(first, "clock") == [1.0, 2.0] and not any(column(first, "staleness"))
 
 
-LATE = {"rounds": 4, "asynchrony": {"buffer": 2, "spread": 1.0, "jitter": 0.3}, "clients": 4}
+LATE: dict[str, Any] = {"rounds": 4, "asynchrony": {"buffer": 2, "spread": 1.0, "jitter": 0.3}, "clients": 4}
 
 
 def test_whoever_runs_the_clients_gives_the_same(tmp_path: Path) -> None:

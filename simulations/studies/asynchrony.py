@@ -100,8 +100,8 @@ def measure(run: Run, home: Path) -> Rows:
 def findings(results: pd.DataFrame, runs: Sequence[Run], options: Namespace) -> Findings:
     """Return how long every way takes, and the page that compares them."""
     rows = summary(results)
-    fast = [(row["arm"], 1 / row["ratio"]) for row in rows if math.isfinite(row["ratio"])]
-    figure = plots.bars(*zip(*fast, strict=True), "async", "times as fast as waiting for all", "times as fast")
+    fast = {row["arm"]: 1 / row["ratio"] for row in rows if math.isfinite(row["ratio"])}
+    figure = plots.bars([*fast], [*fast.values()], "async", "times as fast as waiting for all", "times as fast")
     metric = runs[0].experiment.metrics[0]
     page = Page(
         "What does it cost to wait for the slowest?",
@@ -150,7 +150,7 @@ def texts(row: Row, metric: str) -> dict[str, str]:
     return {
         "Rounds": row["arm"],
         f"Test {metric}": number(row["mean"], 4),
-        "SD": number(row["sd"], 4),
+        "Validation": number(row["validation"], 4),
         "Staleness": DASH if math.isnan(row["staleness"]) else f"{row['staleness']:.1f}",
         "All seconds": f"{row['seconds']:.0f}",
         f"To {SHARE:.0%}": DASH if math.isnan(row["time"]) else f"{row['time']:.1f}",
