@@ -150,7 +150,7 @@ def texts(row: Row, metric: str) -> dict[str, str]:
     return {
         "Rounds": row["arm"],
         f"Test {metric}": number(row["mean"], 4),
-        "SD": number(row["sd"], 4),
+        "Validation": number(row["validation"], 4),
         "Staleness": DASH if math.isnan(row["staleness"]) else f"{row['staleness']:.1f}",
         "All seconds": f"{row['seconds']:.0f}",
         f"To {SHARE:.0%}": DASH if math.isnan(row["time"]) else f"{row['time']:.1f}",
