@@ -166,9 +166,12 @@ class Chunk:
 
     @property
     def optimiser(self) -> Optimiser:
-        """The optimiser; one that divides by the size of gradients takes no notice of a weight but in its rates."""
+        """The optimiser; one that divides by the size of gradients takes no notice of a weight but in its rates.
+
+        Against a term beside the loss, such as a teacher's, a weight is one that it does take notice of.
+        """
         rule = self.recipe.optimiser
-        if self.weight is None or rule.kind == "sgd":
+        if self.weight is None or rule.kind == "sgd" or self.terms.pull is not None:
             return rule
         (weight,) = self.weight.tolist()
         return replace(rule, lr=weight * rule.lr, lrs=tuple((name, weight * lr) for name, lr in rule.lrs))
