@@ -237,18 +237,18 @@ def _own(clause: Clause, layout: Layout, carriers: Mapping[str, Carrier], scale:
             client: {name: (unit * z[places]).reshape(shape) for name, (places, shape) in parts.items()}
             for client, parts in index.items()
         }
-        found = value(named_tensors)
+        try:
+            found = value(named_tensors)
+        except Exception as error:  # whatever a user's own function raises
+            raise UserError(f"tie {clause.text!r}: {type(error).__name__}: {error}") from None
         if not isinstance(found, Tensor):
             raise UserError(f"tie {clause.text!r}: must return a tensor, found {type(found).__name__}")
         return found.reshape(-1).double()
 
-    try:
-        size = len(g(torch.full((layout.size,), 0.5, dtype=torch.float64)))
-    except UserError:
-        raise
-    except Exception as error:  # whatever a user's own function raises
-        raise UserError(f"tie {clause.text!r}: {type(error).__name__}: {error}") from None
-    return Bound(clause, g, size, False)
+    first = g(torch.full((layout.size,), 0.5, dtype=torch.float64, requires_grad=True))
+    if not first.requires_grad or not len(first):
+        raise UserError(f"tie {clause.text!r}: must be made of z by what torch can differentiate, found no slope")
+    return Bound(clause, g, len(first), False)
 
 
 def only(who: Carrier, names: set[str]) -> Carrier:

@@ -21,6 +21,7 @@ from fedrec.keyed import Carrier
 from fedrec.params import Params
 
 MET = 1e-6  # a residual up to it, on the scale of what makes it up, is none
+UNJUDGED = "not judged"  # of a tie of losses that somebody has no rows for
 FEW = 64  # multipliers that are told one by one
 
 
@@ -39,8 +40,9 @@ class Verdict:
 
     def row(self) -> dict[str, Any]:
         """Return it as a row of the record, without what it does not tell."""
-        known = {} if math.isnan(self.multiplier) else {"multiplier": self.multiplier}
-        return {"tie": self.tie, "verdict": self.verdict, "residual": self.residual, **known} | (
+        known = {name: getattr(self, name) for name in ("residual", "multiplier")}
+        told = {name: value for name, value in known.items() if not math.isnan(value)}
+        return {"tie": self.tie, "verdict": self.verdict, **told} | (
             {"weights": list(self.weights)} if self.weights else {}
         )
 
@@ -59,7 +61,7 @@ class Group:
     def project(self, values: Mapping[str, Params], rho: float, resolve: Map) -> Projection:
         """Return the point nearest to the clients' values that meets the ties."""
         rows = Rows(
-            lambda flat: torch.cat([bound.g(flat) for bound in self.bounds]),
+            lambda flat: torch.cat([value_of(bound, flat) for bound in self.bounds]),
             torch.cat([torch.full((b.size,), b.unequal) for b in self.bounds]),
             torch.full((sum(b.size for b in self.bounds),), math.inf, dtype=torch.float64),
             all(b.straight for b in self.bounds),
@@ -67,6 +69,9 @@ class Group:
         flat, closed = self.layout.flat(values), resolve if self.entangled else None
         if self.inverse is None or self.inverse[0] != rho:
             self.inverse = rho, inverse_of(rho * self.metric, closed)
+        for bound in self.bounds:
+            if not bool(bound.g(flat).isfinite().all()):
+                raise UserError(f"tie {bound.clause.text!r}: must be finite at what the clients sent, found others")
         found = project(flat, rho * self.metric, rows, closed, self.y, self.inverse[1])
         self.y = torch.zeros_like(found.y) if found.ray is not None else found.y
         return found
@@ -187,7 +192,7 @@ class Joint(Hub):
         """See Held."""
         found: dict[str, float] = {}
         for number, verdict in enumerate(self.verdicts, 1):
-            residual = max(broken.get(verdict.tie, verdict.residual), 0.0)
+            residual = max(broken.get(verdict.tie, self.unjudged(verdict)), 0.0)
             found |= {f"tie{number}_residual": residual, f"tie{number}_multiplier": verdict.multiplier}
         return found
 
@@ -208,10 +213,18 @@ class Joint(Hub):
         """See Held."""
         rows = []
         for verdict in self.verdicts:
-            residual = broken.get(verdict.tie, verdict.residual)
-            word = "violated" if residual > 0 and verdict.verdict == "met" else verdict.verdict
+            residual = broken.get(verdict.tie, self.unjudged(verdict))
+            word = (
+                "violated" if residual > 0 and verdict.tie in broken and verdict.verdict == "met" else verdict.verdict
+            )
+            word = UNJUDGED if math.isnan(residual) else word
             rows.append(replace(verdict, residual=max(residual, 0.0), verdict=word).row())
         return rows
+
+    def unjudged(self, verdict: Verdict) -> float:
+        """Return the residual of a tie that no losses were told of: that of the projection, NaN of a tie of losses."""
+        of_losses = {bound.clause.text for bound in self.bounds if bound.clause.of_losses}
+        return math.nan if verdict.tie in of_losses else verdict.residual
 
     def state(self) -> Params:
         """See Held."""
@@ -222,6 +235,14 @@ class Joint(Hub):
         super().restore(state)
         for place, group in enumerate(self.groups):
             group.y = state.get(f"y/{place}")
+
+
+def value_of(bound: Bound, flat: Tensor) -> Tensor:
+    """Return g of a tie; raises UserError where it is another number of values than at the beginning."""
+    value = bound.g(flat)
+    if len(value) != bound.size:
+        raise UserError(f"tie {bound.clause.text!r}: must be {bound.size} numbers whatever z is, found {len(value)}")
+    return value
 
 
 def slack(clause: Clause) -> float:

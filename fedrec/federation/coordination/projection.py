@@ -266,8 +266,7 @@ def contradiction(
 def _slope(rows: Rows, z: Tensor) -> _Slope:
     at = _Slope(rows.g, z)
     if at.value.shape != rows.inequality.shape or not bool(at.value.isfinite().all()):
-        shape = list(at.value.shape)
-        raise UserError(f"tie: must be {len(rows.inequality)} finite numbers, found {shape} that are not")
+        raise UserError(f"tie: must be {len(rows.inequality)} finite numbers, found others")
     return at
 
 

@@ -237,11 +237,11 @@ def _verdicts(
 ) -> tuple[Verdict, ...]:
     """Return how the ties stand at the clients' own values; of losses that are not met, whether they can be."""
     found = hub.at({c.name: one for c, one in zip(clients, told, strict=True)})
-    verdicts = []
+    verdicts, unequal = [], {bound.clause.text: bound.unequal for bound in hub.bounds}
     for verdict, clause in zip(hub.verdicts, hub.clauses, strict=True):
         if clause.text in found:
             g = found[clause.text]
-            residual = float((g.clamp(min=0.0) if clause.inequality or clause.form else g.abs()).max())
+            residual = float((g.clamp(min=0.0) if unequal[clause.text] else g.abs()).max())
             word = "met" if residual <= CLOSE * (1 + abs(clause.constant)) else "violated"
             word = verdict.verdict if verdict.verdict == "infeasible" else word
             verdict = replace(verdict, residual=residual, verdict=word)
