@@ -105,7 +105,7 @@ class Part:
 class Terms:
     """What a client's objective has beside its loss, for every client of a cohort; see `local_update`.
 
-    The last four, `paced` apart, are of the only client of a cohort, whose gradients are made by autograd on whole tables.
+    The last four, `paced` apart, are of the only client of a cohort, with gradients by autograd on whole tables.
     """
 
     anchor: Stack | None = None
