@@ -142,7 +142,9 @@ class Training:
         if e.drift.second:
             personal = self.spread({p: start.own.personal for p, start in starts.items() if start.own.personal})
         share = e.drift.shares(personal.values if personal else ())
-        return Terms(anchor, shift, weight, personal, share, e.drift.pull, self.z), first.rho
+        return Terms(
+            anchor, shift, weight, personal, share, e.drift.pull, self.z, paced=bool(e.coupling.priced)
+        ), first.rho
 
     def spread(self, parts: Mapping[int, Mapping[str, Tensor]]) -> Stack:
         """Return a stack of tensors of some clients where they train."""

@@ -131,6 +131,7 @@ def terms(client: Client, start: Start, weigher: Weigher | None, second: Weigher
         pull,
         weigher,
         second,
+        bool(e.coupling.priced),
     )
 
 

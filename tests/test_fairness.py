@@ -96,7 +96,7 @@ def test_a_weight_multiplies_the_step_under_every_optimiser(kind: str) -> None:
         rule = client.recipe.optimiser
         recipe = replace(client.recipe, optimiser=replace(rule, lr=times * rule.lr))
         args = (client.model, start, data, tasks, recipe, Sharing(()))
-        return local_update(*args, seed=1, scope=("a", 1), weight=weight)[0]
+        return local_update(*args, seed=1, scope=("a", 1), weight=weight, paced=True)[0]
 
     assert norm(subtract(after(2.0, 1.0), after(1.0, 2.0))) < 1e-3 * norm(subtract(after(2.0, 1.0), start))
     assert norm(subtract(after(0.0, 1.0), start)) == 0

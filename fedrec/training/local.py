@@ -60,6 +60,7 @@ def local_update(
     scope: Scope,
     anchor: Mapping[str, Tensor] | None = None,
     weight: float = 1.0,
+    paced: bool = False,
     shift: Mapping[str, Tensor] | None = None,
     pull: Term | None = None,
     weigher: Weigher | None = None,
@@ -69,12 +70,13 @@ def local_update(
 
     Pure: `params` is not changed, and the result depends on the arguments alone. The optimiser starts afresh. `anchor`
     is the broadcast that the proximal term `mu/2 |x - z|^2` pulls the shared parameters to. `weight` multiplies the
-    loss against that term (1 + mu_i of a loss budget); the loss that is returned is without it. `shift` is added to the
-    gradients, also where a task sees none. `pull` is a term beside the loss: of a client that exchanges no part of its
-    parameters (`fedrec.experiment.channel`), or of a teacher (`fedrec.distillation`). `weigher` weighs the tasks'
-    losses for the steps and goes on to its next state; the loss that is returned has the fixed weights, so that it
-    tells nothing of it. `own` are masks of shared parameters, 1 at what nobody else has: the phase private trains that
-    too. Without a row to train on, the parameters come back unchanged and the loss is NaN.
+    loss against that term (1 + mu_i of a loss budget), if `paced` the rate of Adam and Adagrad too; the loss that is
+    returned is without it. `shift` is added to the gradients, also where a task sees none. `pull` is a term beside the
+    loss: of a client that exchanges no part of its parameters (`fedrec.experiment.channel`), or of a teacher
+    (`fedrec.distillation`). `weigher` weighs the tasks' losses for the steps and goes on to its next state; the loss
+    that is returned has the fixed weights, so that it tells nothing of it. `own` are masks of shared parameters, 1 at
+    what nobody else has: the phase private trains that too. Without a row to train on, the parameters come back
+    unchanged and the loss is NaN.
     """
     terms = Terms(
         stack([anchor]) if anchor else None,
@@ -82,6 +84,7 @@ def local_update(
         None if weight == 1 else torch.tensor([weight]),
         pull=pull,
         weigher=weigher,
+        paced=paced,
         masks=stack([own]) if own else None,
     )
     only = single(model, data, tasks, recipe, seed)

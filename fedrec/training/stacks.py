@@ -105,7 +105,7 @@ class Part:
 class Terms:
     """What a client's objective has beside its loss, for every client of a cohort; see `local_update`.
 
-    The last four are of the only client of a cohort, whose gradients are made by autograd on whole tables.
+    The last four, `paced` apart, are of the only client of a cohort, with gradients by autograd on whole tables.
     """
 
     anchor: Stack | None = None
@@ -118,6 +118,7 @@ class Terms:
     pull: Term | None = None
     weigher: Weigher | None = None
     second: Weigher | None = None  # of the personal parameters
+    paced: bool = False  # whether the weight multiplies the rate of an optimiser that divides by the size of gradients
     masks: Stack | None = None  # of shared parameters, which the phase private trains where it is 1
 
     @property

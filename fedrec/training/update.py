@@ -57,7 +57,7 @@ def train(
     `scopes[j]` is the scope of client `chosen[j]`. Only the rows that a client's batches name are stacked, unless its
     others move too: under a shift, a pull to an anchor that is not the start, or a transform of the user's own. Clients
     without a row to train on are left out. `chunk` bounds the clients of a part, beside the bounds on the rows of a
-    step and of a chunk's tables; with terms of the user's own, and with weights of the losses, each is alone.
+    step and of a chunk's tables; with terms of the user's own, and with weights that pace it, each is alone.
     """
     size = cohort.sizes[chosen]
     pulled = recipe.mu and terms.anchor and terms.anchor is not shared
@@ -67,7 +67,7 @@ def train(
     items = np.diff(cohort.starts["item"])[chosen]
     rows = items if moving else np.minimum(items, size * recipe.epochs * (1 + sampled * len(recipe.phases)))
     draws = size * recipe.epochs * len(recipe.phases) * (1 + sampled)
-    chunk = 1 if recipe.objective or terms.weight is not None else chunk
+    chunk = 1 if recipe.objective or terms.paced else chunk
 
     def seeds(number: int) -> Callable[[int], list[int]]:
         return lambda j: [derive(seed, "train", *scopes[j], number, epoch) for epoch in range(recipe.epochs)]
@@ -168,10 +168,10 @@ class Chunk:
     def optimiser(self) -> Optimiser:
         """The optimiser; one that divides by the size of gradients takes no notice of a weight but in its rates.
 
-        Against a term beside the loss, such as a teacher's, a weight is one that it does take notice of.
+        They are multiplied where the terms are `paced`.
         """
         rule = self.recipe.optimiser
-        if self.weight is None or rule.kind == "sgd" or self.terms.pull is not None:
+        if self.weight is None or rule.kind == "sgd" or not self.terms.paced:
             return rule
         (weight,) = self.weight.tolist()
         return replace(rule, lr=weight * rule.lr, lrs=tuple((name, weight * lr) for name, lr in rule.lrs))
