@@ -3,8 +3,9 @@
 Of a tie the client exchanges its loss f_i like a parameter, with a scaled dual u_i of its own. The server's target t_i
 is the projection of v_i = f_i + u_i, and step (v_i - t_i) the multiplier of the tie. A round's training weighs the loss
 by 1 + step (v_i - t_i), and where that is not 1 by step (f_i - f_i-) more, by what the loss is above that of the round
-before: the augmented term step/2 (f_i - t_i + u_i)^2, without which multipliers overshoot. Of a client that no tie
-binds it would but slow down what all lose together. No weight is below 0: nobody is trained to be worse.
+before: the augmented term step/2 (f_i - t_i + u_i)^2, without which multipliers overshoot. That is no more than half a
+weight, and nothing for a client that no tie binds: it would but slow down what all lose together. No weight is below 0:
+nobody is trained to be worse.
 
 What drives is a loss of held-out rows, what is trained along is the gradient of the training rows: (1 + mu) grad f_i
 stands for grad f_i + mu grad of the held-out loss. Where a model learns its rows by heart the two part, and a larger
@@ -31,6 +32,7 @@ from fedrec.rng import generator
 from fedrec.training.local import held_out_loss
 
 SLACK = 1e-6  # relative to a target: what rounding leaves of a multiplier that is 0
+DAMPING = 0.5  # of a weight: what a change of the loss adds to it at most
 THIRDS = ("drives", "selects", "judges")
 
 
@@ -69,9 +71,10 @@ def tell(client: Client, state: State, z: Params, targets: Params, link: Link) -
             state, least = alone(client, state)
             found = value - least
         sent[block] = targets[block] if math.isnan(found) else torch.tensor([scale * found], dtype=torch.float32)
-        if abs(price) > SLACK * abs(float(targets[block]) / scale):
-            price += float(sent[block] - (link.sent[block] - link.dual[block])) / scale
         weight += e.coupling.step * price
+        if abs(price) > SLACK * abs(float(targets[block]) / scale):
+            change = float(sent[block] - (link.sent[block] - link.dual[block])) / scale
+            weight += min(max(e.coupling.step * change, -DAMPING), DAMPING)
     return state, Told(sent, max(weight, 0.0) - 1.0)
 
 

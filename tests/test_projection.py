@@ -154,5 +154,5 @@ def test_multipliers_to_begin_with_change_nothing_but_the_way() -> None:
 
 
 def test_what_is_no_number_is_refused() -> None:
-    with pytest.raises(UserError, match="^tie: must be 1 finite numbers, found others"):
+    with pytest.raises(UserError, match=r"^tie: must be 1 finite numbers, found others"):
         project(vector(-1.0), ones(1), rows(lambda z: z.log(), False))

@@ -33,12 +33,12 @@ class Constraint(NamedTuple):
 def constraints(run: Run) -> list[Constraint]:
     """Return the constraints of a run, those that are not met first."""
     found = [constraint(row, run.names()) for row in run.ties]
-    return sorted(found, key=lambda one: ("infeasible", "violated", "met").index(one.verdict))
+    return sorted(found, key=lambda one: ("infeasible", "violated", "not judged", "met").index(one.verdict))
 
 
 def constraint(row: dict[str, Any], clients: list[str]) -> Constraint:
     """Return one row of the record as it is shown."""
-    text, verdict, residual = str(row["tie"]), str(row["verdict"]), significant(row["residual"])
+    text, verdict, residual = str(row["tie"]), str(row["verdict"]), significant(row.get("residual", math.nan))
     if verdict == "infeasible":  # whose multipliers grow without end
         return Constraint(text, verdict, residual, DASH, "")
     return Constraint(text, verdict, residual, significant(row.get("multiplier", math.nan)), priced(row, clients))
