@@ -226,7 +226,7 @@ def test_a_wrong_run_config_is_refused(run_config: dict[str, Any], message: str)
         (["--method", "fedrpe"], "option --method: ", "did you mean 'fedrep'?"),
         (["--method", ""], "option --method: ", "found ''"),
         (["--method", "fédrep"], "option --method: ", "did you mean 'fedrep'?"),
-        (["--partition", "user"], "option --partition: ", "found 'user'"),
+        (["--partition", "user"], "option --partition: ", "found 'user'; did you mean 'users'?"),
         (["--hidden", "64,x"], "option --hidden: ", "found 'x'"),
         (["--phases", "al"], "option --phases: ", "found 'al'"),
         (["--candidates", "0"], "option --candidates: ", "found 0"),

@@ -229,7 +229,7 @@ def test_a_coupling_that_cannot_hold_is_refused_before_anything_runs(fields: dic
 def test_a_budget_without_duals_is_refused() -> None:
     with pytest.raises(
         UserError,
-        match=r"budget.margin: 0.1 needs a proximal tie.*\(add --coupling.rho 1e-4, or take --method admm\), found coupling.rho 0",
+        match=r"budget.margin: 0.1 needs a proximal tie.*\(add --coupling.rho 1e-4, or .*\), found coupling.rho 0",
     ):
         experiment("fedper", budget={"margin": 0.1})
 

@@ -146,7 +146,6 @@ COUNTS = {
     Can.LOSSES: 10,  # every weighting but the fixed one, with noise inside a client
     Can.EXCHANGE: 6,  # local and pooled with the unit user, the unit client and a secure sum
     Can.MEMORY: 6,  # mr-mtl, graph and no-harm with one noisy mean and with a secure sum
-    Can.LOGITS: 5,  # agreement with what parameters are shared
     Can.STEPS: 4,  # scaffold and fednova with one noisy mean and with a secure sum
     Can.INCREMENTS: 2,  # admm with one noisy mean, and with a secure sum under weights that change
     Can.USER_SIDE: 2,  # the model item with two sequence encoders
@@ -160,8 +159,8 @@ COUNTS = {
 
 def test_as_many_pairs_are_refused_as_lack_a_capability() -> None:
     assert Counter(can for _, can in CONFLICTS.values()) == COUNTS
-    assert sum(COUNTS.values()) == 66
-    assert sum(number for can, number in COUNTS.items() if can in UNBUILT) == 7
+    assert sum(COUNTS.values()) == 61
+    assert sum(number for can, number in COUNTS.items() if can in UNBUILT) == 2
     assert all((" (not built), found " in text) == (can in UNBUILT) for text, can in CONFLICTS.values())
 
 

@@ -1,6 +1,7 @@
 """Ties by name: what a text says, what is refused, and what `solve` makes of them, by other solvers' answers."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -226,12 +227,15 @@ def test_a_loss_that_is_only_to_be_small_has_no_gap_where_it_is_less() -> None:
     assert not one_sided(read_clauses("losses: parity(1)"), "films", "losses")
 
 
-SAMPLE = ["graph", "equation", "ball", "several", "trust region", "budgets", "minimax", "parity", "equal norms"]
+SAMPLE = ["graph", "equation", "trust region", "budgets", "equal norms"]
+SLOW = ["ball", "several", "minimax", "parity", "between", "two blocks"]  # seconds each
 
 
-@pytest.mark.parametrize("name", SAMPLE)
-def test_a_random_problem_has_the_answer_of_another_solver(name: str) -> None:
+@pytest.mark.soak
+@pytest.mark.parametrize("name", [*SAMPLE, *SLOW])
+def test_a_random_problem_has_the_answer_of_another_solver(name: str, tries: Callable[[int, int], int]) -> None:
     """A sample of `studies constraints`, which judges all forms on twenty seeds."""
+    tries(int(name in SAMPLE), 1)
     case = next(case for case in CASES if case.name == name)
     p = draw(101)
     found = solved(case, p, 1.0, 2000, 101)

@@ -167,8 +167,8 @@ def test_what_does_not_hold_is_said_first_with_by_how_much(
         ("--tie 'item_table: os:system'", "must be a component"),
         ("--tie 'item_table: tests.own_parts:Nigh'", "must have the class Nigh"),
         ('--tie \'item_table: tests.own_parts:Near{"radius": "wide"}\'', "radius: input should be a valid number"),
-        ('--tie \'item_table: tests.own_parts:Lapsing{"how": "nan"}\'', "must be 1 finite numbers"),
-        ('--tie \'item_table: tests.own_parts:Lapsing{"how": "longer"}\'', "must be 1 finite numbers, found [2]"),
+        ('--tie \'item_table: tests.own_parts:Lapsing{"how": "nan"}\'', "must be finite at what the clients sent"),
+        ('--tie \'item_table: tests.own_parts:Lapsing{"how": "longer"}\'', "must be 1 numbers whatever z is, found 2"),
         ("--method fedper --tie 'item_table: ball(1)'", "needs a proximal tie, coupling.rho above 0"),
         ("--method mr-mtl --tie 'item_table: ball(1)'", "needs duals, which hold what a constraint costs"),
         ("--method local --tie 'item_table: ball(1)'", "needs something that clients exchange"),
@@ -178,7 +178,7 @@ def test_what_does_not_hold_is_said_first_with_by_how_much(
         ("--newcomers shop=1 --tie 'item_table: ball(1)'", "but newcomers send nothing"),
         ("--coupling.step 2 --tie 'item_table: ball(1)'", "coupling.step: acts only with a tie of losses"),
         ("--method no-harm --budget.margin 0.1 --tie 'losses: parity(1)'", "budget: must be a tie beside ties of"),
-        ("--method agreement --volunteers 6 --tie 'item_table: ball(1)'", "needs parameters that travel as they are"),
+        ("--method agreement --volunteers 6 --tie 'item_table: ball(1)'", "needs duals"),
     ],
 )
 def test_what_is_no_tie_of_a_run_is_refused_in_one_line(
@@ -188,7 +188,7 @@ def test_what_is_no_tie_of_a_run_is_refused_in_one_line(
     assert main(flags) == 2
     told = capsys.readouterr().err
     assert words in told and told.count("\n") == 1
-    assert not (tmp_path / "run").exists() or "finite numbers" in words
+    assert not (tmp_path / "run").exists() or "Lapsing" in options  # which fits until it is asked again
 
 
 def test_ties_travel_beside_a_codec_and_the_noise_of_users(tmp_path: Path) -> None:
