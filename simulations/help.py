@@ -11,7 +11,7 @@ MOST: Mapping[str, Mapping[str, tuple[str, str]]] = {
         "--data-dir PATH": ("folder of a public data set, or files of a table", ""),
         "--columns TEXT": ("of a table: user=NAME,item=NAME,platform=NAME ...", ""),
         "--clients N": ("number of clients; 5, or one for each platform", ""),
-        "--partition HOW": ("who is a client: platform, users[:AGE], one-user", "auto"),
+        "--partition HOW": ("who is a client: platform, users:age, one-user", "auto"),
         "--split HOW": ("or temporal, random, new-items ...", "leave-one-out"),
     },
     "learning": {
