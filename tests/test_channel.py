@@ -22,10 +22,13 @@ from fedrec.federation.coordination.operators import LinearTie
 from fedrec.federation.coordination.solve import solve
 from fedrec.models import Recommender
 from fedrec.params import Params, flatten, unflatten
+from fedrec.report.facts import shared
+from fedrec.report.tables import read_run
 from fedrec.rng import generator
 from fedrec.sharing import Sharing
 from fedrec.training.losses import batch_loss
 from simulations.check import check
+from simulations.engines import launch
 from tests.builders import batches
 from tests.helpers import experiment, fit, results, shared_names
 from tests.letters import read_contribution, state_of
@@ -525,3 +528,10 @@ def test_outputs_and_parameters_are_tied_differently() -> None:
     assert torch.equal(one["item_table"], two["item_table"])
     assert not torch.equal(one["item_table"], three["item_table"])
     assert torch.equal(one["logits"], three["logits"])
+
+
+def test_the_report_says_that_both_travel(tmp_path: Path) -> None:
+    e = experiment("agreement", share="item_table,item_bias", volunteers=20, agreement={"items": 30})
+    launch(e, tmp_path)
+    told = shared(read_run(tmp_path))
+    assert told == "item_table, item_bias, and logits, of each public volunteer on 30 public items"

@@ -122,11 +122,12 @@ def privacy(run: Run) -> str:
 def shared(run: Run) -> str:
     """Return what the clients shared, in words."""
     items = (run.option("agreement") or {}).get("items", 0)
-    if items:
-        return f"only logits, of each public volunteer on {plural(items, 'public item')}; no parameter"
+    logits = f"logits, of each public volunteer on {plural(items, 'public item')}" if items else ""
+    if items and not run.option("share", ()):
+        return f"only {logits}; no parameter"
     there = [str(p["name"]) for p in run.record.get("parameters", {}).get("shared", [])]
     modules = [one for one in run.option("share", ()) if not there or any(covers((one,), name) for name in there)]
     names, coupling = listing(modules), run.option("coupling") or {}
     if coupling.get("kind") == "linear":
         return f"{names}, every row under the client's own map ({coupling.get('maps')})"
-    return names or "nothing"
+    return f"{names}, and {logits}" if logits else names or "nothing"
