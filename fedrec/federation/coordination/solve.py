@@ -138,7 +138,7 @@ def solve(
         hub = Joint(operator, now.rho, carriers, values, duals, balance, clauses=clauses, scale=many[0].scale)
     if state is not None:
         hub.restore(state.held)  # as it was tied, before rho adapted
-    settled, enough = 0, math.ceil(3 / participation)
+    settled, enough = 0, 3 if participation == 1 else math.ceil(10 / participation)  # in which nearly all take part
     for number in range(len(history), len(history) + rounds):
         gaps = []
         for i in draw(len(many), participation, seed, number):
