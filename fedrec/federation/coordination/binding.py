@@ -83,7 +83,7 @@ def bind(clause: Clause, layout: Layout, carriers: Mapping[str, Carrier], scale:
     """Return a tie as a function of the flat vector; raises UserError where it does not fit what is carried."""
     if clause.variables:
         return _equation(clause, layout, carriers, scale)
-    if clause.own or clause.function:
+    if clause.own:
         return _own(clause, layout, carriers, scale)
     if clause.form == LINEAR:
         return _linear(clause, layout, carriers)
@@ -220,7 +220,7 @@ def common_rows(
 
 
 def _own(clause: Clause, layout: Layout, carriers: Mapping[str, Carrier], scale: float) -> Bound:
-    value: Function = clause.function or function_of("tie", clause.own, "z")
+    value: Function = function_of("tie", clause.own, "z")
     names = {client: sorted(n for b in clause.blocks for n in named(who, b)) for client, who in carriers.items()}
     index: dict[str, dict[str, tuple[Tensor, list[int]]]] = {client: {} for client in names if names[client]}
     for name in sorted({n for part in names.values() for n in part}):

@@ -9,7 +9,7 @@ MODULE:NAME, with a method `value(z)` or itself a function of z: numbers [m] tha
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -59,9 +59,6 @@ class Clause:
     constant: float = 0.0  # sum_i factor_i variable_i + constant is 0, or at most 0
     own: str = ""
     inequality: bool = False
-    function: Callable[[Mapping[str, Params]], Tensor] | None = (
-        None  # in the place of `own`, where no text stands for it
-    )
 
     @property
     def closed(self) -> bool:

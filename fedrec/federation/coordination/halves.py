@@ -78,8 +78,32 @@ class Residuals:
     rho: float
 
 
+class Untold:
+    """What a tie says of itself that has no prices, proof or constraints by name."""
+
+    def charge(self, over: Mapping[str, float]) -> dict[str, float]:
+        """Return the prices after clients were told to be so far above their budgets, where it is the tie that asks."""
+        return {}
+
+    def certificate(self) -> dict[str, Any]:
+        """Return what proves Z the best there is, as JSON can hold it; nothing where it is approached by rounds."""
+        return {}
+
+    def columns(self, broken: Mapping[str, float] = MappingProxyType({})) -> dict[str, float]:
+        """Return what a round's row says of the constraints that it ties by, given by how much they are broken."""
+        return {}
+
+    def broken(self, losses: Mapping[tuple[str, str], float]) -> dict[str, float]:
+        """Return by how much Z breaks each constraint, given the clients' losses by (client, block)."""
+        return {}
+
+    def verdict_rows(self, broken: Mapping[str, float]) -> list[dict[str, Any]]:
+        """Return how each constraint stands, as JSON can hold it."""
+        return []
+
+
 @dataclass
-class Held:
+class Held(Untold):
     """A tie whose Z is one set of parameters, of which a client is sent its part; `rho` is the present penalty."""
 
     additive: ClassVar[bool] = False  # whether it needs no more than the sums of what the clients of a round send
@@ -107,26 +131,6 @@ class Held:
         """Take the mean change of a round that was made elsewhere, so that nobody sees a client's."""
         raise TypeError("tie: must be told what each client sent, found a mean")
 
-    def charge(self, over: Mapping[str, float]) -> dict[str, float]:
-        """Return the prices after clients were told to be so far above their budgets, where it is the tie that asks."""
-        return {}
-
-    def certificate(self) -> dict[str, Any]:
-        """Return what proves Z the best there is, as JSON can hold it; nothing where it is approached by rounds."""
-        return {}
-
-    def columns(self, broken: Mapping[str, float] = MappingProxyType({})) -> dict[str, float]:
-        """Return what a round's row says of the constraints that it ties by, given by how much they are broken."""
-        return {}
-
-    def broken(self, losses: Mapping[tuple[str, str], float]) -> dict[str, float]:
-        """Return by how much Z breaks each constraint, given the clients' losses by (client, block)."""
-        return {}
-
-    def verdict_rows(self, broken: Mapping[str, float]) -> list[dict[str, Any]]:
-        """Return how each constraint stands, as JSON can hold it."""
-        return []
-
     def state(self) -> Params:
         """Return everything that it remembers, as named tensors."""
         return self.z
@@ -137,7 +141,7 @@ class Held:
 
 
 @dataclass
-class Hub:
+class Hub(Untold):
     """The server half: it remembers V and ties it by an operator.
 
     `values` are the v_i that the clients joined with. Every client has a weight p_i in its carrier. With `duals` the
@@ -184,26 +188,6 @@ class Hub:
         for name, sent in answers.items():
             self.absorb(name, sent)
         return self.step(list(gaps.values()))
-
-    def charge(self, over: Mapping[str, float]) -> dict[str, float]:
-        """See Held."""
-        return {}
-
-    def certificate(self) -> dict[str, Any]:
-        """See Held."""
-        return {}
-
-    def columns(self, broken: Mapping[str, float] = MappingProxyType({})) -> dict[str, float]:
-        """See Held."""
-        return {}
-
-    def broken(self, losses: Mapping[tuple[str, str], float]) -> dict[str, float]:
-        """See Held."""
-        return {}
-
-    def verdict_rows(self, broken: Mapping[str, float]) -> list[dict[str, Any]]:
-        """See Held."""
-        return []
 
     def state(self) -> Params:
         """See Held; the tensors of all clients are under KIND/PLACE/NAME, with the client's place in their order."""

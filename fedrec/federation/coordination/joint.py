@@ -189,7 +189,7 @@ class Joint(Hub):
         return {name: value for name, value in super().whole().items() if name not in (LOSSES, HARM)}
 
     def columns(self, broken: Mapping[str, float] = MappingProxyType({})) -> dict[str, float]:
-        """See Held."""
+        """See Untold."""
         found: dict[str, float] = {}
         for number, verdict in enumerate(self.verdicts, 1):
             residual = max(broken.get(verdict.tie, self.unjudged(verdict)), 0.0)
@@ -197,7 +197,7 @@ class Joint(Hub):
         return found
 
     def broken(self, losses: Mapping[tuple[str, str], float]) -> dict[str, float]:
-        """See Held; a tie of losses that somebody did not tell is left out."""
+        """See Untold; a tie of losses that somebody did not tell is left out."""
         values = {client: dict(part) for client, part in self.z.items()}
         for client, part in values.items():
             for block in part.keys() & {LOSSES, HARM}:
@@ -210,7 +210,7 @@ class Joint(Hub):
         return found
 
     def verdict_rows(self, broken: Mapping[str, float]) -> list[dict[str, Any]]:
-        """See Held."""
+        """See Untold."""
         rows = []
         for verdict in self.verdicts:
             residual = broken.get(verdict.tie, self.unjudged(verdict))
