@@ -118,7 +118,7 @@ class Terms:
     pull: Term | None = None
     weigher: Weigher | None = None
     second: Weigher | None = None  # of the personal parameters
-    paced: bool = False  # whether the weight multiplies the rate of an optimiser that divides by the size of gradients
+    paced: bool = False  # whether a weight below 1 slows an optimiser that divides by the size of gradients
     masks: Stack | None = None  # of shared parameters, which the phase private trains where it is 1
 
     @property

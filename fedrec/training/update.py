@@ -166,15 +166,15 @@ class Chunk:
 
     @property
     def optimiser(self) -> Optimiser:
-        """The optimiser; one that divides by the size of gradients takes no notice of a weight but in its rates.
+        """The optimiser; where the terms are `paced`, a weight below 1 slows one that divides by the size of gradients.
 
-        They are multiplied where the terms are `paced`.
+        One above 1 does not hasten it: that learns rows by heart, and the loss that is tied is one of held-out rows.
         """
         rule = self.recipe.optimiser
         if self.weight is None or rule.kind == "sgd" or not self.terms.paced:
             return rule
-        (weight,) = self.weight.tolist()
-        return replace(rule, lr=weight * rule.lr, lrs=tuple((name, weight * lr) for name, lr in rule.lrs))
+        pace = min(*self.weight.tolist(), 1.0)
+        return replace(rule, lr=pace * rule.lr, lrs=tuple((name, pace * lr) for name, lr in rule.lrs))
 
     @property
     def device(self) -> torch.device:

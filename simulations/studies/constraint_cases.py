@@ -80,6 +80,7 @@ class Case:
     central: Central | None = None
     blocks: bool = False  # whether theta is exchanged as two blocks, a and b
     objective: str = ""  # minimax: what is minimised in the place of the sum
+    stiff: float = 1.0  # times rho: of a problem that is not convex it must outdo what weights below 0 take away
 
     @property
     def exchange(self) -> list[Exchange] | None:
@@ -218,6 +219,14 @@ def by_name(theta: Tensor) -> dict[str, Params]:
     return {name: {"x": t} for name, t in zip(NAMES, theta, strict=True)}
 
 
+def central_trusted(p: Problem, theta: Tensor) -> dict[str, tuple[Tensor, bool]]:
+    """Return the trust region, and the equation beside it."""
+    return {
+        TRUSTED: (trusted(by_name(theta)).reshape(1), True),
+        HALVES: (theta[0] - 2 * theta[1] - 0.1, False),
+    }
+
+
 def central_own(tie: str, function: Callable[[Named], Tensor], inequality: bool) -> Central:
     """Return a function as a general solver asks for it."""
     return lambda p, theta: {tie: (function(by_name(theta)).reshape(1), inequality)}
@@ -344,17 +353,58 @@ def by_general_solver(case: Case, p: Problem, start: Array) -> Answer:
     return Answer(x.reshape(len(NAMES), WIDTH), multipliers)
 
 
+def by_levels(p: Problem, start: Array) -> Answer:
+    """Return the minimax of clients that agree: min t with f_i(z) <= t, by sequential quadratic programming."""
+
+    def f(x: Array) -> Array:
+        return np.array([float(loss(torch.from_numpy(x[:-1]))) for loss in p.losses])
+
+    def slopes(x: Array) -> Array:
+        return np.stack([loss.hessian @ (x[:-1] - loss.centre) for loss in p.losses])
+
+    z, (ones, last) = start.mean(0), (np.ones((len(NAMES), 1)), np.eye(WIDTH + 1)[-1])
+    found = minimize(
+        lambda x: float(x[-1]),
+        np.append(z, f(np.append(z, 0.0)).max()),
+        jac=lambda _: last,
+        constraints=[
+            {"type": "ineq", "fun": lambda x: x[-1] - f(x), "jac": lambda x: np.hstack([-slopes(x), ones])},
+        ],
+        method="SLSQP",
+        options={"maxiter": 1000, "ftol": 1e-15},
+    )
+    active = f(found.x) > found.x[-1] - 1e-7
+    rows = np.vstack([slopes(found.x)[active].T, np.ones(active.sum())])
+    total = np.append(np.zeros(WIDTH), sum(p.weights))
+    y = np.zeros(len(NAMES))
+    y[active] = np.linalg.lstsq(rows, total, rcond=None)[0]
+    return Answer(np.stack([found.x[:-1]] * len(NAMES)), {"losses: minimax": y})
+
+
 def far(case: Case, p: Problem, theta: Array, multipliers: Mapping[str, Array]) -> tuple[float, float]:
     """Return how far a solution is from another solver's: coordinates, and multipliers relative to the largest."""
     answer = by_convex_solver(case, p) if case.claims else by_general_solver(case, p, theta)
-    if case.claims and case.central:  # at a cone an interior point stops short
+    if case.objective:  # at a cone an interior point stops short
+        answer = by_levels(p, answer.theta)
+    elif case.claims and case.central:
         answer = by_general_solver(case, p, answer.theta)
     known = {tie: y for tie, y in multipliers.items() if tie in answer.multipliers}
+    if case.central is parity:  # rows of f - mean f add up to 0: what is unique is what the losses weigh
+        answer = Answer(answer.theta, {tie: weighed(y) for tie, y in answer.multipliers.items()})
+        known = {tie: weighed(y) for tie, y in known.items()}
     each = [
         float(np.abs(y - answer.multipliers[tie]).max() / (1 + np.abs(answer.multipliers[tie]).max()))
         for tie, y in known.items()
     ]
     return float(np.abs(theta - answer.theta).max()), max(each, default=0.0)
+
+
+def weighed(y: Array) -> Array:
+    """Return what multipliers of f - mean f, and of its opposite, add to the weight of each f."""
+    if len(y) != 2 * len(NAMES):
+        return y
+    one = y[: len(NAMES)] - y[len(NAMES) :]
+    return np.asarray(one - one.mean())
 
 
 def solved(case: Case, p: Problem, participation: float, rounds: int, seed: int) -> Solution:
@@ -363,7 +413,7 @@ def solved(case: Case, p: Problem, participation: float, rounds: int, seed: int)
         list(p.losses),
         [torch.zeros(WIDTH, dtype=torch.float64)] * len(NAMES),
         case.ties(p),
-        rho=p.rho,
+        rho=case.stiff * p.rho,
         rounds=rounds,
         local_solver=newton(),
         participation=participation,
@@ -429,6 +479,7 @@ CASES = (
             [],
             0,
         ),
+        central_trusted,
     ),
     Case(
         "budgets",
@@ -449,8 +500,8 @@ CASES = (
         ),
     ),
     Case("minimax", lambda p: [CONSENSUS, "losses: minimax"], lambda p, t, f: ({}, equal(t), 0), objective="minimax"),
-    Case("parity", losses_below("losses: parity(#)", gap), central=parity),
-    Case("between", lambda p: [CONSENSUS, between(p)], central=central_between),
+    Case("parity", losses_below("losses: parity(#)", gap), central=parity, stiff=30.0),
+    Case("between", lambda p: [CONSENSUS, between(p)], central=central_between, stiff=30.0),
     Case("equal norms", lambda p: [NORMS], central=central_own(NORMS, norms, False)),
     Case("orthogonal", lambda p: [ORTHOGONAL], central=central_own(ORTHOGONAL, orthogonal, False)),
     Case(

@@ -23,8 +23,19 @@ def gradient_steps(steps: int, lr: float) -> LocalSolver:
     return run
 
 
+def downhill(hessian: Tensor, g: Tensor) -> Tensor:
+    """Return H^-1 g; where H is not positive, with the absolute values of its eigenvalues."""
+    factor, wrong = torch.linalg.cholesky_ex(hessian)
+    if not int(wrong):
+        return torch.cholesky_solve(g[:, None], factor)[:, 0]
+    values, vectors = torch.linalg.eigh((hessian + hessian.T) / 2)
+    sizes = values.abs().clamp(min=1e-8 * float(values.abs().max()))
+    found: Tensor = vectors @ ((vectors.T @ g) / sizes)
+    return found
+
+
 def newton(steps: int = 50, tolerance: float = 1e-12) -> LocalSolver:
-    """Return a local solver by Newton's method with backtracking, for strongly convex objectives.
+    """Return a local solver by Newton's method with backtracking; of an objective that is not convex a local minimum.
 
     It stops when a step is below `tolerance` relative to theta, or the gradient below `tolerance` of the first: after
     one step for a quadratic.
@@ -42,7 +53,7 @@ def newton(steps: int = 50, tolerance: float = 1e-12) -> LocalSolver:
             first = first or size
             identity = torch.eye(len(theta), dtype=theta.dtype)
             (hessian,) = torch.autograd.grad(g, leaf, identity, is_grads_batched=True)
-            step = torch.linalg.solve(hessian, g.detach())
+            step = downhill(hessian.detach(), g.detach())
             t, before, slope = 1.0, float(value.detach()), float(g.detach() @ step)
             slack = 1e-14 * (1 + abs(before))  # where rounding can tell
             while t > 1e-10 and float(objective(theta - t * step)) > before - 1e-4 * t * slope + slack:  # Armijo

@@ -64,8 +64,8 @@ class Participant:
     def objective(self, anchor: Params, rho: float, mu: float) -> Loss:
         """Return f + rho/2 |x(theta) - anchor|^2 plus the budget's term over p, which is 1/p of the client's share.
 
-        Of a loss that is exchanged it is rho s^2/2 (f - t + u)^2 too, t - u being its anchor, as far as f's weight
-        1 + rho s^2 (f - t + u) is above 0: no client is trained to be worse.
+        Of a loss that is exchanged it is rho s^2/2 (f - t + u)^2 too, t - u being its anchor. The weight of f,
+        1 + rho s^2 (f - t + u), may be below 0: what is stated may ask that a client be worse.
         """
         step = rho * self.scale**2
         points = [float(anchor[one.block]) / self.scale + one.least for one in self.priced]
@@ -77,7 +77,7 @@ class Participant:
             total = f
             if around:
                 whole = step * len(around)
-                total = (1 + whole * (f - sum(around) / len(around))).clamp(min=0.0).square() / (2 * whole)
+                total = (1 + whole * (f - sum(around) / len(around))).square() / (2 * whole)
             for point in above:
                 total = total + step / 2 * (f - point).clamp(min=0.0).square()
             if rho:
