@@ -23,13 +23,15 @@ from torch import Tensor
 
 from clients.budget import models_alone
 from clients.client import Client
+from clients.exposure import Pull, shown_by
 from clients.state import State
 from fedrec.data import ClientData
 from fedrec.federation.coordination import Link
-from fedrec.federation.coordination.clauses import HARM
+from fedrec.federation.coordination.clauses import EXPOSURE, HARM
 from fedrec.params import Params, to
 from fedrec.rng import generator
 from fedrec.training.local import held_out_loss
+from fedrec.training.recipe import Term
 
 SLACK = 1e-6  # relative to a target: what rounding leaves of a multiplier that is 0
 DAMPING = 0.5  # of a weight: what a change of the loss adds to it at most
@@ -41,6 +43,7 @@ class Told(NamedTuple):
 
     sent: Params
     mu: float
+    term: Term | None = None  # beside the loss
 
 
 def third(data: ClientData, seed: int, purpose: str) -> ClientData:
@@ -65,7 +68,14 @@ def tell(client: Client, state: State, z: Params, targets: Params, link: Link) -
     e = client.experiment
     model = client.channel.join(to(z, client.device), to(state.now.private, client.device))
     value, sent, weight, scale = loss(client, model, "drives"), Params(), 1.0, e.coupling.scale
+    term = None
     for block in e.coupling.priced:
+        if block == EXPOSURE:
+            shown, price = shown_by(client), float(link.sent[block] - targets[block]) / scale
+            sent[block] = torch.tensor([scale * float(shown.share(model).detach())], dtype=torch.float32)
+            goal = float(link.anchor(targets)[block]) / scale
+            term = Pull(shown, goal, e.coupling.step) if abs(price) > SLACK else None
+            continue
         found, price = value, float(link.sent[block] - targets[block]) / scale
         if block == HARM:
             state, least = alone(client, state)
@@ -75,7 +85,7 @@ def tell(client: Client, state: State, z: Params, targets: Params, link: Link) -
         if abs(price) > SLACK * abs(float(targets[block]) / scale):
             change = float(sent[block] - (link.sent[block] - link.dual[block])) / scale
             weight += min(max(e.coupling.step * change, -DAMPING), DAMPING)
-    return state, Told(sent, max(weight, 0.0) - 1.0)
+    return state, Told(sent, max(weight, 0.0) - 1.0, term)
 
 
 def judged(client: Client, state: State, z: Params) -> tuple[State, dict[str, float]]:
@@ -83,7 +93,9 @@ def judged(client: Client, state: State, z: Params) -> tuple[State, dict[str, fl
     model = client.channel.join(to(z, client.device), to(state.now.private, client.device))
     value, found = loss(client, model, "judges"), {}
     for block in client.experiment.coupling.priced:
-        if block == HARM:
+        if block == EXPOSURE:
+            found[block] = float(shown_by(client).share(model).detach())
+        elif block == HARM:
             state, least = alone(client, state, "judges")
             found[block] = value - least
         else:
@@ -107,5 +119,7 @@ def start(client: Client, model: Mapping[str, Tensor]) -> Params:
     if not coupling.priced:
         return {}
     value = loss(client, dict(model), "drives")
-    value = 0.0 if math.isnan(value) else coupling.scale * value
-    return {block: torch.tensor([value], dtype=torch.float32) for block in coupling.priced}
+    values = dict.fromkeys(coupling.priced, 0.0 if math.isnan(value) else coupling.scale * value)
+    if EXPOSURE in values:
+        values[EXPOSURE] = coupling.scale * float(shown_by(client).share(model).detach())
+    return {block: torch.tensor([value], dtype=torch.float32) for block, value in values.items()}

@@ -71,9 +71,8 @@ def begin(client: Client, state: State, broadcast: Broadcast) -> tuple[State, St
     state, mu, told = priced(client, state, broadcast)
     if coupling.priced:
         state, of_losses = tell(client, state, z, broadcast.targets, link)
-        return state, Start(
-            broadcast, z, private, own, link, link.rho, link.anchor(z), shift, of_losses.mu, told, of_losses.sent
-        )
+        sent, mu, term = of_losses
+        return state, Start(broadcast, z, private, own, link, link.rho, link.anchor(z), shift, mu, told, sent, term)
     return state, Start(broadcast, z, private, own, link, link.rho, link.anchor(z), shift, mu, told)
 
 

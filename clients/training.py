@@ -28,6 +28,7 @@ from fedrec.privacy.secret import digest
 from fedrec.rng import generator
 from fedrec.sharing import Broadcast
 from fedrec.training.local import Trained, update_one
+from fedrec.training.recipe import Term
 from fedrec.training.results import stack
 from fedrec.training.stacks import NOTHING, Terms
 from fedrec.training.weighting import Weigher
@@ -49,6 +50,7 @@ class Start(NamedTuple):
     mu: float = 0.0
     told: Mapping[str, float] = MappingProxyType({})
     priced: Mapping[str, Tensor] = MappingProxyType({})  # what is sent of losses that are tied
+    term: Term | None = None  # of what else is tied, beside the loss
 
 
 class Made(NamedTuple):
@@ -120,6 +122,7 @@ def terms(client: Client, start: Start, weigher: Weigher | None, second: Weigher
     if start.rho and isinstance(client.channel, Mapped):
         rng = generator(e.seed, "pull", client.data.name, start.sent.round)
         pull = client.channel.pull(to(start.anchor, device), start.rho, rng)
+    pull = start.term if pull is None else pull
     return Terms(
         stack([to(proximal(client, start), device)]) if start.rho and proximal(client, start) else None,
         stack([to(start.shift, device)]) if start.shift else None,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from fedrec.experiment.records import Record, Row, to_row
 from fedrec.federation.coordination import Residuals, normalise
-from fedrec.federation.coordination.clauses import HARM, LOSSES
+from fedrec.federation.coordination.clauses import MEASURED
 from fedrec.federation.proportion import refusals
 from fedrec.params import Params
 from fedrec.sharing import Broadcast, Contribution
@@ -19,8 +19,6 @@ from server.scores import Best, Key, Score, average, objective, own_metrics
 from server.secure import sum_up
 from server.state import State
 from server.totals import bid_farewell, require_changes, summed
-
-OF_LOSSES = (LOSSES, HARM)  # metrics that enter the numerics alone
 
 
 @dataclass
@@ -149,7 +147,7 @@ class Coordinator(State):
         """Let every client evaluate Z with its private parameters; return the score that selects the round."""
         started = time.perf_counter()
         measured = self.evaluate(number, "validation")
-        losses = {(who, metric): value for (who, _, metric), value in measured.items() if metric in OF_LOSSES}
+        losses = {(who, metric): value for (who, _, metric), value in measured.items() if metric in MEASURED}
         broken = self.tie.broken(losses)
         score = self.scores.judge(measured, self.plan.select, self.best.score, broken, self.plan.coupling.tolerance)
         row |= self.tie.columns(broken)
@@ -173,7 +171,7 @@ class Coordinator(State):
                 self.record.score(number, split, dict.fromkeys(self.scores.keys.get(name, ()), math.nan), "")
                 continue
             metrics = own_metrics(reply, self.plan.pooled)
-            self.scores.keys[name] = tuple(key for key in metrics if key[2] not in ("excess", *OF_LOSSES))
+            self.scores.keys[name] = tuple(key for key in metrics if key[2] not in ("excess", *MEASURED))
             self.record.score(number, split, metrics, reply.device)
             measured |= metrics
         return measured

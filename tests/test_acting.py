@@ -118,6 +118,7 @@ CHANGES: dict[str, list[Any]] = {
     "coupling.step": [3.0],
     "coupling.judged": ["training"],
     "coupling.tolerance": [1.0],
+    "coupling.shown": ["drama"],
     "coupling.radius": [0.1],
     "coupling.bound": [0.01],
     "budget.margin": [0.01],

@@ -10,6 +10,7 @@ from fedrec.experiment.config import Experiment, Method
 from fedrec.experiment.holdings import PAIR
 from fedrec.experiment.needs import shown, value_of
 from fedrec.experiment.parts import tasks_with, weight_column
+from fedrec.federation.coordination.clauses import EXPOSURE
 from fedrec.federation.coordination.maps import RULES as NAMED_MAPS
 from fedrec.models import SUMMED
 from fedrec.models.bodies import BODIES
@@ -208,8 +209,14 @@ RULES: dict[str, Rule] = {
     "coupling.total": chosen("coupling.kind", "sum"),
     **each("coupling.radius coupling.bound coupling.ties", SHARED),
     **each(
-        "coupling.step coupling.judged coupling.tolerance",
+        "coupling.step coupling.tolerance",
         Rule(lambda e: bool(e.coupling.priced), "a tie of losses (add --tie 'losses: parity(0.05)')"),
+    ),
+    "coupling.judged": Rule(
+        lambda e: bool({*e.coupling.priced} - {EXPOSURE}), "a tie of losses (add --tie 'losses: parity(0.05)')"
+    ),
+    "coupling.shown": Rule(
+        lambda e: EXPOSURE in e.coupling.priced, "a tie of exposure (add --tie 'exposure: at-least(0.3)')"
     ),
     "budget.margin": Rule(promised, "a client that budget.limits gives no limit (name the clients: films=0.4)"),
     "budget.limits": SHARED,

@@ -158,6 +158,11 @@ def held_out_losses(e: Any) -> str:
     return ",".join(e.coupling.priced) if e.coupling.judged == "validation" else ""
 
 
+def exposed(e: Any) -> str:
+    """Return the tie of what clients show."""
+    return "exposure" * ("exposure" in e.coupling.priced)
+
+
 def solved_head(e: Any) -> str:
     """Return the second model that is a private head around sums."""
     return str(e.drift.personal) if e.by_sums and e.drift.personal in ("ditto", "apfl") else ""
@@ -293,6 +298,8 @@ PARTS = (
     needs("coupling.ties", Can.MEMORY, Can.INCREMENTS, Can.TIE, Can.DUALS),
     needs("coupling.ties", Can.VALIDATION, here=lambda e: ",".join(e.coupling.priced)),
     needs("coupling.ties", Can.KNOWN_USERS, here=held_out_losses),
+    needs("coupling.ties", Can.PAIR_SCORES, here=exposed),
+    takes("coupling.ties", Can.CLIENT_GRADIENTS, Can.LOGITS, why="exposure is of all that is shown", here=exposed),
     needs("coupling.radius", Can.MEMORY),
     needs("coupling.bound", Can.MEMORY),
     needs("coupling.balance", Can.RESIDUALS),

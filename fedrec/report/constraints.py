@@ -56,7 +56,7 @@ def priced(row: dict[str, Any], clients: list[str]) -> str:
 
 def named(clause: Clause, count: int, clients: list[str]) -> list[str]:
     """Return what the rows of a constraint are called: by client where each has one, or one of either sense."""
-    if clause.form in ("ball", "at-most", MINIMAX) and count == len(clients):
+    if clause.form in ("ball", "at-least", "at-most", MINIMAX) and count == len(clients):
         return clients
     if clause.form == "parity" and count == 2 * len(clients):
         return [f"{name} {side}" for side in ("above", "below") for name in clients]

@@ -45,6 +45,7 @@ OPTIONS = {
     "first": (0, "the first seed; those from 100 on have been tuned on"),
     "arms": (",".join(ARMS[:4]), f"some of {', '.join(ARMS)}; what is not {ALONE} is --method admm with a tie"),
     "eps": (0.05, "parity: how far a client's loss may be from the mean"),
+    "asked": (0.0, "parity: the eps that the tie is given, below what is judged, for what few rows tell; 0: the same"),
     "margin": (0.02, "harm: how far a client's loss may be above that which it reaches alone"),
 }
 
@@ -52,7 +53,7 @@ OPTIONS = {
 def plan(options: Namespace) -> list[Run]:
     """Return a run of every arm for each seed."""
     more = {
-        PARITY: ["--tie", f"losses: parity({options.eps:g})"],
+        PARITY: ["--tie", f"losses: parity({options.asked or options.eps:g})"],
         MINIMAX: ["--tie", "losses: minimax"],
         HARM: ["--tie", f"harm: at-most({options.margin:g})"],
         BUDGET: ["--method", "no-harm", "--budget.margin", f"{options.margin:g}"],

@@ -107,8 +107,9 @@ def bind(clause: Clause, layout: Layout, carriers: Mapping[str, Carrier], scale:
     (number,) = clause.numbers()
     if clause.form == "box":
         return Bound(clause, lambda z: torch.cat([z[places] - number, -z[places] - number]), 2 * len(places), True)
-    if clause.form == "at-most":
-        return Bound(clause, lambda z: z[places] / scale - number, len(places), True)
+    if clause.form in ("at-least", "at-most"):
+        sign = 1.0 if clause.form == "at-most" else -1.0
+        return Bound(clause, lambda z: sign * (z[places] / scale - number), len(places), True)
 
     def apart(z: Tensor) -> Tensor:
         """Return |f_i - mean f| - eps, of both signs."""

@@ -1,9 +1,10 @@
 """What ties the clients together, as text: `body: clusters(films+books, shop+news)`, `losses: shop <= news + 0.02`.
 
-A tie is BLOCK+BLOCK: FORM. A block is a shared module by its path, or `losses`, the clients' losses f_i, or `harm`, by
-how much a client's loss is above the one that it reaches alone. A form is a name with arguments, an equation of
-clients' names (each a variable in every block of the tie, or CLIENT.PARAMETER), or a part of the user's own,
-MODULE:NAME, with a method `value(z)` or itself a function of z: numbers [m] that are to be 0, or at most 0 where
+A tie is BLOCK+BLOCK: FORM. A block is a shared module by its path, or `losses`, the clients' losses f_i, `harm`, by
+how much a client's loss is above the one that it reaches alone, or `exposure`, the share of what a client shows its
+users (the softmax of their scores) that goes to a group of items. A form is a name with arguments, an
+equation of clients' names (each a variable in every block of the tie, or CLIENT.PARAMETER), or a part of the user's
+own, MODULE:NAME, with a method `value(z)` or itself a function of z: numbers [m] that are to be 0, or at most 0 where
 `<= 0` follows.
 """
 
@@ -19,12 +20,14 @@ from fedrec.components import number, split_at
 from fedrec.errors import UserError, choose
 from fedrec.params import Params
 
-LOSSES, HARM = "losses", "harm"  # the blocks that are no parameters
+LOSSES, HARM, EXPOSURE = "losses", "harm", "exposure"
+MEASURED = (LOSSES, HARM, EXPOSURE)  # the blocks that are no parameters
 CLOSED = ("consensus", "clusters", "mean-regularised", "graph", "sum")  # forms with a closed-form operator
 SETS = ("ball", "box")  # of every client's block by itself
 LINEAR = "linear"  # sum_i G_i theta_i = c, of a file
 MINIMAX = "minimax"  # the objective P max_i f_i in the place of sum_i p_i f_i
 OF_LOSSES = ("at-most", "parity", MINIMAX)
+OF_EXPOSURE = ("at-least", "at-most", "parity")
 NAMED = re.compile(r"([a-z-]+)(?:\((.*)\))?", re.DOTALL)
 SENSE = re.compile(r"\s(<=|>=|=)\s")
 OWN = re.compile(r"([A-Za-z_][\w.]*:[A-Za-z_]\w*\s*(?:\{.*\})?)\s*(?:(<=|=)\s*0)?", re.DOTALL)
@@ -68,7 +71,7 @@ class Clause:
     @property
     def of_losses(self) -> bool:
         """Whether it is of losses, and not of parameters."""
-        return self.blocks[0] in (LOSSES, HARM)
+        return self.blocks[0] in MEASURED
 
     def numbers(self, count: int = 1) -> list[float]:
         """Return the first arguments, which must be so many numbers; raises UserError."""
@@ -93,7 +96,7 @@ def read_clause(text: str) -> Clause:
     blocks, body = tuple(part.strip() for part in head.split("+")), body.strip()
     if not colon or not body or not all(VARIABLE.fullmatch(block) for block in blocks):
         raise UserError(f"tie: must be BLOCK: FORM, such as 'item_table: consensus', found {text!r}")
-    if len({*blocks} & {LOSSES, HARM}) and len(blocks) > 1:
+    if {*blocks} & {*MEASURED} and len(blocks) > 1:
         raise UserError(f"tie {text!r}: {blocks[0]} must stand alone, found {', '.join(blocks)}")
     if own := OWN.fullmatch(body):
         return Clause(text, blocks, own=own[1].strip(), inequality=own[2] == "<=")
@@ -102,7 +105,8 @@ def read_clause(text: str) -> Clause:
     found = NAMED.fullmatch(body)
     if not found:
         raise UserError(f"tie {text!r}: must be a form, an equation or MODULE:NAME, found {body!r}")
-    with_blocks = (*CLOSED, *SETS, LINEAR) if blocks[0] not in (LOSSES, HARM) else OF_LOSSES
+    with_blocks = OF_LOSSES if blocks[0] in (LOSSES, HARM) else (*CLOSED, *SETS, LINEAR)
+    with_blocks = OF_EXPOSURE if blocks[0] == EXPOSURE else with_blocks
     form = choose(f"tie {text!r}", found[1], with_blocks)
     arguments = tuple(part.strip() for part in found[2].split(",")) if found[2] and found[2].strip() else ()
     clause = Clause(text, blocks, form, arguments)
@@ -111,10 +115,10 @@ def read_clause(text: str) -> Clause:
 
 
 def _check_arguments(clause: Clause) -> None:
-    needed = {"ball": 1, "box": 1, "at-most": 1, "parity": 1, "mean-regularised": 1, "graph": 1, "sum": 1}
+    needed = dict.fromkeys(("ball", "box", "at-least", "at-most", "parity", "mean-regularised", "graph", "sum"), 1)
     if clause.form in needed:
         (value,) = clause.numbers()
-        low = -math.inf if clause.form in ("sum", "at-most") else 0.0
+        low = -math.inf if clause.form in ("sum", "at-least", "at-most") else 0.0
         if value < low or (value == 0 and clause.form in SETS):
             raise UserError(f"tie {clause.text!r}: the number of {clause.form} must be above 0, found {value:g}")
     if clause.form == LINEAR and len(clause.arguments) != 1:

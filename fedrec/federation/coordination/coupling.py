@@ -48,7 +48,9 @@ class Coupling(BaseModel, frozen=True, extra="forbid"):
         description="constraints of named blocks, joined by ';': 'item_table: clusters(films+books, shop+news)', "
         "'losses: parity(0.05)', 'body: films = 2*shop', 'body: MODULE:FUNCTION <= 0'",
     )
-    step: float = Field(1.0, gt=0, allow_inf_nan=False, description="ties of losses: dual step of their multipliers")
+    step: float = Field(
+        1.0, gt=0, allow_inf_nan=False, description="ties of losses and of exposure: dual step of their multipliers"
+    )
     judged: Literal["validation", "training"] = Field(
         "validation",
         description="ties of losses: a third of the validation rows drives the multipliers mu, one selects the round, "
@@ -60,6 +62,7 @@ class Coupling(BaseModel, frozen=True, extra="forbid"):
         allow_inf_nan=False,
         description="ties of losses: how much of a residual, which is of some rows, the choice of a round overlooks",
     )
+    shown: str = Field("", description="ties of exposure: a category of items; the less popular four fifths without it")
     radius: float | None = Field(None, gt=0, allow_inf_nan=False, description="bound of the norm of each z")
     bound: float | None = Field(None, gt=0, allow_inf_nan=False, description="bound of every coordinate of z")
 
@@ -81,7 +84,7 @@ class Coupling(BaseModel, frozen=True, extra="forbid"):
 
     @property
     def priced(self) -> tuple[str, ...]:
-        """The blocks of losses that ties name."""
+        """The blocks that are measured, losses and exposure, which ties name."""
         return tuple(sorted({clause.blocks[0] for clause in self.clauses if clause.of_losses}))
 
     @property

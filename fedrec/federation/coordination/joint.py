@@ -12,7 +12,7 @@ from torch import Tensor
 import fedrec.federation.coordination.operators as operators
 from fedrec.errors import UserError, choose
 from fedrec.federation.coordination.binding import Bound, Layout, bind, check_blocks, only, touched
-from fedrec.federation.coordination.clauses import HARM, LOSSES, MINIMAX, SETS, Clause
+from fedrec.federation.coordination.clauses import MEASURED, MINIMAX, SETS, Clause
 from fedrec.federation.coordination.coupling import edges_of
 from fedrec.federation.coordination.halves import Hub, double, tie
 from fedrec.federation.coordination.operators import Operator
@@ -99,7 +99,7 @@ class Joint(Hub):
         clients, self.closed = list(self.carriers), []
         held = {c.text: touched(c, self.carriers) for c in self.clauses}
         everything = {name for who in self.carriers.values() for name in who.like}
-        free = everything - {LOSSES, HARM}.union(*(held[c.text] for c in self.clauses if c.form not in SETS))
+        free = everything - {*MEASURED}.union(*(held[c.text] for c in self.clauses if c.form not in SETS))
         for operator, names in [
             (self.operator, free),
             *((operator_of(c, clients), held[c.text]) for c in self.clauses if c.closed),
@@ -186,7 +186,7 @@ class Joint(Hub):
 
     def whole(self) -> Params:
         """See Held; losses are no parameters."""
-        return {name: value for name, value in super().whole().items() if name not in (LOSSES, HARM)}
+        return {name: value for name, value in super().whole().items() if name not in MEASURED}
 
     def columns(self, broken: Mapping[str, float] = MappingProxyType({})) -> dict[str, float]:
         """See Untold."""
@@ -200,7 +200,7 @@ class Joint(Hub):
         """See Untold; a tie of losses that somebody did not tell is left out."""
         values = {client: dict(part) for client, part in self.z.items()}
         for client, part in values.items():
-            for block in part.keys() & {LOSSES, HARM}:
+            for block in part.keys() & {*MEASURED}:
                 part[block] = torch.full_like(part[block], losses.get((client, block), math.nan) * self.scale)
         found, by_text = {}, {bound.clause.text: bound for bound in self.bounds}
         for text, g in self.at(values).items():

@@ -10,7 +10,7 @@ from torch import Tensor
 from fedrec.errors import UserError
 from fedrec.federation.coordination.binding import one_sided
 from fedrec.federation.coordination.budget import Budget
-from fedrec.federation.coordination.clauses import HARM, Clause
+from fedrec.federation.coordination.clauses import EXPOSURE, HARM, Clause
 from fedrec.federation.coordination.minimise import Loss
 from fedrec.params import Params
 
@@ -145,6 +145,8 @@ def participants(
     if any(limit is not None and math.isnan(limit) for limit in limits):
         raise UserError("budgets: must be numbers, found nan")
     blocks = list(dict.fromkeys(c.blocks[0] for c in clauses or () if c.of_losses))
+    if EXPOSURE in blocks:
+        raise UserError("tie: exposure must be of recommenders, found losses that show nothing")
     if HARM in blocks and alone is None:
         raise UserError("alone: must be given for a tie of harm, the loss of each client by itself, found none")
     budget = [Budget(math.inf if limit is None else limit, step) for limit in limits]

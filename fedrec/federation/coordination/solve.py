@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fedrec.errors import UserError
-from fedrec.federation.coordination.clauses import HARM, LOSSES, Clause, read_clause, read_clauses
+from fedrec.federation.coordination.clauses import MEASURED, Clause, read_clause, read_clauses
 from fedrec.federation.coordination.halves import Hub, Link, Residuals
 from fedrec.federation.coordination.joint import Joint, Verdict
 from fedrec.federation.coordination.minimise import LocalSolver, Loss
@@ -211,7 +211,7 @@ def solve(
 
 
 def _parameters(x: Params) -> Params:
-    return {name: value for name, value in x.items() if name not in (LOSSES, HARM)}
+    return {name: value for name, value in x.items() if name not in MEASURED}
 
 
 def set_clause(convex: ConvexSet) -> Clause:
