@@ -212,10 +212,13 @@ def test_a_federation_by_attribute_parts_the_users() -> None:
     assert sum(len(part.users) for part in parts) == len({*data.interactions["user"]})
 
 
+MORE = {"round": 1, "flag": 0.0, "shown": 0.3}
+
+
 def test_the_study_counts_violations_of_test_losses() -> None:
     losses = {"shared": [[0.3, 0.5], [0.3, 0.5]], "parity": [[0.4, 0.5], [0.42, 0.5]], "minimax": [[0.4, 0.45]] * 2}
     rows = [
-        {"arm": arm, "seed": seed, "client": client, "loss": f, "least": 0.0, "value": 0.1, "round": 1, "flag": 0.0}
+        {"arm": arm, "seed": seed, "client": client, "loss": f, "least": 0.0, "value": 0.1} | MORE
         for arm, seeds in losses.items()
         for seed, both in enumerate(seeds)
         for client, f in zip("ab", both, strict=True)

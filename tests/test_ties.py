@@ -240,7 +240,7 @@ def test_a_random_problem_has_the_answer_of_another_solver(name: str, tries: Cal
     p = draw(101)
     found = solved(case, p, 1.0, 2000, 101)
     theta = np.stack([t.numpy() for t in found.theta])
-    primal, multiplier = far(case, p, theta, {v.tie: np.array(v.weights) for v in found.verdicts if v.weights})
+    primal, multiplier, _ = far(case, p, theta, {v.tie: np.array(v.weights) for v in found.verdicts if v.weights})
     assert primal < 1e-5 and multiplier < 1e-5
     assert {v.verdict for v in found.verdicts} == {"met"}
 
@@ -254,7 +254,7 @@ def test_the_same_over_flower(tmp_path: Path) -> None:
     case = next(case for case in CASES if case.name == "several")
     e = regressions(101, 1.0, "inline", 150)
     theta, told, p = over_flower(case, e, tmp_path / "run")
-    primal, multiplier = far(case, p, theta, {tie: np.array(y) for tie, _, y in told if len(y)})
+    primal, multiplier, _ = far(case, p, theta, {tie: np.array(y) for tie, _, y in told if len(y)})
     assert theta.shape == (len(NAMES), WIDTH)
     assert primal < 1e-4 and multiplier < 1e-4
 
@@ -273,3 +273,20 @@ def test_a_set_alone_leaves_a_block_as_it_is_tied() -> None:
         torch.testing.assert_close(z["a"], expected, atol=1e-8, rtol=0)
     torch.testing.assert_close(hub.z["films"]["b"], torch.tensor([1.0, 1.0]).double(), atol=1e-8, rtol=0)
     torch.testing.assert_close(hub.z["shop"]["b"], torch.tensor([3.0, 1.0]).double(), atol=1e-8, rtol=0)
+
+
+def test_a_tie_between_losses_may_give_one_a_weight_below_0() -> None:
+    """min x^2/2 + (x - 1)^2/2 with (x - 1)^2/2 <= x^2/2 - 1: x = 3/2, and (1 - l) x + (1 + l) (x - 1) = 0 for l = 2."""
+    losses = [lambda t: t.square().sum() / 2, lambda t: (t - 1).square().sum() / 2]
+    ties = ["x: consensus", "losses: b <= a - 1"]
+    start = [torch.zeros(1, dtype=torch.float64)] * 2
+    found = solve(losses, start, ties, rho=10, rounds=800, local_solver=newton(), clients=("a", "b"), tolerance=1e-9)
+    assert found.converged and [v.verdict for v in found.verdicts] == ["met", "met"]
+    assert [float(t) for t in found.theta] == pytest.approx([1.5, 1.5], abs=1e-6)
+    assert found.verdicts[1].weights == pytest.approx([2.0], abs=1e-6)
+
+
+def test_newton_goes_down_where_an_objective_is_not_convex() -> None:
+    """(x^2 - 1)^2 / 4 has its least at 1 and -1, and a slope whose Hessian at .1 is below 0."""
+    found = newton()(lambda t: (t.square() - 1).square().sum() / 4, torch.tensor([0.1, -0.2], dtype=torch.float64))
+    assert found.tolist() == pytest.approx([1.0, -1.0], abs=1e-9)

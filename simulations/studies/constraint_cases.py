@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from fedrec.rng import generator
 
 NAMES = ("films", "shop", "news", "books")
 WIDTH, HALF, CONDITION = 6, 3, 10.0
+STIFF = 30.0  # times rho
 Array = NDArray[np.float64]
 Multipliers = dict[str, Array]
 Named = Mapping[str, Params]
@@ -80,7 +81,7 @@ class Case:
     central: Central | None = None
     blocks: bool = False  # whether theta is exchanged as two blocks, a and b
     objective: str = ""  # minimax: what is minimised in the place of the sum
-    stiff: float = 1.0  # times rho: of a problem that is not convex it must outdo what weights below 0 take away
+    between: bool = False  # whether it ties losses to each other: rho must outdo what weights below 0 take away
 
     @property
     def exchange(self) -> list[Exchange] | None:
@@ -381,30 +382,49 @@ def by_levels(p: Problem, start: Array) -> Answer:
     return Answer(np.stack([found.x[:-1]] * len(NAMES)), {"losses: minimax": y})
 
 
-def far(case: Case, p: Problem, theta: Array, multipliers: Mapping[str, Array]) -> tuple[float, float]:
-    """Return how far a solution is from another solver's: coordinates, and multipliers relative to the largest."""
+class Gap(NamedTuple):
+    """How far a solution is from another solver's: coordinates, and multipliers relative to the largest.
+
+    `lowest` is the least weight that a client's loss has in the other's, p_i + sum_j lambda_j dg_j/df_i, where losses
+    are tied to each other.
+    """
+
+    primal: float
+    multiplier: float
+    lowest: float = math.inf
+
+
+def far(case: Case, p: Problem, theta: Array, multipliers: Mapping[str, Array]) -> Gap:
+    """Return how far a solution is from another solver's."""
     answer = by_convex_solver(case, p) if case.claims else by_general_solver(case, p, theta)
     if case.objective:  # at a cone an interior point stops short
         answer = by_levels(p, answer.theta)
     elif case.claims and case.central:
         answer = by_general_solver(case, p, answer.theta)
     known = {tie: y for tie, y in multipliers.items() if tie in answer.multipliers}
-    if case.central is parity:  # rows of f - mean f add up to 0: what is unique is what the losses weigh
-        answer = Answer(answer.theta, {tie: weighed(y) for tie, y in answer.multipliers.items()})
-        known = {tie: weighed(y) for tie, y in known.items()}
+    lowest = math.inf
+    if case.between:  # rows of f - mean f add up to 0: what is unique is what the losses weigh
+        tie = next(tie for tie in answer.multipliers if tie.startswith("losses"))
+        more = weighed(tie, answer.multipliers[tie])
+        answer.multipliers[tie], lowest = more, float((np.array(p.weights) + more).min())
+        known = {name: weighed(name, y) if name == tie else y for name, y in known.items()}
     each = [
         float(np.abs(y - answer.multipliers[tie]).max() / (1 + np.abs(answer.multipliers[tie]).max()))
         for tie, y in known.items()
     ]
-    return float(np.abs(theta - answer.theta).max()), max(each, default=0.0)
+    return Gap(float(np.abs(theta - answer.theta).max()), max(each, default=0.0), lowest)
 
 
-def weighed(y: Array) -> Array:
-    """Return what multipliers of f - mean f, and of its opposite, add to the weight of each f."""
-    if len(y) != 2 * len(NAMES):
-        return y
-    one = y[: len(NAMES)] - y[len(NAMES) :]
-    return np.asarray(one - one.mean())
+def weighed(tie: str, y: Array) -> Array:
+    """Return what the multipliers of a tie of losses to each other add to the weight of each f."""
+    n = len(NAMES)
+    if len(y) == 2 * n:
+        one = y[:n] - y[n:]
+        return np.asarray(one - one.mean())
+    more = np.zeros(n)
+    for place, sign in ((1, 1.0), (3, -1.0)):
+        more[NAMES.index(tie.split()[place])] += sign * float(y[0])
+    return more
 
 
 def solved(case: Case, p: Problem, participation: float, rounds: int, seed: int) -> Solution:
@@ -413,7 +433,7 @@ def solved(case: Case, p: Problem, participation: float, rounds: int, seed: int)
         list(p.losses),
         [torch.zeros(WIDTH, dtype=torch.float64)] * len(NAMES),
         case.ties(p),
-        rho=case.stiff * p.rho,
+        rho=(STIFF if case.between else 1.0) * p.rho,
         rounds=rounds,
         local_solver=newton(),
         participation=participation,
@@ -500,8 +520,8 @@ CASES = (
         ),
     ),
     Case("minimax", lambda p: [CONSENSUS, "losses: minimax"], lambda p, t, f: ({}, equal(t), 0), objective="minimax"),
-    Case("parity", losses_below("losses: parity(#)", gap), central=parity, stiff=30.0),
-    Case("between", lambda p: [CONSENSUS, between(p)], central=central_between, stiff=30.0),
+    Case("parity", losses_below("losses: parity(#)", gap), central=parity, between=True),
+    Case("between", lambda p: [CONSENSUS, between(p)], central=central_between, between=True),
     Case("equal norms", lambda p: [NORMS], central=central_own(NORMS, norms, False)),
     Case("orthogonal", lambda p: [ORTHOGONAL], central=central_own(ORTHOGONAL, orthogonal, False)),
     Case(

@@ -53,7 +53,8 @@ WORDS = (
     "Every form of a tie on random problems, against an interior-point solver where it is convex, and against "
     "sequential quadratic programming where it is not. Primal is the largest difference of any coordinate, multiplier "
     "that of any multiplier relative to 1 + the largest. Ties that contradict each other are to be called infeasible, "
-    "others never."
+    "others never. Beyond: problems whose answer gives the loss of a client a weight below 0. By the numerics they are "
+    "solved; in a run no weight is below 0, and their tie is to be called violated, or is met at a higher price."
 )
 
 
@@ -124,9 +125,10 @@ def measure(run: Run, home: Path) -> Rows:
     else:
         theta, told, p = over_flower(case, run.experiment, home)
         taken = rounds
-    primal, multiplier = far(case, p, theta, {tie: np.array(y) for tie, _, y in told if len(y)})
+    gap = far(case, p, theta, {tie: np.array(y) for tie, _, y in told if len(y)})
     verdicts = words([verdict for _, verdict, _ in told])
-    return [{**labels, "primal": primal, "multiplier": multiplier, "rounds": taken, "verdicts": verdicts}]
+    beyond = run.labels["by"] != NUMERICS and gap.lowest < 0
+    return [{**labels, **gap._asdict(), "rounds": taken, "verdicts": verdicts, "beyond": beyond}]
 
 
 def words(verdicts: Sequence[str]) -> str:
@@ -140,7 +142,7 @@ def over_flower(case: Case, e: Experiment, home: Path) -> tuple[Any, list[Told],
     ties, largest = case.ties(p), max(float(np.linalg.eigvalsh(f.hessian).max()) for f in p.losses)
     coupling: dict[str, Any] = {"ties": "; ".join(map(in_flower, ties)), "rho": p.rho, "duals": True}
     if any(tie.startswith("losses") for tie in ties):
-        coupling |= {"judged": "training"}
+        coupling |= {"judged": "training", "step": 0.2 if case.between else 1.0}
     lr = 1 / (3 * largest + p.rho)
     launch(build({**e.model_dump(mode="json"), "coupling": coupling, "lr": lr}), home)
     own = [load_kept(home, name, "own") for name in NAMES]
@@ -196,8 +198,10 @@ def findings(results: pd.DataFrame, runs: Sequence[Run], options: Namespace) -> 
 def worst(table: pd.DataFrame) -> Row:
     """Return the worst of the problems of one form."""
     row: Row = {name: table[name].iloc[0] for name in ("form", "participation", "by")}
+    beyond = table["beyond"] if "beyond" in table else pd.Series(False, index=table.index)
+    whole, table = len(table), table[~beyond.fillna(False).astype(bool)]
     contradictory = row["form"] in {case.name for case in CONTRADICTIONS}
-    limit = CONVEX if bool(table["convex"].iloc[0]) else SMOOTH
+    limit = CONVEX if table["convex"].any() else SMOOTH
     primal, multiplier = (
         float("nan") if contradictory else float(table[name].max()) for name in ("primal", "multiplier")
     )
@@ -207,9 +211,10 @@ def worst(table: pd.DataFrame) -> Row:
     return {
         **row,
         "problems": len(table),
+        "beyond": whole - len(table),
         "primal": primal,
         "multiplier": multiplier,
-        "rounds": int(table["rounds"].max()),
+        "rounds": int(table["rounds"].max()) if len(table) else 0,
         "infeasible": called,
         "verdict": "right" if good else "wrong",
     }
@@ -226,6 +231,7 @@ def texts(row: Row) -> dict[str, str]:
         "multiplier": f"{row['multiplier']:.0e}",
         "rounds": str(row["rounds"]),
         "infeasible": str(row["infeasible"]),
+        "beyond": str(row["beyond"]) if row["beyond"] else "",
         "": str(row["verdict"]),
     }
 

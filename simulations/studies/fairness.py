@@ -16,6 +16,7 @@ import pandas as pd
 
 from clients.budget import models_alone
 from clients.client import Client
+from clients.exposure import shown_by
 from clients.recommend import params_of
 from fedrec.data import ClientData
 from fedrec.errors import choose
@@ -32,13 +33,15 @@ from simulations.studies.harness import Findings, Rows, Run, Study, facts
 from simulations.studies.tables import Row, ends, read_test
 
 ALONE, SHARED, PARITY, MINIMAX, HARM, BUDGET = "alone", "shared", "parity", "minimax", "harm", "no-harm"
-ARMS = (ALONE, SHARED, PARITY, MINIMAX, HARM, BUDGET)
+EXPOSED = "exposure"
+ARMS = (ALONE, SHARED, PARITY, MINIMAX, HARM, BUDGET, EXPOSED)
 WORDS = (
     "Every arm has the data, the split and the start of its seed. Losses are those of the test rows, which have no "
     "part in a run. Violation: of parity max |f_i - mean f| - eps; of minimax the worst client's loss minus that under "
     "no tie; of harm and no-harm max (f_i - f_i alone) - margin, f_i alone being that of the round with the lowest "
-    "validation loss. A tie holds where the 95% interval over seeds contains 0 or lies below. Own flag: in how many "
-    "seeds the run itself says that the tie is broken, by the third of the validation rows that judges."
+    "validation loss; of exposure the share asked for minus the least that a client shows. A tie holds where the 95% "
+    "interval over seeds contains 0 or lies below. Own flag: in how many seeds the run itself says that the tie is "
+    "broken, by the third of the validation rows that judges."
 )
 OPTIONS = {
     "seeds": (5, "paired seeds from --first on"),
@@ -46,6 +49,7 @@ OPTIONS = {
     "arms": (",".join(ARMS[:4]), f"some of {', '.join(ARMS)}; what is not {ALONE} is --method admm with a tie"),
     "eps": (0.05, "parity: how far a client's loss may be from the mean"),
     "asked": (0.0, "parity: the eps that the tie is given, below what is judged, for what few rows tell; 0: the same"),
+    "floor": (0.4, "exposure: the share of what a client shows that must go to its less popular items"),
     "margin": (0.02, "harm: how far a client's loss may be above that which it reaches alone"),
 }
 
@@ -55,6 +59,7 @@ def plan(options: Namespace) -> list[Run]:
     more = {
         PARITY: ["--tie", f"losses: parity({options.asked or options.eps:g})"],
         MINIMAX: ["--tie", "losses: minimax"],
+        EXPOSED: ["--tie", f"exposure: at-least({options.floor:g})"],
         HARM: ["--tie", f"harm: at-most({options.margin:g})"],
         BUDGET: ["--method", "no-harm", "--budget.margin", f"{options.margin:g}"],
     }
@@ -64,7 +69,7 @@ def plan(options: Namespace) -> list[Run]:
             choose("arms", name, ARMS)
             flags = ["--method", "admm", "--engine", "inline", *options.flags, *more.get(name, []), "--seed", f"{seed}"]
             e = arm(flags)
-            about: float | bool = {PARITY: options.eps}.get(name, options.margin)
+            about: float | bool = {PARITY: options.eps, EXPOSED: options.floor}.get(name, options.margin)
             if name == ALONE:
                 e, about = baseline(e, "local"), bool({HARM, BUDGET} & {*options.arms.split(",")})
             runs.append(Run({"arm": name, "seed": seed}, e, about=about))
@@ -91,6 +96,7 @@ def measure(run: Run, home: Path) -> Rows:
                 "client": data.name,
                 "loss": loss_of(e, data, params_of(home, e, data), "test"),
                 "least": least(e, data) if name == ALONE and run.about else math.nan,
+                "shown": shown(e, data, params_of(home, e, data)),
                 "value": float(mine.loc[mine["metric"] == metric, "value"].mean()),
                 "round": record["selected_round"],
                 "flag": max(over, default=math.nan),
@@ -103,6 +109,13 @@ def loss_of(e: Experiment, data: ClientData, params: Params, split: str) -> floa
     """Return the loss of a model on a client's rows of a split."""
     held = replace(data, validation=data.test) if split == "test" else data
     return held_out_loss(reader(e, data, "train"), params, held, tasks_for(e, data), e.recipe(), seed=e.seed)
+
+
+def shown(e: Experiment, data: ClientData, params: Params) -> float:
+    """Return the share of what a client shows that goes to its less popular items; NaN of one that does not rank."""
+    client = Client(e, data, "cpu", None)
+    ranks = any(task.kind == "rank" for task in client.tasks)
+    return float(shown_by(client).share(params).detach()) if ranks else math.nan
 
 
 def least(e: Experiment, data: ClientData) -> float:
@@ -130,6 +143,7 @@ def summary(results: pd.DataFrame, limits: dict[str, float]) -> list[Row]:
     values = results.pivot_table("value", "seed", "arm")
     alone = results[results["arm"] == ALONE].pivot_table("least", "seed", "client")
     flags = results.groupby(["arm", "seed"])["flag"].first()
+    shares = results.pivot_table("shown", "seed", "arm", "min")
     rows: list[Row] = []
     for name, losses in each.items():
         f, nothing = losses.to_numpy(np.float64), np.zeros(len(losses))
@@ -137,7 +151,10 @@ def summary(results: pd.DataFrame, limits: dict[str, float]) -> list[Row]:
         row["spread"] = float(apart(f).mean())
         row["round"] = float(results.loc[results["arm"] == name, "round"].mean())
         row["flagged"] = int((flags[name] > 0).sum())
+        row["shown"] = float(shares[name].mean()) if name in shares else math.nan
         broken = violation(name, f, limits[name], each, alone)
+        if name == EXPOSED:
+            broken = limits[name] - shares[name].to_numpy(np.float64)
         if broken is not None:
             gap = paired(broken, nothing)
             row |= ends({"violation": gap}) | {"broken": int((broken > 0).sum())}
@@ -186,6 +203,7 @@ def texts(row: Row) -> dict[str, str]:
         "Minus shared [95%]": interval(row, "loss_change") if "loss_change" in row else "",
         "Worst": f"{row['worst']:.4f}",
         "max |f - mean|": f"{row['spread']:.4f}",
+        "Least shown": "" if math.isnan(row["shown"]) else f"{row['shown']:.3f}",
         "Metric": f"{row['value']:.4f}",
         "Metric minus shared [95%]": interval(row, "value_change") if "value_change" in row else "",
     }
