@@ -1,4 +1,4 @@
-"""Ties of losses at a client: what it tells of its loss, and what its loss weighs in its training.
+"""Ties of losses and of exposure at a client: what it tells of them, and what that changes in its training.
 
 Of a tie the client exchanges its loss f_i like a parameter, with a scaled dual u_i of its own. The server's target t_i
 is the projection of v_i = f_i + u_i, and step (v_i - t_i) the multiplier of the tie. A round's training weighs the loss
@@ -10,6 +10,8 @@ nobody is trained to be worse.
 What drives is a loss of held-out rows, what is trained along is the gradient of the training rows: (1 + mu) grad f_i
 stands for grad f_i + mu grad of the held-out loss. Where a model learns its rows by heart the two part, and a larger
 weight makes the held-out loss no smaller.
+
+Exposure e_i is exchanged in the same way, and its augmented term step/2 (e_i - t_i + u_i)^2 stands beside the loss.
 """
 
 import math

@@ -28,8 +28,8 @@ def tied(ties: str = TIE, **fields: Any) -> Experiment:
 
 def exposures(e: Experiment) -> dict[str, float]:
     """Return what every client tells of its exposure in the last round."""
-    found = {row["client"]: row["value"] for row in fit(e)[0].clients if row["metric"] == "exposure"}
-    return dict(found)
+    rows = [row for row in fit(e)[0].clients if row["metric"] == "exposure"]
+    return {str(row["client"]): float(row["value"]) for row in rows}
 
 
 def test_the_share_is_that_of_the_softmax_by_hand() -> None:

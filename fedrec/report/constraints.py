@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from fedrec.experiment.naming import natural
-from fedrec.federation.coordination.clauses import MINIMAX, Clause, read_clause
+from fedrec.federation.coordination.clauses import EXPOSURE, HARM, LOSSES, MINIMAX, Clause, read_clause
 from fedrec.report.findings import DASH, listing, significant
 from fedrec.report.tables import Run
 
@@ -18,6 +18,9 @@ JUDGED = {
     "validation": "Losses are judged on a third of each client's validation rows; another drives the multipliers.",
     "training": "Losses are those of the training rows.",
 }
+
+
+SHOWN = "Exposure is the share of the softmax of the scores of some of a client's users, the same in every round."
 
 
 class Constraint(NamedTuple):
@@ -65,10 +68,11 @@ def named(clause: Clause, count: int, clients: list[str]) -> list[str]:
 
 def explained(run: Run) -> str:
     """Return what the numbers of the constraints mean."""
-    of_losses = any(read_clause(str(row["tie"])).of_losses for row in run.ties)
+    blocks = {block for row in run.ties for block in read_clause(str(row["tie"])).blocks}
     closed = any("multiplier" not in row for row in run.ties)
     texts = ["Residual: by how much a constraint was missed.", PRICE]
-    texts += [JUDGED[(run.option("coupling") or {}).get("judged", "validation")]] * of_losses
+    texts += [JUDGED[(run.option("coupling") or {}).get("judged", "validation")]] * bool(blocks & {LOSSES, HARM})
+    texts += [SHOWN] * (EXPOSURE in blocks)
     texts += ["A closed form is met exactly, and tells no multiplier."] * closed
     return " ".join(texts)
 
