@@ -15,8 +15,8 @@ from fedrec.experiment.holdings import clients_data, dataset
 from fedrec.federation.coordination.clauses import read_clause
 from fedrec.params import Params
 from simulations.check import check
-from tests.helpers import experiment, fit, results
-from tests.test_resume import Killed, into, same, until
+from tests.helpers import experiment, fit, results, same
+from tests.test_resume import Killed, into, until
 
 TIE = "exposure: parity(0.001)"
 

@@ -21,7 +21,9 @@ from fedrec.federation.coordination.operators import Mean
 from fedrec.federation.coordination.solve import Solution, solve
 from fedrec.keyed import Carrier
 from fedrec.params import Params
-from simulations.studies.constraint_cases import CASES, CONTRADICTIONS, NAMES, WIDTH, contradicted, draw, far, solved
+from simulations.studies.constraint_cases import CASES, CONTRADICTIONS
+from simulations.studies.constraint_problems import NAMES, WIDTH, draw
+from simulations.studies.constraint_solvers import contradicted, far, solved
 from simulations.studies.constraints import experiment as regressions
 from simulations.studies.constraints import over_flower
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fedrec.models import Meta, Module
 from fedrec.rng import generator
-from simulations.studies.constraint_cases import HALF, NAMES, WIDTH
+from simulations.studies.constraint_problems import HALF, NAMES, WIDTH
 
 
 @dataclass(frozen=True)

@@ -22,18 +22,9 @@ from fedrec.experiment.kept import load_kept
 from fedrec.report.study import Page, Part
 from fedrec.rng import generator
 from simulations.engines import launch
-from simulations.studies.constraint_cases import (
-    CASES,
-    CONTRADICTIONS,
-    NAMES,
-    Case,
-    Problem,
-    Quadratic,
-    contradicted,
-    draw,
-    far,
-    solved,
-)
+from simulations.studies.constraint_cases import CASES, CONTRADICTIONS
+from simulations.studies.constraint_problems import NAMES, Case, Problem, Quadratic, draw
+from simulations.studies.constraint_solvers import contradicted, far, solved
 from simulations.studies.harness import Findings, Rows, Run, Study
 from simulations.studies.tables import Row
 
