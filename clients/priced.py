@@ -9,7 +9,8 @@ nobody is trained to be worse.
 
 What drives is a loss of held-out rows, what is trained along is the gradient of the training rows: (1 + mu) grad f_i
 stands for grad f_i + mu grad of the held-out loss. Where a model learns its rows by heart the two part, and a larger
-weight makes the held-out loss no smaller.
+weight makes the held-out loss no smaller. `along` the held-out loss it is that gradient itself, of rows which then are
+learnt by heart too: what drives is no longer held out.
 
 Exposure e_i is exchanged in the same way, and its augmented term step/2 (e_i - t_i + u_i)^2 stands beside the loss.
 """
@@ -28,11 +29,13 @@ from clients.client import Client
 from clients.exposure import Pull, shown_by
 from clients.state import State
 from fedrec.data import ClientData
+from fedrec.data.split import concatenate
 from fedrec.federation.coordination import Link
 from fedrec.federation.coordination.clauses import EXPOSURE, HARM
 from fedrec.params import Params, to
 from fedrec.rng import generator
-from fedrec.training.local import held_out_loss
+from fedrec.training.cohort import Cohort, used_rows
+from fedrec.training.local import held_out_loss, single
 from fedrec.training.recipe import Term
 
 SLACK = 1e-6  # relative to a target: what rounding leaves of a multiplier that is 0
@@ -88,6 +91,23 @@ def tell(client: Client, state: State, z: Params, targets: Params, link: Link) -
             change = float(sent[block] - (link.sent[block] - link.dual[block])) / scale
             weight += min(max(e.coupling.step * change, -DAMPING), DAMPING)
     return state, Told(sent, max(weight, 0.0) - 1.0, term)
+
+
+def lagrangian(client: Client, mu: float) -> Cohort:
+    """Return a client with the rows of a round: 1 + mu times their mean loss has the slope that is asked for.
+
+    It is that of (1 + mu) f_train, or `along` the held-out loss, which is promised, of f_train + mu f_drives: then the
+    driving third of the validation rows stands beside the training rows, and weighs mu times as much as they do.
+    """
+    e, train = client.experiment, client.data.train
+    drives = third(client.data, e.seed, "drives").validation
+    count, held = (int(used_rows(client.tasks, r, [r], [client.data.attributes]).sum()) for r in (train, drives))
+    if e.coupling.along == "training" or not (mu > 0 and count and held):
+        return client.cohort
+    own = np.ones(len(train)) if train.weight is None else train.weight / train.weight.mean()
+    weight = np.concatenate([own, np.full(len(drives), mu * count / held)]).astype(np.float32)
+    both = replace(client.data, train=replace(concatenate([train, drives]), weight=weight))
+    return single(client.model, both, client.tasks, client.recipe, e.seed)
 
 
 def judged(client: Client, state: State, z: Params) -> tuple[State, dict[str, float]]:

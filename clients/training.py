@@ -14,6 +14,7 @@ from torch import Tensor
 from clients.client import Client
 from clients.home import parted
 from clients.noisy import noisy_sums
+from clients.priced import lagrangian
 from clients.private import books
 from clients.sweeps import met, swept
 from fedrec.errors import UserError
@@ -27,6 +28,7 @@ from fedrec.privacy.differential import private_update
 from fedrec.privacy.secret import digest
 from fedrec.rng import generator
 from fedrec.sharing import Broadcast
+from fedrec.training.cohort import Cohort
 from fedrec.training.local import Trained, update_one
 from fedrec.training.recipe import Term
 from fedrec.training.results import stack
@@ -85,7 +87,8 @@ def train(client: Client, start: Start) -> Made:
             anchor = Terms(stack([to(start.z, client.device)]))
             own = replace(own, personal=update(client, dict(own.personal or {}), number, anchor, e.drift.pull).params)
     else:
-        params, loss, v = update(client, before, number, terms(client, start, weigher, second), start.rho)
+        rows = lagrangian(client, start.mu) if e.coupling.priced else None
+        params, loss, v = update(client, before, number, terms(client, start, weigher, second), start.rho, rows)
         own = replace(own, personal=require_finite(client, v, number, own.personal)) if v else own
     x, private = client.channel.split(e.lora.folded(params))
     if weigher:
@@ -150,12 +153,19 @@ def train_alone(client: Client, start: Params) -> Params:
     return update(client, start, 0, Terms(weigher=client.weigher())).params
 
 
-def update(client: Client, before: Params, number: int, terms: Terms = NOTHING, mu: float = 0.0) -> Trained:
-    """Return what the local training of a round makes of parameters; raises UserError if it diverged."""
+def update(
+    client: Client,
+    before: Params,
+    number: int,
+    terms: Terms = NOTHING,
+    mu: float = 0.0,
+    rows: Cohort | None = None,
+) -> Trained:
+    """Return what the local training of a round makes of parameters, on its own `rows` or others; raises UserError."""
     e, recipe = client.experiment, replace(client.recipe, mu=mu if terms.anchor else 0.0)
     scope = (client.data.name, number)
     fit = update_one(
-        client.cohort, to(before, client.device), recipe, e.sharing(), seed=e.seed, scope=scope, terms=terms
+        rows or client.cohort, to(before, client.device), recipe, e.sharing(), seed=e.seed, scope=scope, terms=terms
     )
     params = require_finite(client, to(fit.params, "cpu"), number, before)
     return Trained(params, fit.loss, to(fit.personal, "cpu"))

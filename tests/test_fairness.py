@@ -13,7 +13,7 @@ import torch
 import clients.priced as priced
 from clients.client import Client
 from clients.joining import join
-from clients.priced import THIRDS, tell, third
+from clients.priced import THIRDS, lagrangian, tell, third
 from clients.round import measure, selected
 from fedrec.data.partition import federation
 from fedrec.data.silos import silos_of
@@ -21,9 +21,11 @@ from fedrec.errors import UserError
 from fedrec.experiment.config import Experiment
 from fedrec.experiment.holdings import clients_data, dataset
 from fedrec.federation.coordination import BudgetRule, Link
-from fedrec.params import norm, subtract
+from fedrec.params import Params, norm, subtract
 from fedrec.sharing import Sharing
-from fedrec.training.local import local_update
+from fedrec.training.cohort import Cohort
+from fedrec.training.local import local_update, single, update_one
+from fedrec.training.stacks import Terms
 from server.scores import Score
 from simulations.studies.fairness import apart, summary
 from tests.helpers import experiment, fit, results, shared_by
@@ -103,6 +105,26 @@ def test_a_weight_below_1_slows_every_optimiser_and_hastens_none_that_adapts(kin
     assert norm(subtract(after(0.0, 1.0), start)) == 0
     times = 2.0 if kind == "sgd" else 1.0
     assert norm(subtract(after(2.0, 1.0), after(1.0, times))) < 1e-3 * norm(subtract(after(2.0, 1.0), start))
+
+
+def test_along_the_held_out_loss_a_step_has_the_slope_of_the_lagrangian() -> None:
+    """Of all rows in one step: (1 + mu) times the mean loss of both is f_train + mu f_drives."""
+    coupling = {"along": "held-out"}
+    e = tied(FREE, coupling=coupling, task="rating", optimiser="sgd", l2=0.0, batch_size=10_000, local_epochs=1)
+    client, mu = first(e), 0.7
+    start, held = client.start(), third(client.data, e.seed, "drives").validation
+
+    def moved(cohort: Cohort, weight: float) -> Params:
+        terms = Terms(weight=torch.tensor([weight]), paced=True)
+        args = (start, replace(client.recipe, epochs=1), e.sharing())
+        return subtract(update_one(cohort, *args, seed=1, scope=("a", 1), terms=terms).params, start)
+
+    both = moved(lagrangian(client, mu), 1 + mu)
+    drives = single(client.model, replace(client.data, train=held), client.tasks, client.recipe, e.seed)
+    expected = {name: moved(client.cohort, 1.0)[name] + mu * value for name, value in moved(drives, 1.0).items()}
+    assert norm(expected) > 1e-3 and norm(subtract(both, expected)) < 1e-4 * norm(expected)
+    assert lagrangian(client, 0.0) is client.cohort and lagrangian(client, -0.5) is client.cohort
+    assert lagrangian(first(tied(FREE)), mu).starts["train"][-1] < lagrangian(client, mu).starts["train"][-1]
 
 
 @pytest.mark.parametrize(

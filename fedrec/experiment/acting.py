@@ -215,6 +215,10 @@ RULES: dict[str, Rule] = {
     "coupling.judged": Rule(
         lambda e: bool({*e.coupling.priced} - {EXPOSURE}), "a tie of losses (add --tie 'losses: parity(0.05)')"
     ),
+    "coupling.along": Rule(
+        lambda e: bool({*e.coupling.priced} - {EXPOSURE}) and e.coupling.judged == "validation",
+        "a tie of losses, judged on validation rows (add --tie 'losses: parity(0.05)')",
+    ),
     "coupling.shown": Rule(
         lambda e: EXPOSURE in e.coupling.priced, "a tie of exposure (add --tie 'exposure: at-least(0.3)')"
     ),

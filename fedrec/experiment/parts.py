@@ -300,6 +300,13 @@ PARTS = (
     needs("coupling.ties", Can.KNOWN_USERS, here=held_out_losses),
     needs("coupling.ties", Can.PAIR_SCORES, here=exposed),
     takes("coupling.ties", Can.CLIENT_GRADIENTS, Can.LOGITS, why="exposure is of all that is shown", here=exposed),
+    needs("coupling.along", Can.ROW_WEIGHTS, here=("held-out",)),
+    takes(
+        "coupling.along",
+        Can.CLIENT_GRADIENTS,
+        why="a client's rows weigh otherwise in every round",
+        here=("held-out",),
+    ),
     needs("coupling.radius", Can.MEMORY),
     needs("coupling.bound", Can.MEMORY),
     needs("coupling.balance", Can.RESIDUALS),

@@ -56,6 +56,11 @@ class Coupling(BaseModel, frozen=True, extra="forbid"):
         description="ties of losses: a third of the validation rows drives the multipliers mu, one selects the round, "
         "one judges, and what is trained along is (1 + mu) times the training gradient; or all on the training rows",
     )
+    along: Literal["training", "held-out"] = Field(
+        "training",
+        description="ties of losses: the slope that a multiplier mu weighs, that of the training rows, or of the third "
+        "that drives it, which then is trained on too",
+    )
     tolerance: float = Field(
         0.0,
         ge=0,
