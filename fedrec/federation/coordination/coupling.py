@@ -54,12 +54,12 @@ class Coupling(BaseModel, frozen=True, extra="forbid"):
     judged: Literal["validation", "training"] = Field(
         "validation",
         description="ties of losses: a third of the validation rows drives the multipliers mu, one selects the round, "
-        "one judges, and what is trained along is (1 + mu) times the training gradient; or all on the training rows",
+        "one judges; or all on the training rows",
     )
     along: Literal["training", "held-out"] = Field(
-        "training",
-        description="ties of losses: the slope that a multiplier mu weighs, that of the training rows, or of the third "
-        "that drives it, which then is trained on too",
+        "held-out",
+        description="ties of losses: the slope that a multiplier mu above 0 weighs, that of the third that drives it, "
+        "which then is trained on too, or of the training rows",
     )
     tolerance: float = Field(
         0.0,
