@@ -7,10 +7,9 @@ before: the augmented term step/2 (f_i - t_i + u_i)^2, without which multipliers
 weight, and nothing for a client that no tie binds: it would but slow down what all lose together. No weight is below 0:
 nobody is trained to be worse.
 
-What drives is a loss of held-out rows, what is trained along is the gradient of the training rows: (1 + mu) grad f_i
-stands for grad f_i + mu grad of the held-out loss. Where a model learns its rows by heart the two part, and a larger
-weight makes the held-out loss no smaller. `along` the held-out loss it is that gradient itself, of rows which then are
-learnt by heart too: what drives is no longer held out.
+What drives is a loss of held-out rows. Trained `along` it, the gradient is that of the Lagrangian, grad f_i + mu grad
+of the held-out loss, and the rows that drive are learnt too. Along the training rows (1 + mu) grad f_i stands for it:
+where a model learns its rows by heart the two part, and a larger weight makes the held-out loss no smaller.
 
 Exposure e_i is exchanged in the same way, and its augmented term step/2 (e_i - t_i + u_i)^2 stands beside the loss.
 """
@@ -102,7 +101,8 @@ def lagrangian(client: Client, mu: float) -> Cohort:
     e, train = client.experiment, client.data.train
     drives = third(client.data, e.seed, "drives").validation
     count, held = (int(used_rows(client.tasks, r, [r], [client.data.attributes]).sum()) for r in (train, drives))
-    if e.coupling.along == "training" or not (mu > 0 and count and held):
+    along = e.coupling.along == "held-out" and e.coupling.judged == "validation"
+    if not (along and mu > 0 and count and held):
         return client.cohort
     own = np.ones(len(train)) if train.weight is None else train.weight / train.weight.mean()
     weight = np.concatenate([own, np.full(len(drives), mu * count / held)]).astype(np.float32)

@@ -120,7 +120,7 @@ CHANGES: dict[str, list[Any]] = {
     "coupling.judged": ["training"],
     "coupling.tolerance": [1.0],
     "coupling.shown": ["drama"],
-    "coupling.along": ["held-out"],
+    "coupling.along": ["training"],
     "coupling.radius": [0.1],
     "coupling.bound": [0.01],
     "budget.margin": [0.01],

@@ -155,7 +155,13 @@ def rho_of(e: Any) -> str:
 
 def held_out_losses(e: Any) -> str:
     """Return the losses that ties name, where they are those of held-out rows."""
-    return ",".join(e.coupling.priced) if e.coupling.judged == "validation" else ""
+    losses = [block for block in e.coupling.priced if block != "exposure"]
+    return ",".join(losses) if e.coupling.judged == "validation" else ""
+
+
+def along_held_out(e: Any) -> str:
+    """Return what ties of held-out losses are trained along, where it is those."""
+    return str(e.coupling.along) * (e.coupling.along == "held-out" and bool(held_out_losses(e)))
 
 
 def exposed(e: Any) -> str:
@@ -300,13 +306,8 @@ PARTS = (
     needs("coupling.ties", Can.KNOWN_USERS, here=held_out_losses),
     needs("coupling.ties", Can.PAIR_SCORES, here=exposed),
     takes("coupling.ties", Can.CLIENT_GRADIENTS, Can.LOGITS, why="exposure is of all that is shown", here=exposed),
-    needs("coupling.along", Can.ROW_WEIGHTS, here=("held-out",)),
-    takes(
-        "coupling.along",
-        Can.CLIENT_GRADIENTS,
-        why="a client's rows weigh otherwise in every round",
-        here=("held-out",),
-    ),
+    needs("coupling.along", Can.ROW_WEIGHTS, here=along_held_out),
+    takes("coupling.along", Can.CLIENT_GRADIENTS, why="rows weigh otherwise in every round", here=along_held_out),
     needs("coupling.radius", Can.MEMORY),
     needs("coupling.bound", Can.MEMORY),
     needs("coupling.balance", Can.RESIDUALS),

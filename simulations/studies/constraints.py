@@ -146,7 +146,7 @@ def over_flower(case: Case, e: Experiment, home: Path) -> tuple[Any, list[Told],
 def in_order(row: Mapping[str, Any]) -> list[float]:
     """Return the multipliers of a tie; those of single clients, which a run has by name, in the order of NAMES."""
     weights = list(row.get("weights", []))
-    if not any(form in row["tie"] for form in ("ball(", "at-most(", "parity(")):
+    if not any(form in row["tie"] for form in ("ball(", "at-most(", "parity(", "minimax")):
         return weights
     by_name, n = sorted(NAMES), len(NAMES)
     return [weights[start + by_name.index(name)] for start in range(0, len(weights), n) for name in NAMES]
