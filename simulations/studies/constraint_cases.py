@@ -238,10 +238,11 @@ CASES = (
             equal(t),
             0,
         ),
+        stiff=3.0,
     ),
     Case("minimax", lambda p: [CONSENSUS, "losses: minimax"], lambda p, t, f: ({}, equal(t), 0), objective="minimax"),
-    Case("parity", losses_below("losses: parity(#)", gap), central=parity, between=True),
-    Case("between", lambda p: [CONSENSUS, between(p)], central=central_between, between=True),
+    Case("parity", losses_below("losses: parity(#)", gap), central=parity, between=True, stiff=30.0),
+    Case("between", lambda p: [CONSENSUS, between(p)], central=central_between, between=True, stiff=30.0),
     Case("equal norms", lambda p: [NORMS], central=central_own(NORMS, norms, False)),
     Case("orthogonal", lambda p: [ORTHOGONAL], central=central_own(ORTHOGONAL, orthogonal, False)),
     Case(

@@ -16,7 +16,6 @@ from fedrec.rng import generator
 
 NAMES = ("films", "shop", "news", "books")
 WIDTH, HALF, CONDITION = 6, 3, 10.0
-STIFF = 30.0  # times rho
 Array = NDArray[np.float64]
 Multipliers = dict[str, Array]
 Named = Mapping[str, Params]
@@ -70,7 +69,8 @@ class Case:
     central: Central | None = None
     blocks: bool = False  # whether theta is exchanged as two blocks, a and b
     objective: str = ""  # minimax: what is minimised in the place of the sum
-    between: bool = False  # whether it ties losses to each other: rho must outdo what weights below 0 take away
+    between: bool = False  # whether it ties losses to each other
+    stiff: float = 1.0  # times rho: between losses it must outdo the curvature that weights below 0 take away
 
     @property
     def exchange(self) -> list[Exchange] | None:

@@ -22,7 +22,6 @@ from fedrec.federation.coordination.minimise import newton
 from fedrec.federation.coordination.solve import Solution, solve
 from simulations.studies.constraint_problems import (
     NAMES,
-    STIFF,
     WIDTH,
     Array,
     Case,
@@ -207,7 +206,7 @@ def solved(case: Case, p: Problem, participation: float, rounds: int, seed: int)
         list(p.losses),
         [torch.zeros(WIDTH, dtype=torch.float64)] * len(NAMES),
         case.ties(p),
-        rho=(STIFF if case.between else 1.0) * p.rho,
+        rho=case.stiff * p.rho,
         rounds=rounds,
         local_solver=newton(),
         participation=participation,
