@@ -96,13 +96,15 @@ def lagrangian(client: Client, mu: float) -> Cohort:
     """Return a client with the rows of a round: 1 + mu times their mean loss has the slope that is asked for.
 
     It is that of (1 + mu) f_train, or `along` the held-out loss, which is promised, of f_train + mu f_drives: then the
-    driving third of the validation rows stands beside the training rows, and weighs mu times as much as they do.
+    driving third of the validation rows stands beside the training rows, and weighs mu times as much as they do. What is
+    told as the training loss is the mean of both, then.
     """
     e, train = client.experiment, client.data.train
+    if e.coupling.along == "training" or e.coupling.judged == "training" or mu <= 0:
+        return client.cohort
     drives = third(client.data, e.seed, "drives").validation
     count, held = (int(used_rows(client.tasks, r, [r], [client.data.attributes]).sum()) for r in (train, drives))
-    along = e.coupling.along == "held-out" and e.coupling.judged == "validation"
-    if not (along and mu > 0 and count and held):
+    if not (count and held):
         return client.cohort
     own = np.ones(len(train)) if train.weight is None else train.weight / train.weight.mean()
     weight = np.concatenate([own, np.full(len(drives), mu * count / held)]).astype(np.float32)
