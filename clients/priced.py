@@ -96,8 +96,8 @@ def lagrangian(client: Client, mu: float) -> Cohort:
     """Return a client with the rows of a round: 1 + mu times their mean loss has the slope that is asked for.
 
     It is that of (1 + mu) f_train, or `along` the held-out loss, which is promised, of f_train + mu f_drives: then the
-    driving third of the validation rows stands beside the training rows, and weighs mu times as much as they do. What is
-    told as the training loss is the mean of both, then.
+    driving third of the validation rows stands beside the training rows, and weighs mu times as much as they do. The
+    training loss that is told is the mean of both, then.
     """
     e, train = client.experiment, client.data.train
     if e.coupling.along == "training" or e.coupling.judged == "training" or mu <= 0:
