@@ -71,7 +71,8 @@ def tell(client: Client, state: State, z: Params, targets: Params, link: Link) -
     """Return the state, and what a client tells of the loss at what it was sent, with the weight that this gives it."""
     e = client.experiment
     model = client.channel.join(to(z, client.device), to(state.now.private, client.device))
-    value, sent, weight, scale = loss(client, model, "drives"), Params(), 1.0, e.coupling.scale
+    sent, weight, scale = Params(), 1.0, e.coupling.scale
+    value = loss(client, model, "drives") if e.coupling.lost else math.nan
     term = None
     for block in e.coupling.priced:
         if block == EXPOSURE:
@@ -115,7 +116,8 @@ def lagrangian(client: Client, mu: float) -> Cohort:
 def judged(client: Client, state: State, z: Params) -> tuple[State, dict[str, float]]:
     """Return the state, and what a client tells of its losses at a validation, by block."""
     model = client.channel.join(to(z, client.device), to(state.now.private, client.device))
-    value, found = loss(client, model, "judges"), {}
+    value = loss(client, model, "judges") if client.experiment.coupling.lost else math.nan
+    found = {}
     for block in client.experiment.coupling.priced:
         if block == EXPOSURE:
             found[block] = float(shown_by(client).share(model).detach())
@@ -142,7 +144,7 @@ def start(client: Client, model: Mapping[str, Tensor]) -> Params:
     coupling = client.experiment.coupling
     if not coupling.priced:
         return {}
-    value = loss(client, dict(model), "drives")
+    value = loss(client, dict(model), "drives") if coupling.lost else math.nan
     values = dict.fromkeys(coupling.priced, 0.0 if math.isnan(value) else coupling.scale * value)
     if EXPOSURE in values:
         values[EXPOSURE] = coupling.scale * float(shown_by(client).share(model).detach())

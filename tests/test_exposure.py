@@ -1,5 +1,6 @@
 """Exposure: what a client shows of its tail, and ties of it."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 
 from clients.client import Client
 from clients.exposure import POPULAR, Pull, shown_by
+from clients.round import selected
 from fedrec.errors import UserError
 from fedrec.experiment.config import Experiment
 from fedrec.experiment.holdings import clients_data, dataset
@@ -81,6 +83,15 @@ def test_a_category_is_a_group_and_an_unknown_one_is_refused() -> None:
     wrong = tied(coupling={"rho": 1e-4, "duals": True, "ties": TIE, "shown": "Dramma"})
     with pytest.raises(UserError, match=r"coupling.shown: must be one of .*found 'Dramma'"):
         check(wrong)
+
+
+def test_exposure_alone_takes_no_rows_from_the_validation() -> None:
+    """It is of users and scores; thirds are of ties of losses."""
+    e = tied()
+    client = Client(e, clients_data(e)[0], "cpu", None)
+    assert selected(client, "validation") is client.data
+    both = tied(f"{TIE};losses: parity(0.01)")
+    assert len(selected(replace(client, experiment=both), "validation").validation) < len(client.data.validation)
 
 
 @pytest.mark.parametrize("text", ["losses: at-least(0.3)", "exposure: minimax"])

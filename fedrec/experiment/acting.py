@@ -212,11 +212,9 @@ RULES: dict[str, Rule] = {
         "coupling.step coupling.tolerance",
         Rule(lambda e: bool(e.coupling.priced), "a tie of losses (add --tie 'losses: parity(0.05)')"),
     ),
-    "coupling.judged": Rule(
-        lambda e: bool({*e.coupling.priced} - {EXPOSURE}), "a tie of losses (add --tie 'losses: parity(0.05)')"
-    ),
+    "coupling.judged": Rule(lambda e: bool(e.coupling.lost), "a tie of losses (add --tie 'losses: parity(0.05)')"),
     "coupling.along": Rule(
-        lambda e: bool({*e.coupling.priced} - {EXPOSURE}) and e.coupling.judged == "validation",
+        lambda e: bool(e.coupling.lost) and e.coupling.judged == "validation",
         "a tie of losses, judged on validation rows (add --tie 'losses: parity(0.05)')",
     ),
     "coupling.shown": Rule(

@@ -155,8 +155,7 @@ def rho_of(e: Any) -> str:
 
 def held_out_losses(e: Any) -> str:
     """Return the losses that ties name, where they are those of held-out rows."""
-    losses = [block for block in e.coupling.priced if block != "exposure"]
-    return ",".join(losses) if e.coupling.judged == "validation" else ""
+    return ",".join(e.coupling.lost) if e.coupling.judged == "validation" else ""
 
 
 def along_held_out(e: Any) -> str:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field, field_validator
 import fedrec.federation.coordination.operators as operators
 from fedrec.components import PartText, make, one_of, read
 from fedrec.errors import UserError, choose
-from fedrec.federation.coordination.clauses import Clause, read_clauses
+from fedrec.federation.coordination.clauses import EXPOSURE, Clause, read_clauses
 from fedrec.federation.coordination.maps import server_maps
 from fedrec.federation.coordination.operators import Mean, Operator
 
@@ -91,6 +91,11 @@ class Coupling(BaseModel, frozen=True, extra="forbid"):
     def priced(self) -> tuple[str, ...]:
         """The blocks that are measured, losses and exposure, which ties name."""
         return tuple(sorted({clause.blocks[0] for clause in self.clauses if clause.of_losses}))
+
+    @property
+    def lost(self) -> tuple[str, ...]:
+        """Those of them that are losses, of rows that drive, select and judge."""
+        return tuple(block for block in self.priced if block != EXPOSURE)
 
     @property
     def scale(self) -> float:
