@@ -65,7 +65,7 @@ def join(c: State, nodes: Sequence[int]) -> None:
     c.parts = {name: c.tie.part(name) for name in c.carriers}
     if c.plan.drift.correction == "scaffold":
         c.control = Control(c.carriers, c.plan.lr)
-    if plan.asynchrony.timed:
+    if plan.asynchrony.timed and any(who.like for who in c.carriers.values()):
         c.buffer = Buffer(Clock(plan.asynchrony, list(c.carriers), plan.seed), c.carriers)
     c.seen = dict.fromkeys(c.carriers, 0)
     welcome(c, late)

@@ -40,7 +40,7 @@ BASES: dict[str, Flat] = {
     "usual": {},
     "admm": {"method": "admm", "coupling.rho": 1e-3},
     "parity": {"method": "admm", "coupling.ties": "losses: parity(0.001)"},
-    "shown": {"method": "admm", "coupling.ties": "exposure: at-least(0.5)"},
+    "shown": {"method": "admm", "coupling.ties": "exposure: at-least(0.9)"},
     "agreement": AGREED,
     "mlp student": {**AGREED, "agreement.student": "mlp"},
     "click student": {**AGREED, "task": "rank,click", "agreement.scale": "raw"},

@@ -208,9 +208,10 @@ RULES: dict[str, Rule] = {
     ),
     "coupling.total": chosen("coupling.kind", "sum"),
     **each("coupling.radius coupling.bound coupling.ties", SHARED),
-    **each(
-        "coupling.step coupling.tolerance",
-        Rule(lambda e: bool(e.coupling.priced), "a tie of losses (add --tie 'losses: parity(0.05)')"),
+    "coupling.step": Rule(lambda e: bool(e.coupling.priced), "a tie of losses (add --tie 'losses: parity(0.05)')"),
+    "coupling.tolerance": Rule(
+        lambda e: bool(e.coupling.priced) or e.budget.active,
+        "a tie of losses, or a promise (add --tie 'losses: parity(0.05)', or take --method no-harm)",
     ),
     "coupling.judged": Rule(lambda e: bool(e.coupling.lost), "a tie of losses (add --tie 'losses: parity(0.05)')"),
     "coupling.along": Rule(

@@ -65,7 +65,7 @@ class Coupling(BaseModel, frozen=True, extra="forbid"):
         0.0,
         ge=0,
         allow_inf_nan=False,
-        description="ties of losses: how much of a residual, which is of some rows, the choice of a round overlooks",
+        description="ties of losses, and promises: how much of a residual, which is of some rows, the choice overlooks",
     )
     shown: str = Field("", description="ties of exposure: a category of items; the less popular four fifths without it")
     radius: float | None = Field(None, gt=0, allow_inf_nan=False, description="bound of the norm of each z")
