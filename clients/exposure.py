@@ -1,7 +1,7 @@
 """Exposure: what share of what a client shows its users goes to a group of items."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +17,7 @@ from fedrec.experiment.holdings import dataset
 from fedrec.models import Recommender
 from fedrec.params import Params
 from fedrec.rng import generator
+from fedrec.tasks import Task
 
 PEOPLE = 256  # users that stand for all
 POPULAR = 0.2  # of the items, those with most training rows: the others are the tail, the group unless one is named
@@ -37,6 +38,10 @@ class Shown:
         scores = self.model.score_all(dict(params), self.task, self.users.to(device))
         return scores.softmax(1)[:, self.group.to(device)].sum(1).mean()
 
+    def exposure(self, params: Mapping[str, Tensor]) -> float:
+        """Return e as a number."""
+        return float(self.share(params).detach())
+
 
 @dataclass(frozen=True)
 class Pull:
@@ -53,12 +58,19 @@ class Pull:
 
 def shown_by(client: Client) -> Shown:
     """Return what a client shows; raises UserError for one that does not rank, or has nothing of the group."""
-    task = next((task.name for task in client.tasks if task.kind == "rank"), None)
-    if task is None:
-        raise UserError(f"tie: exposure must be of clients that rank, found {client.data.name} with none to rank")
     e, data = client.experiment, client.data
+    task = ranked(client.tasks, data)
     users = generator(e.seed, "exposure", data.name).permutation(len(data.users))[:PEOPLE]
     return Shown(client.model, task, torch.from_numpy(np.sort(users)), torch.from_numpy(group_of(e, data)))
+
+
+def ranked(tasks: Sequence[Task], data: ClientData) -> str:
+    """Return the task by which a client shows what it shows; raises UserError for one that does not rank."""
+    for task in tasks:
+        if task.kind == "rank":
+            return task.name
+    names = ", ".join(task.name for task in tasks)
+    raise UserError(f"tie: exposure must be of clients that rank, found {data.name} with {names}")
 
 
 def group_of(e: Experiment, data: ClientData) -> Ints:

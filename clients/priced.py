@@ -71,21 +71,15 @@ def tell(client: Client, state: State, z: Params, targets: Params, link: Link) -
     """Return the state, and what a client tells of the loss at what it was sent, with the weight that this gives it."""
     e = client.experiment
     model = client.channel.join(to(z, client.device), to(state.now.private, client.device))
-    sent, weight, scale = Params(), 1.0, e.coupling.scale
-    value = loss(client, model, "drives") if e.coupling.lost else math.nan
-    term = None
-    for block in e.coupling.priced:
+    sent, weight, term, scale = Params(), 1.0, None, e.coupling.scale
+    state, found = measured(client, state, model, "drives")
+    for block, value in found.items():
+        price = float(link.sent[block] - targets[block]) / scale
+        sent[block] = targets[block] if math.isnan(value) else torch.tensor([scale * value], dtype=torch.float32)
         if block == EXPOSURE:
-            shown, price = shown_by(client), float(link.sent[block] - targets[block]) / scale
-            sent[block] = torch.tensor([scale * float(shown.share(model).detach())], dtype=torch.float32)
             goal = float(link.anchor(targets)[block]) / scale
-            term = Pull(shown, goal, e.coupling.step) if abs(price) > SLACK else None
+            term = Pull(shown_by(client), goal, e.coupling.step) if abs(price) > SLACK else None
             continue
-        found, price = value, float(link.sent[block] - targets[block]) / scale
-        if block == HARM:
-            state, least = alone(client, state)
-            found = value - least
-        sent[block] = targets[block] if math.isnan(found) else torch.tensor([scale * found], dtype=torch.float32)
         weight += e.coupling.step * price
         if abs(price) > SLACK * abs(float(targets[block]) / scale):
             change = float(sent[block] - (link.sent[block] - link.dual[block])) / scale
@@ -116,20 +110,25 @@ def lagrangian(client: Client, mu: float) -> Cohort:
 def judged(client: Client, state: State, z: Params) -> tuple[State, dict[str, float]]:
     """Return the state, and what a client tells of its losses at a validation, by block."""
     model = client.channel.join(to(z, client.device), to(state.now.private, client.device))
-    value = loss(client, model, "judges") if client.experiment.coupling.lost else math.nan
-    found = {}
-    for block in client.experiment.coupling.priced:
+    return measured(client, state, model, "judges")
+
+
+def measured(client: Client, state: State, model: Params, purpose: str) -> tuple[State, dict[str, float]]:
+    """Return the state, and what of a client's model is tied, by block: of losses those of the rows for a purpose."""
+    coupling, found = client.experiment.coupling, dict[str, float]()
+    value = loss(client, model, purpose) if coupling.losses else math.nan
+    for block in coupling.priced:
         if block == EXPOSURE:
-            found[block] = float(shown_by(client).share(model).detach())
+            found[block] = shown_by(client).exposure(model)
         elif block == HARM:
-            state, least = alone(client, state, "judges")
+            state, least = alone(client, state, purpose)
             found[block] = value - least
         else:
             found[block] = value
     return state, found
 
 
-def alone(client: Client, state: State, purpose: str = "drives") -> tuple[State, float]:
+def alone(client: Client, state: State, purpose: str) -> tuple[State, float]:
     """Return the state, and the lowest loss that a client reaches by itself."""
     place = ("drives", "judges").index(purpose)
     if not state.limits:
@@ -144,8 +143,8 @@ def start(client: Client, model: Mapping[str, Tensor]) -> Params:
     coupling = client.experiment.coupling
     if not coupling.priced:
         return {}
-    value = loss(client, dict(model), "drives") if coupling.lost else math.nan
+    value = loss(client, dict(model), "drives") if coupling.losses else math.nan
     values = dict.fromkeys(coupling.priced, 0.0 if math.isnan(value) else coupling.scale * value)
     if EXPOSURE in values:
-        values[EXPOSURE] = coupling.scale * float(shown_by(client).share(model).detach())
+        values[EXPOSURE] = coupling.scale * shown_by(client).exposure(model)
     return {block: torch.tensor([value], dtype=torch.float32) for block, value in values.items()}

@@ -222,7 +222,7 @@ def told(client: Client, state: State, broadcast: Broadcast, result: Evaluation)
 def selected(client: Client, split: Split) -> ClientData:
     """Return a client's data with what it measures a split on: of tied losses a third of the validation rows."""
     e = client.experiment
-    if split == "test" or not e.coupling.lost or e.coupling.judged == "training":
+    if split == "test" or not e.coupling.losses or e.coupling.judged == "training":
         return client.data
     return third(client.data, e.seed, "selects")
 

@@ -137,13 +137,13 @@ class Training:
             anchor = self.spread({place: start.anchor for place, start in starts.items()})
         if first.shift:
             shift = self.spread({place: start.shift for place, start in starts.items() if start.shift})
-        if e.budget.active or e.coupling.lost:
+        if e.budget.active or e.coupling.losses:
             weight = torch.tensor([1.0 + start.mu for start in starts.values()])
         if e.drift.second:
             personal = self.spread({p: start.own.personal for p, start in starts.items() if start.own.personal})
         share = e.drift.shares(personal.values if personal else ())
         return Terms(
-            anchor, shift, weight, personal, share, e.drift.pull, self.z, paced=bool(e.coupling.lost)
+            anchor, shift, weight, personal, share, e.drift.pull, self.z, paced=bool(e.coupling.losses)
         ), first.rho
 
     def spread(self, parts: Mapping[int, Mapping[str, Tensor]]) -> Stack:

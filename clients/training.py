@@ -87,7 +87,7 @@ def train(client: Client, start: Start) -> Made:
             anchor = Terms(stack([to(start.z, client.device)]))
             own = replace(own, personal=update(client, dict(own.personal or {}), number, anchor, e.drift.pull).params)
     else:
-        rows = lagrangian(client, start.mu) if e.coupling.lost else None
+        rows = lagrangian(client, start.mu) if e.coupling.losses else None
         params, loss, v = update(client, before, number, terms(client, start, weigher, second), start.rho, rows)
         own = replace(own, personal=require_finite(client, v, number, own.personal)) if v else own
     x, private = client.channel.split(e.lora.folded(params))
@@ -137,7 +137,7 @@ def terms(client: Client, start: Start, weigher: Weigher | None, second: Weigher
         pull,
         weigher,
         second,
-        bool(e.coupling.lost),
+        bool(e.coupling.losses),
     )
 
 

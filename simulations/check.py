@@ -8,7 +8,7 @@ import numpy as np
 from pydantic import BaseModel
 
 from clients.device import devices
-from clients.exposure import group_of
+from clients.exposure import group_of, ranked
 from fedrec.components import per_client, require
 from fedrec.data import ClientData, Clients
 from fedrec.errors import UserError, choose
@@ -216,11 +216,8 @@ def check_tasks(experiment: Experiment, parts: Clients) -> None:
                 task.measured(np.zeros(len(target[:2]), np.float32), target[:2])
         if experiment.privacy.inside:
             check_units(reader(experiment, data, "train"), tasks_for(experiment, data))
-        kinds = [task.kind for task in tasks_for(experiment, data)]
-        if EXPOSURE in experiment.coupling.priced and "rank" not in kinds:
-            names = ", ".join(task.name for task in tasks_for(experiment, data))
-            raise UserError(f"tie: exposure must be of clients that rank, found {data.name} with {names}")
         if EXPOSURE in experiment.coupling.priced:
+            ranked(tasks_for(experiment, data), data)
             group_of(experiment, data)
         agreed = experiment.agreement.task
         if experiment.agreement.active and agreed not in [task.name for task in tasks_for(experiment, data)]:

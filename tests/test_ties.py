@@ -1,11 +1,14 @@
 """Ties by name: what a text says, what is refused, and what `solve` makes of them, by other solvers' answers."""
 
 import math
+import pickle
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -24,8 +27,8 @@ from fedrec.params import Params
 from simulations.studies.constraint_cases import CASES, CONTRADICTIONS
 from simulations.studies.constraint_problems import NAMES, WIDTH, draw
 from simulations.studies.constraint_solvers import contradicted, far, solved
+from simulations.studies.constraints import OPTIONS, over_flower, plan, worst
 from simulations.studies.constraints import experiment as regressions
-from simulations.studies.constraints import over_flower
 
 OWN = "tests.test_ties:halved"
 
@@ -250,6 +253,34 @@ def test_a_random_problem_has_the_answer_of_another_solver(name: str, tries: Cal
 @pytest.mark.parametrize("case", CONTRADICTIONS[:3], ids=lambda case: case.name)
 def test_ties_that_contradict_each_other_are_called_infeasible(case: Any) -> None:
     assert "infeasible" in {v.verdict for v in contradicted(case, 101, 1.0, 60).verdicts}
+
+
+def test_every_problem_of_the_study_reaches_a_worker_process() -> None:
+    options = {name: default for name, (default, _) in OPTIONS.items()} | {"seeds": 1, "runs": 1, "flags": []}
+    runs = plan(Namespace(**options))
+    assert [run.labels for run in pickle.loads(pickle.dumps(runs))] == [run.labels for run in runs]
+    assert {run.labels["form"] for run in runs} == {case.name for case in (*CASES, *CONTRADICTIONS)}
+
+
+NEAR = {"primal": 1e-7, "multiplier": 0.0, "verdicts": "met", "beyond": False}
+BEYOND = {**NEAR, "beyond": True, "primal": 1.0, "verdicts": "met violated"}
+
+
+@pytest.mark.parametrize(
+    ("problems", "expected"),
+    [
+        ([NEAR, NEAR], "right"),
+        ([NEAR, {**NEAR, "primal": 1.0}], "wrong"),
+        ([NEAR, {**NEAR, "multiplier": math.nan}], "wrong"),
+        ([NEAR, {**NEAR, "verdicts": "met violated"}], "wrong"),
+        ([NEAR, BEYOND], "right"),
+        ([BEYOND], "beyond"),
+        ([NEAR, {**BEYOND, "verdicts": "infeasible"}], "wrong"),
+    ],
+)
+def test_the_study_lets_no_wrong_answer_pass(problems: list[dict[str, Any]], expected: str) -> None:
+    about = {"form": "parity", "participation": 1.0, "by": "inline", "convex": False, "rounds": 5}
+    assert worst(pd.DataFrame([{**about, **problem} for problem in problems]))["verdict"] == expected
 
 
 def test_the_same_over_flower(tmp_path: Path) -> None:

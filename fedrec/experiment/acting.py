@@ -213,9 +213,9 @@ RULES: dict[str, Rule] = {
         lambda e: bool(e.coupling.priced) or e.budget.active,
         "a tie of losses, or a promise (add --tie 'losses: parity(0.05)', or take --method no-harm)",
     ),
-    "coupling.judged": Rule(lambda e: bool(e.coupling.lost), "a tie of losses (add --tie 'losses: parity(0.05)')"),
+    "coupling.judged": Rule(lambda e: bool(e.coupling.losses), "a tie of losses (add --tie 'losses: parity(0.05)')"),
     "coupling.along": Rule(
-        lambda e: bool(e.coupling.lost) and e.coupling.judged == "validation",
+        lambda e: bool(e.coupling.losses) and e.coupling.judged == "validation",
         "a tie of losses, judged on validation rows (add --tie 'losses: parity(0.05)')",
     ),
     "coupling.shown": Rule(

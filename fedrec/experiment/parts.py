@@ -155,7 +155,7 @@ def rho_of(e: Any) -> str:
 
 def held_out_losses(e: Any) -> str:
     """Return the losses that ties name, where they are those of held-out rows."""
-    return ",".join(e.coupling.lost) if e.coupling.judged == "validation" else ""
+    return ",".join(e.coupling.losses) if e.coupling.judged == "validation" else ""
 
 
 def along_held_out(e: Any) -> str:

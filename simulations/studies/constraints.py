@@ -30,6 +30,7 @@ from simulations.studies.tables import Row
 
 CONVEX, SMOOTH = 1e-5, 1e-4  # what a convex problem, and another, may be from the answer of another solver
 NUMERICS = "numerics"
+BY_NAME = {case.name: case for case in (*CASES, *CONTRADICTIONS)}
 Told = tuple[str, str, Sequence[float]]  # tie, verdict, multipliers
 OPTIONS = {
     "seeds": (20, "random problems of each form, by the numerics"),
@@ -51,22 +52,21 @@ WORDS = (
 
 def plan(options: Namespace) -> list[Run]:
     """Return a run for each form, seed, engine and participation."""
-    cases = {case.name: case for case in (*CASES, *CONTRADICTIONS)}
-    names = [name.strip() for name in options.forms.split(",")] if options.forms else list(cases)
+    names = [name.strip() for name in options.forms.split(",")] if options.forms else list(BY_NAME)
     parts = [float(text) for text in options.participation.split(",")]
     if not all(0 < part <= 1 for part in parts):
         raise UserError(f"participation: must be above 0 and at most 1, found {options.participation}")
     engines = [choose("engines", name, ("inline", "process", "batched", "ray")) for name in options.engines.split(",")]
     runs = []
-    for case in [cases[choose("forms", name, cases)] for name in names]:
+    for case in [BY_NAME[choose("forms", name, BY_NAME)] for name in names]:
         for part in parts:
             about = {"form": case.name, "participation": part}
             for seed in range(options.seeds):
-                runs.append(Run({**about, "by": NUMERICS, "seed": seed}, NOTHING, about=(case, options.rounds)))
+                runs.append(Run({**about, "by": NUMERICS, "seed": seed}, NOTHING, about=options.rounds))
             for engine in engines if case in CASES else ():
                 for seed in range(options.runs):
                     e = experiment(seed, part, engine, options.messages)
-                    runs.append(Run({**about, "by": engine, "seed": seed}, e, about=(case, options.messages)))
+                    runs.append(Run({**about, "by": engine, "seed": seed}, e, about=options.messages))
     return runs
 
 
@@ -103,7 +103,7 @@ NOTHING = Experiment()
 
 def measure(run: Run, home: Path) -> Rows:
     """Solve one problem; return how far it is from another solver's answer."""
-    case, rounds = run.about
+    case, rounds = BY_NAME[run.labels["form"]], run.about
     labels = {**run.labels, "convex": case.claims is not None}
     if case in CONTRADICTIONS:
         found = contradicted(case, run.labels["seed"], run.labels["participation"], rounds)
@@ -179,7 +179,7 @@ def findings(results: pd.DataFrame, runs: Sequence[Run], options: Namespace) -> 
     rows = []
     for _, table in results.groupby(columns, sort=False):
         rows.append(worst(table))
-    wrong = [f"{row['form']} ({row['by']}, {row['participation']})" for row in rows if row["verdict"] != "right"]
+    wrong = [f"{row['form']} ({row['by']}, {row['participation']})" for row in rows if row["verdict"] == "wrong"]
     part = Part("Forms of ties", [texts(row) for row in rows], WORDS)
     about = {"Rounds": f"{options.rounds}, over Flower {options.messages}", "Clients": ", ".join(NAMES)}
     page = Page("Do ties hold what they promise?", WORDS, "constraints", [part], about)
@@ -190,15 +190,16 @@ def worst(table: pd.DataFrame) -> Row:
     """Return the worst of the problems of one form."""
     row: Row = {name: table[name].iloc[0] for name in ("form", "participation", "by")}
     beyond = table["beyond"] if "beyond" in table else pd.Series(False, index=table.index)
+    called = int(table["verdicts"].str.contains("infeasible").sum())
     whole, table = len(table), table[~beyond.fillna(False).astype(bool)]
     contradictory = row["form"] in {case.name for case in CONTRADICTIONS}
     limit = CONVEX if table["convex"].any() else SMOOTH
     primal, multiplier = (
-        float("nan") if contradictory else float(table[name].max()) for name in ("primal", "multiplier")
+        float("nan") if contradictory else float(table[name].max(skipna=False)) for name in ("primal", "multiplier")
     )
-    called = int(table["verdicts"].str.contains("infeasible").sum())
     met = int((table["verdicts"] == "met").sum())
-    good = called == len(table) if contradictory else max(primal, multiplier) <= limit and met == len(table)
+    near = not len(table) or (primal <= limit and multiplier <= limit)
+    good = called == whole if contradictory else not called and met == len(table) and near
     return {
         **row,
         "problems": len(table),
@@ -207,7 +208,7 @@ def worst(table: pd.DataFrame) -> Row:
         "multiplier": multiplier,
         "rounds": int(table["rounds"].max()) if len(table) else 0,
         "infeasible": called,
-        "verdict": "right" if good else "wrong",
+        "verdict": "wrong" if not good else "right" if len(table) else "beyond",
     }
 
 

@@ -115,7 +115,7 @@ def shown(e: Experiment, data: ClientData, params: Params) -> float:
     """Return the share of what a client shows that goes to its less popular items; NaN of one that does not rank."""
     client = Client(e, data, "cpu", None)
     ranks = any(task.kind == "rank" for task in client.tasks)
-    return float(shown_by(client).share(params).detach()) if ranks else math.nan
+    return shown_by(client).exposure(params) if ranks else math.nan
 
 
 def least(e: Experiment, data: ClientData) -> float:
@@ -152,9 +152,7 @@ def summary(results: pd.DataFrame, limits: dict[str, float]) -> list[Row]:
         row["round"] = float(results.loc[results["arm"] == name, "round"].mean())
         row["flagged"] = int((flags[name] > 0).sum())
         row["shown"] = float(shares[name].mean()) if name in shares else math.nan
-        broken = violation(name, f, limits[name], each, alone)
-        if name == EXPOSED:
-            broken = limits[name] - shares[name].to_numpy(np.float64)
+        broken = violation(name, f, limits[name], each, alone, shares)
         if broken is not None:
             gap = paired(broken, nothing)
             row |= ends({"violation": gap}) | {"broken": int((broken > 0).sum())}
@@ -172,11 +170,15 @@ def apart(f: Values) -> Values:
     return found
 
 
-def violation(name: str, f: Values, limit: float, each: dict[str, pd.DataFrame], alone: pd.DataFrame) -> Values | None:
+def violation(
+    name: str, f: Values, limit: float, each: dict[str, pd.DataFrame], alone: pd.DataFrame, shares: pd.DataFrame
+) -> Values | None:
     """Return by how much the tie of an arm is broken [seeds] by losses [seeds, clients]; None of what has none."""
     found: Values | None = None
     if name == PARITY:
         found = apart(f) - limit
+    elif name == EXPOSED:
+        found = limit - shares[name].to_numpy(np.float64)
     elif name == MINIMAX and SHARED in each:
         found = f.max(1) - each[SHARED].to_numpy(np.float64).max(1)
     elif name in (HARM, BUDGET, SHARED) and len(alone) and (HARM in each or BUDGET in each):

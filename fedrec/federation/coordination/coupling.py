@@ -93,7 +93,7 @@ class Coupling(BaseModel, frozen=True, extra="forbid"):
         return tuple(sorted({clause.blocks[0] for clause in self.clauses if clause.of_losses}))
 
     @property
-    def lost(self) -> tuple[str, ...]:
+    def losses(self) -> tuple[str, ...]:
         """Those of them that are losses, of rows that drive, select and judge."""
         return tuple(block for block in self.priced if block != EXPOSURE)
 
